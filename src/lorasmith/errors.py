@@ -1,0 +1,51 @@
+"""Every error that a user can cause. Imports nothing.
+
+    LorasmithError
+    ├── ConfigError          an option or a key of the configuration is wrong
+    ├── DataError            a file of examples cannot be read, or a row cannot be learned from
+    ├── ModelError           a base model cannot be found, read or trusted
+    ├── AdapterError         an adapter folder does not fit: its base, its keys, its effect
+    ├── RunError             a run folder exists already, is unfinished, or cannot be resumed
+    ├── TrainingError        a training stopped itself: the loss is no longer a number
+    └── MissingExtraError    an optional package is needed; the text says how to install it
+
+The command line prints the problems, without traceback, and exits with `exit_code`.
+"""
+
+
+class LorasmithError(Exception):
+    """One or several problems, each a whole sentence that says where, what was found and what to do."""
+
+    exit_code = 2
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class ConfigError(LorasmithError):
+    """An option or a key of the configuration is wrong."""
+
+
+class DataError(LorasmithError):
+    """A file of examples cannot be read, or a row cannot be learned from."""
+
+
+class ModelError(LorasmithError):
+    """A base model cannot be found, read or trusted."""
+
+
+class AdapterError(LorasmithError):
+    """An adapter folder does not fit: its base, its keys or its effect."""
+
+
+class RunError(LorasmithError):
+    """A run folder exists already, is unfinished or cannot be resumed."""
+
+
+class TrainingError(LorasmithError):
+    """A training stopped itself before it could do harm."""
+
+
+class MissingExtraError(LorasmithError):
+    """An optional package is needed; the text says how to install it."""

@@ -1,0 +1,47 @@
+"""How the adapter is trained. Pydantic only: loads no torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lorasmith.i18n import _
+
+
+class TrainingConfig(BaseModel):
+    """One run of AdamW over the examples. The source of each default stands in docs/decisions.md."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: Annotated[int, Field(gt=0, description=_("examples in one micro-batch, in the usual meaning"))] = 8
+    accumulate: Annotated[
+        int, Field(gt=0, description=_("micro-batches in one step; a step learns from batch_size x accumulate examples"))
+    ] = 1
+    epochs: Annotated[float, Field(gt=0, description=_("passes over the examples, where max_steps is not given"))] = 1.0
+    max_steps: Annotated[int | None, Field(gt=0, description=_("stop after this many steps"))] = None
+    learning_rate: Annotated[float, Field(gt=0, description=_("highest learning rate"))] = 2e-4
+    schedule: Annotated[
+        Literal["cosine", "linear", "constant"], Field(description=_("how the learning rate falls after the warm-up"))
+    ] = "linear"
+    warmup: Annotated[
+        float, Field(ge=0, description=_("warm-up in steps, or a part of all steps where below 1"))
+    ] = 0.03
+    beta1: Annotated[float, Field(ge=0, lt=1, description=_("AdamW's beta1"))] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1, description=_("AdamW's beta2"))] = 0.999
+    eps: Annotated[float, Field(gt=0, description=_("AdamW's epsilon"))] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, description=_("AdamW's decoupled weight decay"))] = 0.0
+    clip: Annotated[float, Field(ge=0, description=_("largest norm of the gradient; 0 for no clipping"))] = 1.0
+    gradient_checkpointing: Annotated[
+        bool, Field(description=_("recompute activations in backward: less memory, about a third slower"))
+    ] = False
+    row_tokens: Annotated[
+        int, Field(gt=0, description=_("tokens that one forward may hold; more is faster until memory is short"))
+    ] = 2048
+    log_every: Annotated[int, Field(gt=0, description=_("steps between two lines of metrics.jsonl"))] = 1
+    eval_every: Annotated[
+        int, Field(ge=0, description=_("steps between two held-out evaluations; 0: before and after only"))
+    ] = 0
+    save_every: Annotated[
+        int | Literal["epoch"],
+        Field(description=_("steps between two checkpoints, or epoch; 0: only at the end and on Ctrl-C")),
+    ] = "epoch"
+    seed: Annotated[int, Field(ge=0, lt=2**32, description=_("decides the initial A, the order and the dropout"))] = 0
