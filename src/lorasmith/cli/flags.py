@@ -1,0 +1,192 @@
+"""Flags made from the fields of the configuration: one definition of every name, default and help text. Loads no torch.
+
+The parser hands over texts and knows no types: the configuration checks file and flags once, so that all problems
+come together.
+"""
+
+import argparse
+import types
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from lorasmith.config import SECTIONS, Config, closest, load_config
+from lorasmith.engine.config import SamplingConfig
+from lorasmith.errors import ConfigError
+from lorasmith.i18n import _
+
+Group = argparse._ArgumentGroup
+FLAG_SECTIONS: dict[str, type[BaseModel]] = {**SECTIONS, "sampling": SamplingConfig}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises ConfigError instead of leaving the program, and that never guesses an abbreviation."""
+
+    def __init__(self, verb: str, words: str, about: str) -> None:
+        super().__init__(
+            prog=f"lorasmith {verb}",
+            usage=f"%(prog)s {words} [options]",
+            description=about.replace("%", "%%"),
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self.own = self.add_argument_group(_("options"))
+        self.own.add_argument("-h", "--help", action="help", help=_("show this text"))
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError with argparse's sentence and the way to the help."""
+        raise ConfigError(
+            _("{message} (see {prog} --help)", message=message, prog=self.prog)
+        )
+
+    def add_section(self, name: str, only: Collection[str] | None = None) -> None:
+        """A flag for every field of a section (or for `only` some), under its heading; its key is `name.field`."""
+        group = self.add_argument_group(f"[{name}]")
+        for key, field in FLAG_SECTIONS[name].model_fields.items():
+            if only is None or key in only:
+                add_field(group, f"{name}.{key}", field)
+
+    def add_config(self) -> None:
+        """--config, --output and the flags of every section."""
+        self.own.add_argument(
+            "--config",
+            metavar="FILE",
+            help=_("TOML file with the same keys; flags win over it"),
+        )
+        add_field(self.own, "output", Config.model_fields["output"])
+        for name in SECTIONS:
+            self.add_section(name)
+
+    def read(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """What was given, and a line for each flag or word that the verb does not know."""
+        args, rest = self.parse_known_intermixed_args(
+            argv
+        )  # plain parsing loses `--output RUN DATA...`
+        known = [flag for action in self._actions for flag in action.option_strings]
+        unknown = [word.split("=")[0] for word in rest if word.startswith("-")]
+        problems = [
+            _("{flag}: no such flag.", flag=flag) + closest(flag, known)
+            for flag in unknown
+        ]
+        return args, problems or [
+            _("{word!r}: one word too many", word=word) for word in rest
+        ]
+
+
+def add_field(group: Group, key: str, field: FieldInfo) -> None:
+    """The flag of one field: the last part of its key, with dashes."""
+    flag = "--" + key.split(".")[-1].replace("_", "-")
+    default = _default(field.default)
+    text = (field.description or "") + (
+        _(" (default: {default})", default=default) if default else ""
+    )
+    kinds = _kinds(field.annotation)
+    more: dict[str, Any]
+    if bool in kinds:
+        more = {"action": argparse.BooleanOptionalAction}
+    else:
+        more = {"metavar": _metavar(kinds)} | (
+            {"nargs": "+", "action": "extend"} if _is_many(kinds) else {}
+        )
+    group.add_argument(
+        flag, dest=key, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **more
+    )
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The configuration's flags that were given, by section: {"lora": {"r": "8"}, "output": "runs/x"}."""
+    values: dict[str, Any] = {}
+    for key, value in vars(args).items():
+        section, dot, name = key.partition(".")
+        if dot:
+            field = FLAG_SECTIONS[section].model_fields[name]
+            values.setdefault(section, {})[name] = _value(
+                _kinds(field.annotation), value
+            )
+        elif key == "output":
+            values[key] = value
+    if files := getattr(args, "files", None):
+        section_data = values.setdefault("data", {})
+        section_data["data"] = [*files, *section_data.get("data", [])]
+    return values
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """--config's file with the flags over it; raises ConfigError with every problem."""
+    return load_config(Path(args.config) if args.config else None, given(args))
+
+
+def config_problems(args: argparse.Namespace) -> tuple[str, ...]:
+    """What is wrong in the values that were given, for a message about something else."""
+    try:
+        if "config" in args:
+            config_of(args)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The alternatives of a union, None left out."""
+    parts = (
+        get_args(annotation)
+        if get_origin(annotation) in (Union, types.UnionType)
+        else (annotation,)
+    )
+    return [part for part in parts if part is not type(None)]
+
+
+def _is_many(kinds: list[Any]) -> bool:
+    return any(get_origin(kind) in (tuple, dict) for kind in kinds)
+
+
+def _value(kinds: list[Any], value: Any) -> Any:
+    """The words of one flag as the field takes them; what does not fit goes on as it is, to be refused there."""
+    if isinstance(value, list) and str in kinds and len(value) == 1:
+        return value[0]  # one value is an expression, several are names
+    if isinstance(value, list) and any(get_origin(kind) is dict for kind in kinds):
+        pairs = [
+            word.rpartition("=") for word in value
+        ]  # the last one: an expression may hold others
+        return (
+            {name: number for name, _equals, number in pairs}
+            if all(name for name, *_rest in pairs)
+            else value
+        )
+    if float in kinds and str in kinds:
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _metavar(kinds: list[Any]) -> str:
+    names = {int: "N", float: "X", str: "TEXT"}
+    words: list[str] = []
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            words += [str(value) for value in get_args(kind)]
+        elif get_origin(kind) is dict:
+            words.append("NAME=" + names[get_args(kind)[1]])
+        else:
+            words.append(
+                names[get_args(kind)[0] if get_origin(kind) is tuple else kind]
+            )
+    return "|".join(dict.fromkeys(words))
+
+
+def _default(value: Any) -> str:
+    """As it would be typed; nothing where the field is empty, because its help text says what then happens."""
+    if value is None or value == () or value == {}:
+        return ""
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )

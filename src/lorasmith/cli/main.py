@@ -1,0 +1,113 @@
+"""The command line: finds the verb, and is the only place where an error becomes a message. Loads no torch."""
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TextIO
+
+from lorasmith.errors import ConfigError, LorasmithError
+from lorasmith.i18n import _
+
+VERBS = {
+    "train": _("train an adapter on files of examples"),
+    "demo": _("train a small real model on real conversations, in minutes"),
+    "chat": _("talk to an adapter, switch between several, compare with the base"),
+    "generate": _("answer a prompt, a file of prompts or a pipe"),
+    "eval": _("held-out loss and perplexity of the adapter against its base"),
+    "merge": _("write base and adapter as one plain model"),
+    "info": _("what a run or adapter folder holds"),
+}
+OUR_FAULT_IS_NOT = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+)  # the machine said no
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; 0: done, 2: the user can mend it, 130: Ctrl-C, 141: the reader of our pipe went away."""
+    try:
+        code = dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except LorasmithError as error:
+        for problem in error.problems:
+            print(_("error: {problem}", problem=problem), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # else Python complains while it leaves
+        return 141
+    except OSError as error:
+        if error.errno not in OUR_FAULT_IS_NOT:
+            raise
+        text = _(
+            "error: {path}: {why}",
+            path=error.filename or _("writing"),
+            why=error.strerror,
+        )
+        print(text, file=sys.stderr)
+        return 2
+
+
+def dispatch(argv: list[str]) -> int:
+    """The verb's exit code. Raises LorasmithError, and what the verb raises."""
+    if not argv or argv[0] in ("-h", "--help"):
+        show_help(sys.stdout)
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print("lorasmith", installed_version())
+        return 0
+    verb = argv[0]
+    if verb not in VERBS:
+        raise ConfigError(_unknown_verb(verb))
+    module = import_module(f"lorasmith.cli.{verb}")
+    try:
+        args, problems = module.parser().read(argv[1:])
+    except SystemExit as done:  # argparse leaves this way after --help
+        return int(done.code or 0)
+    if problems:
+        raise ConfigError(
+            *problems, *import_module("lorasmith.cli.flags").config_problems(args)
+        )
+    return int(module.run(args))
+
+
+def show_help(file: TextIO) -> None:
+    """Every verb in one line."""
+    print(
+        _("usage: lorasmith VERB ...      lorasmith VERB --help"), end="\n\n", file=file
+    )
+    print(
+        _("Train, test and use LoRA adapters of language models."),
+        end="\n\n",
+        file=file,
+    )
+    for verb, text in VERBS.items():
+        print(f"  {verb:<10}{text}", file=file)
+    print("\n" + _("  --version  which lorasmith this is"), file=file)
+
+
+def installed_version() -> str:
+    """The version that pip knows."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("lorasmith")
+    except PackageNotFoundError:
+        return _("(not installed: run from its folder)")
+
+
+def _unknown_verb(verb: str) -> str:
+    from lorasmith.config import closest
+
+    return _(
+        "{verb!r} is no verb: one of {verbs}.", verb=verb, verbs=", ".join(VERBS)
+    ) + closest(verb, VERBS)
