@@ -33,10 +33,7 @@ class Config(BaseModel):
     data: DataConfig = DataConfig()
     lora: LoraConfig = LoraConfig()
     training: TrainingConfig = TrainingConfig()
-    output: Annotated[
-        str | None,
-        Field(description=_("folder of the run; runs/NAME-DATE where not given")),
-    ] = None
+    output: Annotated[str | None, Field(description=_("folder of the run; runs/NAME-DATE where not given"))] = None
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -75,21 +72,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            _("{path}: cannot be read: {why}", path=path, why=error.strerror)
-        ) from None
+        raise ConfigError(_("{path}: cannot be read: {why}", path=path, why=error.strerror)) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            _(
-                "{path}: byte {at} is no UTF-8; save it as UTF-8",
-                path=path,
-                at=error.start,
-            )
-        ) from None
+        raise ConfigError(_("{path}: byte {at} is no UTF-8; save it as UTF-8", path=path, at=error.start)) from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            _("{path}: no valid TOML: {why}", path=path, why=error)
-        ) from None
+        raise ConfigError(_("{path}: no valid TOML: {why}", path=path, why=error)) from None
 
 
 def closest(word: str, known: Iterable[str]) -> str:
@@ -130,9 +117,7 @@ def _problems(error: ValidationError, model: type[BaseModel], prefix: str) -> li
 def _own_words(key: str, text: str, model: type[BaseModel], loc: list[str]) -> str:
     """A validator of a part wrote the sentence; one that begins with its field's name is joined to the section's."""
     part = SECTIONS[loc[0]] if model is Config and loc and loc[0] in SECTIONS else model
-    names_field = text.split(":")[0] in part.model_fields and not key.endswith(
-        text.split(":")[0]
-    )
+    names_field = text.split(":")[0] in part.model_fields and not key.endswith(text.split(":")[0])
     return f"{key}{'.' if names_field and key else ': ' if key else ''}{text}"
 
 
@@ -141,16 +126,8 @@ def _unknown_key(key: str, loc: list[str], model: type[BaseModel]) -> str:
     if model is not Config:
         return _("{key}: no such key.", key=key) + closest(loc[-1], model.model_fields)
     here = SECTIONS[loc[0]] if len(loc) > 1 else Config
-    homes = [
-        f"{name}.{loc[-1]}"
-        for name, part in SECTIONS.items()
-        if loc[-1] in part.model_fields
-    ]
-    hint = (
-        " " + _("Did you mean {near!r}?", near=homes[0])
-        if homes
-        else closest(loc[-1], here.model_fields)
-    )
+    homes = [f"{name}.{loc[-1]}" for name, part in SECTIONS.items() if loc[-1] in part.model_fields]
+    hint = " " + _("Did you mean {near!r}?", near=homes[0]) if homes else closest(loc[-1], here.model_fields)
     return _("{key}: no such key.", key=key) + hint
 
 
@@ -191,25 +168,18 @@ def to_toml(config: Config, reasons: Mapping[str, str]) -> str:
     for name in SECTIONS:
         entries = _entries(dict(getattr(config, name)), f"{name}.", left)
         facts = [key for key in left if key.startswith(f"{name}.")]
-        body += [
-            "",
-            f"[{name}]",
-            *(_comment(key, left.pop(key)) for key in facts),
-            *entries,
-        ]
+        body += ["", f"[{name}]", *(_comment(key, left.pop(key)) for key in facts), *entries]
     head = [_comment(key, reason) for key, reason in left.items()]
     return "\n".join([*head, *output, *body]) + "\n"
 
 
 def _entries(values: dict[str, Any], prefix: str, reasons: dict[str, str]) -> list[str]:
-    """`key = value` lines, each under the reason that is taken out of `reasons`; TOML has no null, so None is a comment."""
+    """`key = value` lines under their reasons, which leave `reasons`; TOML has no null, so None is a comment."""
     lines = []
     for key, value in values.items():
         if (reason := reasons.pop(prefix + key, None)) is not None:
             lines.append(_comment(key, reason))
-        lines.append(
-            f"# {key}: not set" if value is None else f"{key} = {_toml(value)}"
-        )
+        lines.append(f"# {key}: not set" if value is None else f"{key} = {_toml(value)}")
     return lines
 
 
@@ -226,9 +196,7 @@ def _toml(value: Any) -> str:
             "\x7f", "\\u007f"
         )  # JSON's escapes are TOML's, but for DEL
     if isinstance(value, dict):
-        return (
-            "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
-        )
+        return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return repr(value)  # int and float: 1e-08, inf and nan are TOML too

@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, verb: str, words: str, about: str) -> None:
         super().__init__(
             prog=f"lorasmith {verb}",
-            usage=f"%(prog)s {words} [options]",
+            usage=" ".join(["%(prog)s", *words.split(), "[options]"]),
             description=about.replace("%", "%%"),
             allow_abbrev=False,
             add_help=False,
@@ -38,9 +38,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError with argparse's sentence and the way to the help."""
-        raise ConfigError(
-            _("{message} (see {prog} --help)", message=message, prog=self.prog)
-        )
+        raise ConfigError(_("{message} (see {prog} --help)", message=message, prog=self.prog))
 
     def add_section(self, name: str, only: Collection[str] | None = None) -> None:
         """A flag for every field of a section (or for `only` some), under its heading; its key is `name.field`."""
@@ -49,51 +47,55 @@ class Parser(argparse.ArgumentParser):
             if only is None or key in only:
                 add_field(group, f"{name}.{key}", field)
 
+    def add_switch(self, flag: str, text: str) -> None:
+        """A flag that is there or not."""
+        self.own.add_argument(flag, action="store_true", help=text)
+
+    def add_json(self) -> None:
+        """--json, which sends what people read to stderr."""
+        self.add_switch("--json", _("the last line of standard output is one JSON object"))
+
+    def add_base(self) -> None:
+        """--model, --dtype, --device for verbs that read the base's name from RUN."""
+        text = _("the base, where it is not where the adapter says")
+        self.own.add_argument("--model", dest="model.model", metavar="TEXT", default=argparse.SUPPRESS, help=text)
+        self.add_section("model", only=("dtype", "device", "trust_remote_code"))
+
     def add_config(self) -> None:
         """--config, --output and the flags of every section."""
-        self.own.add_argument(
-            "--config",
-            metavar="FILE",
-            help=_("TOML file with the same keys; flags win over it"),
-        )
+        self.own.add_argument("--config", metavar="FILE", help=_("TOML file with the same keys; flags win over it"))
         add_field(self.own, "output", Config.model_fields["output"])
         for name in SECTIONS:
             self.add_section(name)
 
     def read(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """What was given, and a line for each flag or word that the verb does not know."""
-        args, rest = self.parse_known_intermixed_args(
-            argv
-        )  # plain parsing loses `--output RUN DATA...`
+        args, rest = self.parse_known_intermixed_args(argv)  # plain parsing loses `--output RUN DATA...`
         known = [flag for action in self._actions for flag in action.option_strings]
         unknown = [word.split("=")[0] for word in rest if word.startswith("-")]
-        problems = [
-            _("{flag}: no such flag.", flag=flag) + closest(flag, known)
-            for flag in unknown
-        ]
-        return args, problems or [
-            _("{word!r}: one word too many", word=word) for word in rest
-        ]
+        problems = [_("{flag}: no such flag.", flag=flag) + closest(flag, known) for flag in unknown]
+        return args, problems or [_("{word!r}: one word too many", word=word) for word in rest]
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for a flag that is no field of the configuration."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(_("{word!r} is not allowed: must be a whole number above 0", word=text))
+    return int(text)
 
 
 def add_field(group: Group, key: str, field: FieldInfo) -> None:
     """The flag of one field: the last part of its key, with dashes."""
     flag = "--" + key.split(".")[-1].replace("_", "-")
     default = _default(field.default)
-    text = (field.description or "") + (
-        _(" (default: {default})", default=default) if default else ""
-    )
+    text = (field.description or "") + (_(" (default: {default})", default=default) if default else "")
     kinds = _kinds(field.annotation)
     more: dict[str, Any]
     if bool in kinds:
         more = {"action": argparse.BooleanOptionalAction}
     else:
-        more = {"metavar": _metavar(kinds)} | (
-            {"nargs": "+", "action": "extend"} if _is_many(kinds) else {}
-        )
-    group.add_argument(
-        flag, dest=key, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **more
-    )
+        more = {"metavar": _metavar(kinds)} | ({"nargs": "+", "action": "extend"} if _is_many(kinds) else {})
+    group.add_argument(flag, dest=key, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **more)
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
@@ -103,9 +105,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
         section, dot, name = key.partition(".")
         if dot:
             field = FLAG_SECTIONS[section].model_fields[name]
-            values.setdefault(section, {})[name] = _value(
-                _kinds(field.annotation), value
-            )
+            values.setdefault(section, {})[name] = _value(_kinds(field.annotation), value)
         elif key == "output":
             values[key] = value
     if files := getattr(args, "files", None):
@@ -131,11 +131,7 @@ def config_problems(args: argparse.Namespace) -> tuple[str, ...]:
 
 def _kinds(annotation: Any) -> list[Any]:
     """The alternatives of a union, None left out."""
-    parts = (
-        get_args(annotation)
-        if get_origin(annotation) in (Union, types.UnionType)
-        else (annotation,)
-    )
+    parts = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     return [part for part in parts if part is not type(None)]
 
 
@@ -148,14 +144,8 @@ def _value(kinds: list[Any], value: Any) -> Any:
     if isinstance(value, list) and str in kinds and len(value) == 1:
         return value[0]  # one value is an expression, several are names
     if isinstance(value, list) and any(get_origin(kind) is dict for kind in kinds):
-        pairs = [
-            word.rpartition("=") for word in value
-        ]  # the last one: an expression may hold others
-        return (
-            {name: number for name, _equals, number in pairs}
-            if all(name for name, *_rest in pairs)
-            else value
-        )
+        pairs = [word.rpartition("=") for word in value]  # the last one: an expression may hold others
+        return {name: number for name, _equals, number in pairs} if all(name for name, *_rest in pairs) else value
     if float in kinds and str in kinds:
         try:
             return float(value)
@@ -173,9 +163,7 @@ def _metavar(kinds: list[Any]) -> str:
         elif get_origin(kind) is dict:
             words.append("NAME=" + names[get_args(kind)[1]])
         else:
-            words.append(
-                names[get_args(kind)[0] if get_origin(kind) is tuple else kind]
-            )
+            words.append(names[get_args(kind)[0] if get_origin(kind) is tuple else kind])
     return "|".join(dict.fromkeys(words))
 
 
@@ -183,10 +171,4 @@ def _default(value: Any) -> str:
     """As it would be typed; nothing where the field is empty, because its help text says what then happens."""
     if value is None or value == () or value == {}:
         return ""
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

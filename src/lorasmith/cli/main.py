@@ -19,13 +19,7 @@ VERBS = {
     "merge": _("write base and adapter as one plain model"),
     "info": _("what a run or adapter folder holds"),
 }
-OUR_FAULT_IS_NOT = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-)  # the machine said no
+OUR_FAULT_IS_NOT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # the machine said no
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,18 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # else Python complains while it leaves
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains while it leaves
         return 141
     except OSError as error:
         if error.errno not in OUR_FAULT_IS_NOT:
             raise
-        text = _(
-            "error: {path}: {why}",
-            path=error.filename or _("writing"),
-            why=error.strerror,
-        )
+        text = _("error: {path}: {why}", path=error.filename or _("writing"), why=error.strerror)
         print(text, file=sys.stderr)
         return 2
 
@@ -74,22 +62,14 @@ def dispatch(argv: list[str]) -> int:
     except SystemExit as done:  # argparse leaves this way after --help
         return int(done.code or 0)
     if problems:
-        raise ConfigError(
-            *problems, *import_module("lorasmith.cli.flags").config_problems(args)
-        )
+        raise ConfigError(*problems, *import_module("lorasmith.cli.flags").config_problems(args))
     return int(module.run(args))
 
 
 def show_help(file: TextIO) -> None:
     """Every verb in one line."""
-    print(
-        _("usage: lorasmith VERB ...      lorasmith VERB --help"), end="\n\n", file=file
-    )
-    print(
-        _("Train, test and use LoRA adapters of language models."),
-        end="\n\n",
-        file=file,
-    )
+    print(_("usage: lorasmith VERB ...      lorasmith VERB --help"), end="\n\n", file=file)
+    print(_("Train, test and use LoRA adapters of language models."), end="\n\n", file=file)
     for verb, text in VERBS.items():
         print(f"  {verb:<10}{text}", file=file)
     print("\n" + _("  --version  which lorasmith this is"), file=file)
@@ -108,6 +88,4 @@ def installed_version() -> str:
 def _unknown_verb(verb: str) -> str:
     from lorasmith.config import closest
 
-    return _(
-        "{verb!r} is no verb: one of {verbs}.", verb=verb, verbs=", ".join(VERBS)
-    ) + closest(verb, VERBS)
+    return _("{verb!r} is no verb: one of {verbs}.", verb=verb, verbs=", ".join(VERBS)) + closest(verb, VERBS)
