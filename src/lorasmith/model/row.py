@@ -12,6 +12,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from lorasmith.lora.router import Slice
+
 IGNORED = -100  # a target that is not learned, as everywhere in the field
 
 
@@ -30,14 +32,6 @@ class Span(NamedTuple):
     def length(self) -> int:
         """Tokens of this span in the row."""
         return self.end - self.start
-
-
-class Slot(NamedTuple):
-    """Tokens [start, end) of the row use this adapter; None is the base alone."""
-
-    adapter: str | None
-    start: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +69,11 @@ class Row:
     ids_T: Tensor
     position_T: Tensor
     spans: tuple[Span, ...]
+    counts: tuple[int, ...]  # learned tokens of each span
     at_N: Tensor
     target_N: Tensor
     weight_N: Tensor
-    slots: tuple[Slot, ...]
+    slots: tuple[Slice, ...]
 
     @property
     def tokens(self) -> int:
@@ -90,6 +85,7 @@ class Row:
         if device.type == "cpu":
             return self
         tensors = {name: getattr(self, name) for name in ("ids_T", "position_T", "at_N", "target_N", "weight_N")}
+        tensors["weight_N"] = tensors["weight_N"].float()  # some devices have no float64; the CPU's tests need it
         return replace(self, **{name: t.pin_memory().to(device, non_blocking=True) for name, t in tensors.items()})
 
 
@@ -127,8 +123,9 @@ def flatten(examples: Sequence[Example], total_weight: float, adapter: str | Non
         ids_T=torch.tensor(ids, dtype=torch.long),
         position_T=torch.tensor(positions, dtype=torch.long),
         spans=tuple(spans),
+        counts=tuple(example.n_targets for example in examples),
         at_N=torch.tensor(at, dtype=torch.long),
         target_N=torch.tensor(targets, dtype=torch.long),
-        weight_N=torch.tensor(weights, dtype=torch.float32),
-        slots=(Slot(adapter, 0, len(ids)),),
+        weight_N=torch.tensor(weights, dtype=torch.float64),
+        slots=(Slice(adapter, 0, len(ids)),),
     )

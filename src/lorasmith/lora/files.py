@@ -1,0 +1,192 @@
+"""An adapter folder in PEFT's format, both ways, plus opaque extra files. PEFT and vLLM read what is written here."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from lorasmith.errors import AdapterError
+from lorasmith.i18n import _
+from lorasmith.lora.config import LoraConfig
+from lorasmith.lora.inject import Adapter, inject, remove
+from lorasmith.lora.layer import LoRALayer
+from lorasmith.lora.router import Router
+from lorasmith.lora.target import ends_with, is_adaptable, is_name
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_UNSUPPORTED = {  # PEFT's options that change the mathematics and are not here: refused, never ignored
+    "use_dora": False, "lora_bias": False, "fan_in_fan_out": None, "megatron_config": None, "loftq_config": {},
+    "layer_replication": None, "trainable_token_indices": None, "target_parameters": None, "alora_invocation_tokens": None,
+    "corda_config": None, "eva_config": None, "arrow_config": None, "use_bdlora": None,
+}  # fmt: skip
+
+
+def save_adapter(
+    adapter: Adapter, model: PreTrainedModel, folder: Path, base: str, extras: Mapping[str, str] | None = None
+) -> None:
+    """Write `adapter` into `folder` (made if it is not there): PEFT's two files and `extras`, name -> text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: p.detach().cpu().clone().contiguous() for key, p in adapter.parameters.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(peft_config(adapter, model, base), indent=2, sort_keys=True) + "\n", "utf-8")
+    for name, text in (extras or {}).items():
+        (folder / name).write_text(text, "utf-8")
+
+
+def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str, Any]:
+    """adapter_config.json as PEFT 0.14 and later read it."""
+    config, layers = adapter.config, dict(model.named_modules())
+    first = next((layers[p] for p in adapter.targets.adapted), None)
+    own = config.model_dump(include={"r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "rank_pattern", "alpha_pattern"})
+    alpha = own["lora_alpha"]
+    return own | {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "target_modules": _peft_targets(adapter, model),
+        "modules_to_save": list(config.modules_to_save) or None,
+        "init_lora_weights": True if config.init_lora_weights == "default" else "gaussian",
+        "fan_in_fan_out": isinstance(first, LoRALayer) and isinstance(first.base_layer, Conv1D),
+        "exclude_modules": None,  # what it excluded is already out of target_modules
+        "inference_mode": True,
+    }
+
+
+def _peft_targets(adapter: Adapter, model: PreTrainedModel) -> str | list[str]:
+    """The shortest form that PEFT matches to the very same modules: the expression, last names, or whole paths."""
+    wanted, value = adapter.targets.adapted, adapter.config.target_modules
+    filtered = adapter.config.exclude_modules or adapter.config.layers_to_transform is not None
+    if isinstance(value, str) and value != "all-linear" and not is_name(value) and not filtered:
+        return value
+    names = sorted({path.rpartition(".")[2] for path in wanted})
+    found = {p for p, m in _base_modules(model).items() if any(ends_with(p, name) for name in names)}
+    return names if found == set(wanted) else wanted
+
+
+def _base_modules(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
+    """The modules under the paths that the base alone has."""
+    named = model.named_modules()
+    return {p.removesuffix(".base_layer"): m for p, m in named if is_adaptable(m) and not _is_part_of_adapter(p)}
+
+
+def _is_part_of_adapter(path: str) -> bool:
+    return any(part in path for part in (".lora_A.", ".lora_B.", ".modules_to_save.", ".original_module"))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of an adapter folder. Raises AdapterError where it is missing, broken or not LoRA."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise AdapterError(_("{folder}: no {name} in it, so it is no adapter folder.", folder=folder, name=CONFIG))
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise AdapterError(_("{path}: not readable as JSON: {error}", path=path, error=error)) from None
+    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
+        raise AdapterError(_("{path}: peft_type is not LORA; only LoRA adapters can be loaded.", path=path))
+    return raw
+
+
+def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
+    """A LoraConfig from PEFT's adapter_config.json. What is not supported is refused by name."""
+    refused = [
+        key for key, off in _UNSUPPORTED.items() if key != "fan_in_fan_out" and raw.get(key) not in (off, None, False)
+    ]
+    init = raw.get("init_lora_weights", True)
+    if init not in (True, False, "gaussian"):
+        init = True  # how it started does not matter once it is trained; PiSSA and others that change W are refused below
+        refused += ["init_lora_weights"]
+    if refused:
+        raise AdapterError(
+            _("{path}: {keys} of PEFT is not supported, and ignoring it would change the answers.", path=path, keys=", ".join(refused))
+        )
+    known = {key: raw[key] for key in ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora") if raw.get(key) is not None}
+    targets = raw.get("target_modules") or ()
+    return LoraConfig(
+        **known,
+        target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
+        exclude_modules=raw["exclude_modules"] if raw.get("exclude_modules") else None,
+        layers_to_transform=_tuple(raw.get("layers_to_transform")),
+        rank_pattern=raw.get("rank_pattern") or {},
+        alpha_pattern=raw.get("alpha_pattern") or {},
+        modules_to_save=tuple(raw.get("modules_to_save") or ()),
+        init_lora_weights="gaussian" if init == "gaussian" else "default",
+    )
+
+
+def _tuple(value: Any) -> tuple[int, ...] | None:
+    return None if value is None else (value,) if isinstance(value, int) else tuple(value)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter folder, under PEFT's keys. Raises AdapterError; pickled weights are refused."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        hint = ""
+        if (folder / "adapter_model.bin").is_file():
+            hint = " " + _("adapter_model.bin is a pickle, which can run code when read; convert it with PEFT first.")
+        raise AdapterError(_("{folder}: no {name} in it.", folder=folder, name=WEIGHTS) + hint)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise AdapterError(_("{path}: not a readable safetensors file: {error}", path=path, error=error)) from None
+
+
+def load_adapter(model: PreTrainedModel, router: Router, folder: Path, name: str = "default") -> Adapter:
+    """Put the adapter of `folder` on `model`, under `name`, and make it the active one.
+
+    Raises:
+        AdapterError: keys missing, unknown or of another shape (all listed), or an adapter that changes nothing.
+    """
+    config = lora_config(read_config(folder), folder / CONFIG)
+    tensors = read_weights(folder)
+    before = router.active
+    adapter = inject(model, config, router, name)
+    problems = _misfits(adapter, tensors)
+    if not problems and not _has_effect(tensors):
+        problems = [_("its B matrices are all zero, so it changes nothing: the training did not reach this file.")]
+    if problems:
+        remove(model, name)
+        router.active = before
+        raise AdapterError(*(f"{folder / WEIGHTS}: {problem}" for problem in problems))
+    with torch.no_grad():
+        for key, parameter in adapter.parameters.items():
+            parameter.copy_(tensors[key])
+    return adapter
+
+
+def _misfits(adapter: Adapter, tensors: Mapping[str, Tensor]) -> list[str]:
+    wanted = adapter.parameters
+    problems = []
+    for text, keys in (
+        (_("lacks {keys}: the base is another one, or the file is not whole."), sorted(wanted.keys() - tensors.keys())),
+        (_("holds {keys}, which this base has no place for."), sorted(tensors.keys() - wanted.keys())),
+    ):
+        if keys:
+            problems.append(text.format(keys=_some(keys)))
+    for key in sorted(wanted.keys() & tensors.keys()):
+        if wanted[key].shape != tensors[key].shape:
+            found, need = tuple(tensors[key].shape), tuple(wanted[key].shape)
+            problems.append(_("{key} has the shape {found}, this base needs {need}.", key=key, found=found, need=need))
+    return problems
+
+
+def _some(keys: list[str]) -> str:
+    return keys[0] if len(keys) == 1 else _("{first} and {more} more keys", first=keys[0], more=len(keys) - 1)
+
+
+def _has_effect(tensors: Mapping[str, Tensor]) -> bool:
+    updates = [t for key, t in tensors.items() if ".lora_B." in key or key.endswith("lora_embedding_A")]
+    if len(updates) < len([key for key in tensors if ".lora_A." not in key and not key.endswith("lora_embedding_B")]):
+        return True  # a module trained whole, or a bias
+    return any(math.isfinite(total) and total > 0 for total in (float(t.abs().sum()) for t in updates))

@@ -1,0 +1,224 @@
+"""The mathematics of LoRA on one screen.
+
+    y_BTO = W x_BTI + (lora_alpha / r) B A x_BTI        (LoRA, arXiv:2106.09685, section 4.1)
+
+    B = batch, T = tokens, I = in_features, O = out_features, R = rank; matrices A_RI and B_OR.
+The base is called as it is (Linear, Conv1D, Embedding, 4-bit) and the update is added in place.
+"""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from lorasmith.lora.router import Router
+
+Bounds = tuple[tuple[int, int], ...]
+
+
+class LowRank(torch.autograd.Function):
+    """y += s (x A^T) B^T in place, slice by slice of the tokens. x [..., I], y [..., O], any floating dtype.
+
+    A and B stay in their own dtype (float32) and are cast once per forward; their gradients come back in it.
+    `plain_low_rank` is the same in plain torch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, bounds: Bounds, scales: tuple[float, ...], *AB: Tensor) -> Tensor:
+        x_TI, y_TO = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        saved: list[Tensor] = [x_TI]
+        for (start, end), s, A, B in zip(bounds, scales, AB[0::2], AB[1::2], strict=True):
+            A_RI, B_OR = A.to(x.dtype), B.to(x.dtype)
+            h_TR = F.linear(x_TI[start:end], A_RI)
+            y_TO[start:end].addmm_(h_TR, B_OR.t(), alpha=s)
+            saved += [h_TR, A_RI, B_OR]
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(*saved)
+        ctx.bounds, ctx.scales, ctx.dtypes, ctx.shape = bounds, scales, [p.dtype for p in AB], x.shape
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x_TI, *saved = ctx.saved_tensors
+        dy_TO = dy.reshape(-1, dy.shape[-1])
+        covered = sum(end - start for start, end in ctx.bounds) == len(x_TI)
+        new = torch.empty_like if covered else torch.zeros_like
+        dx_TI = new(x_TI) if ctx.needs_input_grad[1] else None
+        gradients: list[Tensor | None] = []
+        for i, ((start, end), s) in enumerate(zip(ctx.bounds, ctx.scales, strict=True)):
+            h_TR, A_RI, B_OR = saved[3 * i : 3 * i + 3]
+            dy_SO, x_SI = dy_TO[start:end], x_TI[start:end]
+            dh_TR = F.linear(dy_SO, B_OR.t().contiguous()) * s
+            if dx_TI is not None:
+                torch.mm(dh_TR, A_RI, out=dx_TI[start:end])
+            dA_RI = dh_TR.t() @ x_SI
+            dB_RO = h_TR.t() @ dy_SO * s  # B's gradient transposed: the thin side first is the fast layout
+            gradients += [dA_RI.to(ctx.dtypes[2 * i]), dB_RO.t().to(ctx.dtypes[2 * i + 1])]
+        return dy, None if dx_TI is None else dx_TI.view(ctx.shape), None, None, *gradients
+
+
+def plain_low_rank(y: Tensor, x: Tensor, bounds: Bounds, scales: tuple[float, ...], *AB: Tensor) -> Tensor:
+    """What LowRank computes, written as the paper has it: the oracle of the tests."""
+    x_TI, y_TO = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+    update = torch.zeros_like(y_TO)
+    for (start, end), s, A, B in zip(bounds, scales, AB[0::2], AB[1::2], strict=True):
+        update[start:end] = s * (x_TI[start:end] @ A.to(x.dtype).t()) @ B.to(x.dtype).t()
+    return (y_TO + update).view(y.shape)
+
+
+def master_dtype(module: nn.Module) -> torch.dtype:
+    """What a module's adapters and copies are trained in: float32, whatever the base is held in (float64: float64)."""
+    dtype = next(module.parameters()).dtype
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
+
+
+class LoRALayer(nn.Module):
+    """A frozen linear layer and its adapters, under PEFT's names: base_layer, lora_A.<adapter>, lora_B.<adapter>."""
+
+    def __init__(self, base_layer: nn.Module, in_features: int, out_features: int, router: Router) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A, self.lora_B, self.lora_dropout = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self.scaling: dict[str, float] = {}
+        self.in_features, self.out_features, self.router = in_features, out_features, router
+
+    def add(self, adapter: str, r: int, scaling: float, dropout: float, device: torch.device) -> None:
+        """Make A [r, I] and B [O, r] of `adapter`, in `master_dtype`, not yet initialised."""
+        dtype = master_dtype(self.base_layer)
+        self.lora_A[adapter] = nn.Linear(self.in_features, r, bias=False, device=device, dtype=dtype)
+        self.lora_B[adapter] = nn.Linear(r, self.out_features, bias=False, device=device, dtype=dtype)
+        self.lora_dropout[adapter] = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.scaling[adapter] = scaling
+
+    def remove(self, adapter: str) -> None:
+        """Forget `adapter`."""
+        for store in (self.lora_A, self.lora_B, self.lora_dropout, self.scaling):
+            del store[adapter]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """W x + (lora_alpha / r) B A x, each token with the adapter that the router names. x [..., I] -> [..., O]."""
+        y: Tensor = self.base_layer(x, *args, **kwargs)
+        slices = [s for s in self.router.slices_of(x.numel() // x.shape[-1]) if s.adapter in self.scaling]
+        if not slices:
+            return y
+        if self.router.stacked and len(slices) > 1:
+            return self._add_stacked(y, x, slices)
+        dropped: dict[str, Tensor] = {}
+        for adapter, start, end in slices:
+            dropout = self.lora_dropout[adapter]
+            if isinstance(dropout, nn.Dropout) and dropout.training:
+                # another x per adapter: such slices go one by one
+                y = self._add(y, dropped.setdefault(adapter, dropout(x)), [(adapter, start, end)])
+        return self._add(y, x, [s for s in slices if s.adapter not in dropped])
+
+    def _add(self, y: Tensor, x: Tensor, slices: list[Any]) -> Tensor:
+        if not slices:
+            return y
+        AB = [p.weight for s in slices for p in (self.lora_A[s[0]], self.lora_B[s[0]])]
+        bounds, scales = tuple((s[1], s[2]) for s in slices), tuple(self.scaling[s[0]] for s in slices)
+        added: Tensor = LowRank.apply(y, x, bounds, scales, *AB)  # type: ignore[no-untyped-call]
+        return added
+
+    @torch.no_grad()
+    def _add_stacked(self, y: Tensor, x: Tensor, slices: list[Any]) -> Tensor:
+        """All adapters as one thin product, times a 0-1 mask: for decoding, where a row holds few tokens of each."""
+        A_KI = torch.cat([self.lora_A[s.adapter].weight for s in slices]).to(x.dtype)
+        B_OK = torch.cat([self.lora_B[s.adapter].weight * self.scaling[s.adapter] for s in slices], dim=1).to(x.dtype)
+        x_TI, y_TO = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        mask_TK, column = x.new_zeros(len(x_TI), len(A_KI)), 0
+        for adapter, start, end in slices:
+            r = self.lora_A[adapter].weight.shape[0]
+            mask_TK[start:end, column : column + r] = 1
+            column += r
+        y_TO.addmm_(F.linear(x_TI, A_KI) * mask_TK, B_OK.t())
+        return y
+
+
+class LoRAEmbedding(nn.Module):
+    """A frozen embedding and its adapters, under PEFT's names: lora_embedding_A.<adapter> [R, V], _B [O, R]."""
+
+    def __init__(self, base_layer: nn.Embedding, router: Router) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_embedding_A, self.lora_embedding_B = nn.ParameterDict(), nn.ParameterDict()
+        self.scaling: dict[str, float] = {}
+        self.router = router
+
+    def add(self, adapter: str, r: int, scaling: float, device: torch.device) -> None:
+        """Make A [r, V] and B [O, r] of `adapter`, in `master_dtype`, not yet initialised. No dropout, as in PEFT."""
+        dtype = master_dtype(self.base_layer)
+        V, O = self.base_layer.num_embeddings, self.base_layer.embedding_dim
+        self.lora_embedding_A[adapter] = nn.Parameter(torch.empty(r, V, device=device, dtype=dtype))
+        self.lora_embedding_B[adapter] = nn.Parameter(torch.empty(O, r, device=device, dtype=dtype))
+        self.scaling[adapter] = scaling
+
+    def remove(self, adapter: str) -> None:
+        """Forget `adapter`."""
+        for store in (self.lora_embedding_A, self.lora_embedding_B, self.scaling):
+            del store[adapter]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """E[ids] + (lora_alpha / r) B A[:, ids], times the embedding's own scale where it has one (Gemma)."""
+        y: Tensor = self.base_layer(ids)
+        ids_T, y_TO = ids.reshape(-1), y.reshape(-1, y.shape[-1])
+        pieces = []
+        for adapter, start, end in self.router.slices_of(ids.numel()):
+            piece = y_TO[start:end]
+            if adapter in self.scaling:
+                A_VR = self.lora_embedding_A[adapter].t()
+                h_TR = F.embedding(ids_T[start:end], A_VR, padding_idx=self.base_layer.padding_idx)
+                update = h_TR @ self.lora_embedding_B[adapter].t() * self.scaling[adapter]
+                piece = piece + update.to(y.dtype) * getattr(self.base_layer, "embed_scale", 1.0)
+            pieces.append(piece)
+        return torch.cat(pieces).view(y.shape)
+
+
+class SavedModule(nn.Module):
+    """A module trained whole, in a copy per adapter (PEFT's modules_to_save); the original stays frozen."""
+
+    def __init__(self, original_module: nn.Module, router: Router) -> None:
+        super().__init__()
+        self.original_module = original_module
+        self.modules_to_save = nn.ModuleDict()
+        self.router = router
+
+    def add(self, adapter: str) -> nn.Module:
+        """A trainable copy of the original, in `master_dtype`, for `adapter`."""
+        module = copy.deepcopy(self.original_module).to(master_dtype(self.original_module)).requires_grad_(True)
+        self.modules_to_save[adapter] = module
+        return module
+
+    def _call(self, adapter: str | None, x: Tensor) -> Tensor:
+        """x through the copy of `adapter`, or the original where it has none, computed in the original's dtype."""
+        if adapter is None or adapter not in self.modules_to_save:
+            y: Tensor = self.original_module(x)
+            return y
+        module, dtype = self.modules_to_save[adapter], next(self.original_module.parameters()).dtype
+        if isinstance(module, nn.Embedding):
+            return module(x).to(dtype)  # type: ignore[no-any-return]
+        cast = {name: p.to(dtype) for name, p in module.named_parameters()}
+        y = torch.func.functional_call(module, cast, (x,))
+        return y
+
+    def remove(self, adapter: str) -> None:
+        """Forget `adapter`."""
+        del self.modules_to_save[adapter]
+
+    @property
+    def weight(self) -> Tensor:
+        """The original's weight: what transformers asks an embedding or a head for."""
+        weight: Tensor = self.original_module.weight  # type: ignore[assignment]
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each token through the copy of its adapter. x [B, T] of ids, or [B, T, I]."""
+        slices = self.router.slices_of(x.numel() if not x.is_floating_point() else x.numel() // x.shape[-1])
+        if len(slices) == 1:
+            return self._call(slices[0].adapter, x)
+        x_T = x.reshape(-1) if not x.is_floating_point() else x.reshape(-1, x.shape[-1])
+        y_TO = torch.cat([self._call(s.adapter, x_T[s.start : s.end]) for s in slices])
+        return y_TO.view(*x.shape[: 2 if x.dim() > 1 else 1], y_TO.shape[-1])

@@ -1,0 +1,64 @@
+"""Merging as a pure function: new weights, the model untouched.
+
+    W' = W + (lora_alpha / r) B A        (arXiv:2106.09685, section 4.1, "No Additional Inference Latency")
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from lorasmith.errors import AdapterError
+from lorasmith.i18n import _
+from lorasmith.lora.inject import Adapter
+from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
+
+
+@torch.no_grad()
+def update(layer: LoRALayer | LoRAEmbedding, adapter: str) -> Tensor:
+    """(lora_alpha / r) B A in the shape of the base's weight, in float64 on its device."""
+    if isinstance(layer, LoRAEmbedding):
+        A_RV, B_OR = layer.lora_embedding_A[adapter].double(), layer.lora_embedding_B[adapter].double()
+        return (B_OR @ A_RV).t() * layer.scaling[adapter]
+    A_RI, B_OR = layer.lora_A[adapter].weight.double(), layer.lora_B[adapter].weight.double()
+    delta_OI = B_OR @ A_RI * layer.scaling[adapter]
+    return delta_OI.t() if isinstance(layer.base_layer, Conv1D) else delta_OI
+
+
+@torch.no_grad()
+def merged_weights(model: PreTrainedModel, adapter: Adapter) -> dict[str, Tensor]:
+    """The weights that change, under the base's own names, summed in float64 and kept in `master_dtype`.
+
+    Trained biases are in the base already and appear here under their own names.
+
+    Raises:
+        AdapterError: the base is quantised, so that W + B A would be rounded onto its few levels.
+    """
+    weights: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, LoRALayer | LoRAEmbedding) and adapter.name in module.scaling:
+            W: Tensor = module.base_layer.weight  # type: ignore[assignment]
+            _refuse_quantised(path, module.base_layer, W)
+            weights[f"{path}.weight"] = W.double() + update(module, adapter.name)
+        elif isinstance(module, SavedModule) and adapter.name in module.modules_to_save:
+            copy = module.modules_to_save[adapter.name]
+            weights |= {f"{path}.{name}": p.double() for name, p in copy.named_parameters()}
+    return weights
+
+
+def plain_name(name: str) -> str | None:
+    """A parameter's name as the base alone has it, or None where it belongs to an adapter."""
+    if ".lora_" in name or ".modules_to_save." in name:
+        return None
+    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
+
+
+def _refuse_quantised(path: str, layer: nn.Module, weight: Tensor) -> None:
+    if not weight.dtype.is_floating_point:
+        raise AdapterError(
+            _(
+                "{path}: the base is quantised ({kind}); merging would round the update away. Load the base unquantised.",
+                path=path,
+                kind=type(layer).__name__,
+            )
+        )

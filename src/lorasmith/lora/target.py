@@ -1,0 +1,151 @@
+"""Patterns -> modules, and what each pattern matched. A pattern that matches nothing is an error."""
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from lorasmith.errors import ConfigError
+from lorasmith.i18n import _
+from lorasmith.lora.config import LoraConfig
+
+ALL_LINEAR = "all-linear"
+_LAYER_NUMBER = re.compile(r".*\.[^.]*\.(\d+)\.")  # PEFT's way of finding a layer's number in a module path
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Module paths: `matched` by each pattern of target_modules, and `saved` by each name of modules_to_save."""
+
+    matched: dict[str, list[str]] = field(default_factory=dict)
+    saved: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def adapted(self) -> list[str]:
+        """Every path that gets an A and a B, once, in the model's order of the first pattern that names it."""
+        return list(dict.fromkeys(path for paths in self.matched.values() for path in paths))
+
+
+def is_adaptable(module: nn.Module) -> bool:
+    """Whether LoRA can be put on this module: y = W x with one W, or an embedding."""
+    return isinstance(module, nn.Linear | Conv1D | nn.Embedding)
+
+
+def is_name(pattern: str) -> bool:
+    """Whether a pattern is a module's name (matched at the end of a path), not an expression for the whole path."""
+    return re.fullmatch(r"[\w.]+", pattern) is not None
+
+
+def ends_with(path: str, name: str) -> bool:
+    """Whether the last parts of a module path are `name`."""
+    return path == name or path.endswith("." + name)
+
+
+def find_targets(model: PreTrainedModel, config: LoraConfig) -> Targets:
+    """What `config` matches in `model` (unwrapped). Raises ConfigError with every problem at once."""
+    modules = dict(model.named_modules())
+    problems: list[str] = []
+    saved = {name: [p for p in modules if ends_with(p, name)] for name in config.modules_to_save}
+    problems += [_no_match("lora.modules_to_save", name, modules) for name, paths in saved.items() if not paths]
+    whole = {path for paths in saved.values() for path in paths}
+    matched = {}
+    for pattern in _patterns(config.target_modules):
+        paths = [path for path in _matching(model, modules, pattern) if path not in whole]
+        if not paths:
+            problems.append(_no_match("lora.target_modules", pattern, modules))
+        paths = _without(paths, config, problems)
+        problems += _unsuitable(model, modules, pattern, paths)
+        matched[pattern] = paths
+    if not problems and config.target_modules and not any(matched.values()):
+        problems.append(_("lora.exclude_modules and lora.layers_to_transform leave nothing of what target_modules matches"))
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    return Targets(matched, saved)
+
+
+def _patterns(value: str | Iterable[str]) -> list[str]:
+    return [value] if isinstance(value, str) and value else list(value)
+
+
+def _matching(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: str) -> list[str]:
+    if pattern == ALL_LINEAR:
+        head = model.get_output_embeddings()
+        return [p for p, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    if is_name(pattern):
+        return [p for p in modules if ends_with(p, pattern)]
+    return [p for p in modules if re.fullmatch(pattern, p)]
+
+
+def _without(paths: list[str], config: LoraConfig, problems: list[str]) -> list[str]:
+    """Take out exclude_modules and keep layers_to_transform."""
+    for pattern in _patterns(config.exclude_modules or ()):
+        paths = [p for p in paths if not (ends_with(p, pattern) if is_name(pattern) else re.fullmatch(pattern, p))]
+    if config.layers_to_transform is None:
+        return paths
+    numbers = {path: int(m[1]) for path in paths if (m := _LAYER_NUMBER.match(path))}
+    absent = sorted(set(config.layers_to_transform) - set(numbers.values()))
+    if absent and numbers:
+        problems.append(
+            _(
+                "lora.layers_to_transform: there is no layer {absent}; this model has layers {low} to {high}.",
+                absent=", ".join(map(str, absent)),
+                low=min(numbers.values()),
+                high=max(numbers.values()),
+            )
+        )
+    return [path for path, number in numbers.items() if number in config.layers_to_transform]
+
+
+def _unsuitable(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: str, paths: list[str]) -> list[str]:
+    problems = []
+    for path in paths:
+        if not is_adaptable(modules[path]):
+            problems.append(
+                _(
+                    "lora.target_modules: {pattern!r} matches {path}, a {kind}; LoRA goes on Linear, Conv1D and "
+                    "Embedding. Name the modules inside it.",
+                    pattern=pattern,
+                    path=path,
+                    kind=type(modules[path]).__name__,
+                )
+            )
+        elif not is_name(pattern) and pattern != ALL_LINEAR and is_tied(model, modules[path]):
+            problems.append(
+                _(
+                    "lora.target_modules: the expression {pattern!r} also matches {path}, whose weight is tied to "
+                    "another module's. Name it in a list if you mean that one end, or exclude it.",
+                    pattern=pattern,
+                    path=path,
+                )
+            )
+    return problems
+
+
+def is_tied(model: PreTrainedModel, module: nn.Module) -> bool:
+    """Whether the module is one end of the tied pair input embedding - output head: one storage, two modules."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if None in ends or not any(module is end for end in ends):
+        return False
+    first, second = (end.weight for end in ends)
+    return first is second or (first.data_ptr() == second.data_ptr() != 0)
+
+
+def _no_match(key: str, pattern: str, modules: dict[str, nn.Module]) -> str:
+    names = list(dict.fromkeys(p.rpartition(".")[2] for p, m in modules.items() if is_adaptable(m)))
+    text = _(
+        "{key}: {pattern!r} matches no module; this model has {names}.", key=key, pattern=pattern, names=", ".join(names)
+    )
+    close = difflib.get_close_matches(pattern, names, n=1)
+    if close:
+        return text + " " + _("Did you mean {close!r}?", close=close[0])
+    if not is_name(pattern):
+        return text + " " + _("An expression is matched against the whole path, such as {path!r}.", path=_a_path(modules))
+    return text
+
+
+def _a_path(modules: dict[str, nn.Module]) -> str:
+    return next((p for p, m in modules.items() if isinstance(m, nn.Linear | Conv1D)), "")

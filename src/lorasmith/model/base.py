@@ -1,0 +1,64 @@
+"""A causal language model as the rest of lorasmith sees it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lorasmith.lora.inject import Adapter
+from lorasmith.lora.router import Router
+
+Layout = Literal["packed", "padded"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """How logits come from hidden states: the output embedding, times `scale`, softly capped at `softcap`.
+
+    `direct` is False where that does not equal the model's own logits; then the whole model computes them.
+    """
+
+    direct: bool = True
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+@dataclass
+class Base:
+    """A frozen model, its tokenizer, the adapters on it, and what the probe found out about it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str  # as the user named it
+    folder: Path  # where its files lie
+    dtype: torch.dtype
+    device: torch.device
+    layout: Layout = "padded"
+    head: Head = field(default_factory=Head)
+    why: dict[str, str] = field(default_factory=dict)
+    router: Router = field(default_factory=Router)
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The model without its head."""
+        decoder: nn.Module = self.model.get_decoder()
+        return decoder
+
+    @property
+    def output_embedding(self) -> nn.Module:
+        """The head's linear layer, adapters included."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that the model can look at, where its config says so."""
+        config = self.model.config.get_text_config()
+        for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+            value = getattr(config, key, None)
+            if isinstance(value, int) and value > 1:
+                return value
+        return None

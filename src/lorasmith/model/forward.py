@@ -1,0 +1,73 @@
+"""From a flat row to hidden states: packed where the probe allows it, padded elsewhere. Flat in, flat out.
+
+    T = tokens of the row, H = width, B = examples, L = the longest of them
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorasmith.lora.router import Slice
+from lorasmith.model.attention import Cache
+from lorasmith.model.base import Base
+from lorasmith.model.row import Row
+
+
+def hidden(base: Base, row: Row, kv: Cache | None = None) -> Tensor:
+    """The decoder's last hidden states [T, H] of a row, each token with its own adapter. Sets the router."""
+    if base.layout == "packed":
+        return _packed(base, row, kv)
+    return _padded(base, row)
+
+
+def _packed(base: Base, row: Row, kv: Cache | None) -> Tensor:
+    decoding = kv is not None and len(row.slots) > 1
+    base.router.route(row.slots, stacked=decoding)
+    out = base.decoder(**packed_inputs(row), kv=kv)
+    states: Tensor = out.last_hidden_state[0]
+    return states
+
+
+def packed_inputs(row: Row) -> dict[str, Any]:
+    """Keywords of a model call on a packed row. Without cache and mask: transformers adds none of its own."""
+    lengths = [span.length for span in row.spans]
+    ends = torch.tensor([0, *(span.end for span in row.spans)], dtype=torch.int32)
+    return {
+        "input_ids": row.ids_T[None],
+        "position_ids": row.position_T[None],
+        "attention_mask": None,
+        "use_cache": False,
+        "row": row.spans,
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+    }
+
+
+def _padded(base: Base, row: Row) -> Tensor:
+    inputs, at_T = padded_inputs(row)
+    base.router.route(padded_slices(row))
+    out = base.decoder(**inputs, use_cache=False).last_hidden_state
+    states: Tensor = out.flatten(0, 1).index_select(0, at_T)
+    return states
+
+
+def padded_inputs(row: Row) -> tuple[dict[str, Tensor], Tensor]:
+    """input_ids and attention_mask [B, L], padded on the right, and each token's place [T] in them, flattened."""
+    longest = max(span.length for span in row.spans)
+    at = [i * longest + offset for i, span in enumerate(row.spans) for offset in range(span.length)]
+    at_T = torch.tensor(at, dtype=torch.long, device=row.ids_T.device)
+    shape = (len(row.spans), longest)
+    ids_BL, mask_BL = row.ids_T.new_zeros(shape), row.ids_T.new_zeros(shape)
+    ids_BL.view(-1)[at_T] = row.ids_T
+    mask_BL.view(-1)[at_T] = 1
+    return {"input_ids": ids_BL, "attention_mask": mask_BL}, at_T
+
+
+def padded_slices(row: Row) -> list[Slice]:
+    """The row's slots, counted in padded tokens: a slot holds whole spans."""
+    longest = max(span.length for span in row.spans)
+    starts = {span.start: i for i, span in enumerate(row.spans)} | {row.tokens: len(row.spans)}
+    return [Slice(slot.adapter, starts[slot.start] * longest, starts[slot.end] * longest) for slot in row.slots]

@@ -1,0 +1,125 @@
+"""From a folder, a GGUF file or the demo's name to a Base. safetensors only; offline."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from lorasmith.errors import ModelError
+from lorasmith.i18n import _
+from lorasmith.model.base import Base
+from lorasmith.model.config import ModelConfig
+from lorasmith.model.gguf import PACKAGED, packaged_model, cached_gguf
+from lorasmith.model.machine import choose_device, choose_dtype, use_all_cores
+from lorasmith.model.probe import probe
+from lorasmith.report import Report
+
+
+def load_base(config: ModelConfig, report: Report | None = None) -> Base:
+    """Load, check and probe the base model. Its dropouts are zero, its parameters frozen, `train()` equals `eval()`.
+
+    Raises:
+        ModelError: nothing there, no tokenizer, pickled weights, remote code without leave, an unknown architecture.
+    """
+    report = report or Report()
+    folder = find_folder(config.model, report)
+    _check_folder(folder, config.trust_remote_code)
+    device, why_device = choose_device(config.device)
+    dtype, why_dtype = choose_dtype(config.dtype, device)
+    use_all_cores()
+    tokenizer = load_tokenizer(folder, config.trust_remote_code)
+    transformers_logging.disable_progress_bar()
+    settings = _without_dropout(_read_config(folder, config.trust_remote_code))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=settings, dtype=dtype, use_safetensors=True, local_files_only=True,
+            trust_remote_code=config.trust_remote_code,
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(_("{folder}: transformers cannot build it: {error}", folder=folder, error=_first_line(error))) from error
+    model.requires_grad_(False)
+    base = Base(model.to(device).train(), tokenizer, config.model, folder, dtype, device)
+    base.why |= {"device": why_device, "dtype": why_dtype}
+    probe(base)
+    return base
+
+
+def find_folder(name: str, report: Report) -> Path:
+    """The folder with the model's files; converts a GGUF once. Raises ModelError where there is none."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return cached_gguf(path, report)
+        raise ModelError(_("model.model: {path} is a file; name the model's folder, or a .gguf file.", path=path))
+    if name in PACKAGED:
+        return packaged_model(name, report)
+    hint = difflib.get_close_matches(name, [*PACKAGED, *_neighbours(path)], n=1)
+    text = _("model.model: {name!r} is no folder and no GGUF file here.", name=name)
+    raise ModelError(text + (" " + _("Did you mean {close!r}?", close=hint[0]) if hint else ""))
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder. Raises ModelError where it is missing or unreadable."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        raise ModelError(
+            _("{folder}: no tokenizer in it (tokenizer.json). Copy the tokenizer's files of the same model there.", folder=folder)
+        )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(_("{folder}: its tokenizer cannot be read: {error}", folder=folder, error=_first_line(error))) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(_("{folder}: its tokenizer has no eos_token, so a reply could never end. Set one.", folder=folder))
+    return tokenizer
+
+
+def _check_folder(folder: Path, trust_remote_code: bool) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(_("{folder}: no config.json in it, so it is no model folder.", folder=folder))
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except ValueError as error:
+        raise ModelError(_("{path}: not readable as JSON: {error}", path=folder / "config.json", error=error)) from None
+    if "auto_map" in config and not trust_remote_code:
+        raise ModelError(
+            _("{folder}: this model brings Python code of its own. If you trust it: --trust-remote-code.", folder=folder)
+        )
+    if not any(folder.glob("*.safetensors")):
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+            raise ModelError(
+                _("{folder}: only pickled weights, which can run code when read. Save the model as safetensors.", folder=folder)
+            )
+        raise ModelError(_("{folder}: no weights in it (model.safetensors).", folder=folder))
+
+
+def _read_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_("{folder}: transformers does not know this model: {error}", folder=folder, error=_first_line(error))) from error
+
+
+def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
+    """Every field that is a dropout set to zero, also of parts: the base is frozen, and train() must equal eval()."""
+    parts: list[Any] = [config, *(v for v in vars(config).values() if isinstance(v, PretrainedConfig))]
+    for part in parts:
+        for key, value in vars(part).items():
+            if ("drop" in key or key.endswith("pdrop")) and isinstance(value, int | float) and not isinstance(value, bool):
+                setattr(part, key, 0.0)
+    return config
+
+
+def _neighbours(path: Path) -> list[str]:
+    return [str(p) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
