@@ -1,0 +1,144 @@
+"""Which examples stand in which row of which step: pure, and known whole before the first forward.
+
+So resume is a number, a rank is a slice, and the time left is known. The number of ranks is not in the plan.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, Protocol
+
+PADDED_ROWS = 2  # examples of like length that one padded micro-batch holds: padding is then 9% of its tokens
+
+
+class StepOptions(Protocol):
+    """What of training's options decides the plan."""
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in one micro-batch."""
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches in one step."""
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the examples, where max_steps is None."""
+
+    @property
+    def max_steps(self) -> int | None:
+        """Steps, whatever epochs says."""
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of one row."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`plan[k]`: the rows of optimiser step k, each a list of example indices; `len(plan)`: the number of steps.
+
+    lengths, n_targets: tokens and learned tokens of each example. step_examples: examples of one step, but the last
+    of an epoch may have fewer. row_tokens: tokens of one row, padding counted; a longer example has a row of its own.
+    """
+
+    lengths: tuple[int, ...]
+    n_targets: tuple[int, ...]
+    steps: int
+    step_examples: int
+    row_tokens: int
+    seed: int
+    layout: Literal["packed", "padded"]
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, k: int) -> list[list[int]]:
+        """Rows of step k, the fullest first, so that too little memory shows early. Raises IndexError."""
+        members = sorted(self.members(k), key=lambda i: (-self.lengths[i], i))
+        return self._packed(members) if self.layout == "packed" else self._padded(members)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every example is seen once."""
+        return math.ceil(len(self.lengths) / self.step_examples)
+
+    def members(self, k: int) -> list[int]:
+        """Examples of step k in the order of their drawing. Raises IndexError."""
+        if not 0 <= k < self.steps:
+            raise IndexError(k)
+        epoch, place = divmod(k, self.steps_per_epoch)
+        order = _order(len(self.lengths), self.seed, epoch)
+        return list(order[place * self.step_examples : (place + 1) * self.step_examples])
+
+    def targets(self, k: int) -> int:
+        """Learned tokens of step k, over all ranks."""
+        return sum(self.n_targets[i] for i in self.members(k))
+
+    def tokens(self, k: int) -> int:
+        """Tokens of step k, over all ranks, without padding."""
+        return sum(self.lengths[i] for i in self.members(k))
+
+    def epoch(self, k: int) -> float:
+        """Passes over the examples that are done once step k is done; whole exactly at the end of one."""
+        epoch, place = divmod(k, self.steps_per_epoch)
+        return epoch + min(1.0, (place + 1) * self.step_examples / len(self.lengths))
+
+    def of_rank(self, k: int, rank: int, world: int) -> list[list[int]]:
+        """Rows of step k that one of `world` processes computes; may be none."""
+        return self[k][rank::world]
+
+    def _packed(self, members: Sequence[int]) -> list[list[int]]:
+        """First-fit decreasing."""
+        rows: list[list[int]] = []
+        room: list[int] = []
+        for i in members:
+            fitting = (row for row, left in enumerate(room) if self.lengths[i] <= left)
+            row = next(fitting, len(rows))
+            if row == len(rows):
+                rows.append([])
+                room.append(self.row_tokens)
+            rows[row].append(i)
+            room[row] -= self.lengths[i]
+        return rows
+
+    def _padded(self, members: Sequence[int]) -> list[list[int]]:
+        """Neighbours in length; the first of a row is its longest, which all others are padded to."""
+        rows: list[list[int]] = []
+        for i in members:
+            row = rows[-1] if rows else []
+            if 0 < len(row) < PADDED_ROWS and (len(row) + 1) * self.lengths[row[0]] <= self.row_tokens:
+                row.append(i)
+            else:
+                rows.append([i])
+        return rows
+
+
+def plan(
+    lengths: Sequence[int],
+    n_targets: Sequence[int],
+    cfg: StepOptions,
+    seed: int,
+    layout: Literal["packed", "padded"],
+) -> Plan:
+    """The steps of one training. lengths: tokens of each example up to its last learned one (`useful_length`).
+
+    Raises ValueError without examples.
+    """
+    if not lengths or len(lengths) != len(n_targets):
+        raise ValueError(f"{len(lengths)} lengths and {len(n_targets)} counts of targets")
+    step_examples = cfg.batch_size * cfg.accumulate
+    per_epoch = math.ceil(len(lengths) / step_examples)
+    # Rounded first: 1.1 x 10 is 11.000000000000002, and that is 11 steps.
+    steps = cfg.max_steps or max(1, math.ceil(round(cfg.epochs * per_epoch, 6)))
+    return Plan(tuple(lengths), tuple(n_targets), steps, step_examples, cfg.row_tokens, seed, layout)
+
+
+@lru_cache(maxsize=4)
+def _order(examples: int, seed: int, epoch: int) -> tuple[int, ...]:
+    order = list(range(examples))
+    random.Random(f"{seed}-{epoch}").shuffle(order)  # a text as seed: the same on every machine
+    return tuple(order)
