@@ -81,7 +81,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def closest(word: str, known: Iterable[str]) -> str:
     """A " Did you mean 'x'?" to put behind a sentence, or nothing."""
-    near = get_close_matches(word, list(known), n=1)
+    names, core = list(known), word.strip("-")
+    near = [name for name in names if len(core) > 3 and core in name] or get_close_matches(word, names, n=1)
     return " " + _("Did you mean {near!r}?", near=near[0]) if near else ""
 
 

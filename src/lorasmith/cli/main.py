@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import TextIO
 
 from lorasmith.errors import ConfigError, LorasmithError
@@ -24,6 +25,9 @@ OUR_FAULT_IS_NOT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; 0: done, 2: the user can mend it, 130: Ctrl-C, 141: the reader of our pipe went away."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a reply may hold what this terminal cannot write
     try:
         code = dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

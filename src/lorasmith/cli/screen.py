@@ -1,16 +1,147 @@
-"""What a terminal shows of a long piece of work."""
+"""What a terminal, or a pipe, shows of a long piece of work: live bars in the one, plain lines in the other."""
 
-from typing import Self
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self, TextIO
 
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from lorasmith.cli.curve import curve
+from lorasmith.i18n import _
 from lorasmith.report import Report
+
+WIDEST = 120  # columns of a table or a curve; more is hard to read
+LINE_PART, LINE_PAUSE = 0.05, 1.0  # a plain line after this part of a task, if so many seconds have passed ...
+LINE_SECONDS = 10.0  # ... or after so many seconds in any case
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Screen(Report):
-    def __init__(self, json: bool = False) -> None:
-        pass
+    """For people: stdout, or stderr with `json`, so that stdout holds the JSON line only. A context manager."""
+
+    def __init__(
+        self, json: bool = False, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.console = Console(file=file or (sys.stderr if json else sys.stdout), highlight=False, emoji=False)
+        self.live = self.console.is_terminal and not self.console.is_dumb_terminal
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._lines: dict[str, tuple[int, float]] = {}  # task -> done and time of its last plain line
+        self._clock = clock
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        pass
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def say(self, text: str) -> None:
+        """One finished line; wrapped at words in a terminal, left whole in a pipe."""
+        self._print(Text(printable(text)))
+
+    def warn(self, text: str) -> None:
+        """The same, marked."""
+        self._print(Text(_("warning: {what}", what=printable(text)), style="yellow"))
+
+    def progress(self, task: str, done: int, total: int, **numbers: float) -> None:
+        """Moves the task's bar, or now and then prints a line; at done == total one line stays."""
+        parts = [number(name, value) for name, value in numbers.items()]
+        if self.live and done < total:
+            self._move(task, done, total, parts)
+        elif done >= total or (not self.live and self._due(task, done, total)):
+            self._print(Text("  ".join([f"{task} {done:,}/{total:,}", *parts])))
+        if done >= total:
+            self._lines.pop(task, None)
+            self._end(task)
+
+    def curve(self, points: Sequence[tuple[int, float]], title: str) -> None:
+        """A small picture of (step, value) under a title."""
+        plain = self.console.options.ascii_only
+        self._print(Text(title, style="bold"))
+        self._print(Text(curve(points, min(self.console.width, WIDEST) - 1, plain=plain)))
+
+    def side_by_side(self, rows: Sequence[tuple[str, str, str]], before: str, after: str) -> None:
+        """(prompt, reply before, reply after): each prompt in a line, its two replies under it in two columns."""
+        width = min(self.console.width, WIDEST)
+        for prompt, *replies in rows:
+            self._print(Text("> " + printable(prompt), style="bold"))
+            table = Table(box=box.MINIMAL, width=width, padding=(0, 1), pad_edge=False, show_edge=False)
+            for heading in (before, after):
+                table.add_column(Text(heading, style="dim"), ratio=1, overflow="fold")
+            table.add_row(*(Text(printable(reply).strip() or _("(nothing)")) for reply in replies))
+            self.console.print(table)
+
+    def _print(self, text: Text) -> None:
+        self.console.print(text, soft_wrap=not self.live)
+
+    def _move(self, task: str, done: int, total: int, parts: list[str]) -> None:
+        """Shows the bar; what does not fit beside it at this width is left out, the last first."""
+        if self._bars is None:
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=None))
+            count = TextColumn("{task.fields[count]}", markup=False)
+            self._bars = Progress(
+                *columns, count, console=self.console, transient=True, expand=True, refresh_per_second=4
+            )
+            self._bars.start()
+        if task not in self._tasks:
+            self._tasks[task] = self._bars.add_task(task, total=total, count="")
+        shown = [f"{done:,}/{total:,}", *parts]
+        while len(shown) > 1 and len(task) + len("  ".join(shown)) + 12 > self.console.width:
+            shown.pop()
+        self._bars.update(self._tasks[task], completed=done, total=total, count="  ".join(shown))
+
+    def _due(self, task: str, done: int, total: int) -> bool:
+        """Whether enough has happened since the task's last plain line."""
+        now = self._clock()
+        last, then = self._lines.get(task, (-total, now - LINE_PAUSE))
+        due = now - then >= (LINE_PAUSE if done - last >= total * LINE_PART else LINE_SECONDS)
+        if due:
+            self._lines[task] = (done, now)
+        return due
+
+    def _end(self, task: str) -> None:
+        if self._bars is not None and task in self._tasks:
+            self._bars.remove_task(self._tasks.pop(task))
+        if not self._tasks:
+            self._stop()
+
+    def _stop(self) -> None:
+        """Gives the terminal back: nothing is redrawn, the cursor shows."""
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars = None
+        self._tasks.clear()
+
+
+def number(name: str, value: float) -> str:
+    """One number of a progress line with its unit."""
+    if name == "loss":
+        return _("loss {value:.3f}", value=value)
+    if name == "tokens_per_second":
+        return _("{value:,.0f} tokens/s", value=value)
+    if name == "seconds_left":
+        return _("{clock} left", clock=clock(value))
+    if name == "memory_mib":
+        return _("{value:,.0f} MiB", value=value)
+    return f"{name.replace('_', ' ')} {value:.4g}"
+
+
+def clock(seconds: float) -> str:
+    """0:07, 12:30, 3:05:00."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def printable(text: str) -> str:
+    """Without control characters but line break and tab: a model's reply must not steer the terminal."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
