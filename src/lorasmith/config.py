@@ -135,11 +135,13 @@ def _unknown_key(key: str, loc: list[str], model: type[BaseModel]) -> str:
 def _wanted(detail: ErrorDetails) -> str:
     """What pydantic expected, in our words; its own words for a kind that no option of ours has yet."""
     kind, ctx = detail["type"], detail.get("ctx", {})
+    bound = next((ctx[name] for name in ("gt", "ge", "lt", "le") if name in ctx), None)
+    bound = int(bound) if bound is not None and bound == int(bound) else bound
     bounds = {
-        "greater_than": _("greater than {bound}", bound=ctx.get("gt")),
-        "greater_than_equal": _("at least {bound}", bound=ctx.get("ge")),
-        "less_than": _("less than {bound}", bound=ctx.get("lt")),
-        "less_than_equal": _("at most {bound}", bound=ctx.get("le")),
+        "greater_than": _("greater than {bound}", bound=bound),
+        "greater_than_equal": _("at least {bound}", bound=bound),
+        "less_than": _("less than {bound}", bound=bound),
+        "less_than_equal": _("at most {bound}", bound=bound),
         "literal_error": str(ctx.get("expected")),
         "dict_type": _("pairs of name=value"),
         "finite_number": _("a finite number"),

@@ -1,0 +1,100 @@
+"""Every field is a flag with a help text; what is typed reaches the configuration."""
+
+import pytest
+
+from lorasmith.cli import chat, train
+from lorasmith.cli.flags import FLAG_SECTIONS, config_of, given
+from lorasmith.config import SECTIONS, Config, check
+from lorasmith.engine.config import SamplingConfig
+from lorasmith.errors import ConfigError
+
+
+def typed(*argv: str) -> Config:
+    args, problems = train.parser().read(argv)
+    assert problems == []
+    return config_of(args)
+
+
+def test_every_field_has_a_flag_of_its_own_and_a_description():
+    flags = [flag for action in train.parser()._actions for flag in action.option_strings]
+    seen = 0
+    for part in SECTIONS.values():
+        for key, field in part.model_fields.items():
+            assert flags.count("--" + key.replace("_", "-")) == 1, key
+            assert field.description, key
+            seen += 1
+    assert seen >= 39
+    assert "--output" in flags
+    assert all(field.description for field in FLAG_SECTIONS["sampling"].model_fields.values())
+
+
+def test_every_flag_reaches_its_field(tmp_path):
+    values = {
+        "model": {"model": "m", "dtype": "float32", "device": "cpu", "trust_remote_code": True},
+        "data": {"data": ("a", "b"), "held_out": 0.5, "template": "model", "max_length": 9, "too_long": "drop"},
+        "lora": {
+            "r": 3, "lora_alpha": 4.0, "lora_dropout": 0.5, "target_modules": ("x", "y"), "exclude_modules": "z",
+            "layers_to_transform": (1, 2), "rank_pattern": {"a=b": 3}, "alpha_pattern": {"c": 2.5},
+            "modules_to_save": ("h",), "bias": "all", "use_rslora": True, "init_lora_weights": "gaussian",
+        },
+        "training": {
+            "batch_size": 2, "accumulate": 3, "epochs": 0.5, "max_steps": 4, "learning_rate": 1e-3,
+            "schedule": "cosine", "warmup": 5.0, "beta1": 0.8, "beta2": 0.7, "eps": 1e-6, "weight_decay": 0.1,
+            "clip": 0.5, "gradient_checkpointing": True, "row_tokens": 64, "log_every": 2, "eval_every": 3,
+            "save_every": 6, "seed": 7,
+        },
+    }  # fmt: skip
+    argv = []
+    for name, part in SECTIONS.items():
+        assert set(values[name]) == set(part.model_fields)  # a new field must come here too
+        for key, value in values[name].items():
+            items = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
+            words = list(map(str, items)) if isinstance(items, (tuple, list)) else [str(value)]
+            argv += ["--" + key.replace("_", "-"), *([] if value is True else words)]
+    assert typed(*argv) == Config.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    "argv", [("a", "b"), ("--data", "a", "b"), ("a", "--data", "b"), ("--data", "a", "--data", "b")]
+)
+def test_data_by_place_or_by_flag(argv):
+    assert typed("--output", "run", *argv).data.data == ("a", "b")
+    assert typed(*argv, "--r", "3").data.data == ("a", "b")
+
+
+@pytest.mark.parametrize(("word", "value"), [("10", 10.0), ("0.1", 0.1), ("held.jsonl", "held.jsonl")])
+def test_held_out_is_a_number_or_a_file(word, value):
+    assert typed("--held-out", word).data.held_out == value
+
+
+def test_one_target_is_an_expression_several_are_names():
+    assert typed("--target-modules", r".*\.q_proj").lora.target_modules == r".*\.q_proj"
+    assert typed("--target-modules", "q", "v").lora.target_modules == ("q", "v")
+    assert typed("--modules-to-save", "head").lora.modules_to_save == ("head",)
+
+
+def test_a_switch_goes_both_ways_over_the_file(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text("[lora]\nuse_rslora = true\n")
+    assert typed("--config", str(path)).lora.use_rslora
+    assert not typed("--config", str(path), "--no-use-rslora").lora.use_rslora
+
+
+def test_unknown_flags_are_not_guessed():
+    _args, problems = train.parser().read(["d", "--learning-rat", "1", "--batch=2"])
+    assert problems == [
+        "--learning-rat: no such flag. Did you mean '--learning-rate'?",
+        "--batch: no such flag. Did you mean '--batch-size'?",
+    ]
+
+
+def test_a_pair_without_a_value_is_refused():
+    with pytest.raises(ConfigError, match=r"lora.rank_pattern: \['q'\] is not allowed: must be pairs of name=value"):
+        typed("--rank-pattern", "q")
+
+
+def test_sampling_flags_make_a_sampling_config():
+    args, _problems = chat.parser().read(["run", "--temperature", "0.7", "--stop", "\n\n", "--model", "m"])
+    values = given(args)
+    assert check(SamplingConfig, values["sampling"]) == SamplingConfig(temperature=0.7, stop=("\n\n",))
+    assert values["model"] == {"model": "m"}

@@ -1,0 +1,136 @@
+"""What people see: 80 and 120 columns wide, in a terminal and through a pipe."""
+
+import fcntl
+import io
+import os
+import pty
+import re
+import struct
+import sys
+import termios
+from math import nan
+
+import pytest
+from rich.cells import cell_len
+
+from lorasmith.cli.curve import curve
+from lorasmith.cli.screen import Screen, clock, printable
+
+SHOW = """
+from lorasmith.cli.screen import Screen
+with Screen() as screen:
+    screen.say("one [bold]two[/bold] " + "word " * 20)
+    for step in range(1, 33):
+        screen.progress("train", step, 32, loss=4.4 - step / 50, tokens_per_second=1203, seconds_left=75, memory_mib=9)
+        if step == 16:
+            screen.progress("held-out loss", 1, 2)
+            screen.progress("held-out loss", 2, 2, loss=3.9)
+    screen.curve([(i, 4.0 / i) for i in range(1, 33)], "loss")
+    screen.side_by_side([("hi " * 60, "long reply " * 20, "good"), ("你好", "你好" * 40, "")], "before", "after")
+"""
+
+
+def in_terminal(code: str, columns: int, **env: str) -> str:
+    """What a terminal of that width receives."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update({"TERM": "xterm", **env})
+        os.environ.pop("COLUMNS", None)
+        os.execv(sys.executable, [sys.executable, "-c", f"import sys; sys.stdin.readline()\n{code}"])
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    os.write(terminal, b"\n")
+    received = b""
+    while True:
+        try:
+            received += os.read(terminal, 65536)
+        except OSError:  # Linux says EIO when the other side has closed
+            break
+    assert os.waitpid(pid, 0)[1] == 0, received.decode()
+    return received.decode()
+
+
+def through_pipe(file: io.StringIO | None = None, **more: object) -> tuple[Screen, io.StringIO]:
+    file = file or io.StringIO()
+    return Screen(file=file, **more), file
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_terminal_sees_bars_that_fit_and_one_line_that_stays(columns):
+    seen = in_terminal(SHOW, columns)
+    assert "━" in seen
+    assert "\x1b[?25l" in seen
+    assert seen.rindex("\x1b[?25h") > seen.rindex("\x1b[?25l")
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "\n", seen))
+    assert max(map(cell_len, lines)) <= columns
+    assert "train 32/32  loss 3.760  1,203 tokens/s  1:15 left  9 MiB" in lines
+    assert "held-out loss 2/2  loss 3.900" in lines
+
+
+def test_no_color_takes_the_colours():
+    assert re.search(r"\x1b\[[39]\dm", in_terminal(SHOW, 80))
+    assert not re.search(r"\x1b\[(\d+;)*[349]\d(;\d+)*m", in_terminal(SHOW, 80, NO_COLOR="1"))
+
+
+def test_a_pipe_sees_plain_whole_lines(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    screen, file = through_pipe()
+    with screen:
+        screen.say("one [bold]two[/bold] :smile: " + "word " * 40)
+        screen.warn("3 rows were cut")
+        screen.curve([(step, 4.0 / step) for step in range(1, 33)], "loss")
+        screen.side_by_side([("你好", "long reply " * 20, "")], "before", "after")
+    lines = file.getvalue().splitlines()
+    assert lines[:2] == ["one [bold]two[/bold] :smile: " + "word " * 40, "warning: 3 rows were cut"]
+    assert "\x1b" not in file.getvalue()
+    assert max(map(cell_len, lines[1:])) <= 80
+    assert any("│ (nothing)" in line for line in lines)
+
+
+def test_a_pipe_sees_about_twenty_lines_of_a_long_task_and_the_last():
+    now = [0.0]
+    screen, file = through_pipe(clock=lambda: now[0])
+    for step in range(1, 1001):
+        now[0] += 1.0
+        screen.progress("train", step, 1000, loss=1.0)
+    assert len(file.getvalue().splitlines()) in range(80, 120)  # every ten seconds: slower than 5 % a line
+    screen, file = through_pipe(clock=lambda: now[0])
+    for step in range(1, 1001):
+        now[0] += 0.1
+        screen.progress("train", step, 1000, loss=1.0)
+    lines = file.getvalue().splitlines()
+    assert len(lines) in range(18, 24)
+    assert lines[0].startswith("train 1/")
+    assert lines[-1] == "train 1,000/1,000  loss 1.000"
+
+
+def test_with_json_people_read_stderr(capsys):
+    with Screen(json=True) as screen:
+        screen.say("for people")
+    assert capsys.readouterr() == ("", "for people\n")
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("width", [10, 40, 79, 119])
+def test_the_curve_falls_from_corner_to_corner(plain, width):
+    lines = curve([(step, 5.0 - step / 100) for step in range(1, 201)], width=width, height=6, plain=plain).splitlines()
+    assert len(lines) == 7
+    assert max(map(len, lines)) <= max(width, 12)
+    assert lines[0].lstrip().startswith("4.990")
+    assert lines[5].lstrip().startswith("3.000")
+    starts = [len(line) for line in lines[:6]]
+    assert starts == sorted(starts)
+    assert plain == "\n".join(lines).isascii()
+
+
+def test_the_curve_of_little():
+    assert curve([]) == ""
+    assert curve([(3, 1.5), (4, nan)]) == "3: 1.500"
+    assert "2.000" in curve([(1, 2.0), (2, 2.0)])
+
+
+def test_replies_cannot_steer_the_terminal():
+    assert printable("a\x1b[2Jb\r\nc\td👩‍💻\x9b") == "a\ufffd[2Jb\nc\td👩‍💻\ufffd"
+
+
+def test_clock():
+    assert [clock(s) for s in (0, 7.4, 75, 3723)] == ["0:00", "0:07", "1:15", "1:02:03"]
