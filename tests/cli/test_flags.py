@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorasmith.cli import chat, train
+from lorasmith.cli import chat, generate, train
 from lorasmith.cli.flags import FLAG_SECTIONS, config_of, given
 from lorasmith.config import SECTIONS, Config, check
 from lorasmith.engine.config import SamplingConfig
@@ -60,6 +60,12 @@ def test_every_flag_reaches_its_field(tmp_path):
 def test_data_by_place_or_by_flag(argv):
     assert typed("--output", "run", *argv).data.data == ("a", "b")
     assert typed(*argv, "--r", "3").data.data == ("a", "b")
+
+
+def test_flags_may_stand_between_words():
+    args, problems = generate.parser().read(["run", "--temperature", "1", "hello"])
+    assert (args.run, args.prompt, problems) == ("run", "hello", [])
+    assert typed("a", "--r", "3", "b").data.data == ("a", "b")
 
 
 @pytest.mark.parametrize(("word", "value"), [("10", 10.0), ("0.1", 0.1), ("held.jsonl", "held.jsonl")])
