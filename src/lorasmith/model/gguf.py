@@ -5,6 +5,7 @@ What is written is a plain Hugging Face folder in float32: the values of the fil
 
 import hashlib
 import shutil
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -22,8 +23,18 @@ if TYPE_CHECKING:
 
 PACKAGED: dict[str, Package] = {"smollm2-135m-instruct": SMOLLM2}
 
-# What transformers raises for an architecture, a quantisation or a tokenizer that it does not know.
-UNREADABLE = (ValueError, KeyError, NotImplementedError, RuntimeError, IndexError, TypeError, AttributeError, OSError)
+# What transformers raises for an architecture, a quantisation or a tokenizer that it does not know, or for a file that
+# was cut short.
+UNREADABLE = (
+    ValueError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    OSError,
+    struct.error,
+)
 
 
 def packaged_model(name: str, report: Report) -> Path:
