@@ -7,6 +7,7 @@ that is needed and the licence go to the cache, and nothing is installed or run.
 import hashlib
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -225,9 +226,10 @@ def _megabytes(folder: Path) -> int:
 
 
 def _reason(log: str) -> str:
-    """The last line, and before it why the connection broke, which pip says in a warning only."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    broken = [line.split("connection broken by", 1)[1].strip() for line in lines if "connection broken by" in line]
+    """The last line (uv's hints aside), and before it why the connection broke, which pip says in a warning only."""
+    lines = [line.strip(" ╰─▶├│×") for line in log.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("hint:")]
+    broken = re.findall(r"connection broken by '(?:.*>: )?(.*?)\W*: /", log)
     return "; ".join([*broken[-1:], *lines[-1:]])
 
 
