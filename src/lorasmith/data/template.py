@@ -205,13 +205,10 @@ class Template:
                 "this tokenizer is not the one that the adapter was trained with: token {at} of a probe is "
                 "{found}, then it was {wanted}. Name the base model that the adapter belongs to.",
                 at=at,
-                found=self._shown(found, at),
-                wanted=self._shown(wanted, at),
+                found=f"{found[at]} {self._token(found[at])!r}" if at < len(found) else _("missing"),
+                wanted=wanted[at] if at < len(wanted) else _("none"),
             )
         )
-
-    def _shown(self, ids: list[int], at: int) -> str:
-        return f"{ids[at]} {self._token(ids[at])!r}" if at < len(ids) else _("missing")
 
     def _token(self, token_id: int) -> str | None:
         token = self.tokenizer.convert_ids_to_tokens(token_id)
