@@ -64,7 +64,7 @@ define install
 	@$(BIN)/python $(call NEW_ENOUGH,$(BIN)/python,Remove $(VENV) and name another one: make PYTHON=python3.12)
 	@$(PIP) --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null 2>&1 \
 	  || $(PYTHON) -m pip --python $(BIN)/python install pip || uv pip install --python $(BIN)/python pip
-	@echo 'Installing $(1) (about 150 MB to fetch) and $(firstword $(TORCH)) (200 MB, with CUDA about 3 GB)'
+	@echo 'Installing $(1) (up to 180 MB to fetch) and $(firstword $(TORCH)) (200 MB, with CUDA about 3 GB)'
 	@$(PIP) install --quiet --require-hashes --no-deps -r $(1)
 	@$(PIP) install --quiet $(TORCH)
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .

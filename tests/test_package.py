@@ -1,6 +1,7 @@
 """What a user installs: a command that answers without loading torch, and a wheel that works outside the checkout."""
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -31,7 +32,11 @@ sys.exit(status)
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
+    environment = dict(os.environ)
+    if command[0] != sys.executable:
+        environment.pop("PYTHONPATH", None)  # another environment must not find the checkout
+    parts = [str(part) for part in command]
+    return subprocess.run(parts, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def succeed(*command: str | Path, cwd: Path | None = None) -> str:
