@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol
 
+Layout = Literal["packed", "padded"]
+
 PADDED_ROWS = 2  # examples of like length that one padded micro-batch holds: padding is then 9% of its tokens
 
 
@@ -51,15 +53,16 @@ class Plan:
     step_examples: int
     row_tokens: int
     seed: int
-    layout: Literal["packed", "padded"]
+    layout: Layout
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, k: int) -> list[list[int]]:
         """Rows of step k, the fullest first, so that too little memory shows early. Raises IndexError."""
-        members = sorted(self.members(k), key=lambda i: (-self.lengths[i], i))
-        return self._packed(members) if self.layout == "packed" else self._padded(members)
+        members = self.members(k)
+        rows = rows_of([self.lengths[i] for i in members], self.row_tokens, self.layout)
+        return [[members[i] for i in row] for row in rows]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -91,39 +94,8 @@ class Plan:
         """Rows of step k that one of `world` processes computes; may be none."""
         return self[k][rank::world]
 
-    def _packed(self, members: Sequence[int]) -> list[list[int]]:
-        """First-fit decreasing."""
-        rows: list[list[int]] = []
-        room: list[int] = []
-        for i in members:
-            fitting = (row for row, left in enumerate(room) if self.lengths[i] <= left)
-            row = next(fitting, len(rows))
-            if row == len(rows):
-                rows.append([])
-                room.append(self.row_tokens)
-            rows[row].append(i)
-            room[row] -= self.lengths[i]
-        return rows
 
-    def _padded(self, members: Sequence[int]) -> list[list[int]]:
-        """Neighbours in length; the first of a row is its longest, which all others are padded to."""
-        rows: list[list[int]] = []
-        for i in members:
-            row = rows[-1] if rows else []
-            if 0 < len(row) < PADDED_ROWS and (len(row) + 1) * self.lengths[row[0]] <= self.row_tokens:
-                row.append(i)
-            else:
-                rows.append([i])
-        return rows
-
-
-def plan(
-    lengths: Sequence[int],
-    n_targets: Sequence[int],
-    cfg: StepOptions,
-    seed: int,
-    layout: Literal["packed", "padded"],
-) -> Plan:
+def plan(lengths: Sequence[int], n_targets: Sequence[int], cfg: StepOptions, seed: int, layout: Layout) -> Plan:
     """The steps of one training. lengths: tokens of each example up to its last learned one (`useful_length`).
 
     Raises ValueError without examples.
@@ -135,6 +107,39 @@ def plan(
     # Rounded first: 1.1 x 10 is 11.000000000000002, and that is 11 steps.
     steps = cfg.max_steps or max(1, math.ceil(round(cfg.epochs * per_epoch, 6)))
     return Plan(tuple(lengths), tuple(n_targets), steps, step_examples, cfg.row_tokens, seed, layout)
+
+
+def rows_of(lengths: Sequence[int], row_tokens: int, layout: Layout) -> list[list[int]]:
+    """Examples 0, 1, ... in rows of at most `row_tokens` tokens, the longest first; a longer one stands alone."""
+    members = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return _packed(lengths, members, row_tokens) if layout == "packed" else _padded(lengths, members, row_tokens)
+
+
+def _packed(lengths: Sequence[int], members: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """First-fit decreasing."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in members:
+        fitting = (row for row, left in enumerate(room) if lengths[i] <= left)
+        row = next(fitting, len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(row_tokens)
+        rows[row].append(i)
+        room[row] -= lengths[i]
+    return rows
+
+
+def _padded(lengths: Sequence[int], members: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """Neighbours in length; the first of a row is its longest, which all others are padded to."""
+    rows: list[list[int]] = []
+    for i in members:
+        row = rows[-1] if rows else []
+        if 0 < len(row) < PADDED_ROWS and (len(row) + 1) * lengths[row[0]] <= row_tokens:
+            row.append(i)
+        else:
+            rows.append([i])
+    return rows
 
 
 @lru_cache(maxsize=4)
