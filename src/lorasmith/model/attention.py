@@ -7,6 +7,7 @@ Registered under "lorasmith" in transformers' AttentionInterface; the row and th
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -27,14 +28,44 @@ _HARMLESS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Spans of a row that attend in one product: all single decoded tokens, or one piece of a prompt.
+
+    G = spans of the group, fillers included; L = new tokens of each; S = tokens of the longest, the cache's included
+    """
+
+    where: slice | Tensor  # its G places in the cache
+    longest: int  # S
+    position_GL: Tensor
+    from_T: Tensor  # G * L places in the row to take queries from
+    to_T: Tensor  # and to put outputs to; a filler's is one behind the row's end
+    masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None, repeat: int) -> Tensor:
+        """True where a query sees a key, [G, 1, repeat * L, S]; made once a row, not once a layer."""
+        key = (window, repeat)
+        if key not in self.masks:
+            keys_S = torch.arange(self.longest, device=self.position_GL.device)
+            self.masks[key] = visible(self.position_GL, keys_S, window)[:, None].repeat(1, 1, repeat, 1)
+        return self.masks[key]
+
+
 class Cache(Protocol):
     """Keys and values of earlier tokens. See engine/kv.py."""
 
-    def extend(self, layer: int, k_HTD: Tensor, v_HTD: Tensor, spans: Sequence[Span]) -> None:
+    @property
+    def groups(self) -> Sequence[Group]:
+        """The row's spans, grouped."""
+
+    def begin(self, spans: Sequence[Span], device: torch.device) -> None:
+        """Make room for a row's tokens and group its spans: once, before its forward."""
+
+    def extend(self, layer: int, k_HTD: Tensor, v_HTD: Tensor) -> None:
         """Append the row's keys and values behind what each span's slot holds."""
 
-    def read(self, layer: int, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
-        """Keys and values [spans, H, longest, D] of these spans, their new tokens included; the rest is garbage."""
+    def read(self, layer: int, group: Group) -> tuple[Tensor, Tensor]:
+        """Keys and values [G, H, S, D] of a group, its new tokens included; behind a span's own end is garbage."""
 
 
 def attend(
@@ -64,7 +95,7 @@ def attend(
     if kv is None:
         out = _inside_spans(query, key, value, row, scaling, sliding_window)
     else:
-        out = _with_cache(query, key, value, row, scaling, sliding_window, kv, int(module.layer_idx))  # type: ignore[arg-type]
+        out = _with_cache(query, key, value, scaling, sliding_window, kv, int(module.layer_idx))  # type: ignore[arg-type]
     return out.transpose(1, 2), None
 
 
@@ -73,7 +104,7 @@ def _inside_spans(
 ) -> Tensor:
     lengths = [span.length for span in spans]
     pieces = zip(*(t.split(lengths, dim=2) for t in (q, k, v)), strict=True)
-    return torch.cat([_causal(*piece, scaling, window) for piece in pieces], dim=2)
+    return torch.cat([_causal(*qkv, scaling=scaling, window=window) for qkv in pieces], dim=2)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None) -> Tensor:
@@ -87,24 +118,22 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int 
 
 
 def _with_cache(
-    q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scaling: float | None, window: int | None, kv: Cache, layer: int
+    q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None, kv: Cache, layer: int
 ) -> Tensor:
-    """Single decoded tokens in one batch, each prefill chunk on its own."""
-    kv.extend(layer, k[0], v[0], spans)
-    out = torch.empty_like(q)
-    decoding = [span for span in spans if span.length == 1]
-    for group in ([decoding] if decoding else []) + [[span] for span in spans if span.length > 1]:
+    """Each group in one product; the query heads that share a key head stand as further queries of it."""
+    kv.extend(layer, k[0], v[0])
+    shared = q.shape[1] // k.shape[1]
+    out_HTD = q.new_empty(q.shape[1], q.shape[2] + 1, v.shape[3])  # one more token, for what fillers compute
+    for group in kv.groups:
         keys, values = kv.read(layer, group)
-        at_G = torch.tensor([i for span in group for i in range(span.start, span.end)], device=q.device)
-        q_GHLD = q[0].index_select(1, at_G).unflatten(1, (len(group), -1)).transpose(0, 1)
-        first = torch.tensor([span.past for span in group], device=q.device)[:, None]
-        position_GL = first + torch.arange(q_GHLD.shape[2], device=q.device)
-        mask = visible(position_GL, torch.arange(keys.shape[2], device=q.device), window)[:, None]
-        o_GHLD = F.scaled_dot_product_attention(
-            q_GHLD, _repeat(keys, q.shape[1]), _repeat(values, q.shape[1]), attn_mask=mask, scale=scaling
-        )
-        out[0].index_copy_(1, at_G, o_GHLD.transpose(0, 1).flatten(1, 2))
-    return out
+        q_GHLD = q[0].index_select(1, group.from_T).unflatten(1, (len(keys), -1)).transpose(0, 1)
+        o_GKQD = F.scaled_dot_product_attention(
+            q_GHLD.reshape(len(keys), k.shape[1], -1, q.shape[3]),
+            keys, values, attn_mask=group.mask(window, shared), scale=scaling,
+        )  # fmt: skip
+        o_GHLD = o_GKQD.reshape(*q_GHLD.shape[:3], -1)
+        out_HTD.index_copy_(1, group.to_T, o_GHLD.transpose(0, 1).flatten(1, 2))
+    return out_HTD[None, :, :-1]
 
 
 def visible(query_position: Tensor, key_position: Tensor, window: int | None) -> Tensor:

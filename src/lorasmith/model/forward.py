@@ -1,8 +1,9 @@
 """From a flat row to hidden states: packed where the probe allows it, padded elsewhere. Flat in, flat out.
 
-    T = tokens of the row, H = width, B = examples, L = the longest of them
+T = tokens of the row, H = width, B = examples, L = the longest of them
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from lorasmith.model.attention import Cache
 from lorasmith.model.base import Base
 from lorasmith.model.row import Row
 
+THIN = 16  # tokens of one adapter: up to so many on average, all adapters go in one product under a mask
+
 
 def hidden(base: Base, row: Row, kv: Cache | None = None) -> Tensor:
     """The decoder's last hidden states [T, H] of a row, each token with its own adapter. Sets the router."""
@@ -22,11 +25,22 @@ def hidden(base: Base, row: Row, kv: Cache | None = None) -> Tensor:
 
 
 def _packed(base: Base, row: Row, kv: Cache | None) -> Tensor:
-    decoding = kv is not None and len(row.slots) > 1
-    base.router.route(row.slots, stacked=decoding)
+    begin(base, row, kv)
     out = base.decoder(**packed_inputs(row), kv=kv)
     states: Tensor = out.last_hidden_state[0]
     return states
+
+
+def begin(base: Base, row: Row, kv: Cache | None) -> None:
+    """Route a packed row's adapters and make room in the cache, before its forward."""
+    base.router.route(row.slots, stacked=kv is not None and is_thin(row.slots))
+    if kv is not None:
+        kv.begin(row.spans, row.ids_T.device)
+
+
+def is_thin(slots: Sequence[Slice]) -> bool:
+    """Whether few tokens of several adapters follow each other, so that all adapters in one product are faster."""
+    return len(slots) > 1 and slots[-1].end <= THIN * len(slots)
 
 
 def packed_inputs(row: Row) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorasmith.lora.router import Slice
+from lorasmith.model.attention import Cache
 from lorasmith.model.base import Base
-from lorasmith.model.forward import hidden, packed_inputs, padded_inputs, padded_slices
+from lorasmith.model.forward import begin, hidden, is_thin, packed_inputs, padded_inputs, padded_slices
 from lorasmith.model.row import Row
 
 CHUNK = 128  # rows of logits at once: of 32 to 640 the fastest on two cores with 49,152 words
@@ -45,6 +46,38 @@ def token_losses(base: Base, row: Row) -> Tensor:
     return torch.cat(losses)
 
 
+@torch.no_grad()
+def next_logits(base: Base, row: Row, kv: Cache) -> Tensor:
+    """Logits [N, V], float32, at the places `at_N` of a packed row with a cache; every adapter of the row at once."""
+    if not base.head.direct:
+        begin(base, row, kv)
+        # the head may carry adapters, whose slices count every token of the row
+        keep = row.at_N if len(row.slots) == 1 else torch.arange(row.tokens, device=row.at_N.device)
+        out: Tensor = base.model(**packed_inputs(row), kv=kv, logits_to_keep=keep).logits[0]
+        return (out if len(row.slots) == 1 else out.index_select(0, row.at_N)).float()
+    states_NH = hidden(base, row, kv).index_select(0, row.at_N)
+    if not len(states_NH):
+        return states_NH.float()
+    slices = label_slices(row)
+    base.router.route(slices, stacked=is_thin(slices))
+    return logits(base, states_NH).float()
+
+
+def label_slices(row: Row) -> list[Slice]:
+    """The row's slots counted in labels; those without one are left out."""
+    slices: list[Slice] = []
+    first = 0
+    for slot in row.slots:
+        inside = (
+            count for span, count in zip(row.spans, row.counts, strict=True) if slot.start <= span.start < slot.end
+        )
+        last = first + sum(inside)
+        if last > first:
+            slices.append(Slice(slot.adapter, first, last))
+        first = last
+    return slices
+
+
 def logits(base: Base, states_NH: Tensor) -> Tensor:
     """Logits [N, V] of hidden states [N, H], as the model itself computes them. The router must be set."""
     out: Tensor = base.output_embedding(states_NH)
@@ -56,25 +89,30 @@ def logits(base: Base, states_NH: Tensor) -> Tensor:
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states_NH: Tensor, base: Base, row: Row, *trained: nn.Parameter) -> Tensor:
-        d_states, d_trained = torch.empty_like(states_NH), [torch.zeros_like(p) for p in trained]
+        d_states = torch.empty_like(states_NH)
+        d_trained: list[Tensor | None] = [None] * len(trained)  # None: of an adapter that no token here uses
         total = torch.zeros((), dtype=torch.promote_types(states_NH.dtype, torch.float32), device=states_NH.device)
         for start, end in _chunks(row, base):
             with torch.enable_grad():
                 states_CH = states_NH[start:end].detach().requires_grad_(True)
                 losses_C = _cross_entropy(logits(base, states_CH), row.target_N[start:end])
                 loss = (losses_C * row.weight_N[start:end].to(losses_C.dtype)).sum()
-            d_chunk, *d_chunk_trained = torch.autograd.grad(loss, [states_CH, *trained])
+            d_chunk, *d_chunk_trained = torch.autograd.grad(loss, [states_CH, *trained], allow_unused=True)
             d_states[start:end] = d_chunk
-            for gradient, chunk in zip(d_trained, d_chunk_trained, strict=True):
-                gradient += chunk
+            for i, chunk in enumerate(d_chunk_trained):
+                d_trained[i] = _sum(d_trained[i], chunk)
             total = total + loss.detach()
         ctx.save_for_backward(d_states, *d_trained)
         return total
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        d_states, *d_trained = (g * d_loss for g in ctx.saved_tensors)
+        d_states, *d_trained = (None if g is None else g * d_loss for g in ctx.saved_tensors)
         return d_states, None, None, *d_trained
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a.add_(b)
 
 
 def _cross_entropy(logits_CV: Tensor, target_C: Tensor) -> Tensor:

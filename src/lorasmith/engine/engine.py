@@ -1,0 +1,154 @@
+"""The one decoding engine: chat, generate, the trainer's samples and a server all decode here.
+
+It knows tokens and adapters' names; prompts, templates and HTTP are its callers'.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lorasmith.engine.packed import Packed, packing_problem
+from lorasmith.engine.padded import Padded
+from lorasmith.engine.request import Chunk, Event, Finish, Reply, Request, Running
+from lorasmith.engine.sample import sample
+from lorasmith.engine.text import Stream
+from lorasmith.errors import AdapterError, DataError
+from lorasmith.i18n import _
+from lorasmith.model.base import Base
+
+
+class Layout(Protocol):
+    """How requests become forwards of the model: Packed, or Padded where the probe says so."""
+
+    def schedule(self, waiting: deque[Running]) -> list[Chunk]:
+        """What goes through the model in this step."""
+
+    def run(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Logits of the chunks after which a token is chosen."""
+
+    def release(self, run: Running) -> None:
+        """The request has ended or was cancelled."""
+
+
+class Engine:
+    """Decodes many requests together, each with its own adapter, sampling and seed.
+
+    A request's answer does not depend on the others, up to rounding of its logits. `slots`: requests at once;
+    `tokens`: tokens a step, so that a long prompt goes in pieces beside the answers of others (packed models only).
+    The model is put into eval mode: adapters' dropout is for training. `why`: the reason for padded batches, or None.
+    """
+
+    def __init__(self, base: Base, slots: int = 16, tokens: int = 512) -> None:
+        self.base = base
+        self.why = packing_problem(base) if base.layout == "packed" else base.why.get("layout", "")
+        self._layout: Layout = Packed(base, slots, tokens) if self.why is None else Padded(base, slots)
+        self._waiting: deque[Running] = deque()
+        self._live: dict[int, Running] = {}
+        self._next_key = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do something."""
+        return bool(self._live)
+
+    def add(self, request: Request) -> int:
+        """Queue a request; its key names it in events.
+
+        Raises DataError where the prompt is empty or longer than the model admits, AdapterError for an unknown name.
+        """
+        run = self._admit(request)
+        self._next_key += 1
+        self._live[run.key] = run
+        self._waiting.append(run)
+        return run.key
+
+    def cancel(self, key: int) -> None:
+        """Forget a request; its place is free at the next step. One that has ended already is no error."""
+        run = self._live.pop(key, None)
+        if run is not None and run in self._waiting:
+            self._waiting.remove(run)
+        elif run is not None:
+            self._layout.release(run)
+
+    @torch.no_grad()
+    def step(self) -> list[Event]:
+        """One forward of the model: a token for every request whose prompt is through."""
+        chunks = self._layout.schedule(self._waiting)
+        if not chunks:
+            return []
+        ready = [chunk.running for chunk in chunks if chunk.is_last]
+        tokens = sample(self._forward(chunks), ready)
+        return self._postprocess(ready, tokens)
+
+    def _forward(self, chunks: Sequence[Chunk]) -> Tensor:
+        if self.base.model.training:
+            self.base.model.eval()
+        try:
+            return self._layout.run(chunks)
+        finally:
+            self.base.router.route(None)
+
+    def _postprocess(self, ready: Sequence[Running], tokens: Sequence[int]) -> list[Event]:
+        events = [run.accept(token) for run, token in zip(ready, tokens, strict=True)]
+        for run, event in zip(ready, events, strict=True):
+            if event.finish:
+                del self._live[run.key]
+                self._layout.release(run)
+        return events
+
+    def _admit(self, request: Request) -> Running:
+        known, limit = self.base.adapters, self.base.max_positions
+        if request.adapter is not None and request.adapter not in known:
+            names = ", ".join(map(repr, known)) or _("none")
+            raise AdapterError(
+                _("no adapter {name!r} is loaded; there are: {names}.", name=request.adapter, names=names)
+            )
+        if not request.ids:
+            raise DataError(_("the prompt is empty, so there is nothing to continue."))
+        if limit is not None and len(request.ids) >= limit:
+            text = _("the prompt has {tokens} tokens; with a reply this model can look at {limit}. Shorten it.",
+                     tokens=len(request.ids), limit=limit)  # fmt: skip
+            raise DataError(text)
+        settings, tokenizer = request.sampling, self.base.tokenizer
+        special = tokenizer.get_added_vocab() if settings.stop else {}  # shown in no text, so no text can be searched
+        return Running(
+            key=self._next_key,
+            request=request,
+            ids=list(request.ids),
+            limit=min(len(request.ids) + settings.max_new_tokens, limit or 2**62),
+            stop_ids=frozenset((*request.stop_ids, *(special[stop] for stop in settings.stop if stop in special))),
+            stream=Stream(tokenizer, settings.stop),
+            generator=torch.Generator().manual_seed(settings.seed),
+        )
+
+
+def generate(engine: Engine, requests: Iterable[Request]) -> Iterator[Event]:
+    """Events of these requests as they come; keys count from 0 in their order. Leaving early cancels the rest."""
+    order = {engine.add(request): i for i, request in enumerate(requests)}
+    left = set(order)
+    try:
+        while left:
+            for event in engine.step():
+                if event.key not in order:
+                    continue
+                if event.finish:
+                    left.discard(event.key)
+                yield event._replace(key=order[event.key])
+    finally:
+        for key in left:
+            engine.cancel(key)
+
+
+def replies(engine: Engine, requests: Sequence[Request]) -> list[Reply]:
+    """The finished answers, in the order of the requests."""
+    texts: list[list[str]] = [[] for _request in requests]
+    ids: list[list[int]] = [[] for _request in requests]
+    finish: list[Finish] = ["length"] * len(requests)
+    for event in generate(engine, requests):
+        texts[event.key].append(event.text)
+        ids[event.key].append(event.token)
+        finish[event.key] = event.finish or finish[event.key]
+    return [Reply("".join(text), own, end) for text, own, end in zip(texts, ids, finish, strict=True)]

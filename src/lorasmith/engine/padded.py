@@ -1,0 +1,109 @@
+"""Left-padded batches, for families that the probe does not let into a packed row (Bloom, GPT-J, recurrent ones)."""
+
+import inspect
+from collections import deque
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorasmith.engine.request import Chunk, Running
+from lorasmith.lora.router import Slice
+from lorasmith.model.base import Base
+from lorasmith.model.head import logits
+from lorasmith.model.probe import native_attention
+
+
+class Padded:
+    """At most `slots` requests in a batch, padded on the left, with the cache that the model itself makes.
+
+    A batch runs until all its requests have ended; only then the waiting ones begin. A model without a key/value
+    cache goes through the whole text again for each token: slow, and the same.
+
+        B = requests of the batch, those that have ended included; L = tokens so far; N = new tokens of each
+    """
+
+    def __init__(self, base: Base, slots: int) -> None:
+        self.base, self.slots = base, slots
+        self._batch: list[Running] = []
+        self._ended: set[int] = set()
+        self._keys: Any = None
+        self._mask_BL = torch.empty(0, 0, dtype=torch.long)
+        accepted = inspect.signature(base.model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._has_cache = "past_key_values" in accepted
+
+    def schedule(self, waiting: deque[Running]) -> list[Chunk]:
+        """All that is left of the batch; a new one where nothing is, sorted so that an adapter is a range of rows."""
+        if not self._batch:
+            chosen: list[Running] = []
+            while waiting and len(chosen) < self.slots and self._fits([*chosen, waiting[0]]):
+                chosen.append(waiting.popleft())
+            self._batch = sorted(chosen, key=lambda run: run.request.adapter or "")
+            self._ended, self._keys = set(), None
+        return [Chunk(run, run.pending) for run in self._batch if run.key not in self._ended]
+
+    def run(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Logits [chunks, V], float32, one row for each chunk."""
+        with native_attention(self.base):
+            logits_BV = self._forward(self._inputs())
+        rows = {run.key: i for i, run in enumerate(self._batch)}
+        at_C = torch.tensor([rows[chunk.running.key] for chunk in chunks], device=logits_BV.device)
+        for run, length in chunks:
+            run.past += length
+        return logits_BV.index_select(0, at_C).float()
+
+    def release(self, run: Running) -> None:
+        """The request has ended: its row goes on unread until the batch is over."""
+        self._ended.add(run.key)
+        if len(self._ended) == len(self._batch):
+            self._batch, self._keys = [], None
+
+    def _fits(self, batch: Sequence[Running]) -> bool:
+        """Whether the model can look at the longest prompt and the longest reply together: padding takes places too."""
+        limit = self.base.max_positions
+        new = max(run.limit - len(run.ids) for run in batch)
+        return len(batch) == 1 or limit is None or max(len(run.ids) for run in batch) + new <= limit
+
+    def _inputs(self) -> Tensor:
+        """The tokens [B, N] that the cache does not hold; the mask grows along. Rows that have ended repeat a token."""
+        device = self.base.device
+        if self._keys is not None:
+            self._mask_BL = torch.cat([self._mask_BL, self._mask_BL.new_ones(len(self._batch), 1)], 1)
+            return torch.tensor([[run.ids[-1]] for run in self._batch], device=device)
+        longest = max(len(run.ids) for run in self._batch)
+        pads = [longest - len(run.ids) for run in self._batch]
+        mask = [[0] * pad + [1] * (longest - pad) for pad in pads]
+        self._mask_BL = torch.tensor(mask, device=device)
+        return torch.tensor([[0] * pad + run.ids for pad, run in zip(pads, self._batch, strict=True)], device=device)
+
+    def _forward(self, ids_BN: Tensor) -> Tensor:
+        """Logits [B, V] of the last tokens; sets the router twice, in tokens of the batch and in rows of the head."""
+        inputs: dict[str, Any] = {"input_ids": ids_BN, "attention_mask": self._mask_BL, "use_cache": self._has_cache}
+        if self._takes_positions:
+            position_BL = (self._mask_BL.cumsum(-1) - 1).clamp(min=0)
+            inputs["position_ids"] = position_BL[:, -ids_BN.shape[1] :]
+        if self._has_cache:
+            inputs["past_key_values"] = self._keys
+        router = self.base.router
+        router.route(self._slices(ids_BN.shape[1]))
+        if not self.base.head.direct:
+            out = self.base.model(**inputs)
+            self._keys = getattr(out, "past_key_values", None)
+            last: Tensor = out.logits[:, -1]
+            return last
+        out = self.base.decoder(**inputs)
+        self._keys = getattr(out, "past_key_values", None)
+        router.route(self._slices(1))
+        return logits(self.base, out.last_hidden_state[:, -1])
+
+    def _slices(self, tokens: int) -> list[Slice]:
+        """The batch's adapters, each `tokens` tokens a row."""
+        slices, first = [], 0
+        for adapter, group in groupby(self._batch, key=lambda run: run.request.adapter):
+            last = first + len(list(group))
+            slices.append(Slice(adapter, first * tokens, last * tokens))
+            first = last
+        return slices
