@@ -221,4 +221,4 @@ class SavedModule(nn.Module):
             return self._call(slices[0].adapter, x)
         x_T = x.reshape(-1) if not x.is_floating_point() else x.reshape(-1, x.shape[-1])
         y_TO = torch.cat([self._call(s.adapter, x_T[s.start : s.end]) for s in slices])
-        return y_TO.view(*x.shape[: 2 if x.dim() > 1 else 1], y_TO.shape[-1])
+        return y_TO.view(*(x.shape[:-1] if x.is_floating_point() else x.shape), y_TO.shape[-1])

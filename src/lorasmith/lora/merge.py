@@ -27,14 +27,14 @@ def update(layer: LoRALayer | LoRAEmbedding, adapter: str) -> Tensor:
 
 @torch.no_grad()
 def merged_weights(model: PreTrainedModel, adapter: Adapter) -> dict[str, Tensor]:
-    """The weights that change, under the base's own names, summed in float64 and kept in `master_dtype`.
-
-    Trained biases are in the base already and appear here under their own names.
+    """The weights that change, under the base's own names, in float64: W + B A, copies trained whole, trained biases.
 
     Raises:
         AdapterError: the base is quantised, so that W + B A would be rounded onto its few levels.
     """
-    weights: dict[str, Tensor] = {}
+    mine = {id(p) for p in adapter.parameters.values()}
+    named = ((plain_name(name), p) for name, p in model.named_parameters() if id(p) in mine)
+    weights = {name: p.double() for name, p in named if name is not None}  # biases are trained in the base itself
     for path, module in model.named_modules():
         if isinstance(module, LoRALayer | LoRAEmbedding) and adapter.name in module.scaling:
             W: Tensor = module.base_layer.weight  # type: ignore[assignment]

@@ -30,7 +30,10 @@ class Router:
         self.stacked = stacked
 
     def slices_of(self, tokens: int) -> tuple[Slice, ...]:
-        """The slices of a row of `tokens` tokens."""
+        """The slices of a row of `tokens` tokens. One adapter for all: whatever part of the row a layer sees."""
         if self.slices is None:
             return (Slice(self.active, 0, tokens),)
+        if len(self.slices) == 1:
+            return (Slice(self.slices[0].adapter, 0, tokens),)
+        assert self.slices[-1].end == tokens, f"routed for {self.slices[-1].end} tokens, called with {tokens}"
         return self.slices

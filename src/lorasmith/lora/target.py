@@ -52,9 +52,10 @@ def find_targets(model: PreTrainedModel, config: LoraConfig) -> Targets:
     saved = {name: [p for p in modules if ends_with(p, name)] for name in config.modules_to_save}
     problems += [_no_match("lora.modules_to_save", name, modules) for name, paths in saved.items() if not paths]
     whole = {path for paths in saved.values() for path in paths}
+    in_whole = {p for p in modules if any(p == path or p.startswith(path + ".") for path in whole)}
     matched = {}
     for pattern in _patterns(config.target_modules):
-        paths = [path for path in _matching(model, modules, pattern) if path not in whole]
+        paths = [path for path in _matching(model, modules, pattern) if path not in in_whole]
         if not paths:
             problems.append(_no_match("lora.target_modules", pattern, modules))
         paths = _without(paths, config, problems)

@@ -37,17 +37,22 @@ def probe(base: Base) -> None:
         base.layout = "padded"
         base.model.set_attn_implementation(native)
         base.why["layout"] = _("padded: {reason}", reason=reason)
+    base.router.route(None)
 
 
 @contextmanager
-def native_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Within it the model attends its own way, as transformers' `generate` and a comparison want it."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("sdpa" if before == attention.NAME else before)
+def native_attention(base: Base) -> Iterator[None]:
+    """Within it the model is used as transformers uses it: its own attention, the active adapter for every token."""
+    attends, slices = base.model.config._attn_implementation, base.router.slices
+    if attends == attention.NAME:
+        base.model.set_attn_implementation("sdpa")
+    base.router.route(None)
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        base.router.route(slices)
+        if attends == attention.NAME:
+            base.model.set_attn_implementation(attends)
 
 
 def _find_head(base: Base) -> tuple[Head, str]:
@@ -58,7 +63,7 @@ def _find_head(base: Base) -> tuple[Head, str]:
     if base.model.get_output_embeddings() is None:
         return Head(direct=False), _("the model's own logits: it has no output embedding to call")
     row = _row(base, *_two_examples(base))
-    with torch.no_grad(), native_attention(base.model):
+    with torch.no_grad(), native_attention(base):
         base.head = head
         own = base.model(input_ids=row.ids_T[None, : row.spans[0].end], use_cache=False).logits[0]
         states = hidden(base, row)[: row.spans[0].end]

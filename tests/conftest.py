@@ -1,0 +1,27 @@
+"""Fixtures of all tests. One thread: two torch programs at once on two cores fight over them."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves it out; for `from families import ...`
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_a_seed() -> None:
+    torch.set_num_threads(1)  # load_base sets it to all cores
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """The same mathematics without the casts down to float32 that some models make: see families.no_casts_down."""
+    from families import no_casts_down
+
+    with no_casts_down():
+        yield
