@@ -49,3 +49,7 @@ class TrainingError(LorasmithError):
 
 class MissingExtraError(LorasmithError):
     """An optional package is needed; the text says how to install it."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C came and the work was saved; the text says where. The command line exits with 130."""

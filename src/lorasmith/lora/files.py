@@ -16,17 +16,21 @@ from transformers.pytorch_utils import Conv1D
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.config import LoraConfig
-from lorasmith.lora.inject import Adapter, inject, remove
+from lorasmith.lora.inject import PEFT_PREFIX, Adapter, inject, remove
 from lorasmith.lora.layer import LoRALayer
+from lorasmith.lora.merge import plain_name
 from lorasmith.lora.router import Router
 from lorasmith.lora.target import ends_with, is_adaptable, is_name
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_UNSUPPORTED = {  # PEFT's options that change the mathematics and are not here: refused, never ignored
-    "use_dora": False, "lora_bias": False, "fan_in_fan_out": None, "megatron_config": None, "loftq_config": {},
-    "layer_replication": None, "trainable_token_indices": None, "target_parameters": None, "alora_invocation_tokens": None,
-    "corda_config": None, "eva_config": None, "arrow_config": None, "use_bdlora": None,
+_OPTIONS = ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora")  # the same here and in PEFT
+_UNDERSTOOD = {  # by this program, or without influence on the answers; any other option that is set is refused
+    *_OPTIONS, "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern",
+    "modules_to_save", "init_lora_weights", "peft_type", "task_type", "base_model_name_or_path", "inference_mode",
+    "auto_mapping", "peft_version", "revision", "fan_in_fan_out", "layers_pattern", "megatron_core", "runtime_config",
+    "eva_config", "qalora_group_size",
 }  # fmt: skip
+_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of init_lora_weights: those that leave W as it is
 
 
 def save_adapter(
@@ -98,18 +102,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
     """A LoraConfig from PEFT's adapter_config.json. What is not supported is refused by name."""
-    refused = [
-        key for key, off in _UNSUPPORTED.items() if key != "fan_in_fan_out" and raw.get(key) not in (off, None, False)
-    ]
+    refused = sorted(key for key, value in raw.items() if value and key not in _UNDERSTOOD)
     init = raw.get("init_lora_weights", True)
-    if init not in (True, False, "gaussian"):
-        init = True  # how it started does not matter once it is trained; PiSSA and others that change W are refused below
-        refused += ["init_lora_weights"]
+    if init not in _STARTS:
+        refused.append(f"init_lora_weights={init}")
     if refused:
         raise AdapterError(
             _("{path}: {keys} of PEFT is not supported, and ignoring it would change the answers.", path=path, keys=", ".join(refused))
         )
-    known = {key: raw[key] for key in ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora") if raw.get(key) is not None}
+    known = {key: raw[key] for key in _OPTIONS if raw.get(key) is not None}
     targets = raw.get("target_modules") or ()
     return LoraConfig(
         **known,
@@ -152,7 +153,8 @@ def load_adapter(model: PreTrainedModel, router: Router, folder: Path, name: str
     tensors = read_weights(folder)
     before = router.active
     adapter = inject(model, config, router, name)
-    problems = _misfits(adapter, tensors)
+    problems = _without_base(tensors, adapter, model)
+    problems += _misfits(adapter, tensors)
     if not problems and not _has_effect(tensors):
         problems = [_("its B matrices are all zero, so it changes nothing: the training did not reach this file.")]
     if problems:
@@ -163,6 +165,19 @@ def load_adapter(model: PreTrainedModel, router: Router, folder: Path, name: str
         for key, parameter in adapter.parameters.items():
             parameter.copy_(tensors[key])
     return adapter
+
+
+def _without_base(tensors: dict[str, Tensor], adapter: Adapter, model: PreTrainedModel) -> list[str]:
+    """Take out the base's own tensors, which PEFT saves too where an embedding is adapted. Problems if they differ."""
+    named = {PEFT_PREFIX + name: p for name, p in model.named_parameters() if plain_name(name)}
+    problems = []
+    for key in sorted((tensors.keys() & named.keys()) - adapter.parameters.keys()):
+        theirs, ours = tensors.pop(key), named[key].cpu()
+        if ours.shape != theirs.shape or not (
+            torch.equal(ours.to(theirs.dtype), theirs) or torch.equal(ours, theirs.to(ours.dtype))
+        ):
+            problems.append(_("holds another {key} than this base has: it belongs to another base.", key=key))
+    return problems
 
 
 def _misfits(adapter: Adapter, tensors: Mapping[str, Tensor]) -> list[str]:

@@ -23,7 +23,7 @@ class LowRank(torch.autograd.Function):
     """y += s (x A^T) B^T in place, slice by slice of the tokens. x [..., I], y [..., O], any floating dtype.
 
     A and B stay in their own dtype (float32) and are cast once per forward; their gradients come back in it.
-    `plain_low_rank` is the same in plain torch.
+    `plain_low_rank` is the same in plain torch, and what torch.compile gets.
     """
 
     @staticmethod
@@ -62,7 +62,7 @@ class LowRank(torch.autograd.Function):
 
 
 def plain_low_rank(y: Tensor, x: Tensor, bounds: Bounds, scales: tuple[float, ...], *AB: Tensor) -> Tensor:
-    """What LowRank computes, written as the paper has it: the oracle of the tests."""
+    """What LowRank computes, written as the paper has it: the oracle of the tests, and for torch.compile."""
     x_TI, y_TO = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
     update = torch.zeros_like(y_TO)
     for (start, end), s, A, B in zip(bounds, scales, AB[0::2], AB[1::2], strict=True):
@@ -120,6 +120,8 @@ class LoRALayer(nn.Module):
             return y
         AB = [p.weight for s in slices for p in (self.lora_A[s[0]], self.lora_B[s[0]])]
         bounds, scales = tuple((s[1], s[2]) for s in slices), tuple(self.scaling[s[0]] for s in slices)
+        if torch.compiler.is_compiling():  # it gets functions that write in place wrong (pytorch issue 180642)
+            return plain_low_rank(y, x, bounds, scales, *AB)
         added: Tensor = LowRank.apply(y, x, bounds, scales, *AB)  # type: ignore[no-untyped-call]
         return added
 

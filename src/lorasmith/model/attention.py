@@ -104,7 +104,7 @@ def _inside_spans(
 ) -> Tensor:
     lengths = [span.length for span in spans]
     pieces = zip(*(t.split(lengths, dim=2) for t in (q, k, v)), strict=True)
-    return torch.cat([_causal(*qkv, scaling=scaling, window=window) for qkv in pieces], dim=2)
+    return torch.cat([_causal(q1, k1, v1, scaling, window) for q1, k1, v1 in pieces], dim=2)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None) -> Tensor:

@@ -1,0 +1,30 @@
+"""lorasmith: from a pretrained language model and a file of examples to a tested LoRA adapter.
+
+    from lorasmith import LoraConfig, load, train
+
+    summary = train("rows.jsonl", lora=LoraConfig(r=8), output="runs/mine")
+    print(summary.loss_before, summary.loss_after)
+    print(load("runs/mine").generate("Hello!"))
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorasmith.api import load as load
+    from lorasmith.api import train as train
+    from lorasmith.lora.config import LoraConfig as LoraConfig
+
+__all__ = ["LoraConfig", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads what is asked for, when it is asked for (PEP 562): `import lorasmith` alone loads no torch."""
+    if name == "LoraConfig":
+        from lorasmith.lora.config import LoraConfig
+
+        return LoraConfig
+    if name in ("load", "train"):
+        from lorasmith import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'lorasmith' has no attribute {name!r}")

@@ -1,0 +1,115 @@
+"""Held-out loss of base and adapter, and whether the difference is real: a paired bootstrap over examples."""
+
+import math
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Iterator
+
+import torch
+from torch import Tensor
+
+from lorasmith.data.plan import rows_of
+from lorasmith.i18n import _
+from lorasmith.model.base import Base
+from lorasmith.model.head import token_losses
+from lorasmith.model.row import Example, flatten
+from lorasmith.report import Report
+
+RESAMPLES = 2000
+EVAL_ROW_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Per example: the sum of its weighted token losses, and of its weights. float64, in the examples' order."""
+
+    losses: Tensor
+    weights: Tensor
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of a learned token, in nats."""
+        return float(self.losses.sum() / self.weights.sum())
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return math.exp(self.loss)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two held-out losses on the same examples, and the 95% interval of their difference."""
+
+    before: float
+    after: float
+    low: float
+    high: float
+    examples: int
+
+    @property
+    def difference(self) -> float:
+        """after - before: below zero where the second is better."""
+        return self.after - self.before
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the interval is clear of zero."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        return _(
+            "held-out loss {before:.4f} -> {after:.4f} (perplexity {ppl_before:.1f} -> {ppl_after:.1f}); "
+            "difference {difference:+.4f}, 95% interval [{low:+.4f}, {high:+.4f}] over {examples} examples: {verdict}",
+            before=self.before,
+            after=self.after,
+            ppl_before=math.exp(self.before),
+            ppl_after=math.exp(self.after),
+            difference=self.difference,
+            low=self.low,
+            high=self.high,
+            examples=self.examples,
+            verdict=_("clear of zero") if self.is_real else _("not clear of zero"),
+        )
+
+
+def held_out(
+    base: Base, examples: Sequence[Example], adapter: str | None, report: Report | None = None, task: str = ""
+) -> HeldOut:
+    """The losses of `examples` under `adapter` (None: the base alone), without dropout and without gradient."""
+    losses = torch.zeros(len(examples), dtype=torch.float64)
+    weights = torch.tensor([example.weight for example in examples], dtype=torch.float64)
+    rows = rows_of([e.useful_length for e in examples], EVAL_ROW_TOKENS, base.layout)
+    with evaluating(base):
+        for done, members in enumerate(rows, 1):
+            row = flatten([examples[i] for i in members], total_weight=1.0, adapter=adapter).to(base.device)
+            weighted = token_losses(base, row).double().cpu() * row.weight_N.double().cpu()
+            for i, part in zip(members, weighted.split(list(row.counts)), strict=True):
+                losses[i] = part.sum()
+            if report:
+                report.progress(task, done, len(rows))
+    return HeldOut(losses, weights)
+
+
+@contextmanager
+def evaluating(base: Base) -> Iterator[None]:
+    """Within it no dropout and no gradient."""
+    training = base.model.training
+    base.model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        base.model.train(training)
+
+
+def compare(before: HeldOut, after: HeldOut, seed: int = 0) -> Comparison:
+    """Paired bootstrap: examples are drawn with replacement, both losses taken on the same draw (Efron 1979)."""
+    examples = len(before.losses)
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(examples, (RESAMPLES, examples), generator=generator)
+    weight = before.weights[draws].sum(1)
+    differences = (after.losses - before.losses)[draws].sum(1) / weight
+    low, high = torch.quantile(differences, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Comparison(before.loss, after.loss, low, high, examples)

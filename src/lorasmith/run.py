@@ -1,0 +1,336 @@
+"""One configuration: from data to a run folder.
+
+    RUN/config.toml        everything resolved, with the reasons of what was chosen
+    RUN/environment.json   versions, processor, threads
+    RUN/metrics.jsonl      one line a step or evaluation
+    RUN/checkpoints/       the last, and the best by held-out loss
+    RUN/adapter/           the best if one was measured, else the last
+    RUN/loss.png
+    RUN/summary.json       written last: a run with it is finished
+"""
+
+import json
+import platform
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from lorasmith.adapter_folder import end_ids, write_adapter
+from lorasmith.config import Config, load_config, to_toml
+from lorasmith.data.plan import Plan, plan
+from lorasmith.data.prepare import Prepared, prepare
+from lorasmith.data.template import Template
+from lorasmith.errors import RunError
+from lorasmith.evaluate import HeldOut, compare, held_out
+from lorasmith.i18n import _
+from lorasmith.lora.inject import count, inject
+from lorasmith.model.base import Base
+from lorasmith.model.load import load_base
+from lorasmith.plot import plot_loss
+from lorasmith.report import Report
+from lorasmith.training import checkpoint, loop
+from lorasmith.training.checkpoint import State, write_file
+from lorasmith.training.dist import World, join, leave
+from lorasmith.training.memory import peak_memory_mib
+from lorasmith.training.optim import FlatParameters, make_optimizer, warmup_steps
+
+ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished run came to. Losses in nats a token; null where nothing was held out."""
+
+    run: str
+    loss_before: float | None
+    loss_after: float | None
+    interval: tuple[float, float] | None
+    tokens_per_second: float
+    peak_memory_mib: float
+    seconds: float
+    steps: int
+    tokens: int
+    trainable_parameters: int
+    adapter_bytes: int
+    base_bytes: int
+
+
+def train(config: Config, report: Report | None = None, resume: bool = False, overwrite: bool = False) -> Summary:
+    """Train one adapter as `config` says and return what it came to; the run folder holds everything.
+
+    Raises LorasmithError for what the user can mend, Interrupted after Ctrl-C; what was done is saved then.
+    """
+    started = time.perf_counter()
+    world = join()
+    report = report if report is not None and world.is_first else Report()
+    folder = _run_folder(config)
+    try:
+        finished = _open_run(folder, config, resume, overwrite, world)
+        if finished is not None:
+            report.say(_("{run} is finished already.", run=folder))
+            return finished
+        return _Training(config, folder, report, world).run(resume, started)
+    finally:
+        if world.size > 1:
+            leave()
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """The summary of a finished run; None where the run is not finished."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        return None
+    raw = json.loads(path.read_text("utf-8"))
+    return Summary(**{**raw, "interval": tuple(raw["interval"]) if raw["interval"] else None})
+
+
+def _run_folder(config: Config) -> Path:
+    if config.output:
+        return Path(config.output).expanduser()
+    name = Path(config.data.data[0]).stem if config.data.data else "run"
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _open_run(folder: Path, config: Config, resume: bool, overwrite: bool, world: World) -> Summary | None:
+    """Check the folder before anything is loaded; a summary where a resumed run is finished already."""
+    world.wait()  # nobody writes before all have looked
+    if resume:
+        if not (folder / "config.toml").is_file():
+            raise RunError(_("{folder}: no run to resume there (no config.toml).", folder=folder))
+        _refuse_other_config(folder, config)
+        return read_summary(folder)
+    if folder.exists() and (folder.is_file() or any(folder.iterdir())) and not overwrite:
+        raise RunError(
+            _("{folder} exists already. Go on with --resume, replace it with --overwrite, or choose another --output.", folder=folder)
+        )
+    if overwrite and folder.exists() and any(folder.iterdir()) and not (folder / "config.toml").is_file():
+        raise RunError(_("{folder} is no run (no config.toml), so --overwrite leaves it alone.", folder=folder))
+    return None
+
+
+def _refuse_other_config(folder: Path, config: Config) -> None:
+    before, now = load_config(folder / "config.toml", {}).model_dump(), config.model_dump()
+    differing = [
+        _("{key}: was {before!r}, now {now!r}", key=f"{part}.{key}", before=value, now=now[part][key])
+        for part, values in before.items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+        if now[part][key] != value
+    ]
+    if differing:
+        raise RunError(
+            _("{folder}: a resumed run goes on as it began; start another one for other settings.", folder=folder), *differing
+        )
+
+
+class _Training:
+    """One run from the first file read to summary.json: the order of its parts, and what they hand on."""
+
+    def __init__(self, config: Config, folder: Path, report: Report, world: World) -> None:
+        self.config, self.folder, self.report, self.world = config, folder, report, world
+
+    def run(self, resume: bool, started: float) -> Summary:
+        """Load, prepare, train, measure, write."""
+        config, report = self.config, self.report
+        base = load_base(config.model, report)
+        template = Template.of(base.tokenizer, config.data.template, end_ids(base))
+        data = prepare(config.data, template, base.max_positions, report, config.training.seed)
+        base.adapters[ADAPTER] = inject(base.model, config.lora, base.router, ADAPTER, config.training.seed)
+        job = self._job(base, template, data)
+        self._describe(job)
+        state = self._start(job, resume)
+        before = self._measure(job, None, _("held-out loss of the base"))
+        state.loss_before = before.loss if before else None
+        if config.training.gradient_checkpointing:
+            base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        loop.train(job, state)
+        after = self._finish_adapter(job, state)
+        seconds = time.perf_counter() - started
+        return self._summarise(job, state, before, after, seconds)
+
+    def _job(self, base: Base, template: Template, data: Prepared) -> loop.Job:
+        training = self.config.training
+        parameters = FlatParameters(base.adapters[ADAPTER].parameters)
+        notes = {"data": list(self.config.data.data), "max_length": data.max_length}
+
+        def write(folder: Path) -> None:
+            write_adapter(base, ADAPTER, template, folder, notes)
+
+        return loop.Job(
+            base=base,
+            adapter=ADAPTER,
+            parameters=parameters,
+            optimizer=make_optimizer(parameters, training),
+            plan=_plan(self.config, base, data),
+            train=data.train,
+            held_out=data.held_out,
+            config=training,
+            world=self.world,
+            folder=self.folder,
+            settings=_settings(base, data, self.world),
+            write_adapter=write,
+            report=self.report,
+        )
+
+    def _describe(self, job: loop.Job) -> None:
+        """What is about to happen, before it costs time."""
+        base, say = job.base, self.report.say
+        adapter = base.adapters[ADAPTER]
+        say(_("base {model}: {dtype} on {device} ({why})", model=base.source, dtype=_name(base.dtype), device=base.device, why=base.why["dtype"]))
+        say(_("rows: {layout}", layout=base.why["layout"]))
+        for pattern, paths in adapter.targets.matched.items():
+            say(_("target {pattern} matches {modules}", pattern=pattern, modules=_summary_of_paths(paths)))
+        for name, paths in adapter.targets.saved.items():
+            say(_("{name} is copied and trained whole: {modules}", name=name, modules=", ".join(paths)))
+        say(str(count(base.model, adapter)))
+        say(
+            _(
+                "{steps} steps of {examples} examples, learning rate {rate:g} ({schedule}, {warmup} steps of warm-up)",
+                steps=len(job.plan),
+                examples=job.plan.step_examples,
+                rate=job.config.learning_rate,
+                schedule=job.config.schedule,
+                warmup=warmup_steps(job.config, len(job.plan)),
+            )
+        )
+
+    def _start(self, job: loop.Job, resume: bool) -> State:
+        """A fresh run folder, or the last checkpoint put back."""
+        if resume:
+            return self._restore(job)
+        if self.world.is_first:
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            (self.folder / "checkpoints").mkdir(parents=True)
+            reasons = {f"model.{key}": why for key, why in job.base.why.items()}
+            write_file(self.folder / "config.toml", to_toml(self.config, reasons))
+            write_file(self.folder / "environment.json", json.dumps(job.settings | _versions(), indent=2) + "\n")
+        self.world.wait()
+        return State()
+
+    def _restore(self, job: loop.Job) -> State:
+        found = checkpoint.latest(job.checkpoints)
+        if found is None:
+            self.report.say(_("no checkpoint yet in {folder}: starting from the beginning", folder=self.folder))
+            return State()
+        state, settings = checkpoint.read_state(found)
+        for key in ("train_sha256", "held_out_sha256"):
+            if settings[key] != job.settings[key]:
+                raise RunError(_("{folder}: the examples are no longer the ones that this run began with.", folder=self.folder))
+        for key, value in settings.items():
+            if job.settings[key] != value:
+                self.report.warn(
+                    _("{key} was {then} and is now {now}: the rest will not be bit for bit the same", key=key, then=value, now=job.settings[key])
+                )
+        checkpoint.restore(found, job.parameters, job.optimizer, state.step)
+        self.report.say(_("resumed after step {step} of {steps}", step=state.step, steps=len(job.plan)))
+        return state
+
+    def _measure(self, job: loop.Job, adapter: str | None, task: str) -> HeldOut | None:
+        if not job.held_out:
+            return None
+        return held_out(job.base, job.held_out, adapter, self.report, task)
+
+    def _finish_adapter(self, job: loop.Job, state: State) -> HeldOut | None:
+        """Measure the last adapter; adapter/ gets the best one by held-out loss, or the last where none was measured."""
+        last = self._measure(job, ADAPTER, _("held-out loss of the adapter"))
+        best = job.checkpoints / "best"
+        if last is not None and self.world.is_first:
+            loop.append_metrics(job, {"step": state.step, "held_out_loss": last.loss})
+        if last is None or state.best_loss is None or last.loss <= state.best_loss:
+            state.best_loss, state.best_step = last.loss if last else None, state.step
+            if self.world.is_first:
+                checkpoint.write_folder(self.folder / "adapter", job.write_adapter)
+            return last
+        if self.world.is_first:
+            checkpoint.write_folder(self.folder / "adapter", lambda folder: _copy(best, folder))
+        self.world.wait()
+        _put_weights(job, best)
+        self.report.say(_("the adapter of step {step} is the best by held-out loss and is kept", step=state.best_step))
+        return self._measure(job, ADAPTER, _("held-out loss of the best adapter"))
+
+    def _summarise(self, job: loop.Job, state: State, before: HeldOut | None, after: HeldOut | None, seconds: float) -> Summary:
+        compared = compare(before, after, self.config.training.seed) if before and after else None
+        summary = Summary(
+            run=str(self.folder),
+            loss_before=compared.before if compared else None,
+            loss_after=compared.after if compared else None,
+            interval=(compared.low, compared.high) if compared else None,
+            tokens_per_second=state.tokens / state.seconds,
+            peak_memory_mib=peak_memory_mib(job.base.device),
+            seconds=seconds,
+            steps=state.step,
+            tokens=state.tokens,
+            trainable_parameters=job.parameters.values.numel(),
+            adapter_bytes=sum(p.numel() * 4 for p in job.base.adapters[ADAPTER].parameters.values()),
+            base_bytes=sum(p.numel() * p.element_size() for p in job.base.model.parameters() if not p.requires_grad),
+        )
+        if compared:
+            self.report.say(str(compared))
+        if self.world.is_first:
+            plot_loss([self.folder], self.folder / "loss.png", self.report)
+            write_file(self.folder / "summary.json", json.dumps(asdict(summary), indent=2) + "\n")
+        self.report.say(_("finished: {folder}", folder=self.folder / "adapter"))
+        return summary
+
+
+def _plan(config: Config, base: Base, data: Prepared) -> Plan:
+    lengths = [example.useful_length for example in data.train]
+    n_targets = [example.n_targets for example in data.train]
+    return plan(lengths, n_targets, config.training, config.training.seed, base.layout)
+
+
+def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:
+    """What a resumed run must share to be the same bit for bit."""
+    return {
+        "dtype": _name(base.dtype),
+        "device": str(base.device),
+        "layout": base.layout,
+        "threads": str(torch.get_num_threads()),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "processes": str(world.size),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "train_sha256": data.train_sha256,
+        "held_out_sha256": data.held_out_sha256,
+    }
+
+
+def _versions() -> dict[str, str]:
+    flags = torch.cpu.get_capabilities()
+    on = sorted(name for name, value in flags.items() if value is True)
+    return {"python": platform.python_version(), "system": platform.platform(), "processor_flags": " ".join(on)}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _summary_of_paths(paths: list[str]) -> str:
+    """`210 modules: 30 x q_proj, ...`, or the paths where they are few."""
+    if len(paths) <= 3:
+        return ", ".join(paths)
+    names: dict[str, int] = {}
+    for path in paths:
+        name = path.rpartition(".")[2]
+        names[name] = names.get(name, 0) + 1
+    return _("{count} modules: {names}", count=len(paths), names=", ".join(f"{n} x {name}" for name, n in names.items()))
+
+
+def _copy(source: Path, folder: Path) -> None:
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+@torch.no_grad()
+def _put_weights(job: loop.Job, folder: Path) -> None:
+    from lorasmith.lora.files import read_weights
+
+    tensors = read_weights(folder)
+    for key, parameter in job.base.adapters[ADAPTER].parameters.items():
+        parameter.copy_(tensors[key])

@@ -1,0 +1,71 @@
+"""A base with trained adapters on it, ready to be talked to, measured or merged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorasmith.adapter_folder import base_of, find_adapter, read_about, template_for
+from lorasmith.data.template import Template
+from lorasmith.errors import AdapterError
+from lorasmith.i18n import _
+from lorasmith.lora.files import load_adapter
+from lorasmith.model.base import Base
+from lorasmith.model.config import ModelConfig
+from lorasmith.model.load import load_base
+from lorasmith.report import Report
+
+
+@dataclass(frozen=True)
+class Session:
+    """`template` is the one that the first adapter was trained with; `folders` are the adapters' by name."""
+
+    base: Base
+    template: Template
+    folders: dict[str, Path]
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters, in the order in which they were given."""
+        return list(self.folders)
+
+
+def open_adapters(paths: Sequence[str | Path], config: ModelConfig | None = None, report: Report | None = None) -> Session:
+    """Load the base that the first adapter names (or `config.model`), and every adapter onto it, as evaluation sees it.
+
+    Raises:
+        AdapterError: no adapter there, one for another base or tokenizer, or adapters with different encodings.
+        ModelError: the base cannot be loaded.
+    """
+    report = report or Report()
+    folders = _named([find_adapter(Path(path).expanduser()) for path in paths])
+    first = next(iter(folders.values()))
+    if config is None or "model" not in config.model_fields_set:
+        settings = config.model_dump(exclude_unset=True) if config else {}
+        config = ModelConfig(**{**settings, "model": base_of(first)})
+    base = load_base(config, report)
+    templates = {}
+    for name, folder in folders.items():
+        templates[name] = template_for(folder, base)
+        base.adapters[name] = load_adapter(base.model, base.router, folder, name)
+        if read_about(folder) is None:
+            report.warn(_("{folder}: made by another tool, so the template is the model's own.", folder=folder))
+    template = next(iter(templates.values()))
+    for name, other in templates.items():
+        if other.to_json() != template.to_json():
+            raise AdapterError(_("{first} and {name} were trained with different templates.", first=next(iter(folders)), name=name))
+    base.router.active = next(iter(folders))
+    base.model.eval()
+    return Session(base, template, folders)
+
+
+def _named(folders: Sequence[Path]) -> dict[str, Path]:
+    """A name for each adapter folder: its own, or its run's; a number behind it where two are alike."""
+    named: dict[str, Path] = {}
+    for folder in folders:
+        full = folder.resolve()
+        stem = (full.parent.name if full.name == "adapter" else full.name).replace(".", "-") or "adapter"
+        name, number = stem, 2
+        while name in named:
+            name, number = f"{stem}-{number}", number + 1
+        named[name] = folder
+    return named

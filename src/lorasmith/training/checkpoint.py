@@ -1,0 +1,112 @@
+"""A checkpoint: everything that the next step depends on, named only once it is whole (law 7)."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from lorasmith.errors import RunError
+from lorasmith.i18n import _
+from lorasmith.training.optim import FlatParameters
+
+VERSION = 1
+STATE, TENSORS = "state.json", "state.safetensors"
+
+
+@dataclass
+class State:
+    """How far a training is. The order of the data and the dropout follow from the step's number and the seed."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_loss: float | None = None
+    best_step: int | None = None
+    loss_before: float | None = None
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a hidden folder beside `folder`, then give it the name in one move: half-written, it never has it."""
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        fill(staging)
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+            folder.rename(old)
+            staging.rename(folder)
+            shutil.rmtree(old)
+        else:
+            staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file under another name, then rename it."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    staging.write_text(text, "utf-8")
+    staging.replace(path)
+
+
+def save(
+    checkpoints: Path, state: State, parameters: FlatParameters, optimizer: torch.optim.Optimizer,
+    settings: dict[str, str], write_adapter: Callable[[Path], None],
+) -> Path:  # fmt: skip
+    """Write checkpoints/step-N, an adapter folder with the optimiser's state in it; older ones go once it is whole."""
+
+    def fill(folder: Path) -> None:
+        write_adapter(folder)
+        moments = optimizer.state[parameters.values]
+        tensors = {"values": parameters.values.detach(), "exp_avg": moments["exp_avg"], "exp_avg_sq": moments["exp_avg_sq"]}
+        save_file({name: t.cpu().clone() for name, t in tensors.items()}, folder / TENSORS)
+        text = json.dumps({"version": VERSION, "settings": settings, **asdict(state)}, indent=2)
+        (folder / STATE).write_text(text + "\n", "utf-8")
+
+    folder = checkpoints / f"step-{state.step:06d}"
+    write_folder(folder, fill)
+    for older in checkpoints.glob("step-*"):
+        if older != folder:
+            shutil.rmtree(older)
+    return folder
+
+
+def latest(checkpoints: Path) -> Path | None:
+    """The newest whole checkpoint, or None."""
+    return max(checkpoints.glob("step-*"), default=None)
+
+
+def read_state(folder: Path) -> tuple[State, dict[str, str]]:
+    """State and recorded settings of a checkpoint. Raises RunError where it is of another version or broken."""
+    try:
+        raw = json.loads((folder / STATE).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(_("{path}: not readable: {error}. Start anew with --overwrite.", path=folder / STATE, error=error)) from None
+    version = raw.pop("version", None)
+    if version != VERSION:
+        raise RunError(
+            _("{path}: written by another version ({version}); this one reads {known}.", path=folder / STATE, version=version, known=VERSION)
+        )
+    settings = raw.pop("settings")
+    return State(**raw), settings
+
+
+@torch.no_grad()
+def restore(folder: Path, parameters: FlatParameters, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Put the tensors of a checkpoint back into parameters and optimiser. Raises RunError where they do not fit."""
+    tensors = load_file(folder / TENSORS)
+    if tensors["values"].shape != parameters.values.shape:
+        raise RunError(_("{folder}: its adapter has another size than this configuration's.", folder=folder))
+    parameters.values.copy_(tensors["values"])
+    device = parameters.values.device
+    optimizer.state[parameters.values] = {
+        "step": torch.tensor(float(step), device=device),
+        "exp_avg": tensors["exp_avg"].to(device),
+        "exp_avg_sq": tensors["exp_avg_sq"].to(device),
+    }

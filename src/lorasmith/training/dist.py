@@ -1,0 +1,53 @@
+"""Data parallel: the only importer of torch.distributed. torchrun sets the variables, or the caller has joined a group.
+
+Adapters are replicated; gradients meet in one all-reduce of one flat buffer, so the step is the single process' code.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """This process' number and how many there are."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and talks to the reader."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Add up `tensor` over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def join() -> World:
+    """The group that torchrun describes or that the caller has joined; alone where there is none."""
+    if not dist.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            return World()
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if backend == "nccl":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+def leave() -> None:
+    """Take the group down, so that the processes end without a warning."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

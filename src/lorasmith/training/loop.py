@@ -1,0 +1,172 @@
+"""The training loop: steps, evaluations, checkpoints and metrics, from a plan known whole beforehand."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lorasmith.data.plan import Plan
+from lorasmith.errors import Interrupted, TrainingError
+from lorasmith.evaluate import held_out
+from lorasmith.i18n import _
+from lorasmith.model.base import Base
+from lorasmith.model.row import Example, Step, flatten
+from lorasmith.report import Report
+from lorasmith.training import checkpoint
+from lorasmith.training.checkpoint import State
+from lorasmith.training.config import TrainingConfig
+from lorasmith.training.dist import World
+from lorasmith.training.interrupt import deferred
+from lorasmith.training.memory import peak_memory_mib
+from lorasmith.training.optim import FlatParameters, learning_rate
+from lorasmith.training.step import Log, train_step
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a training needs. `folder` gets metrics.jsonl and checkpoints/; `write_adapter` fills a folder."""
+
+    base: Base
+    adapter: str
+    parameters: FlatParameters
+    optimizer: torch.optim.Optimizer
+    plan: Plan
+    train: Sequence[Example]
+    held_out: Sequence[Example]
+    config: TrainingConfig
+    world: World
+    folder: Path
+    settings: dict[str, str]
+    write_adapter: Callable[[Path], None]
+    report: Report
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.folder / "checkpoints"
+
+
+def train(job: Job, state: State) -> None:
+    """Run the steps that `state` has not done yet; `state` moves on, one step at a time.
+
+    Raises:
+        TrainingError: the loss is no longer finite. The optimiser did not move; the last good state is saved.
+        Interrupted: Ctrl-C came; the state is saved.
+    """
+    rewind_metrics(job.folder / "metrics.jsonl", state.step)
+    with deferred() as wish:
+        while state.step < len(job.plan):
+            started = time.perf_counter()
+            log = one_step(job, state.step, wish.came)
+            if not log.is_finite():
+                _stop_unfinite(job, state, log)
+            _advance(job, state, log, time.perf_counter() - started)
+            stopping = bool(log.stop)
+            if not stopping and due(job.config.eval_every, state.step) and state.step < len(job.plan):
+                evaluate(job, state)
+            if stopping and state.step < len(job.plan):
+                raise Interrupted(_("stopped after step {step}; saved in {folder}", step=state.step, folder=save(job, state)))
+            if save_is_due(job, state.step):
+                save(job, state)
+
+
+def one_step(job: Job, k: int, stop: bool = False) -> Log:
+    """Step k of the plan on this rank. Its dropout follows from seed, step and rank alone, so that resume is a number."""
+    torch.manual_seed(((job.config.seed * 1_000_003 + k) * 1_009 + job.world.rank) % 2**63)
+    optimizer, total = job.optimizer, sum(job.train[i].weight for i in job.plan.members(k))
+    optimizer.param_groups[0]["lr"] = learning_rate(job.config, len(job.plan), k)
+    rows = tuple(
+        flatten([job.train[i] for i in members], total, job.adapter).to(job.base.device)
+        for members in job.plan.of_rank(k, job.world.rank, job.world.size)
+    )
+    step = Step(rows, job.plan.targets(k))
+    return train_step(job.base, job.parameters, optimizer, step, job.config.clip, job.world, stop)
+
+
+def evaluate(job: Job, state: State) -> float:
+    """The held-out loss now; the best adapter so far is kept in checkpoints/best."""
+    loss = held_out(job.base, job.held_out, job.adapter, job.report, _("held-out loss")).loss
+    if job.world.is_first:
+        append_metrics(job, {"step": state.step, "held_out_loss": loss})
+    if state.best_loss is None or loss < state.best_loss:
+        state.best_loss, state.best_step = loss, state.step
+        if job.world.is_first:
+            checkpoint.write_folder(job.checkpoints / "best", job.write_adapter)
+    return loss
+
+
+def save(job: Job, state: State) -> Path:
+    """A checkpoint of the state as it is."""
+    folder = job.checkpoints / f"step-{state.step:06d}"
+    if job.world.is_first:
+        checkpoint.save(job.checkpoints, state, job.parameters, job.optimizer, job.settings, job.write_adapter)
+    job.world.wait()
+    return folder
+
+
+def save_is_due(job: Job, step: int) -> bool:
+    """Whether a checkpoint belongs after `step` steps: every N, at the end of an epoch, and at the end."""
+    if step == len(job.plan):
+        return True
+    every = job.config.save_every
+    return step % job.plan.steps_per_epoch == 0 if every == "epoch" else due(every, step)
+
+
+def due(every: int, step: int) -> bool:
+    """Whether something that happens every `every` steps happens after `step` of them; 0: never."""
+    return bool(every) and step % every == 0
+
+
+def _advance(job: Job, state: State, log: Log, seconds: float) -> None:
+    k, loss = state.step, float(log.loss)
+    tokens = sum(len(job.train[i].ids) for i in job.plan.members(k))
+    state.step, state.tokens, state.seconds = k + 1, state.tokens + tokens, state.seconds + seconds
+    rate = state.tokens / state.seconds
+    left = sum(len(job.train[i].ids) for j in range(k + 1, len(job.plan)) for i in job.plan.members(j)) / rate
+    memory = peak_memory_mib(job.base.device)
+    if job.world.is_first and (due(job.config.log_every, state.step) or state.step == len(job.plan)):
+        append_metrics(job, {
+            "step": state.step, "epoch": job.plan.epoch(k), "loss": loss, "grad_norm": float(log.grad_norm),
+            "learning_rate": job.optimizer.param_groups[0]["lr"], "tokens": state.tokens,
+            "targets": job.plan.targets(k), "tokens_per_second": tokens / seconds, "seconds": state.seconds,
+            "peak_memory_mib": memory,
+        })  # fmt: skip
+    job.report.progress(
+        _("training"), state.step, len(job.plan),
+        loss=loss, tokens_per_second=rate, seconds_left=left, memory_mib=memory,
+    )  # fmt: skip
+
+
+def _stop_unfinite(job: Job, state: State, log: Log) -> None:
+    """Say which step and rows, keep the last good state, and stop."""
+    sources = sorted(job.train[i].source for i in job.plan.members(state.step))
+    where = save(job, state) if state.step else None
+    kept = _("the state before it is saved in {folder}", folder=where) if where else _("nothing was learned before it")
+    raise TrainingError(
+        _(
+            "step {step}: loss {loss}, gradient norm {norm}: not finite, so the optimiser did not move; {kept}. "
+            "Its rows: {rows}. A lower training.learning_rate or model.dtype float32 is the usual mend.",
+            step=state.step + 1,
+            loss=float(log.loss),
+            norm=float(log.grad_norm),
+            kept=kept,
+            rows=", ".join(sources[:8]) + (", ..." if len(sources) > 8 else ""),
+        )
+    )
+
+
+def append_metrics(job: Job, values: dict[str, float]) -> None:
+    """One line of metrics.jsonl, on disk before the next step."""
+    with (job.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def rewind_metrics(path: Path, step: int) -> None:
+    """Take out what stands behind `step`: a resumed run writes it again."""
+    if path.is_file():
+        lines = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        checkpoint.write_file(path, "".join(line + "\n" for line in kept))

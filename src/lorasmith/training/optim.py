@@ -1,0 +1,66 @@
+"""AdamW over one flat buffer, and the learning rate as a pure function of the step's number."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lorasmith.training.config import TrainingConfig
+
+
+class FlatParameters:
+    """All trained tensors as views of one flat `values`, their gradients as views of one flat `gradient`.
+
+    One buffer means one fused AdamW, one norm, one all-reduce. The gradients' views stay in place: they are zeroed,
+    never set to None.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        tensors = list(parameters.values())
+        self.values = nn.Parameter(torch.cat([p.detach().flatten() for p in tensors]))
+        # behind the gradient, what else is summed over the ranks in the same all-reduce: the loss, a wish to stop
+        self.reduced = self.values.new_zeros(self.values.numel() + 2)
+        self.gradient, self.loss, self.stop = self.reduced[:-2], self.reduced[-2], self.reduced[-1]
+        self.values.grad = self.gradient
+        for p, value, gradient in zip(tensors, self._split(self.values.data, tensors), self._split(self.gradient, tensors), strict=True):
+            p.data, p.grad = value, gradient
+
+    @staticmethod
+    def _split(flat: Tensor, tensors: list[nn.Parameter]) -> list[Tensor]:
+        pieces = flat.split([p.numel() for p in tensors])
+        return [piece.view(p.shape) for piece, p in zip(pieces, tensors, strict=True)]
+
+    def zero(self) -> None:
+        """Start the next step: no gradient, no loss, no wish to stop."""
+        self.reduced.zero_()
+
+
+def make_optimizer(parameters: FlatParameters, config: TrainingConfig) -> torch.optim.AdamW:
+    """Fused AdamW (arXiv:1711.05101); moments in the parameters' dtype."""
+    return torch.optim.AdamW(
+        [parameters.values],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def warmup_steps(config: TrainingConfig, steps: int) -> int:
+    """The warm-up in steps; a value below 1 is a part of all steps."""
+    return math.ceil(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
+
+
+def learning_rate(config: TrainingConfig, steps: int, k: int) -> float:
+    """The learning rate of step k of `steps`, as transformers' schedules have it: warm-up from 0, then the decay to 0."""
+    warm = warmup_steps(config, steps)
+    if k < warm:
+        return config.learning_rate * k / warm
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (k - warm) / max(1, steps - warm)
+    if config.schedule == "linear":
+        return config.learning_rate * max(0.0, 1 - done)
+    return config.learning_rate * max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
