@@ -12,18 +12,24 @@ import torch
 from torch import Tensor
 
 from lorasmith.engine.request import Running
+from lorasmith.errors import ModelError
+from lorasmith.i18n import _
 
 FIRST_LOOK = 1024  # likeliest tokens that nearly always hold top_p; sorting all 49,152 takes 15 ms a row
 
 
 def sample(logits_NV: Tensor, runs: Sequence[Running]) -> list[int]:
-    """The next token of each request. logits_NV float32, changed in place by penalties."""
+    """The next token of each request. logits_NV float32, changed in place by penalties. Raises ModelError at a NaN."""
     if not runs:
         return []
     for logits_V, run in zip(logits_NV, runs, strict=True):
         if run.request.sampling.repetition_penalty != 1:
             penalise(logits_V, run.ids, run.request.sampling.repetition_penalty)
-    tokens_N = logits_NV.argmax(-1)
+    best_N, tokens_N = logits_NV.max(-1)
+    if best_N.isnan().any():  # a NaN anywhere in a row is its largest
+        raise ModelError(
+            _("its logits are no numbers (NaN). Try --dtype float32; else weights of base or adapter are broken.")
+        )
     drawn = [i for i, run in enumerate(runs) if run.request.sampling.temperature > 0]
     if drawn:
         at_D = torch.tensor(drawn, device=logits_NV.device)

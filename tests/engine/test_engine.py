@@ -1,0 +1,217 @@
+"""Law 8, and that greedy decoding is transformers' own."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from decoding import STOP, base_of, drain, prompts, request, run, theirs
+
+from families import MAIN, PADDED, embedding, no_casts_down, stir
+from lorasmith.engine.config import SamplingConfig
+from lorasmith.engine.engine import Engine, generate, replies
+from lorasmith.engine.packed import Chunk, Packed
+from lorasmith.engine.request import Reply, Request
+from lorasmith.errors import AdapterError, DataError
+from lorasmith.lora.config import LoraConfig
+from lorasmith.lora.inject import inject
+from lorasmith.model.base import Base
+
+OTHERS = ("mistral", "granite", "cohere", "gemma2", "stablelm", "falcon", "gpt_neox")
+LENGTHS = (5, 1, 12, 3, 7)
+
+
+def logits_of_steps(engine: Engine, act: Callable[[], object]) -> dict[int, torch.Tensor]:
+    """The rows of logits that tokens are chosen from while `act` runs, [tokens, V] for each request's key."""
+    found: dict[int, list[torch.Tensor]] = {}
+    inner = engine._layout.run
+
+    def spy(chunks: Sequence[Chunk]) -> torch.Tensor:
+        logits = inner(chunks)
+        ready = [chunk.running.key for chunk in chunks if chunk.running.pending == 0]
+        for key, row in zip(ready, logits, strict=True):
+            found.setdefault(key, []).append(row.clone())
+        return logits
+
+    engine._layout.run = spy  # type: ignore[method-assign]
+    act()
+    return {key: torch.stack(found[key]) for key in sorted(found)}
+
+
+def logits_alone(base: Base, one: Request) -> torch.Tensor:
+    engine = Engine(base)
+    return logits_of_steps(engine, lambda: run(engine, [one]))[0]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 3.0])
+@pytest.mark.parametrize("family", [*MAIN, *OTHERS])
+def test_greedy_equals_generate(family: str, penalty: float) -> None:
+    base, texts = base_of(family), prompts(*LENGTHS)
+    expected = [theirs(base, ids, repetition_penalty=penalty) for ids in texts]
+    asked = [request(ids, repetition_penalty=penalty) for ids in texts]
+    assert run(Engine(base, slots=3, tokens=6), asked) == expected
+    # a random model may say one word for ever; with a penalty it cannot
+    assert penalty == 1 or len({token for ids in expected for token in ids}) > 4
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+def test_greedy_with_an_adapter_equals_generate_with_it(family: str) -> None:
+    base, ids = base_of(family, adapters=2), prompts(6)[0]
+    answers = []
+    for name in (None, "a0", "a1"):
+        answers.append(theirs_with(base, ids, name, repetition_penalty=2.0))
+        assert run(Engine(base), [request(ids, name, repetition_penalty=2.0)]) == [answers[-1]]
+    assert len(set(map(tuple, answers))) == 3
+
+
+def theirs_with(base: Base, ids: Sequence[int], adapter: str | None, **options: object) -> list[int]:
+    base.router.active = adapter
+    return theirs(base, ids, **options)
+
+
+@pytest.mark.parametrize("family", MAIN)
+def test_layout_is_the_one_that_the_probe_found(family: str) -> None:
+    assert isinstance(Engine(base_of(family))._layout, Packed) == (family not in PADDED)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("family", MAIN)
+def test_mixed_equals_alone(family: str, dtype: torch.dtype) -> None:
+    """Adapters, arrivals and lengths mixed; few places, small steps: the same logits as each request alone."""
+    base = base_of(family, dtype, adapters=3)
+    names = ("a1", None, "a0", "a2", "a1", None, "a2", "a0")
+    asked = [
+        request(ids, name, stop=False, max_new_tokens=4 + i)
+        for i, (ids, name) in enumerate(zip(prompts(5, 1, 12, 3, 7, 20, 2, 9), names, strict=True))
+    ]
+    with no_casts_down():  # float64 stays float64
+        alone = [logits_alone(base, one) for one in asked]
+        engine = Engine(base, slots=4, tokens=7)
+        mixed = logits_of_steps(engine, lambda: arrive_one_by_one(engine, asked))
+    limit = 1e-9 if dtype == torch.float64 else 1e-4  # rounding, amplified by weights of random models
+    assert [len(rows) for rows in mixed.values()] == [4 + i for i in range(8)]
+    for i, rows in enumerate(alone):
+        torch.testing.assert_close(mixed[i], rows, rtol=limit, atol=limit)
+
+
+def arrive_one_by_one(engine: Engine, asked: Sequence[Request]) -> None:
+    for i, one in enumerate(asked):
+        assert engine.add(one) == i
+        if i % 3 == 1:
+            engine.step()
+    drain(engine)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5, 19, 64])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt"])
+def test_prompt_in_pieces_equals_whole(family: str, tokens: int) -> None:
+    base, (ids,) = base_of(family, torch.float64), prompts(19)
+    engine = Engine(base, slots=1, tokens=tokens)
+    assert isinstance(engine._layout, Packed)
+    with no_casts_down():
+        expected = logits_alone(base, request(ids, stop=False))
+        found = logits_of_steps(engine, lambda: run(engine, [request(ids, stop=False)]))[0]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_embedding_head_and_whole_modules_mixed(family: str) -> None:
+    """Adapters on what is no plain linear layer, one of them a trained copy of the head."""
+    base, texts = base_of(family), prompts(5, 9, 2)
+    configs = {
+        "embedding": LoraConfig(r=3, target_modules=(embedding(family),)),
+        "head": LoraConfig(r=3, modules_to_save=("lm_head",)),
+    }
+    for name, config in configs.items():
+        base.adapters[name] = inject(base.model, config, base.router, name)
+        stir(base.adapters[name])
+    asked = [request(ids, name) for ids in texts for name in ("head", None, "embedding")]
+    expected = [theirs_with(base, one.ids, one.adapter) for one in asked]
+    assert run(Engine(base, slots=5), asked) == expected
+
+
+def test_requests_join_and_leave_at_each_step() -> None:
+    base = base_of("llama")
+    engine = Engine(base, slots=2)
+    first = engine.add(request(prompts(4)[0], stop=False, max_new_tokens=3))
+    assert [event.key for event in engine.step()] == [first]
+    second = engine.add(request(prompts(6)[0], stop=False, max_new_tokens=5))
+    third = engine.add(request(prompts(6)[0], stop=False, max_new_tokens=5))
+    assert {event.key for event in engine.step()} == {first, second}  # beside a decoding one; no third place
+    engine.step()
+    assert {event.key for event in engine.step()} == {second, third}
+    engine.cancel(second)
+    engine.cancel(second)  # gone already: no error
+    assert {event.key for event in drain(engine)} == {third}
+    assert not engine.busy
+    assert engine.step() == []
+
+
+def test_cache_grows_and_places_are_used_again() -> None:
+    base = base_of("llama")
+    engine = Engine(base, slots=3)
+    asked = [request(ids, stop=False, max_new_tokens=20) for ids in prompts(40, 3, 30, 2, 11)]
+    first, again = run(engine, asked), run(engine, asked)
+    assert first == again == [run(Engine(base), [one])[0] for one in asked]
+
+
+def test_ends_at_the_models_last_position() -> None:
+    base = base_of("gpt2")  # 64 positions
+    asked = [request(ids, stop=False, max_new_tokens=30) for ids in prompts(60, 2)]
+    long, short = replies(Engine(base), asked)
+    assert (len(long.ids), long.finish) == (4, "length")
+    assert (len(short.ids), short.finish) == (30, "length")
+
+
+def test_padded_batches_fit_the_models_positions() -> None:
+    """A long prompt beside a long reply would need more places than each needs alone: then one after the other."""
+    base = base_of("stablelm")
+    asked = [request(ids, stop=False, max_new_tokens=n) for ids, n in zip(prompts(50, 3), (4, 40), strict=True)]
+    engine = Engine(base)
+    for one in asked:
+        engine.add(one)
+    assert {event.key for event in engine.step()} == {0}
+    assert [one.ids for one in replies(Engine(base), asked)] == [run(Engine(base), [one])[0] for one in asked]
+
+
+def test_stop_token_is_counted_but_not_shown() -> None:
+    base, (ids,) = base_of("llama"), prompts(5)
+    free = run(Engine(base), [request(ids, stop=False)])[0]
+    at = next(i for i, token in enumerate(free) if token > 2 and token not in free[:i] and i)
+    reply = replies(Engine(base), [replace(request(ids), stop_ids=(free[at], STOP))])[0]
+    text = base.tokenizer.decode(free[:at])
+    assert reply == Reply(str(text), free[: at + 1], "stop")
+
+
+def test_a_stop_text_that_is_a_special_token_stops_too() -> None:
+    engine = Engine(base_of("llama"))
+    key = engine.add(Request([5, 6], SamplingConfig(stop=("<end>", "x"))))
+    assert engine._live[key].stop_ids == {STOP}
+
+
+def test_leaving_early_cancels() -> None:
+    engine = Engine(base_of("llama"))
+    events = generate(engine, [request(ids, stop=False) for ids in prompts(3, 4)])
+    next(events)
+    events.close()
+    assert not engine.busy
+    assert run(engine, [request(prompts(3)[0])]) == run(Engine(engine.base), [request(prompts(3)[0])])
+
+
+def test_refuses_what_it_cannot_answer() -> None:
+    engine = Engine(base_of("llama", adapters=1))
+    with pytest.raises(AdapterError, match=r"'b0'.*'a0'"):
+        engine.add(request([4], "b0"))
+    with pytest.raises(DataError, match="empty"):
+        engine.add(request([]))
+    with pytest.raises(DataError, match="64"):
+        engine.add(request(prompts(64)[0]))
+    assert not engine.busy
+
+
+def test_leaves_no_route_behind_and_forms_no_graph() -> None:
+    base = base_of("llama", adapters=1)
+    run(Engine(base), [request([4, 5], "a0")])
+    assert base.router.slices is None
+    assert not base.router.stacked
+    assert not base.model.training  # an adapter's dropout must not draw
