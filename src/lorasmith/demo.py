@@ -2,39 +2,79 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lorasmith.config import Config, load_config
 from lorasmith.data.chitchat import demo_split
-from lorasmith.data.conversation import Record
+from lorasmith.data.conversation import Message, Record
+from lorasmith.data.read import read
 from lorasmith.data.template import Template
+from lorasmith.engine.config import SamplingConfig
 from lorasmith.i18n import _
 from lorasmith.model.cache import cache_folder
 from lorasmith.model.fetch import CHITCHAT, fetch_package
 from lorasmith.model.gguf import packaged_model
 from lorasmith.model.load import load_tokenizer
+from lorasmith.plot import read_losses
 from lorasmith.report import Report
 from lorasmith.run import Summary, read_summary, train
+from lorasmith.session import open_adapters
 from lorasmith.training.checkpoint import write_file
 
-MODEL, RUN = "smollm2-135m-instruct", "runs/demo"
+MODEL, RUN, SAMPLES = "smollm2-135m-instruct", "runs/demo", "samples.json"
 MAX_LENGTH, STEPS, BATCH = 128, 32, 8
 LEARNING_RATE = 2e-3  # of 1e-3 and 2e-3 the one that ends lower on these rows, with a linear decay
 
 
-def demo(report: Report, steps: int = STEPS, output: str = RUN, overwrite: bool = False) -> Summary:
-    """Fetch what is missing, train, measure. A finished run is shown, not repeated. Raises LorasmithError."""
+@dataclass(frozen=True)
+class Sample:
+    """A prompt that was held out, and what base and adapter answer, greedily."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo shows."""
+
+    summary: Summary
+    samples: list[Sample]
+    training: list[tuple[int, float]]
+
+
+def demo(report: Report, steps: int = STEPS, output: str = RUN, overwrite: bool = False) -> Demo:
+    """Fetch what is missing, train, measure, answer. A finished run is shown, not repeated. Raises LorasmithError."""
     folder = Path(output)
-    finished = None if overwrite else read_summary(folder)
-    if finished is not None:
-        report.say(_("{run} is finished already; --overwrite trains it again.", run=folder))
-        return finished
-    train_file, held_out_file = demo_files(report)
-    config = demo_config(steps, output, train_file, held_out_file)
-    resume = (folder / "config.toml").is_file() and not overwrite
-    if resume:
-        report.say(_("{run} is not finished: going on with it.", run=folder))
-    return train(config, report, resume=resume, overwrite=overwrite)
+    if not overwrite and (folder / SAMPLES).is_file():
+        report.say(_("{run} is finished already; this is its result. --overwrite trains it again.", run=folder))
+    else:
+        train_file, held_out_file = demo_files(report)
+        config = demo_config(steps, output, train_file, held_out_file)
+        resume = (folder / "config.toml").is_file() and not overwrite
+        if resume:
+            report.say(_("{run} is not finished: going on with it.", run=folder))
+        train(config, report, resume=resume, overwrite=overwrite)
+        samples = [asdict(sample) for sample in _samples(folder, held_out_file, report)]
+        write_file(folder / SAMPLES, json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
+    summary = read_summary(folder)
+    assert summary is not None
+    samples = [Sample(**sample) for sample in json.loads((folder / SAMPLES).read_text("utf-8"))]
+    return Demo(summary, samples, read_losses(folder)[0])
+
+
+def _samples(run: Path, held_out_file: Path, report: Report) -> list[Sample]:
+    """Answers of base and adapter to three held-out openings that say more than hello."""
+    openings = [record.fields["messages"][0]["content"] for record in read(str(held_out_file))]  # type: ignore[index]
+    prompts = [text for text in openings if len(text.split()) >= 6][:3]
+    report.say(_("asking base and adapter the same three questions"))
+    session = open_adapters([run], report=report)
+    conversations = [(Message("user", prompt),) for prompt in prompts]
+    greedy = SamplingConfig(max_new_tokens=48)
+    before, after = (session.reply(conversations, name, greedy) for name in (None, session.names[0]))
+    return [Sample(*texts) for texts in zip(prompts, before, after, strict=True)]
 
 
 def demo_config(steps: int, output: str, train_file: Path, held_out_file: Path) -> Config:

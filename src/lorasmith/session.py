@@ -3,9 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lorasmith.adapter_folder import base_of, find_adapter, read_about, template_for
+from lorasmith.config import check
+from lorasmith.data.conversation import Message
 from lorasmith.data.template import Template
+from lorasmith.engine.config import SamplingConfig
+from lorasmith.engine.engine import Engine, replies
+from lorasmith.engine.request import Request
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.files import load_adapter
@@ -27,6 +33,28 @@ class Session:
     def names(self) -> list[str]:
         """The adapters, in the order in which they were given."""
         return list(self.folders)
+
+    def reply(
+        self, conversations: Sequence[Sequence[Message]], adapter: str | None, sampling: SamplingConfig | None = None
+    ) -> list[str]:
+        """An answer to each conversation, decoded together; `adapter` None: the base alone."""
+        requests = [
+            Request(self.template.encode_prompt(messages), sampling or SamplingConfig(), adapter, self.template.stop_ids)
+            for messages in conversations
+        ]
+        return [reply.text for reply in replies(Engine(self.base), requests)]
+
+    def generate(self, prompt: str | Sequence[str], adapter: str | None = "", **sampling: Any) -> Any:
+        """The answer to a prompt as text, or a list of answers to a list of prompts.
+
+        `adapter`: a name in `names`, None for the base alone; the first one where not given. sampling: temperature,
+        top_p, max_new_tokens and the like (engine/config.py). Raises ConfigError for an option that does not exist.
+        """
+        settings = check(SamplingConfig, sampling, "sampling")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        name = self.names[0] if adapter == "" else adapter
+        answers = self.reply([(Message("user", text),) for text in prompts], name, settings)
+        return answers[0] if isinstance(prompt, str) else answers
 
 
 def open_adapters(paths: Sequence[str | Path], config: ModelConfig | None = None, report: Report | None = None) -> Session:

@@ -2,11 +2,16 @@
 
 import argparse
 import json
+import math
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from lorasmith.cli.flags import Parser, positive
 from lorasmith.cli.screen import Screen
 from lorasmith.i18n import _
+
+if TYPE_CHECKING:
+    from lorasmith.demo import Demo
 
 
 def parser() -> Parser:
@@ -25,7 +30,54 @@ def run(args: argparse.Namespace) -> int:
 
     given = {name: value for name, value in (("steps", args.steps), ("output", args.output)) if value is not None}
     with Screen(json=args.json) as screen:
-        summary = demo(screen, overwrite=args.overwrite, **given)
+        screen.say(
+            _(
+                "SmolLM2-135M learns from 256 conversations between people, 32 steps of 8, and is measured on 64 others. "
+                "About a minute on a processor with bfloat16, about four on an older one."
+            )
+        )
+        result = demo(screen, overwrite=args.overwrite, **given)
+        _show(result, screen)
     if args.json:
-        print(json.dumps(asdict(summary)))
+        print(json.dumps(asdict(result.summary)))
     return 0
+
+
+def _show(result: "Demo", screen: Screen) -> None:
+    """The curve, the replies side by side, the numbers, and what to type next."""
+    summary = result.summary
+    screen.curve(result.training, _("loss of each training step"))
+    rows = [(sample.prompt, sample.before, sample.after) for sample in result.samples]
+    screen.side_by_side(rows, _("before"), _("after"))
+    if summary.loss_before is not None and summary.loss_after is not None and summary.interval is not None:
+        screen.say(
+            _(
+                "held-out loss {before:.3f} -> {after:.3f}, perplexity {ppl_before:.1f} -> {ppl_after:.1f}; "
+                "95% interval of the difference {low:+.3f} to {high:+.3f}",
+                before=summary.loss_before,
+                after=summary.loss_after,
+                ppl_before=math.exp(summary.loss_before),
+                ppl_after=math.exp(summary.loss_after),
+                low=summary.interval[0],
+                high=summary.interval[1],
+            )
+        )
+    screen.say(
+        _(
+            "adapter {adapter:.1f} MB beside a base of {base:.0f} MB; {rate:.0f} tokens/s, {memory:.0f} MiB at most, {seconds:.0f} s",
+            adapter=summary.adapter_bytes / 1e6,
+            base=summary.base_bytes / 1e6,
+            rate=summary.tokens_per_second,
+            memory=summary.peak_memory_mib,
+            seconds=summary.seconds,
+        )
+    )
+    screen.say(_("picture of the loss: {file}", file=f"{summary.run}/loss.png"))
+    screen.say(_("next:"))
+    for command, what in (
+        (f"lorasmith chat {summary.run}", _("talk to it; /base compares")),
+        (f"lorasmith merge {summary.run} --output merged", _("one plain model out of base and adapter")),
+        (f"lorasmith eval {summary.run}", _("measure it again")),
+        ("lorasmith train YOUR.jsonl", _("the same with your own examples")),
+    ):
+        screen.say(f"  {command:<46} {what}")

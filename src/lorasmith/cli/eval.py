@@ -1,8 +1,14 @@
 """lorasmith eval: the adapter against its base on held-out examples."""
 
 import argparse
+import json
+from dataclasses import asdict
+from typing import Any
 
-from lorasmith.cli.flags import Parser
+from lorasmith.cli.flags import Parser, base_of, given
+from lorasmith.cli.screen import Screen
+from lorasmith.config import check
+from lorasmith.data.config import DataConfig
 from lorasmith.i18n import _
 
 
@@ -21,5 +27,18 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints both losses and the interval of their difference."""
-    raise NotImplementedError("eval is not wired to the evaluation yet")
+    """Prints both losses and the interval of their difference. Raises LorasmithError."""
+    model, limits = base_of(args), check(DataConfig, _limits(args), "data")
+    from lorasmith.measure import evaluate_run
+
+    with Screen(json=args.json) as screen:
+        result = evaluate_run(args.run, args.files, model, limits, screen)
+        screen.say(str(result))
+    if args.json:
+        print(json.dumps({**asdict(result), "difference": result.difference}))
+    return 0
+
+
+def _limits(args: argparse.Namespace) -> dict[str, Any]:
+    data: dict[str, Any] = given(args).get("data", {})
+    return {key: value for key, value in data.items() if key != "data"}

@@ -13,10 +13,11 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lorasmith.config import SECTIONS, Config, closest, load_config
+from lorasmith.config import SECTIONS, Config, check, closest, load_config
 from lorasmith.engine.config import SamplingConfig
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
+from lorasmith.model.config import ModelConfig
 
 Group = argparse._ArgumentGroup
 FLAG_SECTIONS: dict[str, type[BaseModel]] = {**SECTIONS, "sampling": SamplingConfig}
@@ -172,3 +173,8 @@ def _default(value: Any) -> str:
     if value is None or value == () or value == {}:
         return ""
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def base_of(args: argparse.Namespace) -> ModelConfig:
+    """What --model, --dtype and the like say of the base; only the given ones are set."""
+    return check(ModelConfig, given(args).get("model", {}), "model")

@@ -1,8 +1,11 @@
 """lorasmith merge: base and adapter as one plain model."""
 
 import argparse
+import json
+from dataclasses import asdict
 
-from lorasmith.cli.flags import Parser
+from lorasmith.cli.flags import Parser, base_of
+from lorasmith.cli.screen import Screen
 from lorasmith.i18n import _
 
 
@@ -19,5 +22,13 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Merges, compares, and only then names the folder."""
-    raise NotImplementedError("merge is not wired to the export yet")
+    """Merges, compares, and only then names the folder. Raises LorasmithError."""
+    model = base_of(args)
+    from lorasmith.export import merge_run
+
+    with Screen(json=args.json) as screen:
+        certificate = merge_run(args.run, args.output, model, args.overwrite, screen)
+        screen.say(_("merged: {folder}", folder=certificate.folder))
+    if args.json:
+        print(json.dumps(asdict(certificate)))
+    return 0

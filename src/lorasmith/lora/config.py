@@ -73,8 +73,8 @@ class LoraConfig(BaseModel):
                 ) from None
         if any(r < 1 for r in self.rank_pattern.values()) or any(a <= 0 for a in self.alpha_pattern.values()):
             raise ValueError(_("rank_pattern and alpha_pattern must hold numbers above 0"))
-        if not self.target_modules and not self.modules_to_save:
-            raise ValueError(_("nothing would be trained: name target_modules or modules_to_save"))
+        if not self.target_modules:  # with modules_to_save alone PEFT could not read the adapter
+            raise ValueError(_("nothing would be adapted: name modules in target_modules, or all-linear"))
         return self
 
     def scaling(self, r: int, alpha: float) -> float:

@@ -169,7 +169,7 @@ def load_adapter(model: PreTrainedModel, router: Router, folder: Path, name: str
 
 def _without_base(tensors: dict[str, Tensor], adapter: Adapter, model: PreTrainedModel) -> list[str]:
     """Take out the base's own tensors, which PEFT saves too where an embedding is adapted. Problems if they differ."""
-    named = {PEFT_PREFIX + name: p for name, p in model.named_parameters() if plain_name(name)}
+    named = {PEFT_PREFIX + n: p for n, p in model.named_parameters(remove_duplicate=False) if plain_name(n)}
     problems = []
     for key in sorted((tensors.keys() & named.keys()) - adapter.parameters.keys()):
         theirs, ours = tensors.pop(key), named[key].cpu()

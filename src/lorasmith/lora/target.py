@@ -55,13 +55,16 @@ def find_targets(model: PreTrainedModel, config: LoraConfig) -> Targets:
     in_whole = {p for p in modules if any(p == path or p.startswith(path + ".") for path in whole)}
     matched = {}
     for pattern in _patterns(config.target_modules):
-        paths = [path for path in _matching(model, modules, pattern) if path not in in_whole]
-        if not paths:
+        found = _matching(model, modules, pattern)
+        paths = [path for path in found if path not in in_whole]
+        if not found:
             problems.append(_no_match("lora.target_modules", pattern, modules))
+        elif not paths:
+            problems.append(_("lora.target_modules: all of {pattern!r} is in modules_to_save already", pattern=pattern))
         paths = _without(paths, config, problems)
         problems += _unsuitable(model, modules, pattern, paths)
         matched[pattern] = paths
-    if not problems and config.target_modules and not any(matched.values()):
+    if not problems and not any(matched.values()):
         problems.append(_("lora.exclude_modules and lora.layers_to_transform leave nothing of what target_modules matches"))
     if problems:
         raise ConfigError(*dict.fromkeys(problems))

@@ -1,0 +1,195 @@
+"""Base and adapter as one plain transformers folder, with a certificate that it answers as the adapter does."""
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from lorasmith.data.template import PROBES
+from lorasmith.errors import AdapterError, RunError
+from lorasmith.i18n import _
+from lorasmith.lora.merge import merged_weights, plain_name
+from lorasmith.model.config import ModelConfig
+from lorasmith.model.probe import native_attention
+from lorasmith.report import Report
+from lorasmith.session import Session, open_adapters
+from lorasmith.training.checkpoint import write_folder
+
+FLOAT32_LIMIT = 1e-4  # relative; summing W + B A in another order than W x + B (A x) gives about 1e-6
+MARGIN = 1.1  # two roundings of like size are not equal: measured 0.97 to 1.03 between them
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far the merged model's logits are from the adapter's on the probe conversations.
+
+    error: root mean square, relative to that of the logits; limit: what is allowed. agreeing of positions: where the
+    likeliest next token is the same, counted where rounding could not have changed it.
+    """
+
+    folder: str
+    dtype: str
+    error: float
+    limit: float
+    agreeing: int
+    positions: int
+    untied: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether the merged model may be used in the adapter's place."""
+        return self.error <= self.limit and self.agreeing == self.positions
+
+    def __str__(self) -> str:
+        return _(
+            "{dtype}: logits within {error:.1e} of the adapter's (allowed {limit:.1e}); the likeliest token is the same "
+            "at {agreeing} of {positions} positions",
+            dtype=self.dtype,
+            error=self.error,
+            limit=self.limit,
+            agreeing=self.agreeing,
+            positions=self.positions,
+        )
+
+
+def merge_run(
+    path: str | Path,
+    output: str | Path,
+    config: ModelConfig | None = None,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> Certificate:
+    """Merge the adapter of a run or adapter folder into its base and write `output`, a plain model with its tokenizer.
+
+    `config.dtype` is the dtype that is saved; where it is auto, the base's own. The sum is taken in float64 over the
+    base in float32, then rounded once. The folder gets its name only after it was read back and compared.
+
+    Raises:
+        RunError: `output` is there already.
+        AdapterError: no adapter, another base, or a merged model whose logits are further off than rounding explains.
+    """
+    report, folder = report or Report(), Path(output).expanduser()
+    _refuse_existing(folder, overwrite)
+    config = config or ModelConfig()
+    wide = config.model_dump(exclude_unset=True) | {"dtype": "float32"}
+    session = open_adapters([path], ModelConfig(**wide), report)
+    dtype = _dtype_on_disk(session) if config.dtype == "auto" else getattr(torch, config.dtype)
+    probes = [session.template.encode(probe).ids for probe in PROBES]
+    report.say(_("merging into {dtype}", dtype=_name(dtype)))
+    plain, untied = _merged_model(session, dtype)
+    wanted = _logits(session.base.model, probes)
+    rounded = wanted
+    if dtype != torch.float32:
+        _round_base(session, dtype)
+        rounded = _logits(session.base.model, probes)
+    certificates: list[Certificate] = []
+
+    def fill(staging: Path) -> None:
+        plain.save_pretrained(staging)
+        session.base.tokenizer.save_pretrained(staging)
+        saved = _load_plain(staging, None, dtype)
+        certificate = certify(str(folder), dtype, wanted, rounded, _logits(saved, probes), untied)
+        if not certificate.holds:
+            raise AdapterError(
+                _("{output}: not written: {certificate}. Merge in float32: --dtype float32.", output=folder, certificate=certificate)
+            )
+        certificates.append(certificate)
+
+    write_folder(folder, fill)
+    gc.collect()
+    report.say(str(certificates[0]))
+    if untied:
+        report.say(_("the embedding and the head are no longer tied: tie_word_embeddings=false in its config.json"))
+    return certificates[0]
+
+
+def certify(
+    folder: str, dtype: torch.dtype, wanted: Sequence[Tensor], rounded: Sequence[Tensor], merged: Sequence[Tensor], untied: bool
+) -> Certificate:
+    """Compare logits [L, V] of each probe: the adapter's in float32, over the rounded base, and of the merged model.
+
+    In float32 the limit is 1e-4; in a narrower dtype what rounding the base itself moves. The likeliest token must
+    agree wherever its lead is larger than that.
+    """
+    a, r, m = (torch.cat([t.double() for t in side]) for side in (wanted, rounded, merged))
+    size = a.pow(2).mean().sqrt()
+    limit = FLOAT32_LIMIT if dtype == torch.float32 else float((r - a).pow(2).mean().sqrt() / size) * MARGIN
+    top = a.topk(2, dim=-1)
+    lead = top.values[:, 0] - top.values[:, 1]
+    moved = (2 * (r - a).abs().amax(-1)).clamp_min(float(FLOAT32_LIMIT * size))
+    clear = lead > moved
+    same = m.argmax(-1) == top.indices[:, 0]
+    error = float((m - a).pow(2).mean().sqrt() / size)
+    return Certificate(folder, _name(dtype), error, limit, int((same & clear).sum()), int(clear.sum()), untied)
+
+
+def _refuse_existing(folder: Path, overwrite: bool) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not overwrite:
+        raise RunError(_("{folder} exists already. Choose another --output, or replace it with --overwrite.", folder=folder))
+    if not (folder / "config.json").is_file():
+        raise RunError(_("{folder} is no model folder (no config.json), so --overwrite leaves it alone.", folder=folder))
+
+
+@torch.no_grad()
+def _merged_model(session: Session, dtype: torch.dtype) -> tuple[PreTrainedModel, bool]:
+    """A plain model with the merged weights in `dtype`, and whether embedding and head had to be untied."""
+    model = session.base.model
+    merged = {name: w.to(dtype) for name, w in merged_weights(model, session.base.adapters[session.names[0]]).items()}
+    kept = {plain_name(n): p for n, p in model.named_parameters(remove_duplicate=False)}
+    untied = _must_untie(model, merged)
+    config = AutoConfig.from_pretrained(session.base.folder, local_files_only=True)
+    if untied:
+        config.tie_word_embeddings = False
+    plain = _load_plain(session.base.folder, config, dtype)
+    for name, parameter in plain.named_parameters():
+        parameter.copy_(merged[name] if name in merged else kept[name])
+    return plain, untied
+
+
+def _must_untie(model: PreTrainedModel, merged: dict[str, Tensor]) -> bool:
+    """Whether only one end of a tied pair has new weights."""
+    if not model.config.get_text_config().tie_word_embeddings or model.get_output_embeddings() is None:
+        return False
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    paths = [next(name for name, m in model.named_modules() if m is end) for end in ends]
+    new = [merged.get(f"{path}.weight") for path in paths]
+    if new[0] is None and new[1] is None:
+        return False
+    return new[0] is None or new[1] is None or not torch.equal(new[0], new[1])
+
+
+def _load_plain(folder: Path, config: PretrainedConfig | None, dtype: torch.dtype) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=dtype, local_files_only=True, use_safetensors=True
+    )
+    return model.eval()
+
+
+@torch.no_grad()
+def _round_base(session: Session, dtype: torch.dtype) -> None:
+    """The base in `dtype`, the adapter as it is: what one would run instead of the merged model."""
+    own = {id(p) for p in session.base.adapters[session.names[0]].parameters.values()}
+    for parameter in session.base.model.parameters():
+        if id(parameter) not in own:
+            parameter.data = parameter.data.to(dtype)
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, probes: Sequence[list[int]]) -> list[Tensor]:
+    with native_attention(model):
+        return [model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float().cpu() for ids in probes]
+
+
+def _dtype_on_disk(session: Session) -> torch.dtype:
+    dtype = getattr(AutoConfig.from_pretrained(session.base.folder, local_files_only=True), "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
