@@ -1,10 +1,10 @@
 """lorasmith: from a pretrained language model and a file of examples to a tested LoRA adapter.
 
-    from lorasmith import LoraConfig, load, train
+from lorasmith import LoraConfig, load, train
 
-    summary = train("rows.jsonl", lora=LoraConfig(r=8), output="runs/mine")
-    print(summary.loss_before, summary.loss_after)
-    print(load("runs/mine").generate("Hello!"))
+summary = train("rows.jsonl", lora=LoraConfig(r=8), output="runs/mine")
+print(summary.loss_before, summary.loss_after)
+print(load("runs/mine").generate("Hello!"))
 """
 
 from typing import TYPE_CHECKING, Any

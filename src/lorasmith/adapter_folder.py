@@ -39,7 +39,10 @@ def find_adapter(path: Path) -> Path:
         raise AdapterError(_("{path}: there is no such folder.", path=path))
     if (path / "config.toml").is_file():
         raise AdapterError(
-            _("{path}: this run is not finished, so it has no adapter yet. Go on: lorasmith train --output {path} --resume", path=path)
+            _(
+                "{path}: this run is not finished, so it has no adapter yet. Go on: lorasmith train --output {path} --resume",
+                path=path,
+            )
         )
     raise AdapterError(_("{path}: neither a run nor an adapter folder ({name} is not in it).", path=path, name=CONFIG))
 
@@ -55,7 +58,12 @@ def read_about(folder: Path) -> dict[str, Any] | None:
         raise AdapterError(_("{path}: not readable as JSON: {error}", path=path, error=error)) from None
     if about.get("version") != VERSION:
         raise AdapterError(
-            _("{path}: version {found}; this lorasmith reads {known}.", path=path, found=about.get("version"), known=VERSION)
+            _(
+                "{path}: version {found}; this lorasmith reads {known}.",
+                path=path,
+                found=about.get("version"),
+                known=VERSION,
+            )
         )
     return about  # type: ignore[no-any-return]
 
@@ -96,5 +104,5 @@ def template_for(folder: Path, base: Base) -> Template:
 
 def end_ids(base: Base) -> tuple[int, ...]:
     """Token ids at which the model's own generation config ends a reply."""
-    ends = base.model.generation_config.eos_token_id if base.model.generation_config else None
+    ends = getattr(base.model.generation_config, "eos_token_id", None)
     return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)

@@ -57,8 +57,8 @@ def demo(report: Report, steps: int = STEPS, output: str = RUN, overwrite: bool 
         if resume:
             report.say(_("{run} is not finished: going on with it.", run=folder))
         train(config, report, resume=resume, overwrite=overwrite)
-        samples = [asdict(sample) for sample in _samples(folder, held_out_file, report)]
-        write_file(folder / SAMPLES, json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
+        asked = [asdict(sample) for sample in _samples(folder, held_out_file, report)]
+        write_file(folder / SAMPLES, json.dumps(asked, indent=2, ensure_ascii=False) + "\n")
     summary = read_summary(folder)
     assert summary is not None
     samples = [Sample(**sample) for sample in json.loads((folder / SAMPLES).read_text("utf-8"))]

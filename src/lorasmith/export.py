@@ -81,11 +81,11 @@ def merge_run(
     probes = [session.template.encode(probe).ids for probe in PROBES]
     report.say(_("merging into {dtype}", dtype=_name(dtype)))
     plain, untied = _merged_model(session, dtype)
-    wanted = _logits(session.base.model, probes)
+    wanted = _logits_of_base(session, probes)
     rounded = wanted
     if dtype != torch.float32:
         _round_base(session, dtype)
-        rounded = _logits(session.base.model, probes)
+        rounded = _logits_of_base(session, probes)
     certificates: list[Certificate] = []
 
     def fill(staging: Path) -> None:
@@ -95,7 +95,11 @@ def merge_run(
         certificate = certify(str(folder), dtype, wanted, rounded, _logits(saved, probes), untied)
         if not certificate.holds:
             raise AdapterError(
-                _("{output}: not written: {certificate}. Merge in float32: --dtype float32.", output=folder, certificate=certificate)
+                _(
+                    "{output}: not written: {certificate}. Merge in float32: --dtype float32.",
+                    output=folder,
+                    certificate=certificate,
+                )
             )
         certificates.append(certificate)
 
@@ -108,7 +112,12 @@ def merge_run(
 
 
 def certify(
-    folder: str, dtype: torch.dtype, wanted: Sequence[Tensor], rounded: Sequence[Tensor], merged: Sequence[Tensor], untied: bool
+    folder: str,
+    dtype: torch.dtype,
+    wanted: Sequence[Tensor],
+    rounded: Sequence[Tensor],
+    merged: Sequence[Tensor],
+    untied: bool,
 ) -> Certificate:
     """Compare logits [L, V] of each probe: the adapter's in float32, over the rounded base, and of the merged model.
 
@@ -131,9 +140,13 @@ def _refuse_existing(folder: Path, overwrite: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:
-        raise RunError(_("{folder} exists already. Choose another --output, or replace it with --overwrite.", folder=folder))
+        raise RunError(
+            _("{folder} exists already. Choose another --output, or replace it with --overwrite.", folder=folder)
+        )
     if not (folder / "config.json").is_file():
-        raise RunError(_("{folder} is no model folder (no config.json), so --overwrite leaves it alone.", folder=folder))
+        raise RunError(
+            _("{folder} is no model folder (no config.json), so --overwrite leaves it alone.", folder=folder)
+        )
 
 
 @torch.no_grad()
@@ -168,7 +181,8 @@ def _load_plain(folder: Path, config: PretrainedConfig | None, dtype: torch.dtyp
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=dtype, local_files_only=True, use_safetensors=True
     )
-    return model.eval()
+    model.eval()
+    return model
 
 
 @torch.no_grad()
@@ -180,10 +194,16 @@ def _round_base(session: Session, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+def _logits_of_base(session: Session, probes: Sequence[list[int]]) -> list[Tensor]:
+    """The adapter's logits, the model used as transformers uses it."""
+    with native_attention(session.base):
+        return _logits(session.base.model, probes)
+
+
 @torch.no_grad()
 def _logits(model: PreTrainedModel, probes: Sequence[list[int]]) -> list[Tensor]:
-    with native_attention(model):
-        return [model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float().cpu() for ids in probes]
+    rows = [torch.tensor([ids], device=model.device) for ids in probes]
+    return [model(input_ids=row, use_cache=False).logits[0].float().cpu() for row in rows]
 
 
 def _dtype_on_disk(session: Session) -> torch.dtype:

@@ -50,7 +50,12 @@ def _of_files(session: Session, files: Sequence[str], limits: DataConfig, report
 def _of_run(session: Session, run: Path, report: Report) -> list[Example]:
     file = run / "config.toml"
     if not file.is_file():
-        raise DataError(_("{run}: not a run folder, so it names no held-out examples. Give a file: lorasmith eval RUN FILE", run=run))
+        raise DataError(
+            _(
+                "{run}: not a run folder, so it names no held-out examples. Give a file: lorasmith eval RUN FILE",
+                run=run,
+            )
+        )
     config = load_config(file, {})
     examples = prepare(config.data, session.template, session.base.max_positions, report, config.training.seed).held_out
     if not examples:

@@ -32,7 +32,9 @@ def plot_loss(runs: Sequence[Path], target: Path, report: Report) -> bool:
         label = run.name if len(runs) > 1 else ""
         steps, losses = zip(*training, strict=True)
         (line,) = axes.plot(steps, losses, linewidth=1, alpha=0.45, label=f"{label} training".strip())
-        axes.plot(steps, _smooth(losses), color=line.get_color(), linewidth=2, label=f"{label} training, smoothed".strip())
+        axes.plot(
+            steps, _smooth(losses), color=line.get_color(), linewidth=2, label=f"{label} training, smoothed".strip()
+        )
         if measured:
             axes.plot(*zip(*measured, strict=True), "o-", color="tab:orange", label=f"{label} held out".strip())
     axes.set(xlabel="step", ylabel="loss (nats per learned token)")

@@ -1,12 +1,12 @@
 """One configuration: from data to a run folder.
 
-    RUN/config.toml        everything resolved, with the reasons of what was chosen
-    RUN/environment.json   versions, processor, threads
-    RUN/metrics.jsonl      one line a step or evaluation
-    RUN/checkpoints/       the last, and the best by held-out loss
-    RUN/adapter/           the best if one was measured, else the last
-    RUN/loss.png
-    RUN/summary.json       written last: a run with it is finished
+RUN/config.toml        everything resolved, with the reasons of what was chosen
+RUN/environment.json   versions, processor, threads
+RUN/metrics.jsonl      one line a step or evaluation
+RUN/checkpoints/       the last, and the best by held-out loss
+RUN/adapter/           the best if one was measured, else the last
+RUN/loss.png
+RUN/summary.json       written last: a run with it is finished
 """
 
 import json
@@ -107,7 +107,10 @@ def _open_run(folder: Path, config: Config, resume: bool, overwrite: bool, world
         return read_summary(folder)
     if folder.exists() and (folder.is_file() or any(folder.iterdir())) and not overwrite:
         raise RunError(
-            _("{folder} exists already. Go on with --resume, replace it with --overwrite, or choose another --output.", folder=folder)
+            _(
+                "{folder} exists already. Go on with --resume, replace it with --overwrite, or choose another --output.",
+                folder=folder,
+            )
         )
     if overwrite and folder.exists() and any(folder.iterdir()) and not (folder / "config.toml").is_file():
         raise RunError(_("{folder} is no run (no config.toml), so --overwrite leaves it alone.", folder=folder))
@@ -125,7 +128,8 @@ def _refuse_other_config(folder: Path, config: Config) -> None:
     ]
     if differing:
         raise RunError(
-            _("{folder}: a resumed run goes on as it began; start another one for other settings.", folder=folder), *differing
+            _("{folder}: a resumed run goes on as it began; start another one for other settings.", folder=folder),
+            *differing,
         )
 
 
@@ -182,7 +186,15 @@ class _Training:
         """What is about to happen, before it costs time."""
         base, say = job.base, self.report.say
         adapter = base.adapters[ADAPTER]
-        say(_("base {model}: {dtype} on {device} ({why})", model=base.source, dtype=_name(base.dtype), device=base.device, why=base.why["dtype"]))
+        say(
+            _(
+                "base {model}: {dtype} on {device} ({why})",
+                model=base.source,
+                dtype=_name(base.dtype),
+                device=base.device,
+                why=base.why["dtype"],
+            )
+        )
         say(_("rows: {layout}", layout=base.why["layout"]))
         for pattern, paths in adapter.targets.matched.items():
             say(_("target {pattern} matches {modules}", pattern=pattern, modules=_summary_of_paths(paths)))
@@ -222,11 +234,18 @@ class _Training:
         state, settings = checkpoint.read_state(found)
         for key in ("train_sha256", "held_out_sha256"):
             if settings[key] != job.settings[key]:
-                raise RunError(_("{folder}: the examples are no longer the ones that this run began with.", folder=self.folder))
+                raise RunError(
+                    _("{folder}: the examples are no longer the ones that this run began with.", folder=self.folder)
+                )
         for key, value in settings.items():
             if job.settings[key] != value:
                 self.report.warn(
-                    _("{key} was {then} and is now {now}: the rest will not be bit for bit the same", key=key, then=value, now=job.settings[key])
+                    _(
+                        "{key} was {then} and is now {now}: the rest will not be bit for bit the same",
+                        key=key,
+                        then=value,
+                        now=job.settings[key],
+                    )
                 )
         checkpoint.restore(found, job.parameters, job.optimizer, state.step)
         self.report.say(_("resumed after step {step} of {steps}", step=state.step, steps=len(job.plan)))
@@ -255,7 +274,9 @@ class _Training:
         self.report.say(_("the adapter of step {step} is the best by held-out loss and is kept", step=state.best_step))
         return self._measure(job, ADAPTER, _("held-out loss of the best adapter"))
 
-    def _summarise(self, job: loop.Job, state: State, before: HeldOut | None, after: HeldOut | None, seconds: float) -> Summary:
+    def _summarise(
+        self, job: loop.Job, state: State, before: HeldOut | None, after: HeldOut | None, seconds: float
+    ) -> Summary:
         compared = compare(before, after, self.config.training.seed) if before and after else None
         summary = Summary(
             run=str(self.folder),
@@ -320,7 +341,9 @@ def _summary_of_paths(paths: list[str]) -> str:
     for path in paths:
         name = path.rpartition(".")[2]
         names[name] = names.get(name, 0) + 1
-    return _("{count} modules: {names}", count=len(paths), names=", ".join(f"{n} x {name}" for name, n in names.items()))
+    return _(
+        "{count} modules: {names}", count=len(paths), names=", ".join(f"{n} x {name}" for name, n in names.items())
+    )
 
 
 def _copy(source: Path, folder: Path) -> None:

@@ -39,7 +39,9 @@ class Session:
     ) -> list[str]:
         """An answer to each conversation, decoded together; `adapter` None: the base alone."""
         requests = [
-            Request(self.template.encode_prompt(messages), sampling or SamplingConfig(), adapter, self.template.stop_ids)
+            Request(
+                self.template.encode_prompt(messages), sampling or SamplingConfig(), adapter, self.template.stop_ids
+            )
             for messages in conversations
         ]
         return [reply.text for reply in replies(Engine(self.base), requests)]
@@ -57,7 +59,9 @@ class Session:
         return answers[0] if isinstance(prompt, str) else answers
 
 
-def open_adapters(paths: Sequence[str | Path], config: ModelConfig | None = None, report: Report | None = None) -> Session:
+def open_adapters(
+    paths: Sequence[str | Path], config: ModelConfig | None = None, report: Report | None = None
+) -> Session:
     """Load the base that the first adapter names (or `config.model`), and every adapter onto it, as evaluation sees it.
 
     Raises:
@@ -80,7 +84,9 @@ def open_adapters(paths: Sequence[str | Path], config: ModelConfig | None = None
     template = next(iter(templates.values()))
     for name, other in templates.items():
         if other.to_json() != template.to_json():
-            raise AdapterError(_("{first} and {name} were trained with different templates.", first=next(iter(folders)), name=name))
+            raise AdapterError(
+                _("{first} and {name} were trained with different templates.", first=next(iter(folders)), name=name)
+            )
     base.router.active = next(iter(folders))
     base.model.eval()
     return Session(base, template, folders)

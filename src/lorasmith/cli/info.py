@@ -34,13 +34,25 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     lines = [
         _("adapter   {folder}", folder=facts["folder"]),
         _("base      {base}", base=facts["base"]),
-        _("LoRA      r {r}, lora_alpha {alpha}, on {targets}", r=facts["r"], alpha=facts["lora_alpha"], targets=_names(facts["target_modules"])),
-        _("size      {parameters:,} parameters in {tensors} tensors, {mib:.1f} MiB", parameters=facts["parameters"], tensors=facts["tensors"], mib=facts["bytes"] / 2**20),
+        _(
+            "LoRA      r {r}, lora_alpha {alpha}, on {targets}",
+            r=facts["r"],
+            alpha=facts["lora_alpha"],
+            targets=_names(facts["target_modules"]),
+        ),
+        _(
+            "size      {parameters:,} parameters in {tensors} tensors, {mib:.1f} MiB",
+            parameters=facts["parameters"],
+            tensors=facts["tensors"],
+            mib=facts["bytes"] / 2**20,
+        ),
     ]
     if facts["modules_to_save"]:
         lines.append(_("whole     {names}", names=_names(facts["modules_to_save"])))
     if facts["template"]:
-        lines.append(_("template  {kind}, a reply ends at {stop}", kind=facts["template"], stop=" ".join(facts["stop"])))
+        lines.append(
+            _("template  {kind}, a reply ends at {stop}", kind=facts["template"], stop=" ".join(facts["stop"]))
+        )
     else:
         lines.append(_("template  none inside: made by another tool"))
     if facts["notes"]:

@@ -62,14 +62,25 @@ class LoraConfig(BaseModel):
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
-        expressions = [("rank_pattern", k) for k in self.rank_pattern] + [("alpha_pattern", k) for k in self.alpha_pattern]
-        expressions += [(key, v) for key, v in (("target_modules", self.target_modules), ("exclude_modules", self.exclude_modules)) if isinstance(v, str)]
+        expressions = [("rank_pattern", k) for k in self.rank_pattern] + [
+            ("alpha_pattern", k) for k in self.alpha_pattern
+        ]
+        expressions += [
+            (key, v)
+            for key, v in (("target_modules", self.target_modules), ("exclude_modules", self.exclude_modules))
+            if isinstance(v, str)
+        ]
         for key, expression in expressions:
             try:
                 re.compile(expression)
             except re.error as error:
                 raise ValueError(
-                    _("{key}: {expression!r} is no regular expression: {error}", key=key, expression=expression, error=error)
+                    _(
+                        "{key}: {expression!r} is no regular expression: {error}",
+                        key=key,
+                        expression=expression,
+                        error=error,
+                    )
                 ) from None
         if any(r < 1 for r in self.rank_pattern.values()) or any(a <= 0 for a in self.alpha_pattern.values()):
             raise ValueError(_("rank_pattern and alpha_pattern must hold numbers above 0"))

@@ -40,7 +40,9 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: p.detach().cpu().clone().contiguous() for key, p in adapter.parameters.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(peft_config(adapter, model, base), indent=2, sort_keys=True) + "\n", "utf-8")
+    (folder / CONFIG).write_text(
+        json.dumps(peft_config(adapter, model, base), indent=2, sort_keys=True) + "\n", "utf-8"
+    )
     for name, text in (extras or {}).items():
         (folder / name).write_text(text, "utf-8")
 
@@ -49,7 +51,9 @@ def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str
     """adapter_config.json as PEFT 0.14 and later read it."""
     config, layers = adapter.config, dict(model.named_modules())
     first = next((layers[p] for p in adapter.targets.adapted), None)
-    own = config.model_dump(include={"r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "rank_pattern", "alpha_pattern"})
+    own = config.model_dump(
+        include={"r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "rank_pattern", "alpha_pattern"}
+    )
     alpha = own["lora_alpha"]
     return own | {
         "peft_type": "LORA",
@@ -95,7 +99,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise AdapterError(_("{path}: not readable as JSON: {error}", path=path, error=error)) from None
-    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
+    if raw.get("peft_type") != "LORA":
         raise AdapterError(_("{path}: peft_type is not LORA; only LoRA adapters can be loaded.", path=path))
     return raw
 
@@ -108,7 +112,11 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
         refused.append(f"init_lora_weights={init}")
     if refused:
         raise AdapterError(
-            _("{path}: {keys} of PEFT is not supported, and ignoring it would change the answers.", path=path, keys=", ".join(refused))
+            _(
+                "{path}: {keys} of PEFT is not supported, and ignoring it would change the answers.",
+                path=path,
+                keys=", ".join(refused),
+            )
         )
     known = {key: raw[key] for key in _OPTIONS if raw.get(key) is not None}
     targets = raw.get("target_modules") or ()

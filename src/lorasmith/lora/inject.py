@@ -16,6 +16,7 @@ from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
 from lorasmith.lora.router import Router
 from lorasmith.lora.target import Targets, find_targets
 
+Wrapper = LoRALayer | LoRAEmbedding | SavedModule
 PEFT_PREFIX = "base_model.model."  # what PEFT's wrapper puts before every path in its files
 
 
@@ -47,17 +48,22 @@ def inject(model: PreTrainedModel, config: LoraConfig, router: Router, name: str
 
     Raises:
         ConfigError: a pattern matches nothing, or something that LoRA cannot go on.
-        AdapterError: the name is taken, or biases are trained beside another adapter.
+        AdapterError: the name is taken, or another adapter trains what this one would. The model is then unchanged.
     """
     plain = _PlainView(model)
     if name in plain.adapters or "." in name:
         raise AdapterError(_("the adapter name {name!r} is taken or holds a dot. Choose another.", name=name))
     if plain.adapters and (config.bias != "none" or plain.has_trained_bias):
         raise AdapterError(
-            _("adapter {name!r}: bias={bias!r} changes the base itself, so it cannot share it.", name=name, bias=config.bias)
+            _(
+                "adapter {name!r}: bias={bias!r} changes the base itself, so it cannot share it.",
+                name=name,
+                bias=config.bias,
+            )
         )
     with plain:
         targets = find_targets(model, config)
+    plain.refuse_clashes(targets)
     if not plain.adapters:
         model.requires_grad_(False)
     parameters: dict[str, nn.Parameter] = {}
@@ -75,12 +81,12 @@ def inject(model: PreTrainedModel, config: LoraConfig, router: Router, name: str
 
 
 def remove(model: PreTrainedModel, name: str) -> None:
-    """Take the adapter out of every layer; the wrappers stay, empty, and cost nothing."""
-    for module in model.modules():
-        if isinstance(module, LoRALayer | LoRAEmbedding) and name in module.scaling:
-            module.remove(name)
-        elif isinstance(module, SavedModule) and name in module.modules_to_save:
-            module.remove(name)
+    """Take the adapter out of every layer; a wrapper without adapters gives way to what it wraps."""
+    for path, wrapper in _wrappers(model).items():
+        if name in _names(wrapper):
+            wrapper.remove(name)
+        if not _names(wrapper):
+            _put(model, path, _original(wrapper))
 
 
 def count(model: PreTrainedModel, adapter: Adapter) -> Counts:
@@ -102,20 +108,50 @@ class _PlainView:
     """Within `with`, the model's wrappers stand aside, so that patterns see the paths of the base alone."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        wrappers = {p: m for p, m in model.named_modules() if isinstance(m, LoRALayer | LoRAEmbedding | SavedModule)}
-        self.model, self.wrappers = model, wrappers
-        names = {n for m in wrappers.values() for n in (m.modules_to_save if isinstance(m, SavedModule) else m.scaling)}
-        self.adapters = names
-        self.has_trained_bias = any(p.requires_grad for n, p in model.named_parameters() if n.endswith("bias"))
+        self.model, self.wrappers = model, _wrappers(model)
+        self.adapters = {name for wrapper in self.wrappers.values() for name in _names(wrapper)}
+        own = (p for n, p in model.named_parameters() if n.endswith("bias") and ".modules_to_save." not in n)
+        self.has_trained_bias = any(p.requires_grad for p in own)
 
     def __enter__(self) -> None:
         for path, wrapper in self.wrappers.items():
-            original = wrapper.original_module if isinstance(wrapper, SavedModule) else wrapper.base_layer
-            _put(self.model, path, original)
+            _put(self.model, path, _original(wrapper))
 
     def __exit__(self, *exc: object) -> None:
         for path, wrapper in self.wrappers.items():
             _put(self.model, path, wrapper)
+
+    def refuse_clashes(self, targets: Targets) -> None:
+        """Raise AdapterError where one adapter would train a module whole and another put LoRA on it or in it."""
+        saved = [path for paths in targets.saved.values() for path in paths]
+        problems = []
+        for path, wrapper in self.wrappers.items():
+            if isinstance(wrapper, SavedModule):
+                text = _("{path}: another adapter trains it whole, so LoRA cannot go on it too.", path=path)
+                clash = any(_is_inside(target, path) for target in targets.adapted)
+            else:
+                text = _("{path}: another adapter has LoRA on it, so it cannot be trained whole too.", path=path)
+                clash = any(_is_inside(path, whole) for whole in saved)
+            problems += [text] if clash else []
+        if problems:
+            raise AdapterError(*problems)
+
+
+def _is_inside(path: str, outer: str) -> bool:
+    return path == outer or path.startswith(outer + ".")
+
+
+def _wrappers(model: nn.Module) -> dict[str, Wrapper]:
+    return {p: m for p, m in model.named_modules() if isinstance(m, LoRALayer | LoRAEmbedding | SavedModule)}
+
+
+def _names(wrapper: Wrapper) -> list[str]:
+    """The adapters on a wrapper."""
+    return list(wrapper.modules_to_save if isinstance(wrapper, SavedModule) else wrapper.scaling)
+
+
+def _original(wrapper: Wrapper) -> nn.Module:
+    return wrapper.original_module if isinstance(wrapper, SavedModule) else wrapper.base_layer
 
 
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -127,21 +163,17 @@ def _wrapped(model: nn.Module, path: str, router: Router) -> LoRALayer | LoRAEmb
     module = model.get_submodule(path)
     if isinstance(module, LoRALayer | LoRAEmbedding):
         return module
-    if isinstance(module, SavedModule):
-        raise AdapterError(_("{path}: another adapter trains it whole, so LoRA cannot go on it too.", path=path))
     layer: LoRALayer | LoRAEmbedding
     if isinstance(module, nn.Embedding):
         layer = LoRAEmbedding(module, router)
     else:
         layer = LoRALayer(module, *_shape(module), router)
-    _put(model, path, layer.train(module.training))
+    _put(model, path, layer)
     return layer
 
 
 def _saved(model: nn.Module, path: str, router: Router) -> SavedModule:
     module = model.get_submodule(path)
-    if isinstance(module, LoRALayer | LoRAEmbedding):
-        raise AdapterError(_("{path}: another adapter has LoRA on it, so it cannot be trained whole too.", path=path))
     if not isinstance(module, SavedModule):
         module = SavedModule(module, router).train(module.training)
         _put(model, path, module)
@@ -152,24 +184,27 @@ def _shape(module: nn.Module) -> tuple[int, int]:
     """(in_features, out_features); Conv1D stores its weight as [in, out]."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
-    return module.weight.shape[0], module.weight.shape[1]  # type: ignore[index, return-value, union-attr]
+    return module.weight.shape[0], module.weight.shape[1]  # type: ignore[index, return-value]
 
 
-def _add(layer: LoRALayer | LoRAEmbedding, path: str, name: str, config: LoraConfig, generator: torch.Generator) -> None:
+def _add(
+    layer: LoRALayer | LoRAEmbedding, path: str, name: str, config: LoraConfig, generator: torch.Generator
+) -> None:
     r, alpha = rank_and_alpha(config, path)
     device = next(layer.base_layer.parameters()).device
     if isinstance(layer, LoRAEmbedding):
         layer.add(name, r, config.scaling(r, alpha), device)
     else:
         layer.add(name, r, config.scaling(r, alpha), config.lora_dropout, device)
-        layer.lora_dropout.train(layer.training)
+    layer.train(layer.base_layer.training)
     initialise(layer, name, config, generator)
 
 
 def _own_parameters(layer: LoRALayer | LoRAEmbedding, name: str) -> dict[str, nn.Parameter]:
     if isinstance(layer, LoRAEmbedding):
         return {"lora_embedding_A": layer.lora_embedding_A[name], "lora_embedding_B": layer.lora_embedding_B[name]}
-    return {"lora_A.weight": layer.lora_A[name].weight, "lora_B.weight": layer.lora_B[name].weight}
+    A, B = layer.matrices(name)
+    return {"lora_A.weight": A, "lora_B.weight": B}
 
 
 def _key(path: str, part: str) -> str:

@@ -7,6 +7,7 @@ The base is called as it is (Linear, Conv1D, Embedding, 4-bit) and the update is
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from lorasmith.lora.router import Router
+from lorasmith.lora.router import Router, Slice
 
 Bounds = tuple[tuple[int, int], ...]
 
@@ -102,7 +103,7 @@ class LoRALayer(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """W x + (lora_alpha / r) B A x, each token with the adapter that the router names. x [..., I] -> [..., O]."""
         y: Tensor = self.base_layer(x, *args, **kwargs)
-        slices = [s for s in self.router.slices_of(x.numel() // x.shape[-1]) if s.adapter in self.scaling]
+        slices = self._own(self.router.slices_of(x.numel() // x.shape[-1]))
         if not slices:
             return y
         if self.router.stacked and len(slices) > 1:
@@ -113,12 +114,20 @@ class LoRALayer(nn.Module):
             if isinstance(dropout, nn.Dropout) and dropout.training:
                 # another x per adapter: such slices go one by one
                 y = self._add(y, dropped.setdefault(adapter, dropout(x)), [(adapter, start, end)])
-        return self._add(y, x, [s for s in slices if s.adapter not in dropped])
+        return self._add(y, x, [s for s in slices if s[0] not in dropped])
 
-    def _add(self, y: Tensor, x: Tensor, slices: list[Any]) -> Tensor:
+    def _own(self, slices: Sequence[Slice]) -> list[tuple[str, int, int]]:
+        return [(adapter, start, end) for adapter, start, end in slices if adapter in self.scaling and adapter]
+
+    def matrices(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """A [r, I] and B [O, r] of `adapter`."""
+        A, B = (store.get_parameter(f"{adapter}.weight") for store in (self.lora_A, self.lora_B))
+        return A, B
+
+    def _add(self, y: Tensor, x: Tensor, slices: Sequence[tuple[str, int, int]]) -> Tensor:
         if not slices:
             return y
-        AB = [p.weight for s in slices for p in (self.lora_A[s[0]], self.lora_B[s[0]])]
+        AB = [matrix for s in slices for matrix in self.matrices(s[0])]
         bounds, scales = tuple((s[1], s[2]) for s in slices), tuple(self.scaling[s[0]] for s in slices)
         if torch.compiler.is_compiling():  # it gets functions that write in place wrong (pytorch issue 180642)
             return plain_low_rank(y, x, bounds, scales, *AB)
@@ -126,16 +135,16 @@ class LoRALayer(nn.Module):
         return added
 
     @torch.no_grad()
-    def _add_stacked(self, y: Tensor, x: Tensor, slices: list[Any]) -> Tensor:
+    def _add_stacked(self, y: Tensor, x: Tensor, slices: Sequence[tuple[str, int, int]]) -> Tensor:
         """All adapters as one thin product, times a 0-1 mask: for decoding, where a row holds few tokens of each."""
-        A_KI = torch.cat([self.lora_A[s.adapter].weight for s in slices]).to(x.dtype)
-        B_OK = torch.cat([self.lora_B[s.adapter].weight * self.scaling[s.adapter] for s in slices], dim=1).to(x.dtype)
+        A, B = zip(*(self.matrices(adapter) for adapter, _start, _end in slices), strict=True)
+        A_KI = torch.cat(A).to(x.dtype)
+        B_OK = torch.cat([b * self.scaling[s[0]] for b, s in zip(B, slices, strict=True)], dim=1).to(x.dtype)
         x_TI, y_TO = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         mask_TK, column = x.new_zeros(len(x_TI), len(A_KI)), 0
-        for adapter, start, end in slices:
-            r = self.lora_A[adapter].weight.shape[0]
-            mask_TK[start:end, column : column + r] = 1
-            column += r
+        for a, (_adapter, start, end) in zip(A, slices, strict=True):
+            mask_TK[start:end, column : column + len(a)] = 1
+            column += len(a)
         y_TO.addmm_(F.linear(x_TI, A_KI) * mask_TK, B_OK.t())
         return y
 

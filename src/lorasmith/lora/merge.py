@@ -1,6 +1,6 @@
 """Merging as a pure function: new weights, the model untouched.
 
-    W' = W + (lora_alpha / r) B A        (arXiv:2106.09685, section 4.1, "No Additional Inference Latency")
+W' = W + (lora_alpha / r) B A        (arXiv:2106.09685, section 4.1, "No Additional Inference Latency")
 """
 
 import torch
@@ -19,8 +19,9 @@ def update(layer: LoRALayer | LoRAEmbedding, adapter: str) -> Tensor:
     """(lora_alpha / r) B A in the shape of the base's weight, in float64 on its device."""
     if isinstance(layer, LoRAEmbedding):
         A_RV, B_OR = layer.lora_embedding_A[adapter].double(), layer.lora_embedding_B[adapter].double()
-        return (B_OR @ A_RV).t() * layer.scaling[adapter]
-    A_RI, B_OR = layer.lora_A[adapter].weight.double(), layer.lora_B[adapter].weight.double()
+        delta_VO: Tensor = (B_OR @ A_RV).t() * layer.scaling[adapter]
+        return delta_VO
+    A_RI, B_OR = (matrix.double() for matrix in layer.matrices(adapter))
     delta_OI = B_OR @ A_RI * layer.scaling[adapter]
     return delta_OI.t() if isinstance(layer.base_layer, Conv1D) else delta_OI
 

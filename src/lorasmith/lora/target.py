@@ -65,7 +65,9 @@ def find_targets(model: PreTrainedModel, config: LoraConfig) -> Targets:
         problems += _unsuitable(model, modules, pattern, paths)
         matched[pattern] = paths
     if not problems and not any(matched.values()):
-        problems.append(_("lora.exclude_modules and lora.layers_to_transform leave nothing of what target_modules matches"))
+        problems.append(
+            _("lora.exclude_modules and lora.layers_to_transform leave nothing of what target_modules matches")
+        )
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return Targets(matched, saved)
@@ -141,13 +143,18 @@ def is_tied(model: PreTrainedModel, module: nn.Module) -> bool:
 def _no_match(key: str, pattern: str, modules: dict[str, nn.Module]) -> str:
     names = list(dict.fromkeys(p.rpartition(".")[2] for p, m in modules.items() if is_adaptable(m)))
     text = _(
-        "{key}: {pattern!r} matches no module; this model has {names}.", key=key, pattern=pattern, names=", ".join(names)
+        "{key}: {pattern!r} matches no module; this model has {names}.",
+        key=key,
+        pattern=pattern,
+        names=", ".join(names),
     )
     close = difflib.get_close_matches(pattern, names, n=1)
     if close:
         return text + " " + _("Did you mean {close!r}?", close=close[0])
     if not is_name(pattern):
-        return text + " " + _("An expression is matched against the whole path, such as {path!r}.", path=_a_path(modules))
+        return (
+            text + " " + _("An expression is matched against the whole path, such as {path!r}.", path=_a_path(modules))
+        )
     return text
 
 

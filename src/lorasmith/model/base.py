@@ -45,7 +45,7 @@ class Base:
     @property
     def decoder(self) -> nn.Module:
         """The model without its head."""
-        decoder: nn.Module = self.model.get_decoder()
+        decoder: nn.Module = self.model.get_decoder()  # type: ignore[no-untyped-call]
         return decoder
 
     @property

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -40,9 +41,12 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
             trust_remote_code=config.trust_remote_code,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(_("{folder}: transformers cannot build it: {error}", folder=folder, error=_first_line(error))) from error
+        raise ModelError(
+            _("{folder}: transformers cannot build it: {error}", folder=folder, error=_first_line(error))
+        ) from error
     model.requires_grad_(False)
-    base = Base(model.to(device).train(), tokenizer, config.model, folder, dtype, device)
+    nn.Module.to(model, device)
+    base = Base(model.train(), tokenizer, config.model, folder, dtype, device)
     base.why |= {"device": why_device, "dtype": why_dtype}
     probe(base)
     return base
@@ -68,16 +72,23 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     """The tokenizer of a model folder. Raises ModelError where it is missing or unreadable."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         raise ModelError(
-            _("{folder}: no tokenizer in it (tokenizer.json). Copy the tokenizer's files of the same model there.", folder=folder)
+            _(
+                "{folder}: no tokenizer in it (tokenizer.json). Copy the tokenizer's files of the same model there.",
+                folder=folder,
+            )
         )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(_("{folder}: its tokenizer cannot be read: {error}", folder=folder, error=_first_line(error))) from error
+        raise ModelError(
+            _("{folder}: its tokenizer cannot be read: {error}", folder=folder, error=_first_line(error))
+        ) from error
     if tokenizer.eos_token_id is None:
-        raise ModelError(_("{folder}: its tokenizer has no eos_token, so a reply could never end. Set one.", folder=folder))
+        raise ModelError(
+            _("{folder}: its tokenizer has no eos_token, so a reply could never end. Set one.", folder=folder)
+        )
     return tokenizer
 
 
@@ -90,12 +101,18 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
         raise ModelError(_("{path}: not readable as JSON: {error}", path=folder / "config.json", error=error)) from None
     if "auto_map" in config and not trust_remote_code:
         raise ModelError(
-            _("{folder}: this model brings Python code of its own. If you trust it: --trust-remote-code.", folder=folder)
+            _(
+                "{folder}: this model brings Python code of its own. If you trust it: --trust-remote-code.",
+                folder=folder,
+            )
         )
     if not any(folder.glob("*.safetensors")):
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
             raise ModelError(
-                _("{folder}: only pickled weights, which can run code when read. Save the model as safetensors.", folder=folder)
+                _(
+                    "{folder}: only pickled weights, which can run code when read. Save the model as safetensors.",
+                    folder=folder,
+                )
             )
         raise ModelError(_("{folder}: no weights in it (model.safetensors).", folder=folder))
 
@@ -104,7 +121,9 @@ def _read_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(_("{folder}: transformers does not know this model: {error}", folder=folder, error=_first_line(error))) from error
+        raise ModelError(
+            _("{folder}: transformers does not know this model: {error}", folder=folder, error=_first_line(error))
+        ) from error
 
 
 def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
@@ -112,7 +131,11 @@ def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
     parts: list[Any] = [config, *(v for v in vars(config).values() if isinstance(v, PretrainedConfig))]
     for part in parts:
         for key, value in vars(part).items():
-            if ("drop" in key or key.endswith("pdrop")) and isinstance(value, int | float) and not isinstance(value, bool):
+            if (
+                ("drop" in key or key.endswith("pdrop"))
+                and isinstance(value, int | float)
+                and not isinstance(value, bool)
+            ):
                 setattr(part, key, 0.0)
     return config
 

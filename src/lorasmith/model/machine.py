@@ -19,7 +19,9 @@ def choose_device(wanted: str) -> tuple[torch.device, str]:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise ConfigError(_("model.device: {wanted!r} is no device. Use auto, cpu, cuda or mps.", wanted=wanted)) from None
+        raise ConfigError(
+            _("model.device: {wanted!r} is no device. Use auto, cpu, cuda or mps.", wanted=wanted)
+        ) from None
     missing = (device.type == "cuda" and not torch.cuda.is_available()) or (
         device.type == "mps" and not torch.backends.mps.is_available()
     )

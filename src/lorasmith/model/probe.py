@@ -32,7 +32,9 @@ def probe(base: Base) -> None:
     reason = _packing_problem(base)
     if reason is None:
         base.layout = "packed"
-        base.why["layout"] = _("packed: examples laid end to end gave the same states as each alone, and nothing leaked")
+        base.why["layout"] = _(
+            "packed: examples laid end to end gave the same states as each alone, and nothing leaked"
+        )
     else:
         base.layout = "padded"
         base.model.set_attn_implementation(native)

@@ -64,7 +64,11 @@ def save(
     def fill(folder: Path) -> None:
         write_adapter(folder)
         moments = optimizer.state[parameters.values]
-        tensors = {"values": parameters.values.detach(), "exp_avg": moments["exp_avg"], "exp_avg_sq": moments["exp_avg_sq"]}
+        tensors = {
+            "values": parameters.values.detach(),
+            "exp_avg": moments["exp_avg"],
+            "exp_avg_sq": moments["exp_avg_sq"],
+        }
         save_file({name: t.cpu().clone() for name, t in tensors.items()}, folder / TENSORS)
         text = json.dumps({"version": VERSION, "settings": settings, **asdict(state)}, indent=2)
         (folder / STATE).write_text(text + "\n", "utf-8")
@@ -87,11 +91,18 @@ def read_state(folder: Path) -> tuple[State, dict[str, str]]:
     try:
         raw = json.loads((folder / STATE).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(_("{path}: not readable: {error}. Start anew with --overwrite.", path=folder / STATE, error=error)) from None
+        raise RunError(
+            _("{path}: not readable: {error}. Start anew with --overwrite.", path=folder / STATE, error=error)
+        ) from None
     version = raw.pop("version", None)
     if version != VERSION:
         raise RunError(
-            _("{path}: written by another version ({version}); this one reads {known}.", path=folder / STATE, version=version, known=VERSION)
+            _(
+                "{path}: written by another version ({version}); this one reads {known}.",
+                path=folder / STATE,
+                version=version,
+                known=VERSION,
+            )
         )
     settings = raw.pop("settings")
     return State(**raw), settings

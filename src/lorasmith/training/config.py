@@ -14,7 +14,8 @@ class TrainingConfig(BaseModel):
 
     batch_size: Annotated[int, Field(gt=0, description=_("examples in one micro-batch, in the usual meaning"))] = 8
     accumulate: Annotated[
-        int, Field(gt=0, description=_("micro-batches in one step; a step learns from batch_size x accumulate examples"))
+        int,
+        Field(gt=0, description=_("micro-batches in one step; a step learns from batch_size x accumulate examples")),
     ] = 1
     epochs: Annotated[float, Field(gt=0, description=_("passes over the examples, where max_steps is not given"))] = 1.0
     max_steps: Annotated[int | None, Field(gt=0, description=_("stop after this many steps"))] = None
@@ -22,9 +23,9 @@ class TrainingConfig(BaseModel):
     schedule: Annotated[
         Literal["cosine", "linear", "constant"], Field(description=_("how the learning rate falls after the warm-up"))
     ] = "linear"
-    warmup: Annotated[
-        float, Field(ge=0, description=_("warm-up in steps, or a part of all steps where below 1"))
-    ] = 0.03
+    warmup: Annotated[float, Field(ge=0, description=_("warm-up in steps, or a part of all steps where below 1"))] = (
+        0.03
+    )
     beta1: Annotated[float, Field(ge=0, lt=1, description=_("AdamW's beta1"))] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1, description=_("AdamW's beta2"))] = 0.999
     eps: Annotated[float, Field(gt=0, description=_("AdamW's epsilon"))] = 1e-8

@@ -68,7 +68,9 @@ def train(job: Job, state: State) -> None:
             if not stopping and due(job.config.eval_every, state.step) and state.step < len(job.plan):
                 evaluate(job, state)
             if stopping and state.step < len(job.plan):
-                raise Interrupted(_("stopped after step {step}; saved in {folder}", step=state.step, folder=save(job, state)))
+                raise Interrupted(
+                    _("stopped after step {step}; saved in {folder}", step=state.step, folder=save(job, state))
+                )
             if save_is_due(job, state.step):
                 save(job, state)
 

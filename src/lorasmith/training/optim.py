@@ -23,7 +23,9 @@ class FlatParameters:
         self.reduced = self.values.new_zeros(self.values.numel() + 2)
         self.gradient, self.loss, self.stop = self.reduced[:-2], self.reduced[-2], self.reduced[-1]
         self.values.grad = self.gradient
-        for p, value, gradient in zip(tensors, self._split(self.values.data, tensors), self._split(self.gradient, tensors), strict=True):
+        for p, value, gradient in zip(
+            tensors, self._split(self.values.data, tensors), self._split(self.gradient, tensors), strict=True
+        ):
             p.data, p.grad = value, gradient
 
     @staticmethod

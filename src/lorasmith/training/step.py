@@ -39,7 +39,7 @@ def train_step(
     parameters.stop.fill_(stop)
     for row in step.rows:
         loss = loss_sum(base, row)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         parameters.loss += loss.detach()
     world.sum_(parameters.reduced)
     norm = parameters.gradient.norm()
