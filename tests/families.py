@@ -38,7 +38,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3": _LLAMA,
     "gemma3_text": _LLAMA
     | {"sliding_window": 4, "tie_word_embeddings": True, "layer_types": ["sliding_attention", "full_attention"]},
-    "gpt2": {"vocab_size": WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "eos_token_id": 1, "bos_token_id": 2},
+    "gpt2": {"vocab_size": WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    | {"eos_token_id": 1, "bos_token_id": 2},
     "opt": _OLDER | {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64, "pad_token_id": 0},
     "bloom": {"vocab_size": WORDS, "hidden_size": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0},
     "mistral": _LLAMA | {"sliding_window": 4},
@@ -61,9 +62,11 @@ PADDED = {  # the families that cannot be packed, and why
     "stablelm": "the row",  # its layers do not hand keywords on
 }
 EMBEDDINGS = {"gpt2": "wte", "bloom": "word_embeddings", "falcon": "word_embeddings", "gpt_neox": "embed_in"}
-ONE_LINEAR = {  # one linear module of each main family
-    "gpt2": "c_attn", "bloom": "query_key_value", "falcon": "query_key_value", "gpt_neox": "query_key_value", "phi3": "qkv_proj",
-}  # fmt: skip
+ONE_LINEAR = {
+    "gpt2": "c_attn",
+    "phi3": "qkv_proj",
+    **dict.fromkeys(("bloom", "falcon", "gpt_neox"), "query_key_value"),
+}
 
 
 def embedding(family: str) -> str:
@@ -173,7 +176,8 @@ def gradients(adapter: Adapter) -> dict[str, Tensor]:
 def distance(a: Tensor, b: Tensor) -> float:
     """The largest difference, relative to the largest value of `b`."""
     assert a.shape == b.shape
-    return float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-30))
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
 
 
 def far_apart(ours: dict[str, Tensor], theirs: dict[str, Tensor], limit: float) -> dict[str, float]:

@@ -59,7 +59,10 @@ def test_all_problems_come_at_once_each_with_the_way_out(tmp_path):
         ("[lora]\nuse_rslora = 'x'", "lora.use_rslora: 'x' is not allowed: must be true or false"),
         ("[lora]\nr = 1.5", "lora.r: 1.5 is not allowed: must be a whole number"),
         ("[training]\nlearning_rate = 'x'", "training.learning_rate: 'x' is not allowed: must be a number"),
-        ("[lora]\ntarget_modules = ''", "lora: nothing would be trained: name target_modules or modules_to_save"),
+        (
+            "[lora]\ntarget_modules = ''",
+            "lora: nothing would be adapted: name modules in target_modules, or all-linear",
+        ),
         ("[lora]\nrank_pattern = {'(' = 1}", "lora.rank_pattern: '(' is no regular expression: "),
         ("r = 3", "r: no such key. Did you mean 'lora.r'?"),
     ],

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import MAIN, adapted, distance, embedding, examples, logits_of, one_linear, one_row, tiny, tiny_base
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from families import MAIN, adapted, distance, embedding, examples, logits_of, one_linear, one_row, tiny, tiny_base
 from lorasmith.errors import AdapterError
 from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.inject import inject

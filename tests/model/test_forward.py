@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from families import CONFIGS, MAIN, PADDED, adapted, distance, examples, gradients, logits_of, one_row, stir
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from families import CONFIGS, MAIN, PADDED, adapted, distance, examples, gradients, logits_of, one_row, stir
 from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.inject import inject
 from lorasmith.lora.router import Slice
@@ -35,7 +35,9 @@ def test_a_row_of_several_adapters_equals_each_example_alone(family: str) -> Non
         assert distance(states[span.start : span.end], hidden(base, alone)) < 1e-12
         assert distance(loss, token_losses(base, alone)) < 1e-12
     others = hidden(base, with_adapters(one_row(batch), None, None, "default", "second"))
-    assert not any(torch.allclose(others[s.start : s.end], states[s.start : s.end]) for s in (row.spans[0], *row.spans[2:]))
+    assert not any(
+        torch.allclose(others[s.start : s.end], states[s.start : s.end]) for s in (row.spans[0], *row.spans[2:])
+    )
 
 
 @pytest.mark.usefixtures("exact")

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families import CONFIGS, adapted, distance, example, examples, far_apart, gradients, one_row, own_logits, tiny_base
 from torch import Tensor
 
+from families import CONFIGS, adapted, distance, example, examples, far_apart, gradients, one_row, own_logits, tiny_base
 from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.inject import inject
 from lorasmith.model import head

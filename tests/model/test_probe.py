@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from families import CONFIGS, PADDED, adapted, distance, example, logits_of, one_row, tiny, tiny_base
 from torch import Tensor
 
+from families import CONFIGS, PADDED, adapted, distance, example, logits_of, one_row, tiny, tiny_base
 from lorasmith.errors import ModelError
 from lorasmith.model import attention, forward
 from lorasmith.model.attention import attend
@@ -68,7 +68,9 @@ def probed_again(base: Base) -> Base:
 
 
 def test_attention_over_the_whole_row_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def leaky(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scaling: float | None, window: int | None) -> Tensor:
+    def leaky(
+        q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scaling: float | None, window: int | None
+    ) -> Tensor:
         return attention._causal(q, k, v, scaling, window)
 
     monkeypatch.setattr(attention, "_inside_spans", leaky)

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import adapted, distance, examples, far_apart, gradients, one_row
 from hypothesis import given
 from hypothesis import strategies as st
 
+from families import adapted, distance, examples, far_apart, gradients, one_row
 from lorasmith.lora.router import Slice
 from lorasmith.model.head import loss_sum
 from lorasmith.model.row import IGNORED, Example, Row, Span, flatten
@@ -46,7 +46,12 @@ def test_row_stays_itself_on_the_cpu() -> None:
 def test_every_learned_token_is_there_once_with_its_weight(shapes: list[tuple[int, int]]) -> None:
     batch = [e for length, seed in shapes for e in examples([length] * (seed % 3 + 1))]
     row = flatten(batch, 2.0)
-    learned = [(e.ids[i], t, w / 2) for e in batch for i, (t, w) in enumerate(zip(e.targets, e.weights, strict=True)) if t != IGNORED]
+    learned = [
+        (e.ids[i], t, w / 2)
+        for e in batch
+        for i, (t, w) in enumerate(zip(e.targets, e.weights, strict=True))
+        if t != IGNORED
+    ]
     found = zip(row.ids_T[row.at_N].tolist(), row.target_N.tolist(), row.weight_N.tolist(), strict=True)
     assert list(found) == learned
     assert [s.end for s in row.spans[:-1]] == [s.start for s in row.spans[1:]]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 import torch.nn.functional as F
-from families import CONFIGS, MAIN, PADDED, adapted, examples, far_apart, gradients, one_linear, own_logits
 from torch import Tensor
 
+from families import CONFIGS, MAIN, PADDED, adapted, examples, far_apart, gradients, one_linear, own_logits
 from lorasmith.lora.inject import Adapter
 from lorasmith.model import attention
 from lorasmith.model.base import Base
@@ -18,7 +18,12 @@ from lorasmith.model.row import Example, flatten
 LIMIT = 1e-12  # float64, casts down taken out: sums in another order
 BATCH = examples((5, 9, 3, 12, 7, 1))
 TOTAL = sum(e.weight for e in BATCH)
-LAYOUTS = [(family, layout) for family in CONFIGS for layout in ("packed", "padded") if layout == "padded" or family not in PADDED]
+LAYOUTS = [
+    (family, layout)
+    for family in CONFIGS
+    for layout in ("packed", "padded")
+    if layout == "padded" or family not in PADDED
+]
 pytestmark = pytest.mark.usefixtures("exact")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -96,16 +97,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise AdapterError(_("{folder}: no {name} in it, so it is no adapter folder.", folder=folder, name=CONFIG))
     try:
-        raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        raw: Any = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise AdapterError(_("{path}: not readable as JSON: {error}", path=path, error=error)) from None
-    if raw.get("peft_type") != "LORA":
+    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
         raise AdapterError(_("{path}: peft_type is not LORA; only LoRA adapters can be loaded.", path=path))
     return raw
 
 
 def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
-    """A LoraConfig from PEFT's adapter_config.json. What is not supported is refused by name."""
+    """A LoraConfig from PEFT's adapter_config.json, which is at `path`.
+
+    Raises:
+        AdapterError: an option that is not supported, or a wrong value; all of them, by name.
+    """
     refused = sorted(key for key, value in raw.items() if value and key not in _UNDERSTOOD)
     init = raw.get("init_lora_weights", True)
     if init not in _STARTS:
@@ -120,16 +125,20 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
         )
     known = {key: raw[key] for key in _OPTIONS if raw.get(key) is not None}
     targets = raw.get("target_modules") or ()
-    return LoraConfig(
-        **known,
-        target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
-        exclude_modules=raw["exclude_modules"] if raw.get("exclude_modules") else None,
-        layers_to_transform=_tuple(raw.get("layers_to_transform")),
-        rank_pattern=raw.get("rank_pattern") or {},
-        alpha_pattern=raw.get("alpha_pattern") or {},
-        modules_to_save=tuple(raw.get("modules_to_save") or ()),
-        init_lora_weights="gaussian" if init == "gaussian" else "default",
-    )
+    try:
+        return LoraConfig(
+            **known,
+            target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
+            exclude_modules=raw["exclude_modules"] if raw.get("exclude_modules") else None,
+            layers_to_transform=_tuple(raw.get("layers_to_transform")),
+            rank_pattern=raw.get("rank_pattern") or {},
+            alpha_pattern=raw.get("alpha_pattern") or {},
+            modules_to_save=tuple(raw.get("modules_to_save") or ()),
+            init_lora_weights="gaussian" if init == "gaussian" else "default",
+        )
+    except ValidationError as error:
+        wrong = ((".".join(map(str, e["loc"])), e["msg"]) for e in error.errors())
+        raise AdapterError(*(f"{path}: {key}: {text}" for key, text in wrong)) from None
 
 
 def _tuple(value: Any) -> tuple[int, ...] | None:

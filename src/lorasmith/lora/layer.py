@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from lorasmith.lora.router import Router, Slice
 
@@ -29,6 +29,7 @@ class LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, bounds: Bounds, scales: tuple[float, ...], *AB: Tensor) -> Tensor:
+        """Add to y; keep x, h = x A^T and the cast A and B for backward."""
         x_TI, y_TO = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         saved: list[Tensor] = [x_TI]
         for (start, end), s, A, B in zip(bounds, scales, AB[0::2], AB[1::2], strict=True):
@@ -44,6 +45,7 @@ class LowRank(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of y, x (where needed), A and B; the base's weight has none."""
         x_TI, *saved = ctx.saved_tensors
         dy_TO = dy.reshape(-1, dy.shape[-1])
         covered = sum(end - start for start, end in ctx.bounds) == len(x_TI)
@@ -212,8 +214,7 @@ class SavedModule(nn.Module):
         if isinstance(module, nn.Embedding):
             return module(x).to(dtype)  # type: ignore[no-any-return]
         cast = {name: p.to(dtype) for name, p in module.named_parameters()}
-        y = torch.func.functional_call(module, cast, (x,))
-        return y
+        return torch.func.functional_call(module, cast, (x,))  # type: ignore[no-any-return]
 
     def remove(self, adapter: str) -> None:
         """Forget `adapter`."""

@@ -58,7 +58,7 @@ def _refuse_quantised(path: str, layer: nn.Module, weight: Tensor) -> None:
     if not weight.dtype.is_floating_point:
         raise AdapterError(
             _(
-                "{path}: the base is quantised ({kind}); merging would round the update away. Load the base unquantised.",
+                "{path}: the base is quantised ({kind}); merging would round the update away. Load it unquantised.",
                 path=path,
                 kind=type(layer).__name__,
             )

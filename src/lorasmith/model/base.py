@@ -45,13 +45,14 @@ class Base:
     @property
     def decoder(self) -> nn.Module:
         """The model without its head."""
-        decoder: nn.Module = self.model.get_decoder()  # type: ignore[no-untyped-call]
+        decoder: nn.Module = self.model.get_decoder()
         return decoder
 
     @property
     def output_embedding(self) -> nn.Module:
         """The head's linear layer, adapters included."""
-        return self.model.get_output_embeddings()
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
 
     @property
     def max_positions(self) -> int | None:

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -14,7 +13,7 @@ from lorasmith.errors import ModelError
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
 from lorasmith.model.config import ModelConfig
-from lorasmith.model.gguf import PACKAGED, packaged_model, cached_gguf
+from lorasmith.model.gguf import PACKAGED, cached_gguf, packaged_model
 from lorasmith.model.machine import choose_device, choose_dtype, use_all_cores
 from lorasmith.model.probe import probe
 from lorasmith.report import Report

@@ -1,0 +1,192 @@
+"""Adapter folders: what is refused, with a text that names it, and the model left as it was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from families import adapted, logits_of, tiny, tiny_base
+from lorasmith.errors import AdapterError
+from lorasmith.lora.files import CONFIG, WEIGHTS, load_adapter, lora_config, read_config, save_adapter
+
+KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sound adapter for llama's q_proj."""
+    base, adapter = adapted("llama", target_modules="q_proj")
+    save_adapter(adapter, base.model, tmp_path / "adapter", "the/base")
+    return tmp_path / "adapter"
+
+
+def problems(folder: Path, family: str = "llama") -> tuple[str, ...]:
+    """What load_adapter says; the model and its router stay as they were."""
+    base = tiny_base(family)
+    base.router.active = "before"
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(base.model, base.router, folder)
+    assert base.router.active == "before"
+    base.router.active = None
+    assert [n for n, _m in base.model.named_modules()] == [n for n, _m in tiny(family).named_modules()]
+    assert torch.equal(logits_of(base), logits_of(tiny(family)))
+    return tuple(problem.removeprefix(f"{folder}/").removeprefix(f"{WEIGHTS}: ") for problem in caught.value.problems)
+
+
+def change(folder: Path, **tensors: torch.Tensor | None) -> None:
+    """Set tensors of layer 0's q_proj, A= or B=; None takes it out; other names are whole keys."""
+    found = load_file(folder / WEIGHTS)
+    for name, value in tensors.items():
+        key = KEY.format(name) if name in "AB" else name
+        found.pop(key, None)
+        if value is not None:
+            found[key] = value
+    save_file(found, folder / WEIGHTS)
+
+
+def configure(folder: Path, **options: Any) -> None:
+    path = folder / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | options))
+
+
+def test_two_files_a_small_one_and_a_readable_one(folder: Path) -> None:
+    assert sorted(p.name for p in folder.iterdir()) == [CONFIG, WEIGHTS]
+    assert set(load_file(folder / WEIGHTS)) == {KEY.format(m).replace("s.0", f"s.{i}") for m in "AB" for i in (0, 1)}
+    assert (folder / CONFIG).read_text().startswith("{\n  ")
+
+
+def test_no_folder_or_no_adapter_in_it(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match=r"no adapter_config\.json in it, so it is no adapter folder"):
+        read_config(tmp_path)
+    (tmp_path / CONFIG).write_text("{")
+    with pytest.raises(AdapterError, match="not readable as JSON"):
+        read_config(tmp_path)
+    for text in ('{"peft_type": "IA3"}', "[]"):
+        (tmp_path / CONFIG).write_text(text)
+        with pytest.raises(AdapterError, match="peft_type is not LORA"):
+            read_config(tmp_path)
+
+
+def test_missing_keys(folder: Path) -> None:
+    change(folder, B=None)
+    assert problems(folder) == (f"lacks {KEY.format('B')}: the base is another one, or the file is not whole.",)
+    change(folder, A=None)
+    assert problems(folder) == (
+        f"lacks {KEY.format('A')} and 1 more keys: the base is another one, or the file is not whole.",
+    )
+
+
+def test_unknown_keys_and_wrong_shapes_come_together(folder: Path) -> None:
+    change(folder, A=torch.zeros(4, 33, dtype=torch.float64), other=torch.zeros(1))
+    assert problems(folder) == (
+        "holds other, which this base has no place for.",
+        f"{KEY.format('A')} has the shape (4, 33), this base needs (4, 32).",
+    )
+
+
+def test_an_adapter_of_another_family(folder: Path) -> None:
+    with pytest.raises(Exception, match="'q_proj' matches no module; this model has wte"):
+        load_adapter(tiny_base("gpt2").model, tiny_base("gpt2").router, folder)
+    found = problems(folder, "opt")
+    assert len(found) == 2
+    assert found[0].startswith("lacks base_model.model.model.decoder.layers.0")
+    assert found[1].startswith("holds base_model.model.model.layers.0")
+
+
+def test_an_adapter_without_effect(folder: Path) -> None:
+    for key in (KEY.format("B"), KEY.format("B").replace("s.0", "s.1")):
+        change(folder, **{key: torch.zeros(32, 4, dtype=torch.float64)})
+    assert problems(folder) == (
+        "its B matrices are all zero, so it changes nothing: the training did not reach this file.",
+    )
+
+
+def test_a_pickle_is_not_read(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+    (problem,) = problems(folder)
+    assert "adapter_model.bin is a pickle, which can run code when read; convert it with PEFT first." in problem
+    (folder / "adapter_model.bin").unlink()
+    (problem,) = problems(folder)
+    assert problem.endswith(f"no {WEIGHTS} in it.")
+
+
+def test_a_broken_file(folder: Path) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
+    (problem,) = problems(folder)
+    assert "not a readable safetensors file" in problem
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"lora_bias": True, "use_qalora": True}, "lora_bias, use_qalora"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
+        ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
+        ({"some_option_of_2030": {"a": 1}}, "some_option_of_2030"),
+    ],
+)
+def test_an_option_that_is_not_understood_is_refused_by_name(folder: Path, options: dict[str, Any], named: str) -> None:
+    configure(folder, **options)
+    (problem,) = problems(folder)
+    assert problem.endswith(f"{named} of PEFT is not supported, and ignoring it would change the answers.")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": False, "megatron_config": None, "loftq_config": {}, "some_option_of_2030": None},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": False},
+        {"layers_to_transform": 1, "target_modules": "q_proj"},
+    ],
+)
+def test_options_that_change_nothing_are_not_refused(folder: Path, options: dict[str, Any]) -> None:
+    configure(folder, **options)
+    assert lora_config(read_config(folder), folder).r == 4
+
+
+def test_a_wrong_value_names_the_file(folder: Path) -> None:
+    configure(folder, r="eight")
+    (problem,) = problems(folder)
+    assert CONFIG in problem
+    assert "r: " in problem
+
+
+def test_a_base_with_another_embedding_is_refused(tmp_path: Path) -> None:
+    base, adapter = adapted("llama", target_modules=("embed_tokens",))
+    save_adapter(adapter, base.model, tmp_path, "")
+    key = "base_model.model.model.embed_tokens.base_layer.weight"
+    own = tiny("llama").model.embed_tokens.weight
+    change(tmp_path, **{key: own.detach().bfloat16()})
+    again = tiny_base("llama")
+    load_adapter(again.model, again.router, tmp_path)  # its own embedding, rounded: PEFT saves it
+    assert torch.equal(logits_of(again), logits_of(base))
+    for other in (own + 1, torch.cat([own, own[:2]])):
+        change(tmp_path, **{key: other.detach()})
+        assert problems(tmp_path) == (f"holds another {key} than this base has: it belongs to another base.",)
+
+
+def test_several_folders_on_one_base(folder: Path, tmp_path: Path) -> None:
+    other, adapter = adapted("llama", modules_to_save=("lm_head",), r=2)
+    save_adapter(adapter, other.model, tmp_path / "other", "")
+    base = tiny_base("llama")
+    load_adapter(base.model, base.router, folder, "one")
+    load_adapter(base.model, base.router, tmp_path / "other", "two")
+    assert base.router.active == "two"
+    assert torch.equal(logits_of(base), logits_of(other))
+    base.router.active = "one"
+    assert not torch.allclose(logits_of(base), logits_of(other))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_dtypes_of_the_file_are_taken_into_the_masters(folder: Path, dtype: torch.dtype) -> None:
+    save_file({key: t.to(dtype) for key, t in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+    base = tiny_base("llama", torch.bfloat16)
+    adapter = load_adapter(base.model, base.router, folder)
+    assert {p.dtype for p in adapter.parameters.values()} == {torch.float32}
+    assert torch.equal(adapter.parameters[KEY.format("A")], load_file(folder / WEIGHTS)[KEY.format("A")].float())

@@ -1,0 +1,171 @@
+"""Law 6 and the numbers: PEFT is the oracle. Folders go both ways; forward and gradients agree in float64."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+from families import MAIN, adapted, distance, embedding, far_apart, logits_of, one_linear, own_logits, tiny, tiny_base
+from lorasmith.lora.files import load_adapter, read_weights, save_adapter
+from lorasmith.lora.inject import Adapter
+from lorasmith.model.base import Base
+
+LIMIT = 1e-12  # float64, the model's own casts down taken out: sums in another order
+# a second linear module of each family: another shape, so that a mix-up shows
+SECOND = {"gpt2": "mlp.c_fc", "opt": "fc1", "bloom": "dense_4h_to_h"}
+LAYERS = {"gpt2": "transformer.h", "opt": "model.decoder.layers", "bloom": "transformer.h"}
+CASES = (
+    "all-linear", "names", "expression", "ranks", "rslora", "one layer", "excluded", "excluded by expression", "whole",
+    "biases", "biases of targets", "embedding", "head",
+)  # fmt: skip
+pytestmark = [
+    pytest.mark.usefixtures("exact"),
+    pytest.mark.filterwarnings("ignore::UserWarning:peft"),  # what PEFT says about embeddings, biases and ties
+]
+
+
+def options(case: str, family: str) -> dict[str, Any]:
+    """Options under the names that both know."""
+    first, second, layers = one_linear(family), SECOND.get(family, "up_proj"), LAYERS.get(family, "model.layers")
+    escaped = layers.replace(".", r"\.")
+    return {
+        "all-linear": {"target_modules": "all-linear"},
+        "names": {"target_modules": [first, second]},
+        "expression": {"target_modules": rf"{escaped}\.1\..*{first}"},
+        "ranks": {
+            "target_modules": [first, second],
+            "rank_pattern": {rf"{escaped}\.0\..*{first}": 3, second: 5},
+            "alpha_pattern": {first: 7, f".*1.*{second}": 2},
+        },
+        "rslora": {"target_modules": [first], "use_rslora": True, "rank_pattern": {first: 9}},
+        "one layer": {"target_modules": [first, second], "layers_to_transform": [1]},
+        "excluded": {"target_modules": "all-linear", "exclude_modules": [second]},
+        "excluded by expression": {"target_modules": "all-linear", "exclude_modules": rf".*\.0\..*{first}"},
+        "whole": {"target_modules": [first], "modules_to_save": [embedding(family), "lm_head"]},
+        "biases": {"target_modules": [first], "bias": "all"},
+        "biases of targets": {"target_modules": [second], "bias": "lora_only"},
+        "embedding": {"target_modules": [embedding(family), first]},
+        "head": {"target_modules": ["lm_head", first]},
+    }[case]
+
+
+def as_ours(given: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+
+
+def of_peft(case: str, family: str) -> Any:
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, **options(case, family))
+    model = peft.get_peft_model(tiny(family), config)
+    generator = torch.Generator().manual_seed(5)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data += torch.randn(p.shape, generator=generator, dtype=torch.float64) * 0.2
+    return model
+
+
+def plain_keys(model: Any) -> dict[str, torch.nn.Parameter]:
+    """PEFT's trainable parameters under the keys of its files."""
+    return {
+        name.replace(".modules_to_save.default", "").replace(".default", ""): p
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+
+
+def loss_gradients(logits: Tensor, parameters: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+    direction = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view(logits.shape)
+    found = torch.autograd.grad((logits * direction).sum(), list(parameters.values()))
+    return dict(zip(parameters, found, strict=True))
+
+
+def assert_same(base: Base, adapter: Adapter, theirs: Any) -> None:
+    """Equal logits, equal gradients of every parameter, all far from what the base alone gives."""
+    ours, logits = own_logits(base), own_logits(theirs)
+    assert distance(logits_of(tiny(base.source)), logits) > 0.01
+    assert distance(ours, logits) < LIMIT
+    parameters = plain_keys(theirs)
+    assert adapter.parameters.keys() == parameters.keys()
+    gradients = loss_gradients(ours, adapter.parameters), loss_gradients(logits, parameters)
+    assert not far_apart(*gradients, LIMIT)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("family", MAIN)
+def test_our_folder_in_peft_and_here(family: str, case: str, tmp_path: Path) -> None:
+    base, adapter = adapted(family, lora_alpha=6, **as_ours(options(case, family)))
+    save_adapter(adapter, base.model, tmp_path, "the/base", {"note.txt": "opaque"})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(missing|unexpected).*")
+        theirs = peft.PeftModel.from_pretrained(tiny(family), tmp_path, is_trainable=True)
+    assert_same(base, adapter, theirs)
+    again = tiny_base(family)
+    loaded = load_adapter(again.model, again.router, tmp_path)
+    assert torch.equal(logits_of(again), logits_of(base))
+    assert loaded.parameters.keys() == adapter.parameters.keys()
+    assert (tmp_path / "note.txt").read_text() == "opaque"
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("family", MAIN)
+def test_pefts_folder_here(family: str, case: str, tmp_path: Path) -> None:
+    theirs = of_peft(case, family)
+    theirs.save_pretrained(tmp_path)
+    base = tiny_base(family)
+    adapter = load_adapter(base.model, base.router, tmp_path)
+    assert_same(base, adapter, theirs)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_bfloat16_base_gives_pefts_logits_within_rounding(family: str, tmp_path: Path) -> None:
+    base, adapter = adapted(family, torch.bfloat16, r=4)
+    save_adapter(adapter, base.model, tmp_path, "")
+    theirs = peft.PeftModel.from_pretrained(tiny(family, torch.bfloat16), tmp_path)
+    assert read_weights(tmp_path)[next(iter(adapter.parameters))].dtype == torch.float32
+    ours, pefts = logits_of(base), logits_of(theirs)
+    base.model.double()
+    truth = logits_of(base)
+    # PEFT multiplies by A and B in float32 and rounds the update, ours rounds A and B first: as good, not the same
+    assert distance(pefts, truth) < 0.1
+    assert distance(ours, truth) < 3 * distance(pefts, truth)
+
+
+def test_the_config_is_one_that_peft_writes_too(tmp_path: Path) -> None:
+    base, adapter = adapted("llama", lora_alpha=6, target_modules=("q_proj",), modules_to_save=("lm_head",))
+    save_adapter(adapter, base.model, tmp_path / "ours", "the/base")
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=4, lora_alpha=6, target_modules=["q_proj"], modules_to_save=["lm_head"]
+    )
+    peft.get_peft_model(tiny("llama"), config).save_pretrained(tmp_path / "theirs")
+    ours, theirs = (json.loads((tmp_path / who / "adapter_config.json").read_text()) for who in ("ours", "theirs"))
+    assert ours.pop("base_model_name_or_path") == "the/base"
+    assert {key: theirs[key] for key in ours} == ours
+    assert ours["lora_alpha"] == 6
+    assert isinstance(ours["lora_alpha"], int), "vLLM reads whole numbers"
+
+
+def test_what_peft_matches_with_the_written_targets_is_what_was_adapted(tmp_path: Path) -> None:
+    forms = {}
+    for name, given in {
+        "names": {"target_modules": ("q_proj", "v_proj")},
+        "all": {"target_modules": "all-linear"},
+        "expression": {"target_modules": r"model\.layers\.\d\..*_proj"},
+        "one name": {"target_modules": "q_proj"},
+        "layer": {"target_modules": ("q_proj",), "layers_to_transform": (0,)},
+        "excluded": {"target_modules": r".*_proj", "exclude_modules": ("mlp.up_proj", "k_proj")},
+    }.items():
+        base, adapter = adapted("llama", **given)
+        save_adapter(adapter, base.model, tmp_path, "")
+        forms[name] = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert forms == {
+        "names": ["q_proj", "v_proj"],
+        "all": ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
+        "expression": r"model\.layers\.\d\..*_proj",
+        "one name": ["q_proj"],
+        "layer": ["model.layers.0.self_attn.q_proj"],
+        "excluded": ["down_proj", "gate_proj", "o_proj", "q_proj", "v_proj"],
+    }
