@@ -11,7 +11,7 @@ from lorasmith.i18n import _
 from lorasmith.lora.config import LoraConfig
 from lorasmith.model.config import ModelConfig
 from lorasmith.report import Report
-from lorasmith.run import Summary
+from lorasmith.run_folder import Summary
 from lorasmith.session import Session, open_adapters
 
 

@@ -18,7 +18,8 @@ from lorasmith.model.gguf import packaged_model
 from lorasmith.model.load import load_tokenizer
 from lorasmith.plot import read_losses
 from lorasmith.report import Report
-from lorasmith.run import Summary, read_summary, train
+from lorasmith.run import train
+from lorasmith.run_folder import Summary, read_summary
 from lorasmith.session import open_adapters
 from lorasmith.training.checkpoint import write_file
 

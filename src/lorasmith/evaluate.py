@@ -1,10 +1,9 @@
 """Held-out loss of base and adapter, and whether the difference is real: a paired bootstrap over examples."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Iterator
 
 import torch
 from torch import Tensor

@@ -13,20 +13,18 @@ import json
 import platform
 import shutil
 import time
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 
 from lorasmith.adapter_folder import end_ids, write_adapter
-from lorasmith.config import Config, load_config, to_toml
+from lorasmith.config import Config
 from lorasmith.data.plan import Plan, plan
 from lorasmith.data.prepare import Prepared, prepare
 from lorasmith.data.template import Template
-from lorasmith.errors import RunError
+from lorasmith.errors import ConfigError, RunError
 from lorasmith.evaluate import HeldOut, compare, held_out
 from lorasmith.i18n import _
 from lorasmith.lora.inject import count, inject
@@ -34,31 +32,14 @@ from lorasmith.model.base import Base
 from lorasmith.model.load import load_base
 from lorasmith.plot import plot_loss
 from lorasmith.report import Report
+from lorasmith.run_folder import SUMMARY, Summary, begin, check_folder, check_space, choose_folder, read_summary
 from lorasmith.training import checkpoint, loop
-from lorasmith.training.checkpoint import State, write_file
+from lorasmith.training.checkpoint import State, write_file, writing
 from lorasmith.training.dist import World, join, leave
 from lorasmith.training.memory import peak_memory_mib
 from lorasmith.training.optim import FlatParameters, make_optimizer, warmup_steps
 
 ADAPTER = "default"
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a finished run came to. Losses in nats a token; null where nothing was held out."""
-
-    run: str
-    loss_before: float | None
-    loss_after: float | None
-    interval: tuple[float, float] | None
-    tokens_per_second: float
-    peak_memory_mib: float
-    seconds: float
-    steps: int
-    tokens: int
-    trainable_parameters: int
-    adapter_bytes: int
-    base_bytes: int
 
 
 def train(config: Config, report: Report | None = None, resume: bool = False, overwrite: bool = False) -> Summary:
@@ -69,68 +50,20 @@ def train(config: Config, report: Report | None = None, resume: bool = False, ov
     started = time.perf_counter()
     world = join()
     report = report if report is not None and world.is_first else Report()
-    folder = _run_folder(config)
     try:
-        finished = _open_run(folder, config, resume, overwrite, world)
+        folder = choose_folder(config, world)
+        config = check_folder(folder, config, resume, overwrite)
+        if not config.data.data:
+            raise ConfigError(_("data.data: no file of examples is named. Name a JSON or JSONL file."))
+        world.wait()  # nobody writes before all have looked
+        finished = read_summary(folder) if resume else None
         if finished is not None:
-            report.say(_("{run} is finished already.", run=folder))
+            report.say(_("{run} is finished already: {summary}", run=folder, summary=finished))
             return finished
         return _Training(config, folder, report, world).run(resume, started)
     finally:
-        if world.size > 1:
+        if world.is_ours:
             leave()
-
-
-def read_summary(folder: Path) -> Summary | None:
-    """The summary of a finished run; None where the run is not finished."""
-    path = folder / "summary.json"
-    if not path.is_file():
-        return None
-    raw = json.loads(path.read_text("utf-8"))
-    return Summary(**{**raw, "interval": tuple(raw["interval"]) if raw["interval"] else None})
-
-
-def _run_folder(config: Config) -> Path:
-    if config.output:
-        return Path(config.output).expanduser()
-    name = Path(config.data.data[0]).stem if config.data.data else "run"
-    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-
-
-def _open_run(folder: Path, config: Config, resume: bool, overwrite: bool, world: World) -> Summary | None:
-    """Check the folder before anything is loaded; a summary where a resumed run is finished already."""
-    world.wait()  # nobody writes before all have looked
-    if resume:
-        if not (folder / "config.toml").is_file():
-            raise RunError(_("{folder}: no run to resume there (no config.toml).", folder=folder))
-        _refuse_other_config(folder, config)
-        return read_summary(folder)
-    if folder.exists() and (folder.is_file() or any(folder.iterdir())) and not overwrite:
-        raise RunError(
-            _(
-                "{folder} exists already. Go on with --resume, replace it with --overwrite, or choose another --output.",
-                folder=folder,
-            )
-        )
-    if overwrite and folder.exists() and any(folder.iterdir()) and not (folder / "config.toml").is_file():
-        raise RunError(_("{folder} is no run (no config.toml), so --overwrite leaves it alone.", folder=folder))
-    return None
-
-
-def _refuse_other_config(folder: Path, config: Config) -> None:
-    before, now = load_config(folder / "config.toml", {}).model_dump(), config.model_dump()
-    differing = [
-        _("{key}: was {before!r}, now {now!r}", key=f"{part}.{key}", before=value, now=now[part][key])
-        for part, values in before.items()
-        if isinstance(values, dict)
-        for key, value in values.items()
-        if now[part][key] != value
-    ]
-    if differing:
-        raise RunError(
-            _("{folder}: a resumed run goes on as it began; start another one for other settings.", folder=folder),
-            *differing,
-        )
 
 
 class _Training:
@@ -148,7 +81,7 @@ class _Training:
         base.adapters[ADAPTER] = inject(base.model, config.lora, base.router, ADAPTER, config.training.seed)
         job = self._job(base, template, data)
         self._describe(job)
-        state = self._start(job, resume)
+        state = self._restore(job) if resume else self._begin(job, template, data)
         before = self._measure(job, None, _("held-out loss of the base"))
         state.loss_before = before.loss if before else None
         if config.training.gradient_checkpointing:
@@ -212,25 +145,35 @@ class _Training:
             )
         )
 
-    def _start(self, job: loop.Job, resume: bool) -> State:
-        """A fresh run folder, or the last checkpoint put back."""
-        if resume:
-            return self._restore(job)
+        if job.config.eval_every and not job.held_out:
+            self.report.warn(_("training.eval_every: nothing is held out, so there is nothing to evaluate on."))
+
+    def _begin(self, job: loop.Job, template: Template, data: Prepared) -> State:
+        """A fresh run folder."""
         if self.world.is_first:
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
-            (self.folder / "checkpoints").mkdir(parents=True)
+            check_space(self.folder, job.parameters.values.nbytes)
             reasons = {f"model.{key}": why for key, why in job.base.why.items()}
-            write_file(self.folder / "config.toml", to_toml(self.config, reasons))
-            write_file(self.folder / "environment.json", json.dumps(job.settings | _versions(), indent=2) + "\n")
+            resolved = _resolved(self.config, self.folder, job.base, template, data)
+            begin(self.folder, resolved, reasons, job.settings | _versions())
         self.world.wait()
         return State()
 
     def _restore(self, job: loop.Job) -> State:
+        """The last checkpoint put back."""
         found = checkpoint.latest(job.checkpoints)
+        state = self._read(job, found) if found else State()
+        if self.world.is_first:
+            checkpoint.sweep(self.folder)
+            loop.rewind_metrics(job, state.step)
+        self.world.wait()
         if found is None:
             self.report.say(_("no checkpoint yet in {folder}: starting from the beginning", folder=self.folder))
-            return State()
+            return state
+        checkpoint.restore(found, job.parameters, job.optimizer, state.step)
+        self.report.say(_("resumed after step {step} of {steps}", step=state.step, steps=len(job.plan)))
+        return state
+
+    def _read(self, job: loop.Job, found: Path) -> State:
         state, settings = checkpoint.read_state(found)
         for key in ("train_sha256", "held_out_sha256"):
             if settings[key] != job.settings[key]:
@@ -247,8 +190,6 @@ class _Training:
                         now=job.settings[key],
                     )
                 )
-        checkpoint.restore(found, job.parameters, job.optimizer, state.step)
-        self.report.say(_("resumed after step {step} of {steps}", step=state.step, steps=len(job.plan)))
         return state
 
     def _measure(self, job: loop.Job, adapter: str | None, task: str) -> HeldOut | None:
@@ -257,9 +198,9 @@ class _Training:
         return held_out(job.base, job.held_out, adapter, self.report, task)
 
     def _finish_adapter(self, job: loop.Job, state: State) -> HeldOut | None:
-        """Measure the last adapter; adapter/ gets the best one by held-out loss, or the last where none was measured."""
+        """Measure the last adapter; adapter/ gets the best by held-out loss, or the last where none was measured."""
         last = self._measure(job, ADAPTER, _("held-out loss of the adapter"))
-        best = job.checkpoints / "best"
+        best = loop.best_folder(job, state)
         if last is not None and self.world.is_first:
             loop.append_metrics(job, {"step": state.step, "held_out_loss": last.loss})
         if last is None or state.best_loss is None or last.loss <= state.best_loss:
@@ -295,8 +236,9 @@ class _Training:
         if compared:
             self.report.say(str(compared))
         if self.world.is_first:
-            plot_loss([self.folder], self.folder / "loss.png", self.report)
-            write_file(self.folder / "summary.json", json.dumps(asdict(summary), indent=2) + "\n")
+            with writing(self.folder / "loss.png"):
+                plot_loss([self.folder], self.folder / "loss.png", self.report)
+            write_file(self.folder / SUMMARY, json.dumps(asdict(summary), indent=2) + "\n")
         self.report.say(_("finished: {folder}", folder=self.folder / "adapter"))
         return summary
 
@@ -305,6 +247,13 @@ def _plan(config: Config, base: Base, data: Prepared) -> Plan:
     lengths = [example.useful_length for example in data.train]
     n_targets = [example.n_targets for example in data.train]
     return plan(lengths, n_targets, config.training, config.training.seed, base.layout)
+
+
+def _resolved(config: Config, folder: Path, base: Base, template: Template, data: Prepared) -> Config:
+    """What was left to this program is written down, so that a resumed run cannot choose otherwise."""
+    model = config.model.model_copy(update={"dtype": _name(base.dtype)})
+    rows = config.data.model_copy(update={"template": template.kind, "max_length": data.max_length})
+    return config.model_copy(update={"output": str(folder), "model": model, "data": rows})
 
 
 def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:

@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             print(_("error: {problem}", problem=problem), file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:  # Interrupted has a text: where the work was saved
+        if str(stop):
+            print(stop, file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains while it leaves

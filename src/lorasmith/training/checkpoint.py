@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lorasmith.errors import RunError
@@ -30,20 +32,38 @@ class State:
     loss_before: float | None = None
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within it, a disk that refuses (full, over quota, read-only) is a RunError that names `path`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise RunError(
+            _(
+                "{path}: cannot be written: {why}. What was whole before still is: free some space or choose another "
+                "--output; a run that has begun goes on with --resume.",
+                path=path,
+                why=why,
+            )
+        ) from error
+
+
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Fill a hidden folder beside `folder`, then give it the name in one move: half-written, it never has it."""
     staging = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     try:
-        fill(staging)
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
-            folder.rename(old)
-            staging.rename(folder)
-            shutil.rmtree(old)
-        else:
-            staging.rename(folder)
+        with writing(folder):
+            staging.mkdir(parents=True)
+            fill(staging)
+            if folder.exists():
+                old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+                folder.rename(old)
+                staging.rename(folder)
+                shutil.rmtree(old)
+            else:
+                staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -51,15 +71,28 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 def write_file(path: Path, text: str) -> None:
     """Write a file under another name, then rename it."""
     staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(text, "utf-8")
-    staging.replace(path)
+    try:
+        with writing(path):
+            staging.write_text(text, "utf-8")
+            staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def sweep(run: Path) -> None:
+    """Remove what a killed process left half-written in a run folder."""
+    for left in [*run.glob(".*"), *run.glob("checkpoints/.*")]:
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def save(
     checkpoints: Path, state: State, parameters: FlatParameters, optimizer: torch.optim.Optimizer,
     settings: dict[str, str], write_adapter: Callable[[Path], None],
 ) -> Path:  # fmt: skip
-    """Write checkpoints/step-N, an adapter folder with the optimiser's state in it; older ones go once it is whole."""
+    """Write checkpoints/step-N, an adapter folder with the optimiser's state in it.
+
+    Other ones, and what was the best at other times, go once it is whole.
+    """
 
     def fill(folder: Path) -> None:
         write_adapter(folder)
@@ -75,15 +108,20 @@ def save(
 
     folder = checkpoints / f"step-{state.step:06d}"
     write_folder(folder, fill)
-    for older in checkpoints.glob("step-*"):
-        if older != folder:
-            shutil.rmtree(older)
+    for other in [*checkpoints.glob("step-*"), *checkpoints.glob("best-*")]:
+        if other.name not in (folder.name, best_name(state)):
+            shutil.rmtree(other)
     return folder
+
+
+def best_name(state: State) -> str:
+    """The name of the best adapter's folder: by its step, so that an older checkpoint still finds its own."""
+    return f"best-{state.best_step or 0:06d}"
 
 
 def latest(checkpoints: Path) -> Path | None:
     """The newest whole checkpoint, or None."""
-    return max(checkpoints.glob("step-*"), default=None)
+    return max(checkpoints.glob("step-*"), key=lambda folder: int(folder.name.removeprefix("step-")), default=None)
 
 
 def read_state(folder: Path) -> tuple[State, dict[str, str]]:
@@ -111,7 +149,12 @@ def read_state(folder: Path) -> tuple[State, dict[str, str]]:
 @torch.no_grad()
 def restore(folder: Path, parameters: FlatParameters, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Put the tensors of a checkpoint back into parameters and optimiser. Raises RunError where they do not fit."""
-    tensors = load_file(folder / TENSORS)
+    try:
+        tensors = load_file(folder / TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            _("{path}: not readable: {error}. Start anew with --overwrite.", path=folder / TENSORS, error=error)
+        ) from None
     if tensors["values"].shape != parameters.values.shape:
         raise RunError(_("{folder}: its adapter has another size than this configuration's.", folder=folder))
     parameters.values.copy_(tensors["values"])

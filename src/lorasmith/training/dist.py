@@ -18,6 +18,7 @@ class World:
 
     rank: int = 0
     size: int = 1
+    is_ours: bool = False  # we joined the group, so we leave it
 
     @property
     def is_first(self) -> bool:
@@ -29,6 +30,13 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
 
+    def agree(self, text: str) -> str:
+        """The first process' text, in all of them."""
+        texts = [text]
+        if self.size > 1:
+            dist.broadcast_object_list(texts)
+        return texts[0]
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
@@ -37,14 +45,15 @@ class World:
 
 def join() -> World:
     """The group that torchrun describes or that the caller has joined; alone where there is none."""
-    if not dist.is_initialized():
+    is_ours = not dist.is_initialized()
+    if is_ours:
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return World()
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         if backend == "nccl":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
-    return World(dist.get_rank(), dist.get_world_size())
+    return World(dist.get_rank(), dist.get_world_size(), is_ours)
 
 
 def leave() -> None:

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -15,8 +15,8 @@ class Wish:
 
 
 @contextmanager
-def deferred() -> Iterator[Wish]:
-    """Within it, the first SIGINT or SIGTERM only sets the wish; the next one does what it always did."""
+def deferred(answer: Callable[[], None]) -> Iterator[Wish]:
+    """Within it, the first SIGINT or SIGTERM sets the wish and calls `answer`; the next one does what it always did."""
     wish = Wish()
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield wish
@@ -26,7 +26,9 @@ def deferred() -> Iterator[Wish]:
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         wish.came = True
-        signal.signal(number, before[signal.Signals(number)])
+        for each in signals:
+            signal.signal(each, before[each])
+        answer()
 
     for number in signals:
         signal.signal(number, on_signal)

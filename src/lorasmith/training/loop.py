@@ -24,6 +24,8 @@ from lorasmith.training.memory import peak_memory_mib
 from lorasmith.training.optim import FlatParameters, learning_rate
 from lorasmith.training.step import Log, train_step
 
+METRICS = "metrics.jsonl"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -56,18 +58,21 @@ def train(job: Job, state: State) -> None:
         TrainingError: the loss is no longer finite. The optimiser did not move; the last good state is saved.
         Interrupted: Ctrl-C came; the state is saved.
     """
-    rewind_metrics(job.folder / "metrics.jsonl", state.step)
-    with deferred() as wish:
+
+    def answer() -> None:
+        job.report.warn(_("stopping once this step is done and saved; Ctrl-C again leaves at once"))
+
+    with deferred(answer) as wish:
         while state.step < len(job.plan):
+            # before the next step, not behind the last one: a run that stopped in between then measures too
+            if job.held_out and state.step and due(job.config.eval_every, state.step):
+                evaluate(job, state)
             started = time.perf_counter()
             log = one_step(job, state.step, wish.came)
             if not log.is_finite():
                 _stop_unfinite(job, state, log)
             _advance(job, state, log, time.perf_counter() - started)
-            stopping = bool(log.stop)
-            if not stopping and due(job.config.eval_every, state.step) and state.step < len(job.plan):
-                evaluate(job, state)
-            if stopping and state.step < len(job.plan):
+            if bool(log.stop) and state.step < len(job.plan):
                 raise Interrupted(
                     _("stopped after step {step}; saved in {folder}", step=state.step, folder=save(job, state))
                 )
@@ -76,7 +81,7 @@ def train(job: Job, state: State) -> None:
 
 
 def one_step(job: Job, k: int, stop: bool = False) -> Log:
-    """Step k of the plan on this rank. Its dropout follows from seed, step and rank alone, so that resume is a number."""
+    """Step k of the plan on this rank. Its dropout follows from seed, step and rank, so that resume is a number."""
     torch.manual_seed(((job.config.seed * 1_000_003 + k) * 1_009 + job.world.rank) % 2**63)
     optimizer, total = job.optimizer, sum(job.train[i].weight for i in job.plan.members(k))
     optimizer.param_groups[0]["lr"] = learning_rate(job.config, len(job.plan), k)
@@ -89,15 +94,20 @@ def one_step(job: Job, k: int, stop: bool = False) -> Log:
 
 
 def evaluate(job: Job, state: State) -> float:
-    """The held-out loss now; the best adapter so far is kept in checkpoints/best."""
+    """The held-out loss now; the best adapter so far is kept in checkpoints/best-STEP."""
     loss = held_out(job.base, job.held_out, job.adapter, job.report, _("held-out loss")).loss
     if job.world.is_first:
         append_metrics(job, {"step": state.step, "held_out_loss": loss})
     if state.best_loss is None or loss < state.best_loss:
         state.best_loss, state.best_step = loss, state.step
         if job.world.is_first:
-            checkpoint.write_folder(job.checkpoints / "best", job.write_adapter)
+            checkpoint.write_folder(best_folder(job, state), job.write_adapter)
     return loss
+
+
+def best_folder(job: Job, state: State) -> Path:
+    """Where the best adapter so far lies."""
+    return job.checkpoints / checkpoint.best_name(state)
 
 
 def save(job: Job, state: State) -> Path:
@@ -162,13 +172,19 @@ def _stop_unfinite(job: Job, state: State, log: Log) -> None:
 
 def append_metrics(job: Job, values: dict[str, float]) -> None:
     """One line of metrics.jsonl, on disk before the next step."""
-    with (job.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+    path = job.folder / METRICS
+    with checkpoint.writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
 
 
-def rewind_metrics(path: Path, step: int) -> None:
-    """Take out what stands behind `step`: a resumed run writes it again."""
+def rewind_metrics(job: Job, step: int) -> None:
+    """Take out what a run resumed after `step` writes again: later lines, and the evaluation before the next step."""
+    path = job.folder / METRICS
     if path.is_file():
         lines = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        kept = [line for line in lines if _was_done(json.loads(line), step)]
         checkpoint.write_file(path, "".join(line + "\n" for line in kept))
+
+
+def _was_done(values: dict[str, float], step: int) -> bool:
+    return values["step"] < step or (values["step"] == step and "loss" in values)

@@ -56,7 +56,7 @@ def warmup_steps(config: TrainingConfig, steps: int) -> int:
 
 
 def learning_rate(config: TrainingConfig, steps: int, k: int) -> float:
-    """The learning rate of step k of `steps`, as transformers' schedules have it: warm-up from 0, then the decay to 0."""
+    """The learning rate of step k of `steps`, as transformers' schedules: warm-up from 0, then the decay to 0."""
     warm = warmup_steps(config, steps)
     if k < warm:
         return config.learning_rate * k / warm

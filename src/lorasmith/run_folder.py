@@ -1,0 +1,142 @@
+"""A run's folder: which one, whether it may be used, what is written first, and what says that it is finished.
+
+The files in it are listed in run.py.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lorasmith.config import Config, load_config, to_toml
+from lorasmith.errors import RunError
+from lorasmith.i18n import _
+from lorasmith.training.checkpoint import write_file, write_folder
+from lorasmith.training.dist import World
+
+CONFIG, ENVIRONMENT, SUMMARY = "config.toml", "environment.json", "summary.json"
+RESOLVED = {"model.dtype": "auto", "data.template": "auto", "data.max_length": None}  # what stands for "you choose"
+COPIES = 11  # of the adapter, at most at once: adapter/, two checkpoints with values and moments, two of the best
+OTHER_BYTES = 2**20  # loss.png, metrics.jsonl and the like
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished run came to. Losses in nats a token; null where nothing was held out."""
+
+    run: str
+    loss_before: float | None
+    loss_after: float | None
+    interval: tuple[float, float] | None
+    tokens_per_second: float
+    peak_memory_mib: float
+    seconds: float
+    steps: int
+    tokens: int
+    trainable_parameters: int
+    adapter_bytes: int
+    base_bytes: int
+
+    def __str__(self) -> str:
+        if self.loss_before is None or self.loss_after is None:
+            return _("{steps} steps, nothing held out", steps=self.steps)
+        return _(
+            "{steps} steps, held-out loss {before:.4f} -> {after:.4f}",
+            steps=self.steps,
+            before=self.loss_before,
+            after=self.loss_after,
+        )
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """The summary of a finished run; None where the run is not finished."""
+    path = folder / SUMMARY
+    if not path.is_file():
+        return None
+    raw = json.loads(path.read_text("utf-8"))
+    return Summary(**{**raw, "interval": tuple(raw["interval"]) if raw["interval"] else None})
+
+
+def choose_folder(config: Config, world: World) -> Path:
+    """The folder that `config` names, else runs/NAME-DATE: one for all processes."""
+    if config.output:
+        return Path(config.output).expanduser()
+    name = Path(config.data.data[0]).stem if config.data.data else "run"
+    return Path(world.agree(str(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")))
+
+
+def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> Config:
+    """What to train with, before anything is loaded: `config`, or what a resumed run began with.
+
+    Raises RunError: a run is there and is not to be replaced, none is there to resume, or it began otherwise.
+    """
+    is_run, is_used = (folder / CONFIG).is_file(), folder.exists() and (folder.is_file() or any(folder.iterdir()))
+    if resume:
+        if not is_run:
+            raise RunError(_("{folder}: no run to resume there (no config.toml).", folder=folder))
+        return _as_it_began(folder, config)
+    if is_used and not overwrite:
+        raise RunError(
+            _(
+                "{folder} exists already. Go on with --resume, replace it with --overwrite, "
+                "or choose another --output.",
+                folder=folder,
+            )
+        )
+    if is_used and not is_run:
+        raise RunError(_("{folder} is no run (no config.toml), so --overwrite leaves it alone.", folder=folder))
+    return config
+
+
+def begin(folder: Path, config: Config, reasons: dict[str, str], environment: dict[str, str]) -> None:
+    """Write what a run begins with; a run that was there goes once the new one is whole. Raises RunError."""
+
+    def fill(target: Path) -> None:
+        write_file(target / CONFIG, to_toml(config, reasons))
+        write_file(target / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+        (target / "checkpoints").mkdir()
+
+    if folder.is_dir() and not any(folder.iterdir()):
+        fill(folder)  # it may be where a disk is mounted, and that cannot be renamed
+    else:
+        write_folder(folder, fill)
+
+
+def check_space(folder: Path, adapter_bytes: int) -> None:
+    """Raises RunError where the disk has no room for what a run writes."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    needed, free = COPIES * adapter_bytes + OTHER_BYTES, shutil.disk_usage(there).free
+    if free < needed:
+        raise RunError(
+            _(
+                "{folder}: this run may write {needed} MiB, and only {free} MiB are free there. "
+                "Free some, or choose another --output.",
+                folder=folder,
+                needed=f"{needed / 2**20:,.1f}",
+                free=f"{free / 2**20:,.1f}",
+            )
+        )
+
+
+def _as_it_began(folder: Path, config: Config) -> Config:
+    """The configuration in the folder; RunError names every value in which `config` differs from it."""
+    began = load_config(folder / CONFIG, {})
+    before, now = _flat(began), _flat(config)
+    differing = [
+        _("{key}: was {before!r}, now {now!r}", key=key, before=value, now=now[key])
+        for key, value in before.items()
+        if now[key] != value and not (key in RESOLVED and now[key] == RESOLVED[key])
+    ]
+    if differing:
+        raise RunError(
+            _("{folder}: a resumed run goes on as it began; start another one for other settings.", folder=folder),
+            *differing,
+        )
+    return began
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    sections = config.model_dump(exclude={"output"})
+    return {f"{part}.{key}": value for part, values in sections.items() for key, value in values.items()}
