@@ -1,0 +1,1 @@
+"""Benchmarks: lorasmith beside its peers, as whole programs, in the same minutes."""
