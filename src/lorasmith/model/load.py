@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -35,14 +36,18 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
     transformers_logging.disable_progress_bar()
     settings = _without_dropout(_read_config(folder, config.trust_remote_code))
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=settings, dtype=dtype, use_safetensors=True, local_files_only=True,
-            trust_remote_code=config.trust_remote_code,
+            trust_remote_code=config.trust_remote_code, output_loading_info=True,
         )  # fmt: skip
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             _("{folder}: transformers cannot build it: {error}", folder=folder, error=_first_line(error))
         ) from error
+    model, info = loaded
+    if info["missing_keys"]:  # transformers would fill them with random numbers
+        keys = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ModelError(_("{folder}: its weights lack {keys}; the files are not whole.", folder=folder, keys=keys))
     model.requires_grad_(False)
     nn.Module.to(model, device)
     base = Base(model.train(), tokenizer, config.model, folder, dtype, device)
@@ -80,7 +85,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
             _("{folder}: its tokenizer cannot be read: {error}", folder=folder, error=_first_line(error))
         ) from error
