@@ -5,14 +5,18 @@ import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from families import CONFIGS
+from lorasmith import train
+from lorasmith.report import Report
+from lorasmith.run_folder import Summary
 
 LINES = (
     "Why is the sky blue? Because the air scatters blue light most. user assistant Human: Assistant:",
@@ -84,3 +88,58 @@ def rows_file(path: Path, rows: Sequence[int] = range(12)) -> str:
     """A JSONL file of these rows; its name as a flag has it."""
     path.write_text("".join(json.dumps(row(i), ensure_ascii=False) + "\n" for i in rows), "utf-8")
     return str(path)
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    """Options of `lorasmith.train` for a run that takes a fifth of a second, and changes to them."""
+    few = {"held_out": 3, "batch_size": 4, "max_steps": 4, "learning_rate": 1e-2, "warmup": 0, "dtype": "float32"}
+    return {"model": str(model_folder())} | few | changes
+
+
+def trained(run: Path, report: Report | None = None, *, resume: bool = False, **changes: Any) -> Summary:
+    """One run of `settings` on twelve rows, in the folder `run`."""
+    files = rows_file(run.with_name("rows.jsonl"))
+    return train(files, report=report, resume=resume, **{"output": run} | settings(**changes))
+
+
+def flags(options: dict[str, Any]) -> list[str]:
+    """The same options as words of a command line."""
+    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """Lines of metrics.jsonl without what the clock and the machine decide."""
+    volatile = ("tokens_per_second", "seconds", "peak_memory_mib")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [{key: value for key, value in line.items() if key not in volatile} for line in lines]
+
+
+def losses(run: Path) -> list[float]:
+    """Training losses, a step each."""
+    return [line["loss"] for line in metrics(run) if "loss" in line]
+
+
+def adapter_bytes(run: Path) -> bytes:
+    """The adapter that a run came to."""
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+class Watch(Report):
+    """Keeps what was said, and calls `at_step` after each step of training."""
+
+    def __init__(self, at_step: Callable[[int], None] = lambda step: None) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+        self.tasks: list[str] = []
+        self.at_step = at_step
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warned.append(text)
+
+    def progress(self, task: str, done: int, total: int, **numbers: float) -> None:
+        self.tasks.append(task)
+        if task == "training":
+            self.at_step(done)

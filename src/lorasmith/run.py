@@ -85,7 +85,7 @@ class _Training:
         before = self._measure(job, None, _("held-out loss of the base"))
         state.loss_before = before.loss if before else None
         if config.training.gradient_checkpointing:
-            base.model.gradient_checkpointing_enable({"use_reentrant": False})
+            _recompute_activations(base)
         loop.train(job, state)
         after = self._finish_adapter(job, state)
         seconds = time.perf_counter() - started
@@ -241,6 +241,12 @@ class _Training:
             write_file(self.folder / SUMMARY, json.dumps(asdict(summary), indent=2) + "\n")
         self.report.say(_("finished: {folder}", folder=self.folder / "adapter"))
         return summary
+
+
+def _recompute_activations(base: Base) -> None:
+    """Gradient checkpointing, under the name that this transformers has for it."""
+    new = getattr(base.model, "activation_checkpointing_enable", None)
+    (new or base.model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _plan(config: Config, base: Base, data: Prepared) -> Plan:

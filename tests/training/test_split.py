@@ -1,0 +1,133 @@
+"""Law 4: any split of a step into rows, micro-batches or processes is the same step; also the schedules of ranks."""
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+
+from families import distance
+from lorasmith.errors import Interrupted
+from lorasmith.run_folder import read_summary
+from lorasmith.training import loop
+from tiny import Watch, adapter_bytes, losses, model_folder, trained
+
+EXACT = {"dtype": "float64", "max_steps": 3}
+LIMIT = 1e-12
+
+
+def assert_same(run: Path, other: Path) -> None:
+    assert losses(run) == pytest.approx(losses(other), rel=LIMIT)
+    ours, theirs = (load_file(r / "adapter" / "adapter_model.safetensors") for r in (run, other))
+    assert ours.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        assert distance(ours[key], tensor) < LIMIT, key
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+@pytest.mark.parametrize(
+    "split",
+    [{"row_tokens": 1}, {"row_tokens": 100}, {"batch_size": 1, "accumulate": 8}, {"batch_size": 2, "accumulate": 4}],
+)
+def test_any_split_into_rows_and_micro_batches_is_the_same_step(tmp_path, family, split):
+    options = EXACT | {"model": str(model_folder(family)), "batch_size": 8}
+    trained(tmp_path / "whole", **options)
+    trained(tmp_path / "split", **options | split)
+    assert_same(tmp_path / "split", tmp_path / "whole")
+
+
+def in_two_processes(work: Callable[[int], None]) -> list[int | None]:
+    """Exit codes of two processes that run `work(rank)` with the variables that torchrun sets."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+
+    def start(rank: int) -> None:
+        os.environ.update(
+            WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
+        try:
+            work(rank)
+        except Interrupted:
+            os._exit(130)
+
+    context = mp.get_context("fork")
+    processes = [context.Process(target=start, args=(rank,)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        process.kill()
+    return [process.exitcode for process in processes]
+
+
+@pytest.mark.parametrize(
+    ("family", "split"),
+    [
+        ("llama", {"batch_size": 3, "row_tokens": 1}),  # three rows of unlike length: two and one
+        ("llama", {"batch_size": 4, "row_tokens": 100_000}),  # one row: the second process has none
+        ("bloom", {"batch_size": 5}),
+    ],
+)
+def test_two_processes_equal_one(tmp_path, family, split):
+    options = EXACT | {"model": str(model_folder(family)), "eval_every": 1} | split
+    trained(tmp_path / "one", **options)
+    assert in_two_processes(lambda rank: trained(tmp_path / "two", **options)) == [0, 0]
+    assert_same(tmp_path / "two", tmp_path / "one")
+    assert read_summary(tmp_path / "two").loss_after == pytest.approx(read_summary(tmp_path / "one").loss_after)
+
+
+def test_two_processes_agree_on_a_folder_that_nobody_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def work(rank: int) -> None:
+        if rank:
+            os.environ["TZ"] = "Asia/Shanghai"  # another hour, as another second could be
+            import time
+
+            time.tzset()
+        trained(tmp_path / "unnamed", output=None, **EXACT)
+
+    assert in_two_processes(work) == [0, 0]
+    (run,) = (tmp_path / "runs").iterdir()
+    assert read_summary(run).run == f"runs/{run.name}"
+
+
+def test_ctrl_c_in_one_process_ends_both_and_resume_equals_uninterrupted(tmp_path, monkeypatch):
+    options = EXACT | {"max_steps": 6, "batch_size": 3, "row_tokens": 1, "lora_dropout": 0.2}
+    one_step = loop.one_step
+
+    def work(rank: int) -> None:
+        def interrupted(job: loop.Job, k: int, stop: bool = False) -> object:
+            if k == 2 and rank == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return one_step(job, k, stop)
+
+        monkeypatch.setattr(loop, "one_step", interrupted)
+        trained(tmp_path / "run", **options)
+
+    assert in_two_processes(work) == [130, 130]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000004"]
+    assert in_two_processes(lambda rank: trained(tmp_path / "run", resume=True, **options)) == [0, 0]
+    assert in_two_processes(lambda rank: trained(tmp_path / "whole", **options)) == [0, 0]
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "whole")
+
+
+def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
+    options = EXACT | {"max_steps": 4, "batch_size": 3, "row_tokens": 1, "save_every": 2}
+
+    def work(rank: int) -> None:
+        trained(tmp_path / "run", Watch(lambda step: os._exit(1) if step == 3 else None), **options)
+
+    assert in_two_processes(work)[0] == 1
+    watch = Watch()
+    trained(tmp_path / "run", watch, resume=True, **options)
+    assert [text for text in watch.warned if "processes was 2 and is now 1" in text]
+    trained(tmp_path / "whole", **options)
+    assert_same(tmp_path / "run", tmp_path / "whole")
