@@ -1,0 +1,119 @@
+"""Fifty steps against PEFT and torch's AdamW in plain torch; learning rates against transformers' schedules."""
+
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from families import distance
+from lorasmith.data.config import DataConfig
+from lorasmith.data.plan import plan
+from lorasmith.data.prepare import prepare
+from lorasmith.data.template import Template
+from lorasmith.lora.config import LoraConfig
+from lorasmith.lora.inject import inject
+from lorasmith.lora.router import Router
+from lorasmith.model.row import Example
+from lorasmith.training.config import TrainingConfig
+from lorasmith.training.optim import learning_rate
+from tiny import losses, model_folder, rows_file, settings, tokenizer, trained
+
+STEPS = 50
+SCHEDULES = {
+    "cosine": transformers.get_cosine_schedule_with_warmup,
+    "linear": transformers.get_linear_schedule_with_warmup,
+}
+
+
+def scheduler(
+    name: str, optimizer: torch.optim.Optimizer, warmup: int, steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    if name == "constant":
+        return transformers.get_constant_schedule_with_warmup(optimizer, warmup)
+    return SCHEDULES[name](optimizer, warmup, steps)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize(
+    ("warmup", "steps", "in_steps"), [(0, 10, 0), (3, 10, 3), (0.25, 10, 3), (10, 10, 10), (20, 10, 20)]
+)
+def test_schedules_equal_those_of_transformers_at_every_step(name, warmup, steps, in_steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    theirs = scheduler(name, optimizer, in_steps, steps)
+    config = TrainingConfig(learning_rate=0.3, schedule=name, warmup=warmup)
+    for k in range(steps):
+        assert learning_rate(config, steps, k) == pytest.approx(theirs.get_last_lr()[0], rel=1e-12, abs=1e-15)
+        optimizer.step()
+        theirs.step()
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_fifty_steps_equal_peft_and_adamw_in_plain_torch(tmp_path, family):
+    options = {"max_steps": STEPS, "dtype": "float64", "schedule": "cosine", "warmup": 5, "weight_decay": 0.05,
+               "beta2": 0.99, "clip": 0.3, "learning_rate": 5e-3, "r": 4, "lora_alpha": 8, "held_out": 0}  # fmt: skip
+    run = tmp_path / "run"
+    trained(run, model=str(model_folder(family)), **options)
+    theirs, tensors = peft_run(family, tmp_path, options)
+    assert losses(run) == pytest.approx(theirs, abs=1e-8)
+    assert theirs[-1] < theirs[0] - 0.5  # it learned: fifty steps of something
+    ours = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert ours.keys() == tensors.keys()
+    assert max(distance(ours[key], tensors[key]) for key in ours) < 1e-6
+
+
+def peft_run(family: str, folder: Path, options: dict) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The same training by PEFT's layers: one example a forward, the loss summed over the step's tokens."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder(family), dtype=torch.float64).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    named = {n.replace(".default", ""): p for n, p in wrapped.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for key, p in start(family).items():
+            named[key].copy_(p)
+    batches = batches_of(family, folder, options)
+    trainable = [p for p in wrapped.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trainable, lr=options["learning_rate"], betas=(0.9, options["beta2"]), weight_decay=options["weight_decay"]
+    )
+    rates = scheduler(options["schedule"], optimizer, options["warmup"], STEPS)
+    out = []
+    for batch in batches:
+        optimizer.zero_grad()
+        total = sum(e.n_targets for e in batch)
+        step_losses = [loss_of(wrapped, e) / total for e in batch]
+        for loss in step_losses:
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainable, options["clip"])
+        optimizer.step()
+        rates.step()
+        out.append(float(sum(step_losses)))
+    return out, {key: p.detach() for key, p in named.items()}
+
+
+def loss_of(model: torch.nn.Module, e: Example) -> torch.Tensor:
+    logits = model(input_ids=torch.tensor([e.ids]), use_cache=False).logits[0]
+    return F.cross_entropy(logits, torch.tensor(e.targets), reduction="sum")
+
+
+def start(family: str) -> dict[str, torch.Tensor]:
+    """Our initial A, and B at zero."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder(family), dtype=torch.float64)
+    return dict(inject(model, LoraConfig(r=4, lora_alpha=8), Router()).parameters)
+
+
+def batches_of(family: str, folder: Path, options: dict) -> list[list[Example]]:
+    """The examples of every step, in the plan's order."""
+    files = (rows_file(folder / "rows.jsonl"),)
+    examples = prepare(DataConfig(data=files, held_out=0), Template.of(tokenizer(family)), None).train
+    config = TrainingConfig(batch_size=settings()["batch_size"], max_steps=STEPS)
+    steps = plan([len(e.ids) for e in examples], [e.n_targets for e in examples], config, 0, "packed")
+    return [[examples[i] for i in steps.members(k)] for k in range(STEPS)]
