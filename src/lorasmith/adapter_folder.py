@@ -40,7 +40,8 @@ def find_adapter(path: Path) -> Path:
     if (path / "config.toml").is_file():
         raise AdapterError(
             _(
-                "{path}: this run is not finished, so it has no adapter yet. Go on: lorasmith train --output {path} --resume",
+                "{path}: this run is not finished, so it has no adapter yet. "
+                "Go on: lorasmith train --output {path} --resume",
                 path=path,
             )
         )

@@ -11,4 +11,7 @@ class Report:
         """One line that the reader should not miss."""
 
     def progress(self, task: str, done: int, total: int, **numbers: float) -> None:
-        """`done` of `total` steps of `task`; numbers: loss, tokens_per_second, seconds_left, memory_mib. done == total ends it."""
+        """`done` of `total` steps of `task`; numbers: loss, tokens_per_second, seconds_left, memory_mib.
+
+        done == total ends it.
+        """

@@ -13,6 +13,7 @@ import json
 import platform
 import shutil
 import time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from lorasmith.errors import ConfigError, RunError
 from lorasmith.evaluate import HeldOut, compare, held_out
 from lorasmith.i18n import _
 from lorasmith.lora.inject import count, inject
+from lorasmith.lora.target import layer_number
 from lorasmith.model.base import Base
 from lorasmith.model.load import load_base
 from lorasmith.plot import plot_loss
@@ -94,7 +96,7 @@ class _Training:
     def _job(self, base: Base, template: Template, data: Prepared) -> loop.Job:
         training = self.config.training
         parameters = FlatParameters(base.adapters[ADAPTER].parameters)
-        notes = {"data": list(self.config.data.data), "max_length": data.max_length}
+        notes = {"data": list(self.config.data.data), "max_length": data.max_length, "dtype": _name(base.dtype)}
 
         def write(folder: Path) -> None:
             write_adapter(base, ADAPTER, template, folder, notes)
@@ -289,16 +291,25 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _summary_of_paths(paths: list[str]) -> str:
-    """`210 modules: 30 x q_proj, ...`, or the paths where they are few."""
+    """`11 modules: 11 x query_key_value, layers 1, 10-19`, or the paths where they are few."""
     if len(paths) <= 3:
         return ", ".join(paths)
-    names: dict[str, int] = {}
-    for path in paths:
-        name = path.rpartition(".")[2]
-        names[name] = names.get(name, 0) + 1
-    return _(
-        "{count} modules: {names}", count=len(paths), names=", ".join(f"{n} x {name}" for name, n in names.items())
-    )
+    names = Counter(path.rpartition(".")[2] for path in paths)
+    kinds = ", ".join(f"{n} x {name}" for name, n in names.items())
+    text = _("{count} modules: {kinds}", count=len(paths), kinds=kinds)
+    numbers = sorted({number for path in paths if (number := layer_number(path)) is not None})
+    return text + (", " + _("layers {numbers}", numbers=_ranges(numbers)) if numbers else "")
+
+
+def _ranges(numbers: list[int]) -> str:
+    """1, 10, 11, 12 -> `1, 10-12`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
 def _copy(source: Path, folder: Path) -> None:

@@ -18,6 +18,7 @@ from lorasmith.lora.files import load_adapter
 from lorasmith.model.base import Base
 from lorasmith.model.config import ModelConfig
 from lorasmith.model.load import load_base
+from lorasmith.model.machine import choose_device, choose_dtype
 from lorasmith.report import Report
 
 
@@ -71,10 +72,9 @@ def open_adapters(
     report = report or Report()
     folders = _named([find_adapter(Path(path).expanduser()) for path in paths])
     first = next(iter(folders.values()))
-    if config is None or "model" not in config.model_fields_set:
-        settings = config.model_dump(exclude_unset=True) if config else {}
-        config = ModelConfig(**{**settings, "model": base_of(first)})
-    base = load_base(config, report)
+    settings: dict[str, Any] = {"model": base_of(first), "dtype": _trained_dtype(first, report)}
+    settings |= config.model_dump(exclude_unset=True) if config else {}
+    base = load_base(ModelConfig(**settings), report)
     templates = {}
     for name, folder in folders.items():
         templates[name] = template_for(folder, base)
@@ -90,6 +90,18 @@ def open_adapters(
     base.router.active = next(iter(folders))
     base.model.eval()
     return Session(base, template, folders)
+
+
+def _trained_dtype(folder: Path, report: Report) -> str:
+    """The base's dtype in training, so that it answers as it was measured; what the machine is fast at elsewhere."""
+    about = read_about(folder)
+    trained = str(about["notes"].get("dtype", "auto")) if about else "auto"
+    chosen, why = choose_dtype("auto", choose_device("auto")[0])
+    if trained in ("auto", "float32", "float64") or trained == str(chosen).removeprefix("torch."):
+        return trained
+    text = _("trained over a base in {dtype}; here it runs in {here}: {why}", dtype=trained, here=chosen, why=why)
+    report.say(text)
+    return "auto"
 
 
 def _named(folders: Sequence[Path]) -> dict[str, Path]:

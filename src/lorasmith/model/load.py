@@ -8,7 +8,6 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from lorasmith.errors import ModelError
 from lorasmith.i18n import _
@@ -17,6 +16,7 @@ from lorasmith.model.config import ModelConfig
 from lorasmith.model.gguf import PACKAGED, cached_gguf, packaged_model
 from lorasmith.model.machine import choose_device, choose_dtype, use_all_cores
 from lorasmith.model.probe import probe
+from lorasmith.model.quiet import quiet_transformers
 from lorasmith.report import Report
 
 
@@ -33,13 +33,13 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
     dtype, why_dtype = choose_dtype(config.dtype, device)
     use_all_cores()
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
-    transformers_logging.disable_progress_bar()
     settings = _without_dropout(_read_config(folder, config.trust_remote_code))
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, config=settings, dtype=dtype, use_safetensors=True, local_files_only=True,
-            trust_remote_code=config.trust_remote_code, output_loading_info=True,
-        )  # fmt: skip
+        with quiet_transformers():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, config=settings, dtype=dtype, use_safetensors=True, local_files_only=True,
+                trust_remote_code=config.trust_remote_code, output_loading_info=True,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             _("{folder}: transformers cannot build it: {error}", folder=folder, error=_first_line(error))
@@ -52,7 +52,8 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
     nn.Module.to(model, device)
     base = Base(model.train(), tokenizer, config.model, folder, dtype, device)
     base.why |= {"device": why_device, "dtype": why_dtype}
-    probe(base)
+    with quiet_transformers():  # it warns where a model's attention cannot be chosen: the verdict says so
+        probe(base)
     return base
 
 

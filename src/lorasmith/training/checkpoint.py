@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lorasmith.errors import RunError
 from lorasmith.i18n import _
+from lorasmith.model.cache import follow_umask
 from lorasmith.training.optim import FlatParameters
 
 VERSION = 1
@@ -57,6 +58,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         with writing(folder):
             staging.mkdir(parents=True)
             fill(staging)
+            follow_umask(staging)
             if folder.exists():
                 old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
                 folder.rename(old)

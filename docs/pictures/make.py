@@ -1,0 +1,25 @@
+"""The README's pictures, exported by the program from a finished run: python docs/pictures/make.py [runs/demo]."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from lorasmith.cli.demo import show
+from lorasmith.cli.screen import Screen
+from lorasmith.demo import demo
+
+
+def main() -> None:
+    """Write demo.svg and loss.png beside this file."""
+    run, here = sys.argv[1] if len(sys.argv) > 1 else "runs/demo", Path(__file__).parent
+    screen = Screen()
+    screen.console = Console(record=True, width=100, highlight=False, emoji=False)
+    show(demo(screen, output=run), screen)
+    screen.console.save_svg(str(here / "demo.svg"), title="lorasmith demo")
+    shutil.copy(Path(run) / "loss.png", here / "loss.png")
+
+
+if __name__ == "__main__":
+    main()
