@@ -51,7 +51,8 @@ def train(
         flags["output"] = str(output)
     path = Path(config) if config is not None else None
     if resume and path is None and output is not None:
-        path = Path(output) / "config.toml"
+        began = Path(output).expanduser() / "config.toml"
+        path = began if began.is_file() else None
     return run.train(load_config(path, flags), report, resume, overwrite)
 
 

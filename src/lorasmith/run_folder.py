@@ -13,7 +13,7 @@ from typing import Any
 from lorasmith.config import Config, load_config, to_toml
 from lorasmith.errors import RunError
 from lorasmith.i18n import _
-from lorasmith.training.checkpoint import write_file, write_folder
+from lorasmith.training.checkpoint import write_file, write_folder, writing
 from lorasmith.training.dist import World
 
 CONFIG, ENVIRONMENT, SUMMARY = "config.toml", "environment.json", "summary.json"
@@ -91,17 +91,29 @@ def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
 
 
 def begin(folder: Path, config: Config, reasons: dict[str, str], environment: dict[str, str]) -> None:
-    """Write what a run begins with; a run that was there goes once the new one is whole. Raises RunError."""
+    """Write what a run begins with, over the run that was there. Raises RunError."""
 
     def fill(target: Path) -> None:
         write_file(target / CONFIG, to_toml(config, reasons))
         write_file(target / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
         (target / "checkpoints").mkdir()
 
-    if folder.is_dir() and not any(folder.iterdir()):
-        fill(folder)  # it may be where a disk is mounted, and that cannot be renamed
+    if folder.is_dir():  # not renamed: it may be the working directory, or where a disk is mounted
+        with writing(folder):
+            _clear(folder)
+            fill(folder)
     else:
         write_folder(folder, fill)
+
+
+def _clear(folder: Path) -> None:
+    """Remove a run: the summary first and the configuration not at all, so that what is left is an unfinished run."""
+    (folder / SUMMARY).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != CONFIG:
+            path.unlink()
 
 
 def check_space(folder: Path, adapter_bytes: int) -> None:

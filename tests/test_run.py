@@ -1,0 +1,402 @@
+"""The run folder: what is in it, what is never in it, when it may be replaced, and a disk that is full."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lorasmith import run as run_module
+from lorasmith import train
+from lorasmith.cli.main import main
+from lorasmith.config import load_config
+from lorasmith.errors import AdapterError, ConfigError, RunError
+from lorasmith.run_folder import read_summary
+from lorasmith.session import open_adapters
+from tiny import Watch, adapter_bytes, flags, losses, metrics, model_folder, rows_file, settings, trained
+
+FILES = {"config.toml", "environment.json", "metrics.jsonl", "checkpoints", "adapter", "loss.png", "summary.json"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("finished") / "run"
+    trained(run)
+    return run
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    """A finished run that a test may change; its rows lie where the first one's do."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def stopped_at(run: Path, step: int, **changes: Any) -> None:
+    """A run that dies after `step` steps."""
+
+    class Crash(Exception):
+        pass
+
+    def at_step(done: int) -> None:
+        if done == step:
+            raise Crash
+
+    with pytest.raises(Crash):
+        trained(run, Watch(at_step), **changes)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# --- what is in it
+
+
+def test_a_run_folder_holds_what_is_promised(finished):
+    assert {path.name for path in finished.iterdir()} == FILES
+    assert [path.name for path in (finished / "checkpoints").iterdir()] == ["step-000004"]
+    assert {path.name for path in (finished / "adapter").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "lorasmith.json",
+    }  # fmt: skip
+    assert (finished / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_the_summary_says_what_the_files_say(finished):
+    summary = json.loads((finished / "summary.json").read_text("utf-8"))
+    adapter = load_file(finished / "adapter" / "adapter_model.safetensors")
+    assert summary["trainable_parameters"] == sum(t.numel() for t in adapter.values())
+    assert summary["adapter_bytes"] == sum(t.nbytes for t in adapter.values())
+    base = load_file(model_folder() / "model.safetensors")
+    assert summary["base_bytes"] == sum(t.nbytes for t in base.values())
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert (summary["steps"], summary["tokens"]) == (4, lines[3]["tokens"])
+    assert summary["loss_after"] == pytest.approx(lines[-1]["held_out_loss"])
+    assert summary["interval"][0] <= summary["loss_after"] - summary["loss_before"] <= summary["interval"][1]
+    assert summary["tokens_per_second"] == pytest.approx(summary["tokens"] / lines[3]["seconds"], rel=1e-6)
+    assert read_summary(finished).interval == tuple(summary["interval"])
+
+
+def test_environment_says_what_a_resume_depends_on(finished):
+    environment = json.loads((finished / "environment.json").read_text("utf-8"))
+    wanted = {"dtype": "float32", "layout": "packed", "threads": str(torch.get_num_threads()), "processes": "1"}
+    assert environment.items() >= wanted.items()
+    assert environment.keys() >= {"torch", "transformers", "python", "system", "instructions", "train_sha256"}
+
+
+def test_config_toml_is_resolved_has_reasons_and_reads_back(tmp_path):
+    run = tmp_path / "run"
+    options = settings()
+    options.pop("dtype")
+    train(rows_file(tmp_path / "rows.jsonl"), output=run, **options)
+    text = (run / "config.toml").read_text("utf-8")
+    written = tomllib.loads(text)
+    assert written["model"]["dtype"] in ("float32", "bfloat16")
+    assert (written["data"]["template"], written["data"]["max_length"]) == ("model", 128)
+    assert written["output"] == str(run)
+    lines = text.splitlines()
+    (at,) = (i for i, line in enumerate(lines) if line.startswith("dtype = "))
+    assert lines[at - 1].startswith("# dtype: this processor")
+    assert any(line.startswith("# model.layout: packed") for line in lines)
+    config = load_config(run / "config.toml", {})
+    assert (config.training.max_steps, config.lora.r, config.data.held_out) == (4, 8, 3.0)
+    again = tmp_path / "again"
+    assert main(["train", "--config", str(run / "config.toml"), "--output", str(again)]) == 0
+    assert adapter_bytes(again) == adapter_bytes(run)
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_another(finished, tmp_path):
+    trained(tmp_path / "same")
+    trained(tmp_path / "other", seed=7)
+    assert adapter_bytes(tmp_path / "same") == adapter_bytes(finished)
+    assert metrics(tmp_path / "same") == metrics(finished)
+    assert adapter_bytes(tmp_path / "other") != adapter_bytes(finished)
+
+
+def test_adapter_is_the_best_by_held_out_loss_where_the_last_is_worse(tmp_path):
+    """The learning rate is too high: the first step helps, the next ones do not."""
+    run = tmp_path / "run"
+    watch = Watch()
+    trained(run, watch, max_steps=3, learning_rate=0.5, schedule="constant", eval_every=1)
+    measured = {line["step"]: line["held_out_loss"] for line in metrics(run) if "held_out_loss" in line}
+    best = min(measured, key=lambda step: measured[step])
+    assert best < 3, "choose another learning rate: this test needs a last step that is not the best"
+    assert read_summary(run).loss_after == pytest.approx(measured[best])
+    kept = run / "checkpoints" / f"best-{best:06d}" / "adapter_model.safetensors"
+    assert adapter_bytes(run) == kept.read_bytes()
+    assert adapter_bytes(run) != (run / "checkpoints" / "step-000003" / "adapter_model.safetensors").read_bytes()
+    assert f"the adapter of step {best} is the best by held-out loss and is kept" in watch.said
+    trained(tmp_path / "short", max_steps=best, learning_rate=0.5, schedule="constant")
+    assert adapter_bytes(tmp_path / "short") == adapter_bytes(run)
+
+
+def test_without_held_out_rows_the_last_is_kept_and_nothing_is_claimed(tmp_path):
+    watch = Watch()
+    summary = trained(tmp_path / "run", watch, held_out=0, eval_every=2)
+    assert (summary.loss_before, summary.loss_after, summary.interval) == (None, None, None)
+    assert [text for text in watch.warned if "nothing is held out" in text]
+    assert read_summary(tmp_path / "run") == summary
+    assert not any("held_out_loss" in line for line in metrics(tmp_path / "run"))
+
+
+def test_without_matplotlib_a_sentence_and_no_picture(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    watch = Watch()
+    trained(tmp_path / "run", watch)
+    assert [text for text in watch.warned if "pip install 'lorasmith[report]'" in text]
+    assert not (tmp_path / "run" / "loss.png").exists()
+    assert read_summary(tmp_path / "run") is not None
+
+
+def test_a_run_that_nobody_named_lies_under_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    summary = train(rows_file(tmp_path / "some rows.jsonl"), **settings())
+    assert summary.run.startswith("runs/some rows-20")
+    assert (tmp_path / summary.run / "summary.json").is_file()
+
+
+# --- when it may be replaced
+
+
+def test_an_existing_run_is_never_overwritten_unasked(copied, capsys):
+    before = tree(copied)
+    files = rows_file(copied.with_name("rows.jsonl"))
+    assert main(["train", files, "--output", str(copied), *flags(settings())]) == 2
+    err = capsys.readouterr().err
+    assert f"{copied} exists already. Go on with --resume, replace it with --overwrite" in err
+    assert len(err.splitlines()) == 1
+    assert tree(copied) == before
+
+
+def test_overwrite_replaces_a_run(copied):
+    (copied / "left over").write_text("of the old run", "utf-8")
+    files = rows_file(copied.with_name("rows.jsonl"))
+    train(files, output=copied, overwrite=True, **settings(max_steps=2))
+    assert {path.name for path in copied.iterdir()} == FILES
+    assert len(losses(copied)) == 2
+    assert [path.name for path in copied.parent.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("wrong", [{"r": 9, "target_modules": "nothing_like_it"}, {"data": "missing.jsonl"}])
+def test_overwrite_keeps_the_old_run_until_the_new_one_can_begin(copied, wrong):
+    before = tree(copied)
+    files = wrong.pop("data", rows_file(copied.with_name("rows.jsonl")))
+    with pytest.raises(Exception, match=r"nothing_like_it|missing\.jsonl"):
+        train(files, output=copied, overwrite=True, **settings(**wrong))
+    assert tree(copied) == before
+
+
+def test_overwrite_leaves_what_is_no_run_alone(tmp_path):
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work", "utf-8")
+    with pytest.raises(RunError, match=r"is no run \(no config\.toml\), so --overwrite leaves it alone"):
+        train(rows_file(tmp_path / "rows.jsonl"), output=folder, overwrite=True, **settings())
+    with pytest.raises(RunError, match="exists already"):
+        train(rows_file(tmp_path / "rows.jsonl"), output=folder / "thesis.txt", **settings())
+    with pytest.raises(RunError, match="is no run"):
+        train(rows_file(tmp_path / "rows.jsonl"), output=folder / "thesis.txt", overwrite=True, **settings())
+    assert tree(folder) == {"thesis.txt": b"years of work"}
+
+
+def test_an_empty_folder_is_a_fine_place_and_so_is_the_working_directory(tmp_path, monkeypatch):
+    files = rows_file(tmp_path / "rows.jsonl")
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    for overwrite in (False, True):
+        train(files, output=".", overwrite=overwrite, **settings(max_steps=2))
+        assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+
+
+# --- resume
+
+
+def test_resume_needs_only_the_run(tmp_path, finished, capsys):
+    run = tmp_path / "run"
+    stopped_at(run, 3, save_every=2)
+    assert main(["train", "--output", str(run), "--resume"]) == 0
+    assert "resumed after step 2 of 4" in capsys.readouterr().out
+    assert losses(run) == losses(finished)
+    assert adapter_bytes(run) == adapter_bytes(finished)
+
+
+def test_resume_of_a_finished_run_shows_its_summary(copied, capsys):
+    before = tree(copied)
+    assert main(["train", "--output", str(copied), "--resume", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == json.loads((copied / "summary.json").read_text("utf-8"))
+    assert "is finished already: 4 steps, held-out loss" in err
+    assert tree(copied) == before
+
+
+def test_resume_with_other_settings_lists_every_difference(tmp_path, capsys):
+    run = tmp_path / "run"
+    stopped_at(run, 3)
+    before = tree(run)
+    assert main(["train", "--output", str(run), "--resume", "--r", "4", "--learning-rate", "0.5"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"error: {run}: a resumed run goes on as it began; start another one for other settings.",
+        "error: lora.r: was 8, now 4",
+        "error: training.learning_rate: was 0.01, now 0.5",
+    ]
+    assert tree(run) == before
+
+
+def test_resume_takes_what_was_chosen_from_the_run(tmp_path, monkeypatch):
+    """auto was float32 then; a machine that would choose otherwise now does not flip it."""
+    run = tmp_path / "run"
+    monkeypatch.setattr("lorasmith.model.machine.torch.cpu.get_capabilities", dict)
+    stopped_at(run, 3, dtype="auto", save_every=2)
+    monkeypatch.setattr("lorasmith.model.machine.torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
+    watch = Watch()
+    trained(run, watch, resume=True, dtype="auto", save_every=2)
+    assert [text for text in watch.said if text.startswith("base ") and "float32 on cpu" in text]
+    assert watch.warned == []
+
+
+def test_resume_where_nothing_is_and_where_nothing_was_saved(tmp_path, finished):
+    with pytest.raises(RunError, match=r"no run to resume there \(no config\.toml\)"):
+        trained(tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+    stopped_at(tmp_path / "run", 3, save_every=0)
+    watch = Watch()
+    trained(tmp_path / "run", watch, resume=True, save_every=0)
+    assert [text for text in watch.said if text.startswith("no checkpoint yet in")]
+    assert metrics(tmp_path / "run") == metrics(finished)
+
+
+def test_resume_refuses_other_rows(tmp_path):
+    run = tmp_path / "run"
+    stopped_at(run, 3, save_every=2)
+    rows_file(tmp_path / "rows.jsonl", range(1, 13))
+    with pytest.raises(RunError, match="the examples are no longer the ones that this run began with"):
+        train(output=run, resume=True)
+
+
+def test_resume_says_what_is_no_longer_the_same(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    stopped_at(run, 3, save_every=2)
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    watch = Watch()
+    trained(run, watch, resume=True, save_every=2)
+    (text,) = watch.warned
+    assert text.startswith("torch was 2.")
+    assert text.endswith("and is now 2.99.0: the rest will not be bit for bit the same")
+
+
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
+def test_a_broken_checkpoint_is_one_sentence(tmp_path, name):
+    run = tmp_path / "run"
+    stopped_at(run, 3, save_every=2)
+    (run / "checkpoints" / "step-000002" / name).write_bytes(b"{")
+    with pytest.raises(RunError, match=rf"{name}: not readable: .*Start anew with --overwrite"):
+        train(output=run, resume=True)
+
+
+def test_an_unfinished_run_has_no_adapter_to_talk_to(tmp_path):
+    stopped_at(tmp_path / "run", 3)
+    with pytest.raises(AdapterError, match=r"this run is not finished.*--resume"):
+        open_adapters([tmp_path / "run"])
+
+
+def test_no_data_is_said_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "load_base", lambda *_args: pytest.fail("loaded a model"))
+    with pytest.raises(ConfigError, match=r"^data\.data: no file of examples is named"):
+        train(output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# --- a disk that is full
+
+
+def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    usage = shutil.disk_usage(tmp_path)._replace(free=300_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    files = rows_file(tmp_path / "rows.jsonl")
+    assert main(["train", files, "--output", str(tmp_path / "a" / "run"), *flags(settings())]) == 2
+    err = capsys.readouterr().err
+    assert "this run may write 1.3 MiB, and only 0.3 MiB are free there" in err
+    assert len(err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+CHILD = """
+import resource, sys
+from lorasmith.cli.main import main
+from lorasmith.training import loop
+one_step = loop.one_step
+def limited(job, k, stop=False):
+    if k == int(sys.argv[1]):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+    return one_step(job, k, stop)
+loop.one_step = limited
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def test_a_file_that_cannot_grow_is_one_message_and_the_last_checkpoint_stays(tmp_path, finished):
+    """The limit on a file's size stands in for a full disk: writes fail in the same places."""
+    run = tmp_path / "run"
+    words = [rows_file(tmp_path / "rows.jsonl"), "--output", str(run), *flags(settings(save_every=2))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", CHILD, "3", "20000", "train", *words]
+    work = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert work.returncode == 2
+    error = [line for line in work.stderr.splitlines() if line.startswith("error: ")]
+    assert error[0].startswith(f"error: {run / 'checkpoints' / 'step-000004'}: cannot be written: ")
+    assert len(error) == 1
+    assert "Traceback" not in work.stderr
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000002"]
+    assert read_summary(run) is None
+    assert main(["train", "--output", str(run), "--resume"]) == 0
+    assert adapter_bytes(run) == adapter_bytes(finished)
+
+
+DISK_KIB = 1200
+
+
+@pytest.fixture
+def small_disk(tmp_path, monkeypatch) -> Iterator[Path]:
+    """A disk of its own that is nearly full, though the check before the run saw room enough."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_KIB}k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this needs the right to mount a small disk")
+    monkeypatch.setattr(run_module, "check_space", lambda *_args: None)
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def assert_full_disk_is_one_message(run: Path, capsys: pytest.CaptureFixture[str], **changes: Any) -> None:
+    options = settings(save_every=1, eval_every=1, max_steps=6, **changes)
+    files = rows_file(run.parent.parent / "rows.jsonl")
+    assert main(["train", files, "--output", str(run), *flags(options)]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "cannot be written: " in err
+    assert "No space left on device" in err
+    assert not (run / "summary.json").exists()
+    for path in run.glob("checkpoints/step-*"):  # whatever has this name is whole
+        assert json.loads((path / "state.json").read_text("utf-8"))["step"] == int(path.name[-6:])
+
+
+@pytest.mark.parametrize("left", [0, 3_000, 40_000, 100_000, 200_000])
+def test_a_full_disk_is_one_message(small_disk, capsys, left):
+    """From the first file on, or at a checkpoint."""
+    (small_disk / "other files").write_bytes(b"x" * (DISK_KIB * 1024 - left))
+    assert_full_disk_is_one_message(small_disk / "run", capsys)
+
+
+def test_a_run_that_is_a_disk_of_its_own(small_disk, capsys):
+    """Its folder cannot be renamed."""
+    assert_full_disk_is_one_message(small_disk, capsys, r=64)
+    train(rows_file(small_disk.parent / "rows.jsonl"), output=small_disk, overwrite=True, **settings())
