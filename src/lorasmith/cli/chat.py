@@ -1,9 +1,33 @@
-"""lorasmith chat: talk to an adapter in the terminal."""
+"""lorasmith chat: talk to an adapter in the terminal, or through a pipe."""
 
 import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from lorasmith.cli.flags import Parser
+from lorasmith.cli.flags import Parser, base_of, given
+from lorasmith.cli.screen import Screen, printable
+from lorasmith.config import check, closest
+from lorasmith.data.conversation import Message
+from lorasmith.engine.config import SamplingConfig
+from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
+
+if TYPE_CHECKING:
+    from lorasmith.engine.request import Event
+
+Answer = Callable[[Sequence[Message], str | None], Iterator["Event"]]
+COMMANDS = {
+    "/adapter": _("NAME: the next answers come from this adapter; without a name: which there are"),
+    "/base": _("the next answers come from the base, without adapter"),
+    "/again": _("answer the last message again, say after a switch"),
+    "/reset": _("forget the conversation"),
+    "/help": _("this list; a message that begins with / is written with //"),
+    "/exit": _("leave, as Ctrl-D does"),
+}
 
 
 def parser() -> Parser:
@@ -19,5 +43,147 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Talks until end of input or /quit."""
-    raise NotImplementedError("chat is not wired to the engine yet")
+    """Talks until end of input or /exit. Raises LorasmithError."""
+    model, settings = base_of(args), check(SamplingConfig, given(args).get("sampling", {}), "sampling")
+    from lorasmith.engine.engine import Engine, generate
+    from lorasmith.engine.request import Request
+    from lorasmith.session import open_adapters
+
+    with Screen(json=True) as screen:  # standard output is for the answers
+        session = open_adapters(args.runs, model, screen)
+        engine, template = Engine(session.base, slots=1), session.template
+
+        def answer(messages: Sequence[Message], adapter: str | None) -> Iterator["Event"]:
+            request = Request(template.encode_prompt(messages), settings, adapter, template.stop_ids)
+            return generate(engine, [request])
+
+        Chat(answer, session.names, args.system, screen).talk()
+    return 0
+
+
+class Chat:
+    """One conversation. Answers go to standard output, all else to `screen`."""
+
+    def __init__(self, answer: Answer, names: Sequence[str], system: str | None, screen: Screen) -> None:
+        self.answer, self.names, self.screen = answer, names, screen
+        self.adapter: str | None = names[0]
+        self.start = [Message("system", system)] if system else []
+        self.messages = list(self.start)
+        self.interactive = sys.stdin.isatty()
+        self.clean = printable if sys.stdout.isatty() else str
+
+    def talk(self) -> None:
+        """Until end of input or /exit. In a pipe a problem ends it; at a terminal it is shown, and the talk goes on."""
+        if self.interactive:
+            with suppress(ImportError):  # Windows has its own line editing
+                import_module("readline")  # input() uses it, with its history, once it is there
+            self.screen.say(_("Talking to {name}. /help lists the commands, Ctrl-D leaves.", name=self._who()))
+        while True:
+            try:
+                line = self._line()
+                if line is None or not self.take(line):
+                    return
+            except KeyboardInterrupt:  # between two replies: gives up the line, as in a shell
+                if not self.interactive:
+                    raise
+                print()
+            except LorasmithError as error:
+                if not self.interactive:
+                    raise
+                self.screen.warn(str(error))
+
+    def take(self, line: str) -> bool:
+        """One line: a command or a message. False: leave."""
+        text = line.strip()
+        if text.startswith("/") and not text.startswith("//"):
+            return self._command(*text.split(maxsplit=1))
+        if text:
+            self._reply(text.removeprefix("/") if text.startswith("//") else text)
+        return True
+
+    def _command(self, word: str, rest: str = "") -> bool:
+        if word in ("/exit", "/quit"):
+            return False
+        if word == "/help":
+            self.screen.say("\n".join(f"{name:<9} {text}" for name, text in COMMANDS.items()))
+        elif word == "/reset":
+            self.messages = list(self.start)
+            self.screen.say(_("The conversation begins anew."))
+        elif word == "/base":
+            self._switch(None)
+        elif word == "/adapter" and rest in self.names:
+            self._switch(rest)
+        elif word == "/adapter":
+            hint = closest(rest, self.names) if rest else ""
+            self.screen.say(_("The adapters are: {names}.", names=", ".join(self.names)) + hint)
+        elif word == "/again":
+            self._again()
+        else:
+            self.screen.say(
+                _("{word} is no command.", word=word) + closest(word, COMMANDS) + " " + _("/help lists them.")
+            )
+        return True
+
+    def _switch(self, adapter: str | None) -> None:
+        self.adapter = adapter
+        self.screen.say(_("Now talking to {name}.", name=self._who()))
+
+    def _who(self) -> str:
+        return _("the base") if self.adapter is None else self.adapter
+
+    def _again(self) -> None:
+        asked = [i for i, message in enumerate(self.messages) if message.role == "user"]
+        if not asked:
+            self.screen.say(_("Nothing was asked yet."))
+            return
+        text = self.messages[asked[-1]].content
+        self.messages = self.messages[: asked[-1]]
+        self._reply(text)
+
+    def _reply(self, text: str) -> None:
+        """Stream the answer; the question is forgotten where nothing came."""
+        messages = [*self.messages, Message("user", text)]
+        parts: list[str] = []
+        finish = None
+        with self._stoppable() as is_stopped:
+            for event in self.answer(messages, self.adapter):
+                print(self.clean(event.text), end="", flush=True)
+                parts.append(event.text)
+                finish = event.finish
+                if is_stopped():
+                    break
+        print(flush=True)
+        if finish == "length" and self.interactive:
+            self.screen.say(_("(as long as allowed; --max-new-tokens allows more)"))
+        reply = "".join(parts)
+        if reply.strip():
+            self.messages = [*messages, Message("assistant", reply)]
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[Callable[[], bool]]:
+        """At a terminal Ctrl-C ends the reply between two tokens; a second one, or one in a pipe, ends the program."""
+        pressed: list[int] = []
+        if not self.interactive:
+            yield lambda: False
+            return
+
+        def once(number: int, _frame: object) -> None:
+            if pressed:
+                raise KeyboardInterrupt
+            pressed.append(number)
+
+        before = signal.signal(signal.SIGINT, once)
+        try:
+            yield lambda: bool(pressed)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _line(self) -> str | None:
+        """The next line; None where there is no more, after Ctrl-D at a terminal."""
+        if not self.interactive:
+            return sys.stdin.readline() or None
+        try:
+            return input("> ")
+        except EOFError:
+            print()
+            return None

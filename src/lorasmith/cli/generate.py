@@ -1,9 +1,26 @@
 """lorasmith generate: answers for a prompt, a file of prompts or a pipe."""
 
 import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lorasmith.cli.flags import Parser
+from lorasmith.cli.flags import Parser, base_of, given
+from lorasmith.cli.screen import Screen, printable
+from lorasmith.config import check
+from lorasmith.data.conversation import Message, Record
+from lorasmith.data.prompts import as_record, parse_prompts, read_prompts
+from lorasmith.engine.config import SamplingConfig
+from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
+
+if TYPE_CHECKING:
+    from lorasmith.engine.request import Event
+
+Events = Callable[[Sequence[Sequence[Message]]], Iterator["Event"]]
 
 
 def parser() -> Parser:
@@ -12,13 +29,89 @@ def parser() -> Parser:
     parser = Parser("generate", "RUN [PROMPT]", about)
     parser.own.add_argument("run", metavar="RUN", help=_("run or adapter folder"))
     parser.own.add_argument("prompt", metavar="PROMPT", nargs="?", help=_("the prompt; standard input if not given"))
-    parser.own.add_argument("--file", metavar="FILE", help=_("file of prompts: one a line, or JSONL as for training"))
-    parser.add_json()
+    parser.own.add_argument(
+        "--file", metavar="FILE", help=_("prompts: one a line, or .json and .jsonl as for training")
+    )
+    parser.add_switch("--json", _("print a JSON object for each prompt, a line each: prompt, reply, finish, tokens"))
     parser.add_base()
     parser.add_section("sampling")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints one answer for each prompt."""
-    raise NotImplementedError("generate is not wired to the engine yet")
+    """Prints one answer for each prompt. Raises LorasmithError."""
+    model, settings = base_of(args), check(SamplingConfig, given(args).get("sampling", {}), "sampling")
+    records = prompts_of(args)
+    from lorasmith.engine.engine import Engine, generate
+    from lorasmith.engine.request import Request
+    from lorasmith.session import open_adapters
+
+    with Screen(json=True) as screen:  # standard output is for the answers
+        session = open_adapters([args.run], model, screen)
+        template, adapter = session.template, session.names[0]
+        prompts = [template.conversation(record).messages[:-1] for record in records]
+
+        def events(asked: Sequence[Sequence[Message]]) -> Iterator["Event"]:
+            ids = [template.encode_prompt(messages) for messages in asked]
+            requests = [Request(one, settings, adapter, template.stop_ids) for one in ids]
+            return generate(Engine(session.base), requests)
+
+        if len(prompts) == 1 and not args.json:
+            answer_one(prompts[0], events)
+        else:
+            answer_all(prompts, events, args.json, screen)
+    return 0
+
+
+def prompts_of(args: argparse.Namespace) -> list[Record]:
+    """From the command line, --file or standard input, whose form its first character tells. Raises LorasmithError."""
+    if args.file is not None and args.prompt is not None:
+        raise ConfigError(_("a prompt and --file: give one of them"))
+    if args.prompt is not None:
+        return [as_record(args.prompt)]
+    if args.file is not None:
+        return read_prompts(Path(args.file))
+    if sys.stdin.isatty():
+        print(_("One prompt a line; Ctrl-D answers them."), file=sys.stderr)
+    text = sys.stdin.read()
+    found = parse_prompts(text.split("\n"), text.lstrip()[:1] == "{", _("standard input"))
+    if not found:
+        raise ConfigError(_("no prompt: give one behind RUN, with --file, or through a pipe"))
+    return found
+
+
+def answer_one(prompt: Sequence[Message], events: Events) -> None:
+    """The answer alone, as it comes."""
+    clean = printable if sys.stdout.isatty() else str
+    for event in events([prompt]):
+        print(clean(event.text), end="", flush=True)
+    print()
+
+
+def answer_all(prompts: Sequence[Sequence[Message]], events: Events, as_json: bool, screen: Screen) -> None:
+    """The answers in the order of their prompts, each as soon as all before it are there."""
+    texts, tokens, finish = [""] * len(prompts), [0] * len(prompts), [""] * len(prompts)
+    shown, start = 0, time.monotonic()
+    wait = screen.live and sys.stdout.isatty()  # a live bar and answers would write over each other
+    for event in events(prompts):
+        texts[event.key] += event.text
+        tokens[event.key] += 1
+        finish[event.key] = event.finish or ""
+        if event.finish:
+            speed = sum(tokens) / max(time.monotonic() - start, 1e-9)
+            done = sum(end != "" for end in finish)
+            screen.progress(_("answers"), done, len(prompts), tokens_per_second=speed)
+        while shown < len(prompts) and finish[shown] and not (wait and not all(finish)):
+            print_answer(prompts[shown], texts[shown], finish[shown], tokens[shown], as_json)
+            shown += 1
+
+
+def print_answer(prompt: Sequence[Message], text: str, finish: str, tokens: int, as_json: bool) -> None:
+    """One prompt and its answer: a JSON line, or both as text."""
+    asked = prompt[-1].content
+    if as_json:
+        answer = {"prompt": asked, "reply": text, "finish": finish, "tokens": tokens}
+        print(json.dumps(answer, ensure_ascii=False), flush=True)
+        return
+    clean = printable if sys.stdout.isatty() else str
+    print(clean(f"> {asked}\n{text}\n"), flush=True)

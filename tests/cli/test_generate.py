@@ -1,0 +1,127 @@
+"""lorasmith generate: prompts from everywhere, answers in order, nothing else on standard output."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from lorasmith.cli.main import main
+from lorasmith.model.config import ModelConfig
+from lorasmith.session import open_adapters
+
+SHORT = ["--max-new-tokens", "6", "--dtype", "float32", "--device", "cpu"]
+
+
+def generate(folder: Path, *words: str) -> int:
+    return main(["generate", str(folder), *words, *SHORT])
+
+
+@pytest.fixture(scope="module")
+def expected(talkers: tuple[Path, Path]) -> dict[str, str]:
+    """What the first adapter answers, one prompt at a time."""
+    session = open_adapters(talkers[:1], ModelConfig(dtype="float32", device="cpu"))
+    return {text: session.generate(text, max_new_tokens=6) for text in ("hi", "who are you", "考试？")}
+
+
+def test_one_prompt(talkers, expected, capsys):
+    assert generate(talkers[0], "hi") == 0
+    assert capsys.readouterr().out == expected["hi"] + "\n"
+
+
+def test_a_prompt_a_line_from_a_pipe(talkers, expected, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n\n考试？\n"))
+    assert generate(talkers[0]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"> hi\n{expected['hi']}\n\n> 考试？\n{expected['考试？']}\n\n"
+    assert "answers 2/2" in err
+
+
+def test_json_is_one_object_a_line_in_order(talkers, expected, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(text + "\n" for text in expected)))
+    assert generate(talkers[0], "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["prompt"], row["reply"]) for row in rows] == list(expected.items())
+    assert {row["finish"] for row in rows} <= {"stop", "length"}
+    assert all(1 <= row["tokens"] <= 6 for row in rows)
+
+
+ROWS = [
+    {"instruction": "hi"},
+    {"instruction": "who are", "input": "you", "output": "unread"},
+    {"prompt": "hi", "id": 3},
+    {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "unread"}]},
+    {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "who are you"}]},
+]
+
+
+@pytest.mark.parametrize("form", ["lines", "list"])
+def test_rows_as_for_training(talkers, expected, capsys, tmp_path, form):
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(ROWS) if form == "list" else "\n".join(map(json.dumps, ROWS)), "utf-8")
+    assert generate(talkers[0], "--file", str(file), "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["prompt"] for row in rows] == ["hi", "who are\nyou", "hi", "hi", "who are you"]
+    assert [row["reply"] for row in rows[::2]][:2] == [expected["hi"]] * 2 == [rows[3]["reply"], rows[0]["reply"]]
+    assert rows[4]["reply"] != expected["who are you"]  # the system message counts
+
+
+def test_rows_from_a_pipe(talkers, expected, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"instruction": "hi"}\n'))
+    assert generate(talkers[0]) == 0
+    assert capsys.readouterr().out == expected["hi"] + "\n"
+
+
+def test_sampling_flags_and_the_seed(talkers, capsys):
+    drawn = ["--temperature", "1.5", "--top-p", "0.99", "--top-k", "200"]
+    answers = []
+    for seed in ("1", "1", "2"):
+        assert generate(talkers[0], "hi", *drawn, "--seed", seed) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_stop_text(talkers, expected, capsys):
+    stop = expected["hi"][1]
+    assert generate(talkers[0], "hi", "--stop", stop, "never") == 0
+    assert capsys.readouterr().out == expected["hi"].partition(stop)[0] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["a", "--file", "b"], "give one of them"),
+        (["a", "--top-p", "0"], "sampling.top_p: '0' is not allowed: must be greater than 0"),
+        (["--file", "missing.txt"], "missing.txt: cannot be read: No such file"),
+    ],
+)
+def test_usage_errors_before_a_model_is_loaded(capsys, words, text):
+    assert main(["generate", "no-run", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert text in err
+
+
+def test_bad_rows_come_together(capsys, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"instruction": "a"}\n{"x": 1}\n[1]\n{"messages": []}\n{"instruction": 3}\n{bad\n', "utf-8")
+    assert main(["generate", "no-run", "--file", str(file)]) == 2
+    err = capsys.readouterr().err
+    assert [f"line {n}:" in err for n in range(1, 7)] == [False, True, True, True, True, True]
+    assert "'instruction' must be text, found a number" in err
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_no_prompt_at_all(capsys, monkeypatch, tmp_path, text):
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert main(["generate", "no-run"]) == 2
+    assert "no prompt" in capsys.readouterr().err
+    file = tmp_path / "p.txt"
+    file.write_text(text)
+    assert main(["generate", "no-run", "--file", str(file)]) == 2
+    assert "holds no prompt" in capsys.readouterr().err
+
+
+def test_no_such_run(capsys):
+    assert main(["generate", "no-run", "hi"]) == 2
+    assert "no-run" in capsys.readouterr().err
