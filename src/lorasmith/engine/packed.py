@@ -4,9 +4,10 @@ import heapq
 from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate, groupby
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorasmith.engine.kv import SlotCache
 from lorasmith.engine.request import Chunk, Running
@@ -90,12 +91,22 @@ def flat_row(chunks: Sequence[Chunk]) -> Row:
     )
 
 
-@torch.no_grad()
 def packing_problem(base: Base) -> str | None:
     """Why this model cannot decode in flat rows with a cache, or None: tried on two short texts, in pieces and whole.
 
     The probe at load tries rows without a cache; some families take those with a mask of their own and no `attend`.
+    Tried once for each model: it costs as much as three steps.
     """
+    if base.model not in _found:
+        _found[base.model] = _try_pieces(base)
+    return _found[base.model]
+
+
+_found: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _try_pieces(base: Base) -> str | None:
     words = int(base.model.config.get_text_config().vocab_size)
     ids = [(7 * i + 3) % (words - 2) for i in range(12)]
     texts = ids[:5], ids[5:]

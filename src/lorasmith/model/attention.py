@@ -122,18 +122,18 @@ def _with_cache(
 ) -> Tensor:
     """Each group in one product; the query heads that share a key head stand as further queries of it."""
     kv.extend(layer, k[0], v[0])
-    shared = q.shape[1] // k.shape[1]
-    out_HTD = q.new_empty(q.shape[1], q.shape[2] + 1, v.shape[3])  # one more token, for what fillers compute
+    heads, shared = q.shape[1], q.shape[1] // k.shape[1]
+    q_THD = q[0].transpose(0, 1)  # how it lies in memory
+    out_THD = q.new_empty(len(q_THD) + 1, heads, v.shape[3])  # one more token, for what fillers compute
     for group in kv.groups:
         keys, values = kv.read(layer, group)
-        q_GHLD = q[0].index_select(1, group.from_T).unflatten(1, (len(keys), -1)).transpose(0, 1)
-        o_GKQD = F.scaled_dot_product_attention(
-            q_GHLD.reshape(len(keys), k.shape[1], -1, q.shape[3]),
-            keys, values, attn_mask=group.mask(window, shared), scale=scaling,
-        )  # fmt: skip
-        o_GHLD = o_GKQD.reshape(*q_GHLD.shape[:3], -1)
-        out_HTD.index_copy_(1, group.to_T, o_GHLD.transpose(0, 1).flatten(1, 2))
-    return out_HTD[None, :, :-1]
+        q_GLHD = q_THD.index_select(0, group.from_T).unflatten(0, (len(keys), -1))
+        q_GKQD = q_GLHD.transpose(1, 2).reshape(len(keys), k.shape[1], -1, q.shape[3])
+        mask = group.mask(window, shared)
+        o_GKQD = F.scaled_dot_product_attention(q_GKQD, keys, values, attn_mask=mask, scale=scaling)
+        o_GHLD = o_GKQD.reshape(len(keys), heads, -1, v.shape[3])
+        out_THD.index_copy_(0, group.to_T, o_GHLD.transpose(1, 2).flatten(0, 1))
+    return out_THD[None, :-1].transpose(1, 2)
 
 
 def visible(query_position: Tensor, key_position: Tensor, window: int | None) -> Tensor:
