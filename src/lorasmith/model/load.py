@@ -141,7 +141,7 @@ def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
                 and isinstance(value, int | float)
                 and not isinstance(value, bool)
             ):
-                setattr(part, key, 0.0)
+                setattr(part, key, type(value)(0))
     return config
 
 
