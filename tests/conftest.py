@@ -1,8 +1,11 @@
 """Fixtures of all tests. One thread: two torch programs at once on two cores fight over them."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start, too
 
 import pytest
 import torch
