@@ -40,7 +40,8 @@ def test_loss_and_gradients_equal_the_processors(family):
 def test_a_training_and_a_reply(tmp_path, dtype):
     """The main job on the card: it learns, and a reply does not depend on what is decoded beside it."""
     summary = trained(tmp_path / "run", device="cuda", dtype=dtype, max_steps=20)
-    assert summary.loss_before is not None and summary.loss_after is not None
+    assert summary.loss_before is not None
+    assert summary.loss_after is not None
     assert summary.loss_after < summary.loss_before
     session = load(tmp_path / "run", device="cuda", dtype=dtype)
     alone = session.generate("Why is the sky blue?", max_new_tokens=8)

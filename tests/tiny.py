@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from families import CONFIGS
 from lorasmith import train
+from lorasmith.model.quiet import quiet_transformers
 from lorasmith.report import Report
 from lorasmith.run_folder import Summary
 
@@ -72,7 +73,8 @@ def model_folder(family: str = "llama", seed: int = 0) -> Path:
         model = AutoModelForCausalLM.from_config(config)
         for p in model.parameters():
             p.data.normal_(1.0 if p.dim() == 1 else 0.0, 0.2)
-    model.save_pretrained(folder)
+    with quiet_transformers():  # a bar on stderr, which tests read
+        model.save_pretrained(folder)
     tokenizer(family).save_pretrained(folder)
     return folder
 
