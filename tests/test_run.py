@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from lorasmith import run as run_module
-from lorasmith import train
+from lorasmith import run_folder, train
 from lorasmith.cli.main import main
 from lorasmith.config import load_config
 from lorasmith.errors import AdapterError, ConfigError, RunError
@@ -182,6 +182,25 @@ def test_overwrite_replaces_a_run(copied):
     assert {path.name for path in copied.iterdir()} == FILES
     assert len(losses(copied)) == 2
     assert [path.name for path in copied.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_overwrite_that_is_killed_leaves_no_run_that_looks_finished(copied, monkeypatch):
+    unlink = Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if path.name != "summary.json":
+            raise SystemExit
+        unlink(path, missing_ok)
+
+    files = rows_file(copied.with_name("rows.jsonl"))
+    monkeypatch.setattr(Path, "unlink", killed)
+    monkeypatch.setattr(run_folder.shutil, "rmtree", killed)
+    with pytest.raises(SystemExit):
+        train(files, output=copied, overwrite=True, **settings(max_steps=2))
+    monkeypatch.undo()
+    assert read_summary(copied) is None
+    train(files, output=copied, overwrite=True, **settings(max_steps=2))
+    assert read_summary(copied).steps == 2
 
 
 @pytest.mark.parametrize("wrong", [{"r": 9, "target_modules": "nothing_like_it"}, {"data": "missing.jsonl"}])

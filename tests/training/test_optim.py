@@ -95,7 +95,7 @@ def peft_run(family: str, folder: Path, options: dict) -> tuple[list[float], dic
         torch.nn.utils.clip_grad_norm_(trainable, options["clip"])
         optimizer.step()
         rates.step()
-        out.append(float(sum(step_losses)))
+        out.append(float(sum(step_losses).detach()))
     return out, {key: p.detach() for key, p in named.items()}
 
 

@@ -1,8 +1,9 @@
-"""Law 4: any split of a step into rows, micro-batches or processes is the same step; also the schedules of ranks."""
+"""Law 4: any split of a step into rows, micro-batches or processes is the same step."""
 
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from families import distance
 from lorasmith.errors import Interrupted
 from lorasmith.run_folder import read_summary
 from lorasmith.training import loop
-from tiny import Watch, adapter_bytes, losses, model_folder, trained
+from tiny import Watch, adapter_bytes, losses, metrics, model_folder, trained
 
 EXACT = {"dtype": "float64", "max_steps": 3}
 LIMIT = 1e-12
@@ -88,14 +89,17 @@ def test_two_processes_agree_on_a_folder_that_nobody_named(tmp_path, monkeypatch
     def work(rank: int) -> None:
         if rank:
             os.environ["TZ"] = "Asia/Shanghai"  # another hour, as another second could be
-            import time
-
             time.tzset()
-        trained(tmp_path / "unnamed", output=None, **EXACT)
+        # the best is not the last, so every process reads it back from the folder
+        trained(tmp_path / "unnamed", output=None, **EXACT, learning_rate=0.5, schedule="constant", eval_every=1)
 
     assert in_two_processes(work) == [0, 0]
     (run,) = (tmp_path / "runs").iterdir()
-    assert read_summary(run).run == f"runs/{run.name}"
+    summary = read_summary(run)
+    assert summary.run == f"runs/{run.name}"
+    measured = [line["held_out_loss"] for line in metrics(run) if "held_out_loss" in line]
+    assert summary.loss_after == pytest.approx(min(measured))
+    assert min(measured) < measured[-1]
 
 
 def test_ctrl_c_in_one_process_ends_both_and_resume_equals_uninterrupted(tmp_path, monkeypatch):
