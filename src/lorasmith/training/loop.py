@@ -62,6 +62,7 @@ def train(job: Job, state: State) -> None:
     def answer() -> None:
         job.report.warn(_("stopping once this step is done and saved; Ctrl-C again leaves at once"))
 
+    left = sum(_tokens(job, k) for k in range(state.step, len(job.plan)))
     with deferred(answer) as wish:
         while state.step < len(job.plan):
             # before the next step, not behind the last one: a run that stopped in between then measures too
@@ -71,7 +72,8 @@ def train(job: Job, state: State) -> None:
             log = one_step(job, state.step, wish.came)
             if not log.is_finite():
                 _stop_unfinite(job, state, log)
-            _advance(job, state, log, time.perf_counter() - started)
+            left -= _tokens(job, state.step)
+            _advance(job, state, log, time.perf_counter() - started, left)
             if bool(log.stop) and state.step < len(job.plan):
                 raise Interrupted(
                     _("stopped after step {step}; saved in {folder}", step=state.step, folder=save(job, state))
@@ -132,12 +134,15 @@ def due(every: int, step: int) -> bool:
     return bool(every) and step % every == 0
 
 
-def _advance(job: Job, state: State, log: Log, seconds: float) -> None:
-    k, loss = state.step, float(log.loss)
-    tokens = sum(len(job.train[i].ids) for i in job.plan.members(k))
+def _tokens(job: Job, k: int) -> int:
+    """Tokens of step k's examples, those after the last learned one counted too."""
+    return sum(len(job.train[i].ids) for i in job.plan.members(k))
+
+
+def _advance(job: Job, state: State, log: Log, seconds: float, tokens_left: int) -> None:
+    k, loss, tokens = state.step, float(log.loss), _tokens(job, state.step)
     state.step, state.tokens, state.seconds = k + 1, state.tokens + tokens, state.seconds + seconds
     rate = state.tokens / state.seconds
-    left = sum(len(job.train[i].ids) for j in range(k + 1, len(job.plan)) for i in job.plan.members(j)) / rate
     memory = peak_memory_mib(job.base.device)
     if job.world.is_first and (due(job.config.log_every, state.step) or state.step == len(job.plan)):
         append_metrics(job, {
@@ -148,7 +153,7 @@ def _advance(job: Job, state: State, log: Log, seconds: float) -> None:
         })  # fmt: skip
     job.report.progress(
         _("training"), state.step, len(job.plan),
-        loss=loss, tokens_per_second=rate, seconds_left=left, memory_mib=memory,
+        loss=loss, tokens_per_second=rate, seconds_left=tokens_left / rate, memory_mib=memory,
     )  # fmt: skip
 
 
