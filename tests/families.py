@@ -147,7 +147,7 @@ def one_row(batch: Sequence[Example], adapter: str | None = "default") -> Row:
     return flatten(batch, sum(e.weight for e in batch), adapter)
 
 
-IDS = torch.tensor([[5, 17, 60, 3, 8, 44, 92, 31], [9, 9, 12, 71, 33, 20, 6, 50]])
+IDS = torch.tensor([[5, 17, 60, 3, 8, 44, 92, 31], [9, 9, 12, 71, 0, 20, 6, 50]])
 
 
 def own_logits(of: Base | PreTrainedModel, ids: Tensor = IDS) -> Tensor:

@@ -85,7 +85,8 @@ class _Training:
         self._describe(job)
         state = self._restore(job) if resume else self._begin(job, template, data)
         before = self._measure(job, None, _("held-out loss of the base"))
-        state.loss_before = before.loss if before else None
+        if before and state.step == 0 and self.world.is_first:
+            loop.append_metrics(job, {"step": 0, "held_out_loss": before.loss})
         if config.training.gradient_checkpointing:
             _recompute_activations(base)
         loop.train(job, state)

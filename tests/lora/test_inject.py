@@ -79,6 +79,7 @@ def test_rank_and_alpha_of_a_module() -> None:
     assert rank_and_alpha(config, "model.layers.1.self_attn.q_proj") == (2, 16), "the first that matches"
     assert rank_and_alpha(config, "model.layers.1.self_attn.v_proj") == (3, 5)
     assert rank_and_alpha(config, "model.layers.0.self_attn.xq_proj") == (8, 16)
+    assert rank_and_alpha(config, "model.layers.0.self_attn.q_proj_norm") == (8, 16)
 
 
 # --- several adapters -------------------------------------------------------------------------------------------------

@@ -148,6 +148,16 @@ def test_the_config_is_one_that_peft_writes_too(tmp_path: Path) -> None:
     assert isinstance(ours["lora_alpha"], int), "vLLM reads whole numbers"
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_which_way_the_weights_lie_is_written(family: str, tmp_path: Path) -> None:
+    base, adapter = adapted(family)
+    save_adapter(adapter, base.model, tmp_path, "")
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["fan_in_fan_out"] == (family == "gpt2")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*fan_in_fan_out.*")
+        peft.PeftModel.from_pretrained(tiny(family), tmp_path)
+
+
 def test_what_peft_matches_with_the_written_targets_is_what_was_adapted(tmp_path: Path) -> None:
     forms = {}
     for name, given in {

@@ -83,6 +83,20 @@ def test_gradient_checkpointing_gives_equal_gradients(
     assert len(calls) == 3 * once, "each layer is attended to again in backward"
 
 
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_checkpointing_a_mixed_row_recomputes_each_example_with_its_adapter(family: str) -> None:
+    base, first = adapted(family)
+    second = inject(base.model, LoraConfig(r=3), base.router, "second")
+    stir(second, seed=2)
+    row = with_adapters(one_row(examples((5, 9))), "default", "second")
+    loss_sum(base, row).backward()
+    wanted = gradients(first), gradients(second)
+    base.model.gradient_checkpointing_enable({"use_reentrant": False})
+    loss_sum(base, row).backward()
+    for found, plain in zip((gradients(first), gradients(second)), wanted, strict=True):
+        assert all(torch.equal(found[key], plain[key]) for key in plain)
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 def test_train_equals_eval_bit_for_bit(family: str) -> None:
     base, _adapter = adapted(family, torch.float32)

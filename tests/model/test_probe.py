@@ -1,6 +1,6 @@
 """Law 5: nothing attends across examples; and the probe, which finds that out on the model itself."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -80,11 +80,16 @@ def test_attention_over_the_whole_row_is_caught(monkeypatch: pytest.MonkeyPatch)
     assert base.model.config._attn_implementation == "sdpa"
 
 
-def test_a_leak_of_the_first_key_alone_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "leak",
+    [lambda t: 1e-9 * t, lambda t: 1e-9 * t.detach(), lambda t: t - t.detach()],
+    ids=["small", "forward alone", "gradient alone"],
+)
+def test_a_leak_of_the_first_value_is_caught(leak: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     right = attention._inside_spans
 
     def leaky(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
-        return right(q, k, v, *rest) + 1e-9 * v[:, :, :1].mean()
+        return right(q, k, v, *rest) + leak(v[:, :, :1].mean())
 
     monkeypatch.setattr(attention, "_inside_spans", leaky)
     assert "see each other" in probed_again(tiny_base("llama")).why["layout"]

@@ -30,7 +30,6 @@ class State:
     seconds: float = 0.0
     best_loss: float | None = None
     best_step: int | None = None
-    loss_before: float | None = None
 
 
 @contextmanager
