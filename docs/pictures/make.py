@@ -1,5 +1,6 @@
 """The README's pictures, exported by the program from a finished run: python docs/pictures/make.py [runs/demo]."""
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -16,8 +17,11 @@ def main() -> None:
     run, here = sys.argv[1] if len(sys.argv) > 1 else "runs/demo", Path(__file__).parent
     screen = Screen()
     screen.console = Console(record=True, width=100, highlight=False, emoji=False)
+    screen.live = True  # wrapped at the width, as in a terminal
     show(demo(screen, output=run), screen)
-    screen.console.save_svg(str(here / "demo.svg"), title="lorasmith demo")
+    svg = screen.console.export_svg(title="lorasmith demo")
+    svg = re.sub(r"@font-face\s*\{.*?\}", "", svg, flags=re.DOTALL)  # nothing is fetched from outside
+    (here / "demo.svg").write_text(svg, "utf-8")
     shutil.copy(Path(run) / "loss.png", here / "loss.png")
 
 

@@ -16,7 +16,7 @@ from lorasmith.model.cache import cache_folder
 from lorasmith.model.fetch import CHITCHAT, fetch_package
 from lorasmith.model.gguf import packaged_model
 from lorasmith.model.load import load_tokenizer
-from lorasmith.plot import read_losses
+from lorasmith.plot import read_losses, smooth
 from lorasmith.report import Report
 from lorasmith.run import train
 from lorasmith.run_folder import Summary, read_summary
@@ -25,12 +25,13 @@ from lorasmith.training.checkpoint import write_file
 
 MODEL, RUN, SAMPLES = "smollm2-135m-instruct", "runs/demo", "samples.json"
 MAX_LENGTH, STEPS, BATCH = 128, 32, 8
+SAMPLING = SamplingConfig(temperature=0.7, top_p=0.9, repetition_penalty=1.1, max_new_tokens=48)
 LEARNING_RATE = 2e-3  # of 1e-3 and 2e-3 the one that ends lower on these rows, with a linear decay
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt that was held out, and what base and adapter answer, greedily."""
+    """A prompt that was held out, and what base and adapter answer, drawn with the same seed."""
 
     prompt: str
     before: str
@@ -43,7 +44,7 @@ class Demo:
 
     summary: Summary
     samples: list[Sample]
-    training: list[tuple[int, float]]
+    training: list[tuple[int, float]]  # step and smoothed loss
 
 
 def demo(report: Report, steps: int = STEPS, output: str = RUN, overwrite: bool = False) -> Demo:
@@ -63,7 +64,8 @@ def demo(report: Report, steps: int = STEPS, output: str = RUN, overwrite: bool 
     summary = read_summary(folder)
     assert summary is not None
     samples = [Sample(**sample) for sample in json.loads((folder / SAMPLES).read_text("utf-8"))]
-    return Demo(summary, samples, read_losses(folder)[0])
+    steps_done, losses = zip(*read_losses(folder)[0], strict=True)
+    return Demo(summary, samples, list(zip(steps_done, smooth(losses), strict=True)))
 
 
 def _samples(run: Path, held_out_file: Path, report: Report) -> list[Sample]:
@@ -73,8 +75,7 @@ def _samples(run: Path, held_out_file: Path, report: Report) -> list[Sample]:
     report.say(_("asking base and adapter the same three questions"))
     session = open_adapters([run], report=report)
     conversations = [(Message("user", prompt),) for prompt in prompts]
-    greedy = SamplingConfig(max_new_tokens=48)
-    before, after = (session.reply(conversations, name, greedy) for name in (None, session.names[0]))
+    before, after = (session.reply(conversations, name, SAMPLING) for name in (None, session.names[0]))
     return [Sample(*texts) for texts in zip(prompts, before, after, strict=True)]
 
 

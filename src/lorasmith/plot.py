@@ -33,10 +33,10 @@ def plot_loss(runs: Sequence[Path], target: Path, report: Report) -> bool:
         steps, losses = zip(*training, strict=True)
         (line,) = axes.plot(steps, losses, linewidth=1, alpha=0.45, label=f"{label} training".strip())
         axes.plot(
-            steps, _smooth(losses), color=line.get_color(), linewidth=2, label=f"{label} training, smoothed".strip()
+            steps, smooth(losses), color=line.get_color(), linewidth=2, label=f"{label} training, smoothed".strip()
         )
         if measured:
-            axes.plot(*zip(*measured, strict=True), "o-", color="tab:orange", label=f"{label} held out".strip())
+            axes.plot(*zip(*measured, strict=True), "o--", color="tab:orange", label=f"{label} held out".strip())
     axes.set(xlabel="step", ylabel="loss (nats per learned token)")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
@@ -46,7 +46,7 @@ def plot_loss(runs: Sequence[Path], target: Path, report: Report) -> bool:
     return True
 
 
-def _smooth(values: Sequence[float], keep: float = 0.8) -> list[float]:
+def smooth(values: Sequence[float], keep: float = 0.8) -> list[float]:
     """Exponential mean, without the bias of its start (as Adam corrects it)."""
     mean, out = 0.0, []
     for n, value in enumerate(values, 1):

@@ -46,8 +46,9 @@ def run(args: argparse.Namespace) -> int:
 def show(result: "Demo", screen: Screen) -> None:
     """The curve, the replies side by side, the numbers, and what to type next."""
     summary = result.summary
-    screen.curve(result.training, _("loss of each training step"))
+    screen.curve(result.training, _("training loss, smoothed"))
     rows = [(sample.prompt, sample.before, sample.after) for sample in result.samples]
+    screen.say(_("held-out openings, and replies drawn at temperature 0.7:"))
     screen.side_by_side(rows, _("before"), _("after"))
     if summary.loss_before is not None and summary.loss_after is not None and summary.interval is not None:
         screen.say(

@@ -23,6 +23,11 @@ VERBS = {
 OUR_FAULT_IS_NOT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # the machine said no
 
 
+# Threads of libgomp that wait for each other spin 300,000 turns before they sleep: beside one other busy program that
+# made a training ten times slower. Must be set before torch is loaded; see docs/decisions.md.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; 0: done, 2: the user can mend it, 130: Ctrl-C, 141: the reader of our pipe went away."""
     for stream in (sys.stdout, sys.stderr):
