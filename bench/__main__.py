@@ -9,12 +9,12 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from lorasmith.demo import demo_files
 from lorasmith.model.gguf import packaged_model
 from lorasmith.report import Report
 
+Command = Callable[[int, Path], list[str]]  # rows and a folder to write in -> the words of a program
 FEW, MANY = 32, 128
 PEER_SETTINGS = {
     "float32, 1 x 8": ["--dtype", "float32", "--batch", "1", "--accumulate", "8"],
@@ -70,44 +71,43 @@ def main() -> None:
     _report(ours, peer, tried, Path(args.json))
 
 
-def _measure(program: str, setting: str, command, tokens: int) -> Measured:  # type: ignore[no-untyped-def]
-    few, _memory = _seconds(command(FEW))
-    many, memory = _seconds(command(MANY))
+def _measure(program: str, setting: str, command: Command, tokens: int) -> Measured:
+    few, _memory = _seconds(command, FEW)
+    many, memory = _seconds(command, MANY)
     measured = Measured(program, setting, tokens / (many - few), few, many, memory)
     print(f"  {program:<15} {setting:<38} {measured.tokens_per_second:7.1f} tokens/s {memory:7.0f} MiB", flush=True)
     return measured
 
 
-def _seconds(command: list[str]) -> tuple[float, float]:
-    """Wall time of a whole program, and its peak memory in MiB."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    _pid, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"failed: {' '.join(command)}\n{process.stderr.read() if process.stderr else ''}")
-    return time.perf_counter() - started, _mib(usage)
+def _seconds(command: Command, rows: int) -> tuple[float, float]:
+    """Wall time of a whole program on `rows` rows, and its peak memory in MiB."""
+    with tempfile.TemporaryDirectory() as scratch:
+        words, log = command(rows, Path(scratch)), Path(scratch) / "stderr"
+        with log.open("w") as errors:
+            started = time.perf_counter()
+            process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors)
+            _pid, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - started
+        if status:
+            raise SystemExit(f"failed: {' '.join(words)}\n{log.read_text()}")
+    return seconds, usage.ru_maxrss / 1024
 
 
-def _mib(usage: resource.struct_rusage) -> float:
-    return usage.ru_maxrss / 1024
-
-
-def _peer(flags: list[str]):  # type: ignore[no-untyped-def]
-    def command(rows: int) -> list[str]:
-        return [sys.executable, "-m", "bench.peer", "--rows", str(rows), "--output", tempfile.mkdtemp(), *flags]
+def _peer(flags: list[str]) -> Command:
+    def command(rows: int, scratch: Path) -> list[str]:
+        return [sys.executable, "-m", "bench.peer", "--rows", str(rows), "--output", str(scratch), *flags]
 
     return command
 
 
-def _ours(rows: int) -> list[str]:
+def _ours(rows: int, scratch: Path) -> list[str]:
     """`lorasmith train` from the command line, on the first rows of the same file."""
     source, _held_out = demo_files(Report())
-    folder = Path(tempfile.mkdtemp())
-    data = folder / "rows.jsonl"
+    data = scratch / "rows.jsonl"
     data.write_text("".join(source.read_text("utf-8").splitlines(keepends=True)[:rows]), "utf-8")
     flags = "--max-length 128 --too-long truncate --held-out 0 --learning-rate 2e-3 --save-every 0 --warmup 0"
     program = "import sys; from lorasmith.cli.main import main; sys.exit(main())"
-    return [sys.executable, "-c", program, "train", str(data), "--output", str(folder / "run"), *flags.split()]
+    return [sys.executable, "-c", program, "train", str(data), "--output", str(scratch / "run"), *flags.split()]
 
 
 def _report(ours: list[Measured], peer: list[Measured], tried: list[Measured], file: Path) -> None:

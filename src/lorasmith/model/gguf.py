@@ -7,6 +7,8 @@ import hashlib
 import shutil
 import struct
 from collections.abc import Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +88,7 @@ def is_complete(folder: Path) -> bool:
 
 def _convert(gguf: Path, folder: Path, report: Report) -> None:
     task = _("converting {file}", file=gguf.name)
-    with quiet_transformers():
+    with quiet_transformers(), redirect_stderr(StringIO()):  # one of its bars comes straight from tqdm
         try:
             report.progress(task, 0, 4)
             tokenizer = _read_tokenizer(gguf)
