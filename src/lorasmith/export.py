@@ -1,6 +1,5 @@
 """Base and adapter as one plain transformers folder, with a certificate that it answers as the adapter does."""
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,42 +68,31 @@ def merge_run(
     base in float32, then rounded once. The folder gets its name only after it was read back and compared.
 
     Raises:
-        RunError: `output` is there already.
+        RunError: `output` is there already, holds the base or the adapter itself, or cannot be written.
         AdapterError: no adapter, another base, or a merged model whose logits are further off than rounding explains.
     """
-    report, folder = report or Report(), Path(output).expanduser()
+    report, folder, config = report or Report(), Path(output).expanduser(), config or ModelConfig()
     _refuse_existing(folder, overwrite)
-    config = config or ModelConfig()
     wide = config.model_dump(exclude_unset=True) | {"dtype": "float32"}
     session = open_adapters([path], ModelConfig(**wide), report)
-    dtype = _dtype_on_disk(session) if config.dtype == "auto" else getattr(torch, config.dtype)
-    probes = [session.template.encode(probe).ids for probe in PROBES]
+    _refuse_own_parts(folder, session)
+    dtype = _dtype_on_disk(session, config) if config.dtype == "auto" else getattr(torch, config.dtype)
     report.say(_("merging into {dtype}", dtype=_name(dtype)))
-    plain, untied = _merged_model(session, dtype)
+    plain, untied = _merged_model(session, dtype, config.trust_remote_code)
+    probes = _probes(session)
     wanted = _logits_of_base(session, probes)
-    rounded = wanted
-    if dtype != torch.float32:
-        _round_base(session, dtype)
-        rounded = _logits_of_base(session, probes)
+    _round_base(session, dtype)
+    rounded = _logits_of_base(session, probes)
     certificates: list[Certificate] = []
 
     def fill(staging: Path) -> None:
-        plain.save_pretrained(staging)
-        session.base.tokenizer.save_pretrained(staging)
-        saved = _load_plain(staging, None, dtype)
+        _save(plain, session, staging)
+        saved = _load_plain(staging, None, dtype, config.trust_remote_code)
         certificate = certify(str(folder), dtype, wanted, rounded, _logits(saved, probes), untied)
-        if not certificate.holds:
-            raise AdapterError(
-                _(
-                    "{output}: not written: {certificate}. Merge in float32: --dtype float32.",
-                    output=folder,
-                    certificate=certificate,
-                )
-            )
+        _refuse_wrong(certificate)
         certificates.append(certificate)
 
-    write_folder(folder, fill)
-    gc.collect()
+    write_folder(folder.resolve(), fill, is_run=False)  # through a link, and of a folder that has a name
     report.say(str(certificates[0]))
     if untied:
         report.say(_("the embedding and the head are no longer tied: tie_word_embeddings=false in its config.json"))
@@ -121,12 +109,12 @@ def certify(
 ) -> Certificate:
     """Compare logits [L, V] of each probe: the adapter's in float32, over the rounded base, and of the merged model.
 
-    In float32 the limit is 1e-4; in a narrower dtype what rounding the base itself moves. The likeliest token must
-    agree wherever its lead is larger than that.
+    The limit is 1e-4, or in a narrower dtype what rounding the base itself moves. The likeliest token must agree
+    wherever its lead is larger than that.
     """
     a, r, m = (torch.cat([t.double() for t in side]) for side in (wanted, rounded, merged))
     size = a.pow(2).mean().sqrt()
-    limit = FLOAT32_LIMIT if dtype == torch.float32 else float((r - a).pow(2).mean().sqrt() / size)
+    limit = max(FLOAT32_LIMIT, float((r - a).pow(2).mean().sqrt() / size))
     top = a.topk(2, dim=-1)
     lead = top.values[:, 0] - top.values[:, 1]
     moved = (2 * (r - a).abs().amax(-1)).clamp_min(float(FLOAT32_LIMIT * size))
@@ -149,17 +137,55 @@ def _refuse_existing(folder: Path, overwrite: bool) -> None:
         )
 
 
+def _refuse_own_parts(folder: Path, session: Session) -> None:
+    """--overwrite would remove what is being merged."""
+    target = folder.resolve()
+    for part in (session.base.folder.resolve(), session.folders[session.names[0]].resolve()):
+        if part.is_relative_to(target):
+            raise RunError(
+                _("{folder}: what is to be merged lies there ({part}). Choose another --output.", folder=folder, part=part)
+            )
+
+
+def _refuse_wrong(certificate: Certificate) -> None:
+    if certificate.holds:
+        return
+    text = _("{output}: not written: {certificate}.", output=certificate.folder, certificate=certificate)
+    if certificate.dtype not in ("float32", "float64"):
+        text += " " + _("Merge in float32: --dtype float32.")
+    raise AdapterError(text)
+
+
+def _probes(session: Session) -> list[list[int]]:
+    """Token ids of the probe conversations, as far as the model can look; bare text where the template refuses one."""
+    template, limit = session.template, session.base.max_positions
+    found = []
+    for probe in PROBES:
+        ids = template.probe_ids(probe)
+        if not ids:
+            text = " ".join(message.content for message in probe)
+            ids = session.base.tokenizer(text, add_special_tokens=False)["input_ids"]
+        found.append(ids[:limit])
+    return found
+
+
+def _save(plain: PreTrainedModel, session: Session, folder: Path) -> None:
+    with quiet_transformers():  # a bar of its own
+        plain.save_pretrained(folder)
+        session.base.tokenizer.save_pretrained(folder)
+
+
 @torch.no_grad()
-def _merged_model(session: Session, dtype: torch.dtype) -> tuple[PreTrainedModel, bool]:
+def _merged_model(session: Session, dtype: torch.dtype, trust_remote_code: bool) -> tuple[PreTrainedModel, bool]:
     """A plain model with the merged weights in `dtype`, and whether embedding and head had to be untied."""
     model = session.base.model
-    merged = {name: w.to(dtype) for name, w in merged_weights(model, session.base.adapters[session.names[0]]).items()}
+    merged = merged_weights(model, session.base.adapters[session.names[0]], dtype)
     kept = {plain_name(n): p for n, p in model.named_parameters(remove_duplicate=False)}
     untied = _must_untie(model, merged)
-    config = AutoConfig.from_pretrained(session.base.folder, local_files_only=True)
+    config = _config(session, trust_remote_code)
     if untied:
         config.tie_word_embeddings = False
-    plain = _load_plain(session.base.folder, config, dtype)
+    plain = _load_plain(session.base.folder, config, dtype, trust_remote_code)
     for name, parameter in plain.named_parameters():
         parameter.copy_(merged[name] if name in merged else kept[name])
     return plain, untied
@@ -177,11 +203,14 @@ def _must_untie(model: PreTrainedModel, merged: dict[str, Tensor]) -> bool:
     return new[0] is None or new[1] is None or not torch.equal(new[0], new[1])
 
 
-def _load_plain(folder: Path, config: PretrainedConfig | None, dtype: torch.dtype) -> PreTrainedModel:
+def _load_plain(
+    folder: Path, config: PretrainedConfig | None, dtype: torch.dtype, trust_remote_code: bool
+) -> PreTrainedModel:
     with quiet_transformers():  # an untied head is reported as missing before it is filled in
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, local_files_only=True, use_safetensors=True
-        )
+            folder, config=config, dtype=dtype, local_files_only=True, use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
     model.eval()
     return model
 
@@ -207,8 +236,16 @@ def _logits(model: PreTrainedModel, probes: Sequence[list[int]]) -> list[Tensor]
     return [model(input_ids=row, use_cache=False).logits[0].float().cpu() for row in rows]
 
 
-def _dtype_on_disk(session: Session) -> torch.dtype:
-    dtype = getattr(AutoConfig.from_pretrained(session.base.folder, local_files_only=True), "dtype", None)
+def _config(session: Session, trust_remote_code: bool) -> PretrainedConfig:
+    """The base's own, with its dropouts."""
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        session.base.folder, local_files_only=True, trust_remote_code=trust_remote_code
+    )
+    return config
+
+
+def _dtype_on_disk(session: Session, config: ModelConfig) -> torch.dtype:
+    dtype = getattr(_config(session, config.trust_remote_code), "dtype", None)
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 

@@ -159,7 +159,7 @@ class Template:
             "golden": [
                 {"messages": [message._asdict() for message in probe], "ids": ids}
                 for probe in PROBES
-                if (ids := self._probe(probe))
+                if (ids := self.probe_ids(probe))
             ],
         }
 
@@ -193,7 +193,14 @@ class Template:
                 )
         for golden in data["golden"]:
             probe = [Message(**message) for message in golden["messages"]]
-            self._compare(self._probe(probe), golden["ids"])
+            self._compare(self.probe_ids(probe), golden["ids"])
+
+    def probe_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of a probe conversation; none where the template refuses it, say for its second question."""
+        try:
+            return [i for example in self.encode_all(messages) for i in example.ids]
+        except RowError:
+            return []
 
     def _compare(self, found: list[int], wanted: list[int]) -> None:
         if found == wanted:
@@ -213,13 +220,6 @@ class Template:
     def _token(self, token_id: int) -> str | None:
         token = self.tokenizer.convert_ids_to_tokens(token_id)
         return token if isinstance(token, str) else None
-
-    def _probe(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a probe conversation; none where the template refuses it, say for its second question."""
-        try:
-            return [i for example in self.encode_all(messages) for i in example.ids]
-        except RowError:
-            return []
 
     def _ids(self, text: str) -> list[int]:
         """Tokens of a piece; special tokens only where the text has them."""

@@ -27,23 +27,27 @@ def update(layer: LoRALayer | LoRAEmbedding, adapter: str) -> Tensor:
 
 
 @torch.no_grad()
-def merged_weights(model: PreTrainedModel, adapter: Adapter) -> dict[str, Tensor]:
-    """The weights that change, under the base's own names, in float64: W + B A, copies trained whole, trained biases.
+def merged_weights(
+    model: PreTrainedModel, adapter: Adapter, dtype: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
+    """The weights that change, under the base's own names: W + B A, copies trained whole, trained biases.
+
+    Each is summed in float64 and then rounded to `dtype`, so that only one is wide at a time.
 
     Raises:
         AdapterError: the base is quantised, so that W + B A would be rounded onto its few levels.
     """
     mine = {id(p) for p in adapter.parameters.values()}
     named = ((plain_name(name), p) for name, p in model.named_parameters() if id(p) in mine)
-    weights = {name: p.double() for name, p in named if name is not None}  # biases are trained in the base itself
+    weights = {name: p.to(dtype) for name, p in named if name is not None}  # biases are trained in the base itself
     for path, module in model.named_modules():
         if isinstance(module, LoRALayer | LoRAEmbedding) and adapter.name in module.scaling:
             W: Tensor = module.base_layer.weight  # type: ignore[assignment]
             _refuse_quantised(path, module.base_layer, W)
-            weights[f"{path}.weight"] = W.double() + update(module, adapter.name)
+            weights[f"{path}.weight"] = (W.double() + update(module, adapter.name)).to(dtype)
         elif isinstance(module, SavedModule) and adapter.name in module.modules_to_save:
             copy = module.modules_to_save[adapter.name]
-            weights |= {f"{path}.{name}": p.double() for name, p in copy.named_parameters()}
+            weights |= {f"{path}.{name}": p.to(dtype) for name, p in copy.named_parameters()}
     return weights
 
 

@@ -33,28 +33,30 @@ class State:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, is_run: bool = True) -> Iterator[None]:
     """Within it, a disk that refuses (full, over quota, read-only) is a RunError that names `path`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise RunError(
-            _(
-                "{path}: cannot be written: {why}. What was whole before still is: free some space or choose another "
-                "--output; a run that has begun goes on with --resume.",
-                path=path,
-                why=why,
-            )
-        ) from error
+        text = _(
+            "{path}: cannot be written: {why}. What was whole before still is: free some space or choose another "
+            "--output",
+            path=path,
+            why=why,
+        )
+        raise RunError(text + (_("; a run that has begun goes on with --resume.") if is_run else ".")) from error
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a hidden folder beside `folder`, then give it the name in one move: half-written, it never has it."""
+def write_folder(folder: Path, fill: Callable[[Path], None], is_run: bool = True) -> None:
+    """Fill a hidden folder beside `folder`, then give it the name in one move: half-written, it never has it.
+
+    `is_run`: it is part of a run, which a RunError then says how to go on with.
+    """
     staging = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        with writing(folder):
+        with writing(folder, is_run):
             staging.mkdir(parents=True)
             fill(staging)
             follow_umask(staging)
