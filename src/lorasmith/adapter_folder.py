@@ -5,7 +5,9 @@ It carries the one encoding (template, stop tokens, golden ids) and the base's i
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
 
 from lorasmith.data.template import Template
 from lorasmith.errors import AdapterError
@@ -15,6 +17,37 @@ from lorasmith.model.base import Base
 from lorasmith.model.identity import identity
 
 NAME, VERSION = "lorasmith.json", 1
+
+
+class _Base(BaseModel):
+    model: str
+    identity: dict[str, str]
+
+
+class _Stop(BaseModel):
+    id: int
+    token: str | None
+
+
+class _Golden(BaseModel):
+    messages: list[dict[str, str]]
+    ids: list[int]
+
+
+class _Template(BaseModel):
+    version: int
+    kind: Literal["model", "human-assistant"]
+    chat_template: str
+    stop: list[_Stop]
+    golden: list[_Golden]
+
+
+class _About(BaseModel):
+    """What lorasmith.json must hold; of the notes nothing is asked."""
+
+    base: _Base
+    template: _Template
+    notes: dict[str, Any]
 
 
 def write_adapter(base: Base, adapter: str, template: Template, folder: Path, notes: dict[str, Any]) -> None:
@@ -57,15 +90,16 @@ def read_about(folder: Path) -> dict[str, Any] | None:
         about = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise AdapterError(_("{path}: not readable as JSON: {error}", path=path, error=error)) from None
-    if about.get("version") != VERSION:
+    version = about.get("version") if isinstance(about, dict) else None
+    if version != VERSION:
         raise AdapterError(
-            _(
-                "{path}: version {found}; this lorasmith reads {known}.",
-                path=path,
-                found=about.get("version"),
-                known=VERSION,
-            )
+            _("{path}: version {found}; this lorasmith reads {known}.", path=path, found=version, known=VERSION)
         )
+    try:
+        _About.model_validate(about)
+    except ValidationError as error:
+        wrong = ((".".join(map(str, e["loc"])), e["msg"]) for e in error.errors())
+        raise AdapterError(*(f"{path}: {key}: {text}" for key, text in wrong)) from None
     return about  # type: ignore[no-any-return]
 
 

@@ -25,9 +25,10 @@ from lorasmith.config import Config
 from lorasmith.data.plan import Plan, plan
 from lorasmith.data.prepare import Prepared, prepare
 from lorasmith.data.template import Template
-from lorasmith.errors import ConfigError, RunError
+from lorasmith.errors import ConfigError, RunError, TrainingError
 from lorasmith.evaluate import HeldOut, compare, held_out
 from lorasmith.i18n import _
+from lorasmith.lora.files import has_effect
 from lorasmith.lora.inject import count, inject
 from lorasmith.lora.target import layer_number
 from lorasmith.model.base import Base
@@ -90,6 +91,7 @@ class _Training:
         if config.training.gradient_checkpointing:
             _recompute_activations(base)
         loop.train(job, state)
+        _refuse_without_effect(job)
         after = self._finish_adapter(job, state)
         seconds = time.perf_counter() - started
         return self._summarise(job, state, before, after, seconds)
@@ -147,7 +149,15 @@ class _Training:
                 warmup=warmup_steps(job.config, len(job.plan)),
             )
         )
-
+        if warmup_steps(job.config, len(job.plan)) >= len(job.plan):
+            self.report.warn(
+                _(
+                    "training.warmup: {warmup} steps of warm-up in a run of {steps}: "
+                    "the learning rate never reaches its highest value.",
+                    warmup=warmup_steps(job.config, len(job.plan)),
+                    steps=len(job.plan),
+                )
+            )
         if job.config.eval_every and not job.held_out:
             self.report.warn(_("training.eval_every: nothing is held out, so there is nothing to evaluate on."))
 
@@ -244,6 +254,20 @@ class _Training:
             write_file(self.folder / SUMMARY, json.dumps(asdict(summary), indent=2) + "\n")
         self.report.say(_("finished: {folder}", folder=self.folder / "adapter"))
         return summary
+
+
+def _refuse_without_effect(job: loop.Job) -> None:
+    """Raise TrainingError where the training came to its end and taught nothing: such a run is not finished."""
+    if not has_effect(job.base.adapters[ADAPTER].parameters):
+        raise TrainingError(
+            _(
+                "{folder}: {steps} steps are done, and the adapter has no effect: its B matrices are all zero. The "
+                "learning rate was 0 or too small at every step. Give more steps (training.epochs, training.max_steps) "
+                "or a shorter training.warmup, and start anew with --overwrite.",
+                folder=job.folder,
+                steps=len(job.plan),
+            )
+        )
 
 
 def _recompute_activations(base: Base) -> None:

@@ -164,8 +164,8 @@ QKV = (torch.zeros(1, 2, 3, 4),) * 3
         ({}, "the row"),
         ({"row": (Span(0, 3),), "softcap": 5.0}, "softcap"),
         ({"row": (Span(0, 3),), "s_aux": torch.ones(2)}, "s_aux"),
-        ({"row": (Span(0, 3),), "dropout": 0.1}, "a mask or dropout"),
-        ({"row": (Span(0, 3),), "attention_mask": torch.ones(1, 1, 3, 3)}, "a mask or dropout"),
+        ({"row": (Span(0, 3),), "dropout": 0.1}, "dropout"),
+        ({"row": (Span(0, 3),), "attention_mask": torch.ones(1, 1, 3, 3)}, "attention_mask"),
     ],
 )
 def test_attend_refuses_what_it_does_not_compute(keywords: dict[str, Any], named: str) -> None:

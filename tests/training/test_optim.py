@@ -15,13 +15,16 @@ from lorasmith.data.config import DataConfig
 from lorasmith.data.plan import plan
 from lorasmith.data.prepare import prepare
 from lorasmith.data.template import Template
+from lorasmith.errors import TrainingError
 from lorasmith.lora.config import LoraConfig
+from lorasmith.lora.files import has_effect
 from lorasmith.lora.inject import inject
 from lorasmith.lora.router import Router
 from lorasmith.model.row import Example
+from lorasmith.run_folder import read_summary
 from lorasmith.training.config import TrainingConfig
-from lorasmith.training.optim import learning_rate
-from tiny import losses, model_folder, rows_file, settings, tokenizer, trained
+from lorasmith.training.optim import learning_rate, warmup_steps
+from tiny import Watch, losses, metrics, model_folder, rows_file, settings, tokenizer, trained
 
 STEPS = 50
 SCHEDULES = {
@@ -40,7 +43,7 @@ def scheduler(
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize(
-    ("warmup", "steps", "in_steps"), [(0, 10, 0), (3, 10, 3), (0.25, 10, 3), (10, 10, 10), (20, 10, 20)]
+    ("warmup", "steps", "in_steps"), [(0, 10, 0), (3, 10, 3), (0.25, 10, 2), (0.29, 100, 29), (10, 10, 10), (20, 10, 20)]
 )
 def test_schedules_equal_those_of_transformers_at_every_step(name, warmup, steps, in_steps):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
@@ -117,3 +120,31 @@ def batches_of(family: str, folder: Path, options: dict) -> list[list[Example]]:
     config = TrainingConfig(batch_size=settings()["batch_size"], max_steps=STEPS)
     steps = plan([len(e.ids) for e in examples], [e.n_targets for e in examples], config, 0, "packed")
     return [[examples[i] for i in steps.members(k)] for k in range(STEPS)]
+
+
+def test_a_run_of_few_steps_has_no_warm_up_at_the_defaults_and_learns(tmp_path):
+    """The first step of a warm-up has a learning rate of 0: in a run of one step it would be the only one."""
+    assert [warmup_steps(TrainingConfig(), steps) for steps in (1, 10, 33, 34, 100)] == [0, 0, 0, 1, 3]
+    watch = Watch()
+    summary = trained(tmp_path / "run", watch, max_steps=None, batch_size=8, warmup=TrainingConfig().warmup, held_out=4)
+    assert summary.steps == 1
+    assert summary.loss_after != summary.loss_before
+    assert watch.warned == []
+
+
+def test_a_run_that_taught_nothing_is_not_finished(tmp_path):
+    watch, run = Watch(), tmp_path / "run"
+    with pytest.raises(TrainingError, match=r"1 steps are done, and the adapter has no effect: its B matrices are all"):
+        trained(run, watch, max_steps=1, warmup=1)
+    assert [text for text in watch.warned if "the learning rate never reaches its highest value" in text]
+    assert read_summary(run) is None
+    assert not (run / "adapter").exists()
+
+
+def test_the_best_is_no_adapter_without_effect(tmp_path):
+    """After the first step of a warm-up the adapter is still the base, which every later step here is worse than."""
+    run = tmp_path / "run"
+    trained(run, max_steps=3, warmup=1, learning_rate=20.0, schedule="constant", eval_every=1)
+    measured = {line["step"]: line["held_out_loss"] for line in metrics(run) if "held_out_loss" in line}
+    assert measured[1] == measured[0] == min(measured.values()), "this test needs a training that makes it worse"
+    assert has_effect(load_file(run / "adapter" / "adapter_model.safetensors"))

@@ -28,7 +28,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Prints both losses and the interval of their difference. Raises LorasmithError."""
-    model, limits = base_of(args), check(DataConfig, _limits(args), "data")
+    model, limits = base_of(args), _limits(args)
     from lorasmith.measure import evaluate_run
 
     with Screen(json=args.json) as screen:
@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _limits(args: argparse.Namespace) -> dict[str, Any]:
+def _limits(args: argparse.Namespace) -> DataConfig | None:
+    """--max-length and --too-long, or None where neither was given."""
     data: dict[str, Any] = given(args).get("data", {})
-    return {key: value for key, value in data.items() if key != "data"}
+    found = {key: value for key, value in data.items() if key != "data"}
+    return check(DataConfig, found, "data") if found else None

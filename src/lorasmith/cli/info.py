@@ -2,11 +2,14 @@
 
 import argparse
 import json
+import textwrap
 from typing import Any
 
 from lorasmith.cli.flags import Parser
 from lorasmith.cli.screen import Screen
 from lorasmith.i18n import _
+
+LABEL, NAMED = 10, 12  # columns of a label; names that are shown
 
 
 def parser() -> Parser:
@@ -33,13 +36,12 @@ def run(args: argparse.Namespace) -> int:
 def _lines(facts: dict[str, Any]) -> list[str]:
     lines = [
         _("adapter   {folder}", folder=facts["folder"]),
-        _("base      {base}", base=facts["base"]),
-        _(
-            "LoRA      r {r}, lora_alpha {alpha}, on {targets}",
-            r=facts["r"],
-            alpha=facts["lora_alpha"],
-            targets=_names(facts["target_modules"]),
-        ),
+        _("base      {base}", base=facts["base"] or _("none named")),
+        _("LoRA      {options}", options=_options(facts)),
+        *_wrapped(_("on"), _names(facts["target_modules"])),
+        *_wrapped(_("ranks"), _pairs(facts["rank_pattern"])),
+        *_wrapped(_("alphas"), _pairs(facts["alpha_pattern"])),
+        *_wrapped(_("whole"), _names(facts["modules_to_save"])),
         _(
             "size      {parameters:,} parameters in {tensors} tensors, {mib:.1f} MiB",
             parameters=facts["parameters"],
@@ -47,23 +49,47 @@ def _lines(facts: dict[str, Any]) -> list[str]:
             mib=facts["bytes"] / 2**20,
         ),
     ]
-    if facts["modules_to_save"]:
-        lines.append(_("whole     {names}", names=_names(facts["modules_to_save"])))
     if facts["template"]:
-        lines.append(
-            _("template  {kind}, a reply ends at {stop}", kind=facts["template"], stop=" ".join(facts["stop"]))
-        )
+        stops = " ".join(map(str, facts["stop"]))
+        lines.append(_("template  {kind}, a reply ends at {stop}", kind=facts["template"], stop=stops))
     else:
         lines.append(_("template  none inside: made by another tool"))
     if facts["notes"]:
-        lines.append(_("data      {names}", names=_names(facts["notes"].get("data", []))))
-    summary = facts["summary"]
-    if summary:
-        lines.append(_("run       {steps} steps, {tokens:,} tokens, {seconds:.0f} s", **summary))
-        if summary["loss_before"] is not None:
-            lines.append(_("held out  loss {loss_before:.4f} -> {loss_after:.4f}", **summary))
+        data = facts["notes"].get("data", [])
+        lines += _wrapped(_("data"), _names(data if isinstance(data, list) else str(data)))
+    return lines + _run(facts["summary"])
+
+
+def _options(facts: dict[str, Any]) -> str:
+    text = _("r {r}, lora_alpha {alpha}", r=facts["r"], alpha=facts["lora_alpha"])
+    return text + (_(", scaled by lora_alpha / sqrt(r) (use_rslora)") if facts["use_rslora"] else "")
+
+
+def _run(summary: dict[str, Any] | None) -> list[str]:
+    if summary is None:
+        return []
+    lines = [_("run       {steps} steps, {tokens:,} tokens, {seconds:.0f} s", **summary)]
+    if summary["loss_before"] is not None:
+        lines.append(_("held out  loss {loss_before:.4f} -> {loss_after:.4f}", **summary))
     return lines
 
 
+def _wrapped(label: str, text: str) -> list[str]:
+    """`label     text`, its further lines under the text; nothing where there is no text."""
+    indent = " " * LABEL
+    return textwrap.wrap(
+        label.ljust(LABEL) + text, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    ) if text else []  # fmt: skip
+
+
 def _names(value: str | list[str]) -> str:
-    return value if isinstance(value, str) else ", ".join(value)
+    """Names in a row, many of them only begun; an expression as it is."""
+    if isinstance(value, str):
+        return value
+    more = len(value) - NAMED
+    names = ", ".join(map(str, value[:NAMED]))
+    return _("{names} and {more} more", names=names, more=more) if more > 0 else names
+
+
+def _pairs(pattern: dict[str, Any]) -> str:
+    return _names([f"{name}={value}" for name, value in pattern.items()])

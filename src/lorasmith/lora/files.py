@@ -172,7 +172,7 @@ def load_adapter(model: PreTrainedModel, router: Router, folder: Path, name: str
     adapter = inject(model, config, router, name)
     problems = _without_base(tensors, adapter, model)
     problems += _misfits(adapter, tensors)
-    if not problems and not _has_effect(tensors):
+    if not problems and not has_effect(tensors):
         problems = [_("its B matrices are all zero, so it changes nothing: the training did not reach this file.")]
     if problems:
         remove(model, name)
@@ -217,7 +217,8 @@ def _some(keys: list[str]) -> str:
     return keys[0] if len(keys) == 1 else _("{first} and {more} more keys", first=keys[0], more=len(keys) - 1)
 
 
-def _has_effect(tensors: Mapping[str, Tensor]) -> bool:
+def has_effect(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether an adapter's tensors, under PEFT's keys, change anything: a B that is not zero, or a module of its own."""
     updates = [t for key, t in tensors.items() if ".lora_B." in key or key.endswith("lora_embedding_A")]
     if len(updates) < len([key for key in tensors if ".lora_A." not in key and not key.endswith("lora_embedding_B")]):
         return True  # a module trained whole, or a bias

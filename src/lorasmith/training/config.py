@@ -32,10 +32,10 @@ class TrainingConfig(BaseModel):
     weight_decay: Annotated[float, Field(ge=0, description=_("AdamW's decoupled weight decay"))] = 0.0
     clip: Annotated[float, Field(ge=0, description=_("largest norm of the gradient; 0 for no clipping"))] = 1.0
     gradient_checkpointing: Annotated[
-        bool, Field(description=_("recompute activations in backward: less memory, about a third slower"))
+        bool, Field(description=_("recompute activations in backward: less memory, slower"))
     ] = False
     row_tokens: Annotated[
-        int, Field(gt=0, description=_("tokens that one forward may hold; more is faster until memory is short"))
+        int, Field(gt=0, description=_("tokens that one forward may hold; fewer need less memory"))
     ] = 2048
     log_every: Annotated[int, Field(gt=0, description=_("steps between two lines of metrics.jsonl"))] = 1
     eval_every: Annotated[

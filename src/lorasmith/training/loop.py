@@ -12,6 +12,7 @@ from lorasmith.data.plan import Plan
 from lorasmith.errors import Interrupted, TrainingError
 from lorasmith.evaluate import held_out
 from lorasmith.i18n import _
+from lorasmith.lora.files import has_effect
 from lorasmith.model.base import Base
 from lorasmith.model.row import Example, Step, flatten
 from lorasmith.report import Report
@@ -100,7 +101,8 @@ def evaluate(job: Job, state: State) -> float:
     loss = held_out(job.base, job.held_out, job.adapter, job.report, _("held-out loss")).loss
     if job.world.is_first:
         append_metrics(job, {"step": state.step, "held_out_loss": loss})
-    if state.best_loss is None or loss < state.best_loss:
+    # during the warm-up's first step an adapter is still the base: that is no adapter to keep
+    if has_effect(job.base.adapters[job.adapter].parameters) and (state.best_loss is None or loss < state.best_loss):
         state.best_loss, state.best_step = loss, state.step
         if job.world.is_first:
             checkpoint.write_folder(best_folder(job, state), job.write_adapter)

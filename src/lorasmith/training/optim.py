@@ -51,8 +51,12 @@ def make_optimizer(parameters: FlatParameters, config: TrainingConfig) -> torch.
 
 
 def warmup_steps(config: TrainingConfig, steps: int) -> int:
-    """The warm-up in steps; a value below 1 is a part of all steps."""
-    return math.ceil(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
+    """The warm-up in steps; a value below 1 is a part of all steps, rounded down: a tiny run has none.
+
+    Its first step has a learning rate of 0, so a run of one step with a warm-up would learn nothing.
+    """
+    # Rounded first: 0.29 x 100 is 28.999999999999996, and that is 29 steps.
+    return int(round(config.warmup * steps, 6)) if config.warmup < 1 else int(config.warmup)
 
 
 def learning_rate(config: TrainingConfig, steps: int, k: int) -> float:
