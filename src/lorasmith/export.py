@@ -20,6 +20,7 @@ from lorasmith.session import Session, open_adapters
 from lorasmith.training.checkpoint import write_folder
 
 FLOAT32_LIMIT = 1e-4  # relative; summing W + B A in another order than W x + B (A x) gives about 1e-6
+MARGIN = 1.5  # rounding W + B A moves as much as rounding W does, now more and now less: up to 1.1 times was seen
 
 
 @dataclass(frozen=True)
@@ -109,16 +110,15 @@ def certify(
 ) -> Certificate:
     """Compare logits [L, V] of each probe: the adapter's in float32, over the rounded base, and of the merged model.
 
-    The limit is 1e-4, or in a narrower dtype what rounding the base itself moves. The likeliest token must agree
-    wherever its lead is larger than that.
+    The limit is 1e-4, or in a narrower dtype 1.5 times what rounding the base itself moves. The likeliest token must
+    agree wherever its lead is more than two logits can be moved by that.
     """
     a, r, m = (torch.cat([t.double() for t in side]) for side in (wanted, rounded, merged))
     size = a.pow(2).mean().sqrt()
-    limit = max(FLOAT32_LIMIT, float((r - a).pow(2).mean().sqrt() / size))
+    limit = max(FLOAT32_LIMIT, MARGIN * float((r - a).pow(2).mean().sqrt() / size))
     top = a.topk(2, dim=-1)
     lead = top.values[:, 0] - top.values[:, 1]
-    moved = (2 * (r - a).abs().amax(-1)).clamp_min(float(FLOAT32_LIMIT * size))
-    clear = lead > moved
+    clear = lead > max(2 * MARGIN * float((r - a).abs().max()), FLOAT32_LIMIT * float(size))
     same = m.argmax(-1) == top.indices[:, 0]
     error = float((m - a).pow(2).mean().sqrt() / size)
     return Certificate(folder, _name(dtype), error, limit, int((same & clear).sum()), int(clear.sum()), untied)

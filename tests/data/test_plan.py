@@ -63,11 +63,29 @@ def test_first_fit_wastes_less_than_half(made):
 
 
 @given(plans(), st.integers(1, 5))
-def test_ranks_partition_the_rows(made, world):
+def test_ranks_partition_the_examples_and_get_as_many_tokens(made, world):
     for k in range(len(made)):
         shares = [made.of_rank(k, rank, world) for rank in range(world)]
-        assert sorted(row for share in shares for row in share) == sorted(made[k])
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        assert sorted(i for share in shares for row in share for i in row) == sorted(made.members(k))
+        tokens = [sum(made.lengths[i] for row in share for i in row) for share in shares]
+        assert max(tokens) - min(tokens) <= max(made.lengths[i] for i in made.members(k))
+        assert all(share for share in shares) or len(made.members(k)) < world, "a rank idles"
+        for row in (row for share in shares for row in share):
+            lengths = [made.lengths[i] for i in row]
+            size = sum(lengths) if made.layout == "packed" else len(row) * max(lengths)
+            assert size <= made.row_tokens or len(row) == 1
+
+
+@given(plans())
+def test_one_process_computes_the_plan_as_it_stands(made):
+    assert all(made.of_rank(k, 0, 1) == made[k] for k in range(len(made)))
+
+
+def test_a_step_of_one_row_is_shared_by_the_ranks():
+    """Eight short examples fill one row of the default length; each of four processes gets two of them."""
+    made = plan([30, 10, 20, 40, 25, 15, 35, 5], [1] * 8, TrainingConfig(), 0, "packed")
+    assert len(made[0]) == 1
+    assert [sum(map(len, made.of_rank(0, rank, 4))) for rank in range(4)] == [2, 2, 2, 2]
 
 
 @given(LENGTHS, LAYOUTS, st.integers(0, 2**32 - 1))

@@ -141,6 +141,6 @@ def test_log_every_keeps_the_last_step(tmp_path):
 def test_epochs_may_be_parts(tmp_path):
     for epochs, wanted in ((0.1, 1), (1, 3), (1.5, 5), (2, 6)):
         run = tmp_path / str(epochs)
-        trained(run, **BASE | {"max_steps": None, "epochs": epochs})
+        trained(run, **BASE | {"max_steps": None, "epochs": epochs, "warmup": 0})
         assert steps(run) == wanted
         assert metrics(run)[wanted]["epoch"] == pytest.approx(wanted / 3)

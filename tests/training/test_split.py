@@ -71,7 +71,8 @@ def in_two_processes(work: Callable[[int], None]) -> list[int | None]:
     ("family", "split"),
     [
         ("llama", {"batch_size": 3, "row_tokens": 1}),  # three rows of unlike length: two and one
-        ("llama", {"batch_size": 4, "row_tokens": 100_000}),  # one row: the second process has none
+        ("llama", {"batch_size": 4, "row_tokens": 100_000}),  # one row of four: two and two, or three and one
+        ("llama", {"batch_size": 1}),  # the second process has none
         ("bloom", {"batch_size": 5}),
     ],
 )

@@ -1,6 +1,6 @@
 """Which examples stand in which row of which step: pure, and known whole before the first forward.
 
-So resume is a number, a rank is a slice, and the time left is known. The number of ranks is not in the plan.
+So resume is a number, a rank is a share of a step, and the time left is known. The number of ranks is not in the plan.
 """
 
 import math
@@ -60,9 +60,7 @@ class Plan:
 
     def __getitem__(self, k: int) -> list[list[int]]:
         """Rows of step k, the fullest first, so that too little memory shows early. Raises IndexError."""
-        members = self.members(k)
-        rows = rows_of([self.lengths[i] for i in members], self.row_tokens, self.layout)
-        return [[members[i] for i in row] for row in rows]
+        return self._rows(self.members(k))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -91,8 +89,17 @@ class Plan:
         return epoch + min(1.0, (place + 1) * self.step_examples / len(self.lengths))
 
     def of_rank(self, k: int, rank: int, world: int) -> list[list[int]]:
-        """Rows of step k that one of `world` processes computes; may be none."""
-        return self[k][rank::world]
+        """Rows of step k that one of `world` processes computes; may be none.
+
+        Examples are dealt, not rows: a step of few short examples is one row, and the other processes would idle.
+        """
+        members = self.members(k)
+        mine = set(_dealt([self.lengths[i] for i in members], world)[rank])
+        return self._rows([i for place, i in enumerate(members) if place in mine])
+
+    def _rows(self, members: Sequence[int]) -> list[list[int]]:
+        rows = rows_of([self.lengths[i] for i in members], self.row_tokens, self.layout)
+        return [[members[i] for i in row] for row in rows]
 
 
 def plan(lengths: Sequence[int], n_targets: Sequence[int], cfg: StepOptions, seed: int, layout: Layout) -> Plan:
@@ -113,6 +120,17 @@ def rows_of(lengths: Sequence[int], row_tokens: int, layout: Layout) -> list[lis
     """Examples 0, 1, ... in rows of at most `row_tokens` tokens, the longest first; a longer one stands alone."""
     members = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return _packed(lengths, members, row_tokens) if layout == "packed" else _padded(lengths, members, row_tokens)
+
+
+def _dealt(lengths: Sequence[int], world: int) -> list[list[int]]:
+    """Places 0, 1, ... in `world` shares: the longest example first, each to the share with the fewest tokens."""
+    shares: list[list[int]] = [[] for _rank in range(world)]
+    tokens = [0] * world
+    for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        least = tokens.index(min(tokens))
+        shares[least].append(place)
+        tokens[least] += lengths[place]
+    return shares
 
 
 def _packed(lengths: Sequence[int], members: Sequence[int], row_tokens: int) -> list[list[int]]:

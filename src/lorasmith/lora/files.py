@@ -222,4 +222,4 @@ def has_effect(tensors: Mapping[str, Tensor]) -> bool:
     updates = [t for key, t in tensors.items() if ".lora_B." in key or key.endswith("lora_embedding_A")]
     if len(updates) < len([key for key in tensors if ".lora_A." not in key and not key.endswith("lora_embedding_B")]):
         return True  # a module trained whole, or a bias
-    return any(math.isfinite(total) and total > 0 for total in (float(t.abs().sum()) for t in updates))
+    return any(math.isfinite(total) and total > 0 for total in (float(t.detach().abs().sum()) for t in updates))
