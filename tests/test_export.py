@@ -151,11 +151,11 @@ def nothing(_merged: dict[str, Tensor]) -> dict[str, Tensor]:
     return {}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("wrong", [noise, nothing, one_row])
+WRONG = [(noise, "float32"), (noise, "bfloat16"), (nothing, "float32"), (nothing, "bfloat16"), (one_row, "float32")]
+
+
+@pytest.mark.parametrize(("wrong", "dtype"), WRONG)  # in bfloat16 one row is less than what rounding moves
 def test_a_wrong_merge_is_not_written(tmp_path, monkeypatch, wrong, dtype):
-    if (wrong, dtype) == (one_row, "bfloat16"):
-        pytest.skip("less than what rounding moves")
     run = adapter_of(model_folder(), tmp_path / "adapter")
     right = export.merged_weights
     monkeypatch.setattr(export, "merged_weights", lambda *given: wrong(right(*given)))

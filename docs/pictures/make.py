@@ -21,6 +21,7 @@ def main() -> None:
     show(demo(screen, output=run), screen)
     svg = screen.console.export_svg(title="lorasmith demo")
     svg = re.sub(r"@font-face\s*\{.*?\}", "", svg, flags=re.DOTALL)  # nothing is fetched from outside
+    svg = svg.replace("Fira Code", "DejaVu Sans Mono, Menlo, Consolas")
     (here / "demo.svg").write_text(svg, "utf-8")
     shutil.copy(Path(run) / "loss.png", here / "loss.png")
 

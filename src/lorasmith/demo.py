@@ -66,7 +66,7 @@ def demo(report: Report, steps: int = STEPS, output: str = RUN, overwrite: bool 
         train_file, held_out_file = demo_files(report)
         config = demo_config(steps, output, train_file, held_out_file)
         resume = (folder / "config.toml").is_file() and not overwrite
-        if resume:
+        if resume and summary is None:
             report.say(_("{run} is not finished: going on with it.", run=folder))
         summary = train(config, report, resume=resume, overwrite=overwrite)
         asked = [asdict(sample) for sample in _samples(folder, held_out_file, report)]

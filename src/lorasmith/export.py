@@ -143,7 +143,11 @@ def _refuse_own_parts(folder: Path, session: Session) -> None:
     for part in (session.base.folder.resolve(), session.folders[session.names[0]].resolve()):
         if part.is_relative_to(target):
             raise RunError(
-                _("{folder}: what is to be merged lies there ({part}). Choose another --output.", folder=folder, part=part)
+                _(
+                    "{folder}: what is to be merged lies there ({part}). Choose another --output.",
+                    folder=folder,
+                    part=part,
+                )
             )
 
 

@@ -67,6 +67,7 @@ def in_two_processes(work: Callable[[int], None]) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(
     ("family", "split"),
     [

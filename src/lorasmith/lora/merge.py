@@ -27,9 +27,7 @@ def update(layer: LoRALayer | LoRAEmbedding, adapter: str) -> Tensor:
 
 
 @torch.no_grad()
-def merged_weights(
-    model: PreTrainedModel, adapter: Adapter, dtype: torch.dtype = torch.float64
-) -> dict[str, Tensor]:
+def merged_weights(model: PreTrainedModel, adapter: Adapter, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """The weights that change, under the base's own names: W + B A, copies trained whole, trained biases.
 
     Each is summed in float64 and then rounded to `dtype`, so that only one is wide at a time.
