@@ -23,7 +23,7 @@ def inspect_folder(path: str | Path) -> dict[str, Any]:
     path = Path(path).expanduser()
     folder = find_adapter(path)
     config, about = read_config(folder), read_about(folder)
-    shapes = _shapes(folder)
+    shapes, targets = _shapes(folder), config.get("target_modules") or []
     return {
         "folder": str(folder),
         "base": about["base"]["model"] if about else config.get("base_model_name_or_path"),
@@ -32,7 +32,7 @@ def inspect_folder(path: str | Path) -> dict[str, Any]:
         "use_rslora": bool(config.get("use_rslora")),
         "rank_pattern": config.get("rank_pattern") or {},
         "alpha_pattern": config.get("alpha_pattern") or {},
-        "target_modules": config.get("target_modules") or [],
+        "target_modules": targets if isinstance(targets, str) else sorted(targets),  # PEFT writes a set
         "modules_to_save": config.get("modules_to_save") or [],
         "tensors": len(shapes),
         "parameters": sum(math.prod(shape) for shape in shapes),
