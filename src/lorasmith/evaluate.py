@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -73,13 +74,37 @@ class Comparison:
         )
 
 
+class Processes(Protocol):
+    """Those that measure together; the training's World is one."""
+
+    @property
+    def rank(self) -> int:
+        """This process' number."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Add up `tensor` over all of them, in place."""
+
+
 def held_out(
-    base: Base, examples: Sequence[Example], adapter: str | None, report: Report | None = None, task: str = ""
+    base: Base,
+    examples: Sequence[Example],
+    adapter: str | None,
+    report: Report | None = None,
+    task: str = "",
+    world: Processes | None = None,
 ) -> HeldOut:
-    """The losses of `examples` under `adapter` (None: the base alone), without dropout and without gradient."""
+    """The losses of `examples` under `adapter` (None: the base alone), without dropout and without gradient.
+
+    Each process of `world` measures its rows, and all of them get the same losses: those that one would measure.
+    """
     losses = torch.zeros(len(examples), dtype=torch.float64)
     weights = torch.tensor([example.weight for example in examples], dtype=torch.float64)
     rows = rows_of([e.useful_length for e in examples], EVAL_ROW_TOKENS, base.layout)
+    rows = rows[world.rank :: world.size] if world else rows
     with evaluating(base):
         for done, members in enumerate(rows, 1):
             row = flatten([examples[i] for i in members], total_weight=1.0, adapter=adapter).to(base.device)
@@ -88,6 +113,10 @@ def held_out(
                 losses[i] = part.sum()
             if report:
                 report.progress(task, done, len(rows))
+    if world and world.size > 1:
+        summed = losses.to(base.device)  # where the processes' gradients meet too
+        world.sum_(summed)
+        losses = summed.cpu()
     return HeldOut(losses, weights)
 
 

@@ -208,7 +208,7 @@ class _Training:
     def _measure(self, job: loop.Job, adapter: str | None, task: str) -> HeldOut | None:
         if not job.held_out:
             return None
-        return held_out(job.base, job.held_out, adapter, self.report, task)
+        return held_out(job.base, job.held_out, adapter, self.report, task, self.world)
 
     def _finish_adapter(self, job: loop.Job, state: State) -> HeldOut | None:
         """Measure the last adapter; adapter/ gets the best by held-out loss, or the last where none was measured."""

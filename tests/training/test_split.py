@@ -8,13 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
-from families import distance
+from families import adapted, distance, example
 from lorasmith.errors import Interrupted
+from lorasmith.evaluate import held_out
 from lorasmith.run_folder import read_summary
 from lorasmith.training import loop
+from lorasmith.training.dist import join, leave
 from tiny import Watch, adapter_bytes, losses, metrics, model_folder, trained
 
 EXACT = {"dtype": "float64", "max_steps": 3}
@@ -137,3 +140,33 @@ def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
     assert [text for text in watch.warned if "processes was 2 and is now 1" in text]
     trained(tmp_path / "whole", **options)
     assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_two_processes_measure_half_each_and_agree(tmp_path):
+    """As many rows as examples: each process measures its own, and both know every loss as one process would."""
+    base, _adapter = adapted("llama")
+    measured = [example(n, n) for n in (1500, 1400, 1300)]
+    alone = held_out(base, measured, "default")
+
+    def work(rank: int) -> None:
+        world, watch = join(), Watch()
+        found = held_out(base, measured, "default", watch, "measuring", world)
+        assert torch.equal(found.losses, alone.losses)
+        assert len(watch.tasks) == (2, 1)[rank]
+        leave()
+
+    assert in_two_processes(work) == [0, 0]
+
+
+@pytest.mark.parametrize(("has_card", "backend"), [(True, "cpu:gloo,cuda:nccl"), (False, "gloo")])
+def test_tensors_of_either_device_can_be_summed_where_a_card_is(monkeypatch, has_card, backend):
+    """With --device cpu on a machine with a card, the gradients lie on the processor."""
+    joined = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_card)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend, **_more: joined.append(backend))
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    join()
+    assert joined == [backend]

@@ -49,9 +49,11 @@ def join() -> World:
     if is_ours:
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return World()
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        if backend == "nccl":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local < torch.cuda.device_count():
+            torch.cuda.set_device(local)
+        # which device the training takes is not known yet, so each kind of tensor gets its own way
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
     return World(dist.get_rank(), dist.get_world_size(), is_ours)
 

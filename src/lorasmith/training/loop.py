@@ -98,7 +98,7 @@ def one_step(job: Job, k: int, stop: bool = False) -> Log:
 
 def evaluate(job: Job, state: State) -> float:
     """The held-out loss now; the best adapter so far is kept in checkpoints/best-STEP."""
-    loss = held_out(job.base, job.held_out, job.adapter, job.report, _("held-out loss")).loss
+    loss = held_out(job.base, job.held_out, job.adapter, job.report, _("held-out loss"), job.world).loss
     if job.world.is_first:
         append_metrics(job, {"step": state.step, "held_out_loss": loss})
     # during the warm-up's first step an adapter is still the base: that is no adapter to keep
