@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from lorasmith import run as run_module
 from lorasmith import run_folder, train
 from lorasmith.cli.main import main
-from lorasmith.config import load_config
-from lorasmith.errors import AdapterError, ConfigError, RunError
+from lorasmith.config import Config, load_config
+from lorasmith.errors import AdapterError, ConfigError, ModelError, RunError
+from lorasmith.measure import evaluate_run
 from lorasmith.run_folder import read_summary
 from lorasmith.session import open_adapters
 from tiny import Watch, adapter_bytes, flags, losses, metrics, model_folder, rows_file, settings, trained
@@ -86,7 +87,15 @@ def test_environment_says_what_a_resume_depends_on(finished):
     environment = json.loads((finished / "environment.json").read_text("utf-8"))
     wanted = {"dtype": "float32", "layout": "packed", "threads": str(torch.get_num_threads()), "processes": "1"}
     assert environment.items() >= wanted.items()
-    assert environment.keys() >= {"torch", "transformers", "python", "system", "instructions", "train_sha256"}
+    assert environment.keys() >= {
+        "lorasmith",
+        "torch",
+        "transformers",
+        "python",
+        "system",
+        "instructions",
+        "train_sha256",
+    }
 
 
 def test_config_toml_is_resolved_has_reasons_and_reads_back(tmp_path):
@@ -97,6 +106,7 @@ def test_config_toml_is_resolved_has_reasons_and_reads_back(tmp_path):
     text = (run / "config.toml").read_text("utf-8")
     written = tomllib.loads(text)
     assert written["model"]["dtype"] in ("float32", "bfloat16")
+    assert written["model"]["device"] in ("cpu", "cuda", "mps")
     assert (written["data"]["template"], written["data"]["max_length"]) == ("model", 128)
     assert written["output"] == str(run)
     lines = text.splitlines()
@@ -123,7 +133,9 @@ def test_adapter_is_the_best_by_held_out_loss_where_the_last_is_worse(tmp_path):
     run = tmp_path / "run"
     watch = Watch()
     trained(run, watch, max_steps=3, learning_rate=0.5, schedule="constant", eval_every=1)
-    measured = {line["step"]: line["held_out_loss"] for line in metrics(run) if "held_out_loss" in line and line["step"]}
+    measured = {
+        line["step"]: line["held_out_loss"] for line in metrics(run) if "held_out_loss" in line and line["step"]
+    }
     best = min(measured, key=lambda step: measured[step])
     assert best < 3, "choose another learning rate: this test needs a last step that is not the best"
     assert read_summary(run).loss_after == pytest.approx(measured[best])
@@ -329,3 +341,45 @@ def test_no_data_is_said_before_anything_is_loaded(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"^data\.data: no file of examples is named"):
         train(output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# --- from another working directory
+
+
+def test_relative_paths_are_written_as_they_are_from_anywhere(tmp_path, monkeypatch):
+    """A run of relative paths answers and is measured from another folder, and goes on with the same words as before."""
+    monkeypatch.chdir(tmp_path)
+    rows_file(Path("rows.jsonl"))
+    rows_file(Path("others.jsonl"), range(20, 23))
+    shutil.copytree(model_folder(), "base")
+    options = settings(model="base", held_out="others.jsonl", save_every=2)
+    with pytest.raises(ZeroDivisionError):
+        train("rows.jsonl", output="run", report=Watch(lambda step: 1 // (3 - step)), **options)
+    written = tomllib.loads((tmp_path / "run" / "config.toml").read_text("utf-8"))
+    places = [written["model"]["model"], *written["data"]["data"], written["data"]["held_out"], written["output"]]
+    assert places == [str(tmp_path / name) for name in ("base", "rows.jsonl", "others.jsonl", "run")]
+    with pytest.raises(RunError, match=r"model\.model: was .*base', now .*"):
+        train("rows.jsonl", output="run", resume=True, **options | {"model": str(model_folder())})
+    summary = train("rows.jsonl", output="run", resume=True, **options)
+    monkeypatch.chdir(tmp_path.parent)
+    assert open_adapters([tmp_path / "run"]).base.source == str(tmp_path / "base")
+    assert evaluate_run(tmp_path / "run").after == pytest.approx(summary.loss_after)
+    config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text("utf-8"))
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")
+
+
+def test_a_packaged_name_stays_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_folder.located(Config()).model.model == "smollm2-135m-instruct"
+
+
+def test_a_run_may_go_on_on_another_device(tmp_path, monkeypatch):
+    """It began on a card, and this machine has none."""
+    run = tmp_path / "run"
+    stopped_at(run, 3, save_every=2)
+    for path in (run / "config.toml", run / "checkpoints" / "step-000002" / "state.json"):
+        path.write_text(path.read_text("utf-8").replace('device = "cpu"', 'device = "cuda"'), "utf-8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match=r"model\.device: cuda is not there on this machine"):
+        train(output=run, resume=True)
+    assert train(output=run, resume=True, device="cpu").steps == 4

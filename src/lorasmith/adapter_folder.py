@@ -54,13 +54,19 @@ def write_adapter(base: Base, adapter: str, template: Template, folder: Path, no
     """Write one adapter of `base` for PEFT, vLLM and lorasmith. `notes` is free: data, held-out loss."""
     about = {
         "version": VERSION,
-        "base": {"model": base.source, "identity": identity(base.folder, base.tokenizer)},
+        "base": {"model": lasting(base.source), "identity": identity(base.folder, base.tokenizer)},
         "template": template.to_json(),
         "notes": notes,
     }
     text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-    source = base.source if Path(base.source).is_dir() else str(base.folder)
+    source = lasting(base.source if Path(base.source).expanduser().is_dir() else str(base.folder))
     save_adapter(base.adapters[adapter], base.model, folder, source, {NAME: text})
+
+
+def lasting(name: str) -> str:
+    """A path as it is from any working directory; a name that is no path here stays."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
 
 
 def find_adapter(path: Path) -> Path:

@@ -11,7 +11,7 @@ from lorasmith.i18n import _
 from lorasmith.lora.config import LoraConfig
 from lorasmith.model.config import ModelConfig
 from lorasmith.report import Report
-from lorasmith.run_folder import Summary
+from lorasmith.run_folder import Summary, resumed_config
 from lorasmith.session import Session, open_adapters
 
 
@@ -51,8 +51,7 @@ def train(
         flags["output"] = str(output)
     path = Path(config) if config is not None else None
     if resume and path is None and output is not None:
-        began = Path(output).expanduser() / "config.toml"
-        path = began if began.is_file() else None
+        path = resumed_config(output)
     return run.train(load_config(path, flags), report, resume, overwrite)
 
 

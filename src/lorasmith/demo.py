@@ -19,7 +19,7 @@ from lorasmith.model.load import load_tokenizer
 from lorasmith.plot import read_losses, smooth
 from lorasmith.report import Report
 from lorasmith.run import train
-from lorasmith.run_folder import Summary, read_summary
+from lorasmith.run_folder import Summary, read_summary, resumed_config
 from lorasmith.session import open_adapters
 from lorasmith.training.checkpoint import write_file
 
@@ -65,7 +65,7 @@ def demo(report: Report, steps: int = STEPS, output: str = RUN, overwrite: bool 
         )
         train_file, held_out_file = demo_files(report)
         config = demo_config(steps, output, train_file, held_out_file)
-        resume = (folder / "config.toml").is_file() and not overwrite
+        resume = resumed_config(folder) is not None and not overwrite
         if resume and summary is None:
             report.say(_("{run} is not finished: going on with it.", run=folder))
         summary = train(config, report, resume=resume, overwrite=overwrite)

@@ -14,7 +14,10 @@ import platform
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -25,7 +28,7 @@ from lorasmith.config import Config
 from lorasmith.data.plan import Plan, plan
 from lorasmith.data.prepare import Prepared, prepare
 from lorasmith.data.template import Template
-from lorasmith.errors import ConfigError, RunError, TrainingError
+from lorasmith.errors import ConfigError, Interrupted, RunError, TrainingError
 from lorasmith.evaluate import HeldOut, compare, held_out
 from lorasmith.i18n import _
 from lorasmith.lora.files import has_effect
@@ -35,7 +38,16 @@ from lorasmith.model.base import Base
 from lorasmith.model.load import load_base
 from lorasmith.plot import plot_loss
 from lorasmith.report import Report
-from lorasmith.run_folder import SUMMARY, Summary, begin, check_folder, check_space, choose_folder, read_summary
+from lorasmith.run_folder import (
+    SUMMARY,
+    Summary,
+    begin,
+    check_folder,
+    check_space,
+    choose_folder,
+    located,
+    read_summary,
+)
 from lorasmith.training import checkpoint, loop
 from lorasmith.training.checkpoint import State, write_file, writing
 from lorasmith.training.dist import World, join, leave
@@ -63,7 +75,8 @@ def train(config: Config, report: Report | None = None, resume: bool = False, ov
         if finished is not None:
             report.say(_("{run} is finished already: {summary}", run=folder, summary=finished))
             return finished
-        return _Training(config, folder, report, world).run(resume, started)
+        with _resumable(folder) if resume else nullcontext():
+            return _Training(config, folder, report, world).run(resume, started)
     finally:
         if world.is_ours:
             leave()
@@ -85,21 +98,25 @@ class _Training:
         job = self._job(base, template, data)
         self._describe(job)
         state = self._restore(job) if resume else self._begin(job, template, data)
-        before = self._measure(job, None, _("held-out loss of the base"))
-        if before and state.step == 0 and self.world.is_first:
-            loop.append_metrics(job, {"step": 0, "held_out_loss": before.loss})
-        if config.training.gradient_checkpointing:
-            _recompute_activations(base)
-        loop.train(job, state)
-        _refuse_without_effect(job)
-        after = self._finish_adapter(job, state)
-        seconds = time.perf_counter() - started
-        return self._summarise(job, state, before, after, seconds)
+        with _resumable(self.folder):
+            before = self._measure(job, None, _("held-out loss of the base"))
+            if before and state.step == 0 and self.world.is_first:
+                loop.append_metrics(job, {"step": 0, "held_out_loss": before.loss})
+            if config.training.gradient_checkpointing:
+                _recompute_activations(base)
+            loop.train(job, state)
+            _refuse_without_effect(job)
+            after = self._finish_adapter(job, state)
+            return self._summarise(job, state, before, after, time.perf_counter() - started)
 
     def _job(self, base: Base, template: Template, data: Prepared) -> loop.Job:
         training = self.config.training
         parameters = FlatParameters(base.adapters[ADAPTER].parameters)
-        notes = {"data": list(self.config.data.data), "max_length": data.max_length, "dtype": _name(base.dtype)}
+        notes = {
+            "data": list(located(self.config).data.data),
+            "max_length": data.max_length,
+            "dtype": _name(base.dtype),
+        }
 
         def write(folder: Path) -> None:
             write_adapter(base, ADAPTER, template, folder, notes)
@@ -256,6 +273,18 @@ class _Training:
         return summary
 
 
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """Within it, Ctrl-C says how the run in `folder` goes on, unless something in it has said what it saved."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        text = _("stopped; what was done is in {run}. Go on: lorasmith train --output {run} --resume", run=folder)
+        raise Interrupted(text) from None
+
+
 def _refuse_without_effect(job: loop.Job) -> None:
     """Raise TrainingError where the training came to its end and taught nothing: such a run is not finished."""
     if not has_effect(job.base.adapters[ADAPTER].parameters):
@@ -284,9 +313,10 @@ def _plan(config: Config, base: Base, data: Prepared) -> Plan:
 
 def _resolved(config: Config, folder: Path, base: Base, template: Template, data: Prepared) -> Config:
     """What was left to this program is written down, so that a resumed run cannot choose otherwise."""
-    model = config.model.model_copy(update={"dtype": _name(base.dtype)})
+    config = located(config)
+    model = config.model.model_copy(update={"dtype": _name(base.dtype), "device": str(base.device)})
     rows = config.data.model_copy(update={"template": template.kind, "max_length": data.max_length})
-    return config.model_copy(update={"output": str(folder), "model": model, "data": rows})
+    return config.model_copy(update={"output": str(folder.absolute()), "model": model, "data": rows})
 
 
 def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:
@@ -308,7 +338,12 @@ def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:
 def _versions() -> dict[str, str]:
     flags = torch.cpu.get_capabilities()
     on = sorted(name for name, value in flags.items() if value is True)
-    return {"python": platform.python_version(), "system": platform.platform(), "processor_flags": " ".join(on)}
+    try:
+        own = version("lorasmith")
+    except PackageNotFoundError:
+        own = "not installed"
+    python, system = platform.python_version(), platform.platform()
+    return {"lorasmith": own, "python": python, "system": system, "processor_flags": " ".join(on)}
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lorasmith.adapter_folder import lasting
 from lorasmith.config import Config, load_config, to_toml
 from lorasmith.errors import RunError
 from lorasmith.i18n import _
@@ -17,7 +18,7 @@ from lorasmith.training.checkpoint import write_file, write_folder, writing
 from lorasmith.training.dist import World
 
 CONFIG, ENVIRONMENT, SUMMARY = "config.toml", "environment.json", "summary.json"
-RESOLVED = {"model.dtype": "auto", "data.template": "auto", "data.max_length": None}  # what stands for "you choose"
+LEFT_OPEN = ("model.dtype", "model.device", "data.template", "data.max_length")  # their defaults say "you choose"
 COPIES = 11  # of the adapter, at most at once: adapter/, two checkpoints with values and moments, two of the best
 OTHER_BYTES = 2**20  # loss.png, metrics.jsonl and the like
 
@@ -65,6 +66,25 @@ def choose_folder(config: Config, world: World) -> Path:
         return Path(config.output).expanduser()
     name = Path(config.data.data[0]).stem if config.data.data else "run"
     return Path(world.agree(str(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")))
+
+
+def resumed_config(output: str | Path) -> Path | None:
+    """The file that a run in `output` goes on with; None where there is none."""
+    began = Path(output).expanduser() / CONFIG
+    return began if began.is_file() else None
+
+
+def located(config: Config) -> Config:
+    """`config` with the paths of its base and its examples as they are from any working directory."""
+    data, model = config.data, config.model
+    files = tuple(lasting(file) for file in data.data)
+    share = lasting(data.held_out) if isinstance(data.held_out, str) else data.held_out
+    return config.model_copy(
+        update={
+            "data": data.model_copy(update={"data": files, "held_out": share}),
+            "model": model.model_copy(update={"model": lasting(model.model)}),
+        }
+    )
 
 
 def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> Config:
@@ -133,20 +153,25 @@ def check_space(folder: Path, adapter_bytes: int) -> None:
 
 
 def _as_it_began(folder: Path, config: Config) -> Config:
-    """The configuration in the folder; RunError names every value in which `config` differs from it."""
+    """The configuration in the folder; RunError names every value in which `config` differs from it.
+
+    Only the device may be another one: where the run began there may be a card, and none here.
+    """
     began = load_config(folder / CONFIG, {})
-    before, now = _flat(began), _flat(config)
+    before, now, open_ = _flat(located(began)), _flat(located(config)), _flat(Config())
     differing = [
         _("{key}: was {before!r}, now {now!r}", key=key, before=value, now=now[key])
         for key, value in before.items()
-        if now[key] != value and not (key in RESOLVED and now[key] == RESOLVED[key])
+        if now[key] != value and key != "model.device" and not (key in LEFT_OPEN and now[key] == open_[key])
     ]
     if differing:
         raise RunError(
             _("{folder}: a resumed run goes on as it began; start another one for other settings.", folder=folder),
             *differing,
         )
-    return began
+    if now["model.device"] == open_["model.device"]:
+        return began
+    return began.model_copy(update={"model": began.model.model_copy(update={"device": config.model.device})})
 
 
 def _flat(config: Config) -> dict[str, Any]:

@@ -8,14 +8,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lorasmith.errors import Interrupted
+from lorasmith.evaluate import HeldOut, held_out
 from lorasmith.run_folder import read_summary
 from tiny import Watch, adapter_bytes, flags, metrics, rows_file, settings, trained
 
 STEPS = 8
+GO_ON = r"^stopped; what was done is in {run}\. Go on: lorasmith train --output {run} --resume$"
 # everything that could make a difference: dropout, recomputation, evaluations, checkpoints, a moving learning rate
 HARD = {"lora_dropout": 0.3, "gradient_checkpointing": True, "eval_every": 2, "save_every": 3, "max_steps": STEPS,
         "schedule": "cosine", "warmup": 2, "weight_decay": 0.1}  # fmt: skip
@@ -113,9 +116,8 @@ def test_killed_between_the_last_step_and_the_summary(whole, tmp_path, monkeypat
 
 def test_the_first_ctrl_c_answers_and_the_second_leaves_at_once(whole, tmp_path):
     run, watch = tmp_path / "run", ctrl_c_at(4, times=2)
-    with pytest.raises(KeyboardInterrupt) as stopped:
+    with pytest.raises(Interrupted, match=GO_ON.format(run=run)):
         trained(run, watch, **HARD)
-    assert not isinstance(stopped.value, Interrupted)
     assert [text for text in watch.warned if "Ctrl-C again leaves at once" in text]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-000003"]
@@ -177,3 +179,31 @@ def test_sigkill_in_the_middle_then_resume_equals_uninterrupted(tmp_path):
     trained(whole, **long)
     assert_same(run, whole)
     assert not list(run.glob("**/.*"))
+
+
+@pytest.mark.parametrize("done", [1, 2])
+def test_ctrl_c_in_the_first_or_the_last_evaluation_says_how_to_go_on(tmp_path, monkeypatch, done):
+    run, calls = tmp_path / "run", []
+
+    def measured(*args: Any) -> HeldOut:
+        calls.append(args)
+        if len(calls) == done:
+            raise KeyboardInterrupt
+        return held_out(*args)
+
+    monkeypatch.setattr("lorasmith.run.held_out", measured)
+    with pytest.raises(Interrupted, match=GO_ON.format(run=run)):
+        trained(run, **HARD)
+    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("lorasmith.run.load_base", lambda *_args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(Interrupted, match=GO_ON.format(run=run)):
+            trained(run, resume=True, **HARD)
+
+
+def test_ctrl_c_before_there_is_a_folder_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("lorasmith.run.load_base", lambda *_args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        trained(tmp_path / "run", **HARD)
+    assert str(stopped.value) == ""
+    assert not (tmp_path / "run").exists()

@@ -3,7 +3,6 @@
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 from lorasmith.cli.flags import Parser, config_of
 from lorasmith.cli.screen import Screen
@@ -27,8 +26,9 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Trains; 0 when the run is finished. Raises LorasmithError."""
     if args.resume and not args.config and "output" in args:
-        began = Path(args.output).expanduser() / "config.toml"
-        args.config = began if began.is_file() else None
+        from lorasmith.run_folder import resumed_config
+
+        args.config = resumed_config(args.output)
     config = config_of(args)
     if args.resume and args.overwrite:
         raise ConfigError(_("--resume goes on with a run and --overwrite replaces it: give one of them"))

@@ -218,7 +218,7 @@ def _some(keys: list[str]) -> str:
 
 
 def has_effect(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether an adapter's tensors, under PEFT's keys, change anything: a B that is not zero, or a module of its own."""
+    """Whether an adapter's tensors, under PEFT's keys, change anything: a B that is not zero, or a whole module."""
     updates = [t for key, t in tensors.items() if ".lora_B." in key or key.endswith("lora_embedding_A")]
     if len(updates) < len([key for key in tensors if ".lora_A." not in key and not key.endswith("lora_embedding_B")]):
         return True  # a module trained whole, or a bias
