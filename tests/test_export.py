@@ -203,7 +203,8 @@ def test_a_tied_pair_that_did_not_change_stays_tied(tmp_path):
 def test_a_template_that_rewrites_earlier_turns(tmp_path):
     run = adapter_of(base_with(QWEN3, tmp_path / "base"), tmp_path / "adapter")
     template = open_adapters([run], FLOAT32).template
-    assert len(template.encode_all(export.PROBES[2])) == 2, "this template rewrites nothing"
+    first, second = template.encode_all(export.PROBES[2])  # one would say that this template rewrites nothing
+    assert template.probe_ids(export.PROBES[2]) == first.ids + second.ids
     assert merge_run(run, tmp_path / "merged", FLOAT32).holds
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == QWEN3
 
@@ -374,8 +375,9 @@ def test_a_likeliest_token_that_changed_is_a_refusal_where_its_lead_was_clear():
     assert found.holds
     wide = EXACT.clone()
     wide[0, 1] = 3.01
-    found = certified(wide, EXACT + 0.6 * torch.eye(3), torch.bfloat16)
+    found = certified(wide, EXACT + 0.6, torch.bfloat16)
     assert (found.agreeing, found.positions) == (1, 2)
+    assert found.error < found.limit
     assert not found.holds
 
 

@@ -95,6 +95,19 @@ def test_a_malformed_adapter_config(run, text):
     assert refused(run).startswith(f"{path}: ")
 
 
+@pytest.mark.parametrize(("key", "value"), [("r", "big"), ("rank_pattern", 3), ("modules_to_save", {}), ("r", None)])
+def test_an_adapter_config_with_a_wrong_value(run, key, value):
+    path = run / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {key: value}), "utf-8")
+    assert refused(run).startswith(f"{path}: {key}: ")
+
+
+def test_an_adapter_that_cannot_be_loaded_here_is_shown(run):
+    path = run / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"use_dora": True}), "utf-8")
+    assert inspect_folder(run)["r"] == 8
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '{"version": 2}', "\xff"])
 def test_a_malformed_lorasmith_json(run, text):
     path = run / "adapter" / "lorasmith.json"

@@ -5,14 +5,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from lorasmith.adapter_folder import find_adapter, read_about
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.files import WEIGHTS, read_config, read_weights
+from lorasmith.lora.files import CONFIG, WEIGHTS, read_config, read_weights
 from lorasmith.run_folder import SUMMARY, Summary
+
+
+class _Config(BaseModel):
+    """What is shown of adapter_config.json: also of an adapter whose other options lorasmith cannot load."""
+
+    base_model_name_or_path: str | None = None
+    r: int
+    lora_alpha: int | float
+    use_rslora: bool | None = None
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, int | float] | None = None
+    target_modules: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
 
 
 def inspect_folder(path: str | Path) -> dict[str, Any]:
@@ -22,18 +35,18 @@ def inspect_folder(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path).expanduser()
     folder = find_adapter(path)
-    config, about = read_config(folder), read_about(folder)
-    shapes, targets = _shapes(folder), config.get("target_modules") or []
+    config, about = _config(folder), read_about(folder)
+    shapes = _shapes(folder)
     return {
         "folder": str(folder),
-        "base": about["base"]["model"] if about else config.get("base_model_name_or_path"),
-        "r": config.get("r"),
-        "lora_alpha": config.get("lora_alpha"),
-        "use_rslora": bool(config.get("use_rslora")),
-        "rank_pattern": config.get("rank_pattern") or {},
-        "alpha_pattern": config.get("alpha_pattern") or {},
-        "target_modules": targets if isinstance(targets, str) else sorted(targets),  # PEFT writes a set
-        "modules_to_save": config.get("modules_to_save") or [],
+        "base": about["base"]["model"] if about else config.base_model_name_or_path,
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "use_rslora": bool(config.use_rslora),
+        "rank_pattern": config.rank_pattern or {},
+        "alpha_pattern": config.alpha_pattern or {},
+        "target_modules": sorted(targets) if isinstance(targets := config.target_modules, list) else targets or [],
+        "modules_to_save": config.modules_to_save or [],
         "tensors": len(shapes),
         "parameters": sum(math.prod(shape) for shape in shapes),
         "bytes": (folder / WEIGHTS).stat().st_size,
@@ -42,6 +55,14 @@ def inspect_folder(path: str | Path) -> dict[str, Any]:
         "notes": about["notes"] if about else None,
         "summary": _summary(path / SUMMARY),
     }
+
+
+def _config(folder: Path) -> _Config:
+    try:
+        return _Config.model_validate(read_config(folder))
+    except ValidationError as error:
+        wrong = ((".".join(map(str, e["loc"])), e["msg"]) for e in error.errors())
+        raise AdapterError(*(f"{folder / CONFIG}: {key}: {text}" for key, text in wrong)) from None
 
 
 def _shapes(folder: Path) -> list[list[int]]:
