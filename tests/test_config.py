@@ -124,7 +124,7 @@ printable = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 def test_whatever_is_written_is_read_back_equal(tmp_path_factory, text, names, number, ranks):
     flags = {
         "model": {"model": text},
-        "lora": {"modules_to_save": names, "target_modules": names, "rank_pattern": ranks, "use_rslora": True},
+        "lora": {"modules_to_save": names, "rank_pattern": ranks, "use_rslora": True},
         "training": {"eps": number, "save_every": 7},
         "data": {"held_out": text, "data": names, "max_length": 9},
         "output": text,

@@ -347,7 +347,7 @@ def test_no_data_is_said_before_anything_is_loaded(tmp_path, monkeypatch):
 
 
 def test_relative_paths_are_written_as_they_are_from_anywhere(tmp_path, monkeypatch):
-    """A run of relative paths answers and is measured from another folder, and goes on with the same words as before."""
+    """A run of relative paths answers and is measured from another folder, and goes on with the same words."""
     monkeypatch.chdir(tmp_path)
     rows_file(Path("rows.jsonl"))
     rows_file(Path("others.jsonl"), range(20, 23))

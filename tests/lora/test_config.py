@@ -63,7 +63,11 @@ def test_bias_all_trains_more_than_bias_of_targets() -> None:
     ("options", "said"),
     [
         ({"r": 0}, "r\n.*greater than 0"),
+        ({"r": True}, "true is not allowed: must be a number"),
         ({"lora_alpha": 0}, "greater than 0"),
+        ({"lora_alpha": float("inf")}, "finite number"),
+        ({"lora_alpha": float("nan")}, "finite number"),
+        ({"alpha_pattern": {"q_proj": float("inf")}}, "must hold numbers above 0"),
         ({"lora_dropout": 1}, "less than 1"),
         ({"bias": "some"}, "'none', 'all' or 'lora_only'"),
         ({"init_lora_weights": "pissa"}, "'default' or 'gaussian'"),

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BloomConfig, BloomForCausalLM
 
 from families import adapted, distance, examples, logits_of, one_row, stir, tiny, tiny_base
-from lorasmith.errors import AdapterError
+from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.inject import count, inject, rank_and_alpha, remove
 from lorasmith.lora.layer import LoRALayer, SavedModule
@@ -210,3 +210,13 @@ def test_transformers_own_generate_uses_the_active_adapter(family: str) -> None:
         out = base.model.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
     for length in range(3, 7):
         assert out[0, length] == logits_of(base, out[:, :length])[0, -1].argmax()
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_biases_in_half_precision_are_not_trained(bias: Any, dtype: torch.dtype) -> None:
+    model = tiny("gpt2", dtype)
+    with pytest.raises(ConfigError, match=rf"^lora\.bias: '{bias}' trains .*: load the base with --dtype float32\.$"):
+        inject(model, LoraConfig(bias=bias), Router())
+    assert not any(isinstance(module, LoRALayer) for module in model.modules())
+    inject(tiny("gpt2", torch.float32), LoraConfig(bias=bias), Router())

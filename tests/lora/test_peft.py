@@ -179,3 +179,17 @@ def test_what_peft_matches_with_the_written_targets_is_what_was_adapted(tmp_path
         "layer": ["model.layers.0.self_attn.q_proj"],
         "excluded": ["down_proj", "gate_proj", "o_proj", "q_proj", "v_proj"],
     }
+
+
+def test_a_folder_of_peft_with_patterns_that_match_nothing_and_dotted_paths_loads(tmp_path: Path) -> None:
+    targets = ["self_attn.q_proj", "model.layers.0.mlp.up_proj"]
+    config = peft.LoraConfig(r=4, target_modules=targets, rank_pattern={"fc1": 9}, alpha_pattern={"fc2": 9})
+    theirs = peft.get_peft_model(tiny("llama"), config)
+    for p in theirs.parameters():
+        if p.requires_grad:
+            p.data += 0.1
+    theirs.save_pretrained(tmp_path)
+    base = tiny_base("llama")
+    adapter = load_adapter(base.model, base.router, tmp_path)
+    assert len(adapter.targets.adapted) == 3
+    assert distance(own_logits(base), own_logits(theirs)) < LIMIT

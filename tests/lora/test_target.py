@@ -7,9 +7,10 @@ import pytest
 from transformers import PreTrainedModel
 
 from families import MAIN, tiny
+from lorasmith.config import load_config
 from lorasmith.errors import ConfigError
-from lorasmith.lora.config import LoraConfig
-from lorasmith.lora.target import ends_with, find_targets, is_name, is_tied
+from lorasmith.lora.config import LoraConfig, is_name
+from lorasmith.lora.target import ends_with, find_targets, is_tied
 
 
 def matched(model: PreTrainedModel, **options: Any) -> dict[str, list[str]]:
@@ -47,9 +48,15 @@ def test_one_value_is_a_name_or_an_expression_for_the_whole_path() -> None:
     assert [is_name(p) for p in ("q_proj", "mlp.up_proj", ".*q_proj", "q_proj|v_proj")] == [True, True, False, False]
 
 
-def test_several_names_are_never_one_expression() -> None:
-    (problem,) = problems("llama", target_modules=("q_proj", ".*nothing"))
-    assert problem.startswith("lora.target_modules: '.*nothing' matches no module")
+@pytest.mark.parametrize("option", ["target_modules", "exclude_modules"])
+@pytest.mark.parametrize("item", ["*.v_proj", ".*v_proj", "q_proj|v_proj"])
+def test_several_names_are_never_expressions(option: str, item: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, {"lora": {option: ("q_proj", item)}})
+    assert caught.value.problems == (
+        f"lora.{option}: {item!r} is no name, and several values are names; give one expression as a single value, "
+        "such as '.*(q_proj|v_proj)'",
+    )
 
 
 def test_exclude_and_layers() -> None:
@@ -118,6 +125,29 @@ def test_nothing_left() -> None:
     assert problem.startswith("lora.exclude_modules and lora.layers_to_transform leave nothing")
     (problem,) = problems("llama", target_modules="lm_head", modules_to_save=("lm_head",))
     assert problem == "lora.target_modules: all of 'lm_head' is in modules_to_save already"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"exclude_modules": ("q_porj",)},
+            "lora.exclude_modules: 'q_porj' matches no module; .* Did you mean 'q_proj'",
+        ),
+        ({"exclude_modules": r"model\.layers\.0"}, "lora.exclude_modules: .* matched against the whole path"),
+        ({"rank_pattern": {"v_porj": 4}}, "lora.rank_pattern: 'v_porj' matches no module; .* Did you mean 'v_proj'"),
+        ({"alpha_pattern": {"v_porj": 4}}, "lora.alpha_pattern: 'v_porj' matches no module; .* Did you mean 'v_proj'"),
+        ({"rank_pattern": {"v_proj": 4}}, "lora.rank_pattern: 'v_proj' matches no module that target_modules names"),
+    ],
+)
+def test_a_pattern_that_changes_nothing_is_said_unless_the_adapter_is_there_already(
+    options: dict[str, Any], said: str
+) -> None:
+    (problem,) = problems("llama", target_modules="q_proj", **options)
+    assert re.match(said, problem)
+    assert find_targets(tiny("llama"), LoraConfig(target_modules="q_proj", **options), strict=False).adapted
+    found = problems("llama", target_modules="k_porj", **options)
+    assert len(found) == (1 if "names" in said else 2), "all problems come together"
 
 
 # --- ties -------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from lorasmith.config import load_config
+from lorasmith.errors import ConfigError
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.training.config import TrainingConfig
 from tiny import adapter_bytes, losses, metrics, trained
@@ -144,3 +146,18 @@ def test_epochs_may_be_parts(tmp_path):
         trained(run, **BASE | {"max_steps": None, "epochs": epochs, "warmup": 0})
         assert steps(run) == wanted
         assert metrics(run)[wanted]["epoch"] == pytest.approx(wanted / 3)
+
+
+@pytest.mark.parametrize(
+    "field", ["epochs", "warmup", "learning_rate", "weight_decay", "eps", "clip", "beta1", "beta2"]
+)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_number_is_finite(field, value):
+    with pytest.raises(ConfigError, match=rf"^training\.{field}: (inf|nan) is not allowed: must be "):
+        load_config(None, {"training": {field: value}})
+
+
+def test_checkpoints_at_every_so_many_steps_or_none():
+    with pytest.raises(ConfigError, match=r"^training\.save_every: -1 is not allowed: must be at least 0, or epoch$"):
+        load_config(None, {"training": {"save_every": -1}})
+    assert load_config(None, {"training": {"save_every": "0"}}).training.save_every == 0

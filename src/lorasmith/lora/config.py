@@ -1,11 +1,19 @@
 """Options of LoRA, by the paper's and PEFT's names. Pydantic only: loads no torch."""
 
+import math
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lorasmith.i18n import _
+
+_SIGNS = re.compile(r"[*+?^$()\[\]{}|\\]")  # what stands in an expression and never in a module's name
+
+
+def is_name(pattern: str) -> bool:
+    """Whether a pattern is a module's name (matched at the end of a path), not an expression for the whole path."""
+    return not _SIGNS.search(pattern)
 
 
 class LoraConfig(BaseModel):
@@ -15,9 +23,16 @@ class LoraConfig(BaseModel):
 
     r: Annotated[int, Field(gt=0, description=_("rank of the update, the inner size of A and B"))] = 8
     lora_alpha: Annotated[
-        float, Field(gt=0, description=_("the update is scaled by lora_alpha / r; twice r is the usual choice"))
+        float,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description=_("the update is scaled by lora_alpha / r; twice r is the usual choice"),
+        ),
     ] = 16.0
-    lora_dropout: Annotated[float, Field(ge=0, lt=1, description=_("dropout on the input of A"))] = 0.0
+    lora_dropout: Annotated[
+        float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("dropout on the input of A"))
+    ] = 0.0
     target_modules: Annotated[
         str | tuple[str, ...],
         Field(
@@ -60,6 +75,28 @@ class LoraConfig(BaseModel):
             raise ValueError(_("a name is empty"))
         return value
 
+    @field_validator("target_modules", "exclude_modules")
+    @classmethod
+    def _names(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        # A list is PEFT's list of names: an expression in it would match nothing there.
+        for item in () if isinstance(value, str) else value or ():
+            if not is_name(item):
+                raise ValueError(
+                    _(
+                        "{item!r} is no name, and several values are names; give one expression as a single value, "
+                        "such as '.*(q_proj|v_proj)'",
+                        item=item,
+                    )
+                )
+        return value
+
+    @field_validator("r", "lora_alpha", "lora_dropout", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # Python would count True as 1
+            raise ValueError(_("{value} is not allowed: must be a number", value=str(value).lower()))
+        return value
+
     @model_validator(mode="after")
     def _sensible(self) -> Self:
         expressions = [("rank_pattern", k) for k in self.rank_pattern] + [
@@ -82,7 +119,9 @@ class LoraConfig(BaseModel):
                         error=error,
                     )
                 ) from None
-        if any(r < 1 for r in self.rank_pattern.values()) or any(a <= 0 for a in self.alpha_pattern.values()):
+        if any(r < 1 for r in self.rank_pattern.values()) or not all(
+            0 < a < math.inf for a in self.alpha_pattern.values()
+        ):
             raise ValueError(_("rank_pattern and alpha_pattern must hold numbers above 0"))
         if not self.target_modules:  # with modules_to_save alone PEFT could not read the adapter
             raise ValueError(_("nothing would be adapted: name modules in target_modules, or all-linear"))

@@ -16,12 +16,12 @@ from transformers.pytorch_utils import Conv1D
 
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.config import LoraConfig
+from lorasmith.lora.config import LoraConfig, is_name
 from lorasmith.lora.inject import PEFT_PREFIX, Adapter, inject, remove
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.merge import plain_name
 from lorasmith.lora.router import Router
-from lorasmith.lora.target import ends_with, is_adaptable, is_name
+from lorasmith.lora.target import ends_with, is_adaptable
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _OPTIONS = ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora")  # the same here and in PEFT
@@ -169,7 +169,7 @@ def load_adapter(model: PreTrainedModel, router: Router, folder: Path, name: str
     config = lora_config(read_config(folder), folder / CONFIG)
     tensors = read_weights(folder)
     before = router.active
-    adapter = inject(model, config, router, name)
+    adapter = inject(model, config, router, name, strict=False)
     problems = _without_base(tensors, adapter, model)
     problems += _misfits(adapter, tensors)
     if not problems and not has_effect(tensors):

@@ -1,6 +1,5 @@
 """Wrap the modules that a LoraConfig matches, freeze the rest, and count what is trained."""
 
-import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -8,15 +7,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lorasmith.errors import AdapterError
+from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
 from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.init import initialise
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
 from lorasmith.lora.router import Router
-from lorasmith.lora.target import Targets, find_targets
+from lorasmith.lora.target import Targets, find_targets, is_key_of
 
 Wrapper = LoRALayer | LoRAEmbedding | SavedModule
+HALF = (torch.bfloat16, torch.float16)
 PEFT_PREFIX = "base_model.model."  # what PEFT's wrapper puts before every path in its files
 
 
@@ -41,13 +41,20 @@ class Counts(NamedTuple):
         return f"trainable params: {self.trainable:,} || all params: {self.total:,} || trainable%: {share:.4f}"
 
 
-def inject(model: PreTrainedModel, config: LoraConfig, router: Router, name: str = "default", seed: int = 0) -> Adapter:
+def inject(
+    model: PreTrainedModel,
+    config: LoraConfig,
+    router: Router,
+    name: str = "default",
+    seed: int = 0,
+    strict: bool = True,
+) -> Adapter:
     """Put a fresh adapter on `model` and make it the active one. Everything that is not its own is frozen.
 
-    The logits do not change: B starts at zero, copies are equal (law 1).
+    The logits do not change: B starts at zero, copies are equal (law 1). strict: see `find_targets`.
 
     Raises:
-        ConfigError: a pattern matches nothing, or something that LoRA cannot go on.
+        ConfigError: a pattern matches nothing, or something that LoRA cannot go on; or biases in half precision.
         AdapterError: the name is taken, or another adapter trains what this one would. The model is then unchanged.
     """
     plain = _PlainView(model)
@@ -61,8 +68,9 @@ def inject(model: PreTrainedModel, config: LoraConfig, router: Router, name: str
                 bias=config.bias,
             )
         )
+    _refuse_rounded_biases(model, config)
     with plain:
-        targets = find_targets(model, config)
+        targets = find_targets(model, config, strict)
     plain.refuse_clashes(targets)
     if not plain.adapters:
         model.requires_grad_(False)
@@ -95,13 +103,9 @@ def count(model: PreTrainedModel, adapter: Adapter) -> Counts:
 
 
 def rank_and_alpha(config: LoraConfig, path: str) -> tuple[int, float]:
-    """r and lora_alpha of the module at `path`, after rank_pattern and alpha_pattern (PEFT's matching)."""
-
-    def matches(key: str) -> bool:
-        return re.match(rf"(.*\.)?({key})$", path) is not None
-
-    r = next((r for key, r in config.rank_pattern.items() if matches(key)), config.r)
-    return r, next((alpha for key, alpha in config.alpha_pattern.items() if matches(key)), config.lora_alpha)
+    """r and lora_alpha of the module at `path`: the first key of rank_pattern and of alpha_pattern that means it."""
+    r = next((r for key, r in config.rank_pattern.items() if is_key_of(key, path)), config.r)
+    return r, next((alpha for key, alpha in config.alpha_pattern.items() if is_key_of(key, path)), config.lora_alpha)
 
 
 class _PlainView:
@@ -209,6 +213,20 @@ def _own_parameters(layer: LoRALayer | LoRAEmbedding, name: str) -> dict[str, nn
 
 def _key(path: str, part: str) -> str:
     return f"{PEFT_PREFIX}{path}.{part}"
+
+
+def _refuse_rounded_biases(model: PreTrainedModel, config: LoraConfig) -> None:
+    """The base's biases have no copy in float32: in half precision every step would round them."""
+    half = [n for n, p in model.named_parameters() if n.endswith("bias") and p.dtype in HALF]
+    if config.bias != "none" and half:
+        raise ConfigError(
+            _(
+                "lora.bias: {bias!r} trains the base's own biases, such as {name}, and this base is in half precision, "
+                "which would round them at every step: load the base with --dtype float32.",
+                bias=config.bias,
+                name=half[0],
+            )
+        )
 
 
 def _biases(model: nn.Module, config: LoraConfig, own: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:

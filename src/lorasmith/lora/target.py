@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
-from lorasmith.lora.config import LoraConfig
+from lorasmith.lora.config import LoraConfig, is_name
 
 ALL_LINEAR = "all-linear"
 _LAYER_NUMBER = re.compile(r".*\.[^.]*\.(\d+)\.")  # PEFT's way of finding a layer's number in a module path
@@ -41,18 +41,22 @@ def is_adaptable(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D | nn.Embedding)
 
 
-def is_name(pattern: str) -> bool:
-    """Whether a pattern is a module's name (matched at the end of a path), not an expression for the whole path."""
-    return re.fullmatch(r"[\w.]+", pattern) is not None
-
-
 def ends_with(path: str, name: str) -> bool:
     """Whether the last parts of a module path are `name`."""
     return path == name or path.endswith("." + name)
 
 
-def find_targets(model: PreTrainedModel, config: LoraConfig) -> Targets:
-    """What `config` matches in `model` (unwrapped). Raises ConfigError with every problem at once."""
+def is_key_of(key: str, path: str) -> bool:
+    """Whether a key of rank_pattern or alpha_pattern means the module at `path` (PEFT's matching)."""
+    return re.match(rf"(.*\.)?({key})$", path) is not None
+
+
+def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True) -> Targets:
+    """What `config` matches in `model` (unwrapped). Raises ConfigError with every problem at once.
+
+    strict: a pattern of exclude_modules, rank_pattern or alpha_pattern that matches nothing is a problem too. Not so
+    in an adapter that is there already: it says what it is, whatever else its patterns hold.
+    """
     modules = dict(model.named_modules())
     problems: list[str] = []
     saved = {name: [p for p in modules if ends_with(p, name)] for name in config.modules_to_save}
@@ -70,6 +74,8 @@ def find_targets(model: PreTrainedModel, config: LoraConfig) -> Targets:
         paths = _without(paths, config, problems)
         problems += _unsuitable(model, modules, pattern, paths)
         matched[pattern] = paths
+    if strict:
+        problems += _unused(config, modules, [path for paths in matched.values() for path in paths])
     if not problems and not any(matched.values()):
         problems.append(
             _("lora.exclude_modules and lora.layers_to_transform leave nothing of what target_modules matches")
@@ -87,15 +93,35 @@ def _matching(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: st
     if pattern == ALL_LINEAR:
         head = model.get_output_embeddings()
         return [p for p, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and m is not head]
-    if is_name(pattern):
-        return [p for p in modules if ends_with(p, pattern)]
-    return [p for p in modules if re.fullmatch(pattern, p)]
+    return [p for p in modules if _is_meant(p, pattern)]
+
+
+def _is_meant(path: str, pattern: str) -> bool:
+    return ends_with(path, pattern) if is_name(pattern) else re.fullmatch(pattern, path) is not None
+
+
+def _unused(config: LoraConfig, modules: dict[str, nn.Module], adapted: list[str]) -> list[str]:
+    """A problem for each pattern that takes out no module, or that gives none another r or alpha."""
+    adaptable = [path for path, module in modules.items() if is_adaptable(module)]
+    problems = [
+        _no_match("lora.exclude_modules", pattern, modules)
+        for pattern in _patterns(config.exclude_modules or ())
+        if not any(_is_meant(path, pattern) for path in adaptable)
+    ]
+    for option, keys in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        for key in keys:
+            if not any(is_key_of(key, path) for path in adaptable):
+                problems.append(_no_match(f"lora.{option}", key, modules))
+            elif adapted and not any(is_key_of(key, path) for path in adapted):
+                text = _("lora.{option}: {key!r} matches no module that target_modules names.", option=option, key=key)
+                problems.append(text)
+    return problems
 
 
 def _without(paths: list[str], config: LoraConfig, problems: list[str]) -> list[str]:
     """Take out exclude_modules and keep layers_to_transform."""
     for pattern in _patterns(config.exclude_modules or ()):
-        paths = [p for p in paths if not (ends_with(p, pattern) if is_name(pattern) else re.fullmatch(pattern, p))]
+        paths = [p for p in paths if not _is_meant(p, pattern)]
     if config.layers_to_transform is None:
         return paths
     numbers = {path: number for path in paths if (number := layer_number(path)) is not None}

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lorasmith.i18n import _
 
@@ -17,20 +17,26 @@ class TrainingConfig(BaseModel):
         int,
         Field(gt=0, description=_("micro-batches in one step; a step learns from batch_size x accumulate examples")),
     ] = 1
-    epochs: Annotated[float, Field(gt=0, description=_("passes over the examples, where max_steps is not given"))] = 1.0
+    epochs: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description=_("passes over the examples, where max_steps is not given"))
+    ] = 1.0
     max_steps: Annotated[int | None, Field(gt=0, description=_("stop after this many steps"))] = None
-    learning_rate: Annotated[float, Field(gt=0, description=_("highest learning rate"))] = 2e-4
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False, description=_("highest learning rate"))] = 2e-4
     schedule: Annotated[
         Literal["cosine", "linear", "constant"], Field(description=_("how the learning rate falls after the warm-up"))
     ] = "linear"
-    warmup: Annotated[float, Field(ge=0, description=_("warm-up in steps, or a part of all steps where below 1"))] = (
-        0.03
-    )
-    beta1: Annotated[float, Field(ge=0, lt=1, description=_("AdamW's beta1"))] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1, description=_("AdamW's beta2"))] = 0.999
-    eps: Annotated[float, Field(gt=0, description=_("AdamW's epsilon"))] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0, description=_("AdamW's decoupled weight decay"))] = 0.0
-    clip: Annotated[float, Field(ge=0, description=_("largest norm of the gradient; 0 for no clipping"))] = 1.0
+    warmup: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description=_("warm-up in steps, or a part of all steps where below 1"))
+    ] = 0.03
+    beta1: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("AdamW's beta1"))] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("AdamW's beta2"))] = 0.999
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False, description=_("AdamW's epsilon"))] = 1e-8
+    weight_decay: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description=_("AdamW's decoupled weight decay"))
+    ] = 0.0
+    clip: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description=_("largest norm of the gradient; 0 for no clipping"))
+    ] = 1.0
     gradient_checkpointing: Annotated[
         bool, Field(description=_("recompute activations in backward: less memory, slower"))
     ] = False
@@ -46,3 +52,10 @@ class TrainingConfig(BaseModel):
         Field(description=_("steps between two checkpoints, or epoch; 0: only at the end and on Ctrl-C")),
     ] = "epoch"
     seed: Annotated[int, Field(ge=0, lt=2**32, description=_("decides the initial A, the order and the dropout"))] = 0
+
+    @field_validator("save_every")
+    @classmethod
+    def _not_negative(cls, value: int | Literal["epoch"]) -> int | Literal["epoch"]:
+        if isinstance(value, int) and value < 0:
+            raise ValueError(_("{value} is not allowed: must be at least 0, or epoch", value=value))
+        return value
