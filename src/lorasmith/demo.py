@@ -58,7 +58,8 @@ def demo(report: Report, steps: int = STEPS, output: str = RUN, overwrite: bool 
         report.say(
             _(
                 "SmolLM2-135M learns from 256 conversations between people, {steps} steps of {examples}, "
-                "and is measured on 64 others.",
+                "and is measured on 64 others. After what must be fetched: one to two minutes on a processor with "
+                "bfloat16 products, up to six on an older one.",
                 steps=steps,
                 examples=BATCH,
             )
