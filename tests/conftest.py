@@ -1,6 +1,7 @@
 """Fixtures of all tests. One thread: two torch programs at once on two cores fight over them."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves it out; for `from families import ...`
 
 torch.set_num_threads(1)
+# A shell's background job ignores Ctrl-C, and the programs that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
