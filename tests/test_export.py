@@ -367,7 +367,7 @@ def test_in_a_narrow_dtype_a_fifth_more_than_rounding_moves_is_allowed():
 
 
 def test_a_likeliest_token_that_changed_is_a_refusal_where_its_lead_was_clear():
-    rounded = EXACT + 0.4 * torch.eye(3)  # moves a lead by up to 2.4 * 0.4: those of 2 and 2 are clear, that of 0.01 not
+    rounded = EXACT + 0.4 * torch.eye(3)  # may move a lead by 2.4 * 0.4: two of 2 are clear, that of 0.01 is not
     narrow = EXACT.clone()
     narrow[1, 0] += 0.02
     found = certified(narrow, rounded, torch.bfloat16)
