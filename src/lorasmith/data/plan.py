@@ -79,10 +79,6 @@ class Plan:
         """Learned tokens of step k, over all ranks."""
         return sum(self.n_targets[i] for i in self.members(k))
 
-    def tokens(self, k: int) -> int:
-        """Tokens of step k, over all ranks, without padding."""
-        return sum(self.lengths[i] for i in self.members(k))
-
     def epoch(self, k: int) -> float:
         """Passes over the examples that are done once step k is done; whole exactly at the end of one."""
         epoch, place = divmod(k, self.steps_per_epoch)

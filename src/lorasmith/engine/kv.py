@@ -31,11 +31,6 @@ class SlotCache:
         """The row's spans, grouped."""
         return self._groups
 
-    @property
-    def bytes(self) -> int:
-        """What the tensors hold."""
-        return sum(t.nbytes for pair in self._layers.values() for t in pair)
-
     def begin(self, spans: Sequence[Span], device: torch.device) -> None:
         """Make room for a row's tokens and group its spans: once, before its forward."""
         self._grow(max(span.past + span.length for span in spans))

@@ -36,6 +36,7 @@ class Base:
     folder: Path  # where its files lie
     dtype: torch.dtype
     device: torch.device
+    native: str = "sdpa"  # transformers' own attention for this model, by name
     layout: Layout = "padded"
     head: Head = field(default_factory=Head)
     why: dict[str, str] = field(default_factory=dict)

@@ -26,7 +26,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, tor
 
 def probe(base: Base) -> None:
     """Decide `base.layout` and `base.head`, with the reasons in `base.why`."""
-    native = base.model.config._attn_implementation
+    base.native = str(base.model.config._attn_implementation)
     base.layout = "padded"
     base.head, base.why["head"] = _find_head(base)
     reason = _packing_problem(base)
@@ -37,7 +37,7 @@ def probe(base: Base) -> None:
         )
     else:
         base.layout = "padded"
-        base.model.set_attn_implementation(native)
+        base.model.set_attn_implementation(base.native)
         base.why["layout"] = _("padded: {reason}", reason=reason)
     base.router.route(None)
 
@@ -47,7 +47,7 @@ def native_attention(base: Base) -> Iterator[None]:
     """Within it the model is used as transformers uses it: its own attention, the active adapter for every token."""
     attends, slices = base.model.config._attn_implementation, base.router.slices
     if attends == attention.NAME:
-        base.model.set_attn_implementation("sdpa")
+        base.model.set_attn_implementation(base.native)
     base.router.route(None)
     try:
         yield
