@@ -289,8 +289,8 @@ def test_overwrite_leaves_alone_what_is_no_model(tmp_path):
     papers = tmp_path / "papers"
     papers.mkdir()
     (papers / "thesis.txt").write_text("years of work")
-    for there in (papers, papers / "thesis.txt"):
-        with pytest.raises(RunError, match="is no model folder"):
+    for there, why in ((papers, "is no model folder"), (papers / "thesis.txt", "is a file, not a folder")):
+        with pytest.raises(RunError, match=why):
             merge_run(run, there, FLOAT32, overwrite=True)
     assert (papers / "thesis.txt").read_text() == "years of work"
 

@@ -228,9 +228,9 @@ def test_overwrite_leaves_what_is_no_run_alone(tmp_path):
     (folder / "thesis.txt").write_text("years of work", "utf-8")
     with pytest.raises(RunError, match=r"is no run \(no config\.toml\), so --overwrite leaves it alone"):
         train(rows_file(tmp_path / "rows.jsonl"), output=folder, overwrite=True, **settings())
-    with pytest.raises(RunError, match="exists already"):
+    with pytest.raises(RunError, match="is a file, not a folder"):
         train(rows_file(tmp_path / "rows.jsonl"), output=folder / "thesis.txt", **settings())
-    with pytest.raises(RunError, match="is no run"):
+    with pytest.raises(RunError, match="is a file, not a folder"):
         train(rows_file(tmp_path / "rows.jsonl"), output=folder / "thesis.txt", overwrite=True, **settings())
     assert tree(folder) == {"thesis.txt": b"years of work"}
 

@@ -17,6 +17,7 @@ from lorasmith.model.row import Example, flatten
 from lorasmith.report import Report
 
 RESAMPLES = 2000
+FEWEST = 10  # examples below which an interval is not believed
 EVAL_ROW_TOKENS = 2048
 
 
@@ -55,13 +56,24 @@ class Comparison:
 
     @property
     def is_real(self) -> bool:
-        """Whether the interval is clear of zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval is clear of zero; a bootstrap over fewer than `FEWEST` examples says nothing."""
+        return self.examples >= FEWEST and (self.low > 0 or self.high < 0)
+
+    @property
+    def verdict(self) -> str:
+        """The same in words."""
+        if self.examples < FEWEST:
+            return _("too few to tell; hold more out with --held-out")
+        if not self.is_real:
+            return _("not clear of zero")
+        if self.difference > 0:
+            return _("WORSE than the base, clear of zero; a lower training.learning_rate is the usual mend")
+        return _("better, clear of zero")
 
     def __str__(self) -> str:
         return _(
             "held-out loss {before:.4f} -> {after:.4f} (perplexity {ppl_before:.1f} -> {ppl_after:.1f}); "
-            "difference {difference:+.4f}, 95% interval [{low:+.4f}, {high:+.4f}] over {examples} examples: {verdict}",
+            "difference {difference:+.4f}, 95% interval [{low:+.4f}, {high:+.4f}] over {examples} held out: {verdict}",
             before=self.before,
             after=self.after,
             ppl_before=math.exp(self.before),
@@ -70,7 +82,7 @@ class Comparison:
             low=self.low,
             high=self.high,
             examples=self.examples,
-            verdict=_("clear of zero") if self.is_real else _("not clear of zero"),
+            verdict=self.verdict,
         )
 
 

@@ -127,6 +127,8 @@ def certify(
 def _refuse_existing(folder: Path, overwrite: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
+    if folder.is_file():
+        raise RunError(_("{folder} is a file, not a folder. Choose another --output.", folder=folder))
     if not overwrite:
         raise RunError(
             _("{folder} exists already. Choose another --output, or replace it with --overwrite.", folder=folder)

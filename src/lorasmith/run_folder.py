@@ -97,11 +97,13 @@ def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
         if not is_run:
             raise RunError(_("{folder}: no run to resume there (no config.toml).", folder=folder))
         return _as_it_began(folder, config)
+    if folder.is_file():
+        raise RunError(_("{folder} is a file, not a folder. Choose another --output.", folder=folder))
     if is_used and not overwrite:
         raise RunError(
             _(
                 "{folder} exists already. Go on with --resume, replace it with --overwrite, "
-                "or choose another --output.",
+                "or choose another --output (in Python: resume=True, overwrite=True, output=).",
                 folder=folder,
             )
         )

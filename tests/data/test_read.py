@@ -230,3 +230,10 @@ def test_many_different_faults_are_counted_after_the_twentieth(write):
 def test_places_of_several_files():
     assert places(["a:b.json:3", "d row 4", "a:b.json:7", "x"]) == "a:b.json lines 3, 7; d row 4; x"
     Problems("data.data").raise_any()  # nothing found, nothing raised
+
+
+def test_a_line_that_ends_too_early_is_named_at_its_end(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"instruction": "a", "output": "b"}\n{"instruction":"c","output":\n', "utf-8")
+    with pytest.raises(DataError, match=r"line 2: not valid JSON at column 29"):
+        list(read(str(path)))

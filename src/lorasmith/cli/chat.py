@@ -117,8 +117,9 @@ class Chat:
         elif word == "/adapter" and rest in self.names:
             self._switch(rest)
         elif word == "/adapter":
-            hint = closest(rest, self.names) if rest else ""
-            self.screen.say(_("The adapters are: {names}.", names=", ".join(self.names)) + hint)
+            unknown = _("{name!r} is none of them.", name=rest) + closest(rest, self.names) if rest else ""
+            names = ", ".join(self.names)
+            self.screen.say(f"{_('The adapters are: {names}.', names=names)} {unknown}".rstrip())
         elif word == "/again":
             self._again()
         else:

@@ -67,6 +67,8 @@ def prompts_of(args: argparse.Namespace) -> list[Record]:
     """From the command line, --file or standard input, whose form its first character tells. Raises LorasmithError."""
     if args.file is not None and args.prompt is not None:
         raise ConfigError(_("a prompt and --file: give one of them"))
+    if args.prompt is not None and not args.prompt.strip():
+        raise ConfigError(_("the prompt is empty: give one behind RUN, with --file, or through a pipe"))
     if args.prompt is not None:
         return [as_record(args.prompt)]
     if args.file is not None:

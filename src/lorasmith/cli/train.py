@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     with Screen(json=args.json) as screen:
         summary = train(config, screen, resume=args.resume, overwrite=args.overwrite)
+        screen.say(_("next: lorasmith chat {run}", run=summary.run))
     if args.json:
         print(json.dumps(asdict(summary)))
     return 0

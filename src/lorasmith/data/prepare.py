@@ -172,7 +172,7 @@ def _refuse_too_long(sides: list[_Side], length: int) -> None:
             continue
         texts.append(
             _(
-                "{option}: {rows} of {all} are longer than {length} tokens, the longest {longest}; {tokens} of their "
+                "{option}: longer than {length} tokens: {rows} of {all}, the longest {longest}; {tokens} of their "
                 "answer tokens would be lost ({places}). Raise data.max_length, or set data.too_long to 'truncate' "
                 "to cut their ends or to 'drop' to leave them out.",
                 option=side.option,

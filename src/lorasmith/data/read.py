@@ -96,7 +96,7 @@ def _lines(path: Path, option: str) -> Iterator[tuple[str, object]]:
 
 def _line(line: bytes) -> object:
     try:
-        row: object = json.loads(line.decode("utf-8"))
+        row: object = json.loads(line.decode("utf-8").rstrip("\r\n"))
     except UnicodeDecodeError as error:
         return Broken(_("byte {byte} of the line is not UTF-8. Save the file as UTF-8.", byte=error.start + 1))
     except json.JSONDecodeError as error:

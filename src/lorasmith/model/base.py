@@ -36,9 +36,9 @@ class Base:
     folder: Path  # where its files lie
     dtype: torch.dtype
     device: torch.device
-    native: str = "sdpa"  # transformers' own attention for this model, by name
     layout: Layout = "padded"
     head: Head = field(default_factory=Head)
+    native: str = "sdpa"  # transformers' own attention for this model, by name
     why: dict[str, str] = field(default_factory=dict)
     router: Router = field(default_factory=Router)
     adapters: dict[str, Adapter] = field(default_factory=dict)
