@@ -13,6 +13,7 @@ from lorasmith.errors import AdapterError, RunError
 from lorasmith.i18n import _
 from lorasmith.lora.merge import merged_weights, plain_name
 from lorasmith.model.config import ModelConfig
+from lorasmith.model.machine import dtype_name
 from lorasmith.model.probe import native_attention
 from lorasmith.model.quiet import quiet_transformers
 from lorasmith.report import Report
@@ -78,7 +79,7 @@ def merge_run(
     session = open_adapters([path], ModelConfig(**wide), report)
     _refuse_own_parts(folder, session)
     dtype = _dtype_on_disk(session, config) if config.dtype == "auto" else getattr(torch, config.dtype)
-    report.say(_("merging into {dtype}", dtype=_name(dtype)))
+    report.say(_("merging into {dtype}", dtype=dtype_name(dtype)))
     plain, untied = _merged_model(session, dtype, config.trust_remote_code)
     probes = _probes(session)
     wanted = _logits_of_base(session, probes)
@@ -121,7 +122,7 @@ def certify(
     clear = lead > max(2 * MARGIN * float((r - a).abs().max()), FLOAT32_LIMIT * float(size))
     same = m.argmax(-1) == top.indices[:, 0]
     error = float((m - a).pow(2).mean().sqrt() / size)
-    return Certificate(folder, _name(dtype), error, limit, int((same & clear).sum()), int(clear.sum()), untied)
+    return Certificate(folder, dtype_name(dtype), error, limit, int((same & clear).sum()), int(clear.sum()), untied)
 
 
 def _refuse_existing(folder: Path, overwrite: bool) -> None:
@@ -253,7 +254,3 @@ def _config(session: Session, trust_remote_code: bool) -> PretrainedConfig:
 def _dtype_on_disk(session: Session, config: ModelConfig) -> torch.dtype:
     dtype = getattr(_config(session, config.trust_remote_code), "dtype", None)
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

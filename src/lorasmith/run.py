@@ -36,6 +36,7 @@ from lorasmith.lora.inject import count, inject
 from lorasmith.lora.target import layer_number
 from lorasmith.model.base import Base
 from lorasmith.model.load import load_base
+from lorasmith.model.machine import dtype_name
 from lorasmith.plot import plot_loss
 from lorasmith.report import Report
 from lorasmith.run_folder import (
@@ -115,7 +116,7 @@ class _Training:
         notes = {
             "data": list(located(self.config).data.data),
             "max_length": data.max_length,
-            "dtype": _name(base.dtype),
+            "dtype": dtype_name(base.dtype),
         }
 
         def write(folder: Path) -> None:
@@ -145,7 +146,7 @@ class _Training:
             _(
                 "base {model}: {dtype} on {device} ({why})",
                 model=base.source,
-                dtype=_name(base.dtype),
+                dtype=dtype_name(base.dtype),
                 device=base.device,
                 why=base.why["dtype"],
             )
@@ -314,7 +315,7 @@ def _plan(config: Config, base: Base, data: Prepared) -> Plan:
 def _resolved(config: Config, folder: Path, base: Base, template: Template, data: Prepared) -> Config:
     """What was left to this program is written down, so that a resumed run cannot choose otherwise."""
     config = located(config)
-    model = config.model.model_copy(update={"dtype": _name(base.dtype), "device": str(base.device)})
+    model = config.model.model_copy(update={"dtype": dtype_name(base.dtype), "device": str(base.device)})
     rows = config.data.model_copy(update={"template": template.kind, "max_length": data.max_length})
     return config.model_copy(update={"output": str(folder.absolute()), "model": model, "data": rows})
 
@@ -322,7 +323,7 @@ def _resolved(config: Config, folder: Path, base: Base, template: Template, data
 def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:
     """What a resumed run must share to be the same bit for bit."""
     return {
-        "dtype": _name(base.dtype),
+        "dtype": dtype_name(base.dtype),
         "device": str(base.device),
         "layout": base.layout,
         "threads": str(torch.get_num_threads()),
@@ -344,10 +345,6 @@ def _versions() -> dict[str, str]:
         own = "not installed"
     python, system = platform.python_version(), platform.platform()
     return {"lorasmith": own, "python": python, "system": system, "processor_flags": " ".join(on)}
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _summary_of_paths(paths: list[str]) -> str:

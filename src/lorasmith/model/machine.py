@@ -48,6 +48,11 @@ def choose_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, _("the safe choice on this device")
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """float32 for torch.float32: how options and files write it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def use_all_cores() -> int:
     """As many threads as cores that this process may use: containers report other numbers. Returns it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
