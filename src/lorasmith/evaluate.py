@@ -12,8 +12,9 @@ from torch import Tensor
 from lorasmith.data.plan import rows_of
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
+from lorasmith.model.forward import row_of
 from lorasmith.model.head import token_losses
-from lorasmith.model.row import Example, flatten
+from lorasmith.model.row import Example
 from lorasmith.report import Report
 
 RESAMPLES = 2000
@@ -119,7 +120,7 @@ def held_out(
     rows = rows[world.rank :: world.size] if world else rows
     with evaluating(base):
         for done, members in enumerate(rows, 1):
-            row = flatten([examples[i] for i in members], total_weight=1.0, adapter=adapter).to(base.device)
+            row = row_of(base, [examples[i] for i in members], total_weight=1.0, adapter=adapter)
             weighted = token_losses(base, row).double().cpu() * row.weight_N.double().cpu()
             for i, part in zip(members, weighted.split(list(row.counts)), strict=True):
                 losses[i] = part.sum()

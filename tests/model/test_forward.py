@@ -69,8 +69,8 @@ def test_gradient_checkpointing_gives_equal_gradients(
     family: str, use_reentrant: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, adapter = adapted(family, modules_to_save=("lm_head",))
-    row, calls, attend = one_row(examples()), [], attention._inside_spans
-    monkeypatch.setattr(attention, "_inside_spans", lambda *a: calls.append(1) or attend(*a))
+    row, calls, attend = one_row(examples()), [], attention._by_hand
+    monkeypatch.setattr(attention, "_by_hand", lambda *a: calls.append(1) or attend(*a))
     loss_sum(base, row).backward()
     wanted, once = gradients(adapter), len(calls)
     base.model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})

@@ -13,6 +13,7 @@ from lorasmith.model import attention, forward
 from lorasmith.model.attention import attend
 from lorasmith.model.base import Base, Head
 from lorasmith.model.forward import hidden
+from lorasmith.model.group import Group, grouped
 from lorasmith.model.probe import native_attention, probe
 from lorasmith.model.row import Row, Span
 
@@ -68,12 +69,12 @@ def probed_again(base: Base) -> Base:
 
 
 def test_attention_over_the_whole_row_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def leaky(
-        q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scaling: float | None, window: int | None
-    ) -> Tensor:
-        return attention._causal(q, k, v, scaling, window)
+    right = attention._by_hand
 
-    monkeypatch.setattr(attention, "_inside_spans", leaky)
+    def leaky(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], *how: Any) -> Tensor:
+        return right(q, k, v, grouped((Span(0, len(q)),), q.device), *how)
+
+    monkeypatch.setattr(attention, "_by_hand", leaky)
     base = probed_again(tiny_base("llama"))
     assert base.layout == "padded"
     assert "see each other" in base.why["layout"]
@@ -86,19 +87,19 @@ def test_attention_over_the_whole_row_is_caught(monkeypatch: pytest.MonkeyPatch)
     ids=["small", "forward alone", "gradient alone"],
 )
 def test_a_leak_of_the_first_value_is_caught(leak: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    right = attention._inside_spans
+    right = attention._by_hand
 
     def leaky(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
-        return right(q, k, v, *rest) + leak(v[:, :, :1].mean())
+        return right(q, k, v, *rest) + leak(v[:1].mean())
 
-    monkeypatch.setattr(attention, "_inside_spans", leaky)
+    monkeypatch.setattr(attention, "_by_hand", leaky)
     assert "see each other" in probed_again(tiny_base("llama")).why["layout"]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_positions_that_run_on_are_caught(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = forward.packed_inputs
-    run_on = lambda row: right(row) | {"position_ids": torch.arange(row.tokens)[None]}  # noqa: E731
+    run_on = lambda row, kv=None: right(row, kv) | {"position_ids": torch.arange(row.tokens)[None]}  # noqa: E731
     monkeypatch.setattr(forward, "packed_inputs", run_on)
     base = probed_again(tiny_base(family))
     # rotary embeddings see distances alone, so positions that run on are right there; learned positions are not
@@ -107,8 +108,9 @@ def test_positions_that_run_on_are_caught(family: str, monkeypatch: pytest.Monke
 
 
 def test_wrong_scaling_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = attention._causal
-    monkeypatch.setattr(attention, "_causal", lambda q, k, v, scaling, window: right(q, k, v, scaling * 1.1, window))
+    right = attention._by_hand
+    wrong = lambda q, k, v, groups, scaling, window: right(q, k, v, groups, scaling * 1.1, window)  # noqa: E731
+    monkeypatch.setattr(attention, "_by_hand", wrong)
     assert "changes its numbers" in probed_again(tiny_base("llama")).why["layout"]
 
 
@@ -156,16 +158,17 @@ def test_native_attention_takes_the_models_own_way_and_the_active_adapter_and_gi
 # --- attend: what it does not know it refuses -------------------------------------------------------------------------
 
 QKV = (torch.zeros(1, 2, 3, 4),) * 3
+ONE = grouped((Span(0, 3),), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
     ("keywords", "named"),
     [
         ({}, "the row"),
-        ({"row": (Span(0, 3),), "softcap": 5.0}, "softcap"),
-        ({"row": (Span(0, 3),), "s_aux": torch.ones(2)}, "s_aux"),
-        ({"row": (Span(0, 3),), "dropout": 0.1}, "dropout"),
-        ({"row": (Span(0, 3),), "attention_mask": torch.ones(1, 1, 3, 3)}, "attention_mask"),
+        ({"row": ONE, "softcap": 5.0}, "softcap"),
+        ({"row": ONE, "s_aux": torch.ones(2)}, "s_aux"),
+        ({"row": ONE, "dropout": 0.1}, "dropout"),
+        ({"row": ONE, "attention_mask": torch.ones(1, 1, 3, 3)}, "attention_mask"),
     ],
 )
 def test_attend_refuses_what_it_does_not_compute(keywords: dict[str, Any], named: str) -> None:
@@ -174,13 +177,15 @@ def test_attend_refuses_what_it_does_not_compute(keywords: dict[str, Any], named
 
 
 def test_attend_takes_keywords_that_say_nothing_new() -> None:
-    out, _none = attend(torch.nn.Linear(1, 1), *QKV, row=(Span(0, 3),), softcap=None, use_cache=False, is_causal=True)
+    out, _none = attend(torch.nn.Linear(1, 1), *QKV, row=ONE, softcap=None, use_cache=False, is_causal=True)
     assert out.shape == (1, 3, 2, 4)
 
 
 def test_window_and_groups_of_heads_by_the_book() -> None:
     q, k, v = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8)
-    out, _none = attend(torch.nn.Linear(1, 1), q, k, v, row=(Span(0, 2), Span(2, 6)), scaling=0.3, sliding_window=2)
+    out, _none = attend(
+        torch.nn.Linear(1, 1), q, k, v, row=grouped((Span(0, 2), Span(2, 6)), q.device), scaling=0.3, sliding_window=2
+    )
     for head in range(4):
         for i in range(6):
             seen = [j for j in range(6) if (i < 2) == (j < 2) and i - 2 < j <= i]  # itself and the one before

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lorasmith.model.attention import Group
+from lorasmith.model.group import Group
 from lorasmith.model.row import Span
 
 FIRST_CAPACITY = 128  # tokens
@@ -23,15 +23,9 @@ class SlotCache:
     def __init__(self, slots: int) -> None:
         self.slots, self.capacity = slots, 0
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._groups: tuple[Group, ...] = ()
         self._slot_T = self._position_T = torch.empty(0, dtype=torch.long)
 
-    @property
-    def groups(self) -> Sequence[Group]:
-        """The row's spans, grouped."""
-        return self._groups
-
-    def begin(self, spans: Sequence[Span], device: torch.device) -> None:
+    def begin(self, spans: Sequence[Span], device: torch.device) -> Sequence[Group]:
         """Make room for a row's tokens and group its spans: once, before its forward."""
         self._grow(max(span.past + span.length for span in spans))
         slots = [span.slot for span in spans for _token in range(span.length)]
@@ -40,20 +34,20 @@ class SlotCache:
         self._position_T = torch.tensor(positions, device=device)
         single = [span for span in spans if span.length == 1]
         pieces = [_group([span], spans[-1].end, device) for span in spans if span.length > 1]
-        self._groups = (*([_group(single, spans[-1].end, device)] if single else []), *pieces)
+        return (*([_group(single, spans[-1].end, device)] if single else []), *pieces)
 
-    def extend(self, layer: int, k_HTD: Tensor, v_HTD: Tensor) -> None:
+    def extend(self, layer: int, k_THD: Tensor, v_THD: Tensor) -> None:
         """Append the row's keys and values behind what each span's slot holds."""
         if layer not in self._layers:
-            k, v = (t.new_zeros(self.slots, t.shape[0], self.capacity, t.shape[2]) for t in (k_HTD, v_HTD))
+            k, v = (t.new_zeros(self.slots, t.shape[1], self.capacity, t.shape[2]) for t in (k_THD, v_THD))
             self._layers[layer] = (k, v)
-        for store, new in zip(self._layers[layer], (k_HTD, v_HTD), strict=True):
-            store[self._slot_T, :, self._position_T] = new.transpose(0, 1)
+        for store, new in zip(self._layers[layer], (k_THD, v_THD), strict=True):
+            store[self._slot_T, :, self._position_T] = new
 
     def read(self, layer: int, group: Group) -> tuple[Tensor, Tensor]:
         """Keys and values [G, H, S, D] of a group, its new tokens included; a view where its places are neighbours."""
         k, v = self._layers[layer]
-        return k[:, :, : group.longest][group.where], v[:, :, : group.longest][group.where]
+        return k[:, :, : group.longest][group.keys], v[:, :, : group.longest][group.keys]
 
     def _grow(self, tokens: int) -> None:
         if tokens <= self.capacity:
@@ -79,9 +73,10 @@ def _group(spans: Sequence[Span], tokens: int, device: torch.device) -> Group:
     chosen = [by_slot.get(slot, filler) for slot in slots]
     to = [i for span in chosen for i in range(span.start, span.end)]
     return Group(
-        where=slice(low, high) if dense else torch.tensor(slots, device=device),
+        keys=slice(low, high) if dense else torch.tensor(slots, device=device),
         longest=max(span.past + span.length for span in spans),
         position_GL=torch.tensor([[span.past + i for i in range(span.length)] for span in chosen], device=device),
         from_T=torch.tensor([min(i, tokens - 1) for i in to], device=device),
         to_T=torch.tensor(to, device=device),
+        pieces=len(chosen),
     )

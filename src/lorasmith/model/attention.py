@@ -1,22 +1,24 @@
-"""Attention inside each example of a flat row: the function that transformers calls in place of its own.
+"""Attention of a flat row: the function that transformers calls in place of its own.
 
-    T = tokens of the row, L = tokens of one span, H = heads, D = head size
+    T = tokens of the row, H = heads, Hkv = key heads, D = head size; G, L, S as in group.py
+    M = G * Hkv: the products of a group; Q = L * Hq / Hkv: heads that share a key head stand as further queries of it
 
-Registered under "lorasmith" in transformers' AttentionInterface; the row and the cache arrive as plain keywords of
-`model(...)`, so that checkpointing's recomputation sees the same ones. Queries and keys are [1, H, T, D].
+Registered under "lorasmith" in transformers' AttentionInterface; the row's groups and the cache arrive as plain keywords
+of `model(...)`, so that checkpointing's recomputation sees the same ones.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
 from lorasmith.errors import ModelError
 from lorasmith.i18n import _
+from lorasmith.model.group import Group
 from lorasmith.model.row import Span
 
 NAME = "lorasmith"
@@ -28,44 +30,20 @@ _HARMLESS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Spans of a row that attend in one product: all single decoded tokens, or one piece of a prompt.
-
-    G = spans of the group, fillers included; L = new tokens of each; S = tokens of the longest, the cache's included
-    """
-
-    where: slice | Tensor  # its G places in the cache
-    longest: int  # S
-    position_GL: Tensor
-    from_T: Tensor  # G * L places in the row to take queries from
-    to_T: Tensor  # and to put outputs to; a filler's is one behind the row's end
-    masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
-
-    def mask(self, window: int | None, repeat: int) -> Tensor:
-        """True where a query sees a key, [G, 1, repeat * L, S]; made once a row, not once a layer."""
-        key = (window, repeat)
-        if key not in self.masks:
-            keys_S = torch.arange(self.longest, device=self.position_GL.device)
-            self.masks[key] = visible(self.position_GL, keys_S, window)[:, None].repeat(1, 1, repeat, 1)
-        return self.masks[key]
+KEPT = 512  # keys up to which probabilities are kept for backward; beyond, they are computed again
 
 
 class Cache(Protocol):
     """Keys and values of earlier tokens. See engine/kv.py."""
 
-    @property
-    def groups(self) -> Sequence[Group]:
-        """The row's spans, grouped."""
-
-    def begin(self, spans: Sequence[Span], device: torch.device) -> None:
+    def begin(self, spans: Sequence[Span], device: torch.device) -> Sequence[Group]:
         """Make room for a row's tokens and group its spans: once, before its forward."""
 
-    def extend(self, layer: int, k_HTD: Tensor, v_HTD: Tensor) -> None:
+    def extend(self, layer: int, k_THD: Tensor, v_THD: Tensor) -> None:
         """Append the row's keys and values behind what each span's slot holds."""
 
     def read(self, layer: int, group: Group) -> tuple[Tensor, Tensor]:
-        """Keys and values [G, H, S, D] of a group, its new tokens included; behind a span's own end is garbage."""
+        """Keys and values [G, Hkv, S, D] of a group, its new tokens included; behind a span's own end is garbage."""
 
 
 def attend(
@@ -78,11 +56,14 @@ def attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     dropout: float = 0.0,
-    row: Sequence[Span] | None = None,
+    row: Sequence[Group] | None = None,
+    by_hand: bool = True,
     kv: Cache | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each span. query [1, Hq, T, D], key and value [1, Hkv, T, D] -> ([1, T, Hq, D], None).
+    """Causal attention of a row. query [1, Hq, T, D], key and value [1, Hkv, T, D] -> ([1, T, Hq, D], None).
+
+    by_hand: forward and backward by plain products; else torch's own function, differentiated by autograd.
 
     Raises:
         ModelError: the row did not arrive, or the model asks for something that this function does not compute; the
@@ -95,60 +76,106 @@ def attend(
     if unknown:
         names = ", ".join(unknown)
         raise ModelError(_("{kind} asks its attention for {names}", kind=type(module).__name__, names=names))
-    if kv is None:
-        out = _inside_spans(query, key, value, row, scaling, sliding_window)
-    else:
-        out = _with_cache(query, key, value, scaling, sliding_window, kv, int(module.layer_idx))  # type: ignore[arg-type]
-    return out.transpose(1, 2), None
+    q_THD, k_THD, v_THD = (t[0].transpose(0, 1) for t in (query, key, value))  # how they lie in memory
+    how = (query.shape[3] ** -0.5 if scaling is None else scaling, sliding_window)
+    if kv is not None:
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        kv.extend(layer, k_THD, v_THD)
+        cached = [kv.read(layer, group) for group in row]
+        return _sdpa(q_THD, cached, row, *how)[None], None
+    compute = _by_hand if by_hand else _plainly
+    return compute(q_THD, k_THD, v_THD, row, *how)[None], None
 
 
-def _inside_spans(
-    q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], scaling: float | None, window: int | None
+def _by_hand(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], scaling: float, window: int | None) -> Tensor:
+    """q [T, Hq, D], k and v [T, Hkv, D] -> [T, Hq, D]."""
+    out_THD: Tensor = _ByHand.apply(q, k, v, groups, scaling, window)  # type: ignore[no-untyped-call]
+    return out_THD
+
+
+def _plainly(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], scaling: float, window: int | None) -> Tensor:
+    """The same by torch's own function under autograd: the oracle."""
+    kv = [tuple(_take(t, g.keys, g).unflatten(0, (g.pieces, -1)) for t in (k, v)) for g in groups]
+    return _sdpa(q, kv, groups, scaling, window)
+
+
+def _sdpa(
+    q_THD: Tensor, kv: Sequence[tuple[Tensor, ...]], groups: Sequence[Group], scaling: float, window: int | None
 ) -> Tensor:
-    lengths = [span.length for span in spans]
-    pieces = zip(*(t.split(lengths, dim=2) for t in (q, k, v)), strict=True)
-    return torch.cat([_causal(q1, k1, v1, scaling, window) for q1, k1, v1 in pieces], dim=2)
+    """Each group by torch's own function: keys and values [G, Hkv, S, D] of each -> [T, Hq, D]."""
+    out_THD = q_THD.new_empty(len(q_THD) + 1, q_THD.shape[1], kv[0][1].shape[3])  # and a place for fillers
+    for group, (k_GHSD, v_GHSD) in zip(groups, kv, strict=True):
+        q_GHQD = _take(q_THD, group.from_T, group, k_GHSD.shape[1]).unflatten(0, (group.pieces, -1))
+        mask = group.mask(window, q_THD.shape[1] // k_GHSD.shape[1])
+        o_GHQD = F.scaled_dot_product_attention(q_GHQD, k_GHSD, v_GHSD, attn_mask=mask, scale=scaling)
+        out_THD = out_THD.index_copy(0, group.to_T, _tokens_first(o_GHQD.flatten(0, 1), group, q_THD.shape[1]))
+    return out_THD[:-1]
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None) -> Tensor:
-    """One example alone; a mask only where a window cuts something off. Tensors [1, H, L, D]."""
-    k, v = _repeat(k, q.shape[1]), _repeat(v, q.shape[1])
-    length = q.shape[2]
-    if window is None or length <= window:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
-    position = torch.arange(length, device=q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible(position, position, window), scale=scaling)
+class _ByHand(torch.autograd.Function):
+    """softmax(scaling Q K^T) V by batched products; a key's gradient is the sum over all that see it.
+
+    At the lengths of examples they beat the flash kernel on a CPU several times over, in backward above all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], *how: Any) -> Tensor:
+        """q [T, Hq, D], k and v [T, Hkv, D] -> [T, Hq, D]. how: scaling and window."""
+        out_THD = q.new_empty(len(q) + 1, q.shape[1], v.shape[2])  # one more token, for what fillers compute
+        kept = []
+        for group in groups:
+            P_MQS = _probabilities(q, k, group, *how)
+            O_MQD = torch.bmm(P_MQS, _take(v, group.keys, group))
+            out_THD.index_copy_(0, group.to_T, _tokens_first(O_MQD, group, q.shape[1]))
+            kept.append(P_MQS if group.longest <= KEPT else None)
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.groups, ctx.how = groups, how
+        return out_THD[:-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of q, k and v."""
+        q, k, v, *kept = ctx.saved_tensors
+        dq, dk, dv = q.new_empty(len(q) + 1, *q.shape[1:]), torch.zeros_like(k), torch.zeros_like(v)
+        for group, P_MQS in zip(ctx.groups, kept, strict=True):
+            P_MQS = _probabilities(q, k, group, *ctx.how) if P_MQS is None else P_MQS
+            dO_MQD = _take(d_out, group.from_T, group, k.shape[1], group.fillers)
+            dP_MQS = torch.bmm(dO_MQD, _take(v, group.keys, group).transpose(1, 2))
+            dS_MQS = torch._softmax_backward_data(dP_MQS, P_MQS, -1, P_MQS.dtype).mul_(ctx.how[0])
+            dQ_MQD = torch.bmm(dS_MQS, _take(k, group.keys, group))
+            dK_MSD = torch.bmm(dS_MQS.transpose(1, 2), _take(q, group.from_T, group, k.shape[1]))
+            dV_MSD = torch.bmm(P_MQS.transpose(1, 2), dO_MQD)
+            dq.index_copy_(0, group.to_T, _tokens_first(dQ_MQD, group, q.shape[1]))
+            dk.index_add_(0, group.keys, _tokens_first(dK_MSD, group, k.shape[1]))
+            dv.index_add_(0, group.keys, _tokens_first(dV_MSD, group, v.shape[1]))
+        return dq[:-1], dk, dv, None, None, None
 
 
-def _with_cache(
-    q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None, kv: Cache, layer: int
+def _probabilities(q_THD: Tensor, k_THD: Tensor, group: Group, scaling: float, window: int | None) -> Tensor:
+    """softmax(scaling Q K^T) [M, Q, S], zero where a query does not see a key."""
+    Q_MQD = _take(q_THD, group.from_T, group, k_THD.shape[1])
+    K_MSD = _take(k_THD, group.keys, group)
+    bias = group.bias(window, q_THD.shape[1] // k_THD.shape[1], Q_MQD.dtype).expand(len(Q_MQD), -1, -1)
+    return torch.softmax(torch.baddbmm(bias, Q_MQD, K_MSD.transpose(1, 2), alpha=scaling), dim=-1)
+
+
+def _take(
+    t_THD: Tensor, places: Tensor, group: Group, kv_heads: int | None = None, fillers: Tensor | None = None
 ) -> Tensor:
-    """Each group in one product; the query heads that share a key head stand as further queries of it."""
-    kv.extend(layer, k[0], v[0])
-    heads, shared = q.shape[1], q.shape[1] // k.shape[1]
-    q_THD = q[0].transpose(0, 1)  # how it lies in memory
-    out_THD = q.new_empty(len(q_THD) + 1, heads, v.shape[3])  # one more token, for what fillers compute
-    for group in kv.groups:
-        keys, values = kv.read(layer, group)
-        q_GLHD = q_THD.index_select(0, group.from_T).unflatten(0, (len(keys), -1))
-        q_GKQD = q_GLHD.transpose(1, 2).reshape(len(keys), k.shape[1], -1, q.shape[3])
-        mask = group.mask(window, shared)
-        o_GKQD = F.scaled_dot_product_attention(q_GKQD, keys, values, attn_mask=mask, scale=scaling)
-        o_GHLD = o_GKQD.reshape(len(keys), heads, -1, v.shape[3])
-        out_THD.index_copy_(0, group.to_T, o_GHLD.transpose(1, 2).flatten(0, 1))
-    return out_THD[None, :-1].transpose(1, 2)
+    """A group's queries or keys, heads first: [M, Q or S, D]; fillers become zero where they are named."""
+    t = t_THD.index_select(0, places)
+    t = t if fillers is None else t.index_fill_(0, fillers, 0)
+    heads = kv_heads or t.shape[1]
+    t_GLKRD = t.view(group.pieces, -1, heads, t.shape[1] // heads, t.shape[2])
+    return t_GLKRD.permute(0, 2, 3, 1, 4).reshape(group.pieces * heads, -1, t.shape[2])
 
 
-def visible(query_position: Tensor, key_position: Tensor, window: int | None) -> Tensor:
-    """True where a query sees a key: not later, and inside the window. [..., L] and [S] -> [..., L, S]."""
-    distance = query_position[..., None] - key_position
-    seen = distance >= 0
-    return seen if window is None else seen & (distance < window)
-
-
-def _repeat(t: Tensor, heads: int) -> Tensor:
-    """Grouped-query attention: each key head serves heads / Hkv query heads."""
-    return t if t.shape[1] == heads else t.repeat_interleave(heads // t.shape[1], dim=1)
+def _tokens_first(t_MQD: Tensor, group: Group, heads: int) -> Tensor:
+    """The inverse: [G * L or G * S, H, D]."""
+    kv_heads = len(t_MQD) // group.pieces
+    t_GKRLD = t_MQD.view(group.pieces, kv_heads, heads // kv_heads, -1, t_MQD.shape[2])
+    return t_GKRLD.permute(0, 3, 1, 2, 4).reshape(-1, heads, t_MQD.shape[2])
 
 
 AttentionInterface.register(NAME, attend)

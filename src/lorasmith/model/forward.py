@@ -12,7 +12,16 @@ from torch import Tensor
 from lorasmith.lora.router import Slice
 from lorasmith.model.attention import Cache
 from lorasmith.model.base import Base
-from lorasmith.model.row import Row
+from lorasmith.model.group import grouped
+from lorasmith.model.row import Example, Row, flatten
+
+
+def row_of(base: Base, examples: Sequence[Example], total_weight: float, adapter: str | None) -> Row:
+    """`flatten` for this model, on its device. What examples share stands once, unless dropout makes it differ."""
+    drops = base.model.training and adapter is not None and base.adapters[adapter].config.lora_dropout > 0
+    share = base.layout == "packed" and not drops
+    return flatten(examples, total_weight, adapter, share).to(base.device)
+
 
 THIN = 16  # tokens of one adapter: up to so many on average, all adapters go in one product under a mask
 
@@ -25,17 +34,10 @@ def hidden(base: Base, row: Row, kv: Cache | None = None) -> Tensor:
 
 
 def _packed(base: Base, row: Row, kv: Cache | None) -> Tensor:
-    begin(base, row, kv)
-    out = base.decoder(**packed_inputs(row), kv=kv)
+    base.router.route(row.slots, stacked=kv is not None and is_thin(row.slots))
+    out = base.decoder(**packed_inputs(row, kv))
     states: Tensor = out.last_hidden_state[0]
     return states
-
-
-def begin(base: Base, row: Row, kv: Cache | None) -> None:
-    """Route a packed row's adapters and make room in the cache, before its forward."""
-    base.router.route(row.slots, stacked=kv is not None and is_thin(row.slots))
-    if kv is not None:
-        kv.begin(row.spans, row.ids_T.device)
 
 
 def is_thin(slots: Sequence[Slice]) -> bool:
@@ -43,16 +45,17 @@ def is_thin(slots: Sequence[Slice]) -> bool:
     return len(slots) > 1 and slots[-1].end <= THIN * len(slots)
 
 
-def packed_inputs(row: Row) -> dict[str, Any]:
-    """Keywords of a model call on a packed row. Without cache and mask: transformers adds none of its own."""
-    lengths = [span.length for span in row.spans]
+def packed_inputs(row: Row, kv: Cache | None = None) -> dict[str, Any]:
+    """Keywords of a model call on a packed row; makes room in the cache. Neither mask nor cache of transformers' own."""
+    lengths, device = [span.length for span in row.spans], row.ids_T.device
     ends = torch.tensor([0, *(span.end for span in row.spans)], dtype=torch.int32)
     return {
         "input_ids": row.ids_T[None],
         "position_ids": row.position_T[None],
         "attention_mask": None,
         "use_cache": False,
-        "row": row.spans,
+        "row": grouped(row.spans, device) if kv is None else kv.begin(row.spans, device),
+        "kv": kv,
         "cu_seq_lens_q": ends,
         "cu_seq_lens_k": ends,
         "max_length_q": max(lengths),

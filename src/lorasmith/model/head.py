@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lorasmith.lora.router import Slice
 from lorasmith.model.attention import Cache
 from lorasmith.model.base import Base
-from lorasmith.model.forward import begin, hidden, is_thin, packed_inputs, padded_inputs, padded_slices
+from lorasmith.model.forward import hidden, is_thin, packed_inputs, padded_inputs, padded_slices
 from lorasmith.model.row import Row
 
 CHUNK = 128  # rows of logits at once: of 32 to 640 the fastest on two cores with 49,152 words
@@ -50,10 +50,10 @@ def token_losses(base: Base, row: Row) -> Tensor:
 def next_logits(base: Base, row: Row, kv: Cache) -> Tensor:
     """Logits [N, V], float32, at the places `at_N` of a packed row with a cache; every adapter of the row at once."""
     if not base.head.direct:
-        begin(base, row, kv)
+        base.router.route(row.slots, stacked=is_thin(row.slots))
         # the head may carry adapters, whose slices count every token of the row
         keep = row.at_N if len(row.slots) == 1 else torch.arange(row.tokens, device=row.at_N.device)
-        out: Tensor = base.model(**packed_inputs(row), kv=kv, logits_to_keep=keep).logits[0]
+        out: Tensor = base.model(**packed_inputs(row, kv), logits_to_keep=keep).logits[0]
         return (out if len(row.slots) == 1 else out.index_select(0, row.at_N)).float()
     states_NH = hidden(base, row, kv).index_select(0, row.at_N)
     if not len(states_NH):
@@ -65,6 +65,8 @@ def next_logits(base: Base, row: Row, kv: Cache) -> Tensor:
 
 def label_slices(row: Row) -> list[Slice]:
     """The row's slots counted in labels; those without one are left out."""
+    if len(row.slots) == 1:  # its spans may be shared by several examples
+        return [Slice(row.slots[0].adapter, 0, len(row.at_N))] if len(row.at_N) else []
     slices: list[Slice] = []
     first = 0
     for slot in row.slots:
@@ -122,17 +124,11 @@ def _cross_entropy(logits_CV: Tensor, target_C: Tensor) -> Tensor:
 
 def _chunks(row: Row, base: Base) -> Iterator[tuple[int, int]]:
     """Bounds of chunks of labels that share an adapter; sets the router for each."""
-    first, spans = 0, iter(zip(row.spans, row.counts, strict=True))
-    for slot in row.slots:
-        last, end = first, slot.start
-        while end < slot.end:
-            span, count = next(spans)
-            last, end = last + count, span.end
+    for adapter, first, last in label_slices(row):
         for start in range(first, last, CHUNK):
             stop = min(start + CHUNK, last)
-            base.router.route([Slice(slot.adapter, 0, stop - start)])
+            base.router.route([Slice(adapter, 0, stop - start)])
             yield start, stop
-        first = last
 
 
 def _losses_of_model(base: Base, row: Row) -> Tensor:

@@ -5,6 +5,7 @@
 It knows no text and no model. Training, evaluation and decoding all make their rows here.
 """
 
+import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
@@ -14,19 +15,22 @@ from torch import Tensor
 
 from lorasmith.lora.router import Slice
 
+SHARED = 8  # tokens that examples must begin with alike, to be computed once: fewer cost more in pieces than they save
 IGNORED = -100  # a target that is not learned, as everywhere in the field
 
 
 class Span(NamedTuple):
-    """Tokens [start, end) of the row belong to one example or request and see only each other.
+    """Tokens [start, end) of the row belong to one example or request, or to several that begin alike.
 
-    `past` tokens of it stand in the key/value cache already, in place `slot`.
+    A token sees the earlier ones of its span, of the span that this one continues, and so on. `past` tokens of a
+    request stand in the key/value cache already, in place `slot`.
     """
 
     start: int
     end: int
     past: int = 0
     slot: int = 0
+    parent: int = -1  # which span of the row this one continues; -1: it begins with position `past`
 
     @property
     def length(self) -> int:
@@ -47,9 +51,14 @@ class Example:
         assert len(self.ids) == len(self.targets) == len(self.weights)
 
     @property
+    def learned(self) -> list[int]:
+        """The places of the learned tokens."""
+        return [i for i, target in enumerate(self.targets) if target != IGNORED]
+
+    @property
     def n_targets(self) -> int:
         """How many tokens are learned."""
-        return sum(target != IGNORED for target in self.targets)
+        return len(self.learned)
 
     @property
     def weight(self) -> float:
@@ -69,7 +78,7 @@ class Row:
     ids_T: Tensor
     position_T: Tensor
     spans: tuple[Span, ...]
-    counts: tuple[int, ...]  # learned tokens of each span
+    counts: tuple[int, ...]  # learned tokens of each example or request
     at_N: Tensor
     target_N: Tensor
     weight_N: Tensor
@@ -97,35 +106,55 @@ class Step:
     targets: int
 
 
-def flatten(examples: Sequence[Example], total_weight: float, adapter: str | None = "default") -> Row:
+def flatten(
+    examples: Sequence[Example], total_weight: float, adapter: str | None = "default", share: bool = False
+) -> Row:
     """Lay examples end to end, each cut after its last learned token, which changes no loss and no gradient.
 
     `total_weight` is the sum of weights over the whole step and all ranks: a token counts weight / total_weight,
-    so that any split of a step into rows adds up to the same loss.
+    so that any split of a step into rows adds up to the same loss. With `share`, what several examples begin with
+    stands once, and a token learned there once for each of them: the same loss and gradients from fewer tokens.
     """
-    ids: list[int] = []
-    positions: list[int] = []
-    spans: list[Span] = []
-    at: list[int] = []
-    targets: list[int] = []
-    weights: list[float] = []
-    for example in examples:
-        start, length = len(ids), example.useful_length
-        ids += example.ids[:length]
-        positions += range(length)
-        spans.append(Span(start, start + length))
-        for i in range(length):
-            if example.targets[i] != IGNORED:
-                at.append(start + i)
-                targets.append(example.targets[i])
-                weights.append(example.weights[i] / total_weight)
+    ids = [example.ids[: example.useful_length] for example in examples]
+    spans, places = _tree(ids, SHARED if share else None)
+    at = [places[e][i] for e, example in enumerate(examples) for i in example.learned]
+    flat = {place: (ids[e][i], i) for e, line in enumerate(places) for i, place in enumerate(line)}
     return Row(
-        ids_T=torch.tensor(ids, dtype=torch.long),
-        position_T=torch.tensor(positions, dtype=torch.long),
+        ids_T=torch.tensor([flat[place][0] for place in range(len(flat))], dtype=torch.long),
+        position_T=torch.tensor([flat[place][1] for place in range(len(flat))], dtype=torch.long),
         spans=tuple(spans),
         counts=tuple(example.n_targets for example in examples),
         at_N=torch.tensor(at, dtype=torch.long),
-        target_N=torch.tensor(targets, dtype=torch.long),
-        weight_N=torch.tensor(weights, dtype=torch.float64),
-        slots=(Slice(adapter, 0, len(ids)),),
+        target_N=torch.tensor([e.targets[i] for e in examples for i in e.learned], dtype=torch.long),
+        weight_N=torch.tensor([e.weights[i] / total_weight for e in examples for i in e.learned], dtype=torch.float64),
+        slots=(Slice(adapter, 0, len(flat)),),
     )
+
+
+def _tree(ids: Sequence[Sequence[int]], shared: int | None) -> tuple[list[Span], list[list[int]]]:
+    """Spans, and each example's places in the row. What begins with the same `shared` tokens or more stands once."""
+    spans: list[Span] = []
+    places: list[list[int]] = [[] for _example in ids]
+
+    def lay(members: Sequence[int], depth: int, parent: int) -> None:
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for e in members:
+            alike.setdefault(tuple(ids[e][depth : depth + shared]) if shared else (), []).append(e)
+        for begin, some in alike.items():
+            if len(some) > 1 and len(begin) == shared:
+                end = depth + len(os.path.commonprefix([ids[e][depth:] for e in some]))
+                lay(some, end, add(some, depth, end, parent))
+            else:
+                for e in some:
+                    add([e], depth, len(ids[e]), parent)
+
+    def add(members: Sequence[int], depth: int, end: int, parent: int) -> int:
+        start = spans[-1].end if spans else 0
+        if end > depth:
+            spans.append(Span(start, start + end - depth, parent=parent))
+            for e in members:
+                places[e] += range(start, start + end - depth)
+        return len(spans) - 1
+
+    lay(range(len(ids)), 0, -1)
+    return spans, places

@@ -14,7 +14,8 @@ from lorasmith.evaluate import held_out
 from lorasmith.i18n import _
 from lorasmith.lora.files import has_effect
 from lorasmith.model.base import Base
-from lorasmith.model.row import Example, Step, flatten
+from lorasmith.model.forward import row_of
+from lorasmith.model.row import Example, Step
 from lorasmith.report import Report
 from lorasmith.training import checkpoint
 from lorasmith.training.checkpoint import State
@@ -89,7 +90,7 @@ def one_step(job: Job, k: int, stop: bool = False) -> Log:
     optimizer, total = job.optimizer, sum(job.train[i].weight for i in job.plan.members(k))
     optimizer.param_groups[0]["lr"] = learning_rate(job.config, len(job.plan), k)
     rows = tuple(
-        flatten([job.train[i] for i in members], total, job.adapter).to(job.base.device)
+        row_of(job.base, [job.train[i] for i in members], total, job.adapter)
         for members in job.plan.of_rank(k, job.world.rank, job.world.size)
     )
     step = Step(rows, job.plan.targets(k))
