@@ -1,1 +1,1 @@
-"""Benchmarks: lorasmith beside its peers, as whole programs, in the same minutes."""
+"""Benchmarks: lorasmith beside PEFT with transformers' Trainer, as whole programs, in the same minutes."""

@@ -1,147 +1,163 @@
-"""lorasmith's training beside PEFT with transformers' Trainer: `make bench`, or `python -m bench [--quick]`.
+"""lorasmith beside PEFT with transformers' Trainer: `make bench`, `make bench-quick`, or `python -m bench`.
 
-Both are whole programs, run in turn, alone on the machine. A rate is the difference of two whole runs (few and many
-rows), so that no figure is taken from what either prints. The peer runs at the best of its settings, found in one
-round; then come rounds of both, and medians. Prints a table and writes JSON.
+Both are whole programs, run in turn; nothing else may run on the machine meanwhile. A rate is the difference of two
+whole runs on few and on many rows, so that no figure is taken from what either prints. Tokens are counted as they
+stand in the data after the cut, whatever either program computes of them. The peer runs at the best of its settings,
+found in one round; then come rounds of both, and medians. Writes JSON as it goes, and the table at the end.
 """
 
 import argparse
-import json
-import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
-from transformers import AutoTokenizer
-
-from bench.rows import encoded_rows
-from lorasmith.demo import demo_files
+from bench import commands
+from bench.evaluation import evaluation
+from bench.lengths import lengths
+from bench.limit import limit
+from bench.machine import machine, versions
+from bench.programs import Failed, Missing
+from bench.rows import CHAT
+from bench.state import STEP, Bench, Book, Clock, say
+from bench.table import render
+from bench.training import bloom, rows_of, sizes, training
 from lorasmith.model.gguf import packaged_model
 from lorasmith.report import Report
 
-Command = Callable[[int, Path], list[str]]  # rows and a folder to write in -> the words of a program
-FEW, MANY = 32, 128
-PEER_SETTINGS = {
-    "float32, 1 x 8": ["--dtype", "float32", "--batch", "1", "--accumulate", "8"],
-    "float32, 8 x 1": ["--dtype", "float32", "--batch", "8", "--accumulate", "1"],
-    "bfloat16 weights, 1 x 8": ["--dtype", "bfloat16", "--batch", "1", "--accumulate", "8"],
-    "bfloat16 weights and autocast, 1 x 8": ["--dtype", "bfloat16", "--batch", "1", "--accumulate", "8", "--autocast"],
-}
+BUDGET, QUICK_BUDGET = 44 * 60, 4.75 * 60  # seconds
+ROUNDS = 3
+USUAL_RATE = 300  # tokens/s of the peer's usual best where the jobs take the seconds below
+SLOW = 1.5  # times slower, from which on there are half as many rows
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One program at one setting: tokens a second from the difference of two runs, and the larger run's memory."""
+class Job(NamedTuple):
+    """A piece of the bench: its section, about how many seconds it takes, and with --quick (None: not then)."""
 
-    program: str
-    setting: str
-    tokens_per_second: float
-    seconds_few: float
-    seconds_many: float
-    peak_memory_mib: float
+    section: str
+    name: str
+    seconds: float
+    quick: float | None
+    work: Callable[[Bench], None]
 
 
-def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round, and the peer's recipe alone")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", default="bench.json", help="file that gets the figures")
-    args = parser.parse_args()
-    folder = packaged_model("smollm2-135m-instruct", Report())
-    rows = encoded_rows(AutoTokenizer.from_pretrained(folder), MANY)
-    tokens = sum(len(row.ids) for row in rows[FEW:])
-    settings = dict(list(PEER_SETTINGS.items())[:1]) if args.quick else PEER_SETTINGS
-    print(f"{tokens:,} tokens between {FEW} and {MANY} rows; {os.cpu_count()} cores, {_processor()}", flush=True)
-    tried = [_measure("PEFT + Trainer", name, _peer(flags), tokens) for name, flags in settings.items()]
-    best = max(tried, key=lambda m: m.tokens_per_second).setting
-    ours: list[Measured] = []
-    peer = [m for m in tried if m.setting == best]
-    for _round in range(1 if args.quick else args.rounds):
-        ours.append(_measure("lorasmith", "default", _ours, tokens))
-        if not args.quick:
-            peer.append(_measure("PEFT + Trainer", best, _peer(settings[best]), tokens))
-    _report(ours, peer, tried, Path(args.json))
+JOBS = (  # what matters most comes first; what no time is left for is left out, and said
+    Job("training", "chat", 560, 95, lambda bench: training(bench, "chat")),
+    Job("parts", "chat", 45, 25, lambda bench: limit(bench, "chat")),
+    Job("evaluation", "chat", 265, 55, evaluation),
+    Job("lengths", "", 280, 70, lengths),
+    Job("training", "alpaca", 640, 115, lambda bench: training(bench, "alpaca")),
+    Job("parts", "alpaca", 75, 45, lambda bench: limit(bench, "alpaca")),
+    Job("bloom", "", 330, None, bloom),
+    Job("sizes", "", 180, None, sizes),
+)
+SECTIONS = tuple(dict.fromkeys(job.section for job in JOBS))
 
 
-def _measure(program: str, setting: str, command: Command, tokens: int) -> Measured:
-    few, _memory = _seconds(command, FEW)
-    many, memory = _seconds(command, MANY)
-    measured = Measured(program, setting, tokens / (many - few), few, many, memory)
-    print(f"  {program:<15} {setting:<38} {measured.tokens_per_second:7.1f} tokens/s {memory:7.0f} MiB", flush=True)
-    return measured
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure, print, write; 1: a section failed, 130: Ctrl-C."""
+    args = _arguments(words)
+    with ExitStack() as stack:
+        bench = Bench(
+            quick=args.quick,
+            rounds=1 if args.quick else args.rounds,
+            dtype=args.dtype,
+            model=packaged_model("smollm2-135m-instruct", Report()),
+            scratch=Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lorasmith-bench-"))),
+            book=Book(Path(args.json).absolute(), _head(args)),
+            clock=Clock(QUICK_BUDGET if args.quick else BUDGET),
+        )
+        status = measure(bench, [job for job in JOBS if job.section in args.only])
+    print(render(bench.book.data))
+    say(f"{bench.clock.spent / 60:.1f} minutes; figures in {args.json}")
+    return status
 
 
-def _seconds(command: Command, rows: int) -> tuple[float, float]:
-    """Wall time of a whole program on `rows` rows, and its peak memory in MiB."""
-    with tempfile.TemporaryDirectory() as scratch:
-        words, log = command(rows, Path(scratch)), Path(scratch) / "stderr"
-        with log.open("w") as errors:
-            started = time.perf_counter()
-            process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors)
-            _pid, status, usage = os.wait4(process.pid, 0)
-            seconds = time.perf_counter() - started
-        if status:
-            raise SystemExit(f"failed: {' '.join(words)}\n{log.read_text()}")
-    return seconds, usage.ru_maxrss / 1024
+def measure(bench: Bench, jobs: Sequence[Job]) -> int:
+    """Every job that the time allows. Ctrl-C and a program that fails leave what was measured."""
+    status = 0
+    try:
+        slowness = _find_pace(bench)
+        for number, job in enumerate(jobs):
+            what = f"{job.section} {job.name}".rstrip()
+            bench.clock.kept = slowness * sum(_seconds(bench, later) or 0 for later in jobs[number + 1 :])
+            expected = _seconds(bench, job)
+            if expected is None:
+                bench.book.leave_out(what, "not with --quick")
+            elif number and bench.clock.spent + slowness * expected > bench.clock.budget:
+                bench.book.leave_out(what, "no time left")
+            else:
+                status |= _do(bench, job, what)
+    except Failed as failure:  # already of the first short run
+        bench.book.leave_out("everything", str(failure))
+        status = 1
+    except KeyboardInterrupt:
+        bench.book.leave_out("the rest", "stopped by Ctrl-C")
+        status = 130
+    bench.book.data["seconds"] = bench.clock.spent
+    bench.book.write()
+    return status
 
 
-def _peer(flags: list[str]) -> Command:
-    def command(rows: int, scratch: Path) -> list[str]:
-        return [sys.executable, "-m", "bench.peer", "--rows", str(rows), "--output", str(scratch), *flags]
-
-    return command
-
-
-def _ours(rows: int, scratch: Path) -> list[str]:
-    """`lorasmith train` from the command line, on the first rows of the same file."""
-    source, _held_out = demo_files(Report())
-    data = scratch / "rows.jsonl"
-    data.write_text("".join(source.read_text("utf-8").splitlines(keepends=True)[:rows]), "utf-8")
-    flags = "--max-length 128 --too-long truncate --held-out 0 --learning-rate 2e-3 --save-every 0 --warmup 0"
-    program = "import sys; from lorasmith.cli.main import main; sys.exit(main())"
-    return [sys.executable, "-c", program, "train", str(data), "--output", str(scratch / "run"), *flags.split()]
+def _do(bench: Bench, job: Job, what: str) -> int:
+    started = time.monotonic()
+    try:
+        job.work(bench)
+    except Failed as failure:
+        bench.book.leave_out(what, str(failure))
+        return 0 if isinstance(failure, Missing) else 1
+    say(f"  {what} took {time.monotonic() - started:.0f} s")
+    return 0
 
 
-def _report(ours: list[Measured], peer: list[Measured], tried: list[Measured], file: Path) -> None:
-    rate, peer_rate = (statistics.median(m.tokens_per_second for m in side) for side in (ours, peer))
-    memory, peer_memory = (statistics.median(m.peak_memory_mib for m in side) for side in (ours, peer))
-    figures = {
-        "processor": _processor(),
-        "torch": torch.__version__,
-        "tokens_per_second": rate,
-        "peer_tokens_per_second": peer_rate,
-        "ratio": rate / peer_rate,
-        "memory_ratio": memory / peer_memory,
-        "peer_setting": peer[0].setting,
-        "runs": [asdict(m) for m in [*tried, *ours, *peer[1:]]],
-    }
-    file.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
-    print(f"lorasmith {rate:.0f} tokens/s, PEFT + Trainer at its best {peer_rate:.0f}: {rate / peer_rate:.2f} x")
-    print(f"  its best setting: {peer[0].setting}")
-    print(f"peak memory {memory:.0f} MiB against {peer_memory:.0f}: {memory / peer_memory:.2f} x; figures in {file}")
+def _seconds(bench: Bench, job: Job) -> float | None:
+    return job.quick if bench.quick else job.seconds
 
 
-def _processor() -> str:
-    model = next(
-        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
+def _find_pace(bench: Bench) -> float:
+    """Times slower than where the jobs' seconds are from; by one short run, which also fills the file cache."""
+    program = commands.peer(bench.model, CHAT, commands.TRAINING[commands.USUAL_BEST])
+    rows = rows_of(bench, CHAT, bench.model)
+    ran = bench.run(program, rows, 2 * STEP)
+    slowness = USUAL_RATE * (ran.seconds - (ran.start_seconds or 0.0)) / rows.tokens(2 * STEP)
+    bench.scale = 0.5 if slowness > SLOW else 1.0
+    say(f"this machine takes {slowness:.2f} times as long as expected" + " with half the rows" * (bench.scale < 1))
+    return slowness * bench.scale
+
+
+def _head(args: argparse.Namespace) -> dict[str, object]:
+    words = ["python -m bench", *["--quick"] * args.quick]
+    words += [f"--only {','.join(args.only)}"] * (args.only != SECTIONS)
+    words += [f"--rounds {args.rounds}"] * (args.rounds != ROUNDS) + [f"--dtype {args.dtype}"] * (args.dtype != "auto")
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {"command": " ".join(words), "date": now, "machine": machine(args.dtype), "versions": versions()}
+
+
+def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one round of fewer rows and settings: under five minutes")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help="rounds of both programs, where the time allows them"
     )
-    flags = torch.cpu.get_capabilities()
-    fast = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if flags.get(name)]
-    return f"{model} ({', '.join(fast)})"
+    parser.add_argument("--only", type=_sections, default=SECTIONS, help="sections, by comma: " + ", ".join(SECTIONS))
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of lorasmith's base")
+    parser.add_argument("--json", help="file that gets the figures; bench.json or bench-quick.json where not given")
+    args = parser.parse_args(words)
+    args.json = args.json or ("bench-quick.json" if args.quick else "bench.json")
+    return args
 
 
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
+def _sections(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = sorted(set(names) - set(SECTIONS))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no such section: {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    return names
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

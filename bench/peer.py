@@ -1,45 +1,92 @@
-"""The peer as a whole program: PEFT and transformers' Trainer on the demo's rows. Prints nothing that is measured.
+"""The peer as a whole program: PEFT and transformers' Trainer. Prints nothing that is measured.
 
-python -m bench.peer --rows 64 --dtype float32 --batch 1 --accumulate 8 [--autocast]
+python -m bench.peer --data rows.jsonl --model FOLDER --output FOLDER --dtype float32 --batch 1 --accumulate 8
 """
 
 import argparse
 import os
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
-from bench.rows import encoded_rows
-from lorasmith.model.gguf import packaged_model
+from bench.rows import Kind, examples, for_trainer
 from lorasmith.model.load import load_tokenizer
 from lorasmith.model.machine import use_all_cores
-from lorasmith.report import Report
+
+LORA: dict[str, dict[str, Any]] = {
+    "demo": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
+    "tutorial": {
+        "r": 8, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules": r".*\.1.*query_key_value",
+        "modules_to_save": ["word_embeddings"],
+    },
+}  # fmt: skip
 
 
-def main() -> None:
-    """Train on `--rows` rows, once, as the usual recipe does it."""
+class Marker(TrainerCallback):
+    """Writes a file when the first step begins."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        """Before the first row of a step is computed."""
+        if state.global_step == 0:
+            self.path.touch()
+
+
+def arguments(words: list[str] | None) -> argparse.Namespace:
+    """One run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--template", default="auto")
+    parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--lora", choices=LORA, default="demo")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--accumulate", type=int, default=8)
     parser.add_argument("--autocast", action="store_true")
-    parser.add_argument("--output", required=True)
-    args = parser.parse_args()
+    parser.add_argument("--evaluate", action="store_true", help="measure the rows instead of learning from them")
+    parser.add_argument("--marker", type=Path, help="file to write when the first step begins")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Train on all rows once, as the usual recipe does it, or evaluate on them."""
+    args = arguments(words)
     use_all_cores()
-    folder = packaged_model("smollm2-135m-instruct", Report())
-    tokenizer = load_tokenizer(folder)
-    rows = [_for_trainer(example) for example in encoded_rows(tokenizer, args.rows)]
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, args.dtype))
-    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
-    settings = TrainingArguments(
+    tokenizer = load_tokenizer(args.model)
+    kind = Kind("rows", args.template, args.max_length)
+    rows: Any = [for_trainer(example) for example in examples(args.data, kind, args.model, tokenizer)]
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
+    trainer = Trainer(
+        model=get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA[args.lora])),
+        args=_settings(args),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=DataCollatorForSeq2Seq(tokenizer=tokenizer, padding=True),
+        callbacks=[Marker(args.marker)] if args.marker else None,
+    )
+    if args.evaluate:
+        trainer.evaluate()
+    else:
+        trainer.train()
+
+
+def _settings(args: argparse.Namespace) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=args.output,
         per_device_train_batch_size=args.batch,
+        per_device_eval_batch_size=args.batch,
         gradient_accumulation_steps=args.accumulate,
-        learning_rate=2e-3,
+        prediction_loss_only=True,
+        learning_rate=2e-3 if args.lora == "demo" else 1e-4,
         num_train_epochs=1,
         logging_steps=10,
         save_strategy="no",
@@ -48,13 +95,6 @@ def main() -> None:
         bf16=args.autocast,
         disable_tqdm=True,
     )
-    collator = DataCollatorForSeq2Seq(tokenizer=tokenizer, padding=True)
-    Trainer(model=model, args=settings, train_dataset=rows, data_collator=collator).train()
-
-
-def _for_trainer(example):  # type: ignore[no-untyped-def]
-    labels = [-100, *example.targets[:-1]]
-    return {"input_ids": example.ids, "attention_mask": [1] * len(example.ids), "labels": labels}
 
 
 if __name__ == "__main__":

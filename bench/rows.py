@@ -1,19 +1,103 @@
-"""The demo's rows, the same tokens for both programs."""
+"""The rows: the same files and the same tokens for both programs, encoded by lorasmith's own preparation."""
 
-from transformers import PreTrainedTokenizerBase
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
-from lorasmith.data.conversation import Message
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from bench.programs import ROOT
+from lorasmith.data.config import DataConfig
+from lorasmith.data.prepare import prepare
 from lorasmith.data.read import read
-from lorasmith.data.template import Template, cut
-from lorasmith.demo import MAX_LENGTH, demo_files
+from lorasmith.data.template import Template
+from lorasmith.model.load import load_tokenizer
 from lorasmith.model.row import Example
-from lorasmith.report import Report
+
+ALPACA_FILE = ROOT.parent / "shared" / "data" / "alpaca_zh_demo.json"
 
 
-def encoded_rows(tokenizer: PreTrainedTokenizerBase, count: int) -> list[Example]:
-    """The first `count` rows to learn from, cut to 128 tokens."""
-    template = Template.of(tokenizer)
-    file, _held_out = demo_files(Report())
-    records = read(str(file))[:count]
-    messages = [[Message(**m) for m in record.fields["messages"]] for record in records]  # type: ignore[attr-defined]
-    return [cut(template.encode(m, record.source), MAX_LENGTH) for m, record in zip(messages, records, strict=True)]
+@dataclass(frozen=True)
+class Kind:
+    """A sort of rows: its name, lorasmith's template for it, and the tokens that a row is cut to."""
+
+    name: str
+    template: str
+    max_length: int
+
+    @property
+    def flags(self) -> list[str]:
+        """The words that both programs take."""
+        return ["--template", self.template, "--max-length", str(self.max_length)]
+
+
+CHAT = Kind("chat", "auto", 128)
+ALPACA = Kind("alpaca", "human-assistant", 256)
+KINDS = {kind.name: kind for kind in (CHAT, ALPACA)}
+
+
+@dataclass
+class Rows:
+    """Rows of one kind as files in `folder`, and how many tokens they hold for the model in `model`."""
+
+    kind: Kind
+    records: Sequence[dict[str, Any]]
+    model: Path
+    folder: Path
+    counted: dict[int, int] = field(default_factory=dict)
+
+    def file(self, count: int) -> Path:
+        """The first `count` rows as JSONL."""
+        path = self.folder / f"{self.kind.name}-{count}.jsonl"
+        if not path.is_file():
+            lines = (json.dumps(fields, ensure_ascii=False) + "\n" for fields in self.records[:count])
+            path.write_text("".join(lines), "utf-8")
+        return path
+
+    def tokens(self, count: int) -> int:
+        """Tokens of the first `count` rows as they stand after the cut, whatever a program computes of them."""
+        if count not in self.counted:
+            found = examples(self.file(count), self.kind, self.model, _tokenizer(self.model))
+            self.counted[count] = sum(len(example.ids) for example in found)
+        return self.counted[count]
+
+
+def records_of(kind: Kind) -> list[dict[str, Any]] | None:
+    """All rows of the demo or of the alpaca file; None where the latter is not there."""
+    if kind is ALPACA:
+        return [record.fields for record in read(ALPACA_FILE)] if ALPACA_FILE.is_file() else None
+    from lorasmith.demo import demo_files  # here, so that the peer's start does not pay for it
+    from lorasmith.report import Report
+
+    return [record.fields for record in read(demo_files(Report())[0])]
+
+
+def examples(file: Path, kind: Kind, model: Path, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """What `lorasmith train` learns from with these flags."""
+    template = Template.of(tokenizer, kind.template, _end_ids(model))
+    config = DataConfig(
+        data=(str(file),), held_out=0, template=template.kind, max_length=kind.max_length, too_long="truncate"
+    )
+    return prepare(config, template, None).train
+
+
+def for_trainer(example: Example) -> dict[str, list[int]]:
+    """The same ids and labels as Trainer wants them: labels stand at the token itself, not before it."""
+    labels = [-100, *example.targets[:-1]]
+    return {"input_ids": example.ids, "attention_mask": [1] * len(example.ids), "labels": labels}
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(model: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(model)
+
+
+def _end_ids(model: Path) -> tuple[int, ...]:
+    """Where the model's own generation config ends a reply."""
+    if not (model / "generation_config.json").is_file():
+        return ()
+    ends = GenerationConfig.from_pretrained(model).eos_token_id
+    return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)

@@ -1,0 +1,188 @@
+"""The figures of a bench as Markdown, beside what must and should be reached.
+
+python -m bench.table bench.json [docs/performance.md]      rewrites what stands between the two markers there
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.breakdown import PARTS
+from bench.programs import ROOT
+
+BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+PAGE = ROOT / "docs" / "performance.md"
+
+
+class Goal(NamedTuple):
+    """One line of the table: the figure's place in the JSON, and must and aim by kind of processor."""
+
+    what: str
+    place: str
+    bfloat16: tuple[float, float]
+    float32: tuple[float, float]
+    unit: str = ""
+
+
+SHARE, MEMORY, START = ((0.65, 0.85), (0.7, 0.85)), ((0.8, 0.6), (1.0, 0.8)), ((1.0, 0.8), (1.0, 0.8))
+GOALS = (
+    Goal("the demo's rows, tokens/s against the peer's best", "training.chat.ratio", (2.7, 4.0), (2.2, 3.0), " x"),
+    Goal("alpaca rows, tokens/s against the peer's best", "training.alpaca.ratio", (2.1, 2.8), (1.7, 2.2), " x"),
+    Goal("share of the limit, the demo's rows", "parts.chat.share", *SHARE),
+    Goal("share of the limit, alpaca rows", "parts.alpaca.share", *SHARE),
+    Goal("Bloom, tokens/s against the float32 recipe", "bloom.alpaca.ratio_to_recipe", (2.2, 2.7), (1.5, 1.8), " x"),
+    Goal("peak memory against the float32 recipe, the demo's rows", "training.chat.memory_to_recipe", *MEMORY),
+    Goal("peak memory against the float32 recipe, alpaca rows", "training.alpaca.memory_to_recipe", *MEMORY),
+    Goal("peak memory against the float32 recipe, Bloom", "bloom.alpaca.memory_to_recipe", *MEMORY),
+    Goal("from the command to the first step, against the peer's", "training.chat.start_to_peer", *START),
+    Goal("tokens/s at rows of 2,048 tokens against rows of 256", "lengths.ratio.2048 to 256", (0.7, 0.85), (0.7, 0.85)),
+    Goal("evaluation, tokens/s against the peer's best", "evaluation.chat.ratio", (1.6, 2.1), (1.4, 1.7), " x"),
+)
+SIDES = {"ours": "lorasmith", "peer": "PEFT + Trainer, its best", "recipe": "PEFT + Trainer, the recipe"}
+CONTESTS = {
+    "training.chat": "the demo's rows",
+    "training.alpaca": "alpaca rows",
+    "bloom.alpaca": "Bloom, alpaca rows",
+    "evaluation.chat": "evaluation, the demo's rows",
+    "sizes.360M": "360M weights, the demo's rows",
+}
+STEP_OF = {"chat": "the demo's rows", "alpaca": "alpaca rows"}
+STEP_LINES = {
+    "its tokens in the data": "{tokens_per_step:,.0f}",
+    "tokens computed, learned": "{computed_per_step:,.0f}, {labels_per_step:,.0f}",
+    "seconds": "{seconds_per_step:.3f}",
+    "the limit: its unavoidable products alone": "{limit_seconds_per_step:.3f} at {limit_gflops:,.0f} GFLOP/s",
+    "tokens/s, and at the limit": "{tokens_per_second:,.0f}, {limit_tokens_per_second:,.0f}",
+    "seconds under the profiler": "{profiled[seconds_per_step]:.3f}",
+}
+
+
+def render(figures: dict[str, Any]) -> str:
+    """All tables; what was not measured says so."""
+    blocks = [
+        _heading(figures),
+        _goals(figures),
+        _rates(figures),
+        _parts(figures),
+        _lengths(figures),
+        _left_out(figures),
+    ]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def rewrite(page: str, table: str) -> str:
+    """The page with `table` between its markers. Raises ValueError where they are not there, once and in order."""
+    before, begin, rest = page.partition(BEGIN)
+    _old, end, after = rest.partition(END)
+    if not (begin and end) or BEGIN in after or END in after:
+        raise ValueError(f"needs one {BEGIN} and, after it, one {END}")
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+
+
+def at(figures: dict[str, Any], place: str) -> Any:
+    """The value at a dotted place of the sections; None where it was not measured."""
+    found: Any = figures["sections"]
+    for key in place.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def _heading(figures: dict[str, Any]) -> str:
+    machine, versions = figures["machine"], figures["versions"]
+    names = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "system")
+    set_by_hand = "".join(f", {name}={value}" for name, value in machine["environment"].items())
+    minutes = f", {figures['seconds'] / 60:.0f} minutes" if "seconds" in figures else ""
+    return (
+        f"`{figures['command']}`, {figures['date'][:10]}{minutes}; {machine['cores']} cores of {machine['processor']} "
+        f"({', '.join(machine['flags'])}{set_by_hand}), {machine['memory_mib'] / 1024:.0f} GiB, "
+        f"lorasmith in {machine['dtype']}; {names}"
+    )
+
+
+def _goals(figures: dict[str, Any]) -> str:
+    lines = []
+    for goal in GOALS:
+        value = at(figures, goal.place)
+        must, aim = getattr(goal, figures["machine"]["kind"])
+        measured = "not measured" if value is None else f"{value:.2f}{goal.unit}"
+        lines.append((goal.what, measured, f"{must:g}{goal.unit}", f"{aim:g}{goal.unit}"))
+    return _table(("what", "measured", "must", "aim"), lines)
+
+
+def _rates(figures: dict[str, Any]) -> str:
+    lines = []
+    for place, name in CONTESTS.items():
+        contest = at(figures, place) or {}
+        for side, program in SIDES.items():
+            found = contest.get(side)
+            if found and not (side == "recipe" and found["setting"] == contest["peer"]["setting"]):
+                lines.append((name, program, found["setting"], *_numbers(found)))
+    return _table(("work", "program", "setting", "tokens/s", "peak MiB", "s to the first step", "rounds"), lines)
+
+
+def _numbers(found: dict[str, Any]) -> tuple[str, ...]:
+    start = found["start_seconds"]
+    texts = f"{found['tokens_per_second']:,.0f}", f"{found['peak_mib']:,.0f}", f"{start:.1f}" if start else "-"
+    return (*texts, str(found["rounds"]))
+
+
+def _parts(figures: dict[str, Any]) -> str:
+    measured = {name: found for name in STEP_OF if (found := at(figures, f"parts.{name}"))}
+    if not measured:
+        return ""
+    lines = [(what, *(text.format(**found) for found in measured.values())) for what, text in STEP_LINES.items()]
+    for part in PARTS:
+        lines.append((f"- {part}", *(_share(found["profiled"], part) for found in measured.values())))
+    return _table(("lorasmith's step", *(STEP_OF[name] for name in measured)), lines)
+
+
+def _share(profiled: dict[str, Any], part: str) -> str:
+    seconds = profiled["parts"][part]
+    return f"{seconds:.3f}, {seconds / profiled['seconds_per_step']:.0%}"
+
+
+def _lengths(figures: dict[str, Any]) -> str:
+    found = at(figures, "lengths") or {}
+    numbers = sorted(int(name) for name in found if name.isdigit())
+    lines = [
+        (f"{n:,}", f"{found[str(n)]['tokens_per_second']:,.0f}", f"{found[str(n)]['peak_mib']:,.0f}") for n in numbers
+    ]
+    growth = at(figures, "sizes.360M.times_slower") or {}
+    grown = [f"{SIDES[side].split(',')[0]} {times:.2f} times" for side, times in growth.items()]
+    table = _table(("lorasmith, tokens a row", "tokens/s", "peak MiB"), lines)
+    text = f"From 135M to 360M weights a token takes longer: {', '.join(grown)}." if grown else ""
+    return "\n\n".join(block for block in (table, text) if block)
+
+
+def _left_out(figures: dict[str, Any]) -> str:
+    return "\n".join(f"- not measured: {what}: {why.splitlines()[0]}" for what, why in figures["left_out"].items())
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [" | ".join(line) for line in lines]
+    if not rows:
+        return ""
+    return "\n".join(f"| {row} |" for row in (" | ".join(head), " | ".join("---" for _name in head), *rows))
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Rewrite the page; 2: it has no place for the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("json", type=Path)
+    parser.add_argument("page", type=Path, nargs="?", default=PAGE)
+    args = parser.parse_args(words)
+    table = render(json.loads(args.json.read_text("utf-8")))
+    try:
+        page = rewrite(args.page.read_text("utf-8"), table)
+    except (OSError, ValueError) as error:
+        print(f"{args.page}: {error}", file=sys.stderr)
+        return 2
+    args.page.write_text(page, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
