@@ -13,7 +13,7 @@ KEY := $(shell cat Makefile pyproject.toml requirements.lock requirements-dev.lo
 READY := $(VENV)/ready-$(KEY)
 READY_DEV := $(VENV)/ready-dev-$(KEY)
 
-.PHONY: help setup setup-dev demo test check bench gpu lock clean
+.PHONY: help setup setup-dev demo test check bench bench-quick gpu lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -35,8 +35,11 @@ check: setup-dev  ## format, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: setup-dev  ## training beside PEFT with Trainer, alone on the machine, about 20 minutes; ARGS=--quick for one round
+bench: setup-dev  ## beside PEFT with Trainer, alone on the machine, 45 minutes at most; some sections: ARGS='--only training'
 	$(BIN)/python -m bench $(ARGS)
+
+bench-quick: setup-dev  ## the same in five minutes: one round, fewer rows, settings and sections
+	$(BIN)/python -m bench --quick $(ARGS)
 
 gpu: setup-dev  ## the tests that need a card
 	@if ! $(BIN)/python -c 'import sys, torch; sys.exit(not torch.accelerator.is_available())'; then \
