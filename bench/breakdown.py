@@ -14,7 +14,7 @@ BOTH = "base and adapter"  # told apart by shape
 # How a range's name begins, leading underscores left out; "...Backward" is covered by the function's own name.
 NAMES = {
     "LowRank": ADAPTER,
-    "Project": BOTH,
+    "AdaptedLinears": BOTH,
     "ByHand": ATTENTION,
     "aten::bmm": ATTENTION,
     "aten::baddbmm": ATTENTION,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 import sys
 from pathlib import Path
@@ -284,7 +285,7 @@ class _Through(torch.autograd.Function):
         return torch.mm(dy, W) + torch.mm(torch.mm(dy, B), A), None, None, None
 
 
-class Project(_Through):
+class AdaptedLinears(_Through):
     """Under a name that holds both kinds of products."""
 
 
@@ -312,13 +313,25 @@ def profiled(work) -> tuple[dict[str, float], dict[str, float]]:
 def test_operators_belong_to_the_nearest_range_that_has_a_name():
     x, W = torch.randn(64, 48, requires_grad=True), torch.randn(96, 48)
     A, B = torch.randn(4, 48), torch.randn(96, 4)
-    parts, products = profiled(lambda: Project.apply(x, W, A, B).sum().backward())
+    parts, products = profiled(lambda: AdaptedLinears.apply(x, W, A, B).sum().backward())
     assert products == {breakdown.BASE: 2, breakdown.ADAPTER: 4}
     assert parts[breakdown.BASE] > 0
     assert sum(parts.values()) == pytest.approx(10)
     assert profiled(lambda: LowRank.apply(x, W, A, B).sum().backward())[1] == {breakdown.ADAPTER: 6}
     assert profiled(lambda: _ByHand.apply(x, W, A, B).sum().backward())[1] == {breakdown.ATTENTION: 6}
     assert profiled(lambda: torch.nn.functional.linear(x, W).sum().backward())[1] == {breakdown.BASE: 2}
+
+
+def test_every_autograd_function_of_the_package_has_a_part():
+    sources = (Path(__file__).parents[1] / "src").rglob("*.py")
+    names = [
+        name
+        for file in sources
+        for name in re.findall(r"class (\w+)\(torch.autograd.Function", file.read_text("utf-8"))
+    ]
+    assert len(names) >= 3
+    begins = tuple(breakdown.NAMES)
+    assert [name for name in names if not name.lstrip("_").startswith(begins)] == []
 
 
 def test_the_flat_buffer_is_the_optimisers_and_other_operators_are_element_by_element():
