@@ -14,7 +14,7 @@ BOTH = "base and adapter"  # told apart by shape
 # How a range's name begins, leading underscores left out; "...Backward" is covered by the function's own name.
 NAMES = {
     "LowRank": ADAPTER,
-    "AdaptedLinears": BOTH,
+    "AdaptedLinear": BOTH,
     "ByHand": ATTENTION,
     "aten::bmm": ATTENTION,
     "aten::baddbmm": ATTENTION,
@@ -22,9 +22,10 @@ NAMES = {
     "aten::_scaled_dot_product": ATTENTION,
     "ScaledDotProduct": ATTENTION,
     "RMSNorm": ELEMENT,
-    "SwiGLU": ELEMENT,
+    "Gated": ELEMENT,
     "Rotary": ELEMENT,
     "ChunkedLoss": HEAD,
+    "FrozenHead": HEAD,
     "Optimizer.step": OPTIMISER,
     "torch::autograd::AccumulateGrad": OPTIMISER,  # gradients meet in the flat buffer
 }

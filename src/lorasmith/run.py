@@ -37,6 +37,7 @@ from lorasmith.lora.target import layer_number
 from lorasmith.model.base import Base
 from lorasmith.model.load import load_base
 from lorasmith.model.machine import dtype_name
+from lorasmith.model.verify import speed_up
 from lorasmith.plot import plot_loss
 from lorasmith.report import Report
 from lorasmith.run_folder import (
@@ -96,6 +97,7 @@ class _Training:
         template = Template.of(base.tokenizer, config.data.template, end_ids(base))
         data = prepare(config.data, template, base.max_positions, report, config.training.seed)
         base.adapters[ADAPTER] = inject(base.model, config.lora, base.router, ADAPTER, config.training.seed)
+        speed_up(base, ADAPTER, [token for example in data.train[:24] for token in example.ids])
         job = self._job(base, template, data)
         self._describe(job)
         state = self._restore(job) if resume else self._begin(job, template, data)
@@ -152,6 +154,9 @@ class _Training:
             )
         )
         say(_("rows: {layout}", layout=base.why["layout"]))
+        say(_("fast and equal to the plain step: {parts}", parts=base.why["fast"]))
+        if "plain" in base.why:
+            say(_("plain, because its numbers differ: {parts}", parts=base.why["plain"]))
         for pattern, paths in adapter.targets.matched.items():
             say(_("target {pattern} matches {modules}", pattern=pattern, modules=_summary_of_paths(paths)))
         for name, paths in adapter.targets.saved.items():

@@ -87,12 +87,24 @@ def test_loss_is_summed_in_float32(dtype: torch.dtype) -> None:
     assert float(losses @ row.weight_N.float()) == pytest.approx(float(loss_sum(base, row)), rel=1e-5)
 
 
-def test_only_logits_of_a_chunk_are_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def counting(rows: list[int], right: Any) -> Any:
+    def counted(logits: torch.Tensor, *args: Any, **more: Any) -> Any:
+        if logits.dim() == 2:  # and not attention's
+            rows.append(len(logits))
+        return right(logits, *args, **more)
+
+    return counted
+
+
+@pytest.mark.parametrize("fast", [frozenset({"head"}), frozenset()], ids=["by hand", "plain"])
+def test_only_logits_of_a_chunk_are_there_at_once(fast: frozenset[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "CHUNK", 4)
+    monkeypatch.setattr(head, "LARGEST", 4)
     base, _adapter = adapted("llama")
+    base.fast = fast
     rows: list[int] = []
-    right = head.logits
-    monkeypatch.setattr(head, "logits", lambda b, states: rows.append(len(states)) or right(b, states))
+    for module, name in ((torch, "softmax"), (torch.nn.functional, "cross_entropy")):
+        monkeypatch.setattr(module, name, counting(rows, getattr(module, name)))
     loss_sum(base, one_row([example(10, 1, learned=1), example(9, 2, learned=1)]))
     assert sum(rows) == 19
     assert max(rows) == 4

@@ -99,7 +99,7 @@ def test_a_leak_of_the_first_value_is_caught(leak: Callable[[Tensor], Tensor], m
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_positions_that_run_on_are_caught(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = forward.packed_inputs
-    run_on = lambda row, kv=None: right(row, kv) | {"position_ids": torch.arange(row.tokens)[None]}  # noqa: E731
+    run_on = lambda base, row, kv=None: right(base, row, kv) | {"position_ids": torch.arange(row.tokens)[None]}  # noqa: E731
     monkeypatch.setattr(forward, "packed_inputs", run_on)
     base = probed_again(tiny_base(family))
     # rotary embeddings see distances alone, so positions that run on are right there; learned positions are not

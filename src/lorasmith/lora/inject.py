@@ -95,6 +95,8 @@ def remove(model: PreTrainedModel, name: str) -> None:
             wrapper.remove(name)
         if not _names(wrapper):
             _put(model, path, _original(wrapper))
+            if isinstance(wrapper, LoRALayer):
+                wrapper.siblings.remove(wrapper)
 
 
 def count(model: PreTrainedModel, adapter: Adapter) -> Counts:

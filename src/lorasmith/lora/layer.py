@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lorasmith.lora.router import Router, Slice
+from lorasmith.lora.siblings import Siblings
 
 Bounds = tuple[tuple[int, int], ...]
 
@@ -88,6 +89,7 @@ class LoRALayer(nn.Module):
         self.lora_A, self.lora_B, self.lora_dropout = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         self.scaling: dict[str, float] = {}
         self.in_features, self.out_features, self.router = in_features, out_features, router
+        self.siblings = Siblings(router, [self])
 
     def add(self, adapter: str, r: int, scaling: float, dropout: float, device: torch.device) -> None:
         """Make A [r, I] and B [O, r] of `adapter`, in `master_dtype`, not yet initialised."""
@@ -104,6 +106,20 @@ class LoRALayer(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """W x + (lora_alpha / r) B A x, each token with the adapter that the router names. x [..., I] -> [..., O]."""
+        fused = None if args or kwargs else self.siblings.output(self, x)
+        return self.alone(x, *args, **kwargs) if fused is None else fused
+
+    def is_plain(self, adapter: str | None) -> bool:
+        """Whether `adapter` is on it, without dropout, and its base is nothing but a frozen nn.Linear."""
+        base = self.base_layer
+        if adapter not in self.scaling or type(base) is not nn.Linear or torch.compiler.is_compiling():
+            return False
+        dropout = self.lora_dropout[adapter]
+        trained = any(p.requires_grad for p in base.parameters())
+        return not trained and not (isinstance(dropout, nn.Dropout) and dropout.training)
+
+    def alone(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The same for any base and any adapters: the base is called, and the update added in place."""
         y: Tensor = self.base_layer(x, *args, **kwargs)
         slices = self._own(self.router.slices_of(x.numel() // x.shape[-1]))
         if not slices:

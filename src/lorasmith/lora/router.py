@@ -23,11 +23,14 @@ class Router:
         self.active: str | None = None
         self.slices: tuple[Slice, ...] | None = None
         self.stacked = False
+        self.turn = 0  # which forward this is
+        self.fused = True  # layers with the same input may compute in one pass
 
     def route(self, slices: Sequence[tuple[str | None, int, int]] | None, stacked: bool = False) -> None:
         """Set the slices of the next forward; None returns to `active` for every token."""
         self.slices = None if slices is None else tuple(Slice(*s) for s in slices)
         self.stacked = stacked
+        self.turn += 1
 
     def slices_of(self, tokens: int) -> tuple[Slice, ...]:
         """The slices of a row of `tokens` tokens. One adapter for all: whatever part of the row a layer sees."""

@@ -38,6 +38,7 @@ class Base:
     device: torch.device
     layout: Layout = "padded"
     head: Head = field(default_factory=Head)
+    fast: frozenset[str] = frozenset({"attention", "head", "linear layers", "prefix"})  # see verify.py
     native: str = "sdpa"  # transformers' own attention for this model, by name
     why: dict[str, str] = field(default_factory=dict)
     router: Router = field(default_factory=Router)

@@ -15,15 +15,19 @@ from lorasmith.model.base import Base
 from lorasmith.model.group import grouped
 from lorasmith.model.row import Example, Row, flatten
 
+THIN = 16  # tokens of one adapter: up to so many on average, all adapters go in one product under a mask
+MULTIPLE = (
+    32  # tokens of a packed row on a CPU: oneDNN makes a kernel for every length, and few lengths are few kernels
+)
+
 
 def row_of(base: Base, examples: Sequence[Example], total_weight: float, adapter: str | None) -> Row:
     """`flatten` for this model, on its device. What examples share stands once, unless dropout makes it differ."""
+    if base.layout == "padded":
+        return flatten(examples, total_weight, adapter).to(base.device)
     drops = base.model.training and adapter is not None and base.adapters[adapter].config.lora_dropout > 0
-    share = base.layout == "packed" and not drops
-    return flatten(examples, total_weight, adapter, share).to(base.device)
-
-
-THIN = 16  # tokens of one adapter: up to so many on average, all adapters go in one product under a mask
+    multiple = MULTIPLE if base.device.type == "cpu" and base.dtype == torch.bfloat16 else 1
+    return flatten(examples, total_weight, adapter, "prefix" in base.fast and not drops, multiple).to(base.device)
 
 
 def hidden(base: Base, row: Row, kv: Cache | None = None) -> Tensor:
@@ -35,7 +39,7 @@ def hidden(base: Base, row: Row, kv: Cache | None = None) -> Tensor:
 
 def _packed(base: Base, row: Row, kv: Cache | None) -> Tensor:
     base.router.route(row.slots, stacked=kv is not None and is_thin(row.slots))
-    out = base.decoder(**packed_inputs(row, kv))
+    out = base.decoder(**packed_inputs(base, row, kv))
     states: Tensor = out.last_hidden_state[0]
     return states
 
@@ -45,7 +49,7 @@ def is_thin(slots: Sequence[Slice]) -> bool:
     return len(slots) > 1 and slots[-1].end <= THIN * len(slots)
 
 
-def packed_inputs(row: Row, kv: Cache | None = None) -> dict[str, Any]:
+def packed_inputs(base: Base, row: Row, kv: Cache | None = None) -> dict[str, Any]:
     """Keywords of a model call on a packed row; makes room in the cache. Neither mask nor cache of transformers' own."""
     lengths, device = [span.length for span in row.spans], row.ids_T.device
     ends = torch.tensor([0, *(span.end for span in row.spans)], dtype=torch.int32)
@@ -55,6 +59,7 @@ def packed_inputs(row: Row, kv: Cache | None = None) -> dict[str, Any]:
         "attention_mask": None,
         "use_cache": False,
         "row": grouped(row.spans, device) if kv is None else kv.begin(row.spans, device),
+        "by_hand": "attention" in base.fast,
         "kv": kv,
         "cu_seq_lens_q": ends,
         "cu_seq_lens_k": ends,

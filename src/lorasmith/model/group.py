@@ -15,8 +15,8 @@ from lorasmith.model.row import Span
 
 PIECE = 256  # queries of one piece: longer spans attend in several, so that no product grows with the square
 PRODUCT = 2**18  # queries x keys of one product, per head: what stays in the cache of a processor
-ALIKE = 0.7  # the shortest piece of a group, to its longest
-ROUND_L, ROUND_S = 16, 32  # few different shapes; softmax in bfloat16 is half as fast where 32 does not divide S
+ALIKE = 0.5  # the shortest piece of a group, to its longest
+ROUND_L, ROUND_S = 16, 32
 
 
 @dataclass(frozen=True, slots=True)

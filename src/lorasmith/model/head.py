@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lorasmith.lora.router import Slice
 from lorasmith.model.attention import Cache
@@ -18,6 +19,7 @@ from lorasmith.model.base import Base
 from lorasmith.model.forward import hidden, is_thin, packed_inputs, padded_inputs, padded_slices
 from lorasmith.model.row import Row
 
+LARGEST = 160  # labels of one chunk at a frozen head
 CHUNK = 128  # rows of logits at once: of 32 to 640 the fastest on two cores with 49,152 words
 
 
@@ -27,6 +29,8 @@ def loss_sum(base: Base, row: Row) -> Tensor:
         losses_N = _losses_of_model(base, row)
         return (losses_N * row.weight_N.to(losses_N.dtype)).sum()
     states_NH = hidden(base, row).index_select(0, row.at_N)
+    if "head" in base.fast and _is_frozen_linear(base):
+        return _FrozenHead.apply(states_NH, base, row)  # type: ignore[no-any-return, no-untyped-call]
     trained = [p for p in base.output_embedding.parameters() if p.requires_grad]
     during_decoder = base.router.slices
     loss: Tensor = _ChunkedLoss.apply(states_NH, base, row, *trained)  # type: ignore[no-untyped-call]
@@ -53,7 +57,7 @@ def next_logits(base: Base, row: Row, kv: Cache) -> Tensor:
         base.router.route(row.slots, stacked=is_thin(row.slots))
         # the head may carry adapters, whose slices count every token of the row
         keep = row.at_N if len(row.slots) == 1 else torch.arange(row.tokens, device=row.at_N.device)
-        out: Tensor = base.model(**packed_inputs(row, kv), logits_to_keep=keep).logits[0]
+        out: Tensor = base.model(**packed_inputs(base, row, kv), logits_to_keep=keep).logits[0]
         return (out if len(row.slots) == 1 else out.index_select(0, row.at_N)).float()
     states_NH = hidden(base, row, kv).index_select(0, row.at_N)
     if not len(states_NH):
@@ -86,6 +90,51 @@ def logits(base: Base, states_NH: Tensor) -> Tensor:
     out = out if base.head.scale == 1 else out * base.head.scale
     cap = base.head.softcap
     return out if cap is None else torch.tanh(out / cap) * cap
+
+
+def _is_frozen_linear(base: Base) -> bool:
+    head = base.output_embedding
+    return type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad and base.head.softcap is None
+
+
+class _FrozenHead(torch.autograd.Function):
+    """The loss at a head that is one frozen matrix W: its gradient is scale * weight * (softmax(logits) - 1_target) W.
+
+    Logits and probabilities exist for one chunk at a time; the rest are matrices of width H.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states_NH: Tensor, base: Base, row: Row) -> Tensor:
+        """States at the labels [N, H] -> the weighted sum of losses in float32; a loss beyond 87 nats counts as 87."""
+        W_VH, scale = base.output_embedding.weight, base.head.scale
+        scaled_NH = states_NH if scale == 1 else states_NH * scale
+        wide = torch.promote_types(states_NH.dtype, torch.float32)
+        d_NH, losses_N = torch.empty_like(states_NH), states_NH.new_empty(len(states_NH), dtype=wide)
+        size = _even_chunk(len(states_NH))
+        logits_CV = states_NH.new_empty(size, len(W_VH))
+        for start in range(0, len(states_NH), size):
+            end = min(start + size, len(states_NH))
+            torch.mm(scaled_NH[start:end], W_VH.t(), out=logits_CV[: end - start])
+            P_CV = torch.softmax(logits_CV[: end - start], dim=-1, dtype=wide)
+            p_C1 = P_CV.gather(1, row.target_N[start:end, None])
+            losses_N[start:end] = p_C1[:, 0].clamp_min(torch.finfo(torch.float32).tiny).log().neg()
+            torch.mm(P_CV.to(W_VH.dtype), W_VH, out=d_NH[start:end])
+        weight_N = row.weight_N.to(wide)
+        d_NH.sub_(W_VH.index_select(0, row.target_N)).mul_((weight_N * scale).to(d_NH.dtype)[:, None])
+        ctx.save_for_backward(d_NH)
+        return losses_N @ weight_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, None, None]:
+        """The loss is the last there is, so this is a multiplication by 1."""
+        return ctx.saved_tensors[0] * d_loss.to(ctx.saved_tensors[0].dtype), None, None
+
+
+def _even_chunk(labels: int) -> int:
+    """Chunks of one size, so that none is a small rest: the weights are read once a chunk, however small it is."""
+    chunks = max(1, -(-labels // LARGEST))
+    return max(1, -(-labels // chunks))
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -135,7 +184,7 @@ def _losses_of_model(base: Base, row: Row) -> Tensor:
     """The plain way, for a head that is more than a linear layer: all logits from the model itself."""
     if base.layout == "packed":
         base.router.route(row.slots)
-        logits_NV = base.model(**packed_inputs(row), logits_to_keep=row.at_N).logits[0]
+        logits_NV = base.model(**packed_inputs(base, row), logits_to_keep=row.at_N).logits[0]
     else:
         inputs, at_T = padded_inputs(row)
         base.router.route(padded_slices(row))

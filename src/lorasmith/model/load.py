@@ -14,9 +14,10 @@ from lorasmith.i18n import _
 from lorasmith.model.base import Base
 from lorasmith.model.config import ModelConfig
 from lorasmith.model.gguf import PACKAGED, cached_gguf, packaged_model
-from lorasmith.model.machine import choose_device, choose_dtype, use_all_cores
+from lorasmith.model.machine import choose_device, choose_dtype, keep_freed_memory, use_all_cores
 from lorasmith.model.probe import probe
 from lorasmith.model.quiet import quiet_transformers
+from lorasmith.model.verify import recognise
 from lorasmith.report import Report
 
 
@@ -32,6 +33,8 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
     device, why_device = choose_device(config.device)
     dtype, why_dtype = choose_dtype(config.dtype, device)
     use_all_cores()
+    if device.type == "cpu":
+        keep_freed_memory()
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
     settings = _without_dropout(_read_config(folder, config.trust_remote_code))
     try:
@@ -53,6 +56,7 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
     base = Base(model.train(), tokenizer, config.model, folder, dtype, device)
     base.why |= {"device": why_device, "dtype": why_dtype}
     with quiet_transformers():  # it warns where a model's attention cannot be chosen: the verdict says so
+        recognise(base.model)
         probe(base)
     return base
 

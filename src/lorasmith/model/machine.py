@@ -1,11 +1,17 @@
 """Which device and which dtype: decided by what the machine says it can, with the reason beside the answer."""
 
+import ctypes
 import os
+import platform
 
 import torch
 
 from lorasmith.errors import ConfigError, ModelError
 from lorasmith.i18n import _
+
+# of malloc.h and sys/mman.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _MADV_HUGEPAGE = -1, -3, 14
+_LARGE_PAGE, _RESERVED = 2**21, 3 * 2**29
 
 
 def choose_device(wanted: str) -> tuple[torch.device, str]:
@@ -59,3 +65,24 @@ def use_all_cores() -> int:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(cores, torch.get_num_threads()))
     return torch.get_num_threads()
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep freed memory for the next step, which takes the same again, and to have it in large pages.
+
+    A page of 4 KiB that a program touches for the first time costs up to 12 microseconds on a virtual machine: a third
+    of a short training went into that. Address space is reserved here, no memory; other C libraries are left alone.
+    """
+    libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+    if libc is None:
+        return
+    libc.mallopt(_M_MMAP_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    start = libc.malloc(_RESERVED)
+    if start:
+        libc.free(start)  # untouched, it stays at the end of the heap
+        aligned = -(-start // _LARGE_PAGE) * _LARGE_PAGE
+        libc.madvise(aligned, start + _RESERVED - aligned, _MADV_HUGEPAGE)

@@ -5,9 +5,9 @@
 It knows no text and no model. Training, evaluation and decoding all make their rows here.
 """
 
-import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import NamedTuple, Self
 
 import torch
@@ -107,18 +107,27 @@ class Step:
 
 
 def flatten(
-    examples: Sequence[Example], total_weight: float, adapter: str | None = "default", share: bool = False
+    examples: Sequence[Example],
+    total_weight: float,
+    adapter: str | None = "default",
+    share: bool = False,
+    multiple: int = 1,
 ) -> Row:
     """Lay examples end to end, each cut after its last learned token, which changes no loss and no gradient.
 
     `total_weight` is the sum of weights over the whole step and all ranks: a token counts weight / total_weight,
     so that any split of a step into rows adds up to the same loss. With `share`, what several examples begin with
     stands once, and a token learned there once for each of them: the same loss and gradients from fewer tokens.
+    The row is filled up to a `multiple` of tokens with a span from which nothing is learned.
     """
     ids = [example.ids[: example.useful_length] for example in examples]
     spans, places = _tree(ids, SHARED if share else None)
     at = [places[e][i] for e, example in enumerate(examples) for i in example.learned]
     flat = {place: (ids[e][i], i) for e, line in enumerate(places) for i, place in enumerate(line)}
+    filled = -(-len(flat) // multiple) * multiple
+    if filled > len(flat):
+        spans.append(Span(len(flat), filled))
+        flat |= {len(flat) + i: (0, i) for i in range(filled - len(flat))}
     return Row(
         ids_T=torch.tensor([flat[place][0] for place in range(len(flat))], dtype=torch.long),
         position_T=torch.tensor([flat[place][1] for place in range(len(flat))], dtype=torch.long),
@@ -142,7 +151,7 @@ def _tree(ids: Sequence[Sequence[int]], shared: int | None) -> tuple[list[Span],
             alike.setdefault(tuple(ids[e][depth : depth + shared]) if shared else (), []).append(e)
         for begin, some in alike.items():
             if len(some) > 1 and len(begin) == shared:
-                end = depth + len(os.path.commonprefix([ids[e][depth:] for e in some]))
+                end = depth + _common([ids[e][depth:] for e in some])
                 lay(some, end, add(some, depth, end, parent))
             else:
                 for e in some:
@@ -158,3 +167,9 @@ def _tree(ids: Sequence[Sequence[int]], shared: int | None) -> tuple[list[Span],
 
     lay(range(len(ids)), 0, -1)
     return spans, places
+
+
+def _common(texts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of them begin with alike: what the first and the last in order do."""
+    ordered = sorted(texts)
+    return sum(1 for _pair in takewhile(lambda pair: pair[0] == pair[1], zip(ordered[0], ordered[-1], strict=False)))

@@ -1,0 +1,101 @@
+"""Frozen linear layers that get the same input, such as q, k and v, as one: one product, one thin product.
+
+T = tokens, I = in_features, O = out_features of all of them together, K = their ranks together
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lorasmith.lora.product import product, share_memory, side_by_side, sum_of_products
+from lorasmith.lora.router import Router
+
+
+class AdaptedLinear(torch.autograd.Function):
+    """y = x W^T + b + (x A^T) B^T for stacked layers (LoRA, arXiv:2106.09685, section 4.1); the scale is in B.
+
+    x is saved once, its gradient is one buffer that all products add to, and no gradient of W is formed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W_OI: Tensor, bias: Tensor | None, scales: Sequence[float], *AB: Tensor) -> Any:
+        """x [..., I] in any floating dtype, each A [R, I] and B [its O, R] in float32 -> each y [..., its O]."""
+        x_TI, widths = x.reshape(-1, x.shape[-1]), [len(B) for B in AB[1::2]]
+        A_KI = torch.cat(AB[0::2]).to(x.dtype)
+        B_KO = torch.block_diag(*(B.t() * s for B, s in zip(AB[1::2], scales, strict=True))).to(x.dtype)
+        h_TK = F.linear(x_TI, A_KI)
+        y_TO = product(x_TI, W_OI.t(), bias).addmm_(h_TK, B_KO)
+        ctx.save_for_backward(x_TI, h_TK, A_KI, B_KO)
+        ctx.W_OI, ctx.widths, ctx.scales, ctx.shape = W_OI, widths, scales, x.shape
+        ctx.ranks, ctx.dtype = [len(A) for A in AB[0::2]], AB[0].dtype
+        return tuple(y.view(*x.shape[:-1], -1) for y in y_TO.split(widths, dim=1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *dy: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x (where something below it is trained), and of each A and B."""
+        x_TI, h_TK, A_KI, B_KO = ctx.saved_tensors
+        dy_TO = side_by_side([d.reshape(len(x_TI), -1) for d in dy])
+        dh_TK = F.linear(dy_TO, B_KO)
+        dx_TI = None
+        if ctx.needs_input_grad[0]:
+            dx_TI = sum_of_products(dy_TO.split(ctx.widths, dim=1), ctx.W_OI.split(ctx.widths))
+            dx_TI = dx_TI.addmm_(dh_TK, A_KI).view(ctx.shape)
+        dA_KI, dB_KO = dh_TK.t() @ x_TI, h_TK.t() @ dy_TO
+        dA_RI = (dh_TK.t() @ x_TI).to(ctx.dtype).split(ctx.ranks)
+        dB_RO = [rows.split(ctx.widths, dim=1)[i] for i, rows in enumerate((h_TK.t() @ dy_TO).split(ctx.ranks))]
+        pairs = zip(dA_RI, dB_RO, ctx.scales, strict=True)
+        return dx_TI, None, None, None, *(g for dA, dB, s in pairs for g in (dA, dB.t().to(ctx.dtype).mul_(s)))
+
+
+class Siblings:
+    """Layers that are called with the same tensor one after the other: the first one asked computes for all."""
+
+    def __init__(self, router: Router, layers: Sequence[Any]) -> None:
+        self.router, self.layers = router, list(layers)  # LoRALayers, which know their siblings in turn
+        self._asked: tuple[Any, ...] = ()
+        self._ready: dict[Any, Tensor] = {}
+
+    def output(self, layer: Any, x: Tensor) -> Tensor | None:
+        """What `layer` gives for x, or None where one pass cannot compute it: several adapters, dropout, 4-bit."""
+        slices = self.router.slices_of(x.numel() // x.shape[-1])
+        adapter = slices[0].adapter
+        if not self.router.fused or len(slices) > 1 or not all(one.is_plain(adapter) for one in self.layers):
+            return None
+        asked = (x, x._version, self.router.turn, adapter, torch.is_grad_enabled())
+        if layer not in self._ready or self._asked[0] is not x or self._asked[1:] != asked[1:]:
+            weight, bias = stacked([one.base_layer for one in self.layers])
+            scales = [one.scaling[adapter] for one in self.layers]
+            AB = [matrix for one in self.layers for matrix in one.matrices(adapter)]
+            out = AdaptedLinear.apply(x, weight, bias, scales, *AB)  # type: ignore[no-untyped-call]
+            self._asked, self._ready = asked, dict(zip(self.layers, out, strict=True))
+        y = self._ready.pop(layer)
+        if not self._ready:
+            self._asked = ()  # x may go
+        return y
+
+    def remove(self, layer: Any) -> None:
+        """`layer` is no longer in the model."""
+        self.layers.remove(layer)
+
+
+def stacked(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Their weights [O, I] and biases [O] as one: from then on each one's weight is a part of it, so nothing is twice."""
+    weight = _stacked([one.weight for one in linears])
+    biases = [one.bias for one in linears if one.bias is not None]
+    return weight, None if len(biases) < len(linears) else _stacked(biases)
+
+
+def _stacked(parameters: Sequence[nn.Parameter]) -> Tensor:
+    first, rows = parameters[0].data, [len(p) for p in parameters]
+    starts = [first.storage_offset() + n * first.stride(0) for n in accumulate([0, *rows[:-1]])]
+    if any(not share_memory(p, first) or p.storage_offset() != at for p, at in zip(parameters, starts, strict=True)):
+        for p, part in zip(parameters, torch.cat([p.data for p in parameters]).split(rows), strict=True):
+            p.data = part
+        first = parameters[0].data
+    return first.as_strided((sum(rows), *first.shape[1:]), first.stride(), first.storage_offset())

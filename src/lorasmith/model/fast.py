@@ -1,0 +1,164 @@
+"""Modules of a recognised structure with forward and backward by hand: fewer passes over memory, less kept.
+
+    T = tokens, H = width, I = intermediate width, D = head size
+
+A module takes such a class beside its own (as FSDP's fully_shard does), so that names, weights and children stay; its
+own forward remains the plain path, which runs where `plain` is set. See verify.py, which decides.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lorasmith.model.attention import attend
+
+
+class Fast(nn.Module):
+    """What the classes below have in common."""
+
+    part: str
+    plain: bool
+
+
+class FastRMSNorm(Fast):
+    """x / sqrt(mean(x^2) + eps) * w (arXiv:1910.07467)."""
+
+    part = "norms"
+    variant: tuple[float, float, bool]  # eps; what is added to w; whether w is multiplied before the cast down
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., H] -> [..., H]."""
+        weight: nn.Parameter = self.weight  # type: ignore[assignment]
+        if self.plain or weight.requires_grad:
+            return super().forward(x)  # type: ignore[no-any-return]
+        eps, offset, wide = self.variant
+        w = weight.to(torch.promote_types(x.dtype, torch.float32)) + offset if wide else weight
+        return _RMSNorm.apply(x, w, eps, wide)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class FastGatedMLP(Fast):
+    """down(act(gate(x)) * up(x)) (arXiv:2002.05202), gate and up as two layers or as one."""
+
+    part = "MLPs"
+    gelu: bool  # the activation: GELU by tanh, or SiLU
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., H] -> [..., H]."""
+        if self.plain:
+            return super().forward(x)  # type: ignore[no-any-return]
+        both = (
+            self.gate_up_proj(x).chunk(2, -1) if hasattr(self, "gate_up_proj") else (self.gate_proj(x), self.up_proj(x))
+        )
+        return self.down_proj(_Gated.apply(*both, self.gelu))  # type: ignore[no-any-return, no-untyped-call]
+
+
+class FastAttention(Fast):
+    """Attention with rotary embedding (arXiv:2104.09864) in a packed row; elsewhere its own forward."""
+
+    part = "rotary"
+    head_dim: int
+    scaling: float
+
+    def forward(self, hidden_states: Tensor, position_embeddings: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """hidden_states [1, T, H] -> ([1, T, H], None)."""
+        if self.plain or kwargs.get("row") is None:
+            return super().forward(hidden_states, position_embeddings, *args, **kwargs)
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        q, k, v = (proj(hidden_states).view(shape) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        if getattr(self, "use_rope", True):
+            q, k = (_Rotary.apply(t, *position_embeddings) for t in (q, k))  # type: ignore[no-untyped-call]
+        mask = kwargs.pop("attention_mask", None)
+        heads = (t.transpose(1, 2) for t in (q, k, v))
+        window = getattr(self, "sliding_window", None)
+        out, _none = attend(self, *heads, mask, scaling=self.scaling, sliding_window=window, **kwargs)
+        return self.o_proj(out.flatten(2)), None
+
+
+@cache
+def fast_class(mixin: type[Fast], original: type[nn.Module]) -> type[nn.Module]:
+    """`original` with the mixin before it."""
+    return type(f"Fast{original.__name__}", (mixin, original), {})
+
+
+class _RMSNorm(torch.autograd.Function):
+    """In float32 inside; keeps x and one number a token. The weight is frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, eps: float, wide: bool) -> Tensor:
+        """x [..., H]."""
+        n = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+        r = torch.linalg.vector_norm(n, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        n.mul_(r)
+        ctx.save_for_backward(x, r, w)
+        return n.mul_(w).to(x.dtype) if wide else n.to(x.dtype).mul_(w)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """dx = r (g - n mean(g n)), where g = dy w and n = r x."""
+        x, r, w = ctx.saved_tensors
+        g, n = dy.to(r.dtype, copy=True).mul_(w), x.to(r.dtype, copy=True).mul_(r)
+        inner = (g * n).mean(-1, keepdim=True)
+        return g.addcmul_(n, inner, value=-1).mul_(r).to(x.dtype), None, None, None
+
+
+class _Gated(torch.autograd.Function):
+    """act(gate) * up; keeps its two inputs and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
+        """Two tensors [..., I] -> [..., I]."""
+        ctx.save_for_backward(gate, up)
+        ctx.gelu = gelu
+        return _activated(gate, gelu).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        """Both gradients in one buffer, as the layers before want them."""
+        gate, up = ctx.saved_tensors
+        d_gate, d_up = d_out.new_empty(*gate.shape[:-1], 2 * gate.shape[-1]).chunk(2, -1)
+        act = _activated(gate, ctx.gelu)
+        torch.mul(act, d_out, out=d_up)
+        d_act = torch.mul(up, d_out, out=act)
+        if ctx.gelu:
+            torch.ops.aten.gelu_backward.grad_input(d_act, gate, approximate="tanh", grad_input=d_gate)
+        else:
+            torch.ops.aten.silu_backward.grad_input(d_act, gate, grad_input=d_gate)
+        return d_gate, d_up, None
+
+
+def _activated(gate: Tensor, gelu: bool) -> Tensor:
+    return F.gelu(gate, approximate="tanh") if gelu else F.silu(gate)
+
+
+class _Rotary(torch.autograd.Function):
+    """x cos + rotate_half(x) sin, where rotate_half([a, b]) = [-b, a]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x [1, T, heads, D], cos and sin [1, T, D]."""
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """The same with the halves of sin exchanged and the other sign: the transposed map."""
+        cos, sin = ctx.saved_tensors
+        return _rotated(dy, cos, sin.roll(sin.shape[-1] // 2, -1), 1), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    half = x.shape[-1] // 2
+    c, s = cos.unsqueeze(2), sin.unsqueeze(2)
+    out = x * c
+    out[..., :half].addcmul_(x[..., half:], s[..., :half], value=sign)
+    out[..., half:].addcmul_(x[..., :half], s[..., half:], value=-sign)
+    return out
