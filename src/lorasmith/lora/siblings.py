@@ -3,7 +3,7 @@
 T = tokens, I = in_features, O = out_features of all of them together, K = their ranks together
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -16,22 +16,29 @@ from lorasmith.lora.product import product, share_memory, side_by_side, sum_of_p
 from lorasmith.lora.router import Router
 
 
+Again = Callable[[], Tensor]
+AGAIN = "lorasmith_again"  # on a tensor: how to compute it again, from what is kept for backward anyway
+
+
 class AdaptedLinear(torch.autograd.Function):
     """y = x W^T + b + (x A^T) B^T for stacked layers (LoRA, arXiv:2106.09685, section 4.1); the scale is in B.
 
-    x is saved once, its gradient is one buffer that all products add to, and no gradient of W is formed.
+    x is saved once, or not at all where `again` computes it; its gradient is one buffer that all products add to; no
+    gradient of W is formed.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W_OI: Tensor, bias: Tensor | None, scales: Sequence[float], *AB: Tensor) -> Any:
+    def forward(
+        ctx: Any, x: Tensor, again: Again | None, W_OI: Tensor, bias: Tensor | None, scales: Sequence[float], *AB: Tensor
+    ) -> tuple[Tensor, ...]:
         """x [..., I] in any floating dtype, each A [R, I] and B [its O, R] in float32 -> each y [..., its O]."""
         x_TI, widths = x.reshape(-1, x.shape[-1]), [len(B) for B in AB[1::2]]
         A_KI = torch.cat(AB[0::2]).to(x.dtype)
         B_KO = torch.block_diag(*(B.t() * s for B, s in zip(AB[1::2], scales, strict=True))).to(x.dtype)
         h_TK = F.linear(x_TI, A_KI)
         y_TO = product(x_TI, W_OI.t(), bias).addmm_(h_TK, B_KO)
-        ctx.save_for_backward(x_TI, h_TK, A_KI, B_KO)
-        ctx.W_OI, ctx.widths, ctx.scales, ctx.shape = W_OI, widths, scales, x.shape
+        ctx.save_for_backward(None if again else x_TI, h_TK, A_KI, B_KO)
+        ctx.again, ctx.W_OI, ctx.widths, ctx.scales, ctx.shape = again, W_OI, widths, scales, x.shape
         ctx.ranks, ctx.dtype = [len(A) for A in AB[0::2]], AB[0].dtype
         return tuple(y.view(*x.shape[:-1], -1) for y in y_TO.split(widths, dim=1))
 
@@ -40,6 +47,7 @@ class AdaptedLinear(torch.autograd.Function):
     def backward(ctx: Any, *dy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x (where something below it is trained), and of each A and B."""
         x_TI, h_TK, A_KI, B_KO = ctx.saved_tensors
+        x_TI = ctx.again().view(-1, A_KI.shape[1]) if x_TI is None else x_TI
         dy_TO = side_by_side([d.reshape(len(x_TI), -1) for d in dy])
         dh_TK = F.linear(dy_TO, B_KO)
         dx_TI = None
@@ -50,7 +58,7 @@ class AdaptedLinear(torch.autograd.Function):
         dA_RI = (dh_TK.t() @ x_TI).to(ctx.dtype).split(ctx.ranks)
         dB_RO = [rows.split(ctx.widths, dim=1)[i] for i, rows in enumerate((h_TK.t() @ dy_TO).split(ctx.ranks))]
         pairs = zip(dA_RI, dB_RO, ctx.scales, strict=True)
-        return dx_TI, None, None, None, *(g for dA, dB, s in pairs for g in (dA, dB.t().to(ctx.dtype).mul_(s)))
+        return dx_TI, None, None, None, None, *(g for dA, dB, s in pairs for g in (dA, dB.t().to(ctx.dtype).mul_(s)))
 
 
 class Siblings:
@@ -72,12 +80,17 @@ class Siblings:
             weight, bias = stacked([one.base_layer for one in self.layers])
             scales = [one.scaling[adapter] for one in self.layers]
             AB = [matrix for one in self.layers for matrix in one.matrices(adapter)]
-            out = AdaptedLinear.apply(x, weight, bias, scales, *AB)  # type: ignore[no-untyped-call]
+            out = AdaptedLinear.apply(x, getattr(x, AGAIN, None), weight, bias, scales, *AB)  # type: ignore[no-untyped-call]
             self._asked, self._ready = asked, dict(zip(self.layers, out, strict=True))
         y = self._ready.pop(layer)
         if not self._ready:
             self._asked = ()  # x may go
         return y
+
+    def stack(self) -> None:
+        """Put the weights of plain layers into one buffer."""
+        if all(type(one.base_layer) is nn.Linear for one in self.layers):
+            stacked([one.base_layer for one in self.layers])
 
     def remove(self, layer: Any) -> None:
         """`layer` is no longer in the model."""

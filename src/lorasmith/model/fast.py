@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lorasmith.lora.siblings import AGAIN
 from lorasmith.model.attention import attend
 
 
@@ -37,7 +38,9 @@ class FastRMSNorm(Fast):
             return super().forward(x)  # type: ignore[no-any-return]
         eps, offset, wide = self.variant
         w = weight.to(torch.promote_types(x.dtype, torch.float32)) + offset if wide else weight
-        return _RMSNorm.apply(x, w, eps, wide)  # type: ignore[no-any-return, no-untyped-call]
+        y, r = _RMSNorm.apply(x, w, eps, wide)  # type: ignore[no-untyped-call]
+        setattr(y, AGAIN, lambda: _normed(x, r, w, wide))
+        return y  # type: ignore[no-any-return]
 
 
 class FastGatedMLP(Fast):
@@ -53,7 +56,9 @@ class FastGatedMLP(Fast):
         both = (
             self.gate_up_proj(x).chunk(2, -1) if hasattr(self, "gate_up_proj") else (self.gate_proj(x), self.up_proj(x))
         )
-        return self.down_proj(_Gated.apply(*both, self.gelu))  # type: ignore[no-any-return, no-untyped-call]
+        out = _Gated.apply(*both, self.gelu)  # type: ignore[no-untyped-call]
+        setattr(out, AGAIN, lambda: _activated(both[0], self.gelu).mul_(both[1]))
+        return self.down_proj(out)  # type: ignore[no-any-return]
 
 
 class FastAttention(Fast):
@@ -90,22 +95,31 @@ class _RMSNorm(torch.autograd.Function):
     """In float32 inside; keeps x and one number a token. The weight is frozen."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, eps: float, wide: bool) -> Tensor:
-        """x [..., H]."""
+    def forward(ctx: Any, x: Tensor, w: Tensor, eps: float, wide: bool) -> tuple[Tensor, Tensor]:
+        """x [..., H] -> the same, normed, and r = 1 / sqrt(mean(x^2) + eps) [..., 1]."""
         n = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
         r = torch.linalg.vector_norm(n, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        n.mul_(r)
         ctx.save_for_backward(x, r, w)
-        return n.mul_(w).to(x.dtype) if wide else n.to(x.dtype).mul_(w)
+        ctx.mark_non_differentiable(r)
+        return _weighted(n.mul_(r), w, x.dtype, wide), r
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor, _dr: Tensor) -> tuple[Tensor | None, ...]:
         """dx = r (g - n mean(g n)), where g = dy w and n = r x."""
         x, r, w = ctx.saved_tensors
         g, n = dy.to(r.dtype, copy=True).mul_(w), x.to(r.dtype, copy=True).mul_(r)
         inner = (g * n).mean(-1, keepdim=True)
         return g.addcmul_(n, inner, value=-1).mul_(r).to(x.dtype), None, None, None
+
+
+@torch.no_grad()
+def _normed(x: Tensor, r: Tensor, w: Tensor, wide: bool) -> Tensor:
+    return _weighted(x.to(r.dtype, copy=True).mul_(r), w, x.dtype, wide)
+
+
+def _weighted(n: Tensor, w: Tensor, dtype: torch.dtype, wide: bool) -> Tensor:
+    return n.mul_(w).to(dtype) if wide else n.to(dtype).mul_(w)
 
 
 class _Gated(torch.autograd.Function):
@@ -134,6 +148,7 @@ class _Gated(torch.autograd.Function):
         return d_gate, d_up, None
 
 
+@torch.no_grad()
 def _activated(gate: Tensor, gelu: bool) -> Tensor:
     return F.gelu(gate, approximate="tanh") if gelu else F.silu(gate)
 

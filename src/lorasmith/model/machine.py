@@ -73,7 +73,7 @@ def keep_freed_memory() -> None:
     A page of 4 KiB that a program touches for the first time costs up to 12 microseconds on a virtual machine: a third
     of a short training went into that. Address space is reserved here, no memory; other C libraries are left alone.
     """
-    libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+    libc = _glibc()
     if libc is None:
         return
     libc.mallopt(_M_MMAP_THRESHOLD, 2**31 - 1)
@@ -86,3 +86,14 @@ def keep_freed_memory() -> None:
         libc.free(start)  # untouched, it stays at the end of the heap
         aligned = -(-start // _LARGE_PAGE) * _LARGE_PAGE
         libc.madvise(aligned, start + _RESERVED - aligned, _MADV_HUGEPAGE)
+
+
+def give_back_memory() -> None:
+    """Hand freed memory back to the system once, where a part of the program has ended."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

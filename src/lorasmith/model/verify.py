@@ -6,7 +6,7 @@ as right as transformers has it, and as fast as what could be recognised in it.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from lorasmith.model.base import Base
 from lorasmith.model.fast import Fast, FastAttention, FastGatedMLP, FastRMSNorm, fast_class
 from lorasmith.model.forward import row_of
 from lorasmith.model.head import loss_sum
+from lorasmith.model.machine import give_back_memory, keep_freed_memory
 from lorasmith.model.row import Example
 
 # two right ways of computing one module: the largest difference, relative to the largest value
@@ -30,6 +31,7 @@ _STEP = {
     torch.float16: (1e-2, 0.05),
 }
 
+Result = TypeVar("Result")
 Known = dict[tuple[type[nn.Module], Any], dict[str, Any] | None]
 
 
@@ -129,8 +131,7 @@ def speed_up(base: Base, adapter: str, ids: Sequence[int]) -> None:
     step = _step_of(base, adapter, ids)
     with _stirred(base, adapter):
         use(base, frozenset())
-        link_siblings(base, step)
-        wanted, candidates = step(), parts_of(base)
+        wanted, candidates = link_siblings(base, step), parts_of(base)
         problems = _problems(base, step, wanted, candidates)
         if problems:
             each = {part: _problems(base, step, wanted, frozenset({part})) for part in sorted(candidates)}
@@ -139,6 +140,8 @@ def speed_up(base: Base, adapter: str, ids: Sequence[int]) -> None:
             if _problems(base, step, wanted, candidates):  # each alone is right, and not all together
                 candidates = frozenset()
         use(base, candidates)
+    give_back_memory()  # of the trial
+    keep_freed_memory()
     base.why["fast"] = ", ".join(sorted(candidates)) or _("none")
     if problems:
         base.why["plain"] = problems
@@ -192,14 +195,14 @@ def _stirred(base: Base, adapter: str) -> Iterator[None]:
                 p.copy_(before)
 
 
-def link_siblings(base: Base, forward: Callable[[], object]) -> None:
+def link_siblings(base: Base, forward: Callable[[], Result]) -> Result:
     """Find out, in one forward, which LoRA layers get the same tensor, and let those compute in one pass."""
     inputs: list[tuple[LoRALayer, Tensor]] = []
     layers = [module for module in base.model.modules() if isinstance(module, LoRALayer)]
     note = lambda module, args: inputs.append((module, args[0]))  # noqa: E731
     handles = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
-        forward()
+        result = forward()
     finally:
         for handle in handles:
             handle.remove()
@@ -208,5 +211,7 @@ def link_siblings(base: Base, forward: Callable[[], object]) -> None:
         together.setdefault((id(x), getattr(layer.base_layer, "bias", None) is None), []).append(layer)
     for group in together.values():
         siblings = Siblings(base.router, group)
+        siblings.stack()  # now, so that what the old weights leave free is taken by the next ones
         for layer in group:
             layer.siblings = siblings
+    return result
