@@ -98,8 +98,8 @@ def wrong_norm(patch: pytest.MonkeyPatch) -> None:
 
 
 def wrong_mlp(patch: pytest.MonkeyPatch) -> None:
-    right = fast._activated
-    patch.setattr(fast, "_activated", lambda gate, gelu: right(gate, not gelu))
+    right = fast.activated
+    patch.setattr(fast, "activated", lambda gate, gelu: right(gate, not gelu))
 
 
 def wrong_attention(patch: pytest.MonkeyPatch) -> None:
@@ -141,8 +141,8 @@ def raising_rotary(patch: pytest.MonkeyPatch) -> None:
 
 
 def infinite_mlp(patch: pytest.MonkeyPatch) -> None:
-    right = fast._activated
-    patch.setattr(fast, "_activated", lambda gate, gelu: right(gate, gelu) * float("nan"))
+    right = fast.activated
+    patch.setattr(fast, "activated", lambda gate, gelu: right(gate, gelu) * float("nan"))
 
 
 WRONG: dict[str, tuple[str, Break]] = {

@@ -47,7 +47,10 @@ class SlotCache:
     def read(self, layer: int, group: Group) -> tuple[Tensor, Tensor]:
         """Keys and values [G, H, S, D] of a group, its new tokens included; a view where its places are neighbours."""
         k, v = self._layers[layer]
-        return k[:, :, : group.longest][group.keys], v[:, :, : group.longest][group.keys]
+        where = group.keys if group.where is None else group.where
+        return k[:, :, : group.longest][where], v[:, :, : group.longest][
+            group.keys if group.where is None else group.where
+        ]
 
     def _grow(self, tokens: int) -> None:
         if tokens <= self.capacity:
@@ -73,7 +76,8 @@ def _group(spans: Sequence[Span], tokens: int, device: torch.device) -> Group:
     chosen = [by_slot.get(slot, filler) for slot in slots]
     to = [i for span in chosen for i in range(span.start, span.end)]
     return Group(
-        keys=slice(low, high) if dense else torch.tensor(slots, device=device),
+        keys=torch.tensor(slots, device=device),
+        where=slice(low, high) if dense else None,
         longest=max(span.past + span.length for span in spans),
         position_GL=torch.tensor([[span.past + i for i in range(span.length)] for span in chosen], device=device),
         from_T=torch.tensor([min(i, tokens - 1) for i in to], device=device),

@@ -62,4 +62,4 @@ def side_by_side(parts: Sequence[Tensor]) -> Tensor:
 
 def share_memory(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are parts of one buffer."""
-    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)

@@ -15,9 +15,22 @@ from torch.autograd.function import once_differentiable
 from lorasmith.lora.product import product, share_memory, side_by_side, sum_of_products
 from lorasmith.lora.router import Router
 
-
 Again = Callable[[], Tensor]
-AGAIN = "lorasmith_again"  # on a tensor: how to compute it again, from what is kept for backward anyway
+_AGAIN = "_lorasmith_again"
+
+
+def can_be_made_again(x: Tensor, again: Again) -> None:
+    """Note on x how to compute it again, from what is kept for backward anyway, so that x itself need not be kept."""
+    setattr(x, _AGAIN, (_version(x), again))
+
+
+def _again_of(x: Tensor) -> Again | None:
+    version, again = getattr(x, _AGAIN, (None, None))
+    return again if version == _version(x) else None  # something may have written into it
+
+
+def _version(x: Tensor) -> int | None:
+    return None if x.is_inference() else x._version
 
 
 class AdaptedLinear(torch.autograd.Function):
@@ -29,7 +42,13 @@ class AdaptedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, again: Again | None, W_OI: Tensor, bias: Tensor | None, scales: Sequence[float], *AB: Tensor
+        ctx: Any,
+        x: Tensor,
+        again: Again | None,
+        W_OI: Tensor,
+        bias: Tensor | None,
+        scales: Sequence[float],
+        *AB: Tensor,
     ) -> tuple[Tensor, ...]:
         """x [..., I] in any floating dtype, each A [R, I] and B [its O, R] in float32 -> each y [..., its O]."""
         x_TI, widths = x.reshape(-1, x.shape[-1]), [len(B) for B in AB[1::2]]
@@ -54,7 +73,6 @@ class AdaptedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx_TI = sum_of_products(dy_TO.split(ctx.widths, dim=1), ctx.W_OI.split(ctx.widths))
             dx_TI = dx_TI.addmm_(dh_TK, A_KI).view(ctx.shape)
-        dA_KI, dB_KO = dh_TK.t() @ x_TI, h_TK.t() @ dy_TO
         dA_RI = (dh_TK.t() @ x_TI).to(ctx.dtype).split(ctx.ranks)
         dB_RO = [rows.split(ctx.widths, dim=1)[i] for i, rows in enumerate((h_TK.t() @ dy_TO).split(ctx.ranks))]
         pairs = zip(dA_RI, dB_RO, ctx.scales, strict=True)
@@ -75,12 +93,12 @@ class Siblings:
         adapter = slices[0].adapter
         if not self.router.fused or len(slices) > 1 or not all(one.is_plain(adapter) for one in self.layers):
             return None
-        asked = (x, x._version, self.router.turn, adapter, torch.is_grad_enabled())
+        asked = (x, _version(x), self.router.turn, adapter, torch.is_grad_enabled())
         if layer not in self._ready or self._asked[0] is not x or self._asked[1:] != asked[1:]:
             weight, bias = stacked([one.base_layer for one in self.layers])
             scales = [one.scaling[adapter] for one in self.layers]
             AB = [matrix for one in self.layers for matrix in one.matrices(adapter)]
-            out = AdaptedLinear.apply(x, getattr(x, AGAIN, None), weight, bias, scales, *AB)  # type: ignore[no-untyped-call]
+            out = AdaptedLinear.apply(x, _again_of(x), weight, bias, scales, *AB)  # type: ignore[no-untyped-call]
             self._asked, self._ready = asked, dict(zip(self.layers, out, strict=True))
         y = self._ready.pop(layer)
         if not self._ready:
@@ -98,13 +116,13 @@ class Siblings:
 
 
 def stacked(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    """Their weights [O, I] and biases [O] as one: from then on each one's weight is a part of it, so nothing is twice."""
-    weight = _stacked([one.weight for one in linears])
-    biases = [one.bias for one in linears if one.bias is not None]
-    return weight, None if len(biases) < len(linears) else _stacked(biases)
+    """Weights [O, I] and biases [O] as one; from then on each layer's own is a part of it, so that nothing is twice."""
+    optional: list[Tensor | None] = [one.bias for one in linears]
+    biases = [bias for bias in optional if bias is not None]  # siblings are alike in having one
+    return _stacked([one.weight for one in linears]), _stacked(biases) if biases else None
 
 
-def _stacked(parameters: Sequence[nn.Parameter]) -> Tensor:
+def _stacked(parameters: Sequence[Tensor]) -> Tensor:
     first, rows = parameters[0].data, [len(p) for p in parameters]
     starts = [first.storage_offset() + n * first.stride(0) for n in accumulate([0, *rows[:-1]])]
     if any(not share_memory(p, first) or p.storage_offset() != at for p, at in zip(parameters, starts, strict=True)):

@@ -3,8 +3,8 @@
     T = tokens of the row, H = heads, Hkv = key heads, D = head size; G, L, S as in group.py
     M = G * Hkv: the products of a group; Q = L * Hq / Hkv: heads that share a key head stand as further queries of it
 
-Registered under "lorasmith" in transformers' AttentionInterface; the row's groups and the cache arrive as plain keywords
-of `model(...)`, so that checkpointing's recomputation sees the same ones.
+Registered under "lorasmith" in transformers' AttentionInterface; the row's groups and the cache arrive as plain
+keywords of `model(...)`, so that checkpointing's recomputation sees the same ones.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ _HARMLESS = {
 }  # fmt: skip
 
 
+SEEN = "_lorasmith_seen"  # on an attention module: what it asked for, so that fast.py need not guess it
 KEPT = 512  # keys up to which probabilities are kept for backward; beyond, they are computed again
 
 
@@ -78,6 +79,7 @@ def attend(
         raise ModelError(_("{kind} asks its attention for {names}", kind=type(module).__name__, names=names))
     q_THD, k_THD, v_THD = (t[0].transpose(0, 1) for t in (query, key, value))  # how they lie in memory
     how = (query.shape[3] ** -0.5 if scaling is None else scaling, sliding_window)
+    module.__dict__[SEEN] = {"scaling": how[0], "sliding_window": sliding_window}
     if kv is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         kv.extend(layer, k_THD, v_THD)
@@ -142,9 +144,9 @@ class _ByHand(torch.autograd.Function):
             P_MQS = _probabilities(q, k, group, *ctx.how) if P_MQS is None else P_MQS
             dO_MQD = _take(d_out, group.from_T, group, k.shape[1], group.fillers)
             dP_MQS = torch.bmm(dO_MQD, _take(v, group.keys, group).transpose(1, 2))
-            dS_MQS = torch._softmax_backward_data(dP_MQS, P_MQS, -1, P_MQS.dtype).mul_(ctx.how[0])
-            dQ_MQD = torch.bmm(dS_MQS, _take(k, group.keys, group))
-            dK_MSD = torch.bmm(dS_MQS.transpose(1, 2), _take(q, group.from_T, group, k.shape[1]))
+            dS_MQS = torch._softmax_backward_data(dP_MQS, P_MQS, -1, P_MQS.dtype)
+            dQ_MQD = torch.bmm(dS_MQS, _take(k, group.keys, group)).mul_(ctx.how[0])
+            dK_MSD = torch.bmm(dS_MQS.transpose(1, 2), _take(q, group.from_T, group, k.shape[1])).mul_(ctx.how[0])
             dV_MSD = torch.bmm(P_MQS.transpose(1, 2), dO_MQD)
             dq.index_copy_(0, group.to_T, _tokens_first(dQ_MQD, group, q.shape[1]))
             dk.index_add_(0, group.keys, _tokens_first(dK_MSD, group, k.shape[1]))
@@ -154,10 +156,12 @@ class _ByHand(torch.autograd.Function):
 
 def _probabilities(q_THD: Tensor, k_THD: Tensor, group: Group, scaling: float, window: int | None) -> Tensor:
     """softmax(scaling Q K^T) [M, Q, S], zero where a query does not see a key."""
-    Q_MQD = _take(q_THD, group.from_T, group, k_THD.shape[1])
-    K_MSD = _take(k_THD, group.keys, group)
-    bias = group.bias(window, q_THD.shape[1] // k_THD.shape[1], Q_MQD.dtype).expand(len(Q_MQD), -1, -1)
-    return torch.softmax(torch.baddbmm(bias, Q_MQD, K_MSD.transpose(1, 2), alpha=scaling), dim=-1)
+    Q_MQD, K_MSD = _take(q_THD, group.from_T, group, k_THD.shape[1]), _take(k_THD, group.keys, group)
+    unset = Q_MQD.new_empty(()).expand(len(Q_MQD), Q_MQD.shape[1], len(K_MSD[0]))
+    scores_MQS = torch.baddbmm(unset, Q_MQD, K_MSD.transpose(1, 2), beta=0, alpha=scaling)
+    first, bias = group.bias(window, q_THD.shape[1] // k_THD.shape[1], Q_MQD.dtype)
+    scores_MQS[..., first:] += bias
+    return torch.softmax(scores_MQS, dim=-1)
 
 
 def _take(

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorasmith.lora.siblings import AGAIN
-from lorasmith.model.attention import attend
+from lorasmith.lora.siblings import can_be_made_again
+from lorasmith.model.attention import SEEN, attend
 
 
 class Fast(nn.Module):
@@ -24,6 +24,11 @@ class Fast(nn.Module):
     part: str
     plain: bool
 
+    def layer(self, name: str, x: Tensor) -> Tensor:
+        """The child `name` of x."""
+        y: Tensor = getattr(self, name)(x)
+        return y
+
 
 class FastRMSNorm(Fast):
     """x / sqrt(mean(x^2) + eps) * w (arXiv:1910.07467)."""
@@ -31,16 +36,17 @@ class FastRMSNorm(Fast):
     part = "norms"
     variant: tuple[float, float, bool]  # eps; what is added to w; whether w is multiplied before the cast down
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """x [..., H] -> [..., H]."""
         weight: nn.Parameter = self.weight  # type: ignore[assignment]
-        if self.plain or weight.requires_grad:
-            return super().forward(x)  # type: ignore[no-any-return]
+        if self.plain or weight.requires_grad or len(args) != 1 or kwargs:
+            return super().forward(*args, **kwargs)
+        (x,) = args
         eps, offset, wide = self.variant
         w = weight.to(torch.promote_types(x.dtype, torch.float32)) + offset if wide else weight
         y, r = _RMSNorm.apply(x, w, eps, wide)  # type: ignore[no-untyped-call]
-        setattr(y, AGAIN, lambda: _normed(x, r, w, wide))
-        return y  # type: ignore[no-any-return]
+        can_be_made_again(y, lambda: _normed(x, r, w, wide))
+        return y
 
 
 class FastGatedMLP(Fast):
@@ -49,40 +55,57 @@ class FastGatedMLP(Fast):
     part = "MLPs"
     gelu: bool  # the activation: GELU by tanh, or SiLU
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """x [..., H] -> [..., H]."""
-        if self.plain:
-            return super().forward(x)  # type: ignore[no-any-return]
-        both = (
-            self.gate_up_proj(x).chunk(2, -1) if hasattr(self, "gate_up_proj") else (self.gate_proj(x), self.up_proj(x))
-        )
-        out = _Gated.apply(*both, self.gelu)  # type: ignore[no-untyped-call]
-        setattr(out, AGAIN, lambda: _activated(both[0], self.gelu).mul_(both[1]))
-        return self.down_proj(out)  # type: ignore[no-any-return]
+        if self.plain or len(args) != 1 or kwargs:
+            return super().forward(*args, **kwargs)
+        (x,) = args
+        if hasattr(self, "gate_up_proj"):
+            gate, up = self.layer("gate_up_proj", x).chunk(2, -1)
+        else:
+            gate, up = self.layer("gate_proj", x), self.layer("up_proj", x)
+        out: Tensor = _Gated.apply(gate, up, self.gelu)  # type: ignore[no-untyped-call]
+        can_be_made_again(out, lambda: activated(gate, self.gelu).mul_(up))
+        return self.layer("down_proj", out)
 
 
 class FastAttention(Fast):
-    """Attention with rotary embedding (arXiv:2104.09864) in a packed row; elsewhere its own forward."""
+    """Attention with rotary embedding (arXiv:2104.09864) in a packed row; elsewhere its own forward.
+
+    Scaling and window are those that its own forward was seen to ask for.
+    """
 
     part = "rotary"
     head_dim: int
-    scaling: float
 
-    def forward(self, hidden_states: Tensor, position_embeddings: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """hidden_states [1, T, H] -> ([1, T, H], None)."""
-        if self.plain or kwargs.get("row") is None:
-            return super().forward(hidden_states, position_embeddings, *args, **kwargs)
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        q, k, v = (proj(hidden_states).view(shape) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        how, rotation = self.__dict__.get(SEEN), kwargs.get("position_embeddings")
+        if (
+            self.plain
+            or how is None
+            or rotation is None
+            or "hidden_states" not in kwargs
+            or args
+            or "row" not in kwargs
+        ):
+            return super().forward(*args, **kwargs)
+        del kwargs["position_embeddings"]
+        x = kwargs.pop("hidden_states")
+        shape = (*x.shape[:-1], -1, self.head_dim)
+        q, k, v = (self.layer(name, x).view(shape) for name in ("q_proj", "k_proj", "v_proj"))
         if hasattr(self, "q_norm"):
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self._normed("q_norm", q), self._normed("k_norm", k)
         if getattr(self, "use_rope", True):
-            q, k = (_Rotary.apply(t, *position_embeddings) for t in (q, k))  # type: ignore[no-untyped-call]
-        mask = kwargs.pop("attention_mask", None)
-        heads = (t.transpose(1, 2) for t in (q, k, v))
-        window = getattr(self, "sliding_window", None)
-        out, _none = attend(self, *heads, mask, scaling=self.scaling, sliding_window=window, **kwargs)
-        return self.o_proj(out.flatten(2)), None
+            q, k = (_Rotary.apply(t, *rotation) for t in (q, k))  # type: ignore[no-untyped-call]
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        out, _none = attend(self, q, k, v, kwargs.pop("attention_mask", None), **how, **kwargs)
+        return self.layer("o_proj", out.flatten(2)), None
+
+    def _normed(self, name: str, x: Tensor) -> Tensor:
+        """Each head by itself (Qwen3), or all of them together (OLMo 2)."""
+        each = getattr(self, name).weight.shape[-1] == self.head_dim
+        return self.layer(name, x) if each else self.layer(name, x.flatten(2)).view(x.shape)
 
 
 @cache
@@ -130,7 +153,7 @@ class _Gated(torch.autograd.Function):
         """Two tensors [..., I] -> [..., I]."""
         ctx.save_for_backward(gate, up)
         ctx.gelu = gelu
-        return _activated(gate, gelu).mul_(up)
+        return activated(gate, gelu).mul_(up)
 
     @staticmethod
     @once_differentiable
@@ -138,7 +161,7 @@ class _Gated(torch.autograd.Function):
         """Both gradients in one buffer, as the layers before want them."""
         gate, up = ctx.saved_tensors
         d_gate, d_up = d_out.new_empty(*gate.shape[:-1], 2 * gate.shape[-1]).chunk(2, -1)
-        act = _activated(gate, ctx.gelu)
+        act = activated(gate, ctx.gelu)
         torch.mul(act, d_out, out=d_up)
         d_act = torch.mul(up, d_out, out=act)
         if ctx.gelu:
@@ -149,7 +172,8 @@ class _Gated(torch.autograd.Function):
 
 
 @torch.no_grad()
-def _activated(gate: Tensor, gelu: bool) -> Tensor:
+def activated(gate: Tensor, gelu: bool) -> Tensor:
+    """GELU by tanh, or SiLU."""
     return F.gelu(gate, approximate="tanh") if gelu else F.silu(gate)
 
 
@@ -176,4 +200,4 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     out = x * c
     out[..., :half].addcmul_(x[..., half:], s[..., :half], value=sign)
     out[..., half:].addcmul_(x[..., :half], s[..., half:], value=-sign)
-    return out
+    return out.to(x.dtype)  # cos and sin may be wider

@@ -50,7 +50,7 @@ def is_thin(slots: Sequence[Slice]) -> bool:
 
 
 def packed_inputs(base: Base, row: Row, kv: Cache | None = None) -> dict[str, Any]:
-    """Keywords of a model call on a packed row; makes room in the cache. Neither mask nor cache of transformers' own."""
+    """Keywords of a model call on a packed row; makes room in the cache. No mask and no cache of transformers'."""
     lengths, device = [span.length for span in row.spans], row.ids_T.device
     ends = torch.tensor([0, *(span.end for span in row.spans)], dtype=torch.int32)
     return {

@@ -23,12 +23,14 @@ ROUND_L, ROUND_S = 16, 32
 class Group:
     """Pieces that attend together. What it holds is made once a row, not once a layer."""
 
-    keys: slice | Tensor  # the [G * S] places in the row of the keys, or the G places in the cache
+    keys: Tensor  # the G * S places in the row of the keys; with a cache, the G places in it, or `where` is them
     longest: int  # S
     position_GL: Tensor  # one line where it is the same for all pieces
     from_T: Tensor  # G * L places in the row to take queries from
     to_T: Tensor  # and to put outputs to; a filler's is one behind the row's end
     pieces: int  # G
+    past: int = 0  # earlier tokens that each sees
+    where: slice | None = None  # the G places in the cache, where they are neighbours
     fillers: Tensor | None = None  # places among the G * L that are no token's
     masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
@@ -40,13 +42,17 @@ class Group:
             self.masks[key] = visible(self.position_GL, keys_S, window)[:, None].repeat(1, 1, repeat, 1)
         return self.masks[key]
 
-    def bias(self, window: int | None, repeat: int, dtype: torch.dtype) -> Tensor:
-        """0 where a query sees a key, else minus infinity: [1, repeat * L, S], the same for all pieces."""
+    def bias(self, window: int | None, repeat: int, dtype: torch.dtype) -> tuple[int, Tensor]:
+        """From which key on something is hidden, and there 0 for a key that a query sees, else minus infinity.
+
+        [1, repeat * L, S - first], the same for all pieces: what is earlier than a piece is seen by all of it.
+        """
+        first = 0 if window is not None and window < self.longest else self.past
         key = (window, repeat, dtype)
         if key not in self.masks:
-            mask = self.mask(window, repeat)[:, 0]
+            mask = self.mask(window, repeat)[:, 0, :, first:]
             self.masks[key] = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
-        return self.masks[key]
+        return first, self.masks[key]
 
 
 class _Piece(NamedTuple):
@@ -105,7 +111,7 @@ def _split(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
 def _group(pieces: Sequence[_Piece], tokens: int, device: torch.device) -> Group:
     past, longest = pieces[0].past, pieces[0].length
     L = -(-longest // ROUND_L) * ROUND_L if longest > 1 else 1
-    S = -(-(past + longest) // ROUND_S) * ROUND_S
+    S = -(-(past + L) // ROUND_S) * ROUND_S  # a filler sees a key too, so that nothing is 0 / 0
     places = [[*range(p.start, p.end), *[tokens] * (L - p.length)] for p in pieces]
     to = torch.tensor(places, device=device).flatten()
     # a key that is not there stands behind all positions of real queries, so that the mask hides it from them
@@ -118,5 +124,6 @@ def _group(pieces: Sequence[_Piece], tokens: int, device: torch.device) -> Group
         from_T=to.clamp(max=tokens - 1),
         to_T=to,
         pieces=len(pieces),
+        past=past,
         fillers=torch.tensor(fillers, device=device) if fillers else None,
     )

@@ -29,8 +29,9 @@ def loss_sum(base: Base, row: Row) -> Tensor:
         losses_N = _losses_of_model(base, row)
         return (losses_N * row.weight_N.to(losses_N.dtype)).sum()
     states_NH = hidden(base, row).index_select(0, row.at_N)
-    if "head" in base.fast and _is_frozen_linear(base):
-        return _FrozenHead.apply(states_NH, base, row)  # type: ignore[no-any-return, no-untyped-call]
+    W_VH = _frozen_matrix(base) if "head" in base.fast else None
+    if W_VH is not None:
+        return _FrozenHead.apply(states_NH, W_VH, base.head.scale, row)  # type: ignore[no-any-return, no-untyped-call]
     trained = [p for p in base.output_embedding.parameters() if p.requires_grad]
     during_decoder = base.router.slices
     loss: Tensor = _ChunkedLoss.apply(states_NH, base, row, *trained)  # type: ignore[no-untyped-call]
@@ -92,9 +93,13 @@ def logits(base: Base, states_NH: Tensor) -> Tensor:
     return out if cap is None else torch.tanh(out / cap) * cap
 
 
-def _is_frozen_linear(base: Base) -> bool:
+def _frozen_matrix(base: Base) -> Tensor | None:
+    """The head's weight [V, H], where the head is nothing else."""
     head = base.output_embedding
-    return type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad and base.head.softcap is None
+    if type(head) is not nn.Linear or base.head.softcap is not None:
+        return None
+    parameters = dict(head.named_parameters())
+    return None if "bias" in parameters or parameters["weight"].requires_grad else parameters["weight"]
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -105,9 +110,8 @@ class _FrozenHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states_NH: Tensor, base: Base, row: Row) -> Tensor:
+    def forward(ctx: Any, states_NH: Tensor, W_VH: Tensor, scale: float, row: Row) -> Tensor:
         """States at the labels [N, H] -> the weighted sum of losses in float32; a loss beyond 87 nats counts as 87."""
-        W_VH, scale = base.output_embedding.weight, base.head.scale
         scaled_NH = states_NH if scale == 1 else states_NH * scale
         wide = torch.promote_types(states_NH.dtype, torch.float32)
         d_NH, losses_N = torch.empty_like(states_NH), states_NH.new_empty(len(states_NH), dtype=wide)
@@ -121,15 +125,16 @@ class _FrozenHead(torch.autograd.Function):
             losses_N[start:end] = p_C1[:, 0].clamp_min(torch.finfo(torch.float32).tiny).log().neg()
             torch.mm(P_CV, W_VH, out=d_NH[start:end])
         weight_N = row.weight_N.to(wide)
-        d_NH.sub_(W_VH.index_select(0, row.target_N)).mul_((weight_N * scale).to(d_NH.dtype)[:, None])
-        ctx.save_for_backward(d_NH)
+        d_NH.sub_(W_VH.index_select(0, row.target_N))
+        ctx.save_for_backward((d_NH.to(wide) * (weight_N * scale)[:, None]).to(d_NH.dtype))
         return losses_N @ weight_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         """The loss is the last there is, so this is a multiplication by 1."""
-        return ctx.saved_tensors[0] * d_loss.to(ctx.saved_tensors[0].dtype), None, None
+        (d_NH,) = ctx.saved_tensors
+        return d_NH * d_loss.to(d_NH.dtype), None, None, None
 
 
 def _even_chunk(labels: int) -> int:

@@ -140,7 +140,7 @@ def flatten(
     )
 
 
-def _tree(ids: Sequence[Sequence[int]], shared: int | None) -> tuple[list[Span], list[list[int]]]:
+def _tree(ids: list[list[int]], shared: int | None) -> tuple[list[Span], list[list[int]]]:
     """Spans, and each example's places in the row. What begins with the same `shared` tokens or more stands once."""
     spans: list[Span] = []
     places: list[list[int]] = [[] for _example in ids]
@@ -169,7 +169,7 @@ def _tree(ids: Sequence[Sequence[int]], shared: int | None) -> tuple[list[Span],
     return spans, places
 
 
-def _common(texts: Sequence[Sequence[int]]) -> int:
+def _common(texts: list[list[int]]) -> int:
     """How many tokens all of them begin with alike: what the first and the last in order do."""
     ordered = sorted(texts)
     return sum(1 for _pair in takewhile(lambda pair: pair[0] == pair[1], zip(ordered[0], ordered[-1], strict=False)))

@@ -4,6 +4,7 @@ A part whose numbers differ runs plainly, and `base.why` says which and why. So 
 as right as transformers has it, and as fast as what could be recognised in it.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -11,11 +12,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lorasmith.errors import ModelError
 from lorasmith.i18n import _
+from lorasmith.lora.inject import HALF
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.siblings import Siblings
 from lorasmith.model.base import Base
-from lorasmith.model.fast import Fast, FastAttention, FastGatedMLP, FastRMSNorm, fast_class
+from lorasmith.model.fast import Fast, FastAttention, FastGatedMLP, FastRMSNorm, activated, fast_class
 from lorasmith.model.forward import row_of
 from lorasmith.model.head import loss_sum
 from lorasmith.model.machine import give_back_memory, keep_freed_memory
@@ -43,9 +46,9 @@ def recognise(model: nn.Module) -> None:
             kind = (type(module), getattr(module, "eps", getattr(module, "variance_epsilon", None)))
             tries = options(module)
             if tries and kind not in known:
-                known[kind] = next((found for found in tries if _is_alike(module, mixin, found)), None)
+                known[kind] = _best(module, mixin, tries)
             if tries and known[kind] is not None:
-                module.__class__ = fast_class(mixin, kind[0])
+                module.__class__ = fast_class(mixin, kind[0])  # type: ignore[arg-type]
                 module.__dict__ |= {**known[kind], "plain": True}  # type: ignore[dict-item]
 
 
@@ -64,8 +67,11 @@ def _mlp(module: nn.Module) -> list[dict[str, Any]]:
         "gate_up_proj",
         "down_proj",
     } <= children.keys()
-    activated = any(hasattr(module, name) for name in ("act_fn", "activation_fn"))
-    return [{"gelu": False}, {"gelu": True}] if layered and activated else []
+    act = getattr(module, "act_fn", getattr(module, "activation_fn", None))
+    if not layered or not callable(act):
+        return []
+    x = torch.linspace(-8, 8, 200)  # in float32: bfloat16 cannot tell one GELU from another
+    return [{"gelu": gelu} for gelu in (False, True) if torch.allclose(act(x), activated(x, gelu), atol=1e-6)]
 
 
 def _attention(module: nn.Module) -> list[dict[str, Any]]:
@@ -74,24 +80,36 @@ def _attention(module: nn.Module) -> list[dict[str, Any]]:
     return [{}] if known else []
 
 
-def _is_alike(module: nn.Module, mixin: type[Fast], options: dict[str, Any]) -> bool:
-    """Whether the fast class computes what the module does, forward and backward. Attention is tried in a row later."""
+def _difference(module: nn.Module, mixin: type[Fast], options: dict[str, Any]) -> float:
+    """How far the fast class is from the module, forward and backward. Attention is tried in a row later."""
     if mixin is FastAttention:
-        return True
-    original, before = type(module), dict(module.__dict__)
-    p = next(module.parameters())
-    width = p.shape[-1]
-    x = torch.linspace(-3, 3, 4 * width, dtype=torch.float64).sin().mul(2).view(1, 4, width).to(p.device, p.dtype)
+        return 0.0
+    original, before, p = type(module), dict(module.__dict__), next(module.parameters())
+    x = torch.linspace(-3, 3, 4 * p.shape[-1], dtype=torch.float64).sin().mul(2).view(1, 4, -1).to(p.device, p.dtype)
     try:
         wanted = _output_and_gradient(module, x)
-        module.__class__ = fast_class(mixin, original)
+        module.__class__ = fast_class(mixin, original)  # type: ignore[arg-type]
         module.__dict__ |= options | {"plain": False}
         found = _output_and_gradient(module, x)
+    except (TypeError, ValueError, RuntimeError):  # it wants more than x
+        return float("inf")
     finally:
         module.__class__ = original
         module.__dict__.clear()
         module.__dict__.update(before)
-    return all(_largest(a, b) <= _MODULE[p.dtype] for a, b in zip(found, wanted, strict=True))
+    return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in zip(found, wanted, strict=True))
+
+
+def _best(module: nn.Module, mixin: type[Fast], tries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The options with which the fast class is nearest, where that is near enough."""
+    if not tries:
+        return None
+    dtype = next(module.parameters()).dtype
+    if mixin is FastRMSNorm and dtype in HALF:  # small enough to look closely
+        wide = copy.deepcopy(module).float()
+        tries = [options for options in tries if _difference(wide, mixin, options) <= _MODULE[torch.float32]]
+    off, number = min(((_difference(module, mixin, o), i) for i, o in enumerate(tries)), default=(float("inf"), 0))
+    return tries[number] if off <= _MODULE[dtype] else None
 
 
 def _output_and_gradient(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,10 +118,6 @@ def _output_and_gradient(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         y = module(leaf)
         direction = torch.linspace(-1, 1, y.numel(), device=y.device, dtype=torch.float64).view(y.shape).to(y.dtype)
         return y.detach(), torch.autograd.grad((y * direction).sum(), leaf)[0]
-
-
-def _largest(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
 
 
 def use(base: Base, parts: frozenset[str]) -> None:
@@ -126,7 +140,7 @@ def parts_of(base: Base) -> frozenset[str]:
 def speed_up(base: Base, adapter: str, ids: Sequence[int]) -> None:
     """Before a training: link layers that share their input, and run fast what gives the plain step's numbers.
 
-    ids: tokens to try with, 24 or more, of real text if possible. The adapter's parameters are as before afterwards.
+    ids: tokens to try with, 24 of real text if possible. The adapter's parameters are as before afterwards.
     """
     step = _step_of(base, adapter, ids)
     with _stirred(base, adapter):
@@ -152,7 +166,11 @@ def _problems(
 ) -> str:
     """Why `parts` may not run, or an empty text."""
     use(base, parts)
-    (loss, gradient), (right, right_gradient) = step(), wanted
+    try:
+        loss, gradient = step()
+    except (ModelError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        return _("it does not run ({error})", error=str(error).splitlines()[0][:120])
+    right, right_gradient = wanted
     limits = _STEP[base.dtype]
     off = float((loss - right).abs() / right.abs().clamp_min(1e-30))
     turned = float((gradient - right_gradient).norm() / right_gradient.norm().clamp_min(1e-30))
@@ -163,15 +181,15 @@ def _problems(
 
 def _step_of(base: Base, adapter: str, ids: Sequence[int]) -> Callable[[], tuple[Tensor, Tensor]]:
     """A step on two short examples that begin alike: its loss, and all gradients of the adapter as one vector."""
-    half = len(ids[:24]) // 2
-    texts = list(ids[:24]), [*ids[:half], *reversed(ids[:half])]
+    begin = (list(ids) * 24)[:24]
+    texts = begin, [*begin[:12], *reversed(begin[:12])]
     examples = [Example(text, [*text[1:], text[0]], [1.0] * len(text), "trial") for text in texts]
     parameters = list(base.adapters[adapter].parameters.values())
 
     def step() -> tuple[Tensor, Tensor]:
         loss = loss_sum(base, row_of(base, examples, float(sum(len(e.ids) for e in examples)), adapter))
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        return loss.detach(), torch.cat([g.flatten() for g in gradients if g is not None])
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        return loss.detach(), torch.cat([g.flatten() for g in gradients])
 
     return step
 
@@ -184,7 +202,7 @@ def _stirred(base: Base, adapter: str) -> Iterator[None]:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in parameters:
-            p += 0.02 * torch.randn(p.shape, generator=generator).to(p)
+            p.add_(0.02 * torch.randn(p.shape, generator=generator).to(p))
     base.model.eval()
     try:
         yield
