@@ -53,7 +53,7 @@ from lorasmith.run_folder import (
 from lorasmith.training import checkpoint, loop
 from lorasmith.training.checkpoint import State, write_file, writing
 from lorasmith.training.dist import World, join, leave
-from lorasmith.training.memory import peak_memory_mib
+from lorasmith.training.memory import available_mib, expected_mib, memory_mib, peak_memory_mib
 from lorasmith.training.optim import FlatParameters, make_optimizer, warmup_steps
 
 ADAPTER = "default"
@@ -89,6 +89,7 @@ class _Training:
 
     def __init__(self, config: Config, folder: Path, report: Report, world: World) -> None:
         self.config, self.folder, self.report, self.world = config, folder, report, world
+        self.recompute = config.training.gradient_checkpointing
 
     def run(self, resume: bool, started: float) -> Summary:
         """Load, prepare, train, measure, write."""
@@ -105,7 +106,7 @@ class _Training:
             before = self._measure(job, None, _("held-out loss of the base"))
             if before and state.step == 0 and self.world.is_first:
                 loop.append_metrics(job, {"step": 0, "held_out_loss": before.loss})
-            if config.training.gradient_checkpointing:
+            if self.recompute:
                 _recompute_activations(base)
             loop.train(job, state)
             _refuse_without_effect(job)
@@ -172,6 +173,7 @@ class _Training:
                 warmup=warmup_steps(job.config, len(job.plan)),
             )
         )
+        self._say_memory(job)
         if warmup_steps(job.config, len(job.plan)) >= len(job.plan):
             self.report.warn(
                 _(
@@ -183,6 +185,23 @@ class _Training:
             )
         if job.config.eval_every and not job.held_out:
             self.report.warn(_("training.eval_every: nothing is held out, so there is nothing to evaluate on."))
+
+    def _say_memory(self, job: loop.Job) -> None:
+        """The peak to come and what is free; where it is not enough, activations are computed again instead."""
+        expected, free = expected_mib(job.base, loop.heaviest_row(job), job.parameters.values.numel()), available_mib()
+        if expected is None:
+            return
+        self.report.say(_("memory: about {mib:,.0f} MiB at most", mib=expected))
+        taken = memory_mib()
+        if free is not None and taken is not None and expected - taken > free:
+            self.report.warn(
+                _(
+                    "that is more than the {free:,.0f} MiB that are free: activations will be computed again in "
+                    "backward, which is slower. A smaller training.row_tokens needs less memory too.",
+                    free=free,
+                )
+            )
+            self.recompute = True
 
     def _begin(self, job: loop.Job, template: Template, data: Prepared) -> State:
         """A fresh run folder."""

@@ -39,6 +39,7 @@ class Base:
     layout: Layout = "padded"
     head: Head = field(default_factory=Head)
     fast: frozenset[str] = frozenset({"attention", "head", "linear layers", "prefix"})  # see verify.py
+    kept_per_token: float = 0.0  # bytes that a training keeps for backward; see kept.py
     native: str = "sdpa"  # transformers' own attention for this model, by name
     why: dict[str, str] = field(default_factory=dict)
     router: Router = field(default_factory=Router)

@@ -1,5 +1,6 @@
 """The training loop: steps, evaluations, checkpoints and metrics, from a plan known whole beforehand."""
 
+import heapq
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from lorasmith.i18n import _
 from lorasmith.lora.files import has_effect
 from lorasmith.model.base import Base
 from lorasmith.model.forward import row_of
-from lorasmith.model.row import Example, Step
+from lorasmith.model.row import Example, Row, Step, flatten
 from lorasmith.report import Report
 from lorasmith.training import checkpoint
 from lorasmith.training.checkpoint import State
@@ -95,6 +96,16 @@ def one_step(job: Job, k: int, stop: bool = False) -> Log:
     )
     step = Step(rows, job.plan.targets(k))
     return train_step(job.base, job.parameters, optimizer, step, job.config.clip, job.world, stop)
+
+
+def heaviest_row(job: Job) -> Row:
+    """The row of this rank's whole training that holds most tokens."""
+    world = job.world
+    steps = range(min(len(job.plan), job.plan.steps_per_epoch))
+    rows = [row for k in steps for row in job.plan.of_rank(k, world.rank, world.size)]
+    longest = heapq.nlargest(8, rows, key=lambda row: sum(job.plan.lengths[i] for i in row))
+    laid = [row_of(job.base, [job.train[i] for i in row], 1.0, job.adapter) for row in longest]
+    return max(laid, key=lambda row: row.tokens, default=flatten([], 1.0))
 
 
 def evaluate(job: Job, state: State) -> float:

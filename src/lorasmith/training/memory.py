@@ -1,8 +1,16 @@
-"""How much memory this process has taken at most."""
+"""How much memory this process has taken, and how much a training will take: said before it starts."""
 
 import sys
+from pathlib import Path
 
 import torch
+
+from lorasmith.model.base import Base
+from lorasmith.model.head import LARGEST
+from lorasmith.model.kept import probabilities
+from lorasmith.model.row import Row
+
+KERNELS = 160  # MiB that oneDNN's kernels and the holes between freed tensors came to in trainings of up to 100 steps
 
 
 def peak_memory_mib(device: torch.device) -> float:
@@ -13,3 +21,37 @@ def peak_memory_mib(device: torch.device) -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def memory_mib() -> float | None:
+    """What this process takes now, in MiB; None where the system does not say."""
+    return _proc("/proc/self/status", "VmRSS:")
+
+
+def available_mib() -> float | None:
+    """What the machine could still give, in MiB; None where the system does not say."""
+    return _proc("/proc/meminfo", "MemAvailable:")
+
+
+def _proc(path: str, key: str) -> float | None:
+    try:
+        lines = Path(path).read_text("ascii").splitlines()
+        line = next((line for line in lines if line.startswith(key)), None)
+    except OSError:
+        return None
+    return None if line is None else int(line.split()[1]) / 2**10
+
+
+def expected_mib(base: Base, row: Row, trained: int) -> float | None:
+    """The peak of a training on a CPU whose heaviest row is `row`, with `trained` numbers; None where it is not known.
+
+    From what the trial step of `speed_up` kept for backward, token by token, and the probabilities of attention, which
+    grow with the length of the examples.
+    """
+    now = memory_mib()
+    if now is None or base.device.type != "cpu" or base.layout != "packed" or not base.kept_per_token:
+        return None
+    optimiser = 4 * 4 * trained  # values, gradient and two moments in float32
+    words = int(base.model.config.get_text_config().vocab_size)
+    head = 2 * min(LARGEST, len(row.at_N)) * words * base.dtype.itemsize
+    return now + KERNELS + (optimiser + head + row.tokens * base.kept_per_token + probabilities(base, row)) / 2**20
