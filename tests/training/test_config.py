@@ -114,6 +114,20 @@ def test_gradient_checkpointing_computes_twice_and_learns_the_same(tmp_path, mon
     assert adapter_bytes(tmp_path / "once") == adapter_bytes(tmp_path / "twice")
 
 
+def test_too_little_memory_turns_checkpointing_on_and_says_so(tmp_path, monkeypatch):
+    import lorasmith.run as run
+    from lorasmith.report import Report
+
+    heard = []
+    monkeypatch.setattr(Report, "warn", lambda self, text: heard.append(text))
+    monkeypatch.setattr(run, "available_mib", lambda: 0.0)
+    monkeypatch.setattr(run, "expected_mib", lambda *_: 1e6)
+    twice = calls(monkeypatch, tmp_path / "tight")
+    monkeypatch.undo()
+    assert any("computed again" in text for text in heard)
+    assert twice == 2 * calls(monkeypatch, tmp_path / "enough")
+
+
 def test_row_tokens_decides_how_many_forwards_a_step_takes(tmp_path, monkeypatch):
     assert calls(monkeypatch, tmp_path / "short", row_tokens=1) == 3 * calls(monkeypatch, tmp_path / "long")
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
+from lorasmith.data import encoded
 from lorasmith.data.config import DataConfig
 from lorasmith.data.conversation import Message, Problems, Record, RowError, places
 from lorasmith.data.read import read
@@ -151,6 +152,11 @@ def _encode(sides: list[_Side], rows: list[Sequence[Record]], template: Template
     problems = [Problems(side.option) for side in sides]
     total, done = sum(map(len, rows)), 0
     for side, records, bad in zip(sides, rows, problems, strict=False):
+        place = encoded.place_of(records, template)
+        known = encoded.recall(place, records) if place else None
+        if known is not None:
+            side.rows, done = known, done + len(known)
+            continue
         for record in records:
             try:
                 side.rows.append(template.encode_all(template.conversation(record).messages, record.source))
@@ -159,6 +165,8 @@ def _encode(sides: list[_Side], rows: list[Sequence[Record]], template: Template
             done += 1
             if total > REPORTED and (done % REPORTED == 0 or done == total):
                 report.progress(_("encoding"), done, total)
+        if place and not bad.texts():
+            encoded.remember(place, side.rows)
     texts = [text for bad in problems for text in bad.texts()]
     if texts:
         raise DataError(*texts)

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from lorasmith.lora.product import product, share_memory, side_by_side, sum_of_products
 from lorasmith.lora.router import Router
 
+FEW = 32  # tokens of a decoding step: putting the small matrices together costs more than it saves there
 Again = Callable[[], Tensor]
 _AGAIN = "_lorasmith_again"
 
@@ -89,9 +90,13 @@ class Siblings:
 
     def output(self, layer: Any, x: Tensor) -> Tensor | None:
         """What `layer` gives for x, or None where one pass cannot compute it: several adapters, dropout, 4-bit."""
-        slices = self.router.slices_of(x.numel() // x.shape[-1])
+        tokens = x.numel() // x.shape[-1]
+        slices = self.router.slices_of(tokens)
         adapter = slices[0].adapter
-        if not self.router.fused or len(slices) > 1 or not all(one.is_plain(adapter) for one in self.layers):
+        small = tokens <= FEW and not torch.is_grad_enabled()
+        one_pass = self.router.fused and len(slices) == 1 and not small
+        if not one_pass or not all(one.is_plain(adapter) for one in self.layers):
+            self._asked, self._ready = (), {}
             return None
         asked = (x, _version(x), self.router.turn, adapter, torch.is_grad_enabled())
         if layer not in self._ready or self._asked[0] is not x or self._asked[1:] != asked[1:]:

@@ -1,0 +1,45 @@
+"""What a training will keep for backward, foretold from a trial of two dozen tokens."""
+
+import pytest
+import torch
+
+from families import adapted, examples, one_row
+from fast_base import fast_base
+from lorasmith.model.head import loss_sum
+from lorasmith.model.kept import counted, probabilities
+from lorasmith.training import memory
+from lorasmith.training.memory import expected_mib
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_a_longer_row_keeps_what_the_trial_foretold(family: str) -> None:
+    base, _adapter = fast_base(family, torch.float32)
+    row = one_row(examples((50, 40, 45, 38)))
+    with counted(base.model) as found:
+        loss_sum(base, row)
+    foretold = row.tokens * base.kept_per_token + probabilities(base, row)
+    assert foretold == pytest.approx(sum(found.values()), rel=0.1)
+
+
+def test_attention_that_computes_again_keeps_no_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, _adapter = adapted("llama")
+    row = one_row(examples((50, 40)))
+    assert probabilities(base, row) > 0
+    monkeypatch.setattr("lorasmith.model.kept.KEPT", 0)
+    assert probabilities(base, row) == 0
+
+
+def test_the_peak_grows_with_the_row_and_is_not_foretold_where_nothing_was_tried() -> None:
+    base, _adapter = fast_base("llama", torch.float32)
+    small, large = (expected_mib(base, one_row(examples(lengths)), 1000) for lengths in ((5, 6), (60,) * 40))
+    assert small is not None
+    assert large is not None
+    assert large > small
+    base.kept_per_token = 0.0
+    assert expected_mib(base, one_row(examples((5, 6))), 1000) is None
+
+
+def test_a_system_that_does_not_say_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, _adapter = fast_base("llama", torch.float32)
+    monkeypatch.setattr(memory, "memory_mib", lambda: None)
+    assert expected_mib(base, one_row(examples((5, 6))), 1000) is None
