@@ -26,6 +26,9 @@ OUR_FAULT_IS_NOT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno
 # Threads of libgomp that wait for each other spin 300,000 turns before they sleep: beside one other busy program that
 # made a training ten times slower. Must be set before torch is loaded; see docs/decisions.md.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# oneDNN keeps up to 1,024 kernels, one for every shape: half a GiB in a training, whose rows have many lengths. A step
+# needs some fifty, and making them again was not slower.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
