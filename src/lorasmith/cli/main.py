@@ -27,8 +27,8 @@ OUR_FAULT_IS_NOT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno
 # made a training ten times slower. Must be set before torch is loaded; see docs/decisions.md.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # oneDNN keeps up to 1,024 kernels, one for every shape: half a GiB in a training, whose rows have many lengths. A step
-# needs some fifty, and making them again was not slower.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+# needs fifty to a hundred, and fewer than it needs would be made again in every layer.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "160")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from lorasmith.model.head import LARGEST
 from lorasmith.model.kept import probabilities
 from lorasmith.model.row import Row
 
-KERNELS = 160  # MiB that oneDNN's kernels and the holes between freed tensors came to in trainings of up to 100 steps
+KERNELS = 400  # MiB that oneDNN's kernels and the holes between freed tensors came to in trainings of up to 100 steps
 
 
 def peak_memory_mib(device: torch.device) -> float:
