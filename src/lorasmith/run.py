@@ -13,11 +13,9 @@ import json
 import platform
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -33,7 +31,7 @@ from lorasmith.evaluate import HeldOut, compare, held_out
 from lorasmith.i18n import _
 from lorasmith.lora.files import has_effect
 from lorasmith.lora.inject import count, inject
-from lorasmith.lora.target import layer_number
+from lorasmith.lora.target import in_words
 from lorasmith.model.base import Base
 from lorasmith.model.load import load_base
 from lorasmith.model.machine import dtype_name
@@ -55,6 +53,7 @@ from lorasmith.training.checkpoint import State, write_file, writing
 from lorasmith.training.dist import World, join, leave
 from lorasmith.training.memory import available_mib, expected_mib, memory_mib, peak_memory_mib
 from lorasmith.training.optim import FlatParameters, make_optimizer, warmup_steps
+from lorasmith.version import installed_version
 
 ADAPTER = "default"
 
@@ -159,7 +158,7 @@ class _Training:
         if "plain" in base.why:
             say(_("plain, because its numbers differ: {parts}", parts=base.why["plain"]))
         for pattern, paths in adapter.targets.matched.items():
-            say(_("target {pattern} matches {modules}", pattern=pattern, modules=_summary_of_paths(paths)))
+            say(_("target {pattern} matches {modules}", pattern=pattern, modules=in_words(paths)))
         for name, paths in adapter.targets.saved.items():
             say(_("{name} is copied and trained whole: {modules}", name=name, modules=", ".join(paths)))
         say(str(count(base.model, adapter)))
@@ -188,6 +187,8 @@ class _Training:
 
     def _say_memory(self, job: loop.Job) -> None:
         """The peak to come and what is free; where it is not enough, activations are computed again instead."""
+        if self.recompute:  # the trial did not compute them again, so it foretells nothing
+            return
         expected, free = expected_mib(job.base, loop.heaviest_row(job), job.parameters.values.numel()), available_mib()
         if expected is None:
             return
@@ -363,34 +364,9 @@ def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:
 def _versions() -> dict[str, str]:
     flags = torch.cpu.get_capabilities()
     on = sorted(name for name, value in flags.items() if value is True)
-    try:
-        own = version("lorasmith")
-    except PackageNotFoundError:
-        own = "not installed"
+    own = installed_version() or "not installed"
     python, system = platform.python_version(), platform.platform()
     return {"lorasmith": own, "python": python, "system": system, "processor_flags": " ".join(on)}
-
-
-def _summary_of_paths(paths: list[str]) -> str:
-    """`11 modules: 11 x query_key_value, layers 1, 10-19`, or the paths where they are few."""
-    if len(paths) <= 3:
-        return ", ".join(paths)
-    names = Counter(path.rpartition(".")[2] for path in paths)
-    kinds = ", ".join(f"{n} x {name}" for name, n in names.items())
-    text = _("{count} modules: {kinds}", count=len(paths), kinds=kinds)
-    numbers = sorted({number for path in paths if (number := layer_number(path)) is not None})
-    return text + (", " + _("layers {numbers}", numbers=_ranges(numbers)) if numbers else "")
-
-
-def _ranges(numbers: list[int]) -> str:
-    """1, 10, 11, 12 -> `1, 10-12`."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
 def _copy(source: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from lorasmith.errors import ConfigError, LorasmithError
 from lorasmith.i18n import _
+from lorasmith.version import installed_version
 
 VERBS = {
     "train": _("train an adapter on files of examples"),
@@ -65,7 +66,7 @@ def dispatch(argv: list[str]) -> int:
         show_help(sys.stdout)
         return 0 if argv else 2
     if argv[0] == "--version":
-        print("lorasmith", installed_version())
+        print("lorasmith", installed_version() or _("(not installed: run from its folder)"))
         return 0
     verb = argv[0]
     if verb not in VERBS:
@@ -87,16 +88,6 @@ def show_help(file: TextIO) -> None:
     for verb, text in VERBS.items():
         print(f"  {verb:<10}{text}", file=file)
     print("\n" + _("  --version  which lorasmith this is"), file=file)
-
-
-def installed_version() -> str:
-    """The version that pip knows."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("lorasmith")
-    except PackageNotFoundError:
-        return _("(not installed: run from its folder)")
 
 
 def _unknown_verb(verb: str) -> str:

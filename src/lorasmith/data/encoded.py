@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -33,14 +32,10 @@ def place_of(records: Sequence[Record], template: Template) -> Path | None:
     backend = getattr(template.tokenizer, "backend_tokenizer", None)
     if len(records) < FEWEST or backend is None:
         return None
-    try:
-        own = version("lorasmith")
-    except PackageNotFoundError:
-        own = ""
     digest = sha256()
     said = (
         FORMAT,
-        own,
+        str(installed_version()),
         transformers.__version__,
         template.kind,
         template.text,

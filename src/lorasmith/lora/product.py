@@ -4,6 +4,7 @@ T = tokens, I = inputs, O = outputs
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -43,21 +44,21 @@ def _pieces(rows: int, columns: int, like: Tensor) -> int:
 
 def side_by_side(parts: Sequence[Tensor]) -> Tensor:
     """Matrices [T, O1], [T, O2], ... as one [T, O]: without a copy where they are the columns of one buffer already."""
-    first, widths = parts[0], [part.shape[1] for part in parts]
-    column, columns = first.storage_offset(), True
+    whole = joined(parts, dim=1)
+    return torch.cat(list(parts), dim=1) if whole is None else whole
+
+
+def joined(parts: Sequence[Tensor], dim: int) -> Tensor | None:
+    """The contiguous tensor whose pieces along `dim` these are, one after the other; None where there is none."""
+    first, shape = parts[0], list(parts[0].shape)
+    shape[dim] = sum(part.shape[dim] for part in parts)
+    stride = [prod(shape[i + 1 :]) for i in range(len(shape))]
+    at = first.storage_offset()
     for part in parts:
-        columns = (
-            columns
-            and share_memory(part, first)
-            and part.storage_offset() == column
-            and part.stride() == (sum(widths), 1)
-        )
-        column += part.shape[1]
-    return (
-        first.as_strided((len(first), sum(widths)), (sum(widths), 1), first.storage_offset())
-        if columns
-        else torch.cat(list(parts), dim=1)
-    )
+        if not share_memory(part, first) or part.storage_offset() != at or list(part.stride()) != stride:
+            return None
+        at += part.shape[dim] * stride[dim]
+    return first.as_strided(shape, stride, first.storage_offset())
 
 
 def share_memory(a: Tensor, b: Tensor) -> bool:

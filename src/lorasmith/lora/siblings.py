@@ -4,7 +4,6 @@ T = tokens, I = in_features, O = out_features of all of them together, K = their
 """
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorasmith.lora.product import product, share_memory, side_by_side, sum_of_products
+from lorasmith.lora.product import joined, product, side_by_side, sum_of_products
 from lorasmith.lora.router import Router
 
 FEW = 32  # tokens of a decoding step: putting the small matrices together costs more than it saves there
@@ -128,10 +127,9 @@ def stacked(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
 
 
 def _stacked(parameters: Sequence[Tensor]) -> Tensor:
-    first, rows = parameters[0].data, [len(p) for p in parameters]
-    starts = [first.storage_offset() + n * first.stride(0) for n in accumulate([0, *rows[:-1]])]
-    if any(not share_memory(p, first) or p.storage_offset() != at for p, at in zip(parameters, starts, strict=True)):
-        for p, part in zip(parameters, torch.cat([p.data for p in parameters]).split(rows), strict=True):
+    whole = joined([p.data for p in parameters], dim=0)
+    if whole is None:
+        whole = torch.cat([p.data for p in parameters])
+        for p, part in zip(parameters, whole.split([len(p) for p in parameters]), strict=True):
             p.data = part
-        first = parameters[0].data
-    return first.as_strided((sum(rows), *first.shape[1:]), first.stride(), first.storage_offset())
+    return whole

@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -34,6 +35,28 @@ def layer_number(path: str) -> int | None:
     """The number of the layer that a module path lies in, or None."""
     found = _LAYER_NUMBER.match(path)
     return int(found[1]) if found else None
+
+
+def in_words(paths: Sequence[str]) -> str:
+    """`11 modules: 11 x query_key_value, layers 1, 10-19`, or the paths where they are few."""
+    if len(paths) <= 3:
+        return ", ".join(paths)
+    names = Counter(path.rpartition(".")[2] for path in paths)
+    kinds = ", ".join(f"{n} x {name}" for name, n in names.items())
+    text = _("{count} modules: {kinds}", count=len(paths), kinds=kinds)
+    numbers = sorted({number for path in paths if (number := layer_number(path)) is not None})
+    return text + (", " + _("layers {numbers}", numbers=_ranges(numbers)) if numbers else "")
+
+
+def _ranges(numbers: list[int]) -> str:
+    """1, 10, 11, 12 -> `1, 10-12`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
 def is_adaptable(module: nn.Module) -> bool:

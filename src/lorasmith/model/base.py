@@ -58,6 +58,11 @@ class Base:
         return head
 
     @property
+    def compiles_shapes(self) -> bool:
+        """Whether products make a kernel for every shape: oneDNN does, which takes those of bfloat16 on a CPU."""
+        return self.device.type == "cpu" and self.dtype == torch.bfloat16
+
+    @property
     def max_positions(self) -> int | None:
         """Tokens that the model can look at, where its config says so."""
         config = self.model.config.get_text_config()

@@ -81,14 +81,8 @@ class FastAttention(Fast):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """hidden_states [1, T, H] -> ([1, T, H], None)."""
         how, rotation = self.__dict__.get(SEEN), kwargs.get("position_embeddings")
-        if (
-            self.plain
-            or how is None
-            or rotation is None
-            or "hidden_states" not in kwargs
-            or args
-            or "row" not in kwargs
-        ):
+        unusual = args or not {"hidden_states", "row"} <= kwargs.keys()
+        if self.plain or how is None or rotation is None or unusual:
             return super().forward(*args, **kwargs)
         del kwargs["position_embeddings"]
         x = kwargs.pop("hidden_states")

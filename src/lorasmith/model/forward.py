@@ -16,9 +16,7 @@ from lorasmith.model.group import grouped
 from lorasmith.model.row import Example, Row, flatten
 
 THIN = 16  # tokens of one adapter: up to so many on average, all adapters go in one product under a mask
-MULTIPLE = (
-    32  # tokens of a packed row on a CPU: oneDNN makes a kernel for every length, and few lengths are few kernels
-)
+MULTIPLE = 32  # tokens that a packed row is filled up to where every length means new kernels
 
 
 def row_of(base: Base, examples: Sequence[Example], total_weight: float, adapter: str | None) -> Row:
@@ -26,7 +24,7 @@ def row_of(base: Base, examples: Sequence[Example], total_weight: float, adapter
     if base.layout == "padded":
         return flatten(examples, total_weight, adapter).to(base.device)
     drops = base.model.training and adapter is not None and base.adapters[adapter].config.lora_dropout > 0
-    multiple = MULTIPLE if base.device.type == "cpu" and base.dtype == torch.bfloat16 else 1
+    multiple = MULTIPLE if base.compiles_shapes else 1
     return flatten(examples, total_weight, adapter, "prefix" in base.fast and not drops, multiple).to(base.device)
 
 

@@ -44,8 +44,7 @@ def recognise(model: nn.Module) -> None:
     known: Known = {}
     for module in list(model.modules()):
         for mixin, options in ((FastRMSNorm, _norm), (FastGatedMLP, _mlp), (FastAttention, _attention)):
-            kind = (type(module), getattr(module, "eps", getattr(module, "variance_epsilon", None)))
-            tries = options(module)
+            kind, tries = (type(module), _eps(module)), options(module)
             if tries and kind not in known:
                 known[kind] = _best(module, mixin, tries)
             if tries and known[kind] is not None:
@@ -55,19 +54,19 @@ def recognise(model: nn.Module) -> None:
 
 def _norm(module: nn.Module) -> list[dict[str, Any]]:
     """The variants of RMSNorm that this may be; none where it is something else."""
-    eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
-    weight = getattr(module, "weight", None)
+    eps, weight = _eps(module), getattr(module, "weight", None)
     if not type(module).__name__.endswith("RMSNorm") or eps is None or weight is None or weight.dim() != 1:
         return []
     return [{"variant": (eps, offset, wide)} for offset, wide in ((0.0, False), (0.0, True), (1.0, True))]
 
 
+def _eps(module: nn.Module) -> float | None:
+    return getattr(module, "eps", getattr(module, "variance_epsilon", None))
+
+
 def _mlp(module: nn.Module) -> list[dict[str, Any]]:
     children = dict(module.named_children())
-    layered = {"gate_proj", "up_proj", "down_proj"} <= children.keys() or {
-        "gate_up_proj",
-        "down_proj",
-    } <= children.keys()
+    layered = "down_proj" in children and ({"gate_proj", "up_proj"} <= children.keys() or "gate_up_proj" in children)
     act = getattr(module, "act_fn", getattr(module, "activation_fn", None))
     if not layered or not callable(act):
         return []
@@ -103,8 +102,6 @@ def _difference(module: nn.Module, mixin: type[Fast], options: dict[str, Any]) -
 
 def _best(module: nn.Module, mixin: type[Fast], tries: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The options with which the fast class is nearest, where that is near enough."""
-    if not tries:
-        return None
     dtype = next(module.parameters()).dtype
     if mixin is FastRMSNorm and dtype in HALF:  # small enough to look closely
         wide = copy.deepcopy(module).float()
@@ -155,8 +152,9 @@ def speed_up(base: Base, adapter: str, ids: Sequence[int]) -> None:
             if _problems(base, step, wanted, candidates):  # each alone is right, and not all together
                 candidates = frozenset()
         use(base, candidates)
-    give_back_memory()  # of the trial
-    keep_freed_memory()
+    if base.device.type == "cpu":
+        give_back_memory()  # of the trial
+        keep_freed_memory()
     base.why["fast"] = ", ".join(sorted(candidates)) or _("none")
     if problems:
         base.why["plain"] = problems

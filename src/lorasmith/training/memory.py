@@ -10,7 +10,7 @@ from lorasmith.model.head import LARGEST
 from lorasmith.model.kept import probabilities
 from lorasmith.model.row import Row
 
-KERNELS = 400  # MiB that oneDNN's kernels and the holes between freed tensors came to in trainings of up to 100 steps
+KERNELS = 400  # MiB of oneDNN's kernels, and of the holes that rows of many lengths leave: the demo's 32 steps
 
 
 def peak_memory_mib(device: torch.device) -> float:
@@ -54,4 +54,5 @@ def expected_mib(base: Base, row: Row, trained: int) -> float | None:
     optimiser = 4 * 4 * trained  # values, gradient and two moments in float32
     words = int(base.model.config.get_text_config().vocab_size)
     head = 2 * min(LARGEST, len(row.at_N)) * words * base.dtype.itemsize
-    return now + KERNELS + (optimiser + head + row.tokens * base.kept_per_token + probabilities(base, row)) / 2**20
+    kernels = KERNELS if base.compiles_shapes else 0
+    return now + kernels + (optimiser + head + row.tokens * base.kept_per_token + probabilities(base, row)) / 2**20
