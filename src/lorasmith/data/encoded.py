@@ -21,6 +21,7 @@ from lorasmith.data.conversation import Record
 from lorasmith.data.template import Template
 from lorasmith.model.cache import cache_folder
 from lorasmith.model.row import Example
+from lorasmith.version import installed_version
 
 FORMAT = "1"
 FEWEST = 64  # rows below which encoding is quicker than looking
