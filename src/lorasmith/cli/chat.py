@@ -10,6 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from lorasmith.cli.flags import Parser, base_of, given
+from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen, printable
 from lorasmith.config import check, closest
 from lorasmith.data.conversation import Message
@@ -46,9 +47,10 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Talks until end of input or /exit. Raises LorasmithError."""
     model, settings = base_of(args), check(SamplingConfig, given(args).get("sampling", {}), "sampling")
-    from lorasmith.engine.engine import Engine, generate
-    from lorasmith.engine.request import Request
-    from lorasmith.session import open_adapters
+    with importing():
+        from lorasmith.engine.engine import Engine, generate
+        from lorasmith.engine.request import Request
+        from lorasmith.session import open_adapters
 
     with Screen(json=True) as screen:  # standard output is for the answers
         session = open_adapters(args.runs, model, screen)

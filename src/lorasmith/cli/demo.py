@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorasmith.cli.flags import Parser, positive
+from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
 from lorasmith.i18n import _
 
@@ -27,7 +28,8 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Fetches what is missing, trains, shows; 0 when the run is finished. Raises LorasmithError."""
-    from lorasmith.demo import demo
+    with importing():
+        from lorasmith.demo import demo
 
     given = {name: value for name, value in (("steps", args.steps), ("output", args.output)) if value is not None}
     with Screen(json=args.json) as screen:

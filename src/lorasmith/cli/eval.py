@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lorasmith.cli.flags import Parser, base_of, given
+from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
 from lorasmith.config import check
 from lorasmith.data.config import DataConfig
@@ -29,7 +30,8 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Prints both losses and the interval of their difference. Raises LorasmithError."""
     model, limits = base_of(args), _limits(args)
-    from lorasmith.measure import evaluate_run
+    with importing():
+        from lorasmith.measure import evaluate_run
 
     with Screen(json=args.json) as screen:
         result = evaluate_run(args.run, args.files, model, limits, screen)

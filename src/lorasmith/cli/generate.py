@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorasmith.cli.flags import Parser, base_of, given
+from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen, printable
 from lorasmith.config import check
 from lorasmith.data.conversation import Message, Record
@@ -42,9 +43,10 @@ def run(args: argparse.Namespace) -> int:
     """Prints one answer for each prompt. Raises LorasmithError."""
     model, settings = base_of(args), check(SamplingConfig, given(args).get("sampling", {}), "sampling")
     records = prompts_of(args)
-    from lorasmith.engine.engine import Engine, generate
-    from lorasmith.engine.request import Request
-    from lorasmith.session import open_adapters
+    with importing():
+        from lorasmith.engine.engine import Engine, generate
+        from lorasmith.engine.request import Request
+        from lorasmith.session import open_adapters
 
     with Screen(json=True) as screen:  # standard output is for the answers
         session = open_adapters([args.run], model, screen)

@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict
 
 from lorasmith.cli.flags import Parser, base_of
+from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
 from lorasmith.i18n import _
 
@@ -24,7 +25,8 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Merges, compares, and only then names the folder. Raises LorasmithError."""
     model = base_of(args)
-    from lorasmith.export import merge_run
+    with importing():
+        from lorasmith.export import merge_run
 
     with Screen(json=args.json) as screen:
         certificate = merge_run(args.run, args.output, model, args.overwrite, screen)

@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict
 
 from lorasmith.cli.flags import Parser, config_of
+from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
@@ -34,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(_("--resume goes on with a run and --overwrite replaces it: give one of them"))
     if args.resume and config.output is None:
         raise ConfigError(_("--resume: say which run goes on, with --output RUN"))
-    from lorasmith.run import train
+    with importing():
+        from lorasmith.run import train
 
     with Screen(json=args.json) as screen:
         summary = train(config, screen, resume=args.resume, overwrite=args.overwrite)

@@ -4,7 +4,7 @@ T = tokens, I = in_features, O = out_features of all of them together, K = their
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +15,17 @@ from lorasmith.lora.product import joined, product, side_by_side, sum_of_product
 from lorasmith.lora.router import Router
 
 FEW = 32  # tokens of a decoding step: putting the small matrices together costs more than it saves there
-Again = Callable[[], Tensor]
+Again = tuple[Callable[..., Tensor], Sequence[Tensor]]
 _AGAIN = "_lorasmith_again"
 
 
-def can_be_made_again(x: Tensor, again: Again) -> None:
-    """Note on x how to compute it again, from what is kept for backward anyway, so that x itself need not be kept."""
-    setattr(x, _AGAIN, (_version(x), again))
+def can_be_made_again(x: Tensor, compute: Callable[..., Tensor], *kept: Tensor) -> None:
+    """Note on x that it is compute(*kept), tensors that backward needs anyway, so that x itself need not be kept."""
+    setattr(x, _AGAIN, (_version(x), (compute, kept)))
 
 
-def _again_of(x: Tensor) -> Again | None:
+def again_of(x: Tensor) -> Again | None:
+    """How x can be computed again; None where it must be kept."""
     version, again = getattr(x, _AGAIN, (None, None))
     return again if version == _version(x) else None  # something may have written into it
 
@@ -33,50 +34,67 @@ def _version(x: Tensor) -> int | None:
     return None if x.is_inference() else x._version
 
 
-class AdaptedLinear(torch.autograd.Function):
-    """y = x W^T + b + (x A^T) B^T for stacked layers (LoRA, arXiv:2106.09685, section 4.1); the scale is in B.
+class Stack(NamedTuple):
+    """Frozen linear layers with the same input, one below the other, with the widths, ranks and scales of each.
 
-    x is saved once, or not at all where `again` computes it; its gradient is one buffer that all products add to; no
-    gradient of W is formed.
+    Their matrices, A [R, I] and B [its O, R] of each, come beside it as `AB`, because autograd must see them.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        again: Again | None,
-        W_OI: Tensor,
-        bias: Tensor | None,
-        scales: Sequence[float],
-        *AB: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """x [..., I] in any floating dtype, each A [R, I] and B [its O, R] in float32 -> each y [..., its O]."""
-        x_TI, widths = x.reshape(-1, x.shape[-1]), [len(B) for B in AB[1::2]]
-        A_KI = torch.cat(AB[0::2]).to(x.dtype)
-        B_KO = torch.block_diag(*(B.t() * s for B, s in zip(AB[1::2], scales, strict=True))).to(x.dtype)
+    W_OI: Tensor
+    bias_O: Tensor | None
+    widths: tuple[int, ...]
+    ranks: tuple[int, ...]
+    scales: tuple[float, ...]
+
+    def cast(self, AB: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """All A as one [K, I]; all B, scaled and transposed, as one [K, O] with zeros between them."""
+        B_KO = torch.block_diag(*(B.t() * s for B, s in zip(AB[1::2], self.scales, strict=True)))
+        return torch.cat(list(AB[0::2])).to(dtype), B_KO.to(dtype)
+
+    def forward(self, x_TI: Tensor, A_KI: Tensor, B_KO: Tensor) -> tuple[Tensor, Tensor]:
+        """y = x W^T + b + (x A^T) B^T (LoRA, arXiv:2106.09685, section 4.1) as [T, O], and x A^T as [T, K]."""
         h_TK = F.linear(x_TI, A_KI)
-        y_TO = product(x_TI, W_OI.t(), bias).addmm_(h_TK, B_KO)
-        ctx.save_for_backward(None if again else x_TI, h_TK, A_KI, B_KO)
-        ctx.again, ctx.W_OI, ctx.widths, ctx.scales, ctx.shape = again, W_OI, widths, scales, x.shape
-        ctx.ranks, ctx.dtype = [len(A) for A in AB[0::2]], AB[0].dtype
-        return tuple(y.view(*x.shape[:-1], -1) for y in y_TO.split(widths, dim=1))
+        return product(x_TI, self.W_OI.t(), self.bias_O).addmm_(h_TK, B_KO), h_TK
+
+    def backward(
+        self, dy_TO: Tensor, x_TI: Tensor, h_TK: Tensor, A_KI: Tensor, B_KO: Tensor, of_x: bool, dtype: torch.dtype
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """The gradient of x [T, I], one buffer that all products add to, and in `dtype` those of each A and B."""
+        dh_TK = F.linear(dy_TO, B_KO)
+        dx_TI = None
+        if of_x:
+            dx_TI = sum_of_products(dy_TO.split(self.widths, dim=1), self.W_OI.split(self.widths))
+            dx_TI = dx_TI.addmm_(dh_TK, A_KI)
+        dA_RI, dB_RO = ((thin_TK.t() @ wide).split(self.ranks) for thin_TK, wide in ((dh_TK, x_TI), (h_TK, dy_TO)))
+        dB_RO = [rows.split(self.widths, dim=1)[i] for i, rows in enumerate(dB_RO)]
+        pairs = zip(dA_RI, dB_RO, self.scales, strict=True)
+        return dx_TI, [g for dA, dB, s in pairs for g in (dA.to(dtype), dB.t().to(dtype).mul_(s))]
+
+
+class AdaptedLinear(torch.autograd.Function):
+    """A stack of layers. x is saved once, or not at all where `again` says how to compute it; W has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, again: Again | None, stack: Stack, *AB: Tensor) -> tuple[Tensor, ...]:
+        """x [..., I] in any floating dtype, A and B in float32 -> each y [..., its O]."""
+        x_TI = x.reshape(-1, x.shape[-1])
+        A_KI, B_KO = stack.cast(AB, x.dtype)
+        y_TO, h_TK = stack.forward(x_TI, A_KI, B_KO)
+        ctx.compute, kept = again or (None, [x_TI])
+        ctx.save_for_backward(h_TK, A_KI, B_KO, *kept)
+        ctx.stack, ctx.shape, ctx.dtype = stack, x.shape, AB[0].dtype
+        return tuple(y.view(*x.shape[:-1], -1) for y in y_TO.split(stack.widths, dim=1))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *dy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x (where something below it is trained), and of each A and B."""
-        x_TI, h_TK, A_KI, B_KO = ctx.saved_tensors
-        x_TI = ctx.again().view(-1, A_KI.shape[1]) if x_TI is None else x_TI
+        h_TK, A_KI, B_KO, *kept = ctx.saved_tensors
+        x_TI = ctx.compute(*kept).view(-1, A_KI.shape[1]) if ctx.compute else kept[0]
         dy_TO = side_by_side([d.reshape(len(x_TI), -1) for d in dy])
-        dh_TK = F.linear(dy_TO, B_KO)
-        dx_TI = None
-        if ctx.needs_input_grad[0]:
-            dx_TI = sum_of_products(dy_TO.split(ctx.widths, dim=1), ctx.W_OI.split(ctx.widths))
-            dx_TI = dx_TI.addmm_(dh_TK, A_KI).view(ctx.shape)
-        dA_RI = (dh_TK.t() @ x_TI).to(ctx.dtype).split(ctx.ranks)
-        dB_RO = [rows.split(ctx.widths, dim=1)[i] for i, rows in enumerate((h_TK.t() @ dy_TO).split(ctx.ranks))]
-        pairs = zip(dA_RI, dB_RO, ctx.scales, strict=True)
-        return dx_TI, None, None, None, None, *(g for dA, dB, s in pairs for g in (dA, dB.t().to(ctx.dtype).mul_(s)))
+        needed = ctx.needs_input_grad[0]
+        dx_TI, dAB = ctx.stack.backward(dy_TO, x_TI, h_TK, A_KI, B_KO, needed, ctx.dtype)
+        return None if dx_TI is None else dx_TI.view(ctx.shape), None, None, *dAB
 
 
 class Siblings:
@@ -87,22 +105,32 @@ class Siblings:
         self._asked: tuple[Any, ...] = ()
         self._ready: dict[Any, Tensor] = {}
 
-    def output(self, layer: Any, x: Tensor) -> Tensor | None:
-        """What `layer` gives for x, or None where one pass cannot compute it: several adapters, dropout, 4-bit."""
+    def stack_for(self, x: Tensor) -> tuple[Stack, list[Tensor]] | None:
+        """The layers as one, and their A and B, for the adapter that the router names; None where one pass cannot
+        compute them: several adapters, dropout, 4-bit.
+        """
         tokens = x.numel() // x.shape[-1]
         slices = self.router.slices_of(tokens)
         adapter = slices[0].adapter
         small = tokens <= FEW and not torch.is_grad_enabled()
         one_pass = self.router.fused and len(slices) == 1 and not small
         if not one_pass or not all(one.is_plain(adapter) for one in self.layers):
-            self._asked, self._ready = (), {}
             return None
-        asked = (x, _version(x), self.router.turn, adapter, torch.is_grad_enabled())
+        weight, bias = stacked([one.base_layer for one in self.layers])
+        AB = [matrix for one in self.layers for matrix in one.matrices(adapter)]
+        widths, ranks = tuple(len(B) for B in AB[1::2]), tuple(len(A) for A in AB[0::2])
+        return Stack(weight, bias, widths, ranks, tuple(one.scaling[adapter] for one in self.layers)), AB
+
+    def output(self, layer: Any, x: Tensor) -> Tensor | None:
+        """What `layer` gives for x, or None where one pass cannot compute it."""
+        asked = (x, _version(x), self.router.turn, self.router.active, torch.is_grad_enabled())
         if layer not in self._ready or self._asked[0] is not x or self._asked[1:] != asked[1:]:
-            weight, bias = stacked([one.base_layer for one in self.layers])
-            scales = [one.scaling[adapter] for one in self.layers]
-            AB = [matrix for one in self.layers for matrix in one.matrices(adapter)]
-            out = AdaptedLinear.apply(x, _again_of(x), weight, bias, scales, *AB)  # type: ignore[no-untyped-call]
+            found = self.stack_for(x)
+            if found is None:
+                self._asked, self._ready = (), {}
+                return None
+            stack, AB = found
+            out = AdaptedLinear.apply(x, again_of(x), stack, *AB)  # type: ignore[no-untyped-call]
             self._asked, self._ready = asked, dict(zip(self.layers, out, strict=True))
         y = self._ready.pop(layer)
         if not self._ready:

@@ -31,7 +31,6 @@ _HARMLESS = {
 
 
 SEEN = "_lorasmith_seen"  # on an attention module: what it asked for, so that fast.py need not guess it
-KEPT = 512  # keys up to which probabilities are kept for backward; beyond, they are computed again
 
 
 class Cache(Protocol):
@@ -124,13 +123,11 @@ class _ByHand(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], *how: Any) -> Tensor:
         """q [T, Hq, D], k and v [T, Hkv, D] -> [T, Hq, D]. how: scaling and window."""
         out_THD = q.new_empty(len(q) + 1, q.shape[1], v.shape[2])  # one more token, for what fillers compute
-        kept = []
         for group in groups:
             P_MQS = _probabilities(q, k, group, *how)
             O_MQD = torch.bmm(P_MQS, _take(v, group.keys, group))
             out_THD.index_copy_(0, group.to_T, _tokens_first(O_MQD, group, q.shape[1]))
-            kept.append(P_MQS if group.longest <= KEPT else None)
-        ctx.save_for_backward(q, k, v, *kept)
+        ctx.save_for_backward(q, k, v)
         ctx.groups, ctx.how = groups, how
         return out_THD[:-1]
 
@@ -138,10 +135,10 @@ class _ByHand(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of q, k and v."""
-        q, k, v, *kept = ctx.saved_tensors
+        q, k, v = ctx.saved_tensors
         dq, dk, dv = q.new_empty(len(q) + 1, *q.shape[1:]), torch.zeros_like(k), torch.zeros_like(v)
-        for group, P_MQS in zip(ctx.groups, kept, strict=True):
-            P_MQS = _probabilities(q, k, group, *ctx.how) if P_MQS is None else P_MQS
+        for group in ctx.groups:
+            P_MQS = _probabilities(q, k, group, *ctx.how)
             dO_MQD = _take(d_out, group.from_T, group, k.shape[1], group.fillers)
             dP_MQS = torch.bmm(dO_MQD, _take(v, group.keys, group).transpose(1, 2))
             dS_MQS = torch._softmax_backward_data(dP_MQS, P_MQS, -1, P_MQS.dtype)
@@ -157,11 +154,12 @@ class _ByHand(torch.autograd.Function):
 def _probabilities(q_THD: Tensor, k_THD: Tensor, group: Group, scaling: float, window: int | None) -> Tensor:
     """softmax(scaling Q K^T) [M, Q, S], zero where a query does not see a key."""
     Q_MQD, K_MSD = _take(q_THD, group.from_T, group, k_THD.shape[1]), _take(k_THD, group.keys, group)
-    unset = Q_MQD.new_empty(()).expand(len(Q_MQD), Q_MQD.shape[1], len(K_MSD[0]))
+    shape = (len(Q_MQD), Q_MQD.shape[1], K_MSD.shape[1])
+    unset = Q_MQD.new_empty(()).expand(shape)
     scores_MQS = torch.baddbmm(unset, Q_MQD, K_MSD.transpose(1, 2), beta=0, alpha=scaling)
     first, bias = group.bias(window, q_THD.shape[1] // k_THD.shape[1], Q_MQD.dtype)
     scores_MQS[..., first:] += bias
-    return torch.softmax(scores_MQS, dim=-1)
+    return torch.softmax(scores_MQS, dim=-1, out=scores_MQS)
 
 
 def _take(

@@ -6,7 +6,8 @@ A module takes such a class beside its own (as FSDP's fully_shard does), so that
 own forward remains the plain path, which runs where `plain` is set. See verify.py, which decides.
 """
 
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorasmith.lora.siblings import can_be_made_again
+from lorasmith.lora.layer import LoRALayer
+from lorasmith.lora.siblings import Again, Stack, again_of, can_be_made_again
 from lorasmith.model.attention import SEEN, attend
 
 
@@ -45,12 +47,16 @@ class FastRMSNorm(Fast):
         eps, offset, wide = self.variant
         w = weight.to(torch.promote_types(x.dtype, torch.float32)) + offset if wide else weight
         y, r = _RMSNorm.apply(x, w, eps, wide)  # type: ignore[no-untyped-call]
-        can_be_made_again(y, lambda: _normed(x, r, w, wide))
+        can_be_made_again(y, partial(_normed, w=w, wide=wide), x, r)
         return y
 
 
 class FastGatedMLP(Fast):
-    """down(act(gate(x)) * up(x)) (arXiv:2002.05202), gate and up as two layers or as one."""
+    """down(act(gate(x)) * up(x)) (arXiv:2002.05202), gate and up as two layers or as one.
+
+    With a plain adapter on all of them, gate and up are computed again in backward: they are more than half of what a
+    block would keep.
+    """
 
     part = "MLPs"
     gelu: bool  # the activation: GELU by tanh, or SiLU
@@ -60,13 +66,22 @@ class FastGatedMLP(Fast):
         if self.plain or len(args) != 1 or kwargs:
             return super().forward(*args, **kwargs)
         (x,) = args
-        if hasattr(self, "gate_up_proj"):
-            gate, up = self.layer("gate_up_proj", x).chunk(2, -1)
-        else:
-            gate, up = self.layer("gate_proj", x), self.layer("up_proj", x)
+        first = ("gate_up_proj",) if hasattr(self, "gate_up_proj") else ("gate_proj", "up_proj")
+        wide, down = self._stack(first, x), self._stack(("down_proj",), x)
+        if wide and down:
+            AB = *wide[1], *down[1]
+            return _GatedMLP.apply(x, again_of(x), self.gelu, wide[0], down[0], *AB)  # type: ignore[no-untyped-call]
+        parts = [self.layer(name, x) for name in first]
+        gate, up = parts if len(parts) == 2 else parts[0].chunk(2, -1)
         out: Tensor = _Gated.apply(gate, up, self.gelu)  # type: ignore[no-untyped-call]
-        can_be_made_again(out, lambda: activated(gate, self.gelu).mul_(up))
+        can_be_made_again(out, partial(_gated, gelu=self.gelu), gate, up)
         return self.layer("down_proj", out)
+
+    def _stack(self, names: Sequence[str], x: Tensor) -> tuple[Stack, list[Tensor]] | None:
+        """Layers that compute in one pass for as many tokens as x has, and their matrices."""
+        layers = [getattr(self, name) for name in names]
+        together = isinstance(layers[0], LoRALayer) and layers[0].siblings.layers == layers
+        return layers[0].siblings.stack_for(x) if together else None
 
 
 class FastAttention(Fast):
@@ -147,22 +162,64 @@ class _Gated(torch.autograd.Function):
         """Two tensors [..., I] -> [..., I]."""
         ctx.save_for_backward(gate, up)
         ctx.gelu = gelu
-        return activated(gate, gelu).mul_(up)
+        return _gated(gate, up, gelu)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         """Both gradients in one buffer, as the layers before want them."""
         gate, up = ctx.saved_tensors
-        d_gate, d_up = d_out.new_empty(*gate.shape[:-1], 2 * gate.shape[-1]).chunk(2, -1)
-        act = activated(gate, ctx.gelu)
-        torch.mul(act, d_out, out=d_up)
-        d_act = torch.mul(up, d_out, out=act)
-        if ctx.gelu:
-            torch.ops.aten.gelu_backward.grad_input(d_act, gate, approximate="tanh", grad_input=d_gate)
-        else:
-            torch.ops.aten.silu_backward.grad_input(d_act, gate, grad_input=d_gate)
-        return d_gate, d_up, None
+        return *_gated_gradients(gate, up, activated(gate, ctx.gelu), d_out, ctx.gelu).chunk(2, -1), None
+
+
+class _GatedMLP(torch.autograd.Function):
+    """The whole MLP; keeps its input, or what that is computed from, and a thin product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, again: Again | None, gelu: bool, wide: Stack, down: Stack, *AB: Tensor) -> Tensor:
+        """x [..., H] -> [..., H]; wide: gate and up. AB: the matrices of all, gate's first."""
+        x_TH, first = x.reshape(-1, x.shape[-1]), 2 * len(wide.widths)
+        matrices = *wide.cast(AB[:first], x.dtype), *down.cast(AB[first:], x.dtype)
+        both_TI, _thin = wide.forward(x_TH, *matrices[:2])
+        y_TH, h_TK = down.forward(_gated(*both_TI.chunk(2, -1), gelu), *matrices[2:])
+        ctx.compute, kept = again or (None, [x_TH])
+        ctx.save_for_backward(h_TK, *matrices, *kept)
+        ctx.gelu, ctx.wide, ctx.down, ctx.shape, ctx.dtype = gelu, wide, down, x.shape, AB[0].dtype
+        return y_TH.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x (where something below it is trained), and of each A and B."""
+        h_TK, A_wide, B_wide, A_down, B_down, *kept = ctx.saved_tensors
+        x_TH = ctx.compute(*kept).view(-1, A_wide.shape[1]) if ctx.compute else kept[0]
+        both_TI, thin_TK = ctx.wide.forward(x_TH, A_wide, B_wide)
+        gate, up = both_TI.chunk(2, -1)
+        act_TI = activated(gate, ctx.gelu)
+        dy_TH = dy.reshape(len(x_TH), -1)
+        d_TI, d_down = ctx.down.backward(dy_TH, act_TI * up, h_TK, A_down, B_down, True, ctx.dtype)
+        d_both = _gated_gradients(gate, up, act_TI, d_TI, ctx.gelu)
+        needed = ctx.needs_input_grad[0]
+        dx_TH, d_wide = ctx.wide.backward(d_both, x_TH, thin_TK, A_wide, B_wide, needed, ctx.dtype)
+        return None if dx_TH is None else dx_TH.view(ctx.shape), None, None, None, None, *d_wide, *d_down
+
+
+def _gated_gradients(gate: Tensor, up: Tensor, act: Tensor, d_out: Tensor, gelu: bool) -> Tensor:
+    """Of gate and up [..., 2 I] in one buffer, as the layers before want them; act = act(gate) is overwritten."""
+    both = d_out.new_empty(*gate.shape[:-1], 2 * gate.shape[-1])
+    d_gate, d_up = both.chunk(2, -1)
+    torch.mul(act, d_out, out=d_up)
+    d_act = torch.mul(up, d_out, out=act)
+    if gelu:
+        torch.ops.aten.gelu_backward.grad_input(d_act, gate, approximate="tanh", grad_input=d_gate)
+    else:
+        torch.ops.aten.silu_backward.grad_input(d_act, gate, grad_input=d_gate)
+    return both
+
+
+@torch.no_grad()
+def _gated(gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
+    return activated(gate, gelu).mul_(up)
 
 
 @torch.no_grad()
@@ -172,13 +229,17 @@ def activated(gate: Tensor, gelu: bool) -> Tensor:
 
 
 class _Rotary(torch.autograd.Function):
-    """x cos + rotate_half(x) sin, where rotate_half([a, b]) = [-b, a]."""
+    """x cos + rotate_half(x) sin, where rotate_half([a, b]) = [-b, a], written over x, which nobody else needs.
+
+    In a model where somebody does, the gradients of the trial step are others, and the module's own forward runs.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [1, T, heads, D], cos and sin [1, T, D]."""
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, -1)
+        over: Tensor = x.data  # x is one of several views of a buffer, which autograd lets nobody write to
+        return over.copy_(_rotated(over, cos, sin, -1))
 
     @staticmethod
     @once_differentiable

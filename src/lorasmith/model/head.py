@@ -120,7 +120,8 @@ class _FrozenHead(torch.autograd.Function):
         for start in range(0, len(states_NH), size):
             end = min(start + size, len(states_NH))
             torch.mm(scaled_NH[start:end], W_VH.t(), out=logits_CV[: end - start])
-            P_CV = torch.softmax(logits_CV[: end - start], dim=-1)
+            part_CV = logits_CV[: end - start]
+            P_CV = torch.softmax(part_CV, dim=-1, out=part_CV)
             p_C1 = P_CV.gather(1, row.target_N[start:end, None]).to(wide)
             losses_N[start:end] = p_C1[:, 0].clamp_min(torch.finfo(torch.float32).tiny).log().neg()
             torch.mm(P_CV, W_VH, out=d_NH[start:end])

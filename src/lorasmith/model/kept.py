@@ -6,11 +6,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lorasmith.model.attention import KEPT
-from lorasmith.model.base import Base
-from lorasmith.model.group import grouped
-from lorasmith.model.row import Row
-
 
 @contextmanager
 def counted(model: nn.Module) -> Iterator[dict[int, int]]:
@@ -26,18 +21,3 @@ def counted(model: nn.Module) -> Iterator[dict[int, int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         yield found
-
-
-def kept_per_token(base: Base, row: Row, found: dict[int, int]) -> float:
-    """Bytes of one token, attention's probabilities left out: those grow with the length of the examples."""
-    return max(0.0, (sum(found.values()) - probabilities(base, row)) / row.tokens)
-
-
-def probabilities(base: Base, row: Row) -> int:
-    """Bytes that attention by hand keeps of a packed row, in all layers."""
-    if base.layout == "padded" or "attention" not in base.fast:
-        return 0
-    config = base.model.config.get_text_config()
-    groups = [group for group in grouped(row.spans, row.ids_T.device) if group.longest <= KEPT]
-    scores = sum(group.pieces * group.position_GL.shape[1] * group.longest for group in groups)
-    return int(scores * config.num_attention_heads * config.num_hidden_layers * base.dtype.itemsize)

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lorasmith.model.gguf import PACKAGED, cached_gguf, packaged_model
 from lorasmith.model.machine import choose_device, choose_dtype, keep_freed_memory, use_all_cores
 from lorasmith.model.probe import probe
 from lorasmith.model.quiet import quiet_transformers
+from lorasmith.model.reading import is_stored_as, tensor_by_tensor
 from lorasmith.model.verify import recognise
 from lorasmith.report import Report
 
@@ -38,7 +40,8 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
     settings = _without_dropout(_read_config(folder, config.trust_remote_code))
     try:
-        with quiet_transformers():
+        mapped = is_stored_as(folder, dtype)
+        with quiet_transformers(), nullcontext() if mapped else tensor_by_tensor():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, config=settings, dtype=dtype, use_safetensors=True, local_files_only=True,
                 trust_remote_code=config.trust_remote_code, output_loading_info=True,

@@ -21,7 +21,7 @@ from lorasmith.model.base import Base
 from lorasmith.model.fast import Fast, FastAttention, FastGatedMLP, FastRMSNorm, activated, fast_class
 from lorasmith.model.forward import row_of
 from lorasmith.model.head import loss_sum
-from lorasmith.model.kept import counted, kept_per_token
+from lorasmith.model.kept import counted
 from lorasmith.model.machine import give_back_memory, keep_freed_memory
 from lorasmith.model.row import Example
 
@@ -189,7 +189,7 @@ def _step_of(base: Base, adapter: str, ids: Sequence[int]) -> Callable[[], tuple
         row = row_of(base, examples, float(sum(len(e.ids) for e in examples)), adapter)
         with counted(base.model) as kept:
             loss = loss_sum(base, row)
-        base.kept_per_token = kept_per_token(base, row, kept)
+        base.kept_per_token = sum(kept.values()) / row.tokens
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         return loss.detach(), torch.cat([g.flatten() for g in gradients])
 

@@ -7,7 +7,6 @@ import torch
 
 from lorasmith.model.base import Base
 from lorasmith.model.head import LARGEST
-from lorasmith.model.kept import probabilities
 from lorasmith.model.row import Row
 
 KERNELS = 400  # MiB of oneDNN's kernels, and of the holes that rows of many lengths leave: the demo's 32 steps
@@ -45,8 +44,7 @@ def _proc(path: str, key: str) -> float | None:
 def expected_mib(base: Base, row: Row, trained: int) -> float | None:
     """The peak of a training on a CPU whose heaviest row is `row`, with `trained` numbers; None where it is not known.
 
-    From what the trial step of `speed_up` kept for backward, token by token, and the probabilities of attention, which
-    grow with the length of the examples.
+    From what the trial step of `speed_up` kept for backward, token by token.
     """
     now = memory_mib()
     if now is None or base.device.type != "cpu" or base.layout != "packed" or not base.kept_per_token:
@@ -55,4 +53,4 @@ def expected_mib(base: Base, row: Row, trained: int) -> float | None:
     words = int(base.model.config.get_text_config().vocab_size)
     head = 2 * min(LARGEST, len(row.at_N)) * words * base.dtype.itemsize
     kernels = KERNELS if base.compiles_shapes else 0
-    return now + kernels + (optimiser + head + row.tokens * base.kept_per_token + probabilities(base, row)) / 2**20
+    return now + kernels + (optimiser + head + row.tokens * base.kept_per_token) / 2**20
