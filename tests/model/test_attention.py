@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from families import distance
-from lorasmith.model import attention, group
+from lorasmith.model import group
 from lorasmith.model.attention import _by_hand, _plainly
 from lorasmith.model.group import grouped
 from lorasmith.model.row import Span
@@ -60,7 +60,6 @@ def assert_alike(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
     assert all(float((f - w).abs().max()) < 1e-10 * largest for f, w in zip(found[1:], wanted[1:], strict=True))
 
 
-@pytest.mark.parametrize("kept", [0, 512], ids=["computed again", "kept"])
 @pytest.mark.parametrize("piece", [5, 256])
 @settings(deadline=None, max_examples=40)
 @given(
@@ -70,12 +69,11 @@ def assert_alike(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
     product=st.sampled_from([1, 64, 2**18]),
 )
 def test_by_hand_equals_torchs_own_and_the_formula(
-    kept: int, piece: int, spans: tuple[Span, ...], heads: tuple[int, int], window: int | None, product: int
+    piece: int, spans: tuple[Span, ...], heads: tuple[int, int], window: int | None, product: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(group, "PIECE", piece)
         patch.setattr(group, "PRODUCT", product)
-        patch.setattr(attention, "KEPT", kept)
         qkvd, groups, how = tensors(spans[-1].end, heads), grouped(spans, CPU), (0.4, window)
         wanted = run(lambda q, k, v: formula(q, k, v, spans, *how), qkvd)
         assert_alike(run(_plainly, qkvd, groups, *how), wanted)
@@ -138,28 +136,10 @@ def test_no_gradient_reaches_the_tokens_of_another_example(
         assert bool(gradients[0][span.start : span.end].any()) == (i == asked)
 
 
-@pytest.mark.parametrize("kept", [0, 512], ids=["computed again", "kept"])
-def test_gradcheck(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "KEPT", kept)
+def test_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group, "PIECE", 4)
     groups = grouped((Span(0, 5), Span(5, 7, parent=0)), CPU)
     assert torch.autograd.gradcheck(lambda *qkv: _by_hand(*qkv, groups, 0.7, 3), tensors(7, (2, 1))[:3])
-
-
-def test_probabilities_are_kept_or_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spans of 20 and 60 tokens: with KEPT between them the shorter one's are kept. The numbers are the same bits."""
-    qkvd, groups = tensors(80, (2, 1)), grouped((Span(0, 20), Span(20, 80)), CPU)
-    calls: dict[int, int] = {}
-    found = {}
-    right = attention._probabilities
-    for kept in (0, 32, 512):
-        monkeypatch.setattr(attention, "KEPT", kept)
-        counted: list[int] = []
-        monkeypatch.setattr(attention, "_probabilities", lambda *a, c=counted: c.append(1) or right(*a))
-        found[kept] = run(_by_hand, qkvd, groups, 0.4, None)
-        calls[kept] = len(counted)
-    assert calls == {0: 4, 32: 3, 512: 2}
-    assert all(torch.equal(a, b) for kept in (0, 32) for a, b in zip(found[kept], found[512], strict=True))
 
 
 class Largest(TorchDispatchMode):
@@ -174,7 +154,6 @@ class Largest(TorchDispatchMode):
 
 
 def test_a_long_example_never_has_all_its_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "KEPT", 0)
     monkeypatch.setattr(group, "PIECE", 16)
     monkeypatch.setattr(group, "PRODUCT", 1024)
     groups = grouped((Span(0, 512),), CPU)

@@ -142,10 +142,10 @@ def adapted_products(inputs: int, widths: tuple[int, ...], below: bool = True) -
 
 
 def attention_products() -> Counter[tuple[int, ...]]:
-    """S and O forward; dP, dQ, dK, dV backward: heads of a key head together, rows and keys filled up to 16 and 32."""
+    """S and O forward; S, dP, dQ, dK, dV backward: heads of a key head together, rows and keys filled up to 16, 32."""
     pieces, queries, keys = 4 * KV_HEADS, 16 * HEADS // KV_HEADS, 32
     assert queries == keys, "so that a transposed one has the same shape"
-    return Counter({(pieces, queries, D, keys): 2, (pieces, queries, keys, D): 4})
+    return Counter({(pieces, queries, D, keys): 3, (pieces, queries, keys, D): 4})
 
 
 def test_the_products_of_a_fast_step(costs: dict[torch.dtype, tuple[Cost, Cost]]) -> None:
@@ -154,9 +154,10 @@ def test_the_products_of_a_fast_step(costs: dict[torch.dtype, tuple[Cost, Cost]]
     for below in (False, True):  # nothing is trained below the first layer's q, k and v
         wanted += adapted_products(H, (Q, KV, KV), below) + adapted_products(Q, (H,))
         wanted += adapted_products(H, (M, M)) + adapted_products(M, (H,)) + attention_products()
+        wanted += Counter([(T, H, 2 * M), (T, H, 2 * R), (T, 2 * R, 2 * M)])  # gate and up again, for backward
     for fast, _plain in costs.values():
         assert fast.products == wanted
-    assert wanted.total() == 80
+    assert wanted.total() == 88
 
 
 def test_the_products_of_a_plain_step(costs: dict[torch.dtype, tuple[Cost, Cost]]) -> None:
@@ -176,23 +177,23 @@ def test_no_gradient_of_a_frozen_weight_is_formed(costs: dict[torch.dtype, tuple
 def test_backward_keeps_less(costs: dict[torch.dtype, tuple[Cost, Cost]]) -> None:
     """Bytes a token, the frozen weights left out. Growing means that something is kept that could be computed again."""
     (fast, plain), (fast_half, plain_half) = costs[torch.float32], costs[torch.bfloat16]
-    assert fast.saved / T <= 8895
-    assert fast_half.saved / T <= 4458
-    assert fast.saved < 0.75 * plain.saved
-    assert fast_half.saved < 0.65 * plain_half.saved, "the plain norms keep float32"
+    assert fast.saved / T <= 3267
+    assert fast_half.saved / T <= 1646
+    assert fast.saved < 0.28 * plain.saved
+    assert fast_half.saved < 0.24 * plain_half.saved, "the plain norms keep float32"
 
 
 def test_fewer_tensors_are_made(costs: dict[torch.dtype, tuple[Cost, Cost]]) -> None:
     """Bytes a token of all tensors made in a step: each is a pass over memory."""
     (fast, plain), (fast_half, plain_half) = costs[torch.float32], costs[torch.bfloat16]
-    assert fast.made < 0.8 * plain.made
-    assert fast_half.made < 0.8 * plain_half.made
+    assert fast.made < 0.89 * plain.made
+    assert fast_half.made < 0.89 * plain_half.made
 
 
 def test_the_graph_is_small(costs: dict[torch.dtype, tuple[Cost, Cost]]) -> None:
     """Functions that backward calls, from Python one after the other."""
     for fast, plain in costs.values():
-        assert fast.nodes <= 83
+        assert fast.nodes <= 79
         assert fast.nodes < 0.4 * plain.nodes
 
 

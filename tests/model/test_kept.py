@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from families import adapted, examples, one_row
+from families import examples, one_row
 from fast_base import fast_base
 from lorasmith.model.head import loss_sum
-from lorasmith.model.kept import counted, probabilities
+from lorasmith.model.kept import counted
 from lorasmith.training import memory
 from lorasmith.training.memory import expected_mib
 
@@ -17,16 +17,8 @@ def test_a_longer_row_keeps_what_the_trial_foretold(family: str) -> None:
     row = one_row(examples((50, 40, 45, 38)))
     with counted(base.model) as found:
         loss_sum(base, row)
-    foretold = row.tokens * base.kept_per_token + probabilities(base, row)
+    foretold = row.tokens * base.kept_per_token
     assert foretold == pytest.approx(sum(found.values()), rel=0.1)
-
-
-def test_attention_that_computes_again_keeps_no_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
-    base, _adapter = adapted("llama")
-    row = one_row(examples((50, 40)))
-    assert probabilities(base, row) > 0
-    monkeypatch.setattr("lorasmith.model.kept.KEPT", 0)
-    assert probabilities(base, row) == 0
 
 
 def test_the_peak_grows_with_the_row_and_is_not_foretold_where_nothing_was_tried() -> None:

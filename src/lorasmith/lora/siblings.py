@@ -46,20 +46,21 @@ class Stack(NamedTuple):
     ranks: tuple[int, ...]
     scales: tuple[float, ...]
 
-    def cast(self, AB: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """All A as one [K, I]; all B, scaled and transposed, as one [K, O] with zeros between them."""
-        B_KO = torch.block_diag(*(B.t() * s for B, s in zip(AB[1::2], self.scales, strict=True)))
-        return torch.cat(list(AB[0::2])).to(dtype), B_KO.to(dtype)
+    def parted(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The matrices of these layers, and what follows them."""
+        return tensors[: 2 * len(self.widths)], tensors[2 * len(self.widths) :]
 
-    def forward(self, x_TI: Tensor, A_KI: Tensor, B_KO: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_TI: Tensor, AB: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """y = x W^T + b + (x A^T) B^T (LoRA, arXiv:2106.09685, section 4.1) as [T, O], and x A^T as [T, K]."""
+        A_KI, B_KO = self._cast(AB, x_TI.dtype)
         h_TK = F.linear(x_TI, A_KI)
         return product(x_TI, self.W_OI.t(), self.bias_O).addmm_(h_TK, B_KO), h_TK
 
     def backward(
-        self, dy_TO: Tensor, x_TI: Tensor, h_TK: Tensor, A_KI: Tensor, B_KO: Tensor, of_x: bool, dtype: torch.dtype
+        self, dy_TO: Tensor, x_TI: Tensor, h_TK: Tensor, AB: Sequence[Tensor], of_x: bool
     ) -> tuple[Tensor | None, list[Tensor]]:
-        """The gradient of x [T, I], one buffer that all products add to, and in `dtype` those of each A and B."""
+        """The gradient of x [T, I], one buffer that all products add to, and those of each A and B."""
+        A_KI, B_KO = self._cast(AB, x_TI.dtype)
         dh_TK = F.linear(dy_TO, B_KO)
         dx_TI = None
         if of_x:
@@ -68,7 +69,12 @@ class Stack(NamedTuple):
         dA_RI, dB_RO = ((thin_TK.t() @ wide).split(self.ranks) for thin_TK, wide in ((dh_TK, x_TI), (h_TK, dy_TO)))
         dB_RO = [rows.split(self.widths, dim=1)[i] for i, rows in enumerate(dB_RO)]
         pairs = zip(dA_RI, dB_RO, self.scales, strict=True)
-        return dx_TI, [g for dA, dB, s in pairs for g in (dA.to(dtype), dB.t().to(dtype).mul_(s))]
+        return dx_TI, [g for dA, dB, s in pairs for g in (dA.to(AB[0].dtype), dB.t().to(AB[0].dtype).mul_(s))]
+
+    def _cast(self, AB: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """All A as one [K, I]; all B, scaled and transposed, as one [K, O] with zeros between them."""
+        B_KO = torch.block_diag(*(B.t() * s for B, s in zip(AB[1::2], self.scales, strict=True)))
+        return torch.cat(list(AB[0::2])).to(dtype), B_KO.to(dtype)
 
 
 class AdaptedLinear(torch.autograd.Function):
@@ -78,22 +84,21 @@ class AdaptedLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, again: Again | None, stack: Stack, *AB: Tensor) -> tuple[Tensor, ...]:
         """x [..., I] in any floating dtype, A and B in float32 -> each y [..., its O]."""
         x_TI = x.reshape(-1, x.shape[-1])
-        A_KI, B_KO = stack.cast(AB, x.dtype)
-        y_TO, h_TK = stack.forward(x_TI, A_KI, B_KO)
+        y_TO, h_TK = stack.forward(x_TI, AB)
         ctx.compute, kept = again or (None, [x_TI])
-        ctx.save_for_backward(h_TK, A_KI, B_KO, *kept)
-        ctx.stack, ctx.shape, ctx.dtype = stack, x.shape, AB[0].dtype
+        ctx.save_for_backward(h_TK, *AB, *kept)
+        ctx.stack, ctx.shape = stack, x.shape
         return tuple(y.view(*x.shape[:-1], -1) for y in y_TO.split(stack.widths, dim=1))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *dy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x (where something below it is trained), and of each A and B."""
-        h_TK, A_KI, B_KO, *kept = ctx.saved_tensors
-        x_TI = ctx.compute(*kept).view(-1, A_KI.shape[1]) if ctx.compute else kept[0]
+        h_TK, *saved = ctx.saved_tensors
+        AB, kept = ctx.stack.parted(saved)
+        x_TI = ctx.compute(*kept).view(-1, ctx.shape[-1]) if ctx.compute else kept[0]
         dy_TO = side_by_side([d.reshape(len(x_TI), -1) for d in dy])
-        needed = ctx.needs_input_grad[0]
-        dx_TI, dAB = ctx.stack.backward(dy_TO, x_TI, h_TK, A_KI, B_KO, needed, ctx.dtype)
+        dx_TI, dAB = ctx.stack.backward(dy_TO, x_TI, h_TK, AB, ctx.needs_input_grad[0])
         return None if dx_TI is None else dx_TI.view(ctx.shape), None, None, *dAB
 
 
@@ -123,6 +128,8 @@ class Siblings:
 
     def output(self, layer: Any, x: Tensor) -> Tensor | None:
         """What `layer` gives for x, or None where one pass cannot compute it."""
+        if torch.compiler.is_compiling():  # it cannot follow versions of tensors
+            return None
         asked = (x, _version(x), self.router.turn, self.router.active, torch.is_grad_enabled())
         if layer not in self._ready or self._asked[0] is not x or self._asked[1:] != asked[1:]:
             found = self.stack_for(x)

@@ -178,29 +178,29 @@ class _GatedMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, again: Again | None, gelu: bool, wide: Stack, down: Stack, *AB: Tensor) -> Tensor:
         """x [..., H] -> [..., H]; wide: gate and up. AB: the matrices of all, gate's first."""
-        x_TH, first = x.reshape(-1, x.shape[-1]), 2 * len(wide.widths)
-        matrices = *wide.cast(AB[:first], x.dtype), *down.cast(AB[first:], x.dtype)
-        both_TI, _thin = wide.forward(x_TH, *matrices[:2])
-        y_TH, h_TK = down.forward(_gated(*both_TI.chunk(2, -1), gelu), *matrices[2:])
+        x_TH, (of_wide, of_down) = x.reshape(-1, x.shape[-1]), wide.parted(AB)
+        both_TI, _thin = wide.forward(x_TH, of_wide)
+        gate, up = both_TI.chunk(2, -1)
+        y_TH, h_TK = down.forward(_gated(gate, up, gelu), of_down)
         ctx.compute, kept = again or (None, [x_TH])
-        ctx.save_for_backward(h_TK, *matrices, *kept)
-        ctx.gelu, ctx.wide, ctx.down, ctx.shape, ctx.dtype = gelu, wide, down, x.shape, AB[0].dtype
+        ctx.save_for_backward(h_TK, *AB, *kept)
+        ctx.gelu, ctx.wide, ctx.down, ctx.shape = gelu, wide, down, x.shape
         return y_TH.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x (where something below it is trained), and of each A and B."""
-        h_TK, A_wide, B_wide, A_down, B_down, *kept = ctx.saved_tensors
-        x_TH = ctx.compute(*kept).view(-1, A_wide.shape[1]) if ctx.compute else kept[0]
-        both_TI, thin_TK = ctx.wide.forward(x_TH, A_wide, B_wide)
+        h_TK, *saved = ctx.saved_tensors
+        of_wide, saved = ctx.wide.parted(saved)
+        of_down, kept = ctx.down.parted(saved)
+        x_TH = ctx.compute(*kept).view(-1, ctx.shape[-1]) if ctx.compute else kept[0]
+        both_TI, thin_TK = ctx.wide.forward(x_TH, of_wide)
         gate, up = both_TI.chunk(2, -1)
         act_TI = activated(gate, ctx.gelu)
-        dy_TH = dy.reshape(len(x_TH), -1)
-        d_TI, d_down = ctx.down.backward(dy_TH, act_TI * up, h_TK, A_down, B_down, True, ctx.dtype)
+        d_TI, d_down = ctx.down.backward(dy.reshape(len(x_TH), -1), act_TI * up, h_TK, of_down, True)
         d_both = _gated_gradients(gate, up, act_TI, d_TI, ctx.gelu)
-        needed = ctx.needs_input_grad[0]
-        dx_TH, d_wide = ctx.wide.backward(d_both, x_TH, thin_TK, A_wide, B_wide, needed, ctx.dtype)
+        dx_TH, d_wide = ctx.wide.backward(d_both, x_TH, thin_TK, of_wide, ctx.needs_input_grad[0])
         return None if dx_TH is None else dx_TH.view(ctx.shape), None, None, None, None, *d_wide, *d_down
 
 
