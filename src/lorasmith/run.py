@@ -97,7 +97,7 @@ class _Training:
         template = Template.of(base.tokenizer, config.data.template, end_ids(base))
         data = prepare(config.data, template, base.max_positions, report, config.training.seed)
         base.adapters[ADAPTER] = inject(base.model, config.lora, base.router, ADAPTER, config.training.seed)
-        speed_up(base, ADAPTER, [token for example in data.train[:24] for token in example.ids])
+        speed_up(base, ADAPTER, [token for example in data.train[:16] for token in example.ids])
         job = self._job(base, template, data)
         self._describe(job)
         state = self._restore(job) if resume else self._begin(job, template, data)

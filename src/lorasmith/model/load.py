@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from lorasmith.collector import at_rest
 from lorasmith.errors import ModelError
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
@@ -23,6 +24,7 @@ from lorasmith.model.verify import recognise
 from lorasmith.report import Report
 
 
+@at_rest()
 def load_base(config: ModelConfig, report: Report | None = None) -> Base:
     """Load, check and probe the base model. Its dropouts are zero, its parameters frozen, `train()` equals `eval()`.
 

@@ -7,6 +7,7 @@ numbers must be those of the example alone within rounding.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,10 @@ def probe(base: Base) -> None:
     """Decide `base.layout` and `base.head`, with the reasons in `base.why`."""
     base.native = str(base.model.config._attn_implementation)
     base.layout = "padded"
-    base.head, base.why["head"] = _find_head(base)
-    reason = _packing_problem(base)
+    first, second = _two_examples(base)
+    alone = _alone(base, second)
+    base.head, base.why["head"] = _find_head(base, alone)
+    reason = _packing_problem(base, first, second, alone)
     if reason is None:
         base.layout = "packed"
         base.why["layout"] = _(
@@ -57,54 +60,74 @@ def native_attention(base: Base) -> Iterator[None]:
             base.model.set_attn_implementation(attends)
 
 
-def _find_head(base: Base) -> tuple[Head, str]:
+class Alone(NamedTuple):
+    """What the model itself makes of an example: states and their gradient to the embedded tokens [T, H], logits."""
+
+    states: Tensor
+    gradient: Tensor
+    logits: Tensor
+
+
+def _alone(base: Base, example: Example) -> Alone:
+    states: list[Tensor] = []
+    note = lambda _module, _inputs, out: states.append(out.last_hidden_state)  # noqa: E731
+    handle = base.decoder.register_forward_hook(note)
+    try:
+        with native_attention(base), _embedded_leaf(base.model) as leaves:
+            ids = torch.tensor([example.ids], device=base.device)
+            logits = base.model(input_ids=ids, use_cache=False).logits[0]
+    finally:
+        handle.remove()
+    return Alone(states[0].detach()[0], _gradient(states[0][0], leaves[0]), logits.detach())
+
+
+def _find_head(base: Base, alone: Alone) -> tuple[Head, str]:
     config = base.model.config.get_text_config()
     divided = getattr(config, "logits_scaling", None)
     scale = getattr(config, "logit_scale", None) or (1 / divided if divided else 1.0)
     head = Head(scale=float(scale), softcap=getattr(config, "final_logit_softcapping", None))
     if base.model.get_output_embeddings() is None:
         return Head(direct=False), _("the model's own logits: it has no output embedding to call")
-    row = _row(base, *_two_examples(base))
-    with torch.no_grad(), native_attention(base):
-        base.head = head
-        own = base.model(input_ids=row.ids_T[None, : row.spans[0].end], use_cache=False).logits[0]
-        states = hidden(base, row)[: row.spans[0].end]
-        output = base.output_embedding(states) * head.scale
+    with torch.no_grad():
+        output = base.output_embedding(alone.states) * head.scale
         ours = output if head.softcap is None else torch.tanh(output / head.softcap) * head.softcap
-    if _difference(ours, own) <= TOLERANCE[base.dtype]:
+    if _difference(ours, alone.logits) <= TOLERANCE[base.dtype]:
         return head, _("at the labels alone: equal to the model's logits")
     return Head(direct=False), _("the model's own logits: its head is more than a linear layer")
 
 
-def _packing_problem(base: Base) -> str | None:
+def _packing_problem(base: Base, first: Example, second: Example, alone: Alone) -> str | None:
     """Why examples cannot be packed in this model, or None."""
-    first, second = _two_examples(base)
     other = Example([t + 1 for t in first.ids], first.targets, first.weights, "probe")
-    alone, alone_gradient = _states_and_gradient(base, _row(base, second))
     try:
         base.model.set_attn_implementation(attention.NAME)
         base.layout = "packed"
         row = _row(base, first, second)
         packed, gradient = _states_and_gradient(base, row, only=row.spans[1].start)
-        changed, _unused = _states_and_gradient(base, _row(base, other, second), only=row.spans[1].start)
+        with torch.no_grad():
+            changed = hidden(base, _row(base, other, second))
     except (ModelError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         return _("its attention cannot be given a packed row ({error})", error=str(error).splitlines()[0][:120])
     start = row.spans[1].start
     if not torch.equal(packed[start:], changed[start:]) or bool(gradient[:start].any()):
         return _("in a packed row its examples see each other")
     limit = TOLERANCE[base.dtype]
-    if _difference(packed[start:], alone) > limit or _difference(gradient[start:], alone_gradient) > limit:
+    far = _difference(packed[start:], alone.states), _difference(gradient[start:], alone.gradient)
+    if not all(distance <= limit for distance in far):  # nor NaN
         return _("a packed row changes its numbers beyond rounding")
     return None
 
 
-def _states_and_gradient(base: Base, row: Row, only: int = 0) -> tuple[Tensor, Tensor]:
+def _states_and_gradient(base: Base, row: Row, only: int) -> tuple[Tensor, Tensor]:
     """Hidden states [T, H] of a row, and the gradient of those from token `only` on to the embedded tokens [T, H]."""
     with _embedded_leaf(base.model) as leaves:
         states = hidden(base, row)
-        direction = torch.linspace(-1, 1, states.shape[1], device=states.device, dtype=states.dtype)
-        gradient = torch.autograd.grad((states[only:] * direction).sum(), leaves[0])[0]
-    return states.detach(), gradient.flatten(0, -2)
+    return states.detach(), _gradient(states[only:], leaves[0])
+
+
+def _gradient(states: Tensor, leaf: Tensor) -> Tensor:
+    direction = torch.linspace(-1, 1, states.shape[-1], device=states.device, dtype=states.dtype)
+    return torch.autograd.grad((states * direction).sum(), leaf)[0].flatten(0, -2)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lorasmith.collector import at_rest
 from lorasmith.errors import ModelError
 from lorasmith.i18n import _
 from lorasmith.lora.inject import HALF
@@ -23,7 +24,7 @@ from lorasmith.model.forward import row_of
 from lorasmith.model.head import loss_sum
 from lorasmith.model.kept import counted
 from lorasmith.model.machine import give_back_memory, keep_freed_memory
-from lorasmith.model.row import Example
+from lorasmith.model.row import SHARED, Example
 
 # two right ways of computing one module: the largest difference, relative to the largest value
 _MODULE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -135,10 +136,11 @@ def parts_of(base: Base) -> frozenset[str]:
     return frozenset(own | {"attention", "prefix"} if base.layout == "packed" else own - {"rotary"})
 
 
+@at_rest()
 def speed_up(base: Base, adapter: str, ids: Sequence[int]) -> None:
     """Before a training: link layers that share their input, and run fast what gives the plain step's numbers.
 
-    ids: tokens to try with, 24 of real text if possible. The adapter's parameters are as before afterwards.
+    ids: tokens to try with, 16 of real text if possible. The adapter's parameters are as before afterwards.
     """
     step = _step_of(base, adapter, ids)
     with _stirred(base, adapter):
@@ -180,8 +182,8 @@ def _problems(
 
 def _step_of(base: Base, adapter: str, ids: Sequence[int]) -> Callable[[], tuple[Tensor, Tensor]]:
     """A step on two short examples that begin alike: its loss, and all gradients of the adapter as one vector."""
-    begin = (list(ids) * 24)[:24]
-    texts = begin, [*begin[:12], *reversed(begin[:12])]
+    begin = (list(ids) * 16)[:16]
+    texts = begin, [*begin[:SHARED], *reversed(begin[:SHARED])]
     examples = [Example(text, [*text[1:], text[0]], [1.0] * len(text), "trial") for text in texts]
     parameters = list(base.adapters[adapter].parameters.values())
 
