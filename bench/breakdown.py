@@ -10,7 +10,7 @@ BASE, ADAPTER, ATTENTION = "base products", "adapter products", "attention"
 ELEMENT, HEAD, OPTIMISER, REST = "norms, rotary, SwiGLU", "head", "optimiser", "rest"
 PARTS = (BASE, ADAPTER, ATTENTION, ELEMENT, HEAD, OPTIMISER, REST)
 
-BOTH = "base and adapter"  # told apart by shape
+BOTH, MLP = "base and adapter", "an MLP"  # told apart by shape; and what is no product in an MLP is SwiGLU
 # How a range's name begins, leading underscores left out; "...Backward" is covered by the function's own name.
 NAMES = {
     "LowRank": ADAPTER,
@@ -22,6 +22,7 @@ NAMES = {
     "aten::_scaled_dot_product": ATTENTION,
     "ScaledDotProduct": ATTENTION,
     "RMSNorm": ELEMENT,
+    "GatedMLP": MLP,
     "Gated": ELEMENT,
     "Rotary": ELEMENT,
     "ChunkedLoss": HEAD,
@@ -50,7 +51,9 @@ def part_of(event: Any, rank: int, trained: int) -> str:
     product, around = None, event
     while around is not None:
         part = _named(around.name)
-        if part == BOTH:
+        if part == MLP and product is None and event.name not in PRODUCTS:
+            return ELEMENT
+        if part in (BOTH, MLP):
             return ADAPTER if _is_thin(product or event, rank) else BASE
         if part is not None:
             return part

@@ -289,6 +289,10 @@ class AdaptedLinears(_Through):
     """Under a name that holds both kinds of products."""
 
 
+class _GatedMLP(_Through):
+    """Under a name whose other operators are element-wise."""
+
+
 class LowRank(_Through):
     """Under a name that is all adapter."""
 
@@ -317,6 +321,9 @@ def test_operators_belong_to_the_nearest_range_that_has_a_name():
     assert products == {breakdown.BASE: 2, breakdown.ADAPTER: 4}
     assert parts[breakdown.BASE] > 0
     assert sum(parts.values()) == pytest.approx(10)
+    of_mlp, products = profiled(lambda: _GatedMLP.apply(x, W, A, B).sum().backward())
+    assert products == {breakdown.BASE: 2, breakdown.ADAPTER: 4}
+    assert of_mlp[breakdown.ELEMENT] > 0
     assert profiled(lambda: LowRank.apply(x, W, A, B).sum().backward())[1] == {breakdown.ADAPTER: 6}
     assert profiled(lambda: _ByHand.apply(x, W, A, B).sum().backward())[1] == {breakdown.ATTENTION: 6}
     assert profiled(lambda: torch.nn.functional.linear(x, W).sum().backward())[1] == {breakdown.BASE: 2}
