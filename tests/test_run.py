@@ -373,6 +373,13 @@ def test_a_packaged_name_stays_a_name(tmp_path, monkeypatch):
     assert run_folder.located(Config()).model.model == "smollm2-135m-instruct"
 
 
+def test_the_files_of_a_run_keep_their_weights_and_hubs_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").touch()
+    config = load_config(None, {"data": {"data": ["a.jsonl:0.7", "org/name:0.3"]}})
+    assert run_folder.located(config).data.data == (f"{tmp_path}/a.jsonl:0.7", "org/name:0.3")
+
+
 def test_a_run_may_go_on_on_another_device(tmp_path, monkeypatch):
     """It began on a card, and this machine has none."""
     run = tmp_path / "run"

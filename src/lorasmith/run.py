@@ -70,7 +70,7 @@ def train(config: Config, report: Report | None = None, resume: bool = False, ov
         folder = choose_folder(config, world)
         config = check_folder(folder, config, resume, overwrite)
         if not config.data.data:
-            raise ConfigError(_("data.data: no file of examples is named. Name a JSON or JSONL file."))
+            raise ConfigError(_("data.data: no file of examples is named. Name a JSON, JSONL, CSV or Parquet file."))
         world.wait()  # nobody writes before all have looked
         finished = read_summary(folder) if resume else None
         if finished is not None:

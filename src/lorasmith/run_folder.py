@@ -12,6 +12,7 @@ from typing import Any
 
 from lorasmith.adapter_folder import lasting
 from lorasmith.config import Config, load_config, to_toml
+from lorasmith.data.mix import without_weight
 from lorasmith.errors import RunError
 from lorasmith.i18n import _
 from lorasmith.training.checkpoint import write_file, write_folder, writing
@@ -64,7 +65,7 @@ def choose_folder(config: Config, world: World) -> Path:
     """The folder that `config` names, else runs/NAME-DATE: one for all processes."""
     if config.output:
         return Path(config.output).expanduser()
-    name = Path(config.data.data[0]).stem if config.data.data else "run"
+    name = Path(without_weight(config.data.data[0])[0]).stem.replace(":", "-") if config.data.data else "run"
     return Path(world.agree(str(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")))
 
 
@@ -77,7 +78,7 @@ def resumed_config(output: str | Path) -> Path | None:
 def located(config: Config) -> Config:
     """`config` with the paths of its base and its examples as they are from any working directory."""
     data, model = config.data, config.model
-    files = tuple(lasting(file) for file in data.data)
+    files = tuple(lasting(name) + weight for name, weight in map(without_weight, data.data))
     share = lasting(data.held_out) if isinstance(data.held_out, str) else data.held_out
     return config.model_copy(
         update={

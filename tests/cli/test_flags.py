@@ -31,7 +31,10 @@ def test_every_field_has_a_flag_of_its_own_and_a_description():
 def test_every_flag_reaches_its_field(tmp_path):
     values = {
         "model": {"model": "m", "dtype": "float32", "device": "cpu", "trust_remote_code": True},
-        "data": {"data": ("a", "b"), "held_out": 0.5, "template": "model", "max_length": 9, "too_long": "drop"},
+        "data": {
+            "data": ("a", "b"), "map": {"instruction": "question"}, "held_out": 0.5, "template": "model",
+            "max_length": 9, "too_long": "drop",
+        },
         "lora": {
             "r": 3, "lora_alpha": 4.0, "lora_dropout": 0.5, "target_modules": ("x", "y"), "exclude_modules": "z",
             "layers_to_transform": (1, 2), "rank_pattern": {"a=b": 3}, "alpha_pattern": {"c": 2.5},
@@ -97,6 +100,12 @@ def test_unknown_flags_are_not_guessed():
 def test_a_pair_without_a_value_is_refused():
     with pytest.raises(ConfigError, match=r"lora.rank_pattern: \['q'\] is not allowed: must be pairs of name=value"):
         typed("--rank-pattern", "q")
+
+
+def test_columns_are_mapped_from_names_that_rows_have():
+    assert typed("a", "--map", "instruction=frage", "output=a b").data.map == {"instruction": "frage", "output": "a b"}
+    with pytest.raises(ConfigError, match=r"data\.map: no form of rows has 'question'; known are completion, "):
+        typed("--map", "question=instruction")
 
 
 def test_sampling_flags_make_a_sampling_config():

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lorasmith.data.chitchat import conversations, demo_split
-from lorasmith.data.conversation import Message, conversation
+from lorasmith.data.conversation import Message
+from lorasmith.data.forms import conversation
 from lorasmith.errors import DataError
 from lorasmith.model.cache import cache_folder
 from lorasmith.model.fetch import CHITCHAT
@@ -42,10 +43,10 @@ def test_who_speaks_first_is_the_user(tmp_path: Path) -> None:
     (record,) = conversations(write(tmp_path / "d.json", one=TALK))
     assert record.source == "chitchat:one"
     assert conversation(record).messages == (
-        ("user", "Hello\nyou there?"),
-        ("assistant", " yes "),
-        ("user", "good"),
-        ("assistant", "bye"),
+        Message("user", "Hello\nyou there?"),
+        Message("assistant", " yes "),
+        Message("user", "good"),
+        Message("assistant", "bye"),
     )
 
 
@@ -58,7 +59,7 @@ def test_short_and_crowded_conversations_are_left_out(tmp_path: Path) -> None:
 def test_blank_texts_are_no_turns(tmp_path: Path) -> None:
     turns = [turn("a", "one", " "), turn("b", "", "\n"), turn("a", "two"), turn("b", "three")]
     (record,) = conversations(write(tmp_path / "d.json", one=turns))
-    assert conversation(record).messages == (("user", "one\ntwo"), ("assistant", "three"))
+    assert conversation(record).messages == (Message("user", "one\ntwo"), Message("assistant", "three"))
 
 
 def test_choice_is_by_what_is_learned_within_the_length_and_always_the_same(tmp_path: Path) -> None:

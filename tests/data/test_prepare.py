@@ -33,7 +33,7 @@ def run(tmp_path, make):
     """`run(rows, **options)`: prepared with the tutorial's pattern, and what the report heard."""
 
     def run(rows, template=None, limit=None, seed=0, files=("train.jsonl",), **options) -> tuple[Prepared, Heard]:
-        for name, content in {files[0]: rows, **options.pop("more", {})}.items():
+        for name, content in {files[0].partition(":")[0]: rows, **options.pop("more", {})}.items():
             (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in content), "utf-8")
         if isinstance(options.get("held_out"), str) and options["held_out"].endswith("jsonl"):
             options["held_out"] = str(tmp_path / options["held_out"])
@@ -52,7 +52,8 @@ def test_counts_are_said_in_a_sentence(run):
     made, heard = run([alpaca(n) for n in range(40)])
     assert (len(made.train), len(made.held_out)) == (38, 2)
     tokens, targets = sum(e.useful_length for e in made.train), sum(e.n_targets for e in made.train)
-    assert heard.said == [
+    assert heard.said[0].endswith("train.jsonl: alpaca, 40 rows, none left out.")
+    assert heard.said[1:] == [
         f"38 rows to learn from, 2 held out; {tokens:,} tokens a pass, {targets:,} of them learned "
         f"({targets / tokens:.0%})."
     ]
@@ -94,7 +95,7 @@ def test_held_out_rows_are_drawn_by_the_seed(run):
 
 def test_a_part_of_too_few_rows_is_said(run):
     _made, heard = run([alpaca(n) for n in range(5)])
-    assert heard.said[0] == "No row is held out: a part of 0.05 of 5 rows is less than one."
+    assert heard.said[1] == "No row is held out: a part of 0.05 of 5 rows is less than one."
 
 
 def test_held_out_as_a_file(run):
@@ -204,7 +205,7 @@ def test_rows_that_the_template_refuses_are_told_at_once(run):
     bad = {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "sky?"},
                         {"role": "assistant", "content": "blue"}]}  # fmt: skip
     with pytest.raises(DataError, match=r"train\.jsonl lines 2, 3: the model's chat template refuses it: System role"):
-        run([alpaca(1), bad, bad], "gemma")
+        run([{"messages": bad["messages"][1:]}, bad, bad], "gemma")
 
 
 def test_a_rewriting_template_splits_rows_and_holds_out_whole_ones(run):
@@ -216,13 +217,36 @@ def test_a_rewriting_template_splits_rows_and_holds_out_whole_ones(run):
     assert any(text.startswith("3 rows to learn from, 1 held out;") for text in heard.said)
 
 
-def test_columns_that_nothing_reads_are_said(run):
-    chat = {
-        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "thinking": "c"}],
-        "id": 7,
+def test_columns_under_other_names_in_both_files(run):
+    rows = [{"frage": f"sky {n}?", "antwort": "blue"} for n in range(4)]
+    options = {
+        "map": {"instruction": "frage", "output": "antwort"},
+        "held_out": "test.jsonl",
+        "more": {"test.jsonl": rows[:1]},
     }
-    _made, heard = run([alpaca(1) | {"system": "Be kind.", "history": []}, chat], held_out=0)
-    assert heard.said[0] == "Not used: 'system' (1 row), 'id' (1 row), 'messages.thinking' (1 row)."
+    made, _heard = run(rows, **options)
+    assert made.train == run([alpaca(n) for n in range(4)], held_out="0")[0].train
+    with pytest.raises(DataError, match=r"data\.map: output=reply: .*train\.jsonl has no column 'reply'"):
+        run(rows, map={"output": "reply"})
+
+
+def test_a_column_of_another_name_must_be_in_one_of_the_files(run):
+    german = [{"frage": "sky?", "antwort": "blue"}]
+    files, names = ("a.jsonl", "b.jsonl"), {"instruction": "frage", "output": "antwort"}
+    made, _heard = run([alpaca(1)], files=files, more={"b.jsonl": german}, held_out=0, map=names)
+    assert len(made.train) == 2
+    with pytest.raises(ConfigError, match=r"data\.map: system=sytsem: .*a\.jsonl, .*b\.jsonl has no column 'sytsem'"):
+        run([alpaca(1)], files=files, more={"b.jsonl": german}, held_out=0, map=names | {"system": "sytsem"})
+
+
+def test_files_with_weights_share_an_epoch_and_nothing_held_out_is_repeated(run):
+    more = {"b.jsonl": [alpaca(n) for n in range(100, 110)]}
+    made, heard = run([alpaca(n) for n in range(50)], files=("a.jsonl:0.6", "b.jsonl:0.4"), more=more, held_out=10)
+    from_b = [example.source for example in made.train if "b.jsonl" in example.source]
+    assert (len(made.train), len(from_b), len(made.held_out)) == (50, 20, 10)
+    assert {e.source for e in made.train}.isdisjoint(e.source for e in made.held_out)
+    assert sum("in an epoch" in text for text in heard.said) == 2
+    assert made.notes == tuple(heard.said)
 
 
 def test_a_stop_token_within_an_answer_is_warned_of(run):

@@ -1,14 +1,19 @@
+import gzip
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
-from lorasmith.data.conversation import LISTED, Message, Problems, conversation, places
-from lorasmith.data.read import read
+from lorasmith.data.conversation import LISTED, Message, Problems, places
+from lorasmith.data.forms import conversation
+from lorasmith.data.read import look, read
 from lorasmith.errors import DataError, MissingExtraError
+from lorasmith.report import Report
 
 ROW = {"instruction": "Ask", "input": "", "output": "Answer"}
+OTHER = {"instruction": "Why?", "output": "Because"}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 
 
@@ -37,10 +42,10 @@ def problems(path) -> list[str]:
 
 
 def test_jsonl_knows_its_lines(write):
-    path = write("a.jsonl", b"\xef\xbb\xbf" + json.dumps(ROW).encode() + b"\r\n\n  \n" + json.dumps(CHAT).encode())
+    path = write("a.jsonl", b"\xef\xbb\xbf" + json.dumps(ROW).encode() + b"\r\n\n  \n" + json.dumps(OTHER).encode())
     first, second = read(path)
     assert (first.fields, first.source) == (ROW, f"{path}:1")
-    assert (second.fields, second.source) == (CHAT, f"{path}:4")
+    assert (second.fields, second.source) == (OTHER, f"{path}:4")
 
 
 def test_only_a_line_feed_ends_a_row(write):
@@ -50,12 +55,12 @@ def test_only_a_line_feed_ends_a_row(write):
 
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 def test_a_json_list_knows_the_line_where_each_row_begins(write, bom):
-    text = bom + "\n[\n" + json.dumps(ROW, indent=1) + ",\n\n" + json.dumps(ROW) + ", " + json.dumps(CHAT) + "\n]\n"
+    text = bom + "\n[\n" + json.dumps(ROW, indent=1) + ",\n\n" + json.dumps(ROW) + ", " + json.dumps(OTHER) + "\n]\n"
     path = write("a.json", text)
     assert [(record.fields, record.source) for record in read(path)] == [
         (ROW, f"{path}:3"),
         (ROW, f"{path}:9"),
-        (CHAT, f"{path}:9"),
+        (OTHER, f"{path}:9"),
     ]
 
 
@@ -64,18 +69,75 @@ def test_the_name_of_a_file_does_not_decide_its_form(write):
     assert len(read(write("list.jsonl", json.dumps([ROW, ROW])))) == 2
 
 
-def test_both_forms_become_the_same_conversation(write):
+@pytest.mark.parametrize("blanks", ["", " "])
+def test_an_alpaca_row_is_a_question_and_its_answer(write, blanks):
     rows = [
-        {"instruction": " Ask\n", "input": "this ", "output": " Answer "},
+        {"instruction": f"{blanks}Ask\n", "input": "this ", "output": " Answer "},
         {"instruction": "Ask", "output": "Answer"},
         {"instruction": "Ask", "input": None, "output": "Answer"},
-        {"messages": [{"role": "user", "content": " Ask "}, {"role": "assistant", "content": "Answer"}]},
     ]
     found = [conversation(record).messages for record in read(write("a.jsonl", rows))]
     assert found == [
         (Message("user", user), Message("assistant", answer))
-        for user, answer in [("Ask\n\nthis", " Answer "), ("Ask", "Answer"), ("Ask", "Answer"), (" Ask ", "Answer")]
+        for user, answer in [("Ask\n\nthis", " Answer "), ("Ask", "Answer"), ("Ask", "Answer")]
     ]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.json.GZ"])
+def test_packed_files(write, name):
+    content = (
+        json.dumps([ROW, OTHER] * 9).encode()
+        if ".json." in name
+        else "\n".join(map(json.dumps, [ROW, OTHER] * 9)).encode()
+    )
+    path = write(name, packed(name, content))
+    assert [record.fields for record in read(path)] == [ROW, OTHER] * 9
+    path = write(f"cut-{name}", packed(name, content)[:-6])
+    assert problems(path)[0].startswith(f"data.data: cut-{name}: cannot be read: ")
+    assert problems(write(f"bad-{name}", b"no packed file"))[0].startswith(f"data.data: bad-{name}: cannot be read: ")
+
+
+def packed(name: str, content: bytes) -> bytes:
+    if name.lower().endswith(".gz"):
+        return gzip.compress(content)
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra lorasmith[data] is not installed")
+    return bytes(pyarrow.compress(content, codec="zstd", asbytes=True))
+
+
+def test_what_was_found_is_said(write):
+    rows = [ROW | {"id": 7}, ROW, OTHER, ROW | {"id": 0, "input": ""}]
+    path = write("a.jsonl", rows)
+    found = look(path)
+    assert (found.form, len(found.records), [record.fields for record in found.records[:1]]) == ("alpaca", 4, [ROW])
+    assert [note.replace(f"{path.parent}/", "") for note in found.notes] == [
+        "a.jsonl: alpaca, 4 rows, none left out.",
+        "a.jsonl: not used, with the number of rows that have it: 'id' (1).",
+        "2 of its rows say the same as one before, and are kept: a.jsonl lines 2, 4.",
+    ]
+    chat = CHAT | {"messages": [*CHAT["messages"][:1], CHAT["messages"][1] | {"thinking": "Well"}]}
+    assert look(write("b.jsonl", [chat])).notes[1].endswith(": 'messages.thinking' (1).")
+
+
+def test_a_large_file_shows_its_progress(write, monkeypatch):
+    monkeypatch.setattr("lorasmith.data.stream.LARGE", 1)
+    path, steps = write("a.jsonl", [ROW]), []
+    report = Report()
+    report.progress = lambda task, done, total: steps.append((task, done, total))
+    look(path, report=report)
+    assert steps[-1] == ("reading a.jsonl", path.stat().st_size, path.stat().st_size)
+
+
+def test_real_rows():
+    """Rows that nobody here wrote."""
+    file = Path(__file__).parents[3] / "shared" / "data" / "alpaca_zh_demo.json"
+    if not file.is_file():
+        pytest.skip("no shared/data beside this checkout")
+    found = look(file)
+    assert (found.form, len(found.records)) == ("alpaca", 1000)
+    assert found.notes[0] == f"{file}: alpaca, 1,000 rows, none left out."
+    twice = 1000 - len({tuple(row.values()) for row in json.loads(file.read_bytes())})
+    assert found.notes[1].startswith(f"{twice} of its rows say the same as one before")
+    assert all(len(conversation(record).messages) == 2 for record in found.records)
 
 
 def test_a_folder_of_datasets(tmp_path):
@@ -171,46 +233,7 @@ def test_files_that_are_not_utf8_json(write):
         "data.data: a.json line 2 is not UTF-8. Save the file as UTF-8."
     ]
     assert problems(write("b.jsonl", chinese.encode("utf-16"))) == ["data.data: b.jsonl is UTF-16. Save it as UTF-8."]
-    assert problems(write("a.csv", "instruction,output\na,b\n"))[0].startswith("data.data: a.csv is no JSON. ")
-
-
-@pytest.mark.parametrize(
-    ("row", "text"),
-    [
-        ({"prompt": "a", "response": "b"}, "the row has 'prompt', 'response'; known are rows with 'instruction', "
-         "'output' and, if there is one, 'input', or rows with 'messages'. Should 'prompt' be 'instruction'? "
-         "Should 'response' be 'output'?"),
-        ({"instruction": "a", "ouput": "b"}, "Should 'ouput' be 'output'?"),
-        ({"conversations": []}, "Should 'conversations' be 'messages'?"),
-        ({"a": 1}, "or rows with 'messages'."),
-        ({}, "the row has no keys; known are"),
-        (ROW | {"output": 3}, "'output' must be text, found a number."),
-        (ROW | {"instruction": None}, "'instruction' must be text, found null."),
-        (ROW | {"input": ["a"]}, "'input' must be text, found a list."),
-        (ROW | {"output": " \n"}, "'output' is empty, so there is nothing to learn from it. Drop the row or "
-         "add an answer."),
-        (ROW | {"output": "\ud83d"}, "'output' holds half a character"),
-        ({"messages": "Hi"}, "'messages' must be a list of messages, found text."),
-        ({"messages": []}, "'messages' is empty"),
-        ({"messages": ["Hi"]}, "message 1 must be an object with 'role' and 'content', found text."),
-        ({"messages": [{"from": "human", "value": "Hi"}]}, "message 1 has no 'role', only 'from', 'value'. "
-         'A message is {"role": ..., "content": ...}.'),
-        ({"messages": [{"role": "bot", "content": "Hi"}]}, "message 1 has the role 'bot'; known are 'system', 'user', "
-         "'assistant'."),
-        ({"messages": [{"role": ["user"], "content": "Hi"}]}, "message 1 has the role ['user']; known are"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "message 1 (user): 'content' must be text, "
-         "found a list."),
-        ({"messages": [{"role": "user", "content": "\udc00"}]}, "message 1 (user): 'content' holds half a character"),
-        ({"messages": CHAT["messages"][:1]}, "no message has role 'assistant', so there is nothing to learn from it. "
-         "Drop the row or add an answer."),
-        ({"messages": [*CHAT["messages"], {"role": "assistant", "content": ""}]}, "message 3 (assistant) is empty"),
-    ],
-)  # fmt: skip
-def test_a_bad_row_is_told_with_its_line(write, row, text):
-    path = write("a.jsonl", json.dumps(ROW) + "\n" + json.dumps(row) + "\n")
-    (found,) = problems(path)
-    assert found.startswith("data.data: a.jsonl line 2: ")
-    assert text in found
+    assert problems(write("a.xlsx", "PK"))[0].startswith("data.data: a.xlsx cannot be read. ")
 
 
 def test_all_bad_rows_are_told_at_once_and_the_same_fault_once(write):

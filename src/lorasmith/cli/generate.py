@@ -31,7 +31,7 @@ def parser() -> Parser:
     parser.own.add_argument("run", metavar="RUN", help=_("run or adapter folder"))
     parser.own.add_argument("prompt", metavar="PROMPT", nargs="?", help=_("the prompt; standard input if not given"))
     parser.own.add_argument(
-        "--file", metavar="FILE", help=_("prompts: one a line, or .json and .jsonl as for training")
+        "--file", metavar="FILE", help=_("prompts: one a line, or a file of rows as for training (.jsonl, .csv)")
     )
     parser.add_switch("--json", _("print a JSON object for each prompt, a line each: prompt, reply, finish, tokens"))
     parser.add_base()

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
-from lorasmith.data.conversation import Message, Record, conversation
+from lorasmith.data.conversation import Message, Record
+from lorasmith.data.forms import conversation
 from lorasmith.errors import DataError
 from lorasmith.i18n import _
 from lorasmith.model.row import IGNORED, Example

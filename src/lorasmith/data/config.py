@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from lorasmith.data.forms import KNOWN_KEYS
 from lorasmith.i18n import _
 
 
@@ -13,8 +14,18 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: Annotated[
-        tuple[str, ...], Field(description=_("files of examples: JSON, JSONL, or a folder that `datasets` saved"))
+        tuple[str, ...],
+        Field(
+            description=_(
+                "examples: JSON, JSONL, CSV, TSV (also .gz, .zst), Parquet, a folder that `datasets` saved, a hub's "
+                "org/name or modelscope:org/name; FILE:0.7 FILE:0.3 for parts of an epoch"
+            )
+        ),
     ] = ()
+    map: Annotated[
+        dict[str, str],
+        Field(description=_("columns under other names: instruction=question output=answer")),
+    ] = {}
     held_out: Annotated[
         float | str,
         Field(
@@ -34,3 +45,12 @@ class DataConfig(BaseModel):
         Literal["error", "truncate", "drop"],
         Field(description=_("an example whose answer does not fit: stop and say so, cut its end, or leave it out")),
     ] = "error"
+
+    @field_validator("map")
+    @classmethod
+    def _columns_we_know(cls, columns: dict[str, str]) -> dict[str, str]:
+        for ours in columns:
+            if ours not in KNOWN_KEYS:
+                known = ", ".join(sorted(KNOWN_KEYS))
+                raise ValueError(_("no form of rows has {ours!r}; known are {known}", ours=ours, known=known))
+        return columns

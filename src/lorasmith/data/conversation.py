@@ -1,58 +1,70 @@
-"""A row of data, checked and made into a conversation: the only form that templates know.
+"""A conversation, the only form that templates know; the row that it comes from; and how problems of rows are told.
 
-Two forms of rows are known: alpaca (`instruction`, `input`, `output`) and chat (`messages` of `role`, `content`).
-It knows no file and no tokenizer.
+It knows no file, no form of rows and no tokenizer: `data/forms.py` makes conversations of rows.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import NamedTuple
 
 from lorasmith.errors import DataError
 from lorasmith.i18n import _
 
-ROLES = ("system", "user", "assistant")
-KNOWN_KEYS = frozenset({"instruction", "input", "output", "messages"})
+ROLES = ("system", "user", "assistant", "tool")
 LISTED = 20  # problems, or places of one problem, that a message lists before it only counts
-# What other tools call the same columns.
-OTHER_NAMES = {
-    "conversations": "messages",
-    "conversation": "messages",
-    "chat": "messages",
-    "prompt": "instruction",
-    "question": "instruction",
-    "query": "instruction",
-    "context": "input",
-    "response": "output",
-    "answer": "output",
-    "completion": "output",
-    "target": "output",
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row as its file has it; `source` is 'train.jsonl:812' (a line) or 'folder row 812', counted from 1."""
+    """One row, its columns under the names that we know and only those; `source` is 'train.jsonl:812' (a line) or
+    'folder row 812', counted from 1.
+    """
 
     fields: dict[str, object]
     source: str
 
 
-class Message(NamedTuple):
-    """One turn of a conversation; role is one of `ROLES`."""
-
+class _Turn(NamedTuple):
     role: str
     content: str
+    tool_calls: tuple[dict[str, object], ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    learn: bool = True
+    weight: float = 1.0
+
+
+class Message(_Turn):
+    """One turn of a conversation; role is one of `ROLES`.
+
+    tool_calls, each {"type": "function", "function": {"name", "arguments"}}: what an answer asks of tools; tool_call_id
+    and name: which call a tool's message answers. learn and weight: whether an answer is learned, how much it counts.
+    """
+
+    __slots__ = ()
+
+    def _asdict(self) -> dict[str, object]:
+        """What a chat template may see: role, content, and of the keys for tools those that are set."""
+        shown: dict[str, object] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            shown["tool_calls"] = list(self.tool_calls)
+        return shown | {
+            key: value for key, value in (("tool_call_id", self.tool_call_id), ("name", self.name)) if value is not None
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One row in the only form that templates know."""
+    """One row in the only form that templates know.
+
+    tools: JSON schemas of the functions that may be called. text: a plain text, learned whole, with no messages.
+    """
 
     messages: tuple[Message, ...]
     source: str
+    tools: tuple[dict[str, object], ...] = ()
+    text: str | None = None
 
 
 class RowError(DataError):
@@ -64,131 +76,13 @@ class RowError(DataError):
         self.text = text
 
 
-def conversation(record: Record, strip: bool = True) -> Conversation:
-    """The record's messages; an alpaca row is one user message and its answer.
-
-    `strip=False` keeps the blanks around instruction and input, for a template that strips by its own rule.
-    Raises RowError where the row is neither form or has nothing to learn from.
-    """
-    text = problem(record.fields)
-    if text is not None:
-        raise RowError(record.source, text)
-    fields = record.fields
-    if "messages" in fields:
-        return Conversation(tuple(_messages(fields["messages"])), record.source)
-    asked = f"{fields['instruction']}\n{fields.get('input') or ''}"
-    answer = Message("assistant", str(fields["output"]))
-    return Conversation((Message("user", asked.strip() if strip else asked), answer), record.source)
-
-
-def problem(fields: dict[str, object]) -> str | None:
-    """Why this row cannot be learned from, as a sentence; None where it can."""
-    if "messages" in fields:
-        return _chat_problem(fields["messages"])
-    if "instruction" in fields and "output" in fields:
-        return _alpaca_problem(fields)
-    return _columns_problem(fields)
-
-
-def _messages(value: object) -> list[Message]:
-    assert isinstance(value, list)
-    return [Message(message["role"], message["content"]) for message in value]
-
-
-def _alpaca_problem(fields: dict[str, object]) -> str | None:
-    for key in ("instruction", "input", "output"):
-        value = fields.get(key)
-        if not isinstance(value, str) and not (key == "input" and value is None):
-            return _("'{key}' must be text, found {found}.", key=key, found=_kind(value))
-        if isinstance(value, str) and not _is_unicode(value):
-            return _("'{key}' holds half a character (a lone surrogate). Write the file again as UTF-8.", key=key)
-    if not str(fields["output"]).strip():
-        return _("'output' is empty, so there is nothing to learn from it. Drop the row or add an answer.")
-    return None
-
-
-def _chat_problem(messages: object) -> str | None:
-    if not isinstance(messages, list):
-        return _("'messages' must be a list of messages, found {found}.", found=_kind(messages))
-    if not messages:
-        return _("'messages' is empty, so there is nothing to learn from it. Drop the row or add messages.")
-    for number, message in enumerate(messages, 1):
-        text = _message_problem(number, message)
-        if text is not None:
-            return text
-    if not any(message["role"] == "assistant" for message in messages):
-        return _(
-            "no message has role 'assistant', so there is nothing to learn from it. Drop the row or add an answer."
-        )
-    return None
-
-
-def _message_problem(number: int, message: object) -> str | None:
-    if not isinstance(message, dict):
-        return _(
-            "message {number} must be an object with 'role' and 'content', found {found}.",
-            number=number,
-            found=_kind(message),
-        )
-    missing = [key for key in ("role", "content") if key not in message]
-    if missing:
-        return _(
-            'message {number} has no \'{key}\', only {found}. A message is {{"role": ..., "content": ...}}.',
-            number=number,
-            key=missing[0],
-            found=_names(message),
-        )
-    role, content = message["role"], message["content"]
-    if role not in ROLES:
-        return _(
-            "message {number} has the role {role}; known are {known}.",
-            number=number,
-            role=repr(role),
-            known=_names(ROLES),
-        )
-    if not isinstance(content, str):
-        return _(
-            "message {number} ({role}): 'content' must be text, found {found}.",
-            number=number,
-            role=role,
-            found=_kind(content),
-        )
-    if not _is_unicode(content):
-        return _(
-            "message {number} ({role}): 'content' holds half a character (a lone surrogate). "
-            "Write the file again as UTF-8.",
-            number=number,
-            role=role,
-        )
-    if role == "assistant" and not content.strip():
-        return _(
-            "message {number} (assistant) is empty, so there is nothing to learn from it. "
-            "Drop the row or add an answer.",
-            number=number,
-        )
-    return None
-
-
-def _columns_problem(fields: dict[str, object]) -> str:
-    text = _(
-        "the row has {found}; known are rows with 'instruction', 'output' and, if there is one, 'input', "
-        "or rows with 'messages'.",
-        found=_names(fields) or _("no keys"),
-    )
-    for key in fields:
-        lowered = key.lower()
-        wanted = OTHER_NAMES.get(lowered) or next(iter(get_close_matches(lowered, sorted(KNOWN_KEYS), 1, 0.75)), None)
-        if wanted and wanted not in fields:
-            text += " " + _("Should '{key}' be '{wanted}'?", key=key, wanted=wanted)
-    return text
-
-
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """False for half of a surrogate pair, which JSON can write and no tokenizer can read."""
     return not any("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else True
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a value is, for a reader."""
     if value is None:
         return _("null")
     if isinstance(value, bool):
@@ -197,10 +91,11 @@ def _kind(value: object) -> str:
         return _("a number")
     if isinstance(value, str):
         return _("text")
-    return _("a list") if isinstance(value, list) else _("an object")
+    return _("a list") if isinstance(value, list | tuple) else _("an object")
 
 
-def _names(keys: Iterable[object]) -> str:
+def quoted(keys: Iterable[object]) -> str:
+    """'a', 'b'."""
     return ", ".join(f"'{key}'" for key in keys)
 
 

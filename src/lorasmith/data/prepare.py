@@ -3,15 +3,15 @@
 import math
 import random
 from array import array
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from lorasmith.data import encoded
 from lorasmith.data.config import DataConfig
-from lorasmith.data.conversation import Message, Problems, Record, RowError, places
-from lorasmith.data.read import read
+from lorasmith.data.conversation import Problems, Record, RowError, places
+from lorasmith.data.mix import Mix, mixed, weighted
+from lorasmith.data.read import Found, look, require_columns
 from lorasmith.data.template import Template, cut
 from lorasmith.errors import ConfigError, DataError
 from lorasmith.i18n import _
@@ -54,23 +54,46 @@ def prepare(
 
     Raises ConfigError for a setting that cannot be, DataError with every bad row for rows that cannot.
     """
-    share = _share(cfg)
+    report, share = report or Report(), _share(cfg)
     _max_length(cfg, limit)
     if not cfg.data:
-        raise ConfigError(_("data.data: no file of examples is named. Name a JSON or JSONL file."))
-    sources = [(path, "data.data") for path in cfg.data]
+        raise ConfigError(_("data.data: no file of examples is named. Name a JSON, JSONL, CSV or Parquet file."))
+    weights = weighted(cfg.data)
+    sources = [(path, "data.data") for path, _weight in weights]
     sources += [(share, "data.held_out")] if isinstance(share, str) else []
-    found: dict[str, list[Record]] = {"data.data": [], "data.held_out": []}
-    problems: list[str] = []
-    for path, option in sources:
+    files = _looked(sources, cfg, report)
+    notes = [note for found in files for note in found.notes]
+    for note in notes:
+        report.say(note)
+    learned = files[: len(weights)]
+    held_out = files[-1].records if isinstance(share, str) else None
+    mix = _mix(weights, learned)
+    records = [record for found in learned for record in found.records]
+    made = prepare_rows(records, held_out, cfg, template, limit, report, seed, mix)
+    return replace(made, notes=(*notes, *made.notes))
+
+
+def _looked(sources: Sequence[tuple[str, str]], cfg: DataConfig, report: Report) -> list[Found]:
+    """Every file read; what is wrong with any of them is told together."""
+    files, problems = list[Found](), dict[str, None]()
+    for name, option in sources:
         try:
-            found[option] += read(path, option)
-        except DataError as error:
-            problems += error.problems
+            files.append(look(name, option, cfg.map, report))
+        except (DataError, ConfigError) as error:
+            problems |= dict.fromkeys(error.problems)
     if problems:
         raise DataError(*problems)
-    held_out = found["data.held_out"] if isinstance(share, str) else None
-    return prepare_rows(found["data.data"], held_out, cfg, template, limit, report, seed)
+    columns = dict.fromkeys(column for found in files for column in found.columns)
+    require_columns(cfg.map, columns, ", ".join(found.name for found in files))
+    return files
+
+
+def _mix(weights: Sequence[tuple[str, float | None]], files: Sequence[Found]) -> Mix | None:
+    """None where the files have no weights: then each row stands once."""
+    known = {name: weight for name, weight in weights if weight is not None}
+    if not known:
+        return None
+    return Mix(known, {record.source: found.name for found in files for record in found.records})
 
 
 def prepare_rows(
@@ -81,13 +104,16 @@ def prepare_rows(
     limit: int | None,
     report: Report | None = None,
     seed: int = 0,
+    mix: Mix | None = None,
 ) -> Prepared:
-    """The same for rows that are read already; `held_out` None: drawn from `train` as `cfg.held_out` says."""
+    """The same for rows that are read already; `held_out` None: drawn from `train` as `cfg.held_out` says.
+
+    With a `mix`, what is left to learn from is repeated or drawn by its weights: never what is held out.
+    """
     report, length = report or Report(), _max_length(cfg, limit)
     sides = [_Side("data.data", [])] + ([_Side("data.held_out", [])] if held_out is not None else [])
     notes = _Notes(report)
     _encode(sides, [train, held_out or []], template, report)
-    notes.say(_unused(train))
     notes.say(_split(sides))
     notes.warn(_stops_inside(sides, template))
     if cfg.too_long == "error":
@@ -98,6 +124,10 @@ def prepare_rows(
         raise DataError(_("data.data: no row is left to learn from. Give more rows, or raise data.max_length."))
     if held_out is None:
         sides.append(_drawn(sides[0], _share(cfg), seed, notes))
+    if mix is not None:
+        sides[0].rows, said = mixed(sides[0].rows, lambda row: row[0].source, mix, seed)
+        for text in said:
+            notes.say(text)
     learned, measured = ([example for row in side.rows for example in row] for side in sides)
     notes.warn(_overlap(learned, measured))
     notes.say(_summary(sides, learned))
@@ -269,21 +299,6 @@ def _drawn(side: _Side, share: float | str, seed: int, notes: _Notes) -> _Side:
     chosen = set(order[:count])
     side.rows = [row for i, row in enumerate(rows) if i not in chosen]
     return _Side("data.held_out", [rows[i] for i in sorted(chosen)])
-
-
-def _unused(records: Sequence[Record]) -> str:
-    """Says which columns are read by nobody, 'system' and 'tools' as well as a harmless 'id'."""
-    keys: Counter[str] = Counter()
-    for record in records:
-        used = ("messages",) if "messages" in record.fields else ("instruction", "input", "output")
-        keys.update(key for key, value in record.fields.items() if value and key not in used)
-        messages, inner = record.fields.get("messages"), set[str]()
-        for message in messages if isinstance(messages, list) else ():
-            inner.update(f"messages.{key}" for key, value in message.items() if value and key not in Message._fields)
-        keys.update(inner)
-    if not keys:
-        return ""
-    return _("Not used: {keys}.", keys=", ".join(f"'{key}' ({_rows(n)})" for key, n in keys.items()))
 
 
 def _split(sides: list[_Side]) -> str:

@@ -7,11 +7,15 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from lorasmith.data.conversation import Problems, Record, problem
+from lorasmith.data.conversation import Problems, Record
+from lorasmith.data.forms import recognised, row_problem
+from lorasmith.data.messages import OPENAI, style_of
+from lorasmith.data.read import ROW_FILES, not_an_object, rows_of
+from lorasmith.data.stream import Broken, Source
 from lorasmith.errors import DataError
 from lorasmith.i18n import _
+from lorasmith.report import Report
 
-ROWS = (".json", ".jsonl")  # files of rows; any other holds a prompt a line
 UNREAD = "-"  # the answer that stands where none is asked for
 
 
@@ -21,7 +25,13 @@ def as_record(prompt: str, source: str = "") -> Record:
 
 
 def read_prompts(path: Path) -> list[Record]:
-    """All that a file asks. Raises DataError with every bad row by its line."""
+    """All that a file asks: rows where its name ends as that of a file of rows, else a prompt a line.
+
+    Raises DataError with every bad row by its line.
+    """
+    source = Source(str(path), "--file", Report())
+    if source.suffix in ROW_FILES:
+        return _records(rows_of(source))
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -30,11 +40,7 @@ def read_prompts(path: Path) -> list[Record]:
         raise DataError(
             _("--file: {file}: byte {at} is no UTF-8. Save it as UTF-8.", file=path, at=error.start)
         ) from None
-    is_rows = path.suffix.lower() in ROWS
-    if is_rows and text.lstrip()[:1] == "[":
-        found = _records(_list(text, path))
-    else:
-        found = parse_prompts(text.split("\n"), is_rows, str(path))
+    found = parse_prompts(text.split("\n"), False, str(path))
     if not found:
         raise DataError(_("--file: {file} holds no prompt. Write one a line.", file=path))
     return found
@@ -53,47 +59,38 @@ def _object(line: str) -> object:
     try:
         row: object = json.loads(line)
     except json.JSONDecodeError as error:
-        return _("not valid JSON at column {column}: {why}.", column=error.colno, why=error.msg)
+        return Broken(_("not valid JSON at column {column}: {why}.", column=error.colno, why=error.msg))
     return row
 
 
-def _list(text: str, path: Path) -> list[tuple[str, object]]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            _("--file: {file} line {line}: not valid JSON: {why}.", file=path, line=error.lineno, why=error.msg)
-        ) from None
-    return [(f"{path} row {number}", row) for number, row in enumerate(rows, 1)]
-
-
 def _records(rows: Iterable[tuple[str, object]]) -> list[Record]:
+    """Each row by its own form: what is asked needs no one form, because nothing is learned from it."""
     problems, found = Problems(_("prompts")), []
     for source, row in rows:
         if not isinstance(row, dict):
-            example = '{"messages": [...]}'
-            problems.add(
-                source, row if isinstance(row, str) else _("a row must be an object: {example}", example=example)
-            )
+            problems.add(source, str(row) if isinstance(row, Broken) else not_an_object(row))
             continue
-        record = Record(_with_an_answer(row), source)
-        if (text := problem(record.fields)) is not None:
+        fields = _with_an_answer(row)
+        form = recognised([fields])
+        if (text := row_problem(fields, form)) is not None:
             problems.add(source, text)
-        found.append(record)
+        elif form is not None and form.required == ("text",):
+            problems.add(source, _("a plain text asks nothing. Write it as 'prompt'."))
+        found.append(Record(fields, source))
     problems.raise_any()
     return found
 
 
 def _with_an_answer(row: dict[str, object]) -> dict[str, object]:
     """The row with one answer at its end, whatever it has there, so that it can be checked as a row to learn from."""
-    messages = row.get("messages")
-    if isinstance(messages, list):
-        asked = messages[:-1] if messages and _role(messages[-1]) == "assistant" else messages
-        return {"messages": [*asked, {"role": "assistant", "content": UNREAD}] if asked else []}
+    for key in ("messages", "conversations"):
+        if isinstance(messages := row.get(key), list):
+            style = style_of(messages)
+            answer = "assistant" if style is OPENAI else "gpt"
+            last = messages[-1] if messages and isinstance(messages[-1], dict) else {}
+            asked = messages[:-1] if style.roles.get(str(last.get(style.role))) == "assistant" else messages
+            answered = [*asked, {style.role: answer, style.content: UNREAD}] if asked else []
+            return {**row, key: answered}
     if "prompt" in row and "instruction" not in row:
-        row = {"instruction": row["prompt"]}
+        return {**row, "completion": UNREAD}
     return {**row, "output": UNREAD}
-
-
-def _role(message: object) -> object:
-    return message.get("role") if isinstance(message, dict) else None

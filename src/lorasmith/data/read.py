@@ -1,216 +1,212 @@
-"""Files of examples become records that know their file and line: JSON, JSONL, or a folder that `datasets` saved.
+"""Files of examples become records that know their file and line.
 
-What a file is follows from its first character, not from its name: `[` begins one JSON list, anything else is JSONL.
-Every bad row of a file is found before the first error is raised.
+JSON is told by its first character, not by its name: `[` begins one list, anything else is a row on each line. Tables
+(CSV, TSV, Parquet) are told by their names. Every bad row of a file is found before the first error is raised.
 """
 
 import codecs
 import json
-import os
-import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from lorasmith.data.conversation import Conversation, Message, Problems, Record, conversation, problem
-from lorasmith.errors import DataError, MissingExtraError
+from lorasmith.data.conversation import Problems, Record, places, quoted
+from lorasmith.data.forms import Form, recognised, row_problem
+from lorasmith.data.hub import folder_rows, hub_rows, is_hub_name
+from lorasmith.data.json_rows import json_lines, json_list
+from lorasmith.data.messages import USED
+from lorasmith.data.stream import PACKED, Broken, Source, opened
+from lorasmith.data.table import SEPARATORS, csv_rows, parquet_rows
+from lorasmith.errors import ConfigError, DataError
 from lorasmith.i18n import _
+from lorasmith.report import Report
 
-__all__ = ["Conversation", "Message", "Record", "conversation", "read"]
+__all__ = ["ROW_FILES", "Found", "look", "read", "require_columns", "rows_of"]
 
-BLANK = re.compile(r"[ \t\n\r]*")
-OTHER_FORMATS = {".csv", ".tsv", ".parquet", ".arrow", ".xlsx", ".txt", ".gz", ".zip", ".zst"}
+JSON_FILES = (".json", ".jsonl", ".ndjson")
+ROW_FILES = frozenset((*JSON_FILES, *SEPARATORS, ".parquet"))
+OTHER_FILES = frozenset(
+    {".arrow", ".xls", ".xlsx", ".ods", ".txt", ".md", ".pdf", ".docx", ".zip", ".tar", ".bz2", ".xz"}
+)
+NAMED = 5  # rows that a note names before it only counts
+CHECKED = 20_000  # rows between two lines of progress
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file's rows as records, the form that was recognised, and what a reader should know of them, in sentences.
+
+    `columns`: all that one of its rows has, as the file calls them.
+    """
+
+    name: str
+    form: str
+    columns: tuple[str, ...]
+    records: list[Record]
+    notes: tuple[str, ...]
 
 
 def read(path: str | Path, option: str = "data.data") -> list[Record]:
-    """All rows of a file or folder, each checked to be one of the known forms.
+    """All rows of a file, folder or hub's data set. Raises as `look` does."""
+    return look(path, option).records
 
-    `option` names the setting that the path came from in what is raised: DataError, with every bad row by its line;
-    MissingExtraError where a `datasets` folder is named and the package is not installed.
+
+def look(
+    name: str | Path,
+    option: str = "data.data",
+    renamed: Mapping[str, str] | None = None,
+    report: Report | None = None,
+) -> Found:
+    """All rows, each checked to be of the form that most have.
+
+    `renamed`: column we know -> what the file calls it; where it has no such column, it is read as it is.
+    `option` names the setting that `name` came from in what is raised: DataError, with every bad row by its line;
+    MissingExtraError where a package is needed that is not installed; ConfigError where no form is recognised and
+    `renamed` names columns that are not there.
     """
-    place = Path(path)
-    if not place.exists():
-        raise DataError(_missing(place, option))
-    found = _folder(place, option) if place.is_dir() else _file(place, option)
-    problems, records = Problems(option), []
-    for source, row in found:
-        if isinstance(row, Broken):
-            problems.add(source, str(row))
-        elif not isinstance(row, dict):
-            problems.add(
-                source,
-                _(
-                    'a row must be an object like {{"instruction": ..., "output": ...}}, found {found}.',
-                    found=json.dumps(row, ensure_ascii=False)[:40],
-                ),
-            )
+    source, renamed = Source(str(name), option, report or Report()), renamed or {}
+    problems, found = Problems(option), list(rows_of(source))
+    columns = tuple({key: None for _at, row in found if isinstance(row, dict) for key in row})
+    if renamed:
+        found = [(at, _under_our_names(row, renamed) if isinstance(row, dict) else row) for at, row in found]
+    rows = [(at, row) for at, row in found if isinstance(row, dict)]
+    form = recognised(row for _at, row in rows)
+    if form is None and columns:
+        require_columns(renamed, columns, source.name)
+    for done, (at, row) in enumerate(found, 1):
+        if isinstance(row, dict):
+            text = row_problem(row, form)
         else:
-            records.append(Record(row, source))
-            if (text := problem(row)) is not None:
-                problems.add(source, text)
+            text = str(row) if isinstance(row, Broken) else not_an_object(row)
+        if text is not None:
+            problems.add(at, text)
+        if len(found) > CHECKED and (done % CHECKED == 0 or done == len(found)):
+            source.report.progress(_("checking {file}", file=source.path.name), done, len(found))
     problems.raise_any()
-    if not records:
-        raise DataError(_("{option}: {file} holds no rows. Name a file with at least one.", option=option, file=place))
-    return records
+    if form is None:
+        raise DataError(_("{option}: {file} holds no rows. Name a file with at least one.", **source.said))
+    records = [Record({key: row[key] for key in form.keys if key in row}, at) for at, row in rows]
+    return Found(source.name, form.name, columns, records, tuple(_notes(source, form, rows, records)))
 
 
-class Broken(str):
-    """What stands where a row should be: the sentence that says why it cannot be read."""
+def not_an_object(row: object) -> str:
+    """The sentence for a row that is no object."""
+    return _(
+        'a row must be an object like {{"instruction": ..., "output": ...}}, found {found}.',
+        found=json.dumps(row, ensure_ascii=False)[:40],
+    )
 
 
-def _file(path: Path, option: str) -> Iterator[tuple[str, object]]:
-    with path.open("rb") as file:
+def rows_of(source: Source) -> Iterator[tuple[str, object]]:
+    """Each row where it stands, as it is there; a `Broken` for one that cannot be read. Raises DataError."""
+    path = source.path
+    if path.is_dir():
+        if any((path / file).exists() for file in ("dataset_dict.json", "state.json")):
+            return folder_rows(source)
+        children = (replace(source, name=child.name) for child in path.iterdir())
+        files = sorted(child.name for child in children if child.suffix in ROW_FILES)
+        hint = _("Name a file in it: {files}.", files=", ".join(files[:5])) if files else _("Name a file.")
+        raise DataError(_("{option}: {file} is a folder that `datasets` did not save.", **source.said) + " " + hint)
+    if path.exists():
+        return _file_rows(source)
+    if is_hub_name(source.name, ROW_FILES | OTHER_FILES | frozenset(PACKED)):
+        return hub_rows(source)
+    raise DataError(_missing(source))
+
+
+def _file_rows(source: Source) -> Iterator[tuple[str, object]]:
+    if source.suffix in OTHER_FILES:
+        raise DataError(
+            _(
+                "{option}: {file} cannot be read. JSON, JSONL, CSV, TSV (also as .gz or .zst), Parquet and folders "
+                "that `datasets` saved can be; convert it to one of them.",
+                **source.said,
+            )
+        )
+    if source.suffix == ".parquet":
+        return parquet_rows(source)
+    with opened(source) as file:
         start = file.read(4096)
     if not start.strip():
-        raise DataError(_("{option}: {file} is empty. Name a file with at least one row.", option=option, file=path))
+        raise DataError(_("{option}: {file} is empty. Name a file with at least one row.", **source.said))
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise DataError(_("{option}: {file} is UTF-16. Save it as UTF-8.", option=option, file=path))
-    if path.suffix.lower() in OTHER_FORMATS:
-        raise DataError(
-            _(
-                "{option}: {file} is no JSON. JSON, JSONL and folders that `datasets` saved can be read; "
-                "convert it to one of them.",
-                option=option,
-                file=path,
-            )
-        )
-    if start.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
-        return _list(path, option)
-    return _lines(path, option)
+        raise DataError(_("{option}: {file} is UTF-16. Save it as UTF-8.", **source.said))
+    if source.suffix in SEPARATORS:
+        return csv_rows(source)
+    return json_list(source) if start.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[" else json_lines(source)
 
 
-def _lines(path: Path, option: str) -> Iterator[tuple[str, object]]:
-    """JSONL: line by line in bytes, so that only a line feed ends a row and a broken one does not hide the next."""
-    first = True
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
-            if not line.strip():
-                continue
-            row = _line(line)
-            if first and isinstance(row, Broken):
-                _refuse_one_object(path, option)
-            first = False
-            yield f"{path}:{number}", row
-
-
-def _line(line: bytes) -> object:
-    try:
-        row: object = json.loads(line.decode("utf-8").rstrip("\r\n"))
-    except UnicodeDecodeError as error:
-        return Broken(_("byte {byte} of the line is not UTF-8. Save the file as UTF-8.", byte=error.start + 1))
-    except json.JSONDecodeError as error:
-        return Broken(_("not valid JSON at column {column}: {why}.", column=error.colno, why=error.msg))
-    except RecursionError:
-        return Broken(_("nested too deeply to be a row."))
-    return row
-
-
-def _refuse_one_object(path: Path, option: str) -> None:
-    """A file that is one object over many lines: say that, instead of a problem for each of its lines."""
-    try:
-        whole = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return
-    keys = ", ".join(f"'{key}'" for key in whole) if isinstance(whole, dict) else ""
-    raise DataError(
-        _(
-            "{option}: {file} is one object ({keys}), not rows. Write a list of rows in [ ], or one row on each line.",
-            option=option,
-            file=path,
-            keys=keys,
-        )
-    )
-
-
-def _list(path: Path, option: str) -> Iterator[tuple[str, object]]:
-    """One JSON list: item by item, so that each knows the line where it begins."""
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            _("{option}: {file} line {line} is not UTF-8. Save the file as UTF-8.", option=option, file=path, line=line)
-        ) from error
-    decoder, line, counted = json.JSONDecoder(), 1, 0
-    at = _after_blank(text, text.index("[") + 1)
-    end = "]" if text[at : at + 1] == "]" else ","
-    while end == ",":
-        line, counted = line + text.count("\n", counted, at), at
-        try:
-            item, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise DataError(_broken(path, option, text, error.pos, error.msg)) from error
-        yield f"{path}:{line}", item
-        at = _after_blank(text, at)
-        end = text[at : at + 1]
-        if end not in (",", "]"):
-            raise DataError(_broken(path, option, text, at, _("a comma or the closing ] is missing")))
-        at = _after_blank(text, at + 1) if end == "," else at
-    rest = _after_blank(text, at + 1)
-    if rest < len(text):
-        raise DataError(_broken(path, option, text, rest, _("something follows after the list's closing ]")))
-
-
-def _broken(path: Path, option: str, text: str, at: int, why: str) -> str:
-    if at >= len(text.rstrip()):
-        why = _("the file ends in the middle of the list; was it cut when it was copied?")
-    line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
-    return _(
-        "{option}: {file} line {line}, column {column}: not valid JSON: {why}.",
-        option=option,
-        file=path,
-        line=line,
-        column=column,
-        why=why.rstrip("."),
-    )
-
-
-def _after_blank(text: str, at: int) -> int:
-    match = BLANK.match(text, at)
-    return match.end() if match else at
-
-
-def _folder(path: Path, option: str) -> Iterator[tuple[str, object]]:
-    """A folder that `datasets` saved; the package is imported only once the folder is known to be one."""
-    if (path / "dataset_dict.json").exists():
-        splits = json.loads((path / "dataset_dict.json").read_text("utf-8")).get("splits", [])
-        named = ", ".join(str(path / split) for split in splits)
-        raise DataError(
-            _("{option}: {file} holds several data sets. Name one: {named}.", option=option, file=path, named=named)
-        )
-    if not (path / "state.json").exists():
-        files = sorted(child.name for child in path.iterdir() if child.suffix.lower() in (".json", ".jsonl"))
-        hint = _("Name a file in it: {files}.", files=", ".join(files[:5])) if files else _("Name a file.")
-        raise DataError(
-            _("{option}: {file} is a folder that `datasets` did not save.", option=option, file=path) + " " + hint
-        )
-    try:
-        from datasets import load_from_disk
-    except ImportError as error:
-        raise MissingExtraError(
-            _(
-                "{option}: {file} is a folder of `datasets`, which is not installed: pip install 'lorasmith[data]'",
-                option=option,
-                file=path,
-            )
-        ) from error
-    try:
-        rows = load_from_disk(os.fspath(path))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            _("{option}: {file}: `datasets` cannot read it: {why}", option=option, file=path, why=error)
-        ) from error
-    return ((f"{path} row {number}", row) for number, row in enumerate(rows, 1))
-
-
-def _missing(path: Path, option: str) -> str:
+def _missing(source: Source) -> str:
     """The sentence for a path that is not there, with what is nearby."""
-    text = _("{option}: {file}: no such file or folder.", option=option, file=path)
-    parent = path.parent
+    path = source.path
+    text, parent = _("{option}: {file}: no such file or folder.", **source.said), path.parent
     if not parent.is_dir():
         return text + " " + _("There is no folder {folder} either.", folder=parent)
     near = get_close_matches(path.name, [child.name for child in parent.iterdir()], 1)
     near = near or [child.name for child in sorted(parent.iterdir()) if child.stem == path.stem][:1]
     return text + " " + _("Did you mean {near}?", near=parent / near[0]) if near else text
+
+
+def require_columns(renamed: Mapping[str, str], columns: Collection[str], name: str) -> None:
+    """Raises ConfigError, a line for each column that data.map names and none of `columns` of the file `name` is."""
+    problems = [
+        _(
+            "data.map: {ours}={theirs}: {file} has no column '{theirs}'. It has {columns}.",
+            ours=ours,
+            theirs=theirs,
+            file=name,
+            columns=quoted(columns),
+        )
+        for ours, theirs in renamed.items()
+        if theirs not in columns
+    ]
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _under_our_names(row: Mapping[str, object], renamed: Mapping[str, str]) -> dict[str, object]:
+    kept = {key: value for key, value in row.items() if key not in renamed.values()}
+    return kept | {ours: row[theirs] for ours, theirs in renamed.items() if theirs in row}
+
+
+def _notes(
+    source: Source, form: Form, rows: Sequence[tuple[str, dict[str, object]]], records: Sequence[Record]
+) -> Iterator[str]:
+    count = _("1 row") if len(records) == 1 else _("{count} rows", count=f"{len(records):,}")
+    yield _("{file}: {form}, {rows}, none left out.", file=source.name, form=form.name, rows=count)
+    unused = _unused(form, (row for _at, row in rows))
+    if unused:
+        named = ", ".join(f"'{key}' ({n:,})" for key, n in unused.items())
+        yield _("{file}: not used, with the number of rows that have it: {keys}.", file=source.name, keys=named)
+    again = _repeated(records)
+    if again:
+        yield _(
+            "{count} of its rows say the same as one before, and are kept: {places}.",
+            count=f"{len(again):,}",
+            places=places(again, NAMED),
+        )
+
+
+def _unused(form: Form, rows: Iterable[Mapping[str, object]]) -> Counter[str]:
+    """In how many rows each column has something that nobody reads; columns of messages as 'messages.thinking'."""
+    keys: Counter[str] = Counter()
+    for row in rows:
+        keys.update(key for key, value in row.items() if value and key not in form.keys)
+        inner = row.get(form.required[0])
+        messages = inner if isinstance(inner, list) else []
+        columns = {key for message in messages for key, value in message.items() if value}
+        keys.update(f"{form.required[0]}.{key}" for key in columns - USED)
+    return keys
+
+
+def _repeated(records: Sequence[Record]) -> list[str]:
+    """Where rows stand that have exactly the columns of an earlier one."""
+    seen, again = set[str](), list[str]()
+    for record in records:
+        said = json.dumps(record.fields, sort_keys=True, default=str)
+        if said in seen:
+            again.append(record.source)
+        seen.add(said)
+    return again

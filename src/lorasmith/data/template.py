@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from jinja2 import TemplateError
 
-from lorasmith.data.conversation import Conversation, Message, Record, RowError, conversation
+from lorasmith.data.conversation import Conversation, Message, Record, RowError
+from lorasmith.data.forms import conversation
 from lorasmith.errors import AdapterError, ConfigError, ModelError
 from lorasmith.i18n import _
 from lorasmith.model.row import IGNORED, Example
@@ -315,9 +316,10 @@ def _rendered(
     tokenizer: "PreTrainedTokenizerBase", text: str, messages: Sequence[Message], prompt: bool, source: str
 ) -> str:
     chat_template = CLOCK + text if "strftime_now" in text else text
+    shown: list[Any] = [message._asdict() for message in messages]
     try:
         rendered = tokenizer.apply_chat_template(
-            [message._asdict() for message in messages],
+            shown,
             chat_template=chat_template,
             tokenize=False,
             add_generation_prompt=prompt,

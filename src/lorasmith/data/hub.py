@@ -1,0 +1,153 @@
+"""Data sets that the package `datasets` reads: a folder that it saved, a hub's `org/name`, `modelscope:org/name`.
+
+A hub is asked only where its name is given and no such file is there; HF_HUB_OFFLINE, HF_ENDPOINT and the caches are
+huggingface_hub's own.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lorasmith.data.stream import Source
+from lorasmith.errors import DataError
+from lorasmith.i18n import _
+
+NAME = re.compile(r"(?:(?P<hub>hf|modelscope):)?(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?", re.ASCII)
+Rows = Iterator[tuple[str, object]]
+
+
+def is_hub_name(name: str, suffixes: frozenset[str]) -> bool:
+    """Whether it can name a data set of a hub: org/name, org/name:config, with hf: or modelscope: before it.
+
+    Without a prefix, what lies in a folder that exists or ends as a file of rows does is a file that is missing.
+    """
+    match = NAME.fullmatch(name)
+    if match is None:
+        return False
+    folder, _slash, rest = match["id"].partition("/")
+    is_file = os.path.isdir(folder) or os.path.splitext(rest)[1].lower() in suffixes  # noqa: PTH112, PTH122
+    return match["hub"] is not None or not is_file
+
+
+def hub_rows(source: Source) -> Rows:
+    """The rows of a hub's data set, fetched into its cache where they are not there yet.
+
+    Raises DataError that says what was tried and how to go on from a file; MissingExtraError without the package.
+    """
+    match = NAME.fullmatch(source.name)
+    assert match is not None
+    datasets = source.needed("datasets")
+    get = _modelscope if match["hub"] == "modelscope" else _hugging_face
+    return _numbered(_train(get(match["id"], match["config"], source, datasets), source), source)
+
+
+def folder_rows(source: Source) -> Rows:
+    """The rows of a folder that `datasets` saved; the package is imported only once the folder is known to be one."""
+    path = source.path
+    if (path / "dataset_dict.json").exists():
+        splits = json.loads((path / "dataset_dict.json").read_text("utf-8")).get("splits", [])
+        named = ", ".join(str(path / split) for split in splits)
+        raise DataError(_("{option}: {file} holds several data sets. Name one: {named}.", **source.said, named=named))
+    datasets = source.needed("datasets")
+    try:
+        rows = datasets.load_from_disk(os.fspath(path))
+    except (OSError, ValueError) as error:
+        raise _unread(source, error) from error
+    return _numbered(rows, source)
+
+
+def _hugging_face(name: str, config: str | None, source: Source, datasets: Any) -> Any:
+    """All splits, from the hub or from what an earlier run kept of it."""
+    hub = source.needed("huggingface_hub")
+    refused = (OSError, ValueError, RuntimeError, hub.errors.HTTPError, datasets.exceptions.DatasetsError)
+    reason = ""
+    try:
+        info = hub.HfApi().dataset_info(name, files_metadata=True, timeout=10)
+        _say_what_comes(info, hub.constants.ENDPOINT, source)
+    except refused as error:
+        reason = _line(error)
+        kept = Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___"))
+        if not (kept.exists() or hub.constants.HF_HUB_OFFLINE):  # datasets itself would ask for half a minute more
+            raise _unreachable(source, hub.constants.ENDPOINT, reason) from error
+    try:
+        return datasets.load_dataset(name, config)
+    except refused as error:
+        raise _unreachable(source, hub.constants.ENDPOINT, reason) if reason else _unread(source, error) from error
+
+
+def _modelscope(name: str, config: str | None, source: Source, datasets: Any) -> Any:
+    """All splits of the files that ModelScope's own client fetches; `datasets` reads them."""
+    modelscope = source.needed("modelscope", "modelscope")
+    source.report.say(_("Data set {name} of ModelScope; fetched unless it is in the cache.", name=name))
+    try:
+        folder = modelscope.dataset_snapshot_download(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreachable(source, "https://modelscope.cn", _line(error)) from error
+    try:
+        return datasets.load_dataset(str(folder), config)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise _unread(source, error) from error
+
+
+def _say_what_comes(info: Any, endpoint: str, source: Source) -> None:
+    card = info.card_data or {}
+    size = sum(file.size or 0 for file in info.siblings or ())
+    source.report.say(
+        _(
+            "Data set {name} of {endpoint}: {megabytes:.1f} MB, licence {licence}; fetched unless it is in the cache.",
+            name=info.id,
+            endpoint=endpoint,
+            megabytes=size / 1e6,
+            licence=card.get("license") or _("not named"),
+        )
+    )
+
+
+def _unreachable(source: Source, endpoint: str, why: str) -> DataError:
+    return DataError(
+        _(
+            "{option}: {file}: no such file or folder, and as a data set of {endpoint} it could not be had ({why}); "
+            "nothing of it is in the cache. Name a file (JSON, JSONL, CSV, Parquet), or a folder that `datasets` saved "
+            "on a machine with network; HF_ENDPOINT names a mirror.",
+            **source.said,
+            endpoint=endpoint,
+            why=why.rstrip("."),
+        )
+    )
+
+
+def _unread(source: Source, error: Exception) -> DataError:
+    text = _("{option}: {file}: `datasets` cannot read it: {why}", **source.said, why=_line(error))
+    if "config name" in text.lower():
+        text += " " + _("Name one as {file}:CONFIG.", file=source.name)
+    return DataError(text)
+
+
+def _train(splits: Any, source: Source) -> Any:
+    """The split 'train', or the only one."""
+    names = list(splits)
+    if "train" not in names and len(names) != 1:
+        raise DataError(
+            _(
+                "{option}: {file} has no split 'train' but {names}. Save one as a file and name that.",
+                **source.said,
+                names=", ".join(map(repr, names)),
+            )
+        )
+    return splits["train" if "train" in names else names[0]]
+
+
+def _numbered(rows: Any, source: Source) -> Rows:
+    total = len(rows)
+    for number, row in enumerate(rows, 1):
+        if number % 10_000 == 0:
+            source.report.progress(source.task, number, total)
+        yield f"{source.name} row {number}", row
+
+
+def _line(error: Exception) -> str:
+    """The first line of what a library says, which may be many."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

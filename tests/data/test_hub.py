@@ -1,0 +1,101 @@
+"""Data sets by the names of hubs: what is asked, and what is said where they cannot be had. No network is used."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from lorasmith.data.hub import is_hub_name
+from lorasmith.data.read import ROW_FILES, look
+from lorasmith.errors import DataError, MissingExtraError
+from lorasmith.report import Report
+
+datasets = pytest.importorskip("datasets", reason="the extra lorasmith[data] is not installed")
+ROW = {"instruction": "Ask", "output": "Answer"}
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path, monkeypatch):
+    """An empty folder, and a hub that nobody answers for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_hub"),
+    [("org/name", True), ("org/name-v1.5", True), ("org/name:main", True), ("modelscope:org/name", True),
+     ("hf:here/name", True), ("here/name", False), ("org/name.jsonl", False), ("name", False), ("/org/name", False),
+     ("./org/name", False), ("a/b/c", False), ("s3:org/name", False)],
+)  # fmt: skip
+def test_which_names_are_a_hubs(tmp_path, name, is_hub):
+    (tmp_path / "here").mkdir()
+    assert is_hub_name(name, ROW_FILES) == is_hub
+
+
+def test_without_network_one_line_says_what_was_tried_and_how_to_go_on():
+    with pytest.raises(DataError) as caught:
+        look("org/name")
+    (text,) = caught.value.problems
+    assert "\n" not in text
+    assert text.startswith(
+        "data.data: org/name: no such file or folder, and as a data set of https://huggingface.co it"
+    )
+    assert "HF_HUB_OFFLINE" in text
+    assert text.endswith("HF_ENDPOINT names a mirror.")
+
+
+def test_a_hub_that_cannot_be_reached_is_not_asked_again_unless_something_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+    def refuse(self, name, **_options):
+        raise ConnectionError("no route")
+
+    kept = datasets.DatasetDict({"all": datasets.Dataset.from_list([ROW])})
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
+    monkeypatch.setattr("datasets.load_dataset", lambda *words: kept)
+    with pytest.raises(DataError, match=r"could not be had \(no route\)"):
+        look("org/name")
+    (tmp_path / "cache" / "org___name").mkdir(parents=True)
+    assert [record.fields for record in look("org/name").records] == [ROW]
+
+
+def test_what_is_fetched_is_said_and_the_split_train_is_read(monkeypatch):
+    asked, said = [], []
+    splits = datasets.DatasetDict({"test": datasets.Dataset.from_list([]), "train": datasets.Dataset.from_list([ROW])})
+    info = SimpleNamespace(id="org/name", card_data={"license": "mit"}, siblings=[SimpleNamespace(size=1_500_000)])
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda self, name, **_options: info)
+    monkeypatch.setattr("datasets.load_dataset", lambda *words: asked.append(words) or splits)
+    report = Report()
+    report.say = said.append
+    found = look("org/name:main", report=report)
+    assert [(r.fields, r.source) for r in found.records] == [(ROW, "org/name:main row 1")]
+    assert asked == [("org/name", "main")]
+    assert said == [
+        "Data set org/name of https://huggingface.co: 1.5 MB, licence mit; fetched unless it is in the cache."
+    ]
+    del splits["train"]
+    splits["dev"] = splits["test"]
+    with pytest.raises(DataError, match="org/name has no split 'train' but 'test', 'dev'"):
+        look("org/name")
+
+
+def test_modelscope(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'lorasmith\[modelscope\]'"):
+        look("modelscope:org/name")
+    folder = tmp_path / "fetched"
+    folder.mkdir()
+    (folder / "train.csv").write_text("instruction,output\nAsk,Answer\n")
+
+    def fetch(name):
+        if name == "org/name":
+            return str(folder)
+        raise ConnectionError("no route")
+
+    monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(dataset_snapshot_download=fetch))
+    found = look("modelscope:org/name")
+    assert [(r.fields, r.source) for r in found.records] == [(ROW, "modelscope:org/name row 1")]
+    with pytest.raises(DataError, match=r"as a data set of https://modelscope\.cn it could not be had \(no route\)"):
+        look("modelscope:org/other")
