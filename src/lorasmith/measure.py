@@ -13,22 +13,9 @@ from lorasmith.evaluate import Comparison, compare, held_out
 from lorasmith.i18n import _
 from lorasmith.model.config import ModelConfig
 from lorasmith.model.row import Example
-from lorasmith.report import Report
+from lorasmith.report import Report, Warnings
 from lorasmith.run_folder import CONFIG, ENVIRONMENT
 from lorasmith.session import Session, open_adapters
-
-
-class _Warnings(Report):
-    """Passes on warnings and progress only: what `prepare` says of a training does not hold here."""
-
-    def __init__(self, report: Report) -> None:
-        self.report = report
-
-    def warn(self, text: str) -> None:
-        self.report.warn(text)
-
-    def progress(self, task: str, done: int, total: int, **numbers: float) -> None:
-        self.report.progress(task, done, total, **numbers)
 
 
 def evaluate_run(
@@ -70,7 +57,7 @@ def evaluate_run(
 
 def _of_files(session: Session, files: Sequence[str], limits: DataConfig, report: Report) -> list[Example]:
     config = limits.model_copy(update={"data": tuple(files), "held_out": 0.0})
-    return prepare(config, session.template, session.base.max_positions, _Warnings(report)).train
+    return prepare(config, session.template, session.base.max_positions, Warnings(report)).train
 
 
 def _of_run(session: Session, run: Path, config: Config | None, report: Report) -> list[Example]:
@@ -83,7 +70,7 @@ def _of_run(session: Session, run: Path, config: Config | None, report: Report) 
             )
         )
     then = _environment(run)
-    now = prepare(config.data, session.template, session.base.max_positions, _Warnings(report), config.training.seed)
+    now = prepare(config.data, session.template, session.base.max_positions, Warnings(report), config.training.seed)
     if then.get("held_out_sha256") != now.held_out_sha256:
         raise RunError(
             _(

@@ -1,49 +1,87 @@
 """The loss of runs as a picture. Words in it are English: a font for others may not be there."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from lorasmith.errors import MissingExtraError, RunError
 from lorasmith.i18n import _
-from lorasmith.report import Report
+
+METRICS = "metrics.jsonl"
+Points = list[tuple[int, float]]
 
 
-def read_losses(run: Path) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
-    """(step, loss) of training and (step, held-out loss) of a run's metrics.jsonl."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    training = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    measured = [(line["step"], line["held_out_loss"]) for line in lines if "held_out_loss" in line]
+def read_losses(run: Path) -> tuple[Points, Points]:
+    """(step, loss) of training and (step, held-out loss) of a run's metrics.jsonl, also while it is being written.
+
+    Raises RunError where there is no such file, or something else in it.
+    """
+    path = run / METRICS
+    try:
+        whole = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
+        lines = [json.loads(line) for line in whole]
+        training = [(int(line["step"]), float(line["loss"])) for line in lines if "loss" in line]
+        measured = [(int(line["step"]), float(line["held_out_loss"])) for line in lines if "held_out_loss" in line]
+    except OSError as error:
+        raise RunError(
+            _("{path}: cannot be read: {why}. Name a run's folder.", path=path, why=error.strerror)
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(_("{path}: not what a training writes there: {error}", path=path, error=error)) from None
     return training, measured
 
 
-def plot_loss(runs: Sequence[Path], target: Path, report: Report) -> bool:
-    """Draw the runs' losses into `target` (PNG); without matplotlib say so and return False."""
+def names_of(runs: Sequence[Path]) -> list[str]:
+    """A short name for each run; the whole path where two would be alike."""
+    names = [run.resolve().name for run in runs]
+    return [name if names.count(name) == 1 else str(run) for run, name in zip(runs, names, strict=True)]
+
+
+def plot_loss(runs: Sequence[Path], target: Path) -> None:
+    """Draw the runs' losses into `target`, .png or .svg.
+
+    Raises MissingExtraError without matplotlib, RunError where a run has no losses.
+    """
     try:
         import matplotlib
     except ImportError:
-        report.warn(_("no picture of the loss: matplotlib is missing. pip install 'lorasmith[report]' mends it."))
-        return False
+        raise MissingExtraError(
+            _("no picture of the loss: matplotlib is missing. pip install 'lorasmith[report]' mends it.")
+        ) from None
+    losses = [read_losses(run) for run in runs]
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for run in runs:
-        training, measured = read_losses(run)
-        label = run.name if len(runs) > 1 else ""
-        steps, losses = zip(*training, strict=True)
-        (line,) = axes.plot(steps, losses, linewidth=1, alpha=0.45, label=f"{label} training".strip())
-        axes.plot(
-            steps, smooth(losses), color=line.get_color(), linewidth=2, label=f"{label} training, smoothed".strip()
-        )
-        if measured:
-            axes.plot(*zip(*measured, strict=True), "o--", color="tab:orange", label=f"{label} held out".strip())
+    for name, (training, measured) in zip(names_of(runs) if len(runs) > 1 else [""], losses, strict=True):
+        _draw(axes, name, training, measured)
     axes.set(xlabel="step", ylabel="loss (nats per learned token)")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(target, dpi=120, format="png")
-    pyplot.close(figure)
-    return True
+    staging = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        figure.savefig(staging, dpi=120, format=target.suffix.lower().removeprefix("."))
+        staging.replace(target)
+    finally:
+        pyplot.close(figure)
+        staging.unlink(missing_ok=True)
+
+
+def _draw(axes: Any, name: str, training: Points, measured: Points) -> None:
+    """One run. Of several (they have names) each is one colour: the smoothed training loss, dashed what is held out."""
+    colour = None
+    if training:
+        steps, values = zip(*training, strict=True)
+        (line,) = axes.plot(steps, smooth(values), linewidth=2, label=f"{name} training, smoothed".strip())
+        colour = line.get_color()
+        if not name:
+            axes.plot(steps, values, linewidth=1, alpha=0.45, color=colour, label="training")
+    if measured:
+        own = colour if name else "tab:orange"
+        axes.plot(*zip(*measured, strict=True), "o--", color=own, label=f"{name} held out".strip())
 
 
 def smooth(values: Sequence[float], keep: float = 0.8) -> list[float]:

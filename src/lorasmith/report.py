@@ -15,3 +15,18 @@ class Report:
 
         done == total ends it.
         """
+
+
+class Warnings(Report):
+    """Passes on warnings and progress only: where a part says of a training what does not hold for its caller."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def warn(self, text: str) -> None:
+        """To the reader."""
+        self.report.warn(text)
+
+    def progress(self, task: str, done: int, total: int, **numbers: float) -> None:
+        """To the reader."""
+        self.report.progress(task, done, total, **numbers)

@@ -3,6 +3,8 @@
 RUN/config.toml        everything resolved, with the reasons of what was chosen
 RUN/environment.json   versions, processor, threads
 RUN/metrics.jsonl      one line a step or evaluation
+RUN/samples.jsonl      answers to training.samples at every evaluation, where there are any
+RUN/tensorboard/       the metrics as event files, where they are asked for
 RUN/checkpoints/       the last, and the best by held-out loss
 RUN/adapter/           the best if one was measured, else the last
 RUN/loss.png
@@ -11,10 +13,9 @@ RUN/summary.json       written last: a run with it is finished
 
 import json
 import platform
-import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from lorasmith.config import Config
 from lorasmith.data.plan import Plan, plan
 from lorasmith.data.prepare import Prepared, prepare
 from lorasmith.data.template import Template
-from lorasmith.errors import ConfigError, Interrupted, RunError, TrainingError
+from lorasmith.errors import ConfigError, Interrupted, MissingExtraError, RunError, TrainingError
 from lorasmith.evaluate import HeldOut, compare, held_out
 from lorasmith.i18n import _
 from lorasmith.lora.files import has_effect
@@ -48,11 +49,15 @@ from lorasmith.run_folder import (
     located,
     read_summary,
 )
+from lorasmith.runs import in_use
 from lorasmith.training import checkpoint, loop
 from lorasmith.training.checkpoint import State, write_file, writing
 from lorasmith.training.dist import World, join, leave
+from lorasmith.training.finish import finish_adapter
 from lorasmith.training.memory import available_mib, expected_mib, memory_mib, peak_memory_mib
+from lorasmith.training.metrics import Metrics, require_tensorboard
 from lorasmith.training.optim import FlatParameters, make_optimizer, warmup_steps
+from lorasmith.training.samples import Samples
 from lorasmith.version import installed_version
 
 ADAPTER = "default"
@@ -71,6 +76,8 @@ def train(config: Config, report: Report | None = None, resume: bool = False, ov
         config = check_folder(folder, config, resume, overwrite)
         if not config.data.data:
             raise ConfigError(_("data.data: no file of examples is named. Name a JSON, JSONL, CSV or Parquet file."))
+        if config.training.tensorboard:
+            require_tensorboard()
         world.wait()  # nobody writes before all have looked
         finished = read_summary(folder) if resume else None
         if finished is not None:
@@ -93,6 +100,14 @@ class _Training:
     def run(self, resume: bool, started: float) -> Summary:
         """Load, prepare, train, measure, write."""
         config, report = self.config, self.report
+        if "model" not in config.model.model_fields_set:
+            report.say(
+                _(
+                    "no base is named, so it is {model}, the demo's: small, and at home in English. "
+                    "--model names another one.",
+                    model=config.model.model,
+                )
+            )
         base = load_base(config.model, report)
         template = Template.of(base.tokenizer, config.data.template, end_ids(base))
         data = prepare(config.data, template, base.max_positions, report, config.training.seed)
@@ -101,16 +116,20 @@ class _Training:
         job = self._job(base, template, data)
         self._describe(job)
         state = self._restore(job) if resume else self._begin(job, template, data)
-        with _resumable(self.folder):
-            before = self._measure(job, None, _("held-out loss of the base"))
-            if before and state.step == 0 and self.world.is_first:
-                loop.append_metrics(job, {"step": 0, "held_out_loss": before.loss})
+        with _resumable(self.folder), closing(job.metrics), self._in_use():
+            before = self._measure_base(job)
+            if state.step == 0:
+                self._note_the_base(job, before)
             if self.recompute:
                 _recompute_activations(base)
             loop.train(job, state)
             _refuse_without_effect(job)
-            after = self._finish_adapter(job, state)
+            after = finish_adapter(job, state)
             return self._summarise(job, state, before, after, time.perf_counter() - started)
+
+    def _in_use(self) -> AbstractContextManager[None]:
+        """What `lorasmith list` knows a running training by; one process does it for all."""
+        return in_use(self.folder) if self.world.is_first else nullcontext()
 
     def _job(self, base: Base, template: Template, data: Prepared) -> loop.Job:
         training = self.config.training
@@ -135,6 +154,8 @@ class _Training:
             config=training,
             world=self.world,
             folder=self.folder,
+            metrics=Metrics(self.folder, training.tensorboard),
+            samples=Samples.of(base, template, training.samples),
             settings=_settings(base, data, self.world),
             write_adapter=write,
             report=self.report,
@@ -182,8 +203,10 @@ class _Training:
                     steps=len(job.plan),
                 )
             )
-        if job.config.eval_every and not job.held_out:
+        if job.config.eval_every and not (job.held_out or job.config.samples):
             self.report.warn(_("training.eval_every: nothing is held out, so there is nothing to evaluate on."))
+        if job.config.patience and not job.held_out:
+            self.report.warn(_("training.patience: nothing is held out, so nothing ends the training early."))
 
     def _say_memory(self, job: loop.Job) -> None:
         """The peak to come and what is free; where it is not enough, activations are computed again instead."""
@@ -220,7 +243,7 @@ class _Training:
         state = self._read(job, found) if found else State()
         if self.world.is_first:
             checkpoint.sweep(self.folder)
-            loop.rewind_metrics(job, state.step)
+            job.metrics.rewind(state.step)
         self.world.wait()
         if found is None:
             self.report.say(_("no checkpoint yet in {folder}: starting from the beginning", folder=self.folder))
@@ -248,28 +271,15 @@ class _Training:
                 )
         return state
 
-    def _measure(self, job: loop.Job, adapter: str | None, task: str) -> HeldOut | None:
+    def _measure_base(self, job: loop.Job) -> HeldOut | None:
         if not job.held_out:
             return None
-        return held_out(job.base, job.held_out, adapter, self.report, task, self.world)
+        return held_out(job.base, job.held_out, None, self.report, _("held-out loss of the base"), self.world)
 
-    def _finish_adapter(self, job: loop.Job, state: State) -> HeldOut | None:
-        """Measure the last adapter; adapter/ gets the best by held-out loss, or the last where none was measured."""
-        last = self._measure(job, ADAPTER, _("held-out loss of the adapter"))
-        best = loop.best_folder(job, state)
-        if last is not None and self.world.is_first:
-            loop.append_metrics(job, {"step": state.step, "held_out_loss": last.loss})
-        if last is None or state.best_loss is None or last.loss <= state.best_loss:
-            state.best_loss, state.best_step = last.loss if last else None, state.step
-            if self.world.is_first:
-                checkpoint.write_folder(self.folder / "adapter", job.write_adapter)
-            return last
-        if self.world.is_first:
-            checkpoint.write_folder(self.folder / "adapter", lambda folder: _copy(best, folder))
-        self.world.wait()
-        _put_weights(job, best)
-        self.report.say(_("the adapter of step {step} is the best by held-out loss and is kept", step=state.best_step))
-        return self._measure(job, ADAPTER, _("held-out loss of the best adapter"))
+    def _note_the_base(self, job: loop.Job, before: HeldOut | None) -> None:
+        if before and self.world.is_first:
+            job.metrics.append({"step": 0, "held_out_loss": before.loss})
+        loop.ask(job, 0, None)
 
     def _summarise(
         self, job: loop.Job, state: State, before: HeldOut | None, after: HeldOut | None, seconds: float
@@ -284,6 +294,8 @@ class _Training:
             peak_memory_mib=peak_memory_mib(job.base.device),
             seconds=seconds,
             steps=state.step,
+            best_step=state.best_step if compared else None,
+            stopped_early=state.step < len(job.plan),
             tokens=state.tokens,
             trainable_parameters=job.parameters.values.numel(),
             adapter_bytes=sum(p.numel() * 4 for p in job.base.adapters[ADAPTER].parameters.values()),
@@ -292,11 +304,18 @@ class _Training:
         if compared:
             self.report.say(str(compared))
         if self.world.is_first:
-            with writing(self.folder / "loss.png"):
-                plot_loss([self.folder], self.folder / "loss.png", self.report)
+            self._plot()
             write_file(self.folder / SUMMARY, json.dumps(asdict(summary), indent=2) + "\n")
         self.report.say(_("finished: {folder}", folder=self.folder / "adapter"))
         return summary
+
+    def _plot(self) -> None:
+        target = self.folder / "loss.png"
+        try:
+            with writing(target):
+                plot_loss([self.folder], target)
+        except MissingExtraError as error:
+            self.report.warn(str(error))
 
 
 @contextmanager
@@ -367,16 +386,3 @@ def _versions() -> dict[str, str]:
     own = installed_version() or "not installed"
     python, system = platform.python_version(), platform.platform()
     return {"lorasmith": own, "python": python, "system": system, "processor_flags": " ".join(on)}
-
-
-def _copy(source: Path, folder: Path) -> None:
-    shutil.copytree(source, folder, dirs_exist_ok=True)
-
-
-@torch.no_grad()
-def _put_weights(job: loop.Job, folder: Path) -> None:
-    from lorasmith.lora.files import read_weights
-
-    tensors = read_weights(folder)
-    for key, parameter in job.base.adapters[ADAPTER].parameters.items():
-        parameter.copy_(tensors[key])

@@ -15,10 +15,13 @@ from lorasmith.config import Config, load_config, to_toml
 from lorasmith.data.mix import without_weight
 from lorasmith.errors import RunError
 from lorasmith.i18n import _
+from lorasmith.runs import CONFIG as CONFIG
+from lorasmith.runs import SUMMARY as SUMMARY
+from lorasmith.runs import is_in_use
 from lorasmith.training.checkpoint import write_file, write_folder, writing
 from lorasmith.training.dist import World
 
-CONFIG, ENVIRONMENT, SUMMARY = "config.toml", "environment.json", "summary.json"
+ENVIRONMENT = "environment.json"
 LEFT_OPEN = ("model.dtype", "model.device", "data.template", "data.max_length")  # their defaults say "you choose"
 COPIES = 11  # of the adapter, at most at once: adapter/, two checkpoints with values and moments, two of the best
 OTHER_BYTES = 2**20  # loss.png, metrics.jsonl and the like
@@ -26,7 +29,7 @@ OTHER_BYTES = 2**20  # loss.png, metrics.jsonl and the like
 
 @dataclass(frozen=True)
 class Summary:
-    """What a finished run came to. Losses in nats a token; null where nothing was held out."""
+    """What a finished run came to. Losses in nats a token; they and best_step null where nothing was held out."""
 
     run: str
     loss_before: float | None
@@ -40,6 +43,8 @@ class Summary:
     trainable_parameters: int
     adapter_bytes: int
     base_bytes: int
+    best_step: int | None = None  # of the adapter that is kept
+    stopped_early: bool = False  # training.patience ran out
 
     def __str__(self) -> str:
         if self.loss_before is None or self.loss_after is None:
@@ -91,9 +96,12 @@ def located(config: Config) -> Config:
 def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> Config:
     """What to train with, before anything is loaded: `config`, or what a resumed run began with.
 
-    Raises RunError: a run is there and is not to be replaced, none is there to resume, or it began otherwise.
+    Raises RunError: a run is there and is not to be replaced, none is there to resume, it began otherwise, or it is
+    being trained just now.
     """
     is_run, is_used = (folder / CONFIG).is_file(), folder.exists() and (folder.is_file() or any(folder.iterdir()))
+    if (resume or overwrite) and is_in_use(folder):
+        raise RunError(_("{folder}: another process trains it just now. Wait for it, or stop it.", folder=folder))
     if resume:
         if not is_run:
             raise RunError(_("{folder}: no run to resume there (no config.toml).", folder=folder))

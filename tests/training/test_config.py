@@ -55,7 +55,8 @@ CASES: dict[str, tuple[Any, See]] = {
     "eval_every": (2, evaluations),
     "seed": (1, first_batch),
 }
-ELSEWHERE = {"gradient_checkpointing", "row_tokens", "save_every"}  # tests of their own below
+ELSEWHERE = {"gradient_checkpointing", "row_tokens", "save_every"}  # tests of their own below ...
+ELSEWHERE |= {"patience", "samples", "tensorboard"}  # ... and in test_watching.py
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import peft
 import pytest
@@ -17,6 +18,7 @@ from lorasmith.data.plan import plan
 from lorasmith.data.prepare import prepare
 from lorasmith.data.template import Template
 from lorasmith.errors import TrainingError
+from lorasmith.evaluate import held_out
 from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.files import has_effect
 from lorasmith.lora.inject import inject
@@ -146,7 +148,12 @@ def test_a_run_that_taught_nothing_is_not_finished(tmp_path):
 def test_the_best_is_no_adapter_without_effect(tmp_path, monkeypatch):
     """After the first step of a warm-up the adapter is still the base, which every later step may be worse than."""
     run, measured = tmp_path / "run", iter((1.0, 2.0, 3.0))
-    monkeypatch.setattr("lorasmith.training.loop.held_out", lambda *_args: SimpleNamespace(loss=next(measured)))
+
+    def measure(*args: Any) -> Any:
+        loss = next(measured, None)
+        return held_out(*args) if loss is None else SimpleNamespace(loss=loss)  # the last one is real
+
+    monkeypatch.setattr("lorasmith.training.loop.held_out", measure)
     trained(run, max_steps=4, warmup=1, eval_every=1)
     assert [path.name for path in (run / "checkpoints").glob("best-*")] == ["best-000002"]
     assert has_effect(load_file(run / "adapter" / "adapter_model.safetensors"))

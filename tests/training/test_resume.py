@@ -181,8 +181,8 @@ def test_sigkill_in_the_middle_then_resume_equals_uninterrupted(tmp_path):
     assert not list(run.glob("**/.*"))
 
 
-@pytest.mark.parametrize("done", [1, 2])
-def test_ctrl_c_in_the_first_or_the_last_evaluation_says_how_to_go_on(tmp_path, monkeypatch, done):
+@pytest.mark.parametrize(("where", "done"), [("run", 1), ("training.loop", 4)])
+def test_ctrl_c_in_the_first_or_the_last_evaluation_says_how_to_go_on(tmp_path, monkeypatch, where, done):
     run, calls = tmp_path / "run", []
 
     def measured(*args: Any) -> HeldOut:
@@ -191,7 +191,7 @@ def test_ctrl_c_in_the_first_or_the_last_evaluation_says_how_to_go_on(tmp_path, 
             raise KeyboardInterrupt
         return held_out(*args)
 
-    monkeypatch.setattr("lorasmith.run.held_out", measured)
+    monkeypatch.setattr(f"lorasmith.{where}.held_out", measured)
     with pytest.raises(Interrupted, match=GO_ON.format(run=run)):
         trained(run, **HARD)
     monkeypatch.undo()

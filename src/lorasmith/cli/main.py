@@ -13,6 +13,7 @@ from lorasmith.i18n import _
 from lorasmith.version import installed_version
 
 VERBS = {
+    "init": _("look at examples and write a configuration that trains as it stands"),
     "train": _("train an adapter on files of examples"),
     "demo": _("train a small real model on real conversations, in minutes"),
     "chat": _("talk to an adapter, switch between several, compare with the base"),
@@ -20,6 +21,8 @@ VERBS = {
     "eval": _("held-out loss and perplexity of the adapter against its base"),
     "merge": _("write base and adapter as one plain model"),
     "info": _("what a run or adapter folder holds"),
+    "list": _("the runs in a folder: state, data, losses, size"),
+    "plot": _("the losses of runs as curves, in the terminal or as a picture"),
 }
 OUR_FAULT_IS_NOT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # the machine said no
 

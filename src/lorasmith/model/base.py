@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith.lora.inject import Adapter
 from lorasmith.lora.router import Router
@@ -65,9 +65,14 @@ class Base:
     @property
     def max_positions(self) -> int | None:
         """Tokens that the model can look at, where its config says so."""
-        config = self.model.config.get_text_config()
-        for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-            value = getattr(config, key, None)
-            if isinstance(value, int) and value > 1:
-                return value
-        return None
+        return positions_of(self.model.config)
+
+
+def positions_of(config: PretrainedConfig) -> int | None:
+    """Tokens that a model of this config can look at, where it says so."""
+    text = config.get_text_config()
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        value = getattr(text, key, None)
+        if isinstance(value, int) and value > 1:
+            return value
+    return None

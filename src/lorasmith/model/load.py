@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from lorasmith.collector import at_rest
 from lorasmith.errors import ModelError
 from lorasmith.i18n import _
-from lorasmith.model.base import Base
+from lorasmith.model.base import Base, positions_of
 from lorasmith.model.config import ModelConfig
 from lorasmith.model.gguf import PACKAGED, cached_gguf, packaged_model
 from lorasmith.model.machine import choose_device, choose_dtype, keep_freed_memory, use_all_cores
@@ -104,6 +104,11 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
             _("{folder}: its tokenizer has no eos_token, so a reply could never end. Set one.", folder=folder)
         )
     return tokenizer
+
+
+def max_positions(folder: Path, trust_remote_code: bool = False) -> int | None:
+    """Tokens that the model in `folder` can look at, from its config alone; None where it does not say."""
+    return positions_of(_read_config(folder, trust_remote_code))
 
 
 def _check_folder(folder: Path, trust_remote_code: bool) -> None:

@@ -71,11 +71,11 @@ def write_folder(folder: Path, fill: Callable[[Path], None], is_run: bool = True
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a file under another name, then rename it."""
+def write_file(path: Path, text: str, is_run: bool = True) -> None:
+    """Write a file under another name, then rename it; `is_run` as for `write_folder`."""
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with writing(path):
+        with writing(path, is_run):
             staging.write_text(text, "utf-8")
             staging.replace(path)
     finally:

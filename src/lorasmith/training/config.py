@@ -1,8 +1,8 @@
 """How the adapter is trained. Pydantic only: loads no torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lorasmith.i18n import _
 
@@ -47,6 +47,15 @@ class TrainingConfig(BaseModel):
     eval_every: Annotated[
         int, Field(ge=0, description=_("steps between two held-out evaluations; 0: before and after only"))
     ] = 0
+    patience: Annotated[
+        int, Field(ge=0, description=_("stop after so many evaluations without a better held-out loss; 0: never"))
+    ] = 0
+    samples: Annotated[
+        tuple[str, ...], Field(description=_("prompts that are answered at every evaluation, for samples.jsonl"))
+    ] = ()
+    tensorboard: Annotated[
+        bool, Field(description=_("the metrics as event files in RUN/tensorboard too; needs lorasmith[tensorboard]"))
+    ] = False
     save_every: Annotated[
         int | Literal["epoch"],
         Field(description=_("steps between two checkpoints, or epoch; 0: only at the end and on Ctrl-C")),
@@ -59,3 +68,19 @@ class TrainingConfig(BaseModel):
         if isinstance(value, int) and value < 0:
             raise ValueError(_("{value} is not allowed: must be at least 0, or epoch", value=value))
         return value
+
+    @field_validator("samples")
+    @classmethod
+    def _not_blank(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        blank = [number for number, text in enumerate(value, 1) if not text.strip()]
+        if blank:
+            raise ValueError(_("prompt {number} is empty; write one or leave it out", number=blank[0]))
+        return value
+
+    @model_validator(mode="after")
+    def _evaluated(self) -> Self:
+        if self.patience and not self.eval_every:
+            raise ValueError(
+                _("patience: it counts evaluations during the training, and eval_every is 0; say how often, in steps")
+            )
+        return self

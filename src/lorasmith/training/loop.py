@@ -1,7 +1,6 @@
 """The training loop: steps, evaluations, checkpoints and metrics, from a plan known whole beforehand."""
 
 import heapq
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import torch
 
 from lorasmith.data.plan import Plan
 from lorasmith.errors import Interrupted, TrainingError
-from lorasmith.evaluate import held_out
+from lorasmith.evaluate import HeldOut, held_out
 from lorasmith.i18n import _
 from lorasmith.lora.files import has_effect
 from lorasmith.model.base import Base
@@ -24,15 +23,17 @@ from lorasmith.training.config import TrainingConfig
 from lorasmith.training.dist import World
 from lorasmith.training.interrupt import deferred
 from lorasmith.training.memory import peak_memory_mib
+from lorasmith.training.metrics import Metrics
 from lorasmith.training.optim import FlatParameters, learning_rate
+from lorasmith.training.samples import Samples
 from lorasmith.training.step import Log, train_step
 
-METRICS = "metrics.jsonl"
+SHOWN = 200  # characters of a sample on the screen
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a training needs. `folder` gets metrics.jsonl and checkpoints/; `write_adapter` fills a folder."""
+    """All that a training needs. `folder` gets the metrics and checkpoints/; `write_adapter` fills a folder."""
 
     base: Base
     adapter: str
@@ -44,6 +45,8 @@ class Job:
     config: TrainingConfig
     world: World
     folder: Path
+    metrics: Metrics
+    samples: Samples
     settings: dict[str, str]
     write_adapter: Callable[[Path], None]
     report: Report
@@ -57,6 +60,8 @@ class Job:
 def train(job: Job, state: State) -> None:
     """Run the steps that `state` has not done yet; `state` moves on, one step at a time.
 
+    It stops before the last one where training.patience runs out, with a checkpoint.
+
     Raises:
         TrainingError: the loss is no longer finite. The optimiser did not move; the last good state is saved.
         Interrupted: Ctrl-C came; the state is saved.
@@ -69,8 +74,11 @@ def train(job: Job, state: State) -> None:
     with deferred(answer) as wish:
         while state.step < len(job.plan):
             # before the next step, not behind the last one: a run that stopped in between then measures too
-            if job.held_out and state.step and due(job.config.eval_every, state.step):
+            if state.step and due(job.config.eval_every, state.step):
                 evaluate(job, state)
+                if patience_is_over(job, state):
+                    _stop_early(job, state)
+                    return
             started = time.perf_counter()
             log = one_step(job, state.step, wish.came)
             if not log.is_finite():
@@ -108,17 +116,42 @@ def heaviest_row(job: Job) -> Row:
     return max(laid, key=lambda row: row.tokens, default=flatten([], 1.0))
 
 
-def evaluate(job: Job, state: State) -> float:
-    """The held-out loss now; the best adapter so far is kept in checkpoints/best-STEP."""
-    loss = held_out(job.base, job.held_out, job.adapter, job.report, _("held-out loss"), job.world).loss
-    if job.world.is_first:
-        append_metrics(job, {"step": state.step, "held_out_loss": loss})
+def evaluate(job: Job, state: State) -> None:
+    """Held-out loss and answers now; the best adapter so far is kept in checkpoints/best-STEP."""
+    ask(job, state.step, job.adapter)
+    if not job.held_out:
+        return
+    loss = measure(job, state, _("held-out loss")).loss
     # during the warm-up's first step an adapter is still the base: that is no adapter to keep
     if has_effect(job.base.adapters[job.adapter].parameters) and (state.best_loss is None or loss < state.best_loss):
         state.best_loss, state.best_step = loss, state.step
         if job.world.is_first:
             checkpoint.write_folder(best_folder(job, state), job.write_adapter)
-    return loss
+
+
+def measure(job: Job, state: State, task: str) -> HeldOut:
+    """The held-out losses of the adapter as it is now, written down."""
+    found = held_out(job.base, job.held_out, job.adapter, job.report, task, job.world)
+    if job.world.is_first:
+        job.metrics.append({"step": state.step, "held_out_loss": found.loss})
+    return found
+
+
+def ask(job: Job, step: int, adapter: str | None) -> None:
+    """Answer the prompts of training.samples, show the answers and write them down."""
+    prompts = job.samples.prompts
+    if not prompts or not job.world.is_first:
+        return
+    job.report.say(_("answers after step {step}:", step=step) if step else _("answers of the base:"))
+    for prompt, answer in zip(prompts, job.samples.answers(adapter), strict=True):
+        job.metrics.append_sample(step, prompt, answer)
+        job.report.say(f"  > {_shown(prompt)}\n    {_shown(answer) or _('(nothing)')}")
+
+
+def patience_is_over(job: Job, state: State) -> bool:
+    """Whether training.patience evaluations have passed since the best one; told by their steps alone."""
+    config, best = job.config, state.best_step
+    return bool(config.patience) and best is not None and state.step - best >= config.patience * config.eval_every
 
 
 def best_folder(job: Job, state: State) -> Path:
@@ -159,7 +192,7 @@ def _advance(job: Job, state: State, log: Log, seconds: float, tokens_left: int)
     rate = state.tokens / state.seconds
     memory = peak_memory_mib(job.base.device)
     if job.world.is_first and (due(job.config.log_every, state.step) or state.step == len(job.plan)):
-        append_metrics(job, {
+        job.metrics.append({
             "step": state.step, "epoch": job.plan.epoch(k), "loss": loss, "grad_norm": float(log.grad_norm),
             "learning_rate": job.optimizer.param_groups[0]["lr"], "tokens": state.tokens,
             "targets": job.plan.targets(k), "tokens_per_second": tokens / seconds, "seconds": state.seconds,
@@ -169,6 +202,28 @@ def _advance(job: Job, state: State, log: Log, seconds: float, tokens_left: int)
         _("training"), state.step, len(job.plan),
         loss=loss, tokens_per_second=rate, seconds_left=tokens_left / rate, memory_mib=memory,
     )  # fmt: skip
+
+
+def _stop_early(job: Job, state: State) -> None:
+    """Say why, and save: a run that is killed while it is finished then stops here again."""
+    save(job, state)
+    job.report.say(
+        _(
+            "stopped early, after step {step} of {steps}: since step {best} no evaluation was better than {loss:.4f} "
+            "(training.patience {patience})",
+            step=state.step,
+            steps=len(job.plan),
+            best=state.best_step,
+            loss=state.best_loss,
+            patience=job.config.patience,
+        )
+    )
+
+
+def _shown(text: str) -> str:
+    """One line of at most `SHOWN` characters; the file has it whole."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."
 
 
 def _stop_unfinite(job: Job, state: State, log: Log) -> None:
@@ -187,23 +242,3 @@ def _stop_unfinite(job: Job, state: State, log: Log) -> None:
             rows=", ".join(sources[:8]) + (", ..." if len(sources) > 8 else ""),
         )
     )
-
-
-def append_metrics(job: Job, values: dict[str, float]) -> None:
-    """One line of metrics.jsonl, on disk before the next step."""
-    path = job.folder / METRICS
-    with checkpoint.writing(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
-
-
-def rewind_metrics(job: Job, step: int) -> None:
-    """Take out what a run resumed after `step` writes again: later lines, and the evaluation before the next step."""
-    path = job.folder / METRICS
-    if path.is_file():
-        lines = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
-        kept = [line for line in lines if _was_done(json.loads(line), step)]
-        checkpoint.write_file(path, "".join(line + "\n" for line in kept))
-
-
-def _was_done(values: dict[str, float], step: int) -> bool:
-    return values["step"] < step or (values["step"] == step and "loss" in values)

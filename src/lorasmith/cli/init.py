@@ -1,0 +1,69 @@
+"""lorasmith init: examples in, a commented configuration out."""
+
+import argparse
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+
+from lorasmith.cli.flags import Parser, given
+from lorasmith.cli.importing import importing
+from lorasmith.cli.screen import Screen
+from lorasmith.config import load_config
+from lorasmith.errors import ConfigError
+from lorasmith.i18n import _
+
+FILE = "lorasmith.toml"
+
+
+def parser() -> Parser:
+    """Which examples, for which base; flags of the data and the base go into the file."""
+    about = _("Look at examples and write a commented configuration for `lorasmith train --config`. Trains nothing.")
+    parser = Parser("init", "DATA ...", about)
+    parser.own.add_argument("files", metavar="DATA", nargs="*", help=_("files of examples (also as --data)"))
+    parser.own.add_argument("--output", dest="file", metavar="FILE", default=FILE,
+                            help=_("the file that is written (default: {name})", name=FILE))  # fmt: skip
+    parser.add_switch("--overwrite", _("replace the file that is there"))
+    parser.add_json()
+    parser.add_section("model")
+    parser.add_section("data")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Looks, says what it found, writes. Raises LorasmithError."""
+    config, target = load_config(None, given(args)), Path(args.file).expanduser()
+    _refuse(target, args.overwrite)
+    with importing():
+        from lorasmith.suggest import suggest
+
+    with Screen(json=args.json) as screen:
+        if "model" not in config.model.model_fields_set:
+            screen.say(_("no base is named, so it is {model}, the demo's. --model names another one.",
+                         model=config.model.model))  # fmt: skip
+        found = suggest(config, screen)
+        screen.say(str(found.look))
+        for key, why in found.reasons.items():
+            section, _dot, name = key.partition(".")
+            value = getattr(getattr(found.config, section), name)
+            if name == "samples":
+                value = _("{count} prompts", count=len(value))
+            screen.say(f"  {name:<14}{f'{value:g}' if isinstance(value, float) else value}: {why}")
+        found.write(target)
+        screen.say(_("written: {file}. Every key has its line; change what you like.", file=target))
+        screen.say(_("next: lorasmith train --config {file}", file=shlex.quote(str(target))))
+    if args.json:
+        print(json.dumps({"file": str(target), "reasons": found.reasons, **asdict(found.look)}, ensure_ascii=False))
+    return 0
+
+
+def _refuse(target: Path, overwrite: bool) -> None:
+    """Raises ConfigError before anything is looked at, where the file cannot be written."""
+    if target.is_dir():
+        raise ConfigError(_("--output: {file} is a folder; name a file in it.", file=target))
+    if target.exists() and not overwrite:
+        raise ConfigError(
+            _("{file} exists already. Replace it with --overwrite, or choose another --output.", file=target)
+        )
+    if not target.absolute().parent.is_dir():
+        raise ConfigError(_("--output: {folder}: there is no such folder. Make it first.", folder=target.parent))

@@ -1,0 +1,106 @@
+"""lorasmith list: the runs in a folder, the newest first."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from lorasmith.cli.flags import Parser
+from lorasmith.cli.screen import WIDEST, Screen, printable
+from lorasmith.i18n import _
+
+if TYPE_CHECKING:
+    from lorasmith.runs import RunInfo
+
+FOLDER = "runs"
+
+
+def parser() -> Parser:
+    """Which folder."""
+    about = _("The runs in a folder with their state, data, losses and size. Reads their files and loads no model.")
+    parser = Parser("list", "[FOLDER]", about)
+    parser.own.add_argument("folder", metavar="FOLDER", nargs="?", help=_("folder of runs (default: runs)"))
+    parser.add_json()
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints one table. Raises LorasmithError."""
+    from lorasmith.runs import find_runs
+
+    folder = Path(args.folder or FOLDER).expanduser()
+    found = find_runs(folder) if args.folder or folder.is_dir() else []
+    with Screen(json=args.json) as screen:
+        if found:
+            screen.console.print(table(found, min(screen.console.width, WIDEST)))
+        else:
+            screen.say(_("no runs in {folder}. The first one: lorasmith train DATA", folder=folder))
+        for info in found:
+            if info.state == "broken":
+                screen.warn(info.problem)
+        stopped = next((info for info in found if info.state == "interrupted"), None)
+        if stopped:
+            screen.say(_("go on: lorasmith train --output {run} --resume", run=stopped.run))
+    if args.json:
+        runs = [asdict(info) for info in found]
+        print(json.dumps({"folder": str(folder), "runs": runs}, ensure_ascii=False))
+    return 0
+
+
+def table(runs: Sequence["RunInfo"], width: int) -> Table:
+    """One line a run where its name fits; the name is never cut, because it is what one types."""
+    made = Table(box=None, width=width, padding=(0, 1, 0, 0), pad_edge=False)
+    made.add_column(_("run"), ratio=5, overflow="fold")
+    made.add_column(_("state"), no_wrap=True)
+    made.add_column(_("step"), justify="right", no_wrap=True)
+    made.add_column(_("base"), ratio=2, no_wrap=True, overflow="ellipsis")
+    made.add_column(_("data"), ratio=2, no_wrap=True, overflow="ellipsis")
+    made.add_column(_("held-out loss"), justify="right", no_wrap=True)
+    made.add_column("MB", justify="right", no_wrap=True)
+    made.add_column(_("date"), no_wrap=True)
+    for info in runs:
+        cells = (
+            Path(info.run).name,
+            _states()[info.state],
+            f"{info.step:,}",
+            Path(info.base).name,
+            _data(info.data),
+            _losses(info),
+            "-" if info.adapter_bytes is None else f"{info.adapter_bytes / 1e6:.1f}",
+            _date(datetime.fromisoformat(info.date)),
+        )
+        made.add_row(*(Text(printable(cell)) for cell in cells))
+    return made
+
+
+def _states() -> dict[str, str]:
+    return {
+        "finished": _("finished"),
+        "running": _("running"),
+        "interrupted": _("stopped"),
+        "broken": _("broken"),
+    }
+
+
+def _data(files: Sequence[str]) -> str:
+    first = Path(files[0]).name if files else "-"
+    return first if len(files) < 2 else f"{first} +{len(files) - 1}"
+
+
+def _losses(info: "RunInfo") -> str:
+    before, after = ("-" if loss is None else f"{loss:.3f}" for loss in (info.loss_before, info.loss_after))
+    return f"{before} -> {after}" if (before, after) != ("-", "-") else "-"
+
+
+def _date(date: datetime) -> str:
+    """Digits alone, in any language: the hour of today, the day of this year, the month of an older one."""
+    now = datetime.now().astimezone()
+    if date.date() == now.date():
+        return f"{date:%H:%M}"
+    return f"{date:%m-%d}" if now - date < timedelta(days=300) else f"{date:%Y-%m}"

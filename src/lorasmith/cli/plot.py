@@ -1,0 +1,83 @@
+"""lorasmith plot: the losses of runs, as curves in the terminal and as one picture."""
+
+import argparse
+import json
+from pathlib import Path
+
+from lorasmith.cli.flags import Parser
+from lorasmith.cli.screen import Screen
+from lorasmith.errors import ConfigError, LorasmithError, RunError
+from lorasmith.i18n import _
+
+FORMATS = (".png", ".svg")
+
+
+def parser() -> Parser:
+    """Which runs, and where the picture goes."""
+    about = _("The losses of one or several runs, as curves in the terminal and, with --output, as one picture.")
+    parser = Parser("plot", "RUN ...", about)
+    parser.own.add_argument("runs", metavar="RUN", nargs="+", help=_("run folders"))
+    parser.own.add_argument("--output", metavar="FILE", help=_("picture of all of them: a .png or .svg file"))
+    parser.add_json()
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draws. Raises LorasmithError with every problem."""
+    from lorasmith.plot import names_of, plot_loss, read_losses, smooth
+
+    runs = [Path(run).expanduser() for run in args.runs]
+    target = Path(args.output).expanduser() if args.output else None
+    problems = [*_unreadable(runs), *_wrong_target(target)]
+    if problems:
+        raise ConfigError(*problems)
+    shown = {}
+    with Screen(json=args.json) as screen:
+        for name, folder in zip(names_of(runs), runs, strict=True):
+            training, measured = read_losses(folder)
+            steps, losses = zip(*training, strict=True)
+            title = _("{name}: training loss, smoothed; held out: {losses}", name=name, losses=_held_out(measured))
+            screen.curve(list(zip(steps, smooth(losses), strict=True)), title)
+            shown[str(folder)] = {"training": training, "held_out": measured}
+        if target is not None:
+            plot_loss(runs, target)
+            screen.say(_("picture: {file}", file=target))
+    if args.json:
+        print(json.dumps({"runs": shown, "picture": str(target) if target else None}, ensure_ascii=False))
+    return 0
+
+
+def _held_out(measured: list[tuple[int, float]]) -> str:
+    if not measured:
+        return _("nothing measured")
+    best, lowest = min(measured, key=lambda point: point[1])
+    return _(
+        "{first:.3f} -> {last:.3f}, lowest {lowest:.3f} after step {step}",
+        first=measured[0][1],
+        last=measured[-1][1],
+        lowest=lowest,
+        step=best,
+    )
+
+
+def _unreadable(runs: list[Path]) -> list[str]:
+    from lorasmith.plot import read_losses
+
+    problems: list[str] = []
+    for folder in runs:
+        try:
+            if not read_losses(folder)[0]:
+                raise RunError(_("{run}: no step is done yet, so there is no loss to draw.", run=folder))
+        except LorasmithError as error:
+            problems += error.problems
+    return problems
+
+
+def _wrong_target(target: Path | None) -> list[str]:
+    if target is None:
+        return []
+    if target.suffix.lower() not in FORMATS:
+        return [_("--output: {file}: a picture's name ends in .png or .svg", file=target)]
+    if not target.absolute().parent.is_dir():
+        return [_("--output: {folder}: there is no such folder. Make it first.", folder=target.parent)]
+    return []
