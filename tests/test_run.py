@@ -16,7 +16,7 @@ from lorasmith import run_folder, train
 from lorasmith.cli.main import main
 from lorasmith.config import Config, load_config
 from lorasmith.errors import AdapterError, ConfigError, ModelError, RunError
-from lorasmith.measure import evaluate_run
+from lorasmith.measure import evaluate
 from lorasmith.run_folder import read_summary
 from lorasmith.session import open_adapters
 from tiny import Watch, adapter_bytes, flags, losses, metrics, model_folder, rows_file, settings, trained
@@ -363,7 +363,7 @@ def test_relative_paths_are_written_as_they_are_from_anywhere(tmp_path, monkeypa
     summary = train("rows.jsonl", output="run", resume=True, **options)
     monkeypatch.chdir(tmp_path.parent)
     assert open_adapters([tmp_path / "run"]).base.source == str(tmp_path / "base")
-    assert evaluate_run(tmp_path / "run").after == pytest.approx(summary.loss_after)
+    assert evaluate([tmp_path / "run"]).adapters[0].loss.after == pytest.approx(summary.loss_after)
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text("utf-8"))
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
 

@@ -147,10 +147,18 @@ def evaluating(base: Base) -> Iterator[None]:
 
 def compare(before: HeldOut, after: HeldOut, seed: int = 0) -> Comparison:
     """Paired bootstrap: examples are drawn with replacement, both losses taken on the same draw (Efron 1979)."""
-    examples = len(before.losses)
+    draws = draws_of(len(before.losses), seed)
+    low, high = interval((after.losses - before.losses)[draws].sum(1) / before.weights[draws].sum(1))
+    return Comparison(before.loss, after.loss, low, high, len(before.losses))
+
+
+def draws_of(examples: int, seed: int) -> Tensor:
+    """(`RESAMPLES`, `examples`): which examples stand in each draw of the bootstrap."""
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.randint(examples, (RESAMPLES, examples), generator=generator)
-    weight = before.weights[draws].sum(1)
-    differences = (after.losses - before.losses)[draws].sum(1) / weight
+    return torch.randint(examples, (RESAMPLES, examples), generator=generator)
+
+
+def interval(differences: Tensor) -> tuple[float, float]:
+    """The middle 95% of what a difference was in the draws, which are float64."""
     low, high = torch.quantile(differences, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Comparison(before.loss, after.loss, low, high, examples)
+    return low, high

@@ -1,48 +1,118 @@
-"""lorasmith eval: the adapter against its base on held-out examples."""
+"""lorasmith eval: adapters against their base on held-out examples."""
 
 import argparse
 import json
-from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lorasmith.cli.flags import Parser, base_of, given
+from lorasmith.cli.flags import Parser, base_of, given, positive
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
 from lorasmith.config import check
 from lorasmith.data.config import DataConfig
+from lorasmith.engine.config import SamplingConfig
+from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
+
+if TYPE_CHECKING:
+    from lorasmith.evaluation import Evaluation, Group
+
+ADAPTER_FILES = ("adapter_config.json", "adapter/adapter_config.json", "config.toml")  # one of them is in every RUN
+SHOWN = 5  # questions whose answers a terminal shows
 
 
 def parser() -> Parser:
-    """Which adapter, which examples."""
-    about = _("Held-out loss and perplexity of the adapter against its base, with a paired interval.")
-    parser = Parser("eval", "RUN [DATA ...]", about)
-    parser.own.add_argument("run", metavar="RUN", help=_("run or adapter folder"))
+    """Which adapters, which examples, what to measure beside the loss."""
+    about = _("Adapters against their base: held-out loss, answers, what was forgotten; each with a paired interval.")
+    parser = Parser("eval", "RUN [RUN ...] [DATA ...]", about)
+    parser.own.add_argument("run", metavar="RUN", help=_("run or adapter folder; several share a table"))
     parser.own.add_argument(
-        "files", metavar="DATA", nargs="*", help=_("examples; the run's held-out ones if not given")
+        "words", metavar="DATA", nargs="*", help=_("files of examples; the run's held-out ones if not given")
     )
+    parser.own.add_argument(
+        "--generate", metavar="N", type=positive,
+        help=_("let base and adapters answer N of the examples: exact match, F1, chrF, BLEU, ROUGE-L"),
+    )  # fmt: skip
+    parser.own.add_argument(
+        "--metric", metavar="FILE.py:FUNCTION", action="append", default=[],
+        help=_("a measure of your own: (prediction, reference) -> number, higher is better; may be given again"),
+    )  # fmt: skip
+    parser.own.add_argument(
+        "--forget", metavar="FILE", nargs="?", const="",
+        help=_("the loss on this file too, to see what was forgotten; without a name on a small general text"),
+    )  # fmt: skip
+    parser.own.add_argument("--html", metavar="FILE", help=_("write all of it as one page that can be sent"))
     parser.add_json()
     parser.add_base()
     parser.add_section("data", only=("max_length", "too_long"))  # the template is the adapter's own
+    parser.add_section("sampling")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints both losses and the interval of their difference. Raises LorasmithError."""
-    model, limits = base_of(args), _limits(args)
+    """Prints every figure of base and adapters, and the interval of their difference. Raises LorasmithError."""
+    model, limits, page = base_of(args), _limits(args), _page(args)
+    sampling = check(SamplingConfig, given(args).get("sampling", {}), "sampling")
+    runs = [args.run, *filter(is_adapter, args.words)]
+    files = tuple(word for word in args.words if not is_adapter(word))
     with importing():
-        from lorasmith.measure import evaluate_run
+        from lorasmith.measure import Wanted, evaluate
+        from lorasmith.page import write_page
 
+    wanted = Wanted(files, limits, args.generate or 0, sampling, tuple(args.metric), args.forget)
     with Screen(json=args.json) as screen:
-        result = evaluate_run(args.run, args.files, model, limits, screen)
-        screen.say(str(result))
+        result = evaluate(runs, wanted, model, screen)
+        show(result, screen)
+        if page is not None:
+            write_page(result, [Path(run).expanduser() for run in runs], page)
+            screen.say(_("page: {file}", file=page))
     if args.json:
-        print(json.dumps({**asdict(result), "difference": result.difference}))
+        print(json.dumps(result.to_json(), ensure_ascii=False))
     return 0
+
+
+def is_adapter(word: str) -> bool:
+    """Whether a word of the command line names an adapter or a run; else it names examples."""
+    return any((Path(word).expanduser() / name).is_file() for name in ADAPTER_FILES)
+
+
+def show(result: "Evaluation", screen: Screen) -> None:
+    """The loss of one adapter in a sentence; several, or more than the loss, in a table and in words; then answers."""
+    if len(result.adapters) == 1 and not result.samples and result.forget_data is None:
+        screen.say(str(result.adapters[0].loss))
+        return
+    headings = ["", _("value"), _("difference"), _("95% interval"), _("real?")]
+    screen.table(headings, [rows_of(group) for group in result.groups()])
+    for text in result.in_words():
+        screen.say(text)
+    if result.samples:
+        rows = [
+            (sample.prompt, sample.reference, *(answer.text for answer in sample.answers))
+            for sample in result.samples[:SHOWN]
+        ]
+        screen.side_by_side(rows, _("the row's answer"), *result.names)
+    if len(result.samples) > SHOWN:
+        screen.say(_("and {more} more answers: --html or --json shows all", more=len(result.samples) - SHOWN))
+
+
+def rows_of(group: "Group") -> list[list[str]]:
+    """The measure with the base's value, and the adapters under it."""
+    base, *adapters = group.lines
+    first = [_("{measure} (base)", measure=group.name), base.value, "", "", ""]
+    return [first, *([f"  {line.who}", line.value, line.difference, line.interval, line.is_real] for line in adapters)]
 
 
 def _limits(args: argparse.Namespace) -> DataConfig | None:
     """--max-length and --too-long, or None where neither was given."""
-    data: dict[str, Any] = given(args).get("data", {})
-    found = {key: value for key, value in data.items() if key != "data"}
+    found: dict[str, Any] = given(args).get("data", {})
     return check(DataConfig, found, "data") if found else None
+
+
+def _page(args: argparse.Namespace) -> Path | None:
+    """--html, whose folder must be there before minutes are spent."""
+    if args.html is None:
+        return None
+    path = Path(args.html).expanduser()
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(_("--html {file}: name a file in a folder that is there, as in report.html", file=args.html))
+    return path

@@ -18,7 +18,7 @@ VERBS = {
     "demo": _("train a small real model on real conversations, in minutes"),
     "chat": _("talk to an adapter, switch between several, compare with the base"),
     "generate": _("answer a prompt, a file of prompts or a pipe"),
-    "eval": _("held-out loss and perplexity of the adapter against its base"),
+    "eval": _("adapters against their base: loss, answers, what was forgotten"),
     "merge": _("write base and adapter as one plain model"),
     "info": _("what a run or adapter folder holds"),
     "list": _("the runs in a folder: state, data, losses, size"),

@@ -69,16 +69,26 @@ class Screen(Report):
         self._print(Text(title, style="bold"))
         self._print(Text(curve(points, min(self.console.width, WIDEST) - 1, plain=plain)))
 
-    def side_by_side(self, rows: Sequence[tuple[str, str, str]], before: str, after: str) -> None:
-        """(prompt, reply before, reply after): each prompt in a line, its two replies under it in two columns."""
+    def side_by_side(self, rows: Sequence[Sequence[str]], *headings: str) -> None:
+        """(prompt, reply, reply, ...): each prompt in a line, its replies under it, each in a column of its own."""
         width = min(self.console.width, WIDEST)
         for prompt, *replies in rows:
             self._print(Text("> " + printable(prompt), style="bold"))
             table = Table(box=box.MINIMAL, width=width, padding=(0, 1), pad_edge=False, show_edge=False)
-            for heading in (before, after):
-                table.add_column(Text(heading, style="dim"), ratio=1, overflow="fold")
+            for heading in headings:
+                table.add_column(Text(printable(heading), style="dim"), ratio=1, overflow="fold")
             table.add_row(*(Text(printable(reply).strip() or _("(nothing)")) for reply in replies))
             self.console.print(table)
+
+    def table(self, headings: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) -> None:
+        """Groups of rows, the first row of each marked; columns are as wide as their texts where there is room."""
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        for heading in headings:
+            table.add_column(Text(printable(heading), style="dim"), overflow="fold")
+        for group in groups:
+            for row in group:
+                table.add_row(*(Text(printable(cell)) for cell in row), style="bold" if row is group[0] else "")
+        self.console.print(table)
 
     def _print(self, text: Text) -> None:
         self.console.print(text, soft_wrap=not self.live)

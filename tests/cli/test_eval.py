@@ -1,0 +1,145 @@
+"""`eval` as it is typed, with answers, several adapters and a page to send."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from lorasmith.cli.main import main
+from lorasmith.measure import Wanted, evaluate
+from tiny import rows_file, trained
+
+SPOILED = "<script>alert('&')</script> 你好"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two runs that held out the same rows."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, steps in (("short", 3), ("long", 6)):
+        trained(folder / name, max_steps=steps)
+    return [str(folder / "short"), str(folder / "long")]
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    """Rows of the user's, whose texts would be tags if nobody took care."""
+    file = tmp_path / "own.jsonl"
+    rows_file(file, range(30, 41))
+    row = {"instruction": SPOILED, "output": SPOILED}
+    file.write_text(json.dumps(row) + "\n" + file.read_text("utf-8"), "utf-8")
+    return str(file)
+
+
+class Page(HTMLParser):
+    """Tags that are open, every tag and attribute, and the text."""
+
+    VOID = ("meta", "path", "polyline", "circle")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.links += [value for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "action")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_a_page_to_send(capsys, runs, own, tmp_path):
+    page = tmp_path / "page.html"
+    words = [*runs, own, "--generate", "12", "--max-new-tokens", "8", "--forget", "--html", str(page), "--json"]
+    assert main(["eval", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    text = page.read_text("utf-8")
+    read = Page(text)
+    assert read.open == []
+    assert read.links == []
+    assert not re.search(r"//|url\(|@import", text), "it fetches something"
+    assert "script" not in read.seen
+    assert read.text.count(SPOILED) == 2  # what was asked, and the row's answer
+    assert read.seen.count("svg") == 2
+    assert "prefers-color-scheme: dark" in text
+    for adapter in found["adapters"]:
+        assert f"{adapter['loss']['after']:.4f}" in read.text
+        assert f"{adapter['scores']['chrf']['after']:.1f}" in read.text
+        assert f"{adapter['forgotten']['after']:.4f}" in read.text
+        assert adapter["loss"]["verdict"] in read.text
+    assert len(found["samples"]) == 12
+    assert all(sample["adapters"][1]["text"].strip() in read.text for sample in found["samples"])
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_several_adapters_in_a_table_of_80_columns(capsys, runs, own):
+    assert main(["eval", runs[0], own, runs[1], "--generate", "7", "--max-new-tokens", "8"]) == 0
+    out, _err = capsys.readouterr()
+    lines = out.splitlines()
+    assert all(len(line) <= 80 for line in lines if ": " not in line)  # sentences are left whole in a pipe
+    for measure in ("held-out loss", "perplexity", "exact match", "F1", "chrF", "BLEU", "ROUGE-L", "ended by itself"):
+        at = next(i for i, line in enumerate(lines) if line.startswith(f"{measure} (base)"))
+        assert [line.split()[0] for line in lines[at + 1 : at + 3]] == ["short", "long"]
+    assert "short: exact match, " in out
+    assert "too few to tell; ask for more answers with --generate" in out
+    assert "and 2 more answers" in out
+    assert out.count("the row's answer") == 5
+
+
+def test_one_adapter_beside_what_it_forgot(capsys, runs, own):
+    assert main(["eval", runs[0], "--forget", own]) == 0
+    out, _err = capsys.readouterr()
+    (line,) = [line for line in out.splitlines() if line.startswith("loss on own.jsonl (base)")]
+    (words,) = [line for line in out.splitlines() if line.startswith("short: loss on own.jsonl: ")]
+    assert "orgotten" in words or "FORGOTTEN" in words
+    assert line.split()[-1] == f"{evaluated(runs[0], own):.4f}"
+
+
+def evaluated(run: str, file: str) -> float:
+    """The base's loss on a file."""
+    return evaluate([run], Wanted((file,))).adapters[0].loss.before
+
+
+def test_programs_get_every_figure(capsys, runs, own, tmp_path):
+    (tmp_path / "my.py").write_text("def half(prediction, reference):\n    return 0.5\n", "utf-8")
+    metric = f"{tmp_path / 'my.py'}:half"
+    assert main(["eval", runs[0], own, "--generate", "3", "--max-new-tokens", "8", "--metric", metric, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (adapter,) = found["adapters"]
+    assert {key: found[key] for key in ("before", "after", "low", "high")}.items() <= adapter["loss"].items()
+    assert found["examples"] == 12
+    assert adapter["scores"][metric] == {
+        "before": 0.5, "after": 0.5, "low": 0, "high": 0, "examples": 3, "name": "half",
+        "difference": 0, "is_real": False, "verdict": "too few to tell; ask for more answers with --generate",
+    }  # fmt: skip
+    assert found["samples"][0]["reference"] == SPOILED
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--metric", "my.py:score"], "--metric judges answers, and none are asked for"),
+        (["--html", "no-folder/page.html"], "name a file in a folder that is there"),
+        (["--generate", "0"], "must be a whole number above 0"),
+        (["no-such-file.jsonl"], "no such file or folder"),
+        (["--forget", "no-such-file.jsonl"], "no such file or folder"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_code_2(capsys, runs, words, text):
+    assert main(["eval", runs[0], *words]) == 2
+    assert text in capsys.readouterr().err
