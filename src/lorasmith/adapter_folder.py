@@ -36,8 +36,9 @@ class _Golden(BaseModel):
 
 class _Template(BaseModel):
     version: int
-    kind: Literal["model", "human-assistant"]
+    kind: Literal["model", "human-assistant", "alpaca", "chatml", "file"]
     chat_template: str
+    system: str = ""
     stop: list[_Stop]
     golden: list[_Golden]
 

@@ -109,7 +109,7 @@ class _Training:
                 )
             )
         base = load_base(config.model, report)
-        template = Template.of(base.tokenizer, config.data.template, end_ids(base))
+        template = Template.of(base.tokenizer, config.data.template, end_ids(base), config.data.system)
         data = prepare(config.data, template, base.max_positions, report, config.training.seed)
         base.adapters[ADAPTER] = inject(base.model, config.lora, base.router, ADAPTER, config.training.seed)
         speed_up(base, ADAPTER, [token for example in data.train[:16] for token in example.ids])
@@ -360,7 +360,8 @@ def _resolved(config: Config, folder: Path, base: Base, template: Template, data
     """What was left to this program is written down, so that a resumed run cannot choose otherwise."""
     config = located(config)
     model = config.model.model_copy(update={"dtype": dtype_name(base.dtype), "device": str(base.device)})
-    rows = config.data.model_copy(update={"template": template.kind, "max_length": data.max_length})
+    kind = config.data.template if template.kind == "file" else template.kind
+    rows = config.data.model_copy(update={"template": kind, "max_length": data.max_length})
     return config.model_copy(update={"output": str(folder.absolute()), "model": model, "data": rows})
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from lorasmith.adapter_folder import lasting
 from lorasmith.config import Config, load_config, to_toml
+from lorasmith.data.config import TEMPLATES
 from lorasmith.data.mix import without_weight
 from lorasmith.errors import RunError
 from lorasmith.i18n import _
@@ -81,13 +82,14 @@ def resumed_config(output: str | Path) -> Path | None:
 
 
 def located(config: Config) -> Config:
-    """`config` with the paths of its base and its examples as they are from any working directory."""
+    """`config` with the paths of its base, examples and template as they are from any working directory."""
     data, model = config.data, config.model
     files = tuple(lasting(name) + weight for name, weight in map(without_weight, data.data))
     share = lasting(data.held_out) if isinstance(data.held_out, str) else data.held_out
+    template = data.template if data.template in TEMPLATES else lasting(data.template)
     return config.model_copy(
         update={
-            "data": data.model_copy(update={"data": files, "held_out": share}),
+            "data": data.model_copy(update={"data": files, "held_out": share, "template": template}),
             "model": model.model_copy(update={"model": lasting(model.model)}),
         }
     )

@@ -32,7 +32,8 @@ def test_every_flag_reaches_its_field(tmp_path):
     values = {
         "model": {"model": "m", "dtype": "float32", "device": "cpu", "trust_remote_code": True},
         "data": {
-            "data": ("a", "b"), "map": {"instruction": "question"}, "held_out": 0.5, "template": "model",
+            "data": ("a", "b"), "map": {"instruction": "question"}, "held_out": 0.5, "template": "model", "system": "s",
+            "learn": "all",
             "max_length": 9, "too_long": "drop",
         },
         "lora": {

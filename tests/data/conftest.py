@@ -50,6 +50,37 @@ QWEN3 = (
 )
 # The prompt opens a thought that a finished answer does not show, as DeepSeek-R1's does.
 THOUGHT = QWEN3.replace("{{- '<|im_start|>assistant\n' }}", "{{- '<|im_start|>assistant\n<thought>' }}")
+# Takes the thought out of answers before the last question, as Qwen3's does, and adds nothing.
+STRIPPED = (
+    "{%- set last = namespace(question=0) %}{%- for message in messages %}"
+    "{%- if message.role == 'user' %}{%- set last.question = loop.index0 %}{%- endif %}{%- endfor %}"
+    "{%- for message in messages %}{%- set content = message.content %}"
+    "{%- if message.role == 'assistant' and '</think>' in content and loop.index0 < last.question %}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
+    "{{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+# The prompt adds nothing, an answer begins with a blank, and a system text stands within the first question.
+MISTRAL = (
+    "{{- bos_token }}{%- set system = messages[0].content + '\n\n' if messages[0].role == 'system' else '' %}"
+    "{%- for message in messages %}{%- if message.role == 'user' %}"
+    "{{- '<start_of_turn>' + (system if loop.index0 < 2 else '') + message.content + '<end_of_turn>' }}"
+    "{%- elif message.role == 'assistant' %}{{- ' ' + message.content + eos_token }}{%- endif %}{%- endfor %}"
+)
+MARKED = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' }}{%- if message.role == 'assistant' %}"
+    "{% generation %}{{- message.content + '<|im_end|>' }}{% endgeneration %}{%- else %}"
+    "{{- message.content + '<|im_end|>' }}{%- endif %}{{- '\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+# Its marks leave the stop token out, so a model that learned by them would never stop.
+MISMARKED = MARKED.replace("'<|im_end|>' }}{% endgeneration %}", "'' }}{% endgeneration %}{{- '<|im_end|>' }}")
+TOOLS = (
+    "{%- if tools %}{{- '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' }}{%- endif %}"
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' + message.content }}"
+    "{%- for call in message.tool_calls %}{{- '<tool_call>' + call.function | tojson }}{%- endfor %}"
+    "{{- '<|im_end|>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
 ENDLESS = CHATML.replace("<|im_end|>", "")
 TEMPLATES = {
     "chatml": CHATML,
@@ -58,6 +89,11 @@ TEMPLATES = {
     "gemma": GEMMA,
     "qwen3": QWEN3,
     "thought": THOUGHT,
+    "stripped": STRIPPED,
+    "mistral": MISTRAL,
+    "marked": MARKED,
+    "mismarked": MISMARKED,
+    "tools": TOOLS,
     "endless": ENDLESS,
 }
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from lorasmith.data.conversation import Message, Record
-from lorasmith.data.template import Template, cut
+from lorasmith.data.fit import cut
+from lorasmith.data.template import Template
 from lorasmith.errors import AdapterError, ConfigError, DataError, ModelError
 from lorasmith.model.row import IGNORED, Example
 

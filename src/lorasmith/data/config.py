@@ -1,11 +1,16 @@
-"""Which examples, how they are rendered, and what happens to long ones. Pydantic only: loads no torch."""
+"""Which examples, how they are rendered, what of them is learned, and what happens to long ones. Loads no torch."""
 
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lorasmith.data.forms import KNOWN_KEYS
 from lorasmith.i18n import _
+
+Learn = Literal["answers", "last-answer", "all"]
+TooLong = Literal["error", "truncate", "truncate-left", "split", "drop"]
+TEMPLATES = ("auto", "model", "human-assistant", "alpaca", "chatml")  # any other name is a file's
 
 
 class DataConfig(BaseModel):
@@ -35,16 +40,43 @@ class DataConfig(BaseModel):
         ),
     ] = 0.05
     template: Annotated[
-        Literal["auto", "model", "human-assistant"],
-        Field(description=_("how a row becomes text: the model's chat template, or Human: / Assistant:")),
+        str,
+        Field(
+            description=_(
+                "how a row becomes text: model (its chat template), human-assistant, alpaca, chatml, or a Jinja file; "
+                "auto is the model's, or human-assistant where it has none"
+            )
+        ),
     ] = "auto"
+    system: Annotated[str, Field(description=_("system text before every conversation that has none"))] = ""
+    learn: Annotated[
+        Learn, Field(description=_("what is learned of a conversation: its answers, the last one, or all of it"))
+    ] = "answers"
     max_length: Annotated[
         int | None, Field(gt=1, description=_("tokens of one example; 1024 or the model's limit where not given"))
     ] = None
     too_long: Annotated[
-        Literal["error", "truncate", "drop"],
-        Field(description=_("an example whose answer does not fit: stop and say so, cut its end, or leave it out")),
+        TooLong,
+        Field(
+            description=_(
+                "an example that does not fit: stop and say so, cut its end, cut its beginning and keep the answer, "
+                "make pieces (plain text only), or leave it out"
+            )
+        ),
     ] = "error"
+
+    @field_validator("template")
+    @classmethod
+    def _named_or_a_file(cls, name: str) -> str:
+        if name in TEMPLATES or any(mark in name for mark in "./\\"):
+            return name
+        near = [_("Did you mean {near!r}?", near=word) for word in get_close_matches(name, TEMPLATES, 1)]
+        text = _(
+            "{name!r} is none of {known}; a Jinja file is named by its path, as in ./chat.jinja",
+            name=name,
+            known=", ".join(TEMPLATES),
+        )
+        raise ValueError(". ".join([text, *near]))
 
     @field_validator("map")
     @classmethod

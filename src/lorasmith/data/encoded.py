@@ -1,4 +1,4 @@
-"""Rows that were encoded before, by all that decides their tokens: the rows, the template, the tokenizer, this program.
+"""Rows that were encoded before, by all that decides them: rows, template, what is learned, tokenizer, this program.
 
 $XDG_CACHE_HOME/lorasmith/rows/KEY.safetensors      ids, targets, weights, lengths; the oldest beyond `FILES` go
 """
@@ -17,21 +17,21 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lorasmith.data.conversation import Record
+from lorasmith.data.conversation import Conversation
 from lorasmith.data.template import Template
 from lorasmith.model.cache import cache_folder
 from lorasmith.model.row import Example
 from lorasmith.version import installed_version
 
-FORMAT = "1"
+FORMAT = "2"
 FEWEST = 64  # rows below which encoding is quicker than looking
 FILES = 16
 
 
-def place_of(records: Sequence[Record], template: Template) -> Path | None:
+def place_of(rows: Sequence[Conversation], template: Template, learn: str) -> Path | None:
     """Where the encoded rows would lie; None for few rows, and where the tokenizer cannot be told from another."""
     backend = getattr(template.tokenizer, "backend_tokenizer", None)
-    if len(records) < FEWEST or backend is None:
+    if len(rows) < FEWEST or backend is None:
         return None
     digest = sha256()
     said = (
@@ -40,18 +40,20 @@ def place_of(records: Sequence[Record], template: Template) -> Path | None:
         transformers.__version__,
         template.kind,
         template.text,
+        template.system,
+        learn,
         str(template.stop_ids),
         backend.to_str(),
     )
     for text in (*said, str(template.tokenizer.special_tokens_map)):
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    for record in records:
-        fields = json.dumps(record.fields, ensure_ascii=True, default=str)
-        digest.update(f"{record.source}\0{fields}\0".encode())
+    for row in rows:
+        said_in_row = json.dumps((row.messages, row.tools, row.text), ensure_ascii=True, default=str)
+        digest.update(f"{row.source}\0{said_in_row}\0".encode())
     return cache_folder() / "rows" / f"{digest.hexdigest()}.safetensors"
 
 
-def recall(place: Path, records: Sequence[Record]) -> list[list[Example]] | None:
+def recall(place: Path, rows: Sequence[Conversation]) -> list[list[Example]] | None:
     """The examples of each row, or None where they are not there or not whole."""
     try:
         found = load_file(place)
@@ -63,8 +65,8 @@ def recall(place: Path, records: Sequence[Record]) -> list[list[Example]] | None
     spans = list(pairwise(ends))
     firsts = [0, *accumulate(found["examples"].tolist())]
     return [
-        [Example(ids[a:b], targets[a:b], weights[a:b], record.source) for a, b in spans[first:last]]
-        for record, (first, last) in zip(records, pairwise(firsts), strict=True)
+        [Example(ids[a:b], targets[a:b], weights[a:b], row.source) for a, b in spans[first:last]]
+        for row, (first, last) in zip(rows, pairwise(firsts), strict=True)
     ]
 
 

@@ -10,9 +10,10 @@ from hashlib import sha256
 from lorasmith.data import encoded
 from lorasmith.data.config import DataConfig
 from lorasmith.data.conversation import Problems, Record, RowError, places
+from lorasmith.data.fit import NAMED, REPORTED, Side, fit, in_rows, refuse
 from lorasmith.data.mix import Mix, mixed, weighted
 from lorasmith.data.read import Found, look, require_columns
-from lorasmith.data.template import Template, cut
+from lorasmith.data.template import Template
 from lorasmith.errors import ConfigError, DataError
 from lorasmith.i18n import _
 from lorasmith.model.row import IGNORED, Example
@@ -20,15 +21,13 @@ from lorasmith.report import Report
 
 USUAL_LENGTH = 1024  # tokens of one example where neither the user nor the model says less
 LARGEST_PART = 200  # rows held out where a part is asked for: more costs time and tells little
-NAMED = 5  # rows that a summary names before it only counts
-REPORTED = 200  # rows between two lines of progress
 
 
 @dataclass(frozen=True)
 class Prepared:
     """What a training learns from, and what it is measured on. max_length in tokens; notes are what was said of it.
 
-    The fingerprints (sha256 over ids and targets) tell a resumed run whether these are still the same examples.
+    The fingerprints (sha256 over ids, targets, weights) tell a resumed run whether these are still the same examples.
     """
 
     train: list[Example]
@@ -37,14 +36,6 @@ class Prepared:
     notes: tuple[str, ...]
     train_sha256: str
     held_out_sha256: str
-
-
-@dataclass
-class _Side:
-    """The examples of one side, row by row; a row is several where its template rewrites earlier turns."""
-
-    option: str
-    rows: list[list[Example]]
 
 
 def prepare(
@@ -111,15 +102,19 @@ def prepare_rows(
     With a `mix`, what is left to learn from is repeated or drawn by its weights: never what is held out.
     """
     report, length = report or Report(), _max_length(cfg, limit)
-    sides = [_Side("data.data", [])] + ([_Side("data.held_out", [])] if held_out is not None else [])
+    files = {"data.data": train} if held_out is None else {"data.data": train, "data.held_out": held_out}
+    sides = _encode(files, template, cfg.learn, report)
     notes = _Notes(report)
-    _encode(sides, [train, held_out or []], template, report)
     notes.say(_split(sides))
-    notes.warn(_stops_inside(sides, template))
-    if cfg.too_long == "error":
-        _refuse_too_long(sides, length)
+    notes.say(_clock(template))
+    notes.warn(_unseen_tools(sides, template))
+    if cfg.learn != "all":  # of which stop tokens within a row are a part
+        notes.warn(_stops_inside(sides, template))
+    if cfg.too_long in ("error", "split"):
+        refuse(sides, cfg, length)
     for side in sides:
-        side.rows = _fitted(side, cfg.too_long, length, notes)
+        for text in fit(side, template, cfg, length, report):
+            notes.warn(text)
     if not sides[0].rows:
         raise DataError(_("data.data: no row is left to learn from. Give more rows, or raise data.max_length."))
     if held_out is None:
@@ -177,103 +172,38 @@ def _max_length(cfg: DataConfig, limit: int | None) -> int:
     return cfg.max_length
 
 
-def _encode(sides: list[_Side], rows: list[Sequence[Record]], template: Template, report: Report) -> None:
-    """Fill the sides with examples; every row that the template refuses is found before one is raised."""
-    problems = [Problems(side.option) for side in sides]
-    total, done = sum(map(len, rows)), 0
-    for side, records, bad in zip(sides, rows, problems, strict=False):
-        place = encoded.place_of(records, template)
-        known = encoded.recall(place, records) if place else None
-        if known is not None:
-            side.rows, done = known, done + len(known)
-            continue
+def _encode(files: dict[str, Sequence[Record]], template: Template, learn: str, report: Report) -> list[Side]:
+    """The sides with their examples; every row that the template refuses is found before one is raised."""
+    total, done, sides, texts = sum(map(len, files.values())), 0, [], list[str]()
+    for option, records in files.items():
+        problems, side = Problems(option), Side(option, [], [])
         for record in records:
             try:
-                side.rows.append(template.encode_all(template.conversation(record).messages, record.source))
+                side.conversations.append(template.conversation(record))
             except RowError as error:
-                bad.add(error.source, error.text)
+                problems.add(error.source, error.text)
+        place = encoded.place_of(side.conversations, template, learn)
+        known = encoded.recall(place, side.conversations) if place else None
+        for row in side.conversations if known is None else ():
+            try:
+                side.rows.append(template.encode_row(row, learn))
+            except RowError as error:
+                problems.add(error.source, error.text)
             done += 1
             if total > REPORTED and (done % REPORTED == 0 or done == total):
                 report.progress(_("encoding"), done, total)
-        if place and not bad.texts():
+        if known is not None:
+            side.rows, done = known, done + len(known)
+        elif place and not problems.sources:
             encoded.remember(place, side.rows)
-    texts = [text for bad in problems for text in bad.texts()]
+        sides.append(side)
+        texts += problems.texts()
     if texts:
         raise DataError(*texts)
+    return sides
 
 
-def _refuse_too_long(sides: list[_Side], length: int) -> None:
-    texts = []
-    for side in sides:
-        lost = [(row, n) for row in side.rows if (n := _lost(row, length))]
-        if not lost:
-            continue
-        texts.append(
-            _(
-                "{option}: longer than {length} tokens: {rows} of {all}, the longest {longest}; {tokens} of their "
-                "answer tokens would be lost ({places}). Raise data.max_length, or set data.too_long to 'truncate' "
-                "to cut their ends or to 'drop' to leave them out.",
-                option=side.option,
-                rows=_rows(len(lost)),
-                all=f"{len(side.rows):,}",
-                length=f"{length:,}",
-                longest=f"{max(_longest(row) for row, _n in lost):,}",
-                tokens=f"{sum(n for _row, n in lost):,}",
-                places=places([row[0].source for row, _n in lost], NAMED),
-            )
-        )
-    if texts:
-        raise DataError(*texts)
-
-
-def _fitted(side: _Side, too_long: str, length: int, notes: _Notes) -> list[list[Example]]:
-    """Rows of at most `length` tokens; says what was cut, what was left out, and how much of the answers went."""
-    kept, shortened, emptied, tokens = list[list[Example]](), 0, list[str](), 0
-    for row in side.rows:
-        lost = _lost(row, length)
-        tokens += lost
-        short = [] if lost and too_long == "drop" else [e for e in (cut(e, length) for e in row) if e.n_targets]
-        if not short:
-            emptied.append(row[0].source)
-            continue
-        shortened += lost > 0
-        kept.append(short)
-    numbers = {"option": side.option, "length": f"{length:,}", "tokens": f"{tokens:,}", "cut": _rows(shortened)}
-    left_out = _rows(len(emptied))
-    if shortened:
-        notes.warn(_("{option}: {cut} cut at {length} tokens; answer tokens lost in all: {tokens}.", **numbers))
-    if emptied:
-        where = places(emptied, NAMED)
-        text = (
-            _(
-                "{option}: {rows} left out as longer than {length} tokens: {places}.",
-                **numbers,
-                rows=left_out,
-                places=where,
-            )
-            if too_long == "drop"
-            else _(
-                "{option}: {rows} left out, no answer begins within {length} tokens: {places}.",
-                **numbers,
-                rows=left_out,
-                places=where,
-            )
-        )
-        notes.warn(text)
-    return kept
-
-
-def _lost(row: Sequence[Example], length: int) -> int:
-    """Learned tokens that do not fit: the target of position i is token i + 1."""
-    return sum(target != IGNORED for example in row for target in example.targets[length - 1 :])
-
-
-def _longest(row: Sequence[Example]) -> int:
-    """Tokens up to the last learned one, itself counted."""
-    return max(example.useful_length for example in row) + 1
-
-
-def _drawn(side: _Side, share: float | str, seed: int, notes: _Notes) -> _Side:
+def _drawn(side: Side, share: float | str, seed: int, notes: _Notes) -> Side:
     """Takes the held-out rows out of `side`, by a permutation of its rows that the seed decides."""
     assert isinstance(share, float)
     rows = side.rows
@@ -291,29 +221,50 @@ def _drawn(side: _Side, share: float | str, seed: int, notes: _Notes) -> _Side:
             _(
                 "No row is held out: a part of {share} of {rows} is less than one.",
                 share=share,
-                rows=_rows(len(rows)),
+                rows=in_rows(len(rows)),
             )
         )
     order = list(range(len(rows)))
     random.Random(f"held-out-{seed}").shuffle(order)
     chosen = set(order[:count])
+    held_out = Side("data.held_out", [side.conversations[i] for i in sorted(chosen)], [rows[i] for i in sorted(chosen)])
+    side.conversations = [one for i, one in enumerate(side.conversations) if i not in chosen]
     side.rows = [row for i, row in enumerate(rows) if i not in chosen]
-    return _Side("data.held_out", [rows[i] for i in sorted(chosen)])
+    return held_out
 
 
-def _split(sides: list[_Side]) -> str:
+def _clock(template: Template) -> str:
+    if not template.text or not template.jinja.has_clock:
+        return ""
+    return _("The template shows today's date: it stands still at 26 July 2024, in training and in every answer after.")
+
+
+def _unseen_tools(sides: list[Side], template: Template) -> str:
+    """Says that a template does not show tools, which the first row that has any tells of."""
+    rows = [row for side in sides for row in side.conversations if row.tools or any(m.tool_calls for m in row.messages)]
+    if not rows or not template.ignores_tools(rows[0]):
+        return ""
+    return _(
+        "The template does not show tools: of {rows} the model sees neither tools nor calls of them ({places}). "
+        "Use the template of a model that knows tools, or a Jinja file.",
+        rows=in_rows(len(rows)),
+        places=places([row.source for row in rows], NAMED),
+    )
+
+
+def _split(sides: list[Side]) -> str:
     several = [row for side in sides for row in side.rows if len(row) > 1]
     if not several:
         return ""
     return _(
         "The template rewrites earlier turns once a later one follows: {rows} became {examples} examples, so that "
         "each answer is learned after what inference shows before it.",
-        rows=_rows(len(several)),
+        rows=in_rows(len(several)),
         examples=f"{sum(map(len, several)):,}",
     )
 
 
-def _stops_inside(sides: list[_Side], template: Template) -> str:
+def _stops_inside(sides: list[Side], template: Template) -> str:
     """An answer that holds a stop token before its end teaches to stop there, and then what no one will see."""
     stops = frozenset(template.stop_ids)
     inside = [row[0].source for side in sides for row in side.rows if any(_has_inner_stop(e, stops) for e in row)]
@@ -321,7 +272,7 @@ def _stops_inside(sides: list[_Side], template: Template) -> str:
         return ""
     return _(
         "A stop token stands within an answer of {rows}; a reply will end there: {places}.",
-        rows=_rows(len(inside)),
+        rows=in_rows(len(inside)),
         places=places(inside, NAMED),
     )
 
@@ -339,16 +290,16 @@ def _overlap(learned: Sequence[Example], measured: Sequence[Example]) -> str:
     return _(
         "{rows} of those held out also among those to learn from, so the held-out loss looks better than it is: "
         "{places}.",
-        rows=_rows(len(both)),
+        rows=in_rows(len(both)),
         places=places(both, NAMED),
     )
 
 
-def _summary(sides: list[_Side], learned: Sequence[Example]) -> str:
+def _summary(sides: list[Side], learned: Sequence[Example]) -> str:
     tokens, targets = sum(e.useful_length for e in learned), sum(e.n_targets for e in learned)
     return _(
         "{rows} to learn from, {held_out} held out; {tokens} tokens a pass, {targets} of them learned ({part:.0%}).",
-        rows=_rows(len(sides[0].rows)),
+        rows=in_rows(len(sides[0].rows)),
         held_out=f"{len(sides[1].rows):,}",
         tokens=f"{tokens:,}",
         targets=f"{targets:,}",
@@ -356,13 +307,11 @@ def _summary(sides: list[_Side], learned: Sequence[Example]) -> str:
     )
 
 
-def _rows(count: int) -> str:
-    return _("1 row") if count == 1 else _("{count} rows", count=f"{count:,}")
-
-
 def fingerprint(examples: Sequence[Example]) -> str:
-    """sha256 over ids and targets, in order, as hexadecimal digits."""
+    """sha256 over ids, targets and weights that are not all 1, in order, as hexadecimal digits."""
     digest = sha256()
     for example in examples:
         digest.update(array("q", [len(example.ids), *example.ids, *example.targets]).tobytes())
+        if set(example.weights) != {1.0}:
+            digest.update(array("d", example.weights).tobytes())
     return digest.hexdigest()

@@ -6,22 +6,24 @@ and what is learned follows from positions, never from token ids (pad may equal 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
+from lorasmith.data.chat_template import ALPACA_INPUT, OWN, Jinja, template_text
 from lorasmith.data.conversation import Conversation, Message, Record, RowError
 from lorasmith.data.forms import conversation
+from lorasmith.data.marks import Draft, compare_marks
+from lorasmith.data.turns import Pattern, Turn, human_turns, jinja_turns
 from lorasmith.errors import AdapterError, ConfigError, ModelError
 from lorasmith.i18n import _
-from lorasmith.model.row import IGNORED, Example
+from lorasmith.model.row import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 1
-PROBE_ANSWER = "lorasmith"
+VERSION = 2  # 1 had no system text, and only the kinds 'model' and 'human-assistant'
+KINDS = ("model", "human-assistant", *OWN, "file")
 PROBES: tuple[tuple[Message, ...], ...] = (
     (Message("user", "Why is the sky blue?"), Message("assistant", "Because air scatters blue light most.")),
     (Message("user", "考试有哪些技巧？"), Message("assistant", "先做会做的题，再检查一遍。")),
@@ -32,74 +34,89 @@ PROBES: tuple[tuple[Message, ...], ...] = (
         Message("assistant", " 5 "),
     ),
 )
-# A template that asks for today would encode one thing in training and another tomorrow: its clock stands still.
-FIXED_DATE = (("%d", "26"), ("%b", "Jul"), ("%B", "July"), ("%m", "07"), ("%Y", "2024"), ("%y", "24"))
-CLOCK = (
-    "{%- macro strftime_now(format) -%}{{ format"
-    + "".join(f" | replace('{directive}', '{value}')" for directive, value in FIXED_DATE)
-    + " }}{%- endmacro -%}"
-)
-
-
-class Turn(NamedTuple):
-    """One answer and the text since the answer before; `restart`: the prompt stands for the whole text before it.
-
-    `answer` is None for a prompt that waits for its answer, and where the template shows an answer in another way
-    than its own prompt begins it.
-    """
-
-    prompt: str
-    answer: str | None
-    restart: bool
 
 
 @dataclass(frozen=True)
 class Template:
     """How conversations of one model become tokens. Made by `Template.of` or, from an adapter, `Template.from_json`.
 
-    kind 'model': `text` is the tokenizer's chat template. 'human-assistant': the tutorial's pattern, `text` is "".
+    kind 'human-assistant': the tutorial's pattern, `text` is "". Else `text` is a chat template in Jinja: the
+    tokenizer's ('model'), one of ours, or a file's ('file').
     `stop_ids`: after any of these an answer is over, in training and in decoding; ascending.
+    `system`: stands before every conversation that has no system text of its own; "" for none.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
-    kind: Literal["model", "human-assistant"]
+    kind: str
     text: str
     stop_ids: tuple[int, ...]
+    system: str = ""
 
     @classmethod
-    def of(cls, tokenizer: "PreTrainedTokenizerBase", kind: str = "auto", eos_ids: Iterable[int] = ()) -> "Template":
-        """The template for a tokenizer; 'auto' is the model's own where there is one.
+    def of(
+        cls, tokenizer: "PreTrainedTokenizerBase", kind: str = "auto", eos_ids: Iterable[int] = (), system: str = ""
+    ) -> "Template":
+        """The template for a tokenizer; 'auto' is the model's own where there is one, else 'human-assistant'.
 
-        `eos_ids`: what the model's generation config ends at. Raises ConfigError where 'model' is asked of a
-        tokenizer without chat template, ModelError where an end-of-text token is needed and missing.
+        `kind`: also 'alpaca', 'chatml' or the path of a Jinja file. `eos_ids`: what the model's generation config ends
+        at. Raises ConfigError where the template or the system text cannot be used with this tokenizer, ModelError
+        where an end-of-text token is needed and missing.
         """
         has_own = tokenizer.chat_template is not None
         if kind == "model" and not has_own:
             raise ConfigError(
                 _("data.template: 'model', but this model's tokenizer has no chat template. Use 'human-assistant'.")
             )
-        if kind == "human-assistant" or not has_own:
-            eos = tokenizer.eos_token_id
-            if eos is None:
-                raise ModelError(
-                    _(
-                        "data.template: 'human-assistant' ends each answer with the tokenizer's eos token, "
-                        "and this tokenizer has none. Set eos_token in its tokenizer_config.json."
-                    )
+        if kind == "auto":
+            kind = "model" if has_own else "human-assistant"
+        eos_id = tokenizer.eos_token_id
+        if eos_id is None and kind in ("human-assistant", "alpaca"):
+            raise ModelError(
+                _(
+                    "data.template: '{kind}' ends each answer with the tokenizer's eos token, "
+                    "and this tokenizer has none. Set eos_token in its tokenizer_config.json.",
+                    kind=kind,
                 )
-            return cls(tokenizer, "human-assistant", "", tuple(sorted({eos, *eos_ids})))
-        text = str(tokenizer.get_chat_template())
-        eos_id = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-        return cls(tokenizer, "model", text, tuple(sorted({*_end_of_turn(tokenizer, text), *eos_id, *eos_ids})))
+            )
+        ends = {*eos_ids} if eos_id is None else {eos_id, *eos_ids}
+        if kind == "human-assistant":
+            return cls(tokenizer, kind, "", tuple(sorted(ends)), system)
+        text = str(tokenizer.get_chat_template()) if kind == "model" else template_text(kind, tokenizer)
+        jinja = Jinja(tokenizer, text)
+        if kind not in KINDS:
+            jinja.check_syntax(kind)
+        stops = tuple(sorted({*jinja.end_of_turn(), *ends}))
+        found = cls(tokenizer, kind if kind in KINDS else "file", text, stops, system)
+        found._check_system()
+        return found
+
+    @cached_property
+    def jinja(self) -> Jinja:
+        """The chat template; of no use for 'human-assistant'."""
+        return Jinja(self.tokenizer, self.text)
+
+    @cached_property
+    def _pattern(self) -> Pattern | None:
+        return Pattern.of(self.jinja)
 
     def conversation(self, record: Record) -> Conversation:
         """A row of data as messages. Raises RowError where nothing can be learned from it."""
-        return conversation(record, strip=self.kind == "model")  # the tutorial's pattern strips by its own rule
+        fields, given = record.fields, record.fields.get("input")
+        if self.kind == "alpaca" and "instruction" in fields and isinstance(given, str) and given.strip():
+            record = replace(record, fields=fields | {"input": ALPACA_INPUT.removeprefix("\n") + given.strip()})
+        return conversation(record, strip=self.kind != "human-assistant")  # the tutorial's strips by its own rule
+
+    def with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """`messages` with the system text before them, unless they have one; it is learned as the first of them is."""
+        if not self.system or not messages or any(message.role == "system" for message in messages):
+            return messages
+        first = messages[0]
+        return [Message("system", self.system, learn=first.learn, weight=first.weight), *messages]
 
     def encode(self, messages: Sequence[Message], source: str = "") -> Example:
         """The whole conversation in one example, every answer learned up to and with its stop token.
 
-        Raises RowError where this template cannot say it in one text: see `encode_all`.
+        Raises RowError where this template cannot say it in one text: see `encode_row`.
         """
         examples = self.encode_all(messages, source)
         if len(examples) > 1:
@@ -113,42 +130,74 @@ class Template:
         return examples[0]
 
     def encode_all(self, messages: Sequence[Message], source: str = "") -> list[Example]:
-        """The conversation as examples: one, or one more wherever the template rewrites the turns before.
+        """`encode_row` of a conversation of which every answer is learned."""
+        return self.encode_row(Conversation(tuple(messages), source))
 
-        Each answer is learned once, after exactly the ids that `encode_prompt` gives for what stands before it.
-        Raises RowError with `source` where the template refuses the conversation, or an answer has no stop token.
+    def encode_row(self, row: Conversation, learn: str = "answers") -> list[Example]:
+        """The row as examples: one, or one more wherever the template rewrites the turns before.
+
+        Each answer is learned once, after exactly the ids that `encode_prompt` gives for what stands before it, and
+        with its message's weight. `learn` 'last-answer': only the last; 'all': the whole text as it stands at the end,
+        up to the last stop token. Plain text is learned whole, eos behind it.
+        Raises RowError where the template refuses the row, nothing of it is learned, or it would not learn to stop.
         """
+        if row.text is not None:
+            return [self._plain(row.text, row.source)]
+        return [draft.example(row.source) for draft in self.drafts(row, learn)]
+
+    def drafts(self, row: Conversation, learn: str = "answers") -> list[Draft]:
+        """The same of a conversation, with the messages that each example is about. Raises RowError."""
+        messages = self.with_system(row.messages)
         last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
         if last < 0:
-            raise RowError(source, _("no message has role 'assistant', so there is nothing to learn from it."))
-        drafts: list[tuple[list[int], list[bool]]] = []
-        for turn in self._turns(messages[: last + 1], source):
+            raise RowError(row.source, _("no message has role 'assistant', so there is nothing to learn from it."))
+        messages = messages[: last + 1]
+        turns = list(self._turns(messages, row.source, row.tools))
+        pieces = self._pieces([text for turn in turns for text in (turn.prompt, turn.answer or "")])
+        drafts: list[Draft] = []
+        for turn, prompt, answer in zip(turns, pieces[::2], pieces[1::2], strict=True):
             if turn.restart:
-                drafts.append(([], []))
-            ids, learned = drafts[-1]
-            prompt, answer = self._ids(turn.prompt), self._answer(turn, source)
-            ids += prompt + answer
-            learned += [False] * len(prompt) + self._learned(answer, source)
-        return [_example(ids, learned, source) for ids, learned in drafts]
+                drafts.append(Draft(turn.at, turn.at))
+            weight = 0.0 if learn == "last-answer" and turn.at < last else _weight(messages[turn.at])
+            asked = _asked_weight(messages[turn.first : turn.at], row.source) if learn == "all" else 0.0
+            is_whole = not weight or (learn == "all" and turn.at < last)
+            end = len(answer) if is_whole else self._end(turn, answer, messages[turn.at], row.source)
+            drafts[-1].add(turn, prompt, asked, answer, weight, end)
+        if self.text and self.jinja.marks_answers and self.tokenizer.is_fast:  # only these say where a token stands
+            for draft in drafts:
+                since = 0 if draft is drafts[0] else draft.answers[0][0]
+                compare_marks(draft, since, self.jinja, messages, row)
+        return self._checked(drafts[-1:] if learn == "all" else drafts, row.source)
 
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def encode_prompt(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[int]:
         """The ids after which the model is to answer `messages`, whose last is not an answer.
 
         Equal to what stands before that answer in training. Raises RowError where the template refuses them.
         """
         if not messages or messages[-1].role == "assistant":
             raise RowError("", _("the last message must be one to answer, with role 'user'."))
-        ids: list[int] = []
-        for turn in self._turns(messages, ""):
-            ids = ([] if turn.restart else ids) + self._ids(turn.prompt) + self._ids(turn.answer or "")
-        return ids
+        turns = list(self._turns(self.with_system(messages), "", tools))
+        since = max(i for i, turn in enumerate(turns) if turn.restart)
+        return [i for ids in self._pieces([t for turn in turns[since:] for t in turn[:2] if t]) for i in ids]
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> str:
         """The text that the model sees, for a reader; with the prompt of the next answer where one is awaited."""
         text = ""
-        for turn in self._turns(messages, ""):
+        for turn in self._turns(self.with_system(messages), "", tools):
             text = ("" if turn.restart else text) + turn.prompt + (turn.answer or "")
         return text
+
+    def ignores_tools(self, row: Conversation) -> bool:
+        """Whether the row has tools, or calls of tools, and its text is the same without them."""
+
+        def text(messages: Sequence[Message], tools: Sequence[Any]) -> str:
+            return "".join(turn.prompt + (turn.answer or "") for turn in self._turns(messages, row.source, tools))
+
+        messages = self.with_system(row.messages)
+        bare = [message._replace(tool_calls=()) for message in messages]
+        shown = text(messages, row.tools)
+        no_tools = bool(row.tools) and text(messages, ()) == shown
+        return no_tools or (bare != list(messages) and text(bare, row.tools) == shown)
 
     def to_json(self) -> dict[str, Any]:
         """What travels in the adapter folder: the template, its stop tokens, and golden ids of probe conversations."""
@@ -156,6 +205,7 @@ class Template:
             "version": VERSION,
             "kind": self.kind,
             "chat_template": self.text,
+            "system": self.system,
             "stop": [{"id": i, "token": self._token(i)} for i in self.stop_ids],
             "golden": [
                 {"messages": [message._asdict() for message in probe], "ids": ids}
@@ -167,7 +217,7 @@ class Template:
     @classmethod
     def from_json(cls, data: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> "Template":
         """The template that an adapter was trained with, verified on this tokenizer. Raises AdapterError."""
-        if data.get("version") != VERSION:
+        if data.get("version") not in (1, VERSION):
             raise AdapterError(
                 _(
                     "the adapter's template has version {found}, known is {known}. Use the lorasmith that wrote it.",
@@ -175,7 +225,8 @@ class Template:
                     known=VERSION,
                 )
             )
-        template = cls(tokenizer, data["kind"], data["chat_template"], tuple(stop["id"] for stop in data["stop"]))
+        stop_ids = tuple(stop["id"] for stop in data["stop"])
+        template = cls(tokenizer, data["kind"], data["chat_template"], stop_ids, data.get("system", ""))
         template.verify(data)
         return template
 
@@ -222,14 +273,15 @@ class Template:
         token = self.tokenizer.convert_ids_to_tokens(token_id)
         return token if isinstance(token, str) else None
 
-    def _ids(self, text: str) -> list[int]:
-        """Tokens of a piece; special tokens only where the text has them."""
-        if not text:
-            return []
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+    def _pieces(self, texts: list[str]) -> list[list[int]]:
+        """Tokens of each piece; special tokens only where the text has them."""
+        if not any(texts):
+            return [[] for _text in texts]
+        found: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return found
 
-    def _answer(self, turn: Turn, source: str) -> list[int]:
+    def _end(self, turn: Turn, answer: list[int], message: Message, source: str) -> int:
+        """How many tokens of a learned answer are learned: the line break after its stop token is context only."""
         if turn.answer is None:
             raise RowError(
                 source,
@@ -238,10 +290,6 @@ class Template:
                     "learn what inference never shows. Use data.template 'human-assistant'."
                 ),
             )
-        return self._ids(turn.answer)
-
-    def _learned(self, answer: list[int], source: str) -> list[bool]:
-        """True up to and with the last stop token: the line break after it is context only."""
         end = max((i + 1 for i, token in enumerate(answer) if token in self.stop_ids), default=0)
         if not end:
             raise RowError(
@@ -252,105 +300,81 @@ class Template:
                     stops=", ".join(repr(self._token(i)) for i in self.stop_ids),
                 ),
             )
-        return [True] * end + [False] * (len(answer) - end)
+        said = message.content.strip() or self.tokenizer.decode(answer[:end], skip_special_tokens=True)
+        if not str(said).strip():
+            raise RowError(
+                source,
+                _(
+                    "message {number} (assistant) only calls tools, and this template does not show such calls, so "
+                    "the model would learn to say nothing. Use a template that knows tools, or drop the row.",
+                    number=turn.at + 1,
+                ),
+            )
+        return end
 
-    def _turns(self, messages: Sequence[Message], source: str) -> Iterator[Turn]:
+    def _checked(self, drafts: list[Draft], source: str) -> list[Draft]:
+        """Those that teach something. The last learned token of each must be one at which generation stops."""
+        kept = [draft for draft in drafts if any(draft.weights)]
+        if not kept:
+            raise RowError(
+                source,
+                _("nothing in it is learned: its answers have 'learn' false or 'weight' 0. Drop the row or change it."),
+            )
+        for draft in kept:
+            token = draft.ids[max(i for i, weight in enumerate(draft.weights) if weight)]
+            if token not in self.stop_ids:
+                raise RowError(
+                    source,
+                    _(
+                        "the last token that is learned, {token}, is none at which generation stops. Let the last "
+                        "answer be learned, or use data.learn 'answers'.",
+                        token=repr(self._token(token)),
+                    ),
+                )
+        return kept
+
+    def _plain(self, text: str, source: str) -> Example:
+        """Plain text: all tokens learned but the first, which nothing precedes; eos at the end."""
+        eos = self.tokenizer.eos_token_id
+        if eos is None or eos not in self.stop_ids:
+            raise RowError(source, _("plain text ends with the tokenizer's eos token, and this one has none."))
+        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
+        ids = ids if ids[-1:] == [eos] else [*ids, eos]
+        draft = Draft(0, 0, ids, [1.0] * len(ids))
+        return draft.example(source)
+
+    def _turns(self, messages: Sequence[Message], source: str, tools: Sequence[Any] = ()) -> Iterator[Turn]:
         if messages[0].role == "assistant":
             raise RowError(source, _("the first message is an answer, and nothing was asked. Begin with role 'user'."))
-        return (
-            self._model_turns(messages, source) if self.kind == "model" else _human_turns(messages, self._eos, source)
+        if self.kind == "human-assistant":
+            return human_turns(messages, str(self.tokenizer.eos_token), source)
+        return jinja_turns(self.jinja, self._pattern, messages, source, tools)
+
+    def _check_system(self) -> None:
+        """Raises ConfigError where the template refuses a system text, or leaves it out."""
+        if not self.system:
+            return
+        try:
+            shown = self.render(PROBES[0][:1])
+        except RowError as error:
+            raise ConfigError(_("data.system: {why}. Leave it out.", why=error.text.rstrip("."))) from None
+        if self.system.strip() not in shown:
+            raise ConfigError(_("data.system: this template does not show a system text. Leave it out."))
+
+
+def _weight(message: Message) -> float:
+    return message.weight if message.learn else 0.0
+
+
+def _asked_weight(asked: Sequence[Message], source: str) -> float:
+    """The one weight of the messages that one prompt shows. Raises RowError where they differ."""
+    weights = {_weight(message) for message in asked}
+    if len(weights) > 1:
+        raise RowError(
+            source,
+            _(
+                "with data.learn 'all', messages before one answer have different 'learn' or 'weight'. Give all of "
+                "them the same, or use data.learn 'answers'."
+            ),
         )
-
-    @property
-    def _eos(self) -> str:
-        return str(self.tokenizer.eos_token)
-
-    def _model_turns(self, messages: Sequence[Message], source: str) -> Iterator[Turn]:
-        """Prefix differences of the rendered conversation: stock templates mark no answers themselves."""
-        text: str | None = ""
-        for i, message in enumerate(messages):
-            if message.role == "assistant":
-                prompt = self._rendered(messages[:i], True, source)
-                whole = self._rendered(messages[: i + 1], False, source)
-                answer = whole[len(prompt) :] if whole.startswith(prompt) else None
-                yield _turn(prompt, answer, text)
-                text = None if answer is None else whole
-        if messages[-1].role != "assistant":
-            yield _turn(self._rendered(messages, True, source), None, text)
-
-    def _rendered(self, messages: Sequence[Message], prompt: bool, source: str) -> str:
-        return _rendered(self.tokenizer, self.text, messages, prompt, source)
-
-
-def _turn(prompt: str, answer: str | None, before: str | None) -> Turn:
-    if not before or not prompt.startswith(before):
-        return Turn(prompt, answer, restart=True)
-    return Turn(prompt[len(before) :], answer, restart=False)
-
-
-def _human_turns(messages: Sequence[Message], eos: str, source: str) -> Iterator[Turn]:
-    """The tutorial's pattern, turn by turn; a system text stands, with a blank line, before the question it precedes.
-
-    For an alpaca row the user's text is instruction + line break + input, so this is its
-    "\\n".join(["Human: " + instruction, input]).strip() + "\\n\\nAssistant: ".
-    """
-    asked: list[str] = []
-    first = True
-    for message in messages:
-        if message.role != "assistant":
-            asked.append(message.content)
-            continue
-        if not asked:
-            raise RowError(source, _("two answers follow each other. Put a message with role 'user' between them."))
-        yield Turn(_human(asked), message.content + eos, restart=first)
-        asked, first = [], False
-    if asked:
-        yield Turn(_human(asked), None, restart=first)
-
-
-def _human(asked: list[str]) -> str:
-    return ("Human: " + "\n\n".join(asked)).strip() + "\n\nAssistant: "
-
-
-def _rendered(
-    tokenizer: "PreTrainedTokenizerBase", text: str, messages: Sequence[Message], prompt: bool, source: str
-) -> str:
-    chat_template = CLOCK + text if "strftime_now" in text else text
-    shown: list[Any] = [message._asdict() for message in messages]
-    try:
-        rendered = tokenizer.apply_chat_template(
-            shown,
-            chat_template=chat_template,
-            tokenize=False,
-            add_generation_prompt=prompt,
-        )
-    except (TemplateError, TypeError) as error:
-        raise RowError(source, _("the model's chat template refuses it: {why}", why=error)) from error
-    return str(rendered)
-
-
-def _end_of_turn(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """The first special token after a probe answer, or the first added one; none where the template has none."""
-    probe = (Message("user", "?"), Message("assistant", PROBE_ANSWER))
-    try:
-        rest = _rendered(tokenizer, text, probe, False, "").rpartition(PROBE_ANSWER)[2]
-    except RowError:
-        return []  # a row will meet the same refusal and say where
-    added = tokenizer.added_tokens_decoder
-    ids: list[int] = tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else []
-    found = [i for i in ids if i in added and added[i].special]
-    found = found or [i for i in ids if i in added and added[i].content.strip()]
-    return found[:1]
-
-
-def _example(ids: list[int], learned: list[bool], source: str) -> Example:
-    targets = [following if learn else IGNORED for following, learn in zip(ids[1:], learned[1:], strict=True)]
-    return Example(ids, [*targets, IGNORED], [1.0] * len(ids), source)
-
-
-def cut(example: Example, length: int) -> Example:
-    """The first `length` tokens: its last token has nothing left to predict."""
-    if len(example.ids) <= length:
-        return example
-    targets = [*example.targets[: length - 1], IGNORED]
-    return Example(example.ids[:length], targets, example.weights[:length], example.source)
+    return weights.pop() if weights else 1.0
