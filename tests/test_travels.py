@@ -5,7 +5,7 @@ import pytest
 from lorasmith.config import load_config
 from lorasmith.data.conversation import Message
 from lorasmith.errors import RunError
-from lorasmith.measure import evaluate_run
+from lorasmith.measure import evaluate
 from lorasmith.run_folder import CONFIG
 from lorasmith.session import open_adapters
 from tiny import trained
@@ -30,5 +30,5 @@ def test_a_template_file_and_a_system_text_are_needed_for_training_only(tmp_path
     session = open_adapters([tmp_path / "run"])
     prompt = session.base.tokenizer.decode(session.template.encode_prompt([Message("user", "Why?")]))
     assert prompt == "<|im_start|>SYSTEM: Be kind.<|im_end|><|im_start|>USER: Why?<|im_end|><|im_start|>ASSISTANT: "
-    measured = evaluate_run(tmp_path / "run")
+    measured = evaluate([tmp_path / "run"]).adapters[0].loss
     assert (measured.before, measured.after) == pytest.approx((summary.loss_before, summary.loss_after), rel=1e-6)

@@ -60,7 +60,7 @@ def curve_of(run: Path, name: str) -> Curve | None:
         return None
     steps, losses = zip(*finite, strict=True)
     smoothed = list(zip(steps, smooth(losses), strict=True))
-    thinned = smoothed[:: math.ceil(len(smoothed) / MOST_POINTS)]
+    thinned = [*smoothed[: -1 : math.ceil(len(smoothed) / MOST_POINTS)], smoothed[-1]]
     values = [loss for _step, loss in [*smoothed, *measured]]
     low, high, last = min(values), max(values), steps[-1]
     first = min(step for step, _loss in [*finite, *measured])

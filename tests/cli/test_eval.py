@@ -28,7 +28,7 @@ def own(tmp_path: Path) -> str:
     """Rows of the user's, whose texts would be tags if nobody took care."""
     file = tmp_path / "own.jsonl"
     rows_file(file, range(30, 41))
-    row = {"instruction": SPOILED, "output": SPOILED}
+    row = {"messages": [{"role": "user", "content": SPOILED}, {"role": "assistant", "content": SPOILED}]}
     file.write_text(json.dumps(row) + "\n" + file.read_text("utf-8"), "utf-8")
     return str(file)
 

@@ -276,7 +276,7 @@ def test_norm_gradcheck() -> None:
 
 
 @pytest.mark.parametrize(
-    "call", [lambda x: fast._Gated.apply(x, x, False), lambda x: fast._Rotary.apply(x, x[:, :, 0], x[:, :, 0])]
+    "call", [lambda x: fast._Gated.apply(x, x, False), lambda x: fast._Rotary.apply(x.clone(), x[:, :, 0], x[:, :, 0])]
 )
 def test_second_derivative_is_refused_rather_than_wrong(call: Callable[[Tensor], Tensor]) -> None:
     (x,) = leaves((1, 3, 2, 4))
@@ -386,3 +386,19 @@ def test_the_examples_of_the_trainings() -> None:
     batch = conversations(0)
     assert all(max(e.ids) < WORDS for e in batch)
     assert all(a.ids[:11] == b.ids[:11] for a, b in pairwise(batch[2:]))
+
+
+def test_a_watched_layer_is_called_and_its_output_stays() -> None:
+    """A forward hook sees what q_proj and gate_proj gave, also after the step."""
+    base, adapter = fast_base("llama", torch.float32)
+    seen: dict[str, list[Tensor]] = {"q_proj": [], "gate_proj": []}
+    layer = base.model.get_decoder().layers[0]
+    row = one_row(examples((30, 40)))
+    loss_sum(base, row)  # nobody watches
+    for part, name in ((layer.self_attn, "q_proj"), (layer.mlp, "gate_proj")):
+        getattr(part, name).register_forward_hook(
+            lambda _m, _x, y, name=name: seen[name].extend((y, y.detach().clone()))
+        )
+    loss_sum(base, row)
+    for kept, then in seen.values():
+        assert torch.equal(kept, then)

@@ -96,7 +96,7 @@ class AdaptedLinear(torch.autograd.Function):
         """Gradients of x (where something below it is trained), and of each A and B."""
         h_TK, *saved = ctx.saved_tensors
         AB, kept = ctx.stack.parted(saved)
-        x_TI = ctx.compute(*kept).view(-1, ctx.shape[-1]) if ctx.compute else kept[0]
+        x_TI = ctx.compute(*kept).reshape(-1, ctx.shape[-1]) if ctx.compute else kept[0]
         dy_TO = side_by_side([d.reshape(len(x_TI), -1) for d in dy])
         dx_TI, dAB = ctx.stack.backward(dy_TO, x_TI, h_TK, AB, ctx.needs_input_grad[0])
         return None if dx_TI is None else dx_TI.view(ctx.shape), None, None, *dAB

@@ -81,7 +81,7 @@ class FastGatedMLP(Fast):
         """Layers that compute in one pass for as many tokens as x has, and their matrices."""
         layers = [getattr(self, name) for name in names]
         together = isinstance(layers[0], LoRALayer) and layers[0].siblings.layers == layers
-        return layers[0].siblings.stack_for(x) if together else None
+        return layers[0].siblings.stack_for(x) if together and not any(map(_is_watched, layers)) else None
 
 
 class FastAttention(Fast):
@@ -106,6 +106,8 @@ class FastAttention(Fast):
         if hasattr(self, "q_norm"):
             q, k = self._normed("q_norm", q), self._normed("k_norm", k)
         if getattr(self, "use_rope", True):
+            if any(_is_watched(child) for child in self.children()):
+                q, k = q.clone(), k.clone()
             q, k = (_Rotary.apply(t, *rotation) for t in (q, k))  # type: ignore[no-untyped-call]
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         out, _none = attend(self, q, k, v, kwargs.pop("attention_mask", None), **how, **kwargs)
@@ -115,6 +117,11 @@ class FastAttention(Fast):
         """Each head by itself (Qwen3), or all of them together (OLMo 2)."""
         each = getattr(self, name).weight.shape[-1] == self.head_dim
         return self.layer(name, x) if each else self.layer(name, x.flatten(2)).view(x.shape)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody wants to see what it gives: then it is called, and nothing is written over its output."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 @cache
@@ -194,7 +201,7 @@ class _GatedMLP(torch.autograd.Function):
         h_TK, *saved = ctx.saved_tensors
         of_wide, saved = ctx.wide.parted(saved)
         of_down, kept = ctx.down.parted(saved)
-        x_TH = ctx.compute(*kept).view(-1, ctx.shape[-1]) if ctx.compute else kept[0]
+        x_TH = ctx.compute(*kept).reshape(-1, ctx.shape[-1]) if ctx.compute else kept[0]
         both_TI, thin_TK = ctx.wide.forward(x_TH, of_wide)
         gate, up = both_TI.chunk(2, -1)
         act_TI = activated(gate, ctx.gelu)

@@ -153,6 +153,7 @@ def speed_up(base: Base, adapter: str, ids: Sequence[int]) -> None:
             problems = "; ".join(f"{part}: {why}" for part, why in each.items() if why) or problems
             if _problems(base, step, wanted, candidates):  # each alone is right, and not all together
                 candidates = frozenset()
+                _problems(base, step, wanted, candidates)  # for what it keeps
         use(base, candidates)
     if base.device.type == "cpu":
         give_back_memory()  # of the trial
