@@ -24,6 +24,13 @@ def _one_thread_and_a_seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_measured_yet(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run was measured at is kept for the next one; a test must not find that of another."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("lorasmith.preflight.measured.cache_folder", lambda: cache)
+
+
 @pytest.fixture
 def exact() -> Iterator[None]:
     """The same mathematics without the casts down to float32 that some models make: see families.no_casts_down."""

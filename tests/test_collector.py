@@ -9,9 +9,14 @@ from lorasmith.collector import at_rest
 
 def test_it_rests_and_is_on_again_after_an_error() -> None:
     assert gc.isenabled()
-    with pytest.raises(KeyboardInterrupt), at_rest():
-        assert not gc.isenabled()
-        raise KeyboardInterrupt
+
+    def load() -> None:
+        with at_rest():
+            assert not gc.isenabled()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load()
     assert gc.isenabled()
 
 

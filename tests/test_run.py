@@ -337,7 +337,7 @@ def test_an_unfinished_run_has_no_adapter_to_talk_to(tmp_path):
 
 
 def test_no_data_is_said_before_anything_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "load_base", lambda *_args: pytest.fail("loaded a model"))
+    monkeypatch.setattr(run_module, "assemble", lambda *_args: pytest.fail("loaded a model"))
     with pytest.raises(ConfigError, match=r"^data\.data: no file of examples is named"):
         train(output=tmp_path / "run")
     assert not (tmp_path / "run").exists()

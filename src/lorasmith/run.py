@@ -20,24 +20,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import transformers
 
-from lorasmith.adapter_folder import end_ids, write_adapter
 from lorasmith.config import Config
-from lorasmith.data.plan import Plan, plan
-from lorasmith.data.prepare import Prepared, prepare
+from lorasmith.data.prepare import Prepared
 from lorasmith.data.template import Template
 from lorasmith.errors import ConfigError, Interrupted, MissingExtraError, RunError, TrainingError
 from lorasmith.evaluate import HeldOut, compare, held_out
 from lorasmith.i18n import _
 from lorasmith.lora.files import has_effect
-from lorasmith.lora.inject import count, inject
-from lorasmith.lora.target import in_words
 from lorasmith.model.base import Base
-from lorasmith.model.load import load_base
 from lorasmith.model.machine import dtype_name
-from lorasmith.model.verify import speed_up
 from lorasmith.plot import plot_loss
+from lorasmith.preflight.assembly import ADAPTER, assemble, recompute_activations
+from lorasmith.preflight.expected import expect
+from lorasmith.preflight.facts import facts_of, said
+from lorasmith.preflight.measured import Measured, of_run, place_of, recall, remember
 from lorasmith.report import Report
 from lorasmith.run_folder import (
     SUMMARY,
@@ -54,13 +51,9 @@ from lorasmith.training import checkpoint, loop
 from lorasmith.training.checkpoint import State, write_file, writing
 from lorasmith.training.dist import World, join, leave
 from lorasmith.training.finish import finish_adapter
-from lorasmith.training.memory import available_mib, expected_mib, memory_mib, peak_memory_mib
-from lorasmith.training.metrics import Metrics, require_tensorboard
-from lorasmith.training.optim import FlatParameters, make_optimizer, warmup_steps
-from lorasmith.training.samples import Samples
+from lorasmith.training.memory import peak_memory_mib
+from lorasmith.training.metrics import require_tensorboard
 from lorasmith.version import installed_version
-
-ADAPTER = "default"
 
 
 def train(config: Config, report: Report | None = None, resume: bool = False, overwrite: bool = False) -> Summary:
@@ -108,124 +101,42 @@ class _Training:
                     model=config.model.model,
                 )
             )
-        base = load_base(config.model, report)
-        template = Template.of(base.tokenizer, config.data.template, end_ids(base), config.data.system)
-        data = prepare(config.data, template, base.max_positions, report, config.training.seed)
-        base.adapters[ADAPTER] = inject(base.model, config.lora, base.router, ADAPTER, config.training.seed)
-        speed_up(base, ADAPTER, [token for example in data.train[:16] for token in example.ids])
-        job = self._job(base, template, data)
-        self._describe(job)
+        assembled = assemble(config, self.folder, report, self.world)
+        job, template, data = assembled.job, assembled.template, assembled.data
+        place = place_of(job, config)
+        self._describe(job, recall(place))
         state = self._restore(job) if resume else self._begin(job, template, data)
+        is_whole = state.step == 0 and self.recompute == config.training.gradient_checkpointing
         with _resumable(self.folder), closing(job.metrics), self._in_use():
+            begun = time.perf_counter()
             before = self._measure_base(job)
+            evaluated = time.perf_counter() - begun
             if state.step == 0:
                 self._note_the_base(job, before)
             if self.recompute:
-                _recompute_activations(base)
+                recompute_activations(job.base)
             loop.train(job, state)
             _refuse_without_effect(job)
             after = finish_adapter(job, state)
-            return self._summarise(job, state, before, after, time.perf_counter() - started)
+            summary = self._summarise(job, state, before, after, time.perf_counter() - started)
+        if is_whole and self.world.is_first:
+            remember(place, of_run(job, begun - started, evaluated, state.seconds, summary.seconds))
+        return summary
 
     def _in_use(self) -> AbstractContextManager[None]:
         """What `lorasmith list` knows a running training by; one process does it for all."""
         return in_use(self.folder) if self.world.is_first else nullcontext()
 
-    def _job(self, base: Base, template: Template, data: Prepared) -> loop.Job:
-        training = self.config.training
-        parameters = FlatParameters(base.adapters[ADAPTER].parameters)
-        notes = {
-            "data": list(located(self.config).data.data),
-            "max_length": data.max_length,
-            "dtype": dtype_name(base.dtype),
-        }
-
-        def write(folder: Path) -> None:
-            write_adapter(base, ADAPTER, template, folder, notes)
-
-        return loop.Job(
-            base=base,
-            adapter=ADAPTER,
-            parameters=parameters,
-            optimizer=make_optimizer(parameters, training),
-            plan=_plan(self.config, base, data),
-            train=data.train,
-            held_out=data.held_out,
-            config=training,
-            world=self.world,
-            folder=self.folder,
-            metrics=Metrics(self.folder, training.tensorboard),
-            samples=Samples.of(base, template, training.samples),
-            settings=_settings(base, data, self.world),
-            write_adapter=write,
-            report=self.report,
-        )
-
-    def _describe(self, job: loop.Job) -> None:
-        """What is about to happen, before it costs time."""
-        base, say = job.base, self.report.say
-        adapter = base.adapters[ADAPTER]
-        say(
-            _(
-                "base {model}: {dtype} on {device} ({why})",
-                model=base.source,
-                dtype=dtype_name(base.dtype),
-                device=base.device,
-                why=base.why["dtype"],
-            )
-        )
-        say(_("rows: {layout}", layout=base.why["layout"]))
-        say(_("fast and equal to the plain step: {parts}", parts=base.why["fast"]))
-        if "plain" in base.why:
-            say(_("plain, because its numbers differ: {parts}", parts=base.why["plain"]))
-        for pattern, paths in adapter.targets.matched.items():
-            say(_("target {pattern} matches {modules}", pattern=pattern, modules=in_words(paths)))
-        for name, paths in adapter.targets.saved.items():
-            say(_("{name} is copied and trained whole: {modules}", name=name, modules=", ".join(paths)))
-        say(str(count(base.model, adapter)))
-        say(
-            _(
-                "{steps} steps of {examples} examples, learning rate {rate:g} ({schedule}, {warmup} steps of warm-up)",
-                steps=len(job.plan),
-                examples=job.plan.step_examples,
-                rate=job.config.learning_rate,
-                schedule=job.config.schedule,
-                warmup=warmup_steps(job.config, len(job.plan)),
-            )
-        )
-        self._say_memory(job)
-        if warmup_steps(job.config, len(job.plan)) >= len(job.plan):
-            self.report.warn(
-                _(
-                    "training.warmup: {warmup} steps of warm-up in a run of {steps}: "
-                    "the learning rate never reaches its highest value.",
-                    warmup=warmup_steps(job.config, len(job.plan)),
-                    steps=len(job.plan),
-                )
-            )
-        if job.config.eval_every and not (job.held_out or job.config.samples):
-            self.report.warn(_("training.eval_every: nothing is held out, so there is nothing to evaluate on."))
-        if job.config.patience and not job.held_out:
-            self.report.warn(_("training.patience: nothing is held out, so nothing ends the training early."))
-
-    def _say_memory(self, job: loop.Job) -> None:
-        """The peak to come and what is free; where it is not enough, activations are computed again instead."""
-        if self.recompute:  # the trial did not compute them again, so it foretells nothing
-            return
-        expected, free = expected_mib(job.base, loop.heaviest_row(job), job.parameters.values.numel()), available_mib()
-        if expected is None:
-            return
-        self.report.say(_("memory: about {mib:,.0f} MiB at most", mib=expected))
-        taken = memory_mib()
-        if free is not None and taken is not None and expected - taken > free:
-            self.report.warn(
-                _(
-                    "that is more than the {free:,.0f} MiB that are free: activations will be computed again in "
-                    "backward, which is slower. A smaller training.row_tokens needs less memory too.",
-                    free=free,
-                )
-            )
-            self.recompute = True
+    def _describe(self, job: loop.Job, measured: Measured | None) -> None:
+        """What is about to happen, before it costs time. Raises TrainingError where it would come to nothing."""
+        facts = facts_of(job, expect(job, measured, self.recompute))
+        self.recompute = facts.expected.recompute
+        for line in said(facts):
+            self.report.say(line)
+        for text in facts.warnings:
+            self.report.warn(text)
+        if facts.problems:
+            raise TrainingError(*facts.problems)
 
     def _begin(self, job: loop.Job, template: Template, data: Prepared) -> State:
         """A fresh run folder."""
@@ -344,18 +255,6 @@ def _refuse_without_effect(job: loop.Job) -> None:
         )
 
 
-def _recompute_activations(base: Base) -> None:
-    """Gradient checkpointing, under the name that this transformers has for it."""
-    new = getattr(base.model, "activation_checkpointing_enable", None)
-    (new or base.model.gradient_checkpointing_enable)({"use_reentrant": False})
-
-
-def _plan(config: Config, base: Base, data: Prepared) -> Plan:
-    lengths = [example.useful_length for example in data.train]
-    n_targets = [example.n_targets for example in data.train]
-    return plan(lengths, n_targets, config.training, config.training.seed, base.layout)
-
-
 def _resolved(config: Config, folder: Path, base: Base, template: Template, data: Prepared) -> Config:
     """What was left to this program is written down, so that a resumed run cannot choose otherwise."""
     config = located(config)
@@ -363,22 +262,6 @@ def _resolved(config: Config, folder: Path, base: Base, template: Template, data
     kind = config.data.template if template.kind == "file" else template.kind
     rows = config.data.model_copy(update={"template": kind, "max_length": data.max_length})
     return config.model_copy(update={"output": str(folder.absolute()), "model": model, "data": rows})
-
-
-def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:
-    """What a resumed run must share to be the same bit for bit."""
-    return {
-        "dtype": dtype_name(base.dtype),
-        "device": str(base.device),
-        "layout": base.layout,
-        "threads": str(torch.get_num_threads()),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "processes": str(world.size),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "train_sha256": data.train_sha256,
-        "held_out_sha256": data.held_out_sha256,
-    }
 
 
 def _versions() -> dict[str, str]:

@@ -390,15 +390,14 @@ def test_the_examples_of_the_trainings() -> None:
 
 def test_a_watched_layer_is_called_and_its_output_stays() -> None:
     """A forward hook sees what q_proj and gate_proj gave, also after the step."""
-    base, adapter = fast_base("llama", torch.float32)
+    base, _adapter = fast_base("llama", torch.float32)
     seen: dict[str, list[Tensor]] = {"q_proj": [], "gate_proj": []}
     layer = base.model.get_decoder().layers[0]
     row = one_row(examples((30, 40)))
     loss_sum(base, row)  # nobody watches
     for part, name in ((layer.self_attn, "q_proj"), (layer.mlp, "gate_proj")):
-        getattr(part, name).register_forward_hook(
-            lambda _m, _x, y, name=name: seen[name].extend((y, y.detach().clone()))
-        )
+        note = seen[name].extend
+        getattr(part, name).register_forward_hook(lambda _m, _x, y, note=note: note((y, y.detach().clone())))
     loss_sum(base, row)
     for kept, then in seen.values():
         assert torch.equal(kept, then)

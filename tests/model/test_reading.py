@@ -55,10 +55,15 @@ def test_what_was_around_is_put_back(monkeypatch: pytest.MonkeyPatch, before: st
     monkeypatch.delenv("HF_DEACTIVATE_ASYNC_LOAD", raising=False)
     if before is not None:
         monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", before)
-    with pytest.raises(ValueError, match="inside"), tensor_by_tensor():
-        monkeypatch.setenv("SET_MEANWHILE", "1")
-        assert transformers.modeling_utils.safe_open is not safe_open
-        raise ValueError("inside")
+
+    def load() -> None:
+        with tensor_by_tensor():
+            monkeypatch.setenv("SET_MEANWHILE", "1")
+            assert transformers.modeling_utils.safe_open is not safe_open
+            raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        load()
     assert transformers.modeling_utils.safe_open is safe_open
     assert os.environ.get("HF_DEACTIVATE_ASYNC_LOAD") == before
     assert os.environ["SET_MEANWHILE"] == "1"

@@ -100,7 +100,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, run: Path, **options: Any) -> int:
         return forward(*args, **more)
 
     monkeypatch.setattr(
-        "lorasmith.run.speed_up", lambda base, *_: base.why.update(fast="")
+        "lorasmith.preflight.assembly.speed_up", lambda base, *_: base.why.update(fast="")
     )  # it computes a few short steps of its own
     monkeypatch.setattr(LoRALayer, "forward", counted)
     trained(run, **BASE | {"held_out": 0} | options)
@@ -116,13 +116,14 @@ def test_gradient_checkpointing_computes_twice_and_learns_the_same(tmp_path, mon
 
 
 def test_too_little_memory_turns_checkpointing_on_and_says_so(tmp_path, monkeypatch):
-    import lorasmith.run as run
+    from lorasmith.preflight import expected
     from lorasmith.report import Report
+    from lorasmith.training import memory
 
     heard = []
     monkeypatch.setattr(Report, "warn", lambda self, text: heard.append(text))
-    monkeypatch.setattr(run, "available_mib", lambda: 0.0)
-    monkeypatch.setattr(run, "expected_mib", lambda *_: 1e6)
+    monkeypatch.setattr(memory, "available_mib", lambda: 0.0)
+    monkeypatch.setattr(expected, "expected_mib", lambda *_: 1e6)
     twice = calls(monkeypatch, tmp_path / "tight")
     monkeypatch.undo()
     assert any("computed again" in text for text in heard)

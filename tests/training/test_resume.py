@@ -196,13 +196,15 @@ def test_ctrl_c_in_the_first_or_the_last_evaluation_says_how_to_go_on(tmp_path, 
         trained(run, **HARD)
     monkeypatch.undo()
     with monkeypatch.context() as patch:
-        patch.setattr("lorasmith.run.load_base", lambda *_args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("lorasmith.preflight.assembly.load_base", lambda *_args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(Interrupted, match=GO_ON.format(run=run)):
             trained(run, resume=True, **HARD)
 
 
 def test_ctrl_c_before_there_is_a_folder_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("lorasmith.run.load_base", lambda *_args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "lorasmith.preflight.assembly.load_base", lambda *_args: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt) as stopped:
         trained(tmp_path / "run", **HARD)
     assert str(stopped.value) == ""

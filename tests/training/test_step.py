@@ -12,13 +12,13 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from families import adapted, example, tiny_base
-from lorasmith import run
 from lorasmith.cli.main import main
 from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.inject import Adapter, inject
 from lorasmith.model import attention
 from lorasmith.model.base import Base
 from lorasmith.model.row import Row, Step, flatten
+from lorasmith.preflight import assembly
 from lorasmith.run_folder import read_summary
 from lorasmith.training.config import TrainingConfig
 from lorasmith.training.dist import World
@@ -114,14 +114,14 @@ def test_clipping_is_that_of_torch():
 def test_a_whole_run_leaves_every_tensor_of_the_base_as_it_was(tmp_path, monkeypatch, family):
     """Law 3, by hashes."""
     seen: list[tuple[Base, dict[str, str]]] = []
-    load_base = run.load_base
+    load_base = assembly.load_base
 
     def load(*args: Any) -> Base:
         base = load_base(*args)
         seen.append((base, hashes(base)))
         return base
 
-    monkeypatch.setattr(run, "load_base", load)
+    monkeypatch.setattr(assembly, "load_base", load)
     trained(tmp_path / "run", model=str(model_folder(family)), lora_dropout=0.1, gradient_checkpointing=True)
     ((base, before),) = seen
     after = {key.replace(".base_layer", ""): value for key, value in hashes(base).items() if ".lora_" not in key}

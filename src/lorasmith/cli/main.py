@@ -15,6 +15,7 @@ from lorasmith.version import installed_version
 VERBS = {
     "init": _("look at examples and write a configuration that trains as it stands"),
     "train": _("train an adapter on files of examples"),
+    "check": _("look at everything that a training would do, before it costs time"),
     "demo": _("train a small real model on real conversations, in minutes"),
     "chat": _("talk to an adapter, switch between several, compare with the base"),
     "generate": _("answer a prompt, a file of prompts or a pipe"),

@@ -1,0 +1,45 @@
+"""lorasmith check: everything that a training would do, on one screen, before it costs time."""
+
+import argparse
+import json
+from pathlib import Path
+
+from lorasmith.cli.flags import Parser, config_of
+from lorasmith.cli.importing import importing
+from lorasmith.cli.screen import Screen
+from lorasmith.errors import ConfigError
+from lorasmith.i18n import _
+
+
+def parser() -> Parser:
+    """The flags of train, and how the result is shown."""
+    parser = Parser("check", "DATA ...", _("Look at all that a training would do: base, rows, targets, memory, time."))
+    parser.own.add_argument("files", metavar="DATA", nargs="*", help=_("files of examples (also as --data)"))
+    parser.own.add_argument("--html", metavar="FILE", help=_("write it as one HTML file, too"))
+    parser.add_switch("--plain", _("words instead of colours and bars"))
+    parser.add_json()
+    parser.add_config()
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Shows what is found; 0 where a training can begin, warnings or not, else 2. Raises LorasmithError."""
+    config = config_of(args)
+    page = Path(args.html).expanduser() if args.html else None
+    if page is not None and not page.parent.is_dir():
+        raise ConfigError(_("--html: there is no folder {folder}. Make it, or name another file.", folder=page.parent))
+    with importing():
+        from lorasmith.preflight.check import check
+    from lorasmith.cli.checked import show
+
+    with Screen(json=args.json) as screen:
+        checked = check(config, screen)
+        show(checked, screen.console, plain=args.plain)
+        if page is not None:
+            from lorasmith.preflight.page import write_page
+
+            write_page(checked, page)
+            screen.say(_("written: {file}", file=page))
+    if args.json:
+        print(json.dumps(checked.to_json(), ensure_ascii=False))
+    return checked.exit_code

@@ -1,0 +1,135 @@
+"""What `check` found, on a terminal or in a pipe: facts, lengths, rows with what is learned, warnings, problems."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lorasmith.cli.screen import WIDEST, printable
+from lorasmith.i18n import _
+
+if TYPE_CHECKING:
+    from lorasmith.preflight.check import Checked
+    from lorasmith.preflight.lengths import Bar
+    from lorasmith.preflight.rows import Piece, Shown
+
+LONGEST_BAR = 40  # columns
+LONGEST = {"read": 160, "learned": 320, "stop": 320}  # characters of a piece; the middle of a longer one is left out
+STYLES = {"read": "dim", "learned": "green", "stop": "bold black on green"}
+MARKS = {"read": ("", ""), "learned": ("[[", "]]"), "stop": ("[[", "]]")}
+
+
+def show(checked: "Checked", console: Console, plain: bool = False) -> None:
+    """Everything, problems last: they are what stays in sight. plain: no colour, no bars, marks instead."""
+    from lorasmith.preflight.facts import lines
+
+    console.no_color = console.no_color or plain
+    whole = not console.is_terminal  # lines in a pipe are not broken
+    marked = console.no_color or whole or console.is_dumb_terminal
+    block = "" if plain else "#" if console.options.ascii_only else "█"
+    if checked.facts is not None:
+        _table(console, list(lines(checked.facts)))
+    for note in checked.notes:
+        _line(console, note)
+    if checked.lengths:
+        _heading(console, _("Lengths in tokens"))
+        _table(console, bars(checked.lengths, checked.max_length, block))
+    if checked.rows:
+        learned = _("between [[ and ]] is learned") if marked else _("green is learned")
+        stop = " ".join(checked.stop_tokens)
+        _heading(console, _("Rows ({learned}; a reply stops at {stop})", learned=learned, stop=stop))
+        for row in checked.rows:
+            console.print(Text(_about(row), style="bold"), soft_wrap=whole)
+            console.print(_row(row.pieces, marked), soft_wrap=whole)
+    for text in checked.warnings:
+        console.print(Text(_("warning: {what}", what=printable(text)), style="yellow"), soft_wrap=whole)
+    for text in checked.problems:
+        console.print(Text(_("error: {problem}", problem=printable(text)), style="bold red"), soft_wrap=whole)
+    _line(console, verdict(checked), style="bold")
+
+
+def verdict(checked: "Checked") -> str:
+    """The last line."""
+    if checked.problems:
+        problems = len(checked.problems)
+        return (
+            _("1 problem: mend it first") if problems == 1 else _("{count} problems: mend them first", count=problems)
+        )
+    if checked.warnings:
+        return _("a training can begin; read the warnings first ({count})", count=len(checked.warnings))
+    return _("a training can begin")
+
+
+def bars(lengths: Sequence["Bar"], max_length: int, block: str) -> list[tuple[str, str]]:
+    """(range, bar of `block` and number of rows) of each bar of the histogram; what was cut is said in words."""
+    most, widest = max(bar.rows for bar in lengths), len(str(lengths[-1].high))
+    found = []
+    for bar in lengths:
+        drawn = block * max(round(LONGEST_BAR * bar.rows / most), bar.rows > 0)
+        text = f"{drawn} {bar.rows:,}".strip()
+        if bar.cut:
+            text += " " + _("({rows} of them cut at {length})", rows=f"{bar.cut:,}", length=f"{max_length:,}")
+        found.append((f"{bar.low:>{widest}}-{bar.high:<{widest}}", text))
+    return found
+
+
+def _about(row: "Shown") -> str:
+    text = _(
+        "{why}, {source}: {tokens} tokens, {learned} learned",
+        why=row.why,
+        source=row.source,
+        tokens=row.tokens,
+        learned=row.learned,
+    )
+    return text if row.stops else text + "; " + _("it has NO stop token at its end, because it was cut")
+
+
+def _row(pieces: Sequence["Piece"], marked: bool) -> Text:
+    text = Text()
+    for number, piece in enumerate(pieces):
+        if marked:
+            # a stop token belongs to the answer before it, so both stand between one pair of marks
+            before = number > 0 and pieces[number - 1].kind == "learned"
+            after = number + 1 < len(pieces) and pieces[number + 1].kind == "stop"
+            begin, end = MARKS[piece.kind]
+            begin, end = ("" if piece.kind == "stop" and before else begin), ("" if after and begin else end)
+            text.append(begin + _shortened(piece) + end)
+        else:
+            text.append(_shortened(piece), STYLES[piece.kind])
+    return text
+
+
+def _shortened(piece: "Piece") -> str:
+    text = printable(piece.text)
+    left_out = len(text) - LONGEST[piece.kind]
+    if left_out <= 0:
+        return text
+    half = LONGEST[piece.kind] // 2
+    return text[:half] + _(" ... {count} characters ... ", count=f"{left_out:,}") + text[-half:]
+
+
+def _table(console: Console, rows: Sequence[tuple[str, str]]) -> None:
+    """Labels and texts in two columns, the text wrapped within its own; a line each in a pipe."""
+    if not console.is_terminal:
+        widest = max(cell_len(label) for label, _text in rows)
+        for label, text in rows:
+            _line(console, label + " " * (widest + 2 - cell_len(label)) + text)
+        return
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="cyan")
+    table.add_column(overflow="fold")
+    for label, text in rows:
+        table.add_row(Text(label), Text(printable(text)))
+    console.print(table, width=min(console.width, WIDEST))
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print()
+    console.print(Text(text, style="bold"))
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    console.print(Text(printable(text), style=style), soft_wrap=not console.is_terminal)

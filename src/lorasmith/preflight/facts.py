@@ -1,0 +1,200 @@
+"""What is about to happen, in ten lines, with the reason of each choice; said by `check` and by every training."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from rich.cells import cell_len
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lorasmith.evaluate import FEWEST
+from lorasmith.i18n import _
+from lorasmith.lora.inject import count
+from lorasmith.lora.target import in_words
+from lorasmith.model.base import Base
+from lorasmith.model.machine import dtype_name
+from lorasmith.preflight.expected import Expected
+from lorasmith.training.config import TrainingConfig
+from lorasmith.training.loop import Job
+from lorasmith.training.optim import learning_rate, warmup_steps
+
+LABEL = 9  # columns
+USUAL_RATE = 2e-4  # of LoRA's and QLoRA's papers; docs/decisions.md
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One training before its first step. Paths are the base's own; tokens are those of one pass."""
+
+    model: str
+    dtype: str
+    device: str
+    why: dict[str, str]
+    layout: str
+    targets: dict[str, list[str]]
+    saved: dict[str, list[str]]
+    without_adapter: list[str]
+    trainable: int
+    parameters: int
+    examples: int
+    held_out: int
+    tokens: int
+    learned_tokens: int
+    steps: int
+    step_examples: int
+    learning_rate: float
+    schedule: str
+    warmup: int
+    expected: Expected
+    warnings: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def facts_of(job: Job, expected: Expected) -> Facts:
+    """What `job` will do; nothing is computed but numbers."""
+    base, adapter = job.base, job.base.adapters[job.adapter]
+    trainable, parameters = count(base.model, adapter)
+    return Facts(
+        model=base.source,
+        dtype=dtype_name(base.dtype),
+        device=str(base.device),
+        why=base.why | {"learning_rate": _why_rate(job.config)},
+        layout=base.layout,
+        targets=adapter.targets.matched,
+        saved=adapter.targets.saved,
+        without_adapter=_without_adapter(base, job.adapter),
+        trainable=trainable,
+        parameters=parameters,
+        examples=len(job.train),
+        held_out=len(job.held_out),
+        tokens=sum(job.plan.lengths),
+        learned_tokens=sum(job.plan.n_targets),
+        steps=len(job.plan),
+        step_examples=job.plan.step_examples,
+        learning_rate=job.config.learning_rate,
+        schedule=job.config.schedule,
+        warmup=warmup_steps(job.config, len(job.plan)),
+        expected=expected,
+        warnings=[*_warnings(job), *expected.warnings],
+        problems=[*_problems(job), *expected.problems],
+    )
+
+
+def said(facts: Facts) -> Iterator[str]:
+    """The lines as text, their labels one under another."""
+    for label, text in lines(facts):
+        yield label + " " * (LABEL - cell_len(label)) + text
+
+
+def lines(facts: Facts) -> Iterator[tuple[str, str]]:
+    """(label, sentence), in the order in which they are read."""
+    why = facts.why
+    yield _("base"), _base(facts)
+    yield _("rows"), why["layout"]
+    yield _("fast"), _("{parts} (equal to the plain step)", parts=why["fast"])
+    if "plain" in why:
+        yield _("plain"), _("because its numbers differ: {parts}", parts=why["plain"])
+    for pattern, paths in facts.targets.items():
+        yield _("target"), _("{pattern} matches {modules}", pattern=pattern, modules=in_words(paths))
+    for name, paths in facts.saved.items():
+        yield _("whole"), _("{name} is copied and trained whole: {modules}", name=name, modules=", ".join(paths))
+    yield _("without"), _without(facts)
+    yield _("trained"), _counted(facts)
+    yield _("steps"), _steps(facts)
+    yield _("rate"), _rate(facts)
+    yield from facts.expected.lines()
+
+
+def _base(facts: Facts) -> str:
+    return _(
+        "{model}: {dtype} on {device} ({why})",
+        model=facts.model,
+        dtype=facts.dtype,
+        device=facts.device,
+        why=facts.why["dtype"],
+    )
+
+
+def _without(facts: Facts) -> str:
+    if not facts.without_adapter:
+        return _("every linear layer has an adapter")
+    return _("linear layers that stay as they are: {modules}", modules=in_words(facts.without_adapter))
+
+
+def _counted(facts: Facts) -> str:
+    return _(
+        "trainable params: {trainable:,} || all params: {all:,} || trainable%: {part:.4f}",
+        trainable=facts.trainable,
+        all=facts.parameters,
+        part=100 * facts.trainable / facts.parameters,
+    )
+
+
+def _steps(facts: Facts) -> str:
+    text = _(
+        "{steps} steps of {examples} examples; {all:,} examples with {tokens:,} tokens a pass, {held_out:,} held out",
+        steps=facts.steps,
+        examples=facts.step_examples,
+        all=facts.examples,
+        tokens=facts.tokens,
+        held_out=facts.held_out,
+    )
+    few = 0 < facts.held_out < FEWEST
+    return text + (_(" (fewer than {fewest}: too few to tell a difference)", fewest=FEWEST) if few else "")
+
+
+def _rate(facts: Facts) -> str:
+    return _(
+        "learning rate {rate:g} ({schedule}, {warmup} steps of warm-up): {why}",
+        rate=facts.learning_rate,
+        schedule=facts.schedule,
+        warmup=facts.warmup,
+        why=facts.why["learning_rate"],
+    )
+
+
+def _why_rate(config: TrainingConfig) -> str:
+    if "learning_rate" not in config.model_fields_set:
+        return _("the usual one of LoRA and QLoRA")
+    times = config.learning_rate / USUAL_RATE
+    return _("asked for: {times:.3g} times the usual {usual:g}", times=times, usual=USUAL_RATE)
+
+
+def _without_adapter(base: Base, adapter: str) -> list[str]:
+    """Linear layers that no pattern matched, with the base's own names."""
+    found = base.adapters[adapter].targets
+    taken = {*found.adapted, *(path for paths in found.saved.values() for path in paths)}
+    linear = [path for path, module in base.model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    own = (path for path in linear if not {"lora_A", "lora_B", "modules_to_save"} & set(path.split(".")))
+    plain = (path.removesuffix(".base_layer").removesuffix(".original_module") for path in own)
+    return [path for path in plain if not any(path == t or path.startswith(t + ".") for t in taken)]
+
+
+def _warnings(job: Job) -> Iterator[str]:
+    steps = len(job.plan)
+    if (warmup := warmup_steps(job.config, steps)) >= steps and not _is_still(job):
+        yield _(
+            "training.warmup: {warmup} steps of warm-up in a run of {steps}: "
+            "the learning rate never reaches its highest value.",
+            warmup=warmup,
+            steps=steps,
+        )
+    if job.config.eval_every and not (job.held_out or job.config.samples):
+        yield _("training.eval_every: nothing is held out, so there is nothing to evaluate on.")
+    if job.config.patience and not job.held_out:
+        yield _("training.patience: nothing is held out, so nothing ends the training early.")
+
+
+def _problems(job: Job) -> Iterator[str]:
+    if _is_still(job):
+        yield _(
+            "training.warmup: the learning rate is 0 in every one of the {steps} steps, so nothing would be learned. "
+            "Give more steps (training.epochs, training.max_steps) or a shorter training.warmup.",
+            steps=len(job.plan),
+        )
+
+
+def _is_still(job: Job) -> bool:
+    """Whether the learning rate is zero at every step."""
+    steps = len(job.plan)
+    return not any(learning_rate(job.config, steps, k) for k in range(steps))

@@ -1,0 +1,122 @@
+"""What this model, these rows and this machine were measured at, kept between runs; and what follows for a run.
+
+$XDG_CACHE_HOME/lorasmith/measured/KEY.json      one Measured; the key holds all that decides it
+"""
+
+import json
+import platform
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from lorasmith.config import Config
+from lorasmith.model.cache import cache_folder
+from lorasmith.model.identity import identity
+from lorasmith.training.loop import Job, due, save_is_due
+from lorasmith.training.memory import peak_memory_mib
+from lorasmith.version import installed_version
+
+FORMAT = "1"
+FILES = 200  # kept; the oldest go
+# what changes neither the time of a token nor the memory of a row
+INDIFFERENT = {"learning_rate", "schedule", "warmup", "beta1", "beta2", "eps", "weight_decay", "clip", "log_every"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds and MiB. `first`: what the first rows cost above `token`; `save`: one checkpoint; `by`: who measured."""
+
+    peak_mib: float
+    start: float
+    first: float
+    token: float
+    held_out_token: float
+    save: float
+    by: Literal["dry step", "training"]
+
+
+def place_of(job: Job, config: Config) -> Path:
+    """Where the measurement of `job` lies."""
+    training = {key: value for key, value in job.config.model_dump().items() if key not in INDIFFERENT}
+    said = {
+        "format": FORMAT,
+        "version": str(installed_version()),
+        "python": sys.version,
+        "system": platform.platform(),
+        "processor": sorted(name for name, value in torch.cpu.get_capabilities().items() if value is True),
+        "base": identity(job.base.folder, job.base.tokenizer),
+        "settings": job.settings,
+        "lora": config.lora.model_dump(mode="json"),
+        "training": training | {"steps": len(job.plan)},
+    }
+    key = sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return cache_folder() / "measured" / f"{key}.json"
+
+
+def recall(place: Path) -> Measured | None:
+    """What was measured before, or None."""
+    try:
+        return Measured(**json.loads(place.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def remember(place: Path, measured: Measured) -> None:
+    """Keep it for the next run; where the cache cannot be written, the next one measures again."""
+    with suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        staging = place.with_suffix(".part")
+        staging.write_text(json.dumps(asdict(measured), indent=2) + "\n", "utf-8")
+        staging.replace(place)
+        oldest = sorted(place.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-FILES]
+        for path in oldest:
+            path.unlink(missing_ok=True)
+
+
+def of_run(job: Job, start: float, evaluated: float, trained: float, seconds: float) -> Measured:
+    """What a whole run of `job` came to: seconds until the first evaluation, of it, of all steps, and of everything."""
+    evaluations, saves = _evaluations(job), _saves(job)
+    return Measured(
+        peak_mib=peak_memory_mib(job.base.device),
+        start=start,
+        first=0.0,
+        token=trained / tokens_of(job),
+        held_out_token=evaluated / max(1, held_out_tokens(job)),
+        save=max(0.0, seconds - start - trained - evaluations * evaluated) / saves,
+        by="training",
+    )
+
+
+def seconds_of(job: Job, measured: Measured) -> dict[str, float]:
+    """Seconds of the run's parts, in their order."""
+    return {
+        "start": measured.start,
+        "training": measured.first + measured.token * tokens_of(job),
+        "evaluation": _evaluations(job) * measured.held_out_token * held_out_tokens(job),
+        "saving": _saves(job) * measured.save,
+    }
+
+
+def _evaluations(job: Job) -> int:
+    """Before, after, and what eval_every asks for in between."""
+    return 2 + sum(due(job.config.eval_every, step) for step in range(1, len(job.plan)))
+
+
+def _saves(job: Job) -> int:
+    """Checkpoints, and the adapter at the end."""
+    return 1 + sum(save_is_due(job, step) for step in range(1, len(job.plan) + 1))
+
+
+def tokens_of(job: Job) -> int:
+    """Tokens of the whole training, those after an example's last learned one left out."""
+    return sum(job.plan.lengths[i] for k in range(len(job.plan)) for i in job.plan.members(k))
+
+
+def held_out_tokens(job: Job) -> int:
+    """Tokens of one evaluation."""
+    return sum(example.useful_length for example in job.held_out)
