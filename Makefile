@@ -13,7 +13,7 @@ KEY := $(shell cat Makefile pyproject.toml requirements.lock requirements-dev.lo
 READY := $(VENV)/ready-$(KEY)
 READY_DEV := $(VENV)/ready-dev-$(KEY)
 
-.PHONY: help setup setup-dev demo test check bench bench-quick gpu lock clean
+.PHONY: help setup setup-dev demo test check catalogue docs bench bench-quick gpu lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -34,6 +34,12 @@ check: setup-dev  ## format, lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+catalogue: setup-dev  ## texts of the code into the Chinese catalogue; lists what has no translation
+	$(BIN)/python -m tools.catalogue
+
+docs: setup-dev  ## the pages of docs that are made from the code
+	$(BIN)/python -m tools.errors_page
 
 bench: setup-dev  ## beside PEFT with Trainer, alone on the machine, 45 minutes at most; some sections: ARGS='--only training'
 	$(BIN)/python -m bench $(ARGS)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start, too
+os.environ["LORASMITH_LANG"] = "en"  # tests compare English texts, on a Chinese machine as well
 
 import pytest
 import torch

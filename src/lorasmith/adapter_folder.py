@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from lorasmith.data.template import Template
 from lorasmith.errors import AdapterError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, foreign
 from lorasmith.lora.files import CONFIG, read_config, save_adapter
 from lorasmith.model.base import Base
 from lorasmith.model.identity import identity
@@ -138,7 +138,7 @@ def template_for(folder: Path, base: Base) -> Template:
                 folder=folder,
                 base=base.source,
                 then=about["base"]["model"],
-                parts=", ".join(differing),
+                parts=", ".join(map(foreign, differing)),
             )
         )
     return Template.from_json(about["template"], base.tokenizer)

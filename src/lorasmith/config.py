@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from lorasmith.data.config import DataConfig
 from lorasmith.errors import ConfigError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, foreign
 from lorasmith.lora.config import LoraConfig
 from lorasmith.model.config import ModelConfig
 from lorasmith.training.config import TrainingConfig
@@ -72,7 +72,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(_("{path}: cannot be read: {why}", path=path, why=error.strerror)) from None
+        raise ConfigError(_("{path}: cannot be read: {why}", path=path, why=foreign(error.strerror))) from None
     except UnicodeDecodeError as error:
         raise ConfigError(_("{path}: byte {at} is no UTF-8; save it as UTF-8", path=path, at=error.start)) from None
     except tomllib.TOMLDecodeError as error:
@@ -142,7 +142,7 @@ def _wanted(detail: ErrorDetails) -> str:
         "greater_than_equal": _("at least {bound}", bound=bound),
         "less_than": _("less than {bound}", bound=bound),
         "less_than_equal": _("at most {bound}", bound=bound),
-        "literal_error": str(ctx.get("expected")),
+        "literal_error": str(ctx.get("expected")).replace(" or ", _(" or ")),
         "dict_type": _("pairs of name=value"),
         "finite_number": _("a finite number"),
     }

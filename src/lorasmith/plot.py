@@ -1,4 +1,4 @@
-"""The loss of runs as a picture. Words in it are English: a font for others may not be there."""
+"""The loss of runs as a picture, its words in the user's language where a font for it is there."""
 
 import json
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.errors import MissingExtraError, RunError
+from lorasmith.fonts import drawable_words
 from lorasmith.i18n import _
 
 METRICS = "metrics.jsonl"
@@ -52,12 +53,17 @@ def plot_loss(runs: Sequence[Path], target: Path) -> None:
         ) from None
     losses = [read_losses(run) for run in runs]
     matplotlib.use("Agg")
+    with drawable_words():
+        _draw(names_of(runs) if len(runs) > 1 else [""], losses, target)
+
+
+def _draw(names: Sequence[str], losses: Sequence[tuple[Points, Points]], target: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for name, (training, measured) in zip(names_of(runs) if len(runs) > 1 else [""], losses, strict=True):
-        _draw(axes, name, training, measured)
-    axes.set(xlabel="step", ylabel="loss (nats per learned token)")
+    for name, (training, measured) in zip(names, losses, strict=True):
+        _curve(axes, name, training, measured)
+    axes.set(xlabel=_("step"), ylabel=_("loss (nats per learned token)"))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -70,18 +76,19 @@ def plot_loss(runs: Sequence[Path], target: Path) -> None:
         staging.unlink(missing_ok=True)
 
 
-def _draw(axes: Any, name: str, training: Points, measured: Points) -> None:
+def _curve(axes: Any, name: str, training: Points, measured: Points) -> None:
     """One run. Of several (they have names) each is one colour: the smoothed training loss, dashed what is held out."""
     colour = None
     if training:
         steps, values = zip(*training, strict=True)
-        (line,) = axes.plot(steps, smooth(values), linewidth=2, label=f"{name} training, smoothed".strip())
+        label = f"{name} {_('training, smoothed')}".strip()
+        (line,) = axes.plot(steps, smooth(values), linewidth=2, label=label)
         colour = line.get_color()
         if not name:
-            axes.plot(steps, values, linewidth=1, alpha=0.45, color=colour, label="training")
+            axes.plot(steps, values, linewidth=1, alpha=0.45, color=colour, label=_("training"))
     if measured:
         own = colour if name else "tab:orange"
-        axes.plot(*zip(*measured, strict=True), "o--", color=own, label=f"{name} held out".strip())
+        axes.plot(*zip(*measured, strict=True), "o--", color=own, label=f"{name} {_('held out')}".strip())
 
 
 def smooth(values: Sequence[float], keep: float = 0.8) -> list[float]:

@@ -7,15 +7,20 @@ import time
 from types import ModuleType
 
 import pytest
+from rich.cells import cell_len
 
 from lorasmith.cli import demo, main
-from lorasmith.cli.main import VERBS
+from lorasmith.cli.flags import Parser
+from lorasmith.cli.main import verbs
 from lorasmith.errors import DataError
+from lorasmith.i18n import speaking
 
 HEAVY = ("torch", "transformers", "datasets", "matplotlib")
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS), ["train", "--rr"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["--version"], *([verb, "--help"] for verb in verbs()), ["train", "--rr"]]
+)
 def test_help_and_usage_errors_load_nothing_heavy(argv):
     code = (
         "import sys; from lorasmith.cli.main import main; code = main(sys.argv[1:]);"
@@ -42,7 +47,7 @@ def seconds_of_help() -> float:
 def test_help_lists_every_verb(capsys):
     assert main.main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert all(any(line.split()[:1] == [verb] and len(line) < 80 for line in lines) for verb in VERBS)
+    assert all(any(line.split()[:1] == [verb] and len(line) < 80 for line in lines) for verb in verbs())
     assert main.main([]) == 2
 
 
@@ -71,6 +76,36 @@ def test_a_usage_error_is_one_message_and_exit_code_2(capsys, argv, text):
 def test_unknown_flags_and_wrong_values_come_together(capsys):
     assert main.main(["train", "d", "--rr", "3", "--r", "0"]) == 2
     assert [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()] == ["--rr", "lora.r"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--lang", "zh", "tran"], ["tran", "--lang", "zh"], ["--lang=zh", "tran", "--plain"], ["tran", "--lang=zh"]],
+)
+def test_the_language_may_stand_before_and_behind_the_verb(capsys, monkeypatch, argv):
+    for name in ("LORASMITH_LANG", "LORASMITH_PLAIN", "LANGUAGE"):
+        monkeypatch.setenv(name, "")
+    assert main.main(argv) == 2
+    assert capsys.readouterr().err.endswith("info。你是不是想写 'train'？\n")
+    assert main.everywhere(["generate", "run", "--plain", "--", "--lang", "zh"]) == [
+        "generate", "run", "--", "--lang", "zh"
+    ]  # fmt: skip
+    assert main.os.environ["LORASMITH_PLAIN"] == "1"
+
+
+@pytest.mark.parametrize("argv", [["train", "--lang", "fr"], ["--lang"], ["--lang=", "train"]])
+def test_an_unknown_language_is_refused(capsys, argv):
+    assert main.main(argv) == 2
+    assert "is not known: one of zh, en" in capsys.readouterr().err
+
+
+def test_help_fits_into_a_terminal_in_chinese_too(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    with speaking("zh"):
+        about = " ".join(["训练、评估和使用语言模型的适配器。"] * 6)
+        assert max(map(cell_len, Parser("demo", "", about).format_help().splitlines())) <= 60
+        main.show_help(main.sys.stdout)
+    assert max(map(cell_len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def demo_that(monkeypatch, error: BaseException) -> int:
@@ -115,10 +150,10 @@ def test_a_reader_that_goes_away_is_no_traceback():
 
 
 def test_every_verb_has_its_file():
-    assert demo.__name__.rpartition(".")[2] in VERBS
+    assert demo.__name__.rpartition(".")[2] in verbs()
     from importlib import import_module
 
-    for verb in VERBS:
+    for verb in verbs():
         module = import_module(f"lorasmith.cli.{verb}")
         assert callable(module.parser)
         assert callable(module.run)

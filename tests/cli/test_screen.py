@@ -68,6 +68,28 @@ def test_a_terminal_sees_bars_that_fit_and_one_line_that_stays(columns):
     assert "held-out loss 2/2 loss 3.900" in words
 
 
+def test_chinese_fits_a_narrow_terminal():
+    chinese = SHOW.replace("word ", "留出损失，").replace('"train"', '"训练"').replace('loss")', '损失")')
+    seen = in_terminal(chinese, 50, LORASMITH_LANG="zh")
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "\n", seen))
+    assert max(map(cell_len, lines)) <= 50
+    assert "…" not in seen
+    assert "训练 32/32  损失 3.760" in seen
+    assert "剩余 1:15" in seen
+    assert "loss" not in seen.replace("held-out loss", "")
+
+
+def test_plain_is_words_alone_one_fact_a_line():
+    more = 'screen.table(["what", "loss"], [[["base", "3.1"]], [["a", "2.9"]]])\n'
+    seen = in_terminal(SHOW + "    " + more, 80, LORASMITH_PLAIN="1").replace("\r", "")
+    assert "\x1b" not in seen
+    assert not re.search(r"[\u2500-\u259f\u2800-\u28ff]", seen)  # no boxes, blocks or dots
+    lines = seen.splitlines()
+    for line in ("loss: lowest, 0.125 at step 32", "before: long reply " + "long reply " * 18 + "long reply",
+                 "after: (nothing)", "what: base", "loss: 3.1", "what: a", "loss: 2.9"):  # fmt: skip
+        assert line in lines, line
+
+
 def test_no_color_takes_the_colours():
     assert re.search(r"\x1b\[[39]\dm", in_terminal(SHOW, 80))
     assert not re.search(r"\x1b\[(\d+;)*[349]\d(;\d+)*m", in_terminal(SHOW, 80, NO_COLOR="1"))

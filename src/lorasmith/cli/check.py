@@ -16,7 +16,6 @@ def parser() -> Parser:
     parser = Parser("check", "DATA ...", _("Look at all that a training would do: base, rows, targets, memory, time."))
     parser.own.add_argument("files", metavar="DATA", nargs="*", help=_("files of examples (also as --data)"))
     parser.own.add_argument("--html", metavar="FILE", help=_("write it as one HTML file, too"))
-    parser.add_switch("--plain", _("words instead of colours and bars"))
     parser.add_json()
     parser.add_config()
     return parser
@@ -34,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     with Screen(json=args.json) as screen:
         checked = check(config, screen)
-        show(checked, screen.console, plain=args.plain)
+        show(checked, screen.console, plain=screen.plain)
         if page is not None:
             from lorasmith.preflight.page import write_page
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from math import isfinite
 
+from lorasmith.i18n import _
+
 BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # bit of a dot by row and column of its cell
 
 
@@ -27,6 +29,19 @@ def curve(points: Sequence[tuple[int, float]], width: int = 72, height: int = 8,
     ]
     first, last = str(points[0][0]), str(points[-1][0])
     return "\n".join([*lines, " " * (margin + 1) + first + last.rjust(width - margin - 1 - len(first))])
+
+
+def curve_in_words(points: Sequence[tuple[int, float]], title: str) -> list[str]:
+    """Where the curve begins, is lowest and ends, a line each: for who cannot see it."""
+    points = [(step, value) for step, value in points if isfinite(value)]
+    if not points:
+        return []
+    (first, begin), (low, lowest), (last, end) = points[0], min(points, key=lambda point: point[1]), points[-1]
+    return [
+        _("{title}: {value:.3f} at step {step}", title=title, value=begin, step=first),
+        _("{title}: lowest, {value:.3f} at step {step}", title=title, value=lowest, step=low),
+        _("{title}: at the end, {value:.3f} at step {step}", title=title, value=end, step=last),
+    ]
 
 
 def _char(bits: int, plain: bool) -> str:

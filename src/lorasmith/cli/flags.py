@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from lorasmith.cli.wrap import HelpFormatter
 from lorasmith.config import SECTIONS, Config, check, closest, load_config
 from lorasmith.engine.config import SamplingConfig
 from lorasmith.errors import ConfigError
@@ -29,13 +30,17 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, verb: str, words: str, about: str) -> None:
         super().__init__(
             prog=f"lorasmith {verb}",
-            usage=" ".join(["%(prog)s", *words.split(), "[options]"]),
+            usage=" ".join(["%(prog)s", *words.split(), _("[options]")]),
             description=about.replace("%", "%%"),
+            formatter_class=HelpFormatter,
             allow_abbrev=False,
             add_help=False,
         )
         self.own = self.add_argument_group(_("options"))
         self.own.add_argument("-h", "--help", action="help", help=_("show this text"))
+        # cli/main.py takes these two before a verb is imported; here they are for the help and for `closest`.
+        self.own.add_argument("--lang", metavar="zh|en", help=_("language of what is shown (default: as LANG says)"))
+        self.add_switch("--plain", _("for screen readers: no bars, no boxes, no colours; one fact a line"))
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError with argparse's sentence and the way to the help."""

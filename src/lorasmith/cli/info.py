@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import textwrap
 from typing import Any
 
 from lorasmith.cli.flags import Parser
 from lorasmith.cli.screen import Screen
+from lorasmith.cli.wrap import pad, wrap
 from lorasmith.i18n import _
 
 LABEL, NAMED = 10, 12  # columns of a label; names that are shown
@@ -76,10 +76,7 @@ def _run(summary: dict[str, Any] | None) -> list[str]:
 
 def _wrapped(label: str, text: str) -> list[str]:
     """`label     text`, its further lines under the text; nothing where there is no text."""
-    indent = " " * LABEL
-    return textwrap.wrap(
-        label.ljust(LABEL) + text, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    ) if text else []  # fmt: skip
+    return wrap(pad(label, LABEL) + text, 80, " " * LABEL) if text else []
 
 
 def _names(value: str | list[str]) -> str:

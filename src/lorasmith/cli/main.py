@@ -9,22 +9,9 @@ from io import TextIOWrapper
 from typing import TextIO
 
 from lorasmith.errors import ConfigError, LorasmithError
-from lorasmith.i18n import _
+from lorasmith.i18n import LANGUAGES, _, foreign, joined, lend_to_argparse
 from lorasmith.version import installed_version
 
-VERBS = {
-    "init": _("look at examples and write a configuration that trains as it stands"),
-    "train": _("train an adapter on files of examples"),
-    "check": _("look at everything that a training would do, before it costs time"),
-    "demo": _("train a small real model on real conversations, in minutes"),
-    "chat": _("talk to an adapter, switch between several, compare with the base"),
-    "generate": _("answer a prompt, a file of prompts or a pipe"),
-    "eval": _("adapters against their base: loss, answers, what was forgotten"),
-    "merge": _("write base and adapter as one plain model"),
-    "info": _("what a run or adapter folder holds"),
-    "list": _("the runs in a folder: state, data, losses, size"),
-    "plot": _("the losses of runs as curves, in the terminal or as a picture"),
-}
 OUR_FAULT_IS_NOT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # the machine said no
 
 
@@ -34,6 +21,23 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # oneDNN keeps up to 1,024 kernels, one for every shape: half a GiB in a training, whose rows have many lengths. A step
 # needs fifty to a hundred, and fewer than it needs would be made again in every layer.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "160")
+
+
+def verbs() -> dict[str, str]:
+    """Every verb with what it does; a function, because the language is chosen after this file is read."""
+    return {
+        "init": _("look at examples and write a configuration that trains as it stands"),
+        "train": _("train an adapter on files of examples"),
+        "check": _("look at everything that a training would do, before it costs time"),
+        "demo": _("train a small real model on real conversations, in minutes"),
+        "chat": _("talk to an adapter, switch between several, compare with the base"),
+        "generate": _("answer a prompt, a file of prompts or a pipe"),
+        "eval": _("adapters against their base: loss, answers, what was forgotten"),
+        "merge": _("write base and adapter as one plain model"),
+        "info": _("what a run or adapter folder holds"),
+        "list": _("the runs in a folder: state, data, losses, size"),
+        "plot": _("the losses of runs as curves, in the terminal or as a picture"),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except LorasmithError as error:
         for problem in error.problems:
-            print(_("error: {problem}", problem=problem), file=sys.stderr)
+            print(joined(_("error: {problem}", problem=problem)), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as stop:  # Interrupted has a text: where the work was saved
         if str(stop):
@@ -59,13 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in OUR_FAULT_IS_NOT:
             raise
-        text = _("error: {path}: {why}", path=error.filename or _("writing"), why=error.strerror)
+        text = _("error: {path}: {why}", path=error.filename or _("writing"), why=foreign(error.strerror))
         print(text, file=sys.stderr)
         return 2
 
 
 def dispatch(argv: list[str]) -> int:
     """The verb's exit code. Raises LorasmithError, and what the verb raises."""
+    argv = everywhere(argv)
+    lend_to_argparse()
     if not argv or argv[0] in ("-h", "--help"):
         show_help(sys.stdout)
         return 0 if argv else 2
@@ -73,7 +79,7 @@ def dispatch(argv: list[str]) -> int:
         print("lorasmith", installed_version() or _("(not installed: run from its folder)"))
         return 0
     verb = argv[0]
-    if verb not in VERBS:
+    if verb not in verbs():
         raise ConfigError(_unknown_verb(verb))
     module = import_module(f"lorasmith.cli.{verb}")
     try:
@@ -85,16 +91,48 @@ def dispatch(argv: list[str]) -> int:
     return int(module.run(args))
 
 
+def everywhere(argv: list[str]) -> list[str]:
+    """`argv` without --lang and --plain, which any verb takes; they become variables, for programs started from here.
+
+    Must come before a verb is imported: its options' texts are made then. Raises ConfigError for an unknown language.
+    """
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if word == "--":
+            rest += [word, *words]
+        elif word == "--plain":
+            os.environ["LORASMITH_PLAIN"] = "1"
+        elif flag == "--lang":
+            os.environ["LORASMITH_LANG"] = _known_language(value if equals else next(words, ""))
+        else:
+            rest.append(word)
+    return rest
+
+
+def _known_language(name: str) -> str:
+    if name not in LANGUAGES:
+        raise ConfigError(_("--lang: {name!r} is not known: one of {known}", name=name, known=", ".join(LANGUAGES)))
+    return name
+
+
 def show_help(file: TextIO) -> None:
     """Every verb in one line."""
     print(_("usage: lorasmith VERB ...      lorasmith VERB --help"), end="\n\n", file=file)
     print(_("Train, test and use LoRA adapters of language models."), end="\n\n", file=file)
-    for verb, text in VERBS.items():
+    for verb, text in verbs().items():
         print(f"  {verb:<10}{text}", file=file)
-    print("\n" + _("  --version  which lorasmith this is"), file=file)
+    print(file=file)
+    for flag, text in (
+        ("--lang zh|en", _("language, with any verb; else LORASMITH_LANG or LANG decides")),
+        ("--plain", _("for screen readers, with any verb: no bars, boxes or colours")),
+        ("--version", _("which lorasmith this is")),
+    ):
+        print(f"  {flag:<14}{text}", file=file)
 
 
 def _unknown_verb(verb: str) -> str:
     from lorasmith.config import closest
 
-    return _("{verb!r} is no verb: one of {verbs}.", verb=verb, verbs=", ".join(VERBS)) + closest(verb, VERBS)
+    return _("{verb!r} is no verb: one of {verbs}.", verb=verb, verbs=", ".join(verbs())) + closest(verb, verbs())

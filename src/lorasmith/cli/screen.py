@@ -1,5 +1,6 @@
 """What a terminal, or a pipe, shows of a long piece of work: live bars in the one, plain lines in the other."""
 
+import os
 import re
 import sys
 import time
@@ -8,13 +9,15 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from lorasmith.cli.curve import curve
-from lorasmith.i18n import _
+from lorasmith.cli.curve import curve, curve_in_words
+from lorasmith.cli.wrap import wrap
+from lorasmith.i18n import _, foreign, joined
 from lorasmith.report import Report
 
 WIDEST = 120  # columns of a table or a curve; more is hard to read
@@ -29,7 +32,13 @@ class Screen(Report):
     def __init__(
         self, json: bool = False, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.console = Console(file=file or (sys.stderr if json else sys.stdout), highlight=False, emoji=False)
+        self.plain = bool(os.environ.get("LORASMITH_PLAIN"))  # --plain, or set by who always wants it
+        self.console = Console(
+            file=file or (sys.stderr if json else sys.stdout),
+            highlight=False,
+            emoji=False,
+            force_terminal=False if self.plain else None,
+        )
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -46,11 +55,11 @@ class Screen(Report):
 
     def say(self, text: str) -> None:
         """One finished line; wrapped at words in a terminal, left whole in a pipe."""
-        self._print(Text(printable(text)))
+        self._print(joined(printable(text)))
 
     def warn(self, text: str) -> None:
         """The same, marked."""
-        self._print(Text(_("warning: {what}", what=printable(text)), style="yellow"))
+        self._print(joined(_("warning: {what}", what=printable(text))), "yellow")
 
     def progress(self, task: str, done: int, total: int, **numbers: float) -> None:
         """Moves the task's bar, or now and then prints a line; at done == total one line stays."""
@@ -58,30 +67,41 @@ class Screen(Report):
         if self.live and done < total:
             self._move(task, done, total, parts)
         elif done >= total or (not self.live and self._due(task, done, total)):
-            self._print(Text("  ".join([f"{task} {done:,}/{total:,}", *parts])))
+            self._print("  ".join([f"{task} {done:,}/{total:,}", *parts]))
         if done >= total:
             self._lines.pop(task, None)
             self._end(task)
 
     def curve(self, points: Sequence[tuple[int, float]], title: str) -> None:
-        """A small picture of (step, value) under a title."""
-        plain = self.console.options.ascii_only
-        self._print(Text(title, style="bold"))
-        self._print(Text(curve(points, min(self.console.width, WIDEST) - 1, plain=plain)))
+        """A small picture of (step, value) under a title; in words where it must be plain."""
+        if self.plain:
+            for line in curve_in_words(points, title):
+                self._print(line)
+            return
+        ascii_only = self.console.options.ascii_only
+        self._print(title, "bold")
+        self._print(curve(points, min(self.console.width, WIDEST) - 1, plain=ascii_only))
 
     def side_by_side(self, rows: Sequence[Sequence[str]], *headings: str) -> None:
         """(prompt, reply, reply, ...): each prompt in a line, its replies under it, each in a column of its own."""
-        width = min(self.console.width, WIDEST)
         for prompt, *replies in rows:
-            self._print(Text("> " + printable(prompt), style="bold"))
-            table = Table(box=box.MINIMAL, width=width, padding=(0, 1), pad_edge=False, show_edge=False)
+            self._print("> " + printable(prompt), "bold")
+            shown = [printable(reply).strip() or _("(nothing)") for reply in replies]
+            if self.plain:
+                self._facts(headings, shown)
+                continue
+            table = self._table()
             for heading in headings:
                 table.add_column(Text(printable(heading), style="dim"), ratio=1, overflow="fold")
-            table.add_row(*(Text(printable(reply).strip() or _("(nothing)")) for reply in replies))
+            table.add_row(*map(Text, shown))
             self.console.print(table)
 
     def table(self, headings: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) -> None:
         """Groups of rows, the first row of each marked; columns are as wide as their texts where there is room."""
+        if self.plain:
+            for row in (row for group in groups for row in group):
+                self._facts(headings, [printable(cell) for cell in row])
+            return
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
         for heading in headings:
             table.add_column(Text(printable(heading), style="dim"), overflow="fold")
@@ -90,8 +110,18 @@ class Screen(Report):
                 table.add_row(*(Text(printable(cell)) for cell in row), style="bold" if row is group[0] else "")
         self.console.print(table)
 
-    def _print(self, text: Text) -> None:
-        self.console.print(text, soft_wrap=not self.live)
+    def _facts(self, headings: Sequence[str], row: Sequence[str]) -> None:
+        """A row of a table, one fact a line."""
+        for heading, cell in zip(headings, row, strict=True):
+            self._print(f"{printable(heading)}: {cell}" if heading else cell)
+
+    def _table(self) -> Table:
+        width = min(self.console.width, WIDEST)
+        return Table(box=box.MINIMAL, width=width, padding=(0, 1), pad_edge=False, show_edge=False)
+
+    def _print(self, text: str, style: str = "") -> None:
+        lines = wrap(text, self.console.width) if self.live else [text]
+        self.console.print(Text("\n".join(lines), style=style), soft_wrap=True)
 
     def _move(self, task: str, done: int, total: int, parts: list[str]) -> None:
         """Shows the bar; what does not fit beside it at this width is left out, the last first."""
@@ -105,7 +135,7 @@ class Screen(Report):
         if task not in self._tasks:
             self._tasks[task] = self._bars.add_task(task, total=total, count="")
         shown = [f"{done:,}/{total:,}", *parts]
-        while len(shown) > 1 and len(task) + len("  ".join(shown)) + 12 > self.console.width:
+        while len(shown) > 1 and cell_len(task) + cell_len("  ".join(shown)) + 12 > self.console.width:
             shown.pop()
         self._bars.update(self._tasks[task], completed=done, total=total, count="  ".join(shown))
 
@@ -142,7 +172,7 @@ def number(name: str, value: float) -> str:
         return _("{clock} left", clock=clock(value))
     if name == "memory_mib":
         return _("{value:,.0f} MiB", value=value)
-    return f"{name.replace('_', ' ')} {value:.4g}"
+    return f"{foreign(name.replace('_', ' '))} {value:.4g}"
 
 
 def clock(seconds: float) -> str:

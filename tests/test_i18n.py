@@ -1,0 +1,133 @@
+"""Both languages: who decides, a catalogue that is whole, and screens that are not half in the other language."""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from babel.messages.mofile import read_mo
+from tools import catalogue
+from tools.foreign import FOREIGN, PLURALS
+
+from lorasmith.fonts import CHINESE, chinese_font
+from lorasmith.i18n import VARIABLES, _, foreign, language, speaking
+from lorasmith.plot import plot_loss
+from lorasmith.report import Report
+
+HAN = re.compile(r"[\u4e00-\u9fff]")
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({}, "en"),
+        ({"LANG": "zh_CN.UTF-8"}, "zh"),
+        ({"LANG": "zh_CN.UTF-8", "LC_ALL": "C"}, "en"),
+        ({"LANG": "en_US.UTF-8", "LC_MESSAGES": "zh_TW"}, "zh"),
+        ({"LANG": "fr_FR", "LANGUAGE": "fr:zh:en"}, "zh"),
+        ({"LANG": "zh_CN", "LANGUAGE": "en"}, "en"),
+        ({"LANG": "zh_CN", "LC_ALL": ""}, "zh"),
+        ({"LANG": "zh_CN", "LORASMITH_LANG": "en"}, "en"),
+        ({"LANG": "C", "LORASMITH_LANG": "zh"}, "zh"),
+        ({"LANG": "de_DE.UTF-8"}, "en"),
+    ],
+)
+def test_the_first_variable_that_is_set_decides(monkeypatch, variables, wanted):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert language() == wanted
+    assert _("training") == {"en": "training", "zh": "训练"}[wanted]
+
+
+def test_the_catalogue_is_whole():
+    po = catalogue.read()
+    texts = {catalogue._key(message.id) for message in po if message.id}
+    assert len(texts) > 450
+    assert catalogue.missing(po) == [], "python -m tools.catalogue, then translate these"
+    assert texts == {catalogue._key(message.id) for message in catalogue.found() if message.id}, "stale texts"
+    assert not [message.id for message in po if message.id and message.fuzzy]
+    with catalogue.MO.open("rb") as file:
+        assert catalogue.translations(read_mo(file)) == catalogue.translations(po), "python -m tools.catalogue"
+
+
+def test_every_translation_fills_in_the_same_values():
+    foreign_texts = {*FOREIGN, *(one for one, _many in PLURALS)}
+    for message in catalogue.read():
+        text, translated = catalogue._key(message.id), catalogue._key(message.string)
+        if text in foreign_texts:
+            signs = r"%(?:\(\w+\))?[rsd]"
+            assert sorted(re.findall(signs, text)) == sorted(re.findall(signs, translated)), text
+        elif text:
+            assert catalogue.placeholders(text) == catalogue.placeholders(translated), text
+            assert text[:1].isspace() == translated[:1].isspace() or not text[:1].isspace() or "（" in translated[:2]
+
+
+def test_a_text_without_translation_and_a_wrong_placeholder_would_be_found():
+    po = catalogue.read()
+    po["training"].string = ""
+    assert catalogue.missing(po) == ["training"]
+    assert catalogue.placeholders("{a:.1f} {b!r} {{c}}") == [("a", ".1f", ""), ("b", "", "r")]
+    assert catalogue.placeholders("{a}") != catalogue.placeholders("{a:.1f}")
+
+
+def test_what_the_system_says_is_translated():
+    with speaking("zh"):
+        assert foreign(os.strerror(2)) == "没有这个文件或文件夹"
+        assert foreign("words of a library") == "words of a library"
+        assert foreign(None) == ""
+    assert foreign(os.strerror(2)) == os.strerror(2)
+
+
+SCREENS = """
+import argparse, sys
+from importlib import import_module
+from lorasmith.cli import main
+main.main(["--lang", "zh"])
+for verb in main.verbs():
+    parser = import_module("lorasmith.cli." + verb).parser()
+    print(parser.format_help())
+    for action in parser._actions:
+        print("help\\t" + verb + "\\t" + str(action.option_strings or action.dest) + "\\t" + str(action.help))
+for words in ("tran", "train x --r", "train x --lr 1", "merge x", "info", "info a b",
+              "train x --template zz --r a --epochs -1", "train --config /none.toml"):
+    main.main(words.split())
+"""
+
+
+def test_no_screen_of_the_command_line_is_half_in_english():
+    environment = {**os.environ, "LORASMITH_LANG": "", "LANG": "C.UTF-8", "COLUMNS": "80"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCREENS], env=environment, capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 0, done.stderr
+    helps = [line.split("\t")[1:] for line in done.stdout.splitlines() if line.startswith("help\t")]
+    assert len(helps) > 100
+    assert [one for one in helps if not HAN.search(one[2]) and one[1] != "['--device']"] == []
+    for words in ("usage", "options", "argument", "(default", "show this", "required", "error:", " or ", "must be"):
+        assert words not in re.sub(r"lorasmith \w+|--[\w-]+|[\w|]+=\w+", "", done.stdout + done.stderr), words
+    problems = done.stderr.splitlines()
+    assert len(problems) == 10
+    assert all(line.startswith("错误：") and len(HAN.findall(line)) > 5 for line in problems), done.stderr
+
+
+def test_every_sentence_of_argparse_that_a_verb_can_cause_is_ours_to_translate():
+    source = Path(argparse.__file__).read_text("utf-8")
+    for text in FOREIGN[: FOREIGN.index("unrecognized arguments: %s")]:
+        assert text in source or "choose from" in text, text  # the installed Python still says it so
+
+
+def test_a_picture_has_only_words_that_it_can_draw(tmp_path, recwarn):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0, "held_out_loss": 2.5}\n', "utf-8"
+    )
+    with speaking("zh"):
+        assert plot_loss([tmp_path], tmp_path / "loss.png", Report())
+        assert language() == "zh"
+    assert not [one for one in recwarn if "missing from" in str(one.message)]  # matplotlib: no such letter in the font
+    assert chinese_font({"DejaVu Sans", "SimHei", "Noto Sans CJK SC"}) == "Noto Sans CJK SC" == CHINESE[0]
+    assert chinese_font({"DejaVu Sans"}) is None
