@@ -4,7 +4,8 @@ import pytest
 
 from lorasmith.answers import questions_of
 from lorasmith.data.conversation import Message
-from lorasmith.data.template import Template, cut
+from lorasmith.data.fit import cut
+from lorasmith.data.template import Template
 from lorasmith.errors import DataError
 from lorasmith.model.row import Example
 from tiny import tokenizer

@@ -55,7 +55,7 @@ def missing(catalogue: Catalog) -> list[str]:
     """The texts of the package that `catalogue` does not translate."""
     known = {_key(message.id): message for message in catalogue}
     keys = [_key(message.id) for message in found() if message.id]
-    return [key for key in keys if key not in known or not any(known[key].string) or known[key].fuzzy]
+    return [key for key in keys if key not in known or not any(known[key].string or ()) or known[key].fuzzy]
 
 
 def placeholders(text: str) -> list[tuple[str, str, str]]:

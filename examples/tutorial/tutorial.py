@@ -17,8 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from lorasmith import LoraConfig, load, train
 from lorasmith.cli.screen import Screen
 from lorasmith.data.conversation import Message, Record
+from lorasmith.data.fit import cut
 from lorasmith.data.read import read
-from lorasmith.data.template import Template, cut
+from lorasmith.data.template import Template
 from lorasmith.export import merge_run
 from lorasmith.lora.inject import count, inject
 from lorasmith.lora.router import Router

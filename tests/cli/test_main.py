@@ -86,7 +86,7 @@ def test_the_language_may_stand_before_and_behind_the_verb(capsys, monkeypatch, 
     for name in ("LORASMITH_LANG", "LORASMITH_PLAIN", "LANGUAGE"):
         monkeypatch.setenv(name, "")
     assert main.main(argv) == 2
-    assert capsys.readouterr().err.endswith("info。你是不是想写 'train'？\n")
+    assert capsys.readouterr().err.endswith("plot。你是不是想写 'train'？\n")
     assert main.everywhere(["generate", "run", "--plain", "--", "--lang", "zh"]) == [
         "generate", "run", "--", "--lang", "zh"
     ]  # fmt: skip

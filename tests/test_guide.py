@@ -1,0 +1,167 @@
+"""docs/start.md and docs/guide.md with their Chinese twins: every block is of a kind that is held here, and holds."""
+
+import json
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from lorasmith.cli.flags import config_of
+from lorasmith.config import Config, load_config
+from lorasmith.data.forms import recognised, row_problem
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAIRS = {"start": ("start.md", "start.zh.md"), "guide": ("guide.md", "guide.zh.md")}
+PAGES = [name for pair in PAIRS.values() for name in pair]
+KINDS = {
+    "start": {"bash": 9, "json": 1, "text": 1},
+    "guide": {"bash": 8, "json": 3, "toml": 3, "python": 2},
+}
+COMMANDS = {"start": 16, "guide": 18}  # that begin with `lorasmith`
+INLINE = {"start": 6, "guide": 12}  # at least so many flags stand in the sentences and tables
+FAR_EAST = re.compile(r"[\u3000-\u9fff\uff00-\uffef]")
+SHELL_WORDS = {"make", ".", "lorasmith"}
+
+
+def text(name: str) -> str:
+    return (DOCS / name).read_text("utf-8")
+
+
+def blocks(name: str) -> list[tuple[str, str]]:
+    """(language, text) of every fenced block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text(name), re.MULTILINE | re.DOTALL)
+
+
+def of_language(name: str, *languages: str) -> list[str]:
+    return [body for language, body in blocks(name) if language in languages]
+
+
+def lines(name: str) -> list[list[str]]:
+    """The words of every line of the shell blocks."""
+    joined = "".join(of_language(name, "bash", "sh"))
+    return [shlex.split(line, comments=True) for line in joined.splitlines() if line.strip()]
+
+
+def commands(name: str) -> list[list[str]]:
+    return [words[1:] for words in lines(name) if words[0] == "lorasmith"]
+
+
+def prose(name: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text(name), flags=re.MULTILINE | re.DOTALL)
+
+
+def headings(name: str) -> list[str]:
+    return re.findall(r"^(#+ .*)$", prose(name), re.MULTILINE)
+
+
+def anchor(heading: str) -> str:
+    """As GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lstrip("#").strip().lower()).replace(" ", "-")
+
+
+def kind_of(name: str) -> str:
+    return name.split(".")[0]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_block_is_of_a_kind_that_is_held(name: str) -> None:
+    found = [language for language, _body in blocks(name)]
+    assert {language: found.count(language) for language in found} == KINDS[kind_of(name)]
+    assert text(name).count("```") == 2 * len(found)
+    assert len(lines(name)) >= len(commands(name)) == COMMANDS[kind_of(name)]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_command_parses_and_its_values_are_allowed(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    configs = {"extract.toml", "identity.toml", "mine.toml"}  # the first two are blocks of the guide
+    for file in configs:
+        (tmp_path / file).write_text("", "utf-8")
+    for words in lines(name):
+        assert words[0] in SHELL_WORDS, words
+        if words[0] == "make":
+            assert f"\n{words[1]}:" in (DOCS.parent / "Makefile").read_text("utf-8")
+    for verb, *words in commands(name):
+        args, problems = import_module(f"lorasmith.cli.{verb}").parser().read(words)
+        assert not problems, (verb, words)
+        if verb in ("train", "check"):
+            assert isinstance(config_of(args), Config)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_flag_in_the_sentences_is_one_of_a_verb(name: str) -> None:
+    verbs = ("init", "train", "check", "eval", "list", "plot", "chat", "generate", "merge", "info", "demo")
+    parsers = [import_module(f"lorasmith.cli.{verb}").parser() for verb in verbs]
+    known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+    found = {flag for code in re.findall(r"`([^`\n]+)`", prose(name)) for flag in re.findall(r"--[a-z][a-z-]*", code)}
+    assert found <= known, found - known
+    assert len(found) >= INLINE[kind_of(name)], sorted(found)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_toml_loads_and_every_python_compiles(name: str, tmp_path: Path) -> None:
+    for number, body in enumerate(of_language(name, "toml")):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(body, "utf-8")
+        config = load_config(file, {})
+        assert config.data.data
+    for body in of_language(name, "python"):
+        compile(body, name, "exec")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_row_is_read_as_it_is_said(name: str) -> None:
+    found = []
+    for body in of_language(name, "json"):
+        rows = [json.loads(line) for line in body.splitlines()]
+        form = recognised(rows)
+        assert form is not None
+        assert [row_problem(row, form) for row in rows] == [None] * len(rows)
+        found.append(form.name)
+    assert found == {"start": ["chat"], "guide": ["ShareGPT", "prompt/completion", "alpaca"]}[kind_of(name)]
+
+
+@pytest.mark.parametrize("name", ["guide.md", "guide.zh.md"])
+def test_the_measure_of_the_guide_measures(name: str) -> None:
+    [body] = [body for body in of_language(name, "python") if "def right" in body]
+    space: dict = {}
+    exec(compile(body, name, "exec"), space)
+    right, row = space["right"], json.loads(of_language(name, "json")[1].splitlines()[0])["completion"]
+    assert right(row, row) == 1
+    assert right(row.replace("120.5", "7"), row) == 0.5
+    assert [right(wrong, row) for wrong in ("no JSON", "[]", "3")] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_leads_somewhere(name: str) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", text(name))
+    assert len(links) >= 4
+    for link in links:
+        file, _sign, part = link.partition("#")
+        assert (DOCS / file).is_file(), link
+        assert not part or part in map(anchor, headings(file)), link
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_both_languages_are_the_same(pair: tuple[str, str]) -> None:
+    levels = [[heading.split()[0] for heading in headings(name)] for name in pair]
+    assert levels[0] == levels[1]
+    assert len(levels[0]) >= 7
+    kinds = [[language for language, _body in blocks(name)] for name in pair]
+    assert kinds[0] == kinds[1]
+    english, chinese = (commands(name) for name in pair)
+    assert [shape(words) for words in english] == [shape(words) for words in chinese]
+    for left, right in zip(english, chinese, strict=True):  # only texts that a person would say are translated
+        assert all(a == b or FAR_EAST.search(b) for a, b in zip(left, right, strict=True)), (left, right)
+    tomls = [of_language(name, "toml") for name in pair]
+    assert tomls[0] == tomls[1]
+    tables = [len(re.findall(r"^\|", prose(name), re.MULTILINE)) for name in pair]
+    items = [len(re.findall(r"^(?:- |\d+\. )", prose(name), re.MULTILINE)) for name in pair]
+    assert (tables[0], items[0]) == (tables[1], items[1])
+
+
+def shape(words: list[str]) -> list[str]:
+    """A command with a hole for each word that is no flag, no verb and no name."""
+    return [word if re.fullmatch(r"[\w./:=,-]+", word, re.ASCII) else "..." for word in words]
