@@ -5,23 +5,26 @@ import re
 import shlex
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lorasmith.cli.flags import config_of
 from lorasmith.config import Config, load_config
 from lorasmith.data.forms import recognised, row_problem
+from lorasmith.i18n import _, speaking
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAIRS = {"start": ("start.md", "start.zh.md"), "guide": ("guide.md", "guide.zh.md")}
 PAGES = [name for pair in PAIRS.values() for name in pair]
 KINDS = {
-    "start": {"bash": 9, "json": 1, "text": 1},
+    "start": {"bash": 10, "json": 1, "text": 1},
     "guide": {"bash": 8, "json": 3, "toml": 3, "python": 2},
 }
-COMMANDS = {"start": 16, "guide": 18}  # that begin with `lorasmith`
+COMMANDS = {"start": 14, "guide": 21}  # that begin with `lorasmith`
 INLINE = {"start": 6, "guide": 12}  # at least so many flags stand in the sentences and tables
 FAR_EAST = re.compile(r"[\u3000-\u9fff\uff00-\uffef]")
+LABELS = ("base", "rows", "fast", "target", "without", "trained", "steps", "rate", "memory", "time")
 SHELL_WORDS = {"make", ".", "lorasmith"}
 
 
@@ -74,10 +77,11 @@ def test_every_block_is_of_a_kind_that_is_held(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_command_parses_and_its_values_are_allowed(name: str, tmp_path: Path, monkeypatch) -> None:
+def test_every_command_parses_and_its_values_are_allowed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    configs = {"extract.toml", "identity.toml", "mine.toml"}  # the first two are blocks of the guide
-    for file in configs:
+    for file in ("extract.toml", "identity.toml", "mine.toml"):  # the guide's blocks, and what `init` writes
         (tmp_path / file).write_text("", "utf-8")
     for words in lines(name):
         assert words[0] in SHELL_WORDS, words
@@ -126,7 +130,7 @@ def test_every_row_is_read_as_it_is_said(name: str) -> None:
 @pytest.mark.parametrize("name", ["guide.md", "guide.zh.md"])
 def test_the_measure_of_the_guide_measures(name: str) -> None:
     [body] = [body for body in of_language(name, "python") if "def right" in body]
-    space: dict = {}
+    space: dict[str, Any] = {}
     exec(compile(body, name, "exec"), space)
     right, row = space["right"], json.loads(of_language(name, "json")[1].splitlines()[0])["completion"]
     assert right(row, row) == 1
@@ -142,6 +146,16 @@ def test_every_link_leads_somewhere(name: str) -> None:
         file, _sign, part = link.partition("#")
         assert (DOCS / file).is_file(), link
         assert not part or part in map(anchor, headings(file)), link
+
+
+@pytest.mark.parametrize(("name", "language"), [("start.md", "en"), ("start.zh.md", "zh")])
+def test_the_screen_of_check_is_called_as_it_is(name: str, language: str) -> None:
+    table = re.findall(r"^\| ([^|]*) \| [^|]* \|$", text(name), re.MULTILINE)
+    with speaking(language):
+        labels = [_(label) for label in LABELS]
+        assert [word for cell in table[2:6] for word in re.split("[、,] ?", cell)] == labels
+        assert _("Lengths in tokens") in table
+        assert f"`{_('a training can begin')}`" in text(name)
 
 
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)

@@ -25,7 +25,7 @@ def commands(name: str) -> list[list[str]]:
 @pytest.mark.parametrize("name", BOTH)
 def test_every_command_parses(name):
     found = commands(name)
-    assert len(found) == 7
+    assert len(found) == 11
     for _program, verb, *words in found:
         _args, problems = import_module(f"lorasmith.cli.{verb}").parser().read(words)
         assert not problems, (verb, words)
@@ -39,7 +39,7 @@ def test_every_make_target_and_file_exists(name):
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     links = re.findall(r"\]\(([^)]+)\)", text(name))
-    assert len(links) >= 5
+    assert len(links) >= 9
     for link in links:
         assert (ROOT / link).is_file(), link
 
