@@ -26,6 +26,14 @@ def _one_thread_and_a_seed() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _english_and_not_plain() -> Iterator[None]:
+    """--lang and --plain become variables, so that programs started from a verb follow; here each test begins anew."""
+    yield
+    os.environ["LORASMITH_LANG"] = "en"
+    os.environ.pop("LORASMITH_PLAIN", None)
+
+
+@pytest.fixture(autouse=True)
 def _nothing_measured_yet(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run was measured at is kept for the next one; a test must not find that of another."""
     cache = tmp_path_factory.mktemp("cache")
