@@ -1,7 +1,7 @@
 """Which texts of the package a user meets as an error, and under which class: read from the code, without running it.
 
-A text belongs to an error where it is an argument of its `raise`, or reaches one by way of variables, lists that are
-appended to, and functions that return or yield it.
+A text belongs to an error where it is an argument of it, is added to a `Problems` or is a `Broken` row, or reaches one
+of these by way of variables, lists that are appended to, and functions that return or yield it.
 """
 
 import ast
@@ -14,8 +14,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "lorasmith"
 # Functions whose texts another part raises: by module, name and class.
 HANDED_ON = (
     ("cli/flags.py", "read", "ConfigError"),
-    ("data/read.py", "_line", "DataError"),
-    ("data/prompts.py", "_object", "DataError"),
+    ("data/forms.py", "_alpaca_problem", "DataError"),
+    ("data/forms.py", "_prompt_problem", "DataError"),
+    ("data/forms.py", "_plain_problem", "DataError"),
 )
 # What pydantic and argparse catch, and config.py and flags.py turn into a ConfigError.
 ALIASES = {"ValueError": "ConfigError", "ArgumentTypeError": "ConfigError"}
@@ -82,12 +83,16 @@ def error_texts() -> tuple[ErrorText, ...]:
     return tuple(sorted(found, key=lambda one: (one.error, one.module, found[one])))
 
 
-def _raises(function: Function, package: Package) -> Iterator[tuple[ast.Call, str]]:
+def _raises(function: Function, package: Package) -> Iterator[tuple[ast.AST, str]]:
+    """Where an error is made, to be raised here or by who asked for it, and where a bad row's text is kept for one."""
     for node in ast.walk(function):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-            name = _name(node.exc.func)
-            if (name not in ALIASES or _has_text(node.exc)) and (error := package.error_class(name)):
-                yield node.exc, error
+        if not isinstance(node, ast.Call):
+            continue
+        name = _name(node.func)
+        if name == "Broken" or (name == "add" and _names(node.func) == {"problems"}):
+            yield node.args[-1], "DataError"
+        elif (name not in ALIASES or _has_text(node)) and (error := package.error_class(name)):
+            yield node, error
 
 
 class _Flow:
@@ -104,10 +109,13 @@ class _Flow:
             return  # what is filled into a text is a part of it
         if isinstance(value, ast.Name):
             self._variable(module, scope, value.id)
+        if isinstance(value, ast.Attribute) and self._part(module, scope, value):
+            return
         if isinstance(value, ast.Call) and self.called(module, _name(value.func)):
             return  # what a function of ours is given is not what it says
         for below in ast.iter_child_nodes(value):
-            self.follow(module, scope, below)
+            if not (isinstance(value, ast.IfExp) and below is value.test):  # a condition is not said
+                self.follow(module, scope, below)
 
     def _note(self, module: str, call: ast.Call) -> None:
         text = ast.literal_eval(call.args[0])
@@ -126,6 +134,23 @@ class _Flow:
                 self.follow(module, scope, node.iter)
             elif isinstance(node, ast.Call):
                 self._filled(module, scope, node, name)
+
+    def _part(self, module: str, scope: Function, value: ast.Attribute) -> bool:
+        """Follows `made.part` to the `part=` alone where a function made it as `Made(part=...)`; whether one did."""
+        made = [
+            (home, function, keyword.value)
+            for given in ast.walk(scope)
+            if isinstance(given, ast.Assign) and isinstance(given.value, ast.Call)
+            if _names(value.value) & {name for target in given.targets for name in _names(target)}
+            for home, function in self.package.named(module, _name(given.value.func))
+            for node in ast.walk(function)
+            if isinstance(node, ast.Return) and isinstance(node.value, ast.Call)
+            for keyword in node.value.keywords
+            if keyword.arg == value.attr
+        ]
+        for home, function, part in made:
+            self.follow(home, function, part)
+        return bool(made)
 
     def _filled(self, module: str, scope: Function, call: ast.Call, name: str) -> None:
         """`name.append(...)`, or a function that is handed `name` and may fill it."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorasmith.errors import MissingExtraError, RunError
 from lorasmith.fonts import drawable_words
-from lorasmith.i18n import _
+from lorasmith.i18n import _, foreign
 
 METRICS = "metrics.jsonl"
 Points = list[tuple[int, float]]
@@ -27,7 +27,7 @@ def read_losses(run: Path) -> tuple[Points, Points]:
         measured = [(int(line["step"]), float(line["held_out_loss"])) for line in lines if "held_out_loss" in line]
     except OSError as error:
         raise RunError(
-            _("{path}: cannot be read: {why}. Name a run's folder.", path=path, why=error.strerror)
+            _("{path}: cannot be read: {why}. Name a run's folder.", path=path, why=foreign(error.strerror))
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(_("{path}: not what a training writes there: {error}", path=path, error=error)) from None

@@ -14,7 +14,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from lorasmith.data.config import TEMPLATES
 from lorasmith.data.conversation import Message, RowError
 from lorasmith.errors import ConfigError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, foreign
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -145,7 +145,7 @@ def _from_file(path: Path) -> str:
                 "data.template: '{path}' is none of {known}, and as a file it cannot be read: {why}.",
                 path=path,
                 known=", ".join(TEMPLATES),
-                why=error.strerror,
+                why=foreign(error.strerror),
             )
         ) from None
     except UnicodeDecodeError as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lorasmith.data.stream import Broken, Source, opened
 from lorasmith.errors import DataError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, foreign
 
 BLANK = re.compile(r"[ \t\n\r]*")
 ITEMS = 10_000  # of a list between two lines of progress
@@ -34,7 +34,7 @@ def _line(line: bytes) -> object:
     except UnicodeDecodeError as error:
         return Broken(_("byte {byte} of the line is not UTF-8. Save the file as UTF-8.", byte=error.start + 1))
     except json.JSONDecodeError as error:
-        return Broken(_("not valid JSON at column {column}: {why}.", column=error.colno, why=error.msg))
+        return Broken(_("not valid JSON at column {column}: {why}.", column=error.colno, why=foreign(error.msg)))
     except RecursionError:
         return Broken(_("nested too deeply to be a row."))
     return row
@@ -67,7 +67,7 @@ def json_list(source: Source) -> Iterator[tuple[str, object]]:
         try:
             item, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            raise DataError(_broken(source, text, error.pos, error.msg)) from error
+            raise DataError(_broken(source, text, error.pos, foreign(error.msg))) from error
         yield f"{source.name}:{line}", item
         done += 1
         if done % ITEMS == 0:
@@ -103,7 +103,7 @@ def _broken(source: Source, text: str, at: int, why: str) -> str:
         **source.said,
         line=line,
         column=column,
-        why=why.rstrip("."),
+        why=why.rstrip(".。"),
     )
 
 

@@ -13,7 +13,7 @@ from lorasmith.data.messages import OPENAI, style_of
 from lorasmith.data.read import ROW_FILES, not_an_object, rows_of
 from lorasmith.data.stream import Broken, Source
 from lorasmith.errors import DataError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, foreign
 from lorasmith.report import Report
 
 UNREAD = "-"  # the answer that stands where none is asked for
@@ -35,7 +35,7 @@ def read_prompts(path: Path) -> list[Record]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DataError(_("--file: {file}: cannot be read: {why}", file=path, why=error.strerror)) from None
+        raise DataError(_("--file: {file}: cannot be read: {why}", file=path, why=foreign(error.strerror))) from None
     except UnicodeDecodeError as error:
         raise DataError(
             _("--file: {file}: byte {at} is no UTF-8. Save it as UTF-8.", file=path, at=error.start)
@@ -59,7 +59,7 @@ def _object(line: str) -> object:
     try:
         row: object = json.loads(line)
     except json.JSONDecodeError as error:
-        return Broken(_("not valid JSON at column {column}: {why}.", column=error.colno, why=error.msg))
+        return Broken(_("not valid JSON at column {column}: {why}.", column=error.colno, why=foreign(error.msg)))
     return row
 
 

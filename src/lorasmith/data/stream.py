@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from lorasmith.errors import DataError, MissingExtraError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, foreign
 from lorasmith.report import Report
 
 PACKED = (".gz", ".zst")
@@ -83,7 +83,7 @@ def opened(source: Source) -> Iterator[BinaryIO]:
             else:
                 yield io.BufferedReader(file, BLOCK)
     except (EOFError, zlib.error, OSError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        why = foreign(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(_("{option}: {file}: cannot be read: {why}", **source.said, why=why)) from error
 
 

@@ -357,7 +357,7 @@ class Template:
         try:
             shown = self.render(PROBES[0][:1])
         except RowError as error:
-            raise ConfigError(_("data.system: {why}. Leave it out.", why=error.text.rstrip("."))) from None
+            raise ConfigError(_("data.system: {why}. Leave it out.", why=error.text.rstrip(".。"))) from None
         if self.system.strip() not in shown:
             raise ConfigError(_("data.system: this template does not show a system text. Leave it out."))
 
