@@ -30,7 +30,7 @@ def test_the_file_trains_as_it_stands(tmp_path, monkeypatch, capsys):
     rows_file(Path("rows.jsonl"), range(20))
     assert main(["init", "rows.jsonl", "--model", str(model_folder())]) == 0
     out = capsys.readouterr().out
-    assert "20 rows: 20 conversations (messages), 0 with a system text" in out
+    assert "20 rows: 20 chat;" in out
     assert out.splitlines()[-1] == "next: lorasmith train --config lorasmith.toml"
     assert main(["train", "--config", "lorasmith.toml", "--output", "run"]) == 0
     summary = json.loads(Path("run/summary.json").read_text("utf-8"))
@@ -111,3 +111,16 @@ def test_every_bad_row_is_named(tmp_path, capsys):
     assert main(["init", str(path), "--model", str(model_folder()), "--output", str(tmp_path / "x.toml")]) == 2
     assert len(capsys.readouterr().err.splitlines()) >= 2
     assert not (tmp_path / "x.toml").exists()
+
+
+def test_columns_of_other_names_and_weights_are_kept(tmp_path, capsys):
+    (tmp_path / "own.csv").write_text(
+        "question,answer\n" + "".join(f"What is {i}?,It is {i}.\n" for i in range(9)), "utf-8"
+    )
+    target = tmp_path / "own.toml"
+    words = [f"{tmp_path / 'own.csv'}:0.5", "--map", "instruction=question", "output=answer"]
+    assert main(["init", *words, "--model", str(model_folder()), "--output", str(target)]) == 0
+    data = load_config(target, {}).data
+    assert data.map == {"instruction": "question", "output": "answer"}
+    assert data.data[0].endswith("own.csv:0.5")
+    assert "9 rows: 9 alpaca;" in " ".join(capsys.readouterr().out.split())

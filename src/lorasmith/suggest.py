@@ -15,10 +15,11 @@ from pydantic import BaseModel
 
 from lorasmith.config import SECTIONS, Config, to_toml
 from lorasmith.data.conversation import Record
-from lorasmith.data.prepare import prepare_rows
-from lorasmith.data.read import read
+from lorasmith.data.mix import weighted
+from lorasmith.data.prepare import looked, prepare_rows
+from lorasmith.data.read import Found
 from lorasmith.data.template import Template
-from lorasmith.errors import ConfigError, DataError
+from lorasmith.errors import ConfigError
 from lorasmith.evaluate import FEWEST
 from lorasmith.i18n import _
 from lorasmith.model.load import find_folder, load_tokenizer, max_positions
@@ -86,7 +87,7 @@ def suggest(config: Config, report: Report | None = None) -> Suggestion:
     """Values for what `config` leaves open. Raises LorasmithError: no files, a bad row, no tokenizer."""
     report = report or Report()
     if not config.data.data:
-        raise ConfigError(_("data.data: no file of examples is named. Name a JSON or JSONL file."))
+        raise ConfigError(_("data.data: no file of examples is named. Name a JSON, JSONL, CSV or Parquet file."))
     look = look_at(config, report)
     reasons: dict[str, str] = {}
     data = _filled(config.data, "data", _for_data(look), reasons)
@@ -97,20 +98,15 @@ def suggest(config: Config, report: Report | None = None) -> Suggestion:
 
 def look_at(config: Config, report: Report) -> Look:
     """Read and encode every row, uncut. Raises DataError with every bad row, ModelError without a tokenizer."""
-    records, problems = list[Record](), list[str]()
-    for path in config.data.data:
-        try:
-            records += read(path, "data.data")
-        except DataError as error:
-            problems += error.problems
-    if problems:
-        raise DataError(*problems)
+    files = looked([(path, "data.data") for path, _weight in weighted(config.data.data)], config.data, report)
+    records = [record for found in files for record in found.records]
     folder = find_folder(config.model.model, report)
-    template = Template.of(load_tokenizer(folder, config.model.trust_remote_code), config.data.template)
+    tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
+    template = Template.of(tokenizer, config.data.template, system=config.data.system)
     uncut = config.data.model_copy(update={"held_out": 0.0, "max_length": UNCUT, "too_long": "truncate"})
     examples = prepare_rows(records, None, uncut, template, None, Warnings(report)).train
     return Look(
-        form=_form(records),
+        form=_forms(files),
         rows=len(records),
         different=len({tuple(example.ids) for example in examples}),
         lengths=tuple(example.useful_length + 1 for example in examples),
@@ -208,17 +204,12 @@ def _learning_rate(steps: int, base_bytes: int) -> tuple[float, str]:
     return 2e-4, _("LoRA's usual value; {steps:,} steps", steps=steps)
 
 
-def _form(records: Sequence[Record]) -> str:
-    """What the rows are, counted over all of them."""
-    chat = [record.fields["messages"] for record in records if "messages" in record.fields]
-    roles = Counter(role for messages in chat for role in {message["role"] for message in messages})  # type: ignore[attr-defined]
-    parts = []
-    if chat:
-        parts.append(_("{count:,} conversations (messages), {system:,} with a system text",
-                       count=len(chat), system=roles["system"]))  # fmt: skip
-    if len(chat) < len(records):
-        parts.append(_("{count:,} instructions (instruction, input, output)", count=len(records) - len(chat)))
-    return _(" and ").join(parts)
+def _forms(files: Sequence[Found]) -> str:
+    """What the rows are, counted over all files."""
+    counts: Counter[str] = Counter()
+    for found in files:
+        counts[found.form] += len(found.records)
+    return ", ".join(f"{count:,} {form}" for form, count in counts.items())
 
 
 def _prompts(records: Sequence[Record], template: Template) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def prepare(
     weights = weighted(cfg.data)
     sources = [(path, "data.data") for path, _weight in weights]
     sources += [(share, "data.held_out")] if isinstance(share, str) else []
-    files = _looked(sources, cfg, report)
+    files = looked(sources, cfg, report)
     notes = [note for found in files for note in found.notes]
     for note in notes:
         report.say(note)
@@ -64,7 +64,7 @@ def prepare(
     return replace(made, notes=(*notes, *made.notes))
 
 
-def _looked(sources: Sequence[tuple[str, str]], cfg: DataConfig, report: Report) -> list[Found]:
+def looked(sources: Sequence[tuple[str, str]], cfg: DataConfig, report: Report) -> list[Found]:
     """Every file read; what is wrong with any of them is told together."""
     files, problems = list[Found](), dict[str, None]()
     for name, option in sources:

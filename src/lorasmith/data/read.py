@@ -87,7 +87,7 @@ def look(
     problems.raise_any()
     if form is None:
         raise DataError(_("{option}: {file} holds no rows. Name a file with at least one.", **source.said))
-    records = [Record({key: row[key] for key in form.keys if key in row}, at) for at, row in rows]
+    records = [Record({key: value for key, value in row.items() if key in form.keys}, at) for at, row in rows]
     return Found(source.name, form.name, columns, records, tuple(_notes(source, form, rows, records)))
 
 
