@@ -13,7 +13,8 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Annotated[
-        str, Field(description=_("a folder in the Hugging Face layout, a GGUF file, or smollm2-135m-instruct"))
+        str,
+        Field(description=_("a Hugging Face folder, a GGUF file, org/name of a hub, or smollm2-135m-instruct")),
     ] = "smollm2-135m-instruct"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16", "float64"],

@@ -1,4 +1,4 @@
-"""From a folder, a GGUF file or the demo's name to a Base. safetensors only; offline."""
+"""From a folder, a GGUF file, the demo's or a hub's name to a Base. safetensors only; offline but for a hub's name."""
 
 import difflib
 import json
@@ -16,6 +16,7 @@ from lorasmith.i18n import _
 from lorasmith.model.base import Base, positions_of
 from lorasmith.model.config import ModelConfig
 from lorasmith.model.gguf import PACKAGED, cached_gguf, packaged_model
+from lorasmith.model.hub import hub_folder, is_hub_name
 from lorasmith.model.machine import choose_device, choose_dtype, keep_freed_memory, use_all_cores
 from lorasmith.model.probe import probe
 from lorasmith.model.quiet import quiet_transformers
@@ -67,7 +68,7 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
 
 
 def find_folder(name: str, report: Report) -> Path:
-    """The folder with the model's files; converts a GGUF once. Raises ModelError where there is none."""
+    """The folder with the model's files; converts a GGUF once, asks a hub for `org/name`. Raises ModelError."""
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -77,6 +78,8 @@ def find_folder(name: str, report: Report) -> Path:
         raise ModelError(_("model.model: {path} is a file; name the model's folder, or a .gguf file.", path=path))
     if name in PACKAGED:
         return packaged_model(name, report)
+    if is_hub_name(name):
+        return hub_folder(name, report)
     hint = difflib.get_close_matches(name, [*PACKAGED, *_neighbours(path)], n=1)
     text = _("model.model: {name!r} is no folder and no GGUF file here.", name=name)
     raise ModelError(text + (" " + _("Did you mean {close!r}?", close=hint[0]) if hint else ""))
