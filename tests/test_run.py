@@ -15,7 +15,7 @@ from lorasmith import run as run_module
 from lorasmith import run_folder, train
 from lorasmith.cli.main import main
 from lorasmith.config import Config, load_config
-from lorasmith.errors import AdapterError, ConfigError, ModelError, RunError
+from lorasmith.errors import AdapterError, ConfigError, DataError, ModelError, RunError
 from lorasmith.measure import evaluate
 from lorasmith.run_folder import read_summary
 from lorasmith.session import open_adapters
@@ -390,3 +390,11 @@ def test_a_run_may_go_on_on_another_device(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"model\.device: cuda is not there on this machine"):
         train(output=run, resume=True)
     assert train(output=run, resume=True, device="cpu").steps == 4
+
+
+def test_a_bad_row_is_told_before_a_base_is_loaded(tmp_path, monkeypatch):
+    """A base may take minutes to load; what is wrong with a file shows in a second."""
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a"}\n', "utf-8")
+    monkeypatch.setattr("lorasmith.preflight.assembly.load_base", lambda *_args: pytest.fail("the base was loaded"))
+    with pytest.raises(DataError, match=r"rows\.jsonl line 1"):
+        train(tmp_path / "rows.jsonl", output=tmp_path / "run")

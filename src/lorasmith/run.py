@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from lorasmith.config import Config
-from lorasmith.data.prepare import Prepared
+from lorasmith.data.prepare import Prepared, read_files
 from lorasmith.data.template import Template
 from lorasmith.errors import ConfigError, Interrupted, MissingExtraError, RunError, TrainingError
 from lorasmith.evaluate import HeldOut, compare, held_out
@@ -101,7 +101,8 @@ class _Training:
                     model=config.model.model,
                 )
             )
-        assembled = assemble(config, self.folder, report, self.world)
+        files = read_files(config.data, report)  # a bad row is told before a base is loaded
+        assembled = assemble(config, self.folder, report, self.world, files)
         job, template, data = assembled.job, assembled.template, assembled.data
         place = place_of(job, config)
         self._describe(job, recall(place))

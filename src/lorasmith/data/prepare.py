@@ -38,21 +38,35 @@ class Prepared:
     held_out_sha256: str
 
 
+def read_files(cfg: DataConfig, report: Report) -> list[Found]:
+    """All files of `cfg`, the held-out one last: needs no model, so it comes before one is loaded.
+
+    Raises ConfigError for a setting that cannot be, DataError with every bad row.
+    """
+    share = _share(cfg)
+    if not cfg.data:
+        raise ConfigError(_("data.data: no file of examples is named. Name a JSON, JSONL, CSV or Parquet file."))
+    sources = [(path, "data.data") for path, _weight in weighted(cfg.data)]
+    sources += [(share, "data.held_out")] if isinstance(share, str) else []
+    return looked(sources, cfg, report)
+
+
 def prepare(
-    cfg: DataConfig, template: Template, limit: int | None, report: Report | None = None, seed: int = 0
+    cfg: DataConfig,
+    template: Template,
+    limit: int | None,
+    report: Report | None = None,
+    seed: int = 0,
+    files: Sequence[Found] | None = None,
 ) -> Prepared:
-    """Read all files of `cfg` and make their examples; `limit`: the tokens that the model can hold, None for any.
+    """Make the examples of all files of `cfg`, read already as `files` or now; `limit`: the tokens that the model can
+    hold, None for any.
 
     Raises ConfigError for a setting that cannot be, DataError with every bad row for rows that cannot.
     """
-    report, share = report or Report(), _share(cfg)
+    report, share, weights = report or Report(), _share(cfg), weighted(cfg.data)
     _max_length(cfg, limit)
-    if not cfg.data:
-        raise ConfigError(_("data.data: no file of examples is named. Name a JSON, JSONL, CSV or Parquet file."))
-    weights = weighted(cfg.data)
-    sources = [(path, "data.data") for path, _weight in weights]
-    sources += [(share, "data.held_out")] if isinstance(share, str) else []
-    files = looked(sources, cfg, report)
+    files = read_files(cfg, report) if files is None else files
     notes = [note for found in files for note in found.notes]
     for note in notes:
         report.say(note)

@@ -1,6 +1,6 @@
 """From a configuration to a job that could begin: base, rows, adapter, plan. The same for `train` and for `check`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from lorasmith.adapter_folder import end_ids, write_adapter
 from lorasmith.config import Config
 from lorasmith.data.plan import Plan, plan
 from lorasmith.data.prepare import Prepared, prepare
+from lorasmith.data.read import Found
 from lorasmith.data.template import Template
 from lorasmith.errors import LorasmithError
 from lorasmith.lora.inject import inject
@@ -39,8 +40,12 @@ class Assembled:
     data: Prepared
 
 
-def assemble(config: Config, folder: Path, report: Report, world: World) -> Assembled:
+def assemble(
+    config: Config, folder: Path, report: Report, world: World, files: Sequence[Found] | None = None
+) -> Assembled:
     """Load the base, encode the rows, put the adapter on; nothing is written into `folder`.
+
+    `files`: the examples, where they are read already.
 
     Raises LorasmithError: the problems of the rows and of the adapter's patterns come together.
     """
@@ -48,7 +53,7 @@ def assemble(config: Config, folder: Path, report: Report, world: World) -> Asse
 
     def rows() -> tuple[Template, Prepared]:
         template = Template.of(base.tokenizer, config.data.template, end_ids(base), config.data.system)
-        return template, prepare(config.data, template, base.max_positions, report, config.training.seed)
+        return template, prepare(config.data, template, base.max_positions, report, config.training.seed, files)
 
     (template, data), adapter = together(
         rows, lambda: inject(base.model, config.lora, base.router, ADAPTER, config.training.seed)
