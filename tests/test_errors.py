@@ -9,7 +9,7 @@ import pytest
 
 from lorasmith import errors
 from lorasmith.cli.main import main
-from lorasmith.errors import AdapterError, LorasmithError
+from lorasmith.errors import AdapterError, LorasmithError, first_line
 from lorasmith.model.config import ModelConfig
 from lorasmith.session import open_adapters
 from tiny import flags, model_folder, row, rows_file, settings, trained
@@ -146,3 +146,8 @@ def test_every_error_of_ours_leaves_with_2_and_is_drawn_in_the_docstring():
             assert error.__name__ in tree
             assert error("a", "b").exit_code == 2
             assert str(error("a", "b")) == "a\nb"
+
+
+def test_a_library_that_says_nothing_is_named_by_the_kind_of_its_error():
+    assert first_line(RuntimeError()) == "RuntimeError"
+    assert first_line(ValueError("\n  \nwhat\nmore")) == "what"

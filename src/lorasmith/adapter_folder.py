@@ -14,7 +14,6 @@ from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, foreign
 from lorasmith.lora.files import CONFIG, read_config, save_adapter
 from lorasmith.model.base import Base
-from lorasmith.model.identity import identity
 
 NAME, VERSION = "lorasmith.json", 1
 
@@ -55,7 +54,7 @@ def write_adapter(base: Base, adapter: str, template: Template, folder: Path, no
     """Write one adapter of `base` for PEFT, vLLM and lorasmith. `notes` is free: data, held-out loss."""
     about = {
         "version": VERSION,
-        "base": {"model": lasting(base.source), "identity": identity(base.folder, base.tokenizer)},
+        "base": {"model": lasting(base.source), "identity": base.identity},
         "template": template.to_json(),
         "notes": notes,
     }
@@ -128,7 +127,7 @@ def template_for(folder: Path, base: Base) -> Template:
     about = read_about(folder)
     if about is None:
         return Template.of(base.tokenizer, "auto", end_ids(base))
-    here, then = identity(base.folder, base.tokenizer), about["base"]["identity"]
+    here, then = base.identity, about["base"]["identity"]
     differing = [part for part in then if here.get(part) != then[part]]
     if differing:
         raise AdapterError(

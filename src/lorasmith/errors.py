@@ -53,3 +53,8 @@ class MissingExtraError(LorasmithError):
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C came and the work was saved; the text says where. The command line exits with 130."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says, which may be many lines: the first that is not empty, or else the kind of the error."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

@@ -92,8 +92,8 @@ def _checked(wanted: Wanted) -> list[Metric]:
     if wanted.limits is not None and not wanted.files:
         problems.append(
             _(
-                "data.max_length and data.too_long are for files of your own: the run's held-out examples are as long "
-                "as in its training. Leave them out, or give a file: lorasmith eval RUN FILE"
+                "data.map, data.max_length and data.too_long are for files of your own: the run's held-out examples "
+                "are as in its training. Leave them out, or give a file: lorasmith eval RUN FILE"
             )
         )
     if wanted.metrics and not wanted.answers:

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from lorasmith.evaluation import Evaluation
 from lorasmith.i18n import _
+from lorasmith.pages import rendered
 from lorasmith.plot import read_losses, smooth
 from lorasmith.training.checkpoint import write_file
 from lorasmith.version import installed_version
@@ -32,13 +31,10 @@ class Curve(NamedTuple):
 
 def write_page(evaluation: Evaluation, runs: Sequence[Path], path: Path) -> None:
     """Write `path`; `runs` are the folders of the adapters in their order. Raises RunError if it cannot be written."""
-    loader = FileSystemLoader(Path(__file__).parent / "pages")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     named = zip(evaluation.adapters, runs, strict=True)
     found = [curve for adapter, run in named if (curve := curve_of(run, adapter.name))]
-    text = environment.get_template("eval.html").render(
+    text = rendered(
+        "eval.html",
         e=evaluation,
         groups=list(evaluation.groups()),
         curves=found,

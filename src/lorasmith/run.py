@@ -24,7 +24,7 @@ import torch
 from lorasmith.config import Config
 from lorasmith.data.prepare import Prepared, read_files
 from lorasmith.data.template import Template
-from lorasmith.errors import ConfigError, Interrupted, MissingExtraError, RunError, TrainingError
+from lorasmith.errors import Interrupted, MissingExtraError, RunError, TrainingError
 from lorasmith.evaluate import HeldOut, compare, held_out
 from lorasmith.i18n import _
 from lorasmith.lora.files import has_effect
@@ -67,8 +67,6 @@ def train(config: Config, report: Report | None = None, resume: bool = False, ov
     try:
         folder = choose_folder(config, world)
         config = check_folder(folder, config, resume, overwrite)
-        if not config.data.data:
-            raise ConfigError(_("data.data: no file of examples is named. Name a JSON, JSONL, CSV or Parquet file."))
         if config.training.tensorboard:
             require_tensorboard()
         world.wait()  # nobody writes before all have looked
@@ -93,6 +91,7 @@ class _Training:
     def run(self, resume: bool, started: float) -> Summary:
         """Load, prepare, train, measure, write."""
         config, report = self.config, self.report
+        files = read_files(config.data, report)  # a bad row is told before a base is loaded
         if "model" not in config.model.model_fields_set:
             report.say(
                 _(
@@ -101,7 +100,6 @@ class _Training:
                     model=config.model.model,
                 )
             )
-        files = read_files(config.data, report)  # a bad row is told before a base is loaded
         assembled = assemble(config, self.folder, report, self.world, files)
         job, template, data = assembled.job, assembled.template, assembled.data
         place = place_of(job, config)

@@ -15,11 +15,9 @@ from pydantic import BaseModel
 
 from lorasmith.config import SECTIONS, Config, to_toml
 from lorasmith.data.conversation import Record
-from lorasmith.data.mix import weighted
-from lorasmith.data.prepare import looked, prepare_rows
+from lorasmith.data.prepare import prepare_rows, read_files
 from lorasmith.data.read import Found
 from lorasmith.data.template import Template
-from lorasmith.errors import ConfigError
 from lorasmith.evaluate import FEWEST
 from lorasmith.i18n import _
 from lorasmith.model.load import find_folder, load_tokenizer, max_positions
@@ -86,8 +84,6 @@ class Suggestion:
 def suggest(config: Config, report: Report | None = None) -> Suggestion:
     """Values for what `config` leaves open. Raises LorasmithError: no files, a bad row, no tokenizer."""
     report = report or Report()
-    if not config.data.data:
-        raise ConfigError(_("data.data: no file of examples is named. Name a JSON, JSONL, CSV or Parquet file."))
     look = look_at(config, report)
     reasons: dict[str, str] = {}
     data = _filled(config.data, "data", _for_data(look), reasons)
@@ -98,7 +94,7 @@ def suggest(config: Config, report: Report | None = None) -> Suggestion:
 
 def look_at(config: Config, report: Report) -> Look:
     """Read and encode every row, uncut. Raises DataError with every bad row, ModelError without a tokenizer."""
-    files = looked([(path, "data.data") for path, _weight in weighted(config.data.data)], config.data, report)
+    files = read_files(config.data.model_copy(update={"held_out": 0.0}), report)
     records = [record for found in files for record in found.records]
     folder = find_folder(config.model.model, report)
     tokenizer = load_tokenizer(folder, config.model.trust_remote_code)

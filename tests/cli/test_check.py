@@ -227,5 +227,16 @@ def test_the_page_is_one_file_and_escapes_what_is_in_the_rows(tmp_path, capsys):
     assert '<span class="stop">&lt;|im_end|&gt;</span>' in text
     capsys.readouterr()
     assert main(["check", str(files), "--html", str(tmp_path / "no" / "x.html")]) == 2
-    assert "there is no folder" in capsys.readouterr().err
+    assert "name a file in a folder that is there" in capsys.readouterr().err
     assert model_folder().is_dir()
+
+
+def test_without_a_base_weights_and_other_columns_are_understood(tmp_path, capsys):
+    for name in ("a", "b"):
+        lines = ["question,answer", *(f"{name} {i}?,{name} {i}." for i in range(4))]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    words = [f"{tmp_path / 'a.csv'}:0.5", f"{tmp_path / 'b.csv'}:0.5", "--map", "instruction=question", "output=answer"]
+    assert main(["check", *words, "--model", str(tmp_path / "nowhere")]) == 2
+    told = "".join(capsys.readouterr())
+    assert "model.model" in told
+    assert "1 problem" in told, told

@@ -143,3 +143,10 @@ def test_programs_get_every_figure(capsys, runs, own, tmp_path):
 def test_what_cannot_be_is_refused_with_code_2(capsys, runs, words, text):
     assert main(["eval", runs[0], *words]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_columns_of_other_names_are_read(capsys, runs, tmp_path):
+    file = tmp_path / "own.csv"
+    file.write_text("question,answer\n" + "".join(f"Is it {i}?,It is {i}.\n" for i in range(20, 32)), "utf-8")
+    assert main(["eval", runs[0], str(file), "--map", "instruction=question", "output=answer"]) == 0
+    assert "over 12 held out" in capsys.readouterr().out

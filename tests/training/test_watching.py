@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def test_without_tensorboard_the_error_names_the_extra_and_nothing_is_written(tm
 
 
 def test_events_hold_what_metrics_hold_also_after_a_resume(tmp_path):
-    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    reading = import_module("tensorboard.backend.event_processing.event_accumulator")
     run = tmp_path / "run"
     with pytest.raises(Crash):
         trained(run, crash_at(5), tensorboard=True, **HARD)

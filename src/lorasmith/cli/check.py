@@ -2,12 +2,10 @@
 
 import argparse
 import json
-from pathlib import Path
 
-from lorasmith.cli.flags import Parser, config_of
+from lorasmith.cli.flags import Parser, config_of, page_of
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
-from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 
 
@@ -15,7 +13,7 @@ def parser() -> Parser:
     """The flags of train, and how the result is shown."""
     parser = Parser("check", "DATA ...", _("Look at all that a training would do: base, rows, targets, memory, time."))
     parser.own.add_argument("files", metavar="DATA", nargs="*", help=_("files of examples (also as --data)"))
-    parser.own.add_argument("--html", metavar="FILE", help=_("write it as one HTML file, too"))
+    parser.add_html()
     parser.add_json()
     parser.add_config()
     return parser
@@ -23,10 +21,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Shows what is found; 0 where a training can begin, warnings or not, else 2. Raises LorasmithError."""
-    config = config_of(args)
-    page = Path(args.html).expanduser() if args.html else None
-    if page is not None and not page.parent.is_dir():
-        raise ConfigError(_("--html: there is no folder {folder}. Make it, or name another file.", folder=page.parent))
+    config, page = config_of(args), page_of(args)
     with importing():
         from lorasmith.preflight.check import check
     from lorasmith.cli.checked import show

@@ -5,13 +5,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorasmith.cli.flags import Parser, base_of, given, positive
+from lorasmith.cli.flags import Parser, base_of, given, page_of, positive
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
 from lorasmith.config import check
 from lorasmith.data.config import DataConfig
 from lorasmith.engine.config import SamplingConfig
-from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 
 if TYPE_CHECKING:
@@ -41,17 +40,17 @@ def parser() -> Parser:
         "--forget", metavar="FILE", nargs="?", const="",
         help=_("the loss on this file too, to see what was forgotten; without a name on a small general text"),
     )  # fmt: skip
-    parser.own.add_argument("--html", metavar="FILE", help=_("write all of it as one page that can be sent"))
+    parser.add_html()
     parser.add_json()
     parser.add_base()
-    parser.add_section("data", only=("max_length", "too_long"))  # the template is the adapter's own
+    parser.add_section("data", only=("max_length", "too_long", "map"))  # the template is the adapter's own
     parser.add_section("sampling")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints every figure of base and adapters, and the interval of their difference. Raises LorasmithError."""
-    model, limits, page = base_of(args), _limits(args), _page(args)
+    model, limits, page = base_of(args), _limits(args), page_of(args)
     sampling = check(SamplingConfig, given(args).get("sampling", {}), "sampling")
     runs = [args.run, *filter(is_adapter, args.words)]
     files = tuple(word for word in args.words if not is_adapter(word))
@@ -103,16 +102,6 @@ def rows_of(group: "Group") -> list[list[str]]:
 
 
 def _limits(args: argparse.Namespace) -> DataConfig | None:
-    """--max-length and --too-long, or None where neither was given."""
+    """--max-length, --too-long and --map, or None where none was given."""
     found: dict[str, Any] = given(args).get("data", {})
     return check(DataConfig, found, "data") if found else None
-
-
-def _page(args: argparse.Namespace) -> Path | None:
-    """--html, whose folder must be there before minutes are spent."""
-    if args.html is None:
-        return None
-    path = Path(args.html).expanduser()
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(_("--html {file}: name a file in a folder that is there, as in report.html", file=args.html))
-    return path

@@ -61,6 +61,10 @@ class Parser(argparse.ArgumentParser):
         """--json, which sends what people read to stderr."""
         self.add_switch("--json", _("the last line of standard output is one JSON object"))
 
+    def add_html(self) -> None:
+        """--html, read by `page_of`."""
+        self.own.add_argument("--html", metavar="FILE", help=_("write all of it as one page that can be sent"))
+
     def add_base(self) -> None:
         """--model, --dtype, --device for verbs that read the base's name from RUN."""
         text = _("the base, where it is not where the adapter says")
@@ -178,6 +182,16 @@ def _default(value: Any) -> str:
     if value is None or value == () or value == {}:
         return ""
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def page_of(args: argparse.Namespace) -> Path | None:
+    """--html, whose folder must be there before minutes are spent. Raises ConfigError."""
+    if args.html is None:
+        return None
+    path = Path(args.html).expanduser()
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(_("--html {file}: name a file in a folder that is there, as in report.html", file=args.html))
+    return path
 
 
 def base_of(args: argparse.Namespace) -> ModelConfig:

@@ -5,7 +5,6 @@ $XDG_CACHE_HOME/lorasmith/rows/KEY.safetensors      ids, targets, weights, lengt
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from lorasmith.data.conversation import Conversation
 from lorasmith.data.template import Template
-from lorasmith.model.cache import cache_folder
+from lorasmith.model.cache import cache_folder, keep
 from lorasmith.model.row import Example
 from lorasmith.version import installed_version
 
@@ -80,11 +79,5 @@ def remember(place: Path, rows: Sequence[Sequence[Example]]) -> None:
         "lengths": torch.tensor([len(e.ids) for e in examples], dtype=torch.int32),
         "examples": torch.tensor([len(row) for row in rows], dtype=torch.int32),
     }
-    with suppress(OSError, SafetensorError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=place.parent) as folder:
-            save_file(tensors, Path(folder) / place.name)
-            (Path(folder) / place.name).replace(place)
-        oldest = sorted(place.parent.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)[:-FILES]
-        for path in oldest:
-            path.unlink(missing_ok=True)
+    with suppress(SafetensorError):
+        keep(place, FILES, lambda path: save_file(tensors, path))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.data.stream import Source
-from lorasmith.errors import DataError
+from lorasmith.errors import DataError, first_line
 from lorasmith.i18n import _
 
 NAME = re.compile(r"(?:(?P<hub>hf|modelscope):)?(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?", re.ASCII)
@@ -68,7 +68,7 @@ def _hugging_face(name: str, config: str | None, source: Source, datasets: Any) 
         info = hub.HfApi().dataset_info(name, files_metadata=True, timeout=10)
         _say_what_comes(info, hub.constants.ENDPOINT, source)
     except refused as error:
-        reason = _line(error)
+        reason = first_line(error)
         kept = Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___"))
         if not (kept.exists() or hub.constants.HF_HUB_OFFLINE):  # datasets itself would ask for half a minute more
             raise _unreachable(source, hub.constants.ENDPOINT, reason) from error
@@ -85,7 +85,7 @@ def _modelscope(name: str, config: str | None, source: Source, datasets: Any) ->
     try:
         folder = modelscope.dataset_snapshot_download(name)
     except (OSError, ValueError, RuntimeError) as error:
-        raise _unreachable(source, "https://modelscope.cn", _line(error)) from error
+        raise _unreachable(source, "https://modelscope.cn", first_line(error)) from error
     try:
         return datasets.load_dataset(str(folder), config)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -120,7 +120,7 @@ def _unreachable(source: Source, endpoint: str, why: str) -> DataError:
 
 
 def _unread(source: Source, error: Exception) -> DataError:
-    text = _("{option}: {file}: `datasets` cannot read it: {why}", **source.said, why=_line(error))
+    text = _("{option}: {file}: `datasets` cannot read it: {why}", **source.said, why=first_line(error))
     if "config name" in text.lower():
         text += " " + _("Name one as {file}:CONFIG.", file=source.name)
     return DataError(text)
@@ -146,8 +146,3 @@ def _numbered(rows: Any, source: Source) -> Rows:
         if number % 10_000 == 0:
             source.report.progress(source.task, number, total)
         yield f"{source.name} row {number}", row
-
-
-def _line(error: Exception) -> str:
-    """The first line of what a library says, which may be many."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__

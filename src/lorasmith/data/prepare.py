@@ -48,7 +48,7 @@ def read_files(cfg: DataConfig, report: Report) -> list[Found]:
         raise ConfigError(_("data.data: no file of examples is named. Name a JSON, JSONL, CSV or Parquet file."))
     sources = [(path, "data.data") for path, _weight in weighted(cfg.data)]
     sources += [(share, "data.held_out")] if isinstance(share, str) else []
-    return looked(sources, cfg, report)
+    return _looked(sources, cfg, report)
 
 
 def prepare(
@@ -78,7 +78,7 @@ def prepare(
     return replace(made, notes=(*notes, *made.notes))
 
 
-def looked(sources: Sequence[tuple[str, str]], cfg: DataConfig, report: Report) -> list[Found]:
+def _looked(sources: Sequence[tuple[str, str]], cfg: DataConfig, report: Report) -> list[Found]:
     """Every file read; what is wrong with any of them is told together."""
     files, problems = list[Found](), dict[str, None]()
     for name, option in sources:

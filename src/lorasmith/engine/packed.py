@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lorasmith.engine.kv import SlotCache
 from lorasmith.engine.request import Chunk, Running
-from lorasmith.errors import ModelError
+from lorasmith.errors import ModelError, first_line
 from lorasmith.i18n import _
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
@@ -116,7 +116,7 @@ def _try_pieces(base: Base) -> str | None:
         hidden(base, _pieces(texts, (0, 0), (4, 1)).to(base.device), cache)
         found = hidden(base, _pieces(texts, (4, 1), (5, 7)).to(base.device), cache)[[0, 6]]
     except (ModelError, TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError) as error:
-        return _("its attention cannot be given a cache ({error})", error=str(error).splitlines()[0][:120])
+        return _("its attention cannot be given a cache ({error})", error=first_line(error))
     finally:
         base.router.route(None)
     difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

@@ -1,6 +1,7 @@
 """A causal language model as the rest of lorasmith sees it."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lorasmith.lora.inject import Adapter
 from lorasmith.lora.router import Router
+from lorasmith.model.identity import identity
 
 Layout = Literal["packed", "padded"]
 
@@ -44,6 +46,11 @@ class Base:
     why: dict[str, str] = field(default_factory=dict)
     router: Router = field(default_factory=Router)
     adapters: dict[str, Adapter] = field(default_factory=dict)
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What makes it the same base; see identity.py."""
+        return identity(self.folder, self.tokenizer)
 
     @property
     def decoder(self) -> nn.Module:

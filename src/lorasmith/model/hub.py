@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lorasmith.errors import MissingExtraError, ModelError
+from lorasmith.errors import MissingExtraError, ModelError, first_line
 from lorasmith.i18n import _
 from lorasmith.report import Report
 
@@ -77,7 +77,6 @@ def _say_what_comes(info: Any, endpoint: str, report: Report) -> None:
 
 
 def _unreachable(name: str, endpoint: str, error: Exception) -> ModelError:
-    why = str(error).strip().partition("\n")[0] or type(error).__name__
     return ModelError(
         _(
             "model.model: {name!r} is no folder and no GGUF file here, and as a model of {endpoint} it could not be "
@@ -85,6 +84,6 @@ def _unreachable(name: str, endpoint: str, error: Exception) -> ModelError:
             "with network; HF_ENDPOINT names a mirror.",
             name=name,
             endpoint=endpoint,
-            why=why.rstrip("."),
+            why=first_line(error).rstrip("."),
         )
     )

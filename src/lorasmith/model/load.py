@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from lorasmith.collector import at_rest
-from lorasmith.errors import ModelError
+from lorasmith.errors import ModelError, first_line
 from lorasmith.i18n import _
 from lorasmith.model.base import Base, positions_of
 from lorasmith.model.config import ModelConfig
@@ -51,7 +51,7 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            _("{folder}: transformers cannot build it: {error}", folder=folder, error=_first_line(error))
+            _("{folder}: transformers cannot build it: {error}", folder=folder, error=first_line(error))
         ) from error
     model, info = loaded
     if info["missing_keys"]:  # transformers would fill them with random numbers
@@ -100,7 +100,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
-            _("{folder}: its tokenizer cannot be read: {error}", folder=folder, error=_first_line(error))
+            _("{folder}: its tokenizer cannot be read: {error}", folder=folder, error=first_line(error))
         ) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
@@ -144,7 +144,7 @@ def _read_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            _("{folder}: transformers does not know this model: {error}", folder=folder, error=_first_line(error))
+            _("{folder}: transformers does not know this model: {error}", folder=folder, error=first_line(error))
         ) from error
 
 
@@ -164,7 +164,3 @@ def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
 
 def _neighbours(path: Path) -> list[str]:
     return [str(p) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lorasmith.errors import ModelError
+from lorasmith.errors import ModelError, first_line
 from lorasmith.i18n import _
 from lorasmith.lora.router import Slice
 from lorasmith.model import attention
@@ -107,7 +107,7 @@ def _packing_problem(base: Base, first: Example, second: Example, alone: Alone) 
         with torch.no_grad():
             changed = hidden(base, _row(base, other, second))
     except (ModelError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        return _("its attention cannot be given a packed row ({error})", error=str(error).splitlines()[0][:120])
+        return _("its attention cannot be given a packed row ({error})", error=first_line(error))
     start = row.spans[1].start
     if not torch.equal(packed[start:], changed[start:]) or bool(gradient[:start].any()):
         return _("in a packed row its examples see each other")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lorasmith.collector import at_rest
-from lorasmith.errors import ModelError
+from lorasmith.errors import ModelError, first_line
 from lorasmith.i18n import _, foreign
 from lorasmith.lora.inject import HALF
 from lorasmith.lora.layer import LoRALayer
@@ -171,7 +171,7 @@ def _problems(
     try:
         loss, gradient = step()
     except (ModelError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        return _("it does not run ({error})", error=str(error).splitlines()[0][:120])
+        return _("it does not run ({error})", error=first_line(error))
     right, right_gradient = wanted
     limits = _STEP[base.dtype]
     off = float((loss - right).abs() / right.abs().clamp_min(1e-30))

@@ -3,15 +3,14 @@
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lorasmith.config import Config
-from lorasmith.data.read import read
+from lorasmith.data.prepare import read_files
 from lorasmith.errors import LorasmithError, ModelError, RunError
 from lorasmith.i18n import _
-from lorasmith.preflight.assembly import Assembled, assemble, recompute_activations, together
+from lorasmith.preflight.assembly import Assembled, assemble, recompute_activations
 from lorasmith.preflight.dry import dry_run
 from lorasmith.preflight.expected import Expected, expect
 from lorasmith.preflight.facts import Facts, facts_of
@@ -127,7 +126,7 @@ def _never_stops(job: Job, stop_ids: tuple[int, ...]) -> list[str]:
 def _of_files(config: Config) -> list[str]:
     """What is wrong with the files of rows themselves, where there is no base to encode them for."""
     try:
-        together(*(partial(read, file) for file in config.data.data))
+        read_files(config.data, Report())
     except LorasmithError as error:
         return list(error.problems)
     return []

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorasmith.evaluate import FEWEST
 from lorasmith.i18n import _
-from lorasmith.lora.inject import count
+from lorasmith.lora.inject import Counts, count
 from lorasmith.lora.target import in_words
 from lorasmith.model.base import Base
 from lorasmith.model.machine import dtype_name
@@ -99,7 +99,7 @@ def lines(facts: Facts) -> Iterator[tuple[str, str]]:
     for name, paths in facts.saved.items():
         yield _("whole"), _("{name} is copied and trained whole: {modules}", name=name, modules=", ".join(paths))
     yield _("without"), _without(facts)
-    yield _("trained"), _counted(facts)
+    yield _("trained"), str(Counts(facts.trainable, facts.parameters))
     yield _("steps"), _steps(facts)
     yield _("rate"), _rate(facts)
     yield from facts.expected.lines()
@@ -119,15 +119,6 @@ def _without(facts: Facts) -> str:
     if not facts.without_adapter:
         return _("every linear layer has an adapter")
     return _("linear layers that stay as they are: {modules}", modules=in_words(facts.without_adapter))
-
-
-def _counted(facts: Facts) -> str:
-    return _(
-        "trainable params: {trainable:,} || all params: {all:,} || trainable%: {part:.4f}",
-        trainable=facts.trainable,
-        all=facts.parameters,
-        part=100 * facts.trainable / facts.parameters,
-    )
 
 
 def _steps(facts: Facts) -> str:

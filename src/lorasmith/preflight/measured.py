@@ -6,7 +6,6 @@ $XDG_CACHE_HOME/lorasmith/measured/KEY.json      one Measured; the key holds all
 import json
 import platform
 import sys
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,8 +14,7 @@ from typing import Literal
 import torch
 
 from lorasmith.config import Config
-from lorasmith.model.cache import cache_folder
-from lorasmith.model.identity import identity
+from lorasmith.model.cache import cache_folder, keep
 from lorasmith.training.loop import Job, due, save_is_due
 from lorasmith.training.memory import peak_memory_mib
 from lorasmith.version import installed_version
@@ -49,7 +47,7 @@ def place_of(job: Job, config: Config) -> Path:
         "python": sys.version,
         "system": platform.platform(),
         "processor": sorted(name for name, value in torch.cpu.get_capabilities().items() if value is True),
-        "base": identity(job.base.folder, job.base.tokenizer),
+        "base": job.base.identity,
         "settings": job.settings,
         "lora": config.lora.model_dump(mode="json"),
         "training": training | {"steps": len(job.plan)},
@@ -68,14 +66,7 @@ def recall(place: Path) -> Measured | None:
 
 def remember(place: Path, measured: Measured) -> None:
     """Keep it for the next run; where the cache cannot be written, the next one measures again."""
-    with suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        staging = place.with_suffix(".part")
-        staging.write_text(json.dumps(asdict(measured), indent=2) + "\n", "utf-8")
-        staging.replace(place)
-        oldest = sorted(place.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-FILES]
-        for path in oldest:
-            path.unlink(missing_ok=True)
+    keep(place, FILES, lambda path: path.write_text(json.dumps(asdict(measured), indent=2) + "\n", "utf-8"))
 
 
 def of_run(job: Job, start: float, evaluated: float, trained: float, seconds: float) -> Measured:

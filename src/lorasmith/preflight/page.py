@@ -2,24 +2,20 @@
 
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
 from lorasmith.i18n import _
+from lorasmith.pages import rendered
 from lorasmith.preflight.check import Checked
 from lorasmith.preflight.facts import lines
 from lorasmith.training.checkpoint import write_file
 
-PAGE = Path(__file__).with_name("page.html")
-
 
 def write_page(checked: Checked, file: Path) -> None:
     """Write the page; raises RunError where it cannot be written."""
-    write_file(file, page(checked))
+    write_file(file, page(checked), is_run=False)
 
 
 def page(checked: Checked) -> str:
     """The page as text. Everything from outside is escaped."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     words = {
         "title": _("Before the training"),
         "problems": _("To mend first"),
@@ -36,5 +32,4 @@ def page(checked: Checked) -> str:
     }
     most = max((bar.rows for bar in checked.lengths), default=1)
     facts = list(lines(checked.facts)) if checked.facts else []
-    template = environment.from_string(PAGE.read_text("utf-8"))
-    return template.render(checked=checked, facts=facts, most=most, words=words)
+    return rendered("check.html", checked=checked, facts=facts, most=most, words=words)
