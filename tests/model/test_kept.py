@@ -8,7 +8,7 @@ from fast_base import fast_base
 from lorasmith.model.head import loss_sum
 from lorasmith.model.kept import counted
 from lorasmith.training import memory
-from lorasmith.training.memory import expected_mib
+from lorasmith.training.memory import expected_mib, growth_mib
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
@@ -35,3 +35,10 @@ def test_a_system_that_does_not_say_its_memory(monkeypatch: pytest.MonkeyPatch) 
     base, _adapter = fast_base("llama", torch.float32)
     monkeypatch.setattr(memory, "memory_mib", lambda: None)
     assert expected_mib(base, one_row(examples((5, 6))), 1000) is None
+
+
+def test_only_where_every_shape_is_compiled_memory_grows_with_the_steps() -> None:
+    row = one_row(examples((50, 40)))
+    single, half = (fast_base("llama", dtype)[0] for dtype in (torch.float32, torch.bfloat16))
+    assert growth_mib(single, row, 100) == 0
+    assert growth_mib(half, row, 100) == growth_mib(half, row, 200) > growth_mib(half, row, 1) > 0
