@@ -40,6 +40,8 @@ catalogue: setup-dev  ## texts of the code into the Chinese catalogue; lists wha
 
 docs: setup-dev  ## the pages of docs that are made from the code
 	$(BIN)/python -m tools.errors_page
+	$(BIN)/python -m tools.options_page
+	$(BIN)/python -m tools.formats_page
 
 bench: setup-dev  ## beside PEFT with Trainer, alone on the machine, 45 minutes at most; some sections: ARGS='--only training'
 	$(BIN)/python -m bench $(ARGS)

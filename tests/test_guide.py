@@ -1,4 +1,4 @@
-"""docs/start.md and docs/guide.md with their Chinese twins: every block is of a kind that is held here, and holds."""
+"""docs/start.md, guide.md, concepts.md and their Chinese twins: every block is of a kind that is held, and holds."""
 
 import json
 import re
@@ -13,19 +13,25 @@ from lorasmith.cli.flags import config_of
 from lorasmith.config import Config, load_config
 from lorasmith.data.forms import recognised, row_problem
 from lorasmith.i18n import _, speaking
+from lorasmith.lora.config import LoraConfig
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAIRS = {"start": ("start.md", "start.zh.md"), "guide": ("guide.md", "guide.zh.md")}
+PAIRS = {
+    "start": ("start.md", "start.zh.md"),
+    "guide": ("guide.md", "guide.zh.md"),
+    "concepts": ("concepts.md", "concepts.zh.md"),
+}
 PAGES = [name for pair in PAIRS.values() for name in pair]
 KINDS = {
     "start": {"bash": 10, "json": 1, "text": 1},
     "guide": {"bash": 8, "json": 3, "toml": 3, "python": 2},
+    "concepts": {"bash": 5, "python": 2},
 }
-COMMANDS = {"start": 14, "guide": 21}  # that begin with `lorasmith`
-INLINE = {"start": 6, "guide": 12}  # at least so many flags stand in the sentences and tables
+COMMANDS = {"start": 14, "guide": 21, "concepts": 5}  # that begin with `lorasmith`
+INLINE = {"start": 6, "guide": 12, "concepts": 6}  # at least so many flags stand in the sentences and tables
 FAR_EAST = re.compile(r"[\u3000-\u9fff\uff00-\uffef]")
 LABELS = ("base", "rows", "fast", "target", "without", "trained", "steps", "rate", "memory", "time")
-SHELL_WORDS = {"make", ".", "lorasmith"}
+SHELL_WORDS = {"make", ".", "lorasmith", "python"}
 
 
 def text(name: str) -> str:
@@ -87,6 +93,8 @@ def test_every_command_parses_and_its_values_are_allowed(
         assert words[0] in SHELL_WORDS, words
         if words[0] == "make":
             assert f"\n{words[1]}:" in (DOCS.parent / "Makefile").read_text("utf-8")
+        if words[0] == "python":
+            assert (DOCS.parent / words[1]).is_file()
     for verb, *words in commands(name):
         args, problems = import_module(f"lorasmith.cli.{verb}").parser().read(words)
         assert not problems, (verb, words)
@@ -124,7 +132,10 @@ def test_every_row_is_read_as_it_is_said(name: str) -> None:
         assert form is not None
         assert [row_problem(row, form) for row in rows] == [None] * len(rows)
         found.append(form.name)
-    assert found == {"start": ["chat"], "guide": ["ShareGPT", "prompt/completion", "alpaca"]}[kind_of(name)]
+    assert (
+        found
+        == {"start": ["chat"], "guide": ["ShareGPT", "prompt/completion", "alpaca"], "concepts": []}[kind_of(name)]
+    )
 
 
 @pytest.mark.parametrize("name", ["guide.md", "guide.zh.md"])
@@ -136,6 +147,32 @@ def test_the_measure_of_the_guide_measures(name: str) -> None:
     assert right(row, row) == 1
     assert right(row.replace("120.5", "7"), row) == 0.5
     assert [right(wrong, row) for wrong in ("no JSON", "[]", "3")] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", PAIRS["concepts"])
+def test_the_mathematics_of_the_concepts_holds(name: str) -> None:
+    for body in of_language(name, "python"):  # each ends in an assert
+        exec(compile(body, name, "exec"), {})
+    assert LoraConfig(use_rslora=True).scaling(64, 16) == 8 * LoraConfig().scaling(64, 16)  # "eight times the scaling"
+
+
+def test_every_picture_is_small() -> None:
+    pictures = re.findall(r"!\[[^\]]+\]\((pictures/\w+\.png)\)", text("concepts.md"))
+    assert len(pictures) == 5
+    assert [name for name in pictures if (DOCS / name).stat().st_size > 100_000] == []
+
+
+@pytest.mark.parametrize("pair", [PAIRS["concepts"]], ids=["concepts"])
+def test_both_languages_have_the_same_formulas_figures_and_pictures(pair: tuple[str, str]) -> None:
+    for what, least in (
+        (r"\$\$.*?\$\$", 3),
+        (r"(?<!\$)\$[^$\n]+\$(?!\$)", 25),
+        (r"\d+\.\d+(?:e-\d)?", 18),
+        (r"pictures/\w+.png", 5),
+    ):
+        english, chinese = (sorted(re.findall(what, prose(name))) for name in pair)
+        assert english == chinese
+        assert len(english) >= least
 
 
 @pytest.mark.parametrize("name", PAGES)

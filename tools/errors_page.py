@@ -5,16 +5,13 @@ python -m tools.errors_page
 
 import re
 import sys
-import tomllib
 from dataclasses import dataclass
-from pathlib import Path
 
 from lorasmith.i18n import _, speaking
 from tools.error_texts import ErrorText, error_texts
+from tools.pages import block, code, notes, places, write
 
-ROOT = Path(__file__).parents[1]
-PAGES = {"en": ROOT / "docs" / "errors.md", "zh": ROOT / "docs" / "errors.zh.md"}
-NOTES = Path(__file__).with_name("errors.toml")
+PAGES = places("errors")
 HEADS = {
     "en": """# Errors
 
@@ -45,7 +42,7 @@ class Notes:
     @classmethod
     def read(cls) -> "Notes":
         """The file's content."""
-        found = tomllib.loads(NOTES.read_text("utf-8"))
+        found = notes("errors")
         return cls(
             {one["name"]: one for one in found["class"]},
             frozenset(text for part in found["part"] for text in part["texts"]),
@@ -73,7 +70,7 @@ def _entry(one: ErrorText, notes: Notes, language: str) -> list[str]:
         first, *further = shown_as(_(one.text)).split("\n")
     lines = [f"### {code(first)}", ""]
     if further:
-        lines += ["```text", *further, "```", ""]
+        lines += block("text", "\n".join(further))
     if language != "en":
         lines += [code(shown_as(one.text).split("\n")[0]), ""]
     if note := notes.notes.get(one.text):
@@ -87,17 +84,5 @@ def shown_as(text: str) -> str:
     return re.sub(r"\{(\w+)[:!][^{}]*\}", r"{\1}", text).replace("{{", "{").replace("}}", "}")
 
 
-def code(text: str) -> str:
-    """`text` in backticks, more of them where it holds some itself."""
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
-
-
-def main() -> int:
-    """Writes both pages."""
-    for language, path in PAGES.items():
-        path.write_text(page(language), "utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write(PAGES, page))

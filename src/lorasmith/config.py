@@ -42,6 +42,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "lora": LoraConfig,
     "training": TrainingConfig,
 }
+BOUNDS = ("gt", "ge", "lt", "le")  # pydantic's names for them
 
 
 def load_config(path: Path | None, flags: Mapping[str, Any]) -> Config:
@@ -135,19 +136,15 @@ def _unknown_key(key: str, loc: list[str], model: type[BaseModel]) -> str:
 def _wanted(detail: ErrorDetails) -> str:
     """What pydantic expected, in our words; its own words for a kind that no option of ours has yet."""
     kind, ctx = detail["type"], detail.get("ctx", {})
-    bound = next((ctx[name] for name in ("gt", "ge", "lt", "le") if name in ctx), None)
-    bound = int(bound) if bound is not None and bound == int(bound) else bound
-    bounds = {
-        "greater_than": _("greater than {bound}", bound=bound),
-        "greater_than_equal": _("at least {bound}", bound=bound),
-        "less_than": _("less than {bound}", bound=bound),
-        "less_than_equal": _("at most {bound}", bound=bound),
+    if (name := next((name for name in BOUNDS if name in ctx), None)) is not None:
+        return bound_text(name, ctx[name])
+    whole = {
         "literal_error": str(ctx.get("expected")).replace(" or ", _(" or ")),
         "dict_type": _("pairs of name=value"),
         "finite_number": _("a finite number"),
     }
-    if kind in bounds:
-        return bounds[kind]
+    if kind in whole:
+        return whole[kind]
     kinds = {
         "int": _("a whole number"),
         "float": _("a number"),
@@ -157,6 +154,18 @@ def _wanted(detail: ErrorDetails) -> str:
         "model": _("a section of keys"),
     }
     return kinds.get(kind.split("_")[0], detail["msg"])
+
+
+def bound_text(name: str, bound: float) -> str:
+    """A bound of a number in words; `name` is one of `BOUNDS`."""
+    bound = int(bound) if bound == int(bound) else bound
+    texts = {
+        "gt": _("greater than {bound}", bound=bound),
+        "ge": _("at least {bound}", bound=bound),
+        "lt": _("less than {bound}", bound=bound),
+        "le": _("at most {bound}", bound=bound),
+    }
+    return texts[name]
 
 
 def to_toml(config: Config, reasons: Mapping[str, str]) -> str:

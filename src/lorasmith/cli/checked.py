@@ -43,7 +43,7 @@ def show(checked: "Checked", console: Console, plain: bool = False) -> None:
         _heading(console, _("Rows ({learned}; a reply stops at {stop})", learned=learned, stop=stop))
         for row in checked.rows:
             console.print(Text(_about(row), style="bold"), soft_wrap=whole)
-            console.print(_row(row.pieces, marked), soft_wrap=whole)
+            console.print(row_text(row.pieces, marked), soft_wrap=whole)
     for text in checked.warnings:
         console.print(Text(_("warning: {what}", what=printable(text)), style="yellow"), soft_wrap=whole)
     for text in checked.problems:
@@ -87,8 +87,9 @@ def _about(row: "Shown") -> str:
     return text if row.stops else text + "; " + _("it has NO stop token at its end, because it was cut")
 
 
-def _row(pieces: Sequence["Piece"], marked: bool) -> Text:
-    text = Text()
+def row_text(pieces: Sequence["Piece"], marked: bool, whole: bool = False) -> Text:
+    """A row in colours, or with marks; `whole`: long pieces too, and control characters as they are."""
+    text, shown = Text(), (lambda piece: piece.text) if whole else _shortened
     for number, piece in enumerate(pieces):
         if marked:
             # a stop token belongs to the answer before it, so both stand between one pair of marks
@@ -96,9 +97,9 @@ def _row(pieces: Sequence["Piece"], marked: bool) -> Text:
             after = number + 1 < len(pieces) and pieces[number + 1].kind == "stop"
             begin, end = MARKS[piece.kind]
             begin, end = ("" if piece.kind == "stop" and before else begin), ("" if after and begin else end)
-            text.append(begin + _shortened(piece) + end)
+            text.append(begin + shown(piece) + end)
         else:
-            text.append(_shortened(piece), STYLES[piece.kind])
+            text.append(shown(piece), STYLES[piece.kind])
     return text
 
 

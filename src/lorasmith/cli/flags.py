@@ -97,9 +97,9 @@ def positive(text: str) -> int:
 def add_field(group: Group, key: str, field: FieldInfo) -> None:
     """The flag of one field: the last part of its key, with dashes."""
     flag = "--" + key.split(".")[-1].replace("_", "-")
-    default = _default(field.default)
+    default = default_text(field.default)
     text = (field.description or "") + (_(" (default: {default})", default=default) if default else "")
-    kinds = _kinds(field.annotation)
+    kinds = kinds_of(field.annotation)
     more: dict[str, Any]
     if bool in kinds:
         more = {"action": argparse.BooleanOptionalAction}
@@ -115,7 +115,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
         section, dot, name = key.partition(".")
         if dot:
             field = FLAG_SECTIONS[section].model_fields[name]
-            values.setdefault(section, {})[name] = _value(_kinds(field.annotation), value)
+            values.setdefault(section, {})[name] = _value(kinds_of(field.annotation), value)
         elif key == "output":
             values[key] = value
     if files := getattr(args, "files", None):
@@ -139,7 +139,7 @@ def config_problems(args: argparse.Namespace) -> tuple[str, ...]:
     return ()
 
 
-def _kinds(annotation: Any) -> list[Any]:
+def kinds_of(annotation: Any) -> list[Any]:
     """The alternatives of a union, None left out."""
     parts = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     return [part for part in parts if part is not type(None)]
@@ -177,7 +177,7 @@ def _metavar(kinds: list[Any]) -> str:
     return "|".join(dict.fromkeys(words))
 
 
-def _default(value: Any) -> str:
+def default_text(value: Any) -> str:
     """As it would be typed; nothing where the field is empty, because its help text says what then happens."""
     if value is None or value == () or value == {}:
         return ""
