@@ -237,3 +237,9 @@ def test_what_cannot_be_asked_is_said_together_before_anything_is_loaded(tmp_pat
     with pytest.raises(ConfigError) as caught:
         evaluate([tmp_path / "no-run"], Wanted(limits=SHORT, metrics=("x.py",)))
     assert len(caught.value.problems) == 3
+
+
+def test_in_bfloat16_the_figures_are_those_of_the_training_to_the_last_bit(tmp_path: Path) -> None:
+    summary = trained(tmp_path / "run", dtype="bfloat16", held_out=5)
+    found = loss_of(tmp_path / "run")
+    assert (found.before, found.after) == (summary.loss_before, summary.loss_after)

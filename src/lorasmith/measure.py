@@ -19,9 +19,11 @@ from lorasmith.errors import AdapterError, ConfigError, DataError, RunError
 from lorasmith.evaluate import HeldOut, compare, held_out
 from lorasmith.evaluation import Evaluation, Forgotten, Measured, Sample
 from lorasmith.i18n import _
+from lorasmith.lora.inject import HALF
 from lorasmith.metrics import Metric, Scored, built_in, compare_scores, mean, require_extra, score
 from lorasmith.model.config import ModelConfig
 from lorasmith.model.row import Example
+from lorasmith.model.verify import speed_up
 from lorasmith.own_metric import own_metric
 from lorasmith.report import Report, Warnings
 from lorasmith.run_folder import CONFIG, ENVIRONMENT
@@ -70,6 +72,8 @@ def evaluate(
         examples = _of_files(session, wanted.files, wanted.limits or DataConfig(), report)
     else:
         examples = _of_runs(session, runs, config, report)
+    if session.base.dtype in HALF:  # run as its training ran it: other kernels give another fourth digit
+        speed_up(session.base, session.names[0], [token for example in examples[:16] for token in example.ids])
     others = _of_another_text(session, wanted.forget, report)
     questions = questions_of(examples, session.template, wanted.answers) if wanted.answers else []
     losses = [compare(*pair, seed) for pair in _losses(session, examples, _("held-out loss"), report)]

@@ -196,7 +196,11 @@ def _epochs(epochs: int, per_epoch: int) -> str:
 
 def _learning_rate(steps: int, base_bytes: int) -> tuple[float, str]:
     if steps < FEW_STEPS and base_bytes < SMALL_BASE:
-        return 1e-3, _("more than LoRA's usual 2e-4: a small base, and only {steps} steps", steps=steps)
+        return 1e-3, _(
+            "more than LoRA's usual 2e-4: a small base, and only {steps} steps, "
+            "in which 3e-4 was measured to learn less",
+            steps=steps,
+        )
     return 2e-4, _("LoRA's usual value; {steps:,} steps", steps=steps)
 
 

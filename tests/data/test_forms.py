@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lorasmith.data.conversation import Conversation, Message
+from lorasmith.data.conversation import Conversation, Message, Record
 from lorasmith.data.forms import conversation
 from lorasmith.data.read import look
 from lorasmith.errors import ConfigError, DataError
@@ -168,6 +168,25 @@ def test_a_template_sees_the_tool_keys_that_are_set_and_nothing_else(made):
     assert [(message.learn, message.weight) for message in found] == [(True, 1), (False, 1), (True, 1), (True, 0.5)]
 
 
+def test_a_content_of_parts_is_their_text(made):
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo", "image": None}]
+    assert made(chat(content=parts)).messages == made(CHAT).messages
+    values = [{"from": "human", "value": parts[:1]}, {"from": "gpt", "value": parts}]
+    assert [message.content for message in made({"conversations": values}).messages] == ["Hel", "Hello"]
+
+
+def test_rows_with_more_than_text_are_left_out_and_told(seen, refused, tmp_path):
+    image = {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, *CHAT["messages"][1:]]}
+    found = seen(CHAT, image, image, CHAT | {"id": 1})
+    why = "left out: a message has a part of type 'image_url', and only text can be learned."
+    assert [record.source.rpartition(":")[2] for record in found.records] == ["1", "4"]
+    assert found.notes[0] == f"{tmp_path}/a.jsonl: chat, 2 rows, 2 left out."
+    assert found.left_out == (f"{tmp_path}/a.jsonl lines 2, 3: {why}",)
+    assert refused(image) == [f"data.data: a.jsonl line 1: {why}"]
+    with pytest.raises(DataError, match="a part of type 'image_url'"):
+        conversation(Record(image, "row"))
+
+
 # -- rows that cannot be learned from -------------------------------------------------------------------------------
 
 
@@ -192,8 +211,12 @@ def chat(**message):
         ({"messages": [{"role": "bot", "content": "Hi"}]}, "message 1 has the role 'bot'; known are 'system', 'user', "
          "'assistant', 'tool'."),
         ({"messages": [{"role": ["user"], "content": "Hi"}]}, "message 1 has the role ['user']; known are"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "message 1 (user): 'content' must be text, "
-         "found a list."),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "message 1 (user): 'content': part 1 must be "
+         "like {\"type\": \"text\", \"text\": ...}, found 'type'."),
+        (chat(content=[{"type": "image"}, "Hello"]), "message 2 (assistant): 'content': part 2 must be like"),
+        (chat(content=[{"type": "text", "text": " "}]), "message 2 (assistant): it is empty"),
+        ({"messages": str(CHAT["messages"])}, "'messages' is a list as Python prints it, not as JSON. Write it with"),
+        ({"messages": '{"role": "user"}'}, "'messages' must be a list of messages, found an object."),
         ({"messages": [{"role": "user", "content": "\udc00"}]}, "message 1 (user): 'content' holds half a character"),
         ({"messages": CHAT["messages"][:1]}, "no message has role 'assistant', so there is nothing to learn from it. "
          "Drop the row or add an answer."),
@@ -212,11 +235,12 @@ def chat(**message):
         (chat(weight=-1), "message 2 (assistant): 'weight' must be 0 or more, found -1."),
         (chat(weight=True), "message 2 (assistant): 'weight' must be a number, found true or false."),
         (chat(learn=False), "every answer has 'learn' false or 'weight' 0, so there is nothing to learn from it."),
-        (CHAT | {"tools": "[{"}, "'tools' is no valid JSON: "),
+        (CHAT | {"tools": "[{"}, "'tools' is text that is no valid JSON, at its line 1, column 3: "),
         (CHAT | {"tools": ["weather"]}, "'tools' must be a list of function schemas, found a list."),
         (CHAT | {"system": 3}, "'system' must be text, found a number."),
         (CHAT | {"system": "a", "messages": [{"role": "system", "content": "b"}, *CHAT["messages"]]}, "Keep one of"),
         (ROW | {"history": "Hi"}, "'history' must be a list of pairs of question and answer, found text."),
+        (ROW | {"history": '[["Hi", "Hello"]'}, "'history' is text that is no valid JSON, at its line 1, column 17: "),
         (ROW | {"history": [["Hi"]]}, "'history' 1 must be a pair of texts: a question and its answer."),
         (ROW | {"history": [["Hi", " "]]}, "'history' 1: its answer is empty."),
         (PROMPT | {"completion": ""}, "'completion' is empty, so there is nothing to learn from it."),

@@ -46,21 +46,6 @@ def test_without_network_one_line_says_what_was_tried_and_how_to_go_on():
     assert text.endswith("HF_ENDPOINT names a mirror.")
 
 
-def test_a_hub_that_cannot_be_reached_is_not_asked_again_unless_something_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-
-    def refuse(self, name, **_options):
-        raise ConnectionError("no route")
-
-    kept = datasets.DatasetDict({"all": datasets.Dataset.from_list([ROW])})
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
-    monkeypatch.setattr("datasets.load_dataset", lambda *words: kept)
-    with pytest.raises(DataError, match=r"could not be had \(no route\)"):
-        look("org/name")
-    (tmp_path / "cache" / "org___name").mkdir(parents=True)
-    assert [record.fields for record in look("org/name").records] == [ROW]
-
-
 def test_what_is_fetched_is_said_and_the_split_train_is_read(monkeypatch):
     asked, said = [], []
     splits = datasets.DatasetDict({"test": datasets.Dataset.from_list([]), "train": datasets.Dataset.from_list([ROW])})

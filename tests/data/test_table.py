@@ -1,6 +1,9 @@
 """CSV, TSV and Parquet."""
 
+import csv
 import gzip
+import io
+import json
 import sys
 
 import pytest
@@ -77,6 +80,42 @@ def test_tables_that_cannot_be_read(refused, name, content, text):
     assert found.startswith(f"data.data: {text}")
 
 
+TALK = [{"role": "user", "content": 'say "hi",\nplease'}, {"role": "assistant", "content": "好", "learn": True}]
+SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+TOOLS = [{"type": "function", "function": {"name": "weather"}}]
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_lists_in_cells_are_json(rows, refused, name, separator):
+    def table(*lines):
+        text = io.StringIO()
+        csv.writer(text, delimiter=separator).writerows(lines)
+        return text.getvalue()
+
+    talk, tools = json.dumps(TALK, indent=1), json.dumps(TOOLS)
+    found = rows(name, table(["messages", "tools"], [talk, tools], [json.dumps(TALK), ""]))
+    assert found == [(2, {"messages": TALK, "tools": TOOLS}), (13, {"messages": TALK, "tools": ""})]
+    found = rows(name, table(["conversations", "system"], [json.dumps(SHAREGPT), "[1]"]))
+    assert found == [(2, {"conversations": SHAREGPT, "system": "[1]"})]
+    found = rows(name, table(["instruction", "output", "history"], ["a", "b", '[["c", "d"]]'], ["a", "b", ""]))
+    assert [fields["history"] for _line, fields in found] == [[["c", "d"]], ""]
+    half = json.dumps(SHAREGPT[:1])
+    bad = [[talk, ""], [str(TALK), ""], ["", ""], ["Hi", ""], [talk[:-9], ""], [half, ""], [talk, "[1]"]]
+    found = refused(name, table(["messages", "tools"], *bad))
+    found = [text.removeprefix(f"data.data: {name} line ") for text in found]
+    assert [text[: len(end)] for text, end in zip(found, BAD_LISTS, strict=True)] == BAD_LISTS
+
+
+BAD_LISTS = [
+    "13: 'messages' is a list as Python prints it, not as JSON. Write it with json.dumps.",
+    "14: 'messages' is empty, so there is nothing to learn from it.",
+    "15: 'messages' must be a list of messages, found text.",
+    "16: 'messages' is text that is no valid JSON, at its line 9, column 12: ",
+    "25: no message has role 'gpt', so there is nothing to learn from it.",
+    "26: 'tools' must be a list of function schemas, found a list.",
+]
+
+
 def test_parquet(tmp_path, monkeypatch):
     pyarrow = pytest.importorskip("pyarrow", reason="the extra lorasmith[data] is not installed")
     from pyarrow import parquet
@@ -89,6 +128,9 @@ def test_parquet(tmp_path, monkeypatch):
         "chat",
         ({"messages": talk}, f"{path} row 3"),
     )
+    texts = [{"messages": json.dumps(TALK), "tools": None}, {"messages": json.dumps(TALK), "tools": json.dumps(TOOLS)}]
+    parquet.write_table(pyarrow.Table.from_pylist(texts), path)
+    assert [r.fields for r in look(path).records][1] == {"messages": TALK, "tools": TOOLS}
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(MissingExtraError, match=r"a\.parquet needs pyarrow, .*pip install 'lorasmith\[data\]'"):
         look(path)

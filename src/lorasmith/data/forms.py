@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from lorasmith.data.cells import json_problem
 from lorasmith.data.conversation import Conversation, Message, Record, RowError, is_unicode, kind_of, quoted
-from lorasmith.data.messages import messages_of, messages_problem, tools_of, tools_problem
+from lorasmith.data.messages import left_out, messages_of, messages_problem, tools_problem
 from lorasmith.i18n import _
 
 Fields = Mapping[str, object]
@@ -17,13 +18,15 @@ Fields = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Form:
-    """One form: the columns that make it and those that may come with them; what is wrong with a row, what it says."""
+    """One form: the columns that make it and those that may come with them; what is wrong with a row, what it says,
+    and why a row with nothing wrong is left out."""
 
     name: str
     required: tuple[str, ...]
     optional: tuple[str, ...]
     problem: Callable[[Fields], str | None]
     conversation: Callable[[Fields, str, bool], Conversation]
+    left_out: Callable[[Fields], str | None] = lambda _fields: None
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -45,9 +48,9 @@ def _list_form(name: str, key: str) -> Form:
 
     def made(fields: Fields, source: str, _strip: bool) -> Conversation:
         messages = messages_of(_list(fields[key]))
-        return Conversation((*_system(fields), *messages), source, tools_of(fields.get("tools")))
+        return Conversation((*_system(fields), *messages), source, tuple(_list(fields.get("tools"))))
 
-    return Form(name, (key,), ("system", "tools"), problem, made)
+    return Form(name, (key,), ("system", "tools"), problem, made, lambda fields: left_out(_list(fields[key])))
 
 
 def _alpaca_problem(fields: Fields) -> str | None:
@@ -107,7 +110,7 @@ def conversation(record: Record, strip: bool = True) -> Conversation:
     Raises RowError where the row has no known form or nothing to learn from.
     """
     form = recognised([record.fields])
-    text = row_problem(record.fields, form)
+    text = row_problem(record.fields, form) or (form.left_out(record.fields) if form else None)
     if text is not None or form is None:
         raise RowError(record.source, text or "")
     return form.conversation(record.fields, record.source, strip)
@@ -219,6 +222,8 @@ def _empty(fields: Fields, key: str) -> str | None:
 def _history_problem(history: object) -> str | None:
     if not history:
         return None
+    if isinstance(history, str) and (text := json_problem("history", history)):
+        return text
     if not isinstance(history, list):
         return _("'history' must be a list of pairs of question and answer, found {found}.", found=kind_of(history))
     for number, pair in enumerate(history, 1):

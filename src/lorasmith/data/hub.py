@@ -8,12 +8,13 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 from lorasmith.data.stream import Source
 from lorasmith.errors import DataError, first_line
 from lorasmith.i18n import _
+from lorasmith.model.client import quiet_hub, why_refused
 
 NAME = re.compile(r"(?:(?P<hub>hf|modelscope):)?(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?", re.ASCII)
 Rows = Iterator[tuple[str, object]]
@@ -63,19 +64,36 @@ def _hugging_face(name: str, config: str | None, source: Source, datasets: Any) 
     """All splits, from the hub or from what an earlier run kept of it."""
     hub = source.needed("huggingface_hub")
     refused = (OSError, ValueError, RuntimeError, hub.errors.HTTPError, datasets.exceptions.DatasetsError)
-    reason = ""
+    endpoint, reason = hub.constants.ENDPOINT, ""
     try:
         info = hub.HfApi().dataset_info(name, files_metadata=True, timeout=10)
-        _say_what_comes(info, hub.constants.ENDPOINT, source)
+        _say_what_comes(info, endpoint, source)
     except refused as error:
-        reason = first_line(error)
-        kept = Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___"))
-        if not (kept.exists() or hub.constants.HF_HUB_OFFLINE):  # datasets itself would ask for half a minute more
-            raise _unreachable(source, hub.constants.ENDPOINT, reason) from error
+        reason = why_refused(error, f"{endpoint}/datasets/{name}")
     try:
-        return datasets.load_dataset(name, config)
+        with _offline(datasets) if reason else quiet_hub():
+            splits = datasets.load_dataset(name, config)
     except refused as error:
-        raise _unreachable(source, hub.constants.ENDPOINT, reason) if reason else _unread(source, error) from error
+        if isinstance(error, hub.errors.HTTPError | datasets.exceptions.DatasetNotFoundError):
+            reason = reason or first_line(error)
+        raise _unreachable(source, endpoint, reason) if reason else _unread(source, error) from error
+    if reason:
+        text = _("{name}: as it was fetched before; the hub was not asked, or refused ({why}).", name=name, why=reason)
+        source.report.say(text)
+    return splits
+
+
+@contextmanager
+def _offline(datasets: Any) -> Iterator[None]:
+    """Within it `datasets` looks into its cache alone: it would ask a silent hub for half a minute more."""
+    before, verbosity = datasets.config.HF_HUB_OFFLINE, datasets.logging.get_verbosity()
+    datasets.config.HF_HUB_OFFLINE = True
+    datasets.logging.set_verbosity_error()  # that it looks there; we say so
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+        datasets.logging.set_verbosity(verbosity)
 
 
 def _modelscope(name: str, config: str | None, source: Source, datasets: Any) -> Any:

@@ -1,4 +1,7 @@
-"""Lists of messages, as chat rows (`role`, `content`) and ShareGPT rows (`from`, `value`) write them."""
+"""Lists of messages, as chat rows (`role`, `content`) and ShareGPT rows (`from`, `value`) write them.
+
+A content is a text, or a list of parts like {"type": "text", "text": ...}.
+"""
 
 import json
 import math
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from lorasmith.data.cells import json_problem
 from lorasmith.data.conversation import ROLES, Message, is_unicode, kind_of, quoted
 from lorasmith.i18n import _
 
@@ -59,10 +63,12 @@ def messages_of(messages: list[dict[str, object]]) -> tuple[Message, ...]:
 
 def messages_problem(key: str, messages: object) -> str | None:
     """Why the list under `key` cannot be learned from, as a sentence; None where it can."""
+    if messages in ("", []):
+        return _("'{key}' is empty, so there is nothing to learn from it. Drop the row or add messages.", key=key)
+    if isinstance(messages, str) and (text := json_problem(key, messages)):
+        return text
     if not isinstance(messages, list):
         return _("'{key}' must be a list of messages, found {found}.", key=key, found=kind_of(messages))
-    if not messages:
-        return _("'{key}' is empty, so there is nothing to learn from it. Drop the row or add messages.", key=key)
     style = style_of(messages)
     for number, message in enumerate(messages, 1):
         text = _message_problem(number, message, style)
@@ -80,25 +86,35 @@ def messages_problem(key: str, messages: object) -> str | None:
     return None
 
 
-def tools_of(value: object) -> tuple[dict[str, object], ...]:
-    """The row's `tools`: a list of schemas, or the same as JSON text. What `tools_problem` found right."""
-    found = json.loads(value) if isinstance(value, str) and value.strip() else value
-    return tuple(found) if isinstance(found, list) else ()
+def left_out(messages: list[dict[str, object]]) -> str | None:
+    """Why a row that is right is not learned from: one of its messages holds more than text. None where none does."""
+    key = style_of(list(messages)).content
+    for message in messages:
+        for part in _parts(message.get(key)):
+            if part["type"] != "text":
+                return _("a message has a part of type {type}, and only text can be learned.", type=repr(part["type"]))
+    return None
 
 
 def tools_problem(value: object) -> str | None:
     """Why `tools` cannot be read, as a sentence; None where it can or is empty."""
-    found = value
-    if isinstance(value, str) and value.strip():
-        try:
-            found = json.loads(value)
-        except ValueError as error:
-            return _("'tools' is no valid JSON: {why}. Write a list of function schemas.", why=error)
-    if not found:
-        return None
-    if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
-        return _("'tools' must be a list of function schemas, found {found}.", found=kind_of(found))
+    if isinstance(value, str) and (text := json_problem("tools", value)):
+        return text
+    if value and (not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value)):
+        return _("'tools' must be a list of function schemas, found {found}.", found=kind_of(value))
     return None
+
+
+def _parts(content: object) -> list[dict[str, object]]:
+    """The parts of a content that is a list of them and not a text."""
+    return content if isinstance(content, list) else []
+
+
+def _text(content: object) -> str:
+    """A message's text; parts are joined as chat templates join them, with nothing between."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") for part in _parts(content))
+    return str(content or "")
 
 
 def _message(message: dict[str, object], style: Style) -> Message:
@@ -110,7 +126,7 @@ def _message(message: dict[str, object], style: Style) -> Message:
     learn, weight = message.get("learn"), message.get("weight")
     return Message(
         role,
-        str(content or ""),
+        _text(content),
         tuple(_call(call) for call in listed),
         _optional(message.get("tool_call_id")),
         _optional(message.get("name")),
@@ -170,12 +186,28 @@ def _content_problem(message: dict[str, object], style: Style) -> str | None:
     content, role = message.get(style.content), style.roles[str(message[style.role])]
     if content is None and message.get("tool_calls"):
         return None
-    if not isinstance(content, str):
+    if not isinstance(content, str | list):
         return _("'{key}' must be text, found {found}.", key=style.content, found=kind_of(content))
+    for number, part in enumerate(content, 1) if isinstance(content, list) else ():
+        if (text := _part_problem(part)) is not None:
+            return _("'{key}': part {number} {problem}", key=style.content, number=number, problem=text)
+    if any(part["type"] != "text" for part in _parts(content)):
+        return None  # the row is left out
+    content = _text(content)
     if not is_unicode(content):
         return _("'{key}' holds half a character (a lone surrogate). Write the file again as UTF-8.", key=style.content)
     if role == "assistant" and not content.strip() and not message.get("tool_calls"):
         return _("it is empty, so there is nothing to learn from it. Drop the row or add an answer.")
+    return None
+
+
+def _part_problem(part: object) -> str | None:
+    example = '{"type": "text", "text": ...}'
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        return _("must be like {example}, found {found}.", example=example, found=kind_of(part))
+    if part["type"] == "text" and not isinstance(part.get("text"), str):
+        found = kind_of(part["text"]) if "text" in part else quoted(part)
+        return _("must be like {example}, found {found}.", example=example, found=found)
     return None
 
 

@@ -67,9 +67,9 @@ def prepare(
     report, share, weights = report or Report(), _share(cfg), weighted(cfg.data)
     _max_length(cfg, limit)
     files = read_files(cfg, report) if files is None else files
-    notes = [note for found in files for note in found.notes]
-    for note in notes:
+    for note in (note for found in files for note in found.notes):
         report.say(note)
+    notes = [note for found in files for note in (*found.notes, *found.left_out)]
     learned = files[: len(weights)]
     held_out = files[-1].records if isinstance(share, str) else None
     mix = _mix(weights, learned)
@@ -79,7 +79,7 @@ def prepare(
 
 
 def _looked(sources: Sequence[tuple[str, str]], cfg: DataConfig, report: Report) -> list[Found]:
-    """Every file read; what is wrong with any of them is told together."""
+    """Every file read; what is wrong with any of them is told together, and then of which rows nothing is learned."""
     files, problems = list[Found](), dict[str, None]()
     for name, option in sources:
         try:
@@ -88,6 +88,9 @@ def _looked(sources: Sequence[tuple[str, str]], cfg: DataConfig, report: Report)
             problems |= dict.fromkeys(error.problems)
     if problems:
         raise DataError(*problems)
+    for found in files:
+        for text in found.left_out:
+            report.warn(text)
     columns = dict.fromkeys(column for found in files for column in found.columns)
     require_columns(cfg.map, columns, ", ".join(found.name for found in files))
     return files

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from lorasmith.data.cells import unfolded
 from lorasmith.data.conversation import Problems, Record
 from lorasmith.data.forms import recognised, row_problem
 from lorasmith.data.messages import OPENAI, style_of
@@ -70,9 +71,9 @@ def _records(rows: Iterable[tuple[str, object]]) -> list[Record]:
         if not isinstance(row, dict):
             problems.add(source, str(row) if isinstance(row, Broken) else not_an_object(row))
             continue
-        fields = _with_an_answer(row)
+        fields = _with_an_answer(unfolded(row))
         form = recognised([fields])
-        if (text := row_problem(fields, form)) is not None:
+        if (text := row_problem(fields, form) or (form.left_out(fields) if form else None)) is not None:
             problems.add(source, text)
         elif form is not None and form.required == ("text",):
             problems.add(source, _("a plain text asks nothing. Write it as 'prompt'."))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
+from lorasmith.data.cells import unfolded
 from lorasmith.data.conversation import Problems, Record, places, quoted
 from lorasmith.data.forms import Form, recognised, row_problem
 from lorasmith.data.hub import folder_rows, hub_rows, is_hub_name
@@ -38,7 +39,8 @@ CHECKED = 20_000  # rows between two lines of progress
 class Found:
     """A file's rows as records, the form that was recognised, and what a reader should know of them, in sentences.
 
-    `columns`: all that one of its rows has, as the file calls them.
+    `columns`: all that one of its rows has, as the file calls them. `left_out`: of rows that are right and yet not
+    among the records, where they are and why.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Found:
     columns: tuple[str, ...]
     records: list[Record]
     notes: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
 def read(path: str | Path, option: str = "data.data") -> list[Record]:
@@ -67,28 +70,42 @@ def look(
     `renamed` names columns that are not there.
     """
     source, renamed = Source(str(name), option, report or Report()), renamed or {}
-    problems, found = Problems(option), list(rows_of(source))
+    found = list(rows_of(source))
     columns = tuple({key: None for _at, row in found if isinstance(row, dict) for key in row})
-    if renamed:
-        found = [(at, _under_our_names(row, renamed) if isinstance(row, dict) else row) for at, row in found]
+    found = [(at, unfolded(_under_our_names(row, renamed)) if isinstance(row, dict) else row) for at, row in found]
     rows = [(at, row) for at, row in found if isinstance(row, dict)]
     form = recognised(row for _at, row in rows)
     if form is None and columns:
         require_columns(renamed, columns, source.name)
+    left_out = _checked(found, form, source)
+    if form is None:
+        raise DataError(_("{option}: {file} holds no rows. Name a file with at least one.", **source.said))
+    unread = {at for places in left_out.values() for at in places}
+    records = [
+        Record({key: value for key, value in row.items() if key in form.keys}, at)
+        for at, row in rows
+        if at not in unread
+    ]
+    texts = [_("{place}: left out: {why}", place=places(rows, NAMED), why=why) for why, rows in left_out.items()]
+    if not records:
+        raise DataError(*(f"{option}: {text}" for text in texts))
+    return Found(source.name, form.name, columns, records, tuple(_notes(source, form, rows, records)), tuple(texts))
+
+
+def _checked(found: Sequence[tuple[str, object]], form: Form | None, source: Source) -> dict[str, list[str]]:
+    """Why right rows are left out, each reason with where they are. Raises DataError with every bad row."""
+    problems, left_out = Problems(source.option), Problems(source.option)
     for done, (at, row) in enumerate(found, 1):
-        if isinstance(row, dict):
-            text = row_problem(row, form)
-        else:
-            text = str(row) if isinstance(row, Broken) else not_an_object(row)
-        if text is not None:
+        if not isinstance(row, dict):
+            problems.add(at, str(row) if isinstance(row, Broken) else not_an_object(row))
+        elif (text := row_problem(row, form)) is not None:
             problems.add(at, text)
+        elif form is not None and (text := form.left_out(row)) is not None:
+            left_out.add(at, text)
         if len(found) > CHECKED and (done % CHECKED == 0 or done == len(found)):
             source.report.progress(_("checking {file}", file=source.path.name), done, len(found))
     problems.raise_any()
-    if form is None:
-        raise DataError(_("{option}: {file} holds no rows. Name a file with at least one.", **source.said))
-    records = [Record({key: value for key, value in row.items() if key in form.keys}, at) for at, row in rows]
-    return Found(source.name, form.name, columns, records, tuple(_notes(source, form, rows, records)))
+    return left_out.sources
 
 
 def not_an_object(row: object) -> str:
@@ -175,7 +192,12 @@ def _notes(
     source: Source, form: Form, rows: Sequence[tuple[str, dict[str, object]]], records: Sequence[Record]
 ) -> Iterator[str]:
     count = _("1 row") if len(records) == 1 else _("{count} rows", count=f"{len(records):,}")
-    yield _("{file}: {form}, {rows}, none left out.", file=source.name, form=form.name, rows=count)
+    said = {"file": source.name, "form": form.name, "rows": count}
+    left_out = len(rows) - len(records)
+    if left_out:
+        yield _("{file}: {form}, {rows}, {count} left out.", **said, count=f"{left_out:,}")
+    else:
+        yield _("{file}: {form}, {rows}, none left out.", **said)
     unused = _unused(form, (row for _at, row in rows))
     if unused:
         named = ", ".join(f"'{key}' ({n:,})" for key, n in unused.items())

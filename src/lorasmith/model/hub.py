@@ -3,6 +3,7 @@
 A hub is asked only where its name is given, no such folder is here, and the cache does not hold it already.
 """
 
+import math
 import re
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from lorasmith.errors import MissingExtraError, ModelError, first_line
 from lorasmith.i18n import _
+from lorasmith.model.client import bar_of, quiet_hub, why_refused
 from lorasmith.report import Report
 
 NAME = re.compile(r"(?:(?P<hub>hf|modelscope):)?(?P<id>[\w.-]+/[\w.-]+)", re.ASCII)
@@ -35,18 +37,23 @@ def hub_folder(name: str, report: Report) -> Path:
 def _hugging_face(name: str, report: Report) -> Path:
     hub: Any = import_module("huggingface_hub")
     refused = (OSError, ValueError, RuntimeError, hub.errors.HTTPError)
-    try:
-        kept = Path(hub.snapshot_download(name, local_files_only=True))
+    try:  # of the same files: else the client takes a cache without the others for half of one
+        kept = Path(hub.snapshot_download(name, allow_patterns=FILES, local_files_only=True))
         if any(kept.glob("*.safetensors")):
             return kept
     except refused:
-        pass  # nothing of it is in the cache
+        pass  # nothing of it is in the cache, or not all
     try:
         info = hub.HfApi().model_info(name, files_metadata=True, timeout=10)
-        _say_what_comes(info, hub.constants.ENDPOINT, report)
-        return Path(hub.snapshot_download(name, allow_patterns=FILES))
+        total = _say_what_comes(info, hub.constants.ENDPOINT, report)
+        task = _("fetching {name}", name=name)
+        with quiet_hub():
+            folder = hub.snapshot_download(name, allow_patterns=FILES, tqdm_class=bar_of(report, task, total))
+        report.progress(task, total, total)
+        return Path(folder)
     except refused as error:
-        raise _unreachable(name, hub.constants.ENDPOINT, error) from error
+        why = why_refused(error, f"{hub.constants.ENDPOINT}/{name}")
+        raise _unreachable(name, hub.constants.ENDPOINT, why) from error
 
 
 def _modelscope(name: str, report: Report) -> Path:
@@ -59,12 +66,13 @@ def _modelscope(name: str, report: Report) -> Path:
     try:
         return Path(modelscope.snapshot_download(name))
     except (OSError, ValueError, RuntimeError) as error:
-        raise _unreachable(name, "https://modelscope.cn", error) from error
+        raise _unreachable(name, "https://modelscope.cn", first_line(error).rstrip(".")) from error
 
 
-def _say_what_comes(info: Any, endpoint: str, report: Report) -> None:
-    card = info.card_data or {}
-    size = sum(file.size or 0 for file in info.siblings or () if Path(file.rfilename).match("*.safetensors"))
+def _say_what_comes(info: Any, endpoint: str, report: Report) -> int:
+    """The megabytes of all files that come, begun ones included."""
+    card, sizes = info.card_data or {}, {Path(file.rfilename): file.size or 0 for file in info.siblings or ()}
+    size = sum(size for path, size in sizes.items() if path.match("*.safetensors"))
     report.say(
         _(
             "Model {name} of {endpoint}: {megabytes:,.0f} MB of weights, licence {licence}; it is fetched once.",
@@ -74,9 +82,10 @@ def _say_what_comes(info: Any, endpoint: str, report: Report) -> None:
             licence=card.get("license") or _("not named"),
         )
     )
+    return max(1, math.ceil(sum(size for path, size in sizes.items() if any(map(path.match, FILES))) / 1e6))
 
 
-def _unreachable(name: str, endpoint: str, error: Exception) -> ModelError:
+def _unreachable(name: str, endpoint: str, why: str) -> ModelError:
     return ModelError(
         _(
             "model.model: {name!r} is no folder and no GGUF file here, and as a model of {endpoint} it could not be "
@@ -84,6 +93,6 @@ def _unreachable(name: str, endpoint: str, error: Exception) -> ModelError:
             "with network; HF_ENDPOINT names a mirror.",
             name=name,
             endpoint=endpoint,
-            why=first_line(error).rstrip("."),
+            why=why,
         )
     )
