@@ -26,7 +26,7 @@ demo: setup  ## train, compare and show an adapter on real conversations; option
 	$(BIN)/lorasmith demo $(ARGS)
 
 test: setup-dev  ## all tests, then the checks; options of pytest: ARGS='-k lora'
-	$(BIN)/python -m pytest -m 'not gpu' $(ARGS)
+	$(BIN)/python -m pytest -m 'not gpu' $(or $(ARGS),--every-error)
 	$(MAKE) --no-print-directory check
 
 check: setup-dev  ## format, lint, types, layers

@@ -13,6 +13,9 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves it out; for `from families import ...`
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `from tools import ...`
+
+from raised import Recorder
 
 torch.set_num_threads(1)
 # A shell's background job ignores Ctrl-C, and the programs that tests start would inherit that.
@@ -47,3 +50,13 @@ def exact() -> Iterator[None]:
 
     with no_casts_down():
         yield
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-error", action="store_true", help="fail unless each text of docs/errors.md was raised")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    recorder = Recorder()
+    recorder.listen()
+    config.pluginmanager.register(recorder)

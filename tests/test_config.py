@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasmith.config import SECTIONS, Config, check, load_config, to_toml
+from lorasmith.config import SECTIONS, Config, load_config, to_toml
 from lorasmith.engine.config import SamplingConfig
 from lorasmith.errors import ConfigError
+from lorasmith.values import check
 
 
 def toml(tmp_path: Path, text: str) -> Path:

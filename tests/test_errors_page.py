@@ -5,6 +5,8 @@ import re
 from tools.error_texts import error_texts
 from tools.errors_page import Notes, shown_as
 
+from raised import texts_in
+
 
 def test_texts_are_found_where_they_are_raised_returned_and_collected():
     found = {(one.error, one.text) for one in error_texts()}
@@ -40,3 +42,11 @@ def test_every_error_says_what_to_do():
 
 def test_a_text_is_shown_as_it_is_met():
     assert shown_as("{a!r} {b:.3f} {{c}}") == "'{a}' {b} {c}"
+
+
+def test_an_error_that_is_raised_is_known_by_its_text():
+    """What --every-error counts: see raised.py."""
+    assert texts_in("--metric a.py:b: a.py: no such file.") == {"--metric {metric}: {file}: no such file."}
+    braces = 'a row must be an object like {"instruction": ..., "output": ...}, found 3.'
+    assert texts_in(braces) == {braces.replace("{", "{{").replace("}", "}}").replace("3", "{found}")}
+    assert texts_in("what nobody says") == set()

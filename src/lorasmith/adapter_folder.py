@@ -14,6 +14,7 @@ from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, foreign
 from lorasmith.lora.files import CONFIG, read_config, save_adapter
 from lorasmith.model.base import Base
+from lorasmith.values import wrong_values
 
 NAME, VERSION = "lorasmith.json", 1
 
@@ -104,8 +105,7 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     try:
         _About.model_validate(about)
     except ValidationError as error:
-        wrong = ((".".join(map(str, e["loc"])), e["msg"]) for e in error.errors())
-        raise AdapterError(*(f"{path}: {key}: {text}" for key, text in wrong)) from None
+        raise AdapterError(*(f"{path}: {text}" for text in wrong_values(error, _About))) from None
     return about  # type: ignore[no-any-return]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith import run
-from lorasmith.config import SECTIONS, closest, load_config
+from lorasmith.config import SECTIONS, load_config
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 from lorasmith.lora.config import LoraConfig
@@ -13,6 +13,7 @@ from lorasmith.model.config import ModelConfig
 from lorasmith.report import Report
 from lorasmith.run_folder import Summary, resumed_config
 from lorasmith.session import Session, open_adapters
+from lorasmith.values import check, closest
 
 
 def train(
@@ -61,7 +62,7 @@ def load(*paths: str | Path, model: str | None = None, report: Report | None = N
     `model` names another copy of the base than the adapter does; options: dtype, device, trust_remote_code.
     """
     settings = {**options, **({"model": model} if model else {})}
-    return open_adapters(paths, ModelConfig(**settings), report)
+    return open_adapters(paths, check(ModelConfig, settings, "model"), report)
 
 
 def _section_of(option: str) -> str:

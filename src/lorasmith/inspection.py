@@ -13,6 +13,7 @@ from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.files import CONFIG, WEIGHTS, read_config, read_weights
 from lorasmith.run_folder import SUMMARY, Summary
+from lorasmith.values import wrong_values
 
 
 class _Config(BaseModel):
@@ -61,8 +62,7 @@ def _config(folder: Path) -> _Config:
     try:
         return _Config.model_validate(read_config(folder))
     except ValidationError as error:
-        wrong = ((".".join(map(str, e["loc"])), e["msg"]) for e in error.errors())
-        raise AdapterError(*(f"{folder / CONFIG}: {key}: {text}" for key, text in wrong)) from None
+        raise AdapterError(*(f"{folder / CONFIG}: {text}" for text in wrong_values(error, _Config))) from None
 
 
 def _shapes(folder: Path) -> list[list[int]]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lorasmith.config import closest
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 from lorasmith.metrics import Metric, mean
+from lorasmith.values import closest
 
 SHOWN = 60  # characters of a text that an error quotes
 

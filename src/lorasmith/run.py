@@ -165,12 +165,12 @@ class _Training:
     def _read(self, job: loop.Job, found: Path) -> State:
         state, settings = checkpoint.read_state(found)
         for key in ("train_sha256", "held_out_sha256"):
-            if settings[key] != job.settings[key]:
+            if settings.get(key) != job.settings[key]:
                 raise RunError(
                     _("{folder}: the examples are no longer the ones that this run began with.", folder=self.folder)
                 )
         for key, value in settings.items():
-            if job.settings[key] != value:
+            if job.settings.get(key) != value:
                 self.report.warn(
                     _(
                         "{key} was {then} and is now {now}: the rest will not be bit for bit the same",

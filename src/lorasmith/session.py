@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.adapter_folder import base_of, find_adapter, read_about, template_for
-from lorasmith.config import check
 from lorasmith.data.conversation import Message
 from lorasmith.data.template import Template
 from lorasmith.engine.config import SamplingConfig
@@ -20,6 +19,7 @@ from lorasmith.model.config import ModelConfig
 from lorasmith.model.load import load_base
 from lorasmith.model.machine import choose_device, choose_dtype
 from lorasmith.report import Report
+from lorasmith.values import check
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,11 @@ def open_adapters(
     for name, other in templates.items():
         if other.to_json() != template.to_json():
             raise AdapterError(
-                _("{first} and {name} were trained with different templates.", first=next(iter(folders)), name=name)
+                _(
+                    "{first} and {name} were trained with different templates. Give each a call of its own.",
+                    first=next(iter(folders)),
+                    name=name,
+                )
             )
     base.router.active = next(iter(folders))
     base.model.eval()

@@ -4,9 +4,10 @@ import pytest
 
 from lorasmith.cli import chat, generate, train
 from lorasmith.cli.flags import FLAG_SECTIONS, config_of, given
-from lorasmith.config import SECTIONS, Config, check
+from lorasmith.config import SECTIONS, Config
 from lorasmith.engine.config import SamplingConfig
 from lorasmith.errors import ConfigError
+from lorasmith.values import check
 
 
 def typed(*argv: str) -> Config:

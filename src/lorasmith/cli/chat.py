@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from lorasmith.cli.flags import Parser, base_of, given
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen, printable
-from lorasmith.config import check, closest
 from lorasmith.data.conversation import Message
 from lorasmith.engine.config import SamplingConfig
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
+from lorasmith.values import check, closest
 
 if TYPE_CHECKING:
     from lorasmith.engine.request import Event

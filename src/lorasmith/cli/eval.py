@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from lorasmith.cli.flags import Parser, base_of, given, page_of, positive
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
-from lorasmith.config import check
 from lorasmith.data.config import DataConfig
 from lorasmith.engine.config import SamplingConfig
 from lorasmith.i18n import _
+from lorasmith.values import check
 
 if TYPE_CHECKING:
     from lorasmith.evaluation import Evaluation, Group

@@ -14,11 +14,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lorasmith.cli.wrap import HelpFormatter
-from lorasmith.config import SECTIONS, Config, check, closest, load_config
+from lorasmith.config import SECTIONS, Config, load_config
 from lorasmith.engine.config import SamplingConfig
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 from lorasmith.model.config import ModelConfig
+from lorasmith.values import check, closest
 
 Group = argparse._ArgumentGroup
 FLAG_SECTIONS: dict[str, type[BaseModel]] = {**SECTIONS, "sampling": SamplingConfig}

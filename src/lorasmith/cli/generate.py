@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from lorasmith.cli.flags import Parser, base_of, given
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen, printable
-from lorasmith.config import check
 from lorasmith.data.conversation import Message, Record
 from lorasmith.data.prompts import as_record, parse_prompts, read_prompts
 from lorasmith.engine.config import SamplingConfig
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
+from lorasmith.values import check
 
 if TYPE_CHECKING:
     from lorasmith.engine.request import Event

@@ -12,7 +12,8 @@ from lorasmith.errors import ConfigError, LorasmithError
 from lorasmith.i18n import LANGUAGES, _, foreign, joined, lend_to_argparse
 from lorasmith.version import installed_version
 
-OUR_FAULT_IS_NOT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # the machine said no
+# The machine says no.
+OUR_FAULT_IS_NOT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 
 
 # Threads of libgomp that wait for each other spin 300,000 turns before they sleep: beside one other busy program that
@@ -133,6 +134,6 @@ def show_help(file: TextIO) -> None:
 
 
 def _unknown_verb(verb: str) -> str:
-    from lorasmith.config import closest
+    from lorasmith.values import closest
 
     return _("{verb!r} is no verb: one of {verbs}.", verb=verb, verbs=", ".join(verbs())) + closest(verb, verbs())

@@ -4,7 +4,6 @@ A hub is asked only where its name is given and no such file is there; HF_HUB_OF
 huggingface_hub's own.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -49,8 +48,8 @@ def folder_rows(source: Source) -> Rows:
     """The rows of a folder that `datasets` saved; the package is imported only once the folder is known to be one."""
     path = source.path
     if (path / "dataset_dict.json").exists():
-        splits = json.loads((path / "dataset_dict.json").read_text("utf-8")).get("splits", [])
-        named = ", ".join(str(path / split) for split in splits)
+        splits = sorted((file.parent for file in path.glob("*/state.json")), key=lambda split: split.name != "train")
+        named = ", ".join(map(str, splits)) or _("none")
         raise DataError(_("{option}: {file} holds several data sets. Name one: {named}.", **source.said, named=named))
     datasets = source.needed("datasets")
     try:

@@ -4,9 +4,20 @@ import math
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
+from lorasmith.values import TOGETHER, wrong_values
 
 _SIGNS = re.compile(r"[*+?^$()\[\]{}|\\]")  # what stands in an expression and never in a module's name
 
@@ -17,7 +28,10 @@ def is_name(pattern: str) -> bool:
 
 
 class LoraConfig(BaseModel):
-    """What is learned: y = W0 x + (lora_alpha / r) B A x (arXiv:2106.09685, section 4.1)."""
+    """What is learned: y = W0 x + (lora_alpha / r) B A x (arXiv:2106.09685, section 4.1).
+
+    Raises ConfigError with a line for each wrong option.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -126,6 +140,18 @@ class LoraConfig(BaseModel):
         if not self.target_modules:  # with modules_to_save alone PEFT could not read the adapter
             raise ValueError(_("nothing would be adapted: name modules in target_modules, or all-linear"))
         return self
+
+    @model_validator(mode="wrap")  # the last one, so that it hears what the others say
+    @classmethod
+    def _in_our_words(cls, values: Any, check: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        """`LoraConfig(r=0)` in Python raises a ConfigError too; within a whole configuration the problems of all parts
+        are gathered first."""
+        if info.context == TOGETHER:
+            return check(values)
+        try:
+            return check(values)
+        except ValidationError as error:
+            raise ConfigError(*wrong_values(error, cls)) from None
 
     def scaling(self, r: int, alpha: float) -> float:
         """The factor before B A x: alpha / r, or alpha / sqrt(r) with use_rslora (arXiv:2312.03732, section 3)."""

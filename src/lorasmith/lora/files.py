@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lorasmith.errors import AdapterError
+from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
 from lorasmith.lora.config import LoraConfig, is_name
 from lorasmith.lora.inject import PEFT_PREFIX, Adapter, inject, remove
@@ -124,25 +123,22 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
             )
         )
     known = {key: raw[key] for key in _OPTIONS if raw.get(key) is not None}
-    targets = raw.get("target_modules") or ()
+    targets, layers = raw.get("target_modules") or (), raw.get("layers_to_transform")
     try:
-        return LoraConfig(
-            **known,
-            target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
-            exclude_modules=raw["exclude_modules"] if raw.get("exclude_modules") else None,
-            layers_to_transform=_tuple(raw.get("layers_to_transform")),
-            rank_pattern=raw.get("rank_pattern") or {},
-            alpha_pattern=raw.get("alpha_pattern") or {},
-            modules_to_save=tuple(raw.get("modules_to_save") or ()),
-            init_lora_weights="gaussian" if init == "gaussian" else "default",
+        return LoraConfig.model_validate(
+            {
+                **known,
+                "target_modules": sorted(targets, key=str) if isinstance(targets, list) else targets,
+                "exclude_modules": raw.get("exclude_modules") or None,
+                "layers_to_transform": [layers] if isinstance(layers, int) else layers,
+                "rank_pattern": raw.get("rank_pattern") or {},
+                "alpha_pattern": raw.get("alpha_pattern") or {},
+                "modules_to_save": raw.get("modules_to_save") or (),
+                "init_lora_weights": "gaussian" if init == "gaussian" else "default",
+            }
         )
-    except ValidationError as error:
-        wrong = ((".".join(map(str, e["loc"])), e["msg"]) for e in error.errors())
-        raise AdapterError(*(f"{path}: {key}: {text}" for key, text in wrong)) from None
-
-
-def _tuple(value: Any) -> tuple[int, ...] | None:
-    return None if value is None else (value,) if isinstance(value, int) else tuple(value)
+    except ConfigError as error:
+        raise AdapterError(*(f"{path}: {text}" for text in error.problems)) from None
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from lorasmith.training.optim import FlatParameters
 
 VERSION = 1
 STATE, TENSORS = "state.json", "state.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names
 
 
 @dataclass
@@ -102,8 +103,7 @@ def save(
         moments = optimizer.state[parameters.values]
         tensors = {
             "values": parameters.values.detach(),
-            "exp_avg": moments["exp_avg"],
-            "exp_avg_sq": moments["exp_avg_sq"],
+            **{name: moments[name] for name in MOMENTS},
         }
         save_file({name: t.cpu().clone() for name, t in tensors.items()}, folder / TENSORS)
         text = json.dumps({"version": VERSION, "settings": settings, **asdict(state)}, indent=2)
@@ -130,23 +130,24 @@ def latest(checkpoints: Path) -> Path | None:
 def read_state(folder: Path) -> tuple[State, dict[str, str]]:
     """State and recorded settings of a checkpoint. Raises RunError where it is of another version or broken."""
     try:
-        raw = json.loads((folder / STATE).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        raw = dict(json.loads((folder / STATE).read_text("utf-8")))
+        version = raw.pop("version")
+        if version != VERSION:
+            raise RunError(
+                _(
+                    "{path}: written by another version ({version}); this one reads {known}. "
+                    "Start anew with --overwrite.",
+                    path=folder / STATE,
+                    version=version,
+                    known=VERSION,
+                )
+            )
+        settings = dict(raw.pop("settings"))
+        return State(**raw), settings
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             _("{path}: not readable: {error}. Start anew with --overwrite.", path=folder / STATE, error=error)
         ) from None
-    version = raw.pop("version", None)
-    if version != VERSION:
-        raise RunError(
-            _(
-                "{path}: written by another version ({version}); this one reads {known}.",
-                path=folder / STATE,
-                version=version,
-                known=VERSION,
-            )
-        )
-    settings = raw.pop("settings")
-    return State(**raw), settings
 
 
 @torch.no_grad()
@@ -154,16 +155,20 @@ def restore(folder: Path, parameters: FlatParameters, optimizer: torch.optim.Opt
     """Put the tensors of a checkpoint back into parameters and optimiser. Raises RunError where they do not fit."""
     try:
         tensors = load_file(folder / TENSORS)
-    except (OSError, SafetensorError) as error:
+        values, *moments = (tensors[name] for name in ("values", *MOMENTS))
+    except (OSError, SafetensorError, KeyError) as error:
         raise RunError(
             _("{path}: not readable: {error}. Start anew with --overwrite.", path=folder / TENSORS, error=error)
         ) from None
-    if tensors["values"].shape != parameters.values.shape:
-        raise RunError(_("{folder}: its adapter has another size than this configuration's.", folder=folder))
-    parameters.values.copy_(tensors["values"])
+    if any(tensor.shape != parameters.values.shape for tensor in (values, *moments)):
+        raise RunError(
+            _(
+                "{folder}: its adapter has another size than this configuration's. Start anew with --overwrite.",
+                folder=folder,
+            )
+        )
+    parameters.values.copy_(values)
     device = parameters.values.device
-    optimizer.state[parameters.values] = {
-        "step": torch.tensor(float(step), device=device),
-        "exp_avg": tensors["exp_avg"].to(device),
-        "exp_avg_sq": tensors["exp_avg_sq"].to(device),
+    optimizer.state[parameters.values] = {"step": torch.tensor(float(step), device=device)} | {
+        name: moment.to(device) for name, moment in zip(MOMENTS, moments, strict=True)
     }

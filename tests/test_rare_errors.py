@@ -1,0 +1,183 @@
+"""Errors that other tests come past: each met on the command line, under its whole text."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from lorasmith.adapter_folder import NAME
+from lorasmith.cli.main import main
+from lorasmith.errors import Interrupted
+from lorasmith.lora.files import CONFIG
+from lorasmith.training.checkpoint import STATE, TENSORS
+from tiny import Watch, flags, rows_file, settings, trained
+
+Words = list[str]
+TRAIN = flags(settings())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs 'done', 'other' (of another template) and 'stopped' (with a checkpoint)."""
+
+    def stop(step: int) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    folder = tmp_path_factory.mktemp("rare")
+    trained(folder / "done", max_steps=1)
+    trained(folder / "other", max_steps=1, template="human-assistant")
+    with pytest.raises(Interrupted):
+        trained(folder / "stopped", Watch(stop))
+    return folder
+
+
+@pytest.fixture
+def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, for one test, as the working directory."""
+    folder = Path(shutil.copytree(made, tmp_path / "here"))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def write(name: str, content: str | bytes) -> str:
+    path = Path(name)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return name
+
+
+def change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | values), "utf-8")
+
+
+def toml(text: str) -> Words:
+    return ["train", rows_file(Path("rows.jsonl")), "--config", write("my.toml", text), "--output", "new", *TRAIN]
+
+
+def resume() -> Words:
+    return ["train", "--output", "stopped", "--resume"]
+
+
+def checkpoint() -> Path:
+    (folder,) = Path("stopped/checkpoints").glob("step-*")
+    return folder
+
+
+def without_base() -> Words:
+    (Path("done/adapter") / NAME).unlink()
+    change(Path("done/adapter") / CONFIG, base_model_name_or_path=None)
+    return ["generate", "done", "hi"]
+
+
+def rank_0() -> Words:
+    change(Path("done/adapter") / CONFIG, r=0)
+    return ["generate", "done", "hi"]
+
+
+def without_a_key() -> Words:
+    file = Path("done/adapter") / NAME
+    about = json.loads(file.read_text("utf-8"))
+    del about["template"]["stop"]
+    write(str(file), json.dumps(about))
+    return ["info", "done"]
+
+
+def of_another_version() -> Words:
+    change(checkpoint() / STATE, version=0)
+    return resume()
+
+
+def without_its_step() -> Words:
+    write(str(checkpoint() / STATE), '{"version": 1}')
+    return resume()
+
+
+def of_another_size() -> Words:
+    file = checkpoint() / TENSORS
+    save_file({name: tensor[1:].clone() for name, tensor in load_file(file).items()}, file)
+    return resume()
+
+
+def only_calls() -> Words:
+    call = {"function": {"name": "weather", "arguments": {}}}
+    question, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "", "tool_calls": [call]}
+    return ["train", write("calls.jsonl", json.dumps({"messages": [question, answer]})), *TRAIN]
+
+
+CASES: dict[str, tuple[Callable[[], Words], str]] = {
+    "no base named": (without_base, "done/adapter: it names no base model. Give one with --model."),
+    "rank 0 in a file": (rank_0, "adapter_config.json: r: 0 is not allowed: must be greater than 0"),
+    "half of a file": (without_a_key, "done/adapter/lorasmith.json: template.stop: it is missing."),
+    "name too long": (lambda: ["train", rows_file(Path("rows.jsonl")), "--output", "a" * 300], ": File name too long"),
+    "two templates": (
+        lambda: ["eval", "done", "other"],
+        "done and other were trained with different templates. Give each a call of its own.",
+    ),
+    "empty prompt": (
+        lambda: ["generate", "done", " "],
+        "the prompt is empty: give one behind RUN, with --file, or through a pipe",
+    ),
+    "prompts not in UTF-8": (
+        lambda: ["generate", "done", "--file", write("my.txt", b"hi\xff")],
+        "--file: my.txt: byte 2 is no UTF-8. Save it as UTF-8.",
+    ),
+    "init into a folder": (
+        lambda: ["init", rows_file(Path("rows.jsonl")), "--output", "done"],
+        "--output: done is a folder; name a file in it.",
+    ),
+    "picture nowhere": (
+        lambda: ["plot", "done", "--output", "none/loss.png"],
+        "--output: none: there is no such folder. Make it first.",
+    ),
+    "metrics of another tool": (
+        lambda: ["plot", str(Path(write("done/metrics.jsonl", '{"step": "a", "loss": 1}\n')).parent)],
+        "done/metrics.jsonl: not what a training writes there: invalid literal for int() with base 10: 'a'",
+    ),
+    "empty name": (lambda: toml("[lora]\ntarget_modules = ['q_proj', '']"), "lora.target_modules: a name is empty"),
+    "rank 0 for some": (
+        lambda: toml("[lora]\nrank_pattern = {q_proj = 0}"),
+        "lora: rank_pattern and alpha_pattern must hold numbers above 0",
+    ),
+    "empty sample": (
+        lambda: toml("[training]\nsamples = ['hi', ' ']"),
+        "training.samples: prompt 2 is empty; write one or leave it out",
+    ),
+    "metric in no Python file": (
+        lambda: ["eval", "done", "--generate", "1", "--metric", write("my.txt", "") + ":score"],
+        "--metric my.txt:score: my.txt is no Python file: its name must end in .py",
+    ),
+    "nested too deeply": (
+        lambda: ["train", write("deep.jsonl", '{"prompt": "a", "completion": "b"}\n' + "[" * 10**5), *TRAIN],
+        "data.data: deep.jsonl line 2: nested too deeply to be a row.",
+    ),
+    "folder that datasets cannot read": (
+        lambda: ["train", str(Path(write("done/state.json", "{}")).parent), *TRAIN],
+        "data.data: done: `datasets` cannot read it: ",
+    ),
+    "calls that nobody shows": (
+        only_calls,
+        "calls.jsonl line 1: message 2 (assistant) only calls tools, and this template does not show such calls, so "
+        "the model would learn to say nothing. Use a template that knows tools, or drop the row.",
+    ),
+    "checkpoint of another version": (
+        of_another_version,
+        "state.json: written by another version (0); this one reads 1.",
+    ),
+    "checkpoint with half of its state": (without_its_step, "state.json: not readable: "),
+    "checkpoint of another size": (of_another_size, "its adapter has another size than this configuration's."),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_one_line_and_exit_code_2(here: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    make, text = CASES[name]
+    words = make()
+    capsys.readouterr()
+    assert main(words) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert text in line
