@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, d
 
 from families import distance, embedding, logits_of, stir
 from lorasmith import export
-from lorasmith.adapter_folder import write_adapter
+from lorasmith.adapter_folder import end_ids, write_adapter
+from lorasmith.data.conversation import Message
 from lorasmith.data.template import Template
 from lorasmith.errors import AdapterError, ModelError, RunError
 from lorasmith.export import FLOAT32_LIMIT, certify, merge_run
@@ -207,6 +208,40 @@ def test_a_template_that_rewrites_earlier_turns(tmp_path):
     assert template.probe_ids(export.PROBES[2]) == first.ids + second.ids
     assert merge_run(run, tmp_path / "merged", FLOAT32).holds
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == QWEN3
+
+
+SYSTEM = 'You\'re "short" {% raw %} \\n 🙂\nof words.'
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "system"),
+    [
+        ("llama", "model", SYSTEM),
+        ("llama", "human-assistant", ""),
+        ("llama", "alpaca", "Be short."),
+        ("bloom", "auto", ""),
+        ("bloom", "chatml", SYSTEM),
+        ("bloom", "file", ""),
+    ],
+)
+def test_the_merged_folder_says_what_the_adapter_was_trained_to_say(tmp_path, family, kind, system):
+    run = adapter_of(model_folder(family), tmp_path / "adapter")
+    (tmp_path / "mine.jinja").write_text(CHATML.replace("assistant", "reply").replace("im_end", "im_start"), "utf-8")
+    base = load_base(FLOAT32.model_copy(update={"model": str(model_folder(family))}))
+    kind = str(tmp_path / "mine.jinja") if kind == "file" else kind
+    about = json.loads((run / "lorasmith.json").read_text("utf-8"))
+    about["template"] = Template.of(base.tokenizer, kind, end_ids(base), system).to_json()
+    (run / "lorasmith.json").write_text(json.dumps(about), "utf-8")
+    template = open_adapters([run], FLOAT32).template
+    merge_run(run, tmp_path / "merged", FLOAT32)
+    merged = load_base(FLOAT32.model_copy(update={"model": str(tmp_path / "merged")}))
+    found = Template.of(merged.tokenizer, eos_ids=end_ids(merged))
+    assert [found.probe_ids(probe) for probe in export.PROBES] == [template.probe_ids(p) for p in export.PROBES]
+    asked = (Message("system", "Mine."), Message("user", "Why?"), Message("assistant", "So."), Message("user", "Ah?"))
+    for messages in (asked, asked[1:], asked[3:]):
+        assert found.encode_prompt(messages) == template.encode_prompt(messages)
+    assert found.stop_ids == template.stop_ids
+    assert sorted(end_ids(merged)) == list(template.stop_ids)
 
 
 def test_a_template_that_refuses_every_probe(tmp_path):

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from lorasmith.cli.main import main
 from lorasmith.errors import AdapterError
 from lorasmith.inspection import inspect_folder
 from peft_folder import peft_folder
-from tiny import model_folder, trained
+from tiny import CHATML, model_folder, trained
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,18 @@ def test_a_run(finished):
     assert (facts["template"], facts["stop"]) == ("model", ["<eos>", "<|im_end|>"])
     assert facts["notes"]["data"] == [str(finished.parent / "rows.jsonl")]
     assert json.loads(json.dumps(facts["summary"])) == summary
+
+
+def test_the_template_and_the_system_text_of_the_training(tmp_path, capsys):
+    (tmp_path / "mine.jinja").write_text("{# mine #}\n" + CHATML, "utf-8")
+    trained(tmp_path / "run", template=str(tmp_path / "mine.jinja"), system="Be short.\nBe kind.")
+    facts = inspect_folder(tmp_path / "run")
+    assert (facts["template"], facts["system"]) == ("file", "Be short.\nBe kind.")
+    assert facts["chat_template"] == "{# mine #}\n" + CHATML
+    assert main(["info", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert f"\n          {{# mine #}}\n          {CHATML.splitlines()[0]}" in shown
+    assert "\nsystem    Be short.\n          Be kind.\n" in shown
 
 
 def test_an_adapter_folder_is_the_same_without_the_run(finished):

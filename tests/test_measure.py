@@ -113,6 +113,22 @@ def test_files_are_measured_whole_and_nothing_of_a_training_is_said(runs):
     assert any("cut at 64 tokens" in text for text in report.warned)
 
 
+def test_rows_that_were_learned_are_told_as_long_as_the_runs_files_say_so(run):
+    own = rows_file(run.parent / "own.jsonl", range(20))
+
+    def told(file: str) -> list[str]:
+        report = Watch()
+        loss_of(run / "adapter", [file], report=report)
+        return [text for text in report.warned if "learned from" in text]
+
+    (text,) = told(own)
+    assert text.startswith("run learned from 9 rows of those that are measured")  # of 12, 3 are held out
+    assert "own.jsonl lines " in text
+    assert told(rows_file(run.parent / "new.jsonl", range(20, 30))) == []
+    rows_file(run.parent / "rows.jsonl", range(1, 13))
+    assert told(own) == []
+
+
 def test_limits_without_a_file_are_refused(runs):
     with pytest.raises(ConfigError, match=r"data\.max_length and data\.too_long are for files of your own"):
         loss_of(runs / "run", limits=SHORT)

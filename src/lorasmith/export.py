@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from lorasmith.adapter_folder import end_ids, read_about
 from lorasmith.data.template import PROBES
 from lorasmith.errors import AdapterError, RunError
 from lorasmith.i18n import _
@@ -177,9 +178,22 @@ def _probes(session: Session) -> list[list[int]]:
 
 
 def _save(plain: PreTrainedModel, session: Session, folder: Path) -> None:
+    _say_as_trained(plain, session)
     with quiet_transformers():  # a bar of its own
         plain.save_pretrained(folder)
         session.base.tokenizer.save_pretrained(folder)
+
+
+def _say_as_trained(plain: PreTrainedModel, session: Session) -> None:
+    """Template, system text and stop tokens of the training, where they are not what the base has of itself."""
+    template, tokenizer = session.template, session.base.tokenizer
+    if read_about(session.folders[session.names[0]]) is None:
+        return  # made by another tool, which says nothing of them
+    own = tokenizer.get_chat_template() if tokenizer.chat_template else None
+    if template.as_jinja() != own:
+        tokenizer.chat_template = template.as_jinja()
+    if set(template.stop_ids) != set(end_ids(session.base)):
+        plain.generation_config.eos_token_id = list(template.stop_ids)
 
 
 @torch.no_grad()

@@ -53,6 +53,8 @@ def inspect_folder(path: str | Path) -> dict[str, Any]:
         "bytes": (folder / WEIGHTS).stat().st_size,
         "template": about["template"]["kind"] if about else None,
         "stop": [stop["token"] for stop in about["template"]["stop"]] if about else None,
+        "system": about["template"].get("system", "") if about else None,
+        "chat_template": about["template"]["chat_template"] if about else None,
         "notes": about["notes"] if about else None,
         "summary": _summary(path / SUMMARY),
     }

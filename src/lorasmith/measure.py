@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from lorasmith.answers import Question, answers_to, questions_of
 from lorasmith.config import Config, load_config
 from lorasmith.data.config import DataConfig
 from lorasmith.data.general import NAME as GENERAL
@@ -20,13 +19,15 @@ from lorasmith.evaluate import HeldOut, compare, held_out
 from lorasmith.evaluation import Evaluation, Forgotten, Measured, Sample
 from lorasmith.i18n import _
 from lorasmith.lora.inject import HALF
-from lorasmith.metrics import Metric, Scored, built_in, compare_scores, mean, require_extra, score
+from lorasmith.metrics import Metric, Scored, compare_scores, require_extra
 from lorasmith.model.config import ModelConfig
 from lorasmith.model.row import Example
 from lorasmith.model.verify import speed_up
-from lorasmith.own_metric import own_metric
+from lorasmith.own_metric import own_metrics
+from lorasmith.quiz import Quiz
 from lorasmith.report import Report, Warnings
 from lorasmith.run_folder import CONFIG, ENVIRONMENT
+from lorasmith.seen import seen_in_training
 from lorasmith.session import Session, open_adapters
 
 
@@ -70,16 +71,18 @@ def evaluate(
     seed = config.training.seed if config else 0
     if wanted.files:
         examples = _of_files(session, wanted.files, wanted.limits or DataConfig(), report)
+        for text in seen_in_training(session, examples, report):
+            report.warn(text)
     else:
         examples = _of_runs(session, runs, config, report)
     if session.base.dtype in HALF:  # run as its training ran it: other kernels give another fourth digit
         speed_up(session.base, session.names[0], [token for example in examples[:16] for token in example.ids])
     others = _of_another_text(session, wanted.forget, report)
-    questions = questions_of(examples, session.template, wanted.answers) if wanted.answers else []
+    quiz = Quiz.of(examples, session.template, wanted.answers, wanted.sampling, own) if wanted.answers else None
     losses = [compare(*pair, seed) for pair in _losses(session, examples, _("held-out loss"), report)]
     forgotten = _forgotten(session, others, seed, report)
-    samples = _samples(session, questions, wanted.sampling, report)
-    scores = _scores(samples, own, len(losses), seed)
+    samples = _samples(session, quiz, report)
+    scores = _scores(samples, quiz, len(losses), seed)
     names, folders = session.names, map(str, session.folders.values())
     return Evaluation(
         base=session.base.source,
@@ -102,12 +105,11 @@ def _checked(wanted: Wanted) -> list[Metric]:
         )
     if wanted.metrics and not wanted.answers:
         problems.append(_("--metric judges answers, and none are asked for. Ask for some: --generate 50"))
-    own = []
-    for text in wanted.metrics:
-        try:
-            own.append(own_metric(text))
-        except ConfigError as error:
-            problems += error.problems
+    own = list[Metric]()
+    try:
+        own = own_metrics(wanted.metrics)
+    except ConfigError as error:
+        problems += error.problems
     if problems:
         raise ConfigError(*problems)
     if wanted.answers:
@@ -153,31 +155,26 @@ def _forgotten(
     return [Forgotten(*astuple(compare(*pair, seed))) for pair in pairs]
 
 
-def _samples(
-    session: Session, questions: Sequence[Question], sampling: SamplingConfig, report: Report
-) -> tuple[Sample, ...]:
+def _samples(session: Session, quiz: Quiz | None, report: Report) -> tuple[Sample, ...]:
     """Replies of the base and of every adapter to the same questions."""
-    if not questions:
+    if quiz is None:
         return ()
     replies = []
     for name in (None, *session.names):
         task = _("answers of {name}", name=_("the base") if name is None else name)
-        replies.append(answers_to(questions, session.base, name, sampling, session.template.stop_ids, report, task))
-    rows = zip(questions, *replies, strict=True)
+        replies.append(quiz.answers(session.base, name, report, task))
+    rows = zip(quiz.questions, *replies, strict=True)
     return tuple(Sample(q.text, q.reference, q.source, base, tuple(rest)) for q, base, *rest in rows)
 
 
-def _scores(samples: Sequence[Sample], own: Sequence[Metric], adapters: int, seed: int) -> list[tuple[Scored, ...]]:
-    """For each adapter, every metric; and how many of its replies ended before they were cut."""
-    if not samples:
+def _scores(samples: Sequence[Sample], quiz: Quiz | None, adapters: int, seed: int) -> list[tuple[Scored, ...]]:
+    """For each adapter, every metric."""
+    if quiz is None:
         return [()] * adapters
-    references = [sample.reference for sample in samples]
     columns = list(zip(*(sample.answers for sample in samples), strict=True))
-    ended = mean("ended", _("ended by itself"), lambda finish, _reference: 100.0 * (finish == "stop"))
     found = []
-    for metric in [*built_in(references), ended, *own]:
-        texts = [[a.finish if metric is ended else a.text for a in column] for column in columns]
-        before, *after = [score(metric, replies, references) for replies in texts]
+    for metric in quiz.metrics:
+        before, *after = [quiz.numbers(metric, column) for column in columns]
         found.append([compare_scores(metric, before, other, seed) for other in after])
     return list(zip(*found, strict=True))
 

@@ -3,7 +3,7 @@
 import math
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from numbers import Real
 from pathlib import Path
@@ -16,6 +16,19 @@ from lorasmith.metrics import Metric, mean
 from lorasmith.values import closest
 
 SHOWN = 60  # characters of a text that an error quotes
+
+
+def own_metrics(texts: Sequence[str]) -> list[Metric]:
+    """The metric of each of `texts`. Raises ConfigError with what is wrong with any of them."""
+    found, problems = list[Metric](), list[str]()
+    for text in texts:
+        try:
+            found.append(own_metric(text))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+    return found
 
 
 def own_metric(text: str) -> Metric:

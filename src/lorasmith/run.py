@@ -187,8 +187,8 @@ class _Training:
         return held_out(job.base, job.held_out, None, self.report, _("held-out loss of the base"), self.world)
 
     def _note_the_base(self, job: loop.Job, before: HeldOut | None) -> None:
-        if before and self.world.is_first:
-            job.metrics.append({"step": 0, "held_out_loss": before.loss})
+        if before:
+            loop.note(job, 0, before, None)
         loop.ask(job, 0, None)
 
     def _summarise(

@@ -87,12 +87,20 @@ def located(config: Config) -> Config:
     files = tuple(lasting(name) + weight for name, weight in map(without_weight, data.data))
     share = lasting(data.held_out) if isinstance(data.held_out, str) else data.held_out
     template = data.template if data.template in TEMPLATES else lasting(data.template)
+    metric = tuple(_lasting_function(text) for text in config.training.metric)
     return config.model_copy(
         update={
             "data": data.model_copy(update={"data": files, "held_out": share, "template": template}),
             "model": model.model_copy(update={"model": lasting(model.model)}),
+            "training": config.training.model_copy(update={"metric": metric}),
         }
     )
+
+
+def _lasting_function(text: str) -> str:
+    """FILE.py:FUNCTION as it is from any working directory."""
+    file, colon, name = text.rpartition(":")
+    return lasting(file) + colon + name
 
 
 def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> Config:

@@ -2,11 +2,16 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lorasmith.cli.main import main
+from lorasmith.data.conversation import Message
+from lorasmith.engine.config import SamplingConfig
+from lorasmith.engine.engine import Engine, replies
+from lorasmith.engine.request import Request
 from lorasmith.model.config import ModelConfig
 from lorasmith.session import open_adapters
 
@@ -64,6 +69,27 @@ def test_rows_as_for_training(talkers, expected, capsys, tmp_path, form):
     assert [row["prompt"] for row in rows] == ["hi", "who are\nyou", "hi", "hi", "who are you"]
     assert [row["reply"] for row in rows[::2]][:2] == [expected["hi"]] * 2 == [rows[3]["reply"], rows[0]["reply"]]
     assert rows[4]["reply"] != expected["who are you"]  # the system message counts
+
+
+def test_tools_of_a_row_are_shown_to_the_template(talkers, capsys, tmp_path):
+    folder = Path(shutil.copytree(talkers[0], tmp_path / "knows-tools"))
+    about = json.loads((folder / "lorasmith.json").read_text("utf-8"))
+    shown = "{% if tools %}{{ tools | map(attribute='function.name') | join(' ') }}{% endif %}"
+    about["template"]["chat_template"] = shown + about["template"]["chat_template"]
+    (folder / "lorasmith.json").write_text(json.dumps(about), "utf-8")
+    row = {"messages": [{"role": "user", "content": "hi"}]}
+    tools = [{"type": "function", "function": {"name": f"look_{i}", "parameters": {}}} for i in range(9)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in (row, row | {"tools": tools})), "utf-8")
+    assert generate(folder, "--file", str(file), "--json") == 0
+    bare, with_tools = (json.loads(line)["reply"] for line in capsys.readouterr().out.splitlines())
+    session = open_adapters([folder], ModelConfig(dtype="float32", device="cpu"))
+    names = " ".join(tool["function"]["name"] for tool in tools)
+    text = names + session.template.render((Message("user", "hi"),))
+    request = Request(session.base.tokenizer(text)["input_ids"], SamplingConfig(max_new_tokens=6), session.names[0],
+                      session.template.stop_ids)  # fmt: skip
+    (wanted,) = replies(Engine(session.base), [request])
+    assert with_tools == wanted.text != bare
 
 
 def test_rows_from_a_pipe(talkers, expected, capsys, monkeypatch):

@@ -57,6 +57,7 @@ CASES: dict[str, tuple[Any, See]] = {
 }
 ELSEWHERE = {"gradient_checkpointing", "row_tokens", "save_every"}  # tests of their own below ...
 ELSEWHERE |= {"patience", "samples", "tensorboard"}  # ... and in test_watching.py
+ELSEWHERE |= {"generate", "max_new_tokens", "metric"}  # the same
 
 
 @pytest.fixture(scope="module")

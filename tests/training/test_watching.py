@@ -10,7 +10,9 @@ import pytest
 
 from lorasmith.cli.main import main
 from lorasmith.data.prompts import as_record
+from lorasmith.engine.config import SamplingConfig
 from lorasmith.errors import ConfigError, MissingExtraError
+from lorasmith.measure import Wanted, evaluate
 from lorasmith.run_folder import read_summary
 from lorasmith.session import open_adapters
 from lorasmith.training.samples import SAMPLING
@@ -88,6 +90,20 @@ def test_a_resumed_run_writes_each_sample_once(asked, tmp_path):
     trained(run, resume=True, samples=PROMPTS, **HARD)
     assert samples(run) == samples(asked[0])
     assert adapter_bytes(run) == adapter_bytes(asked[0])
+
+
+def test_a_measure_that_fails_midway_loses_nothing(tmp_path):
+    run, judge = tmp_path / "run", tmp_path / "judge.py"
+    judge.write_text(
+        "calls = []\n\n\ndef f(prediction, reference):\n    calls.append(1)\n    return 1 / (len(calls) < 4)\n", "utf-8"
+    )
+    options = HARD | {"metric": (f"{judge}:f",), "save_every": 0, "generate": 3, "max_new_tokens": 8}
+    with pytest.raises(ConfigError, match=r"(?s)judge.py line 6: ZeroDivisionError.*step-000002; once that is mended"):
+        trained(run, **options)
+    judge.write_text("def f(prediction, reference):\n    return 1\n", "utf-8")
+    trained(run, resume=True, **options)
+    trained(tmp_path / "without", **HARD)
+    assert adapter_bytes(run) == adapter_bytes(tmp_path / "without")
 
 
 def test_a_prompt_that_is_too_long_stops_the_run_before_its_first_step(tmp_path, capsys):
@@ -182,3 +198,63 @@ def test_events_hold_what_metrics_hold_also_after_a_resume(tmp_path):
         wanted = {line["step"]: line[name] for line in metrics(run) if name in line}
         events = {event.step: event.value for event in found.Scalars(name)}
         assert events == pytest.approx(wanted, rel=1e-6), name  # an event holds float32
+
+
+# --- held-out rows that are answered
+
+QUIZ = {"generate": 3, "max_new_tokens": 8}
+ODD = "def length(prediction, reference):\n    return len(prediction) - len(reference)\n"
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Watch]:
+    run, watch = tmp_path_factory.mktemp("judged") / "run", Watch()
+    judge = run.with_name("judge.py")
+    judge.write_text(ODD, "utf-8")
+    trained(run, watch, metric=(f"{judge}:length",), **QUIZ, **HARD)
+    return run, watch
+
+
+def figures(line: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in line.items() if key not in ("step", "held_out_loss")}
+
+
+def test_answers_to_held_out_rows_are_measured_as_eval_measures_them(judged):
+    run, watch = judged
+    lines = {line["step"]: figures(line) for line in metrics(run) if "held_out_loss" in line}
+    assert list(lines) == [0, 2, 4, 6]
+    own = f"{run.parent / 'judge.py'}:length"
+    wanted = Wanted(answers=3, sampling=SamplingConfig(max_new_tokens=8), metrics=(own,))
+    (kept,) = evaluate([run], wanted).adapters
+    best = lines[read_summary(run).best_step]
+    assert list(best) == ["exact", "f1", "chrf", "bleu", "rouge_l", "ended", "judge.py:length"]
+    assert list(best.values()) == [score.after for score in kept.scores]
+    assert list(lines[0].values()) == [score.before for score in kept.scores]
+    assert lines[0] != best
+    (said,) = [text for text in watch.said if text.startswith("3 held-out rows, answers after step 6: exact match ")]
+    assert said.endswith(f"length {lines[6]['judge.py:length']:.4f}")
+    assert any(text.startswith("answers  3 rows held out are answered at every evaluation") for text in watch.said)
+
+
+def test_answering_changes_no_number_of_the_training_and_a_resumed_run_measures_once(judged, tmp_path):
+    trained(tmp_path / "without", **HARD)
+    assert adapter_bytes(judged[0]) == adapter_bytes(tmp_path / "without")
+    bare = [{key: value for key, value in line.items() if key not in figures(line) or "loss" in line}
+            for line in metrics(judged[0])]  # fmt: skip
+    assert bare == metrics(tmp_path / "without")
+    run, options = tmp_path / "run", QUIZ | HARD | {"metric": (f"{judged[0].parent / 'judge.py'}:length",)}
+    with pytest.raises(Crash):
+        trained(run, crash_at(5), **options)
+    trained(run, resume=True, **options)
+    assert metrics(run) == metrics(judged[0])
+
+
+def test_what_cannot_be_answered_is_said_before_the_first_step(tmp_path):
+    with pytest.raises(ConfigError, match=r"^training.metric: it judges answers, and generate is 0"):
+        trained(tmp_path / "run", metric=("no.py:f",))
+    with pytest.raises(ConfigError, match=r"no.py: no such file"):
+        trained(tmp_path / "run", metric=("no.py:f",), generate=2)
+    assert not (tmp_path / "run").exists()
+    watch = Watch()
+    trained(tmp_path / "run", watch, generate=2, held_out=0)
+    assert [text for text in watch.warned if text.startswith("training.generate: nothing is held out")]

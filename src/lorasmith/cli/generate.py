@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lorasmith.cli.flags import Parser, base_of, given
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen, printable
-from lorasmith.data.conversation import Message, Record
+from lorasmith.data.conversation import Conversation, Record
 from lorasmith.data.prompts import as_record, parse_prompts, read_prompts
 from lorasmith.engine.config import SamplingConfig
 from lorasmith.errors import ConfigError
@@ -21,7 +21,7 @@ from lorasmith.values import check
 if TYPE_CHECKING:
     from lorasmith.engine.request import Event
 
-Events = Callable[[Sequence[Sequence[Message]]], Iterator["Event"]]
+Events = Callable[[Sequence[Conversation]], Iterator["Event"]]  # an answer to what stands before the last message
 
 
 def parser() -> Parser:
@@ -51,10 +51,10 @@ def run(args: argparse.Namespace) -> int:
     with Screen(json=True) as screen:  # standard output is for the answers
         session = open_adapters([args.run], model, screen)
         template, adapter = session.template, session.names[0]
-        prompts = [template.conversation(record).messages[:-1] for record in records]
+        prompts = [template.conversation(record) for record in records]
 
-        def events(asked: Sequence[Sequence[Message]]) -> Iterator["Event"]:
-            ids = [template.encode_prompt(messages) for messages in asked]
+        def events(asked: Sequence[Conversation]) -> Iterator["Event"]:
+            ids = [template.encode_prompt(one.messages[:-1], one.tools) for one in asked]
             requests = [Request(one, settings, adapter, template.stop_ids) for one in ids]
             return generate(Engine(session.base), requests)
 
@@ -84,7 +84,7 @@ def prompts_of(args: argparse.Namespace) -> list[Record]:
     return found
 
 
-def answer_one(prompt: Sequence[Message], events: Events) -> None:
+def answer_one(prompt: Conversation, events: Events) -> None:
     """The answer alone, as it comes."""
     clean = printable if sys.stdout.isatty() else str
     for event in events([prompt]):
@@ -92,7 +92,7 @@ def answer_one(prompt: Sequence[Message], events: Events) -> None:
     print()
 
 
-def answer_all(prompts: Sequence[Sequence[Message]], events: Events, as_json: bool, screen: Screen) -> None:
+def answer_all(prompts: Sequence[Conversation], events: Events, as_json: bool, screen: Screen) -> None:
     """The answers in the order of their prompts, each as soon as all before it are there."""
     texts, tokens, finish = [""] * len(prompts), [0] * len(prompts), [""] * len(prompts)
     shown, start = 0, time.monotonic()
@@ -110,9 +110,9 @@ def answer_all(prompts: Sequence[Sequence[Message]], events: Events, as_json: bo
             shown += 1
 
 
-def print_answer(prompt: Sequence[Message], text: str, finish: str, tokens: int, as_json: bool) -> None:
+def print_answer(prompt: Conversation, text: str, finish: str, tokens: int, as_json: bool) -> None:
     """One prompt and its answer: a JSON line, or both as text."""
-    asked = prompt[-1].content
+    asked = prompt.messages[-2].content
     if as_json:
         answer = {"prompt": asked, "reply": text, "finish": finish, "tokens": tokens}
         print(json.dumps(answer, ensure_ascii=False), flush=True)

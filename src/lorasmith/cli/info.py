@@ -52,6 +52,9 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     if facts["template"]:
         stops = " ".join(map(str, facts["stop"]))
         lines.append(_("template  {kind}, a reply ends at {stop}", kind=facts["template"], stop=stops))
+        if facts["template"] == "file":  # any other one is known by its name
+            lines += [" " * LABEL + line for line in facts["chat_template"].splitlines()]
+        lines += _wrapped(_("system"), facts["system"].replace("\n", "\n" + " " * LABEL))
     else:
         lines.append(_("template  none inside: made by another tool"))
     if facts["notes"]:

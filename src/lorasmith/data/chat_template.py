@@ -3,6 +3,7 @@
 All rendering passes `Jinja.render`, so training, chat and the checks of masks see the same text.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,14 @@ ALPACA = (
     "{%- if add_generation_prompt -%}{{ '### Response:\n' }}{%- endif -%}"
 )
 OWN = {"alpaca": ALPACA, "chatml": CHATML}
+# What `human_turns` says, for programs that know chat templates only.
+HUMAN_ASSISTANT = (
+    "{%- set turn = namespace(asked=[]) -%}{%- for message in messages -%}{%- if message.role == 'assistant' -%}"
+    "{{ ('Human: ' + turn.asked | join('\n\n')) | trim + '\n\nAssistant: ' + message.content + eos_token }}"
+    "{%- set turn.asked = [] -%}{%- else -%}{%- set turn.asked = turn.asked + [message.content] -%}{%- endif -%}"
+    "{%- endfor -%}{%- if turn.asked -%}{{ ('Human: ' + turn.asked | join('\n\n')) | trim }}"
+    "{%- if add_generation_prompt -%}{{ '\n\nAssistant: ' }}{%- endif -%}{%- endif -%}"
+)
 # A template that asks for today would encode one thing in training and another tomorrow: its clock stands still.
 FIXED_DATE = (("%d", "26"), ("%b", "Jul"), ("%B", "July"), ("%m", "07"), ("%Y", "2024"), ("%y", "24"))
 CLOCK = (
@@ -117,6 +126,17 @@ class Jinja:
             )
         except (TemplateError, TypeError) as error:
             raise RowError(source, _("the chat template refuses it: {why}", why=error)) from error
+
+
+def with_system_text(text: str, system: str) -> str:
+    """The Jinja text `text`, which then sets `system` before messages without a system text of their own."""
+    if not system:
+        return text
+    literal = json.dumps(system, ensure_ascii=False)  # Jinja reads it as JSON does
+    return (
+        "{% if messages and not messages | selectattr('role', 'equalto', 'system') | list %}"
+        "{% set messages = [{'role': 'system', 'content': " + literal + "}] + messages %}{% endif +%}" + text
+    )
 
 
 def template_text(kind: str, tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -299,9 +299,14 @@ def _has_inner_stop(example: Example, stops: frozenset[int]) -> bool:
     return any(target in stops and following != IGNORED for target, following in pairs)
 
 
-def _overlap(learned: Sequence[Example], measured: Sequence[Example]) -> str:
+def alike(learned: Sequence[Example], measured: Sequence[Example]) -> list[str]:
+    """Where those of `measured` stand whose tokens are those of one of `learned`."""
     seen = {tuple(example.ids) for example in learned} if measured else set()
-    both = [example.source for example in measured if tuple(example.ids) in seen]
+    return [example.source for example in measured if tuple(example.ids) in seen]
+
+
+def _overlap(learned: Sequence[Example], measured: Sequence[Example]) -> str:
+    both = alike(learned, measured)
     if not both:
         return ""
     return _(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lorasmith.data.chat_template import ALPACA_INPUT, OWN, Jinja, template_text
+from lorasmith.data.chat_template import ALPACA_INPUT, HUMAN_ASSISTANT, OWN, Jinja, template_text, with_system_text
 from lorasmith.data.conversation import Conversation, Message, Record, RowError
 from lorasmith.data.forms import conversation
 from lorasmith.data.marks import Draft, compare_marks
@@ -198,6 +198,10 @@ class Template:
         shown = text(messages, row.tools)
         no_tools = bool(row.tools) and text(messages, ()) == shown
         return no_tools or (bare != list(messages) and text(bare, row.tools) == shown)
+
+    def as_jinja(self) -> str:
+        """The same as a chat template of transformers, the system text in it."""
+        return with_system_text(self.text or HUMAN_ASSISTANT, self.system)
 
     def to_json(self) -> dict[str, Any]:
         """What travels in the adapter folder: the template, its stop tokens, and golden ids of probe conversations."""

@@ -14,12 +14,16 @@ from lorasmith.data.plan import Plan, plan
 from lorasmith.data.prepare import Prepared, prepare
 from lorasmith.data.read import Found
 from lorasmith.data.template import Template
+from lorasmith.engine.config import SamplingConfig
 from lorasmith.errors import LorasmithError
 from lorasmith.lora.inject import inject
+from lorasmith.metrics import Metric, require_extra
 from lorasmith.model.base import Base
 from lorasmith.model.load import load_base
 from lorasmith.model.machine import dtype_name
 from lorasmith.model.verify import speed_up
+from lorasmith.own_metric import own_metrics
+from lorasmith.quiz import Quiz
 from lorasmith.report import Report
 from lorasmith.run_folder import located
 from lorasmith.training.dist import World
@@ -49,6 +53,9 @@ def assemble(
 
     Raises LorasmithError: the problems of the rows and of the adapter's patterns come together.
     """
+    own = own_metrics(config.training.metric)
+    if config.training.generate:
+        require_extra()
     base = load_base(config.model, report)
 
     def rows() -> tuple[Template, Prepared]:
@@ -60,7 +67,7 @@ def assemble(
     )
     base.adapters[ADAPTER] = adapter
     speed_up(base, ADAPTER, [token for example in data.train[:16] for token in example.ids])
-    return Assembled(_job(config, base, template, data, folder, report, world), template, data)
+    return Assembled(_job(config, base, template, data, own, folder, report, world), template, data)
 
 
 def together(*parts: Callable[[], Any]) -> list[Any]:
@@ -85,7 +92,14 @@ def recompute_activations(base: Base) -> None:
 
 
 def _job(
-    config: Config, base: Base, template: Template, data: Prepared, folder: Path, report: Report, world: World
+    config: Config,
+    base: Base,
+    template: Template,
+    data: Prepared,
+    own: Sequence[Metric],
+    folder: Path,
+    report: Report,
+    world: World,
 ) -> Job:
     parameters = FlatParameters(base.adapters[ADAPTER].parameters)
     notes = {
@@ -110,10 +124,17 @@ def _job(
         folder=folder,
         metrics=Metrics(folder, config.training.tensorboard),
         samples=Samples.of(base, template, config.training.samples),
+        quiz=_quiz(config, template, data, own),
         settings=_settings(base, data, world),
         write_adapter=write,
         report=report,
     )
+
+
+def _quiz(config: Config, template: Template, data: Prepared, own: Sequence[Metric]) -> Quiz | None:
+    """What training.generate asks for; None where it asks for nothing, or nothing is held out."""
+    count, sampling = config.training.generate, SamplingConfig(max_new_tokens=config.training.max_new_tokens)
+    return Quiz.of(data.held_out, template, count, sampling, own) if count and data.held_out else None
 
 
 def _plan(config: Config, base: Base, data: Prepared) -> Plan:

@@ -7,6 +7,7 @@ from rich.cells import cell_len
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lorasmith.data.fit import in_rows
 from lorasmith.evaluate import FEWEST
 from lorasmith.i18n import _
 from lorasmith.lora.inject import Counts, count
@@ -45,6 +46,8 @@ class Facts:
     learning_rate: float
     schedule: str
     warmup: int
+    answered: int
+    answer_tokens: int
     expected: Expected
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -74,6 +77,8 @@ def facts_of(job: Job, expected: Expected) -> Facts:
         learning_rate=job.config.learning_rate,
         schedule=job.config.schedule,
         warmup=warmup_steps(job.config, len(job.plan)),
+        answered=len(job.quiz.questions) if job.quiz else 0,
+        answer_tokens=job.config.max_new_tokens,
         expected=expected,
         warnings=[*_warnings(job), *expected.warnings],
         problems=[*_problems(job), *expected.problems],
@@ -102,6 +107,8 @@ def lines(facts: Facts) -> Iterator[tuple[str, str]]:
     yield _("trained"), str(Counts(facts.trainable, facts.parameters))
     yield _("steps"), _steps(facts)
     yield _("rate"), _rate(facts)
+    if facts.answered:
+        yield _("answers"), _answers(facts)
     yield from facts.expected.lines()
 
 
@@ -144,6 +151,15 @@ def _rate(facts: Facts) -> str:
     )
 
 
+def _answers(facts: Facts) -> str:
+    return _(
+        "{rows} held out are answered at every evaluation, with at most {tokens} tokens each; a dry step does not "
+        "time them",
+        rows=in_rows(facts.answered),
+        tokens=facts.answer_tokens,
+    )
+
+
 def _why_rate(config: TrainingConfig) -> str:
     if "learning_rate" not in config.model_fields_set:
         return _("the usual one of LoRA and QLoRA")
@@ -172,6 +188,8 @@ def _warnings(job: Job) -> Iterator[str]:
         )
     if job.config.eval_every and not (job.held_out or job.config.samples):
         yield _("training.eval_every: nothing is held out, so there is nothing to evaluate on.")
+    if job.config.generate and not job.held_out:
+        yield _("training.generate: nothing is held out, so no row is answered at the evaluations.")
     if job.config.patience and not job.held_out:
         yield _("training.patience: nothing is held out, so nothing ends the training early.")
 

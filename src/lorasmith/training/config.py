@@ -53,6 +53,13 @@ class TrainingConfig(BaseModel):
     samples: Annotated[
         tuple[str, ...], Field(description=_("prompts that are answered at every evaluation, for samples.jsonl"))
     ] = ()
+    generate: Annotated[
+        int, Field(ge=0, description=_("held-out rows that are answered at every evaluation, measured as in eval"))
+    ] = 0
+    max_new_tokens: Annotated[int, Field(gt=0, description=_("longest of these answers in tokens"))] = 256
+    metric: Annotated[
+        tuple[str, ...], Field(description=_("measures of your own of these answers, each FILE.py:FUNCTION as in eval"))
+    ] = ()
     tensorboard: Annotated[
         bool, Field(description=_("the metrics as event files in RUN/tensorboard too; needs lorasmith[tensorboard]"))
     ] = False
@@ -83,4 +90,6 @@ class TrainingConfig(BaseModel):
             raise ValueError(
                 _("patience: it counts evaluations during the training, and eval_every is 0; say how often, in steps")
             )
+        if self.metric and not self.generate:
+            raise ValueError(_("metric: it judges answers, and generate is 0; say how many rows to answer, as in 50"))
         return self

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from lorasmith.data.plan import Plan
-from lorasmith.errors import Interrupted, TrainingError
+from lorasmith.errors import ConfigError, Interrupted, TrainingError
 from lorasmith.evaluate import HeldOut, held_out
 from lorasmith.i18n import _
 from lorasmith.lora.files import has_effect
 from lorasmith.model.base import Base
 from lorasmith.model.forward import row_of
 from lorasmith.model.row import Example, Row, Step, flatten
+from lorasmith.quiz import Quiz
 from lorasmith.report import Report
 from lorasmith.training import checkpoint
 from lorasmith.training.checkpoint import State
@@ -47,6 +48,7 @@ class Job:
     folder: Path
     metrics: Metrics
     samples: Samples
+    quiz: Quiz | None
     settings: dict[str, str]
     write_adapter: Callable[[Path], None]
     report: Report
@@ -75,7 +77,7 @@ def train(job: Job, state: State) -> None:
         while state.step < len(job.plan):
             # before the next step, not behind the last one: a run that stopped in between then measures too
             if state.step and due(job.config.eval_every, state.step):
-                evaluate(job, state)
+                _evaluate_or_save(job, state)
                 if patience_is_over(job, state):
                     _stop_early(job, state)
                     return
@@ -129,12 +131,41 @@ def evaluate(job: Job, state: State) -> None:
             checkpoint.write_folder(best_folder(job, state), job.write_adapter)
 
 
+def _evaluate_or_save(job: Job, state: State) -> None:
+    """`evaluate`; where a measure of the user's own fails, nothing that was learned is lost by it."""
+    try:
+        evaluate(job, state)
+    except ConfigError as error:
+        folder = _write(job, state)  # the first process alone judges, and the others end with it: nobody is waited for
+        where = _("What was learned is saved in {folder}; once that is mended, go on with --resume.", folder=folder)
+        raise ConfigError(*error.problems, where) from error
+
+
 def measure(job: Job, state: State, task: str) -> HeldOut:
     """The held-out losses of the adapter as it is now, written down."""
     found = held_out(job.base, job.held_out, job.adapter, job.report, task, job.world)
-    if job.world.is_first:
-        job.metrics.append({"step": state.step, "held_out_loss": found.loss})
+    note(job, state.step, found, job.adapter)
     return found
+
+
+def note(job: Job, step: int, found: HeldOut, adapter: str | None) -> None:
+    """Answer the held-out rows of training.generate, and write their figures down with the losses `found`."""
+    if not job.world.is_first:
+        return
+    figures = list[float]()
+    metrics = job.quiz.metrics if job.quiz else []
+    if job.quiz:
+        figures = job.quiz.figures(job.quiz.answers(job.base, adapter, job.report, _("answers to held-out rows")))
+        shown = ", ".join(f"{m.name} {value:.{m.digits}f}" for m, value in zip(metrics, figures, strict=True))
+        count = len(job.quiz.questions)
+        if adapter is None:
+            job.report.say(_("{count} held-out rows, answers of the base: {figures}", count=count, figures=shown))
+        else:
+            job.report.say(
+                _("{count} held-out rows, answers after step {step}: {figures}", count=count, step=step, figures=shown)
+            )
+    keys = [Path(metric.key).name for metric in metrics]  # a function keeps its name where its file is told otherwise
+    job.metrics.append({"step": step, "held_out_loss": found.loss, **dict(zip(keys, figures, strict=True))})
 
 
 def ask(job: Job, step: int, adapter: str | None) -> None:
@@ -161,11 +192,14 @@ def best_folder(job: Job, state: State) -> Path:
 
 def save(job: Job, state: State) -> Path:
     """A checkpoint of the state as it is."""
-    folder = job.checkpoints / f"step-{state.step:06d}"
-    if job.world.is_first:
-        checkpoint.save(job.checkpoints, state, job.parameters, job.optimizer, job.settings, job.write_adapter)
+    folder = _write(job, state) if job.world.is_first else job.checkpoints
     job.world.wait()
     return folder
+
+
+def _write(job: Job, state: State) -> Path:
+    checkpoint.save(job.checkpoints, state, job.parameters, job.optimizer, job.settings, job.write_adapter)
+    return job.checkpoints / f"step-{state.step:06d}"
 
 
 def save_is_due(job: Job, step: int) -> bool:
