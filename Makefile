@@ -106,7 +106,7 @@ lock:  ## choose and hash every version again (Python 3.11 only)
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet pip-tools==7.6.2
 	echo '$(firstword $(TORCH))' > build/torch.txt
-	$(COMPILE) $(ARGS) --extra data --extra report --extra eval -o requirements.lock
+	$(COMPILE) $(ARGS) --extra data --extra report --extra eval --extra serve -o requirements.lock
 	$(COMPILE) $(ARGS) --extra dev --constraint requirements.lock -o requirements-dev.lock
 	for lock in requirements.lock requirements-dev.lock; do \
 	  sed '/^# WARNING/,$$d' $$lock > build/lock.txt && mv build/lock.txt $$lock; \
