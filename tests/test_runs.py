@@ -102,6 +102,14 @@ def test_list_fits_80_columns_and_loads_no_torch(folder):
     assert [line for line in table if line.startswith("first ") and "finished" in line and "->" in line]
 
 
+def test_plain_list_says_one_whole_fact_a_line(folder, capsys, monkeypatch):
+    monkeypatch.setenv("LORASMITH_PLAIN", "1")
+    assert main(["list", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(": " in line and "\N{HORIZONTAL ELLIPSIS}" not in line for line in lines if "go on" not in line)
+    assert "state: finished" in lines
+
+
 def test_list_as_json(folder, capsys):
     assert main(["list", str(folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from lorasmith.answers import Answer
 from lorasmith.evaluate import FEWEST, Comparison
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.metrics import Scored
 
 
@@ -105,7 +105,7 @@ class Evaluation:
                 if line.verdict:
                     said.setdefault((line.who, line.verdict), []).append(group.name)
         return [
-            _("{name}: {measures}: {verdict}", name=name, measures=", ".join(measures), verdict=verdict)
+            _("{name}: {measures}: {verdict}", name=name, measures=listed(measures), verdict=verdict)
             for name in self.names[1:]
             for (who, verdict), measures in said.items()
             if who == name

@@ -7,7 +7,7 @@ Texts of options are made when their modules are imported: a program decides bef
 import gettext
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -35,6 +35,11 @@ def foreign(words: str | None) -> str:
 def joined(text: str) -> str:
     """Sentences that were put together with spaces, as the language writes them: Chinese has none between."""
     return re.sub("([。？！；]) +", r"\1", text) if language() == "zh" else text
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words in a row, as the language separates them."""
+    return _(", ").join(words)
 
 
 def language() -> str:

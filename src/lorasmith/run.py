@@ -92,14 +92,6 @@ class _Training:
         """Load, prepare, train, measure, write."""
         config, report = self.config, self.report
         files = read_files(config.data, report)  # a bad row is told before a base is loaded
-        if "model" not in config.model.model_fields_set:
-            report.say(
-                _(
-                    "no base is named, so it is {model}, the demo's: small, and at home in English. "
-                    "--model names another one.",
-                    model=config.model.model,
-                )
-            )
         assembled = assemble(config, self.folder, report, self.world, files)
         job, template, data = assembled.job, assembled.template, assembled.data
         place = place_of(job, config)

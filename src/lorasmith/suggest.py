@@ -49,11 +49,11 @@ class Look:
 
     def __str__(self) -> str:
         return _(
-            "{rows:,} rows: {form}; {same:,} of them the same as another; {shortest:,} to {longest:,} tokens a row, "
+            "{rows:,} rows: {form}; {different:,} different ones; {shortest:,} to {longest:,} tokens a row, "
             "half of them at most {middle:,.0f}; {part:.0%} are learned",
             rows=self.rows,
             form=self.form,
-            same=self.rows - self.different,
+            different=self.different,
             shortest=min(self.lengths),
             longest=max(self.lengths),
             middle=median(self.lengths),
@@ -168,12 +168,12 @@ def _for_training(look: Look, config: Config) -> dict[str, tuple[Any, str]]:
     rows = look.rows if isinstance(share, str) else look.rows - int(share if share >= 1 else share * look.rows)
     batch = given.batch_size if "batch_size" in given.model_fields_set else 8 if rows >= 64 else 4 if rows >= 16 else 2
     per_epoch = math.ceil(rows / (batch * given.accumulate))
-    epochs = max(1, min(MOST_EPOCHS, math.ceil(ENOUGH_STEPS / per_epoch)))
+    epochs = passes(per_epoch)
     steps = given.max_steps or math.ceil(round(per_epoch * _set(given, "epochs", epochs), 6))
     chosen: dict[str, tuple[Any, str]] = {
         "batch_size": (batch, _("{steps:,} steps a pass over {rows:,} rows", steps=per_epoch, rows=rows)),
         "epochs": (float(epochs), _epochs(epochs, per_epoch)),
-        "learning_rate": _learning_rate(steps, look.base_bytes),
+        "learning_rate": rate_for(steps, look.base_bytes),
     }
     if share or isinstance(share, str):
         every = max(1, steps // EVALUATIONS)
@@ -182,6 +182,11 @@ def _for_training(look: Look, config: Config) -> dict[str, tuple[Any, str]]:
     if look.prompts:
         chosen["samples"] = look.prompts, _("from your rows: answered at every evaluation, so that you see it learn")
     return chosen
+
+
+def passes(per_epoch: int) -> int:
+    """How often the examples should be seen, when one pass is so many steps."""
+    return max(1, min(MOST_EPOCHS, math.ceil(ENOUGH_STEPS / per_epoch)))
 
 
 def _set(part: BaseModel, key: str, otherwise: Any) -> Any:
@@ -194,7 +199,8 @@ def _epochs(epochs: int, per_epoch: int) -> str:
     return _("{steps:,} steps: few rows need several passes; watch the held-out loss", steps=epochs * per_epoch)
 
 
-def _learning_rate(steps: int, base_bytes: int) -> tuple[float, str]:
+def rate_for(steps: int, base_bytes: int) -> tuple[float, str]:
+    """A learning rate for so many steps on a base of this size, and why."""
     if steps < FEW_STEPS and base_bytes < SMALL_BASE:
         return 1e-3, _(
             "more than LoRA's usual 2e-4: a small base, and only {steps} steps, "

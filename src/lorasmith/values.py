@@ -121,3 +121,19 @@ def bound_text(name: str, bound: float) -> str:
         "le": _("at most {bound}", bound=bound),
     }
     return texts[name]
+
+
+def ranges(numbers: Iterable[int]) -> list[range]:
+    """The numbers, each once, in ascending runs without a gap: 12, 10, 1, 11 -> 1 and 10 to 12."""
+    found: list[range] = []
+    for number in sorted(set(numbers)):
+        if found and number == found[-1].stop:
+            found[-1] = range(found[-1].start, number + 1)
+        else:
+            found.append(range(number, number + 1))
+    return found
+
+
+def spelled(run: range) -> str:
+    """`1`, or `10-12`."""
+    return str(run.start) if len(run) == 1 else f"{run.start}-{run.stop - 1}"

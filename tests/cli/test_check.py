@@ -148,6 +148,24 @@ def test_a_warm_up_longer_than_the_run_is_a_warning(files, capsys):
     assert result["problems"] == []
 
 
+def test_one_pass_over_few_rows_is_warned_of_with_flags_that_end_the_warning(files):
+    def about_passes(changes: dict[str, Any]) -> list[str]:
+        words = {name: value for name, value in settings(**changes).items() if name not in ("max_steps", *unset)}
+        loaded = load_config(None, {
+            "data": {"data": [files], "held_out": words.pop("held_out")},
+            "model": {key: words.pop(key) for key in ("model", "dtype")}, "training": words,
+        })  # fmt: skip
+        return [text for text in check(loaded).warnings if "few rows" in text]
+
+    unset = ["learning_rate"]
+    (text,) = about_passes({})
+    assert "(3 steps)" in text
+    assert "--epochs 8 --learning-rate 0.001 teaches more" in text
+    assert about_passes({"epochs": 8}) == []
+    unset.clear()
+    assert "--epochs 8 teaches more" in about_passes({})[0]  # a rate that was asked for stays
+
+
 def test_layers_without_an_adapter_are_named(files):
     facts = check(config(files, target_modules=["q_proj"])).facts
     kinds = {path.rpartition(".")[2] for path in facts.without_adapter}

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from lorasmith.cli.wrap import CLOSING, OPENING, PIECE, pad, wrap
+from lorasmith.cli.wrap import CLOSING, OPENING, PIECE, hang, pad, wrap
 
 CHINESE = "训练（平滑后）的损失，与基座“对比”；`train` 之后请运行 lorasmith chat runs/mine，或者换一个 --output。" * 3
 
@@ -35,3 +35,12 @@ def test_nothing_is_lost_and_only_one_word_is_too_wide(text, width):
 
 def test_a_label_is_as_wide_as_its_column():
     assert [cell_len(pad(label, 10)) for label in ("on", "目标模块", "")] == [10, 10, 10]
+
+
+def test_further_lines_stand_under_the_text_of_a_label():
+    assert hang("rate     one two three\nthe next is plain", 17) == [
+        "rate     one two",
+        " " * 9 + "three",
+        "the next is plain",
+    ]
+    assert hang("目标  一二三四五", 14) == ["目标  一二三四", "      五"]

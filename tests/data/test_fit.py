@@ -111,7 +111,7 @@ def test_conversations_are_not_split(make):
     rows = [chat(1), {"text": "blue " * 50}, chat(9), chat(8)]
     with pytest.raises(DataError, match=r"'split' makes pieces of plain text only, and 2 rows too long are") as caught:
         prepared(Template.of(make("chatml")), rows, max_length=70, too_long="split")
-    assert "(train.jsonl lines 3, 4)" in str(caught.value)
+    assert "(train.jsonl lines 3-4)" in str(caught.value)
 
 
 def test_plain_text_that_is_too_long_is_told_of_pieces(make):

@@ -85,7 +85,8 @@ def test_most_rows_decide_and_the_others_are_told_with_what_they_are(refused):
         ({"instruction": "a", "ouput": "b"}, "--map output=ouput reads it so."),
         ({}, "the row has no keys; known are {\"messages\": ...}, {\"conversations\": ...}, {\"instruction\": ..., "
          "\"output\": ...}, {\"prompt\": ..., \"completion\": ...}, {\"text\": ...}. "
-         "--map instruction=COLUMN output=COLUMN says which of its columns is which."),
+         "Say which column is which, for example: --map instruction=COLUMN output=COLUMN"),
+        ({"frage": "a", "antwort": "b", "datum": 3}, "for example: --map instruction=frage output=antwort"),
     ],
 )  # fmt: skip
 def test_columns_that_nobody_knows_are_told_with_the_nearest_form(refused, row, end):
@@ -181,7 +182,7 @@ def test_rows_with_more_than_text_are_left_out_and_told(seen, refused, tmp_path)
     why = "left out: a message has a part of type 'image_url', and only text can be learned."
     assert [record.source.rpartition(":")[2] for record in found.records] == ["1", "4"]
     assert found.notes[0] == f"{tmp_path}/a.jsonl: chat, 2 rows, 2 left out."
-    assert found.left_out == (f"{tmp_path}/a.jsonl lines 2, 3: {why}",)
+    assert found.left_out == (f"{tmp_path}/a.jsonl lines 2-3: {why}",)
     assert refused(image) == [f"data.data: a.jsonl line 1: {why}"]
     with pytest.raises(DataError, match="a part of type 'image_url'"):
         conversation(Record(image, "row"))

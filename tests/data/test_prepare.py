@@ -204,7 +204,7 @@ def test_bad_rows_of_all_files_are_told_at_once(run):
 def test_rows_that_the_template_refuses_are_told_at_once(run):
     bad = {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "sky?"},
                         {"role": "assistant", "content": "blue"}]}  # fmt: skip
-    with pytest.raises(DataError, match=r"train\.jsonl lines 2, 3: the chat template refuses it: System role"):
+    with pytest.raises(DataError, match=r"train\.jsonl lines 2-3: the chat template refuses it: System role"):
         run([{"messages": bad["messages"][1:]}, bad, bad], "gemma")
 
 

@@ -119,9 +119,10 @@ class Chat:
         elif word == "/adapter" and rest in self.names:
             self._switch(rest)
         elif word == "/adapter":
-            unknown = _("{name!r} is none of them.", name=rest) + closest(rest, self.names) if rest else ""
-            names = ", ".join(self.names)
-            self.screen.say(f"{_('The adapters are: {names}.', names=names)} {unknown}".rstrip())
+            text = _("The adapters are: {names}.", names=", ".join(self.names))
+            if rest:
+                text += " " + _("{name!r} is none of them.", name=rest) + closest(rest, self.names)
+            self.screen.say(text)
         elif word == "/again":
             self._again()
         else:

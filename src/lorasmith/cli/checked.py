@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from lorasmith.cli.screen import WIDEST, printable
-from lorasmith.i18n import _
+from lorasmith.cli.wrap import pad, wrap
+from lorasmith.i18n import _, joined
 
 if TYPE_CHECKING:
     from lorasmith.preflight.check import Checked
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from lorasmith.preflight.rows import Piece, Shown
 
 LONGEST_BAR = 40  # columns
-LONGEST = {"read": 160, "learned": 320, "stop": 320}  # characters of a piece; the middle of a longer one is left out
+LONGEST = 320  # characters of a piece; the middle of a longer one is left out ...
+SPARED = 80  # ... where that spares more than one line
 STYLES = {"read": "dim", "learned": "green", "stop": "bold black on green"}
 MARKS = {"read": ("", ""), "learned": ("[[", "]]"), "stop": ("[[", "]]")}
 
@@ -45,9 +46,9 @@ def show(checked: "Checked", console: Console, plain: bool = False) -> None:
             console.print(Text(_about(row), style="bold"), soft_wrap=whole)
             console.print(row_text(row.pieces, marked), soft_wrap=whole)
     for text in checked.warnings:
-        console.print(Text(_("warning: {what}", what=printable(text)), style="yellow"), soft_wrap=whole)
+        _line(console, _("warning: {what}", what=text), "yellow")
     for text in checked.problems:
-        console.print(Text(_("error: {problem}", problem=printable(text)), style="bold red"), soft_wrap=whole)
+        _line(console, _("error: {problem}", problem=text), "bold red")
     _line(console, verdict(checked), style="bold")
 
 
@@ -72,7 +73,8 @@ def bars(lengths: Sequence["Bar"], max_length: int, block: str) -> list[tuple[st
         text = f"{drawn} {bar.rows:,}".strip()
         if bar.cut:
             text += " " + _("({rows} of them cut at {length})", rows=f"{bar.cut:,}", length=f"{max_length:,}")
-        found.append((f"{bar.low:>{widest}}-{bar.high:<{widest}}", text))
+        ends = f"{bar.low:>{widest}}-{bar.high:<{widest}}" if bar.low < bar.high else f"{bar.low:>{widest}}"
+        found.append((ends, text))
     return found
 
 
@@ -105,26 +107,20 @@ def row_text(pieces: Sequence["Piece"], marked: bool, whole: bool = False) -> Te
 
 def _shortened(piece: "Piece") -> str:
     text = printable(piece.text)
-    left_out = len(text) - LONGEST[piece.kind]
-    if left_out <= 0:
+    left_out, half = len(text) - LONGEST, LONGEST // 2
+    if left_out <= SPARED:
         return text
-    half = LONGEST[piece.kind] // 2
     return text[:half] + _(" ... {count} characters ... ", count=f"{left_out:,}") + text[-half:]
 
 
 def _table(console: Console, rows: Sequence[tuple[str, str]]) -> None:
     """Labels and texts in two columns, the text wrapped within its own; a line each in a pipe."""
-    if not console.is_terminal:
-        widest = max(cell_len(label) for label, _text in rows)
-        for label, text in rows:
-            _line(console, label + " " * (widest + 2 - cell_len(label)) + text)
-        return
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, style="cyan")
-    table.add_column(overflow="fold")
+    widest = max(cell_len(label) for label, _text in rows) + 2
     for label, text in rows:
-        table.add_row(Text(label), Text(printable(text)))
-    console.print(table, width=min(console.width, WIDEST))
+        lines = wrap(printable(text), min(console.width, WIDEST) - widest) if console.is_terminal else [printable(text)]
+        for line in lines:
+            console.print(Text.assemble((pad(label, widest), "cyan"), line), soft_wrap=True)
+            label = ""
 
 
 def _heading(console: Console, text: str) -> None:
@@ -133,4 +129,6 @@ def _heading(console: Console, text: str) -> None:
 
 
 def _line(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(printable(text), style=style), soft_wrap=not console.is_terminal)
+    shown = joined(printable(text))
+    lines = wrap(shown, console.width) if console.is_terminal else [shown]
+    console.print(Text("\n".join(lines), style=style), soft_wrap=True)

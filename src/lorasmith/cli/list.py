@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lorasmith.runs import RunInfo
 
 FOLDER = "runs"
+OTHERS = 57  # columns that all but the name need at least
 
 
 def parser() -> Parser:
@@ -37,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.folder or FOLDER).expanduser()
     found = find_runs(folder) if args.folder or folder.is_dir() else []
     with Screen(json=args.json) as screen:
-        if found:
+        if found and screen.plain:
+            screen.table(_headings(), [[_cells(info)] for info in found])
+        elif found:
             screen.console.print(table(found, min(screen.console.width, WIDEST)))
         else:
             screen.say(_("no runs in {folder}. The first one: lorasmith train DATA", folder=folder))
@@ -56,27 +60,35 @@ def run(args: argparse.Namespace) -> int:
 def table(runs: Sequence["RunInfo"], width: int) -> Table:
     """One line a run where its name fits; the name is never cut, because it is what one types."""
     made = Table(box=None, width=width, padding=(0, 1, 0, 0), pad_edge=False)
-    made.add_column(_("run"), ratio=5, overflow="fold")
-    made.add_column(_("state"), no_wrap=True)
-    made.add_column(_("step"), justify="right", no_wrap=True)
-    made.add_column(_("base"), ratio=2, no_wrap=True, overflow="ellipsis")
-    made.add_column(_("data"), ratio=2, no_wrap=True, overflow="ellipsis")
-    made.add_column(_("held-out loss"), justify="right", no_wrap=True)
-    made.add_column("MB", justify="right", no_wrap=True)
-    made.add_column(_("date"), no_wrap=True)
+    name, base, data = (max(map(cell_len, shown)) for shown in zip(*map(_names, runs), strict=True))
+    run, state, step, on, rows, loss, size, date = _headings()
+    made.add_column(run, width=min(name, max(width - OTHERS, 10)), overflow="fold")
+    made.add_column(state, no_wrap=True)
+    made.add_column(step, justify="right", no_wrap=True)
+    made.add_column(on, ratio=base, no_wrap=True, overflow="ellipsis")
+    made.add_column(rows, ratio=data, no_wrap=True, overflow="ellipsis")
+    made.add_column(loss, justify="right", no_wrap=True)
+    made.add_column(size, justify="right", no_wrap=True)
+    made.add_column(date, no_wrap=True)
     for info in runs:
-        cells = (
-            Path(info.run).name,
-            _states()[info.state],
-            f"{info.step:,}",
-            Path(info.base).name,
-            _data(info.data),
-            _losses(info),
-            "-" if info.adapter_bytes is None else f"{info.adapter_bytes / 1e6:.1f}",
-            _date(datetime.fromisoformat(info.date)),
-        )
-        made.add_row(*(Text(printable(cell)) for cell in cells))
+        made.add_row(*(Text(printable(cell)) for cell in _cells(info)))
     return made
+
+
+def _cells(info: "RunInfo") -> tuple[str, ...]:
+    run, base, data = _names(info)
+    size = "-" if info.adapter_bytes is None else f"{info.adapter_bytes / 1e6:.1f}"
+    date = _date(datetime.fromisoformat(info.date))
+    return run, _states()[info.state], f"{info.step:,}", base, data, _losses(info), size, date
+
+
+def _headings() -> tuple[str, ...]:
+    return _("run"), _("state"), _("step"), _("base"), _("data"), _("held-out loss"), "MB", _("date")
+
+
+def _names(info: "RunInfo") -> tuple[str, str, str]:
+    """What the run, its base and its data are called in the table."""
+    return Path(info.run).name, Path(info.base).name, _data(info.data)
 
 
 def _states() -> dict[str, str]:

@@ -9,7 +9,7 @@ from io import TextIOWrapper
 from typing import TextIO
 
 from lorasmith.errors import ConfigError, LorasmithError
-from lorasmith.i18n import LANGUAGES, _, foreign, joined, lend_to_argparse
+from lorasmith.i18n import LANGUAGES, _, foreign, lend_to_argparse
 from lorasmith.version import installed_version
 
 # The machine says no.
@@ -51,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except LorasmithError as error:
-        for problem in error.problems:
-            print(joined(_("error: {problem}", problem=problem)), file=sys.stderr)
+        tell(*error.problems)
         return error.exit_code
     except KeyboardInterrupt as stop:  # Interrupted has a text: where the work was saved
         if str(stop):
@@ -64,9 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in OUR_FAULT_IS_NOT:
             raise
-        text = _("error: {path}: {why}", path=error.filename or _("writing"), why=foreign(error.strerror))
-        print(text, file=sys.stderr)
+        tell(_("{path}: {why}", path=error.filename or _("writing"), why=foreign(error.strerror)))
         return 2
+
+
+def tell(*problems: str) -> None:
+    """Each problem on standard error, wrapped at words in a terminal."""
+    from lorasmith.cli.screen import Screen  # rich is for those who see something of it: not for every --version
+
+    screen = Screen(json=True)
+    for problem in problems:
+        screen.fail(problem)
 
 
 def dispatch(argv: list[str]) -> int:

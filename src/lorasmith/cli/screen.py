@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorasmith.cli.curve import curve, curve_in_words
-from lorasmith.cli.wrap import wrap
+from lorasmith.cli.wrap import hang, wrap
 from lorasmith.i18n import _, foreign, joined
 from lorasmith.report import Report
 
@@ -61,6 +61,10 @@ class Screen(Report):
         """The same, marked."""
         self._print(joined(_("warning: {what}", what=printable(text))), "yellow")
 
+    def fail(self, text: str) -> None:
+        """What stands in the way, marked."""
+        self._print(joined(_("error: {problem}", problem=printable(text))), "bold red")
+
     def progress(self, task: str, done: int, total: int, **numbers: float) -> None:
         """Moves the task's bar, or now and then prints a line; at done == total one line stays."""
         parts = [number(name, value) for name, value in numbers.items()]
@@ -93,7 +97,8 @@ class Screen(Report):
             table = self._table()
             for heading in headings:
                 table.add_column(Text(printable(heading), style="dim"), ratio=1, overflow="fold")
-            table.add_row(*map(Text, shown))
+            room = min(self.console.width, WIDEST) // len(shown) - 3  # rich breaks no line beside Chinese marks
+            table.add_row(*(Text("\n".join(wrap(reply, room))) for reply in shown))
             self.console.print(table)
 
     def table(self, headings: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) -> None:
@@ -120,7 +125,7 @@ class Screen(Report):
         return Table(box=box.MINIMAL, width=width, padding=(0, 1), pad_edge=False, show_edge=False)
 
     def _print(self, text: str, style: str = "") -> None:
-        lines = wrap(text, self.console.width) if self.live else [text]
+        lines = hang(text, self.console.width) if self.live else [text]
         self.console.print(Text("\n".join(lines), style=style), soft_wrap=True)
 
     def _move(self, task: str, done: int, total: int, parts: list[str]) -> None:

@@ -7,6 +7,7 @@ from rich.cells import cell_len
 
 WIDE = "\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff01-\uff60"
 OPENING, CLOSING = "（《「『“‘", "，。：；！？、）》」』”’"  # never at the end, never at the start of a line
+LABEL = re.compile(r" *(?:\S+ {2,})?")  # what a further line of a paragraph stands behind
 PIECE = re.compile(rf"\s*[{OPENING}]*(?:[{WIDE}]|[^\s{WIDE}{OPENING}{CLOSING}]+)?[{CLOSING}]*")
 
 
@@ -16,6 +17,15 @@ def wrap(text: str, width: int, indent: str = "") -> list[str]:
     A longer word, such as a path, stays whole: the terminal breaks it, and it can still be copied.
     """
     return [line for paragraph in text.split("\n") for line in _paragraph(paragraph, width, indent)]
+
+
+def hang(text: str, width: int) -> list[str]:
+    """As `wrap`; the further lines of a paragraph such as `label   text` stand under its text, not under its label."""
+    found = []
+    for paragraph in text.split("\n"):
+        label = LABEL.match(paragraph)
+        found += wrap(paragraph, width, " " * cell_len(label[0]) if label else "")
+    return found
 
 
 def pad(text: str, cells: int) -> str:

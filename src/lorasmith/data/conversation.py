@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from lorasmith.errors import DataError
 from lorasmith.i18n import _
+from lorasmith.values import ranges, spelled
 
 ROLES = ("system", "user", "assistant", "tool")
 LISTED = 20  # problems, or places of one problem, that a message lists before it only counts
@@ -112,8 +113,9 @@ def places(sources: Sequence[str], listed: int = LISTED) -> str:
 def _in_one_file(file: str, mark: str, numbers: list[str], listed: int) -> str:
     if not mark:
         return file
-    shown, more = ", ".join(numbers[:listed]), len(numbers) - listed
-    if more > 0:
+    parts = ranges(map(int, numbers))
+    shown, more = ", ".join(map(spelled, parts[:listed])), sum(map(len, parts[listed:]))
+    if more:
         shown = _("{numbers} and {more} more", numbers=shown, more=f"{more:,}")
     if mark == ":":
         text = _("{file} line {numbers}") if len(numbers) == 1 else _("{file} lines {numbers}")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 
 from lorasmith.data.cells import json_problem
 from lorasmith.data.conversation import Conversation, Message, Record, RowError, is_unicode, kind_of, quoted
@@ -157,8 +158,10 @@ def _columns_problem(fields: Fields, wanted: Form | None) -> str:
         text += _("the rows of the file are {form}, like {example}.", form=wanted.name, example=wanted.example)
     elif nearest is None:
         text += _(
-            "known are {examples}. --map instruction=COLUMN output=COLUMN says which of its columns is which.",
+            "known are {examples}. Say which column is which, for example: --map instruction={first} output={second}",
             examples=", ".join(form.example for form in FORMS),
+            first=next(iter(fields), "COLUMN"),
+            second=next(islice(fields, 1, None), "COLUMN"),
         )
     else:
         text += _("nearest is {form}, like {example}.", form=nearest.name, example=nearest.example)

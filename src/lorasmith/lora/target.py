@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 from lorasmith.lora.config import LoraConfig, is_name
+from lorasmith.values import ranges, spelled
 
 ALL_LINEAR = "all-linear"
 _LAYER_NUMBER = re.compile(r".*\.[^.]*\.(\d+)\.")  # PEFT's way of finding a layer's number in a module path
@@ -44,19 +45,8 @@ def in_words(paths: Sequence[str]) -> str:
     names = Counter(path.rpartition(".")[2] for path in paths)
     kinds = ", ".join(f"{n} x {name}" for name, n in names.items())
     text = _("{count} modules: {kinds}", count=len(paths), kinds=kinds)
-    numbers = sorted({number for path in paths if (number := layer_number(path)) is not None})
-    return text + (", " + _("layers {numbers}", numbers=_ranges(numbers)) if numbers else "")
-
-
-def _ranges(numbers: list[int]) -> str:
-    """1, 10, 11, 12 -> `1, 10-12`."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+    numbers = [number for path in paths if (number := layer_number(path)) is not None]
+    return text + (", " + _("layers {numbers}", numbers=", ".join(map(spelled, ranges(numbers)))) if numbers else "")
 
 
 def is_adaptable(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lorasmith.collector import at_rest
 from lorasmith.errors import ModelError, first_line
-from lorasmith.i18n import _, foreign
+from lorasmith.i18n import _, foreign, listed
 from lorasmith.lora.inject import HALF
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.siblings import Siblings
@@ -158,7 +158,7 @@ def speed_up(base: Base, adapter: str, ids: Sequence[int]) -> None:
     if base.device.type == "cpu":
         give_back_memory()  # of the trial
         keep_freed_memory()
-    base.why["fast"] = ", ".join(map(foreign, sorted(candidates))) or _("none")
+    base.why["fast"] = listed(map(foreign, sorted(candidates))) or _("none")
     if problems:
         base.why["plain"] = problems
 

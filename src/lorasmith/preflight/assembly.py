@@ -16,6 +16,7 @@ from lorasmith.data.read import Found
 from lorasmith.data.template import Template
 from lorasmith.engine.config import SamplingConfig
 from lorasmith.errors import LorasmithError
+from lorasmith.i18n import _
 from lorasmith.lora.inject import inject
 from lorasmith.metrics import Metric, require_extra
 from lorasmith.model.base import Base
@@ -56,6 +57,14 @@ def assemble(
     own = own_metrics(config.training.metric)
     if config.training.generate:
         require_extra()
+    if "model" not in config.model.model_fields_set:
+        report.say(
+            _(
+                "no base is named, so it is {model}, the demo's: small, and at home in English. "
+                "--model names another one.",
+                model=config.model.model,
+            )
+        )
     base = load_base(config.model, report)
 
     def rows() -> tuple[Template, Prepared]:

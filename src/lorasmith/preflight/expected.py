@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.preflight.measured import Measured, seconds_of
 from lorasmith.training import loop
 from lorasmith.training.loop import Job
@@ -48,7 +48,7 @@ class Expected:
             "evaluation": _("evaluation {time}"),
             "saving": _("saving {time}"),
         }
-        parts = ", ".join(words[part].format(time=duration(s)) for part, s in self.seconds.items())
+        parts = listed(words[part].format(time=duration(s)) for part, s in self.seconds.items())
         return _("about {time} ({parts})", time=duration(sum(self.seconds.values())), parts=parts)
 
 

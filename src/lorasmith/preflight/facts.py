@@ -15,11 +15,13 @@ from lorasmith.lora.target import in_words
 from lorasmith.model.base import Base
 from lorasmith.model.machine import dtype_name
 from lorasmith.preflight.expected import Expected
+from lorasmith.suggest import passes, rate_for
 from lorasmith.training.config import TrainingConfig
 from lorasmith.training.loop import Job
 from lorasmith.training.optim import learning_rate, warmup_steps
 
 LABEL = 9  # columns
+HALF = 2  # bytes of a number in the file of a base
 USUAL_RATE = 2e-4  # of LoRA's and QLoRA's papers; docs/decisions.md
 
 
@@ -178,6 +180,7 @@ def _without_adapter(base: Base, adapter: str) -> list[str]:
 
 
 def _warnings(job: Job) -> Iterator[str]:
+    yield from _few_steps(job)
     steps = len(job.plan)
     if (warmup := warmup_steps(job.config, steps)) >= steps and not _is_still(job):
         yield _(
@@ -192,6 +195,25 @@ def _warnings(job: Job) -> Iterator[str]:
         yield _("training.generate: nothing is held out, so no row is answered at the evaluations.")
     if job.config.patience and not job.held_out:
         yield _("training.patience: nothing is held out, so nothing ends the training early.")
+
+
+def _few_steps(job: Job) -> Iterator[str]:
+    """A small file with nothing said of passes: the first reply would be the base's own, and nobody would know why."""
+    steps, given = len(job.plan), job.config.model_fields_set
+    epochs = passes(steps)
+    if epochs == 1 or given & {"epochs", "max_steps"}:
+        return
+    flags = f"--epochs {epochs}"
+    size = HALF * sum(p.numel() for p in job.base.model.parameters())
+    rate, _why = rate_for(epochs * steps, size)
+    if "learning_rate" not in given and rate != job.config.learning_rate:
+        flags += f" --learning-rate {rate:g}"
+    yield _(
+        "training.epochs: few rows: one pass over them ({steps} steps) changes the replies little. "
+        "{flags} teaches more; lorasmith init suggests every value.",
+        steps=steps,
+        flags=flags,
+    )
 
 
 def _problems(job: Job) -> Iterator[str]:
