@@ -13,7 +13,7 @@ KEY := $(shell cat Makefile pyproject.toml requirements.lock requirements-dev.lo
 READY := $(VENV)/ready-$(KEY)
 READY_DEV := $(VENV)/ready-dev-$(KEY)
 
-.PHONY: help setup setup-dev demo test check catalogue docs bench bench-quick gpu lock clean
+.PHONY: help setup setup-dev demo test check catalogue docs bench bench-quick bench-serve gpu lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -48,6 +48,9 @@ bench: setup-dev  ## beside PEFT with Trainer, alone on the machine, 45 minutes 
 
 bench-quick: setup-dev  ## the same in five minutes: one round, fewer rows, settings and sections
 	$(BIN)/python -m bench --quick $(ARGS)
+
+bench-serve: setup-dev  ## serving 100 adapters, beside PEFT and transformers, and under load: 25 minutes, alone on the machine
+	$(BIN)/python -m bench.serving $(ARGS)
 
 gpu: setup-dev  ## the tests that need a card
 	@if ! $(BIN)/python -c 'import sys, torch; sys.exit(not torch.accelerator.is_available())'; then \

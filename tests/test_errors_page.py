@@ -1,8 +1,9 @@
 """docs/errors.md and its Chinese twin hold every error of the code, and no other."""
 
+import ast
 import re
 
-from tools.error_texts import error_texts
+from tools.error_texts import Package, error_texts
 from tools.errors_page import Notes, shown_as
 
 from raised import texts_in
@@ -21,6 +22,16 @@ def test_texts_are_found_where_they_are_raised_returned_and_collected():
     ):
         assert (error, text) in found, text
     assert not [text for _error, text in found if text in ("training", "options", "finished: {folder}")]
+
+
+def test_a_class_that_extends_one_of_its_own_name_is_no_endless_chain():
+    package = Package()
+    package.read(
+        "a.py", ast.parse("class HelpFormatter(argparse.HelpFormatter): pass\nclass Mine(HelpFormatter): pass")
+    )
+    package.read("b.py", ast.parse("class DataError(LorasmithError): pass\nclass RowError(DataError): pass"))
+    assert package.error_class("Mine") is None
+    assert package.error_class("RowError") == "DataError"
 
 
 def test_every_note_and_part_is_about_a_text_that_exists():

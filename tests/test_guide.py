@@ -1,4 +1,4 @@
-"""docs/start.md, guide.md, concepts.md and their Chinese twins: every block is of a kind that is held, and holds."""
+"""docs/start.md, guide.md, concepts.md, serving.md, scale.md, their Chinese twins: every block is held, and holds."""
 
 import json
 import re
@@ -8,30 +8,41 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lorasmith.cli.flags import config_of
 from lorasmith.config import Config, load_config
 from lorasmith.data.forms import recognised, row_problem
 from lorasmith.i18n import _, speaking
 from lorasmith.lora.config import LoraConfig
+from lorasmith.serve.metrics import Metrics
+from lorasmith.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAIRS = {
     "start": ("start.md", "start.zh.md"),
     "guide": ("guide.md", "guide.zh.md"),
     "concepts": ("concepts.md", "concepts.zh.md"),
+    "serving": ("serving.md", "serving.zh.md"),
+    "scale": ("scale.md", "scale.zh.md"),
 }
 PAGES = [name for pair in PAIRS.values() for name in pair]
 KINDS = {
     "start": {"bash": 10, "json": 1, "text": 1},
     "guide": {"bash": 8, "json": 3, "toml": 3, "python": 2},
     "concepts": {"bash": 5, "python": 2},
+    "serving": {"bash": 3, "python": 2, "yaml": 1},
+    "scale": {"bash": 2},
 }
-COMMANDS = {"start": 14, "guide": 21, "concepts": 5}  # that begin with `lorasmith`
-INLINE = {"start": 6, "guide": 12, "concepts": 6}  # at least so many flags stand in the sentences and tables
+COMMANDS = {"start": 14, "guide": 21, "concepts": 5, "serving": 2, "scale": 2}  # of lorasmith, by torchrun as well
+BODIES = {"serving": 2}  # that curl sends
+INLINE = {"start": 6, "guide": 12, "concepts": 6, "serving": 7, "scale": 1}  # flags in the sentences, at least
 FAR_EAST = re.compile(r"[\u3000-\u9fff\uff00-\uffef]")
 LABELS = ("base", "rows", "fast", "target", "without", "trained", "steps", "rate", "memory", "time")
-SHELL_WORDS = {"make", ".", "lorasmith", "python"}
+SHELL_WORDS = {"make", ".", "lorasmith", "python", "curl", "printf", "torchrun"}
+BODY_OF = {"chat/completions": ChatRequest, "completions": CompletionRequest, "adapters": AdapterRequest}
+# Flags of other programs that the sentences name.
+FOREIGN = {"--max-lora-rank", "--max-loras", "--nnodes", "--nproc-per-node"}
 
 
 def text(name: str) -> str:
@@ -54,7 +65,14 @@ def lines(name: str) -> list[list[str]]:
 
 
 def commands(name: str) -> list[list[str]]:
-    return [words[1:] for words in lines(name) if words[0] == "lorasmith"]
+    """The words after `lorasmith`, or after `-m lorasmith` of torchrun."""
+    started = [words for words in lines(name) if words[0] in ("lorasmith", "torchrun")]
+    return [words[words.index("lorasmith") + 1 :] for words in started]
+
+
+def requests(name: str) -> list[list[str]]:
+    """Lines of curl."""
+    return [words for words in lines(name) if words[0] == "curl"]
 
 
 def prose(name: str) -> str:
@@ -104,12 +122,12 @@ def test_every_command_parses_and_its_values_are_allowed(
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_flag_in_the_sentences_is_one_of_a_verb(name: str) -> None:
-    verbs = ("init", "train", "check", "eval", "list", "plot", "chat", "generate", "merge", "info", "demo")
+    verbs = ("init", "train", "check", "eval", "list", "plot", "chat", "generate", "merge", "info", "demo", "serve")
     parsers = [import_module(f"lorasmith.cli.{verb}").parser() for verb in verbs]
     known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
     found = {flag for code in re.findall(r"`([^`\n]+)`", prose(name)) for flag in re.findall(r"--[a-z][a-z-]*", code)}
-    assert found <= known, found - known
-    assert len(found) >= INLINE[kind_of(name)], sorted(found)
+    assert found <= known | FOREIGN, found - known
+    assert len(found & known) >= INLINE[kind_of(name)], sorted(found)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -123,6 +141,31 @@ def test_every_toml_loads_and_every_python_compiles(name: str, tmp_path: Path) -
         compile(body, name, "exec")
 
 
+@pytest.mark.parametrize("name", PAIRS["serving"])
+def test_every_request_is_one_that_the_server_reads(name: str) -> None:
+    sent = [words for words in lines(name) if "-d" in words]
+    assert len(sent) == BODIES["serving"]
+    for words in sent:
+        route = words[1].partition("/v1/")[2]
+        BODY_OF[route].model_validate_json(words[words.index("-d") + 1])
+    [scraped] = [yaml.safe_load(body) for body in of_language(name, "yaml")]
+    assert scraped["scrape_configs"][0]["static_configs"][0]["targets"] == ["127.0.0.1:8000"]
+
+
+@pytest.mark.parametrize("name", PAIRS["serving"])
+def test_every_metric_and_field_is_there(name: str) -> None:
+    told = {family.name: family for family in Metrics().registry.collect()}
+    named = re.findall(r"`(lorasmith:\w+)`", prose(name))
+    assert len(named) == 9
+    assert {metric.removesuffix("_total") for metric in named} <= set(told)
+    fields = {*ChatRequest.model_fields, *CompletionRequest.model_fields}
+    table = re.findall(r"^\| [^|]+ \| (`[a-z_]+`[^|-]*) \|$", text(name), re.MULTILINE)
+    first_words = [word for cell in table for word in re.findall(r"`([a-z_]+)`", cell)]
+    wrong = set(first_words) - fields - {"include_usage", "json_object", "auto", "none"}
+    assert len(first_words) >= 20
+    assert not wrong
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_every_row_is_read_as_it_is_said(name: str) -> None:
     found = []
@@ -132,10 +175,7 @@ def test_every_row_is_read_as_it_is_said(name: str) -> None:
         assert form is not None
         assert [row_problem(row, form) for row in rows] == [None] * len(rows)
         found.append(form.name)
-    assert (
-        found
-        == {"start": ["chat"], "guide": ["ShareGPT", "prompt/completion", "alpaca"], "concepts": []}[kind_of(name)]
-    )
+    assert found == {"start": ["chat"], "guide": ["ShareGPT", "prompt/completion", "alpaca"]}.get(kind_of(name), [])
 
 
 @pytest.mark.parametrize("name", ["guide.md", "guide.zh.md"])
@@ -178,7 +218,7 @@ def test_both_languages_have_the_same_formulas_figures_and_pictures(pair: tuple[
 @pytest.mark.parametrize("name", PAGES)
 def test_every_link_leads_somewhere(name: str) -> None:
     links = re.findall(r"\]\(([^)]+)\)", text(name))
-    assert len(links) >= 4
+    assert len(links) >= (2 if kind_of(name) == "scale" else 4)
     for link in links:
         file, _sign, part = link.partition("#")
         assert (DOCS / file).is_file(), link
@@ -199,7 +239,7 @@ def test_the_screen_of_check_is_called_as_it_is(name: str, language: str) -> Non
 def test_both_languages_are_the_same(pair: tuple[str, str]) -> None:
     levels = [[heading.split()[0] for heading in headings(name)] for name in pair]
     assert levels[0] == levels[1]
-    assert len(levels[0]) >= 7
+    assert len(levels[0]) >= (3 if pair == PAIRS["scale"] else 7)
     kinds = [[language for language, _body in blocks(name)] for name in pair]
     assert kinds[0] == kinds[1]
     english, chinese = (commands(name) for name in pair)
@@ -208,6 +248,7 @@ def test_both_languages_are_the_same(pair: tuple[str, str]) -> None:
         assert all(a == b or FAR_EAST.search(b) for a, b in zip(left, right, strict=True)), (left, right)
     tomls = [of_language(name, "toml") for name in pair]
     assert tomls[0] == tomls[1]
+    assert requests(pair[0]) == requests(pair[1])
     tables = [len(re.findall(r"^\|", prose(name), re.MULTILINE)) for name in pair]
     items = [len(re.findall(r"^(?:- |\d+\. )", prose(name), re.MULTILINE)) for name in pair]
     assert (tables[0], items[0]) == (tables[1], items[1])

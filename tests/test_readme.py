@@ -25,7 +25,7 @@ def commands(name: str) -> list[list[str]]:
 @pytest.mark.parametrize("name", BOTH)
 def test_every_command_parses(name):
     found = commands(name)
-    assert len(found) == 11
+    assert len(found) == 12
     for _program, verb, *words in found:
         _args, problems = import_module(f"lorasmith.cli.{verb}").parser().read(words)
         assert not problems, (verb, words)
@@ -50,7 +50,7 @@ def test_the_python_lines_parse_and_the_layout_is_the_trees(name):
     imported = next(node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom))
     assert {alias.name for alias in imported.names} == set(import_module("lorasmith").__all__)
     parts = re.findall(r"^    (src/lorasmith/\S+)", text(name), re.MULTILINE)
-    assert len(parts) == 6
+    assert len(parts) == 7
     for part in parts:
         assert (ROOT / part).exists(), part
 

@@ -58,8 +58,9 @@ class Package:
 
     def error_class(self, name: str) -> str | None:
         """The class of errors.py that `name` is or extends; None where it is no error of ours."""
-        name = ALIASES.get(name, name)
-        while name in self.bases and self.bases[name] not in ("LorasmithError", "Exception"):
+        name, passed = ALIASES.get(name, name), set[str]()
+        while name in self.bases and self.bases[name] not in ("LorasmithError", "Exception") and name not in passed:
+            passed.add(name)  # a class may extend one of its own name, of another package
             name = self.bases[name]
         return name if self.bases.get(name) == "LorasmithError" else None
 

@@ -48,7 +48,9 @@ def page(language: str) -> str:
 
 def example() -> str:
     """A configuration that says every key, under its help text."""
-    return to_toml(EXAMPLE, {key: _described(field) for key, field in _fields() if not key.startswith("sampling.")})
+    kept = {"", *SECTIONS}  # the other sections are flags alone
+    shown = {key: _described(field) for key, field in _fields() if key.rpartition(".")[0] in kept}
+    return to_toml(EXAMPLE, shown)
 
 
 def _described(field: FieldInfo) -> str:
@@ -117,7 +119,7 @@ def _flag(action: argparse.Action) -> tuple[str, str]:
 def _section(name: str, fields: dict[str, FieldInfo], words: dict[str, str]) -> list[str]:
     """A table of the section's keys."""
     head = f"### [{name}]" if name else f"### {words['top']}"
-    note = [] if name in SECTIONS or not name else [words["no_section"], ""]
+    note = [] if name in SECTIONS or not name else [words["no_section"][name], ""]
     rows = (
         (code(key), code(_written(key, field)), _allowed(field), _default(field), _described(field))
         for key, field in fields.items()

@@ -71,11 +71,7 @@ def open_adapters(
     """
     report = report or Report()
     folders = _named([find_adapter(Path(path).expanduser()) for path in paths])
-    first = next(iter(folders.values()))
-    settings: dict[str, Any] = {"model": base_of(first)} | (config.model_dump(exclude_unset=True) if config else {})
-    if settings.get("dtype", "auto") == "auto":
-        settings["dtype"] = _trained_dtype(first, settings.get("device", "auto"), report)
-    base = load_base(ModelConfig(**settings), report)
+    base = load_base(base_settings(next(iter(folders.values())), config or ModelConfig(), report), report)
     templates = {}
     for name, folder in folders.items():
         templates[name] = template_for(folder, base)
@@ -95,6 +91,16 @@ def open_adapters(
     base.router.active = next(iter(folders))
     base.model.eval()
     return Session(base, template, folders)
+
+
+def base_settings(adapter: Path | None, config: ModelConfig, report: Report) -> ModelConfig:
+    """How to load the base: what `config` says, the rest as the adapter in this folder was trained over it."""
+    settings = config.model_dump(exclude_unset=True)
+    if adapter is not None:
+        settings["model"] = settings.get("model") or base_of(adapter)
+        if settings.get("dtype", "auto") == "auto":
+            settings["dtype"] = _trained_dtype(adapter, settings.get("device", "auto"), report)
+    return ModelConfig(**settings)
 
 
 def _trained_dtype(folder: Path, device: str, report: Report) -> str:

@@ -32,6 +32,12 @@ def test_help_and_usage_errors_load_nothing_heavy(argv):
     assert "Traceback" not in done.stderr
 
 
+def test_python_runs_it_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "lorasmith", "--version"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("lorasmith ")
+
+
 def test_help_answers_at_once():
     best = min(seconds_of_help() for _try in range(3))
     assert best < 0.5

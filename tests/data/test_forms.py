@@ -217,6 +217,7 @@ def chat(**message):
         (chat(content=[{"type": "image"}, "Hello"]), "message 2 (assistant): 'content': part 2 must be like"),
         (chat(content=[{"type": "text", "text": " "}]), "message 2 (assistant): it is empty"),
         ({"messages": str(CHAT["messages"])}, "'messages' is a list as Python prints it, not as JSON. Write it with"),
+        ({"messages": "[" * 10**5}, "'messages' is text, nested too deeply to be read."),
         ({"messages": '{"role": "user"}'}, "'messages' must be a list of messages, found an object."),
         ({"messages": [{"role": "user", "content": "\udc00"}]}, "message 1 (user): 'content' holds half a character"),
         ({"messages": CHAT["messages"][:1]}, "no message has role 'assistant', so there is nothing to learn from it. "

@@ -1,17 +1,18 @@
 """What the engine is tested with: tiny bases with a tokenizer, three adapters, prompts of many lengths."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from families import WORDS, stir, tiny_base
 from lorasmith.engine.config import SamplingConfig
 from lorasmith.engine.engine import Engine, generate
-from lorasmith.engine.request import Event, Request
+from lorasmith.engine.request import Chunk, Event, Request
 from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
 from lorasmith.model.probe import native_attention
+from lorasmith.model.verify import recognise
 
 STOP = 1
 
@@ -29,6 +30,7 @@ class Letters:
 def base_of(family: str, dtype: torch.dtype = torch.float32, adapters: int = 0) -> Base:
     """A probed base; its adapters a0, a1, ... differ in rank, scale and targets, and all change the answers."""
     base = tiny_base(family, dtype)
+    recognise(base.model)  # as load_base does
     base.tokenizer = Letters()  # type: ignore[assignment]
     for i in range(adapters):
         config = LoraConfig(r=2 + 3 * i, lora_alpha=8, use_rslora=i == 1, lora_dropout=0.3 * (i == 2))
@@ -69,3 +71,20 @@ def drain(engine: Engine) -> list[Event]:
     while engine.busy:
         events += engine.step()
     return events
+
+
+def logits_of_steps(engine: Engine, act: Callable[[], object]) -> dict[int, torch.Tensor]:
+    """The rows of logits that tokens are chosen from while `act` runs, [tokens, V] for each request's key."""
+    found: dict[int, list[torch.Tensor]] = {}
+    inner = engine._layout.run
+
+    def spy(chunks: Sequence[Chunk]) -> torch.Tensor:
+        logits = inner(chunks)
+        ready = [chunk.running.key for chunk in chunks if chunk.running.pending == 0]
+        for key, row in zip(ready, logits, strict=True):
+            found.setdefault(key, []).append(row.clone())
+        return logits
+
+    engine._layout.run = spy  # type: ignore[method-assign]
+    act()
+    return {key: torch.stack(found[key]) for key in sorted(found)}

@@ -1,16 +1,16 @@
 """Law 8, and that greedy decoding is transformers' own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
-from decoding import STOP, base_of, drain, prompts, request, run, theirs
+from decoding import STOP, base_of, drain, logits_of_steps, prompts, request, run, theirs
 
 from families import MAIN, PADDED, embedding, no_casts_down, stir
 from lorasmith.engine.config import SamplingConfig
 from lorasmith.engine.engine import Engine, generate, replies
-from lorasmith.engine.packed import Chunk, Packed
+from lorasmith.engine.packed import Packed
 from lorasmith.engine.request import Reply, Request
 from lorasmith.errors import AdapterError, DataError
 from lorasmith.lora.config import LoraConfig
@@ -19,23 +19,6 @@ from lorasmith.model.base import Base
 
 OTHERS = ("mistral", "granite", "cohere", "gemma2", "stablelm", "falcon", "gpt_neox")
 LENGTHS = (5, 1, 12, 3, 7)
-
-
-def logits_of_steps(engine: Engine, act: Callable[[], object]) -> dict[int, torch.Tensor]:
-    """The rows of logits that tokens are chosen from while `act` runs, [tokens, V] for each request's key."""
-    found: dict[int, list[torch.Tensor]] = {}
-    inner = engine._layout.run
-
-    def spy(chunks: Sequence[Chunk]) -> torch.Tensor:
-        logits = inner(chunks)
-        ready = [chunk.running.key for chunk in chunks if chunk.running.pending == 0]
-        for key, row in zip(ready, logits, strict=True):
-            found.setdefault(key, []).append(row.clone())
-        return logits
-
-    engine._layout.run = spy  # type: ignore[method-assign]
-    act()
-    return {key: torch.stack(found[key]) for key in sorted(found)}
 
 
 def logits_alone(base: Base, one: Request) -> torch.Tensor:

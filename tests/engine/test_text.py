@@ -4,42 +4,12 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from spellers import byte_level, pieces, sentence_piece
+from transformers import PreTrainedTokenizerFast
 
 from lorasmith.engine.text import HALF, Stream
 
 TEXT = "Zwölf 考试有哪些技巧？ naïve 🙂👩‍👩‍👧 is  it?\n\tdone 𝄞!"
-
-
-def byte_level() -> PreTrainedTokenizerFast:
-    """Every byte is a token, and some pairs: as in GPT-2's, a character may stand in several tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, special_tokens=["<eos>"])
-    tokenizer.train_from_iterator(["is it done? 考试有"] * 3, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
-
-
-def sentence_piece() -> PreTrainedTokenizerFast:
-    """Words carry their space in front, and a text loses its first one, as in Llama 2's."""
-    vocab = {"<unk>": 0, "<eos>": 1} | {f"<0x{i:02X}>": 2 + i for i in range(256)}
-    for piece in ("▁", "▁is", "▁it", "?", "done", "▁done", "e", "a", "o", "s"):
-        vocab[piece] = len(vocab)
-    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    tokenizer.decoder = decoders.Sequence(steps)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>")
-
-
-def pieces(tokenizer: PreTrainedTokenizerBase, *words: str) -> list[int]:
-    """Ids of pieces; a word that is none in bytes."""
-    vocab, ids = tokenizer.get_vocab(), []
-    for word in words:
-        ids += [vocab[word]] if word in vocab else [vocab[f"<0x{byte:02X}>"] for byte in word.encode()]
-    return ids
 
 
 def deltas(stream: Stream, ids: Iterable[int]) -> list[str]:
@@ -70,12 +40,15 @@ def test_deltas_keep_spaces_and_bytes_of_sentence_pieces() -> None:
     assert not any(HALF in delta for delta in found)
 
 
-def test_half_a_character_comes_out_only_at_the_end() -> None:
-    tokenizer = byte_level()
-    ids = tokenizer("ab🙂")["input_ids"][:-1]
-    stream = Stream(tokenizer)
-    assert "".join(stream.push(token) for token in ids) == "ab"
-    assert HALF in stream.close()
+@pytest.mark.parametrize("cut", [1, 2])
+@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+def test_half_a_character_is_never_sent(make: Callable[[], PreTrainedTokenizerFast], cut: int) -> None:
+    """A reply that ends at its longest inside one loses the half."""
+    tokenizer = make()
+    stream = Stream(tokenizer, ["ox"])
+    assert "".join(stream.push(token) for token in pieces(tokenizer, "a", "o")) == "a"
+    ids = pieces(tokenizer, "试")[:-cut] if make is sentence_piece else tokenizer("🙂")["input_ids"][:-cut]
+    assert "".join(stream.push(token) for token in ids) + stream.close() == "o"
 
 
 def test_text_goes_on_behind_broken_bytes() -> None:

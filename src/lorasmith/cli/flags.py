@@ -15,14 +15,15 @@ from pydantic.fields import FieldInfo
 
 from lorasmith.cli.wrap import HelpFormatter
 from lorasmith.config import SECTIONS, Config, load_config
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.engine.config import SamplingFlags
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 from lorasmith.model.config import ModelConfig
+from lorasmith.serve.config import ServeConfig
 from lorasmith.values import check, closest
 
 Group = argparse._ArgumentGroup
-FLAG_SECTIONS: dict[str, type[BaseModel]] = {**SECTIONS, "sampling": SamplingConfig}
+FLAG_SECTIONS: dict[str, type[BaseModel]] = {**SECTIONS, "sampling": SamplingFlags, "serve": ServeConfig}
 
 
 class Parser(argparse.ArgumentParser):

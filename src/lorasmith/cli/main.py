@@ -33,6 +33,7 @@ def verbs() -> dict[str, str]:
         "demo": _("train a small real model on real conversations, in minutes"),
         "chat": _("talk to an adapter, switch between several, compare with the base"),
         "generate": _("answer a prompt, a file of prompts or a pipe"),
+        "serve": _("serve adapters at one address, through OpenAI's API"),
         "eval": _("adapters against their base: loss, answers, what was forgotten"),
         "merge": _("write base and adapter as one plain model"),
         "info": _("what a run or adapter folder holds"),

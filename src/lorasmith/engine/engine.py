@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lorasmith.engine.packed import Packed, packing_problem
+from lorasmith.engine.packed import Found, Packed, what_decodes
 from lorasmith.engine.padded import Padded
 from lorasmith.engine.request import Chunk, Event, Finish, Reply, Request, Running
 from lorasmith.engine.sample import sample
@@ -18,6 +18,8 @@ from lorasmith.engine.text import Stream
 from lorasmith.errors import AdapterError, DataError
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
+
+CACHE = 2**15  # tokens in the key/value cache
 
 
 class Layout(Protocol):
@@ -37,14 +39,17 @@ class Engine:
     """Decodes many requests together, each with its own adapter, sampling and seed.
 
     A request's answer does not depend on the others, up to rounding of its logits. `slots`: requests at once;
-    `tokens`: tokens a step, so that a long prompt goes in pieces beside the answers of others (packed models only).
+    `tokens`: tokens a step, so that a long prompt goes in pieces beside the answers of others; `cache_tokens`: bound of
+    the key/value cache (both: packed models only).
     The model is put into eval mode: adapters' dropout is for training. `why`: the reason for padded batches, or None.
     """
 
-    def __init__(self, base: Base, slots: int = 16, tokens: int = 512) -> None:
+    def __init__(self, base: Base, slots: int = 16, tokens: int = 512, cache_tokens: int = CACHE) -> None:
         self.base = base
-        self.why = packing_problem(base) if base.layout == "packed" else base.why.get("layout", "")
-        self._layout: Layout = Packed(base, slots, tokens) if self.why is None else Padded(base, slots)
+        found = what_decodes(base) if base.layout == "packed" else Found(base.why.get("layout", ""))
+        self.why = found.problem
+        packed = self.why is None
+        self._layout: Layout = Packed(base, slots, tokens, cache_tokens, found) if packed else Padded(base, slots)
         self._waiting: deque[Running] = deque()
         self._live: dict[int, Running] = {}
         self._next_key = 0
@@ -53,6 +58,11 @@ class Engine:
     def busy(self) -> bool:
         """Whether a step would do something."""
         return bool(self._live)
+
+    @property
+    def cache_use(self) -> float:
+        """The part of the key/value cache that is in use, 0 to 1; 0 in padded batches, whose cache is the model's."""
+        return self._layout.cache_use if isinstance(self._layout, Packed) else 0.0
 
     def add(self, request: Request) -> int:
         """Queue a request; its key names it in events.
@@ -100,7 +110,7 @@ class Engine:
         return events
 
     def _admit(self, request: Request) -> Running:
-        known, limit = self.base.adapters, self.base.max_positions
+        known, limit = self.base.adapters | self.base.ranks, self.base.max_positions
         if request.adapter is not None and request.adapter not in known:
             names = ", ".join(map(repr, known)) or _("none")
             raise AdapterError(
@@ -121,7 +131,6 @@ class Engine:
             limit=min(len(request.ids) + settings.max_new_tokens, limit or 2**62),
             stop_ids=frozenset((*request.stop_ids, *(special[stop] for stop in settings.stop if stop in special))),
             stream=Stream(tokenizer, settings.stop),
-            generator=torch.Generator().manual_seed(settings.seed),
         )
 
 

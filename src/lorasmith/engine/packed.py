@@ -2,34 +2,48 @@
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager
 from itertools import accumulate, groupby
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from lorasmith.engine.kv import SlotCache
+from lorasmith.engine.prefix import Prefixes
 from lorasmith.engine.request import Chunk, Running
 from lorasmith.errors import ModelError, first_line
 from lorasmith.i18n import _
+from lorasmith.lora.bank import Bank, Ranks
+from lorasmith.lora.inject import Adapter
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
+from lorasmith.model.decoding import bank_of, decoding, ranks_of
 from lorasmith.model.forward import hidden
 from lorasmith.model.head import next_logits
 from lorasmith.model.probe import TOLERANCE
 from lorasmith.model.row import Row, Span
+from lorasmith.model.stack import Stack, stack_of
+
+PREFIXES = 2**14  # tokens of beginnings that are worth keeping
 
 
 class Packed:
-    """At most `slots` requests at once and `tokens` tokens a step; a request joins or leaves at any step.
+    """At most `slots` requests at once, `tokens` tokens a step; a request joins or leaves at any step.
 
+    The cache holds `cache_tokens` of running requests, and a quarter of that of the beginnings of earlier prompts.
     Requests that already answer come first, one token each; the rest of the step goes to prompts, the oldest first.
     """
 
-    def __init__(self, base: Base, slots: int, tokens: int) -> None:
-        self.base, self.tokens = base, max(tokens, slots)
-        self._cache = SlotCache(slots)
+    def __init__(self, base: Base, slots: int, tokens: int, cache_tokens: int, found: "Found") -> None:
+        self.base, self.tokens, self.found = base, max(tokens, slots), found
+        self._stack = stack_of(base) if found.has_stack else None
+        self._held: set[str] = set()
+        self._known: dict[str, tuple[Adapter, Ranks]] = {}
+        self.cache_tokens, self.prefixes = cache_tokens, Prefixes(min(cache_tokens // 4, PREFIXES))
+        self._cache = SlotCache(cache_tokens)
         self._free = list(range(slots))  # a heap: low places first keep the cache's used part dense
         self._running: list[Running] = []
 
@@ -43,21 +57,69 @@ class Packed:
             room -= chunks[-1].length
             if not room:
                 break
-        while room and waiting and self._free:
+        while room and waiting and self._free and self._fits(waiting[0]):
             run = waiting.popleft()
             run.slot = heapq.heappop(self._free)
+            self._held = set()
+            self._cache.needed = 1 + max(run.slot, *(other.slot for other in self._running), 0)
+            run.past = self.prefixes.load(self._version(run), run.ids, self._cache, run.slot)
             self._running.append(run)
             chunks.append(Chunk(run, min(run.pending, room)))
             room -= chunks[-1].length
         chunks = [chunk for chunk in chunks if chunk.length]
+        if self.found.bank is not None and all(chunk.length == 1 for chunk in chunks):
+            return sorted(chunks, key=lambda chunk: chunk.running.slot)  # attention reads the cache in this order
         return sorted(chunks, key=lambda chunk: (chunk.running.request.adapter or "", chunk.running.slot))
 
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits [N, V], float32, of the chunks that are their request's last, in order."""
-        logits_NV = next_logits(self.base, flat_row(chunks).to(self.base.device), self._cache)
-        for run, length in chunks:
-            run.past += length
+        self._cache.needed = 1 + max(run.slot for run in self._running)
+        with self._adapters(chunks):
+            logits_NV = next_logits(self.base, flat_row(chunks).to(self.base.device), self._cache)
+        for chunk in chunks:
+            run, was_prompt = chunk.running, chunk.is_last and len(chunk.running.ids) == len(chunk.running.request.ids)
+            run.past += chunk.length
+            if was_prompt:
+                self.prefixes.save(self._version(run), run.ids, self._cache, run.slot)
         return logits_NV
+
+    @property
+    def cache_use(self) -> float:
+        """The part of the cache that running requests take, 0 to 1."""
+        return sum(len(run.ids) for run in self._running) / self.cache_tokens
+
+    def _fits(self, run: Running) -> bool:
+        """Whether there is memory for the longest that this request may get; else it waits, and nothing is dropped."""
+        places = 1 + max((other.slot for other in self._running), default=-1)
+        longest = max(other.limit for other in (run, *self._running))
+        return not self._running or (max(places, self._free[0] + 1)) * longest <= self.cache_tokens
+
+    def _version(self, run: Running) -> Hashable:
+        """What the request's keys and values depend on, besides its tokens."""
+        name = run.request.adapter
+        return None if name is None else self._ranks(name).version()
+
+    def _ranks(self, name: str) -> Ranks:
+        if name in self.base.ranks:
+            return self.base.ranks[name]
+        adapter = self.base.adapters[name]
+        if name not in self._known or self._known[name][0] is not adapter:
+            self._known[name] = adapter, ranks_of(self.base, adapter)
+            # it may have put modules of its own in the model
+            self._stack = stack_of(self.base) if self.found.has_stack else None
+        return self._known[name][1]
+
+    def _adapters(self, chunks: Sequence[Chunk]) -> AbstractContextManager[None]:
+        """Within it the adapters of these chunks have their columns, and layers compute in groups."""
+        names = {name for chunk in chunks if (name := chunk.running.request.adapter) is not None}
+        bank = self.found.bank
+        if names <= self._held and (bank is None or bank.has(names)):  # since the last step nobody has come
+            return decoding(self.base, self.found.bank, self._stack)
+        self._held = names
+        if bank is not None:
+            for name in sorted(names):
+                bank.hold(name, self._ranks(name), names)
+        return decoding(self.base, self.found.bank, self._stack)
 
     def release(self, run: Running) -> None:
         """The request has ended: its place is free from the next step on."""
@@ -91,36 +153,81 @@ def flat_row(chunks: Sequence[Chunk]) -> Row:
     )
 
 
-def packing_problem(base: Base) -> str | None:
-    """Why this model cannot decode in flat rows with a cache, or None: tried on two short texts, in pieces and whole.
+class Found(NamedTuple):
+    """What a model admits: why it cannot decode in flat rows, or None; where it can, its layers in groups and as a
+    stack, or why they decode plainly.
+    """
+
+    problem: str | None
+    bank: Bank | None = None
+    has_stack: bool = False
+    plain: str = ""
+
+
+def what_decodes(base: Base) -> Found:
+    """Whether this model decodes in flat rows with a cache, and in groups of layers: tried on two short texts.
 
     The probe at load tries rows without a cache; some families take those with a mask of their own and no `attend`.
-    Tried once for each model: it costs as much as three steps.
+    Tried once for each model: it costs as much as six steps.
     """
     if base.model not in _found:
-        _found[base.model] = _try_pieces(base)
+        _found[base.model] = _try(base)
     return _found[base.model]
 
 
-_found: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+_found: WeakKeyDictionary[nn.Module, Found] = WeakKeyDictionary()
 
 
 @torch.no_grad()
-def _try_pieces(base: Base) -> str | None:
+def _try(base: Base) -> Found:
     words = int(base.model.config.get_text_config().vocab_size)
     ids = [(7 * i + 3) % (words - 2) for i in range(12)]
     texts = ids[:5], ids[5:]
-    whole, cache = _pieces(texts, (0, 0), (5, 7)).to(base.device), SlotCache(2)
     try:
-        expected = hidden(base, whole)[[4, 11]]
-        hidden(base, _pieces(texts, (0, 0), (4, 1)).to(base.device), cache)
-        found = hidden(base, _pieces(texts, (4, 1), (5, 7)).to(base.device), cache)[[0, 6]]
-    except (ModelError, TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError) as error:
-        return _("its attention cannot be given a cache ({error})", error=first_line(error))
+        expected = hidden(base, _pieces(texts, (0, 0), (5, 7)).to(base.device))[[4, 11]]
+        found = _in_pieces(base, texts)
+    except _FAILURES as error:
+        return Found(_("its attention cannot be given a cache ({error})", error=first_line(error)))
     finally:
         base.router.route(None)
+    if not _near(found, expected, base):
+        return Found(_("in pieces it does not compute what it computes at once"))
+    bank = bank_of(base)
+    for stack in (stack_of(base), None):
+        why = _difference_of(base, texts, expected, bank, stack)
+        if not why:
+            base.bank = bank
+            return Found(None, bank, stack is not None, "")
+    return Found(None, None, False, why)
+
+
+def _difference_of(
+    base: Base, texts: Sequence[Sequence[int]], expected: Tensor, bank: Bank, stack: Stack | None
+) -> str:
+    """Why layers in groups, or all as a stack, cannot decode; empty where they can."""
+    try:
+        with decoding(base, bank, stack):
+            found = _in_pieces(base, texts)
+    except _FAILURES as error:
+        return _("it does not run ({error})", error=first_line(error))
+    finally:
+        base.router.route(None)
+    return "" if _near(found, expected, base) else _("it does not compute what it computes plainly")
+
+
+_FAILURES = (ModelError, TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError)
+
+
+def _in_pieces(base: Base, texts: Sequence[Sequence[int]]) -> Tensor:
+    """The last states of two texts whose beginnings went into the cache first."""
+    cache = SlotCache()
+    hidden(base, _pieces(texts, (0, 0), (4, 1)).to(base.device), cache)
+    return hidden(base, _pieces(texts, (4, 1), (5, 7)).to(base.device), cache)[[0, 6]]
+
+
+def _near(found: Tensor, expected: Tensor, base: Base) -> bool:
     difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-    return None if difference <= TOLERANCE[base.dtype] else _("in pieces it does not compute what it computes at once")
+    return difference <= TOLERANCE[base.dtype]
 
 
 def _pieces(texts: Sequence[Sequence[int]], starts: Sequence[int], ends: Sequence[int]) -> Row:

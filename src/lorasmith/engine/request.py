@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-import torch
-
 from lorasmith.engine.config import SamplingConfig
+from lorasmith.engine.json_mode import JsonObject
+from lorasmith.engine.logprobs import TokenLogprobs
+from lorasmith.engine.penalty import Seen
 from lorasmith.engine.text import Stream
 
 Finish = Literal["stop", "length"]
@@ -28,13 +29,15 @@ class Request:
 class Event(NamedTuple):
     """One new token of request `key` and the text that is now complete; both are final.
 
-    `finish` on the last: 'stop' (a stop token, or a stop text), 'length' (as long as allowed, or as the model admits).
+    `finish` on the last: 'stop' (a stop token, a stop text, or a whole JSON object where one was asked for), 'length'
+    (as long as allowed, or as the model admits). `logprobs` where the sampling asks for them.
     """
 
     key: int
     token: int
     text: str
     finish: Finish | None
+    logprobs: TokenLogprobs | None = None
 
 
 class Reply(NamedTuple):
@@ -55,24 +58,39 @@ class Running:
     limit: int  # length of `ids` at which it ends
     stop_ids: frozenset[int]
     stream: Stream
-    generator: torch.Generator
     past: int = 0
     slot: int = -1
+    seen: Seen | None = field(init=False)  # where a penalty needs it
+    json: JsonObject | None = field(init=False)
+    told: TokenLogprobs | None = field(init=False, default=None)  # of the token that was chosen and not accepted yet
+
+    def __post_init__(self) -> None:
+        self.seen = Seen(self.request.ids) if self.request.sampling.penalises else None
+        self.json = JsonObject(self.stream.tokenizer) if self.request.sampling.json_object else None
 
     @property
     def pending(self) -> int:
         """Tokens that are not in the cache yet: the rest of the prompt, or the newest token."""
         return len(self.ids) - self.past
 
+    @property
+    def replied(self) -> int:
+        """Tokens of the reply so far."""
+        return len(self.ids) - len(self.request.ids)
+
     def accept(self, token: int) -> Event:
         """Append the token that was chosen; what it adds to the text, and whether this ends the reply."""
         self.ids.append(token)
+        if self.seen is not None:
+            self.seen.add(token)
         if token in self.stop_ids:
-            return Event(self.key, token, self.stream.close(), "stop")
+            return Event(self.key, token, self.stream.close(), "stop", self.told)
         text, is_full = self.stream.push(token), len(self.ids) >= self.limit
-        if is_full:
+        is_whole = self.json is not None and self.json.push(token)
+        if is_full or is_whole:
             text += self.stream.close()
-        return Event(self.key, token, text, "stop" if self.stream.stopped else "length" if is_full else None)
+        is_stopped = self.stream.stopped or is_whole
+        return Event(self.key, token, text, "stop" if is_stopped else "length" if is_full else None, self.told)
 
 
 class Chunk(NamedTuple):

@@ -15,7 +15,7 @@ class Stream:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
         self.stopped = False  # a stop text was met; nothing follows
-        self._tokenizer, self._stops = tokenizer, [stop for stop in stops if stop]
+        self.tokenizer, self._stops = tokenizer, [stop for stop in stops if stop]
         self._ids: list[int] = []
         self._start, self._read = 0, 0  # tokens [start, read) are text already and kept as context
         self._held = ""  # text that may be the beginning of a stop text
@@ -30,12 +30,12 @@ class Stream:
         return self._certain(text[len(known) :])
 
     def close(self) -> str:
-        """The rest, when no token follows: also a half character, also the beginning of a stop text."""
+        """The rest, when no token follows: also the beginning of a stop text, but not half a character at its end."""
         if self.stopped:
             return ""
         known, text = self._decode(self._start, self._read), self._decode(self._start, len(self._ids))
         self._start = self._read = len(self._ids)
-        certain = self._certain(text[len(known) :])
+        certain = self._certain(text[len(known) :].rstrip(HALF))
         rest, self._held = self._held, ""
         return certain + rest
 
@@ -52,9 +52,7 @@ class Stream:
     def _decode(self, start: int, end: int) -> str:
         if start == end:
             return ""
-        text = self._tokenizer.decode(
-            self._ids[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text = self.tokenizer.decode(self._ids[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
 
 

@@ -167,7 +167,7 @@ def load_adapter(model: PreTrainedModel, router: Router, folder: Path, name: str
     before = router.active
     adapter = inject(model, config, router, name, strict=False)
     problems = _without_base(tensors, adapter, model)
-    problems += _misfits(adapter, tensors)
+    problems += misfits(adapter.parameters, tensors)
     if not problems and not has_effect(tensors):
         problems = [_("its B matrices are all zero, so it changes nothing: the training did not reach this file.")]
     if problems:
@@ -193,8 +193,8 @@ def _without_base(tensors: dict[str, Tensor], adapter: Adapter, model: PreTraine
     return problems
 
 
-def _misfits(adapter: Adapter, tensors: Mapping[str, Tensor]) -> list[str]:
-    wanted = adapter.parameters
+def misfits(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with the keys and shapes of an adapter's tensors."""
     problems = []
     for text, keys in (
         (_("lacks {keys}: the base is another one, or the file is not whole."), sorted(wanted.keys() - tensors.keys())),
@@ -214,8 +214,10 @@ def _some(keys: list[str]) -> str:
 
 
 def has_effect(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether an adapter's tensors, under PEFT's keys, change anything: a B that is not zero, or a whole module."""
-    updates = [t for key, t in tensors.items() if ".lora_B." in key or key.endswith("lora_embedding_A")]
-    if len(updates) < len([key for key in tensors if ".lora_A." not in key and not key.endswith("lora_embedding_B")]):
+    """Whether an adapter's tensors, under PEFT's keys, change anything: A and B not zero, or a whole module."""
+    pairs = [(key, key.replace("lora_B.", "lora_A.")) for key in tensors if ".lora_B." in key]
+    pairs += [(key, key[:-1] + "B") for key in tensors if key.endswith("lora_embedding_A")]
+    if tensors.keys() - {key for pair in pairs for key in pair}:
         return True  # a module trained whole, or a bias
-    return any(math.isfinite(total) and total > 0 for total in (float(t.detach().abs().sum()) for t in updates))
+    sizes = ([float(tensors[key].detach().abs().sum()) for key in pair if key in tensors] for pair in pairs)
+    return any(all(math.isfinite(size) and size > 0 for size in pair) for pair in sizes)

@@ -1,5 +1,6 @@
 """Wrap the modules that a LoraConfig matches, freeze the rest, and count what is trained."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -146,6 +147,11 @@ class _PlainView:
             problems += [text] if clash else []
         if problems:
             raise AdapterError(*problems)
+
+
+def plain_paths(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Within it the model's wrappers stand aside, so that its modules have the paths of the base alone."""
+    return _PlainView(model)
 
 
 def _is_inside(path: str, outer: str) -> bool:

@@ -81,11 +81,24 @@ def attend(
     module.__dict__[SEEN] = {"scaling": how[0], "sliding_window": sliding_window}
     if kv is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        kv.extend(layer, k_THD, v_THD)
-        cached = [kv.read(layer, group) for group in row]
-        return _sdpa(q_THD, cached, row, *how)[None], None
+        return attend_cached(q_THD, k_THD, v_THD, row, kv, layer, *how)[None], None
     compute = _by_hand if by_hand else _plainly
     return compute(q_THD, k_THD, v_THD, row, *how)[None], None
+
+
+def attend_cached(
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    row: Sequence[Group],
+    kv: Cache,
+    layer: int,
+    scaling: float,
+    sliding_window: int | None,
+) -> Tensor:
+    """Put the row's keys and values behind those of earlier tokens, and attend to both: [T, Hq, D]."""
+    kv.extend(layer, k_THD, v_THD)
+    return _sdpa(q_THD, [kv.read(layer, group) for group in row], row, scaling, sliding_window)
 
 
 def _by_hand(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], scaling: float, window: int | None) -> Tensor:
@@ -104,12 +117,20 @@ def _sdpa(
     q_THD: Tensor, kv: Sequence[tuple[Tensor, ...]], groups: Sequence[Group], scaling: float, window: int | None
 ) -> Tensor:
     """Each group by torch's own function: keys and values [G, Hkv, S, D] of each -> [T, Hq, D]."""
+    if groups[0].is_row:
+        (group,), ((k_GHSD, v_GHSD),) = groups, kv
+        repeat = q_THD.shape[1] // k_GHSD.shape[1]
+        q_GHRD = q_THD.reshape(group.pieces, -1, repeat, q_THD.shape[2])
+        mask = group.added(window, repeat, q_THD.dtype)
+        return F.scaled_dot_product_attention(q_GHRD, k_GHSD, v_GHSD, attn_mask=mask, scale=scaling).flatten(1, 2)
     out_THD = q_THD.new_empty(len(q_THD) + 1, q_THD.shape[1], kv[0][1].shape[3])  # and a place for fillers
     for group, (k_GHSD, v_GHSD) in zip(groups, kv, strict=True):
         q_GHQD = _take(q_THD, group.from_T, group, k_GHSD.shape[1]).unflatten(0, (group.pieces, -1))
-        mask = group.mask(window, q_THD.shape[1] // k_GHSD.shape[1])
+        mask = group.added(window, q_THD.shape[1] // k_GHSD.shape[1], q_THD.dtype)
         o_GHQD = F.scaled_dot_product_attention(q_GHQD, k_GHSD, v_GHSD, attn_mask=mask, scale=scaling)
-        out_THD = out_THD.index_copy(0, group.to_T, _tokens_first(o_GHQD.flatten(0, 1), group, q_THD.shape[1]))
+        o_THD = _tokens_first(o_GHQD.flatten(0, 1), group, q_THD.shape[1])
+        keeps = torch.is_grad_enabled()  # autograd wants it out of place
+        out_THD = (out_THD.index_copy if keeps else out_THD.index_copy_)(0, group.to_T, o_THD)
     return out_THD[:-1]
 
 

@@ -1,5 +1,6 @@
 """A causal language model as the rest of lorasmith sees it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lorasmith.lora.bank import Bank, Ranks
 from lorasmith.lora.inject import Adapter
 from lorasmith.lora.router import Router
 from lorasmith.model.identity import identity
@@ -46,6 +48,9 @@ class Base:
     why: dict[str, str] = field(default_factory=dict)
     router: Router = field(default_factory=Router)
     adapters: dict[str, Adapter] = field(default_factory=dict)
+    ranks: dict[str, Ranks] = field(default_factory=dict)  # adapters that are not in the model: see lora/held.py
+    bank: Bank | None = None  # where the engine computes them; None: it cannot
+    stack: Callable[..., torch.Tensor] | None = None  # what runs instead of the decoder while the engine does: stack.py
 
     @cached_property
     def identity(self) -> dict[str, str]:

@@ -15,9 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lorasmith.lora.bank import Bank, Together
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.siblings import Again, Stack, again_of, can_be_made_again
 from lorasmith.model.attention import SEEN, attend
+
+_SIGNED = "_lorasmith_signed"
 
 
 class Fast(nn.Module):
@@ -25,6 +28,13 @@ class Fast(nn.Module):
 
     part: str
     plain: bool
+    bank: Bank | None = None  # while it is on, the engine runs and wants no gradient: see decoding.py
+    together: Sequence[Together] = ()  # its layers in groups that get the same input
+
+    @property
+    def infers(self) -> bool:
+        """Whether this call is the engine's."""
+        return self.bank is not None and self.bank.on
 
     def layer(self, name: str, x: Tensor) -> Tensor:
         """The child `name` of x."""
@@ -41,6 +51,11 @@ class FastRMSNorm(Fast):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """x [..., H] -> [..., H]."""
         weight: nn.Parameter = self.weight  # type: ignore[assignment]
+        if self.infers and len(args) == 1 and not kwargs:
+            eps, offset, wide = self.variant
+            n = args[0].float()
+            n = n * torch.linalg.vector_norm(n, dim=-1, keepdim=True).square_().div_(n.shape[-1]).add_(eps).rsqrt_()
+            return _weighted(n, weight.float() + offset if wide else weight, args[0].dtype, wide)
         if self.plain or weight.requires_grad or len(args) != 1 or kwargs:
             return super().forward(*args, **kwargs)
         (x,) = args
@@ -63,6 +78,9 @@ class FastGatedMLP(Fast):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """x [..., H] -> [..., H]."""
+        if self.infers and self.together and len(args) == 1 and not kwargs:
+            gate, up = self.together[0](args[0].flatten(0, -2)).chunk(2, -1)
+            return self.together[1](gated(gate, up, self.gelu)).view(args[0].shape)
         if self.plain or len(args) != 1 or kwargs:
             return super().forward(*args, **kwargs)
         (x,) = args
@@ -74,7 +92,7 @@ class FastGatedMLP(Fast):
         parts = [self.layer(name, x) for name in first]
         gate, up = parts if len(parts) == 2 else parts[0].chunk(2, -1)
         out: Tensor = _Gated.apply(gate, up, self.gelu)  # type: ignore[no-untyped-call]
-        can_be_made_again(out, partial(_gated, gelu=self.gelu), gate, up)
+        can_be_made_again(out, partial(gated, gelu=self.gelu), gate, up)
         return self.layer("down_proj", out)
 
     def _stack(self, names: Sequence[str], x: Tensor) -> tuple[Stack, list[Tensor]] | None:
@@ -97,6 +115,8 @@ class FastAttention(Fast):
         """hidden_states [1, T, H] -> ([1, T, H], None)."""
         how, rotation = self.__dict__.get(SEEN), kwargs.get("position_embeddings")
         unusual = args or not {"hidden_states", "row"} <= kwargs.keys()
+        if self.infers and self.together and not unusual and how is not None and rotation is not None:
+            return self._infer(how, **kwargs)
         if self.plain or how is None or rotation is None or unusual:
             return super().forward(*args, **kwargs)
         del kwargs["position_embeddings"]
@@ -112,6 +132,24 @@ class FastAttention(Fast):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         out, _none = attend(self, q, k, v, kwargs.pop("attention_mask", None), **how, **kwargs)
         return self.layer("o_proj", out.flatten(2)), None
+
+    def _infer(
+        self, how: dict[str, Any], hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        """The same without gradient: q and k are rotated in one pass where nothing comes between."""
+        wide, o_proj = self.together
+        widths = [wide.widths[0] + wide.widths[1], wide.widths[2]]
+        qk, v = (part[None].unflatten(2, (-1, self.head_dim)) for part in wide(hidden_states[0]).split(widths, dim=1))
+        q, k = qk.split([wide.widths[0] // self.head_dim, wide.widths[1] // self.head_dim], dim=2)
+        rotates = getattr(self, "use_rope", True)
+        if hasattr(self, "q_norm"):
+            q, k = self._normed("q_norm", q), self._normed("k_norm", k)
+            q, k = (_turned(t, *position_embeddings) for t in (q, k)) if rotates else (q, k)
+        elif rotates:
+            q, k = _turned(qk, *position_embeddings).split([q.shape[2], k.shape[2]], dim=2)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        out, _none = attend(self, q, k, v, kwargs.pop("attention_mask", None), **how, **kwargs)
+        return o_proj(out[0].flatten(1))[None], None
 
     def _normed(self, name: str, x: Tensor) -> Tensor:
         """Each head by itself (Qwen3), or all of them together (OLMo 2)."""
@@ -169,7 +207,7 @@ class _Gated(torch.autograd.Function):
         """Two tensors [..., I] -> [..., I]."""
         ctx.save_for_backward(gate, up)
         ctx.gelu = gelu
-        return _gated(gate, up, gelu)
+        return gated(gate, up, gelu)
 
     @staticmethod
     @once_differentiable
@@ -188,7 +226,7 @@ class _GatedMLP(torch.autograd.Function):
         x_TH, (of_wide, of_down) = x.reshape(-1, x.shape[-1]), wide.parted(AB)
         both_TI, _thin = wide.forward(x_TH, of_wide)
         gate, up = both_TI.chunk(2, -1)
-        y_TH, h_TK = down.forward(_gated(gate, up, gelu), of_down)
+        y_TH, h_TK = down.forward(gated(gate, up, gelu), of_down)
         ctx.compute, kept = again or (None, [x_TH])
         ctx.save_for_backward(h_TK, *AB, *kept)
         ctx.gelu, ctx.wide, ctx.down, ctx.shape = gelu, wide, down, x.shape
@@ -225,7 +263,8 @@ def _gated_gradients(gate: Tensor, up: Tensor, act: Tensor, d_out: Tensor, gelu:
 
 
 @torch.no_grad()
-def _gated(gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
+def gated(gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
+    """act(gate) * up."""
     return activated(gate, gelu).mul_(up)
 
 
@@ -254,6 +293,17 @@ class _Rotary(torch.autograd.Function):
         """The same with the halves of sin exchanged and the other sign: the transposed map."""
         cos, sin = ctx.saved_tensors
         return _rotated(dy, cos, sin.roll(sin.shape[-1] // 2, -1), 1), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """_rotated for few tokens: fewer operators, each over all of x. [1, T, heads, D], laid out anew."""
+    signed = getattr(sin, _SIGNED, None)
+    if signed is None:
+        half = sin.shape[-1] // 2
+        signed = torch.cat([-sin[..., :half], sin[..., half:]], -1).unsqueeze(2)
+        setattr(sin, _SIGNED, signed)  # the same for all layers of this row
+    x = x.contiguous()
+    return torch.addcmul(x * cos.unsqueeze(2), x.roll(x.shape[-1] // 2, -1), signed).to(x.dtype)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:

@@ -32,6 +32,7 @@ class Group:
     past: int = 0  # earlier tokens that each sees
     where: slice | None = None  # the G places in the cache, where they are neighbours
     fillers: Tensor | None = None  # places among the G * L that are no token's
+    is_row: bool = False  # each token of the row is one piece, in order
     masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None, repeat: int) -> Tensor:
@@ -40,6 +41,14 @@ class Group:
         if key not in self.masks:
             keys_S = torch.arange(self.longest, device=self.position_GL.device)
             self.masks[key] = visible(self.position_GL, keys_S, window)[:, None].repeat(1, 1, repeat, 1)
+        return self.masks[key]
+
+    def added(self, window: int | None, repeat: int, dtype: torch.dtype) -> Tensor:
+        """The mask as what is added to scores: 0, or minus infinity. Torch would make it anew in every layer."""
+        key = ("added", window, repeat, dtype)
+        if key not in self.masks:
+            mask = self.mask(window, repeat)
+            self.masks[key] = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
         return self.masks[key]
 
     def bias(self, window: int | None, repeat: int, dtype: torch.dtype) -> tuple[int, Tensor]:

@@ -1,0 +1,1 @@
+"""Serving many adapters, beside PEFT and transformers: `make bench-serve`."""

@@ -1,0 +1,106 @@
+"""The figures of serving as Markdown, beside what must and should be reached.
+
+python -m bench.serving.table bench-serve.json [docs/serving.md ...]      rewrites what stands between the two markers
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- bench-serve -->", "<!-- /bench-serve -->"
+GOALS = (  # what; its place in the figures of a dtype; must and aim in float32, in bfloat16
+    ("our base batch over transformers' `generate`", "base_over_generate", (1.3, 2), (1.3, 2)),
+    ("8 adapters mixed over the base alone", "mixed_over_base", (0.85, 0.95), (0.75, 0.9)),
+    ("8 adapters mixed over PEFT's mixed batch", "mixed_over_peft", (2.3, 4), (3.5, 8)),
+    ("8 adapters mixed over `set_adapter`, one request at a time", "mixed_over_serial", None, None),
+)
+
+
+def render(data: dict[str, Any]) -> str:
+    """The page's section."""
+    return "\n".join(_lines(data))
+
+
+def _lines(data: dict[str, Any]) -> Iterator[str]:
+    machine, sections = data["machine"], data["sections"]
+    yield f"{data['date']}, {machine['processor']}, {machine['cores']} cores, {', '.join(machine['flags'])}; "
+    yield ", ".join(f"{name} {version}" for name, version in data["versions"].items()) + "."
+    closed = sections.get("closed", {})
+    if closed:
+        yield from ("", "| 16 requests of 32 tokens | " + " | ".join(closed) + " | must (aim) |")
+        yield "| --- |" + " --- |" * (len(closed) + 1)
+        for what, place, *goals in GOALS:
+            values = " | ".join(f"{figures[place]:.2f} x" for figures in closed.values())
+            wanted = {"float32": goals[0], "bfloat16": goals[1]}
+            told = ", ".join(f"{w[0]} ({w[1]}) in {d}" for d, w in wanted.items() if w and d in closed)
+            yield f"| {what} | {values} | {told or '-'} |"
+        yield from _closed_lines(closed)
+    if load := sections.get("load", {}).get("open"):
+        yield from _load_lines(load)
+    for what, why in data["left_out"].items():
+        yield f"\n{what}: left out: {why}."
+
+
+def _closed_lines(closed: dict[str, Any]) -> Iterator[str]:
+    dtypes = list(closed.values())
+
+    def row(what: str, *places: str, unit: str = "", must: str = "-") -> str:
+        values = []
+        for figures in dtypes:
+            found = figures
+            for place in places:
+                found = found[place]
+            values.append(f"{found:.3g}{unit}")
+        return f"| {what} | {' | '.join(values)} | {must} |"
+
+    for name in dtypes[0]["tokens_per_second"]:
+        yield row(f"tokens/s: {name}", "tokens_per_second", name)
+    yield row("switch, the adapter in its columns", "switch", "in_columns_ms", unit=" ms", must="2 (0.2) ms")
+    yield row("switch, the adapter in memory", "switch", "from_memory_ms", unit=" ms", must="2 (0.2) ms")
+    for name, text in (("first_token_ms", "time to the first token"), ("between_tokens_ms", "between tokens")):
+        yield row(f"{text}, mixed, p50", name, "p50", unit=" ms")
+        yield row(f"{text}, mixed, p99", name, "p99", unit=" ms")
+    yield row("adapters registered: memory grown by", "registered", "grown_mib", unit=" MiB", must="their files")
+    yield row("their files", "registered", "files_mib", unit=" MiB")
+    for dtype, figures in closed.items():
+        batch = figures["generate_batch"]
+        told = f"{batch['tokens_per_second']:.0f} tokens/s" if "tokens" in batch else batch["error"]
+        yield f"\ntransformers' `generate_batch` on the base in {dtype}: {told}."
+    yield "\nllama.cpp: not measured (`llama-cpp-python` is not installed)."
+
+
+def _load_lines(load: dict[str, Any]) -> Iterator[str]:
+    memory = load["memory_mib"]
+    yield f"\nA server under load: {load['requests']:,} requests at 80% of {load['capacity_per_second']:.1f} a second."
+    yield "\n| | |\n| --- | --- |"
+    for fate, number in sorted(load["fates"].items()):
+        yield f"| {fate} | {number:,} |"
+    yield f"| lost | {load['lost']} |"
+    first, whole = load["first_token_s"], load["whole_reply_s"]
+    yield f"| time to the first token, p50, p99 | {first['p50']:.2f} s, {first['p99']:.2f} s |"
+    yield f"| whole reply, p50, p99 | {whole['p50']:.2f} s, {whole['p99']:.2f} s |"
+    yield f"| memory at the start, at most, at the end | {memory[0]:.0f}, {max(memory):.0f}, {memory[-1]:.0f} MiB |"
+    yield f"| exit status after SIGTERM | {load['exit_status']} |"
+
+
+def main() -> int:
+    """Print, or write into pages."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("json", type=Path)
+    parser.add_argument("pages", type=Path, nargs="*")
+    args = parser.parse_args()
+    text = render(json.loads(args.json.read_text("utf-8")))
+    for page in args.pages:
+        before, _begin, rest = page.read_text("utf-8").partition(BEGIN)
+        _old, end, after = rest.partition(END)
+        page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after if end else rest}", "utf-8")
+    if not args.pages:
+        print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

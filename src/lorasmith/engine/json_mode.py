@@ -1,0 +1,81 @@
+"""JSON mode: only tokens that keep the reply a piece of one JSON object; it ends with the object's last brace.
+
+The package llguidance (Rust, MIT) does the work: which tokens of a vocabulary may follow, in well under a millisecond.
+"""
+
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from lorasmith.errors import ConfigError, MissingExtraError
+from lorasmith.i18n import _
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+# Between two signs a blank, or a new line with its indent: a small model would say blanks for ever. Numbers are short
+# for the same reason. llguidance's own grammar from a schema does not hold a bound on blanks (its issues 240, 247).
+GRAMMAR = r"""
+start: object
+object: "{" (_ws? pair (_ws? "," _ws? pair)*)? _ws? "}"
+array: "[" (_ws? value (_ws? "," _ws? value)*)? _ws? "]"
+pair: STRING _ws? ":" _ws? value
+value: object | array | STRING | NUMBER | "true" | "false" | "null"
+_ws: WS
+WS: /[ ]|\n[ \t]{0,20}/
+STRING: /"([^"\\\x00-\x1f]|\\(["\\\/bfnrt]|u[0-9a-fA-F]{4}))*"/
+NUMBER: /-?(0|[1-9][0-9]{0,15})(\.[0-9]{1,16})?([eE][+\-]?[0-9]{1,3})?/
+"""
+SAMPLE = '{"a": [-1.5e+20, true, false, null], "\\u00e9": {}}'  # what a tokenizer must be able to spell
+
+
+class JsonObject:
+    """Where in its JSON text one reply stands.
+
+    Raises MissingExtraError where llguidance is missing, ConfigError where the tokenizer cannot spell JSON.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._matcher = _matcher_of(tokenizer).deep_copy()
+
+    def restrict(self, logits_V: Tensor) -> None:
+        """-inf in place for each token that must not follow; a text has no token beyond the tokenizer's own."""
+        bias = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8)  # 0: must not follow
+        barred = torch.from_numpy(bias == 0).to(logits_V.device)
+        own = min(len(barred), len(logits_V))
+        logits_V[:own].masked_fill_(barred[:own], -torch.inf)
+        logits_V[own:] = -torch.inf
+
+    def push(self, token: int) -> bool:
+        """Take the token that was chosen; whether the object is whole now."""
+        taken = self._matcher.consume_token(token)
+        assert taken, self._matcher.get_error()
+        return bool(self._matcher.is_accepting())
+
+
+_matchers: WeakKeyDictionary[PreTrainedTokenizerBase, "LLMatcher"] = WeakKeyDictionary()
+
+
+def _matcher_of(tokenizer: PreTrainedTokenizerBase) -> "LLMatcher":
+    """At the beginning of a text; made once for each tokenizer, which takes about a second."""
+    if tokenizer not in _matchers:
+        _matchers[tokenizer] = _make(tokenizer)
+    return _matchers[tokenizer]
+
+
+def _make(tokenizer: PreTrainedTokenizerBase) -> "LLMatcher":
+    try:
+        from llguidance import LLMatcher
+        from llguidance.hf import from_tokenizer
+    except ImportError as error:
+        text = _("sampling.json_object: the package llguidance is missing. pip install 'lorasmith[serve]' mends it.")
+        raise MissingExtraError(text) from error
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        words = from_tokenizer(tokenizer)
+        if words.decode_str(words.tokenize_str(SAMPLE)) == SAMPLE:
+            return LLMatcher(words, LLMatcher.grammar_from_lark(GRAMMAR), log_level=0)
+    raise ConfigError(_("sampling.json_object: this model's tokenizer cannot spell every JSON text. Ask without it."))

@@ -1,0 +1,31 @@
+"""What the model itself thought of a token: of its own distribution, before penalties, temperature and any mask.
+
+N = tokens, V = vocabulary
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class TokenLogprobs(NamedTuple):
+    """Natural logarithms of probabilities: of the token, and of the likeliest ones (token id, logprob), best first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+def logprobs_of(logits_NV: Tensor, tokens: Sequence[int], tops: Sequence[int]) -> list[TokenLogprobs]:
+    """Of each row its token's logprob and that of the tops[n] likeliest, float32 (float64 logits: float64)."""
+    log_NV = logits_NV.log_softmax(-1, dtype=None if logits_NV.dtype == torch.float64 else torch.float32)
+    own = log_NV.gather(1, torch.tensor(tokens, device=log_NV.device)[:, None])[:, 0].tolist()
+    most = min(max(tops, default=0), log_NV.shape[1])
+    best_NK = log_NV.topk(most) if most else None
+    values = best_NK.values.tolist() if best_NK else [[]] * len(own)
+    ids = best_NK.indices.tolist() if best_NK else [[]] * len(own)
+    return [
+        TokenLogprobs(logprob, tuple(zip(row[:top], row_values[:top], strict=True)))
+        for logprob, row, row_values, top in zip(own, ids, values, tops, strict=True)
+    ]

@@ -1,0 +1,73 @@
+"""Tokens that were there already become less likely (or more), all rows of a step at once.
+
+    N = requests that get a token, V = vocabulary, I = distinct tokens of all penalised requests
+
+Repetition as in CTRL (arXiv:1909.05858, section 4.1) over prompt and reply; presence and frequency as OpenAI defines
+them, over the reply alone.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lorasmith.engine.config import SamplingConfig
+
+
+class Seen:
+    """The distinct tokens of a request and how often its reply holds each; a new token costs the same at any length."""
+
+    def __init__(self, prompt: Iterable[int]) -> None:
+        self._place = {token: i for i, token in enumerate(dict.fromkeys(prompt))}
+        spare = len(self._place) + 64
+        self._ids = np.zeros(spare, dtype=np.int64)
+        self._ids[: len(self._place)] = list(self._place)
+        self._counts = np.zeros(spare, dtype=np.float32)
+
+    def add(self, token: int) -> None:
+        """One more token of the reply."""
+        place = self._place.setdefault(token, len(self._place))
+        if place == len(self._ids):
+            self._ids, self._counts = (np.concatenate([a, np.zeros_like(a)]) for a in (self._ids, self._counts))
+        self._ids[place] = token
+        self._counts[place] += 1
+
+    @property
+    def ids_I(self) -> Tensor:
+        """The distinct tokens; like `counts_I` a view, valid until the next `add`."""
+        return torch.from_numpy(self._ids[: len(self._place)])
+
+    @property
+    def counts_I(self) -> Tensor:
+        """How often each is in the reply, float32."""
+        return torch.from_numpy(self._counts[: len(self._place)])
+
+
+class Penalised(NamedTuple):
+    """A row of logits whose request has a penalty."""
+
+    row: int
+    seen: Seen
+    sampling: SamplingConfig
+
+
+def penalise(logits_NV: Tensor, penalised: Sequence[Penalised]) -> None:
+    """Change the logits in place: first repetition, then presence and frequency. A neutral penalty changes no bit."""
+    if not penalised:
+        return
+    ids = [one.seen.ids_I for one in penalised]
+    lengths = torch.tensor([len(own_I) for own_I in ids])
+    settings = [
+        (s.repetition_penalty, s.presence_penalty, s.frequency_penalty) for s in (one.sampling for one in penalised)
+    ]
+    device = logits_NV.device
+    row_I = torch.tensor([one.row for one in penalised]).repeat_interleave(lengths).to(device)
+    counts_I = torch.cat([one.seen.counts_I for one in penalised]).to(device)
+    settings_I3 = torch.tensor(settings, dtype=torch.float32).repeat_interleave(lengths, 0).to(device)
+    repetition_I, presence_I, frequency_I = settings_I3.unbind(1)
+    at = row_I, torch.cat(ids).to(device)
+    old_I = logits_NV[at]
+    new_I = torch.where(old_I < 0, old_I * repetition_I, old_I / repetition_I)
+    logits_NV[at] = new_I - counts_I * frequency_I - (counts_I > 0) * presence_I

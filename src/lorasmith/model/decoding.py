@@ -1,0 +1,86 @@
+"""What the engine needs of a model beside its own forward: layers in groups, and columns for the adapters in use."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count, islice
+
+from torch import nn
+
+from lorasmith.lora.bank import Bank, Change, Ranks
+from lorasmith.lora.inject import Adapter
+from lorasmith.lora.layer import LoRALayer
+from lorasmith.model.base import Base
+from lorasmith.model.fast import Fast, FastAttention, FastGatedMLP
+from lorasmith.model.stack import Stack
+
+_numbers = count()  # no two adapters have the same, as two of the same id() may
+
+
+@contextmanager
+def decoding(base: Base, bank: Bank | None, stack: Stack | None) -> Iterator[None]:
+    """Within it the model computes in groups of layers, or as a stack: without gradient."""
+    if bank is not None:
+        bank.on = True
+    base.stack = stack
+    try:
+        yield
+    finally:
+        base.stack = None
+        if bank is not None:
+            bank.on = False
+
+
+@contextmanager
+def held(base: Base, adapter: str | None) -> Iterator[None]:
+    """Within it rows without a cache may use an adapter that is not in the model."""
+    if base.bank is None or adapter is None or adapter not in base.ranks:
+        yield
+        return
+    base.bank.hold(adapter, base.ranks[adapter], {adapter})
+    with decoding(base, base.bank, None):
+        yield
+
+
+def bank_of(base: Base) -> Bank:
+    """Group the layers of recognised modules that get the same input. Other layers stay as they are."""
+    fast = {path: module for path, module in base.model.named_modules() if isinstance(module, Fast)}
+    groups = {path: list(_groups(path, module)) for path, module in fast.items()}
+    bank = Bank(base.router, [group for found in groups.values() for group in found])
+    made = iter(bank.groups)
+    for path, module in fast.items():
+        module.bank, module.together = bank, tuple(islice(made, len(groups[path])))
+    return bank
+
+
+def _groups(path: str, module: Fast) -> Iterator[dict[str, nn.Linear]]:
+    """The plain linear layers of an attention or an MLP, by path, if it has no others; q, k and v first."""
+    if isinstance(module, FastAttention):
+        names = [("q_proj", "k_proj", "v_proj"), ("o_proj",)]
+    elif isinstance(module, FastGatedMLP):
+        names = [("gate_up_proj",) if hasattr(module, "gate_up_proj") else ("gate_proj", "up_proj"), ("down_proj",)]
+    else:
+        return
+    layers = [{f"{path}.{name}": _plain(getattr(module, name)) for name in group} for group in names]
+    linear = [{p: one for p, one in group.items() if type(one) is nn.Linear} for group in layers]
+    if linear == layers:
+        yield from linear
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """What a LoRALayer wraps; anything else, such as a trained copy, as it is."""
+    return module.base_layer if isinstance(module, LoRALayer) else module
+
+
+def ranks_of(base: Base, adapter: Adapter) -> Ranks:
+    """The changes of an adapter that is on the model; as they are when they are read."""
+    parameters, number = list(adapter.parameters.values()), next(_numbers)
+
+    def read() -> dict[str, Change]:
+        layers = {path: base.model.get_submodule(path) for path in adapter.targets.adapted}
+        linear = {path: layer for path, layer in layers.items() if isinstance(layer, LoRALayer)}
+        return {path: Change(*one.matrices(adapter.name), one.scaling[adapter.name]) for path, one in linear.items()}
+
+    def version() -> tuple[int, ...]:
+        return (number, *(p._version for p in parameters))
+
+    return Ranks(read, max((len(change.A) for change in read().values()), default=0), version)

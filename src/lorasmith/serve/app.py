@@ -1,0 +1,262 @@
+"""The routes: OpenAI's, those for adapters, and those that watch the server."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Response
+from fastapi import Request as Http
+from fastapi.responses import JSONResponse
+from fastapi.sse import EventSourceResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from lorasmith.engine.config import SamplingConfig
+from lorasmith.engine.request import Request
+from lorasmith.engine.score import prompt_logprobs
+from lorasmith.errors import LorasmithError
+from lorasmith.i18n import _
+from lorasmith.serve.ask import Asked, ask_chat, ask_completion
+from lorasmith.serve.desk import Desk, Events, failure_of
+from lorasmith.serve.door import allowed, limited
+from lorasmith.serve.failure import Failure
+from lorasmith.serve.logprobs import Scored, scored_prompt
+from lorasmith.serve.pages import page_routes
+from lorasmith.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest
+from lorasmith.serve.registry import Version
+from lorasmith.serve.replies import Choice, Envelope, chat_body, chat_stream, completion_body, completion_stream, whole
+from lorasmith.values import wrong_values
+from lorasmith.version import installed_version
+
+LONGEST = 2000  # letters of a message: a client's own text may stand in it
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+
+def make_app(desk: Desk) -> Any:
+    """The whole application, its worker started and stopped with it; an ASGI callable."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        desk.worker.start(asyncio.get_running_loop())
+        yield
+        desk.worker.stop()
+
+    # its pages of documentation would load scripts from elsewhere
+    app = FastAPI(
+        title="lorasmith", version=installed_version() or "0", lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    app.state.desk = desk
+    app.add_exception_handler(Failure, _failed)
+    app.add_exception_handler(LorasmithError, _failed)
+    app.add_exception_handler(HTTPException, _failed)
+    add_watching(app, desk)
+    add_models(app, desk)
+    add_answers(app, desk)
+    app.include_router(page_routes())
+    return limited(app, desk.settings.body_mib)
+
+
+def add_watching(app: FastAPI, desk: Desk) -> None:
+    """Is it there, does it take requests, how is it doing."""
+
+    @app.get("/health")
+    async def health() -> Response:
+        return Response(status_code=200 if desk.worker.is_alive else 503)
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        return Response(status_code=503 if desk.is_draining or not desk.worker.is_alive else 200)
+
+    @app.get("/metrics")
+    async def metrics(request: Http) -> Response:
+        allowed(desk, request, needs_all=True)
+        return Response(desk.metrics_text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def add_models(app: FastAPI, desk: Desk) -> None:
+    """Which models there are; adapters come and go."""
+
+    @app.get("/v1/models")
+    async def models(request: Http) -> dict[str, Any]:
+        names = desk.registry.names(allowed(desk, request))
+        return {"object": "list", "data": [model_body(desk, desk.registry.versions[name]) for name in names]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(request: Http, name: str) -> dict[str, Any]:
+        return model_body(desk, desk.registry.find(name, allowed(desk, request)))
+
+    @app.post("/v1/adapters", openapi_extra=schema(AdapterRequest))
+    async def register(request: Http) -> dict[str, Any]:
+        allowed(desk, request, needs_all=True)
+        body = await read_body(request, AdapterRequest)
+        version = await desk.registry.register(body.name, body.path or body.name, desk.worker)
+        return model_body(desk, version)
+
+    @app.delete("/v1/adapters/{name}")
+    async def drop(request: Http, name: str) -> dict[str, Any]:
+        allowed(desk, request, needs_all=True)
+        await desk.registry.drop(name, desk.worker)
+        return {"id": name, "object": "model", "deleted": True}
+
+
+def add_answers(app: FastAPI, desk: Desk) -> None:
+    """Chat and plain completions."""
+
+    @app.post("/v1/chat/completions", openapi_extra=schema(ChatRequest))
+    async def chat(request: Http) -> Response:
+        names = allowed(desk, request)
+        body = await read_body(request, ChatRequest)
+        version = desk.registry.find(body.model, names)
+        asked = ask_chat(body, version, desk.context)
+        envelope = Envelope("chat.completion", body.model, version.template.tokenizer, bool(body.tools))
+        events = desk.open(asked, version)
+        if body.stream:
+            shown = await started(request, events)
+            return Streamed(chat_stream(shown, envelope, asked, body.stream_options), events)
+        choices = await unless_gone(request, whole(events, len(asked.requests)))
+        return JSONResponse(chat_body(envelope, choices, asked))
+
+    @app.post("/v1/completions", openapi_extra=schema(CompletionRequest))
+    async def completions(request: Http) -> Response:
+        names = allowed(desk, request)
+        body = await read_body(request, CompletionRequest)
+        version = desk.registry.find(body.model, names)
+        asked = ask_completion(body, version, desk.context)
+        tokenizer = version.template.tokenizer
+        envelope = Envelope("text_completion", body.model, tokenizer)
+        echo = echoed(body, asked, version)
+        if body.stream:
+            if body.echo and body.logprobs is not None:
+                raise Failure(400, _("echo with logprobs comes whole: ask without stream."), "stream")
+            if not asked.requests:
+                raise Failure(400, _("max_tokens: 0 is of use with echo alone."), "max_tokens")
+            events = desk.open(asked, version)
+            shown = await started(request, events)
+            return Streamed(completion_stream(shown, envelope, asked, body.stream_options, echo), events)
+        choices, scores = await unless_gone(request, completed(desk, body, asked, version))
+        return JSONResponse(completion_body(envelope, choices, asked, echo, scores))
+
+
+async def completed(
+    desk: Desk, body: CompletionRequest, asked: Asked, version: Version
+) -> tuple[list[Choice], list[list[Scored]]]:
+    """The choices, and the prompts' tokens scored where `echo` and `logprobs` ask for it."""
+    scores: list[list[Scored]] = []
+    with desk.registry.using(version, desk.worker):
+        if body.echo and body.logprobs is not None:
+            looked = SamplingConfig(logprobs=body.logprobs)
+            prompts = [Request(prompt, looked, version.adapter) for prompt in asked.prompts]
+            found = await desk.worker.call(partial(prompt_logprobs, desk.registry.base, prompts))
+            scores = list(map(scored_prompt, asked.prompts, found))
+        if not asked.requests:
+            return [Choice() for _choice in range(len(asked.prompts) * asked.n)], scores
+        return await whole(desk.open(asked, version), len(asked.requests)), scores
+
+
+def echoed(body: CompletionRequest, asked: Asked, version: Version) -> list[str]:
+    """The prompts' texts, where they are to stand before the replies."""
+    return [str(version.template.tokenizer.decode(prompt)) for prompt in asked.prompts] if body.echo else []
+
+
+def model_body(desk: Desk, version: Version) -> dict[str, Any]:
+    """One model, as /v1/models lists it."""
+    named = {"id": version.name, "object": "model", "created": version.created, "owned_by": "lorasmith"}
+    shown = named | {"max_model_len": desk.context, "root": desk.registry.base_name}
+    found = version.found
+    if found is None:
+        return shown | {"parent": None}
+    return shown | {
+        "parent": desk.registry.base_name,
+        "hash": found.hash,
+        "rank": found.rank,
+        "bytes": found.facts["bytes"],
+        "data": found.data,
+        "held_out_loss": found.loss,
+        "effect": version.effect,
+    }
+
+
+async def read_body(request: Http, model: type[M]) -> M:
+    """The request's JSON as `model`. Raises Failure 400 that names the field."""
+    try:
+        raw = json.loads(await request.body())
+    except ValueError as error:
+        raise Failure(400, _("the body is no JSON: {error}", error=error)) from None
+    if not isinstance(raw, dict):
+        raise Failure(400, _("the body must be a JSON object."))
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        param = str((error.errors(include_url=False)[0]["loc"] or ("",))[0])
+        raise Failure(400, "\n".join(wrong_values(error, model)), param or None) from None
+
+
+def schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The body for the pages at /docs."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
+
+
+class Streamed(EventSourceResponse):
+    """Server-sent events; however it ends, what it comes from is closed at once, which frees the request's place."""
+
+    def __init__(self, pieces: AsyncIterator[str], events: AsyncGenerator[Any]) -> None:
+        super().__init__(pieces, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self.events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As an ASGI application."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self.events.aclose()
+
+
+async def started(request: Http, events: Events) -> Events:
+    """`events` once the first is there: until then an error is an answer with its own status."""
+    first = await unless_gone(request, anext(events))
+
+    async def all_of_them() -> Events:
+        yield first
+        async for event in events:
+            yield event
+
+    return all_of_them()
+
+
+async def unless_gone(request: Http, work: Awaitable[T]) -> T:
+    """What `work` comes to; it is given up when the client leaves."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise Failure(499, _("the client left."))
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _failed(_request: Http, error: Exception) -> Response:
+    """Every error in OpenAI's form."""
+    if isinstance(error, HTTPException):
+        failure = Failure(error.status_code, str(error.detail))
+    elif isinstance(error, Failure):
+        failure = error
+    else:
+        failure = failure_of(error)
+    body = failure.body
+    if len(failure.text) > LONGEST:
+        body["error"]["message"] = failure.text[:LONGEST] + " ..."
+    return JSONResponse(body, failure.status, failure.headers)

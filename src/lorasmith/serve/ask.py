@@ -1,0 +1,136 @@
+"""From a client's request to requests of the engine: prompts, sampling, limits."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorasmith.data.messages import messages_of
+from lorasmith.engine.config import SamplingConfig
+from lorasmith.engine.request import Request
+from lorasmith.errors import LorasmithError
+from lorasmith.i18n import _
+from lorasmith.serve.failure import Failure
+from lorasmith.serve.protocol import ChatMessage, ChatRequest, CompletionRequest
+from lorasmith.serve.registry import Version
+from lorasmith.values import check
+
+DEFAULT_TEMPERATURE, DEFAULT_COMPLETION = 1.0, 16  # OpenAI's
+OUR_NAMES = {"max_new_tokens": "max_tokens", "json_object": "response_format"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The engine's requests in the order of the choices: `n` for each of `prompts`."""
+
+    prompts: list[list[int]]
+    requests: list[Request]
+    n: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, each counted once."""
+        return sum(map(len, self.prompts))
+
+
+def ask_chat(body: ChatRequest, version: Version, context: int) -> Asked:
+    """Raises Failure 400 where the template refuses the messages, or they are too long."""
+    tools = body.tools if body.tools and body.tool_choice != "none" else []
+    prompt = encode_chat(body.messages, version, tools)
+    wanted = body.max_completion_tokens or body.max_tokens
+    room = room_for(prompt, wanted, context)
+    own: dict[str, Any] = {"logprobs": (body.top_logprobs or 0) if body.logprobs else None}
+    if body.response_format is not None and body.response_format.type == "json_object":
+        own["json_object"] = True
+    return Asked([prompt], requests(body, version, [prompt], [wanted or room], own), body.n or 1)
+
+
+def ask_completion(body: CompletionRequest, version: Version, context: int) -> Asked:
+    """The same for plain prompts; no requests where no token is asked for. Raises Failure 400."""
+    prompts = prompts_of(body.prompt, version)
+    wanted = DEFAULT_COMPLETION if body.max_tokens is None else body.max_tokens
+    if not wanted and not body.echo:
+        raise Failure(400, _("max_tokens: 0 is of use with echo alone."), "max_tokens")
+    for prompt in prompts:
+        room_for(prompt, wanted, context)
+    if not wanted:
+        return Asked(prompts, [], body.n or 1)
+    rooms = [wanted] * len(prompts)
+    return Asked(prompts, requests(body, version, prompts, rooms, {"logprobs": body.logprobs}), body.n or 1)
+
+
+def encode_chat(messages: Sequence[ChatMessage], version: Version, tools: Sequence[Any]) -> list[int]:
+    """The prompt as the adapter saw such ones in training."""
+    try:
+        return version.template.encode_prompt(messages_of([_plain(message) for message in messages]), tools)
+    except LorasmithError as error:
+        raise Failure(400, str(error), "messages") from None
+    except ValueError as error:  # a call's arguments that are no JSON
+        raise Failure(
+            400, _("messages: arguments of a tool call are no JSON: {error}", error=error), "messages"
+        ) from None
+
+
+def prompts_of(prompt: str | list[str] | list[int] | list[list[int]], version: Version) -> list[list[int]]:
+    """A text, several, token ids, or several lists of them, as lists of ids. Raises Failure 400."""
+    listed: list[Any] = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else list(prompt)
+    tokenizer = version.template.tokenizer
+    words = len(tokenizer)
+    ids: list[list[int]] = [list(tokenizer(p)["input_ids"]) if isinstance(p, str) else p for p in listed]
+    if not ids or not all(ids):
+        raise Failure(400, _("prompt: it is empty, so there is nothing to continue."), "prompt")
+    if any(not 0 <= i < words for one in ids for i in one):
+        raise Failure(400, _("prompt: a token id is outside of the vocabulary, 0 to {last}.", last=words - 1), "prompt")
+    return ids
+
+
+def room_for(prompt: Sequence[int], wanted: int | None, context: int) -> int:
+    """Tokens that a reply can have. Raises Failure 400 where prompt and reply are longer than is admitted."""
+    room = context - len(prompt)
+    if room < max(wanted or 1, 0):
+        text = _("the prompt has {tokens} tokens and the reply may have {wanted}; both together at most {limit}.",
+                 tokens=len(prompt), wanted=wanted or 1, limit=context)  # fmt: skip
+        raise Failure(400, text, "max_tokens" if room > 0 else None, "context_length_exceeded")
+    return room
+
+
+def requests(
+    body: ChatRequest | CompletionRequest,
+    version: Version,
+    prompts: Sequence[list[int]],
+    rooms: Sequence[int],
+    own: dict[str, Any],
+) -> list[Request]:
+    """`n` requests for each prompt, alike but for their seeds. Raises Failure 400 for what cannot be asked."""
+    seed = secrets.randbits(32) if body.seed is None else body.seed
+    values = own | {
+        "temperature": DEFAULT_TEMPERATURE if body.temperature is None else body.temperature,
+        "stop": (body.stop,) if isinstance(body.stop, str) else body.stop,
+        "top_p": body.top_p,
+        "top_k": None if body.top_k is None else max(body.top_k, 0),
+        "min_p": body.min_p or None,
+        "presence_penalty": body.presence_penalty or None,
+        "frequency_penalty": body.frequency_penalty or None,
+        "repetition_penalty": body.repetition_penalty,
+    }
+    known = {key: value for key, value in values.items() if value is not None}
+    found = []
+    for prompt, room in zip(prompts, rooms, strict=True):
+        for choice in range(body.n or 1):
+            drawn = known | {"max_new_tokens": room, "seed": (seed + choice) % 2**32}
+            found.append(Request(prompt, _sampling(drawn), version.adapter, version.template.stop_ids))
+    return found
+
+
+def _sampling(values: dict[str, Any]) -> SamplingConfig:
+    try:
+        return check(SamplingConfig, values)
+    except LorasmithError as error:
+        key = str(error).split(":")[0]
+        raise Failure(400, str(error), OUR_NAMES.get(key, key)) from None
+
+
+def _plain(message: ChatMessage) -> dict[str, object]:
+    """As data.messages reads it."""
+    shown: dict[str, object] = message.model_dump(exclude_none=True)
+    return shown | {"role": "system" if message.role == "developer" else message.role}

@@ -1,0 +1,108 @@
+"""Between the routes and the worker: who may come in, what is under way, what is measured of it."""
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+
+from lorasmith.engine.request import Event
+from lorasmith.errors import LorasmithError, ModelError
+from lorasmith.i18n import _
+from lorasmith.serve.ask import Asked
+from lorasmith.serve.config import ServeConfig
+from lorasmith.serve.failure import Failure
+from lorasmith.serve.keys import Key
+from lorasmith.serve.metrics import Metrics
+from lorasmith.serve.registry import Registry, Version
+from lorasmith.serve.worker import Gone, Job, Worker
+
+UNKNOWN_CONTEXT = 4096  # tokens, where the model does not say what it admits
+
+Events = AsyncGenerator[tuple[Job, Event]]
+
+
+class Desk:
+    """Everything that the routes share. `keys` None: nobody needs one."""
+
+    def __init__(self, registry: Registry, worker: Worker, settings: ServeConfig, keys: list[Key] | None) -> None:
+        self.registry, self.worker, self.settings, self.keys = registry, worker, settings, keys
+        limit = registry.base.max_positions or settings.context or UNKNOWN_CONTEXT
+        self.context = min(limit, settings.context or limit)
+        self.metrics = Metrics(lambda: worker.engine.cache_use)
+        self.under_way: dict[Job, str] = {}  # with its model's name
+        self.is_draining = False
+        self._seconds = 1.0  # that a request took lately
+
+    def open(self, asked: Asked, version: Version) -> Events:
+        """Send the requests on their way; their events as they come. Leaving the iterator cancels what is left.
+
+        Raises Failure 503 while the server ends, 429 where too many wait already.
+        """
+        room = self.settings.slots + self.settings.queue - len(self.under_way)
+        if self.is_draining or not self.worker.is_alive:
+            raise Failure(503, _("the server is about to end and takes no new requests."), retry=10)
+        if len(asked.requests) > room:
+            text = _("{waiting} requests are under way, and no more may wait. Try again later.",
+                     waiting=len(self.under_way))  # fmt: skip
+            raise Failure(429, text, code="queue_full", retry=self._retry_after())
+        jobs = [Job(request, index) for index, request in enumerate(asked.requests)]
+        for job in jobs:
+            job.events = jobs[0].events
+            self.under_way[job] = version.name
+        version.users += 1
+        self.metrics.prompt_tokens.labels(version.name).inc(asked.prompt_tokens)
+        return self._events(jobs, version)
+
+    def metrics_text(self) -> bytes:
+        """For Prometheus."""
+        running = [name for job, name in self.under_way.items() if job.key is not None]
+        waiting = [name for job, name in self.under_way.items() if job.key is None]
+        return self.metrics.text(running, waiting, self.registry.names())
+
+    async def _events(self, jobs: Sequence[Job], version: Version) -> Events:
+        left, began = set(jobs), time.monotonic()
+        last: dict[Job, float] = {}
+        try:
+            for job in jobs:
+                self.worker.submit(job)
+            while left:
+                job, event = await jobs[0].events.get()
+                if isinstance(event, Exception):
+                    raise failure_of(event)
+                self._measure(version.name, event, began, last.get(job))
+                last[job] = time.monotonic()
+                if event.finish:
+                    left.discard(job)
+                    self.under_way.pop(job, None)
+                yield job, event
+        finally:
+            for job in left:
+                self.worker.cancel(job)
+            for job in jobs:
+                self.under_way.pop(job, None)
+            version.users -= 1
+            self.registry.withdraw_if_idle(version, self.worker)
+
+    def _measure(self, name: str, event: Event, began: float, last: float | None) -> None:
+        now, metrics = time.monotonic(), self.metrics
+        metrics.generation_tokens.labels(name).inc()
+        if last is None:
+            metrics.first.labels(name).observe(now - began)
+        else:
+            metrics.between.labels(name).observe(now - last)
+        if event.finish:
+            metrics.whole.labels(name).observe(now - began)
+            metrics.success.labels(name, event.finish).inc()
+            self._seconds += 0.2 * (now - began - self._seconds)
+
+    def _retry_after(self) -> int:
+        """Seconds until a place in the line should be free."""
+        return max(1, min(60, round(self._seconds / self.settings.slots)))
+
+
+def failure_of(error: Exception) -> Failure:
+    """What the client is told of an error from the model's thread."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, Gone):
+        return Failure(503, _("the server ended before the answer was complete."))
+    status = 500 if isinstance(error, ModelError) or not isinstance(error, LorasmithError) else 400
+    return Failure(status, str(error) if isinstance(error, LorasmithError) else _("the server failed."))

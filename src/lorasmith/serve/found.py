@@ -1,0 +1,130 @@
+"""Which adapters a folder of runs holds, by their files alone; what cannot be served is told with its reason."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorasmith.adapter_folder import NAME, find_adapter
+from lorasmith.errors import AdapterError
+from lorasmith.i18n import _
+from lorasmith.inspection import inspect_folder
+from lorasmith.lora.files import CONFIG, WEIGHTS
+from lorasmith.runs import CONFIG as RUN_CONFIG
+
+ALLOWED = re.compile(r"\w[\w.-]{0,99}")  # of a name, which is what requests say
+
+
+@dataclass(frozen=True)
+class Found:
+    """An adapter on disk. `hash`: SHA-256 of its files' content; `facts`: see inspection.inspect_folder."""
+
+    name: str
+    folder: Path
+    hash: str
+    facts: dict[str, Any]
+
+    @property
+    def internal(self) -> str:
+        """Its name inside the engine: another one whenever its content is another, and without a dot."""
+        return f"{self.name.replace('.', '~')}@{self.hash[:12]}"
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of its modules."""
+        return int(max([self.facts["r"] or 0, *self.facts["rank_pattern"].values()]))
+
+    @property
+    def data(self) -> list[str]:
+        """Names of the files that it learned from; none where another tool made it."""
+        return [Path(name).name for name in (self.facts["notes"] or {}).get("data", [])]
+
+    @property
+    def loss(self) -> float | None:
+        """Held-out loss after the training, in nats a token."""
+        return (self.facts["summary"] or {}).get("loss_after")
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """What was found at the start. `roots`: the folders under which later adapters may lie."""
+
+    found: dict[str, Found] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    roots: list[Path] = field(default_factory=list)
+
+
+def look(paths: Sequence[Path]) -> Shelf:
+    """Every adapter in these folders of runs, runs and adapter folders. Raises AdapterError where one is not there."""
+    missing = [_("{path}: there is no such folder.", path=path) for path in paths if not path.is_dir()]
+    if missing:
+        raise AdapterError(*missing)
+    shelf = Shelf()
+    for path in paths:
+        if _is_own(path):
+            _put(shelf, path)
+            continue
+        shelf.roots.append(path)
+        for inner in sorted(path.iterdir()):
+            if inner.is_dir() and not inner.name.startswith(".") and _is_own(inner):
+                _put(shelf, inner)
+    return shelf
+
+
+def describe(name: str, path: Path) -> Found:
+    """The adapter of a run or adapter folder, under this name. Raises AdapterError."""
+    facts = inspect_folder(path)
+    folder = Path(facts["folder"])
+    return Found(name, folder, content_hash(folder), facts)
+
+
+def content_hash(folder: Path) -> str:
+    """SHA-256 over the files that decide what the adapter answers."""
+    total = hashlib.sha256()
+    for path in (folder / name for name in (CONFIG, WEIGHTS, NAME)):
+        if path.is_file():
+            with path.open("rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def inside(roots: Iterable[Path], relative: str) -> Path:
+    """The run or adapter folder at `relative` under one of `roots`. Raises AdapterError for any way out of them."""
+    asked = Path(relative)
+    if asked.is_absolute() or ".." in asked.parts or "\\" in relative or "\0" in relative:
+        text = _(
+            "path {path!r}: must be relative and without '..': it is looked for where the runs are.", path=relative
+        )
+        raise AdapterError(text)
+    for root in (root.resolve() for root in roots):
+        place = root / asked
+        if not place.is_dir():
+            continue
+        folder = find_adapter(place)
+        files = [place, folder, *(folder / name for name in (CONFIG, WEIGHTS, NAME))]
+        if not all(file.resolve().is_relative_to(root) for file in files):
+            raise AdapterError(_("path {path!r}: a link leads out of the folder of runs.", path=relative))
+        return place
+    raise AdapterError(_("path {path!r}: there is no such folder where the runs are.", path=relative))
+
+
+def _is_own(path: Path) -> bool:
+    """Whether it looks like a run or an adapter, whole or not."""
+    return any((path / name).is_file() for name in (CONFIG, RUN_CONFIG)) or (path / "adapter").is_dir()
+
+
+def _put(shelf: Shelf, path: Path) -> None:
+    full = path.resolve()
+    name = full.parent.name if full.name == "adapter" else full.name
+    if not ALLOWED.fullmatch(name):
+        shelf.problems.append(_("{path}: rename it: a model's name is made of letters, digits, - . _", path=path))
+    elif name in shelf.found:
+        other = shelf.found[name].folder
+        shelf.problems.append(_("{path}: {other} has the same name; rename one.", path=path, other=other))
+    else:
+        try:
+            shelf.found[name] = describe(name, path)
+        except AdapterError as error:
+            shelf.problems.extend(error.problems)

@@ -1,0 +1,47 @@
+"""What Prometheus is told, under vLLM's names with our prefix, so that its dashboards carry over."""
+
+from collections import Counter as Count
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+PREFIX = "lorasmith:"
+FIRST = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80)  # seconds to the first token
+BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
+WHOLE = (0.1, 0.3, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+
+
+class Metrics:
+    """Numbers of one server, by model. For the loop's thread."""
+
+    def __init__(self, cache_use: Callable[[], float] = lambda: 0.0) -> None:
+        self.registry = CollectorRegistry()
+        self.running = self._gauge("num_requests_running", "Requests that have a place in the batch.")
+        self.waiting = self._gauge("num_requests_waiting", "Requests that wait for a place.")
+        self.cache = Gauge(
+            f"{PREFIX}kv_cache_usage_perc", "Part of the key/value cache in use, 0 to 1.", registry=self.registry
+        )
+        self.cache.set_function(cache_use)
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
+        self.generation_tokens = self._counter("generation_tokens", "Tokens of replies.")
+        self.success = self._counter("request_success", "Requests that came to their end.", "finished_reason")
+        self.first = self._histogram("time_to_first_token_seconds", "Until the first token, waiting included.", FIRST)
+        self.between = self._histogram("time_per_output_token_seconds", "Between two tokens of a reply.", BETWEEN)
+        self.whole = self._histogram("e2e_request_latency_seconds", "Until the last token, waiting included.", WHOLE)
+
+    def text(self, running: Iterable[str], waiting: Iterable[str], models: Iterable[str]) -> bytes:
+        """All of it in Prometheus' text form; the names of the models of requests that run and wait now."""
+        for gauge, names in ((self.running, Count(running)), (self.waiting, Count(waiting))):
+            gauge.clear()
+            for name in {*models, *names}:
+                gauge.labels(name).set(names[name])
+        return generate_latest(self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(PREFIX + name, text, ["model_name"], registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, text, ["model_name", *labels], registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(PREFIX + name, text, ["model_name"], registry=self.registry, buckets=buckets)

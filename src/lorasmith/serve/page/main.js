@@ -1,0 +1,208 @@
+// Joins the parts: what the reader does, what the server answers, what is kept.
+
+import { ApiError, apiRoot, listModels } from "./api.js";
+import { fill } from "./replying.js";
+import { asCurl, asPython, copy } from "./snippets.js";
+import { apiKey, begun, chooseModels, drawn, load, requestOf, save, useKey } from "./state.js";
+import { t } from "./texts.js";
+import { because, Conversation } from "./turns.js";
+import { askForKey, at, colour, dress, fit, follower, notice, say, showModels, showRunning, showSampling } from "./view.js";
+
+const state = load();
+const conversation = new Conversation(at("turns"), { onCopy: copyReply, onAgain: answerAgain });
+const follow = follower();
+let models = [];
+let running = null; // the AbortController of the replies that run
+
+function keep() {
+  if (!save(state)) notice(t("not_kept"));
+}
+
+function show() {
+  dress(state.language);
+  colour(state.theme);
+  showModels(models, state.models, chooseModel);
+  showSampling(state.sampling);
+  showRunning(running !== null);
+  at("empty").hidden = state.turns.length > 0;
+  at("new").hidden = state.turns.length === 0;
+  const place = scrollY;
+  conversation.show(state.turns, state.models);
+  conversation.offerAgain(running === null);
+  scrollTo(0, place);
+}
+
+function chooseModel(side, name) {
+  state.models[side] = name;
+  keep();
+  show();
+}
+
+/** Asks the server for its models; true if there is one to speak to. */
+async function findModels() {
+  const before = JSON.stringify(models);
+  try {
+    models = await listModels(apiKey());
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    if (error.status === 401) refuseKey();
+    else notice(because(error));
+    return false;
+  }
+  askForKey(false);
+  notice(models.length ? "" : t("no_models"));
+  if (running === null && JSON.stringify(models) !== before) {
+    chooseModels(state, models);
+    show();
+  }
+  return models.length > 0;
+}
+
+function refuseKey() {
+  notice(apiKey() ? t("key_wrong") : "");
+  askForKey(true);
+}
+
+/** Says what is wrong with the sampling; a field that is folded away could not. */
+function valid() {
+  if (!at("composer").checkValidity()) at("sampling").open = true;
+  return at("composer").reportValidity();
+}
+
+async function send() {
+  const ask = at("message").value.trim();
+  if (!ask || running) return;
+  if (!valid()) return;
+  if (!models.length && !(await findModels())) return;
+  at("message").value = state.draft = "";
+  fit(at("message"));
+  state.turns.push({ ask, replies: [] });
+  await answer();
+}
+
+async function answerAgain() {
+  const failed = !models.length && !(await findModels());
+  if (running || failed || !valid()) return;
+  at("message").focus();
+  await answer();
+}
+
+/** Replies of both sides to the last turn; both draw with the same seed, so that only the models differ. */
+async function answer() {
+  const index = state.turns.length - 1;
+  const sampling = drawn(state.sampling);
+  state.turns[index].replies = state.models.map((model) => begun(model, sampling));
+  running = new AbortController();
+  notice("");
+  show();
+  say(t("replying"));
+  follow(true);
+  keep();
+  await Promise.all(state.turns[index].replies.map((_, side) => answerSide(index, side, running.signal)));
+  running = null;
+  finished(state.turns[index].replies);
+}
+
+async function answerSide(index, side, signal) {
+  const reply = state.turns[index].replies[side];
+  const view = () => conversation.shown[index][side]; // another one after a change of language
+  await fill(reply, requestOf(state.turns, index, side), apiKey(), signal, (text) => {
+    view().append(text);
+    if (view().note.textContent) view().refresh();
+    follow();
+  });
+  view().refresh();
+  follow();
+}
+
+function finished(replies) {
+  keep();
+  showRunning(false);
+  conversation.offerAgain(true);
+  follow();
+  if (replies.some((reply) => reply.error?.status === 401)) refuseKey();
+  const spoken = ({ model, text, error }) =>
+    error ? t("failed", { model, text: because(error) }) : t("replied", { model, text: text || t("nothing") });
+  say(replies.map(spoken).join(" "));
+}
+
+/** True once it is on the clipboard. */
+async function copyReply(what, turn, side) {
+  const asked = requestOf(state.turns, turn, side);
+  const made = {
+    text: () => state.turns[turn].replies[side].text,
+    curl: () => asCurl(apiRoot(), asked, apiKey() !== null),
+    python: () => asPython(apiRoot(), asked, apiKey() !== null),
+  };
+  const done = await copy(made[what]()).then(() => true, () => false);
+  if (done) say(t("copied_as", { what: t(`copy_${what}`) }));
+  else notice(t("not_copied"));
+  return done;
+}
+
+function begin() {
+  if (running || !confirm(t("new_sure"))) return;
+  state.turns = [];
+  keep();
+  show();
+  at("message").focus();
+}
+
+function listen() {
+  at("new").addEventListener("click", begin);
+  at("language").addEventListener("click", () => {
+    state.language = document.documentElement.lang === "en" ? "zh" : "en";
+    keep();
+    show();
+  });
+  at("theme").addEventListener("change", () => {
+    state.theme = at("theme").value;
+    keep();
+    colour(state.theme);
+  });
+  at("sampling").addEventListener("input", ({ target }) => {
+    state.sampling[target.name] = target.value;
+    keep();
+    showSampling(state.sampling);
+  });
+  at("sampling").addEventListener("toggle", () => follow()); // it grows over the last reply
+  at("key").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    useKey(at("key-text").value.trim());
+    at("key-text").value = "";
+    if (!(await findModels())) return;
+    at("message").focus();
+    if (state.turns.at(-1)?.replies.some((reply) => reply.error?.status === 401)) await answer();
+  });
+}
+
+function listenToTyping() {
+  at("message").addEventListener("input", () => {
+    state.draft = at("message").value;
+    fit(at("message"));
+  });
+  at("message").addEventListener("keydown", (event) => {
+    const composing = event.isComposing || event.keyCode === 229; // Enter chooses a Chinese word there
+    if (event.key !== "Enter" || event.shiftKey || composing) return;
+    event.preventDefault();
+    send();
+  });
+  at("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (running) running.abort();
+    else send();
+  });
+  addEventListener("keydown", (event) => event.key === "Escape" && !event.isComposing && running?.abort());
+  addEventListener("pagehide", keep);
+  addEventListener("visibilitychange", () => document.hidden || findModels()); // adapters come and go meanwhile
+}
+
+show();
+listen();
+listenToTyping();
+at("app").hidden = false;
+at("message").value = state.draft;
+fit(at("message"));
+if (matchMedia("(pointer: fine)").matches) at("message").focus();
+follow(true);
+await findModels();

@@ -1,0 +1,122 @@
+// The conversation on the screen. What models and people write enters as text nodes only, never as HTML.
+
+import { CUT_OFF, NO_ANSWER } from "./api.js";
+import { t } from "./texts.js";
+
+const COPIED_FOR = 1500; // milliseconds that a button says so
+
+/** A new element with a class, text and attributes. */
+export function make(tag, name = "", text = "", attributes = {}) {
+  const node = document.createElement(tag);
+  if (name) node.className = name;
+  if (text) node.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  return node;
+}
+
+function button(text, name, onClick) {
+  const node = make("button", name, text, { type: "button" });
+  node.addEventListener("click", onClick);
+  return node;
+}
+
+/** Why a reply failed, in a sentence; the server's own message is quoted as it is. */
+export function because({ status, message, retryAfter }) {
+  if (status === NO_ANSWER) return t("no_answer");
+  if (status === CUT_OFF) return t("cut_off");
+  if (status === 429) return retryAfter ? t("busy", { seconds: retryAfter }) : t("busy_soon");
+  return t("refused", { status, message });
+}
+
+/** How it ended, tokens, their rate, the wait: the line below a reply. */
+function factsOf({ finish, tokens, rate, first, sampling }) {
+  const counted = tokens === 1 ? t("one_token") : tokens !== null && t("tokens", { tokens });
+  const ends = { stopped: t("stopped"), interrupted: t("interrupted") };
+  return [
+    ends[finish],
+    finish === "length" ? t("cut", { tokens: tokens ?? sampling.max_tokens }) : counted,
+    rate !== null && t("rate", { rate: rate.toFixed(1) }),
+    first !== null && t("first", { seconds: first.toFixed(2) }),
+    t("chosen_seed", { value: sampling.seed }),
+  ].filter(Boolean);
+}
+
+/** One reply: `append` adds text as it comes, `refresh` shows what else is known of it. */
+class ReplyView {
+  constructor(reply, side, isNew, onCopy) {
+    this.reply = reply;
+    this.node = make("article", `reply side-${side}`, "", { "aria-label": reply.model });
+    this.node.classList.toggle("renamed", isNew);
+    this.text = document.createTextNode(reply.text);
+    this.words = make("p", "text", "", { dir: "auto" });
+    this.words.append(this.text);
+    this.note = make("p", "note");
+    this.facts = make("p", "facts");
+    this.actions = make("p", "actions", t("copy"));
+    for (const what of ["text", "curl", "python"]) {
+      const name = t(`copy_${what}`);
+      const copy = button(name, "link", async () => {
+        if (!(await onCopy(what))) return;
+        copy.textContent = t("copied");
+        setTimeout(() => (copy.textContent = name), COPIED_FOR);
+      });
+      copy.setAttribute("aria-label", t("copy_label", { what: name }));
+      this.actions.append(copy);
+    }
+    this.node.append(make("h3", "", reply.model), this.words, this.note, this.facts, this.actions);
+    this.refresh();
+  }
+
+  append(text) {
+    this.text.appendData(text);
+    this.node.classList.remove("waiting");
+  }
+
+  refresh() {
+    const { running, text, error } = this.reply;
+    if (!running) this.text.data = text.trimEnd(); // lines without words, before the model was cut
+    this.node.setAttribute("aria-busy", String(running));
+    this.node.classList.toggle("waiting", running && !text);
+    this.node.classList.toggle("running", running);
+    this.node.classList.toggle("failed", error !== null);
+    this.note.textContent = error ? because(error) : running && !text ? t("waiting") : !text ? t("nothing") : "";
+    this.facts.replaceChildren(...(running || error ? [] : factsOf(this.reply).map((fact) => make("span", "", fact))));
+    this.actions.hidden = running;
+  }
+}
+
+/** All turns, in the section `place`. `shown` holds the views as shown[turn][side]. */
+export class Conversation {
+  constructor(place, { onCopy, onAgain }) {
+    Object.assign(this, { place, onCopy, onAgain, shown: [], again: null });
+  }
+
+  /** Draws everything anew: at the start, and after a change of language or models. */
+  show(turns, models) {
+    this.place.replaceChildren();
+    this.shown = [];
+    turns.forEach((turn, index) => this.add(turn, index, models));
+  }
+
+  add(turn, index, models) {
+    const node = make("section", "turn");
+    const ask = make("h2", "ask", "", { dir: "auto" });
+    ask.append(make("span", "unseen", `${t("asked")}: `), turn.ask);
+    const pair = make("div", turn.replies.length > 1 ? "pair" : "pair single");
+    this.shown[index] = turn.replies.map(
+      (reply, side) => new ReplyView(reply, side, reply.model !== models[side], (what) => this.onCopy(what, index, side)),
+    );
+    pair.append(...this.shown[index].map((view) => view.node));
+    node.append(ask, pair);
+    if (this.place.children[index]) this.place.children[index].replaceWith(node);
+    else this.place.append(node);
+  }
+
+  /** Offers to answer the last turn again, unless replies are running. */
+  offerAgain(offered) {
+    this.again?.remove();
+    if (!offered || !this.place.lastElementChild) return;
+    this.again = button(t("again"), "again", this.onAgain);
+    this.place.lastElementChild.append(this.again);
+  }
+}

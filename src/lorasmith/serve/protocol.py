@@ -1,0 +1,118 @@
+"""What clients may ask, in OpenAI's words and those that vLLM adds. Loads no torch.
+
+A field that would change the answer and is not known is refused, never ignored.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MOST_CHOICES = 64  # answers to one request
+
+Strings = str | list[str]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StreamOptions(_Strict):
+    """What a stream says besides the text."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+    include_obfuscation: bool = False
+
+
+class _Sampled(_Strict):
+    """What chat and completion requests share."""
+
+    model: str
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    stop: Strings | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: int | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # What says who asks, or what happens here in any case: changes no answer.
+    user: str | None = None
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class Part(BaseModel):
+    """A piece of a message; of other types than text there is none here."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Function(BaseModel):
+    """A call's function; `arguments` is JSON text."""
+
+    name: str
+    arguments: str | dict[str, Any] = ""
+
+
+class Call(BaseModel):
+    """A call of a tool in an answer that came before."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class ChatMessage(BaseModel):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[Call] | None = None
+    tool_call_id: str | None = None
+
+
+class ResponseFormat(_Strict):
+    """Free text, or one JSON object."""
+
+    type: Literal["text", "json_object"] = "text"
+
+
+class ChatRequest(_Sampled):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+
+
+class CompletionRequest(_Sampled):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+
+
+class AdapterRequest(_Strict):
+    """POST /v1/adapters: `path` is relative to the folder that the server was started with; `name` where not given."""
+
+    name: Annotated[str, Field(pattern=r"^[\w][\w.-]{0,99}$")]
+    path: Annotated[str, Field(min_length=1, max_length=1000)] | None = None

@@ -1,0 +1,157 @@
+"""Which models there are by name, and which version of each new requests take. For the loop's thread alone."""
+
+import asyncio
+import math
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorasmith.adapter_folder import end_ids, template_for
+from lorasmith.data.template import Template
+from lorasmith.engine.request import Request
+from lorasmith.engine.score import prompt_logprobs
+from lorasmith.errors import AdapterError
+from lorasmith.i18n import _
+from lorasmith.model.base import Base
+from lorasmith.serve.adapters import offer, withdraw
+from lorasmith.serve.failure import Failure
+from lorasmith.serve.found import Found, describe, inside
+from lorasmith.serve.worker import Worker
+from lorasmith.values import closest
+
+PROBE = "Why is the sky blue?"  # what the effect of an adapter is measured on
+
+
+@dataclass(eq=False)
+class Version:
+    """One content of one name. `adapter` None: the base alone. `effect`: largest change of a log probability, in
+    nats, on a short text."""
+
+    name: str
+    adapter: str | None
+    template: Template
+    found: Found | None = None
+    effect: float = 0.0
+    created: int = field(default_factory=lambda: int(time.time()))
+    users: int = 0
+    is_retired: bool = False
+
+
+class Registry:
+    """The models of one server: the base under `base_name`, and adapters. `roots`: where later ones may lie."""
+
+    def __init__(self, base: Base, base_name: str, roots: Sequence[Path]) -> None:
+        self.base, self.base_name, self.roots = base, base_name, list(roots)
+        own = Template.of(base.tokenizer, "auto", end_ids(base))
+        self.versions: dict[str, Version] = {base_name: Version(base_name, None, own)}
+        self._retired: dict[str, Version] = {}  # by internal name: those that requests still use
+        self._changing = asyncio.Lock()
+
+    def names(self, allowed: Collection[str] | None = None) -> list[str]:
+        """The models that may be used; `allowed` None: all."""
+        return [name for name in self.versions if allowed is None or name in allowed]
+
+    def find(self, name: str, allowed: Collection[str] | None = None) -> Version:
+        """The version that a new request takes. Raises Failure 404 with the nearest name."""
+        names = self.names(allowed)
+        if name not in names:
+            text = _("there is no model {name!r} here.", name=name) + closest(name, names)
+            shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
+            text += " " + _("There are: {names}.", names=shown or _("none"))
+            raise Failure(404, text, "model", "model_not_found")
+        return self.versions[name]
+
+    @contextmanager
+    def using(self, version: Version, worker: Worker) -> Iterator[None]:
+        """Within it the version stays, even when another takes its name."""
+        version.users += 1
+        try:
+            yield
+        finally:
+            version.users -= 1
+            self.withdraw_if_idle(version, worker)
+
+    def put(self, found: Found) -> Version:
+        """Load an adapter and give it its name, before the worker runs. Raises AdapterError."""
+        version = load(self.base, found)
+        self._refuse_base(found.name)
+        self.versions[found.name] = version
+        return version
+
+    async def register(self, name: str, path: str, worker: Worker) -> Version:
+        """Take the adapter at `path`: verified, hashed, its effect measured, warm; then new requests get it.
+
+        Raises AdapterError; what was there before then stays.
+        """
+        self._refuse_base(name)
+        async with self._changing:
+            found = await asyncio.to_thread(lambda: describe(name, inside(self.roots, path)))
+            before = self.versions.get(name)
+            if before is not None and before.found is not None and before.found.hash == found.hash:
+                return before
+            version = self._revived(found)
+            if version is None:
+                version = await worker.call(lambda: load(self.base, found))
+            self.versions[name] = version
+            self._retire(before, worker)
+            return version
+
+    async def drop(self, name: str, worker: Worker) -> None:
+        """No new request gets it; it leaves once those that use it are through. Raises Failure 400 for the base."""
+        if name == self.base_name:
+            raise Failure(400, _("{name!r} is the base; only adapters can be taken away.", name=name), "name")
+        async with self._changing:
+            self.find(name)
+            self._retire(self.versions.pop(name), worker)
+
+    def withdraw_if_idle(self, version: Version, worker: Worker) -> None:
+        """Take a retired version off the base once nobody uses it."""
+        if version.is_retired and not version.users and version.adapter is not None:
+            adapter = version.adapter
+            del self._retired[adapter]
+            worker.do(lambda: withdraw(self.base, adapter))
+
+    def _revived(self, found: Found) -> Version | None:
+        """The same content under the same name as one that is about to leave."""
+        version = self._retired.pop(found.internal, None)
+        if version is not None:
+            version.is_retired = False
+        return version
+
+    def _refuse_base(self, name: str) -> None:
+        if name == self.base_name:
+            raise AdapterError(_("{name!r} is the name of the base. Choose another for the adapter.", name=name))
+
+    def _retire(self, version: Version | None, worker: Worker) -> None:
+        if version is not None:
+            version.is_retired = True
+            self._retired[str(version.adapter)] = version
+            self.withdraw_if_idle(version, worker)
+
+
+def load(base: Base, found: Found) -> Version:
+    """Put it on the base and run a short text through it, which measures its effect and warms it. Raises AdapterError.
+
+    For the thread that owns the model.
+    """
+    template = template_for(found.folder, base)
+    offer(base, found.internal, found.folder)
+    try:
+        effect = effect_of(base, found.internal)
+        if not 0 < effect < float("inf"):
+            text = _("{folder}: it changes nothing in what the base says, or makes it no number.", folder=found.folder)
+            raise AdapterError(text)
+    except BaseException:
+        withdraw(base, found.internal)
+        raise
+    return Version(found.name, found.internal, template, found, effect)
+
+
+def effect_of(base: Base, adapter: str) -> float:
+    """The largest change of a token's log probability in a short text; NaN where one is no number."""
+    ids = base.tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    own, others = prompt_logprobs(base, [Request(ids, adapter=None), Request(ids, adapter=adapter)])
+    changes = [abs(a.logprob - b.logprob) for a, b in zip(own, others, strict=True) if a and b]
+    return max(changes) if all(map(math.isfinite, changes)) else math.nan

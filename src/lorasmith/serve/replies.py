@@ -1,0 +1,187 @@
+"""What goes back to the client: whole answers, and the same as a stream of server-sent events.
+
+Both have the form of OpenAI's reference; `usage` counts the stop token among the reply's.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from lorasmith.engine.request import Event
+from lorasmith.serve.ask import Asked
+from lorasmith.serve.calls import Held, parse_calls
+from lorasmith.serve.desk import Events
+from lorasmith.serve.failure import Failure
+from lorasmith.serve.logprobs import Scored, chat_form, completion_form, scored
+from lorasmith.serve.protocol import StreamOptions
+
+
+@dataclass
+class Choice:
+    """One answer as it grows."""
+
+    text: str = ""
+    tokens: int = 0
+    scores: list[Scored] = field(default_factory=list)
+    finish: str | None = None
+
+    def take(self, event: Event) -> None:
+        """One more token."""
+        self.text += event.text
+        self.tokens += 1
+        self.finish = event.finish
+        self.scores += [score] if (score := scored(event)) else []
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What every piece of one answer carries. `kind`: chat.completion or text_completion."""
+
+    kind: str
+    model: str
+    tokenizer: PreTrainedTokenizerBase
+    has_tools: bool = False
+    id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def body(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """An object of the API."""
+        chunk = ".chunk" if self.kind == "chat.completion" and choices and "delta" in choices[0] else ""
+        named = {"id": self.id, "object": self.kind + chunk, "created": self.created, "model": self.model}
+        return named | {"choices": choices} | more
+
+
+async def whole(events: Events, count: int) -> list[Choice]:
+    """All answers, complete."""
+    choices = [Choice() for _choice in range(count)]
+    async for job, event in events:
+        choices[job.index].take(event)
+    return choices
+
+
+def usage(asked: Asked, tokens: int) -> dict[str, int]:
+    """Counts of tokens."""
+    prompt = asked.prompt_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+
+
+def chat_body(envelope: Envelope, choices: Sequence[Choice], asked: Asked) -> dict[str, Any]:
+    """The answer to a chat request."""
+    made = []
+    for index, choice in enumerate(choices):
+        text, calls = parse_calls(choice.text) if envelope.has_tools else (choice.text, [])
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message |= {"content": text or None, "tool_calls": calls}
+        finish = "tool_calls" if calls else choice.finish
+        own = chat_form(envelope.tokenizer, choice.scores) if choice.scores else None
+        made.append({"index": index, "message": message, "logprobs": own, "finish_reason": finish})
+    return envelope.body(made, usage=usage(asked, sum(choice.tokens for choice in choices)))
+
+
+def completion_body(
+    envelope: Envelope, choices: Sequence[Choice], asked: Asked, echo: Sequence[str], scores: Sequence[list[Scored]]
+) -> dict[str, Any]:
+    """The answer to a completion request. `echo`: texts of the prompts, `scores`: of their tokens, where asked for."""
+    made = []
+    for index, choice in enumerate(choices):
+        before = echo[index // asked.n] if echo else ""
+        tokens = [*(scores[index // asked.n] if scores else []), *choice.scores]
+        offset = 0 if scores else len(before)
+        own = completion_form(envelope.tokenizer, tokens, offset) if tokens else None
+        text = before + choice.text
+        made.append({"index": index, "text": text, "logprobs": own, "finish_reason": choice.finish or "length"})
+    return envelope.body(made, usage=usage(asked, sum(choice.tokens for choice in choices)))
+
+
+async def chat_stream(
+    events: Events, envelope: Envelope, asked: Asked, options: StreamOptions | None
+) -> AsyncIterator[str]:
+    """Server-sent events of a chat request; an error after the first is one of them."""
+    count = len(asked.requests)
+    held = [Held() for _choice in range(count)] if envelope.has_tools else []
+    first = [_delta(index, {"role": "assistant", "content": ""}) for index in range(count)]
+
+    def deltas(index: int, event: Event) -> Iterator[dict[str, Any]]:
+        text, calls = event.text, list[dict[str, Any]]()
+        if held:
+            text = held[index].push(event.text)
+        score = scored(event)
+        own = chat_form(envelope.tokenizer, [score]) if score else None
+        if text or own:
+            yield _delta(index, {"content": text}, own)
+        if event.finish:
+            if held:
+                rest, calls = held[index].close()
+                yield _delta(index, {"content": rest} if not calls else {"tool_calls": _numbered(calls)})
+            yield _delta(index, {}, finish="tool_calls" if calls else event.finish)
+
+    async for piece in _stream(events, envelope, asked, options, first, deltas):
+        yield piece
+
+
+async def completion_stream(
+    events: Events, envelope: Envelope, asked: Asked, options: StreamOptions | None, echo: Sequence[str]
+) -> AsyncIterator[str]:
+    """The same of a completion request."""
+    lengths = [len(echo[index // asked.n]) if echo else 0 for index in range(len(asked.requests))]
+    first = [_piece(index, echo[index // asked.n]) for index in range(len(lengths))] if echo else []
+
+    def pieces(index: int, event: Event) -> Iterator[dict[str, Any]]:
+        score = scored(event)
+        own = completion_form(envelope.tokenizer, [score], lengths[index]) if score else None
+        lengths[index] += len(event.text)
+        if event.text or own or event.finish:
+            yield _piece(index, event.text, own, event.finish)
+
+    async for piece in _stream(events, envelope, asked, options, first, pieces):
+        yield piece
+
+
+async def _stream(
+    events: Events,
+    envelope: Envelope,
+    asked: Asked,
+    options: StreamOptions | None,
+    first: list[dict[str, Any]],
+    pieces: Any,
+) -> AsyncIterator[str]:
+    wants_usage, tokens = options is not None and options.include_usage, 0
+    more: dict[str, Any] = {"usage": None} if wants_usage else {}
+    try:
+        for choice in first:
+            yield _event(envelope.body([choice], **more))
+        async for job, event in events:
+            tokens += 1
+            for choice in pieces(job.index, event):
+                yield _event(envelope.body([choice], **more))
+    except Failure as failure:
+        yield _event(failure.body)
+        return
+    if wants_usage:
+        kind = {"object": "chat.completion.chunk"} if envelope.kind == "chat.completion" else {}
+        yield _event(envelope.body([], usage=usage(asked, tokens)) | kind)
+    yield "data: [DONE]\n\n"
+
+
+def _delta(
+    index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _piece(index: int, text: str, logprobs: dict[str, Any] | None = None, finish: str | None = None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _numbered(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"index": index} | call for index, call in enumerate(calls)]
+
+
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"

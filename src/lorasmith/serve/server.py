@@ -1,0 +1,76 @@
+"""uvicorn around the app: an address, and an end that lets running requests finish."""
+
+import asyncio
+import signal
+import socket
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from lorasmith.errors import ConfigError
+from lorasmith.i18n import _, foreign
+from lorasmith.serve.config import ServeConfig
+from lorasmith.serve.desk import Desk
+
+LOOK = 0.05  # seconds between two looks whether all requests are through
+
+
+class DrainingServer(uvicorn.Server):
+    """Ends in two steps: no new requests, then, once the running ones are through or their time is over, all of it."""
+
+    def __init__(self, app: Any, desk: Desk) -> None:
+        super().__init__(
+            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5, lifespan="on")
+        )
+        self.desk = desk
+        self.has_failed = False
+        self._ending: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first SIGTERM or Ctrl-C begins the end; the second does not wait for it."""
+        if self.desk.is_draining:
+            self.should_exit = True
+            self.force_exit = sig == signal.SIGINT
+            return
+        self.desk.is_draining = True
+        asyncio.get_event_loop().call_soon_threadsafe(self._begin_to_end)
+
+    def give_up(self) -> None:
+        """The model's thread broke, which it printed: nothing more can be answered."""
+        self.has_failed = self.should_exit = True
+
+    def _begin_to_end(self) -> None:
+        self._ending = asyncio.create_task(self._end())
+
+    async def _end(self) -> None:
+        end = asyncio.get_running_loop().time() + self.desk.settings.drain
+        while self.desk.under_way and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(LOOK)
+        self.desk.worker.end()
+        self.should_exit = True
+
+
+def listen(settings: ServeConfig) -> socket.socket:
+    """The socket at the address. Raises ConfigError where it is taken or not ours."""
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            _(
+                "{host}:{port}: cannot listen there: {why}. Another port: --port 0 takes any that is free.",
+                host=settings.host,
+                port=settings.port,
+                why=foreign(str(error.strerror).partition(" (while ")[0]),  # socket adds the address there
+            )
+        ) from None
+
+
+def is_public(host: str) -> bool:
+    """Whether other machines can reach it."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
+    except OSError:
+        return True
+    return not all(address.startswith("127.") or address == "::1" for address in found)

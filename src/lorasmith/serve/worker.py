@@ -1,0 +1,195 @@
+"""The one thread that owns the engine: commands come in, events go out to the asyncio loop.
+
+Requests wait here in a line for each adapter and are taken in turn, so that none starves another; the engine gets only
+as many as it has places.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from lorasmith.engine.engine import Engine
+from lorasmith.engine.request import Event, Request
+from lorasmith.errors import LorasmithError
+
+T = TypeVar("T")
+log = logging.getLogger("lorasmith.serve")
+
+
+@dataclass(eq=False)
+class Job:
+    """One request on its way, the choice `index` of an answer. `events` belongs to the loop; choices may share one.
+
+    An exception in it is the last that comes.
+    """
+
+    request: Request
+    index: int = 0
+    events: "asyncio.Queue[tuple[Job, Event | Exception]]" = field(default_factory=asyncio.Queue)
+    key: int | None = None  # the engine's, once it has a place
+    is_over: bool = False
+
+
+class Gone(Exception):
+    """The model's thread has ended, so nothing more can be answered."""
+
+
+class Worker:
+    """Runs `engine` in a thread of its own. Every method is for the loop's thread, but for those with an underscore."""
+
+    def __init__(self, engine: Engine, slots: int) -> None:
+        self.engine, self.slots = engine, slots
+        self.is_alive = False
+        self.on_death: Callable[[], None] = lambda: None  # in the loop, when the thread ends unasked
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lines: OrderedDict[str | None, deque[Job]] = OrderedDict()
+        self._running: dict[int, Job] = {}
+        self._is_ending = False
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to answer; events arrive in `loop`."""
+        self._loop, self.is_alive = loop, True
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Let the thread end after the step that it is in; what still runs is told so."""
+        self._inbox.put(self._end)
+
+    def stop(self) -> None:
+        """The same, and wait for it."""
+        self.end()
+        self._thread.join()
+
+    def submit(self, job: Job) -> None:
+        """Put the job into its adapter's line."""
+        self._inbox.put(lambda: self._line_up(job))
+        if not self.is_alive:
+            self._tell([(job, Gone())])
+
+    def cancel(self, job: Job) -> None:
+        """Forget the job: its place is free at the next step. One that is over is no error."""
+        self._inbox.put(lambda: self._forget(job))
+
+    def do(self, work: Callable[[], None]) -> None:
+        """`work()` between two steps, in the model's thread, once what was asked before is done."""
+        self._inbox.put(work)
+
+    async def call(self, work: Callable[[], T]) -> T:
+        """`work()` between two steps, in the model's thread; raises what it raises as LorasmithError."""
+        if not self.is_alive:
+            raise Gone
+        done: asyncio.Future[T] = self._loop.create_future()
+
+        def run() -> None:
+            try:
+                settle: Callable[[], None] = partial(_succeed, done, work())
+            except LorasmithError as error:
+                settle = partial(_fail, done, error)
+            self._loop.call_soon_threadsafe(settle)
+
+        self._inbox.put(run)
+        return await done
+
+    def _work(self) -> None:
+        try:
+            while not self._is_ending:
+                self._take_commands()
+                self._feed()
+                if self.engine.busy and not self._is_ending:
+                    self._step()
+        finally:  # also after an exception, which threading prints with its traceback
+            self.is_alive = False
+            waiting = [job for line in self._lines.values() for job in line]
+            self._tell([(job, Gone()) for job in (*self._running.values(), *waiting)])
+            if not self._is_ending:
+                self._loop.call_soon_threadsafe(self.on_death)
+
+    def _take_commands(self) -> None:
+        """All that came since; waits where there is nothing else to do."""
+        if not self.engine.busy and not self._lines:
+            self._inbox.get()()
+        while True:
+            try:
+                command = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            command()
+
+    def _feed(self) -> None:
+        """Give free places to those that wait, one of each adapter in turn."""
+        while self._lines and len(self._running) < self.slots:
+            adapter, line = next(iter(self._lines.items()))
+            job = line.popleft()
+            self._lines.move_to_end(adapter)
+            if not line:
+                del self._lines[adapter]
+            try:
+                job.key = self.engine.add(job.request)
+            except LorasmithError as error:
+                job.is_over = True
+                self._tell([(job, error)])
+            else:
+                self._running[job.key] = job
+
+    def _step(self) -> None:
+        try:
+            events = self.engine.step()
+        except LorasmithError as error:  # whose fault it was is not known, so none of them goes on
+            log.warning("%s", error)
+            failed = list(self._running.values())
+            for job in failed:
+                self._forget(job)
+            self._tell([(job, error) for job in failed])
+            return
+        told: list[tuple[Job, Event | Exception]] = [(self._running[event.key], event) for event in events]
+        for event in events:
+            if event.finish:
+                self._running.pop(event.key).is_over = True
+        self._tell(told)
+
+    def _line_up(self, job: Job) -> None:
+        if not job.is_over:
+            self._lines.setdefault(job.request.adapter, deque()).append(job)
+
+    def _forget(self, job: Job) -> None:
+        if job.is_over:
+            return
+        job.is_over = True
+        line = self._lines.get(job.request.adapter)
+        if job.key is not None:
+            self.engine.cancel(job.key)
+            del self._running[job.key]
+        elif line is not None and job in line:
+            line.remove(job)
+            if not line:
+                del self._lines[job.request.adapter]
+
+    def _end(self) -> None:
+        self._is_ending = True
+
+    def _tell(self, events: "list[tuple[Job, Event | Exception]]") -> None:
+        """One call into the loop for a whole step."""
+        if events and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_deliver, events)
+
+
+def _deliver(events: "list[tuple[Job, Event | Exception]]") -> None:
+    for job, event in events:
+        job.events.put_nowait((job, event))
+
+
+def _succeed(done: "asyncio.Future[T]", result: T) -> None:
+    if not done.cancelled():
+        done.set_result(result)
+
+
+def _fail(done: "asyncio.Future[T]", error: Exception) -> None:
+    if not done.cancelled():
+        done.set_exception(error)

@@ -1,0 +1,158 @@
+"""Layers in groups and as a stack, with adapters in columns, give what the model's own modules give."""
+
+from functools import partial
+
+import pytest
+import torch
+from decoding import base_of, logits_of_steps, prompts, request, run
+
+from families import no_casts_down, stir
+from lorasmith.engine.engine import Engine
+from lorasmith.engine.packed import Found, Packed, what_decodes
+from lorasmith.errors import ModelError
+from lorasmith.lora.bank import FEW, STEP, Change, Ranks
+from lorasmith.lora.config import LoraConfig
+from lorasmith.lora.inject import inject
+from lorasmith.model.base import Base
+from lorasmith.model.decoding import bank_of, decoding, ranks_of
+from lorasmith.model.forward import hidden
+from lorasmith.model.row import Example, flatten
+
+STACKED = ("llama", "qwen2", "qwen3", "mistral")  # in groups only: gemma3_text, olmo2, granite
+GROUPED = (*STACKED, "gemma3_text", "olmo2", "granite")
+
+
+@pytest.mark.parametrize("family", [*GROUPED, "gpt2", "opt"])
+def test_what_is_recognised_is_found_by_structure_and_tried(family: str) -> None:
+    found = what_decodes(base_of(family))
+    assert (found.problem, found.plain) == (None, "")
+    assert found.bank is not None
+    assert bool(found.bank.groups) == (family in GROUPED)
+    assert found.has_stack == (family in STACKED)
+
+
+def plainly(base: Base) -> Packed:
+    """A layout that runs the model's own modules with the adapters that are in them."""
+    return Packed(base, 16, 512, 2**15, Found(None))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("family", GROUPED)
+def test_groups_and_stack_equal_modules(family: str, dtype: torch.dtype) -> None:
+    """Few tokens and many, one adapter and several, of other ranks; a rank pattern; layers without it."""
+    base = base_of(family, dtype, adapters=3)
+    pattern = LoraConfig(r=4, target_modules=("q_proj", "down_proj"), rank_pattern={"q_proj": 2}, use_rslora=True)
+    base.adapters["p"] = inject(base.model, pattern, base.router, "p")
+    stir(base.adapters["p"], seed=5)
+    names = ("a1", None, "p", "a2", "a0", "a1")
+    for lengths in ((5, 1, 3, 7, 2, 4), (FEW - 8, 9, 30, 31, 40, 33)):
+        asked = [
+            request(ids, name, stop=False, max_new_tokens=5) for ids, name in zip(prompts(*lengths), names, strict=True)
+        ]
+        with no_casts_down():
+            fast, plain = Engine(base), Engine(base)
+            plain._layout = plainly(base)
+            found, expected = (logits_of_steps(engine, partial(run, engine, asked)) for engine in (fast, plain))
+        limit = 1e-9 if dtype == torch.float64 else 0.06
+        for key, rows in expected.items():
+            torch.testing.assert_close(found[key][0], rows[0], rtol=limit, atol=limit * float(rows.abs().max()))
+            if dtype == torch.float64:  # in bfloat16 the answers may go apart
+                torch.testing.assert_close(found[key], rows, rtol=limit, atol=limit * float(rows.abs().max()))
+
+
+def test_columns_are_used_again_and_grow() -> None:
+    base = base_of("llama", torch.float64)
+    bank = bank_of(base)
+    path = next(iter(bank.groups[0].layers))
+    layer = bank.groups[0].layers[path]
+
+    def ranks(r: int, version: int = 0) -> Ranks:
+        change = Change(torch.full((r, layer.in_features), 0.1 * r), torch.ones(layer.out_features, r), 0.5)
+        return Ranks(lambda: {path: change}, r, lambda: version)
+
+    assert bank.hold("a", ranks(8), {"a"})
+    assert not bank.hold("a", ranks(8), {"a"})  # it is there
+    assert bank.hold("a", ranks(8, version=1), {"a"})  # it is another one now
+    for i in range(7):
+        bank.hold(f"b{i}", ranks(8), {"a", f"b{i}"})
+    assert bank.columns == STEP
+    bank.hold("c", ranks(8), {"a", "c"})  # over the least recently used that nobody needs: b0
+    assert bank.columns == STEP
+    assert bank.hold("b0", ranks(8), {"b0"})
+    bank.hold("wide", ranks(STEP), {"wide", "b0"})
+    assert bank.columns == 2 * STEP
+
+
+def test_an_adapter_that_was_trained_on_answers_anew() -> None:
+    """Columns and blocks of prompts follow what the adapter is now, within one engine."""
+    base, ids = base_of("llama", adapters=1), prompts(40)[0]
+    engine = Engine(base)
+    asked = request(ids, "a0", stop=False)
+    before = run(engine, [asked])
+    assert run(engine, [asked]) == before
+    with torch.no_grad():
+        for parameter in base.adapters["a0"].parameters.values():
+            parameter.mul_(-3)
+    after = run(engine, [asked])
+    assert after == run(Engine(base), [asked]) != before
+
+
+def test_weights_are_still_those_of_the_model() -> None:
+    """Moved into the groups' buffers, and the same to who reads them; training still finds them next to each other."""
+    base = base_of("llama", torch.float64, adapters=1)
+    before = {name: p.detach().clone() for name, p in base.model.named_parameters()}
+    engine = Engine(base)
+    run(engine, [request(prompts(5)[0], "a0")])
+    for name, parameter in base.model.named_parameters():
+        assert torch.equal(parameter, before[name])
+    group = engine._layout.found.bank.groups[0]  # type: ignore[attr-defined]
+    assert {layer.weight.untyped_storage().data_ptr() for layer in group.layers.values()} == {
+        group.W_OI.untyped_storage().data_ptr()
+    }
+
+
+def test_a_stack_that_computes_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = base_of("llama")
+    monkeypatch.setattr("lorasmith.model.stack.gated", lambda gate, up, gelu: gate * up)
+    found = what_decodes(base)
+    assert (found.problem, found.has_stack, found.plain) == (None, False, "")
+    assert found.bank is not None
+
+
+def test_groups_that_fail_leave_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_args: object) -> torch.Tensor:
+        raise ModelError("no such product")
+
+    base = base_of("llama")
+    monkeypatch.setattr("lorasmith.lora.bank.Together.__call__", fails)
+    found = what_decodes(base)
+    assert (found.problem, found.bank) == (None, None)
+    assert "no such product" in found.plain
+    monkeypatch.undo()
+    assert run(Engine(base), [request(prompts(4)[0])])
+
+
+def test_outside_of_a_step_the_model_is_its_own() -> None:
+    """Training after decoding goes through its own modules, and finds gradients."""
+    base = base_of("llama", torch.float64, adapters=1)
+    row = flatten([Example(ids := prompts(6)[0], ids, [1.0] * 6, "x")], 6.0, "a0")
+    expected = hidden(base, row).detach()
+    run(Engine(base), [request(ids, "a0")])
+    states = hidden(base, row)
+    torch.testing.assert_close(states.detach(), expected)
+    states.sum().backward()
+    assert any(p.grad is not None for p in base.adapters["a0"].parameters.values())
+
+
+def test_ranks_of_an_adapter_know_its_changes() -> None:
+    base = base_of("llama", adapters=2)
+    first, second = (ranks_of(base, base.adapters[name]) for name in ("a0", "a1"))
+    assert (first.r, second.r) == (2, 5)
+    assert first.version() != second.version()
+    before = first.version()
+    next(iter(base.adapters["a0"].parameters.values())).data.add_(0)  # what .data hides, an optimiser's step does not
+    with torch.no_grad():
+        next(iter(base.adapters["a0"].parameters.values())).add_(0)
+    assert first.version() != before
+    with decoding(base, None, None):
+        assert base.stack is None

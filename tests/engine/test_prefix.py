@@ -1,0 +1,94 @@
+"""Blocks of prompts: exact, keyed by what the adapter holds, bounded."""
+
+import pytest
+import torch
+from decoding import base_of, drain, prompts, request, run
+
+from families import no_casts_down
+from lorasmith.engine.engine import Engine
+from lorasmith.engine.packed import Packed
+from lorasmith.engine.prefix import BLOCK
+
+
+def packed(engine: Engine) -> Packed:
+    assert isinstance(engine._layout, Packed)
+    return engine._layout
+
+
+def tokens_through(engine: Engine) -> list[int]:
+    """How many tokens each forward of the engine had."""
+    seen: list[int] = []
+    inner = packed(engine).run
+    packed(engine).run = lambda chunks: seen.append(sum(c.length for c in chunks)) or inner(chunks)  # type: ignore[method-assign, func-returns-value]
+    return seen
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_a_known_beginning_is_not_computed_again_and_changes_nothing(family: str) -> None:
+    base = base_of(family, torch.float64, adapters=1)
+    first, second = prompts(40, 50)
+    second = first[: 2 * BLOCK + 5] + second[:9]
+    asked = [request(ids, name, stop=False, max_new_tokens=4) for ids in (first, second) for name in ("a0", None)]
+    with no_casts_down():
+        expected = [run(Engine(base), [one])[0] for one in asked]
+        engine = Engine(base)
+        seen = tokens_through(engine)
+        for one, answer in zip(asked, expected, strict=True):
+            assert run(engine, [one])[0] == answer
+    assert [n for n in seen if n > 1] == [40, 40, 14, 14]
+
+
+def test_a_prompt_of_whole_blocks_keeps_its_last_token() -> None:
+    base, (ids,) = base_of("llama"), prompts(2 * BLOCK)
+    engine = Engine(base)
+    seen = tokens_through(engine)
+    assert run(engine, [request(ids, stop=False)]) == run(engine, [request(ids, stop=False)])
+    assert [n for n in seen if n > 1] == [2 * BLOCK, BLOCK]
+
+
+def test_another_adapter_never_sees_these_blocks() -> None:
+    """Not under another name, not when one of the same name comes after it."""
+    base, (ids,) = base_of("llama", adapters=2), prompts(40)
+    engine = Engine(base)
+    answers = {name: run(Engine(base), [request(ids, name, stop=False)])[0] for name in (None, "a0", "a1")}
+    for name, answer in answers.items():
+        assert run(engine, [request(ids, name, stop=False)])[0] == answer
+    base.adapters["a0"] = base.adapters["a1"]  # the name means another one now
+    assert run(engine, [request(ids, "a0", stop=False)])[0] == answers["a1"]
+
+
+def test_blocks_are_bounded_and_the_least_recently_used_goes() -> None:
+    base = base_of("llama")
+    engine = Engine(base, cache_tokens=4 * 4 * BLOCK)  # four blocks of beginnings
+    for ids in prompts(40, 41, 42, 43):
+        run(engine, [request(ids, stop=False, max_new_tokens=1)])
+    prefixes = packed(engine).prefixes
+    assert prefixes.blocks == 4
+    assert all(len(store) <= 4 for store in prefixes._stores.values())
+
+
+def test_the_newest_waits_when_memory_is_short() -> None:
+    base = base_of("llama")
+    engine = Engine(base, slots=8, cache_tokens=100)
+    asked = [request(ids, stop=False, max_new_tokens=10) for ids in prompts(20, 21, 20, 22, 30)]
+    expected = [run(Engine(base), [one])[0] for one in asked]
+    keys = [engine.add(one) for one in asked]
+    events = engine.step()
+    assert len(packed(engine)._running) == 3  # three of at most 31 tokens; a fourth would not fit
+    events += drain(engine)
+    assert [[event.token for event in events if event.key == key] for key in keys] == expected
+
+
+def test_a_long_request_takes_the_room_that_short_ones_left() -> None:
+    """The cache stays within its bound, and what runs beside it keeps its keys."""
+    base = base_of("llama", torch.float64)
+    few, (long,) = prompts(*[5] * 8), prompts(45)
+    asked = [request(ids, stop=False, max_new_tokens=3) for ids in few]
+    asked += [request(few[0], stop=False, max_new_tokens=15), request(long, stop=False, max_new_tokens=10)]
+    with no_casts_down():
+        expected = [run(Engine(base), [one])[0] for one in asked]
+        engine = Engine(base, slots=8, cache_tokens=160)
+        assert run(engine, asked) == expected
+    cache = packed(engine)._cache
+    assert cache.places * cache.capacity <= 160
+    assert cache.capacity >= 55

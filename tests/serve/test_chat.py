@@ -1,0 +1,42 @@
+"""Chat completions through the openai package: whole and streamed, each adapter its own answer."""
+
+import openai
+import pytest
+from serving import Running, said, user
+
+import tiny
+from lorasmith.data.conversation import Message
+from lorasmith.engine.config import SamplingConfig
+from lorasmith.model.config import ModelConfig
+from lorasmith.session import open_adapters
+
+HI = "What do cats eat?"
+
+
+def test_answers_are_those_of_the_library(served: Running):
+    client = served.client()
+    for name in ("loud", "calm"):
+        model = ModelConfig(model=str(tiny.model_folder()), dtype="float32", device="cpu")
+        session = open_adapters([served.runs / name], model)
+        wanted = session.reply([[Message("user", HI)]], session.names[0], SamplingConfig(max_new_tokens=12))[0]
+        reply = client.chat.completions.create(model=name, messages=user(HI), max_tokens=12, temperature=0)
+        assert said(reply) == wanted
+        assert reply.usage.completion_tokens <= 12
+        assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
+
+
+def test_a_stream_says_the_same(served: Running):
+    client = served.client()
+    asked = {"messages": user(HI), "max_tokens": 12, "temperature": 0, "model": "calm"}
+    whole = client.chat.completions.create(**asked)
+    pieces = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices) == said(whole)
+    assert pieces[0].choices[0].delta.role == "assistant"
+    assert pieces[-1].usage == whole.usage
+    assert pieces[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_an_unknown_model_names_the_nearest(served: Running):
+    with pytest.raises(openai.NotFoundError, match="Did you mean 'loud'") as caught:
+        served.client().chat.completions.create(model="lout", messages=user(HI))
+    assert caught.value.code == "model_not_found"

@@ -1,0 +1,206 @@
+"""Adapters that come and go, clients that leave, lines and limits, keys, and the end."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from hashlib import sha256
+from pathlib import Path
+
+import openai
+import pytest
+from serving import Running, running, said, user
+
+import tiny
+from lorasmith.cli.main import main
+from lorasmith.serve.found import look
+from lorasmith.serve.keys import Key
+from lorasmith.serve.vllm import vllm_command
+
+COMMAND = [sys.executable, "-c", "import sys; from lorasmith.cli.main import main; sys.exit(main(sys.argv[1:]))"]
+HI = "What do cats eat?"
+LONG = {"messages": user(HI), "max_tokens": 90, "temperature": 0, "extra_body": {}}
+
+
+def post(served: Running, body: dict, key: str = "") -> tuple[int, dict]:
+    return ask(served, "POST", "/v1/adapters", body, key)
+
+
+def ask(served: Running, method: str, path: str, body: dict | None = None, key: str = "") -> tuple[int, dict]:
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(served.url + path, data, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+@pytest.fixture
+def own_runs(runs: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(runs, tmp_path / "runs"))
+
+
+def test_an_adapter_is_added_replaced_and_taken_away(own_runs: Path):
+    with running(own_runs, context=120) as served:
+        client = served.client()
+        shutil.copytree(own_runs.parent / "runs" / "loud", own_runs / "new")
+        status, model = post(served, {"name": "new"})
+        assert (status, model["rank"], model["id"]) == (200, 2, "new")
+        asked = {"model": "new", "messages": user(HI), "max_tokens": 60, "temperature": 0}
+        as_loud = said(client.chat.completions.create(**asked))
+        stream = client.chat.completions.create(**asked, stream=True)
+        begun = next(iter(stream)).choices[0].delta.content or ""
+        status, replaced = post(served, {"name": "new", "path": "calm"})
+        assert (status, replaced["rank"]) == (200, 5)
+        as_calm = said(client.chat.completions.create(**asked))
+        rest = "".join(piece.choices[0].delta.content or "" for piece in stream)
+        assert begun + rest == as_loud  # it finished on the version that it began with
+        assert as_calm == said(client.chat.completions.create(**asked | {"model": "calm"}))
+        assert as_calm != as_loud
+        assert ask(served, "DELETE", "/v1/adapters/new")[0] == 200
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(**asked)
+        wait_for(lambda: not [name for name in served.desk.registry.base.adapters if name.startswith("new@")])
+        assert ask(served, "DELETE", f"/v1/adapters/{served.desk.registry.base_name}")[0] == 400
+
+
+def test_paths_out_of_the_folder_are_refused(own_runs: Path, runs: Path):
+    (own_runs / "link").symlink_to(runs.parent / "later")
+    shutil.copytree(own_runs / "loud", own_runs / "sly")
+    (own_runs / "sly" / "adapter" / "adapter_model.safetensors").unlink()
+    (own_runs / "sly" / "adapter" / "adapter_model.safetensors").symlink_to(
+        runs / "loud" / "adapter" / "adapter_model.safetensors"
+    )
+    with running(own_runs) as served:
+        for path in ("../later", str(runs.parent / "later"), "link", "sly", "nowhere", "unfinished"):
+            status, body = post(served, {"name": "x", "path": path})
+            assert status == 400, path
+            assert body["error"]["message"]
+        assert "x" not in served.desk.registry.versions
+        assert post(served, {"name": "../x"})[1]["error"]["param"] == "name"
+
+
+def wait_for(true) -> None:
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def slow(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes so long that what happens meanwhile can be seen."""
+    step = served.desk.worker.engine.step
+    monkeypatch.setattr(served.desk.worker.engine, "step", lambda: (time.sleep(0.02), step())[1])
+
+
+def test_a_client_that_leaves_frees_its_place(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    with running(runs, slots=1, queue=1) as served:
+        slow(served, monkeypatch)
+        engine, client, cancelled = served.desk.worker.engine, served.client(), []
+        cancel = engine.cancel
+        monkeypatch.setattr(engine, "cancel", lambda key: (cancelled.append(key), cancel(key)))
+        with client.chat.completions.create(model="loud", **LONG, stream=True) as pieces:
+            next(iter(pieces))
+        wait_for(lambda: not served.desk.under_way and not engine.busy)
+        with pytest.raises(openai.APITimeoutError):
+            client.with_options(timeout=0.2).chat.completions.create(model="loud", **LONG)
+        wait_for(lambda: not served.desk.under_way and not engine.busy)
+        assert len(cancelled) == 2
+
+
+def test_a_full_line_says_when_to_try_again(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    with running(runs, slots=1, queue=1) as served:
+        slow(served, monkeypatch)
+        client = served.client()
+        streams = [client.chat.completions.create(model="loud", **LONG, n=2, stream=True)]
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.chat.completions.create(model="calm", messages=user(HI))
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+        streams[0].close()
+
+
+def test_adapters_take_turns(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    with running(runs, slots=1) as served:
+        slow(served, monkeypatch)
+        client, order = served.client(), []
+
+        def one(model: str) -> None:
+            client.chat.completions.create(model=model, messages=user(HI), max_tokens=5, temperature=0)
+            order.append(model)
+
+        threads = [threading.Thread(target=one, args=("loud",)) for _n in range(6)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(served.desk.under_way) + len(order) == 6)
+        threads.append(threading.Thread(target=one, args=("calm",)))
+        threads[-1].start()
+        for thread in threads:
+            thread.join()
+        assert order.index("calm") < len(order) - 2
+
+
+def test_keys_open_what_they_name(runs: Path):
+    hashes = {name: sha256(name.encode()).hexdigest() for name in ("all", "one")}
+    keys = [Key(hashes["all"], None), Key(hashes["one"], frozenset({"calm"}))]
+    with running(runs, keys=keys) as served:
+        asked = {"messages": user(HI), "max_tokens": 1}
+        with pytest.raises(openai.AuthenticationError):
+            served.client("wrong").chat.completions.create(model="calm", **asked)
+        assert [model.id for model in served.client("one").models.list()] == ["calm"]
+        said(served.client("one").chat.completions.create(model="calm", **asked))
+        with pytest.raises(openai.NotFoundError):
+            served.client("one").chat.completions.create(model="loud", **asked)
+        assert post(served, {"name": "loud"}, "one")[0] == 403
+        assert len(list(served.client("all").models.list())) == 3
+
+
+def test_a_public_address_needs_keys(runs: Path, tmp_path: Path, capsys):
+    assert main(["serve", str(runs), "--host", "0.0.0.0"]) == 2
+    assert "--keys" in capsys.readouterr().err
+    (tmp_path / "keys").write_text("hello\n")
+    assert main(["serve", str(runs), "--keys", str(tmp_path / "keys")]) == 2
+    assert "line 1" in capsys.readouterr().err
+
+
+def test_the_command_serves_until_it_is_told_to_end(runs: Path):
+    """The start screen says what there is; SIGTERM lets a running stream finish, then 0."""
+    words = ["serve", str(runs), "--model", str(tiny.model_folder()), "--port", "0", "--context", "120"]
+    program = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert program.stdout is not None
+    shown = ""
+    while "curl" not in shown:
+        line = program.stdout.readline()
+        assert line, shown
+        shown += line
+    assert "calm" in shown
+    assert "not readable as JSON" in shown
+    assert "not finished" in shown
+    url = next(word for word in shown.split() if word.startswith("http://"))
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20)
+    stream = client.chat.completions.create(model="loud", **LONG, stream=True)
+    next(iter(stream))
+    program.send_signal(signal.SIGTERM)
+    pieces = list(stream)
+    assert pieces[-1].choices[0].finish_reason
+    assert program.wait(15) == 0
+
+
+def test_the_command_for_vllm(runs: Path, capsys):
+    assert main(["serve", str(runs), "--print-vllm"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"vllm serve {tiny.model_folder()} --enable-lora --max-lora-rank 8 --max-loras 2 ")
+    assert f"calm={runs}/calm/adapter" in line
+
+
+def test_what_vllm_refuses_is_named(own_runs: Path):
+    path = own_runs / "loud" / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"modules_to_save": ["lm_head"], "bias": "all"}))
+    command, problems = vllm_command(look([own_runs]), "base")
+    assert "loud=" not in command
+    assert sum("vLLM refuses loud" in problem for problem in problems) == 2

@@ -1,0 +1,85 @@
+"""What keeps the command from serving, each as one line; and adapters that are left out, with their reason."""
+
+import json
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import tiny
+from lorasmith.cli.main import main
+from lorasmith.lora.files import CONFIG, WEIGHTS
+from lorasmith.model.config import ModelConfig
+from lorasmith.report import Report
+from lorasmith.serve.config import ServeConfig
+from lorasmith.serve.found import look
+from lorasmith.serve.start import open_desk
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """`refused(*words)`: the problems that `lorasmith serve` ends with."""
+
+    def refused(*words: object) -> list[str]:
+        assert main(["serve", *map(str, words)]) == 2
+        lines = capsys.readouterr().err.replace(f"{tmp_path}/", "").splitlines()
+        return [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+
+    return refused
+
+
+def test_a_file_of_keys_must_be_there_and_hold_one(runs: Path, tmp_path: Path, refused):
+    (tmp_path / "empty").write_text("# nobody yet\n")
+    assert refused(runs, "--keys", tmp_path / "none") == ["--keys none: cannot be read: No such file or directory"]
+    assert refused(runs, "--keys", tmp_path / "empty") == [
+        "--keys empty: no key in it, so nobody could use the server."
+    ]
+
+
+def test_an_address_that_is_taken(runs: Path, refused):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (line,) = refused(runs, "--port", port)
+    assert line.startswith(f"127.0.0.1:{port}: cannot listen there: Address already in use. Another port: ")
+
+
+def test_nothing_to_serve(runs: Path, tmp_path: Path, refused):
+    shutil.copytree(runs / "unfinished", tmp_path / "mine" / "unfinished")
+    unfinished, why = refused(tmp_path / "mine", "--port", "0")
+    assert unfinished.startswith("mine/unfinished: this run is not finished")
+    assert why == "no adapter can be served, and no base is named. Give one with --model."
+
+
+def test_nothing_that_vllm_could_serve(runs: Path, tmp_path: Path, refused):
+    for name in ("unfinished", "loud"):
+        shutil.copytree(runs / name, tmp_path / "mine" / name)
+    config = tmp_path / "mine" / "loud" / "adapter" / CONFIG
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    unfinished, *refusals = refused(tmp_path / "mine", "--print-vllm")
+    assert unfinished.startswith("left out: mine/unfinished: ")
+    assert refusals == ["vLLM refuses loud: it is a DoRA", "no adapter is left that vLLM could serve."]
+
+
+def test_the_extra_is_named(runs: Path, monkeypatch: pytest.MonkeyPatch, refused):
+    monkeypatch.delitem(sys.modules, "lorasmith.serve.app")
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert refused(runs) == ["a server needs fastapi: pip install 'lorasmith[serve]'"]
+
+
+def test_adapters_that_break_the_answers_or_have_the_name_of_the_base_are_left_out(runs: Path, tmp_path: Path):
+    base = tiny.model_folder()
+    for name in ("torn", base.name, "loud"):
+        shutil.copytree(runs / "loud", tmp_path / name)
+    file = tmp_path / "torn" / "adapter" / WEIGHTS
+    save_file({key: weight * 1e30 for key, weight in load_file(file).items()}, file)
+    model = ModelConfig(model=str(base), dtype="float32", device="cpu")
+    shelf = look([tmp_path])
+    desk = open_desk(shelf, model, ServeConfig(), None, Report())
+    assert desk.registry.names() == [base.name, "loud"]
+    assert sorted(text.replace(f"{tmp_path}/", "") for text in shelf.problems) == [
+        f"{base.name!r} is the name of the base. Choose another for the adapter.",
+        "torn/adapter: it changes nothing in what the base says, or makes it no number.",
+    ]
