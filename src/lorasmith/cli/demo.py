@@ -77,6 +77,7 @@ def show(result: "Demo", screen: Screen) -> None:
     screen.say(_("next:"))
     for command, what in (
         (f"lorasmith chat {summary.run}", _("talk to it; /base compares")),
+        (f"lorasmith serve {summary.run}", _("base and adapter behind one address, through OpenAI's API, with a page")),
         (f"lorasmith merge {summary.run} --output merged", _("one plain model out of base and adapter")),
         (f"lorasmith eval {summary.run}", _("measure it again")),
         ("lorasmith train YOUR.jsonl", _("the same with your own examples")),
