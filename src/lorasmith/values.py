@@ -97,6 +97,7 @@ def _wanted(detail: ErrorDetails) -> str:
         "literal_error": str(ctx.get("expected")).replace(" or ", _(" or ")),
         "dict_type": _("pairs of name=value"),
         "finite_number": _("a finite number"),
+        "too_short": _("a list that is not empty"),
     }
     if kind in whole:
         return whole[kind]

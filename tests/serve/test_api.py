@@ -131,3 +131,10 @@ def test_calls_of_tools_are_read_where_they_are_json():
     held = Held()
     assert "".join(map(held.push, text)) == "Well.\n"
     assert held.close()[1][0]["function"]["name"] == "find"
+
+
+def test_no_message_is_said_in_words(served: Running):
+    with pytest.raises(
+        openai.BadRequestError, match="messages: \\[\\] is not allowed: must be a list that is not empty"
+    ):
+        served.client().chat.completions.create(model="calm", messages=[])
