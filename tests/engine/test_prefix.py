@@ -92,3 +92,14 @@ def test_a_long_request_takes_the_room_that_short_ones_left() -> None:
     cache = packed(engine)._cache
     assert cache.places * cache.capacity <= 160
     assert cache.capacity >= 55
+
+
+def test_blocks_whose_beginning_went_are_still_their_own() -> None:
+    """The first block of a prompt makes room for another's, its later ones stay; then the prompt comes again."""
+    base = base_of("llama", torch.float64)
+    long, other = prompts(4 * BLOCK + 1, BLOCK + 1)
+    asked = [request(ids, stop=False, max_new_tokens=4) for ids in (long, other, long, long, other, long)]
+    with no_casts_down():
+        expected = [run(Engine(base), [one])[0] for one in asked]
+        engine = Engine(base, cache_tokens=4 * 4 * BLOCK)  # four blocks of beginnings
+        assert [run(engine, [one])[0] for one in asked] == expected

@@ -61,9 +61,9 @@ class Packed:
             run = waiting.popleft()
             run.slot = heapq.heappop(self._free)
             self._held = set()
-            self._cache.needed = 1 + max(run.slot, *(other.slot for other in self._running), 0)
-            run.past = self.prefixes.load(self._version(run), run.ids, self._cache, run.slot)
             self._running.append(run)
+            self._cache.needed = self._places()
+            run.past = self.prefixes.load(self._version(run), run.ids, self._cache, run.slot)
             chunks.append(Chunk(run, min(run.pending, room)))
             room -= chunks[-1].length
         chunks = [chunk for chunk in chunks if chunk.length]
@@ -73,7 +73,7 @@ class Packed:
 
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits [N, V], float32, of the chunks that are their request's last, in order."""
-        self._cache.needed = 1 + max(run.slot for run in self._running)
+        self._cache.needed = self._places()
         with self._adapters(chunks):
             logits_NV = next_logits(self.base, flat_row(chunks).to(self.base.device), self._cache)
         for chunk in chunks:
@@ -90,9 +90,12 @@ class Packed:
 
     def _fits(self, run: Running) -> bool:
         """Whether there is memory for the longest that this request may get; else it waits, and nothing is dropped."""
-        places = 1 + max((other.slot for other in self._running), default=-1)
         longest = max(other.limit for other in (run, *self._running))
-        return not self._running or (max(places, self._free[0] + 1)) * longest <= self.cache_tokens
+        return not self._running or max(self._places(), self._free[0] + 1) * longest <= self.cache_tokens
+
+    def _places(self) -> int:
+        """Places of the cache up to the last that a running request is in."""
+        return 1 + max((run.slot for run in self._running), default=-1)
 
     def _version(self, run: Running) -> Hashable:
         """What the request's keys and values depend on, besides its tokens."""
@@ -172,6 +175,7 @@ def what_decodes(base: Base) -> Found:
     """
     if base.model not in _found:
         _found[base.model] = _try(base)
+    base.bank = _found[base.model].bank
     return _found[base.model]
 
 
@@ -196,7 +200,6 @@ def _try(base: Base) -> Found:
     for stack in (stack_of(base), None):
         why = _difference_of(base, texts, expected, bank, stack)
         if not why:
-            base.bank = bank
             return Found(None, bank, stack is not None, "")
     return Found(None, None, False, why)
 

@@ -54,10 +54,13 @@ class Prefixes:
         """Keep the whole blocks of a prompt whose keys and values stand in a place of the cache."""
         names = list(_names(version, ids))[: self.limit]
         new = [i for i, name in enumerate(names) if name not in self._at]
+        for name in names:  # first, so that none of them makes room for another
+            if name in self._at:
+                self._at.move_to_end(name)
+        for i in new:
+            self._at[names[i]] = self._place()
         if not new:
             return
-        for name in names:
-            self._at[name] = self._at.pop(name) if name in self._at else self._place()
         at_N = torch.tensor([self._at[names[i]] for i in new])
         for key, tensor in cache.tensors():
             blocks = _blocks_of(tensor, slot, len(names))

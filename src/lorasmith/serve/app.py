@@ -36,6 +36,7 @@ from lorasmith.version import installed_version
 LONGEST = 2000  # letters of a message: a client's own text may stand in it
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
+C = TypeVar("C", ChatRequest, CompletionRequest)
 
 
 def make_app(desk: Desk) -> Any:
@@ -110,9 +111,7 @@ def add_answers(app: FastAPI, desk: Desk) -> None:
 
     @app.post("/v1/chat/completions", openapi_extra=schema(ChatRequest))
     async def chat(request: Http) -> Response:
-        names = allowed(desk, request)
-        body = await read_body(request, ChatRequest)
-        version = desk.registry.find(body.model, names)
+        body, version = await addressed(desk, request, ChatRequest)
         asked = ask_chat(body, version, desk.context)
         envelope = Envelope("chat.completion", body.model, version.template.tokenizer, bool(body.tools))
         events = desk.open(asked, version)
@@ -124,9 +123,7 @@ def add_answers(app: FastAPI, desk: Desk) -> None:
 
     @app.post("/v1/completions", openapi_extra=schema(CompletionRequest))
     async def completions(request: Http) -> Response:
-        names = allowed(desk, request)
-        body = await read_body(request, CompletionRequest)
-        version = desk.registry.find(body.model, names)
+        body, version = await addressed(desk, request, CompletionRequest)
         asked = ask_completion(body, version, desk.context)
         tokenizer = version.template.tokenizer
         envelope = Envelope("text_completion", body.model, tokenizer)
@@ -180,6 +177,13 @@ def model_body(desk: Desk, version: Version) -> dict[str, Any]:
         "held_out_loss": found.loss,
         "effect": version.effect,
     }
+
+
+async def addressed(desk: Desk, request: Http, kind: type[C]) -> tuple[C, Version]:
+    """The request's body, and the version that its model means now."""
+    names = allowed(desk, request)
+    body = await read_body(request, kind)
+    return body, desk.registry.find(body.model, names)
 
 
 async def read_body(request: Http, model: type[M]) -> M:
