@@ -10,9 +10,10 @@ from families import no_casts_down, stir
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.packed import Found, Packed, what_decodes
 from lorasmith.errors import ModelError
-from lorasmith.lora.bank import FEW, STEP, Change, Ranks
+from lorasmith.lora.bank import STEP, Change, Ranks
 from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.inject import inject
+from lorasmith.lora.product import FEW
 from lorasmith.model.base import Base
 from lorasmith.model.decoding import bank_of, decoding, ranks_of
 from lorasmith.model.forward import hidden
@@ -67,7 +68,7 @@ def test_columns_are_used_again_and_grow() -> None:
     layer = bank.groups[0].layers[path]
 
     def ranks(r: int, version: int = 0) -> Ranks:
-        change = Change(torch.full((r, layer.in_features), 0.1 * r), torch.ones(layer.out_features, r), 0.5)
+        change = Change(torch.full((r, layer.in_features), 0.1 * r), torch.full((layer.out_features, r), 0.5))
         return Ranks(lambda: {path: change}, r, lambda: version)
 
     assert bank.hold("a", ranks(8), {"a"})

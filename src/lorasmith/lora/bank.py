@@ -1,36 +1,35 @@
 """The adapters that are in use, beside the frozen weights that they change: for inference, where rows hold many.
 
-    T = tokens, I = inputs, O = outputs of layers that get the same input, C = columns, one for each rank of an adapter
-    [y; h] = [W; A] x^T
-    y += s B (mask * h)        (LoRA, arXiv:2106.09685, section 4.1, for all adapters at once)
+    T = tokens, I = inputs, O = outputs of the L layers that get the same input, C = columns, one for each rank
+    y = W x^T + s B (mask * A x^T)        (LoRA, arXiv:2106.09685, section 4.1, for all adapters at once)
 
-A stands below W in one buffer, so that for a few tokens one product computes both. A token's mask is 1 in the columns
-of its own adapter. An adapter is copied in when a request needs it, and over one that nobody needs any more.
+A token's mask is 1 in the columns of its own adapter. An adapter is copied in when a request needs it, and over one that
+nobody needs any more. A has L rows for each column, those of one adapter together (layer by layer), so that what is in
+use of A and B is one piece from their beginning.
 """
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorasmith.lora.product import product
+from lorasmith.lora.product import FEW, product, product_of_few
 from lorasmith.lora.router import Router
 from lorasmith.lora.siblings import stacked
 
-FEW = 64  # tokens: up to so many, W x^T is up to twice as fast as x W^T on a CPU
 # tokens of one adapter: up to so many on average, all adapters go in one product under a mask
 THIN = {torch.bfloat16: 64, torch.float16: 64}
 STEP = 64  # columns are made room for in multiples of so many
+Place = tuple[int, int]  # columns [first, last)
 
 
 class Change(NamedTuple):
-    """What an adapter does to one layer: y += scaling * B A x. A [R, I], B [O, R]."""
+    """What an adapter does to one layer: y += B A x, the scaling already in B. A [R, I], B [O, R]."""
 
     A: Tensor
     B: Tensor
-    scaling: float
 
 
 class Ranks(NamedTuple):
@@ -56,12 +55,13 @@ class Bank:
     def __init__(self, router: Router, groups: Sequence[Mapping[str, nn.Linear]]) -> None:
         self.router = router
         self.groups = [Together(self, layers) for layers in groups]
-        self.paths = frozenset(path for layers in groups for path in layers)
+        self._paths = [path for layers in groups for path in layers]
         self.columns = 0
         self.on = False  # layers look here only while the engine runs
-        self._at: dict[str, tuple[int, int]] = {}  # adapter -> its columns; the least recently used first
+        self._at: dict[str, Place] = {}  # adapter -> its columns; the least recently used first
+        self._views: dict[Place, list[Change]] = {}  # where each layer's matrices go; around them there are zeros
         self._versions: dict[str, Hashable] = {}
-        self._turn, self._masks, self._slices = -1, dict[int, Tensor](), list[Piece]()
+        self._turn, self._masks, self._slices, self.used = -1, dict[int, Tensor](), list[Piece](), 0
 
     def hold(self, adapter: str, ranks: Ranks, needed: Collection[str]) -> bool:
         """Copy the adapter in if it is not there as it is now; whether it had to. `needed`: what must stay."""
@@ -71,12 +71,34 @@ class Bank:
             return False
         self.drop(adapter)
         first = self._room(ranks.r, needed)
-        changes = ranks.read()
-        for group in self.groups:
-            group.put(changes, first, first + ranks.r)
+        self._put(ranks.read(), (first, first + ranks.r))
         self._at[adapter], self._versions[adapter] = (first, first + ranks.r), version
         self._turn = -1
         return True
+
+    @torch.no_grad()
+    def _put(self, changes: Mapping[str, Change], place: Place) -> None:
+        """Copy an adapter in, all matrices in one call: a switch is mostly the time of the calls."""
+        if place not in self._views:
+            others = {p: views for p, views in self._views.items() if p[1] <= place[0] or place[1] <= p[0]}
+            self._views = {**others, place: [view for group in self.groups for view in group.clear(*place)]}
+        to, of = list[Tensor](), list[Tensor]()
+        for path, (A, B) in zip(self._paths, self._views[place], strict=True):
+            r = len(changes[path].A) if path in changes else 0
+            if r < len(A):  # a smaller rank than the adapter's largest, or a layer that it leaves as it is
+                A.zero_()
+                B.zero_()
+                A, B = A[:r], B[:, :r]
+            if r:
+                to += A, B
+                of += changes[path]
+        if to:
+            torch._foreach_copy_(to, of)
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """The layers that adapters may change here."""
+        return frozenset(self._paths)
 
     def has(self, adapters: Iterable[str]) -> bool:
         """Whether all of them have their columns."""
@@ -92,17 +114,18 @@ class Bank:
         if self._turn != self.router.turn:
             routed = self.router.slices_of(tokens)
             self._slices = [Piece(s.start, s.end, *self._at[s.adapter]) for s in routed if s.adapter in self._at]
+            self.used = max((piece.last for piece in self._slices), default=0)
             self._turn, self._masks = self.router.turn, {}
         return self._slices
 
     def mask(self, tokens: int, layers: int, like: Tensor) -> Tensor:
-        """1 where a token's adapter has a column, [layers * C, T]; made once a forward."""
+        """1 where a token's adapter has a column, [used * L, T]; made once a forward."""
         pieces = self.slices(tokens)
         if layers not in self._masks:
-            mask_CT = torch.zeros(self.columns, tokens)
+            mask_CT = torch.zeros(self.used, tokens)
             for start, end, first, last in pieces:
                 mask_CT[first:last, start:end] = 1
-            self._masks[layers] = mask_CT.to(like.device, like.dtype).repeat(layers, 1)
+            self._masks[layers] = mask_CT.to(like.device, like.dtype).repeat_interleave(layers, 0)
         return self._masks[layers]
 
     def _room(self, r: int, needed: Collection[str]) -> int:
@@ -128,7 +151,7 @@ class Bank:
         self.columns = -(-max(used + r, 2 * self.columns) // STEP) * STEP
         for group in self.groups:
             group.grow(self.columns)
-        self._turn = -1
+        self._turn, self._views = -1, {}
 
 
 class Together:
@@ -138,8 +161,7 @@ class Together:
         self.bank, self.layers = bank, layers
         self.W_OI, self.bias_O = stacked(list(layers.values()))
         self.widths = [layer.out_features for layer in layers.values()]
-        self.columns = 0
-        self._WA, self._B = self.W_OI, self.W_OI.new_zeros(len(self.W_OI), 0)
+        self._A_KI, self._B_OK = self.W_OI.new_zeros(0, self.W_OI.shape[1]), self.W_OI.new_zeros(len(self.W_OI), 0)
 
     @torch.no_grad()
     def __call__(self, x_TI: Tensor) -> Tensor:
@@ -147,61 +169,37 @@ class Together:
         tokens = len(x_TI)
         slices = self.bank.slices(tokens)
         if tokens <= FEW:
-            return self._few(x_TI, bool(slices))
-        if slices and tokens <= THIN.get(x_TI.dtype, 16) * len(slices):
-            yh = F.linear(x_TI, self._WA)
-            y, h = yh[:, : len(self.W_OI)], yh[:, len(self.W_OI) :]
-            y.addmm_(h * self.bank.mask(tokens, len(self.widths), x_TI).t(), self._B.t())
-            return y if self.bias_O is None else y.add_(self.bias_O)
-        y = product(x_TI, self.W_OI.t(), self.bias_O)
-        for start, end, first, last in slices:
-            A, B = self._A3[:, first:last].flatten(0, 1), self._B3[:, :, first:last].flatten(1)
-            y[start:end].addmm_(F.linear(x_TI[start:end], A), B.t())
-        return y
+            y_TO = product_of_few(x_TI, self.W_OI)
+        else:
+            y_TO = product(x_TI, self.W_OI.t())
+        if tokens <= FEW or tokens <= THIN.get(x_TI.dtype, 16) * len(slices):
+            if slices:
+                self._add_under_mask(y_TO, x_TI)
+        else:
+            n = len(self.widths)
+            for start, end, first, last in slices:
+                A, B = self._A_KI[first * n : last * n], self._B_OK[:, first * n : last * n]
+                y_TO[start:end].addmm_(F.linear(x_TI[start:end], A), B.t())
+        return y_TO if self.bias_O is None else y_TO.add_(self.bias_O)
 
-    def _few(self, x_TI: Tensor, adapted: bool) -> Tensor:
-        tokens = len(x_TI)
-        if tokens == 1 and x_TI.dtype != torch.float32:
-            x_TI = x_TI.expand(2, -1)  # oneDNN reads a matrix for one vector half as fast as for two
-        half, weight = x_TI.dtype in THIN, self._WA if adapted else self.W_OI
-        y_OT = torch.mm(weight, x_TI.t()) if half else F.linear(x_TI, weight).t()
-        if adapted:
-            y_OT, h_CT = y_OT[: len(self.W_OI)], y_OT[len(self.W_OI) :]
-            y_OT.addmm_(self._B, h_CT.mul_(self.bank.mask(tokens, len(self.widths), x_TI)))
-        if self.bias_O is not None:
-            y_OT.add_(self.bias_O[:, None])
-        return y_OT[:, :tokens].t()
+    def _add_under_mask(self, y_TO: Tensor, x_TI: Tensor) -> None:
+        used = self.bank.used * len(self.widths)
+        h_KT = torch.mm(self._A_KI[:used], x_TI.t()).mul_(self.bank.mask(len(x_TI), len(self.widths), x_TI))
+        y_TO.t().addmm_(self._B_OK[:, :used], h_KT)
 
-    def put(self, changes: Mapping[str, Change], first: int, last: int) -> None:
-        """Copy an adapter into columns [first, last); a smaller rank is filled up with zeros."""
-        A3, B3, row = self._A3, self._B3, 0
-        A3[:, first:last] = 0
-        B3[:, :, first:last] = 0
-        for i, (path, width) in enumerate(zip(self.layers, self.widths, strict=True)):
-            if change := changes.get(path):
-                r = len(change.A)
-                A3[i, first : first + r] = change.A
-                B3[row : row + width, i, first : first + r] = change.B * change.scaling
+    def clear(self, first: int, last: int) -> Iterator[Change]:
+        """Zeros in these columns; where in them each layer's A [R, I] and B [its O, R] go."""
+        n, r, row = len(self.widths), last - first, 0
+        A, B = self._A_KI[first * n : last * n], self._B_OK[:, first * n : last * n]
+        A.zero_()
+        B.zero_()
+        for i, width in enumerate(self.widths):
+            yield Change(A[i * r : (i + 1) * r], B[row : row + width, i * r : (i + 1) * r])
             row += width
 
     def grow(self, columns: int) -> None:
-        """Room for more columns; the layers' weights move into the new buffer."""
-        O, I = self.W_OI.shape
-        layers, before = len(self.widths), self.columns
-        WA, B = self.W_OI.new_zeros(O + layers * columns, I), self.W_OI.new_zeros(O, layers * columns)
-        WA[:O] = self.W_OI
-        WA[O:].view(layers, columns, I)[:, :before] = self._A3
-        B.view(O, layers, columns)[:, :, :before] = self._B3
-        self._WA, self._B, self.columns, self.W_OI = WA, B, columns, WA[:O]
-        for layer, part in zip(self.layers.values(), self.W_OI.split(self.widths), strict=True):
-            layer.weight.data = part
-
-    @property
-    def _A3(self) -> Tensor:
-        """A of each layer [layers, C, I]."""
-        return self._WA[len(self.W_OI) :].view(len(self.widths), self.columns, self.W_OI.shape[1])
-
-    @property
-    def _B3(self) -> Tensor:
-        """What each column adds to each output [O, layers, C]; zero where it belongs to another layer."""
-        return self._B.view(len(self.W_OI), len(self.widths), self.columns)
+        """Room for more columns; what is in them stays."""
+        K = len(self.widths) * columns
+        A, B = self.W_OI.new_zeros(K, self.W_OI.shape[1]), self.W_OI.new_zeros(len(self.W_OI), K)
+        A[: len(self._A_KI)], B[:, : len(self._A_KI)] = self._A_KI, self._B_OK
+        self._A_KI, self._B_OK = A, B

@@ -51,4 +51,4 @@ def _key(path: str, matrix: str) -> str:
 def _change(config: LoraConfig, path: str, tensors: dict[str, Tensor], dtype: torch.dtype) -> Change:
     """Copied, also where the dtype is the file's: a mapped file that somebody shortens would end the server."""
     A, B = (tensors[_key(path, matrix)].to(dtype, copy=True) for matrix in "AB")
-    return Change(A, B, config.scaling(*rank_and_alpha(config, path)))
+    return Change(A, B.mul_(config.scaling(*rank_and_alpha(config, path))))

@@ -78,7 +78,8 @@ def ranks_of(base: Base, adapter: Adapter) -> Ranks:
     def read() -> dict[str, Change]:
         layers = {path: base.model.get_submodule(path) for path in adapter.targets.adapted}
         linear = {path: layer for path, layer in layers.items() if isinstance(layer, LoRALayer)}
-        return {path: Change(*one.matrices(adapter.name), one.scaling[adapter.name]) for path, one in linear.items()}
+        matrices = {path: one.matrices(adapter.name) for path, one in linear.items()}
+        return {path: Change(A, B * linear[path].scaling[adapter.name]) for path, (A, B) in matrices.items()}
 
     def version() -> tuple[int, ...]:
         return (number, *(p._version for p in parameters))
