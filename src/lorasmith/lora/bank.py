@@ -56,7 +56,7 @@ class Bank:
     def __init__(self, router: Router, groups: Sequence[Mapping[str, nn.Linear]]) -> None:
         self.router = router
         self.groups = [Together(self, layers) for layers in groups]
-        self.paths = frozenset(path for layers in groups for path in layers)
+        self.paths = frozenset(path for layers in groups for path in layers)  # of layers that compute here
         self.columns = 0
         self.on = False  # layers look here only while the engine runs
         self._at: dict[str, tuple[int, int]] = {}  # adapter -> its columns; the least recently used first
@@ -83,9 +83,17 @@ class Bank:
         return all(adapter in self._at for adapter in adapters)
 
     def drop(self, adapter: str) -> None:
-        """Forget the adapter; its columns are free."""
-        self._at.pop(adapter, None)
+        """Forget the adapter; its columns are free, and empty: a mask does not hide what is no number."""
         self._versions.pop(adapter, None)
+        if adapter in self._at:
+            first, last = self._at.pop(adapter)
+            for group in self.groups:
+                group.put({}, first, last)
+
+    def clear(self) -> None:
+        """Forget all adapters."""
+        for adapter in list(self._at):
+            self.drop(adapter)
 
     def slices(self, tokens: int) -> list[Piece]:
         """The pieces of the row that have an adapter here; found once a forward."""
