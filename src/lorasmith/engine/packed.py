@@ -20,7 +20,7 @@ from lorasmith.lora.bank import Bank, Ranks
 from lorasmith.lora.inject import Adapter
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
-from lorasmith.model.decoding import bank_of, decoding, ranks_of
+from lorasmith.model.decoding import bank_of, decoding, ranks_of, regroup
 from lorasmith.model.forward import hidden
 from lorasmith.model.head import next_logits
 from lorasmith.model.probe import TOLERANCE
@@ -111,6 +111,8 @@ class Packed:
             known = {old: pair for old, pair in self._known.items() if self.base.adapters.get(old) is pair[0]}
             self._known = known | {name: (adapter, ranks_of(self.base, adapter))}
             # it may have put modules of its own in the model
+            if self.found.bank is not None:
+                regroup(self.base, self.found.bank)
             self._stack = stack_of(self.base) if self.found.has_stack else None
         return self._known[name][1]
 
