@@ -1,5 +1,8 @@
 """Layers in groups and as a stack, with adapters in columns, give what the model's own modules give."""
 
+import copy
+import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -9,6 +12,7 @@ from decoding import base_of, logits_of_steps, prompts, request, run
 from families import no_casts_down, stir
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.packed import Found, Packed, what_decodes
+from lorasmith.engine.score import prompt_logprobs
 from lorasmith.errors import ModelError
 from lorasmith.lora.bank import STEP, Change, Ranks
 from lorasmith.lora.config import LoraConfig
@@ -18,6 +22,7 @@ from lorasmith.model.base import Base
 from lorasmith.model.decoding import bank_of, decoding, ranks_of
 from lorasmith.model.forward import hidden
 from lorasmith.model.row import Example, flatten
+from lorasmith.serve.adapters import withdraw
 
 STACKED = ("llama", "qwen2", "qwen3", "mistral")  # in groups only: gemma3_text, olmo2, granite
 GROUPED = (*STACKED, "gemma3_text", "olmo2", "granite")
@@ -157,3 +162,82 @@ def test_ranks_of_an_adapter_know_its_changes() -> None:
     assert first.version() != before
     with decoding(base, None, None):
         assert base.stack is None
+
+
+@pytest.mark.parametrize("whole", ["q_proj", "down_proj", "mlp", "input_layernorm"])
+def test_what_an_adapter_trains_whole_is_its_own_in_rows_with_others(whole: str) -> None:
+    """It came when the layers were in groups already; they are again when it is gone."""
+    base = base_of("llama", torch.float64)
+    bank = what_decodes(base).bank
+    assert bank is not None
+    paths = bank.paths
+    target = "k_proj" if whole == "mlp" else "up_proj"
+    configs = {
+        "plain": LoraConfig(r=2, target_modules=(target,)),
+        "whole": LoraConfig(r=2, target_modules=("v_proj",), modules_to_save=(whole,)),
+    }
+    for name, config in configs.items():
+        base.adapters[name] = inject(base.model, config, base.router, name)
+        stir(base.adapters[name])
+    base.router.active = None
+    names = (None, "whole", "plain", "whole")
+    asked = [request(ids, name, stop=False) for ids, name in zip(prompts(3, 5, 4, 6), names, strict=True)]
+    with no_casts_down():
+        engine, plain = Engine(base), Engine(base)
+        plain._layout = plainly(base)
+        found, expected = (logits_of_steps(one, partial(run, one, asked)) for one in (engine, plain))
+    for key, rows in expected.items():
+        torch.testing.assert_close(found[key], rows, rtol=1e-9, atol=1e-9)
+    assert (bank.paths < paths) == (whole != "input_layernorm")
+    withdraw(base, "whole")
+    assert bank.paths == paths
+
+
+def test_a_model_with_something_trained_whole_groups_the_rest() -> None:
+    base = base_of("llama", torch.bfloat16)
+    base.adapters["s"] = inject(base.model, LoraConfig(r=2, modules_to_save=("mlp",)), base.router, "s")
+    stir(base.adapters["s"])
+    asked = [request(ids, name) for ids, name in zip(prompts(3, 5), (None, "s"), strict=True)]
+    assert run(Engine(base), asked) == [run(Engine(base), [one])[0] for one in asked]
+    assert base.bank is not None
+    assert {path.split(".")[3] for path in base.bank.paths} == {"self_attn"}
+
+
+def test_a_copy_of_a_module_copies_no_bank() -> None:
+    """Not a norm that an adapter trains whole: the bank holds the weights of all layers."""
+    base = base_of("llama")
+    what_decodes(base)
+    norm = base.model.get_submodule("model.norm")
+    assert norm.bank is base.bank
+    twin = copy.deepcopy(norm)
+    assert (twin.bank, twin.together) == (None, ())
+
+
+def test_columns_of_no_numbers_disturb_nobody_once_they_are_free() -> None:
+    base = base_of("llama", adapters=1)
+    (ids,), engine = prompts(9), Engine(base)
+    expected = run(engine, [request(ids, "a0")])
+    assert base.bank is not None
+    path, layer = next(iter(base.bank.groups[0].layers.items()))
+    broken = Change(torch.full((4, layer.in_features), torch.nan), torch.ones(layer.out_features, 4))
+    base.ranks["broken"] = Ranks(lambda: {path: broken}, 4, lambda: 0)
+    with pytest.raises(ModelError, match="NaN"):  # which empties the bank
+        run(engine, [request(ids, "broken")])
+    assert run(engine, [request(ids, "a0")]) == expected
+    prompt_logprobs(base, [request(ids, "broken")])  # as a server tries what it loads
+    withdraw(base, "broken")
+    assert run(engine, [request(ids, "a0")]) == expected
+
+
+def test_an_adapter_that_is_gone_is_not_kept() -> None:
+    base = base_of("llama")
+    engine = Engine(base)
+    kept: list[weakref.ref[object]] = []
+    for name in ("x", "y", "z"):
+        base.adapters[name] = inject(base.model, LoraConfig(r=2), base.router, name)
+        kept.append(weakref.ref(next(iter(base.adapters[name].parameters.values()))))
+        run(engine, [request(prompts(4)[0], name)])
+        if name != "z":
+            withdraw(base, name)
+    gc.collect()
+    assert [one() is None for one in kept] == [True, True, False]

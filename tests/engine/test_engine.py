@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from lorasmith.engine.config import SamplingConfig
 from lorasmith.engine.engine import Engine, generate, replies
 from lorasmith.engine.packed import Packed
 from lorasmith.engine.request import Reply, Request
-from lorasmith.errors import AdapterError, DataError
+from lorasmith.errors import AdapterError, DataError, ModelError
 from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
@@ -198,3 +200,43 @@ def test_leaves_no_route_behind_and_forms_no_graph() -> None:
     assert base.router.slices is None
     assert not base.router.stacked
     assert not base.model.training  # an adapter's dropout must not draw
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_a_step_that_fails_ends_all_and_spoils_nothing(family: str) -> None:
+    """In the middle of prompts and answers, by an interrupt or an error."""
+    base = base_of(family, adapters=1)
+    asked = [request(ids, name, stop=False) for ids, name in zip(prompts(5, 30, 9), (None, "a0", None), strict=True)]
+    expected = [run(Engine(base), [one])[0] for one in asked]
+    engine = Engine(base, slots=2, tokens=8)
+    for calls, kind in ((1, KeyboardInterrupt), (2, RuntimeError), (5, KeyboardInterrupt)):
+        seen = count(1)
+
+        def fails(*_args: object, calls: int = calls, kind: type[BaseException] = kind, seen: Any = seen) -> None:
+            if next(seen) == calls:
+                raise kind
+
+        hook = base.model.get_input_embeddings().register_forward_hook(fails)
+        for one in asked:
+            engine.add(one)
+        with pytest.raises(kind):
+            drain(engine)
+        hook.remove()
+        assert not engine.busy
+        assert engine.step() == []
+        assert run(engine, asked) == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_no_numbers_in_the_cache_disturb_nobody_later(family: str) -> None:
+    """A long request of a broken adapter leaves NaN behind the keys of a short one in its place."""
+    base = base_of(family, adapters=1)
+    broken, short, long = prompts(25, 5, 30)
+    asked = [request(short, stop=False), request(long, stop=False)]
+    expected = run(Engine(base), asked)
+    with torch.no_grad():
+        next(iter(base.adapters["a0"].parameters.values())).fill_(torch.nan)
+    engine = Engine(base, slots=2)
+    with pytest.raises(ModelError, match="NaN"):
+        run(engine, [request(broken, "a0")])
+    assert run(engine, asked) == expected

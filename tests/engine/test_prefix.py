@@ -103,3 +103,47 @@ def test_blocks_whose_beginning_went_are_still_their_own() -> None:
         expected = [run(Engine(base), [one])[0] for one in asked]
         engine = Engine(base, cache_tokens=4 * 4 * BLOCK)  # four blocks of beginnings
         assert [run(engine, [one])[0] for one in asked] == expected
+
+
+def test_an_adapter_trained_on_in_the_middle_of_a_prompt_leaves_no_blocks_under_its_new_content() -> None:
+    base, (ids,) = base_of("llama", adapters=1), prompts(40)
+    engine, one = Engine(base, tokens=20), request(ids, "a0", stop=False)
+    engine.add(one)
+    engine.step()
+    with torch.no_grad():
+        for parameter in base.adapters["a0"].parameters.values():
+            parameter.mul_(-3)
+    drain(engine)
+    assert run(engine, [one]) == run(Engine(base), [one])
+
+
+def test_an_interrupt_while_blocks_are_kept_leaves_no_name_without_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, (first, second) = base_of("llama"), prompts(60, 40)
+    engine, one = Engine(base), request(second, stop=False)
+    expected = run(Engine(base), [one])
+    run(engine, [request(first, stop=False)])
+    prefixes = packed(engine).prefixes
+    inner, calls = prefixes._room, iter(range(9))
+
+    def interrupted(key: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return inner(key, like)
+
+    monkeypatch.setattr(prefixes, "_room", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(engine, [one])
+    monkeypatch.undo()
+    assert run(engine, [one]) == expected
+    assert run(engine, [one]) == expected
+
+
+def test_blocks_outlive_a_step_that_fails() -> None:
+    """And stand in the cache again when their prompt comes."""
+    base, (ids,) = base_of("llama"), prompts(40)
+    engine, one = Engine(base), request(ids, stop=False)
+    expected = run(engine, [one])
+    packed(engine).clear()
+    seen = tokens_through(engine)
+    assert run(engine, [one]) == expected
+    assert seen[0] == BLOCK

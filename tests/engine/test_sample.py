@@ -164,6 +164,20 @@ def test_extreme_temperatures_are_numbers(temperature: float) -> None:
     assert 0 <= sample(logits.clone(), [running([1], temperature=temperature)])[0] < 40
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 1e300}, {"top_k": 10**30}, {"repetition_penalty": 1e-50}, {"repetition_penalty": 1e50}],
+)
+def test_settings_beyond_what_a_tensor_holds_draw_no_barred_token(settings: dict[str, float]) -> None:
+    """As JSON mode bars them. The prompt holds every word, so that all are penalised."""
+    for seed in range(20):
+        logits, barred = 5 * torch.randn(1, 40), torch.arange(40) > 2
+        one = running(list(range(40)), **({"temperature": 1.0, "seed": seed} | settings))
+        penalise(logits, [Penalised(0, Seen(range(40)), one.request.sampling)])
+        assert logits.isfinite().all()
+        assert int(draw(logits.masked_fill(barred, -torch.inf), Rules.of([one.request.sampling], [0], CPU))) < 3
+
+
 def test_logprobs_are_of_the_models_own_distribution() -> None:
     """Before penalty and temperature; the likeliest as many as each request asks."""
     logits = 3 * torch.randn(4, 40)

@@ -16,6 +16,7 @@ from torch import Tensor
 from lorasmith.engine.config import SamplingConfig
 
 FIRST_LOOK = 128  # candidates that nearly always hold top_p; a row's likeliest 128 take 0.1 ms, sorting it 15 ms
+MOST = 2**31  # words of any vocabulary: a top_k beyond it says nothing, and one beyond 2**63 is no int64
 WIDER = 16  # how many times more candidates each further look has
 _GOLDEN, _A, _B = (x - 2**64 for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
@@ -33,11 +34,12 @@ class Rules(NamedTuple):
     def of(cls, settings: Sequence[SamplingConfig], places: Sequence[int], device: torch.device) -> Self:
         """`places`: how many tokens each reply has already."""
         real = torch.tensor([[s.temperature, s.top_p, s.min_p] for s in settings], dtype=torch.float32).to(device)
-        whole = torch.tensor([[s.top_k, s.seed, n] for s, n in zip(settings, places, strict=True)]).to(device)
+        top_k = [min(s.top_k, MOST) for s in settings]
+        whole = torch.tensor([[k, s.seed, n] for k, s, n in zip(top_k, settings, places, strict=True)]).to(device)
         temperature_D1, top_p_D1, min_p_D1 = real.split(1, 1)
         top_k_D1, seed_D1, place_D1 = whole.split(1, 1)
         key_D1 = _mix(_mix(seed_D1 + _GOLDEN) + place_D1 * _GOLDEN)
-        return cls(temperature_D1.clamp(min=1e-30), top_p_D1, min_p_D1, top_k_D1, key_D1)
+        return cls(temperature_D1.clamp(1e-30, 1e30), top_p_D1, min_p_D1, top_k_D1, key_D1)
 
     def rows(self, at_R: Sequence[int]) -> Self:
         """Those of some rows."""

@@ -34,6 +34,9 @@ class Layout(Protocol):
     def release(self, run: Running) -> None:
         """The request has ended or was cancelled."""
 
+    def clear(self) -> None:
+        """All requests are over: a step of theirs has failed."""
+
 
 class Engine:
     """Decodes many requests together, each with its own adapter, sampling and seed.
@@ -85,13 +88,22 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> list[Event]:
-        """One forward of the model: a token for every request whose prompt is through."""
-        chunks = self._layout.schedule(self._waiting)
-        if not chunks:
-            return []
-        ready = [chunk.running for chunk in chunks if chunk.is_last]
-        tokens = sample(self._forward(chunks), ready)
-        return self._postprocess(ready, tokens)
+        """One forward of the model: a token for every request whose prompt is through.
+
+        What it raises ends all requests that the engine has; new ones find it as it was.
+        """
+        try:
+            chunks = self._layout.schedule(self._waiting)
+            if not chunks:
+                return []
+            ready = [chunk.running for chunk in chunks if chunk.is_last]
+            tokens = sample(self._forward(chunks), ready)
+            return self._postprocess(ready, tokens)
+        except BaseException:  # an interrupt too, which may come in the middle of anything
+            self._live.clear()
+            self._waiting.clear()
+            self._layout.clear()
+            raise
 
     def _forward(self, chunks: Sequence[Chunk]) -> Tensor:
         if self.base.model.training:
@@ -135,7 +147,10 @@ class Engine:
 
 
 def generate(engine: Engine, requests: Iterable[Request]) -> Iterator[Event]:
-    """Events of these requests as they come; keys count from 0 in their order. Leaving early cancels the rest."""
+    """Events of these requests as they come; keys count from 0 in their order. Leaving early cancels the rest.
+
+    Events of other requests that the engine has meanwhile are lost, so two of these must not take turns.
+    """
     order = {engine.add(request): i for i, request in enumerate(requests)}
     left = set(order)
     try:

@@ -65,6 +65,11 @@ class SlotCache:
         for layer, pair in self._layers.items():
             yield from (((layer, i), tensor) for i, tensor in enumerate(pair))
 
+    def clear(self) -> None:
+        """Forget everything, but for which layers there are."""
+        self.places = self.capacity = self.needed = 0
+        self._layers = {layer: (k[:0, :, :0].clone(), v[:0, :, :0].clone()) for layer, (k, v) in self._layers.items()}
+
     def grow(self, places: int, tokens: int) -> None:
         """Room for so many requests of so many tokens; what is there stays."""
         if places <= self.places and tokens <= self.capacity:

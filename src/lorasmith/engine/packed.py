@@ -20,7 +20,7 @@ from lorasmith.lora.bank import Bank, Ranks
 from lorasmith.lora.inject import Adapter
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
-from lorasmith.model.decoding import bank_of, decoding, ranks_of
+from lorasmith.model.decoding import bank_of, decoding, ranks_of, regroup
 from lorasmith.model.forward import hidden
 from lorasmith.model.head import next_logits
 from lorasmith.model.probe import TOLERANCE
@@ -38,7 +38,7 @@ class Packed:
     """
 
     def __init__(self, base: Base, slots: int, tokens: int, cache_tokens: int, found: "Found") -> None:
-        self.base, self.tokens, self.found = base, max(tokens, slots), found
+        self.base, self.slots, self.tokens, self.found = base, slots, max(tokens, slots), found
         self._stack = stack_of(base) if found.has_stack else None
         self._held: set[str] = set()
         self._known: dict[str, tuple[Adapter, Ranks]] = {}
@@ -63,7 +63,8 @@ class Packed:
             self._held = set()
             self._running.append(run)
             self._cache.needed = self._places()
-            run.past = self.prefixes.load(self._version(run), run.ids, self._cache, run.slot)
+            run.version = self._version(run)
+            run.past = self.prefixes.load(run.version, run.ids, self._cache, run.slot)
             chunks.append(Chunk(run, min(run.pending, room)))
             room -= chunks[-1].length
         chunks = [chunk for chunk in chunks if chunk.length]
@@ -80,7 +81,7 @@ class Packed:
             run, was_prompt = chunk.running, chunk.is_last and len(chunk.running.ids) == len(chunk.running.request.ids)
             run.past += chunk.length
             if was_prompt:
-                self.prefixes.save(self._version(run), run.ids, self._cache, run.slot)
+                self.prefixes.save(run.version, run.ids, self._cache, run.slot)
         return logits_NV
 
     @property
@@ -98,7 +99,7 @@ class Packed:
         return 1 + max((run.slot for run in self._running), default=-1)
 
     def _version(self, run: Running) -> Hashable:
-        """What the request's keys and values depend on, besides its tokens."""
+        """What its adapter is now; None: the base alone."""
         name = run.request.adapter
         return None if name is None else self._ranks(name).version()
 
@@ -107,8 +108,11 @@ class Packed:
             return self.base.ranks[name]
         adapter = self.base.adapters[name]
         if name not in self._known or self._known[name][0] is not adapter:
-            self._known[name] = adapter, ranks_of(self.base, adapter)
+            known = {old: pair for old, pair in self._known.items() if self.base.adapters.get(old) is pair[0]}
+            self._known = known | {name: (adapter, ranks_of(self.base, adapter))}
             # it may have put modules of its own in the model
+            if self.found.bank is not None:
+                regroup(self.base, self.found.bank)
             self._stack = stack_of(self.base) if self.found.has_stack else None
         return self._known[name][1]
 
@@ -118,16 +122,23 @@ class Packed:
         bank = self.found.bank
         if names <= self._held and (bank is None or bank.has(names)):  # since the last step nobody has come
             return decoding(self.base, self.found.bank, self._stack)
-        self._held = names
         if bank is not None:
             for name in sorted(names):
                 bank.hold(name, self._ranks(name), names)
+        self._held = names
         return decoding(self.base, self.found.bank, self._stack)
 
     def release(self, run: Running) -> None:
         """The request has ended: its place is free from the next step on."""
         self._running.remove(run)
         heapq.heappush(self._free, run.slot)
+
+    def clear(self) -> None:
+        """Forget all requests and what they left: half a step, or what is no number, which a mask does not hide."""
+        self._cache.clear()
+        if self.found.bank is not None:
+            self.found.bank.clear()
+        self._free, self._running, self._held = list(range(self.slots)), [], set()
 
 
 def flat_row(chunks: Sequence[Chunk]) -> Row:

@@ -61,6 +61,10 @@ class Padded:
         if len(self._ended) == len(self._batch):
             self._batch, self._keys = [], None
 
+    def clear(self) -> None:
+        """Forget all requests: the model's cache may hold half of a step."""
+        self._batch, self._keys = [], None
+
     def _fits(self, batch: Sequence[Running]) -> bool:
         """Whether the model can look at the longest prompt and the longest reply together: padding takes places too."""
         limit = self.base.max_positions

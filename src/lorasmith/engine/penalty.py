@@ -15,6 +15,8 @@ from torch import Tensor
 
 from lorasmith.engine.config import SamplingConfig
 
+STRONGEST = 1e9  # repetition penalty: one beyond it chooses no other token, and may make a logit infinite
+
 
 class Seen:
     """The distinct tokens of a request and how often its reply holds each; a new token costs the same at any length."""
@@ -60,7 +62,8 @@ def penalise(logits_NV: Tensor, penalised: Sequence[Penalised]) -> None:
     ids = [one.seen.ids_I for one in penalised]
     lengths = torch.tensor([len(own_I) for own_I in ids])
     settings = [
-        (s.repetition_penalty, s.presence_penalty, s.frequency_penalty) for s in (one.sampling for one in penalised)
+        (min(max(s.repetition_penalty, 1 / STRONGEST), STRONGEST), s.presence_penalty, s.frequency_penalty)
+        for s in (one.sampling for one in penalised)
     ]
     device = logits_NV.device
     row_I = torch.tensor([one.row for one in penalised]).repeat_interleave(lengths).to(device)

@@ -62,10 +62,14 @@ class Prefixes:
         if not new:
             return
         at_N = torch.tensor([self._at[names[i]] for i in new])
-        for key, tensor in cache.tensors():
-            blocks = _blocks_of(tensor, slot, len(names))
-            store = self._room(key, blocks)
-            store.index_copy_(0, at_N.to(tensor.device), blocks[new])
+        try:
+            for key, tensor in cache.tensors():
+                blocks = _blocks_of(tensor, slot, len(names))
+                store = self._room(key, blocks)
+                store.index_copy_(0, at_N.to(tensor.device), blocks[new])
+        except BaseException:  # an interrupt too: a name whose block was not copied means another's
+            self._at.clear()
+            raise
 
     def _place(self) -> int:
         if len(self._at) < self.limit:

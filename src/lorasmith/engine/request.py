@@ -1,6 +1,6 @@
 """What a caller asks of the engine, and what comes back."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -58,6 +58,7 @@ class Running:
     limit: int  # length of `ids` at which it ends
     stop_ids: frozenset[int]
     stream: Stream
+    version: Hashable = None  # what its keys and values depend on, besides its tokens: from when it got its place
     past: int = 0
     slot: int = -1
     seen: Seen | None = field(init=False)  # where a penalty needs it

@@ -3,7 +3,7 @@
     T = tokens, I = inputs, O = outputs of the L layers that get the same input, C = columns, one for each rank
     y = W x^T + s B (mask * A x^T)        (LoRA, arXiv:2106.09685, section 4.1, for all adapters at once)
 
-A token's mask is 1 in the columns of its own adapter. An adapter is copied in when a request needs it, and over one that
+A token's mask is 1 in the columns of its own adapter. An adapter is copied in when a request needs it, over one that
 nobody needs any more. A has L rows for each column, those of one adapter together (layer by layer), so that what is in
 use of A and B is one piece from their beginning.
 """
@@ -55,7 +55,8 @@ class Bank:
     def __init__(self, router: Router, groups: Sequence[Mapping[str, nn.Linear]]) -> None:
         self.router = router
         self.groups = [Together(self, layers) for layers in groups]
-        self._paths = [path for layers in groups for path in layers]
+        self._order = [path for layers in groups for path in layers]
+        self.paths = frozenset(self._order)  # of layers that compute here
         self.columns = 0
         self.on = False  # layers look here only while the engine runs
         self._at: dict[str, Place] = {}  # adapter -> its columns; the least recently used first
@@ -80,10 +81,11 @@ class Bank:
     def _put(self, changes: Mapping[str, Change], place: Place) -> None:
         """Copy an adapter in, all matrices in one call: a switch is mostly the time of the calls."""
         if place not in self._views:
+            self._empty(place)
             others = {p: views for p, views in self._views.items() if p[1] <= place[0] or place[1] <= p[0]}
-            self._views = {**others, place: [view for group in self.groups for view in group.clear(*place)]}
+            self._views = {**others, place: [view for group in self.groups for view in group.views(*place)]}
         to, of = list[Tensor](), list[Tensor]()
-        for path, (A, B) in zip(self._paths, self._views[place], strict=True):
+        for path, (A, B) in zip(self._order, self._views[place], strict=True):
             r = len(changes[path].A) if path in changes else 0
             if r < len(A):  # a smaller rank than the adapter's largest, or a layer that it leaves as it is
                 A.zero_()
@@ -95,19 +97,25 @@ class Bank:
         if to:
             torch._foreach_copy_(to, of)
 
-    @property
-    def paths(self) -> frozenset[str]:
-        """The layers that adapters may change here."""
-        return frozenset(self._paths)
-
     def has(self, adapters: Iterable[str]) -> bool:
         """Whether all of them have their columns."""
         return all(adapter in self._at for adapter in adapters)
 
     def drop(self, adapter: str) -> None:
-        """Forget the adapter; its columns are free."""
-        self._at.pop(adapter, None)
+        """Forget the adapter; its columns are free, and empty: a mask does not hide what is no number."""
         self._versions.pop(adapter, None)
+        if adapter in self._at:
+            self._empty(self._at.pop(adapter))
+
+    def clear(self) -> None:
+        """Forget all adapters."""
+        self._at, self._versions = {}, {}
+        self._empty((0, self.columns))
+
+    def _empty(self, place: Place) -> None:
+        for group in self.groups:
+            for part in group.columns(*place):
+                part.zero_()
 
     def slices(self, tokens: int) -> list[Piece]:
         """The pieces of the row that have an adapter here; found once a forward."""
@@ -135,7 +143,7 @@ class Bank:
             if idle is None:
                 self._grow(r)
             else:
-                self.drop(idle)
+                del self._at[idle], self._versions[idle]
         return gap
 
     def _gap(self, r: int) -> int | None:
@@ -168,17 +176,13 @@ class Together:
         """[T, I] -> [T, O], whose columns may lie next to each other in memory."""
         tokens = len(x_TI)
         slices = self.bank.slices(tokens)
-        if tokens <= FEW:
-            y_TO = product_of_few(x_TI, self.W_OI)
-        else:
-            y_TO = product(x_TI, self.W_OI.t())
+        y_TO = product_of_few(x_TI, self.W_OI) if tokens <= FEW else product(x_TI, self.W_OI.t())
         if tokens <= FEW or tokens <= THIN.get(x_TI.dtype, 16) * len(slices):
             if slices:
                 self._add_under_mask(y_TO, x_TI)
         else:
-            n = len(self.widths)
             for start, end, first, last in slices:
-                A, B = self._A_KI[first * n : last * n], self._B_OK[:, first * n : last * n]
+                A, B = self.columns(first, last)
                 y_TO[start:end].addmm_(F.linear(x_TI[start:end], A), B.t())
         return y_TO if self.bias_O is None else y_TO.add_(self.bias_O)
 
@@ -187,12 +191,14 @@ class Together:
         h_KT = torch.mm(self._A_KI[:used], x_TI.t()).mul_(self.bank.mask(len(x_TI), len(self.widths), x_TI))
         y_TO.t().addmm_(self._B_OK[:, :used], h_KT)
 
-    def clear(self, first: int, last: int) -> Iterator[Change]:
-        """Zeros in these columns; where in them each layer's A [R, I] and B [its O, R] go."""
-        n, r, row = len(self.widths), last - first, 0
-        A, B = self._A_KI[first * n : last * n], self._B_OK[:, first * n : last * n]
-        A.zero_()
-        B.zero_()
+    def columns(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """A [K, I] and B [O, K] of these columns, K = L for each."""
+        n = len(self.widths)
+        return self._A_KI[first * n : last * n], self._B_OK[:, first * n : last * n]
+
+    def views(self, first: int, last: int) -> Iterator[Change]:
+        """Where in these columns each layer's A [R, I] and B [its O, R] go."""
+        (A, B), r, row = self.columns(first, last), last - first, 0
         for i, width in enumerate(self.widths):
             yield Change(A[i * r : (i + 1) * r], B[row : row + width, i * r : (i + 1) * r])
             row += width

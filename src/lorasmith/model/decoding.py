@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count, islice
+from itertools import count
 
 from torch import nn
 
-from lorasmith.lora.bank import Bank, Change, Ranks
+from lorasmith.lora.bank import Bank, Change, Ranks, Together
 from lorasmith.lora.inject import Adapter
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.model.base import Base
@@ -44,12 +44,27 @@ def held(base: Base, adapter: str | None) -> Iterator[None]:
 def bank_of(base: Base) -> Bank:
     """Group the layers of recognised modules that get the same input. Other layers stay as they are."""
     fast = {path: module for path, module in base.model.named_modules() if isinstance(module, Fast)}
-    groups = {path: list(_groups(path, module)) for path, module in fast.items()}
-    bank = Bank(base.router, [group for found in groups.values() for group in found])
-    made = iter(bank.groups)
-    for path, module in fast.items():
-        module.bank, module.together = bank, tuple(islice(made, len(groups[path])))
+    whole = {path for path in fast if {"original_module", "modules_to_save"} & set(path.split("."))}
+    bank = Bank(base.router, [group for path in fast if path not in whole for group in _groups(path, fast[path])])
+    regroup(base, bank)
     return bank
+
+
+def regroup(base: Base, bank: Bank) -> None:
+    """Let modules compute in their groups, but for those of which an adapter in the model trains something whole."""
+    modules = dict(base.model.named_modules())
+    groups: dict[str, list[Together]] = {}
+    for group in bank.groups:
+        groups.setdefault(next(iter(group.layers)).rpartition(".")[0], []).append(group)
+    paths: list[str] = []
+    for path, module in modules.items():
+        if isinstance(module, Fast):
+            own = groups.get(path, [])
+            layers = {p: layer for group in own for p, layer in group.layers.items()}
+            are_there = all(p in modules and _plain(modules[p]) is layer for p, layer in layers.items())
+            module.bank, module.together = bank, tuple(own) if are_there else ()
+            paths += layers if are_there else ()
+    bank.paths = frozenset(paths)
 
 
 def _groups(path: str, module: Fast) -> Iterator[dict[str, nn.Linear]]:

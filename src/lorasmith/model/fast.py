@@ -31,6 +31,10 @@ class Fast(nn.Module):
     bank: Bank | None = None  # while it is on, the engine runs and wants no gradient: see decoding.py
     together: Sequence[Together] = ()  # its layers in groups that get the same input
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is none of the bank's modules; with them it would copy all their weights."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("bank", "together")}
+
     @property
     def infers(self) -> bool:
         """Whether this call is the engine's."""

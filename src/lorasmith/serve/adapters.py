@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+from lorasmith.errors import AdapterError
+from lorasmith.i18n import _
 from lorasmith.lora.files import load_adapter
 from lorasmith.lora.held import held_ranks
 from lorasmith.lora.inject import remove
 from lorasmith.model.base import Base
+from lorasmith.model.decoding import regroup
 
 
 def offer(base: Base, internal_name: str, folder: Path) -> None:
@@ -20,6 +23,14 @@ def offer(base: Base, internal_name: str, folder: Path) -> None:
         return
     base.adapters[internal_name] = load_adapter(base.model, base.router, folder, internal_name)
     base.router.active = None
+    if base.bank is None:
+        return
+    regroup(base, base.bank)
+    lost = [path for ranks in base.ranks.values() for path in ranks.read() if path not in base.bank.paths]
+    if lost:
+        withdraw(base, internal_name)
+        text = _("{path}: another adapter has LoRA on it, and this one trains a module beside it whole.", path=lost[0])
+        raise AdapterError(text)
 
 
 def withdraw(base: Base, internal_name: str) -> None:
@@ -31,3 +42,5 @@ def withdraw(base: Base, internal_name: str) -> None:
         return
     remove(base.model, internal_name)
     del base.adapters[internal_name]
+    if base.bank is not None:
+        regroup(base, base.bank)
