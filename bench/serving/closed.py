@@ -40,7 +40,7 @@ class Ours:
 
     def __init__(self, model: str, dtype: str, folders: Sequence[Path]) -> None:
         self.base = load_base(ModelConfig(model=model, dtype=dtype))  # type: ignore[arg-type]
-        self.engine = Engine(self.base, slots=REQUESTS)
+        self.engine = Engine(self.base, slots=REQUESTS, prepack=True)
         before, start = resident(), time.perf_counter()
         for folder in folders:
             offer(self.base, folder.name, folder)

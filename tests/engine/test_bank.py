@@ -73,7 +73,7 @@ def test_columns_are_used_again_and_grow() -> None:
     layer = bank.groups[0].layers[path]
 
     def ranks(r: int, version: int = 0) -> Ranks:
-        change = Change(torch.full((r, layer.in_features), 0.1 * r), torch.full((layer.out_features, r), 0.5))
+        change = Change(torch.full((r, layer.in_features), 0.1 * r), torch.full((r, layer.out_features), 0.5))
         return Ranks(lambda: {path: change}, r, lambda: version)
 
     assert bank.hold("a", ranks(8), {"a"})
@@ -219,7 +219,7 @@ def test_columns_of_no_numbers_disturb_nobody_once_they_are_free() -> None:
     expected = run(engine, [request(ids, "a0")])
     assert base.bank is not None
     path, layer = next(iter(base.bank.groups[0].layers.items()))
-    broken = Change(torch.full((4, layer.in_features), torch.nan), torch.ones(layer.out_features, 4))
+    broken = Change(torch.full((4, layer.in_features), torch.nan), torch.ones(4, layer.out_features))
     base.ranks["broken"] = Ranks(lambda: {path: broken}, 4, lambda: 0)
     with pytest.raises(ModelError, match="NaN"):  # which empties the bank
         run(engine, [request(ids, "broken")])

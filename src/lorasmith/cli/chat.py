@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     with Screen(json=True) as screen:  # standard output is for the answers
         session = open_adapters(args.runs, model, screen)
-        engine, template, answers = Engine(session.base, slots=1), session.template, count()
+        engine, template, answers = Engine(session.base, slots=1, prepack=True), session.template, count()
 
         def answer(messages: Sequence[Message], adapter: str | None) -> Iterator["Event"]:
             # another seed for each answer, or /again would say the same

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         def events(asked: Sequence[Conversation]) -> Iterator["Event"]:
             ids = [template.encode_prompt(one.messages[:-1], one.tools) for one in asked]
             requests = [Request(one, settings, adapter, template.stop_ids) for one in ids]
-            return generate(Engine(session.base), requests)
+            return generate(Engine(session.base, prepack=True), requests)
 
         if len(prompts) == 1 and not args.json:
             answer_one(prompts[0], events)

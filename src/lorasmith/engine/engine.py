@@ -18,6 +18,7 @@ from lorasmith.engine.text import Stream
 from lorasmith.errors import AdapterError, DataError
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
+from lorasmith.model.decoding import prepack as prepack_weights
 
 CACHE = 2**15  # tokens in the key/value cache
 
@@ -45,14 +46,19 @@ class Engine:
     `tokens`: tokens a step, so that a long prompt goes in pieces beside the answers of others; `cache_tokens`: bound of
     the key/value cache (both: packed models only).
     The model is put into eval mode: adapters' dropout is for training. `why`: the reason for padded batches, or None.
+    `prepack`: the base only decodes from now on, and its weights may be kept in the order that is fastest for that.
     """
 
-    def __init__(self, base: Base, slots: int = 16, tokens: int = 512, cache_tokens: int = CACHE) -> None:
+    def __init__(
+        self, base: Base, slots: int = 16, tokens: int = 512, cache_tokens: int = CACHE, prepack: bool = False
+    ) -> None:
         self.base = base
         found = what_decodes(base) if base.layout == "packed" else Found(base.why.get("layout", ""))
         self.why = found.problem
         packed = self.why is None
         self._layout: Layout = Packed(base, slots, tokens, cache_tokens, found) if packed else Padded(base, slots)
+        if prepack:
+            prepack_weights(base)
         self._waiting: deque[Running] = deque()
         self._live: dict[int, Running] = {}
         self._next_key = 0

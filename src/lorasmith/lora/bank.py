@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorasmith.lora.product import FEW, product, product_of_few
+from lorasmith.lora.product import FEW, prepacked, product, product_of_few, product_of_packed
 from lorasmith.lora.router import Router
 from lorasmith.lora.siblings import stacked
 
@@ -26,10 +26,10 @@ Place = tuple[int, int]  # columns [first, last)
 
 
 class Change(NamedTuple):
-    """What an adapter does to one layer: y += B A x, the scaling already in B. A [R, I], B [O, R]."""
+    """What an adapter does to one layer: y += B A x, the scaling already in B, which lies transposed."""
 
-    A: Tensor
-    B: Tensor
+    A_RI: Tensor
+    B_RO: Tensor
 
 
 class Ranks(NamedTuple):
@@ -58,7 +58,7 @@ class Bank:
         self._order = [path for layers in groups for path in layers]
         self.paths = frozenset(self._order)  # of layers that compute here
         self.columns = 0
-        self.on = False  # layers look here only while the engine runs
+        self.on, self.is_prepacked = False, False  # on: layers look here only while the engine runs
         self._at: dict[str, Place] = {}  # adapter -> its columns; the least recently used first
         self._views: dict[Place, list[Change]] = {}  # where each layer's matrices go; around them there are zeros
         self._versions: dict[str, Hashable] = {}
@@ -86,11 +86,11 @@ class Bank:
             self._views = {**others, place: [view for group in self.groups for view in group.views(*place)]}
         to, of = list[Tensor](), list[Tensor]()
         for path, (A, B) in zip(self._order, self._views[place], strict=True):
-            r = len(changes[path].A) if path in changes else 0
+            r = len(changes[path].A_RI) if path in changes else 0
             if r < len(A):  # a smaller rank than the adapter's largest, or a layer that it leaves as it is
                 A.zero_()
                 B.zero_()
-                A, B = A[:r], B[:, :r]
+                A, B = A[:r], B[:r]
             if r:
                 to += A, B
                 of += changes[path]
@@ -116,6 +116,19 @@ class Bank:
         for group in self.groups:
             for part in group.columns(*place):
                 part.zero_()
+
+    def prepack(self) -> None:
+        """Keep the weights of the groups that are in use in oneDNN's order, and no other, until `unpack`."""
+        self.is_prepacked = True
+        for group in self.groups:
+            if self.paths.issuperset(group.layers):
+                group.prepack()
+
+    def unpack(self) -> None:
+        """Give all layers their weights back."""
+        self.is_prepacked = False
+        for group in self.groups:
+            group.unpack()
 
     def slices(self, tokens: int) -> list[Piece]:
         """The pieces of the row that have an adapter here; found once a forward."""
@@ -168,44 +181,68 @@ class Together:
     def __init__(self, bank: Bank, layers: Mapping[str, nn.Linear]) -> None:
         self.bank, self.layers = bank, layers
         self.W_OI, self.bias_O = stacked(list(layers.values()))
+        self.packed: Tensor | None = None  # where it is, W is on the meta device: only its shape is left
         self.widths = [layer.out_features for layer in layers.values()]
-        self._A_KI, self._B_OK = self.W_OI.new_zeros(0, self.W_OI.shape[1]), self.W_OI.new_zeros(len(self.W_OI), 0)
+        self._A_KI, self._B_KO = (self.W_OI.new_zeros(0, size) for size in reversed(self.W_OI.shape))
+        self._in_use = 0, self._A_KI, self._B_KO  # columns up to the last one in use
 
     @torch.no_grad()
     def __call__(self, x_TI: Tensor) -> Tensor:
         """[T, I] -> [T, O], whose columns may lie next to each other in memory."""
-        tokens = len(x_TI)
-        slices = self.bank.slices(tokens)
-        y_TO = product_of_few(x_TI, self.W_OI) if tokens <= FEW else product(x_TI, self.W_OI.t())
-        if tokens <= FEW or tokens <= THIN.get(x_TI.dtype, 16) * len(slices):
-            if slices:
-                self._add_under_mask(y_TO, x_TI)
+        tokens, slices = len(x_TI), self.bank.slices(len(x_TI))
+        if self.packed is not None:
+            y_TO = product_of_packed(x_TI, self.packed, self.bias_O)
         else:
-            for start, end, first, last in slices:
-                A, B = self.columns(first, last)
-                y_TO[start:end].addmm_(F.linear(x_TI[start:end], A), B.t())
-        return y_TO if self.bias_O is None else y_TO.add_(self.bias_O)
+            y_TO = product_of_few(x_TI, self.W_OI) if tokens <= FEW else product(x_TI, self.W_OI.t())
+            y_TO = y_TO if self.bias_O is None else y_TO.add_(self.bias_O)
+        if slices and (tokens <= FEW or tokens <= THIN.get(x_TI.dtype, 16) * len(slices)):
+            return self._add_under_mask(y_TO, x_TI)
+        for start, end, first, last in slices:
+            A_KI, B_KO = self.columns(first, last)
+            y_TO[start:end].addmm_(F.linear(x_TI[start:end], A_KI), B_KO)
+        return y_TO
 
-    def _add_under_mask(self, y_TO: Tensor, x_TI: Tensor) -> None:
-        used = self.bank.used * len(self.widths)
-        h_KT = torch.mm(self._A_KI[:used], x_TI.t()).mul_(self.bank.mask(len(x_TI), len(self.widths), x_TI))
-        y_TO.t().addmm_(self._B_OK[:, :used], h_KT)
+    def _add_under_mask(self, y_TO: Tensor, x_TI: Tensor) -> Tensor:
+        if self._in_use[0] != self.bank.used:  # a slice costs as much as a small product
+            self._in_use = self.bank.used, *self.columns(0, self.bank.used)
+        _used, A_KI, B_KO = self._in_use
+        h_KT = torch.mm(A_KI, x_TI.t()).mul_(self.bank.mask(len(x_TI), len(self.widths), x_TI))
+        return y_TO.addmm_(h_KT.t(), B_KO)
+
+    def prepack(self) -> None:
+        """Keep W in oneDNN's order alone, if the processor has it; the layers by themselves cannot be called then."""
+        self.packed = prepacked(self.W_OI) if self.packed is None else self.packed
+        if self.packed is not None:
+            self._put_weights(self.W_OI.to("meta"))
+
+    def unpack(self) -> None:
+        """Give the layers their weights back, bit for bit."""
+        if self.packed is not None:
+            self._put_weights(self.packed.to_dense())
+            self.packed = None
+
+    def _put_weights(self, W_OI: Tensor) -> None:
+        self.W_OI = W_OI
+        for layer, part_OI in zip(self.layers.values(), W_OI.split(self.widths), strict=True):
+            layer.weight = nn.Parameter(part_OI, requires_grad=False)
 
     def columns(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """A [K, I] and B [O, K] of these columns, K = L for each."""
+        """A [K, I] and B [K, O] of these columns, K = L for each."""
         n = len(self.widths)
-        return self._A_KI[first * n : last * n], self._B_OK[:, first * n : last * n]
+        return self._A_KI[first * n : last * n], self._B_KO[first * n : last * n]
 
     def views(self, first: int, last: int) -> Iterator[Change]:
-        """Where in these columns each layer's A [R, I] and B [its O, R] go."""
-        (A, B), r, row = self.columns(first, last), last - first, 0
+        """Where in these columns the matrices of each layer go."""
+        (A_KI, B_KO), r, column = self.columns(first, last), last - first, 0
         for i, width in enumerate(self.widths):
-            yield Change(A[i * r : (i + 1) * r], B[row : row + width, i * r : (i + 1) * r])
-            row += width
+            rows = slice(i * r, (i + 1) * r)
+            yield Change(A_KI[rows], B_KO[rows, column : column + width])
+            column += width
 
     def grow(self, columns: int) -> None:
         """Room for more columns; what is in them stays."""
-        K = len(self.widths) * columns
-        A, B = self.W_OI.new_zeros(K, self.W_OI.shape[1]), self.W_OI.new_zeros(len(self.W_OI), K)
-        A[: len(self._A_KI)], B[:, : len(self._A_KI)] = self._A_KI, self._B_OK
-        self._A_KI, self._B_OK = A, B
+        before = self._A_KI, self._B_KO
+        self._A_KI, self._B_KO = (old.new_zeros(len(self.widths) * columns, old.shape[1]) for old in before)
+        for new, old in zip((self._A_KI, self._B_KO), before, strict=True):
+            new[: len(old)] = old
+        self._in_use = 0, self._A_KI[:0], self._B_KO[:0]

@@ -41,7 +41,7 @@ def held_ranks(model: PreTrainedModel, folder: Path, paths: Collection[str], dty
         raise AdapterError(*(f"{folder / WEIGHTS}: {problem}" for problem in problems))
     changes = {path: _change(config, path, tensors, dtype) for path in targets.adapted}
     version = hashlib.sha256((folder / WEIGHTS).read_bytes() + (folder / CONFIG).read_bytes()).hexdigest()
-    return Ranks(lambda: changes, max(len(change.A) for change in changes.values()), lambda: version)
+    return Ranks(lambda: changes, max(len(change.A_RI) for change in changes.values()), lambda: version)
 
 
 def _key(path: str, matrix: str) -> str:
@@ -51,4 +51,4 @@ def _key(path: str, matrix: str) -> str:
 def _change(config: LoraConfig, path: str, tensors: dict[str, Tensor], dtype: torch.dtype) -> Change:
     """Copied, also where the dtype is the file's: a mapped file that somebody shortens would end the server."""
     A, B = (tensors[_key(path, matrix)].to(dtype, copy=True) for matrix in "AB")
-    return Change(A, B.mul_(config.scaling(*rank_and_alpha(config, path))))
+    return Change(A, B.mul_(config.scaling(*rank_and_alpha(config, path))).t().contiguous())

@@ -50,6 +50,7 @@ class Base:
     adapters: dict[str, Adapter] = field(default_factory=dict)
     ranks: dict[str, Ranks] = field(default_factory=dict)  # adapters that are not in the model: see lora/held.py
     bank: Bank | None = None  # where the engine computes them; None: it cannot
+    packed_head: torch.Tensor | None = None  # its weight as oneDNN reads it, while the head is nothing else
     stack: Callable[..., torch.Tensor] | None = None  # what runs instead of the decoder while the engine does: stack.py
 
     @cached_property

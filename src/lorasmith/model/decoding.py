@@ -9,8 +9,10 @@ from torch import nn
 from lorasmith.lora.bank import Bank, Change, Ranks, Together
 from lorasmith.lora.inject import Adapter
 from lorasmith.lora.layer import LoRALayer
+from lorasmith.lora.product import prepacked
 from lorasmith.model.base import Base
 from lorasmith.model.fast import Fast, FastAttention, FastGatedMLP
+from lorasmith.model.head import frozen_matrix
 from lorasmith.model.stack import Stack
 
 _numbers = count()  # no two adapters have the same, as two of the same id() may
@@ -32,13 +34,41 @@ def decoding(base: Base, bank: Bank | None, stack: Stack | None) -> Iterator[Non
 
 @contextmanager
 def held(base: Base, adapter: str | None) -> Iterator[None]:
-    """Within it rows without a cache may use an adapter that is not in the model."""
-    if base.bank is None or adapter is None or adapter not in base.ranks:
+    """Within it rows without a cache compute in groups of layers, with an adapter that need not be in the model."""
+    if base.bank is None:
         yield
         return
-    base.bank.hold(adapter, base.ranks[adapter], {adapter})
+    if adapter is not None:
+        ranks = base.ranks.get(adapter) or ranks_of(base, base.adapters[adapter])
+        base.bank.hold(adapter, ranks, {adapter})
     with decoding(base, base.bank, None):
         yield
+
+
+def prepack(base: Base) -> None:
+    """Keep the weights of the groups and of the head as oneDNN reads them: for a base that only decodes from now on.
+
+    Layers outside of groups, and the embedding, stay as they are. The head's is one matrix more in memory.
+    """
+    if base.bank is not None:
+        base.bank.prepack()
+        weight = frozen_matrix(base)
+        base.packed_head = None if weight is None else prepacked(weight)
+
+
+@contextmanager
+def unpacked(base: Base) -> Iterator[None]:
+    """Within it the model has its plain weights, for what changes its modules."""
+    was_prepacked = base.bank is not None and base.bank.is_prepacked
+    if base.bank is not None:
+        base.bank.unpack()
+    try:
+        yield
+    finally:
+        if base.bank is not None:
+            regroup(base, base.bank)
+        if was_prepacked:
+            prepack(base)
 
 
 def bank_of(base: Base) -> Bank:
@@ -94,9 +124,9 @@ def ranks_of(base: Base, adapter: Adapter) -> Ranks:
         layers = {path: base.model.get_submodule(path) for path in adapter.targets.adapted}
         linear = {path: layer for path, layer in layers.items() if isinstance(layer, LoRALayer)}
         matrices = {path: one.matrices(adapter.name) for path, one in linear.items()}
-        return {path: Change(A, B * linear[path].scaling[adapter.name]) for path, (A, B) in matrices.items()}
+        return {path: Change(A, B.t() * linear[path].scaling[adapter.name]) for path, (A, B) in matrices.items()}
 
     def version() -> tuple[int, ...]:
         return (number, *(p._version for p in parameters))
 
-    return Ranks(read, max((len(change.A) for change in read().values()), default=0), version)
+    return Ranks(read, max((len(change.A_RI) for change in read().values()), default=0), version)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lorasmith.lora.product import product_of_packed
 from lorasmith.lora.router import Slice
 from lorasmith.model.attention import Cache
 from lorasmith.model.base import Base
@@ -29,7 +30,7 @@ def loss_sum(base: Base, row: Row) -> Tensor:
         losses_N = _losses_of_model(base, row)
         return (losses_N * row.weight_N.to(losses_N.dtype)).sum()
     states_NH = hidden(base, row).index_select(0, row.at_N)
-    W_VH = _frozen_matrix(base) if "head" in base.fast else None
+    W_VH = frozen_matrix(base) if "head" in base.fast else None
     if W_VH is not None:
         return _FrozenHead.apply(states_NH, W_VH, base.head.scale, row)  # type: ignore[no-any-return, no-untyped-call]
     trained = [p for p in base.output_embedding.parameters() if p.requires_grad]
@@ -87,13 +88,14 @@ def label_slices(row: Row) -> list[Slice]:
 
 def logits(base: Base, states_NH: Tensor) -> Tensor:
     """Logits [N, V] of hidden states [N, H], as the model itself computes them. The router must be set."""
-    out: Tensor = base.output_embedding(states_NH)
+    packed_VH = base.packed_head
+    out: Tensor = base.output_embedding(states_NH) if packed_VH is None else product_of_packed(states_NH, packed_VH)
     out = out if base.head.scale == 1 else out * base.head.scale
     cap = base.head.softcap
     return out if cap is None else torch.tanh(out / cap) * cap
 
 
-def _frozen_matrix(base: Base) -> Tensor | None:
+def frozen_matrix(base: Base) -> Tensor | None:
     """The head's weight [V, H], where the head is nothing else."""
     head = base.output_embedding
     if type(head) is not nn.Linear or base.head.softcap is not None:

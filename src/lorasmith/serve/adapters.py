@@ -8,7 +8,7 @@ from lorasmith.lora.files import load_adapter
 from lorasmith.lora.held import held_ranks
 from lorasmith.lora.inject import remove
 from lorasmith.model.base import Base
-from lorasmith.model.decoding import regroup
+from lorasmith.model.decoding import unpacked
 
 
 def offer(base: Base, internal_name: str, folder: Path) -> None:
@@ -21,12 +21,11 @@ def offer(base: Base, internal_name: str, folder: Path) -> None:
     if ranks:
         base.ranks[internal_name] = ranks
         return
-    base.adapters[internal_name] = load_adapter(base.model, base.router, folder, internal_name)
-    base.router.active = None
-    if base.bank is None:
-        return
-    regroup(base, base.bank)
-    lost = [path for ranks in base.ranks.values() for path in ranks.read() if path not in base.bank.paths]
+    with unpacked(base):
+        base.adapters[internal_name] = load_adapter(base.model, base.router, folder, internal_name)
+        base.router.active = None
+    held = base.ranks.values() if base.bank else ()
+    lost = [path for ranks in held for path in ranks.read() if base.bank and path not in base.bank.paths]
     if lost:
         withdraw(base, internal_name)
         text = _("{path}: another adapter has LoRA on it, and this one trains a module beside it whole.", path=lost[0])
@@ -40,7 +39,6 @@ def withdraw(base: Base, internal_name: str) -> None:
     if internal_name in base.ranks:
         del base.ranks[internal_name]
         return
-    remove(base.model, internal_name)
-    del base.adapters[internal_name]
-    if base.bank is not None:
-        regroup(base, base.bank)
+    with unpacked(base):
+        remove(base.model, internal_name)
+        del base.adapters[internal_name]
