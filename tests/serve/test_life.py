@@ -114,7 +114,7 @@ def test_an_adapter_is_read_beside_the_replies_and_a_broken_one_ends_nothing(own
 def test_a_long_text_holds_nobody_up_and_keeps_its_adapter(own_runs: Path, monkeypatch: pytest.MonkeyPatch):
     with running(own_runs, context=120) as served:
         may_go, begun, ask_chat = threading.Event(), threading.Event(), app.ask_chat
-        monkeypatch.setattr(app, "ask_chat", lambda *a: (begun.set(), may_go.wait(10), ask_chat(*a))[2])
+        monkeypatch.setattr(app, "ask_chat", lambda *a: (begun.set(), may_go.wait(30), ask_chat(*a))[2])
         answers: list[str] = []
         asked = {"model": "loud", "messages": user(HI), "max_tokens": 4}
         asking = threading.Thread(
@@ -130,10 +130,11 @@ def test_a_long_text_holds_nobody_up_and_keeps_its_adapter(own_runs: Path, monke
 
 def test_what_is_asked_of_the_model_as_it_ends_is_told_so(runs: Path):
     with running(runs) as served:
-        worker, gate = served.desk.worker, threading.Event()
+        worker, begun, gate = served.desk.worker, threading.Event(), threading.Event()
         wait_for(lambda: worker.is_alive)
         loop = worker._loop
-        asyncio.run_coroutine_threadsafe(worker.call(lambda: gate.wait(10)), loop)
+        asyncio.run_coroutine_threadsafe(worker.call(lambda: (begun.set(), gate.wait(10))), loop)
+        assert begun.wait(10)
         worker.end()
         late = asyncio.run_coroutine_threadsafe(worker.call(lambda: 1), loop)
         wait_for(lambda: worker._inbox.qsize() == 2)
