@@ -128,19 +128,22 @@ def test_a_long_text_holds_nobody_up_and_keeps_its_adapter(own_runs: Path, monke
         assert len(answers) == 1
 
 
-def test_what_is_asked_of_the_model_as_it_ends_is_told_so(runs: Path):
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_is_asked_of_the_model_as_it_breaks_is_told_so(runs: Path, monkeypatch: pytest.MonkeyPatch):
     with running(runs) as served:
-        worker, begun, gate = served.desk.worker, threading.Event(), threading.Event()
-        wait_for(lambda: worker.is_alive)
-        loop = worker._loop
-        asyncio.run_coroutine_threadsafe(worker.call(lambda: (begun.set(), gate.wait(10))), loop)
-        assert begun.wait(10)
-        worker.end()
-        late = asyncio.run_coroutine_threadsafe(worker.call(lambda: 1), loop)
-        wait_for(lambda: worker._inbox.qsize() == 2)
+        worker, stepping, gate = served.desk.worker, threading.Event(), threading.Event()
+        monkeypatch.setattr(worker.engine, "step", lambda: (stepping.set(), gate.wait(10), 1 / 0))
+        stream = threading.Thread(
+            target=lambda: ask(served, "POST", "/v1/completions", {"model": "calm", "prompt": "x"})
+        )
+        stream.start()
+        assert stepping.wait(10)
+        late = asyncio.run_coroutine_threadsafe(worker.call(lambda: 1), worker._loop)
+        wait_for(lambda: worker._inbox.qsize() == 1)
         gate.set()
         with pytest.raises(Gone):
             late.result(10)
+        stream.join()
 
 
 def test_the_second_signal_tells_those_who_listen(runs: Path, monkeypatch: pytest.MonkeyPatch):
