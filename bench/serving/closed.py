@@ -22,6 +22,7 @@ from lorasmith.data.template import Template
 from lorasmith.engine.config import SamplingConfig
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Request
+from lorasmith.lora.held import read_contents
 from lorasmith.model.config import ModelConfig
 from lorasmith.model.load import load_base
 from lorasmith.serve.adapters import offer
@@ -43,7 +44,7 @@ class Ours:
         self.engine = Engine(self.base, slots=REQUESTS, prepack=True)
         before, start = resident(), time.perf_counter()
         for folder in folders:
-            offer(self.base, folder.name, folder)
+            offer(self.base, folder.name, read_contents(folder, self.base.dtype), folder.name)
         size = sum((folder / "adapter_model.safetensors").stat().st_size for folder in folders)
         self.registered = {
             "adapters": len(folders),

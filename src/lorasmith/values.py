@@ -106,6 +106,7 @@ def _wanted(detail: ErrorDetails) -> str:
         "float": _("a number"),
         "bool": _("true or false"),
         "string": _("text"),
+        "list": _("a list"),
         "tuple": _("a list"),
         "model": _("a section of keys"),
     }

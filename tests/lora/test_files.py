@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from families import adapted, logits_of, tiny, tiny_base
 from lorasmith.errors import AdapterError
-from lorasmith.lora.files import CONFIG, WEIGHTS, load_adapter, lora_config, read_config, save_adapter
+from lorasmith.lora.files import CONFIG, WEIGHTS, has_effect, load_adapter, lora_config, read_config, save_adapter
 
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
 
@@ -190,3 +190,8 @@ def test_dtypes_of_the_file_are_taken_into_the_masters(folder: Path, dtype: torc
     adapter = load_adapter(base.model, base.router, folder)
     assert {p.dtype for p in adapter.parameters.values()} == {torch.float32}
     assert torch.equal(adapter.parameters[KEY.format("A")], load_file(folder / WEIGHTS)[KEY.format("A")].float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float8_e4m3fn])
+def test_weights_of_odd_kinds_are_looked_at_too(dtype):
+    assert has_effect({"q.lora_A.weight": torch.ones(2, 2).to(dtype), "q.lora_B.weight": torch.ones(2, 2).to(dtype)})

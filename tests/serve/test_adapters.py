@@ -11,6 +11,7 @@ from lorasmith.data.template import Template
 from lorasmith.engine.engine import Engine
 from lorasmith.errors import AdapterError
 from lorasmith.lora.config import LoraConfig
+from lorasmith.lora.held import read_contents
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
 from lorasmith.model.config import ModelConfig
@@ -20,6 +21,10 @@ from lorasmith.serve.adapters import offer, withdraw
 
 def base_of() -> Base:
     return load_base(ModelConfig(model=str(tiny.model_folder()), dtype="float32", device="cpu"))
+
+
+def offer_folder(base: Base, name: str, folder: Path) -> None:
+    offer(base, name, read_contents(folder, base.dtype), name)
 
 
 def test_lora_and_a_module_trained_whole_beside_it_exclude_each_other(tmp_path: Path) -> None:
@@ -38,15 +43,15 @@ def test_lora_and_a_module_trained_whole_beside_it_exclude_each_other(tmp_path: 
     Engine(base)
     assert base.bank is not None
     paths = base.bank.paths
-    offer(base, "lora", tmp_path / "lora")
+    offer_folder(base, "lora", tmp_path / "lora")
     for name in ("whole", "beside"):
         with pytest.raises(AdapterError, match="v_proj: another adapter has LoRA on it"):
-            offer(base, name, tmp_path / name)
+            offer_folder(base, name, tmp_path / name)
         assert (list(base.adapters), base.bank.paths) == ([], paths)
     withdraw(base, "lora")
-    offer(base, "whole", tmp_path / "whole")
+    offer_folder(base, "whole", tmp_path / "whole")
     with pytest.raises(AdapterError, match="v_proj: another adapter trains it whole"):
-        offer(base, "lora", tmp_path / "lora")
+        offer_folder(base, "lora", tmp_path / "lora")
     withdraw(base, "whole")
-    offer(base, "lora", tmp_path / "lora")
+    offer_folder(base, "lora", tmp_path / "lora")
     assert (list(base.adapters), base.bank.paths, list(base.ranks)) == ([], paths, ["lora"])

@@ -8,10 +8,12 @@ import pytest
 import torch
 from serving import Running, said, user
 
+from lorasmith.engine.score import ROW
 from lorasmith.lora.files import load_adapter
 from lorasmith.model.config import ModelConfig
 from lorasmith.model.load import load_base
 from lorasmith.model.probe import native_attention
+from lorasmith.serve.app import batches
 from lorasmith.serve.calls import Held, parse_calls
 
 HI = "What do cats eat?"
@@ -91,6 +93,7 @@ def test_seeds_repeat_and_choices_differ(served: Running):
         ({"temperature": -1}, "temperature", "at least 0"),
         ({"extra_body": {"temprature": 1}}, "temprature", "Did you mean 'temperature'"),
         ({"max_tokens": 5000}, "max_tokens", "at most 120"),
+        ({"max_tokens": 0}, "max_tokens", "at least 1"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "role 'user'"),
         ({"messages": []}, "messages", "messages"),
         ({"extra_body": {"tool_choice": "required"}}, "tool_choice", "none"),
@@ -107,6 +110,11 @@ def test_curl_is_told_what_is_wrong_with_a_body(served: Running):
     chat = f"{served.url}/v1/chat/completions"
     assert curl(chat, "-d", "{")[0] == 400
     assert curl(chat, "-d", "[]")[0] == 400
+    assert curl(chat, "-d", "[" * 100_000)[0] == 400
+    half = json.dumps({"model": "calm", "messages": user("\ud800")})  # of a pair of surrogates
+    assert curl(chat, "-d", half)[0] == 400
+    status, body = curl(chat, "-X", "PUT")
+    assert (status, json.loads(body)["error"]["type"]) == (405, "invalid_request_error")
     status, body = curl(chat, "-d", "x" * (5 * 2**20 // 100), "-H", f"Content-Length: {2**30}")
     assert (status, json.loads(body)["error"]["code"]) == (413, "request_too_large")
     assert curl(f"{served.url}/v1/nothing") == (404, curl(f"{served.url}/v1/nothing")[1])
@@ -138,3 +146,43 @@ def test_no_message_is_said_in_words(served: Running):
         openai.BadRequestError, match="messages: \\[\\] is not allowed: must be a list that is not empty"
     ):
         served.client().chat.completions.create(model="calm", messages=[])
+
+
+def test_null_asks_for_nothing(served: Running):
+    nulls = {"logit_bias": None, "reasoning_effort": None, "functions": None, "stop": None, "max_tokens": None}
+    assert said(served.client().chat.completions.create(model="calm", messages=user(HI), seed=1, **nulls))
+
+
+def test_more_replies_than_can_ever_wait_are_refused_before_they_are_made(served: Running):
+    with pytest.raises(openai.BadRequestError, match="300 replies are asked for; this server takes 272"):
+        served.client().completions.create(model="calm", prompt=[[5]] * 150, n=2)
+
+
+def test_an_error_of_our_own_has_openais_form(served: Running, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("lorasmith.serve.app.ask_chat", lambda *_args: 1 / 0)
+    with pytest.raises(openai.InternalServerError) as caught:
+        served.client().chat.completions.create(model="calm", messages=user(HI))
+    assert caught.value.type == "server_error"
+
+
+def test_prompts_are_scored_in_rows():
+    long, short = [1] * (ROW - 1), [1, 2]
+    assert batches([short, short, long, short]) == [[short, short], [long], [short]]
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ("Host: evil.example", 403),
+        ("Host: 127.0.0.1.evil.example:8000", 403),
+        ("Host: [evil", 403),
+        ("Host: LOCALHOST:9", 200),
+        ("Host: [::1]:9", 200),
+        ("Origin: https://evil.example", 403),
+        ("Origin: null", 403),
+        ("Origin: http://localhost:3000", 200),
+        ("Origin: app://notes", 200),
+    ],
+)
+def test_pages_from_elsewhere_are_refused_where_no_key_is_asked_for(served: Running, header, status):
+    assert curl(f"{served.url}/v1/models", "-H", header)[0] == status

@@ -1,5 +1,6 @@
 """Adapters that come and go, clients that leave, lines and limits, keys, and the end."""
 
+import asyncio
 import json
 import shutil
 import signal
@@ -17,9 +18,12 @@ from serving import Running, running, said, user
 
 import tiny
 from lorasmith.cli.main import main
-from lorasmith.serve.found import look
+from lorasmith.errors import AdapterError
+from lorasmith.serve import app, desk, registry, replies
+from lorasmith.serve.found import inside, look
 from lorasmith.serve.keys import Key
 from lorasmith.serve.vllm import vllm_command
+from lorasmith.serve.worker import Gone
 
 COMMAND = [sys.executable, "-c", "import sys; from lorasmith.cli.main import main; sys.exit(main(sys.argv[1:]))"]
 HI = "What do cats eat?"
@@ -78,12 +82,94 @@ def test_paths_out_of_the_folder_are_refused(own_runs: Path, runs: Path):
         runs / "loud" / "adapter" / "adapter_model.safetensors"
     )
     with running(own_runs) as served:
-        for path in ("../later", str(runs.parent / "later"), "link", "sly", "nowhere", "unfinished"):
+        for path in ("../later", str(runs.parent / "later"), "link", "sly", "nowhere", "unfinished", "a" * 300):
             status, body = post(served, {"name": "x", "path": path})
             assert status == 400, path
             assert body["error"]["message"]
         assert "x" not in served.desk.registry.versions
         assert post(served, {"name": "../x"})[1]["error"]["param"] == "name"
+    with pytest.raises(AdapterError, match="started with single runs"):
+        inside(look([own_runs / "loud"]).roots, "calm")
+
+
+def test_an_adapter_is_read_beside_the_replies_and_a_broken_one_ends_nothing(own_runs: Path, monkeypatch):
+    with running(own_runs, context=120) as served:
+        may_read, reading, client = threading.Event(), threading.Event(), served.client()
+        read = registry.read_contents
+        monkeypatch.setattr(registry, "read_contents", lambda *a: (reading.set(), may_read.wait(10), read(*a))[2])
+        answers: list[tuple[int, dict]] = []
+        adding = threading.Thread(target=lambda: answers.append(post(served, {"name": "new", "path": "loud"})))
+        adding.start()
+        assert reading.wait(10)
+        said(client.chat.completions.create(model="calm", messages=user(HI), max_tokens=4))
+        assert not answers
+        may_read.set()
+        adding.join()
+        assert answers[0][0] == 200
+        monkeypatch.setattr(registry, "read_contents", lambda *_args: None)  # a kind of broken that nobody thought of
+        assert post(served, {"name": "other", "path": "loud"})[0] == 500
+        said(client.chat.completions.create(model="new", messages=user(HI), max_tokens=4))
+
+
+def test_a_long_text_holds_nobody_up_and_keeps_its_adapter(own_runs: Path, monkeypatch: pytest.MonkeyPatch):
+    with running(own_runs, context=120) as served:
+        may_go, begun, ask_chat = threading.Event(), threading.Event(), app.ask_chat
+        monkeypatch.setattr(app, "ask_chat", lambda *a: (begun.set(), may_go.wait(30), ask_chat(*a))[2])
+        answers: list[str] = []
+        asked = {"model": "loud", "messages": user(HI), "max_tokens": 4}
+        asking = threading.Thread(
+            target=lambda: answers.append(said(served.client().chat.completions.create(**asked, seed=1)))
+        )
+        asking.start()
+        assert begun.wait(10)
+        assert ask(served, "DELETE", "/v1/adapters/loud")[0] == 200
+        may_go.set()
+        asking.join()
+        assert len(answers) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_is_asked_of_the_model_as_it_breaks_is_told_so(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    with running(runs) as served:
+        worker, stepping, gate = served.desk.worker, threading.Event(), threading.Event()
+        monkeypatch.setattr(worker.engine, "step", lambda: (stepping.set(), gate.wait(10), 1 / 0))
+        stream = threading.Thread(
+            target=lambda: ask(served, "POST", "/v1/completions", {"model": "calm", "prompt": "x"})
+        )
+        stream.start()
+        assert stepping.wait(10)
+        late = asyncio.run_coroutine_threadsafe(worker.call(lambda: 1), worker._loop)
+        wait_for(lambda: worker._inbox.qsize() == 1)
+        gate.set()
+        with pytest.raises(Gone):
+            late.result(10)
+        stream.join()
+
+
+def test_the_second_signal_tells_those_who_listen(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    with running(runs, context=120) as served:
+        slow(served, monkeypatch)
+        stream = served.client().chat.completions.create(model="loud", **LONG, stream=True)
+        next(iter(stream))
+        for _time in range(2):
+            served.desk.worker._loop.call_soon_threadsafe(served.server.handle_exit, signal.SIGINT, None)
+        with pytest.raises(openai.APIError, match="the server ended"):
+            list(stream)
+
+
+def test_a_stream_that_waits_is_kept_alive(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    for module in (desk, replies):
+        monkeypatch.setattr(module, "BEAT", 0.1)
+    with running(runs, slots=1) as served:
+        slow(served, monkeypatch)
+        first = served.client().chat.completions.create(model="loud", **LONG, stream=True)
+        next(iter(first))
+        body = {"model": "calm", "messages": user(HI), "max_tokens": 2, "stream": True}
+        request = urllib.request.Request(f"{served.url}/v1/chat/completions", json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=20) as reply:
+            text = reply.read().decode()
+        assert "\n\n: still at it\n\n" in text
+        assert text.endswith("data: [DONE]\n\n")
 
 
 def wait_for(true) -> None:

@@ -135,7 +135,8 @@ class Bank:
         if self._turn != self.router.turn:
             routed = self.router.slices_of(tokens)
             self._slices = [Piece(s.start, s.end, *self._at[s.adapter]) for s in routed if s.adapter in self._at]
-            self.used = max((piece.last for piece in self._slices), default=0)
+            last = max((piece.last for piece in self._slices), default=0)
+            self.used = min(1 << (last - 1).bit_length(), self.columns) if last else 0  # few sizes: each is a kernel
             self._turn, self._masks = self.router.turn, {}
         return self._slices
 
@@ -181,7 +182,7 @@ class Together:
     def __init__(self, bank: Bank, layers: Mapping[str, nn.Linear]) -> None:
         self.bank, self.layers = bank, layers
         self.W_OI, self.bias_O = stacked(list(layers.values()))
-        self.packed: Tensor | None = None  # where it is, W is on the meta device: only its shape is left
+        self.packed: Tensor | None = None  # where it is, the layers have no weights
         self.widths = [layer.out_features for layer in layers.values()]
         self._A_KI, self._B_KO = (self.W_OI.new_zeros(0, size) for size in reversed(self.W_OI.shape))
         self._in_use = 0, self._A_KI, self._B_KO  # columns up to the last one in use
@@ -210,20 +211,20 @@ class Together:
         return y_TO.addmm_(h_KT.t(), B_KO)
 
     def prepack(self) -> None:
-        """Keep W in oneDNN's order alone, if the processor has it; the layers by themselves cannot be called then."""
-        self.packed = prepacked(self.W_OI) if self.packed is None else self.packed
-        if self.packed is not None:
-            self._put_weights(self.W_OI.to("meta"))
+        """Keep W in oneDNN's order alone, if the processor has it; a layer called by itself fails then."""
+        if self.packed is None and (packed := prepacked(self.W_OI)) is not None:
+            # no rows: for a weight on the meta device F.linear gives garbage without a word
+            self.packed, self.W_OI = packed, self.W_OI.new_empty(0, self.W_OI.shape[1])
+            self._put_weights([self.W_OI for _width in self.widths])
 
     def unpack(self) -> None:
         """Give the layers their weights back, bit for bit."""
         if self.packed is not None:
-            self._put_weights(self.packed.to_dense())
-            self.packed = None
+            self.W_OI, self.packed = self.packed.to_dense(), None
+            self._put_weights(self.W_OI.split(self.widths))
 
-    def _put_weights(self, W_OI: Tensor) -> None:
-        self.W_OI = W_OI
-        for layer, part_OI in zip(self.layers.values(), W_OI.split(self.widths), strict=True):
+    def _put_weights(self, parts: Sequence[Tensor]) -> None:
+        for layer, part_OI in zip(self.layers.values(), parts, strict=True):
             layer.weight = nn.Parameter(part_OI, requires_grad=False)
 
     def columns(self, first: int, last: int) -> tuple[Tensor, Tensor]:

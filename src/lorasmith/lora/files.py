@@ -219,5 +219,5 @@ def has_effect(tensors: Mapping[str, Tensor]) -> bool:
     pairs += [(key, key[:-1] + "B") for key in tensors if key.endswith("lora_embedding_A")]
     if tensors.keys() - {key for pair in pairs for key in pair}:
         return True  # a module trained whole, or a bias
-    sizes = ([float(tensors[key].detach().abs().sum()) for key in pair if key in tensors] for pair in pairs)
+    sizes = ([float(tensors[key].detach().float().abs().sum()) for key in pair if key in tensors] for pair in pairs)
     return any(all(math.isfinite(size) and size > 0 for size in pair) for pair in sizes)

@@ -1,8 +1,8 @@
 """An adapter held for serving alone: nothing of it is in the model, its matrices wait until a request needs them."""
 
-import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,30 +17,43 @@ from lorasmith.lora.inject import PEFT_PREFIX, plain_paths, rank_and_alpha
 from lorasmith.lora.target import find_targets
 
 
-def held_ranks(model: PreTrainedModel, folder: Path, paths: Collection[str], dtype: torch.dtype) -> Ranks | None:
-    """The adapter of `folder` in `dtype`, in memory; None where it changes more than the linear layers at `paths`.
+class Contents(NamedTuple):
+    """An adapter folder, read: tensors under PEFT's keys, in memory of their own."""
 
-    Raises AdapterError as `load_adapter` does: keys missing, unknown or of another shape, no effect.
+    folder: Path
+    config: LoraConfig
+    tensors: dict[str, Tensor]
+
+
+def read_contents(folder: Path, dtype: torch.dtype) -> Contents:
+    """The adapter of `folder` in `dtype`; touches no model. Raises AdapterError, also for one that changes nothing."""
+    config, tensors = lora_config(read_config(folder), folder / CONFIG), read_weights(folder)
+    if not has_effect(tensors):
+        text = _("its B matrices are all zero, so it changes nothing: the training did not reach this file.")
+        raise AdapterError(f"{folder / WEIGHTS}: {text}")
+    # copied, also where the dtype is the file's: a mapped file that somebody shortens would end the server
+    return Contents(folder, config, {key: tensor.to(dtype, copy=True) for key, tensor in tensors.items()})
+
+
+def held_ranks(model: PreTrainedModel, contents: Contents, paths: Collection[str], version: Hashable) -> Ranks | None:
+    """The adapter as what waits in memory; None where it changes more than the linear layers at `paths`.
+
+    `version`: another one whenever the content is. Raises AdapterError: keys missing, unknown or of another shape.
     """
-    config = lora_config(read_config(folder), folder / CONFIG)
+    config, tensors = contents.config, contents.tensors
     with plain_paths(model):
         targets = find_targets(model, config, strict=False)
         layers = dict(model.named_modules())
     if targets.saved or config.bias != "none" or not set(targets.adapted) <= set(paths):
         return None
-    tensors = read_weights(folder)
     wanted: dict[str, Tensor] = {}
     for path in targets.adapted:
-        O, I = layers[path].weight.shape
+        O, I = layers[path].out_features, layers[path].in_features
         r, _alpha = rank_and_alpha(config, path)
         wanted |= {_key(path, "A"): torch.empty(r, I, device="meta"), _key(path, "B"): torch.empty(O, r, device="meta")}
-    problems = misfits(wanted, tensors)
-    if not problems and not has_effect(tensors):
-        problems = [_("its B matrices are all zero, so it changes nothing: the training did not reach this file.")]
-    if problems:
-        raise AdapterError(*(f"{folder / WEIGHTS}: {problem}" for problem in problems))
-    changes = {path: _change(config, path, tensors, dtype) for path in targets.adapted}
-    version = hashlib.sha256((folder / WEIGHTS).read_bytes() + (folder / CONFIG).read_bytes()).hexdigest()
+    if problems := misfits(wanted, tensors):
+        raise AdapterError(*(f"{contents.folder / WEIGHTS}: {problem}" for problem in problems))
+    changes = {path: _change(config, path, tensors) for path in targets.adapted}
     return Ranks(lambda: changes, max(len(change.A_RI) for change in changes.values()), lambda: version)
 
 
@@ -48,7 +61,6 @@ def _key(path: str, matrix: str) -> str:
     return f"{PEFT_PREFIX}{path}.lora_{matrix}.weight"
 
 
-def _change(config: LoraConfig, path: str, tensors: dict[str, Tensor], dtype: torch.dtype) -> Change:
-    """Copied, also where the dtype is the file's: a mapped file that somebody shortens would end the server."""
-    A, B = (tensors[_key(path, matrix)].to(dtype, copy=True) for matrix in "AB")
-    return Change(A, B.mul_(config.scaling(*rank_and_alpha(config, path))).t().contiguous())
+def _change(config: LoraConfig, path: str, tensors: dict[str, Tensor]) -> Change:
+    A_RI, B_OR = (tensors[_key(path, matrix)] for matrix in "AB")
+    return Change(A_RI, (B_OR * config.scaling(*rank_and_alpha(config, path))).t().contiguous())

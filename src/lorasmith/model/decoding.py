@@ -51,6 +51,7 @@ def prepack(base: Base) -> None:
     Layers outside of groups, and the embedding, stay as they are. The head's is one matrix more in memory.
     """
     if base.bank is not None:
+        regroup(base, base.bank)
         base.bank.prepack()
         weight = frozen_matrix(base)
         base.packed_head = None if weight is None else prepacked(weight)
@@ -65,10 +66,10 @@ def unpacked(base: Base) -> Iterator[None]:
     try:
         yield
     finally:
-        if base.bank is not None:
-            regroup(base, base.bank)
         if was_prepacked:
             prepack(base)
+        elif base.bank is not None:
+            regroup(base, base.bank)
 
 
 def bank_of(base: Base) -> Bank:

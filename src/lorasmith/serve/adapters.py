@@ -1,28 +1,26 @@
 """Adapters onto the base and off it: the only place that loads them. For the model's thread alone."""
 
-from pathlib import Path
-
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.files import load_adapter
-from lorasmith.lora.held import held_ranks
+from lorasmith.lora.held import Contents, held_ranks
 from lorasmith.lora.inject import remove
 from lorasmith.model.base import Base
 from lorasmith.model.decoding import unpacked
 
 
-def offer(base: Base, internal_name: str, folder: Path) -> None:
-    """Make the adapter in `folder` one that requests can name. Raises AdapterError; the base is then as it was.
+def offer(base: Base, internal_name: str, contents: Contents, version: str) -> None:
+    """Make the adapter one that requests can name. Raises AdapterError; the base is then as it was.
 
     It waits in memory until it is used; only one that changes embeddings, whole modules or other layers than those
     that decode in groups gets modules in the model.
     """
-    ranks = base.bank and held_ranks(base.model, folder, base.bank.paths, base.dtype)
+    ranks = base.bank and held_ranks(base.model, contents, base.bank.paths, version)
     if ranks:
         base.ranks[internal_name] = ranks
         return
     with unpacked(base):
-        base.adapters[internal_name] = load_adapter(base.model, base.router, folder, internal_name)
+        base.adapters[internal_name] = load_adapter(base.model, base.router, contents.folder, internal_name)
         base.router.active = None
     held = base.ranks.values() if base.bank else ()
     lost = [path for ranks in held for path in ranks.read() if base.bank and path not in base.bank.paths]

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from lorasmith.engine.config import SamplingConfig
 from lorasmith.engine.request import Request
-from lorasmith.engine.score import prompt_logprobs
+from lorasmith.engine.score import ROW, prompt_logprobs
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
 from lorasmith.serve.ask import Asked, ask_chat, ask_completion
@@ -30,8 +30,8 @@ from lorasmith.serve.pages import page_routes
 from lorasmith.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest
 from lorasmith.serve.registry import Version
 from lorasmith.serve.replies import Choice, Envelope, chat_body, chat_stream, completion_body, completion_stream, whole
+from lorasmith.serve.worker import Gone
 from lorasmith.values import wrong_values
-from lorasmith.version import installed_version
 
 LONGEST = 2000  # letters of a message: a client's own text may stand in it
 M = TypeVar("M", bound=BaseModel)
@@ -48,14 +48,13 @@ def make_app(desk: Desk) -> Any:
         yield
         desk.worker.stop()
 
-    # its pages of documentation would load scripts from elsewhere
-    app = FastAPI(
-        title="lorasmith", version=installed_version() or "0", lifespan=lifespan, docs_url=None, redoc_url=None
-    )
+    app = FastAPI(lifespan=lifespan, openapi_url=None)  # FastAPI's pages would load scripts from elsewhere
     app.state.desk = desk
     app.add_exception_handler(Failure, _failed)
     app.add_exception_handler(LorasmithError, _failed)
+    app.add_exception_handler(Gone, _failed)
     app.add_exception_handler(HTTPException, _failed)
+    app.add_exception_handler(Exception, _failed)  # goes on to uvicorn too, which logs it
     add_watching(app, desk)
     add_models(app, desk)
     add_answers(app, desk)
@@ -92,7 +91,7 @@ def add_models(app: FastAPI, desk: Desk) -> None:
     async def model(request: Http, name: str) -> dict[str, Any]:
         return model_body(desk, desk.registry.find(name, allowed(desk, request)))
 
-    @app.post("/v1/adapters", openapi_extra=schema(AdapterRequest))
+    @app.post("/v1/adapters")
     async def register(request: Http) -> dict[str, Any]:
         allowed(desk, request, needs_all=True)
         body = await read_body(request, AdapterRequest)
@@ -109,35 +108,36 @@ def add_models(app: FastAPI, desk: Desk) -> None:
 def add_answers(app: FastAPI, desk: Desk) -> None:
     """Chat and plain completions."""
 
-    @app.post("/v1/chat/completions", openapi_extra=schema(ChatRequest))
+    @app.post("/v1/chat/completions")
     async def chat(request: Http) -> Response:
         body, version = await addressed(desk, request, ChatRequest)
-        asked = ask_chat(body, version, desk.context)
+        with desk.registry.using(version, desk.worker):
+            asked = await asyncio.to_thread(ask_chat, body, version, desk.context)  # long texts take seconds
+            events = desk.open(asked, version)
         envelope = Envelope("chat.completion", body.model, version.template.tokenizer, bool(body.tools))
-        events = desk.open(asked, version)
         if body.stream:
             shown = await started(request, events)
             return Streamed(chat_stream(shown, envelope, asked, body.stream_options), events)
         choices = await unless_gone(request, whole(events, len(asked.requests)))
         return JSONResponse(chat_body(envelope, choices, asked))
 
-    @app.post("/v1/completions", openapi_extra=schema(CompletionRequest))
+    @app.post("/v1/completions")
     async def completions(request: Http) -> Response:
         body, version = await addressed(desk, request, CompletionRequest)
-        asked = ask_completion(body, version, desk.context)
-        tokenizer = version.template.tokenizer
-        envelope = Envelope("text_completion", body.model, tokenizer)
-        echo = echoed(body, asked, version)
-        if body.stream:
+        with desk.registry.using(version, desk.worker):
+            asked = await asyncio.to_thread(ask_completion, body, version, desk.context)
+            envelope = Envelope("text_completion", body.model, version.template.tokenizer)
+            echo = echoed(body, asked, version)
+            if not body.stream:
+                choices, scores = await unless_gone(request, completed(desk, body, asked, version))
+                return JSONResponse(completion_body(envelope, choices, asked, echo, scores))
             if body.echo and body.logprobs is not None:
                 raise Failure(400, _("echo with logprobs comes whole: ask without stream."), "stream")
             if not asked.requests:
                 raise Failure(400, _("max_tokens: 0 is of use with echo alone."), "max_tokens")
             events = desk.open(asked, version)
-            shown = await started(request, events)
-            return Streamed(completion_stream(shown, envelope, asked, body.stream_options, echo), events)
-        choices, scores = await unless_gone(request, completed(desk, body, asked, version))
-        return JSONResponse(completion_body(envelope, choices, asked, echo, scores))
+        shown = await started(request, events)
+        return Streamed(completion_stream(shown, envelope, asked, body.stream_options, echo), events)
 
 
 async def completed(
@@ -145,15 +145,25 @@ async def completed(
 ) -> tuple[list[Choice], list[list[Scored]]]:
     """The choices, and the prompts' tokens scored where `echo` and `logprobs` ask for it."""
     scores: list[list[Scored]] = []
-    with desk.registry.using(version, desk.worker):
-        if body.echo and body.logprobs is not None:
-            looked = SamplingConfig(logprobs=body.logprobs)
-            prompts = [Request(prompt, looked, version.adapter) for prompt in asked.prompts]
-            found = await desk.worker.call(partial(prompt_logprobs, desk.registry.base, prompts))
-            scores = list(map(scored_prompt, asked.prompts, found))
-        if not asked.requests:
-            return [Choice() for _choice in range(len(asked.prompts) * asked.n)], scores
-        return await whole(desk.open(asked, version), len(asked.requests)), scores
+    if body.echo and body.logprobs is not None:
+        looked = SamplingConfig(logprobs=body.logprobs)
+        for prompts in batches(asked.prompts):
+            wanted = [Request(prompt, looked, version.adapter) for prompt in prompts]
+            found = await desk.worker.call(partial(prompt_logprobs, desk.registry.base, wanted))
+            scores += map(scored_prompt, prompts, found)
+    if not asked.requests:
+        return [Choice() for _choice in range(len(asked.prompts) * asked.n)], scores
+    return await whole(desk.open(asked, version), len(asked.requests)), scores
+
+
+def batches(prompts: Sequence[list[int]]) -> list[list[list[int]]]:
+    """Prompts that are scored in one go: no more than a row holds, so that those who are answered do not wait long."""
+    found: list[list[list[int]]] = [[]]
+    for prompt in prompts:
+        if found[-1] and sum(map(len, found[-1])) + len(prompt) > ROW:
+            found.append([])
+        found[-1].append(prompt)
+    return found
 
 
 def echoed(body: CompletionRequest, asked: Asked, version: Version) -> list[str]:
@@ -183,6 +193,10 @@ async def addressed(desk: Desk, request: Http, kind: type[C]) -> tuple[C, Versio
     """The request's body, and the version that its model means now."""
     names = allowed(desk, request)
     body = await read_body(request, kind)
+    if body.choices > desk.most:
+        text = _("{wanted} replies are asked for; this server takes {most} at once.",
+                 wanted=body.choices, most=desk.most)  # fmt: skip
+        raise Failure(400, text, "n")
     return body, desk.registry.find(body.model, names)
 
 
@@ -190,20 +204,16 @@ async def read_body(request: Http, model: type[M]) -> M:
     """The request's JSON as `model`. Raises Failure 400 that names the field."""
     try:
         raw = json.loads(await request.body())
-    except ValueError as error:
+        json.dumps(raw, ensure_ascii=False).encode()  # half a character (a lone surrogate) is no text for a tokenizer
+    except (ValueError, RecursionError) as error:
         raise Failure(400, _("the body is no JSON: {error}", error=error)) from None
     if not isinstance(raw, dict):
         raise Failure(400, _("the body must be a JSON object."))
-    try:
-        return model.model_validate(raw)
+    try:  # null asks for nothing, whatever the field: clients send their defaults so
+        return model.model_validate({key: value for key, value in raw.items() if value is not None})
     except ValidationError as error:
         param = str((error.errors(include_url=False)[0]["loc"] or ("",))[0])
         raise Failure(400, "\n".join(wrong_values(error, model)), param or None) from None
-
-
-def schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The body for the pages at /docs."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
 
 
 class Streamed(EventSourceResponse):

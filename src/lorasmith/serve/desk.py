@@ -1,5 +1,6 @@
 """Between the routes and the worker: who may come in, what is under way, what is measured of it."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 
@@ -16,7 +17,9 @@ from lorasmith.serve.worker import Gone, Job, Worker
 
 UNKNOWN_CONTEXT = 4096  # tokens, where the model does not say what it admits
 
-Events = AsyncGenerator[tuple[Job, Event]]
+BEAT = 15.0  # seconds of silence after which who listens is told that it goes on: proxies cut what is silent for longer
+
+Events = AsyncGenerator[tuple[Job, Event] | None]  # None: nothing came for so long
 
 
 class Desk:
@@ -26,6 +29,7 @@ class Desk:
         self.registry, self.worker, self.settings, self.keys = registry, worker, settings, keys
         limit = registry.base.max_positions or settings.context or UNKNOWN_CONTEXT
         self.context = min(limit, settings.context or limit)
+        self.most = settings.slots + settings.queue  # requests under way
         self.metrics = Metrics(lambda: worker.engine.cache_use)
         self.under_way: dict[Job, str] = {}  # with its model's name
         self.is_draining = False
@@ -36,7 +40,7 @@ class Desk:
 
         Raises Failure 503 while the server ends, 429 where too many wait already.
         """
-        room = self.settings.slots + self.settings.queue - len(self.under_way)
+        room = self.most - len(self.under_way)
         if self.is_draining or not self.worker.is_alive:
             raise Failure(503, _("the server is about to end and takes no new requests."), retry=10)
         if len(asked.requests) > room:
@@ -64,7 +68,12 @@ class Desk:
             for job in jobs:
                 self.worker.submit(job)
             while left:
-                job, event = await jobs[0].events.get()
+                try:
+                    async with asyncio.timeout(BEAT):
+                        job, event = await jobs[0].events.get()
+                except TimeoutError:
+                    yield None
+                    continue
                 if isinstance(event, Exception):
                     raise failure_of(event)
                 self._measure(version.name, event, began, last.get(job))

@@ -1,5 +1,7 @@
 """Who may come in, and how much they may carry."""
 
+import re
+
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -14,9 +16,10 @@ from lorasmith.serve.keys import find_key
 def allowed(desk: Desk, request: Request, needs_all: bool = False) -> frozenset[str] | None:
     """The models that this client may use; None: all. `needs_all`: only who may use all of them comes in.
 
-    Raises Failure 401 without a key that is known, 403 where it does not reach so far.
+    Raises Failure 401 without a key that is known, 403 where it does not reach so far, or a foreign page asks.
     """
     if desk.keys is None:
+        refuse_foreign_page(desk, request)
         return None
     kind, _space, given = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not given:
@@ -27,6 +30,21 @@ def allowed(desk: Desk, request: Request, needs_all: bool = False) -> frozenset[
     if needs_all and key.models is not None:
         raise Failure(403, _("this API key may use some models only, and this is about all of them."))
     return key.models
+
+
+def refuse_foreign_page(desk: Desk, request: Request) -> None:
+    """Without keys the address is this machine's own: a page from elsewhere in its browser must not use it.
+
+    Its Origin tells it, or the Host where its name was bound to this address (DNS rebinding). Raises Failure 403.
+    """
+    own = {"localhost", "127.0.0.1", "::1", desk.settings.host}
+    scheme, _to, page = request.headers.get("origin", "").partition("://")
+    asked = [request.headers.get("host", "")] + ([page] if scheme in ("http", "https", "null") else [])
+    for address in asked:
+        if re.sub(r":\d+$", "", address).strip("[]").lower() not in own:
+            text = _("{address!r} may not ask: without --keys, only pages and names of this machine may.",
+                     address=address)  # fmt: skip
+            raise Failure(403, text)
 
 
 def limited(app: ASGIApp, mib: float) -> ASGIApp:

@@ -3,11 +3,9 @@
 from typing import Any
 
 TYPES = {
-    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
-    413: "invalid_request_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }
@@ -25,7 +23,7 @@ class Failure(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """{"error": {"message", "type", "param", "code"}}."""
-        kind = TYPES.get(self.status, "server_error")
+        kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.text, "type": kind, "param": self.param, "code": self.code}}
 
     @property

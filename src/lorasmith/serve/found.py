@@ -1,8 +1,9 @@
 """Which adapters a folder of runs holds, by their files alone; what cannot be served is told with its reason."""
 
 import hashlib
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def content_hash(folder: Path) -> str:
     return total.hexdigest()
 
 
-def inside(roots: Iterable[Path], relative: str) -> Path:
+def inside(roots: Collection[Path], relative: str) -> Path:
     """The run or adapter folder at `relative` under one of `roots`. Raises AdapterError for any way out of them."""
     asked = Path(relative)
     if asked.is_absolute() or ".." in asked.parts or "\\" in relative or "\0" in relative:
@@ -98,9 +99,11 @@ def inside(roots: Iterable[Path], relative: str) -> Path:
             "path {path!r}: must be relative and without '..': it is looked for where the runs are.", path=relative
         )
         raise AdapterError(text)
+    if not roots:
+        raise AdapterError(_("this server was started with single runs and takes no others: start it on their folder."))
     for root in (root.resolve() for root in roots):
         place = root / asked
-        if not place.is_dir():
+        if not os.path.isdir(place):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
             continue
         folder = find_adapter(place)
         files = [place, folder, *(folder / name for name in (CONFIG, WEIGHTS, NAME))]

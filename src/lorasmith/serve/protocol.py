@@ -93,6 +93,7 @@ class ChatRequest(_Sampled):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -100,6 +101,11 @@ class ChatRequest(_Sampled):
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
+
+    @property
+    def choices(self) -> int:
+        """Replies that are asked for."""
+        return self.n or 1
 
 
 class CompletionRequest(_Sampled):
@@ -110,9 +116,15 @@ class CompletionRequest(_Sampled):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
 
+    @property
+    def choices(self) -> int:
+        """Replies that are asked for."""
+        is_one = isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int))
+        return (self.n or 1) * (1 if is_one else len(self.prompt))
+
 
 class AdapterRequest(_Strict):
     """POST /v1/adapters: `path` is relative to the folder that the server was started with; `name` where not given."""
 
-    name: Annotated[str, Field(pattern=r"^[\w][\w.-]{0,99}$")]
-    path: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    name: str
+    path: str | None = None

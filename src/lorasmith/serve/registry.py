@@ -14,10 +14,11 @@ from lorasmith.engine.request import Request
 from lorasmith.engine.score import prompt_logprobs
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
+from lorasmith.lora.held import Contents, read_contents
 from lorasmith.model.base import Base
 from lorasmith.serve.adapters import offer, withdraw
 from lorasmith.serve.failure import Failure
-from lorasmith.serve.found import Found, describe, inside
+from lorasmith.serve.found import ALLOWED, Found, describe, inside
 from lorasmith.serve.worker import Worker
 from lorasmith.values import closest
 
@@ -75,7 +76,7 @@ class Registry:
 
     def put(self, found: Found) -> Version:
         """Load an adapter and give it its name, before the worker runs. Raises AdapterError."""
-        version = load(self.base, found)
+        version = load(self.base, found, read_contents(found.folder, self.base.dtype))
         self._refuse_base(found.name)
         self.versions[found.name] = version
         return version
@@ -83,8 +84,10 @@ class Registry:
     async def register(self, name: str, path: str, worker: Worker) -> Version:
         """Take the adapter at `path`: verified, hashed, its effect measured, warm; then new requests get it.
 
-        Raises AdapterError; what was there before then stays.
+        Raises AdapterError, and Failure 400 for a name that is none; what was there before then stays.
         """
+        if not ALLOWED.fullmatch(name):
+            raise Failure(400, _("{name!r}: a model's name is made of letters, digits, - . _", name=name), "name")
         self._refuse_base(name)
         async with self._changing:
             found = await asyncio.to_thread(lambda: describe(name, inside(self.roots, path)))
@@ -93,7 +96,8 @@ class Registry:
                 return before
             version = self._revived(found)
             if version is None:
-                version = await worker.call(lambda: load(self.base, found))
+                contents = await asyncio.to_thread(read_contents, found.folder, self.base.dtype)
+                version = await worker.call(lambda: load(self.base, found, contents))
             self.versions[name] = version
             self._retire(before, worker)
             return version
@@ -131,13 +135,13 @@ class Registry:
             self.withdraw_if_idle(version, worker)
 
 
-def load(base: Base, found: Found) -> Version:
+def load(base: Base, found: Found, contents: Contents) -> Version:
     """Put it on the base and run a short text through it, which measures its effect and warms it. Raises AdapterError.
 
     For the thread that owns the model.
     """
     template = template_for(found.folder, base)
-    offer(base, found.internal, found.folder)
+    offer(base, found.internal, contents, found.hash)
     try:
         effect = effect_of(base, found.internal)
         if not 0 < effect < float("inf"):

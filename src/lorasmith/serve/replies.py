@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from lorasmith.engine.request import Event
 from lorasmith.serve.ask import Asked
 from lorasmith.serve.calls import Held, parse_calls
-from lorasmith.serve.desk import Events
+from lorasmith.serve.desk import BEAT, Events
 from lorasmith.serve.failure import Failure
 from lorasmith.serve.logprobs import Scored, chat_form, completion_form, scored
 from lorasmith.serve.protocol import StreamOptions
@@ -59,8 +59,9 @@ class Envelope:
 async def whole(events: Events, count: int) -> list[Choice]:
     """All answers, complete."""
     choices = [Choice() for _choice in range(count)]
-    async for job, event in events:
-        choices[job.index].take(event)
+    async for told in events:
+        if told is not None:
+            choices[told[0].index].take(told[1])
     return choices
 
 
@@ -156,10 +157,16 @@ async def _stream(
     try:
         for choice in first:
             yield _event(envelope.body([choice], **more))
-        async for job, event in events:
-            tokens += 1
-            for choice in pieces(job.index, event):
-                yield _event(envelope.body([choice], **more))
+        shown = time.monotonic()
+        async for told in events:
+            if told is not None:
+                tokens += 1
+                for choice in pieces(told[0].index, told[1]):
+                    yield _event(envelope.body([choice], **more))
+                    shown = time.monotonic()
+            if time.monotonic() - shown >= BEAT:  # also while a tool's call is held back
+                yield ": still at it\n\n"
+                shown = time.monotonic()
     except Failure as failure:
         yield _event(failure.body)
         return

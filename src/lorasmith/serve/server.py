@@ -1,7 +1,6 @@
 """uvicorn around the app: an address, and an end that lets running requests finish."""
 
 import asyncio
-import signal
 import socket
 from types import FrameType
 from typing import Any
@@ -25,16 +24,16 @@ class DrainingServer(uvicorn.Server):
         )
         self.desk = desk
         self.has_failed = False
+        self._signals = 0
         self._ending: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first SIGTERM or Ctrl-C begins the end; the second does not wait for it."""
-        if self.desk.is_draining:
-            self.should_exit = True
-            self.force_exit = sig == signal.SIGINT
-            return
-        self.desk.is_draining = True
-        asyncio.get_event_loop().call_soon_threadsafe(self._begin_to_end)
+        """The first SIGTERM or Ctrl-C begins the end; the second does not wait for requests, the third for nothing."""
+        self._signals += 1
+        self.force_exit = self._signals > 2
+        if self._signals == 1:
+            self.desk.is_draining = True
+            asyncio.get_event_loop().call_soon_threadsafe(self._begin_to_end)
 
     def give_up(self) -> None:
         """The model's thread broke, which it printed: nothing more can be answered."""
@@ -45,7 +44,7 @@ class DrainingServer(uvicorn.Server):
 
     async def _end(self) -> None:
         end = asyncio.get_running_loop().time() + self.desk.settings.drain
-        while self.desk.under_way and asyncio.get_running_loop().time() < end:
+        while self.desk.under_way and self._signals < 2 and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(LOOK)
         self.desk.worker.end()
         self.should_exit = True

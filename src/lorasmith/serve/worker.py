@@ -69,37 +69,42 @@ class Worker:
 
     def submit(self, job: Job) -> None:
         """Put the job into its adapter's line."""
-        self._inbox.put(lambda: self._line_up(job))
-        if not self.is_alive:
-            self._tell([(job, Gone())])
+        self._put(lambda: self._line_up(job))
 
     def cancel(self, job: Job) -> None:
         """Forget the job: its place is free at the next step. One that is over is no error."""
-        self._inbox.put(lambda: self._forget(job))
+        self._put(lambda: self._forget(job))
 
     def do(self, work: Callable[[], None]) -> None:
         """`work()` between two steps, in the model's thread, once what was asked before is done."""
-        self._inbox.put(work)
+        self._put(lambda: work() if self.is_alive else None)
 
     async def call(self, work: Callable[[], T]) -> T:
-        """`work()` between two steps, in the model's thread; raises what it raises as LorasmithError."""
-        if not self.is_alive:
-            raise Gone
+        """`work()` between two steps, in the model's thread; raises what it raises, and Gone where it cannot run."""
         done: asyncio.Future[T] = self._loop.create_future()
 
         def run() -> None:
             try:
+                if not self.is_alive:
+                    raise Gone
                 settle: Callable[[], None] = partial(_succeed, done, work())
-            except LorasmithError as error:
+            except Exception as error:  # noqa: BLE001 (raised where it was asked; the thread goes on)
                 settle = partial(_fail, done, error)
             self._loop.call_soon_threadsafe(settle)
 
-        self._inbox.put(run)
+        self._put(run)
         return await done
+
+    def _put(self, command: Callable[[], None]) -> None:
+        self._inbox.put(command)
+        if not self.is_alive:  # the thread may have looked for the last time already
+            self._take_commands()
 
     def _work(self) -> None:
         try:
             while not self._is_ending:
+                if not self.engine.busy and not self._lines:
+                    self._inbox.get()()
                 self._take_commands()
                 self._feed()
                 if self.engine.busy and not self._is_ending:
@@ -108,17 +113,16 @@ class Worker:
             self.is_alive = False
             waiting = [job for line in self._lines.values() for job in line]
             self._tell([(job, Gone()) for job in (*self._running.values(), *waiting)])
+            self._take_commands()
             if not self._is_ending:
                 self._loop.call_soon_threadsafe(self.on_death)
 
     def _take_commands(self) -> None:
-        """All that came since; waits where there is nothing else to do."""
-        if not self.engine.busy and not self._lines:
-            self._inbox.get()()
-        while True:
+        """All that came since; what they are answered with may bring more, which waits for the next step."""
+        for _command in range(self._inbox.qsize()):
             try:
                 command = self._inbox.get_nowait()
-            except queue.Empty:
+            except queue.Empty:  # after the end the loop takes them too
                 return
             command()
 
@@ -155,11 +159,13 @@ class Worker:
         self._tell(told)
 
     def _line_up(self, job: Job) -> None:
-        if not job.is_over:
+        if not self.is_alive:
+            self._tell([(job, Gone())])
+        elif not job.is_over:
             self._lines.setdefault(job.request.adapter, deque()).append(job)
 
     def _forget(self, job: Job) -> None:
-        if job.is_over:
+        if job.is_over or not self.is_alive:
             return
         job.is_over = True
         line = self._lines.get(job.request.adapter)

@@ -1,0 +1,95 @@
+"""Weights in oneDNN's own order give what plain weights give, and can be had back."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from decoding import base_of, logits_of_steps, prompts, request, run
+
+import tiny
+from families import stir
+from lorasmith.adapter_folder import write_adapter
+from lorasmith.data.template import Template
+from lorasmith.engine.engine import Engine
+from lorasmith.engine.score import prompt_logprobs
+from lorasmith.lora.config import LoraConfig
+from lorasmith.lora.held import read_contents
+from lorasmith.lora.inject import inject
+from lorasmith.lora.product import FEW, prepacked
+from lorasmith.model.base import Base
+from lorasmith.model.config import ModelConfig
+from lorasmith.model.forward import hidden
+from lorasmith.model.load import load_base
+from lorasmith.model.row import Example, flatten
+from lorasmith.serve.adapters import offer, withdraw
+
+pytestmark = pytest.mark.skipif(prepacked(torch.eye(64)) is None, reason="oneDNN has no prepacked product here")
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "olmo2", "granite")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prepacked_weights_equal_plain_ones(family: str, dtype: torch.dtype) -> None:
+    """Few tokens and many, one adapter, several and none: the logits of every step, and the scores of a prompt."""
+    if prepacked(torch.eye(64, dtype=dtype)) is None:
+        pytest.skip(f"this processor has no product in {dtype}")
+    names = ("a1", None, "a0", "a2", "a0", "a1")
+    found = {}
+    for prepack in (False, True):
+        base = base_of(family, dtype, adapters=3)
+        engine = Engine(base, prepack=prepack)
+        assert base.bank is not None
+        assert base.bank.is_prepacked == prepack
+        assert all((group.packed is not None) == prepack for group in base.bank.groups)
+        for lengths in ((5, 1, 3, 7, 2, 4), (FEW - 8, 9, 30, 31, 40, 33)):
+            asked = [
+                request(ids, name, stop=False, max_new_tokens=1 if dtype == torch.bfloat16 else 5)
+                for ids, name in zip(prompts(*lengths), names, strict=True)
+            ]
+            rows = list(logits_of_steps(engine, partial(run, engine, asked)).values())
+            scores = [[told.logprob for told in one if told] for one in prompt_logprobs(base, asked)]
+            found[prepack, lengths] = *rows, torch.tensor([value for one in scores for value in one])
+    limit = 1e-5 if dtype == torch.float32 else 0.06
+    for (prepack, lengths), rows in found.items():
+        for row, expected in zip(rows, found[False, lengths], strict=True):
+            if prepack:
+                torch.testing.assert_close(row, expected, rtol=limit, atol=limit * float(expected.abs().max()))
+
+
+def test_the_model_has_its_weights_back() -> None:
+    """Bit for bit; meanwhile the model by itself fails, and computes nothing."""
+    base = base_of("llama", adapters=1)
+    before = {name: p.detach().clone() for name, p in base.model.named_parameters()}
+    Engine(base, prepack=True)
+    assert base.bank is not None
+    with pytest.raises((RuntimeError, ZeroDivisionError)):
+        hidden(base, flatten([Example(ids := prompts(6)[0], ids, [1.0] * 6, "x")], 6.0, None))
+    base.bank.unpack()
+    for name, parameter in base.model.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+def test_an_adapter_with_modules_of_its_own_joins_and_leaves(tmp_path: Path) -> None:
+    """A module trained whole, and a head: put into a model whose weights were prepacked, they answer as elsewhere."""
+    saved = LoraConfig(r=2, target_modules=("up_proj",), modules_to_save=("q_proj", "lm_head"))
+    own = _base()
+    own.adapters["saved"] = inject(own.model, saved, own.router, "saved")
+    stir(own.adapters["saved"])
+    write_adapter(own, "saved", Template.of(own.tokenizer), tmp_path, {"data": []})
+    ids, asked = own.tokenizer("Why is the sky blue?")["input_ids"], {}
+    for prepack in (False, True):
+        base = _base()
+        engine = Engine(base, prepack=prepack)
+        offer(base, "saved", read_contents(tmp_path, base.dtype), "1")
+        asked[prepack] = run(engine, [request(ids, name, stop=False) for name in ("saved", None)])
+        assert base.packed_head is None
+        withdraw(base, "saved")
+        asked[prepack] += run(engine, [request(ids, None, stop=False)])
+        assert (base.packed_head is not None) == prepack
+    assert asked[True] == asked[False]
+    assert asked[True][0] != asked[True][1] == asked[True][2]
+
+
+def _base() -> Base:
+    return load_base(ModelConfig(model=str(tiny.model_folder()), dtype="float32", device="cpu"))
