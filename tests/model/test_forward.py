@@ -78,7 +78,8 @@ def test_gradient_checkpointing_gives_equal_gradients(
         base.model.enable_input_require_grads()
     loss_sum(base, row).backward()
     found = gradients(adapter)
-    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    for key, gradient in wanted.items():  # a processor may round alike products apart, by where their tensors lie
+        torch.testing.assert_close(found[key], gradient, rtol=1e-12, atol=1e-12 * float(gradient.abs().max()))
     assert once == (0 if family in PADDED else 2)
     assert len(calls) == 3 * once, "each layer is attended to again in backward"
 
