@@ -104,6 +104,12 @@ def test_an_adapter_without_effect(folder: Path) -> None:
     )
 
 
+def test_an_adapter_that_holds_no_numbers(folder: Path) -> None:
+    change(folder, **{KEY.format("B"): torch.full((32, 4), torch.nan, dtype=torch.float64)})
+    (problem,) = problems(folder)
+    assert problem == f"{KEY.format('B')} holds NaN or infinity: its training went astray, or the file is damaged."
+
+
 def test_a_pickle_is_not_read(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
     (problem,) = problems(folder)

@@ -168,8 +168,7 @@ def load_adapter(model: PreTrainedModel, router: Router, folder: Path, name: str
     adapter = inject(model, config, router, name, strict=False)
     problems = _without_base(tensors, adapter, model)
     problems += misfits(adapter.parameters, tensors)
-    if not problems and not has_effect(tensors):
-        problems = [_("its B matrices are all zero, so it changes nothing: the training did not reach this file.")]
+    problems = problems or useless(tensors)
     if problems:
         remove(model, name)
         router.active = before
@@ -211,6 +210,16 @@ def misfits(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list
 
 def _some(keys: list[str]) -> str:
     return keys[0] if len(keys) == 1 else _("{first} and {more} more keys", first=keys[0], more=len(keys) - 1)
+
+
+def useless(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Why these tensors of an adapter file can do nothing good, in words; empty where they can."""
+    broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
+    if broken:
+        return [_("{key} holds NaN or infinity: its training went astray, or the file is damaged.", key=broken[0])]
+    if not has_effect(tensors):
+        return [_("its B matrices are all zero, so it changes nothing: the training did not reach this file.")]
+    return []
 
 
 def has_effect(tensors: Mapping[str, Tensor]) -> bool:

@@ -9,10 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorasmith.errors import AdapterError
-from lorasmith.i18n import _
 from lorasmith.lora.bank import Change, Ranks
 from lorasmith.lora.config import LoraConfig
-from lorasmith.lora.files import CONFIG, WEIGHTS, has_effect, lora_config, misfits, read_config, read_weights
+from lorasmith.lora.files import CONFIG, WEIGHTS, lora_config, misfits, read_config, read_weights, useless
 from lorasmith.lora.inject import PEFT_PREFIX, plain_paths, rank_and_alpha
 from lorasmith.lora.target import find_targets
 
@@ -28,9 +27,8 @@ class Contents(NamedTuple):
 def read_contents(folder: Path, dtype: torch.dtype) -> Contents:
     """The adapter of `folder` in `dtype`; touches no model. Raises AdapterError, also for one that changes nothing."""
     config, tensors = lora_config(read_config(folder), folder / CONFIG), read_weights(folder)
-    if not has_effect(tensors):
-        text = _("its B matrices are all zero, so it changes nothing: the training did not reach this file.")
-        raise AdapterError(f"{folder / WEIGHTS}: {text}")
+    if problems := useless(tensors):
+        raise AdapterError(*(f"{folder / WEIGHTS}: {problem}" for problem in problems))
     # copied, also where the dtype is the file's: a mapped file that somebody shortens would end the server
     return Contents(folder, config, {key: tensor.to(dtype, copy=True) for key, tensor in tensors.items()})
 
