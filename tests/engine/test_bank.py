@@ -193,6 +193,20 @@ def test_what_an_adapter_trains_whole_is_its_own_in_rows_with_others(whole: str)
     assert bank.paths == paths
 
 
+def test_what_came_whole_after_the_layers_were_in_groups_is_scored_as_it_is() -> None:
+    """Prompts are scored in groups too, and no request of the engine has told them of it."""
+    config, scores = LoraConfig(r=2, target_modules=("v_proj",), modules_to_save=("q_proj",)), []
+    for is_late in (False, True):
+        base = base_of("llama", torch.float64)
+        if is_late:
+            what_decodes(base)
+        base.adapters["w"] = inject(base.model, config, base.router, "w")
+        stir(base.adapters["w"])
+        (told,) = prompt_logprobs(base, [request(prompts(7)[0], "w")])
+        scores.append([one.logprob for one in told if one])
+    assert scores[1] == pytest.approx(scores[0], abs=1e-9)
+
+
 def test_a_model_with_something_trained_whole_groups_the_rest() -> None:
     base = base_of("llama", torch.bfloat16)
     base.adapters["s"] = inject(base.model, LoraConfig(r=2, modules_to_save=("mlp",)), base.router, "s")

@@ -39,6 +39,8 @@ def held(base: Base, adapter: str | None) -> Iterator[None]:
         yield
         return
     if adapter is not None:
+        if adapter not in base.ranks:
+            regroup(base, base.bank)  # it may have put modules of its own in the model
         ranks = base.ranks.get(adapter) or ranks_of(base, base.adapters[adapter])
         base.bank.hold(adapter, ranks, {adapter})
     with decoding(base, base.bank, None):
