@@ -17,7 +17,7 @@ from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.held import read_contents
 from lorasmith.lora.inject import inject
 from lorasmith.lora.product import FEW, prepacked
-from lorasmith.model.base import Base
+from lorasmith.model.base import Base, Head
 from lorasmith.model.config import ModelConfig
 from lorasmith.model.forward import hidden
 from lorasmith.model.load import load_base
@@ -89,6 +89,27 @@ def test_an_adapter_with_modules_of_its_own_joins_and_leaves(tmp_path: Path) -> 
         assert (base.packed_head is not None) == prepack
     assert asked[True] == asked[False]
     assert asked[True][0] != asked[True][1] == asked[True][2]
+
+
+def test_a_head_that_gets_an_adapter_later_is_no_longer_the_prepacked_one() -> None:
+    (ids,), found = prompts(7), {}
+    for prepack in (False, True):
+        base = base_of("llama")
+        engine = Engine(base, prepack=prepack)
+        config = LoraConfig(r=4, target_modules=("q_proj", "lm_head"))
+        base.adapters["h"] = inject(base.model, config, base.router, "h")
+        stir(base.adapters["h"])
+        found[prepack] = run(engine, [request(ids, "h", stop=False)])
+    assert found[True] == found[False]
+
+
+def test_a_head_that_the_model_calls_itself_is_not_prepacked() -> None:
+    base = base_of("llama")
+    base.head = Head(direct=False)
+    assert run(Engine(base, prepack=True), [request(prompts(7)[0])]) == run(
+        Engine(base_of("llama")), [request(prompts(7)[0])]
+    )
+    assert base.packed_head is None
 
 
 def _base() -> Base:

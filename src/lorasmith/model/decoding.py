@@ -55,7 +55,7 @@ def prepack(base: Base) -> None:
     if base.bank is not None:
         regroup(base, base.bank)
         base.bank.prepack()
-        weight = frozen_matrix(base)
+        weight = frozen_matrix(base) if base.head.direct else None  # else the model computes its logits itself
         base.packed_head = None if weight is None else prepacked(weight)
 
 
@@ -84,7 +84,9 @@ def bank_of(base: Base) -> Bank:
 
 
 def regroup(base: Base, bank: Bank) -> None:
-    """Let modules compute in their groups, but for those of which an adapter in the model trains something whole."""
+    """Let modules compute in their groups, and the head as it was prepacked, but for what adapters in the model made
+    something else: they train it whole, or the head has LoRA.
+    """
     modules = dict(base.model.named_modules())
     groups: dict[str, list[Together]] = {}
     for group in bank.groups:
@@ -98,6 +100,8 @@ def regroup(base: Base, bank: Bank) -> None:
             module.bank, module.together = bank, tuple(own) if are_there else ()
             paths += layers if are_there else ()
     bank.paths = frozenset(paths)
+    if frozen_matrix(base) is None:  # the head has an adapter now
+        base.packed_head = None
 
 
 def _groups(path: str, module: Fast) -> Iterator[dict[str, nn.Linear]]:
