@@ -24,7 +24,7 @@ def product_of_few(x_TI: Tensor, W_OI: Tensor) -> Tensor:
 def prepacked(W_OI: Tensor) -> Tensor | None:
     """W in the order that oneDNN reads it in, for `product_of_packed`: few tokens take half as long, or less.
 
-    None where this processor, device or dtype has no such product, or its numbers are others. The operators are those
+    None where this processor, device or dtype has no such product, or it gives something else altogether. The operators are those
     that torch.compile freezes weights with.
     """
     if W_OI.device.type != "cpu" or W_OI.dtype not in (torch.float32, torch.bfloat16):
@@ -43,18 +43,6 @@ def prepacked(W_OI: Tensor) -> Tensor | None:
 def product_of_packed(x_TI: Tensor, W_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + bias, [T, O]; W prepacked or not."""
     out_TO: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, W_OI, bias_O, "none", [], "")
-    return out_TO
-
-
-def masked_product(x_TI: Tensor, W_OI: Tensor, mask_TO: Tensor) -> Tensor:
-    """(x W^T) * mask, [T, O], in one operator of oneDNN."""
-    out_TO: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x_TI, mask_TO, W_OI, None, "mul")
-    return out_TO
-
-
-def product_plus(x_TI: Tensor, W_OI: Tensor, y_TO: Tensor) -> Tensor:
-    """x W^T + y, [T, O], in one operator of oneDNN."""
-    out_TO: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x_TI, y_TO, W_OI, None, "add")
     return out_TO
 
 
