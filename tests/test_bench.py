@@ -7,9 +7,11 @@ import signal
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -22,6 +24,7 @@ from bench.products import Products, Size, linear_layers
 from bench.programs import Failed, Missing, Ran
 from bench.rates import OURS, PEER, RECIPE, Measured, best_setting, compare
 from bench.rows import CHAT, Kind, Rows, examples, for_trainer
+from bench.serving.llamacpp import why_not, write_base
 from bench.state import Bench, Book, Clock
 
 from lorasmith.adapter_folder import end_ids
@@ -415,3 +418,20 @@ def test_the_page_is_rewritten_between_its_markers(tmp_path, capsys):
     assert table.main([str(figures), str(page)]) == 2
     assert "needs one <!-- bench -->" in capsys.readouterr().err
     assert page.read_text() == "no markers"
+
+
+# --- serving ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_for_llama_cpp_is_the_same_model(tmp_path):
+    """Transformers turns q and k of a GGUF file back on its own."""
+    write_base(tmp_path / "base.gguf", model_folder(), gguf.GGMLQuantizationType.F32)
+    found = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="base.gguf", dtype=torch.float32).state_dict()
+    wanted = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float32).state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_without_llama_cpp_the_reason_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    assert why_not(str(model_folder())) == "`llama-cpp-python` is not installed"

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bench.serving.llamacpp import KINDS, LlamaCpp, about, why_not
 from bench.serving.peers import Peers, generate_batch
 from bench.state import say
 from lorasmith.adapter_folder import end_ids
@@ -28,6 +29,7 @@ from lorasmith.model.load import load_base
 from lorasmith.serve.adapters import offer
 
 REQUESTS, NEW, ADAPTERS = 16, 32, 8
+ALIKE = 0.8  # of llama.cpp's tokens, the least that transformers must choose too
 QUESTIONS = (
     "Who are you?", "What is your name?", "How do I boil an egg?", "Name three colours.", "Why is the sky blue?",
     "Tell me a short story about a fox.", "What is the capital of France?", "How many legs has a spider?",
@@ -97,6 +99,11 @@ def closed(model: str, dtype: str, folders: Sequence[Path], rounds: int) -> dict
     say(f"closed loop in {dtype}: {len(folders)} adapters")
     ours, few = Ours(model, dtype, folders), folders[:ADAPTERS]
     peers = Peers(model, dtype, few, ours.prompts(), NEW)
+    absent = why_not(model)
+    theirs = {} if absent else {kind: LlamaCpp(model, kind, few, ours.prompts(), NEW) for kind in KINDS}
+    agreement = {kind: one.agreement(peers.choices) for kind, one in theirs.items()}
+    say(f"llama.cpp: {absent or agreement}")
+    assert all(part > ALIKE for parts in agreement.values() for part in parts.values()), "llama.cpp has another model"
     names = [folder.name for folder in few]
     rounds_of: dict[str, Callable[[], dict[str, Any]]] = {
         "base": lambda: ours.round([None]),
@@ -105,6 +112,7 @@ def closed(model: str, dtype: str, folders: Sequence[Path], rounds: int) -> dict
         "generate": peers.base,
         "peft mixed": peers.mixed,
         "set_adapter one by one": peers.serial,
+        **{f"llama.cpp {kind} one by one": one.serial for kind, one in theirs.items()},
     }
     for act in rounds_of.values():  # warm-up
         act()
@@ -116,6 +124,8 @@ def closed(model: str, dtype: str, folders: Sequence[Path], rounds: int) -> dict
             seconds[name].append(result["seconds"])
             came[name] = result.get("came", [])
         say(f"round {number + 1}: " + ", ".join(f"{n} {_rate(s[-1]):.0f}" for n, s in seconds.items()))
+    for one in theirs.values():
+        one.close()
     rates = {name: statistics.median(map(_rate, times)) for name, times in seconds.items()}
     return {
         "tokens_per_second": rates,
@@ -125,7 +135,9 @@ def closed(model: str, dtype: str, folders: Sequence[Path], rounds: int) -> dict
         "mixed_over_peft": rates["mixed"] / rates["peft mixed"],
         "mixed_over_serial": rates["mixed"] / rates["set_adapter one by one"],
         "generate_batch": generate_batch(peers, NEW),
-        "mixed_over_llamacpp": None,
+        "llamacpp": {"absent": absent} if absent else {"agreement": agreement, **about()},
+        "mixed_over_llamacpp": {kind: rates["mixed"] / rates[f"llama.cpp {kind} one by one"] for kind in theirs}
+        or None,
         "first_token_ms": _spread([times[0] for times in came["mixed"]]),
         "between_tokens_ms": _spread([b - a for times in came["mixed"] for a, b in pairwise(times)]),
         "switch": ours.switches(),

@@ -60,6 +60,14 @@ class Peers:
             self.peft.generate(input_ids=one, attention_mask=torch.ones_like(one), **self._options())
         return {"seconds": time.perf_counter() - start}
 
+    @torch.inference_mode()
+    def choices(self, prompt: list[int], reply: list[int], adapter: int | None) -> list[int]:
+        """The likeliest token at each place of `reply`, which another program made: of the base, or with an adapter."""
+        if adapter is not None:
+            self.peft.set_adapter(self.names[adapter])
+        logits = (self.plain if adapter is None else self.peft)(input_ids=torch.tensor([prompt + reply])).logits[0]
+        return [int(token) for token in logits[len(prompt) - 1 : -1].argmax(-1)]
+
 
 def generate_batch(peers: Peers, new: int) -> dict[str, Any]:
     """Transformers' own continuous batching on the base, where it runs on this machine: tokens/s, or why not."""

@@ -58,6 +58,8 @@ def _closed_lines(closed: dict[str, Any]) -> Iterator[str]:
 
     for name in dtypes[0]["tokens_per_second"]:
         yield row(f"tokens/s: {name}", "tokens_per_second", name)
+    for kind in dtypes[0]["mixed_over_llamacpp"] or {}:
+        yield row(f"8 adapters mixed over llama.cpp in {kind}", "mixed_over_llamacpp", kind, unit=" x")
     yield row("switch, the adapter in its columns", "switch", "in_columns_ms", unit=" ms", must="2 (0.2) ms")
     yield row("switch, the adapter in memory", "switch", "from_memory_ms", unit=" ms", must="2 (0.2) ms")
     for name, text in (("first_token_ms", "time to the first token"), ("between_tokens_ms", "between tokens")):
@@ -69,7 +71,14 @@ def _closed_lines(closed: dict[str, Any]) -> Iterator[str]:
         batch = figures["generate_batch"]
         told = f"{batch['tokens_per_second']:.0f} tokens/s" if "tokens" in batch else batch["error"]
         yield f"\ntransformers' `generate_batch` on the base in {dtype}: {told}."
-    yield "\nllama.cpp: not measured (`llama-cpp-python` is not installed)."
+    for dtype, figures in closed.items():
+        theirs = figures["llamacpp"]
+        if "absent" in theirs:
+            yield f"\nllama.cpp beside {dtype}: not measured ({theirs['absent']})."
+            continue
+        parts = [f"{kind} {part['adapters']:.0%}" for kind, part in theirs["agreement"].items()]
+        yield f"\nllama.cpp beside {dtype}: `llama-cpp-python` {theirs['version']}, {theirs['system']}."
+        yield f"Of its tokens with adapters transformers would choose, at the same places: {', '.join(parts)}."
 
 
 def _load_lines(load: dict[str, Any]) -> Iterator[str]:

@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
         if args.print_vllm:
             from lorasmith.serve.vllm import vllm_command
 
-            command, problems = vllm_command(shelf, model.model if "model" in model.model_fields_set else None)
+            base = model.model if "model" in model.model_fields_set else None
+            command, problems = vllm_command(shelf, base, screen)
             for problem in problems:
                 screen.warn(problem)
             print(command)

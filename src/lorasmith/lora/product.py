@@ -24,8 +24,8 @@ def product_of_few(x_TI: Tensor, W_OI: Tensor) -> Tensor:
 def prepacked(W_OI: Tensor) -> Tensor | None:
     """W in the order that oneDNN reads it in, for `product_of_packed`: few tokens take half as long, or less.
 
-    None where this processor, device or dtype has no such product, or it gives something else altogether. The operators are those
-    that torch.compile freezes weights with.
+    None where this processor, device or dtype has no such product, or it gives something else altogether. The operators
+    are those that torch.compile freezes weights with.
     """
     if W_OI.device.type != "cpu" or W_OI.dtype not in (torch.float32, torch.bfloat16):
         return None

@@ -2,23 +2,28 @@
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 from lorasmith.adapter_folder import base_of
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.files import CONFIG
+from lorasmith.model.gguf import PACKAGED, cached_gguf, packaged_model
+from lorasmith.report import Report
 from lorasmith.serve.found import Found, Shelf
 
 # What vLLM's --max-lora-rank admits: MaxLoRARanks in its vllm/config/lora.py.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head")
+PATTERNS = "0.32"  # the first whose vllm/lora/peft_helper.py reads rank_pattern and alpha_pattern
 
 
-def vllm_command(shelf: Shelf, model: str | None) -> tuple[str, list[str]]:
+def vllm_command(shelf: Shelf, model: str | None, report: Report) -> tuple[str, list[str]]:
     """The command for those that vLLM takes, and a line for each that it does not, with the reason.
 
-    `model`: the base, where it is not what the adapters name. Raises AdapterError where none can be taken.
+    `model`: the base, where it is not what the adapters name. Raises AdapterError where none can be taken, ModelError
+    where the base is a packaged model or a GGUF file that cannot be made a folder.
     """
     problems = [_("left out: {problem}", problem=problem) for problem in shelf.problems]
     taken: list[Found] = []
@@ -37,13 +42,34 @@ def vllm_command(shelf: Shelf, model: str | None) -> tuple[str, list[str]]:
         told.append(text)
         taken = [found for found in taken if found.name not in others]
     rank = next(rank for rank in RANKS if rank >= max(found.rank for found in taken))
-    modules = [f"{found.name}={found.folder.absolute()}" for found in taken]
-    flags = ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(len(taken))]
-    return shlex.join(["vllm", "serve", base, *flags, "--lora-modules", *modules]), told
+    patterned = [found.name for found in taken if found.facts["rank_pattern"] or found.facts["alpha_pattern"]]
+    if patterned:
+        text = _("{names}: needs vLLM {version} or later; an older one does not read rank_pattern and alpha_pattern.",
+                 names=", ".join(patterned), version=PATTERNS)  # fmt: skip
+        told.append(text)
+    flags = ["--served-model-name", Path(base).name]  # what lorasmith serve calls it
+    flags += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(len(taken))]
+    return shlex.join(["vllm", "serve", _place(base, report), *flags, "--lora-modules", *map(_module, taken)]), told
+
+
+def _place(base: str, report: Report) -> str:
+    """What vLLM reads the base from: a folder where it is one or is made into one here, else a hub's name."""
+    path = Path(base).expanduser()
+    if path.is_dir():
+        return str(path.absolute())
+    if path.is_file():
+        return str(cached_gguf(path, report))
+    return str(packaged_model(base, report)) if base in PACKAGED else base
+
+
+def _module(found: Found) -> str:
+    """NAME=FOLDER, or JSON where a comma would make vLLM take it for JSON."""
+    folder = str(found.folder.absolute())
+    return json.dumps({"name": found.name, "path": folder}) if "," in folder else f"{found.name}={folder}"
 
 
 def vllm_refuses(found: Found) -> list[str]:
-    """Why vLLM does not load an adapter, or would compute it wrongly without a word; empty where it serves it."""
+    """Why vLLM does not load an adapter, or not on every base; empty where it serves it."""
     raw: dict[str, Any] = json.loads((found.folder / CONFIG).read_text("utf-8"))
     reasons = []
     if found.rank > RANKS[-1]:
@@ -54,9 +80,6 @@ def vllm_refuses(found: Found) -> list[str]:
         reasons.append(_("bias is {value!r}", value=raw["bias"]))
     if raw.get("use_dora"):
         reasons.append(_("it is a DoRA"))
-    for key in ("rank_pattern", "alpha_pattern"):
-        if raw.get(key):
-            reasons.append(_("it has a {key}, which vLLM does not read: its scale would be wrong", key=key))
     targets = raw.get("target_modules") or []
     names = [str(target).rpartition(".")[2] for target in targets] if isinstance(targets, list) else []
     if touched := [name for name in EMBEDDINGS if name in names]:
