@@ -1,4 +1,4 @@
-"""The command that serves the same adapters with vLLM, and what vLLM would refuse of them. Loads no torch."""
+"""The command that serves the same adapters with vLLM, and what vLLM would refuse of them."""
 
 import json
 import shlex
