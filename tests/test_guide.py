@@ -42,7 +42,7 @@ LABELS = ("base", "rows", "fast", "target", "without", "trained", "steps", "rate
 SHELL_WORDS = {"make", ".", "lorasmith", "python", "curl", "printf", "torchrun", "lm_eval"}
 BODY_OF = {"chat/completions": ChatRequest, "completions": CompletionRequest, "adapters": AdapterRequest}
 # Flags of other programs that the sentences name.
-FOREIGN = {"--max-lora-rank", "--max-loras", "--nnodes", "--nproc-per-node"}
+FOREIGN = {"--max-lora-rank", "--max-loras", "--served-model-name", "--nnodes", "--nproc-per-node"}
 
 
 def text(name: str) -> str:
