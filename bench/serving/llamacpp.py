@@ -54,9 +54,8 @@ class LlamaCpp:
         set_verbose(False)
         self.api = llama_cpp
         source = find_folder(model, Report())
-        self.files = tempfile.TemporaryDirectory(
-            prefix="lorasmith-gguf-"
-        )  # mapped into memory as long as they are used
+        # mapped into memory as long as they are used
+        self.files = tempfile.TemporaryDirectory(prefix="lorasmith-gguf-")
         file = Path(self.files.name) / f"base-{kind}.gguf"
         write_base(file, source, KINDS[kind])
         self.model = llama_cpp.llama_model_load_from_file(bytes(file), llama_cpp.llama_model_default_params())

@@ -8,12 +8,11 @@ import pytest
 import torch
 from serving import Running, said, user
 
-from lorasmith.engine.score import ROW
+from lorasmith.engine.score import ROW, rows_of
 from lorasmith.lora.files import load_adapter
 from lorasmith.model.config import ModelConfig
 from lorasmith.model.load import load_base
 from lorasmith.model.probe import native_attention
-from lorasmith.serve.app import batches
 from lorasmith.serve.calls import Held, parse_calls
 
 HI = "What do cats eat?"
@@ -167,7 +166,7 @@ def test_an_error_of_our_own_has_openais_form(served: Running, monkeypatch: pyte
 
 def test_prompts_are_scored_in_rows():
     long, short = [1] * (ROW - 1), [1, 2]
-    assert batches([short, short, long, short]) == [[short, short], [long], [short]]
+    assert list(rows_of(list(map(len, [short, short, long, short])))) == [[0, 1], [2], [3]]
 
 
 @pytest.mark.parametrize(

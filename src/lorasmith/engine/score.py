@@ -54,12 +54,20 @@ def _rows(requests: Sequence[Request]) -> Iterator[list[int]]:
     """Places of requests that share a row: one adapter, at most ROW tokens. A prompt of one token has none to score."""
     order = sorted((i for i, one in enumerate(requests) if len(one.ids) > 1), key=lambda i: requests[i].adapter or "")
     for _adapter, group in groupby(order, key=lambda i: requests[i].adapter):
-        chosen: list[int] = []
-        for i in group:
-            if chosen and sum(len(requests[k].ids) for k in chosen) + len(requests[i].ids) > ROW:
-                yield chosen
-                chosen = []
-            chosen.append(i)
+        own = list(group)
+        for places in rows_of([len(requests[i].ids) for i in own]):
+            yield [own[place] for place in places]
+
+
+def rows_of(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Places of prompts of these lengths that go together: at most ROW tokens, or one that is longer."""
+    chosen: list[int] = []
+    for place, length in enumerate(lengths):
+        if chosen and sum(lengths[k] for k in chosen) + length > ROW:
+            yield chosen
+            chosen = []
+        chosen.append(place)
+    if chosen:
         yield chosen
 
 

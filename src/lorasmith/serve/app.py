@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from lorasmith.engine.config import SamplingConfig
 from lorasmith.engine.request import Request
-from lorasmith.engine.score import ROW, prompt_logprobs
+from lorasmith.engine.score import prompt_logprobs, rows_of
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
 from lorasmith.serve.ask import Asked, ask_chat, ask_completion
@@ -147,23 +147,14 @@ async def completed(
     scores: list[list[Scored]] = []
     if body.echo and body.logprobs is not None:
         looked = SamplingConfig(logprobs=body.logprobs)
-        for prompts in batches(asked.prompts):
+        for row in rows_of(list(map(len, asked.prompts))):  # one by one, so that those who are answered do not wait
+            prompts = [asked.prompts[i] for i in row]
             wanted = [Request(prompt, looked, version.adapter) for prompt in prompts]
             found = await desk.worker.call(partial(prompt_logprobs, desk.registry.base, wanted))
             scores += map(scored_prompt, prompts, found)
     if not asked.requests:
         return [Choice() for _choice in range(len(asked.prompts) * asked.n)], scores
     return await whole(desk.open(asked, version), len(asked.requests)), scores
-
-
-def batches(prompts: Sequence[list[int]]) -> list[list[list[int]]]:
-    """Prompts that are scored in one go: no more than a row holds, so that those who are answered do not wait long."""
-    found: list[list[list[int]]] = [[]]
-    for prompt in prompts:
-        if found[-1] and sum(map(len, found[-1])) + len(prompt) > ROW:
-            found.append([])
-        found[-1].append(prompt)
-    return found
 
 
 def echoed(body: CompletionRequest, asked: Asked, version: Version) -> list[str]:
