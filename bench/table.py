@@ -1,6 +1,6 @@
 """The figures of a bench as Markdown, beside what must and should be reached.
 
-python -m bench.table bench.json [PAGE ...]      rewrites what stands between the two markers there: docs/performance*.md
+python -m bench.table bench.json [PAGE ...]      rewrites what stands between the two markers of docs/performance*.md
 """
 
 import argparse
