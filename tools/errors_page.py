@@ -27,8 +27,8 @@ The page is generated from the code by `make docs`.
 *[English](errors.md)*
 
 在这一页可以查到一条错误信息是什么意思、怎样解决。这里按原文列出所有使命令以退出码 2 结束的信息，中英文对照：
-请在本页搜索你看到的信息的一部分。`{name}` 代表信息中填入的内容。在 Python 里，同样的信息是 `lorasmith.errors` 中的异常。
-本页由 `make docs` 从代码生成。
+请在本页搜索你看到的信息的一部分。`{name}` 代表信息中填入的内容。
+在 Python 里，同样的信息是 `lorasmith.errors` 中的异常。本页由 `make docs` 从代码生成。
 """,
 }
 
