@@ -15,7 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves it out; for `from families import ...`
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `from tools import ...`
 
-from raised import Recorder
+from tests.support.raised import Recorder
 
 torch.set_num_threads(1)
 # A shell's background job ignores Ctrl-C, and the programs that tests start would inherit that.
@@ -46,7 +46,7 @@ def _nothing_measured_yet(tmp_path_factory: pytest.TempPathFactory, monkeypatch:
 @pytest.fixture
 def exact() -> Iterator[None]:
     """The same mathematics without the casts down to float32 that some models make: see families.no_casts_down."""
-    from families import no_casts_down
+    from tests.support.families import no_casts_down
 
     with no_casts_down():
         yield

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from lorasmith import errors
+from lorasmith.adapters.session import open_adapters
 from lorasmith.cli.main import main
+from lorasmith.config.model import ModelConfig
 from lorasmith.errors import AdapterError, LorasmithError, first_line
-from lorasmith.model.config import ModelConfig
-from lorasmith.session import open_adapters
-from tiny import flags, model_folder, row, rows_file, settings, trained
+from tests.support.tiny import flags, model_folder, row, rows_file, settings, trained
 
 Words = list[str]
 

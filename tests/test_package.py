@@ -67,7 +67,7 @@ def test_help_and_usage_errors_load_nothing_heavy(arguments: list[str], status: 
 
 
 def test_options_load_nothing_heavy() -> None:
-    code = f"import sys, lorasmith.config; print([name for name in {HEAVY} if name in sys.modules])"
+    code = f"import sys, lorasmith.config.toml; print([name for name in {HEAVY} if name in sys.modules])"
     assert succeed(sys.executable, "-c", code).strip() == "[]"
 
 

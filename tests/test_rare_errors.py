@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from lorasmith.adapter_folder import NAME
+from lorasmith.adapters.folder import NAME
 from lorasmith.cli.main import main
 from lorasmith.errors import Interrupted
 from lorasmith.lora.files import CONFIG
 from lorasmith.training.checkpoint import STATE, TENSORS
-from tiny import Watch, flags, rows_file, settings, trained
+from tests.support.tiny import Watch, flags, rows_file, settings, trained
 
 Words = list[str]
 TRAIN = flags(settings())

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from lorasmith.adapters.session import open_adapters
 from lorasmith.cli.chat import COMMANDS, Chat
 from lorasmith.cli.main import main
 from lorasmith.cli.screen import Screen
-from lorasmith.data.conversation import Message
+from lorasmith.config.model import ModelConfig
+from lorasmith.data.rows.conversation import Message
 from lorasmith.engine.request import Event
 from lorasmith.errors import DataError
-from lorasmith.model.config import ModelConfig
-from lorasmith.session import open_adapters
 
 
 class Echo:

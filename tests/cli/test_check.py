@@ -12,15 +12,15 @@ from rich.console import Console
 
 from lorasmith.cli.checked import show
 from lorasmith.cli.main import main
-from lorasmith.config import Config, load_config
-from lorasmith.data.template import Template
+from lorasmith.config.toml import Config, load_config
+from lorasmith.data.template.encoding import Template
 from lorasmith.errors import LorasmithError
 from lorasmith.model.row import IGNORED
 from lorasmith.preflight import check as check_module
 from lorasmith.preflight.check import Checked, check
 from lorasmith.preflight.lengths import histogram
 from lorasmith.preflight.rows import pieces_of
-from tiny import Watch, flags, model_folder, row, rows_file, settings, tokenizer, trained
+from tests.support.tiny import Watch, flags, model_folder, row, rows_file, settings, tokenizer, trained
 
 Capture = pytest.CaptureFixture[str]
 
@@ -190,7 +190,7 @@ def test_pieces_are_the_row_and_say_what_is_learned(family):
 
 
 def _messages(i: int) -> list[Any]:
-    from lorasmith.data.conversation import Message
+    from lorasmith.data.rows.conversation import Message
 
     return [Message(m["role"], m["content"]) for m in row(i)["messages"]]
 

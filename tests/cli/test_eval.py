@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lorasmith.cli.main import main
-from lorasmith.measure import Wanted, evaluate
-from tiny import rows_file, trained
+from lorasmith.runs.evaluate import Wanted, evaluate
+from tests.support.tiny import rows_file, trained
 
 SPOILED = "<script>alert('&')</script> 你好"
 

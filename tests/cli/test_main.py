@@ -120,9 +120,9 @@ def demo_that(monkeypatch, error: BaseException) -> int:
     def fail(*_args: object, **_more: object) -> None:
         raise error
 
-    module = ModuleType("lorasmith.demo")
+    module = ModuleType("lorasmith.demo.run")
     module.demo = fail
-    monkeypatch.setitem(sys.modules, "lorasmith.demo", module)
+    monkeypatch.setitem(sys.modules, "lorasmith.demo.run", module)
     return main.main(["demo"])
 
 

@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lorasmith.cli.main import main
-from lorasmith.model.quiet import quiet_transformers
-from peft_folder import peft_folder
-from tiny import model_folder, rows_file, trained
+from lorasmith.system.transformers_logging import quiet_transformers
+from tests.support.peft_folder import peft_folder
+from tests.support.tiny import model_folder, rows_file, trained
 
 Capture = pytest.CaptureFixture[str]
 

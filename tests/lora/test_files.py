@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from families import adapted, logits_of, tiny, tiny_base
 from lorasmith.errors import AdapterError
 from lorasmith.lora.files import CONFIG, WEIGHTS, has_effect, load_adapter, lora_config, read_config, save_adapter
+from tests.support.families import adapted, logits_of, tiny, tiny_base
 
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
 

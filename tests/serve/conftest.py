@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from serving import Running, make_runs, running
+from tests.support.serving import Running, make_runs, running
 
 
 @pytest.fixture(scope="session")

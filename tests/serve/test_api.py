@@ -6,14 +6,14 @@ import subprocess
 import openai
 import pytest
 import torch
-from serving import Running, said, user
 
+from lorasmith.config.model import ModelConfig
 from lorasmith.engine.score import ROW, rows_of
+from lorasmith.loading.load import load_base
 from lorasmith.lora.files import load_adapter
-from lorasmith.model.config import ModelConfig
-from lorasmith.model.load import load_base
 from lorasmith.model.probe import native_attention
 from lorasmith.serve.calls import Held, parse_calls
+from tests.support.serving import Running, said, user
 
 HI = "What do cats eat?"
 

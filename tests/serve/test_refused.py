@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 from safetensors.torch import load_file, save_file
 
-import tiny
 from lorasmith.cli.main import main
+from lorasmith.config.model import ModelConfig
+from lorasmith.config.serving import ServeConfig
 from lorasmith.lora.files import CONFIG, WEIGHTS
-from lorasmith.model.config import ModelConfig
 from lorasmith.report import Report
-from lorasmith.serve.config import ServeConfig
 from lorasmith.serve.found import look
 from lorasmith.serve.start import open_desk
 

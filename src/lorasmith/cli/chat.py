@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from lorasmith.cli.flags import Parser, base_of, given
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen, printable
-from lorasmith.data.conversation import Message
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.values import check, closest
+from lorasmith.data.rows.conversation import Message
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
-from lorasmith.values import check, closest
 
 if TYPE_CHECKING:
     from lorasmith.engine.request import Event
@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
     """Talks until end of input or /exit. Raises LorasmithError."""
     model, settings = base_of(args), check(SamplingConfig, given(args).get("sampling", {}), "sampling")
     with importing():
+        from lorasmith.adapters.session import open_adapters
         from lorasmith.engine.engine import Engine, generate
         from lorasmith.engine.request import Request
-        from lorasmith.session import open_adapters
 
     with Screen(json=True) as screen:  # standard output is for the answers
         session = open_adapters(args.runs, model, screen)

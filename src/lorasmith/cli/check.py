@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         checked = check(config, screen)
         show(checked, screen.console, plain=screen.plain)
         if page is not None:
-            from lorasmith.preflight.page import write_page
+            from lorasmith.pages.check import write_page
 
             write_page(checked, page)
             screen.say(_("written: {file}", file=page))

@@ -13,7 +13,7 @@ from lorasmith.cli.screen import Screen
 from lorasmith.i18n import _
 
 if TYPE_CHECKING:
-    from lorasmith.demo import Demo
+    from lorasmith.demo.run import Demo
 
 
 def parser() -> Parser:
@@ -29,7 +29,7 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Fetches what is missing, trains, shows; 0 when the run is finished. Raises LorasmithError."""
     with importing():
-        from lorasmith.demo import demo
+        from lorasmith.demo.run import demo
 
     given = {name: value for name, value in (("steps", args.steps), ("output", args.output)) if value is not None}
     with Screen(json=args.json) as screen:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from lorasmith.cli.flags import Parser, base_of, given, page_of, positive
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
-from lorasmith.data.config import DataConfig
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.data import DataConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.values import check
 from lorasmith.i18n import _
-from lorasmith.values import check
 
 if TYPE_CHECKING:
-    from lorasmith.evaluation import Evaluation, Group
+    from lorasmith.evaluation.results import Evaluation, Group
 
 ADAPTER_FILES = ("adapter_config.json", "adapter/adapter_config.json", "config.toml")  # one of them is in every RUN
 SHOWN = 5  # questions whose answers a terminal shows
@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
     runs = [args.run, *filter(is_adapter, args.words)]
     files = tuple(word for word in args.words if not is_adapter(word))
     with importing():
-        from lorasmith.measure import Wanted, evaluate
-        from lorasmith.page import write_page
+        from lorasmith.pages.evaluation import write_page
+        from lorasmith.runs.evaluate import Wanted, evaluate
 
     wanted = Wanted(files, limits, args.generate or 0, sampling, tuple(args.metric), args.forget)
     with Screen(json=args.json) as screen:

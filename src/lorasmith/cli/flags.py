@@ -14,13 +14,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lorasmith.cli.wrap import HelpFormatter
-from lorasmith.config import SECTIONS, Config, load_config
-from lorasmith.engine.config import SamplingFlags
+from lorasmith.config.model import ModelConfig
+from lorasmith.config.sampling import SamplingFlags
+from lorasmith.config.serving import ServeConfig
+from lorasmith.config.toml import SECTIONS, Config, load_config
+from lorasmith.config.values import check, closest
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
-from lorasmith.model.config import ModelConfig
-from lorasmith.serve.config import ServeConfig
-from lorasmith.values import check, closest
 
 Group = argparse._ArgumentGroup
 FLAG_SECTIONS: dict[str, type[BaseModel]] = {**SECTIONS, "sampling": SamplingFlags, "serve": ServeConfig}

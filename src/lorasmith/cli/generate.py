@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from lorasmith.cli.flags import Parser, base_of, given
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen, printable
-from lorasmith.data.conversation import Conversation, Record
-from lorasmith.data.prompts import as_record, parse_prompts, read_prompts
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.values import check
+from lorasmith.data.read.prompts import as_record, parse_prompts, read_prompts
+from lorasmith.data.rows.conversation import Conversation, Record
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
-from lorasmith.values import check
 
 if TYPE_CHECKING:
     from lorasmith.engine.request import Event
@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
     model, settings = base_of(args), check(SamplingConfig, given(args).get("sampling", {}), "sampling")
     records = prompts_of(args)
     with importing():
+        from lorasmith.adapters.session import open_adapters
         from lorasmith.engine.engine import Engine, generate
         from lorasmith.engine.request import Request
-        from lorasmith.session import open_adapters
 
     with Screen(json=True) as screen:  # standard output is for the answers
         session = open_adapters([args.run], model, screen)

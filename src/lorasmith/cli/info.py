@@ -22,7 +22,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what the folder says of itself. Raises LorasmithError."""
-    from lorasmith.inspection import inspect_folder
+    from lorasmith.runs.inspect import inspect_folder
 
     facts = inspect_folder(args.path)
     with Screen(json=args.json) as screen:

@@ -9,7 +9,7 @@ from pathlib import Path
 from lorasmith.cli.flags import Parser, given
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
-from lorasmith.config import load_config
+from lorasmith.config.toml import load_config
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     config, target = load_config(None, given(args)), Path(args.file).expanduser()
     _refuse(target, args.overwrite)
     with importing():
-        from lorasmith.suggest import suggest
+        from lorasmith.preflight.suggest import suggest
 
     with Screen(json=args.json) as screen:
         if "model" not in config.model.model_fields_set:

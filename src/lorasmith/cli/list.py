@@ -17,7 +17,7 @@ from lorasmith.cli.screen import WIDEST, Screen, printable
 from lorasmith.i18n import _
 
 if TYPE_CHECKING:
-    from lorasmith.runs import RunInfo
+    from lorasmith.runs.listing import RunInfo
 
 FOLDER = "runs"
 OTHERS = 57  # columns that all but the name need at least
@@ -34,7 +34,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Prints one table. Raises LorasmithError."""
-    from lorasmith.runs import find_runs
+    from lorasmith.runs.listing import find_runs
 
     folder = Path(args.folder or FOLDER).expanduser()
     found = find_runs(folder) if args.folder or folder.is_dir() else []

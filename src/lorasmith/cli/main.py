@@ -142,6 +142,6 @@ def show_help(file: TextIO) -> None:
 
 
 def _unknown_verb(verb: str) -> str:
-    from lorasmith.values import closest
+    from lorasmith.config.values import closest
 
     return _("{verb!r} is no verb: one of {verbs}.", verb=verb, verbs=", ".join(verbs())) + closest(verb, verbs())

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Merges, compares, and only then names the folder. Raises LorasmithError."""
     model = base_of(args)
     with importing():
-        from lorasmith.export import merge_run
+        from lorasmith.adapters.merge import merge_run
 
     with Screen(json=args.json) as screen:
         certificate = merge_run(args.run, args.output, model, args.overwrite, screen)

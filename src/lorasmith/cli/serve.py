@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from lorasmith.cli.flags import Parser, base_of, given
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
+from lorasmith.config.serving import ServeConfig
+from lorasmith.config.values import check
 from lorasmith.errors import ConfigError, MissingExtraError
 from lorasmith.i18n import _
-from lorasmith.serve.config import ServeConfig
-from lorasmith.values import check
 
 if TYPE_CHECKING:
     from lorasmith.serve.desk import Desk

@@ -27,7 +27,7 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Trains; 0 when the run is finished. Raises LorasmithError."""
     if args.resume and not args.config and "output" in args:
-        from lorasmith.run_folder import resumed_config
+        from lorasmith.training.run_folder import resumed_config
 
         args.config = resumed_config(args.output)
     config = config_of(args)
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and config.output is None:
         raise ConfigError(_("--resume: say which run goes on, with --output RUN"))
     with importing():
-        from lorasmith.run import train
+        from lorasmith.runs.train import train
 
     with Screen(json=args.json) as screen:
         summary = train(config, screen, resume=args.resume, overwrite=args.overwrite)

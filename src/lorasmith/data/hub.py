@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lorasmith.data.stream import Source
+from lorasmith.data.read.stream import Source
 from lorasmith.errors import DataError, first_line
 from lorasmith.i18n import _
-from lorasmith.model.client import quiet_hub, why_refused
+from lorasmith.loading.hub_client import quiet_hub, why_refused
 
 NAME = re.compile(r"(?:(?P<hub>hf|modelscope):)?(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?", re.ASCII)
 Rows = Iterator[tuple[str, object]]

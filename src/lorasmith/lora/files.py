@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lorasmith.config.lora import LoraConfig, is_name
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
-from lorasmith.lora.config import LoraConfig, is_name
 from lorasmith.lora.inject import PEFT_PREFIX, Adapter, inject, remove
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.merge import plain_name

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lorasmith.config.lora import LoraConfig, is_name
+from lorasmith.config.values import ranges, spelled
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
-from lorasmith.lora.config import LoraConfig, is_name
-from lorasmith.values import ranges, spelled
 
 ALL_LINEAR = "all-linear"
 _LAYER_NUMBER = re.compile(r".*\.[^.]*\.(\d+)\.")  # PEFT's way of finding a layer's number in a module path

@@ -6,21 +6,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorasmith.config import Config
-from lorasmith.data.prepare import read_files
+from lorasmith.config.toml import Config
+from lorasmith.data.dataset.prepare import read_files
 from lorasmith.errors import LorasmithError, ModelError, RunError
 from lorasmith.i18n import _
-from lorasmith.preflight.assembly import Assembled, assemble, recompute_activations
 from lorasmith.preflight.dry import dry_run
-from lorasmith.preflight.expected import Expected, expect
+from lorasmith.preflight.estimate import Expected, expect
 from lorasmith.preflight.facts import Facts, facts_of
 from lorasmith.preflight.lengths import Bar, histogram
 from lorasmith.preflight.measured import place_of, recall, remember
 from lorasmith.preflight.rows import Shown, shown_rows, stops
 from lorasmith.report import Report
-from lorasmith.run_folder import check_folder, check_space
-from lorasmith.training.dist import World
+from lorasmith.training.assemble import Assembled, assemble, recompute_activations
+from lorasmith.training.distributed import World
 from lorasmith.training.loop import Job
+from lorasmith.training.run_folder import check_folder, check_space
 
 
 @dataclass(frozen=True)

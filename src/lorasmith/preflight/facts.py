@@ -7,16 +7,16 @@ from rich.cells import cell_len
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lorasmith.data.fit import in_rows
-from lorasmith.evaluate import FEWEST
+from lorasmith.config.training import TrainingConfig
+from lorasmith.data.dataset.fit import in_rows
+from lorasmith.evaluation.loss import FEWEST
 from lorasmith.i18n import _
 from lorasmith.lora.inject import Counts, count
 from lorasmith.lora.target import in_words
 from lorasmith.model.base import Base
-from lorasmith.model.machine import dtype_name
-from lorasmith.preflight.expected import Expected
-from lorasmith.suggest import passes, rate_for
-from lorasmith.training.config import TrainingConfig
+from lorasmith.preflight.estimate import Expected
+from lorasmith.preflight.suggest import passes, rate_for
+from lorasmith.system.device import dtype_name
 from lorasmith.training.loop import Job
 from lorasmith.training.optim import learning_rate, warmup_steps
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
-from lorasmith.data.template import Template
+from lorasmith.data.template.encoding import Template
 from lorasmith.i18n import _
 from lorasmith.model.row import IGNORED, Example
 

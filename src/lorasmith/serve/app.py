@@ -16,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.values import wrong_values
 from lorasmith.engine.request import Request
 from lorasmith.engine.score import prompt_logprobs, rows_of
 from lorasmith.errors import LorasmithError
@@ -31,7 +32,6 @@ from lorasmith.serve.protocol import AdapterRequest, ChatRequest, CompletionRequ
 from lorasmith.serve.registry import Version
 from lorasmith.serve.replies import Choice, Envelope, chat_body, chat_stream, completion_body, completion_stream, whole
 from lorasmith.serve.worker import Gone
-from lorasmith.values import wrong_values
 
 LONGEST = 2000  # letters of a message: a client's own text may stand in it
 M = TypeVar("M", bound=BaseModel)

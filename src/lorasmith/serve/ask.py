@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorasmith.data.messages import messages_of
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.values import check
+from lorasmith.data.rows.messages import messages_of
 from lorasmith.engine.request import Request
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
 from lorasmith.serve.failure import Failure
 from lorasmith.serve.protocol import ChatMessage, ChatRequest, CompletionRequest
 from lorasmith.serve.registry import Version
-from lorasmith.values import check
 
 DEFAULT_TEMPERATURE, DEFAULT_COMPLETION = 1.0, 16  # OpenAI's
 OUR_NAMES = {"max_new_tokens": "max_tokens", "json_object": "response_format"}

@@ -4,11 +4,11 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 
+from lorasmith.config.serving import ServeConfig
 from lorasmith.engine.request import Event
 from lorasmith.errors import LorasmithError, ModelError
 from lorasmith.i18n import _
 from lorasmith.serve.ask import Asked
-from lorasmith.serve.config import ServeConfig
 from lorasmith.serve.failure import Failure
 from lorasmith.serve.keys import Key
 from lorasmith.serve.metrics import Metrics

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorasmith.adapter_folder import NAME, find_adapter
+from lorasmith.adapters.folder import NAME, find_adapter
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.inspection import inspect_folder
 from lorasmith.lora.files import CONFIG, WEIGHTS
-from lorasmith.runs import CONFIG as RUN_CONFIG
+from lorasmith.runs.inspect import inspect_folder
+from lorasmith.runs.listing import CONFIG as RUN_CONFIG
 
 ALLOWED = re.compile(r"\w[\w.-]{0,99}")  # of a name, which is what requests say
 

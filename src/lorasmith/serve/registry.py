@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorasmith.adapter_folder import end_ids, template_for
-from lorasmith.data.template import Template
+from lorasmith.adapters.folder import end_ids, template_for
+from lorasmith.config.values import closest
+from lorasmith.data.template.encoding import Template
 from lorasmith.engine.request import Request
 from lorasmith.engine.score import prompt_logprobs
 from lorasmith.errors import AdapterError
@@ -20,7 +21,6 @@ from lorasmith.serve.adapters import offer, withdraw
 from lorasmith.serve.failure import Failure
 from lorasmith.serve.found import ALLOWED, Found, describe, inside
 from lorasmith.serve.worker import Worker
-from lorasmith.values import closest
 
 PROBE = "Why is the sky blue?"  # what the effect of an adapter is measured on
 

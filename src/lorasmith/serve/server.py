@@ -7,9 +7,9 @@ from typing import Any
 
 import uvicorn
 
+from lorasmith.config.serving import ServeConfig
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _, foreign
-from lorasmith.serve.config import ServeConfig
 from lorasmith.serve.desk import Desk
 
 LOOK = 0.05  # seconds between two looks whether all requests are through

@@ -5,11 +5,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from lorasmith.adapter_folder import base_of
+from lorasmith.adapters.folder import base_of
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
+from lorasmith.loading.gguf import PACKAGED, cached_gguf, packaged_model
 from lorasmith.lora.files import CONFIG
-from lorasmith.model.gguf import PACKAGED, cached_gguf, packaged_model
 from lorasmith.report import Report
 from lorasmith.serve.found import Found, Shelf
 

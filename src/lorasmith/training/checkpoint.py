@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lorasmith.errors import RunError
 from lorasmith.i18n import _, foreign
-from lorasmith.model.cache import follow_umask
+from lorasmith.system.cache import follow_umask
 from lorasmith.training.optim import FlatParameters
 
 VERSION = 1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from lorasmith.evaluate import HeldOut, held_out
+from lorasmith.evaluation.loss import HeldOut, held_out
 from lorasmith.i18n import _
 from lorasmith.lora.files import read_weights
 from lorasmith.training import checkpoint

@@ -8,23 +8,23 @@ from pathlib import Path
 
 import torch
 
-from lorasmith.data.plan import Plan
+from lorasmith.config.training import TrainingConfig
+from lorasmith.data.dataset.plan import Plan
 from lorasmith.errors import ConfigError, Interrupted, TrainingError
-from lorasmith.evaluate import HeldOut, held_out
+from lorasmith.evaluation.generation import Quiz
+from lorasmith.evaluation.loss import HeldOut, held_out
 from lorasmith.i18n import _
 from lorasmith.lora.files import has_effect
 from lorasmith.model.base import Base
 from lorasmith.model.forward import row_of
 from lorasmith.model.row import Example, Row, Step, flatten
-from lorasmith.quiz import Quiz
 from lorasmith.report import Report
+from lorasmith.system.memory import peak_memory_mib
 from lorasmith.training import checkpoint
 from lorasmith.training.checkpoint import State
-from lorasmith.training.config import TrainingConfig
-from lorasmith.training.dist import World
+from lorasmith.training.distributed import World
+from lorasmith.training.history import Metrics
 from lorasmith.training.interrupt import deferred
-from lorasmith.training.memory import peak_memory_mib
-from lorasmith.training.metrics import Metrics
 from lorasmith.training.optim import FlatParameters, learning_rate
 from lorasmith.training.samples import Samples
 from lorasmith.training.step import Log, train_step

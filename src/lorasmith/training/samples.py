@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorasmith.data.conversation import Message
-from lorasmith.data.template import Template
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.data.rows.conversation import Message
+from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine, replies
 from lorasmith.engine.request import Request
 from lorasmith.errors import ConfigError
-from lorasmith.evaluate import evaluating
+from lorasmith.evaluation.loss import evaluating
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
 
