@@ -70,4 +70,4 @@ def _section_of(option: str) -> str:
         if option in part.model_fields:
             return name
     known = [key for part in SECTIONS.values() for key in part.model_fields]
-    raise ConfigError(_("{option}: no such option.", option=option) + closest(option, known))
+    raise ConfigError(_("unknown option {option}.", option=option) + closest(option, known))

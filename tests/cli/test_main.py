@@ -63,7 +63,7 @@ def test_help_lists_every_verb(capsys):
         (["tran"], "Did you mean 'train'?"),
         (["train", "d", "--r", "0"], "lora.r: '0' is not allowed: must be greater than 0"),
         (["train", "d", "--r"], "argument --r: expected one argument (see lorasmith train --help)"),
-        (["train", "d", "--resume"], "--resume: say which run goes on, with --output RUN"),
+        (["train", "d", "--resume"], "--resume: specify the run to resume with --output RUN"),
         (["train", "d", "--resume", "--overwrite", "--output", "x"], "give one of them"),
         (["merge", "run"], "the following arguments are required: --output"),
         (["info", "a", "b"], "'b': one word too many"),

@@ -54,7 +54,7 @@ def test_all_problems_come_at_once_each_with_the_way_out(tmp_path):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("lora = 3", "lora: 3 is not allowed: must be a section of keys"),
+        ("lora = 3", "lora: 3 is not allowed: must be a section with keys"),
         ("[lora]\ntarget_modules = 3", "lora.target_modules: 3 is not allowed: must be text or a list"),
         ("[lora]\nrank_pattern = 3", "lora.rank_pattern: 3 is not allowed: must be pairs of name=value"),
         ("[lora]\nuse_rslora = 'x'", "lora.use_rslora: 'x' is not allowed: must be true or false"),
@@ -62,7 +62,7 @@ def test_all_problems_come_at_once_each_with_the_way_out(tmp_path):
         ("[training]\nlearning_rate = 'x'", "training.learning_rate: 'x' is not allowed: must be a number"),
         (
             "[lora]\ntarget_modules = ''",
-            "lora: nothing would be adapted: name modules in target_modules, or all-linear",
+            "lora: no module would be adapted: name modules in target_modules, or use all-linear",
         ),
         ("[lora]\nrank_pattern = {'(' = 1}", "lora.rank_pattern: '(' is no regular expression: "),
         ("r = 3", "r: no such key. Did you mean 'lora.r'?"),

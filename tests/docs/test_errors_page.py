@@ -13,12 +13,18 @@ def test_texts_are_found_where_they_are_raised_returned_and_collected():
     found = {(one.error, one.text) for one in error_texts()}
     assert len(found) > 170
     for error, text in (
-        ("ConfigError", "--resume: say which run goes on, with --output RUN"),  # in the raise itself
+        ("ConfigError", "--resume: specify the run to resume with --output RUN"),  # in the raise itself
         ("ConfigError", "{key}: no such key."),  # returned by a function, appended to a list
         ("ConfigError", "{flag}: no such flag."),  # handed on to another file
-        ("ConfigError", "rank_pattern and alpha_pattern must hold numbers above 0"),  # a ValueError for pydantic
-        ("DataError", "two answers follow each other. Put a message with role 'user' between them."),
-        ("AdapterError", "its B matrices are all zero, so it changes nothing: the training did not reach this file."),
+        (
+            "ConfigError",
+            "the values of rank_pattern and alpha_pattern must be greater than 0",
+        ),  # a ValueError for pydantic
+        ("DataError", "two answers follow each other. Put a message with the role 'user' between them."),
+        (
+            "AdapterError",
+            "all B matrices are zero, so the adapter changes nothing: this file holds no trained weights.",
+        ),
     ):
         assert (error, text) in found, text
     assert not [text for _error, text in found if text in ("training", "options", "finished: {folder}")]

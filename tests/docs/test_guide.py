@@ -232,7 +232,7 @@ def test_the_screen_of_check_is_called_as_it_is(name: str, language: str) -> Non
         labels = [_(label) for label in LABELS]
         assert [word for cell in table[2:6] for word in re.split("[、,] ?", cell)] == labels
         assert _("Lengths in tokens") in table
-        assert f"`{_('a training can begin')}`" in text(name)
+        assert f"`{_('ready to train')}`" in text(name)
 
 
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)

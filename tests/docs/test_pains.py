@@ -142,7 +142,7 @@ def test_the_longest_row_an_evaluation_and_a_save_come_before_the_first_step(
         monkeypatch.setattr(dry, name, spied(name))
     options = settings(held_out=str(tmp_path / "held.jsonl"), batch_size=1, max_steps=12)
     assert main(["check", str(tmp_path / "rows.jsonl"), *flags(options)]) == 0
-    assert "MiB at most, from a dry step" in " ".join(capsys.readouterr().out.split())
+    assert "MiB at most, measured in a dry run" in " ".join(capsys.readouterr().out.split())
     assert [name for name, _args in seen if name != "train_step"] == ["held_out", "_save"]
     steps: list[Step] = [args[3] for name, args in seen if name == "train_step"]
     lengths = [step.rows[0].tokens for step in steps]

@@ -1,4 +1,4 @@
-"""Questions taken out of examples: the ids of the prompt, the row's answer, and rows that ask nothing."""
+"""Questions taken out of examples: the ids of the prompt, reference answer, and rows that ask nothing."""
 
 import pytest
 

@@ -70,7 +70,7 @@ def test_the_interval_of_two_examples_is_what_a_hand_counts():
     assert found.difference == pytest.approx(-0.25)
     assert (found.low, found.high) == (pytest.approx(-1.0), pytest.approx(0.5))
     assert not found.is_real
-    assert str(found).endswith("over 2 held out: too few to tell; hold more out with --held-out")
+    assert str(found).endswith("over 2 held out: too few examples to tell; hold out more with --held-out")
 
 
 def test_an_example_counts_by_its_tokens():
@@ -115,11 +115,11 @@ def test_the_interval_is_of_the_difference_not_of_the_losses():
 def test_worse_is_real_too():
     worse = Comparison(1.0, 2.0, 0.5, 1.5, 10)
     assert worse.is_real
-    assert "WORSE than the base, clear of zero" in str(worse)
-    assert str(Comparison(2.0, 1.0, -1.5, -0.5, 10)).endswith("better, clear of zero")
+    assert "significantly WORSE than the base model" in str(worse)
+    assert str(Comparison(2.0, 1.0, -1.5, -0.5, 10)).endswith("significantly better")
     open_end = Comparison(1.0, 2.0, -0.5, 1.5, 10)
     assert not open_end.is_real
-    assert str(open_end).endswith("not clear of zero")
+    assert str(open_end).endswith("no significant difference")
 
 
 def test_an_interval_over_few_examples_is_not_believed():

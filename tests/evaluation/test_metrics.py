@@ -85,10 +85,10 @@ def test_the_interval_of_a_mean_is_that_of_a_loss_with_equal_weights():
 @pytest.mark.parametrize(
     ("numbers", "text"),
     [
-        ((1.0, 2.0, 0.5, 1.5, 10), "better, clear of zero"),
-        ((2.0, 1.0, -1.5, -0.5, 10), "WORSE than the base, clear of zero"),
-        ((1.0, 2.0, 0.0, 1.5, 10), "not clear of zero"),
-        ((1.0, 2.0, 0.5, 1.5, 9), "too few to tell; ask for more answers with --generate"),
+        ((1.0, 2.0, 0.5, 1.5, 10), "significantly better"),
+        ((2.0, 1.0, -1.5, -0.5, 10), "significantly WORSE than the base model"),
+        ((1.0, 2.0, 0.0, 1.5, 10), "no significant difference"),
+        ((1.0, 2.0, 0.5, 1.5, 9), "too few answers to tell; request more with --generate"),
     ],
 )
 def test_whether_it_is_real_in_words(numbers, text):

@@ -86,8 +86,8 @@ def test_base_and_rows_are_fetched_once_and_then_needed_no_more(hub: Hub, tmp_pa
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("hidden", "there is none of this name, or it is a private one and HF_TOKEN is not that of its owner"),
-        ("missing", "there is none of this name, or it is a private one and HF_TOKEN is not that of its owner"),
+        ("hidden", "it does not exist, or it is private and HF_TOKEN gives no access to it"),
+        ("missing", "it does not exist, or it is private and HF_TOKEN gives no access to it"),
         ("gated", "it is only for those whom its owner lets in: ask for it at {url}/org/gated, then set HF_TOKEN"),
     ],
 )

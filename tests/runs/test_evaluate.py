@@ -210,7 +210,7 @@ def test_without_a_name_it_is_the_text_of_the_package(runs):
     [
         (Forgotten(1.0, 2.0, 0.5, 1.5, 10), "FORGOTTEN, clear of zero"),
         (Forgotten(2.0, 1.0, -1.5, -0.5, 10), "nothing forgotten: better"),
-        (Forgotten(1.0, 2.0, -0.5, 1.5, 10), "nothing forgotten that can be told from chance"),
+        (Forgotten(1.0, 2.0, -0.5, 1.5, 10), "no significant forgetting"),
         (Forgotten(1.0, 2.0, 0.5, 1.5, 9), "too few to tell"),
     ],
 )

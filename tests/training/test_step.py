@@ -161,7 +161,7 @@ def test_a_first_step_without_a_number_says_that_nothing_was_learned(tmp_path, c
     assert main(["train", *words]) == 2
     err = capsys.readouterr().err
     assert "step 1: loss" in err
-    assert "nothing was learned before it" in err
+    assert "no earlier step was completed" in err
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 

@@ -76,16 +76,16 @@ def find_adapter(path: Path) -> Path:
         if (folder / CONFIG).is_file():
             return folder
     if not path.exists():
-        raise AdapterError(_("{path}: there is no such folder.", path=path))
+        raise AdapterError(_("{path}: the folder does not exist.", path=path))
     if (path / "config.toml").is_file():
         raise AdapterError(
             _(
-                "{path}: this run is not finished, so it has no adapter yet. "
-                "Go on: lorasmith train --output {path} --resume",
+                "{path}: this run has not finished, so it has no adapter yet. Resume it with: lorasmith train "
+                "--output {path} --resume",
                 path=path,
             )
         )
-    raise AdapterError(_("{path}: neither a run nor an adapter folder ({name} is not in it).", path=path, name=CONFIG))
+    raise AdapterError(_("{path}: not a run or adapter folder ({name} not found).", path=path, name=CONFIG))
 
 
 def read_about(folder: Path) -> dict[str, Any] | None:
@@ -96,11 +96,16 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     try:
         about = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise AdapterError(_("{path}: not readable as JSON: {error}", path=path, error=error)) from None
+        raise AdapterError(_("{path}: invalid JSON: {error}", path=path, error=error)) from None
     version = about.get("version") if isinstance(about, dict) else None
     if version != VERSION:
         raise AdapterError(
-            _("{path}: version {found}; this lorasmith reads {known}.", path=path, found=version, known=VERSION)
+            _(
+                "{path}: unsupported version {found}; this version of lorasmith reads version {known}.",
+                path=path,
+                found=version,
+                known=VERSION,
+            )
         )
     try:
         _About.model_validate(about)
@@ -114,7 +119,9 @@ def base_of(folder: Path) -> str:
     about = read_about(folder)
     name = about["base"]["model"] if about else read_config(folder).get("base_model_name_or_path")
     if not name:
-        raise AdapterError(_("{folder}: it names no base model. Give one with --model.", folder=folder))
+        raise AdapterError(
+            _("{folder}: the adapter does not name its base model. Specify it with --model.", folder=folder)
+        )
     return str(name)
 
 
@@ -132,8 +139,8 @@ def template_for(folder: Path, base: Base) -> Template:
     if differing:
         raise AdapterError(
             _(
-                "{folder}: {base} is not the base that this adapter was trained on ({then}): its {parts} differ. "
-                "Name the right one with --model.",
+                "{folder}: {base} is not the base model that this adapter was trained on ({then}); they differ "
+                "in: {parts}. Specify the right one with --model.",
                 folder=folder,
                 base=base.source,
                 then=about["base"]["model"],

@@ -48,8 +48,8 @@ class Certificate:
 
     def __str__(self) -> str:
         return _(
-            "{dtype}: logits within {error:.1e} of the adapter's (allowed {limit:.1e}); "
-            "the likeliest token is the same at {agreeing} of {positions} positions",
+            "{dtype}: relative logit error {error:.1e} (limit {limit:.1e}); the top token agrees at {agreeing} "
+            "of {positions} positions",
             dtype=self.dtype,
             error=self.error,
             limit=self.limit,
@@ -80,7 +80,7 @@ def merge_run(
     session = open_adapters([path], ModelConfig(**wide), report)
     _refuse_own_parts(folder, session)
     dtype = _dtype_on_disk(session, config) if config.dtype == "auto" else getattr(torch, config.dtype)
-    report.say(_("merging into {dtype}", dtype=dtype_name(dtype)))
+    report.say(_("Merging in {dtype}", dtype=dtype_name(dtype)))
     plain, untied = _merged_model(session, dtype, config.trust_remote_code)
     probes = _probes(session)
     wanted = _logits_of_base(session, probes)
@@ -98,7 +98,12 @@ def merge_run(
     write_folder(folder.resolve(), fill, is_run=False)  # through a link, and of a folder that has a name
     report.say(str(certificates[0]))
     if untied:
-        report.say(_("the embedding and the head are no longer tied: tie_word_embeddings=false in its config.json"))
+        report.say(
+            _(
+                "The input embedding and the output head are no longer tied: config.json now has "
+                "tie_word_embeddings=false"
+            )
+        )
     return certificates[0]
 
 
@@ -133,11 +138,14 @@ def _refuse_existing(folder: Path, overwrite: bool) -> None:
         raise RunError(_("{folder} is a file, not a folder. Choose another --output.", folder=folder))
     if not overwrite:
         raise RunError(
-            _("{folder} exists already. Choose another --output, or replace it with --overwrite.", folder=folder)
+            _("{folder} already exists. Choose another --output, or replace it with --overwrite.", folder=folder)
         )
     if not (folder / "config.json").is_file():
         raise RunError(
-            _("{folder} is no model folder (no config.json), so --overwrite leaves it alone.", folder=folder)
+            _(
+                "{folder} is not a model folder (config.json not found), so --overwrite will not replace it.",
+                folder=folder,
+            )
         )
 
 
@@ -148,7 +156,7 @@ def _refuse_own_parts(folder: Path, session: Session) -> None:
         if part.is_relative_to(target):
             raise RunError(
                 _(
-                    "{folder}: what is to be merged lies there ({part}). Choose another --output.",
+                    "{folder} contains files that are needed for the merge ({part}). Choose another --output.",
                     folder=folder,
                     part=part,
                 )
@@ -158,9 +166,13 @@ def _refuse_own_parts(folder: Path, session: Session) -> None:
 def _refuse_wrong(certificate: Certificate) -> None:
     if certificate.holds:
         return
-    text = _("{output}: not written: {certificate}.", output=certificate.folder, certificate=certificate)
+    text = _(
+        "{output}: not written, because the merged model does not match the adapter: {certificate}.",
+        output=certificate.folder,
+        certificate=certificate,
+    )
     if certificate.dtype not in ("float32", "float64"):
-        text += " " + _("Merge in float32: --dtype float32.")
+        text += " " + _("Merge in float32 with --dtype float32.")
     raise AdapterError(text)
 
 

@@ -77,13 +77,18 @@ def open_adapters(
         templates[name] = template_for(folder, base)
         base.adapters[name] = load_adapter(base.model, base.router, folder, name)
         if read_about(folder) is None:
-            report.warn(_("{folder}: made by another tool, so the template is the model's own.", folder=folder))
+            report.warn(
+                _(
+                    "{folder}: the adapter was made by another tool, so the model's own chat template is used.",
+                    folder=folder,
+                )
+            )
     template = next(iter(templates.values()))
     for name, other in templates.items():
         if other.to_json() != template.to_json():
             raise AdapterError(
                 _(
-                    "{first} and {name} were trained with different templates. Give each a call of its own.",
+                    "{first} and {name} were trained with different templates. Load each of them separately.",
                     first=next(iter(folders)),
                     name=name,
                 )
@@ -110,7 +115,12 @@ def _trained_dtype(folder: Path, device: str, report: Report) -> str:
     chosen, why = choose_dtype("auto", choose_device(device)[0])
     if trained in ("auto", "float32", "float64") or trained == str(chosen).removeprefix("torch."):
         return trained
-    text = _("trained over a base in {dtype}; here it runs in {here}: {why}", dtype=trained, here=chosen, why=why)
+    text = _(
+        "The adapter was trained with the base model in {dtype}; here it runs in {here}: {why}",
+        dtype=trained,
+        here=chosen,
+        why=why,
+    )
     report.say(text)
     return "auto"
 

@@ -13,12 +13,10 @@ from lorasmith.i18n import _
 
 def parser() -> Parser:
     """The flags: the verb's own, then every field of the configuration."""
-    parser = Parser(
-        "train", "DATA ...", _("Train a LoRA adapter on files of examples and measure it on held-out ones.")
-    )
-    parser.own.add_argument("files", metavar="DATA", nargs="*", help=_("files of examples (also as --data)"))
-    parser.add_switch("--resume", _("go on where the run in --output stopped"))
-    parser.add_switch("--overwrite", _("replace the run that is in --output"))
+    parser = Parser("train", "DATA ...", _("Train a LoRA adapter on your data and evaluate it on held-out examples."))
+    parser.own.add_argument("files", metavar="DATA", nargs="*", help=_("Training data files (same as --data)"))
+    parser.add_switch("--resume", _("Resume the run in --output"))
+    parser.add_switch("--overwrite", _("Replace the run in --output"))
     parser.add_json()
     parser.add_config()
     return parser
@@ -32,9 +30,9 @@ def run(args: argparse.Namespace) -> int:
         args.config = resumed_config(args.output)
     config = config_of(args)
     if args.resume and args.overwrite:
-        raise ConfigError(_("--resume goes on with a run and --overwrite replaces it: give one of them"))
+        raise ConfigError(_("--resume continues a run and --overwrite replaces it; give only one of them"))
     if args.resume and config.output is None:
-        raise ConfigError(_("--resume: say which run goes on, with --output RUN"))
+        raise ConfigError(_("--resume: specify the run to resume with --output RUN"))
     with importing():
         from lorasmith.runs.train import train
 

@@ -22,20 +22,22 @@ class DataConfig(BaseModel):
         tuple[str, ...],
         Field(
             description=_(
-                "examples: JSON, JSONL, CSV, TSV (also .gz, .zst), Parquet, a folder that `datasets` saved, a hub's "
-                "org/name or modelscope:org/name; FILE:0.7 FILE:0.3 for parts of an epoch"
+                "Training examples: JSON, JSONL, CSV, TSV (also .gz, .zst), Parquet, a folder saved by "
+                "`datasets`, or the name of a dataset on a hub (org/name or modelscope:org/name); to mix "
+                "files, add weights: FILE:0.7 FILE:0.3"
             )
         ),
     ] = ()
     map: Annotated[
         dict[str, str],
-        Field(description=_("columns under other names: instruction=question output=answer")),
+        Field(description=_("Columns with other names than expected, as in instruction=question output=answer")),
     ] = {}
     held_out: Annotated[
         float | str,
         Field(
             description=_(
-                "examples never trained on: a file, a number of rows, or a part below 1 (at most 200 rows); 0 for none"
+                "Examples held out for evaluation: a file, a number of rows, or a fraction below 1 (at most "
+                "200 rows); 0 holds out none"
             )
         ),
     ] = 0.05
@@ -43,24 +45,36 @@ class DataConfig(BaseModel):
         str,
         Field(
             description=_(
-                "how a row becomes text: model (its chat template), human-assistant, alpaca, chatml, or a Jinja file; "
-                "auto is the model's, or human-assistant where it has none"
+                "How a row becomes text: model (the model's chat template), human-assistant, alpaca, chatml, "
+                "or the path of a Jinja file; auto uses the model's template, or human-assistant if it has none"
             )
         ),
     ] = "auto"
-    system: Annotated[str, Field(description=_("system text before every conversation that has none"))] = ""
+    system: Annotated[str, Field(description=_("System message for conversations that do not have one"))] = ""
     learn: Annotated[
-        Learn, Field(description=_("what is learned of a conversation: its answers, the last one, or all of it"))
+        Learn,
+        Field(
+            description=_(
+                "Which parts of a conversation to train on: all answers, only the last answer, or the whole text"
+            )
+        ),
     ] = "answers"
     max_length: Annotated[
-        int | None, Field(gt=1, description=_("tokens of one example; 1024 or the model's limit where not given"))
+        int | None,
+        Field(
+            gt=1,
+            description=_(
+                "Maximum length of an example in tokens; defaults to 1024, or to the model's context length if "
+                "that is shorter"
+            ),
+        ),
     ] = None
     too_long: Annotated[
         TooLong,
         Field(
             description=_(
-                "an example that does not fit: stop and say so, cut its end, cut its beginning and keep the answer, "
-                "make pieces (plain text only), or leave it out"
+                "What to do with an example that is too long: stop with an error, truncate its end, truncate "
+                "its beginning and keep the answer, split it into pieces (plain text only), or drop it"
             )
         ),
     ] = "error"
@@ -72,7 +86,7 @@ class DataConfig(BaseModel):
             return name
         near = [_("Did you mean {near!r}?", near=word) for word in get_close_matches(name, TEMPLATES, 1)]
         text = _(
-            "{name!r} is none of {known}; a Jinja file is named by its path, as in ./chat.jinja",
+            "{name!r} is not one of {known}; to use a Jinja file, give its path, as in ./chat.jinja",
             name=name,
             known=", ".join(TEMPLATES),
         )
@@ -84,5 +98,11 @@ class DataConfig(BaseModel):
         for ours in columns:
             if ours not in KNOWN_KEYS:
                 known = ", ".join(sorted(KNOWN_KEYS))
-                raise ValueError(_("no form of rows has {ours!r}; known are {known}", ours=ours, known=known))
+                raise ValueError(
+                    _(
+                        "unknown column {ours!r}: no row format uses it; known columns are {known}",
+                        ours=ours,
+                        known=known,
+                    )
+                )
         return columns

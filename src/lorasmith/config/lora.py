@@ -35,51 +35,62 @@ class LoraConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    r: Annotated[int, Field(gt=0, description=_("rank of the update, the inner size of A and B"))] = 8
+    r: Annotated[int, Field(gt=0, description=_("LoRA rank: the inner dimension of A and B"))] = 8
     lora_alpha: Annotated[
         float,
         Field(
             gt=0,
             allow_inf_nan=False,
-            description=_("the update is scaled by lora_alpha / r; twice r is the usual choice"),
+            description=_("LoRA alpha: the update is scaled by lora_alpha / r; twice r is a common choice"),
         ),
     ] = 16.0
     lora_dropout: Annotated[
-        float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("dropout on the input of A"))
+        float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("Dropout probability on the input of A"))
     ] = 0.0
     target_modules: Annotated[
         str | tuple[str, ...],
         Field(
             description=_(
-                "all-linear; or one name or regular expression, matched against the whole module path; or several names"
+                "Modules to adapt: all-linear, one or several module names, or a regular expression that "
+                "matches the whole module path"
             )
         ),
     ] = "all-linear"
     exclude_modules: Annotated[
         str | tuple[str, ...] | None,
-        Field(description=_("modules to leave out, written like target_modules")),
+        Field(description=_("Modules to exclude, written like target_modules")),
     ] = None
     layers_to_transform: Annotated[
-        tuple[int, ...] | None, Field(description=_("numbers of the layers to adapt; all where not given"))
+        tuple[int, ...] | None,
+        Field(description=_("Indices of the layers to adapt, counted from 0; all layers if not given")),
     ] = None
     rank_pattern: Annotated[
-        dict[str, int], Field(description=_("another r for modules whose path ends with the expression"))
+        dict[str, int],
+        Field(description=_("Different r for modules whose path ends with the given name or expression")),
     ] = {}
     alpha_pattern: Annotated[
-        dict[str, float], Field(description=_("another lora_alpha for modules whose path ends with the expression"))
+        dict[str, float],
+        Field(description=_("Different lora_alpha for modules whose path ends with the given name or expression")),
     ] = {}
     modules_to_save: Annotated[
-        tuple[str, ...], Field(description=_("modules trained whole, in a copy, and saved with the adapter"))
+        tuple[str, ...], Field(description=_("Modules to train in full, as a copy that is saved with the adapter"))
     ] = ()
     bias: Annotated[
-        Literal["none", "all", "lora_only"], Field(description=_("which biases of the base are trained too"))
+        Literal["none", "all", "lora_only"], Field(description=_("Which biases of the base model to train too"))
     ] = "none"
     use_rslora: Annotated[
-        bool, Field(description=_("scale by lora_alpha / sqrt(r) (arXiv:2312.03732) instead of lora_alpha / r"))
+        bool,
+        Field(
+            description=_(
+                "Use rank-stabilised LoRA (arXiv:2312.03732): scale by lora_alpha / sqrt(r) instead of lora_alpha / r"
+            )
+        ),
     ] = False
     init_lora_weights: Annotated[
         Literal["default", "gaussian"],
-        Field(description=_("how A starts (B starts at zero): default is Kaiming-uniform, gaussian N(0, 1/r)")),
+        Field(
+            description=_("Initialisation of A (B starts at zero): default is Kaiming uniform, gaussian is N(0, 1/r)")
+        ),
     ] = "default"
 
     @field_validator("target_modules", "modules_to_save", "exclude_modules")
@@ -97,8 +108,8 @@ class LoraConfig(BaseModel):
             if not is_name(item):
                 raise ValueError(
                     _(
-                        "{item!r} is no name, and several values are names; give one expression as a single value, "
-                        "such as '.*(q_proj|v_proj)'",
+                        "{item!r} is not a module name, and a list may only contain names; give a regular "
+                        "expression as a single value, such as '.*(q_proj|v_proj)'",
                         item=item,
                     )
                 )
@@ -127,7 +138,7 @@ class LoraConfig(BaseModel):
             except re.error as error:
                 raise ValueError(
                     _(
-                        "{key}: {expression!r} is no regular expression: {error}",
+                        "{key}: {expression!r} is not a valid regular expression: {error}",
                         key=key,
                         expression=expression,
                         error=error,
@@ -136,9 +147,9 @@ class LoraConfig(BaseModel):
         if any(r < 1 for r in self.rank_pattern.values()) or not all(
             0 < a < math.inf for a in self.alpha_pattern.values()
         ):
-            raise ValueError(_("rank_pattern and alpha_pattern must hold numbers above 0"))
+            raise ValueError(_("the values of rank_pattern and alpha_pattern must be greater than 0"))
         if not self.target_modules:  # with modules_to_save alone PEFT could not read the adapter
-            raise ValueError(_("nothing would be adapted: name modules in target_modules, or all-linear"))
+            raise ValueError(_("no module would be adapted: name modules in target_modules, or use all-linear"))
         return self
 
     @model_validator(mode="wrap")  # the last one, so that it hears what the others say

@@ -14,13 +14,18 @@ class ModelConfig(BaseModel):
 
     model: Annotated[
         str,
-        Field(description=_("a Hugging Face folder, a GGUF file, org/name of a hub, or smollm2-135m-instruct")),
+        Field(
+            description=_(
+                "Base model: a folder in Hugging Face format, a GGUF file, the name of a model on a hub "
+                "(org/name), or smollm2-135m-instruct"
+            )
+        ),
     ] = "smollm2-135m-instruct"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16", "float64"],
-        Field(description=_("dtype of the frozen weights; auto follows from what the machine is fast at")),
+        Field(description=_("Data type of the frozen weights; auto chooses the one that is fast on this machine")),
     ] = "auto"
-    device: Annotated[str, Field(description=_("auto, cpu, cuda, cuda:1, mps"))] = "auto"
+    device: Annotated[str, Field(description=_("Device: auto, cpu, cuda, cuda:1 or mps"))] = "auto"
     trust_remote_code: Annotated[
-        bool, Field(description=_("run Python code that comes with the model (only from people you trust)"))
+        bool, Field(description=_("Run Python code that comes with the model; use it only for models you trust"))
     ] = False

@@ -13,32 +13,58 @@ class SamplingFlags(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperature: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description=_("how freely the next token is drawn; 0: the likeliest"))
+        float, Field(ge=0, allow_inf_nan=False, description=_("Sampling temperature; 0 means greedy decoding"))
     ] = 0.0
     top_p: Annotated[
-        float, Field(gt=0, le=1, description=_("draw from the likeliest tokens that hold this part of the probability"))
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description=_(
+                "Nucleus sampling: sample from the most likely tokens whose probabilities add up to this value; 1 "
+                "disables it"
+            ),
+        ),
     ] = 1.0
-    top_k: Annotated[int, Field(ge=0, description=_("draw from this many of the likeliest tokens; 0: from all"))] = 0
+    top_k: Annotated[
+        int, Field(ge=0, description=_("Sample from this many of the most likely tokens; 0 disables it"))
+    ] = 0
     min_p: Annotated[
         float,
-        Field(ge=0, le=1, description=_("draw from tokens at least this part as likely as the likeliest; 0: all")),
+        Field(
+            ge=0,
+            le=1,
+            description=_(
+                "Sample from tokens whose probability is at least this fraction of the most likely token's; 0 "
+                "disables it"
+            ),
+        ),
     ] = 0.0
     repetition_penalty: Annotated[
         float,
-        Field(gt=0, allow_inf_nan=False, description=_("above 1: tokens that were there already are less likely")),
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description=_(
+                "Penalty on tokens that occur in the prompt or the reply; above 1 makes repetition less likely"
+            ),
+        ),
     ] = 1.0
     presence_penalty: Annotated[
-        float, Field(ge=-2, le=2, description=_("taken from the logits of tokens that the reply holds already"))
+        float, Field(ge=-2, le=2, description=_("Subtracted from the logits of tokens that occur in the reply"))
     ] = 0.0
     frequency_penalty: Annotated[
-        float, Field(ge=-2, le=2, description=_("taken from them once for each time that the reply holds them"))
+        float,
+        Field(ge=-2, le=2, description=_("Subtracted from the logits of tokens in the reply, once per occurrence")),
     ] = 0.0
-    max_new_tokens: Annotated[int, Field(gt=0, description=_("longest reply in tokens"))] = 256
+    max_new_tokens: Annotated[int, Field(gt=0, description=_("Maximum number of tokens in a reply"))] = 256
     stop: Annotated[
-        tuple[str, ...], Field(description=_("texts that end the reply, besides the template's own stop tokens"))
+        tuple[str, ...], Field(description=_("Strings that end the reply, in addition to the template's stop tokens"))
     ] = ()
-    seed: Annotated[int, Field(ge=0, lt=2**32, description=_("decides what is drawn"))] = 0
-    json_object: Annotated[bool, Field(description=_("the reply is one JSON object; needs lorasmith[serve]"))] = False
+    seed: Annotated[int, Field(ge=0, lt=2**32, description=_("Random seed for sampling"))] = 0
+    json_object: Annotated[
+        bool, Field(description=_("Make the reply a single JSON object; requires lorasmith[serve]"))
+    ] = False
 
     @property
     def penalises(self) -> bool:

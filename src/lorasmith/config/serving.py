@@ -12,26 +12,42 @@ class ServeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: Annotated[str, Field(description=_("address to listen at; one that others can reach needs --keys"))] = (
-        "127.0.0.1"
-    )
-    port: Annotated[int, Field(ge=0, lt=65536, description=_("port to listen at; 0: any that is free"))] = 8000
+    host: Annotated[
+        str, Field(description=_("Address to listen on; one that other machines can reach requires --keys"))
+    ] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, lt=65536, description=_("Port to listen on; 0 picks a free one"))] = 8000
     keys: Annotated[
         str | None,
-        Field(description=_("file of API keys, a line each: the key's SHA-256 in hex, then the models it may use")),
+        Field(
+            description=_(
+                "File of API keys, one per line: the key's SHA-256 in hex, then the models it may use (all if none "
+                "are given)"
+            )
+        ),
     ] = None
-    slots: Annotated[int, Field(gt=0, description=_("requests that are answered at once; others wait"))] = 16
-    queue: Annotated[int, Field(ge=0, description=_("requests that may wait; one more is refused with 429"))] = 256
+    slots: Annotated[
+        int, Field(gt=0, description=_("Maximum number of requests answered at the same time; others wait"))
+    ] = 16
+    queue: Annotated[
+        int, Field(ge=0, description=_("Maximum number of waiting requests; further ones are refused with status 429"))
+    ] = 256
     cache_tokens: Annotated[
         int | None,
-        Field(gt=0, description=_("tokens in the key/value cache; a quarter of the free memory if not given")),
+        Field(gt=0, description=_("Size of the KV cache in tokens; a quarter of the free memory if not given")),
     ] = None
     context: Annotated[
         int | None,
-        Field(gt=1, description=_("longest prompt and reply together, in tokens; what the model admits if not given")),
+        Field(
+            gt=1,
+            description=_(
+                "Maximum length of prompt and reply together, in tokens; the model's context length if not given"
+            ),
+        ),
     ] = None
-    body_mib: Annotated[float, Field(gt=0, allow_inf_nan=False, description=_("largest request in MiB"))] = 4.0
+    body_mib: Annotated[float, Field(gt=0, allow_inf_nan=False, description=_("Maximum size of a request in MiB"))] = (
+        4.0
+    )
     drain: Annotated[
         float,
-        Field(ge=0, allow_inf_nan=False, description=_("seconds that running requests have once the server must end")),
+        Field(ge=0, allow_inf_nan=False, description=_("Grace period for running requests at shutdown, in seconds")),
     ] = 30.0

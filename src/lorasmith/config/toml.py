@@ -30,7 +30,7 @@ class Config(BaseModel):
     data: DataConfig = DataConfig()
     lora: LoraConfig = LoraConfig()
     training: TrainingConfig = TrainingConfig()
-    output: Annotated[str | None, Field(description=_("folder of the run; runs/NAME-DATE where not given"))] = None
+    output: Annotated[str | None, Field(description=_("Run folder (default: runs/NAME-DATE)"))] = None
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -63,9 +63,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(_("{path}: cannot be read: {why}", path=path, why=foreign(error.strerror))) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(_("{path}: byte {at} is no UTF-8; save it as UTF-8", path=path, at=error.start)) from None
+        raise ConfigError(
+            _("{path}: invalid UTF-8 at byte {at}; save the file as UTF-8", path=path, at=error.start)
+        ) from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(_("{path}: no valid TOML: {why}", path=path, why=error)) from None
+        raise ConfigError(_("{path}: invalid TOML: {why}", path=path, why=error)) from None
 
 
 def to_toml(config: Config, reasons: Mapping[str, str]) -> str:

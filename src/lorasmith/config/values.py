@@ -42,7 +42,7 @@ def wrong_values(error: ValidationError, model: type[BaseModel], prefix: str = "
         if detail["type"] == "extra_forbidden":
             lines.append(_unknown_key(key, loc[-1], part, model))
         elif detail["type"] == "missing":
-            lines.append(_("{key}: it is missing.", key=".".join([prefix] * bool(prefix) + loc)))
+            lines.append(_("{key}: required key is missing.", key=".".join([prefix] * bool(prefix) + loc)))
         elif detail["type"] == "value_error":
             lines.append(_own_words(key, str(detail["ctx"]["error"]), part))
         else:
@@ -52,7 +52,7 @@ def wrong_values(error: ValidationError, model: type[BaseModel], prefix: str = "
     for key, texts in wanted.items():
         lines.append(
             _(
-                "{key}: {value!r} is not allowed: must be {wanted}",
+                "{key}: invalid value {value!r}: must be {wanted}",
                 key=key,
                 value=shown[key],
                 wanted=_(" or ").join(texts),
@@ -85,7 +85,7 @@ def _unknown_key(key: str, word: str, part: type[BaseModel], model: type[BaseMod
     """Names the key that was meant: in this section, else in another one."""
     homes = [f"{name}.{word}" for name, other in _sections(model).items() if word in other.model_fields]
     hint = " " + _("Did you mean {near!r}?", near=homes[0]) if homes else closest(word, part.model_fields)
-    return _("{key}: no such key.", key=key) + hint
+    return _("{key}: unknown key.", key=key) + hint
 
 
 def _wanted(detail: ErrorDetails) -> str:
@@ -97,7 +97,7 @@ def _wanted(detail: ErrorDetails) -> str:
         "literal_error": str(ctx.get("expected")).replace(" or ", _(" or ")),
         "dict_type": _("pairs of name=value"),
         "finite_number": _("a finite number"),
-        "too_short": _("a list that is not empty"),
+        "too_short": _("a non-empty list"),
     }
     if kind in whole:
         return whole[kind]
@@ -108,7 +108,7 @@ def _wanted(detail: ErrorDetails) -> str:
         "string": _("text"),
         "list": _("a list"),
         "tuple": _("a list"),
-        "model": _("a section of keys"),
+        "model": _("a section with keys"),
     }
     return kinds.get(kind.split("_")[0], detail["msg"])
 

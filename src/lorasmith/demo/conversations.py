@@ -52,8 +52,8 @@ def demo_split(
     if len(chosen) < held_out + train:
         raise DataError(
             _(
-                "{file}: {found} conversations have something to learn in their first {length} tokens; {wanted} are"
-                " wanted. Ask for fewer rows.",
+                "{file}: only {found} conversations have something to train on in their first {length} tokens, "
+                "but {wanted} are needed. Ask for fewer rows.",
                 file=dataset,
                 found=len(chosen),
                 length=max_length,
@@ -73,7 +73,11 @@ def conversations(dataset: Path) -> list[Record]:
         return list(_records(content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            _("{file}: not the chitchat data set ({reason}). Remove it and start again.", file=dataset, reason=error)
+            _(
+                "{file} is not the chitchat dataset ({reason}). Delete the file and try again.",
+                file=dataset,
+                reason=error,
+            )
         ) from error
 
 

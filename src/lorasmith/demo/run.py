@@ -52,14 +52,14 @@ def demo(report: Report, steps: int = STEPS, output: str = RUN, overwrite: bool 
     folder = Path(output)
     summary = None if overwrite else read_summary(folder)
     if summary is not None and (folder / SAMPLES).is_file():
-        text = _("{run} is finished already, after {steps} steps; this is its result. --overwrite trains it again.")
+        text = _("{run} has already finished after {steps} steps; showing its results. Use --overwrite to train again.")
         report.say(text.format(run=folder, steps=summary.steps))
     else:
         report.say(
             _(
-                "SmolLM2-135M learns from 256 conversations between people, {steps} steps of {examples}, "
-                "and is measured on 64 others. After what must be fetched: one to two minutes on a processor with "
-                "bfloat16 products, up to six on an older one.",
+                "Fine-tuning SmolLM2-135M on 256 conversations between people, {steps} steps of {examples} "
+                "conversations, and evaluating on 64 others. After downloads this takes one to two minutes on "
+                "a CPU with bfloat16 instructions, up to six on an older one.",
                 steps=steps,
                 examples=BATCH,
             )
@@ -68,7 +68,7 @@ def demo(report: Report, steps: int = STEPS, output: str = RUN, overwrite: bool 
         config = demo_config(steps, output, train_file, held_out_file)
         resume = resumed_config(folder) is not None and not overwrite
         if resume and summary is None:
-            report.say(_("{run} is not finished: going on with it.", run=folder))
+            report.say(_("{run} has not finished; resuming it.", run=folder))
         summary = train(config, report, resume=resume, overwrite=overwrite)
         asked = [asdict(sample) for sample in _samples(folder, held_out_file, report)]
         write_file(folder / SAMPLES, json.dumps(asked, indent=2, ensure_ascii=False) + "\n")
@@ -81,7 +81,7 @@ def _samples(run: Path, held_out_file: Path, report: Report) -> list[Sample]:
     """Answers of base and adapter to three held-out openings that say more than hello."""
     openings = [record.fields["messages"][0]["content"] for record in read(str(held_out_file))]  # type: ignore[index]
     prompts = [text for text in openings if len(text.split()) >= 6][:3]
-    report.say(_("asking base and adapter the same three questions"))
+    report.say(_("Generating replies to three held-out prompts with the base model and the adapter"))
     session = open_adapters([run], report=report)
     conversations = [(Message("user", prompt),) for prompt in prompts]
     before, after = (session.reply(conversations, name, SAMPLING) for name in (None, session.names[0]))

@@ -66,8 +66,8 @@ def questions_of(examples: Sequence[Example], template: Template, count: int) ->
     if not found:
         raise DataError(
             _(
-                "--generate: none of the {examples} held-out examples has a question and a whole answer: they are "
-                "plain text, or cut. Leave --generate out, or give a file of questions and answers.",
+                "--generate: none of the {examples} held-out examples has a prompt and a complete answer (they "
+                "are plain text, or truncated). Remove --generate, or give a file with prompts and answers.",
                 examples=len(examples),
             )
         )

@@ -39,10 +39,12 @@ def own_metric(text: str) -> Metric:
     """
     file, colon, name = text.rpartition(":")
     if not colon or not name.isidentifier():
-        raise ConfigError(_("--metric {metric}: give a file and a function in it, as in my.py:score", metric=text))
+        raise ConfigError(
+            _("--metric {metric}: must name a file and a function in it, such as my.py:score", metric=text)
+        )
     path = Path(file).expanduser()
     if not path.is_file():
-        raise ConfigError(_("--metric {metric}: {file}: no such file.", metric=text, file=path))
+        raise ConfigError(_("--metric {metric}: the file {file} does not exist.", metric=text, file=path))
     function = _function(_run(path, text), name, text)
     return mean(text, name, lambda prediction, reference: _call(function, prediction, reference, path, text), 4)
 
@@ -52,7 +54,7 @@ def _run(path: Path, text: str) -> ModuleType:
     spec = spec_from_file_location(f"lorasmith_metric_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(
-            _("--metric {metric}: {file} is no Python file: its name must end in .py", metric=text, file=path)
+            _("--metric {metric}: {file} is not a Python file; its name must end in .py", metric=text, file=path)
         )
     module = module_from_spec(spec)
     sys.path.insert(0, str(path.resolve().parent))
@@ -73,7 +75,7 @@ def _function(module: ModuleType, name: str, text: str) -> Callable[[str, str], 
         return found  # type: ignore[no-any-return]
     known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     raise ConfigError(
-        _("--metric {metric}: there is no function {name!r} in it; there are: {known}.",
+        _("--metric {metric}: function {name!r} not found; the file defines: {known}.",
           metric=text, name=name, known=", ".join(known) or _("none")) + closest(name, known)
     )  # fmt: skip
 
@@ -90,7 +92,7 @@ def _call(function: Callable[[str, str], Any], prediction: str, reference: str, 
     if isinstance(found, Real) and math.isfinite(found):
         return float(found)
     raise ConfigError(
-        _("--metric {metric}: it must return a finite number, and it returned {found} ({example})",
+        _("--metric {metric}: must return a finite number, but returned {found} ({example})",
           metric=text, found=repr(found)[:SHOWN], example=example)
     )  # fmt: skip
 

@@ -64,17 +64,18 @@ class Comparison:
     def verdict(self) -> str:
         """The same in words."""
         if self.examples < FEWEST:
-            return _("too few to tell; hold more out with --held-out")
+            return _("too few examples to tell; hold out more with --held-out")
         if not self.is_real:
-            return _("not clear of zero")
+            return _("no significant difference")
         if self.difference > 0:
-            return _("WORSE than the base, clear of zero; a lower training.learning_rate is the usual mend")
-        return _("better, clear of zero")
+            return _("significantly WORSE than the base model; lowering training.learning_rate usually fixes this")
+        return _("significantly better")
 
     def __str__(self) -> str:
         return _(
             "held-out loss {before:.4f} -> {after:.4f} (perplexity {ppl_before:.1f} -> {ppl_after:.1f}); "
-            "difference {difference:+.4f}, 95% interval [{low:+.4f}, {high:+.4f}] over {examples} held out: {verdict}",
+            "difference {difference:+.4f}, 95% confidence interval [{low:+.4f}, {high:+.4f}] on {examples} "
+            "held-out examples: {verdict}",
             before=self.before,
             after=self.after,
             ppl_before=math.exp(self.before),

@@ -47,10 +47,10 @@ class Scored(Comparison):
     def verdict(self) -> str:
         """The same in words."""
         if self.examples < FEWEST:
-            return _("too few to tell; ask for more answers with --generate")
+            return _("too few answers to tell; request more with --generate")
         if not self.is_real:
-            return _("not clear of zero")
-        return _("better, clear of zero") if self.difference > 0 else _("WORSE than the base, clear of zero")
+            return _("no significant difference")
+        return _("significantly better") if self.difference > 0 else _("significantly WORSE than the base model")
 
 
 def words(text: str) -> list[str]:
@@ -66,8 +66,8 @@ def require_extra() -> None:
     except ImportError as error:
         raise MissingExtraError(
             _(
-                "--generate compares answers with sacrebleu and rouge-score, and {name} is not installed: "
-                "pip install 'lorasmith[eval]'",
+                "--generate scores answers with sacrebleu and rouge-score, but {name} is not installed. "
+                "Install it with: pip install 'lorasmith[eval]'",
                 name=error.name,
             )
         ) from error

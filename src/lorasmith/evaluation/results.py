@@ -20,12 +20,12 @@ class Forgotten(Comparison):
     def verdict(self) -> str:
         """The same in words."""
         if self.examples < FEWEST:
-            return _("too few to tell; give a file with more rows")
+            return _("too few rows to tell; give a file with more rows")
         if not self.is_real:
-            return _("nothing forgotten that can be told from chance")
+            return _("no significant forgetting")
         if self.difference > 0:
-            return _("FORGOTTEN, clear of zero; fewer steps or a lower training.learning_rate forget less")
-        return _("nothing forgotten: better, clear of zero")
+            return _("significant FORGETTING; train for fewer steps or lower training.learning_rate to reduce it")
+        return _("no forgetting: significantly better")
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _is_real(found: Comparison, is_better: bool) -> str:
     if found.examples < FEWEST:
         return _("too few")
     if not found.is_real:
-        return _("not clear")
+        return _("no")
     return _("yes, better") if is_better else _("yes, WORSE")
 
 

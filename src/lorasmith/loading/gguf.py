@@ -45,7 +45,7 @@ def packaged_model(name: str, report: Report) -> Path:
     """
     if name not in PACKAGED:
         known = ", ".join(sorted(PACKAGED))
-        raise ModelError(_("No packaged model is called {name!r}; there is: {known}.", name=name, known=known))
+        raise ModelError(_("unknown packaged model {name!r}; available: {known}.", name=name, known=known))
     folder = cache_folder() / "models" / name
     if is_complete(folder):
         return folder
@@ -72,7 +72,9 @@ def convert_gguf(gguf: Path, folder: Path, report: Report, along: Sequence[Path]
             return folder
         if folder.exists():
             _clear(folder, report)
-        report.say(_("Converting {file} into {folder} (once; up to half a minute).", file=gguf.name, folder=folder))
+        report.say(
+            _("Converting {file} to {folder} (only once; takes up to half a minute).", file=gguf.name, folder=folder)
+        )
         with staged(folder) as staging:
             _convert(gguf, staging, report)
             for file in along:
@@ -107,8 +109,10 @@ def _convert(gguf: Path, folder: Path, report: Report) -> None:
 def _clear(folder: Path, report: Report) -> None:
     """Remove what is left of a damaged model, in the cache only: anywhere else it is somebody's work."""
     if not folder.is_relative_to(cache_folder()):
-        raise ModelError(_("{folder} exists and is not a converted model; name another folder.", folder=folder))
-    report.warn(_("{folder} is incomplete; it is made again.", folder=folder))
+        raise ModelError(
+            _("{folder} already exists and is not a converted model. Choose another folder.", folder=folder)
+        )
+    report.warn(_("{folder} is incomplete; converting it again.", folder=folder))
     shutil.rmtree(folder)
 
 
@@ -149,8 +153,8 @@ def _unreadable(gguf: Path, error: Exception) -> str:
 
     lines = str(error).splitlines() or [type(error).__name__]
     return _(
-        "{file}: transformers {version} cannot read this GGUF file (architecture {architecture}): {reason}. Use the"
-        " same model as a folder in the Hugging Face layout: --model FOLDER.",
+        "{file}: transformers {version} cannot read this GGUF file (architecture {architecture}): {reason}. "
+        "Use the same model as a folder in Hugging Face format: --model FOLDER.",
         file=gguf,
         version=transformers.__version__,
         architecture=_architecture(gguf),
@@ -177,7 +181,7 @@ def _require_gguf(gguf: Path) -> None:
         raise ModelError(_("{file}: cannot be read ({reason}).", file=gguf, reason=foreign(error.strerror))) from error
     if magic != b"GGUF":
         raise ModelError(
-            _("{file}: not a GGUF file: it begins with {magic!r}, not with b'GGUF'.", file=gguf, magic=magic)
+            _("{file}: not a GGUF file: it begins with {magic!r} instead of b'GGUF'.", file=gguf, magic=magic)
         )
 
 

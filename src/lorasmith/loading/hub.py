@@ -46,7 +46,7 @@ def _hugging_face(name: str, report: Report) -> Path:
     try:
         info = hub.HfApi().model_info(name, files_metadata=True, timeout=10)
         total = _say_what_comes(info, hub.constants.ENDPOINT, report)
-        task = _("fetching {name}", name=name)
+        task = _("downloading {name}", name=name)
         with quiet_hub():
             folder = hub.snapshot_download(name, allow_patterns=FILES, tqdm_class=bar_of(report, task, total))
         report.progress(task, total, total)
@@ -60,9 +60,12 @@ def _modelscope(name: str, report: Report) -> Path:
     try:
         modelscope: Any = import_module("modelscope")
     except ImportError:
-        text = _("model.model: {name}: ModelScope's client is missing: pip install 'lorasmith[modelscope]'", name=name)
+        text = _(
+            "model.model: {name} requires the ModelScope client. Install it with: pip install 'lorasmith[modelscope]'",
+            name=name,
+        )
         raise MissingExtraError(text) from None
-    report.say(_("Model {name} of ModelScope; fetched unless it is in the cache.", name=name))
+    report.say(_("Model {name} on ModelScope; downloaded unless it is in the cache.", name=name))
     try:
         return Path(modelscope.snapshot_download(name))
     except (OSError, ValueError, RuntimeError) as error:
@@ -75,11 +78,11 @@ def _say_what_comes(info: Any, endpoint: str, report: Report) -> int:
     size = sum(size for path, size in sizes.items() if path.match("*.safetensors"))
     report.say(
         _(
-            "Model {name} of {endpoint}: {megabytes:,.0f} MB of weights, licence {licence}; it is fetched once.",
+            "Model {name} on {endpoint}: {megabytes:,.0f} MB of weights, licence {licence}; downloaded once.",
             name=info.id,
             endpoint=endpoint,
             megabytes=size / 1e6,
-            licence=card.get("license") or _("not named"),
+            licence=card.get("license") or _("not stated"),
         )
     )
     return max(1, math.ceil(sum(size for path, size in sizes.items() if any(map(path.match, FILES))) / 1e6))
@@ -88,9 +91,10 @@ def _say_what_comes(info: Any, endpoint: str, report: Report) -> int:
 def _unreachable(name: str, endpoint: str, why: str) -> ModelError:
     return ModelError(
         _(
-            "model.model: {name!r} is no folder and no GGUF file here, and as a model of {endpoint} it could not be "
-            "had ({why}); it is not in the cache. Name a folder in the Hugging Face layout, or fetch it on a machine "
-            "with network; HF_ENDPOINT names a mirror.",
+            "model.model: {name!r} is not a folder or GGUF file on this machine, and it could not be "
+            "downloaded as a model from {endpoint} ({why}); it is not in the cache either. Give a folder in "
+            "Hugging Face format, or download the model on a machine with network access. To use a mirror, set "
+            "HF_ENDPOINT.",
             name=name,
             endpoint=endpoint,
             why=why,

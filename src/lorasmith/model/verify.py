@@ -171,14 +171,14 @@ def _problems(
     try:
         loss, gradient = step()
     except (ModelError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        return _("it does not run ({error})", error=first_line(error))
+        return _("it fails with an error: {error}", error=first_line(error))
     right, right_gradient = wanted
     limits = _STEP[base.dtype]
     off = float((loss - right).abs() / right.abs().clamp_min(1e-30))
     turned = float((gradient - right_gradient).norm() / right_gradient.norm().clamp_min(1e-30))
     if off <= limits[0] and turned <= limits[1]:  # false for NaN, too
         return ""
-    return _("loss {off:.1e} and gradients {turned:.1e} off", off=off, turned=turned)
+    return _("loss differs by {off:.1e}, gradients by {turned:.1e}", off=off, turned=turned)
 
 
 def _step_of(base: Base, adapter: str, ids: Sequence[int]) -> Callable[[], tuple[Tensor, Tensor]]:

@@ -17,18 +17,18 @@ def write_page(checked: Checked, file: Path) -> None:
 def page(checked: Checked) -> str:
     """The page as text. Everything from outside is escaped."""
     words = {
-        "title": _("Before the training"),
-        "problems": _("To mend first"),
+        "title": _("Preflight check"),
+        "problems": _("Problems to fix first"),
         "warnings": _("Warnings"),
-        "facts": _("What would happen"),
-        "notes": _("What was done to the rows"),
+        "facts": _("Training plan"),
+        "notes": _("Data processing"),
         "lengths": _("Lengths in tokens"),
-        "cut": _("cut here"),
-        "rows": _("Rows: green is learned, the framed token is where a reply stops"),
+        "cut": _("truncated"),
+        "rows": _("Rows: green text is trained on; a boxed token ends a reply"),
         "tokens": _("tokens"),
-        "learned": _("learned"),
-        "no_stop": _("NO stop token at its end, because it was cut"),
-        "ready": _("A training can begin."),
+        "learned": _("trained on"),
+        "no_stop": _("it does NOT end with a stop token, because it was truncated"),
+        "ready": _("Ready to train."),
     }
     most = max((bar.rows for bar in checked.lengths), default=1)
     facts = list(lines(checked.facts)) if checked.facts else []

@@ -80,30 +80,33 @@ def _texts(evaluation: Evaluation) -> dict[str, str]:
         "title": _("Evaluation"),
         "base": _("base"),
         "adapter": _("adapter"),
-        "measured": _("measured on"),
+        "measured": _("evaluation data"),
         "examples": _(
             "{examples} examples: {files}",
             examples=evaluation.adapters[0].loss.examples,
             files=", ".join(Path(file).name for file in evaluation.data),
         ),
-        "answered": _("answered"),
-        "answers": _("{answers} of them, by the base and by each adapter", answers=len(evaluation.samples)),
-        "better": _("Is it better than its base?"),
+        "answered": _("generated answers"),
+        "answers": _(
+            "to {answers} of these examples, by the base model and by each adapter", answers=len(evaluation.samples)
+        ),
+        "better": _("Comparison with the base model"),
         "value": _("value"),
         "difference": _("difference"),
-        "interval": _("95% interval"),
-        "real": _("is the difference real?"),
+        "interval": _("95% CI"),
+        "real": _("is the difference significant?"),
         "legend": _(
-            "Loss in nats a learned token: lower is better; perplexity is its exponential. All other measures: higher "
-            "is better, from 0 to 100, but for your own. chrF, F1 and ROUGE-L are means over the answers, BLEU is of "
-            "all answers together. Intervals: paired bootstrap over the examples."
+            "Loss is in nats per target token; lower is better, and perplexity is its exponential. For all "
+            "other metrics higher is better, on a scale from 0 to 100 except for custom metrics. chrF, F1 and "
+            "ROUGE-L are averaged over the answers; BLEU is computed over all answers together. Intervals come "
+            "from a paired bootstrap over the examples."
         ),
-        "trained": _("How it was trained"),
+        "trained": _("Training curves"),
         "step": _("step"),
         "training": _("training loss, smoothed"),
         "held_out": _("held-out loss"),
         "side": _("Answers side by side"),
-        "reference": _("the row's answer"),
-        "cut": _("cut: as long as allowed"),
-        "nothing": _("(nothing)"),
+        "reference": _("reference answer"),
+        "cut": _("truncated at the length limit"),
+        "nothing": _("(empty)"),
     }

@@ -103,7 +103,7 @@ def _measured(job: Job, config: Config, start: float) -> Expected:
         recompute_activations(job.base)
     found = dry_run(job, start)
     if found is None:
-        text = _("the loss of the first steps is not finite. model.dtype float32 is the usual mend.")
+        text = _("the loss of the first steps is not finite. Setting model.dtype to float32 usually fixes this.")
         return Expected(recompute=trial.recompute, problems=[text])
     if trial.recompute == recompute:
         remember(place, found)
@@ -117,8 +117,8 @@ def _never_stops(job: Job, stop_ids: tuple[int, ...]) -> list[str]:
         return []
     return [
         _(
-            "data.max_length: every row is cut before its stop token, so the model would never learn to stop. "
-            "Raise data.max_length."
+            "data.max_length: every row is truncated before its stop token, so the model would not learn to "
+            "stop. Increase data.max_length."
         )
     ]
 

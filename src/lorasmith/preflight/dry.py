@@ -27,7 +27,7 @@ def dry_run(job: Job, start: float) -> Measured | None:
     `start`: seconds that came before. The adapter in `job` is spoilt afterwards. None where the loss was not finite:
     then a training would stop at once.
     """
-    task, rows = _("dry step"), [loop.heaviest_row(job), *_usual(job)]
+    task, rows = _("dry run"), [loop.heaviest_row(job), *_usual(job)]
     parts = _longest_held_out(job)
     took = list[float]()
     job.report.progress(task, 0, len(rows) + len(parts) + 1)

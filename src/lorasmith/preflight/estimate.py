@@ -29,21 +29,21 @@ class Expected:
     def lines(self) -> Iterator[tuple[str, str]]:
         """(label, sentence)."""
         ways = {
-            "dry step": _("from a dry step"),
-            "training": _("from the same training before"),
-            "trial": _("from a trial of two short examples"),
+            "dry step": _("measured in a dry run"),
+            "training": _("measured in an earlier identical run"),
+            "trial": _("estimated from a trial step on two short examples"),
         }
         if self.peak_mib is not None:
-            text = _("about {mib:,.0f} MiB at most, {way}", mib=self.peak_mib, way=ways[self.by])
+            text = _("up to about {mib:,.0f} MiB ({way})", mib=self.peak_mib, way=ways[self.by])
             if self.free_mib is not None:
-                text += _("; this process can have {free:,.0f} MiB", free=self.free_mib)
+                text += _("; {free:,.0f} MiB available to this process", free=self.free_mib)
             yield _("memory"), text
         if self.seconds:
             yield _("time"), self._time()
 
     def _time(self) -> str:
         words = {
-            "start": _("start {time}"),
+            "start": _("startup {time}"),
             "training": _("training {time}"),
             "evaluation": _("evaluation {time}"),
             "saving": _("saving {time}"),
@@ -72,8 +72,9 @@ def expect(job: Job, measured: Measured | None, recompute: bool) -> Expected:
         recompute = True
         warnings.append(
             _(
-                "{peak:,.0f} MiB are more than the {room:,.0f} MiB that this process can have: activations will be "
-                "computed again in backward, which is slower. A smaller training.row_tokens needs less memory too.",
+                "the estimated {peak:,.0f} MiB exceed the {room:,.0f} MiB available to this process, so "
+                "activations will be recomputed in the backward pass, which is slower. Lowering "
+                "training.row_tokens also saves memory.",
                 peak=peak,
                 room=room,
             )

@@ -42,7 +42,7 @@ def shown_rows(examples: Sequence[Example], template: Template) -> list[Shown]:
     reasons: dict[int, list[str]] = {0: [_("the first row")]}
     reasons.setdefault(longest, []).append(_("the longest row"))
     if cut is not None:
-        reasons.setdefault(cut, []).append(_("a row that was cut"))
+        reasons.setdefault(cut, []).append(_("a truncated row"))
     return [_shown(examples[i], ", ".join(why), template) for i, why in reasons.items()]
 
 

@@ -49,8 +49,8 @@ class Look:
 
     def __str__(self) -> str:
         return _(
-            "{rows:,} rows: {form}; {different:,} different ones; {shortest:,} to {longest:,} tokens a row, "
-            "half of them at most {middle:,.0f}; {part:.0%} are learned",
+            "{rows:,} rows: {form}; {different:,} distinct; {shortest:,} to {longest:,} tokens per row, median "
+            "{middle:,.0f}; {part:.0%} of the tokens are trained on",
             rows=self.rows,
             form=self.form,
             different=self.different,
@@ -125,8 +125,14 @@ def _for_data(look: Look) -> dict[str, tuple[Any, str]]:
     bound = min(LONGEST, look.limit or LONGEST)
     if longest <= bound:
         length = min(bound, math.ceil(longest / ROUND) * ROUND)
-        why = _("the longest row has {longest:,} tokens, so nothing is cut", longest=longest)
-        policy = "error", _("no row is too long; one that comes later is named instead of cut")
+        why = _("the longest row has {longest:,} tokens, so nothing is truncated", longest=longest)
+        policy = (
+            "error",
+            _(
+                "no row is too long; if a longer one is added later, training stops with an error instead of "
+                "truncating it"
+            ),
+        )
     else:
         length = bound
         why = _("the longest row has {longest:,} tokens; {why}", longest=longest, why=_bound_by(look))
@@ -136,8 +142,8 @@ def _for_data(look: Look) -> dict[str, tuple[Any, str]]:
 
 def _bound_by(look: Look) -> str:
     if look.limit is not None and look.limit <= LONGEST:
-        return _("the model holds {limit:,}", limit=look.limit)
-    return _("more than {bound:,} need much memory", bound=LONGEST)
+        return _("the model's context length is {limit:,}", limit=look.limit)
+    return _("more than {bound:,} would need a lot of memory", bound=LONGEST)
 
 
 def _policy(look: Look, length: int) -> tuple[str, str]:
@@ -145,10 +151,14 @@ def _policy(look: Look, length: int) -> tuple[str, str]:
     part = longer / len(look.lengths)
     if part <= FEW_TOO_LONG:
         return "drop", _(
-            "{longer:,} rows ({part:.1%}) are longer: left out, not taught without their end", longer=longer, part=part
+            "{longer:,} rows ({part:.1%}) are longer; they are dropped, so that none is trained on without its end",
+            longer=longer,
+            part=part,
         )
     return "truncate", _(
-        "{longer:,} rows ({part:.0%}) are longer, too many to leave out: their ends are cut", longer=longer, part=part
+        "{longer:,} rows ({part:.0%}) are longer, too many to drop; they are truncated at the end",
+        longer=longer,
+        part=part,
     )
 
 
@@ -157,9 +167,13 @@ def _held_out(rows: int) -> tuple[float, str]:
     wanted = max(FEWEST, min(MOST_HELD_OUT, round(HELD_OUT * rows)))
     count = min(wanted, rows // 5)
     if not count:
-        return 0.0, _("{rows} rows are too few to hold any out: nothing will say whether it learned", rows=rows)
+        return 0.0, _("{rows} rows are too few to hold any out, so the adapter cannot be evaluated", rows=rows)
     if count < FEWEST:
-        return float(count), _("a fifth of {rows} rows; {fewest} and more would tell more", rows=rows, fewest=FEWEST)
+        return float(count), _(
+            "a fifth of {rows} rows; with {fewest} or more the evaluation would be more reliable",
+            rows=rows,
+            fewest=FEWEST,
+        )
     return float(count), _("{part:.0%} of {rows:,} rows, never trained on", part=count / rows, rows=rows)
 
 
@@ -171,16 +185,19 @@ def _for_training(look: Look, config: Config) -> dict[str, tuple[Any, str]]:
     epochs = passes(per_epoch)
     steps = given.max_steps or math.ceil(round(per_epoch * _set(given, "epochs", epochs), 6))
     chosen: dict[str, tuple[Any, str]] = {
-        "batch_size": (batch, _("{steps:,} steps a pass over {rows:,} rows", steps=per_epoch, rows=rows)),
+        "batch_size": (batch, _("{steps:,} steps per epoch over {rows:,} rows", steps=per_epoch, rows=rows)),
         "epochs": (float(epochs), _epochs(epochs, per_epoch)),
         "learning_rate": rate_for(steps, look.base_bytes),
     }
     if share or isinstance(share, str):
         every = max(1, steps // EVALUATIONS)
-        chosen["eval_every"] = every, _("{times} times in {steps:,} steps; the best adapter is kept",
+        chosen["eval_every"] = every, _("{times} evaluations in {steps:,} steps; the best adapter is kept",
                                         times=steps // every, steps=steps)  # fmt: skip
     if look.prompts:
-        chosen["samples"] = look.prompts, _("from your rows: answered at every evaluation, so that you see it learn")
+        chosen["samples"] = (
+            look.prompts,
+            _("taken from your data and answered at every evaluation, so that you can see it learn"),
+        )
     return chosen
 
 
@@ -195,19 +212,21 @@ def _set(part: BaseModel, key: str, otherwise: Any) -> Any:
 
 def _epochs(epochs: int, per_epoch: int) -> str:
     if epochs == 1:
-        return _("one pass is {steps:,} steps, and a second one teaches more by heart", steps=per_epoch)
-    return _("{steps:,} steps: few rows need several passes; watch the held-out loss", steps=epochs * per_epoch)
+        return _("one epoch is {steps:,} steps; a second one would mostly add memorisation", steps=per_epoch)
+    return _(
+        "{steps:,} steps; with few rows several epochs are needed, so watch the held-out loss", steps=epochs * per_epoch
+    )
 
 
 def rate_for(steps: int, base_bytes: int) -> tuple[float, str]:
     """A learning rate for so many steps on a base of this size, and why."""
     if steps < FEW_STEPS and base_bytes < SMALL_BASE:
         return 1e-3, _(
-            "more than LoRA's usual 2e-4: a small base, and only {steps} steps, "
-            "in which 3e-4 was measured to learn less",
+            "higher than LoRA's usual 2e-4, because the base model is small and there are only {steps} steps; "
+            "3e-4 learned less in our measurements",
             steps=steps,
         )
-    return 2e-4, _("LoRA's usual value; {steps:,} steps", steps=steps)
+    return 2e-4, _("the usual value for LoRA; {steps:,} steps", steps=steps)
 
 
 def _forms(files: Sequence[Found]) -> str:

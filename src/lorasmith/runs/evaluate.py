@@ -99,12 +99,15 @@ def _checked(wanted: Wanted) -> list[Metric]:
     if wanted.limits is not None and not wanted.files:
         problems.append(
             _(
-                "data.map, data.max_length and data.too_long are for files of your own: the run's held-out examples "
-                "are as in its training. Leave them out, or give a file: lorasmith eval RUN FILE"
+                "data.map, data.max_length and data.too_long only apply to files that you give: the run's "
+                "held-out examples are encoded as in training. Remove these options, or give a file: lorasmith "
+                "eval RUN FILE"
             )
         )
     if wanted.metrics and not wanted.answers:
-        problems.append(_("--metric judges answers, and none are asked for. Ask for some: --generate 50"))
+        problems.append(
+            _("--metric scores generated answers, but none are requested. Request some, for example with --generate 50")
+        )
     own = list[Metric]()
     try:
         own = own_metrics(wanted.metrics)
@@ -119,7 +122,7 @@ def _checked(wanted: Wanted) -> list[Metric]:
 
 def _losses(session: Session, examples: Sequence[Example], what: str, report: Report) -> list[tuple[HeldOut, HeldOut]]:
     """(base, adapter) for each adapter. Raises AdapterError for one that changes no loss by a single bit."""
-    before = held_out(session.base, examples, None, report, _("{what} of the base", what=what))
+    before = held_out(session.base, examples, None, report, _("{what} of the base model", what=what))
     pairs = []
     for name, folder in session.folders.items():
         of = _("the adapter") if len(session.folders) == 1 else name
@@ -127,8 +130,8 @@ def _losses(session: Session, examples: Sequence[Example], what: str, report: Re
         if torch.equal(before.losses, after.losses):
             raise AdapterError(
                 _(
-                    "{folder}: this adapter has no effect: the loss of each of {examples} examples is that of the "
-                    "base, bit for bit. Was it trained, and is its lora_alpha above 0?",
+                    "{folder}: this adapter has no effect: on all {examples} examples its loss is bit-for-bit "
+                    "equal to the base model's. Check that it was trained and that its lora_alpha is above 0.",
                     folder=folder,
                     examples=len(examples),
                 )
@@ -151,7 +154,7 @@ def _forgotten(
 ) -> list[Forgotten] | list[None]:
     if not examples:
         return [None] * len(session.folders)
-    pairs = _losses(session, examples, _("loss on another text"), report)
+    pairs = _losses(session, examples, _("forgetting-check loss"), report)
     return [Forgotten(*astuple(compare(*pair, seed))) for pair in pairs]
 
 
@@ -161,7 +164,7 @@ def _samples(session: Session, quiz: Quiz | None, report: Report) -> tuple[Sampl
         return ()
     replies = []
     for name in (None, *session.names):
-        task = _("answers of {name}", name=_("the base") if name is None else name)
+        task = _("answers of {name}", name=_("the base model") if name is None else name)
         replies.append(quiz.answers(session.base, name, report, task))
     rows = zip(quiz.questions, *replies, strict=True)
     return tuple(Sample(q.text, q.reference, q.source, base, tuple(rest)) for q, base, *rest in rows)
@@ -201,8 +204,9 @@ def _of_runs(session: Session, runs: Sequence[Path], config: Config | None, repo
         raise RunError(
             *(
                 _(
-                    "{run}: held out other examples than {first}, so it may have learned what {first} is measured on. "
-                    "Give a file that none has seen: lorasmith eval RUN RUN FILE",
+                    "{run}: its held-out examples differ from those of {first}, so it may have been trained on "
+                    "the examples that {first} is evaluated on. Give a file that no run was trained on: "
+                    "lorasmith eval RUN RUN FILE",
                     run=run,
                     first=runs[0],
                 )
@@ -221,7 +225,7 @@ def _of_run(session: Session, run: Path, config: Config | None, report: Report) 
     if config is None:
         raise DataError(
             _(
-                "{run}: not a run folder, so it names no held-out examples. Give a file: lorasmith eval RUN FILE",
+                "{run}: not a run folder, so it records no held-out examples. Give a file: lorasmith eval RUN FILE",
                 run=run,
             )
         )
@@ -230,14 +234,14 @@ def _of_run(session: Session, run: Path, config: Config | None, report: Report) 
     if then.get("held_out_sha256") != now.held_out_sha256:
         raise RunError(
             _(
-                "{run}: the data changed since the training ({files}), so the examples drawn from it are not the ones "
-                "that were held out. Put the old files back, or give one: lorasmith eval RUN FILE",
+                "{run}: the data has changed since training ({files}), so the held-out examples cannot be "
+                "reconstructed. Restore the original files, or give another one: lorasmith eval RUN FILE",
                 run=run,
                 files=", ".join(config.data.data),
             )
         )
     if not now.held_out:
-        raise DataError(_("{run}: nothing was held out in this run. Give a file: lorasmith eval RUN FILE", run=run))
+        raise DataError(_("{run}: this run held out no examples. Give a file: lorasmith eval RUN FILE", run=run))
     return now.held_out
 
 
@@ -248,8 +252,8 @@ def _environment(run: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunError(
             _(
-                "{path}: not readable ({error}), and it says which examples were held out. "
-                "Give a file: lorasmith eval RUN FILE",
+                "{path}: cannot be read ({error}), but it records which examples were held out. Give a file: "
+                "lorasmith eval RUN FILE",
                 path=path,
                 error=error,
             )

@@ -85,7 +85,7 @@ def _summary(path: Path) -> dict[str, Any] | None:
         first = error.errors()[0]
         raise AdapterError(
             _(
-                "{path}: not what a training writes there ({where}{what}). Remove it to see the adapter alone.",
+                "{path}: not a valid run summary ({where}{what}). Delete the file to inspect the adapter alone.",
                 path=path,
                 where="".join(f"{part}: " for part in first["loc"]),
                 what=first["msg"],

@@ -25,8 +25,8 @@ def seen_in_training(session: Session, examples: Sequence[Example], report: Repo
         learned = _learned(folder, session, _Progress(report))
         if both := alike(learned, examples):
             yield _(
-                "{name} learned from {rows} of those that are measured, so its figures look better than they are: "
-                "{places}.",
+                "{name} was trained on {rows} of the evaluation data, so its results look better than they "
+                "are: {places}.",
                 rows=in_rows(len(both)),
                 name=name,
                 places=places(both, NAMED),

@@ -46,7 +46,7 @@ class RunInfo:
 def find_runs(folder: Path) -> list[RunInfo]:
     """The runs in `folder`, or the one that it is; the newest first. Raises RunError where it is no folder."""
     if not folder.is_dir():
-        raise RunError(_("{folder}: there is no such folder. Name one that holds runs.", folder=folder))
+        raise RunError(_("{folder}: the folder does not exist. Give a folder that contains runs.", folder=folder))
     places = [folder] if (folder / CONFIG).is_file() else [path for path in folder.iterdir() if _is_run(path)]
     return sorted((_info(place) for place in places), key=lambda info: (info.date, info.run), reverse=True)
 
@@ -97,7 +97,7 @@ def _info(run: Path) -> RunInfo:
     except LorasmithError as error:
         found |= {"state": "broken", "problem": str(error)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        text = _("{run}: a file in it is not what a training writes there: {error!r}", run=run, error=error)
+        text = _("{run}: a file in this run is not valid: {error!r}", run=run, error=error)
         found |= {"state": "broken", "problem": text}
     losses = {"loss_before": None, "loss_after": None}
     return RunInfo(str(run), **losses | found, adapter_bytes=_bytes(run), date=_date(run))

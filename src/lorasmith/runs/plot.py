@@ -27,10 +27,10 @@ def read_losses(run: Path) -> tuple[Points, Points]:
         measured = [(int(line["step"]), float(line["held_out_loss"])) for line in lines if "held_out_loss" in line]
     except OSError as error:
         raise RunError(
-            _("{path}: cannot be read: {why}. Name a run's folder.", path=path, why=foreign(error.strerror))
+            _("{path}: cannot be read: {why}. Give a run folder.", path=path, why=foreign(error.strerror))
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(_("{path}: not what a training writes there: {error}", path=path, error=error)) from None
+        raise RunError(_("{path}: not a valid metrics file: {error}", path=path, error=error)) from None
     return training, measured
 
 
@@ -49,7 +49,7 @@ def plot_loss(runs: Sequence[Path], target: Path) -> None:
         import matplotlib
     except ImportError:
         raise MissingExtraError(
-            _("no picture of the loss: matplotlib is missing. pip install 'lorasmith[report]' mends it.")
+            _("no loss plot: matplotlib is not installed. Install it with: pip install 'lorasmith[report]'")
         ) from None
     losses = [read_losses(run) for run in runs]
     matplotlib.use("Agg")
@@ -63,7 +63,7 @@ def _draw(names: Sequence[str], losses: Sequence[tuple[Points, Points]], target:
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for name, (training, measured) in zip(names, losses, strict=True):
         _curve(axes, name, training, measured)
-    axes.set(xlabel=_("step"), ylabel=_("loss (nats per learned token)"))
+    axes.set(xlabel=_("step"), ylabel=_("loss (nats per target token)"))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -72,7 +72,7 @@ def train(config: Config, report: Report | None = None, resume: bool = False, ov
         world.wait()  # nobody writes before all have looked
         finished = read_summary(folder) if resume else None
         if finished is not None:
-            report.say(_("{run} is finished already: {summary}", run=folder, summary=finished))
+            report.say(_("{run} has already finished: {summary}", run=folder, summary=finished))
             return finished
         with _resumable(folder) if resume else nullcontext():
             return _Training(config, folder, report, world).run(resume, started)
@@ -148,10 +148,10 @@ class _Training:
             job.metrics.rewind(state.step)
         self.world.wait()
         if found is None:
-            self.report.say(_("no checkpoint yet in {folder}: starting from the beginning", folder=self.folder))
+            self.report.say(_("No checkpoint in {folder} yet; starting from the beginning", folder=self.folder))
             return state
         checkpoint.restore(found, job.parameters, job.optimizer, state.step)
-        self.report.say(_("resumed after step {step} of {steps}", step=state.step, steps=len(job.plan)))
+        self.report.say(_("Resuming after step {step} of {steps}", step=state.step, steps=len(job.plan)))
         return state
 
     def _read(self, job: loop.Job, found: Path) -> State:
@@ -159,13 +159,17 @@ class _Training:
         for key in ("train_sha256", "held_out_sha256"):
             if settings.get(key) != job.settings[key]:
                 raise RunError(
-                    _("{folder}: the examples are no longer the ones that this run began with.", folder=self.folder)
+                    _(
+                        "{folder}: the training data has changed since this run started. Restore the original "
+                        "data, or start again with --overwrite.",
+                        folder=self.folder,
+                    )
                 )
         for key, value in settings.items():
             if job.settings.get(key) != value:
                 self.report.warn(
                     _(
-                        "{key} was {then} and is now {now}: the rest will not be bit for bit the same",
+                        "{key} was {then} and is now {now}; the remaining steps will not be bit-for-bit reproducible",
                         key=key,
                         then=value,
                         now=job.settings[key],
@@ -176,7 +180,7 @@ class _Training:
     def _measure_base(self, job: loop.Job) -> HeldOut | None:
         if not job.held_out:
             return None
-        return held_out(job.base, job.held_out, None, self.report, _("held-out loss of the base"), self.world)
+        return held_out(job.base, job.held_out, None, self.report, _("held-out loss of the base model"), self.world)
 
     def _note_the_base(self, job: loop.Job, before: HeldOut | None) -> None:
         if before:
@@ -208,7 +212,7 @@ class _Training:
         if self.world.is_first:
             self._plot()
             write_file(self.folder / SUMMARY, json.dumps(asdict(summary), indent=2) + "\n")
-        self.report.say(_("finished: {folder}", folder=self.folder / "adapter"))
+        self.report.say(_("Finished. The adapter is in {folder}", folder=self.folder / "adapter"))
         return summary
 
     def _plot(self) -> None:
@@ -228,7 +232,9 @@ def _resumable(folder: Path) -> Iterator[None]:
     except Interrupted:
         raise
     except KeyboardInterrupt:
-        text = _("stopped; what was done is in {run}. Go on: lorasmith train --output {run} --resume", run=folder)
+        text = _(
+            "Interrupted. Saved progress is in {run}. Resume with: lorasmith train --output {run} --resume", run=folder
+        )
         raise Interrupted(text) from None
 
 
@@ -237,9 +243,9 @@ def _refuse_without_effect(job: loop.Job) -> None:
     if not has_effect(job.base.adapters[ADAPTER].parameters):
         raise TrainingError(
             _(
-                "{folder}: {steps} steps are done, and the adapter has no effect: its B matrices are all zero. The "
-                "learning rate was 0 or too small at every step. Give more steps (training.epochs, training.max_steps) "
-                "or a shorter training.warmup, and start anew with --overwrite.",
+                "{folder}: after {steps} steps the adapter has no effect: its B matrices are all zero, because "
+                "the learning rate was 0 or too small at every step. Train for more steps (training.epochs, "
+                "training.max_steps) or shorten training.warmup, and start again with --overwrite.",
                 folder=job.folder,
                 steps=len(job.plan),
             )

@@ -28,7 +28,9 @@ def open_desk(shelf: Shelf, model: ModelConfig, settings: ServeConfig, keys: lis
     """
     first = next(iter(shelf.found.values()), None)
     if first is None and "model" not in model.model_fields_set:
-        raise AdapterError(*shelf.problems, _("no adapter can be served, and no base is named. Give one with --model."))
+        raise AdapterError(
+            *shelf.problems, _("no adapter can be served, and no base model is given. Give one with --model.")
+        )
     base = load_base(base_settings(first.folder if first else None, model, report), report)
     engine = Engine(base, slots=settings.slots, cache_tokens=settings.cache_tokens or cache_tokens(base), prepack=True)
     registry = Registry(base, Path(base.source).name, shelf.roots)

@@ -85,8 +85,8 @@ def require_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise ModelError(
             _(
-                "{folder}: {needed} MB are needed and {free} MB are free. Make room, or set XDG_CACHE_HOME to a folder"
-                " on a larger disk.",
+                "{folder}: {needed} MB are needed, but only {free} MB are free. Free some space, or set "
+                "XDG_CACHE_HOME to a folder on a larger disk.",
                 folder=folder,
                 needed=round(needed / 1e6),
                 free=round(free / 1e6),
@@ -104,7 +104,7 @@ def _prepare(folder: Path) -> None:
     if not writable:
         raise ModelError(
             _(
-                "{folder}: {reason}. Set XDG_CACHE_HOME to a folder in which you may write.",
+                "{folder}: {reason}. Set XDG_CACHE_HOME to a folder that you can write to.",
                 folder=folder,
                 reason=reason,
             )
@@ -119,7 +119,7 @@ def _lock(file: IO[str], target: Path, report: Report) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        report.say(_("Another program is making {target} just now; waiting for it.", target=target))
+        report.say(_("Another process is creating {target}; waiting for it to finish.", target=target))
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError:  # a network file system without locks
         return False

@@ -18,39 +18,39 @@ def choose_device(wanted: str) -> tuple[torch.device, str]:
     """The device and why. Raises ConfigError for a name that is no device, ModelError for one that is not here."""
     if wanted == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda"), _("a CUDA device is there")
+            return torch.device("cuda"), _("a CUDA device is available")
         if torch.backends.mps.is_available():
-            return torch.device("mps"), _("Apple's GPU is there")
-        return torch.device("cpu"), _("no GPU is there")
+            return torch.device("mps"), _("an Apple GPU is available")
+        return torch.device("cpu"), _("no GPU is available")
     try:
         device = torch.device(wanted)
     except RuntimeError:
         raise ConfigError(
-            _("model.device: {wanted!r} is no device. Use auto, cpu, cuda or mps.", wanted=wanted)
+            _("model.device: unknown device {wanted!r}. Use auto, cpu, cuda or mps.", wanted=wanted)
         ) from None
     missing = (device.type == "cuda" and not torch.cuda.is_available()) or (
         device.type == "mps" and not torch.backends.mps.is_available()
     )
     if missing:
-        raise ModelError(_("model.device: {wanted} is not there on this machine. Use auto or cpu.", wanted=wanted))
-    return device, _("asked for")
+        raise ModelError(_("model.device: {wanted} is not available on this machine. Use auto or cpu.", wanted=wanted))
+    return device, _("as requested")
 
 
 def choose_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The dtype of the frozen weights and why."""
     if wanted != "auto":
         dtype: torch.dtype = getattr(torch, wanted)
-        return dtype, _("asked for")
+        return dtype, _("as requested")
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, _("this GPU multiplies bfloat16")
-        return torch.float32, _("this GPU has no bfloat16")
+            return torch.bfloat16, _("this GPU supports bfloat16")
+        return torch.float32, _("this GPU does not support bfloat16")
     if device.type == "cpu":
         flags = torch.cpu.get_capabilities()
         fast = next((flag for flag in ("amx_bf16", "avx512_bf16") if flags.get(flag)), None)
         if fast:
-            return torch.bfloat16, _("this processor multiplies bfloat16 ({flag})", flag=fast)
-        return torch.float32, _("this processor has no bfloat16 products, which would be slower than float32")
+            return torch.bfloat16, _("this processor supports bfloat16 ({flag})", flag=fast)
+        return torch.float32, _("this processor has no bfloat16 instructions, so bfloat16 would be slower than float32")
     return torch.float32, _("the safe choice on this device")
 
 

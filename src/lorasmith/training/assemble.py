@@ -60,8 +60,8 @@ def assemble(
     if "model" not in config.model.model_fields_set:
         report.say(
             _(
-                "no base is named, so it is {model}, the demo's: small, and at home in English. "
-                "--model names another one.",
+                "No base model given; using {model}, as in the demo: a small model, mainly for English. Choose "
+                "another one with --model.",
                 model=config.model.model,
             )
         )

@@ -24,8 +24,9 @@ def require_tensorboard() -> None:
     if find_spec("tensorboard") is None:
         raise MissingExtraError(
             _(
-                "training.tensorboard: the package tensorboard is missing. pip install 'lorasmith[tensorboard]' mends "
-                "it; without the option the same numbers are in the run's metrics.jsonl."
+                "training.tensorboard: the tensorboard package is not installed. Install it with pip install "
+                "'lorasmith[tensorboard]', or turn this option off: metrics.jsonl in the run folder has the "
+                "same values."
             )
         )
 

@@ -49,7 +49,7 @@ class Summary:
 
     def __str__(self) -> str:
         if self.loss_before is None or self.loss_after is None:
-            return _("{steps} steps, nothing held out", steps=self.steps)
+            return _("{steps} steps, no held-out examples", steps=self.steps)
         return _(
             "{steps} steps, held-out loss {before:.4f} -> {after:.4f}",
             steps=self.steps,
@@ -111,23 +111,30 @@ def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
     """
     is_run, is_used = (folder / CONFIG).is_file(), folder.exists() and (folder.is_file() or any(folder.iterdir()))
     if (resume or overwrite) and is_in_use(folder):
-        raise RunError(_("{folder}: another process trains it just now. Wait for it, or stop it.", folder=folder))
+        raise RunError(
+            _("{folder}: another process is training this run. Wait for it to finish, or stop it.", folder=folder)
+        )
     if resume:
         if not is_run:
-            raise RunError(_("{folder}: no run to resume there (no config.toml).", folder=folder))
+            raise RunError(_("{folder}: no run to resume (config.toml not found).", folder=folder))
         return _as_it_began(folder, config)
     if folder.is_file():
         raise RunError(_("{folder} is a file, not a folder. Choose another --output.", folder=folder))
     if is_used and not overwrite:
         raise RunError(
             _(
-                "{folder} exists already. Go on with --resume, replace it with --overwrite, "
-                "or choose another --output (in Python: resume=True, overwrite=True, output=).",
+                "{folder} already exists. Continue with --resume, replace it with --overwrite, or choose "
+                "another --output (in Python: resume=True, overwrite=True, output=).",
                 folder=folder,
             )
         )
     if is_used and not is_run:
-        raise RunError(_("{folder} is no run (no config.toml), so --overwrite leaves it alone.", folder=folder))
+        raise RunError(
+            _(
+                "{folder} is not a run folder (config.toml not found), so --overwrite will not replace it.",
+                folder=folder,
+            )
+        )
     return config
 
 
@@ -164,8 +171,8 @@ def check_space(folder: Path, adapter_bytes: int) -> None:
     if free < needed:
         raise RunError(
             _(
-                "{folder}: this run may write {needed} MiB, and only {free} MiB are free there. "
-                "Free some, or choose another --output.",
+                "{folder}: not enough disk space: this run may write {needed} MiB, but only {free} MiB are "
+                "free. Free some space, or choose another --output.",
                 folder=folder,
                 needed=f"{needed / 2**20:,.1f}",
                 free=f"{free / 2**20:,.1f}",
@@ -187,7 +194,11 @@ def _as_it_began(folder: Path, config: Config) -> Config:
     ]
     if differing:
         raise RunError(
-            _("{folder}: a resumed run goes on as it began; start another one for other settings.", folder=folder),
+            _(
+                "{folder}: a run must be resumed with the settings it was started with. Start a new run to use "
+                "different settings.",
+                folder=folder,
+            ),
             *differing,
         )
     if now["model.device"] == open_["model.device"]:

@@ -32,8 +32,8 @@ class Samples:
         limit = base.max_positions
         problems = [
             _(
-                "training.samples: prompt {number} has {tokens} tokens; this model can look at {limit}, its answer "
-                "counted. Shorten it.",
+                "training.samples: prompt {number} has {tokens} tokens, but the model's context length is "
+                "{limit} tokens, including the answer. Shorten the prompt.",
                 number=number,
                 tokens=len(one),
                 limit=limit,

@@ -220,7 +220,7 @@ def chat(**message):
         ({"messages": "[" * 10**5}, "'messages' is text, nested too deeply to be read."),
         ({"messages": '{"role": "user"}'}, "'messages' must be a list of messages, found an object."),
         ({"messages": [{"role": "user", "content": "\udc00"}]}, "message 1 (user): 'content' holds half a character"),
-        ({"messages": CHAT["messages"][:1]}, "no message has role 'assistant', so there is nothing to learn from it. "
+        ({"messages": CHAT["messages"][:1]}, "no message has the role 'assistant', so there is nothing to train on. "
          "Drop the row or add an answer."),
         ({"messages": [*CHAT["messages"], {"role": "assistant", "content": ""}]}, "message 3 (assistant): it is empty"),
         ({"conversations": [{"role": "user", "content": "a"}, {"from": "gpt", "value": "b"}]}, "message 2 has "

@@ -62,9 +62,10 @@ def refuse(sides: Sequence[Side], cfg: DataConfig, length: int) -> None:
 
 def _too_long(side: Side, lost: list[tuple[list[Example], int]], length: int) -> str:
     text = _(
-        "{option}: longer than {length} tokens: {rows} of {all}, the longest {longest}; {tokens} of their "
-        "answer tokens would be lost ({places}). Raise data.max_length, or set data.too_long to 'truncate' "
-        "to cut their ends, to 'truncate-left' to cut their beginnings or to 'drop' to leave them out.",
+        "{option}: found {rows} of {all} longer than {length} tokens, the longest with {longest}; truncating "
+        "them would lose {tokens} answer tokens ({places}). Raise data.max_length, or set data.too_long to "
+        "'truncate' to cut off the end, to 'truncate-left' to cut off the beginning, or to 'drop' to skip "
+        "these rows.",
         option=side.option,
         rows=in_rows(len(lost)),
         all=f"{len(side.rows):,}",
@@ -74,14 +75,15 @@ def _too_long(side: Side, lost: list[tuple[list[Example], int]], length: int) ->
         places=places([row[0].source for row, _n in lost], NAMED),
     )
     if any(conversation.text is not None for conversation in side.conversations):
-        text += " " + _("Plain text can also become pieces: 'split'.")
+        text += " " + _("Plain text can also be split into pieces: 'split'.")
     return text
 
 
 def _unsplit(side: Side, rows: list[tuple[list[Example], int]]) -> str:
     return _(
-        "{option}: data.too_long 'split' makes pieces of plain text only, and {rows} too long are conversations, the "
-        "longest of {longest} tokens ({places}). Set data.too_long to 'truncate-left', or raise data.max_length.",
+        "{option}: data.too_long 'split' works for plain text only, but found {rows} with conversations that "
+        "are too long, the longest with {longest} tokens ({places}). Set data.too_long to 'truncate-left', or "
+        "raise data.max_length.",
         option=side.option,
         rows=in_rows(len(rows)),
         longest=f"{max(_longest(row) for row, _n in rows):,}",
@@ -97,7 +99,7 @@ def fit(side: Side, template: Template, cfg: DataConfig, length: int, report: Re
     for done, (conversation, row) in enumerate(zip(side.conversations, side.rows, strict=True), 1):
         lost = _lost(row, length)
         if total > REPORTED and (done % REPORTED == 0 or done == total):
-            report.progress(_("cutting"), done, total)
+            report.progress(_("truncating"), done, total)
         short = _short(conversation, row, template, cfg, length) if lost else [cut(e, length) for e in row]
         if not short:
             left_out.append(row[0].source)
@@ -127,13 +129,13 @@ def _short(
 def _cut_text(option: str, cfg: DataConfig, length: int, rows: int, tokens: int, parts: int) -> str:
     numbers = {"option": option, "length": f"{length:,}", "tokens": f"{tokens:,}", "cut": in_rows(rows)}
     if cfg.too_long == "split":
-        return _("{option}: {cut} became {parts} pieces of at most {length} tokens.", **numbers, parts=f"{parts:,}")
+        return _("{option}: split {cut} into {parts} pieces of at most {length} tokens.", **numbers, parts=f"{parts:,}")
     if cfg.too_long == "truncate-left":
         return _(
-            "{option}: the beginning of {cut} cut to leave {length} tokens; answer tokens lost in all: {tokens}.",
+            "{option}: truncated the beginning of {cut} to fit into {length} tokens; answer tokens lost: {tokens}.",
             **numbers,
         )
-    return _("{option}: {cut} cut at {length} tokens; answer tokens lost in all: {tokens}.", **numbers)
+    return _("{option}: truncated {cut} to {length} tokens; answer tokens lost: {tokens}.", **numbers)
 
 
 def _left_out_text(option: str, cfg: DataConfig, length: int, sources: list[str]) -> str:
@@ -144,10 +146,10 @@ def _left_out_text(option: str, cfg: DataConfig, length: int, sources: list[str]
         "places": places(sources, NAMED),
     }
     if cfg.too_long == "drop":
-        return _("{option}: {rows} left out as longer than {length} tokens: {places}.", **values)
+        return _("{option}: skipped {rows} longer than {length} tokens: {places}.", **values)
     if cfg.too_long == "truncate-left":
-        return _("{option}: {rows} left out, the answer does not fit in {length} tokens: {places}.", **values)
-    return _("{option}: {rows} left out, no answer begins within {length} tokens: {places}.", **values)
+        return _("{option}: skipped {rows} whose answer does not fit into {length} tokens: {places}.", **values)
+    return _("{option}: skipped {rows} without an answer in the first {length} tokens: {places}.", **values)
 
 
 # -- the beginning cut off ------------------------------------------------------------------------------------------

@@ -29,19 +29,22 @@ def weighted(words: Sequence[str]) -> list[tuple[str, float | None]]:
     """
     pairs = [(name, float(part[1:]) if part else None) for name, part in map(without_weight, words)]
     problems = [
-        _("data.data: {word}: the weight must be a number above 0.", word=word)
+        _("data.data: {word}: the weight must be a number greater than 0.", word=word)
         for word, (_name, weight) in zip(words, pairs, strict=True)
         if weight is not None and not (math.isfinite(weight) and weight > 0)
     ]
     names = [name for name, _weight in pairs]
     if any(weight is not None for _name, weight in pairs):
         problems += [
-            _("data.data: {file} has no weight, but others have. Write {file}:WEIGHT, or no weight at all.", file=name)
+            _(
+                "data.data: {file} has no weight, but other files do. Write {file}:WEIGHT, or remove all weights.",
+                file=name,
+            )
             for name, weight in pairs
             if weight is None
         ]
         twice = sorted({name for name in names if names.count(name) > 1})
-        problems += [_("data.data: {file} is named twice. Give it one weight.", file=name) for name in twice]
+        problems += [_("data.data: {file} is given twice. Give it once, with one weight.", file=name) for name in twice]
     if problems:
         raise ConfigError(*problems)
     return pairs
@@ -92,10 +95,10 @@ def _counts(weights: Mapping[str, float], total: int) -> dict[str, int]:
 def _said(name: str, count: int, total: int, there: int) -> str:
     numbers = {"file": name, "count": f"{count:,}", "part": f"{count / total:.0%}", "there": f"{there:,}"}
     if count < there:
-        text = _("{file}: {count} of its {there} rows in an epoch, {part} of it; {left} are left out.")
+        text = _("{file}: {count} of its {there} rows per epoch, {part} of the epoch; {left} unused.")
         return text.format(**numbers, left=f"{there - count:,}")
     return _(
-        "{file}: its {there} rows stand {times:.2f} times in an epoch, {count} in all, {part} of it.",
+        "{file}: its {there} rows {times:.2f} times per epoch, {count} in all, {part} of the epoch.",
         **numbers,
         times=count / there,
     )

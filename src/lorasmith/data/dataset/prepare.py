@@ -45,7 +45,7 @@ def read_files(cfg: DataConfig, report: Report) -> list[Found]:
     """
     share = _share(cfg)
     if not cfg.data:
-        raise ConfigError(_("data.data: no file of examples is named. Name a JSON, JSONL, CSV or Parquet file."))
+        raise ConfigError(_("data.data: no training data is given. Give a JSON, JSONL, CSV or Parquet file."))
     sources = [(path, "data.data") for path, _weight in weighted(cfg.data)]
     sources += [(share, "data.held_out")] if isinstance(share, str) else []
     return _looked(sources, cfg, report)
@@ -133,7 +133,7 @@ def prepare_rows(
         for text in fit(side, template, cfg, length, report):
             notes.warn(text)
     if not sides[0].rows:
-        raise DataError(_("data.data: no row is left to learn from. Give more rows, or raise data.max_length."))
+        raise DataError(_("data.data: no rows are left to train on. Add more rows, or raise data.max_length."))
     if held_out is None:
         sides.append(_drawn(sides[0], _share(cfg), seed, notes))
     if mix is not None:
@@ -170,7 +170,10 @@ def _share(cfg: DataConfig) -> float | str:
         return str(value)
     if not math.isfinite(number) or number < 0 or (number > 1 and number != int(number)):
         raise ConfigError(
-            _("data.held_out: {value}; give a file, a whole number of rows, or a part from 0 to 1.", value=value)
+            _(
+                "data.held_out: invalid value {value}. Give a file, a whole number of rows, or a fraction from 0 to 1.",
+                value=value,
+            )
         )
     return number
 
@@ -181,7 +184,7 @@ def _max_length(cfg: DataConfig, limit: int | None) -> int:
     if limit is not None and cfg.max_length > limit:
         raise ConfigError(
             _(
-                "data.max_length: {length} is more than the {limit} tokens that this model can hold.",
+                "data.max_length: {length} is more than the model's context length of {limit} tokens.",
                 length=cfg.max_length,
                 limit=limit,
             )
@@ -228,7 +231,7 @@ def _drawn(side: Side, share: float | str, seed: int, notes: _Notes) -> Side:
     if count >= len(rows):
         raise DataError(
             _(
-                "data.held_out: {count} rows held out leave none of {rows} to learn from. Hold out fewer.",
+                "data.held_out: holding out {count} of {rows} rows leaves none to train on. Hold out fewer.",
                 count=f"{count:,}",
                 rows=f"{len(rows):,}",
             )
@@ -236,7 +239,7 @@ def _drawn(side: Side, share: float | str, seed: int, notes: _Notes) -> Side:
     if share and not count:
         notes.say(
             _(
-                "No row is held out: a part of {share} of {rows} is less than one.",
+                "No rows are held out: the fraction {share} of {rows} is less than one row.",
                 share=share,
                 rows=in_rows(len(rows)),
             )
@@ -253,7 +256,10 @@ def _drawn(side: Side, share: float | str, seed: int, notes: _Notes) -> Side:
 def _clock(template: Template) -> str:
     if not template.text or not template.jinja.has_clock:
         return ""
-    return _("The template shows today's date: it stands still at 26 July 2024, in training and in every answer after.")
+    return _(
+        "The chat template inserts the current date, which is fixed to 26 July 2024 for training and for all "
+        "replies afterwards."
+    )
 
 
 def _unseen_tools(sides: list[Side], template: Template) -> str:
@@ -262,8 +268,8 @@ def _unseen_tools(sides: list[Side], template: Template) -> str:
     if not rows or not template.ignores_tools(rows[0]):
         return ""
     return _(
-        "The template does not show tools: of {rows} the model sees neither tools nor calls of them ({places}). "
-        "Use the template of a model that knows tools, or a Jinja file.",
+        "The chat template ignores tools: in {rows}, the model sees neither the tools nor the tool calls "
+        "({places}). Use the template of a model that supports tools, or a Jinja file.",
         rows=in_rows(len(rows)),
         places=places([row.source for row in rows], NAMED),
     )
@@ -274,8 +280,8 @@ def _split(sides: list[Side]) -> str:
     if not several:
         return ""
     return _(
-        "The template rewrites earlier turns once a later one follows: {rows} became {examples} examples, so that "
-        "each answer is learned after what inference shows before it.",
+        "The chat template rewrites earlier turns when later ones follow: {rows} became {examples} examples, "
+        "so that the model trains on each answer with the same context as at inference.",
         rows=in_rows(len(several)),
         examples=f"{sum(map(len, several)):,}",
     )
@@ -288,7 +294,7 @@ def _stops_inside(sides: list[Side], template: Template) -> str:
     if not inside:
         return ""
     return _(
-        "A stop token stands within an answer of {rows}; a reply will end there: {places}.",
+        "In {rows}, an answer contains a stop token before its end; replies will stop there: {places}.",
         rows=in_rows(len(inside)),
         places=places(inside, NAMED),
     )
@@ -310,7 +316,7 @@ def _overlap(learned: Sequence[Example], measured: Sequence[Example]) -> str:
     if not both:
         return ""
     return _(
-        "{rows} of those held out also among those to learn from, so the held-out loss looks better than it is: "
+        "The training data contains {rows} of the held-out data, so the held-out loss looks better than it is: "
         "{places}.",
         rows=in_rows(len(both)),
         places=places(both, NAMED),
@@ -320,7 +326,8 @@ def _overlap(learned: Sequence[Example], measured: Sequence[Example]) -> str:
 def _summary(sides: list[Side], learned: Sequence[Example]) -> str:
     tokens, targets = sum(e.useful_length for e in learned), sum(e.n_targets for e in learned)
     return _(
-        "{rows} to learn from, {held_out} held out; {tokens} tokens a pass, {targets} of them learned ({part:.0%}).",
+        "{rows} to train on, {held_out} held out; {tokens} tokens per epoch, {targets} of them trained on "
+        "({part:.0%}).",
         rows=in_rows(len(sides[0].rows)),
         held_out=f"{len(sides[1].rows):,}",
         tokens=f"{tokens:,}",

@@ -79,14 +79,14 @@ def look(
         require_columns(renamed, columns, source.name)
     left_out = _checked(found, form, source)
     if form is None:
-        raise DataError(_("{option}: {file} holds no rows. Name a file with at least one.", **source.said))
+        raise DataError(_("{option}: {file} contains no rows. Give a file with at least one row.", **source.said))
     unread = {at for places in left_out.values() for at in places}
     records = [
         Record({key: value for key, value in row.items() if key in form.keys}, at)
         for at, row in rows
         if at not in unread
     ]
-    texts = [_("{place}: left out: {why}", place=places(rows, NAMED), why=why) for why, rows in left_out.items()]
+    texts = [_("{place}: skipped: {why}", place=places(rows, NAMED), why=why) for why, rows in left_out.items()]
     if not records:
         raise DataError(*(f"{option}: {text}" for text in texts))
     return Found(source.name, form.name, columns, records, tuple(_notes(source, form, rows, records)), tuple(texts))
@@ -124,8 +124,12 @@ def rows_of(source: Source) -> Iterator[tuple[str, object]]:
             return folder_rows(source)
         children = (replace(source, name=child.name) for child in path.iterdir())
         files = sorted(child.name for child in children if child.suffix in ROW_FILES)
-        hint = _("Name a file in it: {files}.", files=", ".join(files[:5])) if files else _("Name a file.")
-        raise DataError(_("{option}: {file} is a folder that `datasets` did not save.", **source.said) + " " + hint)
+        hint = (
+            _("Give one of the files in it: {files}.", files=", ".join(files[:5]))
+            if files
+            else _("Give a file instead.")
+        )
+        raise DataError(_("{option}: {file} is a folder, but not one saved by `datasets`.", **source.said) + " " + hint)
     if path.exists():
         return _file_rows(source)
     if is_hub_name(source.name, ROW_FILES | OTHER_FILES | frozenset(PACKED)):
@@ -137,8 +141,8 @@ def _file_rows(source: Source) -> Iterator[tuple[str, object]]:
     if source.suffix in OTHER_FILES:
         raise DataError(
             _(
-                "{option}: {file} cannot be read. JSON, JSONL, CSV, TSV (also as .gz or .zst), Parquet and folders "
-                "that `datasets` saved can be; convert it to one of them.",
+                "{option}: {file} is not in a supported format. Convert it to JSON, JSONL, CSV or TSV (also "
+                ".gz, .zst), Parquet, or a folder saved by `datasets`.",
                 **source.said,
             )
         )
@@ -147,9 +151,9 @@ def _file_rows(source: Source) -> Iterator[tuple[str, object]]:
     with opened(source) as file:
         start = file.read(4096)
     if not start.strip():
-        raise DataError(_("{option}: {file} is empty. Name a file with at least one row.", **source.said))
+        raise DataError(_("{option}: {file} is empty. Give a file with at least one row.", **source.said))
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise DataError(_("{option}: {file} is UTF-16. Save it as UTF-8.", **source.said))
+        raise DataError(_("{option}: {file} is encoded in UTF-16. Save it as UTF-8.", **source.said))
     if source.suffix in SEPARATORS:
         return csv_rows(source)
     return json_list(source) if start.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[" else json_lines(source)
@@ -158,9 +162,9 @@ def _file_rows(source: Source) -> Iterator[tuple[str, object]]:
 def _missing(source: Source) -> str:
     """The sentence for a path that is not there, with what is nearby."""
     path = source.path
-    text, parent = _("{option}: {file}: no such file or folder.", **source.said), path.parent
+    text, parent = _("{option}: {file} does not exist.", **source.said), path.parent
     if not parent.is_dir():
-        return text + " " + _("There is no folder {folder} either.", folder=parent)
+        return text + " " + _("The folder {folder} does not exist either.", folder=parent)
     near = get_close_matches(path.name, [child.name for child in parent.iterdir()], 1)
     near = near or [child.name for child in sorted(parent.iterdir()) if child.stem == path.stem][:1]
     return text + " " + _("Did you mean {near}?", near=parent / near[0]) if near else text
@@ -170,7 +174,7 @@ def require_columns(renamed: Mapping[str, str], columns: Collection[str], name: 
     """Raises ConfigError, a line for each column that data.map names and none of `columns` of the file `name` is."""
     problems = [
         _(
-            "data.map: {ours}={theirs}: {file} has no column '{theirs}'. It has {columns}.",
+            "data.map: {ours}={theirs}: {file} has no column '{theirs}'. Its columns are {columns}.",
             ours=ours,
             theirs=theirs,
             file=name,
@@ -195,17 +199,17 @@ def _notes(
     said = {"file": source.name, "form": form.name, "rows": count}
     left_out = len(rows) - len(records)
     if left_out:
-        yield _("{file}: {form}, {rows}, {count} left out.", **said, count=f"{left_out:,}")
+        yield _("{file}: {form} format, {rows}, {count} skipped.", **said, count=f"{left_out:,}")
     else:
-        yield _("{file}: {form}, {rows}, none left out.", **said)
+        yield _("{file}: {form} format, {rows}, none skipped.", **said)
     unused = _unused(form, (row for _at, row in rows))
     if unused:
         named = ", ".join(f"'{key}' ({n:,})" for key, n in unused.items())
-        yield _("{file}: not used, with the number of rows that have it: {keys}.", file=source.name, keys=named)
+        yield _("{file}: unused keys, with the number of rows that have them: {keys}.", file=source.name, keys=named)
     again = _repeated(records)
     if again:
         yield _(
-            "{count} of its rows say the same as one before, and are kept: {places}.",
+            "Duplicates of earlier rows, which are kept: {count} ({places}).",
             count=f"{len(again):,}",
             places=places(again, NAMED),
         )

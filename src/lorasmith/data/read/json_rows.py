@@ -32,11 +32,11 @@ def _line(line: bytes) -> object:
     try:
         row: object = json.loads(line.decode("utf-8").rstrip("\r\n"))
     except UnicodeDecodeError as error:
-        return Broken(_("byte {byte} of the line is not UTF-8. Save the file as UTF-8.", byte=error.start + 1))
+        return Broken(_("byte {byte} of this line is not valid UTF-8. Save the file as UTF-8.", byte=error.start + 1))
     except json.JSONDecodeError as error:
         return Broken(_("not valid JSON at column {column}: {why}.", column=error.colno, why=foreign(error.msg)))
     except RecursionError:
-        return Broken(_("nested too deeply to be a row."))
+        return Broken(_("the JSON is nested too deeply to be parsed."))
     return row
 
 
@@ -50,7 +50,8 @@ def _refuse_one_object(source: Source) -> None:
     keys = ", ".join(f"'{key}'" for key in whole) if isinstance(whole, dict) else ""
     raise DataError(
         _(
-            "{option}: {file} is one object ({keys}), not rows. Write a list of rows in [ ], or one row on each line.",
+            "{option}: {file} is a single JSON object ({keys}), not a list of rows. Write the rows as a list "
+            "in [ ], or one row per line.",
             **source.said,
             keys=keys,
         )
@@ -79,7 +80,7 @@ def json_list(source: Source) -> Iterator[tuple[str, object]]:
         at = _after_blank(text, at + 1) if end == "," else at
     rest = _after_blank(text, at + 1)
     if rest < len(text):
-        raise DataError(_broken(source, text, rest, _("something follows after the list's closing ]")))
+        raise DataError(_broken(source, text, rest, _("there is more text after the closing ] of the list")))
 
 
 def _text(source: Source) -> str:
@@ -90,13 +91,13 @@ def _text(source: Source) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
-            _("{option}: {file} line {line} is not UTF-8. Save the file as UTF-8.", **source.said, line=line)
+            _("{option}: {file} line {line} is not valid UTF-8. Save the file as UTF-8.", **source.said, line=line)
         ) from error
 
 
 def _broken(source: Source, text: str, at: int, why: str) -> str:
     if at >= len(text.rstrip()):
-        why = _("the file ends in the middle of the list; was it cut when it was copied?")
+        why = _("the file ends in the middle of the list, perhaps because it was copied incompletely")
     line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
     return _(
         "{option}: {file} line {line}, column {column}: not valid JSON: {why}.",

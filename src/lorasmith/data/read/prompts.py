@@ -39,11 +39,11 @@ def read_prompts(path: Path) -> list[Record]:
         raise DataError(_("--file: {file}: cannot be read: {why}", file=path, why=foreign(error.strerror))) from None
     except UnicodeDecodeError as error:
         raise DataError(
-            _("--file: {file}: byte {at} is no UTF-8. Save it as UTF-8.", file=path, at=error.start)
+            _("--file: {file}: byte {at} is not valid UTF-8. Save the file as UTF-8.", file=path, at=error.start)
         ) from None
     found = parse_prompts(text.split("\n"), False, str(path))
     if not found:
-        raise DataError(_("--file: {file} holds no prompt. Write one a line.", file=path))
+        raise DataError(_("--file: {file} contains no prompts. Write one prompt per line.", file=path))
     return found
 
 
@@ -76,7 +76,7 @@ def _records(rows: Iterable[tuple[str, object]]) -> list[Record]:
         if (text := row_problem(fields, form) or (form.left_out(fields) if form else None)) is not None:
             problems.add(source, text)
         elif form is not None and form.required == ("text",):
-            problems.add(source, _("a plain text asks nothing. Write it as 'prompt'."))
+            problems.add(source, _("a 'text' row is not a prompt. Rename the key to 'prompt'."))
         found.append(Record(fields, source))
     problems.raise_any()
     return found

@@ -59,7 +59,8 @@ class Source:
         except ImportError as error:
             raise MissingExtraError(
                 _(
-                    "{option}: {file} needs {package}, which is not installed: pip install 'lorasmith[{extra}]'",
+                    "{option}: {file} requires the package {package}. Install it with: pip install "
+                    "'lorasmith[{extra}]'",
                     **self.said,
                     package=package.partition(".")[0],
                     extra=extra,

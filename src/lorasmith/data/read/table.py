@@ -45,7 +45,7 @@ def parquet_rows(source: Source) -> Iterator[tuple[str, object]]:
                 if total > batch.num_rows:
                     source.report.progress(source.task, number, total)
     except (OSError, ValueError) as error:  # pyarrow's own are subclasses of these
-        raise DataError(_("{option}: {file}: not a whole Parquet file: {why}", **source.said, why=error)) from error
+        raise DataError(_("{option}: {file} is not a valid Parquet file: {why}", **source.said, why=error)) from error
 
 
 def _decoded(stream: BinaryIO, source: Source) -> Iterator[str]:
@@ -55,7 +55,8 @@ def _decoded(stream: BinaryIO, source: Source) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise DataError(
                 _(
-                    "{option}: {file} line {line} is not UTF-8. Save the file as UTF-8; Excel calls it 'CSV UTF-8'.",
+                    "{option}: {file} line {line} is not valid UTF-8. Save the file as UTF-8; Excel calls it "
+                    "'CSV UTF-8'.",
                     **source.said,
                     line=number,
                 )
@@ -67,14 +68,18 @@ def _header(cells: list[str], source: Source) -> list[str]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(
-            _("{option}: {file}: several columns are called {names}. Rename them.", **source.said, names=quoted(twice))
+            _(
+                "{option}: {file}: several columns are named {names}. Give each column its own name.",
+                **source.said,
+                names=quoted(twice),
+            )
         )
     other = next((mark for mark in ";\t,|" if len(names) == 1 and mark in names[0]), None)
     if other is not None:
         raise DataError(
             _(
-                "{option}: {file}: its first line has one column, {name}. Are its cells separated by {mark}? "
-                "Save it with {wanted}.",
+                "{option}: {file}: the first line has a single column, {name}. If the cells are separated by "
+                "{mark}, save the file with {wanted} instead.",
                 **source.said,
                 name=repr(names[0]),
                 mark=repr(other),
@@ -89,8 +94,8 @@ def _row(header: list[str], cells: list[str]) -> object:
         return dict(zip(header, cells, strict=True))
     return Broken(
         _(
-            "cells in the row: {found}, in the header: {wanted} ({names}). A cell with the separator or a line break "
-            'in it must stand in "quotes".',
+            "expected {wanted} cells as in the header ({names}), found {found}. Put cells that contain the "
+            'separator or a line break in "quotes".',
             found=len(cells),
             wanted=len(header),
             names=quoted(header),
@@ -100,7 +105,7 @@ def _row(header: list[str], cells: list[str]) -> object:
 
 def _broken(why: str) -> str:
     if "end of data" in why:
-        why = _("a quote is opened and never closed")
+        why = _("a quote is opened but never closed")
     elif "expected after" in why:
-        why = _('a quote stands within a cell that begins with one; write it twice: ""')
-    return _("not valid CSV: {why}. What follows was not read.", why=why)
+        why = _('quotes within a quoted cell must be doubled: ""')
+    return _("not valid CSV: {why}. The rest of the file was not read.", why=why)

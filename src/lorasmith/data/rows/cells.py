@@ -20,12 +20,12 @@ def json_problem(key: str, text: str) -> str | None:
     try:
         json.loads(text)
     except RecursionError:
-        return _("'{key}' is text, nested too deeply to be read.", key=key)
+        return _("'{key}' contains JSON that cannot be parsed: it is nested too deeply.", key=key)
     except json.JSONDecodeError as error:
         if text.lstrip(" \t\r\n[").startswith("{'"):
-            return _("'{key}' is a list as Python prints it, not as JSON. Write it with json.dumps.", key=key)
+            return _("'{key}' holds a Python literal, not JSON. Write it with json.dumps.", key=key)
         return _(
-            "'{key}' is text that is no valid JSON, at its line {line}, column {column}: {why}.",
+            "'{key}' is not valid JSON (line {line}, column {column} of its text): {why}.",
             key=key,
             line=error.lineno,
             column=error.colno,

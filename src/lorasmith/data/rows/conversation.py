@@ -140,7 +140,7 @@ class Problems:
         texts = [f"{self.option}: {places(found)}: {text}" for text, found in list(self.sources.items())[:LISTED]]
         rest = sum(len(found) for found in list(self.sources.values())[LISTED:])
         if rest:
-            texts.append(_("{option}: and {rest} more rows with problems.", option=self.option, rest=f"{rest:,}"))
+            texts.append(_("{option}: {rest} more rows have problems.", option=self.option, rest=f"{rest:,}"))
         return texts
 
     def raise_any(self) -> None:

@@ -44,7 +44,7 @@ def _list_form(name: str, key: str) -> Form:
     def problem(fields: Fields) -> str | None:
         text = messages_problem(key, fields[key]) or tools_problem(fields.get("tools")) or _text_problem(fields, ())
         if text is None and fields.get("system") and messages_of(_list(fields[key]))[0].role == "system":
-            text = _("there is a 'system' and a first message with role 'system'. Keep one of them.")
+            text = _("'system' is set, but the first message has the role 'system' too. Keep only one of them.")
         return text
 
     def made(fields: Fields, source: str, _strip: bool) -> Conversation:
@@ -145,33 +145,36 @@ def _columns_problem(fields: Fields, wanted: Form | None) -> str:
     other = _form_of(key for key in fields if fields[key] is not None)
     if wanted is not None and other is not None:
         return _(
-            "the row is {other} ({found}), most rows of the file are {form}, like {example}. Write it like them, or "
-            "put it into a file of its own.",
+            "this row is in {other} format ({found}), but most rows of the file are in {form} format, such as "
+            "{example}. Convert it, or move it to a file of its own.",
             other=other.name,
             found=quoted(fields),
             form=wanted.name,
             example=wanted.example,
         )
     nearest, renamed = wanted or _nearest(fields), dict[str, str]()
-    text = _("the row has {found}; ", found=quoted(fields) or _("no keys"))
+    text = _("this row has {found}; ", found=quoted(fields) or _("no keys"))
     if wanted is not None:
-        text += _("the rows of the file are {form}, like {example}.", form=wanted.name, example=wanted.example)
+        text += _(
+            "the rows of the file are in {form} format, such as {example}.", form=wanted.name, example=wanted.example
+        )
     elif nearest is None:
         text += _(
-            "known are {examples}. Say which column is which, for example: --map instruction={first} output={second}",
+            "supported formats are {examples}. Say which column is which, for example: --map "
+            "instruction={first} output={second}",
             examples=", ".join(form.example for form in FORMS),
             first=next(iter(fields), "COLUMN"),
             second=next(islice(fields, 1, None), "COLUMN"),
         )
     else:
-        text += _("nearest is {form}, like {example}.", form=nearest.name, example=nearest.example)
+        text += _("the closest format is {form}, such as {example}.", form=nearest.name, example=nearest.example)
     if nearest is not None:
         renamed = _renamed(fields, nearest)
     for key, meant in renamed.items():
         text += " " + _("Should '{key}' be '{wanted}'?", key=key, wanted=meant)
     if renamed and wanted is None:
         words = " ".join(f"{meant}={key}" for key, meant in renamed.items())
-        text += " " + _("--map {words} reads it so.", words=words)
+        text += " " + _("If so, use --map {words}.", words=words)
     return text
 
 
@@ -212,14 +215,16 @@ def _text_problem(fields: Fields, required: Iterable[str], optional: Iterable[st
         if not isinstance(value, str):
             return _("'{key}' must be text, found {found}.", key=key, found=kind_of(value))
         if not is_unicode(value):
-            return _("'{key}' holds half a character (a lone surrogate). Write the file again as UTF-8.", key=key)
+            return _(
+                "'{key}' contains an unpaired surrogate (half a character). Save the file again as UTF-8.", key=key
+            )
     return None
 
 
 def _empty(fields: Fields, key: str) -> str | None:
     if str(fields[key]).strip():
         return None
-    return _("'{key}' is empty, so there is nothing to learn from it. Drop the row or add an answer.", key=key)
+    return _("'{key}' is empty, so there is nothing to train on. Fill it in, or remove the row.", key=key)
 
 
 def _history_problem(history: object) -> str | None:
@@ -228,14 +233,19 @@ def _history_problem(history: object) -> str | None:
     if isinstance(history, str) and (text := json_problem("history", history)):
         return text
     if not isinstance(history, list):
-        return _("'history' must be a list of pairs of question and answer, found {found}.", found=kind_of(history))
+        return _("'history' must be a list of pairs [question, answer], found {found}.", found=kind_of(history))
     for number, pair in enumerate(history, 1):
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            return _("'history' {number} must be a pair of texts: a question and its answer.", number=number)
+            return _("'history': item {number} must be a pair of texts [question, answer].", number=number)
         if not pair[1].strip():
-            return _("'history' {number}: its answer is empty. Drop the pair or add an answer.", number=number)
+            return _(
+                "'history': the answer of item {number} is empty. Add an answer, or remove the pair.", number=number
+            )
         if not all(map(is_unicode, pair)):
-            return _("'{key}' holds half a character (a lone surrogate). Write the file again as UTF-8.", key="history")
+            return _(
+                "'{key}' contains an unpaired surrogate (half a character). Save the file again as UTF-8.",
+                key="history",
+            )
     return None
 
 

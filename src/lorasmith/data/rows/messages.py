@@ -64,7 +64,7 @@ def messages_of(messages: list[dict[str, object]]) -> tuple[Message, ...]:
 def messages_problem(key: str, messages: object) -> str | None:
     """Why the list under `key` cannot be learned from, as a sentence; None where it can."""
     if messages in ("", []):
-        return _("'{key}' is empty, so there is nothing to learn from it. Drop the row or add messages.", key=key)
+        return _("'{key}' is empty, so there is nothing to train on. Add messages, or remove the row.", key=key)
     if isinstance(messages, str) and (text := json_problem(key, messages)):
         return text
     if not isinstance(messages, list):
@@ -78,11 +78,11 @@ def messages_problem(key: str, messages: object) -> str | None:
     if not answers:
         names = [name for name, role in style.roles.items() if role == "assistant"]
         return _(
-            "no message has role {name}, so there is nothing to learn from it. Drop the row or add an answer.",
+            "no message has the role {name}, so there is nothing to train on. Add an answer, or remove the row.",
             name=quoted(names[:1]),
         )
     if not any(answer.learn and answer.weight for answer in answers):
-        return _("every answer has 'learn' false or 'weight' 0, so there is nothing to learn from it. Drop the row.")
+        return _("every answer has 'learn' false or 'weight' 0, so there is nothing to train on. Remove the row.")
     return None
 
 
@@ -92,7 +92,7 @@ def left_out(messages: list[dict[str, object]]) -> str | None:
     for message in messages:
         for part in _parts(message.get(key)):
             if part["type"] != "text":
-                return _("a message has a part of type {type}, and only text can be learned.", type=repr(part["type"]))
+                return _("a message has a part of type {type}, but only text is supported.", type=repr(part["type"]))
     return None
 
 
@@ -162,7 +162,7 @@ def _message_problem(number: int, message: object, style: Style) -> str | None:
     missing = [key for key in wanted if key not in message]
     if missing:
         return _(
-            "message {number} has no '{key}', only {found}. A message is {example}.",
+            "message {number} has no '{key}', only {found}. A message looks like {example}.",
             number=number,
             key=missing[0],
             found=quoted(message),
@@ -177,7 +177,12 @@ def _message_problem(number: int, message: object, style: Style) -> str | None:
 
 def _role_problem(number: int, name: object, style: Style) -> str:
     told = quoted(style.roles if style is OPENAI else TOLD)
-    text = _("message {number} has the role {role}; known are {known}.", number=number, role=repr(name), known=told)
+    text = _(
+        "message {number} has the unknown role {role}; supported roles are {known}.",
+        number=number,
+        role=repr(name),
+        known=told,
+    )
     near = get_close_matches(str(name).lower(), list(style.roles), 1)
     return text + " " + _("Did you mean '{near}'?", near=near[0]) if near else text
 
@@ -195,19 +200,22 @@ def _content_problem(message: dict[str, object], style: Style) -> str | None:
         return None  # the row is left out
     content = _text(content)
     if not is_unicode(content):
-        return _("'{key}' holds half a character (a lone surrogate). Write the file again as UTF-8.", key=style.content)
+        return _(
+            "'{key}' contains an unpaired surrogate (half a character). Save the file again as UTF-8.",
+            key=style.content,
+        )
     if role == "assistant" and not content.strip() and not message.get("tool_calls"):
-        return _("it is empty, so there is nothing to learn from it. Drop the row or add an answer.")
+        return _("the message is empty, so there is nothing to train on. Add an answer, or remove the row.")
     return None
 
 
 def _part_problem(part: object) -> str | None:
     example = '{"type": "text", "text": ...}'
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-        return _("must be like {example}, found {found}.", example=example, found=kind_of(part))
+        return _("must look like {example}, found {found}.", example=example, found=kind_of(part))
     if part["type"] == "text" and not isinstance(part.get("text"), str):
         found = kind_of(part["text"]) if "text" in part else quoted(part)
-        return _("must be like {example}, found {found}.", example=example, found=found)
+        return _("must look like {example}, found {found}.", example=example, found=found)
     return None
 
 
@@ -222,14 +230,15 @@ def _calls_problem(message: dict[str, object], style: Style) -> str | None:
         calls = calls if isinstance(calls, list) else [calls]
         if not _are_calls(calls):
             return _(
-                "its text must be a call as JSON, {example}. What a function gave back has the role 'observation'.",
+                "the text must be a function call in JSON, such as {example}. For the result of a function, "
+                "use the role 'observation'.",
                 example='{"name": ..., "arguments": {...}}',
             )
     elif calls and role != "assistant":
-        return _("only an answer can have 'tool_calls'.")
+        return _("only an assistant message can have 'tool_calls'.")
     elif calls and not _are_calls(calls):
         return _(
-            "'tool_calls' must be a list like {example}; the arguments are an object, or the same as JSON text.",
+            "'tool_calls' must be a list like {example}; the arguments are an object, or the same as a JSON string.",
             example='[{"function": {"name": ..., "arguments": {...}}}]',
         )
     return None

@@ -112,7 +112,7 @@ class Jinja:
             cause = error.__cause__
             if isinstance(cause, TemplateSyntaxError):
                 line, why = cause.lineno, cause.message
-                text = _("data.template: {path} line {line}: no valid Jinja: {why}", path=path, line=line, why=why)
+                text = _("data.template: {path} line {line}: invalid Jinja: {why}", path=path, line=line, why=why)
                 raise ConfigError(text) from None
 
     def _apply(self, messages: Sequence[Message], source: str, tools: Sequence[Any], **options: Any) -> Any:
@@ -125,7 +125,7 @@ class Jinja:
                 **options,
             )
         except (TemplateError, TypeError) as error:
-            raise RowError(source, _("the chat template refuses it: {why}", why=error)) from error
+            raise RowError(source, _("the chat template rejected this conversation: {why}", why=error)) from error
 
 
 def with_system_text(text: str, system: str) -> str:
@@ -162,7 +162,7 @@ def _from_file(path: Path) -> str:
     except OSError as error:
         raise ConfigError(
             _(
-                "data.template: '{path}' is none of {known}, and as a file it cannot be read: {why}.",
+                "data.template: '{path}' is not one of {known}, and it cannot be read as a file: {why}.",
                 path=path,
                 known=", ".join(TEMPLATES),
                 why=foreign(error.strerror),
@@ -170,8 +170,8 @@ def _from_file(path: Path) -> str:
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(
-            _("data.template: {path}: byte {at} is no UTF-8. Save it as UTF-8.", path=path, at=error.start)
+            _("data.template: {path}: byte {at} is not valid UTF-8. Save the file as UTF-8.", path=path, at=error.start)
         ) from None
     if not text.strip():
-        raise ConfigError(_("data.template: {path} is empty. Write a chat template in Jinja into it.", path=path))
+        raise ConfigError(_("data.template: {path} is empty. It must contain a chat template in Jinja.", path=path))
     return text

@@ -72,7 +72,10 @@ class Template:
         has_own = tokenizer.chat_template is not None
         if kind == "model" and not has_own:
             raise ConfigError(
-                _("data.template: 'model', but this model's tokenizer has no chat template. Use 'human-assistant'.")
+                _(
+                    "data.template: 'model' requires a chat template, but this model's tokenizer has none. Use "
+                    "'human-assistant'."
+                )
             )
         if kind == "auto":
             kind = "model" if has_own else "human-assistant"
@@ -80,8 +83,8 @@ class Template:
         if eos_id is None and kind in ("human-assistant", "alpaca"):
             raise ModelError(
                 _(
-                    "data.template: '{kind}' ends each answer with the tokenizer's eos token, "
-                    "and this tokenizer has none. Set eos_token in its tokenizer_config.json.",
+                    "data.template: '{kind}' ends each answer with the tokenizer's EOS token, but this "
+                    "tokenizer has none. Set eos_token in its tokenizer_config.json.",
                     kind=kind,
                 )
             )
@@ -130,8 +133,8 @@ class Template:
             raise RowError(
                 source,
                 _(
-                    "this template rewrites earlier turns once a later one follows, so one text for all answers "
-                    "would teach what inference never shows. Give each answer a row of its own."
+                    "this template rewrites earlier turns when later ones follow, so training on all answers "
+                    "in one text would not match inference. Give each answer a row of its own."
                 ),
             )
         return examples[0]
@@ -157,7 +160,7 @@ class Template:
         messages = self.with_system(row.messages)
         last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
         if last < 0:
-            raise RowError(row.source, _("no message has role 'assistant', so there is nothing to learn from it."))
+            raise RowError(row.source, _("no message has the role 'assistant', so there is nothing to train on."))
         messages = messages[: last + 1]
         turns = list(self._turns(messages, row.source, row.tools))
         pieces = self._pieces([text for turn in turns for text in (turn.prompt, turn.answer or "")])
@@ -182,7 +185,7 @@ class Template:
         Equal to what stands before that answer in training. Raises RowError where the template refuses them.
         """
         if not messages or messages[-1].role == "assistant":
-            raise RowError("", _("the last message must be one to answer, with role 'user'."))
+            raise RowError("", _("the last message must be one to answer, such as one with the role 'user'."))
         turns = list(self._turns(self.with_system(messages), "", tools))
         since = max(i for i, turn in enumerate(turns) if turn.restart)
         return [i for ids in self._pieces([t for turn in turns[since:] for t in turn[:2] if t]) for i in ids]
@@ -231,7 +234,8 @@ class Template:
         if data.get("version") not in (1, VERSION):
             raise AdapterError(
                 _(
-                    "the adapter's template has version {found}, known is {known}. Use the lorasmith that wrote it.",
+                    "the adapter's template has version {found}, but this version of lorasmith reads {known}. "
+                    "Use the lorasmith that wrote it.",
                     found=data.get("version"),
                     known=VERSION,
                 )
@@ -247,8 +251,8 @@ class Template:
             if self._token(stop["id"]) != stop["token"]:
                 raise AdapterError(
                     _(
-                        "this tokenizer is not the one that the adapter was trained with: "
-                        "stop token {id} is {found}, then it was {wanted}.",
+                        "this is not the tokenizer that the adapter was trained with: stop token {id} is "
+                        "{found}, but was {wanted} in training.",
                         id=stop["id"],
                         found=repr(self._token(stop["id"])),
                         wanted=repr(stop["token"]),
@@ -272,8 +276,9 @@ class Template:
         at = next((i for i, (now, then) in pairs if now != then), min(len(found), len(wanted)))
         raise AdapterError(
             _(
-                "this tokenizer is not the one that the adapter was trained with: token {at} of a probe is "
-                "{found}, then it was {wanted}. Name the base model that the adapter belongs to.",
+                "this is not the tokenizer that the adapter was trained with: token {at} of a test "
+                "conversation is {found}, but was {wanted} in training. Use the base model that the adapter "
+                "was trained on.",
                 at=at,
                 found=f"{found[at]} {self._token(found[at])!r}" if at < len(found) else _("missing"),
                 wanted=wanted[at] if at < len(wanted) else _("none"),
@@ -297,8 +302,8 @@ class Template:
             raise RowError(
                 source,
                 _(
-                    "this template shows an answer in another way than its own prompt begins it, so the model would "
-                    "learn what inference never shows. Use data.template 'human-assistant'."
+                    "this template renders an answer differently from what its own generation prompt begins, "
+                    "so training would not match inference. Use data.template 'human-assistant'."
                 ),
             )
         end = max((i + 1 for i, token in enumerate(answer) if token in self.stop_ids), default=0)
@@ -306,8 +311,8 @@ class Template:
             raise RowError(
                 source,
                 _(
-                    "the answer ends without a stop token ({stops}), so the model would never learn to stop. "
-                    "Use data.template 'human-assistant'.",
+                    "the answer does not end with a stop token ({stops}), so the model would never learn to "
+                    "stop. Use data.template 'human-assistant'.",
                     stops=", ".join(repr(self._token(i)) for i in self.stop_ids),
                 ),
             )
@@ -316,8 +321,9 @@ class Template:
             raise RowError(
                 source,
                 _(
-                    "message {number} (assistant) only calls tools, and this template does not show such calls, so "
-                    "the model would learn to say nothing. Use a template that knows tools, or drop the row.",
+                    "message {number} (assistant) contains only tool calls, which this template does not show, "
+                    "so the model would learn to reply with nothing. Use a template that supports tools, or "
+                    "remove the row.",
                     number=turn.at + 1,
                 ),
             )
@@ -329,7 +335,10 @@ class Template:
         if not kept:
             raise RowError(
                 source,
-                _("nothing in it is learned: its answers have 'learn' false or 'weight' 0. Drop the row or change it."),
+                _(
+                    "nothing in this row is trained on: its answers have 'learn' false or 'weight' 0. Remove "
+                    "the row, or change it."
+                ),
             )
         for draft in kept:
             token = draft.ids[max(i for i, weight in enumerate(draft.weights) if weight)]
@@ -337,8 +346,8 @@ class Template:
                 raise RowError(
                     source,
                     _(
-                        "the last token that is learned, {token}, is none at which generation stops. Let the last "
-                        "answer be learned, or use data.learn 'answers'.",
+                        "the last token that is trained on, {token}, is not a stop token. Train on the last "
+                        "answer too, or use data.learn 'answers'.",
                         token=repr(self._token(token)),
                     ),
                 )
@@ -348,7 +357,9 @@ class Template:
         """Plain text: all tokens learned but the first, which nothing precedes; eos at the end."""
         eos = self.tokenizer.eos_token_id
         if eos is None or eos not in self.stop_ids:
-            raise RowError(source, _("plain text ends with the tokenizer's eos token, and this one has none."))
+            raise RowError(
+                source, _("plain text must end with the tokenizer's EOS token, but this tokenizer has none.")
+            )
         ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
         ids = ids if ids[-1:] == [eos] else [*ids, eos]
         draft = Draft(0, 0, ids, [1.0] * len(ids))
@@ -356,7 +367,9 @@ class Template:
 
     def _turns(self, messages: Sequence[Message], source: str, tools: Sequence[Any] = ()) -> Iterator[Turn]:
         if messages[0].role == "assistant":
-            raise RowError(source, _("the first message is an answer, and nothing was asked. Begin with role 'user'."))
+            raise RowError(
+                source, _("the first message is an answer, but nothing was asked. Begin with the role 'user'.")
+            )
         if self.kind == "human-assistant":
             return human_turns(messages, str(self.tokenizer.eos_token), source)
         return jinja_turns(self.jinja, self._pattern, messages, source, tools)
@@ -368,9 +381,11 @@ class Template:
         try:
             shown = self.render(PROBES[0][:1])
         except RowError as error:
-            raise ConfigError(_("data.system: {why}. Leave it out.", why=error.text.rstrip(".。"))) from None
+            raise ConfigError(
+                _("data.system: {why}. Remove the system message.", why=error.text.rstrip(".。"))
+            ) from None
         if self.system.strip() not in shown:
-            raise ConfigError(_("data.system: this template does not show a system text. Leave it out."))
+            raise ConfigError(_("data.system: this template ignores system messages. Remove the system message."))
 
 
 def _weight(message: Message) -> float:
@@ -384,8 +399,8 @@ def _asked_weight(asked: Sequence[Message], source: str) -> float:
         raise RowError(
             source,
             _(
-                "with data.learn 'all', messages before one answer have different 'learn' or 'weight'. Give all of "
-                "them the same, or use data.learn 'answers'."
+                "with data.learn 'all', the messages before an answer must all have the same 'learn' and "
+                "'weight'. Make them equal, or use data.learn 'answers'."
             ),
         )
     return weights.pop() if weights else 1.0

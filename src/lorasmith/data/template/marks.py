@@ -57,11 +57,12 @@ def compare_marks(draft: Draft, since: int, jinja: Jinja, messages: Sequence[Mes
         raise RowError(
             row.source,
             _(
-                "token {at} ({token}) is {ours} by what the template adds to the prompt of an answer, and {theirs} by "
-                "its {{% generation %}} marks. Mend the marks, or take them out of the template.",
+                "token {at} ({token}) is {ours} according to the text that the template adds for an answer, "
+                "but {theirs} according to its {{% generation %}} tags. Fix the tags, or remove them from the "
+                "template.",
                 at=at,
                 token=repr(text),
-                ours=_("learned") if ours else _("not learned"),
-                theirs=_("learned") if marked else _("not learned"),
+                ours=_("trained on") if ours else _("not trained on"),
+                theirs=_("trained on") if marked else _("not trained on"),
             ),
         )

@@ -40,7 +40,7 @@ def human_turns(messages: Sequence[Message], eos: str, source: str) -> Iterator[
         if message.role != "assistant":
             continue
         if first == i:
-            raise RowError(source, _("two answers follow each other. Put a message with role 'user' between them."))
+            raise RowError(source, _("two answers follow each other. Put a message with the role 'user' between them."))
         yield Turn(_human(messages[first:i]), message.content + eos, first == 0, first, i)
         first = i + 1
     if first < len(messages):
