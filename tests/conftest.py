@@ -2,18 +2,13 @@
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start, too
 os.environ["LORASMITH_LANG"] = "en"  # tests compare English texts, on a Chinese machine as well
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves it out; for `from families import ...`
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for `from tools import ...`
 
 from tests.support.raised import Recorder
 

@@ -30,8 +30,8 @@ from lorasmith.loading.gguf import packaged_model
 from lorasmith.loading.load import load_tokenizer
 from lorasmith.model.row import IGNORED, Example, Row, flatten
 from lorasmith.report import Report
-from lorasmith.runs.plot import read_losses
 from lorasmith.runs.train import train
+from lorasmith.training.history import read_losses
 from lorasmith.training.run_folder import read_summary
 
 HERE, STEPS = Path(__file__).parent, 20

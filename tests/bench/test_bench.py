@@ -10,11 +10,6 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from bench.contest import Contest, hold
 from bench.lengths import plain_rows
 from bench.parts import measure
@@ -24,6 +19,8 @@ from bench.rates import OURS, PEER, RECIPE, Measured, best_setting, compare
 from bench.rows import CHAT, Kind, Rows, examples, for_trainer
 from bench.serving.llamacpp import why_not, write_base
 from bench.state import Bench, Book, Clock
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM
 
 from bench import __main__ as bench_main
 from bench import breakdown, commands, programs, table
@@ -36,6 +33,7 @@ from lorasmith.config.model import ModelConfig
 from lorasmith.data.dataset.prepare import prepare
 from lorasmith.data.template.encoding import Template
 from lorasmith.loading.load import load_base
+from tests.support.paths import ROOT
 from tests.support.tiny import model_folder, row
 
 FAST = "float32, 8 x 1"
@@ -333,7 +331,7 @@ def test_operators_belong_to_the_nearest_range_that_has_a_name():
 
 
 def test_every_autograd_function_of_the_package_has_a_part():
-    sources = (Path(__file__).parents[1] / "src").rglob("*.py")
+    sources = (ROOT / "src").rglob("*.py")
     names = [
         name
         for file in sources

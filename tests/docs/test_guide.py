@@ -17,8 +17,9 @@ from lorasmith.data.rows.forms import recognised, row_problem
 from lorasmith.i18n import _, speaking
 from lorasmith.serve.metrics import Metrics
 from lorasmith.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest
+from tests.support.paths import ROOT
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = ROOT / "docs"
 PAIRS = {
     "start": ("start.md", "start.zh.md"),
     "guide": ("guide.md", "guide.zh.md"),

@@ -2,7 +2,6 @@
 
 import re
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 from jinja2 import Environment
@@ -12,8 +11,8 @@ from tools.pages import notes
 from lorasmith.cli.main import verbs
 from lorasmith.config.toml import SECTIONS, Config, load_config
 from lorasmith.data.rows.forms import FORMS
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 LANGUAGES = ("en", "zh")
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

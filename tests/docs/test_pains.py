@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from lorasmith.cli.main import main
 from lorasmith.model.row import Step
 from lorasmith.preflight import dry
+from tests.support.paths import ROOT
 from tests.support.tiny import flags, model_folder, row, rows_file, settings, tokenizer, trained
 
-ROOT = Path(__file__).parent.parent
 PAGES = ("pains.md", "pains.zh.md")
 PAINS = [1, 2, 3, 4, 5, 6, 7, 11, 13, 15, 16, 17, 19, 20]
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")

@@ -5,15 +5,15 @@
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.support.families import CONFIGS, PADDED
 from tests.support.fast_base import SMOLLM3, fast_base
+from tests.support.paths import ROOT
 
-PAGE = Path(__file__).parents[1] / "docs/performance.md"
+PAGE = ROOT / "docs/performance.md"
 BEGIN, END = "<!-- families -->", "<!-- /families -->"
 NAMED = ("llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi3", "gpt2", "olmo2", "granite", "smollm3")
 FAMILIES = tuple(dict.fromkeys((*NAMED, *CONFIGS)))

@@ -4,11 +4,11 @@ import ast
 import re
 import shlex
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
+
 BOTH = ("README.md", "README.zh.md")
 FAR_EAST = re.compile(r"[\u3000-\u9fff\uff00-\uffef]+|What shall I cook today\?")
 

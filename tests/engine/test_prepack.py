@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
 from lorasmith.adapters.folder import write_adapter
@@ -21,6 +20,7 @@ from lorasmith.model.base import Base, Head
 from lorasmith.model.forward import hidden
 from lorasmith.model.row import Example, flatten
 from lorasmith.serve.adapters import offer, withdraw
+from tests.support import tiny
 from tests.support.decoding import base_of, logits_of_steps, prompts, request, run
 from tests.support.families import stir
 

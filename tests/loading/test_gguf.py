@@ -15,8 +15,6 @@ from lorasmith.errors import ModelError
 from lorasmith.loading.gguf import cached_gguf, convert_gguf, is_complete, packaged_model
 from lorasmith.report import Report
 from lorasmith.system.cache import cache_folder
-
-sys.path.insert(0, str(Path(__file__).parent))
 from tests.support.tiny_gguf import write_tiny_gguf
 
 torch.set_num_threads(1)

@@ -113,10 +113,7 @@ def test_an_adapter_that_holds_no_numbers(folder: Path) -> None:
 def test_a_pickle_is_not_read(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
     (problem,) = problems(folder)
-    assert (
-        "adapter_model.bin is a pickle file, which can run code when it is loaded; convert it to safetensors with PEFT first."
-        in problem
-    )
+    assert "adapter_model.bin is a pickle file, which can run code when it is loaded" in problem
     (folder / "adapter_model.bin").unlink()
     (problem,) = problems(folder)
     assert problem.endswith(f"no {WEIGHTS} in it.")

@@ -5,8 +5,8 @@ import torch
 
 from lorasmith.model.head import loss_sum
 from lorasmith.model.kept import counted
+from lorasmith.preflight.estimate import expected_mib, growth_mib
 from lorasmith.system import memory
-from lorasmith.system.memory import expected_mib, growth_mib
 from tests.support.families import examples, one_row
 from tests.support.fast_base import fast_base
 

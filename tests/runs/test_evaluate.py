@@ -16,6 +16,7 @@ from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.data.rows.conversation import Message
 from lorasmith.errors import AdapterError, ConfigError, DataError, RunError
+from lorasmith.evaluation import general_text
 from lorasmith.evaluation.loss import Comparison
 from lorasmith.evaluation.results import Forgotten
 from lorasmith.report import Report
@@ -24,7 +25,7 @@ from lorasmith.runs.evaluate import Wanted, evaluate
 from tests.support.families import own_logits
 from tests.support.tiny import Watch, row, rows_file, trained
 
-GENERAL = Path(measure.__file__).parent / "data" / "general.jsonl"
+GENERAL = Path(general_text.__file__).with_name(general_text.NAME)
 SHORT = DataConfig(max_length=64, too_long="truncate")
 
 

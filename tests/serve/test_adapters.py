@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import tiny
 
 from lorasmith.adapters.folder import write_adapter
 from lorasmith.config.lora import LoraConfig
@@ -16,6 +15,7 @@ from lorasmith.lora.held import read_contents
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
 from lorasmith.serve.adapters import offer, withdraw
+from tests.support import tiny
 from tests.support.families import stir
 
 

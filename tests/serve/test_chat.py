@@ -2,12 +2,12 @@
 
 import openai
 import pytest
-import tiny
 
 from lorasmith.adapters.session import open_adapters
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.data.rows.conversation import Message
+from tests.support import tiny
 from tests.support.serving import Running, said, user
 
 HI = "What do cats eat?"

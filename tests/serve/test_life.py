@@ -15,7 +15,6 @@ from pathlib import Path
 
 import openai
 import pytest
-import tiny
 
 from lorasmith.cli.main import main
 from lorasmith.errors import AdapterError
@@ -25,6 +24,7 @@ from lorasmith.serve.found import inside, look
 from lorasmith.serve.keys import Key
 from lorasmith.serve.vllm import vllm_command
 from lorasmith.serve.worker import Gone
+from tests.support import tiny
 from tests.support.serving import Running, running, said, user
 
 COMMAND = [sys.executable, "-c", "import sys; from lorasmith.cli.main import main; sys.exit(main(sys.argv[1:]))"]

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 from safetensors.torch import load_file, save_file
 
 from lorasmith.cli.main import main
@@ -17,6 +16,7 @@ from lorasmith.lora.files import CONFIG, WEIGHTS
 from lorasmith.report import Report
 from lorasmith.serve.found import look
 from lorasmith.serve.start import open_desk
+from tests.support import tiny
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import openai
-import tiny
 import torch
 
 from lorasmith.adapters.folder import write_adapter
@@ -26,6 +25,7 @@ from lorasmith.serve.found import look
 from lorasmith.serve.keys import Key
 from lorasmith.serve.server import DrainingServer, listen
 from lorasmith.serve.start import open_desk
+from tests.support import tiny
 from tests.support.families import stir
 
 

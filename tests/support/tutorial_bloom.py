@@ -11,8 +11,8 @@ from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 from lorasmith.cli.flags import config_of
 from lorasmith.config.toml import Config
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples/tutorial"
 COUNTS = "trainable params: 43,815,936 || all params: 389,584,896 || trainable%: 11.2468"
 LAYERS, WIDTH, ROWS = 12, 32, 96  # the pattern matches layers 1, 10 and 11; 12 steps of 8

@@ -24,7 +24,8 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Draws. Raises LorasmithError with every problem."""
-    from lorasmith.runs.plot import names_of, plot_loss, read_losses, smooth
+    from lorasmith.runs.plot import names_of, plot_loss, smooth
+    from lorasmith.training.history import read_losses
 
     runs = [Path(run).expanduser() for run in args.runs]
     target = Path(args.output).expanduser() if args.output else None
@@ -63,7 +64,7 @@ def _held_out(measured: list[tuple[int, float]]) -> str:
 
 
 def _unreadable(runs: list[Path]) -> list[str]:
-    from lorasmith.runs.plot import read_losses
+    from lorasmith.training.history import read_losses
 
     problems: list[str] = []
     for folder in runs:

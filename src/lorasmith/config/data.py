@@ -5,12 +5,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from lorasmith.data.rows.forms import KNOWN_KEYS
 from lorasmith.i18n import _
 
 Learn = Literal["answers", "last-answer", "all"]
 TooLong = Literal["error", "truncate", "truncate-left", "split", "drop"]
 TEMPLATES = ("auto", "model", "human-assistant", "alpaca", "chatml")  # any other name is a file's
+# What the forms of data/rows/forms.py read; a test holds the two together.
+COLUMNS = (
+    "completion", "conversations", "history", "input", "instruction", "messages", "output", "prompt", "system", "text",
+    "tools",
+)  # fmt: skip
 
 
 class DataConfig(BaseModel):
@@ -96,8 +100,8 @@ class DataConfig(BaseModel):
     @classmethod
     def _columns_we_know(cls, columns: dict[str, str]) -> dict[str, str]:
         for ours in columns:
-            if ours not in KNOWN_KEYS:
-                known = ", ".join(sorted(KNOWN_KEYS))
+            if ours not in COLUMNS:
+                known = ", ".join(sorted(COLUMNS))
                 raise ValueError(
                     _(
                         "unknown column {ours!r}: no row format uses it; known columns are {known}",

@@ -17,10 +17,11 @@ from lorasmith.loading.gguf import packaged_model
 from lorasmith.loading.load import load_tokenizer
 from lorasmith.loading.packages import CHITCHAT, fetch_package
 from lorasmith.report import Report
-from lorasmith.runs.plot import read_losses, smooth
+from lorasmith.runs.plot import smooth
 from lorasmith.runs.train import train
 from lorasmith.system.cache import cache_folder
 from lorasmith.training.checkpoint import write_file
+from lorasmith.training.history import read_losses
 from lorasmith.training.run_folder import Summary, read_summary, resumed_config
 
 MODEL, RUN, SAMPLES = "smollm2-135m-instruct", "runs/demo", "samples.json"

@@ -17,7 +17,7 @@ NAME = "general.jsonl"
 
 def general_examples(tokenizer: "PreTrainedTokenizerBase", limit: int | None = None) -> list[Example]:
     """Each text as an example in which every token is learned; cut after `limit` tokens, None: never."""
-    lines = (files("lorasmith.data") / NAME).read_text("utf-8").splitlines()
+    lines = (files("lorasmith.evaluation") / NAME).read_text("utf-8").splitlines()
     return [_example(tokenizer(json.loads(line)["text"])["input_ids"][:limit], i) for i, line in enumerate(lines, 1)]
 
 

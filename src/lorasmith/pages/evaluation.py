@@ -8,8 +8,9 @@ from typing import NamedTuple
 from lorasmith.evaluation.results import Evaluation
 from lorasmith.i18n import _
 from lorasmith.pages.page import rendered
-from lorasmith.runs.plot import read_losses, smooth
+from lorasmith.runs.plot import smooth
 from lorasmith.training.checkpoint import write_file
+from lorasmith.training.history import read_losses
 from lorasmith.version import installed_version
 
 WIDTH, HEIGHT = 640, 200  # of the curve, in the units of its picture

@@ -11,8 +11,9 @@ from lorasmith.evaluation.loss import EVAL_ROW_TOKENS, held_out
 from lorasmith.i18n import _
 from lorasmith.model.forward import row_of
 from lorasmith.model.row import Example, Row, Step
+from lorasmith.preflight.estimate import growth_mib
 from lorasmith.preflight.measured import Measured
-from lorasmith.system.memory import growth_mib, peak_memory_mib
+from lorasmith.system.memory import peak_memory_mib
 from lorasmith.training import loop
 from lorasmith.training.checkpoint import State
 from lorasmith.training.loop import Job

@@ -16,7 +16,7 @@ from typing import IO, Any, Literal
 from lorasmith.config.toml import read_toml
 from lorasmith.errors import LorasmithError, RunError
 from lorasmith.i18n import _
-from lorasmith.runs.plot import METRICS, read_losses
+from lorasmith.training.history import METRICS, read_losses
 
 CONFIG, SUMMARY = "config.toml", "summary.json"
 State = Literal["finished", "running", "interrupted", "broken"]

@@ -1,37 +1,14 @@
 """The loss of runs as a picture, its words in the user's language where a font for it is there."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorasmith.errors import MissingExtraError, RunError
-from lorasmith.i18n import _, foreign
+from lorasmith.errors import MissingExtraError
+from lorasmith.i18n import _
 from lorasmith.system.fonts import drawable_words
-
-METRICS = "metrics.jsonl"
-Points = list[tuple[int, float]]
-
-
-def read_losses(run: Path) -> tuple[Points, Points]:
-    """(step, loss) of training and (step, held-out loss) of a run's metrics.jsonl, also while it is being written.
-
-    Raises RunError where there is no such file, or something else in it.
-    """
-    path = run / METRICS
-    try:
-        whole = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
-        lines = [json.loads(line) for line in whole]
-        training = [(int(line["step"]), float(line["loss"])) for line in lines if "loss" in line]
-        measured = [(int(line["step"]), float(line["held_out_loss"])) for line in lines if "held_out_loss" in line]
-    except OSError as error:
-        raise RunError(
-            _("{path}: cannot be read: {why}. Give a run folder.", path=path, why=foreign(error.strerror))
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(_("{path}: not a valid metrics file: {error}", path=path, error=error)) from None
-    return training, measured
+from lorasmith.training.history import Points, read_losses
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:
@@ -81,14 +58,16 @@ def _curve(axes: Any, name: str, training: Points, measured: Points) -> None:
     colour = None
     if training:
         steps, values = zip(*training, strict=True)
-        label = f"{name} {_('training, smoothed')}".strip()
+        smoothed = _("training, smoothed")
+        label = f"{name} {smoothed}".strip()
         (line,) = axes.plot(steps, smooth(values), linewidth=2, label=label)
         colour = line.get_color()
         if not name:
             axes.plot(steps, values, linewidth=1, alpha=0.45, color=colour, label=_("training"))
     if measured:
+        held_out = _("held out")
         own = colour if name else "tab:orange"
-        axes.plot(*zip(*measured, strict=True), "o--", color=own, label=f"{name} {_('held out')}".strip())
+        axes.plot(*zip(*measured, strict=True), "o--", color=own, label=f"{name} {held_out}".strip())
 
 
 def smooth(values: Sequence[float], keep: float = 0.8) -> list[float]:

@@ -11,12 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lorasmith.errors import MissingExtraError
-from lorasmith.i18n import _
-from lorasmith.runs.plot import METRICS
+from lorasmith.errors import MissingExtraError, RunError
+from lorasmith.i18n import _, foreign
 from lorasmith.training.checkpoint import write_file, writing
 
-SAMPLES, EVENTS = "samples.jsonl", "tensorboard"
+METRICS, SAMPLES, EVENTS = "metrics.jsonl", "samples.jsonl", "tensorboard"
+Points = list[tuple[int, float]]
 
 
 def require_tensorboard() -> None:
@@ -83,6 +83,26 @@ class Metrics:
                 if name != "step":
                     self._events.add_scalar(name, value, step)
             self._events.flush()
+
+
+def read_losses(run: Path) -> tuple[Points, Points]:
+    """(step, loss) of training and (step, held-out loss) of a run's metrics.jsonl, also while it is being written.
+
+    Raises RunError where there is no such file, or something else in it.
+    """
+    path = run / METRICS
+    try:
+        whole = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
+        lines = [json.loads(line) for line in whole]
+        training = [(int(line["step"]), float(line["loss"])) for line in lines if "loss" in line]
+        measured = [(int(line["step"]), float(line["held_out_loss"])) for line in lines if "held_out_loss" in line]
+    except OSError as error:
+        raise RunError(
+            _("{path}: cannot be read: {why}. Give a run folder.", path=path, why=foreign(error.strerror))
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(_("{path}: not a valid metrics file: {error}", path=path, error=error)) from None
+    return training, measured
 
 
 def _was_done(values: Mapping[str, Any], step: int) -> bool:

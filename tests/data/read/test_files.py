@@ -2,7 +2,6 @@ import gzip
 import json
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -11,6 +10,7 @@ from lorasmith.data.rows.conversation import LISTED, Message, Problems, places
 from lorasmith.data.rows.forms import conversation
 from lorasmith.errors import DataError, MissingExtraError
 from lorasmith.report import Report
+from tests.support.paths import SHARED
 
 ROW = {"instruction": "Ask", "input": "", "output": "Answer"}
 OTHER = {"instruction": "Why?", "output": "Because"}
@@ -129,7 +129,7 @@ def test_a_large_file_shows_its_progress(write, monkeypatch):
 
 def test_real_rows():
     """Rows that nobody here wrote."""
-    file = Path(__file__).parents[3] / "shared" / "data" / "alpaca_zh_demo.json"
+    file = SHARED / "data" / "alpaca_zh_demo.json"
     if not file.is_file():
         pytest.skip("no shared/data beside this checkout")
     found = look(file)

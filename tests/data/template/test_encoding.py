@@ -1,6 +1,5 @@
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -9,6 +8,7 @@ from lorasmith.data.rows.conversation import Message, Record
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError, ConfigError, DataError, ModelError
 from lorasmith.model.row import IGNORED, Example
+from tests.support.paths import SHARED
 
 # Ends of turn of the stock templates in conftest.py.
 STOCK = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "qwen2.5": "<|im_end|>", "gemma": "<end_of_turn>"}
@@ -174,7 +174,7 @@ def test_human_assistant_equals_the_tutorial(make, fields):
 
 
 def test_human_assistant_equals_the_tutorial_on_real_rows(make):
-    path = Path(__file__).parents[2].parent / "shared/data/alpaca_zh_demo.json"
+    path = SHARED / "data/alpaca_zh_demo.json"
     if not path.exists():
         pytest.skip("../shared/data/alpaca_zh_demo.json is not there")
     template = Template.of(make())

@@ -90,7 +90,6 @@ FORMS = (
     Form("prompt/completion", ("prompt", "completion"), ("system",), _prompt_problem, _prompt),
     Form("text", ("text",), (), _plain_problem, _plain),
 )
-KNOWN_KEYS = frozenset(key for form in FORMS for key in form.keys)
 # What others call the column that a form calls so; the first that fits is told.
 OTHER_NAMES = {
     "messages": ("message", "chat", "dialog", "dialogue", "conversation"),
