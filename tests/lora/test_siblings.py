@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from families import distance
 from lorasmith.lora.siblings import stacked
-from sibling_layers import RANKS, WIDTHS, I, T, formula, layers, tokens, trained, with_gradients
+from tests.support.families import distance
+from tests.support.sibling_layers import RANKS, WIDTHS, I, T, formula, layers, tokens, trained, with_gradients
 
 # --- the numbers ------------------------------------------------------------------------------------------------------
 

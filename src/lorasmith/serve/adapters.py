@@ -26,7 +26,11 @@ def offer(base: Base, internal_name: str, contents: Contents, version: str) -> N
     lost = [path for ranks in held for path in ranks.read() if base.bank and path not in base.bank.paths]
     if lost:
         withdraw(base, internal_name)
-        text = _("{path}: another adapter has LoRA on it, and this one trains a module beside it whole.", path=lost[0])
+        text = _(
+            "{path}: another adapter has LoRA on this module, and this adapter trains a neighbouring module in "
+            "full. They cannot be served together.",
+            path=lost[0],
+        )
         raise AdapterError(text)
 
 
