@@ -20,7 +20,7 @@ from lorasmith.report import Report
 from lorasmith.runs.plot import read_losses, smooth
 from lorasmith.runs.train import train
 from lorasmith.system.cache import cache_folder
-from lorasmith.training.checkpoint import write_file
+from lorasmith.system.writing import write_file
 from lorasmith.training.run_folder import Summary, read_summary, resumed_config
 
 MODEL, RUN, SAMPLES = "smollm2-135m-instruct", "runs/demo", "samples.json"
