@@ -18,11 +18,21 @@ from lorasmith.config.toml import Config, load_config
 from lorasmith.errors import AdapterError, ConfigError, DataError, ModelError, RunError
 from lorasmith.runs import train as run_module
 from lorasmith.runs.evaluate import evaluate
+from lorasmith.system import ownership
 from lorasmith.training import run_folder
 from lorasmith.training.run_folder import read_summary
 from tests.support.tiny import Watch, adapter_bytes, flags, losses, metrics, model_folder, rows_file, settings, trained
 
-FILES = {"config.toml", "environment.json", "metrics.jsonl", "checkpoints", "adapter", "loss.png", "summary.json"}
+FILES = {
+    ".lorasmith",
+    "config.toml",
+    "environment.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "adapter",
+    "loss.png",
+    "summary.json",
+}
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +197,7 @@ def test_an_existing_run_is_never_overwritten_unasked(copied, capsys):
 
 
 def test_overwrite_replaces_a_run(copied):
-    (copied / "left over").write_text("of the old run", "utf-8")
+    (copied / "samples.jsonl").write_text("of the old run", "utf-8")
     files = rows_file(copied.with_name("rows.jsonl"))
     train(files, output=copied, overwrite=True, **settings(max_steps=2))
     assert {path.name for path in copied.iterdir()} == FILES
@@ -196,16 +206,11 @@ def test_overwrite_replaces_a_run(copied):
 
 
 def test_overwrite_that_is_killed_leaves_no_run_that_looks_finished(copied, monkeypatch):
-    unlink = Path.unlink
-
-    def killed(path: Path, missing_ok: bool = False) -> None:
-        if path.name != "summary.json":
-            raise SystemExit
-        unlink(path, missing_ok)
+    def killed(*_args: object, **_more: object) -> None:
+        raise SystemExit
 
     files = rows_file(copied.with_name("rows.jsonl"))
-    monkeypatch.setattr(Path, "unlink", killed)
-    monkeypatch.setattr(run_folder.shutil, "rmtree", killed)
+    monkeypatch.setattr(ownership, "remove", killed)
     with pytest.raises(SystemExit):
         train(files, output=copied, overwrite=True, **settings(max_steps=2))
     monkeypatch.undo()
@@ -227,7 +232,7 @@ def test_overwrite_leaves_what_is_no_run_alone(tmp_path):
     folder = tmp_path / "thesis"
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work", "utf-8")
-    with pytest.raises(RunError, match=r"is no run \(no config\.toml\), so --overwrite leaves it alone"):
+    with pytest.raises(RunError, match="is not a run that lorasmith wrote, so --overwrite leaves it alone"):
         train(rows_file(tmp_path / "rows.jsonl"), output=folder, overwrite=True, **settings())
     with pytest.raises(RunError, match="is a file, not a folder"):
         train(rows_file(tmp_path / "rows.jsonl"), output=folder / "thesis.txt", **settings())
