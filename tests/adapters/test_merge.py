@@ -327,7 +327,7 @@ def test_overwrite_leaves_alone_what_is_no_model(tmp_path):
     papers.mkdir()
     (papers / "thesis.txt").write_text("years of work")
     for there, why in (
-        (papers, "is not a model folder that `lorasmith merge` wrote"),
+        (papers, "was not written by `lorasmith merge`"),
         (papers / "thesis.txt", "is a file, not a folder"),
     ):
         with pytest.raises(RunError, match=why):
@@ -346,7 +346,7 @@ def test_overwrite_leaves_alone_what_is_being_merged(tmp_path, monkeypatch):
         with pytest.raises(RunError, match="what is to be merged lies there"):
             merge_run(run, there, FLOAT32, overwrite=True)
     shutil.move(tmp_path / "adapter", base / "adapter")
-    with pytest.raises(RunError, match="base holds adapter, which `lorasmith merge` did not write"):
+    with pytest.raises(RunError, match="base contains adapter, which lorasmith did not write"):
         merge_run(base / "adapter", base, FLOAT32, overwrite=True)
     assert (base / "model.safetensors").read_bytes() == before
 
@@ -357,7 +357,7 @@ def test_overwrite_leaves_alone_what_looks_like_a_model_and_what_holds_more_than
     site.mkdir()
     (site / "config.json").write_text("{}")
     (site / "thesis.txt").write_text("years of work")
-    with pytest.raises(RunError, match="mysite is not a model folder that `lorasmith merge` wrote"):
+    with pytest.raises(RunError, match="mysite was not written by `lorasmith merge`"):
         merge_run(run, site, FLOAT32, overwrite=True)
     assert (site / "thesis.txt").read_text() == "years of work"
     out = tmp_path / "merged"
@@ -365,7 +365,7 @@ def test_overwrite_leaves_alone_what_looks_like_a_model_and_what_holds_more_than
     (out / "README.md").write_text("my notes")
     (out / ".git").mkdir()
     (out / "elsewhere").symlink_to(site)
-    with pytest.raises(RunError, match=r"merged holds \.git, README\.md, elsewhere, which `lorasmith merge` did not"):
+    with pytest.raises(RunError, match=r"merged contains \.git, README\.md, elsewhere, which lorasmith did not"):
         merge_run(run, out, FLOAT32, overwrite=True)
     assert (out / "README.md").read_text() == "my notes"
 

@@ -233,7 +233,7 @@ def test_overwrite_leaves_what_is_no_run_alone(tmp_path):
     folder = tmp_path / "thesis"
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work", "utf-8")
-    with pytest.raises(RunError, match="is not a run that lorasmith wrote, so --overwrite leaves it alone"):
+    with pytest.raises(RunError, match="was not written by `lorasmith train`, so --overwrite does not replace it"):
         train(rows_file(tmp_path / "rows.jsonl"), output=folder, overwrite=True, **settings())
     with pytest.raises(RunError, match="is a file, not a folder"):
         train(rows_file(tmp_path / "rows.jsonl"), output=folder / "thesis.txt", **settings())
@@ -260,15 +260,17 @@ def test_a_config_toml_makes_no_run_of_a_folder(tmp_path, config):
     files, site = rows_file(tmp_path / "rows.jsonl"), tmp_path / "mysite"
     before = project(site, config)
     (tmp_path / "my.toml").touch()
-    with pytest.raises(RunError, match="mysite is not a run that lorasmith wrote, so --overwrite leaves it alone"):
+    with pytest.raises(
+        RunError, match="mysite was not written by `lorasmith train`, so --overwrite does not replace it"
+    ):
         train(files, output=site, overwrite=True, **settings())
-    with pytest.raises(RunError, match=r"its config\.toml was not written by a training of lorasmith"):
+    with pytest.raises(RunError, match=r"its config\.toml was not written by `lorasmith train`"):
         train(files, output=site, config=tmp_path / "my.toml", resume=True, **settings())
     assert main(["train", files, "--output", str(site), "--resume", *flags(settings())]) == 2
     assert tree(site) == before
     (site / "metrics.jsonl").write_text("{}\n", "utf-8")  # nor do two names
     before = tree(site)
-    with pytest.raises(RunError, match=r"leaves (it|the folder) alone"):
+    with pytest.raises(RunError, match="--overwrite does not replace it"):
         train(files, output=site, overwrite=True, **settings())
     assert tree(site) == before
 
@@ -291,7 +293,9 @@ def test_overwrite_names_what_is_of_others_and_leaves_all(copied, put, shown, is
         (copied / ".lorasmith").unlink()
     put(copied)
     before = tree(copied)
-    with pytest.raises(RunError, match=rf"run holds {shown}, which no training writes, so --overwrite leaves"):
+    with pytest.raises(
+        RunError, match=rf"run contains {shown}, which lorasmith did not write, so --overwrite does not"
+    ):
         train(rows_file(copied.with_name("rows.jsonl")), output=copied, overwrite=True, **settings(max_steps=2))
     assert tree(copied) == before
 
@@ -304,7 +308,7 @@ def test_what_comes_while_the_base_is_loaded_is_not_overwritten(copied, monkeypa
         return assemble(*given)
 
     monkeypatch.setattr(run_module, "assemble", slowly)
-    with pytest.raises(RunError, match=r"holds notes\.txt"):
+    with pytest.raises(RunError, match=r"contains notes\.txt"):
         train(rows_file(copied.with_name("rows.jsonl")), output=copied, overwrite=True, **settings(max_steps=2))
     assert (copied / "notes.txt").read_text("utf-8") == "mine"
     assert read_summary(copied).steps == 4
@@ -345,7 +349,7 @@ def test_a_marker_that_says_something_else_is_none(tmp_path, text):
     folder.mkdir()
     (folder / ".lorasmith").write_text(text, "utf-8")
     (folder / "config.toml").write_text("", "utf-8")
-    with pytest.raises(RunError, match="is not a run that lorasmith wrote"):
+    with pytest.raises(RunError, match="was not written by `lorasmith train`"):
         train(rows_file(tmp_path / "rows.jsonl"), output=folder, overwrite=True, **settings())
 
 

@@ -47,7 +47,7 @@ def test_another_process_is_named_and_its_death_ends_it(path):
     holder.stdout.readline()
     assert is_locked(path)
     with (
-        pytest.raises(RunError, match=rf"run is in use by process {holder.pid}\. Wait until it ends"),
+        pytest.raises(RunError, match=rf"run is in use by process {holder.pid}\. Wait until it has finished"),
         locked(path, path.parent),
     ):
         pass

@@ -218,7 +218,9 @@ def test_a_state_of_settings_that_are_unknown_is_no_traceback(run):
 def test_a_checkpoint_of_more_steps_than_the_training_has(run):
     change(state(run), step=9)
     state(run).parent.rename(run / "checkpoints" / "step-000009")
-    with pytest.raises(RunError, match=r"step-000009: this training has 4 steps, so the checkpoint is of another one"):
+    with pytest.raises(
+        RunError, match=r"step-000009: this checkpoint belongs to another training, because this one has only 4 steps"
+    ):
         train(output=run, resume=True)
 
 
@@ -234,7 +236,7 @@ def test_a_best_adapter_that_is_gone(tmp_path):
     stopped(run, 3, **OFTEN)
     (best,) = (run / "checkpoints").glob("best-*")
     shutil.rmtree(best)
-    with pytest.raises(RunError, match=rf"{best.name} does not exist, and by \S+ the best adapter so far lies there"):
+    with pytest.raises(RunError, match=rf"{best.name} does not exist, but \S+ refers to it as the best adapter so far"):
         train(output=run, resume=True)
 
 
@@ -265,7 +267,7 @@ def test_a_base_that_changed_since_the_start_is_refused(tmp_path, change_base, p
         as_by_0_1_0(state(run))
     change_base(base)
     before = files(run)
-    with pytest.raises(RunError, match=rf"{base} is no longer the base model .*: its {part} differ"):
+    with pytest.raises(RunError, match=rf"the base model {base} has changed since this run began \(in its {part}\)"):
         train(output=run, resume=True)
     assert files(run) == before
 
@@ -297,7 +299,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(run, tmp_path,
     shutil.rmtree(run / "checkpoints")
     shutil.copytree(tmp_path / "other" / "checkpoints", run / "checkpoints")
     before = files(run)
-    with pytest.raises(RunError, match=r"was written with other options than config\.toml has") as caught:
+    with pytest.raises(RunError, match=r"was saved with options that differ from those in config\.toml") as caught:
         train(output=run, resume=True)
     assert caught.value.problems[1] == line
     assert files(run) == before

@@ -259,7 +259,7 @@ def test_of_two_that_start_at_once_one_trains_and_the_other_says_who(tmp_path, v
     said = [work.communicate(timeout=60)[1] for work in both]
     assert sorted(work.returncode for work in both) == [0, 2], said
     winner = next(n for n in (0, 1) if both[n].returncode == 0)
-    assert f"{run} is in use by process {both[winner].pid}. Wait until it ends, or stop it." in said[1 - winner]
+    assert f"{run} is in use by process {both[winner].pid}. Wait until it has finished, or stop it." in said[1 - winner]
     assert "Traceback" not in "".join(said)
     adapter = json.loads((run / "adapter" / "adapter_config.json").read_text("utf-8"))
     assert load_config(run / "config.toml", {}).lora.r == adapter["r"]

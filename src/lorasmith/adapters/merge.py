@@ -158,8 +158,8 @@ def _refuse_existing(folder: Path, overwrite: bool) -> None:
     if not is_marked(folder, "model"):
         raise RunError(
             _(
-                "{folder} is not a model folder that `lorasmith merge` wrote, so --overwrite leaves it alone. Choose "
-                "another --output, or remove the folder yourself.",
+                "{folder} was not written by `lorasmith merge`, so --overwrite does not replace it. Choose another "
+                "--output, or remove the folder yourself.",
                 folder=folder,
             )
         )
@@ -167,8 +167,8 @@ def _refuse_existing(folder: Path, overwrite: bool) -> None:
     if others := of_others(folder, lambda path: str(path) in files):
         raise RunError(
             _(
-                "{folder} holds {names}, which `lorasmith merge` did not write, so --overwrite leaves the folder "
-                "alone. Move what you want to keep, remove the rest, or choose another --output.",
+                "{folder} contains {names}, which lorasmith did not write, so --overwrite does not replace it. Move "
+                "what you want to keep, remove the rest, or choose another --output.",
                 folder=folder,
                 names=named(others),
             )

@@ -98,7 +98,7 @@ def read_summary(folder: Path) -> Summary | None:
     except (OSError, ValueError) as error:
         raise RunError(
             _(
-                "{path}: not what a training writes there: {error}. Remove it; --resume then writes it again.",
+                "{path}: not what a training writes there: {error}. Remove the file; --resume then writes it again.",
                 path=path,
                 error=error,
             )

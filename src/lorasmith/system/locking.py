@@ -87,7 +87,9 @@ def _taken(path: Path, folder: Path, made: list[Path]) -> tuple[int, bool]:
         who = _holder(handle)
         os.close(handle)
         if got is False and time.monotonic() > end:
-            raise RunError(_("{folder} is in use by {who}. Wait until it ends, or stop it.", folder=folder, who=who))
+            raise RunError(
+                _("{folder} is in use by {who}. Wait until it has finished, or stop it.", folder=folder, who=who)
+            )
         time.sleep(0.02)
 
 

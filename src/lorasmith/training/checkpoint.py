@@ -120,9 +120,9 @@ def read_state(folder: Path) -> tuple[State, Origin]:
             )
         saved = read_back(path, _Saved)
         if folder.name != checkpoint_name(saved.step):
-            raise ValueError(_("it is of step {step}", step=saved.step))
+            raise ValueError(_("it belongs to step {step}", step=saved.step))
         if (saved.best_loss is not None and saved.best_step is None) or (saved.best_step or 0) > saved.step:
-            raise ValueError(_("best_loss and best_step do not belong together"))
+            raise ValueError(_("best_loss and best_step contradict each other"))
     except (OSError, ValueError) as error:
         raise RunError(
             _("{path}: cannot be read: {error}. Start again with --overwrite.", path=path, error=error)

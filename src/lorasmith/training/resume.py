@@ -67,8 +67,8 @@ def _refuse_beyond(found: Path, state: State, job: Job) -> None:
     if state.step > len(job.plan):
         raise RunError(
             _(
-                "{folder}: this training has {steps} steps, so the checkpoint is of another one. Remove it, or start "
-                "anew with --overwrite.",
+                "{folder}: this checkpoint belongs to another training, because this one has only {steps} steps. "
+                "Remove it, or start again with --overwrite.",
                 folder=found,
                 steps=len(job.plan),
             )
@@ -77,8 +77,8 @@ def _refuse_beyond(found: Path, state: State, job: Job) -> None:
     if state.best_loss is not None and not best.is_dir():
         raise RunError(
             _(
-                "{folder} does not exist, and by {path} the best adapter so far lies there. Put it back, or start anew "
-                "with --overwrite.",
+                "{folder} does not exist, but {path} refers to it as the best adapter so far. Restore it, or start "
+                "again with --overwrite.",
                 folder=best,
                 path=found,
             )
@@ -95,8 +95,8 @@ def _of_options(where: Path, then: dict[str, str], now: dict[str, str]) -> list[
     if not differing:
         return []
     text = _(
-        "{folder}: this checkpoint was written with other options than config.toml has, so it is of another training. "
-        "Put the options back, or start anew with --overwrite.",
+        "{folder}: this checkpoint was saved with options that differ from those in config.toml. Restore them, or "
+        "start again with --overwrite.",
         folder=where,
     )
     return [text, *differing]
@@ -112,8 +112,8 @@ def _of_base(folder: Path, then: dict[str, str], job: Job) -> list[str]:
         return []
     return [
         _(
-            "{folder}: {base} is no longer the base model that this run began with: its {parts} differ. Put the old "
-            "one back, or start anew with --overwrite.",
+            "{folder}: the base model {base} has changed since this run began (in its {parts}). Restore it, or start "
+            "again with --overwrite.",
             folder=folder,
             base=job.base.source,
             parts=listed(map(foreign, parts)),

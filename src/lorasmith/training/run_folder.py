@@ -103,8 +103,8 @@ def _locked(folder: Path, report: Report, resume: bool) -> Iterator[None]:
         if not has_locks:
             report.warn(
                 _(
-                    "{folder}: this file system has no locks, so nothing keeps a second training out of the folder. "
-                    "Start none there.",
+                    "{folder}: this file system does not support locks, so a second training could write into this "
+                    "folder too. Do not start one there.",
                     folder=folder,
                 )
             )
@@ -140,7 +140,7 @@ def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
 def _nothing_to_resume(folder: Path) -> RunError:
     if (folder / CONFIG).is_file():
         text = _(
-            "{folder}: no run to resume there: its config.toml was not written by a training of lorasmith.",
+            "{folder}: no run to resume there: its config.toml was not written by `lorasmith train`.",
             folder=folder,
         )
         return RunError(text)
@@ -161,16 +161,16 @@ def _refuse_of_others(folder: Path) -> None:
     if not (is_marked(folder, "run") or (is_run(folder) and _is_config(folder / CONFIG))):
         raise RunError(
             _(
-                "{folder} is not a run that lorasmith wrote, so --overwrite leaves it alone. Choose another --output, "
-                "or remove the folder yourself.",
+                "{folder} was not written by `lorasmith train`, so --overwrite does not replace it. Choose another "
+                "--output, or remove the folder yourself.",
                 folder=folder,
             )
         )
     if others := of_others(folder, is_of_run):
         raise RunError(
             _(
-                "{folder} holds {names}, which no training writes, so --overwrite leaves the folder alone. Move what "
-                "you want to keep, remove the rest, or choose another --output.",
+                "{folder} contains {names}, which lorasmith did not write, so --overwrite does not replace it. Move "
+                "what you want to keep, remove the rest, or choose another --output.",
                 folder=folder,
                 names=named(others),
             )
