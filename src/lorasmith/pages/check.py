@@ -6,7 +6,7 @@ from lorasmith.i18n import _
 from lorasmith.pages.page import rendered
 from lorasmith.preflight.check import Checked
 from lorasmith.preflight.facts import lines
-from lorasmith.training.checkpoint import write_file
+from lorasmith.system.writing import write_file
 
 
 def write_page(checked: Checked, file: Path) -> None:

@@ -22,7 +22,7 @@ from lorasmith.evaluation.loss import FEWEST
 from lorasmith.i18n import _
 from lorasmith.loading.load import find_folder, load_tokenizer, max_positions
 from lorasmith.report import Report, Warnings
-from lorasmith.training.checkpoint import write_file
+from lorasmith.system.writing import write_file
 
 UNCUT = 2**30  # tokens: looking at lengths, nothing is cut
 LONGEST = 2048  # tokens of one example that are suggested at most: training.row_tokens, one forward
