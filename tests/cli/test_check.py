@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lorasmith.cli.checked import show
+from lorasmith.cli.check_result import show
 from lorasmith.cli.main import main
 from lorasmith.config.toml import Config, load_config
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import LorasmithError
 from lorasmith.model.row import IGNORED
 from lorasmith.preflight import check as check_module
-from lorasmith.preflight.check import Checked, check
+from lorasmith.preflight.check import CheckResult, check
 from lorasmith.preflight.lengths import histogram
-from lorasmith.preflight.rows import pieces_of
+from lorasmith.preflight.rows import text_spans
 from tests.support.tiny import Watch, flags, model_folder, row, rows_file, settings, tokenizer, trained
 
 Capture = pytest.CaptureFixture[str]
@@ -180,7 +180,7 @@ def test_pieces_are_the_row_and_say_what_is_learned(family):
     template = Template.of(tokenizer(family))
     for i in range(10):
         (example,) = template.encode_all([*_messages(i), *_messages(i + 1)])
-        pieces = pieces_of(example, template.tokenizer, template.stop_ids)
+        pieces = text_spans(example, template.tokenizer, template.stop_ids)
         text = template.tokenizer.decode(example.ids, clean_up_tokenization_spaces=False)
         assert "".join(piece.text for piece in pieces) == text
         learned = "".join(piece.text for piece in pieces if piece.kind != "read")
@@ -206,7 +206,7 @@ def test_every_row_stands_in_one_bar():
 
 
 @pytest.fixture(scope="module")
-def checked(files: str, tmp_path_factory: pytest.TempPathFactory) -> Checked:
+def checked(files: str, tmp_path_factory: pytest.TempPathFactory) -> CheckResult:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         return check(config(files))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lorasmith.cli.main import main
-from lorasmith.runs.evaluate import Wanted, evaluate
+from lorasmith.runs.evaluate import EvaluationOptions, evaluate
 from tests.support.tiny import rows_file, trained
 
 SPOILED = "<script>alert('&')</script> 你好"
@@ -121,7 +121,7 @@ def test_one_adapter_beside_what_it_forgot(capsys, runs, own):
 
 def evaluated(run: str, file: str) -> float:
     """The base's loss on a file."""
-    return evaluate([run], Wanted((file,))).adapters[0].loss.before
+    return evaluate([run], EvaluationOptions((file,))).adapters[0].loss.before
 
 
 def test_programs_get_every_figure(capsys, runs, own, tmp_path):

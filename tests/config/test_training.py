@@ -124,7 +124,7 @@ def test_too_little_memory_turns_checkpointing_on_and_says_so(tmp_path, monkeypa
     heard = []
     monkeypatch.setattr(Report, "warn", lambda self, text: heard.append(text))
     monkeypatch.setattr(memory, "available_mib", lambda: 0.0)
-    monkeypatch.setattr(expected, "expected_mib", lambda *_: 1e6)
+    monkeypatch.setattr(expected, "estimate_peak_mib", lambda *_: 1e6)
     twice = calls(monkeypatch, tmp_path / "tight")
     monkeypatch.undo()
     assert any("computed again" in text for text in heard)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lorasmith.cli.main import main
 from lorasmith.model.row import Step
-from lorasmith.preflight import dry
+from lorasmith.preflight import dry_run
 from tests.support.paths import ROOT
 from tests.support.tiny import flags, model_folder, row, rows_file, settings, tokenizer, trained
 
@@ -130,7 +130,7 @@ def test_the_longest_row_an_evaluation_and_a_save_come_before_the_first_step(
     seen: list[Any] = []
 
     def spied(name: str) -> Any:
-        right = getattr(dry, name)
+        right = getattr(dry_run, name)
 
         def spy(*args: Any, **more: Any) -> Any:
             seen.append((name, args))
@@ -138,12 +138,12 @@ def test_the_longest_row_an_evaluation_and_a_save_come_before_the_first_step(
 
         return spy
 
-    for name in ("train_step", "held_out", "_save"):
-        monkeypatch.setattr(dry, name, spied(name))
+    for name in ("train_step", "evaluate_loss", "_save"):
+        monkeypatch.setattr(dry_run, name, spied(name))
     options = settings(held_out=str(tmp_path / "held.jsonl"), batch_size=1, max_steps=12)
     assert main(["check", str(tmp_path / "rows.jsonl"), *flags(options)]) == 0
     assert "MiB at most, measured in a dry run" in " ".join(capsys.readouterr().out.split())
-    assert [name for name, _args in seen if name != "train_step"] == ["held_out", "_save"]
+    assert [name for name, _args in seen if name != "train_step"] == ["evaluate_loss", "_save"]
     steps: list[Step] = [args[3] for name, args in seen if name == "train_step"]
     lengths = [step.rows[0].tokens for step in steps]
     assert lengths[0] == max(lengths) > 75

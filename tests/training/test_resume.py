@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lorasmith.errors import Interrupted
-from lorasmith.evaluation.loss import HeldOut, held_out
+from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
 from lorasmith.training.run_folder import read_summary
 from tests.support.tiny import Watch, adapter_bytes, flags, metrics, rows_file, settings, trained
 
@@ -181,17 +181,17 @@ def test_sigkill_in_the_middle_then_resume_equals_uninterrupted(tmp_path):
     assert not list(run.glob("**/.*"))
 
 
-@pytest.mark.parametrize(("where", "done"), [("run", 1), ("training.loop", 4)])
+@pytest.mark.parametrize(("where", "done"), [("runs.train", 1), ("training.loop", 4)])
 def test_ctrl_c_in_the_first_or_the_last_evaluation_says_how_to_go_on(tmp_path, monkeypatch, where, done):
     run, calls = tmp_path / "run", []
 
-    def measured(*args: Any) -> HeldOut:
+    def measured(*args: Any) -> ExampleLosses:
         calls.append(args)
         if len(calls) == done:
             raise KeyboardInterrupt
-        return held_out(*args)
+        return evaluate_loss(*args)
 
-    monkeypatch.setattr(f"lorasmith.{where}.held_out", measured)
+    monkeypatch.setattr(f"lorasmith.{where}.evaluate_loss", measured)
     with pytest.raises(Interrupted, match=GO_ON.format(run=run)):
         trained(run, **HARD)
     monkeypatch.undo()

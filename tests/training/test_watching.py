@@ -13,7 +13,7 @@ from lorasmith.cli.main import main
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.data.read.prompts import as_record
 from lorasmith.errors import ConfigError, MissingExtraError
-from lorasmith.runs.evaluate import Wanted, evaluate
+from lorasmith.runs.evaluate import EvaluationOptions, evaluate
 from lorasmith.training.run_folder import read_summary
 from lorasmith.training.samples import SAMPLING
 from tests.support.tiny import Watch, adapter_bytes, flags, losses, metrics, rows_file, settings, trained
@@ -224,7 +224,7 @@ def test_answers_to_held_out_rows_are_measured_as_eval_measures_them(judged):
     lines = {line["step"]: figures(line) for line in metrics(run) if "held_out_loss" in line}
     assert list(lines) == [0, 2, 4, 6]
     own = f"{run.parent / 'judge.py'}:length"
-    wanted = Wanted(answers=3, sampling=SamplingConfig(max_new_tokens=8), metrics=(own,))
+    wanted = EvaluationOptions(answers=3, sampling=SamplingConfig(max_new_tokens=8), metrics=(own,))
     (kept,) = evaluate([run], wanted).adapters
     best = lines[read_summary(run).best_step]
     assert list(best) == ["exact", "f1", "chrf", "bleu", "rouge_l", "ended", "judge.py:length"]

@@ -11,8 +11,8 @@ import torch
 from lorasmith.config.training import TrainingConfig
 from lorasmith.data.dataset.plan import Plan
 from lorasmith.errors import ConfigError, Interrupted, TrainingError
-from lorasmith.evaluation.generation import Quiz
-from lorasmith.evaluation.loss import HeldOut, held_out
+from lorasmith.evaluation.generation import GenerationEvaluation
+from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
 from lorasmith.i18n import _
 from lorasmith.lora.files import has_effect
 from lorasmith.model.base import Base
@@ -48,7 +48,7 @@ class Job:
     folder: Path
     metrics: Metrics
     samples: Samples
-    quiz: Quiz | None
+    generation: GenerationEvaluation | None
     settings: dict[str, str]
     write_adapter: Callable[[Path], None]
     report: Report
@@ -143,23 +143,25 @@ def _evaluate_or_save(job: Job, state: State) -> None:
         raise ConfigError(*error.problems, where) from error
 
 
-def measure(job: Job, state: State, task: str) -> HeldOut:
+def measure(job: Job, state: State, task: str) -> ExampleLosses:
     """The held-out losses of the adapter as it is now, written down."""
-    found = held_out(job.base, job.held_out, job.adapter, job.report, task, job.world)
+    found = evaluate_loss(job.base, job.held_out, job.adapter, job.report, task, job.world)
     note(job, state.step, found, job.adapter)
     return found
 
 
-def note(job: Job, step: int, found: HeldOut, adapter: str | None) -> None:
+def note(job: Job, step: int, found: ExampleLosses, adapter: str | None) -> None:
     """Answer the held-out rows of training.generate, and write their figures down with the losses `found`."""
     if not job.world.is_first:
         return
     figures = list[float]()
-    metrics = job.quiz.metrics if job.quiz else []
-    if job.quiz:
-        figures = job.quiz.figures(job.quiz.answers(job.base, adapter, job.report, _("answers to held-out examples")))
+    metrics = job.generation.metrics if job.generation else []
+    if job.generation:
+        figures = job.generation.scores(
+            job.generation.generate(job.base, adapter, job.report, _("answers to held-out examples"))
+        )
         shown = ", ".join(f"{m.name} {value:.{m.digits}f}" for m, value in zip(metrics, figures, strict=True))
-        count = len(job.quiz.questions)
+        count = len(job.generation.prompts)
         if adapter is None:
             job.report.say(
                 _("Scores of the base model ({count} held-out answers): {figures}", count=count, figures=shown)

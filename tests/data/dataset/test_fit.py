@@ -3,7 +3,7 @@
 import pytest
 
 from lorasmith.config.data import DataConfig
-from lorasmith.data.dataset.fit import cut_left, pieces
+from lorasmith.data.dataset.fit import split_text, truncate_left
 from lorasmith.data.dataset.prepare import prepare_rows
 from lorasmith.data.rows.conversation import Message, Record
 from lorasmith.data.template.encoding import Template
@@ -90,7 +90,7 @@ def test_an_answer_that_does_not_fit_is_never_cut_but_left_out(make):
     assert [example.source for example in made.train] == ["train.jsonl:1"]
     assert said[-1] == "data.data: 1 row left out, the answer does not fit in 70 tokens: train.jsonl line 2."
     conversation = template.conversation(Record(long, "a:1"))
-    assert cut_left(conversation, template, "answers", 1000) == template.encode_row(conversation)
+    assert truncate_left(conversation, template, "answers", 1000) == template.encode_row(conversation)
 
 
 def test_plain_text_in_pieces_learns_every_token_once(make):
@@ -102,7 +102,7 @@ def test_plain_text_in_pieces_learns_every_token_once(make):
     assert all(len(part.ids) <= 30 for part in parts)
     assert [t for part in parts for t in part.targets if t != IGNORED] == whole.ids[1:]
     assert said == [f"data.data: 1 row became {len(parts)} pieces of at most 30 tokens."]
-    assert pieces(whole, len(whole.ids)) == [whole]
+    assert split_text(whole, len(whole.ids)) == [whole]
     (end,) = prepared(template, [{"text": text}], max_length=30, too_long="truncate-left")[0].train
     assert end.ids == whole.ids[-30:]
 

@@ -4,7 +4,7 @@ import random
 import pytest
 
 from lorasmith.config.data import DataConfig
-from lorasmith.data.dataset.prepare import LARGEST_PART, Prepared, fingerprint, prepare
+from lorasmith.data.dataset.prepare import MAX_HELD_OUT, Prepared, fingerprint, prepare
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import ConfigError, DataError
 from lorasmith.report import Report
@@ -72,7 +72,7 @@ def test_the_encoding_of_many_rows_shows_progress(run):
 
 @pytest.mark.parametrize(
     ("asked", "rows", "held"),
-    [(0.05, 100, 5), (0.05, 19, 0), (0.29, 100, 29), (0.9, 500, LARGEST_PART), (0, 10, 0), (1, 10, 1), (300, 400, 300),
+    [(0.05, 100, 5), (0.05, 19, 0), (0.29, 100, 29), (0.9, 500, MAX_HELD_OUT), (0, 10, 0), (1, 10, 1), (300, 400, 300),
      ("3", 10, 3), ("0.2", 10, 2)],
 )  # fmt: skip
 def test_held_out_as_a_number_or_a_part(run, asked, rows, held):

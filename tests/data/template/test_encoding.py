@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from lorasmith.data.dataset.fit import cut
+from lorasmith.data.dataset.fit import truncate
 from lorasmith.data.rows.conversation import Message, Record
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError, ConfigError, DataError, ModelError
@@ -152,7 +152,7 @@ def process_func(example, tokenizer, max_length=256):
 
 
 def assert_equals_tutorial(template: Template, fields: dict[str, str]) -> None:
-    example = cut(template.encode(template.conversation(Record(fields, "x:1")).messages), 256)
+    example = truncate(template.encode(template.conversation(Record(fields, "x:1")).messages), 256)
     ids, labels = process_func(fields, template.tokenizer)
     assert example.ids == ids
     assert example.targets == [*labels[1:], IGNORED]
