@@ -238,7 +238,7 @@ def test_two_programs_at_once_fetch_once() -> None:
 
 
 def test_what_a_killed_program_left_is_removed() -> None:
-    leftover = cache_folder() / "packages" / ".tiny-model-1.2.0.part-dead"
+    leftover = cache_folder() / "packages" / ".tiny-model-1.2.0.lorasmith-new-dead"
     leftover.mkdir(parents=True)
     write_wheel(cache_folder() / "downloads")
     fetch_package(TINY, Report())

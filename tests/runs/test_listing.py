@@ -1,6 +1,7 @@
 """list and plot: what they tell of runs by their files alone, and which states they know."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -76,7 +77,9 @@ def test_a_run_that_trains_is_running_until_its_process_ends(tmp_path):
     def at_step(step: int) -> None:
         states.append(find_runs(run)[0].state)
         if step == 1:
-            with pytest.raises(RunError, match="another process trains it just now"):
+            with pytest.raises(
+                RunError, match=rf"is in use by process {os.getpid()}\. Wait until it has finished, or stop it"
+            ):
                 train(rows_file(tmp_path / "rows.jsonl"), output=run, overwrite=True, **settings())
         if step == 3:
             raise Crash

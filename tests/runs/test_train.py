@@ -18,11 +18,22 @@ from lorasmith.config.toml import Config, load_config
 from lorasmith.errors import AdapterError, ConfigError, DataError, ModelError, RunError
 from lorasmith.runs import train as run_module
 from lorasmith.runs.evaluate import evaluate
+from lorasmith.system import ownership
 from lorasmith.training import run_folder
-from lorasmith.training.run_folder import read_summary
+from lorasmith.training.files import is_of_run
+from lorasmith.training.summary import read_summary
 from tests.support.tiny import Watch, adapter_bytes, flags, losses, metrics, model_folder, rows_file, settings, trained
 
-FILES = {"config.toml", "environment.json", "metrics.jsonl", "checkpoints", "adapter", "loss.png", "summary.json"}
+FILES = {
+    ".lorasmith",
+    "config.toml",
+    "environment.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "adapter",
+    "loss.png",
+    "summary.json",
+}
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +198,7 @@ def test_an_existing_run_is_never_overwritten_unasked(copied, capsys):
 
 
 def test_overwrite_replaces_a_run(copied):
-    (copied / "left over").write_text("of the old run", "utf-8")
+    (copied / "samples.jsonl").write_text("of the old run", "utf-8")
     files = rows_file(copied.with_name("rows.jsonl"))
     train(files, output=copied, overwrite=True, **settings(max_steps=2))
     assert {path.name for path in copied.iterdir()} == FILES
@@ -196,16 +207,11 @@ def test_overwrite_replaces_a_run(copied):
 
 
 def test_overwrite_that_is_killed_leaves_no_run_that_looks_finished(copied, monkeypatch):
-    unlink = Path.unlink
-
-    def killed(path: Path, missing_ok: bool = False) -> None:
-        if path.name != "summary.json":
-            raise SystemExit
-        unlink(path, missing_ok)
+    def killed(*_args: object, **_more: object) -> None:
+        raise SystemExit
 
     files = rows_file(copied.with_name("rows.jsonl"))
-    monkeypatch.setattr(Path, "unlink", killed)
-    monkeypatch.setattr(run_folder.shutil, "rmtree", killed)
+    monkeypatch.setattr(ownership, "remove", killed)
     with pytest.raises(SystemExit):
         train(files, output=copied, overwrite=True, **settings(max_steps=2))
     monkeypatch.undo()
@@ -227,13 +233,124 @@ def test_overwrite_leaves_what_is_no_run_alone(tmp_path):
     folder = tmp_path / "thesis"
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work", "utf-8")
-    with pytest.raises(RunError, match=r"is no run \(no config\.toml\), so --overwrite leaves it alone"):
+    with pytest.raises(RunError, match="was not written by `lorasmith train`, so --overwrite does not replace it"):
         train(rows_file(tmp_path / "rows.jsonl"), output=folder, overwrite=True, **settings())
     with pytest.raises(RunError, match="is a file, not a folder"):
         train(rows_file(tmp_path / "rows.jsonl"), output=folder / "thesis.txt", **settings())
     with pytest.raises(RunError, match="is a file, not a folder"):
         train(rows_file(tmp_path / "rows.jsonl"), output=folder / "thesis.txt", overwrite=True, **settings())
     assert tree(folder) == {"thesis.txt": b"years of work"}
+
+
+def project(folder: Path, config: str) -> dict[str, bytes]:
+    """Somebody's folder that holds a config.toml."""
+    (folder / ".git").mkdir(parents=True)
+    (folder / "config.toml").write_text(config, "utf-8")
+    (folder / "thesis.txt").write_text("years of work", "utf-8")
+    (folder / ".git" / "HEAD").write_text("ref", "utf-8")
+    return tree(folder)
+
+
+OURS_BY_ITS_KEYS = "[lora]\nr = 4\n"
+
+
+@pytest.mark.parametrize("config", ["title = 'my site'\n", OURS_BY_ITS_KEYS, ""])
+def test_a_config_toml_makes_no_run_of_a_folder(tmp_path, config):
+    """Many programs have one; and ours may lie beside what it trains on."""
+    files, site = rows_file(tmp_path / "rows.jsonl"), tmp_path / "mysite"
+    before = project(site, config)
+    (tmp_path / "my.toml").touch()
+    with pytest.raises(
+        RunError, match="mysite was not written by `lorasmith train`, so --overwrite does not replace it"
+    ):
+        train(files, output=site, overwrite=True, **settings())
+    with pytest.raises(RunError, match=r"its config\.toml was not written by `lorasmith train`"):
+        train(files, output=site, config=tmp_path / "my.toml", resume=True, **settings())
+    assert main(["train", files, "--output", str(site), "--resume", *flags(settings())]) == 2
+    assert tree(site) == before
+    (site / "metrics.jsonl").write_text("{}\n", "utf-8")  # nor do two names
+    before = tree(site)
+    with pytest.raises(RunError, match="--overwrite does not replace it"):
+        train(files, output=site, overwrite=True, **settings())
+    assert tree(site) == before
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+@pytest.mark.parametrize(
+    ("put", "shown"),
+    [
+        (lambda run: (run / ".git").mkdir(), r"\.git"),
+        (lambda run: (run / "notes.txt").write_text("mine"), r"notes\.txt"),
+        (lambda run: (run / "checkpoints" / "step-000004-mine").mkdir(), r"checkpoints/step-000004-mine"),
+        (lambda run: (run / "checkpoints" / "step-000004" / "notes").write_text("mine"), r"\S+/step-000004/notes"),
+        (lambda run: (run / "adapter" / "README.md").write_text("mine"), r"adapter/README\.md"),
+        (lambda run: (run / "tensorboard").symlink_to(run.parent), r"tensorboard"),
+        (lambda run: [(run / name).write_text("mine") for name in "abcde"], r"a, b, c and 2 more"),
+    ],
+)
+def test_overwrite_names_what_is_of_others_and_leaves_all(copied, put, shown, is_marked):
+    if not is_marked:  # of 0.1.0
+        (copied / ".lorasmith").unlink()
+    put(copied)
+    before = tree(copied)
+    with pytest.raises(
+        RunError, match=rf"run contains {shown}, which lorasmith did not write, so --overwrite does not"
+    ):
+        train(rows_file(copied.with_name("rows.jsonl")), output=copied, overwrite=True, **settings(max_steps=2))
+    assert tree(copied) == before
+
+
+def test_what_comes_while_the_base_is_loaded_is_not_overwritten(copied, monkeypatch):
+    assemble = run_module.assemble
+
+    def slowly(*given: Any) -> Any:
+        (copied / "notes.txt").write_text("mine", "utf-8")
+        return assemble(*given)
+
+    monkeypatch.setattr(run_module, "assemble", slowly)
+    with pytest.raises(RunError, match=r"contains notes\.txt"):
+        train(rows_file(copied.with_name("rows.jsonl")), output=copied, overwrite=True, **settings(max_steps=2))
+    assert (copied / "notes.txt").read_text("utf-8") == "mine"
+    assert read_summary(copied).steps == 4
+
+
+def test_all_that_trainings_write_is_known_as_ours(tmp_path):
+    """Else --overwrite would refuse a run of ours."""
+    options = {"eval_every": 1, "samples": ("Hi",), "tensorboard": True, "max_steps": 2}
+    stopped_at(tmp_path / "run", 2, **options)
+    assert ownership.of_others(tmp_path / "run", is_of_run) == []
+    (tmp_path / "run" / ".lorasmith").unlink()  # of 0.1.0
+    (tmp_path / "run" / "checkpoints" / ".step-000002.4242").mkdir()
+    trained(tmp_path / "run", resume=True, **options)
+    assert ownership.of_others(tmp_path / "run", is_of_run) == []
+    (tmp_path / "run" / "samples.json").write_text("[]", "utf-8")  # the demo's
+    (tmp_path / "run" / ".config.toml.4242").write_text("half", "utf-8")
+    files = rows_file(tmp_path / "rows.jsonl")
+    train(files, output=tmp_path / "run", overwrite=True, **settings(max_steps=1))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+
+
+def test_a_start_that_was_killed_before_it_had_begun_leaves_a_folder_that_may_be_used(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    ownership.mark(run, "run")
+    (run / ".lorasmith.lock").write_text("1 here", "utf-8")
+    (run / "environment.json").write_text("{}", "utf-8")
+    (run / ".config.toml.lorasmith-new-abcd1234").write_text("half", "utf-8")
+    with pytest.raises(RunError, match="no run to resume there"):
+        trained(run, resume=True)
+    trained(run)
+    assert {path.name for path in run.iterdir()} == FILES
+
+
+@pytest.mark.parametrize("text", ["{", '{"version": 2, "folder": "run"}', '{"version": 1, "folder": "model"}', "[]"])
+def test_a_marker_that_says_something_else_is_none(tmp_path, text):
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / ".lorasmith").write_text(text, "utf-8")
+    (folder / "config.toml").write_text("", "utf-8")
+    with pytest.raises(RunError, match="was not written by `lorasmith train`"):
+        train(rows_file(tmp_path / "rows.jsonl"), output=folder, overwrite=True, **settings())
 
 
 def test_an_empty_folder_is_a_fine_place_and_so_is_the_working_directory(tmp_path, monkeypatch):

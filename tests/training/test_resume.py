@@ -1,10 +1,12 @@
 """Law 7: interrupted and resumed equals uninterrupted, bit for bit; and what Ctrl-C does."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from lorasmith.config.toml import load_config
 from lorasmith.errors import Interrupted
 from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
-from lorasmith.training.run_folder import read_summary
+from lorasmith.runs.listing import find_runs
+from lorasmith.training.summary import read_summary
 from tests.support.tiny import Watch, adapter_bytes, flags, metrics, rows_file, settings, trained
 
 STEPS = 8
@@ -178,7 +182,7 @@ def test_sigkill_in_the_middle_then_resume_equals_uninterrupted(tmp_path):
     trained(run, resume=True, **long)
     trained(whole, **long)
     assert_same(run, whole)
-    assert not list(run.glob("**/.*"))
+    assert [path.name for path in run.glob("**/.*")] == [".lorasmith"]
 
 
 @pytest.mark.parametrize(("where", "done"), [("runs.train", 1), ("training.loop", 4)])
@@ -209,3 +213,79 @@ def test_ctrl_c_before_there_is_a_folder_leaves_nothing(tmp_path, monkeypatch):
         trained(tmp_path / "run", **HARD)
     assert str(stopped.value) == ""
     assert not (tmp_path / "run").exists()
+
+
+# --- two at once
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from lorasmith.runs import train as run
+from lorasmith.cli.main import main
+folder, assemble = Path(sys.argv[1]), run.assemble
+
+def together(*given):
+    (folder / sys.argv[2]).touch()
+    while not (folder / "go").exists():
+        time.sleep(0.002)
+    return assemble(*given)
+
+run.assemble = together
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def start_at(place: Path, name: str, run: Path, *words: str) -> subprocess.Popen[str]:
+    """A training that waits, once its options are read, until `place`/go is there."""
+    command = [sys.executable, "-c", CHILD, str(place), name, "train", *words, "--output", str(run)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize("verb", ["new", "resume", "overwrite"])
+def test_of_two_that_start_at_once_one_trains_and_the_other_says_who(tmp_path, verb):
+    run, changes = tmp_path / "run", {"save_every": 1, "max_steps": 4}
+    if verb == "resume":
+        with pytest.raises(Crash):
+            trained(run, crash_at(2), **changes)
+    elif verb == "overwrite":
+        trained(run, **changes)
+    rows = rows_file(tmp_path / "rows.jsonl")
+    words = [["--resume"]] * 2 if verb == "resume" else [[rows, *flags(settings(r=r, **changes))] for r in (4, 8)]
+    more = ["--overwrite"] if verb == "overwrite" else []
+    both = [start_at(tmp_path, f"ready-{n}", run, *words[n], *more) for n in (0, 1)]
+    wait_for(lambda: any(work.poll() is not None for work in both) or all(ready(tmp_path)))
+    (tmp_path / "go").touch()
+    said = [work.communicate(timeout=60)[1] for work in both]
+    assert sorted(work.returncode for work in both) == [0, 2], said
+    winner = next(n for n in (0, 1) if both[n].returncode == 0)
+    assert f"{run} is in use by process {both[winner].pid}. Wait until it has finished, or stop it." in said[1 - winner]
+    assert "Traceback" not in "".join(said)
+    adapter = json.loads((run / "adapter" / "adapter_config.json").read_text("utf-8"))
+    assert load_config(run / "config.toml", {}).lora.r == adapter["r"]
+    assert not (run / ".lorasmith.lock").exists()
+
+
+def ready(place: Path) -> list[bool]:
+    return [(place / f"ready-{n}").exists() for n in (0, 1)]
+
+
+def test_a_list_beside_a_start_never_keeps_it_out_nor_lets_another_in(tmp_path):
+    """Somebody looks at the folder all the time."""
+    run, stop, states = tmp_path / "run", threading.Event(), list[str]()
+    with pytest.raises(Crash):
+        trained(run, crash_at(2), save_every=1)
+
+    def look() -> None:
+        while not stop.is_set():
+            find_runs(tmp_path)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        trained(run, Watch(lambda _step: states.append(find_runs(run)[0].state)), resume=True, save_every=1)
+    finally:
+        stop.set()
+        looking.join()
+    assert set(states) == {"running"}
+    assert find_runs(run)[0].state == "finished"

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 BOUNDS = ("gt", "ge", "lt", "le")  # pydantic's names for them
 TOGETHER = {"together": True}  # the context in which a part leaves its problems to who checks the whole
 
@@ -21,6 +23,25 @@ def check(model: type[M], values: Mapping[str, Any], prefix: str = "") -> M:
         return model.model_validate(dict(values), context=TOGETHER)
     except ValidationError as error:
         raise ConfigError(*wrong_values(error, model, prefix)) from None
+
+
+def read_back(path: Path, kind: type[T]) -> T:
+    """A small JSON file that we wrote, as a model or dataclass. Raises OSError, and ValueError in words."""
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        raise ValueError(_first_problem(error)) from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """What is wrong with a file, at the first place where something is."""
+    detail = error.errors(include_url=False)[0]
+    key = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "missing":
+        return _("{key} is missing", key=key)
+    if detail["type"] == "value_error":
+        return f"{key}: {detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
+    return f"{key}: {detail['msg']}" if key else detail["msg"]
 
 
 def closest(word: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from lorasmith.i18n import _
 from lorasmith.pages.page import render_template
 from lorasmith.preflight.check import CheckResult
 from lorasmith.preflight.facts import labelled_facts
-from lorasmith.training.checkpoint import write_file
+from lorasmith.system.writing import write_file
 
 
 def write_page(result: CheckResult, file: Path) -> None:

@@ -9,7 +9,7 @@ from lorasmith.evaluation.results import Evaluation
 from lorasmith.i18n import _
 from lorasmith.pages.page import render_template
 from lorasmith.runs.plot import smooth
-from lorasmith.training.checkpoint import write_file
+from lorasmith.system.writing import write_file
 from lorasmith.training.history import read_losses
 from lorasmith.version import installed_version
 

@@ -64,7 +64,7 @@ def measurement_path(job: Job, config: Config) -> Path:
         "system": platform.platform(),
         "processor": sorted(name for name, value in torch.cpu.get_capabilities().items() if value is True),
         "base": job.base.identity,
-        "settings": job.settings,
+        "settings": job.origin.settings,
         "lora": config.lora.model_dump(mode="json"),
         "training": training | {"steps": len(job.plan)},
     }

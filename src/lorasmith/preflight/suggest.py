@@ -23,7 +23,7 @@ from lorasmith.evaluation.loss import MIN_EXAMPLES
 from lorasmith.i18n import _
 from lorasmith.loading.load import find_folder, load_tokenizer, max_positions
 from lorasmith.report import Report, Warnings
-from lorasmith.training.checkpoint import write_file
+from lorasmith.system.writing import write_file
 
 UNLIMITED = 2**30  # tokens: nothing is truncated while lengths are counted
 LONGEST = 2048  # most tokens of an example that are suggested: training.row_tokens, so that it fits one forward pass

@@ -27,7 +27,7 @@ from lorasmith.model.row import Example
 from lorasmith.model.verify import speed_up
 from lorasmith.report import Report, Warnings
 from lorasmith.runs.leakage import leakage_warnings
-from lorasmith.training.run_folder import CONFIG, ENVIRONMENT
+from lorasmith.training.files import CONFIG, ENVIRONMENT
 
 
 @dataclass(frozen=True)

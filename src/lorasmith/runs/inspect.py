@@ -13,7 +13,8 @@ from lorasmith.config.values import wrong_values
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.files import CONFIG, WEIGHTS, read_config, read_weights
-from lorasmith.training.run_folder import SUMMARY, Summary
+from lorasmith.training.files import SUMMARY
+from lorasmith.training.summary import Summary
 
 
 class _Config(BaseModel):

@@ -13,7 +13,7 @@ from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
 from lorasmith.model.row import Example
 from lorasmith.report import Report, Warnings
-from lorasmith.training.run_folder import CONFIG, ENVIRONMENT
+from lorasmith.training.files import CONFIG, ENVIRONMENT
 
 
 def leakage_warnings(session: Session, examples: Sequence[Example], report: Report) -> Iterator[str]:

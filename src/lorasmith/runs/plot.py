@@ -1,6 +1,5 @@
 """Plot the losses of runs as an image, in the user's language if a font for it is installed."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from lorasmith.errors import MissingExtraError
 from lorasmith.i18n import _
 from lorasmith.system.fonts import drawable_words
+from lorasmith.system.writing import new_file
 from lorasmith.training.history import Points, read_losses
 
 
@@ -44,13 +44,11 @@ def _draw(names: Sequence[str], losses: Sequence[tuple[Points, Points]], target:
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        figure.savefig(staging, dpi=120, format=target.suffix.lower().removeprefix("."))
-        staging.replace(target)
+        with new_file(target) as staging:
+            figure.savefig(staging, dpi=120, format=target.suffix.lower().removeprefix("."))
     finally:
         pyplot.close(figure)
-        staging.unlink(missing_ok=True)
 
 
 def _curve(axes: Any, name: str, training: Points, held_out: Points) -> None:

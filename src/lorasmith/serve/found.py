@@ -13,7 +13,7 @@ from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.files import CONFIG, WEIGHTS
 from lorasmith.runs.inspect import inspect_folder
-from lorasmith.runs.listing import CONFIG as RUN_CONFIG
+from lorasmith.training.files import CONFIG as RUN_CONFIG
 
 ALLOWED = re.compile(r"\w[\w.-]{0,99}")  # of a name, which is what requests say
 

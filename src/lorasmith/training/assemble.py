@@ -1,5 +1,6 @@
 """From a configuration to a job that could begin: base, rows, adapter, plan. The same for `train` and for `check`."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from lorasmith.model.base import Base
 from lorasmith.model.verify import speed_up
 from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
+from lorasmith.training.checkpoint import Origin
 from lorasmith.training.distributed import World
 from lorasmith.training.history import Metrics
 from lorasmith.training.loop import Job
@@ -34,6 +36,7 @@ from lorasmith.training.run_folder import located
 from lorasmith.training.samples import Samples
 
 ADAPTER = "default"
+FREE = {"log_every", "save_every", "samples", "metric", "tensorboard"}  # of training: they leave the adapter as it is
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def _job(
         metrics=Metrics(folder, config.training.tensorboard),
         samples=Samples.of(base, template, config.training.samples),
         generation=_generation_evaluation(config, template, data, custom),
-        settings=_settings(base, data, world),
+        origin=Origin(_settings(base, data, world), _options(config)),
         write_adapter=write,
         report=report,
     )
@@ -158,7 +161,7 @@ def _plan(config: Config, base: Base, data: Prepared) -> Plan:
 
 def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:
     """What a resumed run must share to be the same bit for bit."""
-    return {
+    return {f"base_{part}": value for part, value in base.identity.items()} | {
         "dtype": dtype_name(base.dtype),
         "device": str(base.device),
         "layout": base.layout,
@@ -169,4 +172,15 @@ def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:
         "transformers": transformers.__version__,
         "train_sha256": data.train_sha256,
         "held_out_sha256": data.held_out_sha256,
+    }
+
+
+def _options(config: Config) -> dict[str, str]:
+    """What of the configuration decides the adapter, beside base and examples; values as JSON."""
+    parts = {"lora": config.lora.model_dump(mode="json"), "training": config.training.model_dump(mode="json")}
+    return {
+        f"{part}.{key}": json.dumps(value, ensure_ascii=False)
+        for part, values in parts.items()
+        for key, value in values.items()
+        if key not in FREE
     }

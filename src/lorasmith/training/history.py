@@ -13,9 +13,9 @@ from typing import Any
 
 from lorasmith.errors import MissingExtraError, RunError
 from lorasmith.i18n import _, foreign
-from lorasmith.training.checkpoint import write_file, writing
+from lorasmith.system.writing import sync, write_file, writing
+from lorasmith.training.files import EVENTS, METRICS, SAMPLES
 
-METRICS, SAMPLES, EVENTS = "metrics.jsonl", "samples.jsonl", "tensorboard"
 Points = list[tuple[int, float]]
 
 
@@ -40,7 +40,7 @@ class Metrics:
         self._void_from: int | None = None  # events from this step on are of a run that died
 
     def append(self, values: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, on disk before the next step; an event for each number."""
+        """One line of metrics.jsonl, which a killed process leaves there; an event for each number."""
         self._line(METRICS, values)
         if self.tensorboard:
             self._event(values)
@@ -60,6 +60,13 @@ class Metrics:
                 lines = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
                 kept = [line for line in lines if _was_done(json.loads(line), step)]
                 write_file(path, "".join(line + "\n" for line in kept))
+
+    def sync(self) -> None:
+        """What was written outlasts a loss of power too."""
+        for path in (self.folder / METRICS, self.folder / SAMPLES):
+            if path.is_file():
+                with writing(path):
+                    sync(path)
 
     def close(self) -> None:
         """What was written is whole."""

@@ -20,9 +20,11 @@ from lorasmith.model.forward import row_of
 from lorasmith.model.row import Example, Row, Step, flatten
 from lorasmith.report import Report
 from lorasmith.system.memory import peak_memory_mib
+from lorasmith.system.writing import write_folder
 from lorasmith.training import checkpoint
-from lorasmith.training.checkpoint import State
+from lorasmith.training.checkpoint import Origin, State
 from lorasmith.training.distributed import World
+from lorasmith.training.files import CHECKPOINTS
 from lorasmith.training.history import Metrics
 from lorasmith.training.interrupt import deferred
 from lorasmith.training.optim import FlatParameters, learning_rate
@@ -49,14 +51,14 @@ class Job:
     metrics: Metrics
     samples: Samples
     generation: GenerationEvaluation | None
-    settings: dict[str, str]
+    origin: Origin
     write_adapter: Callable[[Path], None]
     report: Report
 
     @property
     def checkpoints(self) -> Path:
         """Where checkpoints lie."""
-        return self.folder / "checkpoints"
+        return self.folder / CHECKPOINTS
 
 
 def train(job: Job, state: State) -> None:
@@ -128,7 +130,7 @@ def evaluate(job: Job, state: State) -> None:
     if has_effect(job.base.adapters[job.adapter].parameters) and (state.best_loss is None or loss < state.best_loss):
         state.best_loss, state.best_step = loss, state.step
         if job.world.is_first:
-            checkpoint.write_folder(best_folder(job, state), job.write_adapter)
+            write_folder(best_folder(job, state), job.write_adapter)
 
 
 def _evaluate_or_save(job: Job, state: State) -> None:
@@ -209,8 +211,8 @@ def save(job: Job, state: State) -> Path:
 
 
 def _write(job: Job, state: State) -> Path:
-    checkpoint.save(job.checkpoints, state, job.parameters, job.optimizer, job.settings, job.write_adapter)
-    return job.checkpoints / f"step-{state.step:06d}"
+    job.metrics.sync()  # what a resumed run does not do again
+    return checkpoint.save(job.checkpoints, state, job.parameters, job.optimizer, job.origin, job.write_adapter)
 
 
 def save_is_due(job: Job, step: int) -> bool:
