@@ -107,7 +107,7 @@ def test_no_screen_of_the_command_line_is_half_in_english():
     helps = [line.split("\t")[1:] for line in done.stdout.splitlines() if line.startswith("help\t")]
     assert len(helps) > 100
     assert [one for one in helps if not HAN.search(one[2]) and one[1] != "['--device']"] == []
-    for words in ("usage", "options", "argument", "(default", "show this", "required", "error:", " or ", "must be"):
+    for words in ("usage", "options", "argument", "(default", "Show this", "required", "error:", " or ", "must be"):
         assert words not in re.sub(r"lorasmith \w+|--[\w-]+|[\w|]+=\w+", "", done.stdout + done.stderr), words
     problems = done.stderr.splitlines()
     assert len(problems) == 10
