@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from lorasmith.data.template.encoding import Template
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.model.row import IGNORED, Example
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def shown_rows(examples: Sequence[Example], template: Template) -> list[Shown]:
     reasons.setdefault(longest, []).append(_("the longest row"))
     if cut is not None:
         reasons.setdefault(cut, []).append(_("a truncated row"))
-    return [_shown(examples[i], ", ".join(why), template) for i, why in reasons.items()]
+    return [_shown(examples[i], listed(why), template) for i, why in reasons.items()]
 
 
 def stops(example: Example, stop_ids: Collection[int]) -> bool:

@@ -22,7 +22,7 @@ from lorasmith.evaluation.generation import Quiz
 from lorasmith.evaluation.loss import HeldOut, compare, held_out
 from lorasmith.evaluation.metrics import Metric, Scored, compare_scores, require_extra
 from lorasmith.evaluation.results import Evaluation, Forgotten, Measured, Sample
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.lora.inject import HALF
 from lorasmith.model.row import Example
 from lorasmith.model.verify import speed_up
@@ -237,7 +237,7 @@ def _of_run(session: Session, run: Path, config: Config | None, report: Report) 
                 "{run}: the data has changed since training ({files}), so the held-out examples cannot be "
                 "reconstructed. Restore the original files, or give another one: lorasmith eval RUN FILE",
                 run=run,
-                files=", ".join(config.data.data),
+                files=listed(config.data.data),
             )
         )
     if not now.held_out:
