@@ -142,11 +142,11 @@ def test_programs_get_every_figure(capsys, runs, own, tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--metric", "my.py:score"], "--metric judges answers, and none are asked for"),
-        (["--html", "no-folder/page.html"], "name a file in a folder that is there"),
+        (["--metric", "my.py:score"], "--metric scores generated answers, but none are requested"),
+        (["--html", "no-folder/page.html"], "must be a file in an existing folder"),
         (["--generate", "0"], "must be a whole number above 0"),
-        (["no-such-file.jsonl"], "no such file or folder"),
-        (["--forget", "no-such-file.jsonl"], "no such file or folder"),
+        (["no-such-file.jsonl"], "does not exist"),
+        (["--forget", "no-such-file.jsonl"], "does not exist"),
     ],
 )
 def test_what_cannot_be_is_refused_with_code_2(capsys, runs, words, text):

@@ -22,10 +22,11 @@ def test_a_function_and_what_lies_beside_it(tmp_path):
     [
         ("def score(:\n", "score", "my.py line 1: SyntaxError"),
         ("x = 1\nimport no_such_package_here\n", "score", "my.py line 2: ModuleNotFoundError"),
-        ("def score(p, r): ...\n", "scores", "no function 'scores' in it; there are: score. Did you mean 'score'?"),
-        ("score = 3\n", "score", "no function 'score' in it; there are: none"),
+        ("def score(p, r): ...\n", "scores",
+         "function 'scores' not found; the file defines: score. Did you mean 'score'?"),
+        ("score = 3\n", "score", "function 'score' not found; the file defines: none"),
         (None, "score", "no such file"),
-        ("", "a b", "give a file and a function in it, as in my.py:score"),
+        ("", "a b", "must name a file and a function in it, such as my.py:score"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_a_metric(tmp_path, text, name, words):

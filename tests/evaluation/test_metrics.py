@@ -107,5 +107,7 @@ def test_whether_it_is_real_in_words(numbers, text):
 @pytest.mark.parametrize("name", ["sacrebleu", "rouge_score"])
 def test_without_the_extra_it_says_how_to_install_it(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtraError, match=rf"{name} is not installed: pip install 'lorasmith\[eval\]'"):
+    with pytest.raises(
+        MissingExtraError, match=rf"{name} is not installed\. Install it with: pip install 'lorasmith\[eval\]'"
+    ):
         built_in_metrics(["x"])

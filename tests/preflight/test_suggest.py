@@ -98,7 +98,7 @@ def test_an_existing_file_is_never_overwritten_unasked(many, tmp_path, capsys):
     target.write_text("mine", "utf-8")
     words = ["init", str(many), "--model", str(model_folder()), "--output", str(target)]
     assert main(words) == 2
-    assert "exists already. Replace it with --overwrite" in capsys.readouterr().err
+    assert "already exists. Replace it with --overwrite" in capsys.readouterr().err
     assert target.read_text("utf-8") == "mine"
     assert main([*words, "--overwrite", "--json"]) == 0
     line = json.loads(capsys.readouterr().out)

@@ -81,7 +81,7 @@ def test_the_seed_of_the_interval_is_the_runs(runs, monkeypatch):
 @pytest.mark.parametrize("rows", [range(1, 13), range(13), range(11, -1, -1)], ids=["others", "more", "reordered"])
 def test_data_that_changed_since_the_training_is_refused(run, rows):
     file = rows_file(run.parent / "rows.jsonl", rows)
-    with pytest.raises(RunError, match="the data changed since the training") as caught:
+    with pytest.raises(RunError, match="the data has changed since training") as caught:
         loss_of(run)
     assert file in str(caught.value)
     assert "lorasmith eval RUN FILE" in str(caught.value)
@@ -131,18 +131,18 @@ def test_rows_that_were_learned_are_told_as_long_as_the_runs_files_say_so(run):
 
 
 def test_limits_without_a_file_are_refused(runs):
-    with pytest.raises(ConfigError, match=r"data\.max_length and data\.too_long are for files of your own"):
+    with pytest.raises(ConfigError, match=r"data\.max_length and data\.too_long only apply to files that you give"):
         loss_of(runs / "run", limits=SHORT)
 
 
 def test_nothing_held_out(tmp_path):
     trained(tmp_path / "run", held_out=0)
-    with pytest.raises(DataError, match="nothing was held out in this run"):
+    with pytest.raises(DataError, match="this run held out no examples"):
         loss_of(tmp_path / "run")
 
 
 def test_an_adapter_folder_names_no_examples(runs):
-    with pytest.raises(DataError, match="not a run folder, so it names no held-out examples"):
+    with pytest.raises(DataError, match="not a run folder, so it records no held-out examples"):
         loss_of(runs / "run" / "adapter")
 
 
@@ -171,7 +171,7 @@ def test_several_adapters_are_each_measured_as_alone(pair):
 
 
 def test_adapters_that_held_out_different_rows_need_a_file(runs, pair, tmp_path):
-    with pytest.raises(RunError, match="held out other examples than") as caught:
+    with pytest.raises(RunError, match="its held-out examples differ from those of") as caught:
         evaluate([pair[0], runs / "run", pair[1] / "adapter"])
     assert len(caught.value.problems) == 2
     assert "lorasmith eval RUN RUN FILE" in str(caught.value)
@@ -209,8 +209,8 @@ def test_without_a_name_it_is_the_text_of_the_package(runs):
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (Forgetting(1.0, 2.0, 0.5, 1.5, 10), "FORGOTTEN, clear of zero"),
-        (Forgetting(2.0, 1.0, -1.5, -0.5, 10), "nothing forgotten: better"),
+        (Forgetting(1.0, 2.0, 0.5, 1.5, 10), "significant FORGETTING"),
+        (Forgetting(2.0, 1.0, -1.5, -0.5, 10), "no forgetting: significantly better"),
         (Forgetting(1.0, 2.0, -0.5, 1.5, 10), "no significant forgetting"),
         (Forgetting(1.0, 2.0, 0.5, 1.5, 9), "too few to tell"),
     ],

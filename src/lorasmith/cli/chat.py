@@ -16,7 +16,7 @@ from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.values import check, closest
 from lorasmith.data.rows.conversation import Message
 from lorasmith.errors import LorasmithError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 
 if TYPE_CHECKING:
     from lorasmith.engine.request import Event
@@ -126,7 +126,7 @@ class Chat:
         elif word == "/adapter" and rest in self.names:
             self._switch(rest)
         elif word == "/adapter":
-            text = _("Available adapters: {names}.", names=", ".join(self.names))
+            text = _("Available adapters: {names}.", names=listed(self.names))
             if rest:
                 text += " " + _("Unknown adapter {name!r}.", name=rest) + closest(rest, self.names)
             self.screen.say(text)

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lorasmith.cli.screen import WIDEST, printable
 from lorasmith.cli.wrap import pad, wrap
-from lorasmith.i18n import _, joined
+from lorasmith.i18n import _, counted, joined
 
 if TYPE_CHECKING:
     from lorasmith.preflight.check import CheckResult
@@ -55,12 +55,8 @@ def show(result: "CheckResult", console: Console, plain: bool = False) -> None:
 def verdict(result: "CheckResult") -> str:
     """The last line: whether training can start."""
     if result.problems:
-        problems = len(result.problems)
-        return (
-            _("1 problem found; fix it first")
-            if problems == 1
-            else _("{count} problems found; fix them first", count=problems)
-        )
+        one, many = _("1 problem found; fix it first"), _("{count} problems found; fix them first")
+        return counted(len(result.problems), one, many)
     if result.warnings:
         return _("ready to train; read the warnings first ({count})", count=len(result.warnings))
     return _("ready to train")

@@ -7,7 +7,7 @@ from typing import Any
 from lorasmith.cli.flags import Parser
 from lorasmith.cli.screen import Screen
 from lorasmith.cli.wrap import pad, wrap
-from lorasmith.i18n import _
+from lorasmith.i18n import _, counted, listed
 
 LABEL, NAMES_SHOWN = 10, 12  # columns of a label; most names in a list
 
@@ -71,7 +71,12 @@ def _options(facts: dict[str, Any]) -> str:
 def _run(summary: dict[str, Any] | None) -> list[str]:
     if summary is None:
         return []
-    lines = [_("run       {steps} steps, {tokens:,} tokens, {seconds:.0f} s", **summary)]
+    lines = [
+        _(
+            "run       {steps}, {tokens:,} tokens, {seconds:.0f} s",
+            **{**summary, "steps": counted(summary["steps"], _("1 step"), _("{count} steps"))},
+        )
+    ]
     if summary["loss_before"] is not None:
         lines.append(_("held out  loss {loss_before:.4f} -> {loss_after:.4f}", **summary))
     return lines
@@ -87,7 +92,7 @@ def _names(value: str | list[str]) -> str:
     if isinstance(value, str):
         return value
     more = len(value) - NAMES_SHOWN
-    names = ", ".join(map(str, value[:NAMES_SHOWN]))
+    names = listed(map(str, value[:NAMES_SHOWN]))
     return _("{names} and {more} more", names=names, more=more) if more > 0 else names
 
 

@@ -11,7 +11,7 @@ from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
 from lorasmith.config.toml import load_config
 from lorasmith.errors import ConfigError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, counted
 
 FILE = "lorasmith.toml"
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
             section, _dot, name = key.partition(".")
             value = getattr(getattr(suggestion.config, section), name)
             if name == "samples":
-                value = _("{count} prompts", count=len(value))
+                value = counted(len(value), _("1 prompt"), _("{count} prompts"))
             screen.say(f"  {name:<14}{f'{value:g}' if isinstance(value, float) else value}: {why}")
         suggestion.write(target)
         screen.say(_("Wrote {file}. Every key is listed with a comment; edit it as you like.", file=target))

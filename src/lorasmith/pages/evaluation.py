@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lorasmith.evaluation.results import Evaluation
-from lorasmith.i18n import _
+from lorasmith.i18n import _, counted, listed
 from lorasmith.pages.page import render_template
 from lorasmith.runs.plot import smooth
 from lorasmith.system.writing import write_file
@@ -83,9 +83,9 @@ def _texts(evaluation: Evaluation) -> dict[str, str]:
         "adapter": _("adapter"),
         "measured": _("evaluation data"),
         "examples": _(
-            "{examples} examples: {files}",
-            examples=evaluation.adapters[0].loss.examples,
-            files=", ".join(Path(file).name for file in evaluation.data),
+            "{examples}: {files}",
+            examples=counted(evaluation.adapters[0].loss.examples, _("1 example"), _("{count} examples")),
+            files=listed(Path(file).name for file in evaluation.data),
         ),
         "answered": _("generated answers"),
         "answers": _(

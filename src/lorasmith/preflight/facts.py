@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from lorasmith.config.training import TrainingConfig
 from lorasmith.data.dataset.fit import rows_text
 from lorasmith.evaluation.loss import MIN_EXAMPLES
-from lorasmith.i18n import _
+from lorasmith.i18n import _, counted, listed
 from lorasmith.lora.inject import Counts, count
 from lorasmith.lora.target import in_words
 from lorasmith.model.base import Base
@@ -97,14 +97,14 @@ def labelled_facts(facts: Facts) -> Iterator[tuple[str, str]]:
     """The facts for display: (label, sentence), in reading order."""
     why = facts.why
     yield _("base"), _base(facts)
-    yield _("layout"), why["layout"]
+    yield _("layout"), why["layout"] if facts.layout == "packed" else _("padded: {reason}", reason=why["layout"])
     yield _("fast"), _("{parts} (verified equal to the standard step)", parts=why["fast"])
     if "plain" in why:
         yield _("normal"), _("not accelerated, because results differ: {parts}", parts=why["plain"])
     for pattern, paths in facts.targets.items():
         yield _("target"), _("{pattern} matches {modules}", pattern=pattern, modules=in_words(paths))
     for name, paths in facts.saved.items():
-        yield _("full"), _("{name} is copied and trained in full: {modules}", name=name, modules=", ".join(paths))
+        yield _("full"), _("{name} is copied and trained in full: {modules}", name=name, modules=listed(paths))
     yield _("layers"), _unadapted(facts)
     yield _("params"), str(Counts(facts.trainable, facts.parameters))
     yield _("steps"), _steps(facts)
@@ -132,11 +132,10 @@ def _unadapted(facts: Facts) -> str:
 
 def _steps(facts: Facts) -> str:
     text = _(
-        "{steps} steps of {examples} examples; {all:,} examples with {tokens:,} tokens per epoch, {held_out:,} "
-        "held out",
-        steps=facts.steps,
-        examples=facts.step_examples,
-        all=facts.examples,
+        "{steps} of {examples}; {all} with {tokens:,} tokens per epoch, {held_out:,} held out",
+        steps=in_steps(facts.steps),
+        examples=in_examples(facts.step_examples),
+        all=in_examples(facts.examples),
         tokens=facts.tokens,
         held_out=facts.held_out,
     )
@@ -146,10 +145,10 @@ def _steps(facts: Facts) -> str:
 
 def _rate(facts: Facts) -> str:
     return _(
-        "learning rate {rate:g} ({schedule}, {warmup} warmup steps): {why}",
+        "learning rate {rate:g} ({schedule}, {warmup}): {why}",
         rate=facts.learning_rate,
         schedule=facts.schedule,
-        warmup=facts.warmup,
+        warmup=counted(facts.warmup, _("1 warmup step"), _("{count} warmup steps")),
         why=facts.why["learning_rate"],
     )
 
@@ -185,10 +184,9 @@ def _warnings(job: Job) -> Iterator[str]:
     steps = len(job.plan)
     if (warmup := warmup_steps(job.config, steps)) >= steps and not _never_learns(job):
         yield _(
-            "training.warmup: {warmup} warmup steps in a run of {steps} steps: the learning rate never reaches "
-            "its peak.",
-            warmup=warmup,
-            steps=steps,
+            "training.warmup: {warmup} in a run of {steps}: the learning rate never reaches its peak.",
+            warmup=counted(warmup, _("1 warmup step"), _("{count} warmup steps")),
+            steps=in_steps(steps),
         )
     if job.config.eval_every and not (job.held_out or job.config.samples):
         yield _("training.eval_every: no examples are held out, so there is nothing to evaluate on.")
@@ -210,9 +208,9 @@ def _few_steps(job: Job) -> Iterator[str]:
     if "learning_rate" not in given and rate != job.config.learning_rate:
         flags += f" --learning-rate {rate:g}"
     yield _(
-        "training.epochs: the data is small, and one epoch ({steps} steps) will hardly change the replies. Try "
+        "training.epochs: the data is small, and one epoch ({steps}) will hardly change the replies. Try "
         "{flags}; lorasmith init suggests all values.",
-        steps=steps,
+        steps=in_steps(steps),
         flags=flags,
     )
 
@@ -220,9 +218,9 @@ def _few_steps(job: Job) -> Iterator[str]:
 def _problems(job: Job) -> Iterator[str]:
     if _never_learns(job):
         yield _(
-            "training.warmup: the learning rate is 0 at all {steps} steps, so nothing would be learned. Train "
+            "training.warmup: the learning rate is 0 at every step ({steps}), so nothing would be learned. Train "
             "for more steps (training.epochs, training.max_steps) or shorten training.warmup.",
-            steps=len(job.plan),
+            steps=in_steps(len(job.plan)),
         )
 
 
@@ -230,3 +228,13 @@ def _never_learns(job: Job) -> bool:
     """Whether the learning rate is zero at every step."""
     steps = len(job.plan)
     return not any(learning_rate(job.config, steps, k) for k in range(steps))
+
+
+def in_steps(count: int) -> str:
+    """'1 step', '2,000 steps'."""
+    return counted(count, _("1 step"), _("{count} steps"))
+
+
+def in_examples(count: int) -> str:
+    """'1 example', '2,000 examples'."""
+    return counted(count, _("1 example"), _("{count} examples"))

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from lorasmith.data.template.encoding import Template
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.model.row import IGNORED, Example
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def preview_rows(examples: Sequence[Example], template: Template) -> list[RowPre
     reasons.setdefault(longest, []).append(_("the longest row"))
     if truncated is not None:
         reasons.setdefault(truncated, []).append(_("a truncated row"))
-    return [_preview(examples[i], ", ".join(why), template) for i, why in reasons.items()]
+    return [_preview(examples[i], listed(why), template) for i, why in reasons.items()]
 
 
 def ends_with_stop_token(example: Example, stop_ids: Collection[int]) -> bool:

@@ -20,7 +20,7 @@ from lorasmith.data.read.files import Found
 from lorasmith.data.rows.conversation import Record
 from lorasmith.data.template.encoding import Template
 from lorasmith.evaluation.loss import MIN_EXAMPLES
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.loading.load import find_folder, load_tokenizer, max_positions
 from lorasmith.report import Report, Warnings
 from lorasmith.system.writing import write_file
@@ -239,7 +239,7 @@ def _forms(files: Sequence[Found]) -> str:
     counts: Counter[str] = Counter()
     for found in files:
         counts[found.form] += len(found.records)
-    return ", ".join(f"{count:,} {form}" for form, count in counts.items())
+    return listed(f"{count:,} {form}" for form, count in counts.items())
 
 
 def _prompts(records: Sequence[Record], template: Template) -> tuple[str, ...]:

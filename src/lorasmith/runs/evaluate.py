@@ -21,7 +21,7 @@ from lorasmith.evaluation.generation import GenerationEvaluation
 from lorasmith.evaluation.loss import ExampleLosses, compare, evaluate_loss
 from lorasmith.evaluation.metrics import Metric, MetricComparison, compare_metric, require_eval_extra
 from lorasmith.evaluation.results import AdapterEvaluation, ComparedAnswers, Evaluation, Forgetting
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.lora.inject import HALF
 from lorasmith.model.row import Example
 from lorasmith.model.verify import speed_up
@@ -254,7 +254,7 @@ def _held_out_by(session: Session, run: Path, config: Config | None, report: Rep
                 "{run}: the data has changed since training ({files}), so the held-out examples cannot be "
                 "reconstructed. Restore the original files, or give another one: lorasmith eval RUN FILE",
                 run=run,
-                files=", ".join(config.data.data),
+                files=listed(config.data.data),
             )
         )
     if not now.held_out:

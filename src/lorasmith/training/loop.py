@@ -13,7 +13,7 @@ from lorasmith.data.dataset.plan import Plan
 from lorasmith.errors import ConfigError, Interrupted, TrainingError
 from lorasmith.evaluation.generation import GenerationEvaluation
 from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
-from lorasmith.i18n import _
+from lorasmith.i18n import _, counted, listed
 from lorasmith.lora.files import has_effect
 from lorasmith.model.base import Base
 from lorasmith.model.forward import row_of
@@ -162,21 +162,13 @@ def note(job: Job, step: int, found: ExampleLosses, adapter: str | None) -> None
         figures = job.generation.scores(
             job.generation.generate(job.base, adapter, job.report, _("answers to held-out examples"))
         )
-        shown = ", ".join(f"{m.name} {value:.{m.digits}f}" for m, value in zip(metrics, figures, strict=True))
-        count = len(job.generation.prompts)
-        if adapter is None:
-            job.report.say(
-                _("Scores of the base model ({count} held-out answers): {figures}", count=count, figures=shown)
-            )
-        else:
-            job.report.say(
-                _(
-                    "Scores after step {step} ({count} held-out answers): {figures}",
-                    count=count,
-                    step=step,
-                    figures=shown,
-                )
-            )
+        shown = listed(f"{m.name} {value:.{m.digits}f}" for m, value in zip(metrics, figures, strict=True))
+        answers = counted(len(job.generation.prompts), _("1 held-out answer"), _("{count} held-out answers"))
+        job.report.say(
+            _("Scores of the base model ({answers}): {figures}", answers=answers, figures=shown)
+            if adapter is None
+            else _("Scores after step {step} ({answers}): {figures}", step=step, answers=answers, figures=shown)
+        )
     keys = [Path(metric.key).name for metric in metrics]  # a function keeps its name where its file is told otherwise
     job.metrics.append({"step": step, "held_out_loss": found.loss, **dict(zip(keys, figures, strict=True))})
 
@@ -189,7 +181,8 @@ def ask(job: Job, step: int, adapter: str | None) -> None:
     job.report.say(_("Answers after step {step}:", step=step) if step else _("Answers of the base model:"))
     for prompt, answer in zip(prompts, job.samples.answers(adapter), strict=True):
         job.metrics.append_sample(step, prompt, answer)
-        job.report.say(f"  > {_shown(prompt)}\n    {_shown(answer) or _('(empty)')}")
+        shown = _shown(answer) or _("(empty)")
+        job.report.say(f"  > {_shown(prompt)}\n    {shown}")
 
 
 def patience_is_over(job: Job, state: State) -> bool:
@@ -291,6 +284,6 @@ def _stop_unfinite(job: Job, state: State, log: Log) -> None:
             loss=float(log.loss),
             norm=float(log.grad_norm),
             kept=kept,
-            rows=", ".join(sources[:8]) + (", ..." if len(sources) > 8 else ""),
+            rows=listed([*sources[:8], *(["..."] if len(sources) > 8 else [])]),
         )
     )

@@ -51,7 +51,7 @@ def test_the_first_turns_go_and_the_system_text_stays(make, name):
     assert example.n_targets == wanted.n_targets
     lost = whole.n_targets - wanted.n_targets
     length = wanted.useful_length + 1
-    text = f"data.data: the beginning of 1 row cut to leave {length} tokens; answer tokens lost in all: {lost}."
+    text = f"data.data: truncated the beginning of 1 row to fit into {length} tokens; answer tokens lost: {lost}."
     assert said == [text]
 
 
@@ -80,7 +80,7 @@ def test_each_answer_of_a_rewriting_template_is_cut_for_itself(make):
         assert len(example.ids) <= 100
         assert learned(template, example) == f"<think>\n\n</think>\n\nsky {i} is blue.<|im_end|>"
         assert "Be kind." in template.tokenizer.decode(example.ids)
-    assert said == ["data.data: the beginning of 1 row cut to leave 100 tokens; answer tokens lost in all: 0."]
+    assert said == ["data.data: truncated the beginning of 1 row to fit into 100 tokens; answer tokens lost: 0."]
 
 
 def test_an_answer_that_does_not_fit_is_never_cut_but_left_out(make):
@@ -88,7 +88,7 @@ def test_an_answer_that_does_not_fit_is_never_cut_but_left_out(make):
     long = {"messages": [chat(1)["messages"][1], {"role": "assistant", "content": "sky " * 80}]}
     made, said = prepared(template, [chat(1), long], max_length=70, too_long="truncate-left")
     assert [example.source for example in made.train] == ["train.jsonl:1"]
-    assert said[-1] == "data.data: 1 row left out, the answer does not fit in 70 tokens: train.jsonl line 2."
+    assert said[-1] == "data.data: skipped 1 row whose answer does not fit into 70 tokens: train.jsonl line 2."
     conversation = template.conversation(Record(long, "a:1"))
     assert truncate_left(conversation, template, "answers", 1000) == template.encode_row(conversation)
 
@@ -136,7 +136,9 @@ def test_weights_are_part_of_the_fingerprint_and_of_the_example(make):
 def test_tools_that_nobody_sees_and_a_clock_that_stands_still_are_said(make):
     row = chat(1) | {"tools": [{"type": "function", "function": {"name": "look"}}]}
     made, said = prepared(Template.of(make("llama3")), [row])
-    assert any(text.startswith("The template shows today's date: it stands still at 26 July") for text in made.notes)
-    assert any(text.startswith("The template does not show tools: of 1 row the model sees neither") for text in said)
+    assert any(
+        text.startswith("The chat template inserts the current date, which is fixed to 26 July") for text in made.notes
+    )
+    assert any(text.startswith("The chat template ignores tools: in 1 row, the model sees neither") for text in said)
     assert prepared(Template.of(make("tools")), [row])[1] == []
     assert Message("user", "a")._asdict() == {"role": "user", "content": "a"}

@@ -20,11 +20,11 @@ def test_weights_that_cannot_be():
     with pytest.raises(ConfigError) as caught:
         parse_weights(["a:0", "b:nan", "c", "d:1", "d:2", "e:-1"])
     assert caught.value.problems == (
-        "data.data: a:0: the weight must be a number above 0.",
-        "data.data: b:nan: the weight must be a number above 0.",
-        "data.data: e:-1: the weight must be a number above 0.",
-        "data.data: c has no weight, but others have. Write c:WEIGHT, or no weight at all.",
-        "data.data: d is named twice. Give it one weight.",
+        "data.data: a:0: the weight must be a number greater than 0.",
+        "data.data: b:nan: the weight must be a number greater than 0.",
+        "data.data: e:-1: the weight must be a number greater than 0.",
+        "data.data: c has no weight, but other files do. Write c:WEIGHT, or remove all weights.",
+        "data.data: d is given twice. Give it once, with one weight.",
     )
 
 
@@ -36,8 +36,8 @@ def test_an_epoch_has_these_parts_and_every_repeated_row_as_often_as_the_others(
     assert set(Counter(row for row in taken if row[0] == "b").values()) == {3}
     assert len({row for row in taken if row[0] == "a"}) == 70
     assert said == [
-        "a: 70 of its 90 rows in an epoch, 70% of it; 20 are left out.",
-        "b: its 10 rows stand 3.00 times in an epoch, 30 in all, 30% of it.",
+        "a: 70 of its 90 rows per epoch, 70% of the epoch; 20 unused.",
+        "b: its 10 rows 3.00 times per epoch, 30 in all, 30% of the epoch.",
     ]
     assert mix_rows(rows, lambda row: row[0], mix, seed=0)[0] == taken
     assert mix_rows(rows, lambda row: row[0], mix, seed=1)[0] != taken

@@ -10,7 +10,7 @@ from lorasmith.data.rows.conversation import Conversation, Message, RowError, pl
 from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.marks import Draft
 from lorasmith.errors import DataError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, counted
 from lorasmith.model.row import IGNORED, Example
 from lorasmith.report import Report
 
@@ -247,4 +247,4 @@ def _longest(row: Sequence[Example]) -> int:
 
 def rows_text(count: int) -> str:
     """'1 row', '2,000 rows': part of a sentence."""
-    return _("1 row") if count == 1 else _("{count} rows", count=f"{count:,}")
+    return counted(count, _("1 row"), _("{count} rows"))

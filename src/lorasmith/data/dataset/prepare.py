@@ -15,7 +15,7 @@ from lorasmith.data.read.files import Found, look, require_columns
 from lorasmith.data.rows.conversation import Problems, Record, RowError, places
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import ConfigError, DataError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.model.row import IGNORED, Example
 from lorasmith.report import Report
 
@@ -95,7 +95,7 @@ def _read_all(sources: Sequence[tuple[str, str]], cfg: DataConfig, report: Repor
         for text in found.left_out:
             report.warn(text)
     columns = dict.fromkeys(column for found in files for column in found.columns)
-    require_columns(cfg.map, columns, ", ".join(found.name for found in files))
+    require_columns(cfg.map, columns, listed(found.name for found in files))
     return files
 
 
