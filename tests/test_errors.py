@@ -59,10 +59,10 @@ CASES: dict[str, tuple[Callable[[Path], Words], str]] = {
     "r no number": (lambda d: [*good(d), "--r", "eight"], "lora.r: 'eight' is not allowed: must be a whole number"),
     "unknown flag": (lambda d: [*good(d), "--learn-rate", "1"], "Did you mean '--learning-rate'?"),
     "no model": (lambda d: [*good(d), "--model", str(d / "nowhere")], "model.model: "),
-    "no tokenizer": (lambda d: without(d, "tokenizer.json", "tokenizer_config.json"), "no tokenizer in it"),
-    "no config": (lambda d: without(d, "config.json"), "no config.json in it"),
-    "no weights": (lambda d: without(d, "model.safetensors"), "no weights in it"),
-    "pickled weights": (pickled, "only pickled weights"),
+    "no tokenizer": (lambda d: without(d, "tokenizer.json", "tokenizer_config.json"), "no tokenizer found"),
+    "no config": (lambda d: without(d, "config.json"), "it does not contain config.json"),
+    "no weights": (lambda d: without(d, "model.safetensors"), "no weights found (model.safetensors)"),
+    "pickled weights": (pickled, "the weights are pickle files"),
     "no device": (lambda d: [*good(d), "--device", "toaster"], "model.device: 'toaster' is no device"),
     "missing config": (lambda d: [*good(d), "--config", str(d / "none.toml")], "none.toml: cannot be read"),
 }  # fmt: skip
@@ -131,10 +131,10 @@ def test_an_adapter_refuses_its_base_with_another_tokenizer(run, tmp_path):
 def test_generate_says_it_on_the_command_line_too(run, capsys):
     assert main(["generate", str(run), "Hello", "--model", str(model_folder("llama", seed=5))]) == 2
     err = capsys.readouterr().err
-    assert "is not the base that this adapter was trained on" in err
+    assert "is not the base model that this adapter was trained on" in err
     assert len(err.splitlines()) == 1
     assert main(["generate", str(run.parent / "none"), "Hello"]) == 2
-    assert "there is no such folder" in capsys.readouterr().err
+    assert "the folder does not exist" in capsys.readouterr().err
 
 
 def test_every_error_of_ours_leaves_with_2_and_is_drawn_in_the_docstring():

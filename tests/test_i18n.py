@@ -1,6 +1,7 @@
 """Both languages: who decides, a catalogue that is whole, and screens that are not half in the other language."""
 
 import argparse
+import ast
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ from babel.messages.mofile import read_mo
 from tools import catalogue
 from tools.foreign import FOREIGN, PLURALS
 
-from lorasmith.i18n import VARIABLES, _, foreign, language, speaking
+from lorasmith.i18n import VARIABLES, _, counted, foreign, language, speaking
 from lorasmith.runs.plot import plot_loss
 from lorasmith.system.fonts import CHINESE, chinese_font
 
@@ -52,6 +53,23 @@ def test_the_catalogue_is_whole():
     assert not [message.id for message in po if message.id and message.fuzzy]
     with catalogue.MO.open("rb") as file:
         assert catalogue.translations(read_mo(file)) == catalogue.translations(po), "python -m tools.catalogue"
+
+
+def test_a_text_within_another_call_is_found():
+    tree = ast.parse('_("a {b}", b=_("inner"))\n_(name)\nother("c")')
+    assert list(catalogue.texts(tree)) == ["a {b}", "inner"]
+
+
+def test_no_text_stands_in_an_f_string():
+    """Tools that read texts, ours and a translator's, pass over those."""
+    for path in catalogue.SOURCE.rglob("*.py"):
+        strings = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.JoinedStr)]
+        assert [text for one in strings for text in catalogue.texts(one)] == [], path
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (1234, "1,234 rows")])
+def test_one_is_not_many(count, wanted):
+    assert counted(count, _("1 row"), _("{count} rows")) == wanted
 
 
 def test_every_translation_fills_in_the_same_values():
@@ -107,7 +125,7 @@ def test_no_screen_of_the_command_line_is_half_in_english():
     helps = [line.split("\t")[1:] for line in done.stdout.splitlines() if line.startswith("help\t")]
     assert len(helps) > 100
     assert [one for one in helps if not HAN.search(one[2]) and one[1] != "['--device']"] == []
-    for words in ("usage", "options", "argument", "(default", "show this", "required", "error:", " or ", "must be"):
+    for words in ("usage", "options", "argument", "(default", "Show this", "required", "error:", " or ", "must be"):
         assert words not in re.sub(r"lorasmith \w+|--[\w-]+|[\w|]+=\w+", "", done.stdout + done.stderr), words
     problems = done.stderr.splitlines()
     assert len(problems) == 10

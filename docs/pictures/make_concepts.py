@@ -25,7 +25,7 @@ from lorasmith.data.dataset.prepare import prepare
 from lorasmith.data.rows.conversation import Message
 from lorasmith.data.template.encoding import Template
 from lorasmith.demo.run import MODEL, demo_config, demo_files
-from lorasmith.evaluation.loss import compare, held_out
+from lorasmith.evaluation.loss import compare, evaluate_loss
 from lorasmith.loading.gguf import packaged_model
 from lorasmith.loading.load import load_tokenizer
 from lorasmith.model.row import IGNORED, Example, Row, flatten
@@ -198,7 +198,7 @@ def draw_rows(folder: Path) -> None:
     session = open_adapters([folder])
     config = load_config(folder / "config.toml", {})
     examples: Sequence[Example] = prepare(config.data, session.template, None).held_out
-    base, adapted = (held_out(session.base, examples, name) for name in (None, session.names[0]))
+    base, adapted = (evaluate_loss(session.base, examples, name) for name in (None, session.names[0]))
     print(compare(base, adapted), "; better:", int((adapted.losses < base.losses).sum()), "of", len(examples))
     before, after = (one.losses / one.weights for one in (base, adapted))
     made, axes = figure(5.6, 4.8)

@@ -162,7 +162,11 @@ def test_a_wrong_merge_is_not_written(tmp_path, monkeypatch, wrong, dtype):
     run = adapter_of(model_folder(), tmp_path / "adapter")
     right = export.merged_weights
     monkeypatch.setattr(export, "merged_weights", lambda *given: wrong(right(*given)))
-    with pytest.raises(AdapterError, match=r"merged: not written: \w+: logits within \S+ of the adapter's") as caught:
+    with pytest.raises(
+        AdapterError,
+        match=r"merged: not written, because the merged model does not match the adapter: \w+: relative logit "
+        r"error \S+ ",
+    ) as caught:
         merge_run(run, tmp_path / "merged", ModelConfig(dtype=dtype))
     assert ("--dtype float32" in str(caught.value)) is (dtype == "bfloat16")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
@@ -313,7 +317,7 @@ def test_what_is_there_is_not_replaced_without_being_asked(tmp_path):
     out.mkdir()
     merge_run(run, out, FLOAT32)  # an empty folder is as good as none
     before = (out / "model.safetensors").read_bytes()
-    with pytest.raises(RunError, match=r"exists already\. Choose another --output, or replace it with --overwrite"):
+    with pytest.raises(RunError, match=r"already exists\. Choose another --output, or replace it with --overwrite"):
         merge_run(run, out, FLOAT32)
     other = adapter_of(model_folder(), tmp_path / "other", seed=2)
     merge_run(other, out, FLOAT32, overwrite=True)
@@ -343,7 +347,7 @@ def test_overwrite_leaves_alone_what_is_being_merged(tmp_path, monkeypatch):
     monkeypatch.chdir(base)
     before = (base / "model.safetensors").read_bytes()
     for there in (base, tmp_path / "link", ".", "../base"):
-        with pytest.raises(RunError, match="what is to be merged lies there"):
+        with pytest.raises(RunError, match="contains files that are needed for the merge"):
             merge_run(run, there, FLOAT32, overwrite=True)
     shutil.move(tmp_path / "adapter", base / "adapter")
     with pytest.raises(RunError, match="base contains adapter, which lorasmith did not write"):
@@ -428,7 +432,7 @@ def test_equal_logits_are_certified():
     found = certified(EXACT)
     assert (found.error, found.limit, found.agreeing, found.positions) == (0, FLOAT32_LIMIT, 3, 3)
     assert found.holds
-    assert "float32: logits within 0.0e+00 of the adapter's (allowed 1.0e-04)" in str(found)
+    assert "float32: relative logit error 0.0e+00 (limit 1.0e-04)" in str(found)
     assert "the same at 3 of 3 positions" in str(found)
 
 

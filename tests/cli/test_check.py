@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lorasmith.cli.checked import show
+from lorasmith.cli.check_result import show
 from lorasmith.cli.main import main
 from lorasmith.config.toml import Config, load_config
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import LorasmithError
 from lorasmith.model.row import IGNORED
 from lorasmith.preflight import check as check_module
-from lorasmith.preflight.check import Checked, check
+from lorasmith.preflight.check import CheckResult, check
 from lorasmith.preflight.lengths import histogram
-from lorasmith.preflight.rows import pieces_of
+from lorasmith.preflight.rows import text_spans
 from tests.support.tiny import Watch, flags, model_folder, row, rows_file, settings, tokenizer, trained
 
 Capture = pytest.CaptureFixture[str]
@@ -93,7 +93,7 @@ def test_the_problems_of_all_parts_come_together(tmp_path, capsys):
     text = " ".join(capsys.readouterr().out.split())
     for part in ("line 2", "line 4", "line 5", "'q_porj' matches no module", "Did you mean 'q_proj'", "used is no run"):
         assert part in text or "exists already" in text, part
-    assert "problems: mend them first" in text
+    assert "problems found; fix them first" in text
     with pytest.raises(LorasmithError) as raised:  # a training refuses with the same sentences
         trained_on(files, tmp_path, target_modules=["q_porj", "k_proj"])
     assert all(" ".join(problem.split()) in text for problem in raised.value.problems)
@@ -122,7 +122,7 @@ def test_cut_rows_are_warned_of_and_shown_without_their_stop(files, capsys):
     assert main(["check", files, *flags(settings(max_length=60, too_long="truncate")), "--plain"]) == 0
     out = capsys.readouterr().out
     assert "it does NOT end with a stop token, because it was truncated" in out
-    assert "of them cut at 60" in out
+    assert "of them truncated at 60" in out
     assert "█" not in out
 
 
@@ -131,20 +131,20 @@ def test_rows_that_are_all_cut_would_never_teach_to_stop(tmp_path, capsys):
     long = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "No. " * 60}]}
     files.write_text("".join(json.dumps(long) + "\n" for _i in range(8)), "utf-8")
     (problem,) = found(capsys, str(files), max_length=40, too_long="truncate")["problems"]
-    assert "every row is cut before its stop token" in problem
+    assert "every row is truncated before its stop token" in problem
 
 
 def test_a_training_that_could_learn_nothing_is_refused_before_it_starts(tmp_path, capsys, files):
     (problem,) = found(capsys, files, max_steps=1, warmup=1)["problems"]
     assert "the learning rate is 0 in every one of the 1 steps" in problem
-    with pytest.raises(LorasmithError, match="the learning rate is 0 in every one"):
+    with pytest.raises(LorasmithError, match="the learning rate is 0 at all"):
         trained(tmp_path / "run", max_steps=1, warmup=1)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_warm_up_longer_than_the_run_is_a_warning(files, capsys):
     result = found(capsys, files, warmup=10)
-    assert any("the learning rate never reaches its highest value" in text for text in result["warnings"])
+    assert any("the learning rate never reaches its peak" in text for text in result["warnings"])
     assert result["problems"] == []
 
 
@@ -180,7 +180,7 @@ def test_pieces_are_the_row_and_say_what_is_learned(family):
     template = Template.of(tokenizer(family))
     for i in range(10):
         (example,) = template.encode_all([*_messages(i), *_messages(i + 1)])
-        pieces = pieces_of(example, template.tokenizer, template.stop_ids)
+        pieces = text_spans(example, template.tokenizer, template.stop_ids)
         text = template.tokenizer.decode(example.ids, clean_up_tokenization_spaces=False)
         assert "".join(piece.text for piece in pieces) == text
         learned = "".join(piece.text for piece in pieces if piece.kind != "read")
@@ -206,7 +206,7 @@ def test_every_row_stands_in_one_bar():
 
 
 @pytest.fixture(scope="module")
-def checked(files: str, tmp_path_factory: pytest.TempPathFactory) -> Checked:
+def checked(files: str, tmp_path_factory: pytest.TempPathFactory) -> CheckResult:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         return check(config(files))
@@ -245,7 +245,7 @@ def test_the_page_is_one_file_and_escapes_what_is_in_the_rows(tmp_path, capsys):
     assert '<span class="stop">&lt;|im_end|&gt;</span>' in text
     capsys.readouterr()
     assert main(["check", str(files), "--html", str(tmp_path / "no" / "x.html")]) == 2
-    assert "name a file in a folder that is there" in capsys.readouterr().err
+    assert "must be a file in an existing folder" in capsys.readouterr().err
     assert model_folder().is_dir()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lorasmith.cli.main import main
-from lorasmith.runs.evaluate import Wanted, evaluate
+from lorasmith.runs.evaluate import EvaluationOptions, evaluate
 from tests.support.tiny import rows_file, trained
 
 SPOILED = "<script>alert('&')</script> 你好"
@@ -121,7 +121,7 @@ def test_one_adapter_beside_what_it_forgot(capsys, runs, own):
 
 def evaluated(run: str, file: str) -> float:
     """The base's loss on a file."""
-    return evaluate([run], Wanted((file,))).adapters[0].loss.before
+    return evaluate([run], EvaluationOptions((file,))).adapters[0].loss.before
 
 
 def test_programs_get_every_figure(capsys, runs, own, tmp_path):
@@ -142,11 +142,11 @@ def test_programs_get_every_figure(capsys, runs, own, tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--metric", "my.py:score"], "--metric judges answers, and none are asked for"),
-        (["--html", "no-folder/page.html"], "name a file in a folder that is there"),
+        (["--metric", "my.py:score"], "--metric scores generated answers, but none are requested"),
+        (["--html", "no-folder/page.html"], "must be a file in an existing folder"),
         (["--generate", "0"], "must be a whole number above 0"),
-        (["no-such-file.jsonl"], "no such file or folder"),
-        (["--forget", "no-such-file.jsonl"], "no such file or folder"),
+        (["no-such-file.jsonl"], "does not exist"),
+        (["--forget", "no-such-file.jsonl"], "does not exist"),
     ],
 )
 def test_what_cannot_be_is_refused_with_code_2(capsys, runs, words, text):

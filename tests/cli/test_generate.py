@@ -116,7 +116,7 @@ def test_stop_text(talkers, expected, capsys):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["a", "--file", "b"], "give one of them"),
+        (["a", "--file", "b"], "give only one of them"),
         (["a", "--top-p", "0"], "sampling.top_p: '0' is not allowed: must be greater than 0"),
         (["--file", "missing.txt"], "missing.txt: cannot be read: No such file"),
     ],
@@ -145,7 +145,7 @@ def test_no_prompt_at_all(capsys, monkeypatch, tmp_path, text):
     file = tmp_path / "p.txt"
     file.write_text(text)
     assert main(["generate", "no-run", "--file", str(file)]) == 2
-    assert "holds no prompt" in capsys.readouterr().err
+    assert "contains no prompts" in capsys.readouterr().err
 
 
 def test_no_such_run(capsys):

@@ -75,7 +75,7 @@ def test_info_is_readable_at_width_80(capsys, run):
     text = " ".join(line[10:] for line in lines)
     assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in text
     assert "parameters in 28 tensors, " in text
-    assert "model, a reply ends at <eos> <|im_end|>" in text
+    assert "model, replies end with <eos> <|im_end|>" in text
     assert "4 steps, " in text
 
 
@@ -104,9 +104,9 @@ def test_info_of_many_modules_names_some(capsys, tmp_path):
 
 
 def test_info_of_nothing(capsys, tmp_path):
-    assert refused(capsys, "info", tmp_path / "x") == f"{tmp_path / 'x'}: there is no such folder."
+    assert refused(capsys, "info", tmp_path / "x") == f"{tmp_path / 'x'}: the folder does not exist."
     (tmp_path / "config.toml").touch()
-    assert "this run is not finished" in refused(capsys, "info", tmp_path)
+    assert "this run has not finished" in refused(capsys, "info", tmp_path)
 
 
 def test_eval_of_the_runs_own_examples(capsys, run):
@@ -129,25 +129,25 @@ def test_eval_of_a_folder_that_peft_made(capsys, theirs, own, run):
     assert main(["eval", str(theirs), own, "--model", str(model_folder()), "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["examples"] == 7
-    assert "made by another tool, so the template is the model's own" in err
+    assert "the adapter was made by another tool, so the model's own chat template is used" in err
 
 
 @pytest.mark.parametrize("flag", [["--max-length", "64"], ["--too-long", "drop"]])
 def test_eval_refuses_limits_of_files_that_are_not_given(capsys, run, flag):
-    assert "are for files of your own" in refused(capsys, "eval", run, *flag)
+    assert "only apply to files that you give" in refused(capsys, "eval", run, *flag)
 
 
 def test_eval_refuses_data_that_changed(capsys, tmp_path):
     trained(tmp_path / "run")
     rows_file(tmp_path / "rows.jsonl", range(1, 13))
-    assert "the data changed since the training" in refused(capsys, "eval", tmp_path / "run")
+    assert "the data has changed since training" in refused(capsys, "eval", tmp_path / "run")
 
 
 def test_merge(capsys, run, tmp_path):
     out = tmp_path / "merged"
     lines = said(capsys, "merge", run, "--output", out).splitlines()
     assert lines[-1] == f"merged: {out}"
-    assert lines[-2].startswith("float32: logits within ")
+    assert lines[-2].startswith("float32: relative logit error ")
     with quiet_transformers():
         assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.float32
     assert "exists already" in refused(capsys, "merge", run, "--output", out)
@@ -165,8 +165,8 @@ def test_merge_of_a_folder_that_peft_made(capsys, theirs, tmp_path):
 def test_another_base_is_refused(capsys, run, tmp_path, verb):
     more = ["--output", tmp_path / "merged"] if verb == "merge" else []
     text = refused(capsys, verb, run, "--model", model_folder("llama", 1), *more)
-    assert "is not the base that this adapter was trained on" in text
-    assert text.endswith("Name the right one with --model.")
+    assert "is not the base model that this adapter was trained on" in text
+    assert text.endswith("Specify the right one with --model.")
     assert not (tmp_path / "merged").exists()
 
 

@@ -41,11 +41,11 @@ def test_all_problems_come_at_once_each_with_the_way_out(tmp_path):
     )
     assert problems(toml(tmp_path, text), {"training": {"save_every": "x", "beta1": "1"}}) == [
         "lora.r: 0 is not allowed: must be greater than 0",
-        "lora.sched: no such key.",
-        "lora.target_moduls: no such key. Did you mean 'target_modules'?",
-        "trainin: no such key. Did you mean 'training'?",
+        "lora.sched: unknown key.",
+        "lora.target_moduls: unknown key. Did you mean 'target_modules'?",
+        "trainin: unknown key. Did you mean 'training'?",
         "training.beta1: '1' is not allowed: must be less than 1",
-        "training.lora_alpha: no such key. Did you mean 'lora.lora_alpha'?",
+        "training.lora_alpha: unknown key. Did you mean 'lora.lora_alpha'?",
         "training.save_every: 'x' is not allowed: must be a whole number or 'epoch'",
         "training.schedule: 'cosin' is not allowed: must be 'cosine', 'linear' or 'constant'",
     ]
@@ -64,8 +64,8 @@ def test_all_problems_come_at_once_each_with_the_way_out(tmp_path):
             "[lora]\ntarget_modules = ''",
             "lora: no module would be adapted: name modules in target_modules, or use all-linear",
         ),
-        ("[lora]\nrank_pattern = {'(' = 1}", "lora.rank_pattern: '(' is no regular expression: "),
-        ("r = 3", "r: no such key. Did you mean 'lora.r'?"),
+        ("[lora]\nrank_pattern = {'(' = 1}", "lora.rank_pattern: '(' is not a valid regular expression: "),
+        ("r = 3", "r: unknown key. Did you mean 'lora.r'?"),
     ],
 )
 def test_the_voice_of_a_problem(tmp_path, text, line):
@@ -81,7 +81,7 @@ def test_toml_that_cannot_be_read_names_file_line_and_column(tmp_path):
     (found,) = problems(tmp_path / "none.toml", {})
     assert found == f"{tmp_path / 'none.toml'}: cannot be read: No such file or directory"
     path.write_bytes(b"output = '\xff'")
-    assert problems(path, {}) == [f"{path}: byte 10 is no UTF-8; save it as UTF-8"]
+    assert problems(path, {}) == [f"{path}: invalid UTF-8 at byte 10; save the file as UTF-8"]
 
 
 def test_a_list_of_one_name_stays_a_list_and_a_text_an_expression(tmp_path):
@@ -96,7 +96,7 @@ def test_a_part_alone_is_checked_in_the_same_voice():
         check(SamplingConfig, {"temperature": "-1", "topp": 1}, "sampling")
     assert sorted(caught.value.problems) == [
         "sampling.temperature: '-1' is not allowed: must be at least 0",
-        "sampling.topp: no such key. Did you mean 'top_p'?",
+        "sampling.topp: unknown key. Did you mean 'top_p'?",
     ]
 
 

@@ -124,7 +124,7 @@ def test_too_little_memory_turns_checkpointing_on_and_says_so(tmp_path, monkeypa
     heard = []
     monkeypatch.setattr(Report, "warn", lambda self, text: heard.append(text))
     monkeypatch.setattr(memory, "available_mib", lambda: 0.0)
-    monkeypatch.setattr(expected, "expected_mib", lambda *_: 1e6)
+    monkeypatch.setattr(expected, "estimate_peak_mib", lambda *_: 1e6)
     twice = calls(monkeypatch, tmp_path / "tight")
     monkeypatch.undo()
     assert any("computed again" in text for text in heard)
@@ -178,6 +178,6 @@ def test_a_number_is_finite(field, value):
 
 
 def test_checkpoints_at_every_so_many_steps_or_none():
-    with pytest.raises(ConfigError, match=r"^training\.save_every: -1 is not allowed: must be at least 0, or epoch$"):
+    with pytest.raises(ConfigError, match=r"^training\.save_every: invalid value -1: must be at least 0, or epoch$"):
         load_config(None, {"training": {"save_every": -1}})
     assert load_config(None, {"training": {"save_every": "0"}}).training.save_every == 0

@@ -71,7 +71,9 @@ def test_choice_is_by_what_is_learned_within_the_length_and_always_the_same(tmp_
     assert (len(split.held_out), len(split.train), len(set(chosen))) == (2, 3, 5)
     assert all(int(source.removeprefix("chitchat:t")) % 2 == 0 for source in chosen)
     assert split == demo_split(path, encode, max_length=20, held_out=2, train=3)
-    with pytest.raises(DataError, match="6 conversations have something to learn in their first 20 tokens; 7"):
+    with pytest.raises(
+        DataError, match="only 6 conversations have something to train on in their first 20 tokens, but 7"
+    ):
         demo_split(path, encode, max_length=20, held_out=2, train=5)
 
 

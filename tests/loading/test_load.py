@@ -86,7 +86,7 @@ def test_the_dtype_that_is_asked_for(dtype: str) -> None:
 def test_nothing_under_that_name(tmp_path: Path) -> None:
     (tmp_path / "my-model").mkdir()
     with pytest.raises(
-        ModelError, match=r"'.*/my-modle' is no folder and no GGUF file here\. Did you mean '.*/my-model'\?"
+        ModelError, match=r"'.*/my-modle' is not a folder or GGUF file on this machine\. Did you mean '.*/my-model'\?"
     ):
         find_folder(str(tmp_path / "my-modle"), Report())
     with pytest.raises(ModelError, match=r"Did you mean 'smollm2-135m-instruct'\?"):
@@ -99,55 +99,59 @@ def test_nothing_under_that_name(tmp_path: Path) -> None:
 
 def test_no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
-    assert said(folder) == "MODEL: no config.json in it, so it is no model folder."
+    assert said(folder) == "MODEL is not a model folder: it does not contain config.json."
 
 
 def test_broken_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
-    assert said(folder).startswith("MODEL/config.json: not readable as JSON: ")
+    assert said(folder).startswith("MODEL/config.json: invalid JSON: ")
 
 
 def test_no_tokenizer(folder: Path) -> None:
     for file in folder.glob("tokenizer*"):
         file.unlink()
     assert said(folder) == (
-        "MODEL: no tokenizer in it (tokenizer.json). Copy the tokenizer's files of the same model there."
+        "MODEL: no tokenizer found (tokenizer.json). Copy the tokenizer files of the same model there."
     )
 
 
 def test_broken_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
-    assert said(folder).startswith("MODEL: its tokenizer cannot be read: ")
+    assert said(folder).startswith("MODEL: the tokenizer cannot be read: ")
 
 
 def test_a_tokenizer_without_an_end(folder: Path) -> None:
     path = folder / "tokenizer_config.json"
     kept = {key: value for key, value in json.loads(path.read_text()).items() if key != "eos_token"}
     path.write_text(json.dumps(kept))
-    assert said(folder) == "MODEL: its tokenizer has no eos_token, so a reply could never end. Set one."
+    assert said(folder) == (
+        "MODEL: the tokenizer has no eos_token, so a reply would never end. Set eos_token in its tokenizer_config.json."
+    )
 
 
 def test_pickled_weights(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert said(folder) == ("MODEL: only pickled weights, which can run code when read. Save the model as safetensors.")
+    assert said(folder) == (
+        "MODEL: the weights are pickle files, which can run code when they are loaded. Save the model as safetensors."
+    )
     (folder / "pytorch_model.bin").unlink()
-    assert said(folder) == "MODEL: no weights in it (model.safetensors)."
+    assert said(folder) == "MODEL: no weights found (model.safetensors)."
 
 
 def test_code_of_its_own(folder: Path) -> None:
     configure(folder, auto_map={"AutoModelForCausalLM": "modeling_evil.Evil"})
     (folder / "modeling_evil.py").write_text("raise SystemExit('ran')")
-    assert said(folder) == "MODEL: this model brings Python code of its own. If you trust it: --trust-remote-code."
+    assert said(folder) == "MODEL: this model comes with its own Python code. If you trust it, use --trust-remote-code."
 
 
 def test_an_unknown_architecture(folder: Path) -> None:
     configure(folder, model_type="nextyear")
-    assert said(folder).startswith("MODEL: transformers does not know this model: ")
+    assert said(folder).startswith("MODEL: transformers does not support this model: ")
 
 
 def test_an_architecture_that_is_no_causal_model(folder: Path) -> None:
     configure(folder, model_type="vit")
-    assert said(folder).startswith("MODEL: transformers cannot build it: ")
+    assert said(folder).startswith("MODEL: transformers cannot load this model: ")
 
 
 def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -160,18 +164,18 @@ def test_weights_that_are_not_all_there(folder: Path) -> None:
     spoil(folder, lambda tensors: tensors.pop("model.layers.0.mlp.up_proj.weight"))
     problem = said(folder)
     assert "model.layers.0.mlp.up_proj.weight" in problem
-    assert problem.startswith("MODEL: its weights lack ")
+    assert problem.startswith("MODEL: missing weights ")
 
 
 def test_weights_of_another_shape(folder: Path) -> None:
     spoil(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(31)}))
-    assert said(folder).startswith("MODEL: transformers cannot build it: ")
+    assert said(folder).startswith("MODEL: transformers cannot load this model: ")
 
 
 def test_cut_weights(folder: Path) -> None:
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
-    assert said(folder).startswith("MODEL: transformers cannot build it: ")
+    assert said(folder).startswith("MODEL: transformers cannot load this model: ")
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------
@@ -180,7 +184,7 @@ def test_cut_weights(folder: Path) -> None:
 def test_dtype_follows_from_the_processors_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for flags, dtype, reason in (
-        ({"avx2": True}, torch.float32, "no bfloat16 products"),
+        ({"avx2": True}, torch.float32, "no bfloat16 instructions"),
         ({"avx512_bf16": True}, torch.bfloat16, "avx512_bf16"),
         ({"avx512_bf16": True, "amx_bf16": True}, torch.bfloat16, "amx_bf16"),
     ):

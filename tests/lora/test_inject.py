@@ -150,7 +150,7 @@ def test_an_adapter_has_one_name_and_no_dot_in_it() -> None:
 @pytest.mark.parametrize(("first", "second"), [("all", "none"), ("none", "lora_only")])
 def test_biases_are_trained_by_one_adapter_alone(first: Any, second: Any) -> None:
     base, _first = adapted("gpt2", bias=first)
-    with pytest.raises(AdapterError, match="changes the base itself, so it cannot share it"):
+    with pytest.raises(AdapterError, match="changes the base model itself, so it cannot share it"):
         inject(base.model, LoraConfig(bias=second), base.router, "second")
 
 
@@ -161,14 +161,14 @@ def test_a_bias_in_a_module_trained_whole_is_no_bias_of_the_base() -> None:
 
 def test_a_module_is_not_trained_whole_by_one_and_adapted_by_another() -> None:
     for first, second, said in (
-        ({"modules_to_save": ("lm_head",)}, {"target_modules": "lm_head"}, "trains it whole"),
-        ({"target_modules": "lm_head"}, {"modules_to_save": ("lm_head",)}, "has LoRA on it"),
+        ({"modules_to_save": ("lm_head",)}, {"target_modules": "lm_head"}, "trains this module in full"),
+        ({"target_modules": "lm_head"}, {"modules_to_save": ("lm_head",)}, "has LoRA on this module"),
         (
             {"target_modules": "up_proj"},
             {"target_modules": "q_proj", "modules_to_save": ("layers.1.mlp",)},
-            "has LoRA on it",
+            "has LoRA on this module",
         ),
-        ({"modules_to_save": ("layers.1.mlp",)}, {"target_modules": "up_proj"}, "trains it whole"),
+        ({"modules_to_save": ("layers.1.mlp",)}, {"target_modules": "up_proj"}, "trains this module in full"),
     ):
         base, _first = adapted("llama", **first)
         before = logits_of(base)

@@ -65,7 +65,7 @@ def test_values_follow_from_the_rows(many, tmp_path):
     data, training = suggestion.config.data, suggestion.config.training
     assert (data.held_out, data.too_long) == (10, "error")
     assert data.max_length % 64 == 0 or data.max_length == 128
-    assert max(suggestion.look.lengths) <= data.max_length < max(suggestion.look.lengths) + 64
+    assert max(suggestion.summary.lengths) <= data.max_length < max(suggestion.summary.lengths) + 64
     assert (training.batch_size, training.epochs) == (8, 5)  # 12 steps a pass, 60 wanted
     rows_file(tmp_path / "few.jsonl", range(4))
     few = found(tmp_path / "few.jsonl").config
@@ -90,7 +90,7 @@ def test_the_weights_are_not_read(many, tmp_path):
     folder = Path(shutil.copytree(model_folder(), tmp_path / "base"))
     (folder / "model.safetensors").write_bytes(b"broken")
     config = load_config(None, {"model": {"model": str(folder)}, "data": {"data": [str(many)]}})
-    assert suggest(config).look.limit == 128
+    assert suggest(config).summary.limit == 128
 
 
 def test_an_existing_file_is_never_overwritten_unasked(many, tmp_path, capsys):
@@ -98,7 +98,7 @@ def test_an_existing_file_is_never_overwritten_unasked(many, tmp_path, capsys):
     target.write_text("mine", "utf-8")
     words = ["init", str(many), "--model", str(model_folder()), "--output", str(target)]
     assert main(words) == 2
-    assert "exists already. Replace it with --overwrite" in capsys.readouterr().err
+    assert "already exists. Replace it with --overwrite" in capsys.readouterr().err
     assert target.read_text("utf-8") == "mine"
     assert main([*words, "--overwrite", "--json"]) == 0
     line = json.loads(capsys.readouterr().out)

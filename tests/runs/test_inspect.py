@@ -80,21 +80,22 @@ def refused(path: Path) -> str:
 
 
 def test_no_such_folder_and_no_adapter_in_it(tmp_path):
-    assert refused(tmp_path / "x") == f"{tmp_path / 'x'}: there is no such folder."
-    assert "neither a run nor an adapter folder" in refused(tmp_path)
+    assert refused(tmp_path / "x") == f"{tmp_path / 'x'}: the folder does not exist."
+    assert "not a run or adapter folder" in refused(tmp_path)
 
 
 def test_a_run_that_is_not_finished(run):
     shutil.rmtree(run / "adapter")
     assert refused(run) == (
-        f"{run}: this run is not finished, so it has no adapter yet. Go on: lorasmith train --output {run} --resume"
+        f"{run}: this run has not finished, so it has no adapter yet. Resume it with: lorasmith train "
+        f"--output {run} --resume"
     )
 
 
 def test_an_adapter_without_weights(run):
     weights = run / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    assert refused(run).startswith(f"{weights}: not a readable safetensors file")
+    assert refused(run).startswith(f"{weights}: not a valid safetensors file")
     weights.unlink()
     assert refused(run) == f"{run / 'adapter'}: no adapter_model.safetensors in it."
     (run / "adapter" / "adapter_model.bin").touch()
@@ -157,7 +158,7 @@ def test_a_lorasmith_json_with_a_wrong_or_missing_key(run, place, value, is_ther
 def test_a_malformed_summary(run, text):
     path = run / "summary.json"
     path.write_bytes(text.encode("latin-1"))
-    assert refused(run).startswith(f"{path}: not what a training writes there (")
+    assert refused(run).startswith(f"{path}: not a valid run summary (")
 
 
 @pytest.mark.parametrize(("key", "value"), [("loss_after", "low"), ("interval", [1.0]), ("steps", None)])

@@ -154,7 +154,7 @@ def test_adapter_is_the_best_by_held_out_loss_where_the_last_is_worse(tmp_path):
     kept = run / "checkpoints" / f"best-{best:06d}" / "adapter_model.safetensors"
     assert adapter_bytes(run) == kept.read_bytes()
     assert adapter_bytes(run) != (run / "checkpoints" / "step-000003" / "adapter_model.safetensors").read_bytes()
-    assert f"the adapter of step {best} is the best by held-out loss and is kept" in watch.said
+    assert f"Keeping the adapter from step {best}, which has the best held-out loss" in watch.said
     trained(tmp_path / "short", max_steps=best, learning_rate=0.5, schedule="constant")
     assert adapter_bytes(tmp_path / "short") == adapter_bytes(run)
 
@@ -192,7 +192,7 @@ def test_an_existing_run_is_never_overwritten_unasked(copied, capsys):
     files = rows_file(copied.with_name("rows.jsonl"))
     assert main(["train", files, "--output", str(copied), *flags(settings())]) == 2
     err = capsys.readouterr().err
-    assert f"{copied} exists already. Go on with --resume, replace it with --overwrite" in err
+    assert f"{copied} already exists. Continue with --resume, replace it with --overwrite" in err
     assert len(err.splitlines()) == 1
     assert tree(copied) == before
 
@@ -369,7 +369,7 @@ def test_resume_needs_only_the_run(tmp_path, finished, capsys):
     run = tmp_path / "run"
     stopped_at(run, 3, save_every=2)
     assert main(["train", "--output", str(run), "--resume"]) == 0
-    assert "resumed after step 2 of 4" in capsys.readouterr().out
+    assert "Resuming after step 2 of 4" in capsys.readouterr().out
     assert losses(run) == losses(finished)
     assert adapter_bytes(run) == adapter_bytes(finished)
 
@@ -379,7 +379,7 @@ def test_resume_of_a_finished_run_shows_its_summary(copied, capsys):
     assert main(["train", "--output", str(copied), "--resume", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == json.loads((copied / "summary.json").read_text("utf-8"))
-    assert "is finished already: 4 steps, held-out loss" in err
+    assert "has already finished: 4 steps, held-out loss" in err
     assert tree(copied) == before
 
 
@@ -390,7 +390,8 @@ def test_resume_with_other_settings_lists_every_difference(tmp_path, capsys):
     assert main(["train", "--output", str(run), "--resume", "--r", "4", "--learning-rate", "0.5"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        f"error: {run}: a resumed run goes on as it began; start another one for other settings.",
+        f"error: {run}: a run must be resumed with the settings it was started with. Start a new run to "
+        "use different settings.",
         "error: lora.r: was 8, now 4",
         "error: training.learning_rate: was 0.01, now 0.5",
     ]
@@ -410,13 +411,13 @@ def test_resume_takes_what_was_chosen_from_the_run(tmp_path, monkeypatch):
 
 
 def test_resume_where_nothing_is_and_where_nothing_was_saved(tmp_path, finished):
-    with pytest.raises(RunError, match=r"no run to resume there \(no config\.toml\)"):
+    with pytest.raises(RunError, match=r"no run to resume \(config\.toml not found\)"):
         trained(tmp_path / "run", resume=True)
     assert not (tmp_path / "run").exists()
     stopped_at(tmp_path / "run", 3, save_every=0)
     watch = Watch()
     trained(tmp_path / "run", watch, resume=True, save_every=0)
-    assert [text for text in watch.said if text.startswith("no checkpoint yet in")]
+    assert [text for text in watch.said if text.startswith("No checkpoint in")]
     assert metrics(tmp_path / "run") == metrics(finished)
 
 
@@ -424,7 +425,7 @@ def test_resume_refuses_other_rows(tmp_path):
     run = tmp_path / "run"
     stopped_at(run, 3, save_every=2)
     rows_file(tmp_path / "rows.jsonl", range(1, 13))
-    with pytest.raises(RunError, match="the examples are no longer the ones that this run began with"):
+    with pytest.raises(RunError, match="the training data has changed since this run started"):
         train(output=run, resume=True)
 
 
@@ -436,7 +437,7 @@ def test_resume_says_what_is_no_longer_the_same(tmp_path, monkeypatch):
     trained(run, watch, resume=True, save_every=2)
     (text,) = watch.warned
     assert text.startswith("torch was 2.")
-    assert text.endswith("and is now 2.99.0: the rest will not be bit for bit the same")
+    assert text.endswith("and is now 2.99.0; the remaining steps will not be bit-for-bit reproducible")
 
 
 @pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
@@ -444,7 +445,7 @@ def test_a_broken_checkpoint_is_one_sentence(tmp_path, name):
     run = tmp_path / "run"
     stopped_at(run, 3, save_every=2)
     (run / "checkpoints" / "step-000002" / name).write_bytes(b"{")
-    with pytest.raises(RunError, match=rf"{name}: not readable: .*Start anew with --overwrite"):
+    with pytest.raises(RunError, match=rf"{name}: cannot be read: .*Start again with --overwrite"):
         train(output=run, resume=True)
 
 

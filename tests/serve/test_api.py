@@ -151,7 +151,7 @@ def test_null_asks_for_nothing(served: Running):
 
 
 def test_more_replies_than_can_ever_wait_are_refused_before_they_are_made(served: Running):
-    with pytest.raises(openai.BadRequestError, match="300 replies are asked for; this server takes 272"):
+    with pytest.raises(openai.BadRequestError, match="300 replies were requested, but this server returns at most 272"):
         served.client().completions.create(model="calm", prompt=[[5]] * 150, n=2)
 
 

@@ -90,7 +90,7 @@ def test_paths_out_of_the_folder_are_refused(own_runs: Path, runs: Path):
             assert body["error"]["message"]
         assert "x" not in served.desk.registry.versions
         assert post(served, {"name": "../x"})[1]["error"]["param"] == "name"
-    with pytest.raises(AdapterError, match="started with single runs"):
+    with pytest.raises(AdapterError, match="started with individual runs"):
         inside(look([own_runs / "loud"]).roots, "calm")
 
 
@@ -155,7 +155,7 @@ def test_the_second_signal_tells_those_who_listen(runs: Path, monkeypatch: pytes
         next(iter(stream))
         for _time in range(2):
             served.desk.worker._loop.call_soon_threadsafe(served.server.handle_exit, signal.SIGINT, None)
-        with pytest.raises(openai.APIError, match="the server ended"):
+        with pytest.raises(openai.APIError, match="the server shut down"):
             list(stream)
 
 
@@ -267,7 +267,7 @@ def test_the_command_serves_until_it_is_told_to_end(runs: Path):
         assert line, shown
         shown += line
     assert "calm" in shown
-    assert "not readable as JSON" in shown
+    assert "invalid JSON" in shown
     assert "not finished" in shown
     url = next(word for word in shown.split() if word.startswith("http://"))
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20)
@@ -317,7 +317,7 @@ def test_vllm_takes_patterns_of_ranks_from_a_version_on(own_runs: Path):
     command, problems = vllm_command(look([own_runs]), "base", Report())
     assert "loud=" in command
     assert "--max-lora-rank 32" in command
-    assert any(problem.startswith("loud: needs vLLM 0.32 or later") for problem in problems)
+    assert any(problem.startswith("loud: requires vLLM 0.32 or later") for problem in problems)
 
 
 def test_what_vllm_refuses_is_named(own_runs: Path):
@@ -325,4 +325,4 @@ def test_what_vllm_refuses_is_named(own_runs: Path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"modules_to_save": ["lm_head"], "bias": "all"}))
     command, problems = vllm_command(look([own_runs]), "base", Report())
     assert "loud=" not in command
-    assert sum("vLLM refuses loud" in problem for problem in problems) == 2
+    assert sum("vLLM cannot serve loud" in problem for problem in problems) == 2

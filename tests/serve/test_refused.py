@@ -35,7 +35,7 @@ def test_a_file_of_keys_must_be_there_and_hold_one(runs: Path, tmp_path: Path, r
     (tmp_path / "empty").write_text("# nobody yet\n")
     assert refused(runs, "--keys", tmp_path / "none") == ["--keys none: cannot be read: No such file or directory"]
     assert refused(runs, "--keys", tmp_path / "empty") == [
-        "--keys empty: no key in it, so nobody could use the server."
+        "--keys empty: contains no keys, so nobody could use the server."
     ]
 
 
@@ -43,7 +43,9 @@ def test_an_address_that_is_taken(runs: Path, refused):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         (line,) = refused(runs, "--port", port)
-    assert line.startswith(f"127.0.0.1:{port}: cannot listen there: Address already in use. Another port: ")
+    assert line.startswith(
+        f"127.0.0.1:{port}: cannot listen on this address: Address already in use. To use another port, "
+    )
 
 
 def test_nothing_to_serve(runs: Path, tmp_path: Path, refused):
@@ -60,13 +62,13 @@ def test_nothing_that_vllm_could_serve(runs: Path, tmp_path: Path, refused):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
     unfinished, *refusals = refused(tmp_path / "mine", "--print-vllm")
     assert unfinished.startswith("left out: mine/unfinished: ")
-    assert refusals == ["vLLM refuses loud: it is a DoRA", "no adapters are left that vLLM can serve."]
+    assert refusals == ["vLLM cannot serve loud: it uses DoRA", "no adapters are left that vLLM can serve."]
 
 
 def test_the_extra_is_named(runs: Path, monkeypatch: pytest.MonkeyPatch, refused):
     monkeypatch.delitem(sys.modules, "lorasmith.serve.app")
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    assert refused(runs) == ["a server needs fastapi: pip install 'lorasmith[serve]'"]
+    assert refused(runs) == ["lorasmith serve requires fastapi. Install it with: pip install 'lorasmith[serve]'"]
 
 
 def test_adapters_that_break_the_answers_or_have_the_name_of_the_base_are_left_out(runs: Path, tmp_path: Path):
@@ -80,6 +82,6 @@ def test_adapters_that_break_the_answers_or_have_the_name_of_the_base_are_left_o
     desk = open_desk(shelf, model, ServeConfig(), None, Report())
     assert desk.registry.names() == [base.name, "loud"]
     assert sorted(text.replace(f"{tmp_path}/", "") for text in shelf.problems) == [
-        f"{base.name!r} is the name of the base. Choose another for the adapter.",
-        "torn/adapter: it changes nothing in what the base says, or makes it no number.",
+        f"{base.name!r} is the name of the base model. Choose another name for the adapter.",
+        "torn/adapter: the adapter has no effect on the model's output, or makes it NaN or infinite.",
     ]

@@ -19,7 +19,7 @@ from lorasmith.data.dataset.plan import plan
 from lorasmith.data.dataset.prepare import prepare
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import TrainingError
-from lorasmith.evaluation.loss import held_out
+from lorasmith.evaluation.loss import evaluate_loss
 from lorasmith.lora.files import has_effect
 from lorasmith.lora.inject import inject
 from lorasmith.lora.router import Router
@@ -150,9 +150,9 @@ def test_the_best_is_no_adapter_without_effect(tmp_path, monkeypatch):
 
     def measure(*args: Any) -> Any:
         loss = next(measured, None)
-        return held_out(*args) if loss is None else SimpleNamespace(loss=loss)  # the last one is real
+        return evaluate_loss(*args) if loss is None else SimpleNamespace(loss=loss)  # the last one is real
 
-    monkeypatch.setattr("lorasmith.training.loop.held_out", measure)
+    monkeypatch.setattr("lorasmith.training.loop.evaluate_loss", measure)
     trained(run, max_steps=4, warmup=1, eval_every=1)
     assert [path.name for path in (run / "checkpoints").glob("best-*")] == ["best-000002"]
     assert has_effect(load_file(run / "adapter" / "adapter_model.safetensors"))

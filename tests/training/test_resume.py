@@ -16,13 +16,13 @@ import pytest
 
 from lorasmith.config.toml import load_config
 from lorasmith.errors import Interrupted
-from lorasmith.evaluation.loss import HeldOut, held_out
+from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
 from lorasmith.runs.listing import find_runs
 from lorasmith.training.summary import read_summary
 from tests.support.tiny import Watch, adapter_bytes, flags, metrics, rows_file, settings, trained
 
 STEPS = 8
-GO_ON = r"^stopped; what was done is in {run}\. Go on: lorasmith train --output {run} --resume$"
+GO_ON = r"^Interrupted\. Saved progress is in {run}\. Resume with: lorasmith train --output {run} --resume$"
 # everything that could make a difference: dropout, recomputation, evaluations, checkpoints, a moving learning rate
 HARD = {"lora_dropout": 0.3, "gradient_checkpointing": True, "eval_every": 2, "save_every": 3, "max_steps": STEPS,
         "schedule": "cosine", "warmup": 2, "weight_decay": 0.1}  # fmt: skip
@@ -79,7 +79,7 @@ def test_dropout_is_on_and_the_run_has_a_best_step(whole, tmp_path):
 @pytest.mark.parametrize("step", [1, 3, 4, 6])
 def test_ctrl_c_then_resume_equals_uninterrupted(whole, tmp_path, step):
     run = tmp_path / "run"
-    with pytest.raises(Interrupted, match=rf"stopped after step {step + 1}; saved in .*step-00000{step + 1}"):
+    with pytest.raises(Interrupted, match=rf"Stopped after step {step + 1}; saved in .*step-00000{step + 1}"):
         trained(run, ctrl_c_at(step), **HARD)
     assert read_summary(run) is None
     trained(run, resume=True, **HARD)
@@ -122,7 +122,7 @@ def test_the_first_ctrl_c_answers_and_the_second_leaves_at_once(whole, tmp_path)
     run, watch = tmp_path / "run", ctrl_c_at(4, times=2)
     with pytest.raises(Interrupted, match=GO_ON.format(run=run)):
         trained(run, watch, **HARD)
-    assert [text for text in watch.warned if "Ctrl-C again leaves at once" in text]
+    assert [text for text in watch.warned if "press Ctrl-C again to quit immediately" in text]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-000003"]
     trained(run, resume=True, **HARD)
@@ -160,7 +160,7 @@ def test_ctrl_c_in_a_terminal_says_where_and_exits_130(tmp_path):
     _out, err = work.communicate(timeout=30)
     assert work.returncode == 130
     assert "Traceback" not in err
-    step, folder = re.search(r"^stopped after step (\d+); saved in (.*)$", err, re.MULTILINE).groups()
+    step, folder = re.search(r"^Stopped after step (\d+); saved in (.*)$", err, re.MULTILINE).groups()
     assert Path(folder) == run / "checkpoints" / f"step-{int(step):06d}"
     assert (run / "checkpoints" / f"step-{int(step):06d}" / "state.json").is_file()
     assert not (run / "adapter").exists()
@@ -185,17 +185,17 @@ def test_sigkill_in_the_middle_then_resume_equals_uninterrupted(tmp_path):
     assert [path.name for path in run.glob("**/.*")] == [".lorasmith"]
 
 
-@pytest.mark.parametrize(("where", "done"), [("run", 1), ("training.loop", 4)])
+@pytest.mark.parametrize(("where", "done"), [("runs.train", 1), ("training.loop", 4)])
 def test_ctrl_c_in_the_first_or_the_last_evaluation_says_how_to_go_on(tmp_path, monkeypatch, where, done):
     run, calls = tmp_path / "run", []
 
-    def measured(*args: Any) -> HeldOut:
+    def measured(*args: Any) -> ExampleLosses:
         calls.append(args)
         if len(calls) == done:
             raise KeyboardInterrupt
-        return held_out(*args)
+        return evaluate_loss(*args)
 
-    monkeypatch.setattr(f"lorasmith.{where}.held_out", measured)
+    monkeypatch.setattr(f"lorasmith.{where}.evaluate_loss", measured)
     with pytest.raises(Interrupted, match=GO_ON.format(run=run)):
         trained(run, **HARD)
     monkeypatch.undo()

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from lorasmith.config.values import wrong_values
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError
-from lorasmith.i18n import _, foreign
+from lorasmith.i18n import _, foreign, listed
 from lorasmith.lora.files import CONFIG, read_config, save_adapter
 from lorasmith.model.base import Base
 
@@ -144,7 +144,7 @@ def template_for(folder: Path, base: Base) -> Template:
                 folder=folder,
                 base=base.source,
                 then=about["base"]["model"],
-                parts=", ".join(map(foreign, differing)),
+                parts=listed(map(foreign, differing)),
             )
         )
     return Template.from_json(about["template"], base.tokenizer)

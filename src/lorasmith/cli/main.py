@@ -9,7 +9,7 @@ from io import TextIOWrapper
 from typing import TextIO
 
 from lorasmith.errors import ConfigError, LorasmithError
-from lorasmith.i18n import LANGUAGES, _, foreign, lend_to_argparse
+from lorasmith.i18n import LANGUAGES, _, foreign, lend_to_argparse, listed
 from lorasmith.version import installed_version
 
 # The machine says no.
@@ -64,7 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in OUR_FAULT_IS_NOT:
             raise
-        tell(_("{path}: {why}", path=error.filename or _("write failed"), why=foreign(error.strerror)))
+        why = foreign(error.strerror)
+        tell(
+            _("{path}: {why}", path=error.filename, why=why)
+            if error.filename
+            else _("could not write the output: {why}", why=why)
+        )
         return 2
 
 
@@ -123,7 +128,7 @@ def everywhere(argv: list[str]) -> list[str]:
 def _known_language(name: str) -> str:
     if name not in LANGUAGES:
         raise ConfigError(
-            _("--lang: unknown language {name!r}; choose from {known}", name=name, known=", ".join(LANGUAGES))
+            _("--lang: unknown language {name!r}; choose from {known}", name=name, known=listed(LANGUAGES))
         )
     return name
 
@@ -146,6 +151,6 @@ def show_help(file: TextIO) -> None:
 def _unknown_verb(verb: str) -> str:
     from lorasmith.config.values import closest
 
-    return _("unknown command {verb!r}; available commands: {verbs}.", verb=verb, verbs=", ".join(verbs())) + closest(
+    return _("unknown command {verb!r}; available commands: {verbs}.", verb=verb, verbs=listed(verbs())) + closest(
         verb, verbs()
     )

@@ -1,11 +1,11 @@
 """Which examples, how they are rendered, what of them is learned, and what happens to long ones. Loads no torch."""
 
-from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from lorasmith.i18n import _
+from lorasmith.config.values import closest
+from lorasmith.i18n import _, listed
 
 Learn = Literal["answers", "last-answer", "all"]
 TooLong = Literal["error", "truncate", "truncate-left", "split", "drop"]
@@ -88,20 +88,19 @@ class DataConfig(BaseModel):
     def _named_or_a_file(cls, name: str) -> str:
         if name in TEMPLATES or any(mark in name for mark in "./\\"):
             return name
-        near = [_("Did you mean {near!r}?", near=word) for word in get_close_matches(name, TEMPLATES, 1)]
         text = _(
-            "{name!r} is not one of {known}; to use a Jinja file, give its path, as in ./chat.jinja",
+            "{name!r} is not one of {known}; to use a Jinja file, give its path, as in './chat.jinja'.",
             name=name,
-            known=", ".join(TEMPLATES),
+            known=listed(TEMPLATES),
         )
-        raise ValueError(". ".join([text, *near]))
+        raise ValueError(text + closest(name, TEMPLATES))
 
     @field_validator("map")
     @classmethod
     def _columns_we_know(cls, columns: dict[str, str]) -> dict[str, str]:
         for ours in columns:
             if ours not in COLUMNS:
-                known = ", ".join(sorted(COLUMNS))
+                known = listed(sorted(COLUMNS))
                 raise ValueError(
                     _(
                         "unknown column {ours!r}: no row format uses it; known columns are {known}",

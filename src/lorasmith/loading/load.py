@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from lorasmith.config.model import ModelConfig
 from lorasmith.errors import ModelError, first_line
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.loading.gguf import PACKAGED, cached_gguf, packaged_model
 from lorasmith.loading.hub import hub_folder, is_hub_name
 from lorasmith.loading.weights import is_stored_as, tensor_by_tensor
@@ -55,7 +55,7 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
         ) from error
     model, info = loaded
     if info["missing_keys"]:  # transformers would fill them with random numbers
-        keys = ", ".join(sorted(info["missing_keys"])[:3])
+        keys = listed(sorted(info["missing_keys"])[:3])
         raise ModelError(
             _("{folder}: missing weights {keys}; the model's files are incomplete.", folder=folder, keys=keys)
         )

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
 from lorasmith.errors import ModelError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.model.group import Group
 from lorasmith.model.row import Span
 
@@ -74,7 +74,7 @@ def attend(
         raise ModelError(_("{kind} does not pass the packed row on to its attention", kind=type(module).__name__))
     unknown += ["dropout"] * bool(dropout) + ["attention_mask"] * (attention_mask is not None)
     if unknown:
-        names = ", ".join(unknown)
+        names = listed(unknown)
         raise ModelError(
             _(
                 "{kind} requires {names}, which packed attention does not support",

@@ -42,7 +42,7 @@ def probe(base: Base) -> None:
     else:
         base.layout = "padded"
         base.model.set_attn_implementation(base.native)
-        base.why["layout"] = _("padded: {reason}", reason=reason)
+        base.why["layout"] = reason
     base.router.route(None)
 
 

@@ -1,4 +1,4 @@
-"""What a run or adapter folder says of itself. Reads a few small files and loads no model."""
+"""What `lorasmith info` shows of a run or adapter folder: read from a few small files, without loading a model."""
 
 import math
 from dataclasses import asdict
@@ -18,7 +18,7 @@ from lorasmith.training.summary import Summary
 
 
 class _Config(BaseModel):
-    """What is shown of adapter_config.json: also of an adapter whose other options lorasmith cannot load."""
+    """The part of adapter_config.json that is shown; an adapter that lorasmith cannot load can still be inspected."""
 
     base_model_name_or_path: str | None = None
     r: int
@@ -31,9 +31,9 @@ class _Config(BaseModel):
 
 
 def inspect_folder(path: str | Path) -> dict[str, Any]:
-    """Rank, targets, size, base, template, losses: as plain values, for the reader or as JSON.
+    """Rank, targets, size, base model, template and losses, as plain values that can be written as JSON.
 
-    Raises AdapterError: no adapter there, none yet, no weights, or a file whose content is not what it should be.
+    Raises AdapterError if the folder holds no adapter, or not yet, or if one of its files is missing or malformed.
     """
     path = Path(path).expanduser()
     folder = find_adapter(path)
@@ -73,7 +73,7 @@ def _shapes(folder: Path) -> list[list[int]]:
         with safe_open(folder / WEIGHTS, framework="np") as file:
             return [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError):
-        read_weights(folder)  # says what is wrong with it
+        read_weights(folder)  # raises an AdapterError that says what is wrong
         raise
 
 

@@ -26,13 +26,19 @@ from lorasmith.config.toml import Config
 from lorasmith.data.dataset.prepare import Prepared, read_files
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import Interrupted, MissingExtraError, TrainingError
-from lorasmith.evaluation.loss import HeldOut, compare, held_out
+from lorasmith.evaluation.loss import ExampleLosses, compare, evaluate_loss
 from lorasmith.i18n import _
 from lorasmith.lora.files import has_effect
 from lorasmith.model.base import Base
-from lorasmith.preflight.estimate import expect
-from lorasmith.preflight.facts import facts_of, said
-from lorasmith.preflight.measured import Measured, of_run, place_of, recall, remember
+from lorasmith.preflight.estimate import estimate
+from lorasmith.preflight.facts import collect_facts, fact_lines
+from lorasmith.preflight.measurements import (
+    Measurement,
+    load_measurement,
+    measurement_of_run,
+    measurement_path,
+    save_measurement,
+)
 from lorasmith.report import Report
 from lorasmith.runs.plot import plot_loss
 from lorasmith.system.device import dtype_name
@@ -91,8 +97,8 @@ class _Training:
         files = read_files(config.data, report)  # a bad row is told before a base is loaded
         assembled = assemble(config, self.folder, report, self.world, files)
         job, template, data = assembled.job, assembled.template, assembled.data
-        place = place_of(job, config)
-        self._describe(job, recall(place))
+        measured = measurement_path(job, config)
+        self._describe(job, load_measurement(measured))
         state = self._restore(job) if resume else self._begin(job, template, data)
         is_whole = state.step == 0 and self.recompute == config.training.gradient_checkpointing
         with _resumable(self.folder), closing(job.metrics):
@@ -108,14 +114,15 @@ class _Training:
             after = finish_adapter(job, state)
             summary = self._summarise(job, state, before, after, time.perf_counter() - started)
         if is_whole and self.world.is_first:
-            remember(place, of_run(job, begun - started, evaluated, state.seconds, summary.seconds))
+            seconds = begun - started, evaluated, state.seconds, summary.seconds
+            save_measurement(measured, measurement_of_run(job, *seconds))
         return summary
 
-    def _describe(self, job: loop.Job, measured: Measured | None) -> None:
+    def _describe(self, job: loop.Job, measurement: Measurement | None) -> None:
         """What is about to happen, before it costs time. Raises TrainingError where it would come to nothing."""
-        facts = facts_of(job, expect(job, measured, self.recompute))
+        facts = collect_facts(job, estimate(job, measurement, self.recompute))
         self.recompute = facts.expected.recompute
-        for line in said(facts):
+        for line in fact_lines(facts):
             self.report.say(line)
         for text in facts.warnings:
             self.report.warn(text)
@@ -149,18 +156,20 @@ class _Training:
         self.report.say(_("Resuming after step {step} of {steps}", step=state.step, steps=len(job.plan)))
         return state
 
-    def _measure_base(self, job: loop.Job) -> HeldOut | None:
+    def _measure_base(self, job: loop.Job) -> ExampleLosses | None:
         if not job.held_out:
             return None
-        return held_out(job.base, job.held_out, None, self.report, _("held-out loss of the base model"), self.world)
+        return evaluate_loss(
+            job.base, job.held_out, None, self.report, _("held-out loss of the base model"), self.world
+        )
 
-    def _note_the_base(self, job: loop.Job, before: HeldOut | None) -> None:
+    def _note_the_base(self, job: loop.Job, before: ExampleLosses | None) -> None:
         if before:
             loop.note(job, 0, before, None)
         loop.ask(job, 0, None)
 
     def _summarise(
-        self, job: loop.Job, state: State, before: HeldOut | None, after: HeldOut | None, seconds: float
+        self, job: loop.Job, state: State, before: ExampleLosses | None, after: ExampleLosses | None, seconds: float
     ) -> Summary:
         compared = compare(before, after, self.config.training.seed) if before and after else None
         summary = Summary(

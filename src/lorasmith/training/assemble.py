@@ -17,9 +17,9 @@ from lorasmith.data.dataset.prepare import Prepared, prepare
 from lorasmith.data.read.files import Found
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import LorasmithError
-from lorasmith.evaluation.custom_metric import own_metrics
-from lorasmith.evaluation.generation import Quiz
-from lorasmith.evaluation.metrics import Metric, require_extra
+from lorasmith.evaluation.custom_metric import custom_metrics
+from lorasmith.evaluation.generation import GenerationEvaluation
+from lorasmith.evaluation.metrics import Metric, require_eval_extra
 from lorasmith.i18n import _
 from lorasmith.loading.load import load_base
 from lorasmith.lora.inject import inject
@@ -57,9 +57,9 @@ def assemble(
 
     Raises LorasmithError: the problems of the rows and of the adapter's patterns come together.
     """
-    own = own_metrics(config.training.metric)
+    custom = custom_metrics(config.training.metric)
     if config.training.generate:
-        require_extra()
+        require_eval_extra()
     if "model" not in config.model.model_fields_set:
         report.say(
             _(
@@ -79,7 +79,7 @@ def assemble(
     )
     base.adapters[ADAPTER] = adapter
     speed_up(base, ADAPTER, [token for example in data.train[:16] for token in example.ids])
-    return Assembled(_job(config, base, template, data, own, folder, report, world), template, data)
+    return Assembled(_job(config, base, template, data, custom, folder, report, world), template, data)
 
 
 def together(*parts: Callable[[], Any]) -> list[Any]:
@@ -108,7 +108,7 @@ def _job(
     base: Base,
     template: Template,
     data: Prepared,
-    own: Sequence[Metric],
+    custom: Sequence[Metric],
     folder: Path,
     report: Report,
     world: World,
@@ -136,17 +136,21 @@ def _job(
         folder=folder,
         metrics=Metrics(folder, config.training.tensorboard),
         samples=Samples.of(base, template, config.training.samples),
-        quiz=_quiz(config, template, data, own),
+        generation=_generation_evaluation(config, template, data, custom),
         origin=Origin(_settings(base, data, world), _options(config)),
         write_adapter=write,
         report=report,
     )
 
 
-def _quiz(config: Config, template: Template, data: Prepared, own: Sequence[Metric]) -> Quiz | None:
+def _generation_evaluation(
+    config: Config, template: Template, data: Prepared, custom: Sequence[Metric]
+) -> GenerationEvaluation | None:
     """What training.generate asks for; None where it asks for nothing, or nothing is held out."""
     count, sampling = config.training.generate, SamplingConfig(max_new_tokens=config.training.max_new_tokens)
-    return Quiz.of(data.held_out, template, count, sampling, own) if count and data.held_out else None
+    if not count or not data.held_out:
+        return None
+    return GenerationEvaluation.from_examples(data.held_out, template, count, sampling, custom)
 
 
 def _plan(config: Config, base: Base, data: Prepared) -> Plan:

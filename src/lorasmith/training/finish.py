@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from lorasmith.evaluation.loss import HeldOut, held_out
+from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
 from lorasmith.i18n import _
 from lorasmith.lora.files import read_weights
 from lorasmith.system.writing import write_folder
@@ -14,7 +14,7 @@ from lorasmith.training.files import ADAPTER
 from lorasmith.training.loop import Job, ask, best_folder, measure
 
 
-def finish_adapter(job: Job, state: State) -> HeldOut | None:
+def finish_adapter(job: Job, state: State) -> ExampleLosses | None:
     """Fill adapter/ with the best adapter by held-out loss, or the last where none was measured; its losses.
 
     The last one is measured first, but after an early stop: there it has been, and it is not the best.
@@ -34,7 +34,7 @@ def finish_adapter(job: Job, state: State) -> HeldOut | None:
     _put_weights(job, best)
     job.report.say(_("Keeping the adapter from step {step}, which has the best held-out loss", step=state.best_step))
     task = _("held-out loss of the best adapter")
-    return held_out(job.base, job.held_out, job.adapter, job.report, task, job.world)
+    return evaluate_loss(job.base, job.held_out, job.adapter, job.report, task, job.world)
 
 
 def _copy(source: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from lorasmith.adapters.folder import lasting
 from lorasmith.config.data import TEMPLATES
 from lorasmith.config.toml import Config, load_config, to_toml
-from lorasmith.data.dataset.mix import without_weight
+from lorasmith.data.dataset.mix import split_weight
 from lorasmith.errors import ConfigError, RunError
 from lorasmith.i18n import _
 from lorasmith.report import Report
@@ -43,7 +43,7 @@ def choose_folder(config: Config, world: World) -> Path:
     """The folder that `config` names, else runs/NAME-DATE: one for all processes."""
     if config.output:
         return Path(config.output).expanduser()
-    name = Path(without_weight(config.data.data[0])[0]).stem.replace(":", "-") if config.data.data else "run"
+    name = Path(split_weight(config.data.data[0])[0]).stem.replace(":", "-") if config.data.data else "run"
     return Path(world.agree(str(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")))
 
 
@@ -56,7 +56,7 @@ def resumed_config(output: str | Path) -> Path | None:
 def located(config: Config) -> Config:
     """`config` with the paths of its base, examples and template as they are from any working directory."""
     data, model = config.data, config.model
-    files = tuple(lasting(name) + weight for name, weight in map(without_weight, data.data))
+    files = tuple(lasting(name) + weight for name, weight in map(split_weight, data.data))
     share = lasting(data.held_out) if isinstance(data.held_out, str) else data.held_out
     template = data.template if data.template in TEMPLATES else lasting(data.template)
     metric = tuple(_lasting_function(text) for text in config.training.metric)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.config.training import TrainingConfig
-from lorasmith.data.dataset.plan import PADDED_ROWS, Plan, plan, rows_of
+from lorasmith.data.dataset.plan import PADDED_ROWS, Plan, pack_rows, plan
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=40)
 LAYOUTS = st.sampled_from(["packed", "padded"])
@@ -151,7 +151,7 @@ def test_packed_rows_are_filled_longest_first():
 
 @given(LENGTHS, LAYOUTS, st.integers(1, 60))
 def test_rows_of_a_whole_set_hold_each_example_once(lengths, layout, row_tokens):
-    rows = rows_of(lengths, row_tokens, layout)
+    rows = pack_rows(lengths, row_tokens, layout)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
 
 

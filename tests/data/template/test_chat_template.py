@@ -87,7 +87,9 @@ def test_a_jinja_file(make, tmp_path):
 
 def test_a_file_that_cannot_be_used(make, tmp_path):
     path = tmp_path / "chat.jinja"
-    with pytest.raises(ConfigError, match=r"chat\.jinja' is none of auto, model, .*cannot be read: No such file"):
+    with pytest.raises(
+        ConfigError, match=r"chat\.jinja' is not one of auto, model, .*cannot be read as a file: No such file"
+    ):
         Template.of(make(), str(path))
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"chat\.jinja: byte 0 is no UTF-8"):
@@ -96,12 +98,12 @@ def test_a_file_that_cannot_be_used(make, tmp_path):
     with pytest.raises(ConfigError, match=r"chat\.jinja is empty"):
         Template.of(make(), str(path))
     path.write_text("{% for m in messages %}\n{{ m.content }\n{% endfor %}")
-    with pytest.raises(ConfigError, match=r"chat\.jinja line 2: no valid Jinja: unexpected '}'"):
+    with pytest.raises(ConfigError, match=r"chat\.jinja line 2: invalid Jinja: unexpected '}'"):
         Template.of(make(), str(path))
 
 
 def test_a_name_that_is_none_is_refused_before_anything_is_loaded():
-    with pytest.raises(ValueError, match=r"'chatm' is none of auto, .*\. Did you mean 'chatml'\?"):
+    with pytest.raises(ValueError, match=r"'chatm' is not one of auto, .*\. Did you mean 'chatml'\?"):
         DataConfig(template="chatm")
     assert DataConfig(template="./mine").template == "./mine"
 

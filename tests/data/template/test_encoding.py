@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from lorasmith.data.dataset.fit import cut
+from lorasmith.data.dataset.fit import truncate
 from lorasmith.data.rows.conversation import Message, Record
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError, ConfigError, DataError, ModelError
@@ -152,7 +152,7 @@ def process_func(example, tokenizer, max_length=256):
 
 
 def assert_equals_tutorial(template: Template, fields: dict[str, str]) -> None:
-    example = cut(template.encode(template.conversation(Record(fields, "x:1")).messages), 256)
+    example = truncate(template.encode(template.conversation(Record(fields, "x:1")).messages), 256)
     ids, labels = process_func(fields, template.tokenizer)
     assert example.ids == ids
     assert example.targets == [*labels[1:], IGNORED]
@@ -219,17 +219,19 @@ def test_saved_and_loaded_it_encodes_the_same(make, name):
 
 def test_another_tokenizer_is_refused_with_the_token_that_differs(make):
     data = Template.of(make("chatml")).to_json()
-    with pytest.raises(AdapterError, match=r"token \d+ of a probe is \d+ '.+', then it was \d+\.") as caught:
+    with pytest.raises(
+        AdapterError, match=r"token \d+ of a test conversation is \d+ '.+', but was \d+ in training\."
+    ) as caught:
         Template.from_json(data, make("chatml", ["lorem ipsum dolor sit amet"]))
     at = int(re.search(r"token (\d+) of", str(caught.value))[1])
     assert at > 0
-    assert f"then it was {data['golden'][0]['ids'][at]}." in str(caught.value)
+    assert f"but was {data['golden'][0]['ids'][at]}." in str(caught.value)
 
 
 def test_another_stop_token_or_version_is_refused(make):
     data = Template.of(make("chatml")).to_json()
     data["stop"][0]["token"] = "<|end|>"
-    with pytest.raises(AdapterError, match=re.escape("stop token 1 is '<|im_end|>', then it was '<|end|>'")):
+    with pytest.raises(AdapterError, match=re.escape("stop token 1 is '<|im_end|>', but was '<|end|>' in training")):
         Template.from_json(data, make("chatml"))
     with pytest.raises(AdapterError, match="version 99"):
         Template.from_json(data | {"version": 99}, make("chatml"))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from lorasmith.data.read.stream import Broken, Source, opened
+from lorasmith.data.rows.conversation import quoted
 from lorasmith.errors import DataError
 from lorasmith.i18n import _, foreign
 
@@ -47,7 +48,7 @@ def _refuse_one_object(source: Source) -> None:
             whole = json.loads(file.read().decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return
-    keys = ", ".join(f"'{key}'" for key in whole) if isinstance(whole, dict) else ""
+    keys = quoted(whole) if isinstance(whole, dict) else ""
     raise DataError(
         _(
             "{option}: {file} is a single JSON object ({keys}), not a list of rows. Write the rows as a list "

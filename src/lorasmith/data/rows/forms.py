@@ -12,7 +12,7 @@ from itertools import islice
 from lorasmith.data.rows.cells import json_problem
 from lorasmith.data.rows.conversation import Conversation, Message, Record, RowError, is_unicode, kind_of, quoted
 from lorasmith.data.rows.messages import left_out, messages_of, messages_problem, tools_problem
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 
 Fields = Mapping[str, object]
 
@@ -161,7 +161,7 @@ def _columns_problem(fields: Fields, wanted: Form | None) -> str:
         text += _(
             "supported formats are {examples}. Say which column is which, for example: --map "
             "instruction={first} output={second}",
-            examples=", ".join(form.example for form in FORMS),
+            examples=listed(form.example for form in FORMS),
             first=next(iter(fields), "COLUMN"),
             second=next(islice(fields, 1, None), "COLUMN"),
         )

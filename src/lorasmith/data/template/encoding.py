@@ -23,7 +23,7 @@ from lorasmith.data.template.chat_template import (
 from lorasmith.data.template.marks import Draft, compare_marks
 from lorasmith.data.template.turns import Pattern, Turn, human_turns, jinja_turns
 from lorasmith.errors import AdapterError, ConfigError, ModelError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.model.row import Example
 
 if TYPE_CHECKING:
@@ -313,7 +313,7 @@ class Template:
                 _(
                     "the answer does not end with a stop token ({stops}), so the model would never learn to "
                     "stop. Use data.template 'human-assistant'.",
-                    stops=", ".join(repr(self._token(i)) for i in self.stop_ids),
+                    stops=listed(repr(self._token(i)) for i in self.stop_ids),
                 ),
             )
         said = message.content.strip() or self.tokenizer.decode(answer[:end], skip_special_tokens=True)

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from lorasmith.data.dataset import encoded
-from lorasmith.data.dataset.encoded import place_of, recall, remember
+from lorasmith.data.dataset import encoded_cache
+from lorasmith.data.dataset.encoded_cache import encoded_path, load_encoded, save_encoded
 from lorasmith.data.rows.conversation import Conversation, Message
 from lorasmith.data.template.encoding import Template
 from lorasmith.model.row import Example
@@ -32,10 +32,10 @@ def test_what_is_recalled_is_what_was_remembered(make):
     template = Template.of(make(None))
     rows = examples(template, ROWS)
     rows[3] = [rows[3][0], dataclasses.replace(rows[3][0], weights=[0.25] * len(rows[3][0].ids))]
-    place = place_of(ROWS, template, "answers")
-    assert recall(place, ROWS) is None
-    remember(place, rows)
-    assert recall(place, ROWS) == rows
+    path = encoded_path(ROWS, template, "answers")
+    assert load_encoded(path, ROWS) is None
+    save_encoded(path, rows)
+    assert load_encoded(path, ROWS) == rows
 
 
 def test_the_place_follows_all_that_decides_tokens_and_weights(make):
@@ -49,39 +49,39 @@ def test_the_place_follows_all_that_decides_tokens_and_weights(make):
         dataclasses.replace(ROWS[-1], tools=({"name": "look"},)),
         dataclasses.replace(ROWS[-1], messages=(), text="sky"),
     )
-    places = {place_of([*ROWS[:-1], last], template, "answers") for last in lasts}
+    paths = {encoded_path([*ROWS[:-1], last], template, "answers") for last in lasts}
     others = [dataclasses.replace(template, **change) for change in ({"stop_ids": (1,)}, {"system": "Be kind."})]
-    places |= {place_of(ROWS, other, "answers") for other in others} | {place_of(ROWS, template, "all")}
-    assert len(places) == len(lasts) + 3
-    assert place_of(ROWS, Template.of(make(None)), "answers") in places
+    paths |= {encoded_path(ROWS, other, "answers") for other in others} | {encoded_path(ROWS, template, "all")}
+    assert len(paths) == len(lasts) + 3
+    assert encoded_path(ROWS, Template.of(make(None)), "answers") in paths
 
 
 def test_few_rows_are_encoded_anew(make):
-    assert place_of(ROWS[:63], Template.of(make(None)), "answers") is None
+    assert encoded_path(ROWS[:63], Template.of(make(None)), "answers") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"not a tensor", None])
 def test_a_broken_file_is_encoded_anew(content, make):
     template = Template.of(make(None))
-    place = place_of(ROWS, template, "answers")
-    remember(place, examples(template, ROWS))
-    place.write_bytes(place.read_bytes()[:-20] if content is None else content)
-    assert recall(place, ROWS) is None
+    path = encoded_path(ROWS, template, "answers")
+    save_encoded(path, examples(template, ROWS))
+    path.write_bytes(path.read_bytes()[:-20] if content is None else content)
+    assert load_encoded(path, ROWS) is None
 
 
 def test_the_oldest_files_go(make, monkeypatch):
-    monkeypatch.setattr(encoded, "FILES", 2)
+    monkeypatch.setattr(encoded_cache, "FILES", 2)
     template = Template.of(make(None))
-    places = [place_of(ROWS[: 64 + i], template, "answers") for i in range(4)]
-    for i, place in enumerate(places):
-        remember(place, examples(template, ROWS[: 64 + i]))
-    assert sum(place.exists() for place in places) == 2
-    assert places[-1].exists()
+    paths = [encoded_path(ROWS[: 64 + i], template, "answers") for i in range(4)]
+    for i, path in enumerate(paths):
+        save_encoded(path, examples(template, ROWS[: 64 + i]))
+    assert sum(path.exists() for path in paths) == 2
+    assert paths[-1].exists()
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(make, tmp_path):
     (tmp_path / "lorasmith").write_text("a file where a folder belongs")
     template = Template.of(make(None))
-    place = place_of(ROWS, template, "answers")
-    remember(place, examples(template, ROWS))
-    assert recall(place, ROWS) is None
+    path = encoded_path(ROWS, template, "answers")
+    save_encoded(path, examples(template, ROWS))
+    assert load_encoded(path, ROWS) is None

@@ -1,12 +1,12 @@
-"""Questions taken out of examples: the ids of the prompt, reference answer, and rows that ask nothing."""
+"""Prompts taken from examples: the ids of the prompt, the reference answer, and rows without a prompt."""
 
 import pytest
 
-from lorasmith.data.dataset.fit import cut
+from lorasmith.data.dataset.fit import truncate
 from lorasmith.data.rows.conversation import Message
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import DataError
-from lorasmith.evaluation.answers import questions_of
+from lorasmith.evaluation.generation import prompts_from_examples
 from lorasmith.model.row import Example
 from tests.support.tiny import tokenizer
 
@@ -23,7 +23,7 @@ TALK = (
 @pytest.mark.parametrize("turns", [TALK, TALK[:3], TALK[1:3]], ids=["second turn", "system", "plain"])
 def test_the_last_answer_is_asked_for_with_the_prompt_of_the_training(family, turns):
     template = Template.of(tokenizer(family))
-    (found,) = questions_of([template.encode(turns, "rows.jsonl:7")], template, 5)
+    (found,) = prompts_from_examples([template.encode(turns, "rows.jsonl:7")], template, 5)
     assert found.ids == template.encode_prompt(turns[:-1])
     assert found.reference == turns[-1].content
     assert found.source == "rows.jsonl:7"
@@ -33,8 +33,8 @@ def test_the_last_answer_is_asked_for_with_the_prompt_of_the_training(family, tu
 def test_as_many_as_are_asked_for_in_their_order():
     template = Template.of(tokenizer("llama"))
     examples = [template.encode((Message("user", f"{i}?"), Message("assistant", f"{i}!"))) for i in range(9)]
-    assert [question.text for question in questions_of(examples, template, 3)] == ["0?", "1?", "2?"]
-    assert len(questions_of(examples, template, 100)) == 9
+    assert [prompt.text for prompt in prompts_from_examples(examples, template, 3)] == ["0?", "1?", "2?"]
+    assert len(prompts_from_examples(examples, template, 100)) == 9
 
 
 def test_what_asks_nothing_or_was_cut_is_passed_over():
@@ -42,6 +42,6 @@ def test_what_asks_nothing_or_was_cut_is_passed_over():
     whole = template.encode(TALK[1:3])
     ids = tokenizer("llama")("Just a text.")["input_ids"]
     text = Example(ids, [*ids[1:], -100], [1.0] * len(ids), "text")
-    assert len(questions_of([text, cut(whole, len(whole.ids) - 4), whole], template, 5)) == 1
+    assert len(prompts_from_examples([text, truncate(whole, len(whole.ids) - 4), whole], template, 5)) == 1
     with pytest.raises(DataError, match="none of the 2 held-out examples has a question and a whole answer"):
-        questions_of([text, cut(whole, len(whole.ids) - 4)], template, 5)
+        prompts_from_examples([text, truncate(whole, len(whole.ids) - 4)], template, 5)

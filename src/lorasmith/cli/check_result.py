@@ -1,4 +1,4 @@
-"""What `check` found, on a terminal or in a pipe: facts, lengths, rows with what is learned, warnings, problems."""
+"""Show the result of `lorasmith check` on a terminal or in a pipe: facts, lengths, rows, warnings and problems."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,70 +9,66 @@ from rich.text import Text
 
 from lorasmith.cli.screen import WIDEST, printable
 from lorasmith.cli.wrap import pad, wrap
-from lorasmith.i18n import _, joined
+from lorasmith.i18n import _, counted, joined
 
 if TYPE_CHECKING:
-    from lorasmith.preflight.check import Checked
+    from lorasmith.preflight.check import CheckResult
     from lorasmith.preflight.lengths import Bar
-    from lorasmith.preflight.rows import Piece, Shown
+    from lorasmith.preflight.rows import RowPreview, TextSpan
 
 LONGEST_BAR = 40  # columns
-LONGEST = 320  # characters of a piece; the middle of a longer one is left out ...
-SPARED = 80  # ... where that spares more than one line
+LONGEST = 320  # characters of a span; the middle of a longer one is omitted ...
+SPARED = 80  # ... if that saves more than one line
 STYLES = {"read": "dim", "learned": "green", "stop": "bold black on green"}
 MARKS = {"read": ("", ""), "learned": ("[[", "]]"), "stop": ("[[", "]]")}
 
 
-def show(checked: "Checked", console: Console, plain: bool = False) -> None:
-    """Everything, problems last: they are what stays in sight. plain: no colour, no bars, marks instead."""
-    from lorasmith.preflight.facts import lines
+def show(result: "CheckResult", console: Console, plain: bool = False) -> None:
+    """Show everything, problems last so that they stay in view. plain: no colours and no bars, marks instead."""
+    from lorasmith.preflight.facts import labelled_facts
 
     console.no_color = console.no_color or plain
-    whole = not console.is_terminal  # lines in a pipe are not broken
+    whole = not console.is_terminal  # lines in a pipe are not wrapped
     marked = console.no_color or whole or console.is_dumb_terminal
     block = "" if plain else "#" if console.options.ascii_only else "█"
-    if checked.facts is not None:
-        _table(console, list(lines(checked.facts)))
-    for note in checked.notes:
+    if result.facts is not None:
+        _table(console, list(labelled_facts(result.facts)))
+    for note in result.notes:
         _line(console, note)
-    if checked.lengths:
+    if result.lengths:
         _heading(console, _("Lengths in tokens"))
-        _table(console, bars(checked.lengths, checked.max_length, block))
-    if checked.rows:
+        _table(console, histogram_lines(result.lengths, result.max_length, block))
+    if result.rows:
         learned = _("text in [[ ]] is trained on") if marked else _("green text is trained on")
-        stop = " ".join(checked.stop_tokens)
+        stop = " ".join(result.stop_tokens)
         _heading(console, _("Rows ({learned}; replies end with {stop})", learned=learned, stop=stop))
-        for row in checked.rows:
+        for row in result.rows:
             console.print(Text(_about(row), style="bold"), soft_wrap=whole)
             console.print(row_text(row.pieces, marked), soft_wrap=whole)
-    for text in checked.warnings:
+    for text in result.warnings:
         _line(console, _("warning: {what}", what=text), "yellow")
-    for text in checked.problems:
+    for text in result.problems:
         _line(console, _("error: {problem}", problem=text), "bold red")
-    _line(console, verdict(checked), style="bold")
+    _line(console, verdict(result), style="bold")
 
 
-def verdict(checked: "Checked") -> str:
-    """The last line."""
-    if checked.problems:
-        problems = len(checked.problems)
-        return (
-            _("1 problem found; fix it first")
-            if problems == 1
-            else _("{count} problems found; fix them first", count=problems)
-        )
-    if checked.warnings:
-        return _("ready to train; read the warnings first ({count})", count=len(checked.warnings))
+def verdict(result: "CheckResult") -> str:
+    """The last line: whether training can start."""
+    if result.problems:
+        one, many = _("1 problem found; fix it first"), _("{count} problems found; fix them first")
+        return counted(len(result.problems), one, many)
+    if result.warnings:
+        return _("ready to train; read the warnings first ({count})", count=len(result.warnings))
     return _("ready to train")
 
 
-def bars(lengths: Sequence["Bar"], max_length: int, block: str) -> list[tuple[str, str]]:
-    """(range, bar of `block` and number of rows) of each bar of the histogram; what was cut is said in words."""
+def histogram_lines(lengths: Sequence["Bar"], max_length: int, block: str) -> list[tuple[str, str]]:
+    """(range, bar and number of rows) for each bar of the histogram. block: character of the bars, "" for none."""
     most, widest = max(bar.rows for bar in lengths), len(str(lengths[-1].high))
     found = []
     for bar in lengths:
-        drawn = block * max(round(LONGEST_BAR * bar.rows / most), bar.rows > 0)
-        text = f"{drawn} {bar.rows:,}".strip()
+        blocks = block * max(round(LONGEST_BAR * bar.rows / most), bar.rows > 0)
+        text = f"{blocks} {bar.rows:,}".strip()
         if bar.cut:
             text += " " + _("({rows} of them truncated at {length})", rows=f"{bar.cut:,}", length=f"{max_length:,}")
         ends = f"{bar.low:>{widest}}-{bar.high:<{widest}}" if bar.low < bar.high else f"{bar.low:>{widest}}"
@@ -80,7 +76,7 @@ def bars(lengths: Sequence["Bar"], max_length: int, block: str) -> list[tuple[st
     return found
 
 
-def _about(row: "Shown") -> str:
+def _about(row: "RowPreview") -> str:
     text = _(
         "{why}, {source}: {tokens} tokens, {learned} trained on",
         why=row.why,
@@ -91,24 +87,27 @@ def _about(row: "Shown") -> str:
     return text if row.stops else text + "; " + _("it does NOT end with a stop token, because it was truncated")
 
 
-def row_text(pieces: Sequence["Piece"], marked: bool, whole: bool = False) -> Text:
-    """A row in colours, or with marks; `whole`: long pieces too, and control characters as they are."""
-    text, shown = Text(), (lambda piece: piece.text) if whole else _shortened
-    for number, piece in enumerate(pieces):
+def row_text(spans: Sequence["TextSpan"], marked: bool, whole: bool = False) -> Text:
+    """A row in colours, or with marks.
+
+    whole: long spans are not shortened, and control characters are kept.
+    """
+    text, shown = Text(), (lambda span: span.text) if whole else _shortened
+    for number, span in enumerate(spans):
         if marked:
-            # a stop token belongs to the answer before it, so both stand between one pair of marks
-            before = number > 0 and pieces[number - 1].kind == "learned"
-            after = number + 1 < len(pieces) and pieces[number + 1].kind == "stop"
-            begin, end = MARKS[piece.kind]
-            begin, end = ("" if piece.kind == "stop" and before else begin), ("" if after and begin else end)
-            text.append(begin + shown(piece) + end)
+            # a stop token belongs to the answer before it, so one pair of marks encloses both
+            before = number > 0 and spans[number - 1].kind == "learned"
+            after = number + 1 < len(spans) and spans[number + 1].kind == "stop"
+            begin, end = MARKS[span.kind]
+            begin, end = ("" if span.kind == "stop" and before else begin), ("" if after and begin else end)
+            text.append(begin + shown(span) + end)
         else:
-            text.append(shown(piece), STYLES[piece.kind])
+            text.append(shown(span), STYLES[span.kind])
     return text
 
 
-def _shortened(piece: "Piece") -> str:
-    text = printable(piece.text)
+def _shortened(span: "TextSpan") -> str:
+    text = printable(span.text)
     left_out, half = len(text) - LONGEST, LONGEST // 2
     if left_out <= SPARED:
         return text
@@ -116,7 +115,7 @@ def _shortened(piece: "Piece") -> str:
 
 
 def _table(console: Console, rows: Sequence[tuple[str, str]]) -> None:
-    """Labels and texts in two columns, the text wrapped within its own; a line each in a pipe."""
+    """Labels and texts in two columns, with the text wrapped in its own; in a pipe, one line each."""
     widest = max(cell_len(label) for label, _text in rows) + 2
     for label, text in rows:
         lines = wrap(printable(text), min(console.width, WIDEST) - widest) if console.is_terminal else [printable(text)]

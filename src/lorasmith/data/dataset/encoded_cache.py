@@ -1,6 +1,8 @@
-"""Rows that were encoded before, by all that decides them: rows, template, what is learned, tokenizer, this program.
+"""A cache of encoded rows, so that the same data is not encoded again for every run.
 
-$XDG_CACHE_HOME/lorasmith/rows/KEY.safetensors      ids, targets, weights, lengths; the oldest beyond `FILES` go
+$XDG_CACHE_HOME/lorasmith/rows/KEY.safetensors      ids, targets, weights, lengths; at most `FILES` of them
+
+KEY is a hash of everything that determines the tokens: rows, template, `data.learn`, tokenizer and versions.
 """
 
 import json
@@ -23,17 +25,17 @@ from lorasmith.system.cache import cache_folder, keep
 from lorasmith.version import installed_version
 
 FORMAT = "2"
-FEWEST = 64  # rows below which encoding is quicker than looking
+MIN_ROWS = 64  # fewer rows are encoded faster than they are found in the cache
 FILES = 16
 
 
-def place_of(rows: Sequence[Conversation], template: Template, learn: str) -> Path | None:
-    """Where the encoded rows would lie; None for few rows, and where the tokenizer cannot be told from another."""
+def encoded_path(rows: Sequence[Conversation], template: Template, learn: str) -> Path | None:
+    """The cache file of the encoded rows; None for few rows, and for a slow tokenizer, which cannot be hashed."""
     backend = getattr(template.tokenizer, "backend_tokenizer", None)
-    if len(rows) < FEWEST or backend is None:
+    if len(rows) < MIN_ROWS or backend is None:
         return None
     digest = sha256()
-    said = (
+    parts = (
         FORMAT,
         str(installed_version()),
         transformers.__version__,
@@ -44,33 +46,33 @@ def place_of(rows: Sequence[Conversation], template: Template, learn: str) -> Pa
         str(template.stop_ids),
         backend.to_str(),
     )
-    for text in (*said, str(template.tokenizer.special_tokens_map)):
+    for text in (*parts, str(template.tokenizer.special_tokens_map)):
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     for row in rows:
-        said_in_row = json.dumps((row.messages, row.tools, row.text), ensure_ascii=True, default=str)
-        digest.update(f"{row.source}\0{said_in_row}\0".encode())
+        content = json.dumps((row.messages, row.tools, row.text), ensure_ascii=True, default=str)
+        digest.update(f"{row.source}\0{content}\0".encode())
     return cache_folder() / "rows" / f"{digest.hexdigest()}.safetensors"
 
 
-def recall(place: Path, rows: Sequence[Conversation]) -> list[list[Example]] | None:
-    """The examples of each row, or None where they are not there or not whole."""
+def load_encoded(path: Path, rows: Sequence[Conversation]) -> list[list[Example]] | None:
+    """The examples of each row, or None if the file does not exist or is damaged."""
     try:
-        found = load_file(place)
-        os.utime(place)
+        tensors = load_file(path)
+        os.utime(path)  # the least recently used files are deleted first
     except (OSError, SafetensorError):
         return None
-    ids, targets, weights = (found[name].tolist() for name in ("ids", "targets", "weights"))
-    ends = [0, *accumulate(found["lengths"].tolist())]
+    ids, targets, weights = (tensors[name].tolist() for name in ("ids", "targets", "weights"))
+    ends = [0, *accumulate(tensors["lengths"].tolist())]
     spans = list(pairwise(ends))
-    firsts = [0, *accumulate(found["examples"].tolist())]
+    firsts = [0, *accumulate(tensors["examples"].tolist())]
     return [
         [Example(ids[a:b], targets[a:b], weights[a:b], row.source) for a, b in spans[first:last]]
         for row, (first, last) in zip(rows, pairwise(firsts), strict=True)
     ]
 
 
-def remember(place: Path, rows: Sequence[Sequence[Example]]) -> None:
-    """Keep encoded rows for the next run; where the cache cannot be written, it encodes again."""
+def save_encoded(path: Path, rows: Sequence[Sequence[Example]]) -> None:
+    """Save encoded rows for the next run. A cache that cannot be written is no error: the next run encodes again."""
     examples = [example for row in rows for example in row]
     tensors = {
         "ids": torch.tensor([i for e in examples for i in e.ids], dtype=torch.int32),
@@ -80,4 +82,4 @@ def remember(place: Path, rows: Sequence[Sequence[Example]]) -> None:
         "examples": torch.tensor([len(row) for row in rows], dtype=torch.int32),
     }
     with suppress(SafetensorError):
-        keep(place, FILES, lambda path: save_file(tensors, path))
+        keep(path, FILES, lambda staging: save_file(tensors, staging))
