@@ -23,7 +23,7 @@ from lorasmith.data.template import Template
 from lorasmith.engine.config import SamplingConfig
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Request
-from lorasmith.lora.held import read_contents
+from lorasmith.lora.fused.held import read_contents
 from lorasmith.model.config import ModelConfig
 from lorasmith.model.load import load_base
 from lorasmith.serve.adapters import offer

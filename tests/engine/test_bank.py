@@ -14,12 +14,12 @@ from lorasmith.engine.engine import Engine
 from lorasmith.engine.packed import Found, Packed, what_decodes
 from lorasmith.engine.score import prompt_logprobs
 from lorasmith.errors import ModelError
-from lorasmith.lora.bank import STEP, Change, Ranks
 from lorasmith.lora.config import LoraConfig
+from lorasmith.lora.fused.bank import STEP, AdapterWeights, Factors
+from lorasmith.lora.fused.products import FEW
 from lorasmith.lora.inject import inject
-from lorasmith.lora.product import FEW
 from lorasmith.model.base import Base
-from lorasmith.model.decoding import bank_of, decoding, ranks_of
+from lorasmith.model.decoding import bank_of, decoding, weights_of
 from lorasmith.model.forward import hidden
 from lorasmith.model.row import Example, flatten
 from lorasmith.serve.adapters import withdraw
@@ -72,9 +72,9 @@ def test_columns_are_used_again_and_grow() -> None:
     path = next(iter(bank.groups[0].layers))
     layer = bank.groups[0].layers[path]
 
-    def ranks(r: int, version: int = 0) -> Ranks:
-        change = Change(torch.full((r, layer.in_features), 0.1 * r), torch.full((r, layer.out_features), 0.5))
-        return Ranks(lambda: {path: change}, r, lambda: version)
+    def ranks(r: int, version: int = 0) -> AdapterWeights:
+        change = Factors(torch.full((r, layer.in_features), 0.1 * r), torch.full((r, layer.out_features), 0.5))
+        return AdapterWeights(lambda: {path: change}, r, lambda: version)
 
     assert bank.hold("a", ranks(8), {"a"})
     assert not bank.hold("a", ranks(8), {"a"})  # it is there
@@ -130,7 +130,7 @@ def test_groups_that_fail_leave_the_modules(monkeypatch: pytest.MonkeyPatch) -> 
         raise ModelError("no such product")
 
     base = base_of("llama")
-    monkeypatch.setattr("lorasmith.lora.bank.Together.__call__", fails)
+    monkeypatch.setattr("lorasmith.lora.fused.bank.BankedLinears.__call__", fails)
     found = what_decodes(base)
     assert (found.problem, found.bank) == (None, None)
     assert "no such product" in found.plain
@@ -152,7 +152,7 @@ def test_outside_of_a_step_the_model_is_its_own() -> None:
 
 def test_ranks_of_an_adapter_know_its_changes() -> None:
     base = base_of("llama", adapters=2)
-    first, second = (ranks_of(base, base.adapters[name]) for name in ("a0", "a1"))
+    first, second = (weights_of(base, base.adapters[name]) for name in ("a0", "a1"))
     assert (first.r, second.r) == (2, 5)
     assert first.version() != second.version()
     before = first.version()
@@ -224,7 +224,7 @@ def test_a_copy_of_a_module_copies_no_bank() -> None:
     norm = base.model.get_submodule("model.norm")
     assert norm.bank is base.bank
     twin = copy.deepcopy(norm)
-    assert (twin.bank, twin.together) == (None, ())
+    assert (twin.bank, twin.banked) == (None, ())
 
 
 def test_columns_of_no_numbers_disturb_nobody_once_they_are_free() -> None:
@@ -233,8 +233,8 @@ def test_columns_of_no_numbers_disturb_nobody_once_they_are_free() -> None:
     expected = run(engine, [request(ids, "a0")])
     assert base.bank is not None
     path, layer = next(iter(base.bank.groups[0].layers.items()))
-    broken = Change(torch.full((4, layer.in_features), torch.nan), torch.ones(4, layer.out_features))
-    base.ranks["broken"] = Ranks(lambda: {path: broken}, 4, lambda: 0)
+    broken = Factors(torch.full((4, layer.in_features), torch.nan), torch.ones(4, layer.out_features))
+    base.ranks["broken"] = AdapterWeights(lambda: {path: broken}, 4, lambda: 0)
     with pytest.raises(ModelError, match="NaN"):  # which empties the bank
         run(engine, [request(ids, "broken")])
     assert run(engine, [request(ids, "a0")]) == expected

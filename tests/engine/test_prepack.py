@@ -14,9 +14,9 @@ from lorasmith.data.template import Template
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.score import prompt_logprobs
 from lorasmith.lora.config import LoraConfig
-from lorasmith.lora.held import read_contents
+from lorasmith.lora.fused.held import read_contents
+from lorasmith.lora.fused.products import FEW, prepacked
 from lorasmith.lora.inject import inject
-from lorasmith.lora.product import FEW, prepacked
 from lorasmith.model.base import Base, Head
 from lorasmith.model.config import ModelConfig
 from lorasmith.model.forward import hidden

@@ -25,7 +25,7 @@ from families import (
     tiny_base,
 )
 from fast_base import FAST, IDS, PLAIN, fast_base, plain_base
-from lorasmith.lora.product import share_memory
+from lorasmith.lora.fused.products import share_memory
 from lorasmith.model import fast
 from lorasmith.model.base import Base
 from lorasmith.model.fast import Fast, FastAttention, FastGatedMLP, FastRMSNorm

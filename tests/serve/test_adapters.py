@@ -8,10 +8,13 @@ import tiny
 from families import stir
 from lorasmith.adapter_folder import write_adapter
 from lorasmith.data.template import Template
+from lorasmith.engine.config import SamplingConfig
 from lorasmith.engine.engine import Engine
+from lorasmith.engine.request import Request
+from lorasmith.engine.score import prompt_logprobs
 from lorasmith.errors import AdapterError
 from lorasmith.lora.config import LoraConfig
-from lorasmith.lora.held import read_contents
+from lorasmith.lora.fused.held import read_contents
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
 from lorasmith.model.config import ModelConfig
@@ -55,3 +58,28 @@ def test_lora_and_a_module_trained_whole_beside_it_exclude_each_other(tmp_path: 
     withdraw(base, "whole")
     offer_folder(base, "lora", tmp_path / "lora")
     assert (list(base.adapters), base.bank.paths, list(base.ranks)) == ([], paths, ["lora"])
+
+
+def test_a_variant_of_lora_is_served_by_its_own_layers(tmp_path: Path) -> None:
+    """Loaded first, a plain adapter on the same layers joins it there; loaded later, it is refused by name."""
+    configs = {"dora": LoraConfig(r=2, use_dora=True), "lora": LoraConfig(r=3, target_modules=("v_proj", "up_proj"))}
+    asked, alone = [7, 11, 13, 17, 19], {}
+    for name, config in configs.items():
+        own = base_of()
+        own.adapters[name] = inject(own.model, config, own.router, name)
+        stir(own.adapters[name])
+        write_adapter(own, name, Template.of(own.tokenizer), tmp_path / name, {"data": []})
+        (alone[name],) = prompt_logprobs(own, [Request(asked, SamplingConfig(), name, ())])
+    base = base_of()
+    Engine(base, prepack=True)
+    offer_folder(base, "lora", tmp_path / "lora")
+    with pytest.raises(AdapterError, match="an adapter with use_dora cannot share this layer"):
+        offer_folder(base, "dora", tmp_path / "dora")
+    withdraw(base, "lora")
+    offer_folder(base, "dora", tmp_path / "dora")
+    offer_folder(base, "lora", tmp_path / "lora")
+    assert list(base.adapters) == ["dora", "lora"]
+    for name in configs:
+        (found,) = prompt_logprobs(base, [Request(asked, SamplingConfig(), name, ())])
+        wanted = [one.logprob for one in alone[name] if one]
+        assert [one.logprob for one in found if one] == pytest.approx(wanted, abs=1e-4)

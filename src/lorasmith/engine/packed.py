@@ -16,11 +16,11 @@ from lorasmith.engine.prefix import Prefixes
 from lorasmith.engine.request import Chunk, Running
 from lorasmith.errors import ModelError, first_line
 from lorasmith.i18n import _
-from lorasmith.lora.bank import Bank, Ranks
+from lorasmith.lora.fused.bank import AdapterBank, AdapterWeights
 from lorasmith.lora.inject import Adapter
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
-from lorasmith.model.decoding import bank_of, decoding, ranks_of, regroup
+from lorasmith.model.decoding import bank_of, decoding, regroup, weights_of
 from lorasmith.model.forward import hidden
 from lorasmith.model.head import next_logits
 from lorasmith.model.probe import TOLERANCE
@@ -41,7 +41,7 @@ class Packed:
         self.base, self.slots, self.tokens, self.found = base, slots, max(tokens, slots), found
         self._stack = stack_of(base) if found.has_stack else None
         self._held: set[str] = set()
-        self._known: dict[str, tuple[Adapter, Ranks]] = {}
+        self._known: dict[str, tuple[Adapter, AdapterWeights]] = {}
         self.cache_tokens, self.prefixes = cache_tokens, Prefixes(min(cache_tokens // 4, PREFIXES))
         self._cache = SlotCache(cache_tokens)
         self._free = list(range(slots))  # a heap: low places first keep the cache's used part dense
@@ -103,13 +103,13 @@ class Packed:
         name = run.request.adapter
         return None if name is None else self._ranks(name).version()
 
-    def _ranks(self, name: str) -> Ranks:
+    def _ranks(self, name: str) -> AdapterWeights:
         if name in self.base.ranks:
             return self.base.ranks[name]
         adapter = self.base.adapters[name]
         if name not in self._known or self._known[name][0] is not adapter:
             known = {old: pair for old, pair in self._known.items() if self.base.adapters.get(old) is pair[0]}
-            self._known = known | {name: (adapter, ranks_of(self.base, adapter))}
+            self._known = known | {name: (adapter, weights_of(self.base, adapter))}
             # it may have put modules of its own in the model
             if self.found.bank is not None:
                 regroup(self.base, self.found.bank)
@@ -173,7 +173,7 @@ class Found(NamedTuple):
     """
 
     problem: str | None
-    bank: Bank | None = None
+    bank: AdapterBank | None = None
     has_stack: bool = False
     plain: str = ""
 
@@ -216,7 +216,7 @@ def _try(base: Base) -> Found:
 
 
 def _difference_of(
-    base: Base, texts: Sequence[Sequence[int]], expected: Tensor, bank: Bank, stack: Stack | None
+    base: Base, texts: Sequence[Sequence[int]], expected: Tensor, bank: AdapterBank, stack: Stack | None
 ) -> str:
     """Why layers in groups, or all as a stack, cannot decode; empty where they can."""
     try:

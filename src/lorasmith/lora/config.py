@@ -77,6 +77,10 @@ class LoraConfig(BaseModel):
     use_rslora: Annotated[
         bool, Field(description=_("scale by lora_alpha / sqrt(r) (arXiv:2312.03732) instead of lora_alpha / r"))
     ] = False
+    use_dora: Annotated[
+        bool,
+        Field(description=_("learn the length of each weight row apart from its direction, DoRA (arXiv:2402.09353)")),
+    ] = False
     init_lora_weights: Annotated[
         Literal["default", "gaussian"],
         Field(description=_("how A starts (B starts at zero): default is Kaiming-uniform, gaussian N(0, 1/r)")),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lorasmith.lora.bank import Bank, Ranks
+from lorasmith.lora.fused.bank import AdapterBank, AdapterWeights
 from lorasmith.lora.inject import Adapter
 from lorasmith.lora.router import Router
 from lorasmith.model.identity import identity
@@ -48,8 +48,8 @@ class Base:
     why: dict[str, str] = field(default_factory=dict)
     router: Router = field(default_factory=Router)
     adapters: dict[str, Adapter] = field(default_factory=dict)
-    ranks: dict[str, Ranks] = field(default_factory=dict)  # adapters that are not in the model: see lora/held.py
-    bank: Bank | None = None  # where the engine computes them; None: it cannot
+    ranks: dict[str, AdapterWeights] = field(default_factory=dict)  # not in the model: see lora/fused/held.py
+    bank: AdapterBank | None = None  # where the engine computes them; None: it cannot
     packed_head: torch.Tensor | None = None  # its weight as oneDNN reads it, while the head is nothing else
     stack: Callable[..., torch.Tensor] | None = None  # what runs instead of the decoder while the engine does: stack.py
 

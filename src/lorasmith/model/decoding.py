@@ -6,10 +6,10 @@ from itertools import count
 
 from torch import nn
 
-from lorasmith.lora.bank import Bank, Change, Ranks, Together
+from lorasmith.lora.fused.bank import AdapterBank, AdapterWeights, BankedLinears, Factors
+from lorasmith.lora.fused.products import prepacked
 from lorasmith.lora.inject import Adapter
 from lorasmith.lora.layer import LoRALayer
-from lorasmith.lora.product import prepacked
 from lorasmith.model.base import Base
 from lorasmith.model.fast import Fast, FastAttention, FastGatedMLP
 from lorasmith.model.head import frozen_matrix
@@ -19,7 +19,7 @@ _numbers = count()  # no two adapters have the same, as two of the same id() may
 
 
 @contextmanager
-def decoding(base: Base, bank: Bank | None, stack: Stack | None) -> Iterator[None]:
+def decoding(base: Base, bank: AdapterBank | None, stack: Stack | None) -> Iterator[None]:
     """Within it the model computes in groups of layers, or as a stack: without gradient."""
     if bank is not None:
         bank.on = True
@@ -41,7 +41,7 @@ def held(base: Base, adapter: str | None) -> Iterator[None]:
     if adapter is not None:
         if adapter not in base.ranks:
             regroup(base, base.bank)  # it may have put modules of its own in the model
-        ranks = base.ranks.get(adapter) or ranks_of(base, base.adapters[adapter])
+        ranks = base.ranks.get(adapter) or weights_of(base, base.adapters[adapter])
         base.bank.hold(adapter, ranks, {adapter})
     with decoding(base, base.bank, None):
         yield
@@ -74,21 +74,23 @@ def unpacked(base: Base) -> Iterator[None]:
             regroup(base, base.bank)
 
 
-def bank_of(base: Base) -> Bank:
+def bank_of(base: Base) -> AdapterBank:
     """Group the layers of recognised modules that get the same input. Other layers stay as they are."""
     fast = {path: module for path, module in base.model.named_modules() if isinstance(module, Fast)}
     whole = {path for path in fast if {"original_module", "modules_to_save"} & set(path.split("."))}
-    bank = Bank(base.router, [group for path in fast if path not in whole for group in _groups(path, fast[path])])
+    bank = AdapterBank(
+        base.router, [group for path in fast if path not in whole for group in _groups(path, fast[path])]
+    )
     regroup(base, bank)
     return bank
 
 
-def regroup(base: Base, bank: Bank) -> None:
+def regroup(base: Base, bank: AdapterBank) -> None:
     """Let modules compute in their groups, and the head as it was prepacked, but for what adapters in the model made
     something else: they train it whole, or the head has LoRA.
     """
     modules = dict(base.model.named_modules())
-    groups: dict[str, list[Together]] = {}
+    groups: dict[str, list[BankedLinears]] = {}
     for group in bank.groups:
         groups.setdefault(next(iter(group.layers)).rpartition(".")[0], []).append(group)
     paths: list[str] = []
@@ -97,7 +99,7 @@ def regroup(base: Base, bank: Bank) -> None:
             own = groups.get(path, [])
             layers = {p: layer for group in own for p, layer in group.layers.items()}
             are_there = all(p in modules and _plain(modules[p]) is layer for p, layer in layers.items())
-            module.bank, module.together = bank, tuple(own) if are_there else ()
+            module.bank, module.banked = bank, tuple(own) if are_there else ()
             paths += layers if are_there else ()
     bank.paths = frozenset(paths)
     if frozen_matrix(base) is None:  # the head has an adapter now
@@ -119,21 +121,22 @@ def _groups(path: str, module: Fast) -> Iterator[dict[str, nn.Linear]]:
 
 
 def _plain(module: nn.Module) -> nn.Module:
-    """What a LoRALayer wraps; anything else, such as a trained copy, as it is."""
-    return module.base_layer if isinstance(module, LoRALayer) else module
+    """What a LoRALayer wraps whose adapters are plain low rank; anything else, such as a trained copy, as it is."""
+    return module.base_layer if isinstance(module, LoRALayer) and module.is_low_rank else module
 
 
-def ranks_of(base: Base, adapter: Adapter) -> Ranks:
+def weights_of(base: Base, adapter: Adapter) -> AdapterWeights:
     """The changes of an adapter that is on the model; as they are when they are read."""
     parameters, number = list(adapter.parameters.values()), next(_numbers)
 
-    def read() -> dict[str, Change]:
+    def read() -> dict[str, Factors]:
         layers = {path: base.model.get_submodule(path) for path in adapter.targets.adapted}
         linear = {path: layer for path, layer in layers.items() if isinstance(layer, LoRALayer)}
-        matrices = {path: one.matrices(adapter.name) for path, one in linear.items()}
-        return {path: Change(A, B.t() * linear[path].scaling[adapter.name]) for path, (A, B) in matrices.items()}
+        updates = {path: layer.updates[adapter.name] for path, layer in linear.items()}
+        matrices = {path: (*update.matrices, update.scaling) for path, update in updates.items() if update.is_low_rank}
+        return {path: Factors(A, B.t() * scaling) for path, (A, B, scaling) in matrices.items()}
 
     def version() -> tuple[int, ...]:
         return (number, *(p._version for p in parameters))
 
-    return Ranks(read, max((len(change.A_RI) for change in read().values()), default=0), version)
+    return AdapterWeights(read, max((len(change.A_RI) for change in read().values()), default=0), version)

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorasmith.lora.bank import Bank, Together
+from lorasmith.lora.fused.bank import AdapterBank, BankedLinears
+from lorasmith.lora.fused.linears import FusedWeights, Recompute, can_recompute, recompute_of
 from lorasmith.lora.layer import LoRALayer
-from lorasmith.lora.siblings import Again, Stack, again_of, can_be_made_again
 from lorasmith.model.attention import SEEN, attend
 
 _SIGNED = "_lorasmith_signed"
@@ -28,12 +28,12 @@ class Fast(nn.Module):
 
     part: str
     plain: bool
-    bank: Bank | None = None  # while it is on, the engine runs and wants no gradient: see decoding.py
-    together: Sequence[Together] = ()  # its layers in groups that get the same input
+    bank: AdapterBank | None = None  # while it is on, the engine runs and wants no gradient: see decoding.py
+    banked: Sequence[BankedLinears] = ()  # its layers in groups that get the same input
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is none of the bank's modules; with them it would copy all their weights."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("bank", "together")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("bank", "banked")}
 
     @property
     def infers(self) -> bool:
@@ -61,7 +61,7 @@ class FastRMSNorm(Fast):
         eps, offset, wide = self.variant
         w = weight.to(torch.promote_types(x.dtype, torch.float32)) + offset if wide else weight
         y, r = _RMSNorm.apply(x, w, eps, wide)  # type: ignore[no-untyped-call]
-        can_be_made_again(y, partial(_normed, w=w, wide=wide), x, r)
+        can_recompute(y, partial(_normed, w=w, wide=wide), x, r)
         return y
 
 
@@ -77,28 +77,28 @@ class FastGatedMLP(Fast):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """x [..., H] -> [..., H]."""
-        if self.infers and self.together and len(args) == 1 and not kwargs:
-            gate, up = self.together[0](args[0].flatten(0, -2)).chunk(2, -1)
-            return self.together[1](gated(gate, up, self.gelu)).view(args[0].shape)
+        if self.infers and self.banked and len(args) == 1 and not kwargs:
+            gate, up = self.banked[0](args[0].flatten(0, -2)).chunk(2, -1)
+            return self.banked[1](gated(gate, up, self.gelu)).view(args[0].shape)
         if self.plain or len(args) != 1 or kwargs:
             return super().forward(*args, **kwargs)
         (x,) = args
         first = ("gate_up_proj",) if hasattr(self, "gate_up_proj") else ("gate_proj", "up_proj")
-        wide, down = self._stack(first, x), self._stack(("down_proj",), x)
+        wide, down = self._fused(first, x), self._fused(("down_proj",), x)
         if wide and down:
             AB = *wide[1], *down[1]
-            return _GatedMLP.apply(x, again_of(x), self.gelu, wide[0], down[0], *AB)  # type: ignore[no-untyped-call]
+            return _GatedMLP.apply(x, recompute_of(x), self.gelu, wide[0], down[0], *AB)  # type: ignore[no-untyped-call]
         parts = [self.layer(name, x) for name in first]
         gate, up = parts if len(parts) == 2 else parts[0].chunk(2, -1)
         out: Tensor = _Gated.apply(gate, up, self.gelu)  # type: ignore[no-untyped-call]
-        can_be_made_again(out, partial(gated, gelu=self.gelu), gate, up)
+        can_recompute(out, partial(gated, gelu=self.gelu), gate, up)
         return self.layer("down_proj", out)
 
-    def _stack(self, names: Sequence[str], x: Tensor) -> tuple[Stack, list[Tensor]] | None:
+    def _fused(self, names: Sequence[str], x: Tensor) -> tuple[FusedWeights, list[Tensor]] | None:
         """Layers that compute in one pass for as many tokens as x has, and their matrices."""
         layers = [getattr(self, name) for name in names]
-        together = isinstance(layers[0], LoRALayer) and layers[0].siblings.layers == layers
-        return layers[0].siblings.stack_for(x) if together and not any(map(_is_watched, layers)) else None
+        together = isinstance(layers[0], LoRALayer) and layers[0].fused_linears.layers == layers
+        return layers[0].fused_linears.weights_for(x) if together and not any(map(_is_watched, layers)) else None
 
 
 class FastAttention(Fast):
@@ -114,7 +114,7 @@ class FastAttention(Fast):
         """hidden_states [1, T, H] -> ([1, T, H], None)."""
         how, rotation = self.__dict__.get(SEEN), kwargs.get("position_embeddings")
         unusual = args or not {"hidden_states", "row"} <= kwargs.keys()
-        if self.infers and self.together and not unusual and how is not None and rotation is not None:
+        if self.infers and self.banked and not unusual and how is not None and rotation is not None:
             return self._infer(how, **kwargs)
         if self.plain or how is None or rotation is None or unusual:
             return super().forward(*args, **kwargs)
@@ -125,7 +125,7 @@ class FastAttention(Fast):
         if hasattr(self, "q_norm"):
             q, k = self._normed("q_norm", q), self._normed("k_norm", k)
         if getattr(self, "use_rope", True):
-            if any(_is_watched(child) for child in self.children()):
+            if any(_is_watched(child) or _is_variant(child) for child in self.children()):
                 q, k = q.clone(), k.clone()
             q, k = (_Rotary.apply(t, *rotation) for t in (q, k))  # type: ignore[no-untyped-call]
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -136,7 +136,7 @@ class FastAttention(Fast):
         self, how: dict[str, Any], hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any
     ) -> tuple[Tensor, None]:
         """The same without gradient: q and k are rotated in one pass where nothing comes between."""
-        wide, o_proj = self.together
+        wide, o_proj = self.banked
         widths = [wide.widths[0] + wide.widths[1], wide.widths[2]]
         qk, v = (part[None].unflatten(2, (-1, self.head_dim)) for part in wide(hidden_states[0]).split(widths, dim=1))
         q, k = qk.split([wide.widths[0] // self.head_dim, wide.widths[1] // self.head_dim], dim=2)
@@ -159,6 +159,11 @@ class FastAttention(Fast):
 def _is_watched(module: nn.Module) -> bool:
     """Whether somebody wants to see what it gives: then it is called, and nothing is written over its output."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _is_variant(module: nn.Module) -> bool:
+    """Whether it is a LoRA layer that adds more than plain low rank: its output may be kept for its backward."""
+    return isinstance(module, LoRALayer) and not module.is_low_rank
 
 
 @cache
@@ -220,13 +225,21 @@ class _GatedMLP(torch.autograd.Function):
     """The whole MLP; keeps its input, or what that is computed from, and a thin product."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, again: Again | None, gelu: bool, wide: Stack, down: Stack, *AB: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        recompute: Recompute | None,
+        gelu: bool,
+        wide: FusedWeights,
+        down: FusedWeights,
+        *AB: Tensor,
+    ) -> Tensor:
         """x [..., H] -> [..., H]; wide: gate and up. AB: the matrices of all, gate's first."""
         x_TH, (of_wide, of_down) = x.reshape(-1, x.shape[-1]), wide.parted(AB)
         both_TI, _thin = wide.forward(x_TH, of_wide)
         gate, up = both_TI.chunk(2, -1)
         y_TH, h_TK = down.forward(gated(gate, up, gelu), of_down)
-        ctx.compute, kept = again or (None, [x_TH])
+        ctx.compute, kept = recompute or (None, [x_TH])
         ctx.save_for_backward(h_TK, *AB, *kept)
         ctx.gelu, ctx.wide, ctx.down, ctx.shape = gelu, wide, down, x.shape
         return y_TH.view(*x.shape[:-1], -1)

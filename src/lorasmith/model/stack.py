@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lorasmith.lora.bank import Together
+from lorasmith.lora.fused.bank import BankedLinears
 from lorasmith.model.attention import SEEN, Cache, attend_cached
 from lorasmith.model.base import Base
 from lorasmith.model.fast import FastAttention, FastGatedMLP, FastRMSNorm, gated
@@ -47,10 +47,10 @@ class Block:
 
     number: int
     norms: tuple[Norm, Norm]
-    qkv: Together
-    o_proj: Together
-    gate_up: Together
-    down: Together
+    qkv: BankedLinears
+    o_proj: BankedLinears
+    gate_up: BankedLinears
+    down: BankedLinears
     head_norms: tuple[Norm, ...]  # of q and k (Qwen3), or none
     head_dim: int
     how: dict[str, Any]  # scaling and window
@@ -113,7 +113,7 @@ def _block(layer: nn.Module) -> Block | None:
     attention, mlp = parts["self_attn"], parts["mlp"]
     if not isinstance(attention, FastAttention) or not isinstance(mlp, FastGatedMLP):
         return None
-    grouped = len(attention.together) == len(mlp.together) == 2 and SEEN in attention.__dict__
+    grouped = len(attention.banked) == len(mlp.banked) == 2 and SEEN in attention.__dict__
     norms = [_norm(parts[name]) for name in ("input_layernorm", "post_attention_layernorm")]
     head_norms = [_norm(getattr(attention, name)) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
     found = [norm for norm in (*norms, *head_norms) if norm is not None]
@@ -123,10 +123,10 @@ def _block(layer: nn.Module) -> Block | None:
     return Block(
         number=int(attention.layer_idx),  # type: ignore[arg-type]
         norms=(found[0], found[1]),
-        qkv=attention.together[0],
-        o_proj=attention.together[1],
-        gate_up=mlp.together[0],
-        down=mlp.together[1],
+        qkv=attention.banked[0],
+        o_proj=attention.banked[1],
+        gate_up=mlp.banked[0],
+        down=mlp.banked[1],
         head_norms=tuple(found[2:]),
         head_dim=attention.head_dim,
         how=attention.__dict__[SEEN],

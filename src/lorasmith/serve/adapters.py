@@ -3,8 +3,9 @@
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.files import load_adapter
-from lorasmith.lora.held import Contents, held_ranks
+from lorasmith.lora.fused.held import Contents, held_weights
 from lorasmith.lora.inject import remove
+from lorasmith.lora.variant import flags_of
 from lorasmith.model.base import Base
 from lorasmith.model.decoding import unpacked
 
@@ -15,7 +16,7 @@ def offer(base: Base, internal_name: str, contents: Contents, version: str) -> N
     It waits in memory until it is used; only one that changes embeddings, whole modules or other layers than those
     that decode in groups gets modules in the model.
     """
-    ranks = base.bank and held_ranks(base.model, contents, base.bank.paths, version)
+    ranks = base.bank and held_weights(base.model, contents, base.bank.paths, version)
     if ranks:
         base.ranks[internal_name] = ranks
         return
@@ -24,6 +25,16 @@ def offer(base: Base, internal_name: str, contents: Contents, version: str) -> N
         base.router.active = None
     held = base.ranks.values() if base.bank else ()
     lost = [path for ranks in held for path in ranks.read() if base.bank and path not in base.bank.paths]
+    if lost and (flags := flags_of(contents.config)):
+        withdraw(base, internal_name)
+        raise AdapterError(
+            _(
+                "{path}: an adapter with {flag} cannot share this layer with one that was loaded before it. Load it "
+                "first, or serve it by itself.",
+                path=lost[0],
+                flag=flags[0],
+            )
+        )
     if lost:
         withdraw(base, internal_name)
         text = _("{path}: another adapter has LoRA on it, and this one trains a module beside it whole.", path=lost[0])
