@@ -172,7 +172,7 @@ class LoRALayer(nn.Module):
         return [(adapter, start, end) for adapter, start, end in slices if adapter in self.updates and adapter]
 
     def _add_variants(self, y: Tensor, x: Tensor, slices: Sequence[tuple[str, int, int]]) -> Tensor:
-        """Each slice by its update's own forward; the rest of y is copied, because others write into it."""
+        """Each slice by its update's own forward. A copy: others write into y, and a variant may keep what it gave."""
         x_TI, y_TO, pieces, done = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), list[Tensor](), 0
         for adapter, start, end in slices:
             pieces += [y_TO[done:start], self.updates[adapter].forward(x_TI[start:end], y_TO[start:end])]

@@ -125,7 +125,7 @@ class FastAttention(Fast):
         if hasattr(self, "q_norm"):
             q, k = self._normed("q_norm", q), self._normed("k_norm", k)
         if getattr(self, "use_rope", True):
-            if any(_is_watched(child) or _is_variant(child) for child in self.children()):
+            if any(_is_watched(child) for child in self.children()):
                 q, k = q.clone(), k.clone()
             q, k = (_Rotary.apply(t, *rotation) for t in (q, k))  # type: ignore[no-untyped-call]
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -159,11 +159,6 @@ class FastAttention(Fast):
 def _is_watched(module: nn.Module) -> bool:
     """Whether somebody wants to see what it gives: then it is called, and nothing is written over its output."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def _is_variant(module: nn.Module) -> bool:
-    """Whether it is a LoRA layer that adds more than plain low rank: its output may be kept for its backward."""
-    return isinstance(module, LoRALayer) and not module.is_low_rank
 
 
 @cache
