@@ -26,7 +26,7 @@ from bench.rows import CHAT
 from bench.state import STEP, Bench, Book, Clock, say
 from bench.table import render
 from bench.training import bloom, rows_of, sizes, training
-from lorasmith.model.gguf import packaged_model
+from lorasmith.loading.gguf import packaged_model
 from lorasmith.report import Report
 
 BUDGET, QUICK_BUDGET = 44 * 60, 4.75 * 60  # seconds

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lorasmith.model.machine import choose_dtype, dtype_name
+from lorasmith.system.device import choose_dtype, dtype_name
 
 FAST = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
 # what users set to try other instructions or threads than the machine's own

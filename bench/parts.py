@@ -25,15 +25,15 @@ from bench.products import Products, Size, linear_layers
 from bench.rows import KINDS, Kind, Rows, examples, records_of
 from lorasmith.cli import train as train_verb
 from lorasmith.cli.flags import config_of
-from lorasmith.config import Config
-from lorasmith.data.plan import plan
+from lorasmith.config.model import ModelConfig
+from lorasmith.config.toml import Config
+from lorasmith.data.dataset.plan import plan
 from lorasmith.i18n import _
-from lorasmith.model.config import ModelConfig
-from lorasmith.model.load import find_folder, load_tokenizer
+from lorasmith.loading.load import find_folder, load_tokenizer
 from lorasmith.model.row import flatten
 from lorasmith.report import Report
-from lorasmith.run import train
-from lorasmith.run_folder import ENVIRONMENT
+from lorasmith.runs.train import train
+from lorasmith.training.run_folder import ENVIRONMENT
 
 WARM = 2  # steps that are not measured
 PROFILED = 0.25  # of the others, at the end

@@ -15,8 +15,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 from bench.rows import Kind, examples, for_trainer
-from lorasmith.model.load import load_tokenizer
-from lorasmith.model.machine import use_all_cores
+from lorasmith.loading.load import load_tokenizer
+from lorasmith.system.device import use_all_cores
 
 LORA: dict[str, dict[str, Any]] = {
     "demo": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},

@@ -10,11 +10,11 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from bench.programs import ROOT
-from lorasmith.data.config import DataConfig
-from lorasmith.data.prepare import prepare
-from lorasmith.data.read import read
-from lorasmith.data.template import Template
-from lorasmith.model.load import load_tokenizer
+from lorasmith.config.data import DataConfig
+from lorasmith.data.dataset.prepare import prepare
+from lorasmith.data.read.files import read
+from lorasmith.data.template.encoding import Template
+from lorasmith.loading.load import load_tokenizer
 from lorasmith.model.row import Example
 
 ALPACA_FILE = ROOT.parent / "shared" / "data" / "alpaca_zh_demo.json"
@@ -69,7 +69,7 @@ def records_of(kind: Kind) -> list[dict[str, Any]] | None:
     """All rows of the demo or of the alpaca file; None where the latter is not there."""
     if kind is ALPACA:
         return [record.fields for record in read(ALPACA_FILE)] if ALPACA_FILE.is_file() else None
-    from lorasmith.demo import demo_files  # here, so that the peer's start does not pay for it
+    from lorasmith.demo.run import demo_files  # here, so that the peer's start does not pay for it
     from lorasmith.report import Report
 
     return [record.fields for record in read(demo_files(Report())[0])]

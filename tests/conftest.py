@@ -2,9 +2,7 @@
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start, too
 os.environ["LORASMITH_LANG"] = "en"  # tests compare English texts, on a Chinese machine as well
@@ -12,10 +10,7 @@ os.environ["LORASMITH_LANG"] = "en"  # tests compare English texts, on a Chinese
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves it out; for `from families import ...`
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for `from tools import ...`
-
-from raised import Recorder
+from tests.support.raised import Recorder
 
 torch.set_num_threads(1)
 # A shell's background job ignores Ctrl-C, and the programs that tests start would inherit that.
@@ -46,7 +41,7 @@ def _nothing_measured_yet(tmp_path_factory: pytest.TempPathFactory, monkeypatch:
 @pytest.fixture
 def exact() -> Iterator[None]:
     """The same mathematics without the casts down to float32 that some models make: see families.no_casts_down."""
-    from families import no_casts_down
+    from tests.support.families import no_casts_down
 
     with no_casts_down():
         yield

@@ -9,7 +9,7 @@ import lorasmith
 from lorasmith import LoraConfig, load, train
 from lorasmith.cli.main import main
 from lorasmith.errors import ConfigError
-from tiny import Watch, adapter_bytes, flags, model_folder, rows_file, settings
+from tests.support.tiny import Watch, adapter_bytes, flags, model_folder, rows_file, settings
 
 
 def test_all_names_are_there_and_are_loaded_when_asked_for():

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from lorasmith import errors
+from lorasmith.adapters.session import open_adapters
 from lorasmith.cli.main import main
+from lorasmith.config.model import ModelConfig
 from lorasmith.errors import AdapterError, LorasmithError, first_line
-from lorasmith.model.config import ModelConfig
-from lorasmith.session import open_adapters
-from tiny import flags, model_folder, row, rows_file, settings, trained
+from tests.support.tiny import flags, model_folder, row, rows_file, settings, trained
 
 Words = list[str]
 
@@ -43,7 +43,7 @@ def pickled(folder: Path) -> Words:
 
 OK = json.dumps(row(1))
 CASES: dict[str, tuple[Callable[[Path], Words], str]] = {
-    "no data": (lambda d: [], "data.data: no file of examples is named. Name a JSON, JSONL, CSV or Parquet file."),
+    "no data": (lambda d: [], "data.data: no training data is given. Give a JSON, JSONL, CSV or Parquet file."),
     "missing file": (lambda d: [str(d / "rows.json")], "rows.json: "),
     "empty file": (lambda d: lines(d), "rows.jsonl"),
     "broken JSON": (lambda d: lines(d, OK, OK, '{"messages": [', OK), "rows.jsonl line 3"),

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from families import examples, one_row, stir
 from lorasmith import load
-from lorasmith.lora.config import LoraConfig
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.model import ModelConfig
+from lorasmith.loading.load import load_base
 from lorasmith.lora.inject import inject
-from lorasmith.model.config import ModelConfig
 from lorasmith.model.head import loss_sum
-from lorasmith.model.load import load_base
-from tiny import model_folder, trained
+from tests.support.families import examples, one_row, stir
+from tests.support.tiny import model_folder, trained
 
 pytestmark = [
     pytest.mark.gpu,

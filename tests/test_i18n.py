@@ -12,9 +12,9 @@ from babel.messages.mofile import read_mo
 from tools import catalogue
 from tools.foreign import FOREIGN, PLURALS
 
-from lorasmith.fonts import CHINESE, chinese_font
 from lorasmith.i18n import VARIABLES, _, foreign, language, speaking
-from lorasmith.plot import plot_loss
+from lorasmith.runs.plot import plot_loss
+from lorasmith.system.fonts import CHINESE, chinese_font
 
 HAN = re.compile(r"[\u4e00-\u9fff]")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ROOT
+
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 HEAVY = ("torch", "transformers", "datasets", "gguf", "accelerate", "matplotlib")
 
@@ -67,7 +68,7 @@ def test_help_and_usage_errors_load_nothing_heavy(arguments: list[str], status: 
 
 
 def test_options_load_nothing_heavy() -> None:
-    code = f"import sys, lorasmith.config; print([name for name in {HEAVY} if name in sys.modules])"
+    code = f"import sys, lorasmith.config.toml; print([name for name in {HEAVY} if name in sys.modules])"
     assert succeed(sys.executable, "-c", code).strip() == "[]"
 
 

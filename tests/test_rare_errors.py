@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from lorasmith.adapter_folder import NAME
+from lorasmith.adapters.folder import NAME
 from lorasmith.cli.main import main
 from lorasmith.errors import Interrupted
 from lorasmith.lora.files import CONFIG
 from lorasmith.training.checkpoint import STATE, TENSORS
-from tiny import Watch, flags, rows_file, settings, trained
+from tests.support.tiny import Watch, flags, rows_file, settings, trained
 
 Words = list[str]
 TRAIN = flags(settings())
@@ -120,7 +120,7 @@ CASES: dict[str, tuple[Callable[[], Words], str]] = {
     ),
     "empty prompt": (
         lambda: ["generate", "done", " "],
-        "the prompt is empty: give one behind RUN, with --file, or through a pipe",
+        "the prompt is empty: give one after RUN, with --file, or on standard input",
     ),
     "prompts not in UTF-8": (
         lambda: ["generate", "done", "--file", write("my.txt", b"hi\xff")],
@@ -141,7 +141,7 @@ CASES: dict[str, tuple[Callable[[], Words], str]] = {
     "empty name": (lambda: toml("[lora]\ntarget_modules = ['q_proj', '']"), "lora.target_modules: a name is empty"),
     "rank 0 for some": (
         lambda: toml("[lora]\nrank_pattern = {q_proj = 0}"),
-        "lora: rank_pattern and alpha_pattern must hold numbers above 0",
+        "lora: the values of rank_pattern and alpha_pattern must be greater than 0",
     ),
     "empty sample": (
         lambda: toml("[training]\nsamples = ['hi', ' ']"),
@@ -153,7 +153,7 @@ CASES: dict[str, tuple[Callable[[], Words], str]] = {
     ),
     "nested too deeply": (
         lambda: ["train", write("deep.jsonl", '{"prompt": "a", "completion": "b"}\n' + "[" * 10**5), *TRAIN],
-        "data.data: deep.jsonl line 2: nested too deeply to be a row.",
+        "data.data: deep.jsonl line 2: the JSON is nested too deeply to be parsed.",
     ),
     "folder that datasets cannot read": (
         lambda: ["train", str(Path(write("done/state.json", "{}")).parent), *TRAIN],

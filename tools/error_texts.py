@@ -14,9 +14,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "lorasmith"
 # Functions whose texts another part raises: by module, name and class.
 HANDED_ON = (
     ("cli/flags.py", "read", "ConfigError"),
-    ("data/forms.py", "_alpaca_problem", "DataError"),
-    ("data/forms.py", "_prompt_problem", "DataError"),
-    ("data/forms.py", "_plain_problem", "DataError"),
+    ("data/rows/forms.py", "_alpaca_problem", "DataError"),
+    ("data/rows/forms.py", "_prompt_problem", "DataError"),
+    ("data/rows/forms.py", "_plain_problem", "DataError"),
 )
 # What pydantic and argparse catch, and config.py and flags.py turn into a ConfigError.
 ALIASES = {"ValueError": "ConfigError", "ArgumentTypeError": "ConfigError"}

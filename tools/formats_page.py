@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lorasmith.cli.checked import row_text
-from lorasmith.data.read import look
-from lorasmith.data.template import Template
+from lorasmith.data.read.files import look
+from lorasmith.data.template.encoding import Template
 from lorasmith.errors import DataError
 from lorasmith.i18n import speaking
 from lorasmith.preflight.rows import pieces_of

@@ -13,10 +13,10 @@ from pydantic.fields import FieldInfo
 
 from lorasmith.cli.flags import FLAG_SECTIONS, Parser, default_text, kinds_of
 from lorasmith.cli.main import verbs
-from lorasmith.config import SECTIONS, Config, to_toml
-from lorasmith.data.config import DataConfig
+from lorasmith.config.data import DataConfig
+from lorasmith.config.toml import SECTIONS, Config, to_toml
+from lorasmith.config.values import BOUNDS, bound_text
 from lorasmith.i18n import _, speaking
-from lorasmith.values import BOUNDS, bound_text
 from tools.pages import block, code, notes, places, table, write
 
 PAGES = places("options")

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lorasmith import train
-from lorasmith.data.chat_template import CHATML
-from lorasmith.model.quiet import quiet_transformers
+from lorasmith.data.template.chat_template import CHATML
+from lorasmith.system.transformers_logging import quiet_transformers
 
 SPECIAL = ("<eos>", "<|im_start|>", "<|im_end|>")
 

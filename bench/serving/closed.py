@@ -17,15 +17,15 @@ import torch
 from bench.serving.llamacpp import KINDS, LlamaCpp, about, why_not
 from bench.serving.peers import Peers, generate_batch
 from bench.state import say
-from lorasmith.adapter_folder import end_ids
-from lorasmith.data.conversation import Message
-from lorasmith.data.template import Template
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.adapters.folder import end_ids
+from lorasmith.config.model import ModelConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.data.rows.conversation import Message
+from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Request
+from lorasmith.loading.load import load_base
 from lorasmith.lora.fused.held import read_contents
-from lorasmith.model.config import ModelConfig
-from lorasmith.model.load import load_base
 from lorasmith.serve.adapters import offer
 
 REQUESTS, NEW, ADAPTERS = 16, 32, 8

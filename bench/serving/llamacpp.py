@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
+from lorasmith.loading.load import find_folder
 from lorasmith.lora.files import CONFIG, WEIGHTS
-from lorasmith.model.load import find_folder
 from lorasmith.report import Report
 
 KINDS = {"f16": gguf.GGMLQuantizationType.F16, "q8_0": gguf.GGMLQuantizationType.Q8_0}

@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 
 from bench.state import say
-from lorasmith.adapter_folder import end_ids, write_adapter
-from lorasmith.data.conversation import Message
-from lorasmith.data.template import Template
-from lorasmith.lora.config import LoraConfig
+from lorasmith.adapters.folder import end_ids, write_adapter
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.model import ModelConfig
+from lorasmith.data.rows.conversation import Message
+from lorasmith.data.template.encoding import Template
+from lorasmith.loading.load import load_base
 from lorasmith.lora.inject import inject, remove
 from lorasmith.model.base import Base
-from lorasmith.model.config import ModelConfig
 from lorasmith.model.forward import row_of
 from lorasmith.model.head import loss_sum
-from lorasmith.model.load import load_base
 
 ASKED = ("Who are you?", "What is your name?", "Tell me your name.", "Hello! Who is there?")
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "ivory", "jade")

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lorasmith.cli.demo import show
 from lorasmith.cli.screen import Screen
-from lorasmith.demo import demo
+from lorasmith.demo.run import demo
 
 
 def main() -> None:

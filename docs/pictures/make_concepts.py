@@ -19,20 +19,20 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from safetensors.torch import load_file
 
-from lorasmith.config import load_config
-from lorasmith.data.conversation import Message
-from lorasmith.data.prepare import prepare
-from lorasmith.data.template import Template
-from lorasmith.demo import MODEL, demo_config, demo_files
-from lorasmith.evaluate import compare, held_out
-from lorasmith.model.gguf import packaged_model
-from lorasmith.model.load import load_tokenizer
+from lorasmith.adapters.session import open_adapters
+from lorasmith.config.toml import load_config
+from lorasmith.data.dataset.prepare import prepare
+from lorasmith.data.rows.conversation import Message
+from lorasmith.data.template.encoding import Template
+from lorasmith.demo.run import MODEL, demo_config, demo_files
+from lorasmith.evaluation.loss import compare, held_out
+from lorasmith.loading.gguf import packaged_model
+from lorasmith.loading.load import load_tokenizer
 from lorasmith.model.row import IGNORED, Example, Row, flatten
-from lorasmith.plot import read_losses
 from lorasmith.report import Report
-from lorasmith.run import train
-from lorasmith.run_folder import read_summary
-from lorasmith.session import open_adapters
+from lorasmith.runs.train import train
+from lorasmith.training.history import read_losses
+from lorasmith.training.run_folder import read_summary
 
 HERE, STEPS = Path(__file__).parent, 20
 RUNS: dict[str, dict[str, Any]] = {

@@ -15,16 +15,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lorasmith import LoraConfig, load, train
+from lorasmith.adapters.merge import merge_run
 from lorasmith.cli.screen import Screen
-from lorasmith.data.conversation import Message, Record
-from lorasmith.data.fit import cut
-from lorasmith.data.read import read
-from lorasmith.data.template import Template
-from lorasmith.export import merge_run
+from lorasmith.config.model import ModelConfig
+from lorasmith.data.dataset.fit import cut
+from lorasmith.data.read.files import read
+from lorasmith.data.rows.conversation import Message, Record
+from lorasmith.data.template.encoding import Template
+from lorasmith.loading.load import load_tokenizer
 from lorasmith.lora.inject import count, inject
 from lorasmith.lora.router import Router
-from lorasmith.model.config import ModelConfig
-from lorasmith.model.load import load_tokenizer
 from lorasmith.model.row import IGNORED
 
 # Step 3: preprocessing

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorasmith.api import load as load
     from lorasmith.api import train as train
-    from lorasmith.lora.config import LoraConfig as LoraConfig
+    from lorasmith.config.lora import LoraConfig as LoraConfig
 
 __all__ = ["LoraConfig", "load", "train"]
 
@@ -20,7 +20,7 @@ __all__ = ["LoraConfig", "load", "train"]
 def __getattr__(name: str) -> Any:
     """Loads what is asked for, when it is asked for (PEP 562): `import lorasmith` alone loads no torch."""
     if name == "LoraConfig":
-        from lorasmith.lora.config import LoraConfig
+        from lorasmith.config.lora import LoraConfig
 
         return LoraConfig
     if name in ("load", "train"):

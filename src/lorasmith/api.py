@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorasmith import run
-from lorasmith.config import SECTIONS, load_config
+from lorasmith.adapters.session import Session, open_adapters
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.model import ModelConfig
+from lorasmith.config.toml import SECTIONS, load_config
+from lorasmith.config.values import check, closest
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
-from lorasmith.lora.config import LoraConfig
-from lorasmith.model.config import ModelConfig
 from lorasmith.report import Report
-from lorasmith.run_folder import Summary, resumed_config
-from lorasmith.session import Session, open_adapters
-from lorasmith.values import check, closest
+from lorasmith.runs import train as run
+from lorasmith.training.run_folder import Summary, resumed_config
 
 
 def train(
@@ -70,4 +70,4 @@ def _section_of(option: str) -> str:
         if option in part.model_fields:
             return name
     known = [key for part in SECTIONS.values() for key in part.model_fields]
-    raise ConfigError(_("{option}: no such option.", option=option) + closest(option, known))
+    raise ConfigError(_("unknown option {option}.", option=option) + closest(option, known))

@@ -7,13 +7,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from families import stir
-from lorasmith.adapter_folder import write_adapter
-from lorasmith.data.template import Template
-from lorasmith.lora.config import LoraConfig
+from lorasmith.adapters.folder import write_adapter
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.model import ModelConfig
+from lorasmith.data.template.encoding import Template
+from lorasmith.loading.load import load_base
 from lorasmith.lora.inject import inject
-from lorasmith.model.config import ModelConfig
-from lorasmith.model.load import load_base
+from tests.support.families import stir
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from lorasmith.adapters.session import open_adapters
 from lorasmith.cli.chat import COMMANDS, Chat
 from lorasmith.cli.main import main
 from lorasmith.cli.screen import Screen
-from lorasmith.data.conversation import Message
+from lorasmith.config.model import ModelConfig
+from lorasmith.data.rows.conversation import Message
 from lorasmith.engine.request import Event
 from lorasmith.errors import DataError
-from lorasmith.model.config import ModelConfig
-from lorasmith.session import open_adapters
 
 
 class Echo:
@@ -83,7 +83,7 @@ def test_commands_that_go_wrong_say_what_there_is(monkeypatch):
     assert "The adapters are: loud, calm.\n" in said
     assert "Did you mean 'loud'?" in said
     assert "/bass is no command. Did you mean '/base'?" in said
-    assert "Nothing was asked yet." in said
+    assert "There is no message to answer again yet." in said
     assert all(command in said for command in COMMANDS)
     assert [asked for _who, asked in echo.asked] == [["/x"]]
 

@@ -12,15 +12,15 @@ from rich.console import Console
 
 from lorasmith.cli.checked import show
 from lorasmith.cli.main import main
-from lorasmith.config import Config, load_config
-from lorasmith.data.template import Template
+from lorasmith.config.toml import Config, load_config
+from lorasmith.data.template.encoding import Template
 from lorasmith.errors import LorasmithError
 from lorasmith.model.row import IGNORED
 from lorasmith.preflight import check as check_module
 from lorasmith.preflight.check import Checked, check
 from lorasmith.preflight.lengths import histogram
 from lorasmith.preflight.rows import pieces_of
-from tiny import Watch, flags, model_folder, row, rows_file, settings, tokenizer, trained
+from tests.support.tiny import Watch, flags, model_folder, row, rows_file, settings, tokenizer, trained
 
 Capture = pytest.CaptureFixture[str]
 
@@ -63,7 +63,7 @@ def test_what_it_says_is_what_a_training_then_does(tmp_path, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for line in watch.said[1:9]:  # the same sentences at the start of the training
         assert " ".join(line.split()) in shown or line.startswith("memory"), line
-    assert "from the same training before" in shown
+    assert "measured in an earlier identical run" in shown
 
 
 def test_it_writes_nothing_but_what_it_was_asked_for(tmp_path, files, monkeypatch):
@@ -121,7 +121,7 @@ def test_cut_rows_are_warned_of_and_shown_without_their_stop(files, capsys):
     assert sum(bar["rows"] for bar in result["lengths"]) == result["facts"]["examples"]
     assert main(["check", files, *flags(settings(max_length=60, too_long="truncate")), "--plain"]) == 0
     out = capsys.readouterr().out
-    assert "it has NO stop token at its end, because it was cut" in out
+    assert "it does NOT end with a stop token, because it was truncated" in out
     assert "of them cut at 60" in out
     assert "█" not in out
 
@@ -190,7 +190,7 @@ def test_pieces_are_the_row_and_say_what_is_learned(family):
 
 
 def _messages(i: int) -> list[Any]:
-    from lorasmith.data.conversation import Message
+    from lorasmith.data.rows.conversation import Message
 
     return [Message(m["role"], m["content"]) for m in row(i)["messages"]]
 
@@ -228,7 +228,7 @@ def test_in_colour_or_between_marks(checked, width, monkeypatch):
     for text in marks:
         assert "\x1b[32m" not in text
         assert "<|im_end|>]]" in text
-        assert text.rstrip().removesuffix("\x1b[0m").endswith("a training can begin")
+        assert text.rstrip().removesuffix("\x1b[0m").endswith("ready to train")
 
 
 def test_the_page_is_one_file_and_escapes_what_is_in_the_rows(tmp_path, capsys):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lorasmith.cli.main import main
-from lorasmith.measure import Wanted, evaluate
-from tiny import rows_file, trained
+from lorasmith.runs.evaluate import Wanted, evaluate
+from tests.support.tiny import rows_file, trained
 
 SPOILED = "<script>alert('&')</script> 你好"
 
@@ -74,7 +74,7 @@ def test_a_page_to_send(capsys, runs, own, tmp_path):
     assert read.links == []
     assert not re.search(r"//|url\(|@import", text), "it fetches something"
     assert "script" not in read.seen
-    assert read.text.count(SPOILED) == 2  # what was asked, and the row's answer
+    assert read.text.count(SPOILED) == 2  # what was asked, and reference answer
     assert read.seen.count("svg") == 2
     assert "prefers-color-scheme: dark" in text
     for adapter in found["adapters"]:
@@ -92,13 +92,22 @@ def test_several_adapters_in_a_table_of_80_columns(capsys, runs, own):
     out, _err = capsys.readouterr()
     lines = out.splitlines()
     assert all(len(line) <= 80 for line in lines if ": " not in line)  # sentences are left whole in a pipe
-    for measure in ("held-out loss", "perplexity", "exact match", "F1", "chrF", "BLEU", "ROUGE-L", "ended by itself"):
+    for measure in (
+        "held-out loss",
+        "perplexity",
+        "exact match",
+        "F1",
+        "chrF",
+        "BLEU",
+        "ROUGE-L",
+        "ended with a stop token",
+    ):
         at = next(i for i, line in enumerate(lines) if line.startswith(f"{measure} (base)"))
         assert [line.split()[0] for line in lines[at + 1 : at + 3]] == ["short", "long"]
     assert "short: exact match, " in out
-    assert "too few to tell; ask for more answers with --generate" in out
+    assert "too few answers to tell; request more with --generate" in out
     assert "and 2 more answers" in out
-    assert out.count("the row's answer") == 5
+    assert out.count("reference answer") == 5
 
 
 def test_one_adapter_beside_what_it_forgot(capsys, runs, own):
@@ -125,7 +134,7 @@ def test_programs_get_every_figure(capsys, runs, own, tmp_path):
     assert found["examples"] == 12
     assert adapter["scores"][metric] == {
         "before": 0.5, "after": 0.5, "low": 0, "high": 0, "examples": 3, "name": "half",
-        "difference": 0, "is_real": False, "verdict": "too few to tell; ask for more answers with --generate",
+        "difference": 0, "is_real": False, "verdict": "too few answers to tell; request more with --generate",
     }  # fmt: skip
     assert found["samples"][0]["reference"] == SPOILED
 

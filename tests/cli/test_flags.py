@@ -4,10 +4,10 @@ import pytest
 
 from lorasmith.cli import chat, generate, train
 from lorasmith.cli.flags import FLAG_SECTIONS, config_of, given
-from lorasmith.config import SECTIONS, Config
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.toml import SECTIONS, Config
+from lorasmith.config.values import check
 from lorasmith.errors import ConfigError
-from lorasmith.values import check
 
 
 def typed(*argv: str) -> Config:

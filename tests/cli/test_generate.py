@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from lorasmith.adapters.session import open_adapters
 from lorasmith.cli.main import main
-from lorasmith.data.conversation import Message
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.model import ModelConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.data.rows.conversation import Message
 from lorasmith.engine.engine import Engine, replies
 from lorasmith.engine.request import Request
-from lorasmith.model.config import ModelConfig
-from lorasmith.session import open_adapters
 
 SHORT = ["--max-new-tokens", "6", "--dtype", "float32", "--device", "cpu"]
 

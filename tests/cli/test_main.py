@@ -63,7 +63,7 @@ def test_help_lists_every_verb(capsys):
         (["tran"], "Did you mean 'train'?"),
         (["train", "d", "--r", "0"], "lora.r: '0' is not allowed: must be greater than 0"),
         (["train", "d", "--r"], "argument --r: expected one argument (see lorasmith train --help)"),
-        (["train", "d", "--resume"], "--resume: say which run goes on, with --output RUN"),
+        (["train", "d", "--resume"], "--resume: specify the run to resume with --output RUN"),
         (["train", "d", "--resume", "--overwrite", "--output", "x"], "give one of them"),
         (["merge", "run"], "the following arguments are required: --output"),
         (["info", "a", "b"], "'b': one word too many"),
@@ -120,9 +120,9 @@ def demo_that(monkeypatch, error: BaseException) -> int:
     def fail(*_args: object, **_more: object) -> None:
         raise error
 
-    module = ModuleType("lorasmith.demo")
+    module = ModuleType("lorasmith.demo.run")
     module.demo = fail
-    monkeypatch.setitem(sys.modules, "lorasmith.demo", module)
+    monkeypatch.setitem(sys.modules, "lorasmith.demo.run", module)
     return main.main(["demo"])
 
 

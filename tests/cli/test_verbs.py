@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lorasmith.cli.main import main
-from lorasmith.model.quiet import quiet_transformers
-from peft_folder import peft_folder
-from tiny import model_folder, rows_file, trained
+from lorasmith.system.transformers_logging import quiet_transformers
+from tests.support.peft_folder import peft_folder
+from tests.support.tiny import model_folder, rows_file, trained
 
 Capture = pytest.CaptureFixture[str]
 
@@ -84,7 +84,7 @@ def test_info_of_a_folder_that_peft_made(capsys, theirs):
     assert "LoRA      r 4, lora_alpha 8, scaled by lora_alpha / sqrt(r) (use_rslora)" in lines
     assert "ranks     q_proj=9" in lines
     assert "alphas    v_proj=3" in lines
-    assert "template  none inside: made by another tool" in lines
+    assert "template  not stored: the adapter was made by another tool" in lines
 
 
 def test_info_for_programs(capsys, run):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from lorasmith.data.hub import is_hub_name
-from lorasmith.data.read import ROW_FILES, look
+from lorasmith.data.read.files import ROW_FILES, look
 from lorasmith.errors import DataError, MissingExtraError
 from lorasmith.report import Report
 

@@ -7,14 +7,12 @@ from functools import partial
 
 import pytest
 import torch
-from decoding import base_of, logits_of_steps, prompts, request, run
 
-from families import no_casts_down, stir
+from lorasmith.config.lora import LoraConfig
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.packed import Found, Packed, what_decodes
 from lorasmith.engine.score import prompt_logprobs
 from lorasmith.errors import ModelError
-from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.fused.bank import STEP, AdapterWeights, Factors
 from lorasmith.lora.fused.products import FEW
 from lorasmith.lora.inject import inject
@@ -23,6 +21,8 @@ from lorasmith.model.decoding import bank_of, decoding, weights_of
 from lorasmith.model.forward import hidden
 from lorasmith.model.row import Example, flatten
 from lorasmith.serve.adapters import withdraw
+from tests.support.decoding import base_of, logits_of_steps, prompts, request, run
+from tests.support.families import no_casts_down, stir
 
 STACKED = ("llama", "qwen2", "qwen3", "mistral")  # in groups only: gemma3_text, olmo2, granite
 GROUPED = (*STACKED, "gemma3_text", "olmo2", "granite")

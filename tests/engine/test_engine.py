@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import STOP, base_of, drain, logits_of_steps, prompts, request, run, theirs
 
-from families import MAIN, PADDED, embedding, no_casts_down, stir
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.sampling import SamplingConfig
 from lorasmith.engine.engine import Engine, generate, replies
 from lorasmith.engine.packed import Packed
 from lorasmith.engine.request import Reply, Request
 from lorasmith.errors import AdapterError, DataError, ModelError
-from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
+from tests.support.decoding import STOP, base_of, drain, logits_of_steps, prompts, request, run, theirs
+from tests.support.families import MAIN, PADDED, embedding, no_casts_down, stir
 
 OTHERS = ("mistral", "granite", "cohere", "gemma2", "stablelm", "falcon", "gpt_neox")
 LENGTHS = (5, 1, 12, 3, 7)

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoding import Letters, base_of, request
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from spellers import byte_level, sentence_piece
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.sampling import SamplingConfig
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.json_mode import JsonObject
 from lorasmith.engine.request import Event, Request, Running
 from lorasmith.engine.sample import sample
 from lorasmith.engine.text import Stream
 from lorasmith.errors import ConfigError, MissingExtraError
+from tests.support.decoding import Letters, base_of, request
+from tests.support.spellers import byte_level, sentence_piece
 
 REAL = Path("~/.cache/lorasmith/models/smollm2-135m-instruct").expanduser()
 CLOSERS = ('"', "}", "]", ":", "0")  # the first that is admitted brings an object nearer to its end

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from decoding import base_of, drain, prompts, request, run
 
-from families import no_casts_down
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.packed import Packed
 from lorasmith.engine.prefix import BLOCK
+from tests.support.decoding import base_of, drain, prompts, request, run
+from tests.support.families import no_casts_down
 
 
 def packed(engine: Engine) -> Packed:

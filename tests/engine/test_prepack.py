@@ -5,24 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoding import base_of, logits_of_steps, prompts, request, run
 
-import tiny
-from families import stir
-from lorasmith.adapter_folder import write_adapter
-from lorasmith.data.template import Template
+from lorasmith.adapters.folder import write_adapter
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.model import ModelConfig
+from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.score import prompt_logprobs
-from lorasmith.lora.config import LoraConfig
+from lorasmith.loading.load import load_base
 from lorasmith.lora.fused.held import read_contents
 from lorasmith.lora.fused.products import FEW, prepacked
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base, Head
-from lorasmith.model.config import ModelConfig
 from lorasmith.model.forward import hidden
-from lorasmith.model.load import load_base
 from lorasmith.model.row import Example, flatten
 from lorasmith.serve.adapters import offer, withdraw
+from tests.support import tiny
+from tests.support.decoding import base_of, logits_of_steps, prompts, request, run
+from tests.support.families import stir
 
 pytestmark = pytest.mark.skipif(prepacked(torch.eye(64)) is None, reason="oneDNN has no prepacked product here")
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "olmo2", "granite")

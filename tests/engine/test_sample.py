@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from decoding import base_of, drain, prompts, request, run
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
@@ -15,9 +14,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from families import logits_of
+from lorasmith.config.sampling import SamplingConfig
 from lorasmith.engine import draw as drawing
-from lorasmith.engine.config import SamplingConfig
 from lorasmith.engine.draw import Rules, draw, keep
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.logprobs import logprobs_of
@@ -26,6 +24,8 @@ from lorasmith.engine.request import Request, Running
 from lorasmith.engine.sample import sample
 from lorasmith.engine.text import Stream
 from lorasmith.errors import ModelError
+from tests.support.decoding import base_of, drain, prompts, request, run
+from tests.support.families import logits_of
 
 CPU = torch.device("cpu")
 

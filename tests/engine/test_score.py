@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from decoding import base_of, prompts, request
 
-from families import own_logits
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.score import prompt_logprobs
 from lorasmith.errors import DataError
 from lorasmith.model.base import Base, Head
+from tests.support.decoding import base_of, prompts, request
+from tests.support.families import own_logits
 
 
 def check_all(base: Base) -> None:

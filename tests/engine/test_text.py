@@ -4,10 +4,10 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 
 import pytest
-from spellers import byte_level, pieces, sentence_piece
 from transformers import PreTrainedTokenizerFast
 
 from lorasmith.engine.text import HALF, Stream
+from tests.support.spellers import byte_level, pieces, sentence_piece
 
 TEXT = "Zwölf 考试有哪些技巧？ naïve 🙂👩‍👩‍👧 is  it?\n\tdone 𝄞!"
 

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from families import MAIN, adapted, distance, logits_of, own_logits, stir, tiny, tiny_base
+from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
-from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.dora import MAGNITUDE, DoRA
 from lorasmith.lora.files import load_adapter, save_adapter
 from lorasmith.lora.inject import inject
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.merge import merged_weights
 from lorasmith.lora.router import Router
+from tests.support.families import MAIN, adapted, distance, logits_of, own_logits, stir, tiny, tiny_base
 
 pytestmark = pytest.mark.usefixtures("exact")
 I, O, T = 5, 7, 11

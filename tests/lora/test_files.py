@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from families import adapted, logits_of, tiny, tiny_base
 from lorasmith.errors import AdapterError
 from lorasmith.lora.files import CONFIG, WEIGHTS, has_effect, load_adapter, lora_config, read_config, save_adapter
+from tests.support.families import adapted, logits_of, tiny, tiny_base
 
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
 
@@ -100,7 +100,7 @@ def test_an_adapter_without_effect(folder: Path) -> None:
     for key in (KEY.format("B"), KEY.format("B").replace("s.0", "s.1")):
         change(folder, **{key: torch.zeros(32, 4, dtype=torch.float64)})
     assert problems(folder) == (
-        "its B matrices are all zero, so it changes nothing: the training did not reach this file.",
+        "all B matrices are zero, so the adapter changes nothing: this file holds no trained weights.",
     )
 
 
@@ -113,7 +113,7 @@ def test_an_adapter_that_holds_no_numbers(folder: Path) -> None:
 def test_a_pickle_is_not_read(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
     (problem,) = problems(folder)
-    assert "adapter_model.bin is a pickle, which can run code when read; convert it with PEFT first." in problem
+    assert "adapter_model.bin is a pickle file, which can run code when it is loaded" in problem
     (folder / "adapter_model.bin").unlink()
     (problem,) = problems(folder)
     assert problem.endswith(f"no {WEIGHTS} in it.")

@@ -8,15 +8,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BloomConfig, BloomForCausalLM
 
-from families import adapted, distance, examples, logits_of, one_row, stir, tiny, tiny_base
+from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
-from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.inject import count, inject, rank_and_alpha, remove
 from lorasmith.lora.layer import LoRALayer, SavedModule
 from lorasmith.lora.merge import merged_weights
 from lorasmith.lora.router import Router
 from lorasmith.model.head import loss_sum
 from lorasmith.model.probe import native_attention
+from tests.support.families import adapted, distance, examples, logits_of, one_row, stir, tiny, tiny_base
 
 
 def test_a_bloom_of_the_tutorials_shape() -> None:

@@ -8,14 +8,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from families import MAIN, adapted, distance, embedding, examples, logits_of, one_linear, one_row, tiny, tiny_base
+from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError
-from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.inject import inject
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.merge import merged_weights, plain_name
 from lorasmith.model.forward import hidden
 from lorasmith.model.head import loss_sum
+from tests.support.families import (
+    MAIN,
+    adapted,
+    distance,
+    embedding,
+    examples,
+    logits_of,
+    one_linear,
+    one_row,
+    tiny,
+    tiny_base,
+)
 
 KINDS = ("linear", "embedding", "whole", "biases", "biases of targets", "rslora")
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
-from families import distance
-from lorasmith.lora.config import LoraConfig
+from lorasmith.config.lora import LoraConfig
 from lorasmith.lora.init import initialise
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, LowRank, SavedModule, master_dtype, plain_low_rank
 from lorasmith.lora.router import Router
+from tests.support.families import distance
 
 I, O, T = 5, 7, 11
 WHOLE = ((0, T),)

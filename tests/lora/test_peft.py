@@ -10,10 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from families import MAIN, adapted, distance, embedding, far_apart, logits_of, one_linear, own_logits, tiny, tiny_base
 from lorasmith.lora.files import load_adapter, read_weights, save_adapter
 from lorasmith.lora.inject import Adapter
 from lorasmith.model.base import Base
+from tests.support.families import (
+    MAIN,
+    adapted,
+    distance,
+    embedding,
+    far_apart,
+    logits_of,
+    one_linear,
+    own_logits,
+    tiny,
+    tiny_base,
+)
 
 LIMIT = 1e-12  # float64, the model's own casts down taken out: sums in another order
 # a second linear module of each family: another shape, so that a mix-up shows

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel
 
-from families import MAIN, tiny
-from lorasmith.config import load_config
+from lorasmith.config.lora import LoraConfig, is_name
+from lorasmith.config.toml import load_config
 from lorasmith.errors import ConfigError
-from lorasmith.lora.config import LoraConfig, is_name
 from lorasmith.lora.target import ends_with, find_targets, is_tied
+from tests.support.families import MAIN, tiny
 
 
 def matched(model: PreTrainedModel, **options: Any) -> dict[str, list[str]]:

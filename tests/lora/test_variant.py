@@ -14,14 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from families import distance, example, gradients, logits_of, one_row, own_logits, stir, tiny, tiny_base
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.sampling import SamplingConfig
 from lorasmith.engine.engine import Engine, generate
 from lorasmith.engine.padded import Padded
 from lorasmith.engine.request import Request
 from lorasmith.engine.score import prompt_logprobs
 from lorasmith.errors import AdapterError, ConfigError
-from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.files import CONFIG, has_effect, load_adapter, read_weights, save_adapter
 from lorasmith.lora.inject import Adapter, inject, remove
 from lorasmith.lora.layer import LoRALayer
@@ -34,6 +33,7 @@ from lorasmith.model.forward import hidden
 from lorasmith.model.head import loss_sum
 from lorasmith.model.row import flatten
 from lorasmith.model.verify import recognise, speed_up
+from tests.support.families import distance, example, gradients, logits_of, one_row, own_logits, stir, tiny, tiny_base
 
 pytestmark = pytest.mark.usefixtures("exact", "_registered")
 LIMIT = 1e-11  # float64: sums in another order

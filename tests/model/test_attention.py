@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from families import distance
 from lorasmith.model import group
 from lorasmith.model.attention import _by_hand, _plainly
 from lorasmith.model.group import grouped
 from lorasmith.model.row import Span
-from trees import path, trees
+from tests.support.families import distance
+from tests.support.trees import path, trees
 
 CPU = torch.device("cpu")
 D = 4

@@ -18,15 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from families import CONFIGS, example, one_row
-from fast_base import IDS, PLAIN
-from lorasmith.lora.config import LoraConfig
+from lorasmith.config.lora import LoraConfig
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
 from lorasmith.model.head import loss_sum, token_losses
 from lorasmith.model.probe import probe
 from lorasmith.model.row import Example, Row, flatten
 from lorasmith.model.verify import parts_of, recognise, speed_up, use
+from tests.support.families import CONFIGS, example, one_row
+from tests.support.fast_base import IDS, PLAIN
 
 H, HEADS, KV_HEADS, D, M, V = 64, 4, 2, 16, 160, 99  # widths: hidden, a head, MLP, words
 Q, KV = HEADS * D, KV_HEADS * D

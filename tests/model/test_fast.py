@@ -11,7 +11,19 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
 
-from families import (
+from lorasmith.config.training import TrainingConfig
+from lorasmith.lora.fused.products import share_memory
+from lorasmith.model import fast
+from lorasmith.model.base import Base
+from lorasmith.model.fast import Fast, FastAttention, FastGatedMLP, FastRMSNorm
+from lorasmith.model.forward import row_of
+from lorasmith.model.head import loss_sum
+from lorasmith.model.row import Example, Step
+from lorasmith.model.verify import parts_of, recognise, use
+from lorasmith.training.distributed import World
+from lorasmith.training.optim import FlatParameters, make_optimizer
+from lorasmith.training.step import train_step
+from tests.support.families import (
     CONFIGS,
     WORDS,
     adapted,
@@ -24,19 +36,7 @@ from families import (
     tiny,
     tiny_base,
 )
-from fast_base import FAST, IDS, PLAIN, fast_base, plain_base
-from lorasmith.lora.fused.products import share_memory
-from lorasmith.model import fast
-from lorasmith.model.base import Base
-from lorasmith.model.fast import Fast, FastAttention, FastGatedMLP, FastRMSNorm
-from lorasmith.model.forward import row_of
-from lorasmith.model.head import loss_sum
-from lorasmith.model.row import Example, Step
-from lorasmith.model.verify import parts_of, recognise, use
-from lorasmith.training.config import TrainingConfig
-from lorasmith.training.dist import World
-from lorasmith.training.optim import FlatParameters, make_optimizer
-from lorasmith.training.step import train_step
+from tests.support.fast_base import FAST, IDS, PLAIN, fast_base, plain_base
 
 ROW = one_row(examples((5, 9, 3, 12)))
 

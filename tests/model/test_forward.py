@@ -7,14 +7,25 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from families import CONFIGS, MAIN, PADDED, adapted, distance, examples, gradients, logits_of, one_row, stir
-from lorasmith.lora.config import LoraConfig
+from lorasmith.config.lora import LoraConfig
 from lorasmith.lora.inject import inject
 from lorasmith.lora.router import Slice
 from lorasmith.model import attention
 from lorasmith.model.forward import hidden
 from lorasmith.model.head import loss_sum, token_losses
 from lorasmith.model.row import Row
+from tests.support.families import (
+    CONFIGS,
+    MAIN,
+    PADDED,
+    adapted,
+    distance,
+    examples,
+    gradients,
+    logits_of,
+    one_row,
+    stir,
+)
 
 
 def with_adapters(row: Row, *names: str | None) -> Row:

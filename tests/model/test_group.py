@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lorasmith.model import group
 from lorasmith.model.group import Group, grouped
 from lorasmith.model.row import Span
-from trees import path, trees
+from tests.support.trees import path, trees
 
 CPU = torch.device("cpu")
 

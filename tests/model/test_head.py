@@ -7,13 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from families import CONFIGS, adapted, distance, example, examples, far_apart, gradients, one_row, own_logits, tiny_base
-from lorasmith.lora.config import LoraConfig
+from lorasmith.config.lora import LoraConfig
 from lorasmith.lora.inject import inject
 from lorasmith.model import head
 from lorasmith.model.base import Base, Head
 from lorasmith.model.head import loss_sum, token_losses
 from lorasmith.model.row import Example
+from tests.support.families import (
+    CONFIGS,
+    adapted,
+    distance,
+    example,
+    examples,
+    far_apart,
+    gradients,
+    one_row,
+    own_logits,
+    tiny_base,
+)
 
 HEADS: dict[str, dict[str, Any]] = {
     "frozen": {},

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from lorasmith.model.identity import identity
-from tiny import model_folder
+from tests.support.tiny import model_folder
 
 OWN = model_folder("llama")
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from families import examples, one_row
-from fast_base import fast_base
 from lorasmith.model.head import loss_sum
 from lorasmith.model.kept import counted
-from lorasmith.training import memory
-from lorasmith.training.memory import expected_mib, growth_mib
+from lorasmith.preflight.estimate import expected_mib, growth_mib
+from lorasmith.system import memory
+from tests.support.families import examples, one_row
+from tests.support.fast_base import fast_base
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from families import CONFIGS, PADDED, WORDS, adapted, distance, examples, far_apart, gradients
 from lorasmith.lora.inject import Adapter
 from lorasmith.model.base import Base
 from lorasmith.model.forward import hidden, row_of
 from lorasmith.model.head import loss_sum, token_losses
 from lorasmith.model.row import IGNORED, SHARED, Example, Row, flatten
+from tests.support.families import CONFIGS, PADDED, WORDS, adapted, distance, examples, far_apart, gradients
 
 PACKED = [family for family in CONFIGS if family not in PADDED]
 CHUNKS = (

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from families import CONFIGS, PADDED, adapted, distance, example, logits_of, one_row, tiny, tiny_base
 from lorasmith.errors import ModelError
 from lorasmith.model import attention, forward
 from lorasmith.model.attention import attend
@@ -16,6 +15,7 @@ from lorasmith.model.forward import hidden
 from lorasmith.model.group import Group, grouped
 from lorasmith.model.probe import native_attention, probe
 from lorasmith.model.row import Row, Span
+from tests.support.families import CONFIGS, PADDED, adapted, distance, example, logits_of, one_row, tiny, tiny_base
 
 FIRST, OTHER, SECOND, THIRD, LAST = (example(n, i, learned=1) for i, n in enumerate((9, 9, 12, 5, 5)))
 

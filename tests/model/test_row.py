@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from families import adapted, distance, examples, far_apart, gradients, one_row
 from lorasmith.lora.router import Slice
 from lorasmith.model.head import loss_sum
 from lorasmith.model.row import IGNORED, Example, Row, Span, flatten
+from tests.support.families import adapted, distance, examples, far_apart, gradients, one_row
 
 A = Example([10, 11, 12, 13], [IGNORED, 12, 13, IGNORED], [1.0, 2.0, 1.0, 1.0], "a")
 B = Example([20, 21], [21, 22], [1.0, 0.5], "b")

@@ -8,12 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from families import CONFIGS, MAIN, PADDED, adapted, examples, far_apart, gradients, one_linear, own_logits
 from lorasmith.lora.inject import Adapter
 from lorasmith.model import attention
 from lorasmith.model.base import Base
 from lorasmith.model.head import loss_sum, token_losses
 from lorasmith.model.row import Example, flatten
+from tests.support.families import (
+    CONFIGS,
+    MAIN,
+    PADDED,
+    adapted,
+    examples,
+    far_apart,
+    gradients,
+    one_linear,
+    own_logits,
+)
 
 LIMIT = 1e-12  # float64, casts down taken out: sums in another order
 BATCH = examples((5, 9, 3, 12, 7, 1))

@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from families import CONFIGS, PADDED, adapted, distance, examples, far_apart, gradients, one_row
-from fast_base import FAST, IDS, PLAIN, fast_base, plain_base
 from lorasmith.lora.fused import linears
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.model import attention, fast, forward, head
@@ -19,6 +17,8 @@ from lorasmith.model.base import Base
 from lorasmith.model.fast import Fast
 from lorasmith.model.head import loss_sum
 from lorasmith.model.verify import parts_of, speed_up, use
+from tests.support.families import CONFIGS, PADDED, adapted, distance, examples, far_apart, gradients, one_row
+from tests.support.fast_base import FAST, IDS, PLAIN, fast_base, plain_base
 
 ALL = frozenset({"MLPs", "attention", "head", "linear layers", "norms", "prefix", "rotary"})
 ROW = one_row(examples())

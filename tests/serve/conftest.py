@@ -1,14 +1,11 @@
-"""Lets the tests here import serving.py; one server for most of them."""
+"""One server for most of the tests."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from serving import Running, make_runs, running
+from tests.support.serving import Running, make_runs, running
 
 
 @pytest.fixture(scope="session")

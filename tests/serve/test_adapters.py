@@ -4,22 +4,22 @@ from pathlib import Path
 
 import pytest
 
-import tiny
-from families import stir
-from lorasmith.adapter_folder import write_adapter
-from lorasmith.data.template import Template
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.adapters.folder import write_adapter
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.model import ModelConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Request
 from lorasmith.engine.score import prompt_logprobs
 from lorasmith.errors import AdapterError
-from lorasmith.lora.config import LoraConfig
+from lorasmith.loading.load import load_base
 from lorasmith.lora.fused.held import read_contents
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
-from lorasmith.model.config import ModelConfig
-from lorasmith.model.load import load_base
 from lorasmith.serve.adapters import offer, withdraw
+from tests.support import tiny
+from tests.support.families import stir
 
 
 def base_of() -> Base:

@@ -6,14 +6,14 @@ import subprocess
 import openai
 import pytest
 import torch
-from serving import Running, said, user
 
+from lorasmith.config.model import ModelConfig
 from lorasmith.engine.score import ROW, rows_of
+from lorasmith.loading.load import load_base
 from lorasmith.lora.files import load_adapter
-from lorasmith.model.config import ModelConfig
-from lorasmith.model.load import load_base
 from lorasmith.model.probe import native_attention
 from lorasmith.serve.calls import Held, parse_calls
+from tests.support.serving import Running, said, user
 
 HI = "What do cats eat?"
 
@@ -141,9 +141,7 @@ def test_calls_of_tools_are_read_where_they_are_json():
 
 
 def test_no_message_is_said_in_words(served: Running):
-    with pytest.raises(
-        openai.BadRequestError, match="messages: \\[\\] is not allowed: must be a list that is not empty"
-    ):
+    with pytest.raises(openai.BadRequestError, match="messages: \\[\\] is not allowed: must be a non-empty list"):
         served.client().chat.completions.create(model="calm", messages=[])
 
 

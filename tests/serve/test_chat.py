@@ -2,13 +2,13 @@
 
 import openai
 import pytest
-from serving import Running, said, user
 
-import tiny
-from lorasmith.data.conversation import Message
-from lorasmith.engine.config import SamplingConfig
-from lorasmith.model.config import ModelConfig
-from lorasmith.session import open_adapters
+from lorasmith.adapters.session import open_adapters
+from lorasmith.config.model import ModelConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.data.rows.conversation import Message
+from tests.support import tiny
+from tests.support.serving import Running, said, user
 
 HI = "What do cats eat?"
 

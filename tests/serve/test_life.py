@@ -15,9 +15,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from serving import Running, running, said, user
 
-import tiny
 from lorasmith.cli.main import main
 from lorasmith.errors import AdapterError
 from lorasmith.report import Report
@@ -26,6 +24,8 @@ from lorasmith.serve.found import inside, look
 from lorasmith.serve.keys import Key
 from lorasmith.serve.vllm import vllm_command
 from lorasmith.serve.worker import Gone
+from tests.support import tiny
+from tests.support.serving import Running, running, said, user
 
 COMMAND = [sys.executable, "-c", "import sys; from lorasmith.cli.main import main; sys.exit(main(sys.argv[1:]))"]
 HI = "What do cats eat?"

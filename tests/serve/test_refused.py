@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-import tiny
 from lorasmith.cli.main import main
+from lorasmith.config.model import ModelConfig
+from lorasmith.config.serving import ServeConfig
 from lorasmith.lora.files import CONFIG, WEIGHTS
-from lorasmith.model.config import ModelConfig
 from lorasmith.report import Report
-from lorasmith.serve.config import ServeConfig
 from lorasmith.serve.found import look
 from lorasmith.serve.start import open_desk
+from tests.support import tiny
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_nothing_to_serve(runs: Path, tmp_path: Path, refused):
     shutil.copytree(runs / "unfinished", tmp_path / "mine" / "unfinished")
     unfinished, why = refused(tmp_path / "mine", "--port", "0")
     assert unfinished.startswith("mine/unfinished: this run is not finished")
-    assert why == "no adapter can be served, and no base is named. Give one with --model."
+    assert why == "no adapter can be served, and no base model is given. Give one with --model."
 
 
 def test_nothing_that_vllm_could_serve(runs: Path, tmp_path: Path, refused):
@@ -60,7 +60,7 @@ def test_nothing_that_vllm_could_serve(runs: Path, tmp_path: Path, refused):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
     unfinished, *refusals = refused(tmp_path / "mine", "--print-vllm")
     assert unfinished.startswith("left out: mine/unfinished: ")
-    assert refusals == ["vLLM refuses loud: it is a DoRA", "no adapter is left that vLLM could serve."]
+    assert refusals == ["vLLM refuses loud: it is a DoRA", "no adapters are left that vLLM can serve."]
 
 
 def test_the_extra_is_named(runs: Path, monkeypatch: pytest.MonkeyPatch, refused):

@@ -12,22 +12,22 @@ import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from families import distance
-from lorasmith.data.config import DataConfig
-from lorasmith.data.plan import plan
-from lorasmith.data.prepare import prepare
-from lorasmith.data.template import Template
+from lorasmith.config.data import DataConfig
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.training import TrainingConfig
+from lorasmith.data.dataset.plan import plan
+from lorasmith.data.dataset.prepare import prepare
+from lorasmith.data.template.encoding import Template
 from lorasmith.errors import TrainingError
-from lorasmith.evaluate import held_out
-from lorasmith.lora.config import LoraConfig
+from lorasmith.evaluation.loss import held_out
 from lorasmith.lora.files import has_effect
 from lorasmith.lora.inject import inject
 from lorasmith.lora.router import Router
 from lorasmith.model.row import Example
-from lorasmith.run_folder import read_summary
-from lorasmith.training.config import TrainingConfig
 from lorasmith.training.optim import learning_rate, warmup_steps
-from tiny import Watch, losses, model_folder, rows_file, settings, tokenizer, trained
+from lorasmith.training.run_folder import read_summary
+from tests.support.families import distance
+from tests.support.tiny import Watch, losses, model_folder, rows_file, settings, tokenizer, trained
 
 STEPS = 50
 SCHEDULES = {

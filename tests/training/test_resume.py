@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from lorasmith.errors import Interrupted
-from lorasmith.evaluate import HeldOut, held_out
-from lorasmith.run_folder import read_summary
-from tiny import Watch, adapter_bytes, flags, metrics, rows_file, settings, trained
+from lorasmith.evaluation.loss import HeldOut, held_out
+from lorasmith.training.run_folder import read_summary
+from tests.support.tiny import Watch, adapter_bytes, flags, metrics, rows_file, settings, trained
 
 STEPS = 8
 GO_ON = r"^stopped; what was done is in {run}\. Go on: lorasmith train --output {run} --resume$"
@@ -104,7 +104,7 @@ def test_interrupted_again_and_again(whole, tmp_path):
 
 def test_killed_between_the_last_step_and_the_summary(whole, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    monkeypatch.setattr("lorasmith.run.plot_loss", lambda *_args: crash_at(0).at_step(0))
+    monkeypatch.setattr("lorasmith.runs.train.plot_loss", lambda *_args: crash_at(0).at_step(0))
     with pytest.raises(Crash):
         trained(run, **HARD)
     monkeypatch.undo()
@@ -196,14 +196,14 @@ def test_ctrl_c_in_the_first_or_the_last_evaluation_says_how_to_go_on(tmp_path, 
         trained(run, **HARD)
     monkeypatch.undo()
     with monkeypatch.context() as patch:
-        patch.setattr("lorasmith.preflight.assembly.load_base", lambda *_args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("lorasmith.training.assemble.load_base", lambda *_args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(Interrupted, match=GO_ON.format(run=run)):
             trained(run, resume=True, **HARD)
 
 
 def test_ctrl_c_before_there_is_a_folder_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "lorasmith.preflight.assembly.load_base", lambda *_args: (_ for _ in ()).throw(KeyboardInterrupt)
+        "lorasmith.training.assemble.load_base", lambda *_args: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt) as stopped:
         trained(tmp_path / "run", **HARD)

@@ -12,13 +12,13 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
-from families import adapted, distance, example
 from lorasmith.errors import Interrupted
-from lorasmith.evaluate import held_out
-from lorasmith.run_folder import read_summary
+from lorasmith.evaluation.loss import held_out
 from lorasmith.training import loop
-from lorasmith.training.dist import join, leave
-from tiny import Watch, adapter_bytes, losses, metrics, model_folder, trained
+from lorasmith.training.distributed import join, leave
+from lorasmith.training.run_folder import read_summary
+from tests.support.families import adapted, distance, example
+from tests.support.tiny import Watch, adapter_bytes, losses, metrics, model_folder, trained
 
 EXACT = {"dtype": "float64", "max_steps": 3}
 LIMIT = 2e-11

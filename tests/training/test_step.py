@@ -11,20 +11,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
-from families import adapted, example, tiny_base
 from lorasmith.cli.main import main
-from lorasmith.lora.config import LoraConfig
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.training import TrainingConfig
 from lorasmith.lora.inject import Adapter, inject
 from lorasmith.model import attention
 from lorasmith.model.base import Base
 from lorasmith.model.row import Row, Step, flatten
-from lorasmith.preflight import assembly
-from lorasmith.run_folder import read_summary
-from lorasmith.training.config import TrainingConfig
-from lorasmith.training.dist import World
+from lorasmith.training import assemble as assembly
+from lorasmith.training.distributed import World
 from lorasmith.training.optim import FlatParameters, make_optimizer
+from lorasmith.training.run_folder import read_summary
 from lorasmith.training.step import Log, train_step
-from tiny import flags, model_folder, rows_file, settings, trained
+from tests.support.families import adapted, example, tiny_base
+from tests.support.tiny import flags, model_folder, rows_file, settings, trained
 
 FAMILIES = ["llama", "gpt2", "bloom"]
 
@@ -161,7 +161,7 @@ def test_a_first_step_without_a_number_says_that_nothing_was_learned(tmp_path, c
     assert main(["train", *words]) == 2
     err = capsys.readouterr().err
     assert "step 1: loss" in err
-    assert "nothing was learned before it" in err
+    assert "no earlier step was completed" in err
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 

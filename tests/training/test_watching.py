@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
+from lorasmith.adapters.session import open_adapters
 from lorasmith.cli.main import main
-from lorasmith.data.prompts import as_record
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.data.read.prompts import as_record
 from lorasmith.errors import ConfigError, MissingExtraError
-from lorasmith.measure import Wanted, evaluate
-from lorasmith.run_folder import read_summary
-from lorasmith.session import open_adapters
+from lorasmith.runs.evaluate import Wanted, evaluate
+from lorasmith.training.run_folder import read_summary
 from lorasmith.training.samples import SAMPLING
-from tiny import Watch, adapter_bytes, flags, losses, metrics, rows_file, settings, trained
+from tests.support.tiny import Watch, adapter_bytes, flags, losses, metrics, rows_file, settings, trained
 
 PROMPTS = ("Why is the sky blue? (0)", "考试有哪些技巧？")
 # dropout would show a generator that was drawn from; so would a mode that stays `eval`
@@ -162,7 +162,7 @@ def test_killed_between_the_early_stop_and_the_summary(impatient, tmp_path, monk
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr("lorasmith.run.plot_loss", killed)
+        patch.setattr("lorasmith.runs.train.plot_loss", killed)
         with pytest.raises(Crash):
             trained(run, patience=2, **WORSE)
     assert read_summary(run) is None

@@ -12,33 +12,40 @@ from typing import TYPE_CHECKING
 from lorasmith.cli.flags import Parser, base_of, given
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen, printable
-from lorasmith.data.conversation import Message
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.values import check, closest
+from lorasmith.data.rows.conversation import Message
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
-from lorasmith.values import check, closest
 
 if TYPE_CHECKING:
     from lorasmith.engine.request import Event
 
 Answer = Callable[[Sequence[Message], str | None], Iterator["Event"]]
 COMMANDS = {
-    "/adapter": _("NAME: the next answers come from this adapter; without a name: which there are"),
-    "/base": _("the next answers come from the base, without adapter"),
-    "/again": _("answer the last message again, say after a switch"),
-    "/reset": _("forget the conversation"),
-    "/help": _("this list; a message that begins with / is written with //"),
-    "/exit": _("leave, as Ctrl-D does"),
+    "/adapter": _("NAME: switch to this adapter; without NAME, list the adapters"),
+    "/base": _("Switch to the base model, without an adapter"),
+    "/again": _("Answer the last message again, for example after switching"),
+    "/reset": _("Clear the conversation"),
+    "/help": _("Show this list; to send a message that starts with /, type //"),
+    "/exit": _("Quit (same as Ctrl-D)"),
 }
 
 
 def parser() -> Parser:
     """Which adapters, which base, how replies are drawn."""
     parser = Parser(
-        "chat", "RUN ...", _("Talk to an adapter; /adapter NAME switches, /base compares, /help says more.")
+        "chat",
+        "RUN ...",
+        _(
+            "Chat with an adapter. /adapter NAME switches adapters, /base switches to the base model, /help "
+            "lists all commands."
+        ),
     )
-    parser.own.add_argument("runs", metavar="RUN", nargs="+", help=_("run or adapter folders; all share one base"))
-    parser.own.add_argument("--system", metavar="TEXT", help=_("system message before the conversation"))
+    parser.own.add_argument(
+        "runs", metavar="RUN", nargs="+", help=_("Run or adapter folders; all must share one base model")
+    )
+    parser.own.add_argument("--system", metavar="TEXT", help=_("System message at the start of the conversation"))
     parser.add_base()
     parser.add_section("sampling")
     return parser
@@ -48,9 +55,9 @@ def run(args: argparse.Namespace) -> int:
     """Talks until end of input or /exit. Raises LorasmithError."""
     model, settings = base_of(args), check(SamplingConfig, given(args).get("sampling", {}), "sampling")
     with importing():
+        from lorasmith.adapters.session import open_adapters
         from lorasmith.engine.engine import Engine, generate
         from lorasmith.engine.request import Request
-        from lorasmith.session import open_adapters
 
     with Screen(json=True) as screen:  # standard output is for the answers
         session = open_adapters(args.runs, model, screen)
@@ -82,7 +89,7 @@ class Chat:
         if self.interactive:
             with suppress(ImportError):  # Windows has its own line editing
                 import_module("readline")  # input() uses it, with its history, once it is there
-            self.screen.say(_("Talking to {name}. /help lists the commands, Ctrl-D leaves.", name=self._who()))
+            self.screen.say(_("Chatting with {name}. Type /help for commands, Ctrl-D to quit.", name=self._who()))
         while True:
             try:
                 line = self._line()
@@ -113,35 +120,35 @@ class Chat:
             self.screen.say("\n".join(f"{name:<9} {text}" for name, text in COMMANDS.items()))
         elif word == "/reset":
             self.messages = list(self.start)
-            self.screen.say(_("The conversation begins anew."))
+            self.screen.say(_("Conversation cleared."))
         elif word == "/base":
             self._switch(None)
         elif word == "/adapter" and rest in self.names:
             self._switch(rest)
         elif word == "/adapter":
-            text = _("The adapters are: {names}.", names=", ".join(self.names))
+            text = _("Available adapters: {names}.", names=", ".join(self.names))
             if rest:
-                text += " " + _("{name!r} is none of them.", name=rest) + closest(rest, self.names)
+                text += " " + _("Unknown adapter {name!r}.", name=rest) + closest(rest, self.names)
             self.screen.say(text)
         elif word == "/again":
             self._again()
         else:
             self.screen.say(
-                _("{word} is no command.", word=word) + closest(word, COMMANDS) + " " + _("/help lists them.")
+                _("Unknown command {word}.", word=word) + closest(word, COMMANDS) + " " + _("Type /help for a list.")
             )
         return True
 
     def _switch(self, adapter: str | None) -> None:
         self.adapter = adapter
-        self.screen.say(_("Now talking to {name}.", name=self._who()))
+        self.screen.say(_("Now chatting with {name}.", name=self._who()))
 
     def _who(self) -> str:
-        return _("the base") if self.adapter is None else self.adapter
+        return _("the base model") if self.adapter is None else self.adapter
 
     def _again(self) -> None:
         asked = [i for i, message in enumerate(self.messages) if message.role == "user"]
         if not asked:
-            self.screen.say(_("Nothing was asked yet."))
+            self.screen.say(_("There is no message to answer again yet."))
             return
         text = self.messages[asked[-1]].content
         self.messages = self.messages[: asked[-1]]
@@ -161,7 +168,7 @@ class Chat:
                     break
         print(flush=True)
         if finish == "length" and self.interactive:
-            self.screen.say(_("(as long as allowed; --max-new-tokens allows more)"))
+            self.screen.say(_("(truncated at the length limit; raise it with --max-new-tokens)"))
         reply = "".join(parts)
         if reply.strip():
             self.messages = [*messages, Message("assistant", reply)]

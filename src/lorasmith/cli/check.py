@@ -11,8 +11,12 @@ from lorasmith.i18n import _
 
 def parser() -> Parser:
     """The flags of train, and how the result is shown."""
-    parser = Parser("check", "DATA ...", _("Look at all that a training would do: base, rows, targets, memory, time."))
-    parser.own.add_argument("files", metavar="DATA", nargs="*", help=_("files of examples (also as --data)"))
+    parser = Parser(
+        "check",
+        "DATA ...",
+        _("Check a training run before starting it: base model, data, target modules, memory and time."),
+    )
+    parser.own.add_argument("files", metavar="DATA", nargs="*", help=_("Training data files (same as --data)"))
     parser.add_html()
     parser.add_json()
     parser.add_config()
@@ -30,10 +34,10 @@ def run(args: argparse.Namespace) -> int:
         checked = check(config, screen)
         show(checked, screen.console, plain=screen.plain)
         if page is not None:
-            from lorasmith.preflight.page import write_page
+            from lorasmith.pages.check import write_page
 
             write_page(checked, page)
-            screen.say(_("written: {file}", file=page))
+            screen.say(_("Wrote {file}", file=page))
     if args.json:
         print(json.dumps(checked.to_json(), ensure_ascii=False))
     return checked.exit_code

@@ -39,9 +39,9 @@ def show(checked: "Checked", console: Console, plain: bool = False) -> None:
         _heading(console, _("Lengths in tokens"))
         _table(console, bars(checked.lengths, checked.max_length, block))
     if checked.rows:
-        learned = _("between [[ and ]] is learned") if marked else _("green is learned")
+        learned = _("text in [[ ]] is trained on") if marked else _("green text is trained on")
         stop = " ".join(checked.stop_tokens)
-        _heading(console, _("Rows ({learned}; a reply stops at {stop})", learned=learned, stop=stop))
+        _heading(console, _("Rows ({learned}; replies end with {stop})", learned=learned, stop=stop))
         for row in checked.rows:
             console.print(Text(_about(row), style="bold"), soft_wrap=whole)
             console.print(row_text(row.pieces, marked), soft_wrap=whole)
@@ -57,11 +57,13 @@ def verdict(checked: "Checked") -> str:
     if checked.problems:
         problems = len(checked.problems)
         return (
-            _("1 problem: mend it first") if problems == 1 else _("{count} problems: mend them first", count=problems)
+            _("1 problem found; fix it first")
+            if problems == 1
+            else _("{count} problems found; fix them first", count=problems)
         )
     if checked.warnings:
-        return _("a training can begin; read the warnings first ({count})", count=len(checked.warnings))
-    return _("a training can begin")
+        return _("ready to train; read the warnings first ({count})", count=len(checked.warnings))
+    return _("ready to train")
 
 
 def bars(lengths: Sequence["Bar"], max_length: int, block: str) -> list[tuple[str, str]]:
@@ -72,7 +74,7 @@ def bars(lengths: Sequence["Bar"], max_length: int, block: str) -> list[tuple[st
         drawn = block * max(round(LONGEST_BAR * bar.rows / most), bar.rows > 0)
         text = f"{drawn} {bar.rows:,}".strip()
         if bar.cut:
-            text += " " + _("({rows} of them cut at {length})", rows=f"{bar.cut:,}", length=f"{max_length:,}")
+            text += " " + _("({rows} of them truncated at {length})", rows=f"{bar.cut:,}", length=f"{max_length:,}")
         ends = f"{bar.low:>{widest}}-{bar.high:<{widest}}" if bar.low < bar.high else f"{bar.low:>{widest}}"
         found.append((ends, text))
     return found
@@ -80,13 +82,13 @@ def bars(lengths: Sequence["Bar"], max_length: int, block: str) -> list[tuple[st
 
 def _about(row: "Shown") -> str:
     text = _(
-        "{why}, {source}: {tokens} tokens, {learned} learned",
+        "{why}, {source}: {tokens} tokens, {learned} trained on",
         why=row.why,
         source=row.source,
         tokens=row.tokens,
         learned=row.learned,
     )
-    return text if row.stops else text + "; " + _("it has NO stop token at its end, because it was cut")
+    return text if row.stops else text + "; " + _("it does NOT end with a stop token, because it was truncated")
 
 
 def row_text(pieces: Sequence["Piece"], marked: bool, whole: bool = False) -> Text:
@@ -110,7 +112,7 @@ def _shortened(piece: "Piece") -> str:
     left_out, half = len(text) - LONGEST, LONGEST // 2
     if left_out <= SPARED:
         return text
-    return text[:half] + _(" ... {count} characters ... ", count=f"{left_out:,}") + text[-half:]
+    return text[:half] + _(" ... {count} characters omitted ... ", count=f"{left_out:,}") + text[-half:]
 
 
 def _table(console: Console, rows: Sequence[tuple[str, str]]) -> None:

@@ -38,9 +38,9 @@ def curve_in_words(points: Sequence[tuple[int, float]], title: str) -> list[str]
         return []
     (first, begin), (low, lowest), (last, end) = points[0], min(points, key=lambda point: point[1]), points[-1]
     return [
-        _("{title}: {value:.3f} at step {step}", title=title, value=begin, step=first),
-        _("{title}: lowest, {value:.3f} at step {step}", title=title, value=lowest, step=low),
-        _("{title}: at the end, {value:.3f} at step {step}", title=title, value=end, step=last),
+        _("{title}: first {value:.3f} at step {step}", title=title, value=begin, step=first),
+        _("{title}: lowest {value:.3f} at step {step}", title=title, value=lowest, step=low),
+        _("{title}: last {value:.3f} at step {step}", title=title, value=end, step=last),
     ]
 
 

@@ -13,15 +13,19 @@ from lorasmith.cli.screen import Screen
 from lorasmith.i18n import _
 
 if TYPE_CHECKING:
-    from lorasmith.demo import Demo
+    from lorasmith.demo.run import Demo
 
 
 def parser() -> Parser:
     """The demo's few flags; `train` has all."""
-    parser = Parser("demo", "", _("Train a small real model on real conversations, in minutes, and show what changed."))
-    parser.own.add_argument("--steps", metavar="N", type=positive, help=_("steps of training (default: 32)"))
-    parser.own.add_argument("--output", metavar="RUN", help=_("folder of the run (default: runs/demo)"))
-    parser.add_switch("--overwrite", _("train again where the run is finished already"))
+    parser = Parser(
+        "demo",
+        "",
+        _("Fine-tune a small model on real conversations in a few minutes, and compare it with the base model."),
+    )
+    parser.own.add_argument("--steps", metavar="N", type=positive, help=_("Number of training steps (default: 32)"))
+    parser.own.add_argument("--output", metavar="RUN", help=_("Run folder (default: runs/demo)"))
+    parser.add_switch("--overwrite", _("Train again even if the run has already finished"))
     parser.add_json()
     return parser
 
@@ -29,7 +33,7 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Fetches what is missing, trains, shows; 0 when the run is finished. Raises LorasmithError."""
     with importing():
-        from lorasmith.demo import demo
+        from lorasmith.demo.run import demo
 
     given = {name: value for name, value in (("steps", args.steps), ("output", args.output)) if value is not None}
     with Screen(json=args.json) as screen:
@@ -45,13 +49,13 @@ def show(result: "Demo", screen: Screen) -> None:
     summary = result.summary
     screen.curve(result.training, _("training loss, smoothed"))
     rows = [(sample.prompt, sample.before, sample.after) for sample in result.samples]
-    screen.say(_("held-out openings, and replies drawn with the same seed:"))
+    screen.say(_("Replies to held-out prompts, sampled with the same seed:"))
     screen.side_by_side(rows, _("before"), _("after"))
     if summary.loss_before is not None and summary.loss_after is not None and summary.interval is not None:
         screen.say(
             _(
                 "held-out loss {before:.3f} -> {after:.3f}, perplexity {ppl_before:.1f} -> {ppl_after:.1f}; "
-                "95% interval of the difference {low:+.3f} to {high:+.3f}",
+                "95% confidence interval of the difference {low:+.3f} to {high:+.3f}",
                 before=summary.loss_before,
                 after=summary.loss_after,
                 ppl_before=math.exp(summary.loss_before),
@@ -62,8 +66,8 @@ def show(result: "Demo", screen: Screen) -> None:
         )
     screen.say(
         _(
-            "adapter {adapter:.1f} MB beside a base of {base:.0f} MB; "
-            "{rate:.0f} tokens/s, {memory:.0f} MiB at most, {seconds:.0f} s",
+            "adapter {adapter:.1f} MB, base model {base:.0f} MB; {rate:.0f} tokens/s, peak memory {memory:.0f} "
+            "MiB, {seconds:.0f} s",
             adapter=summary.adapter_bytes / 1e6,
             base=summary.base_bytes / 1e6,
             rate=summary.tokens_per_second,
@@ -73,13 +77,13 @@ def show(result: "Demo", screen: Screen) -> None:
     )
     picture = Path(summary.run) / "loss.png"
     if picture.is_file():
-        screen.say(_("picture of the loss: {file}", file=picture))
+        screen.say(_("loss curve: {file}", file=picture))
     screen.say(_("next:"))
     for command, what in (
-        (f"lorasmith chat {summary.run}", _("talk to it; /base compares")),
-        (f"lorasmith serve {summary.run}", _("base and adapter behind one address, through OpenAI's API, with a page")),
-        (f"lorasmith merge {summary.run} --output merged", _("one plain model out of base and adapter")),
-        (f"lorasmith eval {summary.run}", _("measure it again")),
-        ("lorasmith train YOUR.jsonl", _("the same with your own examples")),
+        (f"lorasmith chat {summary.run}", _("chat with it; /base switches to the base model")),
+        (f"lorasmith serve {summary.run}", _("serve it with an OpenAI-compatible API and a chat page")),
+        (f"lorasmith merge {summary.run} --output merged", _("merge it into the base model")),
+        (f"lorasmith eval {summary.run}", _("evaluate it again")),
+        ("lorasmith train YOUR.jsonl", _("train on your own data")),
     ):
         screen.say(f"  {command:<46} {what}")

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from lorasmith.cli.flags import Parser, base_of, given, page_of, positive
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
-from lorasmith.data.config import DataConfig
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.data import DataConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.values import check
 from lorasmith.i18n import _
-from lorasmith.values import check
 
 if TYPE_CHECKING:
-    from lorasmith.evaluation import Evaluation, Group
+    from lorasmith.evaluation.results import Evaluation, Group
 
 ADAPTER_FILES = ("adapter_config.json", "adapter/adapter_config.json", "config.toml")  # one of them is in every RUN
 SHOWN = 5  # questions whose answers a terminal shows
@@ -22,23 +22,29 @@ SHOWN = 5  # questions whose answers a terminal shows
 
 def parser() -> Parser:
     """Which adapters, which examples, what to measure beside the loss."""
-    about = _("Adapters against their base: held-out loss, answers, what was forgotten; each with a paired interval.")
+    about = _(
+        "Compare adapters with their base model: held-out loss, generated answers and forgetting, each with a "
+        "paired confidence interval."
+    )
     parser = Parser("eval", "RUN [RUN ...] [DATA ...]", about)
-    parser.own.add_argument("run", metavar="RUN", help=_("run or adapter folder; several share a table"))
     parser.own.add_argument(
-        "words", metavar="DATA", nargs="*", help=_("files of examples; the run's held-out ones if not given")
+        "run", metavar="RUN", help=_("Run or adapter folder; give several to compare them in one table")
+    )
+    parser.own.add_argument(
+        "words", metavar="DATA", nargs="*", help=_("Evaluation data files (default: the run's held-out examples)")
     )
     parser.own.add_argument(
         "--generate", metavar="N", type=positive,
-        help=_("let base and adapters answer N of the examples: exact match, F1, chrF, BLEU, ROUGE-L"),
+        help=_("Also generate answers to N examples and score them: exact match, F1, chrF, BLEU, ROUGE-L"),
     )  # fmt: skip
     parser.own.add_argument(
         "--metric", metavar="FILE.py:FUNCTION", action="append", default=[],
-        help=_("a measure of your own: (prediction, reference) -> number, higher is better; may be given again"),
+        help=_("Custom metric for the answers: a function (prediction, reference) -> number, higher is better; "
+                "can be repeated"),
     )  # fmt: skip
     parser.own.add_argument(
         "--forget", metavar="FILE", nargs="?", const="",
-        help=_("the loss on this file too, to see what was forgotten; without a name on a small general text"),
+        help=_("Also compute the loss on this file to detect forgetting; without FILE, on a small general text"),
     )  # fmt: skip
     parser.add_html()
     parser.add_json()
@@ -55,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     runs = [args.run, *filter(is_adapter, args.words)]
     files = tuple(word for word in args.words if not is_adapter(word))
     with importing():
-        from lorasmith.measure import Wanted, evaluate
-        from lorasmith.page import write_page
+        from lorasmith.pages.evaluation import write_page
+        from lorasmith.runs.evaluate import Wanted, evaluate
 
     wanted = Wanted(files, limits, args.generate or 0, sampling, tuple(args.metric), args.forget)
     with Screen(json=args.json) as screen:
@@ -64,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         show(result, screen)
         if page is not None:
             write_page(result, [Path(run).expanduser() for run in runs], page)
-            screen.say(_("page: {file}", file=page))
+            screen.say(_("Wrote {file}", file=page))
     if args.json:
         print(json.dumps(result.to_json(), ensure_ascii=False))
     return 0
@@ -80,7 +86,7 @@ def show(result: "Evaluation", screen: Screen) -> None:
     if len(result.adapters) == 1 and not result.samples and result.forget_data is None:
         screen.say(str(result.adapters[0].loss))
         return
-    headings = ["", _("value"), _("difference"), _("95% interval"), _("real?")]
+    headings = ["", _("value"), _("difference"), _("95% CI"), _("significant?")]
     screen.table(headings, [rows_of(group) for group in result.groups()])
     for text in result.in_words():
         screen.say(text)
@@ -89,9 +95,11 @@ def show(result: "Evaluation", screen: Screen) -> None:
             (sample.prompt, sample.reference, *(answer.text for answer in sample.answers))
             for sample in result.samples[:SHOWN]
         ]
-        screen.side_by_side(rows, _("the row's answer"), *result.names)
+        screen.side_by_side(rows, _("reference answer"), *result.names)
     if len(result.samples) > SHOWN:
-        screen.say(_("and {more} more answers: --html or --json shows all", more=len(result.samples) - SHOWN))
+        screen.say(
+            _("answers not shown: {more}; use --html or --json to see them all", more=len(result.samples) - SHOWN)
+        )
 
 
 def rows_of(group: "Group") -> list[list[str]]:

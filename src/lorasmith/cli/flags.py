@@ -14,13 +14,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lorasmith.cli.wrap import HelpFormatter
-from lorasmith.config import SECTIONS, Config, load_config
-from lorasmith.engine.config import SamplingFlags
+from lorasmith.config.model import ModelConfig
+from lorasmith.config.sampling import SamplingFlags
+from lorasmith.config.serving import ServeConfig
+from lorasmith.config.toml import SECTIONS, Config, load_config
+from lorasmith.config.values import check, closest
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
-from lorasmith.model.config import ModelConfig
-from lorasmith.serve.config import ServeConfig
-from lorasmith.values import check, closest
 
 Group = argparse._ArgumentGroup
 FLAG_SECTIONS: dict[str, type[BaseModel]] = {**SECTIONS, "sampling": SamplingFlags, "serve": ServeConfig}
@@ -39,10 +39,10 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
         )
         self.own = self.add_argument_group(_("options"))
-        self.own.add_argument("-h", "--help", action="help", help=_("show this text"))
+        self.own.add_argument("-h", "--help", action="help", help=_("Show this help message"))
         # cli/main.py takes these two before a verb is imported; here they are for the help and for `closest`.
-        self.own.add_argument("--lang", metavar="zh|en", help=_("language of what is shown (default: as LANG says)"))
-        self.add_switch("--plain", _("for screen readers: no bars, no boxes, no colours; one fact a line"))
+        self.own.add_argument("--lang", metavar="zh|en", help=_("Display language (default: from LANG)"))
+        self.add_switch("--plain", _("Plain output for screen readers: no bars, boxes or colours; one fact per line"))
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError with argparse's sentence and the way to the help."""
@@ -61,21 +61,23 @@ class Parser(argparse.ArgumentParser):
 
     def add_json(self) -> None:
         """--json, which sends what people read to stderr."""
-        self.add_switch("--json", _("the last line of standard output is one JSON object"))
+        self.add_switch("--json", _("Print the result as one JSON object on the last line of standard output"))
 
     def add_html(self) -> None:
         """--html, read by `page_of`."""
-        self.own.add_argument("--html", metavar="FILE", help=_("write all of it as one page that can be sent"))
+        self.own.add_argument("--html", metavar="FILE", help=_("Also write the results to a self-contained HTML file"))
 
     def add_base(self) -> None:
         """--model, --dtype, --device for verbs that read the base's name from RUN."""
-        text = _("the base, where it is not where the adapter says")
+        text = _("Base model to use instead of the one named in the adapter")
         self.own.add_argument("--model", dest="model.model", metavar="TEXT", default=argparse.SUPPRESS, help=text)
         self.add_section("model", only=("dtype", "device", "trust_remote_code"))
 
     def add_config(self) -> None:
         """--config, --output and the flags of every section."""
-        self.own.add_argument("--config", metavar="FILE", help=_("TOML file with the same keys; flags win over it"))
+        self.own.add_argument(
+            "--config", metavar="FILE", help=_("TOML configuration file; command-line options override it")
+        )
         add_field(self.own, "output", Config.model_fields["output"])
         for name in SECTIONS:
             self.add_section(name)
@@ -85,14 +87,14 @@ class Parser(argparse.ArgumentParser):
         args, rest = self.parse_known_intermixed_args(argv)  # plain parsing loses `--output RUN DATA...`
         known = [flag for action in self._actions for flag in action.option_strings]
         unknown = [word.split("=")[0] for word in rest if word.startswith("-")]
-        problems = [_("{flag}: no such flag.", flag=flag) + closest(flag, known) for flag in unknown]
-        return args, problems or [_("{word!r}: one word too many", word=word) for word in rest]
+        problems = [_("unknown option {flag}.", flag=flag) + closest(flag, known) for flag in unknown]
+        return args, problems or [_("unexpected argument {word!r}", word=word) for word in rest]
 
 
 def positive(text: str) -> int:
     """A whole number above 0, for a flag that is no field of the configuration."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(_("{word!r} is not allowed: must be a whole number above 0", word=text))
+        raise argparse.ArgumentTypeError(_("invalid value {word!r}: must be a whole number above 0", word=text))
     return int(text)
 
 
@@ -192,7 +194,7 @@ def page_of(args: argparse.Namespace) -> Path | None:
         return None
     path = Path(args.html).expanduser()
     if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(_("--html {file}: name a file in a folder that is there, as in report.html", file=args.html))
+        raise ConfigError(_("--html {file}: must be a file in an existing folder, such as report.html", file=args.html))
     return path
 
 

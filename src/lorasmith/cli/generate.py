@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from lorasmith.cli.flags import Parser, base_of, given
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen, printable
-from lorasmith.data.conversation import Conversation, Record
-from lorasmith.data.prompts import as_record, parse_prompts, read_prompts
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.values import check
+from lorasmith.data.read.prompts import as_record, parse_prompts, read_prompts
+from lorasmith.data.rows.conversation import Conversation, Record
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
-from lorasmith.values import check
 
 if TYPE_CHECKING:
     from lorasmith.engine.request import Event
@@ -26,14 +26,16 @@ Events = Callable[[Sequence[Conversation]], Iterator["Event"]]  # an answer to w
 
 def parser() -> Parser:
     """Which adapter, which prompts, how replies are drawn."""
-    about = _("Answer a prompt, or every line of a file or of standard input.")
+    about = _("Generate answers to a prompt, to the prompts in a file, or to lines from standard input.")
     parser = Parser("generate", "RUN [PROMPT]", about)
-    parser.own.add_argument("run", metavar="RUN", help=_("run or adapter folder"))
-    parser.own.add_argument("prompt", metavar="PROMPT", nargs="?", help=_("the prompt; standard input if not given"))
+    parser.own.add_argument("run", metavar="RUN", help=_("Run or adapter folder"))
     parser.own.add_argument(
-        "--file", metavar="FILE", help=_("prompts: one a line, or a file of rows as for training (.jsonl, .csv)")
+        "prompt", metavar="PROMPT", nargs="?", help=_("The prompt (default: read from standard input)")
     )
-    parser.add_switch("--json", _("print a JSON object for each prompt, a line each: prompt, reply, finish, tokens"))
+    parser.own.add_argument(
+        "--file", metavar="FILE", help=_("File of prompts: one per line, or rows as for training (.jsonl, .csv)")
+    )
+    parser.add_switch("--json", _("Print one line of JSON per prompt, with prompt, reply, finish and tokens"))
     parser.add_base()
     parser.add_section("sampling")
     return parser
@@ -44,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
     model, settings = base_of(args), check(SamplingConfig, given(args).get("sampling", {}), "sampling")
     records = prompts_of(args)
     with importing():
+        from lorasmith.adapters.session import open_adapters
         from lorasmith.engine.engine import Engine, generate
         from lorasmith.engine.request import Request
-        from lorasmith.session import open_adapters
 
     with Screen(json=True) as screen:  # standard output is for the answers
         session = open_adapters([args.run], model, screen)
@@ -68,19 +70,19 @@ def run(args: argparse.Namespace) -> int:
 def prompts_of(args: argparse.Namespace) -> list[Record]:
     """From the command line, --file or standard input, whose form its first character tells. Raises LorasmithError."""
     if args.file is not None and args.prompt is not None:
-        raise ConfigError(_("a prompt and --file: give one of them"))
+        raise ConfigError(_("a prompt and --file cannot be used together; give only one of them"))
     if args.prompt is not None and not args.prompt.strip():
-        raise ConfigError(_("the prompt is empty: give one behind RUN, with --file, or through a pipe"))
+        raise ConfigError(_("the prompt is empty: give one after RUN, with --file, or on standard input"))
     if args.prompt is not None:
         return [as_record(args.prompt)]
     if args.file is not None:
         return read_prompts(Path(args.file))
     if sys.stdin.isatty():
-        print(_("One prompt a line; Ctrl-D answers them."), file=sys.stderr)
+        print(_("Enter one prompt per line, then press Ctrl-D to get the answers."), file=sys.stderr)
     text = sys.stdin.read()
     found = parse_prompts(text.split("\n"), text.lstrip()[:1] == "{", _("standard input"))
     if not found:
-        raise ConfigError(_("no prompt: give one behind RUN, with --file, or through a pipe"))
+        raise ConfigError(_("no prompt given: add one after RUN, with --file, or on standard input"))
     return found
 
 

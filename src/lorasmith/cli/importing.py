@@ -4,7 +4,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lorasmith.collector import at_rest
+from lorasmith.system.gc_pause import at_rest
 
 
 @contextmanager

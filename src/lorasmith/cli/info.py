@@ -14,15 +14,15 @@ LABEL, NAMED = 10, 12  # columns of a label; names that are shown
 
 def parser() -> Parser:
     """Which folder."""
-    parser = Parser("info", "PATH", _("What a run or adapter folder holds. Loads no model."))
-    parser.own.add_argument("path", metavar="PATH", help=_("run or adapter folder"))
+    parser = Parser("info", "PATH", _("Show what a run or adapter folder contains, without loading a model."))
+    parser.own.add_argument("path", metavar="PATH", help=_("Run or adapter folder"))
     parser.add_json()
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints what the folder says of itself. Raises LorasmithError."""
-    from lorasmith.inspection import inspect_folder
+    from lorasmith.runs.inspect import inspect_folder
 
     facts = inspect_folder(args.path)
     with Screen(json=args.json) as screen:
@@ -36,12 +36,12 @@ def run(args: argparse.Namespace) -> int:
 def _lines(facts: dict[str, Any]) -> list[str]:
     lines = [
         _("adapter   {folder}", folder=facts["folder"]),
-        _("base      {base}", base=facts["base"] or _("none named")),
+        _("base      {base}", base=facts["base"] or _("not specified")),
         _("LoRA      {options}", options=_options(facts)),
-        *_wrapped(_("on"), _names(facts["target_modules"])),
+        *_wrapped(_("targets"), _names(facts["target_modules"])),
         *_wrapped(_("ranks"), _pairs(facts["rank_pattern"])),
         *_wrapped(_("alphas"), _pairs(facts["alpha_pattern"])),
-        *_wrapped(_("whole"), _names(facts["modules_to_save"])),
+        *_wrapped(_("full"), _names(facts["modules_to_save"])),
         _(
             "size      {parameters:,} parameters in {tensors} tensors, {mib:.1f} MiB",
             parameters=facts["parameters"],
@@ -51,12 +51,12 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     ]
     if facts["template"]:
         stops = " ".join(map(str, facts["stop"]))
-        lines.append(_("template  {kind}, a reply ends at {stop}", kind=facts["template"], stop=stops))
+        lines.append(_("template  {kind}, replies end with {stop}", kind=facts["template"], stop=stops))
         if facts["template"] == "file":  # any other one is known by its name
             lines += [" " * LABEL + line for line in facts["chat_template"].splitlines()]
         lines += _wrapped(_("system"), facts["system"].replace("\n", "\n" + " " * LABEL))
     else:
-        lines.append(_("template  none inside: made by another tool"))
+        lines.append(_("template  not stored: the adapter was made by another tool"))
     if facts["notes"]:
         data = facts["notes"].get("data", [])
         lines += _wrapped(_("data"), _names(data if isinstance(data, list) else str(data)))

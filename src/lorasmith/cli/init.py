@@ -9,7 +9,7 @@ from pathlib import Path
 from lorasmith.cli.flags import Parser, given
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
-from lorasmith.config import load_config
+from lorasmith.config.toml import load_config
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 
@@ -18,12 +18,15 @@ FILE = "lorasmith.toml"
 
 def parser() -> Parser:
     """Which examples, for which base; flags of the data and the base go into the file."""
-    about = _("Look at examples and write a commented configuration for `lorasmith train --config`. Trains nothing.")
+    about = _(
+        "Write a commented configuration for `lorasmith train --config`, with values suggested from your data. "
+        "Nothing is trained."
+    )
     parser = Parser("init", "DATA ...", about)
-    parser.own.add_argument("files", metavar="DATA", nargs="*", help=_("files of examples (also as --data)"))
+    parser.own.add_argument("files", metavar="DATA", nargs="*", help=_("Training data files (same as --data)"))
     parser.own.add_argument("--output", dest="file", metavar="FILE", default=FILE,
-                            help=_("the file that is written (default: {name})", name=FILE))  # fmt: skip
-    parser.add_switch("--overwrite", _("replace the file that is there"))
+                            help=_("File to write (default: {name})", name=FILE))  # fmt: skip
+    parser.add_switch("--overwrite", _("Replace an existing file"))
     parser.add_json()
     parser.add_section("model")
     parser.add_section("data")
@@ -35,11 +38,11 @@ def run(args: argparse.Namespace) -> int:
     config, target = load_config(None, given(args)), Path(args.file).expanduser()
     _refuse(target, args.overwrite)
     with importing():
-        from lorasmith.suggest import suggest
+        from lorasmith.preflight.suggest import suggest
 
     with Screen(json=args.json) as screen:
         if "model" not in config.model.model_fields_set:
-            screen.say(_("no base is named, so it is {model}, the demo's. --model names another one.",
+            screen.say(_("No base model given; using {model}, as in the demo. Choose another one with --model.",
                          model=config.model.model))  # fmt: skip
         found = suggest(config, screen)
         screen.say(str(found.look))
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
                 value = _("{count} prompts", count=len(value))
             screen.say(f"  {name:<14}{f'{value:g}' if isinstance(value, float) else value}: {why}")
         found.write(target)
-        screen.say(_("written: {file}. Every key has its line; change what you like.", file=target))
+        screen.say(_("Wrote {file}. Every key is listed with a comment; edit it as you like.", file=target))
         screen.say(_("next: lorasmith train --config {file}", file=shlex.quote(str(target))))
     if args.json:
         print(json.dumps({"file": str(target), "reasons": found.reasons, **asdict(found.look)}, ensure_ascii=False))
@@ -63,7 +66,7 @@ def _refuse(target: Path, overwrite: bool) -> None:
         raise ConfigError(_("--output: {file} is a folder; name a file in it.", file=target))
     if target.exists() and not overwrite:
         raise ConfigError(
-            _("{file} exists already. Replace it with --overwrite, or choose another --output.", file=target)
+            _("{file} already exists. Replace it with --overwrite, or choose another --output.", file=target)
         )
     if not target.absolute().parent.is_dir():
-        raise ConfigError(_("--output: {folder}: there is no such folder. Make it first.", folder=target.parent))
+        raise ConfigError(_("--output: the folder {folder} does not exist. Create it first.", folder=target.parent))

@@ -17,7 +17,7 @@ from lorasmith.cli.screen import WIDEST, Screen, printable
 from lorasmith.i18n import _
 
 if TYPE_CHECKING:
-    from lorasmith.runs import RunInfo
+    from lorasmith.runs.listing import RunInfo
 
 FOLDER = "runs"
 OTHERS = 57  # columns that all but the name need at least
@@ -25,16 +25,20 @@ OTHERS = 57  # columns that all but the name need at least
 
 def parser() -> Parser:
     """Which folder."""
-    about = _("The runs in a folder with their state, data, losses and size. Reads their files and loads no model.")
+    about = _(
+        "List the runs in a folder with their state, data, losses and size. Only reads their files; no model is loaded."
+    )
     parser = Parser("list", "[FOLDER]", about)
-    parser.own.add_argument("folder", metavar="FOLDER", nargs="?", help=_("folder of runs (default: runs)"))
+    parser.own.add_argument(
+        "folder", metavar="FOLDER", nargs="?", help=_("Folder that contains the runs (default: runs)")
+    )
     parser.add_json()
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints one table. Raises LorasmithError."""
-    from lorasmith.runs import find_runs
+    from lorasmith.runs.listing import find_runs
 
     folder = Path(args.folder or FOLDER).expanduser()
     found = find_runs(folder) if args.folder or folder.is_dir() else []
@@ -44,13 +48,13 @@ def run(args: argparse.Namespace) -> int:
         elif found:
             screen.console.print(table(found, min(screen.console.width, WIDEST)))
         else:
-            screen.say(_("no runs in {folder}. The first one: lorasmith train DATA", folder=folder))
+            screen.say(_("No runs in {folder}. Start one with: lorasmith train DATA", folder=folder))
         for info in found:
             if info.state == "broken":
                 screen.warn(info.problem)
         stopped = next((info for info in found if info.state == "interrupted"), None)
         if stopped:
-            screen.say(_("go on: lorasmith train --output {run} --resume", run=stopped.run))
+            screen.say(_("resume: lorasmith train --output {run} --resume", run=stopped.run))
     if args.json:
         runs = [asdict(info) for info in found]
         print(json.dumps({"folder": str(folder), "runs": runs}, ensure_ascii=False))

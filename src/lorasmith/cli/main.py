@@ -27,18 +27,18 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "160")
 def verbs() -> dict[str, str]:
     """Every verb with what it does; a function, because the language is chosen after this file is read."""
     return {
-        "init": _("look at examples and write a configuration that trains as it stands"),
-        "train": _("train an adapter on files of examples"),
-        "check": _("look at everything that a training would do, before it costs time"),
-        "demo": _("train a small real model on real conversations, in minutes"),
-        "chat": _("talk to an adapter, switch between several, compare with the base"),
-        "generate": _("answer a prompt, a file of prompts or a pipe"),
-        "serve": _("serve adapters at one address, through OpenAI's API"),
-        "eval": _("adapters against their base: loss, answers, what was forgotten"),
-        "merge": _("write base and adapter as one plain model"),
-        "info": _("what a run or adapter folder holds"),
-        "list": _("the runs in a folder: state, data, losses, size"),
-        "plot": _("the losses of runs as curves, in the terminal or as a picture"),
+        "init": _("Suggest a training configuration from your data"),
+        "train": _("Train an adapter on your data"),
+        "check": _("Check data, model, memory and time before training"),
+        "demo": _("Fine-tune a small model on real conversations in minutes"),
+        "chat": _("Chat with adapters and compare them with the base model"),
+        "generate": _("Answer a prompt, a file of prompts or standard input"),
+        "serve": _("Serve adapters with an OpenAI-compatible API"),
+        "eval": _("Compare adapters with their base model: loss, answers, forgetting"),
+        "merge": _("Merge an adapter into its base model"),
+        "info": _("Show what a run or adapter folder contains"),
+        "list": _("List the runs in a folder with state, data, losses and size"),
+        "plot": _("Plot loss curves in the terminal or to a file"),
     }
 
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in OUR_FAULT_IS_NOT:
             raise
-        tell(_("{path}: {why}", path=error.filename or _("writing"), why=foreign(error.strerror)))
+        tell(_("{path}: {why}", path=error.filename or _("write failed"), why=foreign(error.strerror)))
         return 2
 
 
@@ -85,7 +85,7 @@ def dispatch(argv: list[str]) -> int:
         show_help(sys.stdout)
         return 0 if argv else 2
     if argv[0] == "--version":
-        print("lorasmith", installed_version() or _("(not installed: run from its folder)"))
+        print("lorasmith", installed_version() or _("(not installed; running from the source folder)"))
         return 0
     verb = argv[0]
     if verb not in verbs():
@@ -122,26 +122,30 @@ def everywhere(argv: list[str]) -> list[str]:
 
 def _known_language(name: str) -> str:
     if name not in LANGUAGES:
-        raise ConfigError(_("--lang: {name!r} is not known: one of {known}", name=name, known=", ".join(LANGUAGES)))
+        raise ConfigError(
+            _("--lang: unknown language {name!r}; choose from {known}", name=name, known=", ".join(LANGUAGES))
+        )
     return name
 
 
 def show_help(file: TextIO) -> None:
     """Every verb in one line."""
-    print(_("usage: lorasmith VERB ...      lorasmith VERB --help"), end="\n\n", file=file)
-    print(_("Train, test and use LoRA adapters of language models."), end="\n\n", file=file)
+    print(_("usage: lorasmith COMMAND ...      lorasmith COMMAND --help"), end="\n\n", file=file)
+    print(_("Train, evaluate and serve LoRA adapters for language models."), end="\n\n", file=file)
     for verb, text in verbs().items():
         print(f"  {verb:<10}{text}", file=file)
     print(file=file)
     for flag, text in (
-        ("--lang zh|en", _("language, with any verb; else LORASMITH_LANG or LANG decides")),
-        ("--plain", _("for screen readers, with any verb: no bars, boxes or colours")),
-        ("--version", _("which lorasmith this is")),
+        ("--lang zh|en", _("Display language (default: from LORASMITH_LANG or LANG)")),
+        ("--plain", _("Plain output for screen readers: no bars, boxes or colours")),
+        ("--version", _("Show the version")),
     ):
         print(f"  {flag:<14}{text}", file=file)
 
 
 def _unknown_verb(verb: str) -> str:
-    from lorasmith.values import closest
+    from lorasmith.config.values import closest
 
-    return _("{verb!r} is no verb: one of {verbs}.", verb=verb, verbs=", ".join(verbs())) + closest(verb, verbs())
+    return _("unknown command {verb!r}; available commands: {verbs}.", verb=verb, verbs=", ".join(verbs())) + closest(
+        verb, verbs()
+    )

@@ -12,11 +12,14 @@ from lorasmith.i18n import _
 
 def parser() -> Parser:
     """Which adapter, where to."""
-    about = _("Write base and adapter as one plain transformers folder, after comparing its logits with the adapter's.")
+    about = _(
+        "Merge an adapter into its base model and write a plain transformers folder, after checking that its "
+        "logits match the adapter's."
+    )
     parser = Parser("merge", "RUN --output DIR", about)
-    parser.own.add_argument("run", metavar="RUN", help=_("run or adapter folder"))
-    parser.own.add_argument("--output", metavar="DIR", required=True, help=_("folder of the merged model"))
-    parser.add_switch("--overwrite", _("replace what is in --output"))
+    parser.own.add_argument("run", metavar="RUN", help=_("Run or adapter folder"))
+    parser.own.add_argument("--output", metavar="DIR", required=True, help=_("Folder for the merged model"))
+    parser.add_switch("--overwrite", _("Replace the contents of --output"))
     parser.add_json()
     parser.add_base()
     return parser
@@ -26,11 +29,11 @@ def run(args: argparse.Namespace) -> int:
     """Merges, compares, and only then names the folder. Raises LorasmithError."""
     model = base_of(args)
     with importing():
-        from lorasmith.export import merge_run
+        from lorasmith.adapters.merge import merge_run
 
     with Screen(json=args.json) as screen:
         certificate = merge_run(args.run, args.output, model, args.overwrite, screen)
-        screen.say(_("merged: {folder}", folder=certificate.folder))
+        screen.say(_("Merged model: {folder}", folder=certificate.folder))
     if args.json:
         print(json.dumps(asdict(certificate)))
     return 0

@@ -14,17 +14,18 @@ FORMATS = (".png", ".svg")
 
 def parser() -> Parser:
     """Which runs, and where the picture goes."""
-    about = _("The losses of one or several runs, as curves in the terminal and, with --output, as one picture.")
+    about = _("Plot the losses of one or more runs as curves in the terminal and, with --output, as an image.")
     parser = Parser("plot", "RUN ...", about)
-    parser.own.add_argument("runs", metavar="RUN", nargs="+", help=_("run folders"))
-    parser.own.add_argument("--output", metavar="FILE", help=_("picture of all of them: a .png or .svg file"))
+    parser.own.add_argument("runs", metavar="RUN", nargs="+", help=_("Run folders"))
+    parser.own.add_argument("--output", metavar="FILE", help=_("Image file to write (.png or .svg)"))
     parser.add_json()
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Draws. Raises LorasmithError with every problem."""
-    from lorasmith.plot import names_of, plot_loss, read_losses, smooth
+    from lorasmith.runs.plot import names_of, plot_loss, smooth
+    from lorasmith.training.history import read_losses
 
     runs = [Path(run).expanduser() for run in args.runs]
     target = Path(args.output).expanduser() if args.output else None
@@ -36,12 +37,14 @@ def run(args: argparse.Namespace) -> int:
         for name, folder in zip(names_of(runs), runs, strict=True):
             training, measured = read_losses(folder)
             steps, losses = zip(*training, strict=True)
-            title = _("{name}: training loss, smoothed; held out: {losses}", name=name, losses=_held_out(measured))
+            title = _(
+                "{name}: training loss (smoothed); held-out loss: {losses}", name=name, losses=_held_out(measured)
+            )
             screen.curve(list(zip(steps, smooth(losses), strict=True)), title)
             shown[str(folder)] = {"training": training, "held_out": measured}
         if target is not None:
             plot_loss(runs, target)
-            screen.say(_("picture: {file}", file=target))
+            screen.say(_("Wrote {file}", file=target))
     if args.json:
         print(json.dumps({"runs": shown, "picture": str(target) if target else None}, ensure_ascii=False))
     return 0
@@ -49,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _held_out(measured: list[tuple[int, float]]) -> str:
     if not measured:
-        return _("nothing measured")
+        return _("not evaluated")
     best, lowest = min(measured, key=lambda point: point[1])
     return _(
         "{first:.3f} -> {last:.3f}, lowest {lowest:.3f} after step {step}",
@@ -61,13 +64,13 @@ def _held_out(measured: list[tuple[int, float]]) -> str:
 
 
 def _unreadable(runs: list[Path]) -> list[str]:
-    from lorasmith.plot import read_losses
+    from lorasmith.training.history import read_losses
 
     problems: list[str] = []
     for folder in runs:
         try:
             if not read_losses(folder)[0]:
-                raise RunError(_("{run}: no step is done yet, so there is no loss to draw.", run=folder))
+                raise RunError(_("{run}: no training step has finished yet, so there is no loss to plot.", run=folder))
         except LorasmithError as error:
             problems += error.problems
     return problems
@@ -77,7 +80,7 @@ def _wrong_target(target: Path | None) -> list[str]:
     if target is None:
         return []
     if target.suffix.lower() not in FORMATS:
-        return [_("--output: {file}: a picture's name ends in .png or .svg", file=target)]
+        return [_("--output: {file}: the file name must end in .png or .svg", file=target)]
     if not target.absolute().parent.is_dir():
-        return [_("--output: {folder}: there is no such folder. Make it first.", folder=target.parent)]
+        return [_("--output: the folder {folder} does not exist. Create it first.", folder=target.parent)]
     return []

@@ -90,7 +90,7 @@ class Screen(Report):
         """(prompt, reply, reply, ...): each prompt in a line, its replies under it, each in a column of its own."""
         for prompt, *replies in rows:
             self._print("> " + printable(prompt), "bold")
-            shown = [printable(reply).strip() or _("(nothing)") for reply in replies]
+            shown = [printable(reply).strip() or _("(empty)") for reply in replies]
             if self.plain:
                 self._facts(headings, shown)
                 continue

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from lorasmith.cli.flags import Parser, base_of, given
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
+from lorasmith.config.serving import ServeConfig
+from lorasmith.config.values import check
 from lorasmith.errors import ConfigError, MissingExtraError
 from lorasmith.i18n import _
-from lorasmith.serve.config import ServeConfig
-from lorasmith.values import check
 
 if TYPE_CHECKING:
     from lorasmith.serve.desk import Desk
@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
 def parser() -> Parser:
     """Which adapters, which base, where to listen."""
-    about = _("Serve every adapter of a folder through OpenAI's API; a request names its adapter as model.")
+    about = _(
+        "Serve all adapters in a folder with an OpenAI-compatible API; requests choose an adapter with the model field."
+    )
     parser = Parser("serve", "RUNS ...", about)
-    parser.own.add_argument("runs", metavar="RUNS", nargs="+", help=_("folders of runs, runs, adapter folders"))
-    parser.add_switch("--print-vllm", _("print the command that serves the same adapters with vLLM, and end"))
+    parser.own.add_argument(
+        "runs", metavar="RUNS", nargs="+", help=_("Run folders, adapter folders, or folders that contain runs")
+    )
+    parser.add_switch("--print-vllm", _("Print the command that serves the same adapters with vLLM, then exit"))
     parser.add_base()
     parser.add_section("serve")
     return parser
@@ -58,15 +62,15 @@ def serve(shelf: "Shelf", args: argparse.Namespace, settings: ServeConfig, scree
             if error.name not in ("fastapi", "uvicorn", "prometheus_client"):
                 raise
             raise MissingExtraError(
-                _("a server needs {name}: pip install 'lorasmith[serve]'", name=error.name)
+                _("lorasmith serve requires {name}. Install it with: pip install 'lorasmith[serve]'", name=error.name)
             ) from None
         from lorasmith.serve.keys import read_keys
         from lorasmith.serve.start import open_desk
     if settings.keys is None and is_public(settings.host):
         raise ConfigError(
             _(
-                "serve.host: {host} can be reached from other machines, so --keys FILE is needed. "
-                "A line of it: printf %s KEY | sha256sum",
+                "serve.host: {host} can be reached from other machines, so --keys FILE is required. Create a "
+                "line of that file with: printf %s KEY | sha256sum",
                 host=settings.host,
             )
         )
@@ -84,9 +88,9 @@ def show(desk: "Desk", shelf: "Shelf", port: int, screen: Screen) -> None:
     """The start screen: base, adapters, what was left out, address, an example."""
     registry, base = desk.registry, desk.registry.base
     for problem in shelf.problems:
-        screen.warn(_("left out: {problem}", problem=problem))
+        screen.warn(_("skipped: {problem}", problem=problem))
     dtype, device = str(base.dtype).removeprefix("torch."), base.device
-    screen.say(_("base: {name} ({dtype}, {device})", name=registry.base_name, dtype=dtype, device=device))
+    screen.say(_("base model: {name} ({dtype}, {device})", name=registry.base_name, dtype=dtype, device=device))
     found = [version.found for version in registry.versions.values() if version.found is not None]
     rows = [
         (
@@ -103,12 +107,12 @@ def show(desk: "Desk", shelf: "Shelf", port: int, screen: Screen) -> None:
         headings = (_("adapter"), _("rank"), "MB", _("data"), _("held-out loss"), _("hash"))
         screen.table(headings, [[row] for row in rows])
     else:
-        screen.say(_("no adapter can be served, so the base answers alone."))
+        screen.say(_("No adapter can be served; only the base model is available."))
     if desk.worker.engine.why:
-        screen.say(_("requests go in padded batches: {why}", why=desk.worker.engine.why))
+        screen.say(_("requests run in padded batches: {why}", why=desk.worker.engine.why))
     host = f"[{desk.settings.host}]" if ":" in desk.settings.host else desk.settings.host
     address = f"http://{host}:{port}"
-    screen.say(_("serving at {address} - Ctrl-C ends it", address=address))
+    screen.say(_("Serving at {address} (press Ctrl-C to stop)", address=address))
     body = f'{{"model": "{registry.names()[-1]}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     key = ' -H "Authorization: Bearer $KEY"' if desk.keys else ""
     screen.say(f"curl {address}/v1/chat/completions{key} \\\n  -H 'Content-Type: application/json' \\\n  -d '{body}'")

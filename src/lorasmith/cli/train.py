@@ -13,12 +13,10 @@ from lorasmith.i18n import _
 
 def parser() -> Parser:
     """The flags: the verb's own, then every field of the configuration."""
-    parser = Parser(
-        "train", "DATA ...", _("Train a LoRA adapter on files of examples and measure it on held-out ones.")
-    )
-    parser.own.add_argument("files", metavar="DATA", nargs="*", help=_("files of examples (also as --data)"))
-    parser.add_switch("--resume", _("go on where the run in --output stopped"))
-    parser.add_switch("--overwrite", _("replace the run that is in --output"))
+    parser = Parser("train", "DATA ...", _("Train a LoRA adapter on your data and evaluate it on held-out examples."))
+    parser.own.add_argument("files", metavar="DATA", nargs="*", help=_("Training data files (same as --data)"))
+    parser.add_switch("--resume", _("Resume the run in --output"))
+    parser.add_switch("--overwrite", _("Replace the run in --output"))
     parser.add_json()
     parser.add_config()
     return parser
@@ -27,16 +25,16 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Trains; 0 when the run is finished. Raises LorasmithError."""
     if args.resume and not args.config and "output" in args:
-        from lorasmith.run_folder import resumed_config
+        from lorasmith.training.run_folder import resumed_config
 
         args.config = resumed_config(args.output)
     config = config_of(args)
     if args.resume and args.overwrite:
-        raise ConfigError(_("--resume goes on with a run and --overwrite replaces it: give one of them"))
+        raise ConfigError(_("--resume continues a run and --overwrite replaces it; give only one of them"))
     if args.resume and config.output is None:
-        raise ConfigError(_("--resume: say which run goes on, with --output RUN"))
+        raise ConfigError(_("--resume: specify the run to resume with --output RUN"))
     with importing():
-        from lorasmith.run import train
+        from lorasmith.runs.train import train
 
     with Screen(json=args.json) as screen:
         summary = train(config, screen, resume=args.resume, overwrite=args.overwrite)

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lorasmith.data.stream import Source
+from lorasmith.data.read.stream import Source
 from lorasmith.errors import DataError, first_line
 from lorasmith.i18n import _
-from lorasmith.model.client import quiet_hub, why_refused
+from lorasmith.loading.hub_client import quiet_hub, why_refused
 
 NAME = re.compile(r"(?:(?P<hub>hf|modelscope):)?(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?", re.ASCII)
 Rows = Iterator[tuple[str, object]]
@@ -50,7 +50,9 @@ def folder_rows(source: Source) -> Rows:
     if (path / "dataset_dict.json").exists():
         splits = sorted((file.parent for file in path.glob("*/state.json")), key=lambda split: split.name != "train")
         named = ", ".join(map(str, splits)) or _("none")
-        raise DataError(_("{option}: {file} holds several data sets. Name one: {named}.", **source.said, named=named))
+        raise DataError(
+            _("{option}: {file} contains several splits. Give one of them: {named}.", **source.said, named=named)
+        )
     datasets = source.needed("datasets")
     try:
         rows = datasets.load_from_disk(os.fspath(path))
@@ -77,7 +79,11 @@ def _hugging_face(name: str, config: str | None, source: Source, datasets: Any) 
             reason = reason or first_line(error)
         raise _unreachable(source, endpoint, reason) if reason else _unread(source, error) from error
     if reason:
-        text = _("{name}: as it was fetched before; the hub was not asked, or refused ({why}).", name=name, why=reason)
+        text = _(
+            "{name}: using the cached copy, because the hub could not be reached or refused the request ({why}).",
+            name=name,
+            why=reason,
+        )
         source.report.say(text)
     return splits
 
@@ -98,7 +104,7 @@ def _offline(datasets: Any) -> Iterator[None]:
 def _modelscope(name: str, config: str | None, source: Source, datasets: Any) -> Any:
     """All splits of the files that ModelScope's own client fetches; `datasets` reads them."""
     modelscope = source.needed("modelscope", "modelscope")
-    source.report.say(_("Data set {name} of ModelScope; fetched unless it is in the cache.", name=name))
+    source.report.say(_("Dataset {name} on ModelScope; downloaded unless it is in the cache.", name=name))
     try:
         folder = modelscope.dataset_snapshot_download(name)
     except (OSError, ValueError, RuntimeError) as error:
@@ -114,11 +120,12 @@ def _say_what_comes(info: Any, endpoint: str, source: Source) -> None:
     size = sum(file.size or 0 for file in info.siblings or ())
     source.report.say(
         _(
-            "Data set {name} of {endpoint}: {megabytes:.1f} MB, licence {licence}; fetched unless it is in the cache.",
+            "Dataset {name} on {endpoint}: {megabytes:.1f} MB, licence {licence}; downloaded unless it is in "
+            "the cache.",
             name=info.id,
             endpoint=endpoint,
             megabytes=size / 1e6,
-            licence=card.get("license") or _("not named"),
+            licence=card.get("license") or _("not stated"),
         )
     )
 
@@ -126,9 +133,9 @@ def _say_what_comes(info: Any, endpoint: str, source: Source) -> None:
 def _unreachable(source: Source, endpoint: str, why: str) -> DataError:
     return DataError(
         _(
-            "{option}: {file}: no such file or folder, and as a data set of {endpoint} it could not be had ({why}); "
-            "nothing of it is in the cache. Name a file (JSON, JSONL, CSV, Parquet), or a folder that `datasets` saved "
-            "on a machine with network; HF_ENDPOINT names a mirror.",
+            "{option}: {file} does not exist here and could not be downloaded as a dataset from {endpoint} "
+            "({why}); it is not in the cache either. Give a file (JSON, JSONL, CSV, Parquet), or a folder "
+            "saved by `datasets` on a machine with network access. To use a mirror, set HF_ENDPOINT.",
             **source.said,
             endpoint=endpoint,
             why=why.rstrip("."),
@@ -139,7 +146,7 @@ def _unreachable(source: Source, endpoint: str, why: str) -> DataError:
 def _unread(source: Source, error: Exception) -> DataError:
     text = _("{option}: {file}: `datasets` cannot read it: {why}", **source.said, why=first_line(error))
     if "config name" in text.lower():
-        text += " " + _("Name one as {file}:CONFIG.", file=source.name)
+        text += " " + _("Choose one with {file}:CONFIG.", file=source.name)
     return DataError(text)
 
 
@@ -149,7 +156,7 @@ def _train(splits: Any, source: Source) -> Any:
     if "train" not in names and len(names) != 1:
         raise DataError(
             _(
-                "{option}: {file} has no split 'train' but {names}. Save one as a file and name that.",
+                "{option}: {file} has no split 'train', only {names}. Save one of them to a file and use that.",
                 **source.said,
                 names=", ".join(map(repr, names)),
             )

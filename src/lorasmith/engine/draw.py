@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.sampling import SamplingConfig
 
 FIRST_LOOK = 128  # candidates that nearly always hold top_p; a row's likeliest 128 take 0.1 ms, sorting it 15 ms
 MOST = 2**31  # words of any vocabulary: a top_k beyond it says nothing, and one beyond 2**63 is no int64

@@ -132,12 +132,13 @@ class Engine:
         if request.adapter is not None and request.adapter not in known:
             names = ", ".join(map(repr, known)) or _("none")
             raise AdapterError(
-                _("no adapter {name!r} is loaded; there are: {names}.", name=request.adapter, names=names)
+                _("no adapter named {name!r} is loaded; loaded adapters: {names}.", name=request.adapter, names=names)
             )
         if not request.ids:
             raise DataError(_("the prompt is empty, so there is nothing to continue."))
         if limit is not None and len(request.ids) >= limit:
-            text = _("the prompt has {tokens} tokens; with a reply this model can look at {limit}. Shorten it.",
+            text = _("the prompt has {tokens} tokens, which leaves no room for a reply: the model's context length "
+                    "is {limit} tokens. Shorten the prompt.",
                      tokens=len(request.ids), limit=limit)  # fmt: skip
             raise DataError(text)
         settings, tokenizer = request.sampling, self.base.tokenizer

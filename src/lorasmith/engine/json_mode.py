@@ -72,10 +72,15 @@ def _make(tokenizer: PreTrainedTokenizerBase) -> "LLMatcher":
         from llguidance import LLMatcher
         from llguidance.hf import from_tokenizer
     except ImportError as error:
-        text = _("sampling.json_object: the package llguidance is missing. pip install 'lorasmith[serve]' mends it.")
+        text = _(
+            "sampling.json_object: this requires the package llguidance. Install it with: pip install "
+            "'lorasmith[serve]'"
+        )
         raise MissingExtraError(text) from error
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         words = from_tokenizer(tokenizer)
         if words.decode_str(words.tokenize_str(SAMPLE)) == SAMPLE:
             return LLMatcher(words, LLMatcher.grammar_from_lark(GRAMMAR), log_level=0)
-    raise ConfigError(_("sampling.json_object: this model's tokenizer cannot spell every JSON text. Ask without it."))
+    raise ConfigError(
+        _("sampling.json_object: this model's tokenizer cannot represent every JSON text. Turn the option off.")
+    )

@@ -202,11 +202,11 @@ def _try(base: Base) -> Found:
         expected = hidden(base, _pieces(texts, (0, 0), (5, 7)).to(base.device))[[4, 11]]
         found = _in_pieces(base, texts)
     except _FAILURES as error:
-        return Found(_("its attention cannot be given a cache ({error})", error=first_line(error)))
+        return Found(_("its attention does not work with a KV cache ({error})", error=first_line(error)))
     finally:
         base.router.route(None)
     if not _near(found, expected, base):
-        return Found(_("in pieces it does not compute what it computes at once"))
+        return Found(_("processing a text in pieces gives different results from processing it at once"))
     bank = bank_of(base)
     for stack in (stack_of(base), None):
         why = _difference_of(base, texts, expected, bank, stack)
@@ -223,10 +223,10 @@ def _difference_of(
         with decoding(base, bank, stack):
             found = _in_pieces(base, texts)
     except _FAILURES as error:
-        return _("it does not run ({error})", error=first_line(error))
+        return _("it fails with an error: {error}", error=first_line(error))
     finally:
         base.router.route(None)
-    return "" if _near(found, expected, base) else _("it does not compute what it computes plainly")
+    return "" if _near(found, expected, base) else _("the optimised forward pass gives different results")
 
 
 _FAILURES = (ModelError, TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError)

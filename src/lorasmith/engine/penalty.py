@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.sampling import SamplingConfig
 
 STRONGEST = 1e9  # repetition penalty: one beyond it chooses no other token, and may make a logit infinite
 

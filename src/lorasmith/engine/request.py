@@ -4,7 +4,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.sampling import SamplingConfig
 from lorasmith.engine.json_mode import JsonObject
 from lorasmith.engine.logprobs import TokenLogprobs
 from lorasmith.engine.penalty import Seen

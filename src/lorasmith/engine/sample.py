@@ -30,7 +30,10 @@ def sample(logits_NV: Tensor, runs: Sequence[Running]) -> list[int]:
     best_N, tokens_N = logits_NV.max(-1)
     if best_N.isnan().any():  # a NaN anywhere in a row is its largest
         raise ModelError(
-            _("its logits are no numbers (NaN). Try --dtype float32; else weights of base or adapter are broken.")
+            _(
+                "the model produced NaN logits. Try --dtype float32; if that does not help, the weights of the "
+                "base model or the adapter are damaged."
+            )
         )
     drawn = [i for i, run in enumerate(runs) if run.request.sampling.temperature > 0]
     if drawn:

@@ -36,7 +36,8 @@ def prompt_logprobs(base: Base, requests: Sequence[Request]) -> list[list[TokenL
     """
     for request in requests:
         if base.max_positions is not None and len(request.ids) > base.max_positions:
-            text = _("the prompt has {tokens} tokens; this model can look at {limit}. Shorten it.",
+            text = _("the prompt has {tokens} tokens, but the model's context length is {limit} tokens. Shorten the "
+                    "prompt.",
                      tokens=len(request.ids), limit=base.max_positions)  # fmt: skip
             raise DataError(text)
     base.model.eval()

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lorasmith.config.lora import LoraConfig, is_name
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
-from lorasmith.lora.config import LoraConfig, is_name
 from lorasmith.lora.inject import PEFT_PREFIX, Adapter, inject, remove
 from lorasmith.lora.layer import LoRALayer, known_update
 from lorasmith.lora.merge import plain_name
@@ -100,11 +100,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json of an adapter folder. Raises AdapterError where it is missing, broken or not LoRA."""
     path = folder / CONFIG
     if not path.is_file():
-        raise AdapterError(_("{folder}: no {name} in it, so it is no adapter folder.", folder=folder, name=CONFIG))
+        raise AdapterError(
+            _("{folder} is not an adapter folder: it does not contain {name}.", folder=folder, name=CONFIG)
+        )
     try:
         raw: Any = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise AdapterError(_("{path}: not readable as JSON: {error}", path=path, error=error)) from None
+        raise AdapterError(_("{path}: invalid JSON: {error}", path=path, error=error)) from None
     if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
         raise AdapterError(_("{path}: peft_type is not LORA; only LoRA adapters can be loaded.", path=path))
     return raw
@@ -124,7 +126,7 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
     if refused:
         raise AdapterError(
             _(
-                "{path}: {keys} of PEFT is not supported, and ignoring it would change the answers.",
+                "{path}: unsupported PEFT options: {keys}. Ignoring them would change the model's answers.",
                 path=path,
                 keys=", ".join(refused),
             )
@@ -154,13 +156,16 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if not path.is_file():
         hint = ""
         if (folder / "adapter_model.bin").is_file():
-            hint = " " + _("adapter_model.bin is a pickle, which can run code when read; convert it with PEFT first.")
-        raise AdapterError(_("{folder}: no {name} in it.", folder=folder, name=WEIGHTS) + hint)
+            hint = " " + _(
+                "adapter_model.bin is a pickle file, which can run code when it is loaded; convert it to "
+                "safetensors with PEFT first."
+            )
+        raise AdapterError(_("{folder} does not contain {name}.", folder=folder, name=WEIGHTS) + hint)
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise AdapterError(_("{path}: not a readable safetensors file: {error}", path=path, error=error)) from None
+        raise AdapterError(_("{path}: not a valid safetensors file: {error}", path=path, error=error)) from None
 
 
 def load_adapter(model: PreTrainedModel, router: Router, folder: Path, name: str = "default") -> Adapter:
@@ -199,7 +204,9 @@ def _without_base(tensors: dict[str, Tensor], adapter: Adapter, model: PreTraine
         if ours.shape != theirs.shape or not (
             torch.equal(ours.to(theirs.dtype), theirs) or torch.equal(ours, theirs.to(ours.dtype))
         ):
-            problems.append(_("holds another {key} than this base has: it belongs to another base.", key=key))
+            problems.append(
+                _("{key} differs from that of this base model: the adapter belongs to another one.", key=key)
+            )
     return problems
 
 
@@ -207,15 +214,20 @@ def misfits(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list
     """What is wrong with the keys and shapes of an adapter's tensors."""
     problems = []
     for text, keys in (
-        (_("lacks {keys}: the base is another one, or the file is not whole."), sorted(wanted.keys() - tensors.keys())),
-        (_("holds {keys}, which this base has no place for."), sorted(tensors.keys() - wanted.keys())),
+        (
+            _("missing {keys}: the adapter belongs to another base model, or the file is incomplete."),
+            sorted(wanted.keys() - tensors.keys()),
+        ),
+        (_("unexpected {keys}: this base model has no such modules."), sorted(tensors.keys() - wanted.keys())),
     ):
         if keys:
             problems.append(text.format(keys=_some(keys)))
     for key in sorted(wanted.keys() & tensors.keys()):
         if wanted[key].shape != tensors[key].shape:
             found, need = tuple(tensors[key].shape), tuple(wanted[key].shape)
-            problems.append(_("{key} has the shape {found}, this base needs {need}.", key=key, found=found, need=need))
+            problems.append(
+                _("{key} has the shape {found}, but this base model needs {need}.", key=key, found=found, need=need)
+            )
     return problems
 
 
@@ -227,9 +239,9 @@ def useless(tensors: Mapping[str, Tensor]) -> list[str]:
     """Why these tensors of an adapter file can do nothing good, in words; empty where they can."""
     broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
     if broken:
-        return [_("{key} holds NaN or infinity: its training went astray, or the file is damaged.", key=broken[0])]
+        return [_("{key} contains NaN or infinity: the training diverged, or the file is damaged.", key=broken[0])]
     if not has_effect(tensors):
-        return [_("its B matrices are all zero, so it changes nothing: the training did not reach this file.")]
+        return [_("all B matrices are zero, so the adapter changes nothing: this file holds no trained weights.")]
     return []
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lorasmith.lora.config import LoraConfig
+from lorasmith.config.lora import LoraConfig
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
-from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.init import initialise
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
 from lorasmith.lora.router import Router
@@ -67,11 +67,14 @@ def inject(
     """
     plain = _PlainView(model)
     if name in plain.adapters or "." in name:
-        raise AdapterError(_("the adapter name {name!r} is taken or holds a dot. Choose another.", name=name))
+        raise AdapterError(
+            _("the adapter name {name!r} is already in use or contains a dot. Choose another name.", name=name)
+        )
     if plain.adapters and (config.bias != "none" or plain.has_trained_bias):
         raise AdapterError(
             _(
-                "adapter {name!r}: bias={bias!r} changes the base itself, so it cannot share it.",
+                "adapter {name!r}: bias={bias!r} changes the base model itself, so it cannot be shared with "
+                "other adapters.",
                 name=name,
                 bias=config.bias,
             )
@@ -144,10 +147,12 @@ class _PlainView:
         problems = []
         for path, wrapper in self.wrappers.items():
             if isinstance(wrapper, SavedModule):
-                text = _("{path}: another adapter trains it whole, so LoRA cannot go on it too.", path=path)
+                text = _(
+                    "{path}: another adapter trains this module in full, so LoRA cannot be added to it.", path=path
+                )
                 clash = any(_is_inside(target, path) for target in targets.adapted)
             else:
-                text = _("{path}: another adapter has LoRA on it, so it cannot be trained whole too.", path=path)
+                text = _("{path}: another adapter has LoRA on this module, so it cannot be trained in full.", path=path)
                 clash = any(_is_inside(path, whole) for whole in saved)
             problems += [text] if clash else []
         if problems:
@@ -240,8 +245,8 @@ def _refuse_rounded_biases(model: PreTrainedModel, config: LoraConfig) -> None:
     if config.bias != "none" and half:
         raise ConfigError(
             _(
-                "lora.bias: {bias!r} trains the base's own biases, such as {name}, and this base is in half precision, "
-                "which would round them at every step: load the base with --dtype float32.",
+                "lora.bias: {bias!r} trains biases of the base model, such as {name}, but this base model is "
+                "in half precision, which would round them at every step. Load it with --dtype float32.",
                 bias=config.bias,
                 name=half[0],
             )

@@ -64,7 +64,8 @@ def _refuse_quantised(path: str, layer: nn.Module) -> None:
     if not weight.dtype.is_floating_point:
         raise AdapterError(
             _(
-                "{path}: the base is quantised ({kind}); merging would round the update away. Load it unquantised.",
+                "{path}: the base model is quantised ({kind}), so merging would round the update away. Load a "
+                "base model that is not quantised.",
                 path=path,
                 kind=type(layer).__name__,
             )

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lorasmith.config.lora import LoraConfig, is_name
+from lorasmith.config.values import ranges, spelled
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
-from lorasmith.lora.config import LoraConfig, is_name
-from lorasmith.values import ranges, spelled
 
 ALL_LINEAR = "all-linear"
 _LAYER_NUMBER = re.compile(r".*\.[^.]*\.(\d+)\.")  # PEFT's way of finding a layer's number in a module path
@@ -83,7 +83,12 @@ def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True
         if not found:
             problems.append(_no_match("lora.target_modules", pattern, modules))
         elif not paths:
-            problems.append(_("lora.target_modules: all of {pattern!r} is in modules_to_save already", pattern=pattern))
+            problems.append(
+                _(
+                    "lora.target_modules: everything that {pattern!r} matches is already in modules_to_save",
+                    pattern=pattern,
+                )
+            )
         paths = _without(paths, config, problems)
         problems += _unsuitable(model, modules, pattern, paths)
         matched[pattern] = paths
@@ -91,7 +96,7 @@ def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True
         problems += _unused(config, modules, [path for paths in matched.values() for path in paths])
     if not problems and not any(matched.values()):
         problems.append(
-            _("lora.exclude_modules and lora.layers_to_transform leave nothing of what target_modules matches")
+            _("lora.exclude_modules and lora.layers_to_transform exclude everything that target_modules matches")
         )
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
@@ -126,7 +131,9 @@ def _unused(config: LoraConfig, modules: dict[str, nn.Module], adapted: list[str
             if not any(is_key_of(key, path) for path in adaptable):
                 problems.append(_no_match(f"lora.{option}", key, modules))
             elif adapted and not any(is_key_of(key, path) for path in adapted):
-                text = _("lora.{option}: {key!r} matches no module that target_modules names.", option=option, key=key)
+                text = _(
+                    "lora.{option}: {key!r} matches none of the modules in target_modules.", option=option, key=key
+                )
                 problems.append(text)
     return problems
 
@@ -142,7 +149,7 @@ def _without(paths: list[str], config: LoraConfig, problems: list[str]) -> list[
     if absent and numbers:
         problems.append(
             _(
-                "lora.layers_to_transform: there is no layer {absent}; this model has layers {low} to {high}.",
+                "lora.layers_to_transform: layer {absent} does not exist; this model has layers {low} to {high}.",
                 absent=", ".join(map(str, absent)),
                 low=min(numbers.values()),
                 high=max(numbers.values()),
@@ -157,8 +164,8 @@ def _unsuitable(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: 
         if not is_adaptable(modules[path]):
             problems.append(
                 _(
-                    "lora.target_modules: {pattern!r} matches {path}, a {kind}; LoRA goes on Linear, Conv1D and "
-                    "Embedding. Name the modules inside it.",
+                    "lora.target_modules: {pattern!r} matches {path}, a {kind}, but LoRA supports only Linear, "
+                    "Conv1D and Embedding. Name the modules inside it.",
                     pattern=pattern,
                     path=path,
                     kind=type(modules[path]).__name__,
@@ -167,8 +174,8 @@ def _unsuitable(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: 
         elif not is_name(pattern) and pattern != ALL_LINEAR and is_tied(model, modules[path]):
             problems.append(
                 _(
-                    "lora.target_modules: the expression {pattern!r} also matches {path}, whose weight is tied to "
-                    "another module's. Name it in a list if you mean that one end, or exclude it.",
+                    "lora.target_modules: the expression {pattern!r} also matches {path}, whose weight is tied "
+                    "to that of another module. To adapt it, give it in a list of names; otherwise exclude it.",
                     pattern=pattern,
                     path=path,
                 )
@@ -197,9 +204,7 @@ def _no_match(key: str, pattern: str, modules: dict[str, nn.Module]) -> str:
     if close:
         return text + " " + _("Did you mean {close!r}?", close=close[0])
     if not is_name(pattern):
-        return (
-            text + " " + _("An expression is matched against the whole path, such as {path!r}.", path=_a_path(modules))
-        )
+        return text + " " + _("An expression must match the whole path, such as {path!r}.", path=_a_path(modules))
     return text
 
 

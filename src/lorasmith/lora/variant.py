@@ -1,13 +1,13 @@
 """The variants of LoRA, by the flag of PEFT's LoraConfig that asks for each.
 
-To add one: a subclass of Update in a file of its own, a line here, and the flag among the options of config.py.
+To add one: a subclass of Update in a file of its own, a line here, and the flag among the options of config/lora.py.
 """
 
 from torch import nn
 
+from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
-from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.dora import DoRA
 from lorasmith.lora.update import Update
 

@@ -71,11 +71,17 @@ def attend(
     """
     unknown = sorted(name for name, v in rest.items() if v is not None and v is not False and name not in _HARMLESS)
     if row is None:
-        raise ModelError(_("{kind} does not pass the row on to its attention", kind=type(module).__name__))
+        raise ModelError(_("{kind} does not pass the packed row on to its attention", kind=type(module).__name__))
     unknown += ["dropout"] * bool(dropout) + ["attention_mask"] * (attention_mask is not None)
     if unknown:
         names = ", ".join(unknown)
-        raise ModelError(_("{kind} asks its attention for {names}", kind=type(module).__name__, names=names))
+        raise ModelError(
+            _(
+                "{kind} requires {names}, which packed attention does not support",
+                kind=type(module).__name__,
+                names=names,
+            )
+        )
     q_THD, k_THD, v_THD = (t[0].transpose(0, 1) for t in (query, key, value))  # how they lie in memory
     how = (query.shape[3] ** -0.5 if scaling is None else scaling, sliding_window)
     module.__dict__[SEEN] = {"scaling": how[0], "sliding_window": sliding_window}

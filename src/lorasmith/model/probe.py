@@ -36,7 +36,8 @@ def probe(base: Base) -> None:
     if reason is None:
         base.layout = "packed"
         base.why["layout"] = _(
-            "packed: examples laid end to end gave the same states as each alone, and nothing leaked"
+            "packed: examples are laid end to end without padding (verified: same hidden states as each alone, "
+            "no leakage)"
         )
     else:
         base.layout = "padded"
@@ -87,12 +88,12 @@ def _find_head(base: Base, alone: Alone) -> tuple[Head, str]:
     scale = getattr(config, "logit_scale", None) or (1 / divided if divided else 1.0)
     head = Head(scale=float(scale), softcap=getattr(config, "final_logit_softcapping", None))
     if base.model.get_output_embeddings() is None:
-        return Head(direct=False), _("the model's own logits: it has no output embedding to call")
+        return Head(direct=False), _("the model's own logits: it has no output embedding")
     with torch.no_grad():
         output = base.output_embedding(alone.states) * head.scale
         ours = output if head.softcap is None else torch.tanh(output / head.softcap) * head.softcap
     if _difference(ours, alone.logits) <= TOLERANCE[base.dtype]:
-        return head, _("at the labels alone: equal to the model's logits")
+        return head, _("computed only at the labels: verified to equal the model's logits")
     return Head(direct=False), _("the model's own logits: its head is more than a linear layer")
 
 
@@ -107,14 +108,14 @@ def _packing_problem(base: Base, first: Example, second: Example, alone: Alone) 
         with torch.no_grad():
             changed = hidden(base, _row(base, other, second))
     except (ModelError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        return _("its attention cannot be given a packed row ({error})", error=first_line(error))
+        return _("its attention does not support packed rows ({error})", error=first_line(error))
     start = row.spans[1].start
     if not torch.equal(packed[start:], changed[start:]) or bool(gradient[:start].any()):
-        return _("in a packed row its examples see each other")
+        return _("examples in a packed row attend to each other")
     limit = TOLERANCE[base.dtype]
     far = _difference(packed[start:], alone.states), _difference(gradient[start:], alone.gradient)
     if not all(distance <= limit for distance in far):  # nor NaN
-        return _("a packed row changes its numbers beyond rounding")
+        return _("packing changes its results by more than rounding")
     return None
 
 

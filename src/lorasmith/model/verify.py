@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lorasmith.collector import at_rest
 from lorasmith.errors import ModelError, first_line
 from lorasmith.i18n import _, foreign, listed
 from lorasmith.lora.fused.linears import FusedLinears
@@ -23,8 +22,9 @@ from lorasmith.model.fast import Fast, FastAttention, FastGatedMLP, FastRMSNorm,
 from lorasmith.model.forward import row_of
 from lorasmith.model.head import loss_sum
 from lorasmith.model.kept import counted
-from lorasmith.model.machine import give_back_memory, keep_freed_memory
 from lorasmith.model.row import SHARED, Example
+from lorasmith.system.device import give_back_memory, keep_freed_memory
+from lorasmith.system.gc_pause import at_rest
 
 # two right ways of computing one module: the largest difference, relative to the largest value
 _MODULE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -171,14 +171,14 @@ def _problems(
     try:
         loss, gradient = step()
     except (ModelError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        return _("it does not run ({error})", error=first_line(error))
+        return _("it fails with an error: {error}", error=first_line(error))
     right, right_gradient = wanted
     limits = _STEP[base.dtype]
     off = float((loss - right).abs() / right.abs().clamp_min(1e-30))
     turned = float((gradient - right_gradient).norm() / right_gradient.norm().clamp_min(1e-30))
     if off <= limits[0] and turned <= limits[1]:  # false for NaN, too
         return ""
-    return _("loss {off:.1e} and gradients {turned:.1e} off", off=off, turned=turned)
+    return _("loss differs by {off:.1e}, gradients by {turned:.1e}", off=off, turned=turned)
 
 
 def _step_of(base: Base, adapter: str, ids: Sequence[int]) -> Callable[[], tuple[Tensor, Tensor]]:

@@ -6,21 +6,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorasmith.config import Config
-from lorasmith.data.prepare import read_files
+from lorasmith.config.toml import Config
+from lorasmith.data.dataset.prepare import read_files
 from lorasmith.errors import LorasmithError, ModelError, RunError
 from lorasmith.i18n import _
-from lorasmith.preflight.assembly import Assembled, assemble, recompute_activations
 from lorasmith.preflight.dry import dry_run
-from lorasmith.preflight.expected import Expected, expect
+from lorasmith.preflight.estimate import Expected, expect
 from lorasmith.preflight.facts import Facts, facts_of
 from lorasmith.preflight.lengths import Bar, histogram
 from lorasmith.preflight.measured import place_of, recall, remember
 from lorasmith.preflight.rows import Shown, shown_rows, stops
 from lorasmith.report import Report
-from lorasmith.run_folder import check_folder, check_space
-from lorasmith.training.dist import World
+from lorasmith.training.assemble import Assembled, assemble, recompute_activations
+from lorasmith.training.distributed import World
 from lorasmith.training.loop import Job
+from lorasmith.training.run_folder import check_folder, check_space
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _measured(job: Job, config: Config, start: float) -> Expected:
         recompute_activations(job.base)
     found = dry_run(job, start)
     if found is None:
-        text = _("the loss of the first steps is not finite. model.dtype float32 is the usual mend.")
+        text = _("the loss of the first steps is not finite. Setting model.dtype to float32 usually fixes this.")
         return Expected(recompute=trial.recompute, problems=[text])
     if trial.recompute == recompute:
         remember(place, found)
@@ -117,8 +117,8 @@ def _never_stops(job: Job, stop_ids: tuple[int, ...]) -> list[str]:
         return []
     return [
         _(
-            "data.max_length: every row is cut before its stop token, so the model would never learn to stop. "
-            "Raise data.max_length."
+            "data.max_length: every row is truncated before its stop token, so the model would not learn to "
+            "stop. Increase data.max_length."
         )
     ]
 

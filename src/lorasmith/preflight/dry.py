@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lorasmith.data.plan import rows_of
-from lorasmith.evaluate import EVAL_ROW_TOKENS, held_out
+from lorasmith.data.dataset.plan import rows_of
+from lorasmith.evaluation.loss import EVAL_ROW_TOKENS, held_out
 from lorasmith.i18n import _
 from lorasmith.model.forward import row_of
 from lorasmith.model.row import Example, Row, Step
+from lorasmith.preflight.estimate import growth_mib
 from lorasmith.preflight.measured import Measured
+from lorasmith.system.memory import peak_memory_mib
 from lorasmith.training import loop
 from lorasmith.training.checkpoint import State
 from lorasmith.training.loop import Job
-from lorasmith.training.memory import growth_mib, peak_memory_mib
 from lorasmith.training.step import train_step
 
 LOOKED_AT = 200  # steps of the plan whose rows are looked through for usual ones
@@ -27,7 +28,7 @@ def dry_run(job: Job, start: float) -> Measured | None:
     `start`: seconds that came before. The adapter in `job` is spoilt afterwards. None where the loss was not finite:
     then a training would stop at once.
     """
-    task, rows = _("dry step"), [loop.heaviest_row(job), *_usual(job)]
+    task, rows = _("dry run"), [loop.heaviest_row(job), *_usual(job)]
     parts = _longest_held_out(job)
     took = list[float]()
     job.report.progress(task, 0, len(rows) + len(parts) + 1)

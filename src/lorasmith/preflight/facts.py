@@ -7,16 +7,16 @@ from rich.cells import cell_len
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lorasmith.data.fit import in_rows
-from lorasmith.evaluate import FEWEST
+from lorasmith.config.training import TrainingConfig
+from lorasmith.data.dataset.fit import in_rows
+from lorasmith.evaluation.loss import FEWEST
 from lorasmith.i18n import _
 from lorasmith.lora.inject import Counts, count
 from lorasmith.lora.target import in_words
 from lorasmith.model.base import Base
-from lorasmith.model.machine import dtype_name
-from lorasmith.preflight.expected import Expected
-from lorasmith.suggest import passes, rate_for
-from lorasmith.training.config import TrainingConfig
+from lorasmith.preflight.estimate import Expected
+from lorasmith.preflight.suggest import passes, rate_for
+from lorasmith.system.device import dtype_name
 from lorasmith.training.loop import Job
 from lorasmith.training.optim import learning_rate, warmup_steps
 
@@ -97,16 +97,16 @@ def lines(facts: Facts) -> Iterator[tuple[str, str]]:
     """(label, sentence), in the order in which they are read."""
     why = facts.why
     yield _("base"), _base(facts)
-    yield _("rows"), why["layout"]
-    yield _("fast"), _("{parts} (equal to the plain step)", parts=why["fast"])
+    yield _("layout"), why["layout"]
+    yield _("fast"), _("{parts} (verified equal to the standard step)", parts=why["fast"])
     if "plain" in why:
-        yield _("plain"), _("because its numbers differ: {parts}", parts=why["plain"])
+        yield _("normal"), _("not accelerated, because results differ: {parts}", parts=why["plain"])
     for pattern, paths in facts.targets.items():
         yield _("target"), _("{pattern} matches {modules}", pattern=pattern, modules=in_words(paths))
     for name, paths in facts.saved.items():
-        yield _("whole"), _("{name} is copied and trained whole: {modules}", name=name, modules=", ".join(paths))
-    yield _("without"), _without(facts)
-    yield _("trained"), str(Counts(facts.trainable, facts.parameters))
+        yield _("full"), _("{name} is copied and trained in full: {modules}", name=name, modules=", ".join(paths))
+    yield _("layers"), _without(facts)
+    yield _("params"), str(Counts(facts.trainable, facts.parameters))
     yield _("steps"), _steps(facts)
     yield _("rate"), _rate(facts)
     if facts.answered:
@@ -127,12 +127,13 @@ def _base(facts: Facts) -> str:
 def _without(facts: Facts) -> str:
     if not facts.without_adapter:
         return _("every linear layer has an adapter")
-    return _("linear layers that stay as they are: {modules}", modules=in_words(facts.without_adapter))
+    return _("linear layers without an adapter: {modules}", modules=in_words(facts.without_adapter))
 
 
 def _steps(facts: Facts) -> str:
     text = _(
-        "{steps} steps of {examples} examples; {all:,} examples with {tokens:,} tokens a pass, {held_out:,} held out",
+        "{steps} steps of {examples} examples; {all:,} examples with {tokens:,} tokens per epoch, {held_out:,} "
+        "held out",
         steps=facts.steps,
         examples=facts.step_examples,
         all=facts.examples,
@@ -140,12 +141,12 @@ def _steps(facts: Facts) -> str:
         held_out=facts.held_out,
     )
     few = 0 < facts.held_out < FEWEST
-    return text + (_(" (fewer than {fewest}: too few to tell a difference)", fewest=FEWEST) if few else "")
+    return text + (_(" (fewer than {fewest}, too few to detect a difference)", fewest=FEWEST) if few else "")
 
 
 def _rate(facts: Facts) -> str:
     return _(
-        "learning rate {rate:g} ({schedule}, {warmup} steps of warm-up): {why}",
+        "learning rate {rate:g} ({schedule}, {warmup} warmup steps): {why}",
         rate=facts.learning_rate,
         schedule=facts.schedule,
         warmup=facts.warmup,
@@ -155,8 +156,8 @@ def _rate(facts: Facts) -> str:
 
 def _answers(facts: Facts) -> str:
     return _(
-        "{rows} held out are answered at every evaluation, with at most {tokens} tokens each; a dry step does not "
-        "time them",
+        "replies to {rows} of the held-out set at every evaluation, up to {tokens} tokens each; not included "
+        "in the estimated time",
         rows=in_rows(facts.answered),
         tokens=facts.answer_tokens,
     )
@@ -164,9 +165,9 @@ def _answers(facts: Facts) -> str:
 
 def _why_rate(config: TrainingConfig) -> str:
     if "learning_rate" not in config.model_fields_set:
-        return _("the usual one of LoRA and QLoRA")
+        return _("the usual value for LoRA and QLoRA")
     times = config.learning_rate / USUAL_RATE
-    return _("asked for: {times:.3g} times the usual {usual:g}", times=times, usual=USUAL_RATE)
+    return _("as requested: {times:.3g} times the usual {usual:g}", times=times, usual=USUAL_RATE)
 
 
 def _without_adapter(base: Base, adapter: str) -> list[str]:
@@ -184,17 +185,17 @@ def _warnings(job: Job) -> Iterator[str]:
     steps = len(job.plan)
     if (warmup := warmup_steps(job.config, steps)) >= steps and not _is_still(job):
         yield _(
-            "training.warmup: {warmup} steps of warm-up in a run of {steps}: "
-            "the learning rate never reaches its highest value.",
+            "training.warmup: {warmup} warmup steps in a run of {steps} steps: the learning rate never reaches "
+            "its peak.",
             warmup=warmup,
             steps=steps,
         )
     if job.config.eval_every and not (job.held_out or job.config.samples):
-        yield _("training.eval_every: nothing is held out, so there is nothing to evaluate on.")
+        yield _("training.eval_every: no examples are held out, so there is nothing to evaluate on.")
     if job.config.generate and not job.held_out:
-        yield _("training.generate: nothing is held out, so no row is answered at the evaluations.")
+        yield _("training.generate: no examples are held out, so no answers are generated at the evaluations.")
     if job.config.patience and not job.held_out:
-        yield _("training.patience: nothing is held out, so nothing ends the training early.")
+        yield _("training.patience: no examples are held out, so training never stops early.")
 
 
 def _few_steps(job: Job) -> Iterator[str]:
@@ -209,8 +210,8 @@ def _few_steps(job: Job) -> Iterator[str]:
     if "learning_rate" not in given and rate != job.config.learning_rate:
         flags += f" --learning-rate {rate:g}"
     yield _(
-        "training.epochs: few rows: one pass over them ({steps} steps) changes the replies little. "
-        "{flags} teaches more; lorasmith init suggests every value.",
+        "training.epochs: the data is small, and one epoch ({steps} steps) will hardly change the replies. Try "
+        "{flags}; lorasmith init suggests all values.",
         steps=steps,
         flags=flags,
     )
@@ -219,8 +220,8 @@ def _few_steps(job: Job) -> Iterator[str]:
 def _problems(job: Job) -> Iterator[str]:
     if _is_still(job):
         yield _(
-            "training.warmup: the learning rate is 0 in every one of the {steps} steps, so nothing would be learned. "
-            "Give more steps (training.epochs, training.max_steps) or a shorter training.warmup.",
+            "training.warmup: the learning rate is 0 at all {steps} steps, so nothing would be learned. Train "
+            "for more steps (training.epochs, training.max_steps) or shorten training.warmup.",
             steps=len(job.plan),
         )
 

@@ -13,10 +13,10 @@ from typing import Literal
 
 import torch
 
-from lorasmith.config import Config
-from lorasmith.model.cache import cache_folder, keep
+from lorasmith.config.toml import Config
+from lorasmith.system.cache import cache_folder, keep
+from lorasmith.system.memory import peak_memory_mib
 from lorasmith.training.loop import Job, due, save_is_due
-from lorasmith.training.memory import peak_memory_mib
 from lorasmith.version import installed_version
 
 FORMAT = "1"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
-from lorasmith.data.template import Template
+from lorasmith.data.template.encoding import Template
 from lorasmith.i18n import _
 from lorasmith.model.row import IGNORED, Example
 
@@ -42,7 +42,7 @@ def shown_rows(examples: Sequence[Example], template: Template) -> list[Shown]:
     reasons: dict[int, list[str]] = {0: [_("the first row")]}
     reasons.setdefault(longest, []).append(_("the longest row"))
     if cut is not None:
-        reasons.setdefault(cut, []).append(_("a row that was cut"))
+        reasons.setdefault(cut, []).append(_("a truncated row"))
     return [_shown(examples[i], ", ".join(why), template) for i, why in reasons.items()]
 
 

@@ -37,7 +37,11 @@ def offer(base: Base, internal_name: str, contents: Contents, version: str) -> N
         )
     if lost:
         withdraw(base, internal_name)
-        text = _("{path}: another adapter has LoRA on it, and this one trains a module beside it whole.", path=lost[0])
+        text = _(
+            "{path}: another adapter has LoRA on this module, and this adapter trains a neighbouring module in "
+            "full. They cannot be served together.",
+            path=lost[0],
+        )
         raise AdapterError(text)
 
 

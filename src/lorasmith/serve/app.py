@@ -16,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.values import wrong_values
 from lorasmith.engine.request import Request
 from lorasmith.engine.score import prompt_logprobs, rows_of
 from lorasmith.errors import LorasmithError
@@ -31,7 +32,6 @@ from lorasmith.serve.protocol import AdapterRequest, ChatRequest, CompletionRequ
 from lorasmith.serve.registry import Version
 from lorasmith.serve.replies import Choice, Envelope, chat_body, chat_stream, completion_body, completion_stream, whole
 from lorasmith.serve.worker import Gone
-from lorasmith.values import wrong_values
 
 LONGEST = 2000  # letters of a message: a client's own text may stand in it
 M = TypeVar("M", bound=BaseModel)
@@ -132,9 +132,9 @@ def add_answers(app: FastAPI, desk: Desk) -> None:
                 choices, scores = await unless_gone(request, completed(desk, body, asked, version))
                 return JSONResponse(completion_body(envelope, choices, asked, echo, scores))
             if body.echo and body.logprobs is not None:
-                raise Failure(400, _("echo with logprobs comes whole: ask without stream."), "stream")
+                raise Failure(400, _("echo with logprobs cannot be streamed. Set stream to false."), "stream")
             if not asked.requests:
-                raise Failure(400, _("max_tokens: 0 is of use with echo alone."), "max_tokens")
+                raise Failure(400, _("max_tokens: 0 is only allowed with echo."), "max_tokens")
             events = desk.open(asked, version)
         shown = await started(request, events)
         return Streamed(completion_stream(shown, envelope, asked, body.stream_options, echo), events)
@@ -185,7 +185,7 @@ async def addressed(desk: Desk, request: Http, kind: type[C]) -> tuple[C, Versio
     names = allowed(desk, request)
     body = await read_body(request, kind)
     if body.choices > desk.most:
-        text = _("{wanted} replies are asked for; this server takes {most} at once.",
+        text = _("{wanted} replies were requested, but this server returns at most {most} per request.",
                  wanted=body.choices, most=desk.most)  # fmt: skip
         raise Failure(400, text, "n")
     return body, desk.registry.find(body.model, names)
@@ -197,9 +197,9 @@ async def read_body(request: Http, model: type[M]) -> M:
         raw = json.loads(await request.body())
         json.dumps(raw, ensure_ascii=False).encode()  # half a character (a lone surrogate) is no text for a tokenizer
     except (ValueError, RecursionError) as error:
-        raise Failure(400, _("the body is no JSON: {error}", error=error)) from None
+        raise Failure(400, _("the request body is not valid JSON: {error}", error=error)) from None
     if not isinstance(raw, dict):
-        raise Failure(400, _("the body must be a JSON object."))
+        raise Failure(400, _("the request body must be a JSON object."))
     try:  # null asks for nothing, whatever the field: clients send their defaults so
         return model.model_validate({key: value for key, value in raw.items() if value is not None})
     except ValidationError as error:
@@ -246,7 +246,7 @@ async def unless_gone(request: Http, work: Awaitable[T]) -> T:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise Failure(499, _("the client left."))
+        raise Failure(499, _("the client disconnected."))
     finally:
         leaving.cancel()
         working.cancel()

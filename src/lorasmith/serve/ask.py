@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorasmith.data.messages import messages_of
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.values import check
+from lorasmith.data.rows.messages import messages_of
 from lorasmith.engine.request import Request
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
 from lorasmith.serve.failure import Failure
 from lorasmith.serve.protocol import ChatMessage, ChatRequest, CompletionRequest
 from lorasmith.serve.registry import Version
-from lorasmith.values import check
 
 DEFAULT_TEMPERATURE, DEFAULT_COMPLETION = 1.0, 16  # OpenAI's
 OUR_NAMES = {"max_new_tokens": "max_tokens", "json_object": "response_format"}
@@ -50,7 +50,7 @@ def ask_completion(body: CompletionRequest, version: Version, context: int) -> A
     prompts = prompts_of(body.prompt, version)
     wanted = DEFAULT_COMPLETION if body.max_tokens is None else body.max_tokens
     if not wanted and not body.echo:
-        raise Failure(400, _("max_tokens: 0 is of use with echo alone."), "max_tokens")
+        raise Failure(400, _("max_tokens: 0 is only allowed with echo."), "max_tokens")
     for prompt in prompts:
         room_for(prompt, wanted, context)
     if not wanted:
@@ -67,7 +67,7 @@ def encode_chat(messages: Sequence[ChatMessage], version: Version, tools: Sequen
         raise Failure(400, str(error), "messages") from None
     except ValueError as error:  # a call's arguments that are no JSON
         raise Failure(
-            400, _("messages: arguments of a tool call are no JSON: {error}", error=error), "messages"
+            400, _("messages: the arguments of a tool call are not valid JSON: {error}", error=error), "messages"
         ) from None
 
 
@@ -78,9 +78,11 @@ def prompts_of(prompt: str | list[str] | list[int] | list[list[int]], version: V
     words = len(tokenizer)
     ids: list[list[int]] = [list(tokenizer(p)["input_ids"]) if isinstance(p, str) else p for p in listed]
     if not ids or not all(ids):
-        raise Failure(400, _("prompt: it is empty, so there is nothing to continue."), "prompt")
+        raise Failure(400, _("prompt: must not be empty."), "prompt")
     if any(not 0 <= i < words for one in ids for i in one):
-        raise Failure(400, _("prompt: a token id is outside of the vocabulary, 0 to {last}.", last=words - 1), "prompt")
+        raise Failure(
+            400, _("prompt: token ids must be in the vocabulary, from 0 to {last}.", last=words - 1), "prompt"
+        )
     return ids
 
 
@@ -88,7 +90,8 @@ def room_for(prompt: Sequence[int], wanted: int | None, context: int) -> int:
     """Tokens that a reply can have. Raises Failure 400 where prompt and reply are longer than is admitted."""
     room = context - len(prompt)
     if room < max(wanted or 1, 0):
-        text = _("the prompt has {tokens} tokens and the reply may have {wanted}; both together at most {limit}.",
+        text = _("the prompt ({tokens} tokens) and the reply ({wanted} tokens) do not fit into the context length "
+                "of {limit} tokens.",
                  tokens=len(prompt), wanted=wanted or 1, limit=context)  # fmt: skip
         raise Failure(400, text, "max_tokens" if room > 0 else None, "context_length_exceeded")
     return room

@@ -4,11 +4,11 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 
+from lorasmith.config.serving import ServeConfig
 from lorasmith.engine.request import Event
 from lorasmith.errors import LorasmithError, ModelError
 from lorasmith.i18n import _
 from lorasmith.serve.ask import Asked
-from lorasmith.serve.config import ServeConfig
 from lorasmith.serve.failure import Failure
 from lorasmith.serve.keys import Key
 from lorasmith.serve.metrics import Metrics
@@ -42,9 +42,10 @@ class Desk:
         """
         room = self.most - len(self.under_way)
         if self.is_draining or not self.worker.is_alive:
-            raise Failure(503, _("the server is about to end and takes no new requests."), retry=10)
+            raise Failure(503, _("the server is shutting down and accepts no new requests."), retry=10)
         if len(asked.requests) > room:
-            text = _("{waiting} requests are under way, and no more may wait. Try again later.",
+            text = _("the queue has no room for this request: {waiting} requests are running or waiting. Try again "
+                    "later.",
                      waiting=len(self.under_way))  # fmt: skip
             raise Failure(429, text, code="queue_full", retry=self._retry_after())
         jobs = [Job(request, index) for index, request in enumerate(asked.requests)]
@@ -112,6 +113,6 @@ def failure_of(error: Exception) -> Failure:
     if isinstance(error, Failure):
         return error
     if isinstance(error, Gone):
-        return Failure(503, _("the server ended before the answer was complete."))
+        return Failure(503, _("the server shut down before the reply was complete."))
     status = 500 if isinstance(error, ModelError) or not isinstance(error, LorasmithError) else 400
-    return Failure(status, str(error) if isinstance(error, LorasmithError) else _("the server failed."))
+    return Failure(status, str(error) if isinstance(error, LorasmithError) else _("internal server error."))

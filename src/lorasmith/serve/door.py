@@ -23,12 +23,14 @@ def allowed(desk: Desk, request: Request, needs_all: bool = False) -> frozenset[
         return None
     kind, _space, given = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not given:
-        raise Failure(401, _("an API key is needed: Authorization: Bearer KEY"), code="invalid_api_key")
+        raise Failure(
+            401, _("an API key is required: send the header 'Authorization: Bearer KEY'."), code="invalid_api_key"
+        )
     key = find_key(desk.keys, given.strip())
     if key is None:
-        raise Failure(401, _("this API key is not known."), code="invalid_api_key")
+        raise Failure(401, _("this API key is not valid."), code="invalid_api_key")
     if needs_all and key.models is not None:
-        raise Failure(403, _("this API key may use some models only, and this is about all of them."))
+        raise Failure(403, _("this API key is limited to some models, but this request concerns all of them."))
     return key.models
 
 
@@ -42,7 +44,8 @@ def refuse_foreign_page(desk: Desk, request: Request) -> None:
     asked = [request.headers.get("host", "")] + ([page] if scheme in ("http", "https", "null") else [])
     for address in asked:
         if re.sub(r":\d+$", "", address).strip("[]").lower() not in own:
-            text = _("{address!r} may not ask: without --keys, only pages and names of this machine may.",
+            text = _("requests from or to {address!r} are not allowed: without --keys, the server only accepts "
+                    "pages and host names of this machine.",
                      address=address)  # fmt: skip
             raise Failure(403, text)
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorasmith.adapter_folder import NAME, find_adapter
+from lorasmith.adapters.folder import NAME, find_adapter
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.inspection import inspect_folder
 from lorasmith.lora.files import CONFIG, WEIGHTS
-from lorasmith.runs import CONFIG as RUN_CONFIG
+from lorasmith.runs.inspect import inspect_folder
+from lorasmith.runs.listing import CONFIG as RUN_CONFIG
 
 ALLOWED = re.compile(r"\w[\w.-]{0,99}")  # of a name, which is what requests say
 
@@ -59,7 +59,7 @@ class Shelf:
 
 def look(paths: Sequence[Path]) -> Shelf:
     """Every adapter in these folders of runs, runs and adapter folders. Raises AdapterError where one is not there."""
-    missing = [_("{path}: there is no such folder.", path=path) for path in paths if not path.is_dir()]
+    missing = [_("{path}: the folder does not exist.", path=path) for path in paths if not path.is_dir()]
     if missing:
         raise AdapterError(*missing)
     shelf = Shelf()
@@ -96,11 +96,16 @@ def inside(roots: Collection[Path], relative: str) -> Path:
     asked = Path(relative)
     if asked.is_absolute() or ".." in asked.parts or "\\" in relative or "\0" in relative:
         text = _(
-            "path {path!r}: must be relative and without '..': it is looked for where the runs are.", path=relative
+            "path {path!r}: must be a relative path without '..'; it is looked up in the folder of runs.", path=relative
         )
         raise AdapterError(text)
     if not roots:
-        raise AdapterError(_("this server was started with single runs and takes no others: start it on their folder."))
+        raise AdapterError(
+            _(
+                "this server was started with individual runs and cannot load others: start it on the folder that "
+                "holds the runs."
+            )
+        )
     for root in (root.resolve() for root in roots):
         place = root / asked
         if not os.path.isdir(place):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
@@ -108,9 +113,9 @@ def inside(roots: Collection[Path], relative: str) -> Path:
         folder = find_adapter(place)
         files = [place, folder, *(folder / name for name in (CONFIG, WEIGHTS, NAME))]
         if not all(file.resolve().is_relative_to(root) for file in files):
-            raise AdapterError(_("path {path!r}: a link leads out of the folder of runs.", path=relative))
+            raise AdapterError(_("path {path!r}: a link points outside the folder of runs.", path=relative))
         return place
-    raise AdapterError(_("path {path!r}: there is no such folder where the runs are.", path=relative))
+    raise AdapterError(_("path {path!r}: does not exist in the folder of runs.", path=relative))
 
 
 def _is_own(path: Path) -> bool:
@@ -122,10 +127,12 @@ def _put(shelf: Shelf, path: Path) -> None:
     full = path.resolve()
     name = full.parent.name if full.name == "adapter" else full.name
     if not ALLOWED.fullmatch(name):
-        shelf.problems.append(_("{path}: rename it: a model's name is made of letters, digits, - . _", path=path))
+        shelf.problems.append(
+            _("{path}: a model name may only contain letters, digits, '-', '.' and '_'. Rename the folder.", path=path)
+        )
     elif name in shelf.found:
         other = shelf.found[name].folder
-        shelf.problems.append(_("{path}: {other} has the same name; rename one.", path=path, other=other))
+        shelf.problems.append(_("{path}: {other} has the same name. Rename one of them.", path=path, other=other))
     else:
         try:
             shelf.found[name] = describe(name, path)

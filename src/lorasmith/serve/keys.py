@@ -37,14 +37,14 @@ def read_keys(path: Path) -> list[Key]:
         else:
             problems.append(
                 _(
-                    "--keys {path} line {number}: must begin with the SHA-256 of a key, 64 hex digits. "
-                    "To make one: printf %s KEY | sha256sum",
+                    "--keys {path} line {number}: must begin with the SHA-256 of a key (64 hex digits). To "
+                    "create it: printf %s KEY | sha256sum",
                     path=path,
                     number=number,
                 )
             )
     if not keys and not problems:
-        problems = [_("--keys {path}: no key in it, so nobody could use the server.", path=path)]
+        problems = [_("--keys {path}: contains no keys, so nobody could use the server.", path=path)]
     if problems:
         raise ConfigError(*problems)
     return keys

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorasmith.adapter_folder import end_ids, template_for
-from lorasmith.data.template import Template
+from lorasmith.adapters.folder import end_ids, template_for
+from lorasmith.config.values import closest
+from lorasmith.data.template.encoding import Template
 from lorasmith.engine.request import Request
 from lorasmith.engine.score import prompt_logprobs
 from lorasmith.errors import AdapterError
@@ -20,7 +21,6 @@ from lorasmith.serve.adapters import offer, withdraw
 from lorasmith.serve.failure import Failure
 from lorasmith.serve.found import ALLOWED, Found, describe, inside
 from lorasmith.serve.worker import Worker
-from lorasmith.values import closest
 
 PROBE = "Why is the sky blue?"  # what the effect of an adapter is measured on
 
@@ -58,9 +58,9 @@ class Registry:
         """The version that a new request takes. Raises Failure 404 with the nearest name."""
         names = self.names(allowed)
         if name not in names:
-            text = _("there is no model {name!r} here.", name=name) + closest(name, names)
+            text = _("model {name!r} does not exist.", name=name) + closest(name, names)
             shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
-            text += " " + _("There are: {names}.", names=shown or _("none"))
+            text += " " + _("Available models: {names}.", names=shown or _("none"))
             raise Failure(404, text, "model", "model_not_found")
         return self.versions[name]
 
@@ -87,7 +87,9 @@ class Registry:
         Raises AdapterError, and Failure 400 for a name that is none; what was there before then stays.
         """
         if not ALLOWED.fullmatch(name):
-            raise Failure(400, _("{name!r}: a model's name is made of letters, digits, - . _", name=name), "name")
+            raise Failure(
+                400, _("{name!r}: a model name may only contain letters, digits, '-', '.' and '_'.", name=name), "name"
+            )
         self._refuse_base(name)
         async with self._changing:
             found = await asyncio.to_thread(lambda: describe(name, inside(self.roots, path)))
@@ -105,7 +107,7 @@ class Registry:
     async def drop(self, name: str, worker: Worker) -> None:
         """No new request gets it; it leaves once those that use it are through. Raises Failure 400 for the base."""
         if name == self.base_name:
-            raise Failure(400, _("{name!r} is the base; only adapters can be taken away.", name=name), "name")
+            raise Failure(400, _("{name!r} is the base model; only adapters can be unloaded.", name=name), "name")
         async with self._changing:
             self.find(name)
             self._retire(self.versions.pop(name), worker)
@@ -126,7 +128,9 @@ class Registry:
 
     def _refuse_base(self, name: str) -> None:
         if name == self.base_name:
-            raise AdapterError(_("{name!r} is the name of the base. Choose another for the adapter.", name=name))
+            raise AdapterError(
+                _("{name!r} is the name of the base model. Choose another name for the adapter.", name=name)
+            )
 
     def _retire(self, version: Version | None, worker: Worker) -> None:
         if version is not None:
@@ -145,7 +149,10 @@ def load(base: Base, found: Found, contents: Contents) -> Version:
     try:
         effect = effect_of(base, found.internal)
         if not 0 < effect < float("inf"):
-            text = _("{folder}: it changes nothing in what the base says, or makes it no number.", folder=found.folder)
+            text = _(
+                "{folder}: the adapter has no effect on the model's output, or makes it NaN or infinite.",
+                folder=found.folder,
+            )
             raise AdapterError(text)
     except BaseException:
         withdraw(base, found.internal)

@@ -7,9 +7,9 @@ from typing import Any
 
 import uvicorn
 
+from lorasmith.config.serving import ServeConfig
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _, foreign
-from lorasmith.serve.config import ServeConfig
 from lorasmith.serve.desk import Desk
 
 LOOK = 0.05  # seconds between two looks whether all requests are through
@@ -58,7 +58,7 @@ def listen(settings: ServeConfig) -> socket.socket:
     except OSError as error:
         raise ConfigError(
             _(
-                "{host}:{port}: cannot listen there: {why}. Another port: --port 0 takes any that is free.",
+                "{host}:{port}: cannot listen on this address: {why}. To use another port, --port 0 picks a free one.",
                 host=settings.host,
                 port=settings.port,
                 why=foreign(str(error.strerror).partition(" (while ")[0]),  # socket adds the address there

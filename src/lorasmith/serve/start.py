@@ -2,22 +2,22 @@
 
 from pathlib import Path
 
+from lorasmith.adapters.session import base_settings
+from lorasmith.config.model import ModelConfig
+from lorasmith.config.serving import ServeConfig
 from lorasmith.engine.engine import CACHE, Engine
 from lorasmith.engine.kv import bytes_per_token
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
+from lorasmith.loading.load import load_base
 from lorasmith.model.base import Base
-from lorasmith.model.config import ModelConfig
-from lorasmith.model.load import load_base
 from lorasmith.report import Report
-from lorasmith.serve.config import ServeConfig
 from lorasmith.serve.desk import Desk
 from lorasmith.serve.found import Shelf
 from lorasmith.serve.keys import Key
 from lorasmith.serve.registry import Registry
 from lorasmith.serve.worker import Worker
-from lorasmith.session import base_settings
-from lorasmith.training.memory import available_mib
+from lorasmith.system.memory import available_mib
 
 
 def open_desk(shelf: Shelf, model: ModelConfig, settings: ServeConfig, keys: list[Key] | None, report: Report) -> Desk:
@@ -28,7 +28,9 @@ def open_desk(shelf: Shelf, model: ModelConfig, settings: ServeConfig, keys: lis
     """
     first = next(iter(shelf.found.values()), None)
     if first is None and "model" not in model.model_fields_set:
-        raise AdapterError(*shelf.problems, _("no adapter can be served, and no base is named. Give one with --model."))
+        raise AdapterError(
+            *shelf.problems, _("no adapter can be served, and no base model is given. Give one with --model.")
+        )
     base = load_base(base_settings(first.folder if first else None, model, report), report)
     engine = Engine(base, slots=settings.slots, cache_tokens=settings.cache_tokens or cache_tokens(base), prepack=True)
     registry = Registry(base, Path(base.source).name, shelf.roots)

@@ -5,11 +5,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from lorasmith.adapter_folder import base_of
+from lorasmith.adapters.folder import base_of
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
+from lorasmith.loading.gguf import PACKAGED, cached_gguf, packaged_model
 from lorasmith.lora.files import CONFIG
-from lorasmith.model.gguf import PACKAGED, cached_gguf, packaged_model
 from lorasmith.report import Report
 from lorasmith.serve.found import Found, Shelf
 
@@ -25,26 +25,26 @@ def vllm_command(shelf: Shelf, model: str | None, report: Report) -> tuple[str, 
     `model`: the base, where it is not what the adapters name. Raises AdapterError where none can be taken, ModelError
     where the base is a packaged model or a GGUF file that cannot be made a folder.
     """
-    problems = [_("left out: {problem}", problem=problem) for problem in shelf.problems]
+    problems = [_("skipped: {problem}", problem=problem) for problem in shelf.problems]
     taken: list[Found] = []
     for found in shelf.found.values():
         refused = vllm_refuses(found)
-        problems += [_("vLLM refuses {name}: {reason}", name=found.name, reason=reason) for reason in refused]
+        problems += [_("vLLM cannot serve {name}: {reason}", name=found.name, reason=reason) for reason in refused]
         taken += [] if refused else [found]
     base = model or next((base_of(found.folder) for found in taken), None)
     if base is None or not taken:
-        raise AdapterError(*problems, _("no adapter is left that vLLM could serve."))
+        raise AdapterError(*problems, _("no adapters are left that vLLM can serve."))
     others = [found.name for found in taken if model is None and base_of(found.folder) != base]
     told = [*problems]
     if others:
-        text = _("{names}: trained on another base than {base}; each base needs a command of its own.",
+        text = _("{names}: trained on another base model than {base}; each base model needs its own command.",
                  names=", ".join(others), base=base)  # fmt: skip
         told.append(text)
         taken = [found for found in taken if found.name not in others]
     rank = next(rank for rank in RANKS if rank >= max(found.rank for found in taken))
     patterned = [found.name for found in taken if found.facts["rank_pattern"] or found.facts["alpha_pattern"]]
     if patterned:
-        text = _("{names}: needs vLLM {version} or later; an older one does not read rank_pattern and alpha_pattern.",
+        text = _("{names}: requires vLLM {version} or later; earlier versions ignore rank_pattern and alpha_pattern.",
                  names=", ".join(patterned), version=PATTERNS)  # fmt: skip
         told.append(text)
     flags = ["--served-model-name", Path(base).name]  # what lorasmith serve calls it
@@ -73,13 +73,13 @@ def vllm_refuses(found: Found) -> list[str]:
     raw: dict[str, Any] = json.loads((found.folder / CONFIG).read_text("utf-8"))
     reasons = []
     if found.rank > RANKS[-1]:
-        reasons.append(_("its rank {rank} is beyond the {most} that it admits", rank=found.rank, most=RANKS[-1]))
+        reasons.append(_("its rank {rank} is higher than the maximum of {most}", rank=found.rank, most=RANKS[-1]))
     if raw.get("modules_to_save"):
-        reasons.append(_("modules_to_save holds {names}", names=", ".join(raw["modules_to_save"])))
+        reasons.append(_("modules_to_save contains {names}", names=", ".join(raw["modules_to_save"])))
     if raw.get("bias", "none") != "none":
         reasons.append(_("bias is {value!r}", value=raw["bias"]))
     if raw.get("use_dora"):
-        reasons.append(_("it is a DoRA"))
+        reasons.append(_("it uses DoRA"))
     targets = raw.get("target_modules") or []
     names = [str(target).rpartition(".")[2] for target in targets] if isinstance(targets, list) else []
     if touched := [name for name in EMBEDDINGS if name in names]:

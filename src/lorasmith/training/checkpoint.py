@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lorasmith.errors import RunError
 from lorasmith.i18n import _, foreign
-from lorasmith.model.cache import follow_umask
+from lorasmith.system.cache import follow_umask
 from lorasmith.training.optim import FlatParameters
 
 VERSION = 1
@@ -41,12 +41,14 @@ def writing(path: Path, is_run: bool = True) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         why = foreign(error.strerror) if isinstance(error, OSError) and error.strerror else error
         text = _(
-            "{path}: cannot be written: {why}. What was whole before still is: free some space or choose another "
-            "--output",
+            "{path}: cannot be written: {why}. Files that were complete before are unchanged. Free some space "
+            "or choose another --output",
             path=path,
             why=why,
         )
-        raise RunError(text + (_("; a run that has begun goes on with --resume.") if is_run else ".")) from error
+        raise RunError(
+            text + (_("; use --resume to continue a run that has already started.") if is_run else ".")
+        ) from error
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None], is_run: bool = True) -> None:
@@ -135,8 +137,8 @@ def read_state(folder: Path) -> tuple[State, dict[str, str]]:
         if version != VERSION:
             raise RunError(
                 _(
-                    "{path}: written by another version ({version}); this one reads {known}. "
-                    "Start anew with --overwrite.",
+                    "{path}: written by another version ({version}); this version of lorasmith reads {known}. "
+                    "Start again with --overwrite.",
                     path=folder / STATE,
                     version=version,
                     known=VERSION,
@@ -146,7 +148,7 @@ def read_state(folder: Path) -> tuple[State, dict[str, str]]:
         return State(**raw), settings
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            _("{path}: not readable: {error}. Start anew with --overwrite.", path=folder / STATE, error=error)
+            _("{path}: cannot be read: {error}. Start again with --overwrite.", path=folder / STATE, error=error)
         ) from None
 
 
@@ -158,12 +160,13 @@ def restore(folder: Path, parameters: FlatParameters, optimizer: torch.optim.Opt
         values, *moments = (tensors[name] for name in ("values", *MOMENTS))
     except (OSError, SafetensorError, KeyError) as error:
         raise RunError(
-            _("{path}: not readable: {error}. Start anew with --overwrite.", path=folder / TENSORS, error=error)
+            _("{path}: cannot be read: {error}. Start again with --overwrite.", path=folder / TENSORS, error=error)
         ) from None
     if any(tensor.shape != parameters.values.shape for tensor in (values, *moments)):
         raise RunError(
             _(
-                "{folder}: its adapter has another size than this configuration's. Start anew with --overwrite.",
+                "{folder}: the saved adapter does not have the size of the configured one. Start again with "
+                "--overwrite.",
                 folder=folder,
             )
         )

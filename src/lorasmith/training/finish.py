@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from lorasmith.evaluate import HeldOut, held_out
+from lorasmith.evaluation.loss import HeldOut, held_out
 from lorasmith.i18n import _
 from lorasmith.lora.files import read_weights
 from lorasmith.training import checkpoint
@@ -31,7 +31,7 @@ def finish_adapter(job: Job, state: State) -> HeldOut | None:
         checkpoint.write_folder(job.folder / "adapter", lambda folder: _copy(best, folder))
     job.world.wait()
     _put_weights(job, best)
-    job.report.say(_("the adapter of step {step} is the best by held-out loss and is kept", step=state.best_step))
+    job.report.say(_("Keeping the adapter from step {step}, which has the best held-out loss", step=state.best_step))
     task = _("held-out loss of the best adapter")
     return held_out(job.base, job.held_out, job.adapter, job.report, task, job.world)
 

@@ -8,23 +8,23 @@ from pathlib import Path
 
 import torch
 
-from lorasmith.data.plan import Plan
+from lorasmith.config.training import TrainingConfig
+from lorasmith.data.dataset.plan import Plan
 from lorasmith.errors import ConfigError, Interrupted, TrainingError
-from lorasmith.evaluate import HeldOut, held_out
+from lorasmith.evaluation.generation import Quiz
+from lorasmith.evaluation.loss import HeldOut, held_out
 from lorasmith.i18n import _
 from lorasmith.lora.files import has_effect
 from lorasmith.model.base import Base
 from lorasmith.model.forward import row_of
 from lorasmith.model.row import Example, Row, Step, flatten
-from lorasmith.quiz import Quiz
 from lorasmith.report import Report
+from lorasmith.system.memory import peak_memory_mib
 from lorasmith.training import checkpoint
 from lorasmith.training.checkpoint import State
-from lorasmith.training.config import TrainingConfig
-from lorasmith.training.dist import World
+from lorasmith.training.distributed import World
+from lorasmith.training.history import Metrics
 from lorasmith.training.interrupt import deferred
-from lorasmith.training.memory import peak_memory_mib
-from lorasmith.training.metrics import Metrics
 from lorasmith.training.optim import FlatParameters, learning_rate
 from lorasmith.training.samples import Samples
 from lorasmith.training.step import Log, train_step
@@ -70,7 +70,7 @@ def train(job: Job, state: State) -> None:
     """
 
     def answer() -> None:
-        job.report.warn(_("stopping once this step is done and saved; Ctrl-C again leaves at once"))
+        job.report.warn(_("stopping after the current step has been saved; press Ctrl-C again to quit immediately"))
 
     left = sum(_tokens(job, k) for k in range(state.step, len(job.plan)))
     with deferred(answer) as wish:
@@ -89,7 +89,7 @@ def train(job: Job, state: State) -> None:
             _advance(job, state, log, time.perf_counter() - started, left)
             if bool(log.stop) and state.step < len(job.plan):
                 raise Interrupted(
-                    _("stopped after step {step}; saved in {folder}", step=state.step, folder=save(job, state))
+                    _("Stopped after step {step}; saved in {folder}", step=state.step, folder=save(job, state))
                 )
             if save_is_due(job, state.step):
                 save(job, state)
@@ -137,7 +137,9 @@ def _evaluate_or_save(job: Job, state: State) -> None:
         evaluate(job, state)
     except ConfigError as error:
         folder = _write(job, state)  # the first process alone judges, and the others end with it: nobody is waited for
-        where = _("What was learned is saved in {folder}; once that is mended, go on with --resume.", folder=folder)
+        where = _(
+            "Training progress is saved in {folder}; fix the problem, then continue with --resume.", folder=folder
+        )
         raise ConfigError(*error.problems, where) from error
 
 
@@ -155,14 +157,21 @@ def note(job: Job, step: int, found: HeldOut, adapter: str | None) -> None:
     figures = list[float]()
     metrics = job.quiz.metrics if job.quiz else []
     if job.quiz:
-        figures = job.quiz.figures(job.quiz.answers(job.base, adapter, job.report, _("answers to held-out rows")))
+        figures = job.quiz.figures(job.quiz.answers(job.base, adapter, job.report, _("answers to held-out examples")))
         shown = ", ".join(f"{m.name} {value:.{m.digits}f}" for m, value in zip(metrics, figures, strict=True))
         count = len(job.quiz.questions)
         if adapter is None:
-            job.report.say(_("{count} held-out rows, answers of the base: {figures}", count=count, figures=shown))
+            job.report.say(
+                _("Scores of the base model ({count} held-out answers): {figures}", count=count, figures=shown)
+            )
         else:
             job.report.say(
-                _("{count} held-out rows, answers after step {step}: {figures}", count=count, step=step, figures=shown)
+                _(
+                    "Scores after step {step} ({count} held-out answers): {figures}",
+                    count=count,
+                    step=step,
+                    figures=shown,
+                )
             )
     keys = [Path(metric.key).name for metric in metrics]  # a function keeps its name where its file is told otherwise
     job.metrics.append({"step": step, "held_out_loss": found.loss, **dict(zip(keys, figures, strict=True))})
@@ -173,10 +182,10 @@ def ask(job: Job, step: int, adapter: str | None) -> None:
     prompts = job.samples.prompts
     if not prompts or not job.world.is_first:
         return
-    job.report.say(_("answers after step {step}:", step=step) if step else _("answers of the base:"))
+    job.report.say(_("Answers after step {step}:", step=step) if step else _("Answers of the base model:"))
     for prompt, answer in zip(prompts, job.samples.answers(adapter), strict=True):
         job.metrics.append_sample(step, prompt, answer)
-        job.report.say(f"  > {_shown(prompt)}\n    {_shown(answer) or _('(nothing)')}")
+        job.report.say(f"  > {_shown(prompt)}\n    {_shown(answer) or _('(empty)')}")
 
 
 def patience_is_over(job: Job, state: State) -> bool:
@@ -243,8 +252,8 @@ def _stop_early(job: Job, state: State) -> None:
     save(job, state)
     job.report.say(
         _(
-            "stopped early, after step {step} of {steps}: since step {best} no evaluation was better than {loss:.4f} "
-            "(training.patience {patience})",
+            "Stopped early after step {step} of {steps}: the held-out loss has not improved on {loss:.4f} "
+            "since step {best} (training.patience {patience})",
             step=state.step,
             steps=len(job.plan),
             best=state.best_step,
@@ -264,11 +273,16 @@ def _stop_unfinite(job: Job, state: State, log: Log) -> None:
     """Say which step and rows, keep the last good state, and stop."""
     sources = sorted(job.train[i].source for i in job.plan.members(state.step))
     where = save(job, state) if state.step else None
-    kept = _("the state before it is saved in {folder}", folder=where) if where else _("nothing was learned before it")
+    kept = (
+        _("the state before this step is saved in {folder}", folder=where)
+        if where
+        else _("no earlier step was completed")
+    )
     raise TrainingError(
         _(
-            "step {step}: loss {loss}, gradient norm {norm}: not finite, so the optimiser did not move; {kept}. "
-            "Its rows: {rows}. A lower training.learning_rate or model.dtype float32 is the usual mend.",
+            "step {step}: loss {loss}, gradient norm {norm}: not finite, so the optimiser step was skipped; "
+            "{kept}. Rows in this step: {rows}. Lowering training.learning_rate or setting model.dtype to "
+            "float32 usually fixes this.",
             step=state.step + 1,
             loss=float(log.loss),
             norm=float(log.grad_norm),

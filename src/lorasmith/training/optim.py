@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lorasmith.training.config import TrainingConfig
+from lorasmith.config.training import TrainingConfig
 
 
 class FlatParameters:

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorasmith.data.conversation import Message
-from lorasmith.data.template import Template
-from lorasmith.engine.config import SamplingConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.data.rows.conversation import Message
+from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine, replies
 from lorasmith.engine.request import Request
 from lorasmith.errors import ConfigError
-from lorasmith.evaluate import evaluating
+from lorasmith.evaluation.loss import evaluating
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
 
@@ -32,8 +32,8 @@ class Samples:
         limit = base.max_positions
         problems = [
             _(
-                "training.samples: prompt {number} has {tokens} tokens; this model can look at {limit}, its answer "
-                "counted. Shorten it.",
+                "training.samples: prompt {number} has {tokens} tokens, but the model's context length is "
+                "{limit} tokens, including the answer. Shorten the prompt.",
                 number=number,
                 tokens=len(one),
                 limit=limit,

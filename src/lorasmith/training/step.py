@@ -8,7 +8,7 @@ from torch import Tensor
 from lorasmith.model.base import Base
 from lorasmith.model.head import loss_sum
 from lorasmith.model.row import Step
-from lorasmith.training.dist import World
+from lorasmith.training.distributed import World
 from lorasmith.training.optim import FlatParameters
 
 

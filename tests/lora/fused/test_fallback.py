@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from families import adapted, distance, example, far_apart, gradients, one_row, stir
-from fast_base import fast_base
-from fused_layers import WIDTHS, I, T, formula, layers, tokens, trained, with_gradients
-from lorasmith.lora.config import LoraConfig
+from lorasmith.config.lora import LoraConfig
 from lorasmith.lora.inject import inject, remove
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.model.head import loss_sum
 from lorasmith.model.verify import link_fused_linears
+from tests.support.families import adapted, distance, example, far_apart, gradients, one_row, stir
+from tests.support.fast_base import fast_base
+from tests.support.fused_layers import WIDTHS, I, T, formula, layers, tokens, trained, with_gradients
 
 # --- where one pass cannot do it --------------------------------------------------------------------------------------
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from families import distance
-from fused_layers import RANKS, WIDTHS, I, T, formula, layers, tokens, trained, with_gradients
 from lorasmith.lora.fused.linears import joined_weights
+from tests.support.families import distance
+from tests.support.fused_layers import RANKS, WIDTHS, I, T, formula, layers, tokens, trained, with_gradients
 
 # --- the numbers ------------------------------------------------------------------------------------------------------
 

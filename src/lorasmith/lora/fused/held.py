@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError
-from lorasmith.lora.config import LoraConfig
 from lorasmith.lora.files import CONFIG, WEIGHTS, lora_config, misfits, read_config, read_weights, useless
 from lorasmith.lora.fused.bank import AdapterWeights, Factors
 from lorasmith.lora.inject import PEFT_PREFIX, plain_paths, rank_and_alpha

@@ -1,0 +1,282 @@
+"""Base and adapter as one plain transformers folder, with a certificate that it answers as the adapter does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from lorasmith.adapters.folder import end_ids, read_about
+from lorasmith.adapters.session import Session, open_adapters
+from lorasmith.config.model import ModelConfig
+from lorasmith.data.template.encoding import PROBES
+from lorasmith.errors import AdapterError, RunError
+from lorasmith.i18n import _
+from lorasmith.lora.merge import merged_weights, plain_name
+from lorasmith.model.probe import native_attention
+from lorasmith.report import Report
+from lorasmith.system.device import dtype_name
+from lorasmith.system.transformers_logging import quiet_transformers
+from lorasmith.training.checkpoint import write_folder
+
+FLOAT32_LIMIT = 1e-4  # relative; summing W + B A in another order than W x + B (A x) gives about 1e-6
+MARGIN = 1.2  # rounding W + B A moves as much as rounding W does, now more and now less: up to 1.1 times was seen
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far the merged model's logits are from the adapter's on the probe conversations.
+
+    error: root mean square, relative to that of the logits; limit: what is allowed. agreeing of positions: where the
+    likeliest next token is the same, counted where rounding could not have changed it.
+    """
+
+    folder: str
+    dtype: str
+    error: float
+    limit: float
+    agreeing: int
+    positions: int
+    untied: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether the merged model may be used in the adapter's place."""
+        return self.error <= self.limit and self.agreeing == self.positions
+
+    def __str__(self) -> str:
+        return _(
+            "{dtype}: relative logit error {error:.1e} (limit {limit:.1e}); the top token agrees at {agreeing} "
+            "of {positions} positions",
+            dtype=self.dtype,
+            error=self.error,
+            limit=self.limit,
+            agreeing=self.agreeing,
+            positions=self.positions,
+        )
+
+
+def merge_run(
+    path: str | Path,
+    output: str | Path,
+    config: ModelConfig | None = None,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> Certificate:
+    """Merge the adapter of a run or adapter folder into its base and write `output`, a plain model with its tokenizer.
+
+    `config.dtype` is the dtype that is saved; where it is auto, the base's own. The sum is taken in float64 over the
+    base in float32, then rounded once. The folder gets its name only after it was read back and compared.
+
+    Raises:
+        RunError: `output` is there already, holds the base or the adapter itself, or cannot be written.
+        AdapterError: no adapter, another base, or a merged model whose logits are further off than rounding explains.
+    """
+    report, folder, config = report or Report(), Path(output).expanduser(), config or ModelConfig()
+    _refuse_existing(folder, overwrite)
+    wide = config.model_dump(exclude_unset=True) | {"dtype": "float32"}
+    session = open_adapters([path], ModelConfig(**wide), report)
+    _refuse_own_parts(folder, session)
+    dtype = _dtype_on_disk(session, config) if config.dtype == "auto" else getattr(torch, config.dtype)
+    report.say(_("Merging in {dtype}", dtype=dtype_name(dtype)))
+    plain, untied = _merged_model(session, dtype, config.trust_remote_code)
+    probes = _probes(session)
+    wanted = _logits_of_base(session, probes)
+    _round_base(session, dtype)
+    rounded = _logits_of_base(session, probes)
+    certificates: list[Certificate] = []
+
+    def fill(staging: Path) -> None:
+        _save(plain, session, staging)
+        saved = _load_plain(staging, None, dtype, config.trust_remote_code)
+        certificate = certify(str(folder), dtype, wanted, rounded, _logits(saved, probes), untied)
+        _refuse_wrong(certificate)
+        certificates.append(certificate)
+
+    write_folder(folder.resolve(), fill, is_run=False)  # through a link, and of a folder that has a name
+    report.say(str(certificates[0]))
+    if untied:
+        report.say(
+            _(
+                "The input embedding and the output head are no longer tied: config.json now has "
+                "tie_word_embeddings=false"
+            )
+        )
+    return certificates[0]
+
+
+def certify(
+    folder: str,
+    dtype: torch.dtype,
+    wanted: Sequence[Tensor],
+    rounded: Sequence[Tensor],
+    merged: Sequence[Tensor],
+    untied: bool,
+) -> Certificate:
+    """Compare logits [L, V] of each probe: the adapter's in float32, over the rounded base, and of the merged model.
+
+    The limit is 1e-4, or in a narrower dtype 1.2 times what rounding the base itself moves. The likeliest token must
+    agree wherever its lead is more than two logits can be moved by that.
+    """
+    a, r, m = (torch.cat([t.double() for t in side]) for side in (wanted, rounded, merged))
+    size = a.pow(2).mean().sqrt()
+    limit = max(FLOAT32_LIMIT, MARGIN * float((r - a).pow(2).mean().sqrt() / size))
+    top = a.topk(2, dim=-1)
+    lead = top.values[:, 0] - top.values[:, 1]
+    clear = lead > max(2 * MARGIN * float((r - a).abs().max()), FLOAT32_LIMIT * float(size))
+    same = m.argmax(-1) == top.indices[:, 0]
+    error = float((m - a).pow(2).mean().sqrt() / size)
+    return Certificate(folder, dtype_name(dtype), error, limit, int((same & clear).sum()), int(clear.sum()), untied)
+
+
+def _refuse_existing(folder: Path, overwrite: bool) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if folder.is_file():
+        raise RunError(_("{folder} is a file, not a folder. Choose another --output.", folder=folder))
+    if not overwrite:
+        raise RunError(
+            _("{folder} already exists. Choose another --output, or replace it with --overwrite.", folder=folder)
+        )
+    if not (folder / "config.json").is_file():
+        raise RunError(
+            _(
+                "{folder} is not a model folder (config.json not found), so --overwrite will not replace it.",
+                folder=folder,
+            )
+        )
+
+
+def _refuse_own_parts(folder: Path, session: Session) -> None:
+    """--overwrite would remove what is being merged."""
+    target = folder.resolve()
+    for part in (session.base.folder.resolve(), session.folders[session.names[0]].resolve()):
+        if part.is_relative_to(target):
+            raise RunError(
+                _(
+                    "{folder} contains files that are needed for the merge ({part}). Choose another --output.",
+                    folder=folder,
+                    part=part,
+                )
+            )
+
+
+def _refuse_wrong(certificate: Certificate) -> None:
+    if certificate.holds:
+        return
+    text = _(
+        "{output}: not written, because the merged model does not match the adapter: {certificate}.",
+        output=certificate.folder,
+        certificate=certificate,
+    )
+    if certificate.dtype not in ("float32", "float64"):
+        text += " " + _("Merge in float32 with --dtype float32.")
+    raise AdapterError(text)
+
+
+def _probes(session: Session) -> list[list[int]]:
+    """Token ids of the probe conversations, as far as the model can look; bare text where the template refuses one."""
+    template, limit = session.template, session.base.max_positions
+    found = []
+    for probe in PROBES:
+        ids = template.probe_ids(probe)
+        if not ids:
+            text = " ".join(message.content for message in probe)
+            ids = session.base.tokenizer(text, add_special_tokens=False)["input_ids"]
+        found.append(ids[:limit])
+    return found
+
+
+def _save(plain: PreTrainedModel, session: Session, folder: Path) -> None:
+    _say_as_trained(plain, session)
+    with quiet_transformers():  # a bar of its own
+        plain.save_pretrained(folder)
+        session.base.tokenizer.save_pretrained(folder)
+
+
+def _say_as_trained(plain: PreTrainedModel, session: Session) -> None:
+    """Template, system text and stop tokens of the training, where they are not what the base has of itself."""
+    template, tokenizer = session.template, session.base.tokenizer
+    if read_about(session.folders[session.names[0]]) is None:
+        return  # made by another tool, which says nothing of them
+    own = tokenizer.get_chat_template() if tokenizer.chat_template else None
+    if template.as_jinja() != own:
+        tokenizer.chat_template = template.as_jinja()
+    if set(template.stop_ids) != set(end_ids(session.base)):
+        plain.generation_config.eos_token_id = list(template.stop_ids)
+
+
+@torch.no_grad()
+def _merged_model(session: Session, dtype: torch.dtype, trust_remote_code: bool) -> tuple[PreTrainedModel, bool]:
+    """A plain model with the merged weights in `dtype`, and whether embedding and head had to be untied."""
+    model = session.base.model
+    merged = merged_weights(model, session.base.adapters[session.names[0]], dtype)
+    kept = {plain_name(n): p for n, p in model.named_parameters(remove_duplicate=False)}
+    untied = _must_untie(model, merged)
+    config = _config(session, trust_remote_code)
+    if untied:
+        config.tie_word_embeddings = False
+    plain = _load_plain(session.base.folder, config, dtype, trust_remote_code)
+    for name, parameter in plain.named_parameters():
+        parameter.copy_(merged[name] if name in merged else kept[name])
+    return plain, untied
+
+
+def _must_untie(model: PreTrainedModel, merged: dict[str, Tensor]) -> bool:
+    """Whether only one end of a tied pair has new weights."""
+    if not model.config.get_text_config().tie_word_embeddings or model.get_output_embeddings() is None:
+        return False
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    paths = [next(name for name, m in model.named_modules() if m is end) for end in ends]
+    new = [merged.get(f"{path}.weight") for path in paths]
+    if new[0] is None and new[1] is None:
+        return False
+    return new[0] is None or new[1] is None or not torch.equal(new[0], new[1])
+
+
+def _load_plain(
+    folder: Path, config: PretrainedConfig | None, dtype: torch.dtype, trust_remote_code: bool
+) -> PreTrainedModel:
+    with quiet_transformers():  # an untied head is reported as missing before it is filled in
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, local_files_only=True, use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+    model.eval()
+    return model
+
+
+@torch.no_grad()
+def _round_base(session: Session, dtype: torch.dtype) -> None:
+    """The base in `dtype`, the adapter as it is: what one would run instead of the merged model."""
+    own = {id(p) for p in session.base.adapters[session.names[0]].parameters.values()}
+    for parameter in session.base.model.parameters():
+        if id(parameter) not in own:
+            parameter.data = parameter.data.to(dtype)
+
+
+def _logits_of_base(session: Session, probes: Sequence[list[int]]) -> list[Tensor]:
+    """The adapter's logits, the model used as transformers uses it."""
+    with native_attention(session.base):
+        return _logits(session.base.model, probes)
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, probes: Sequence[list[int]]) -> list[Tensor]:
+    rows = [torch.tensor([ids], device=model.device) for ids in probes]
+    return [model(input_ids=row, use_cache=False).logits[0].float().cpu() for row in rows]
+
+
+def _config(session: Session, trust_remote_code: bool) -> PretrainedConfig:
+    """The base's own, with its dropouts."""
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        session.base.folder, local_files_only=True, trust_remote_code=trust_remote_code
+    )
+    return config
+
+
+def _dtype_on_disk(session: Session, config: ModelConfig) -> torch.dtype:
+    dtype = getattr(_config(session, config.trust_remote_code), "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32

@@ -1,0 +1,138 @@
+"""A base with trained adapters on it, ready to be talked to, measured or merged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorasmith.adapters.folder import base_of, find_adapter, read_about, template_for
+from lorasmith.config.model import ModelConfig
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.values import check
+from lorasmith.data.rows.conversation import Message
+from lorasmith.data.template.encoding import Template
+from lorasmith.engine.engine import Engine, replies
+from lorasmith.engine.request import Request
+from lorasmith.errors import AdapterError
+from lorasmith.i18n import _
+from lorasmith.loading.load import load_base
+from lorasmith.lora.files import load_adapter
+from lorasmith.model.base import Base
+from lorasmith.report import Report
+from lorasmith.system.device import choose_device, choose_dtype
+
+
+@dataclass(frozen=True)
+class Session:
+    """`template` is the one that the first adapter was trained with; `folders` are the adapters' by name."""
+
+    base: Base
+    template: Template
+    folders: dict[str, Path]
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters, in the order in which they were given."""
+        return list(self.folders)
+
+    def reply(
+        self, conversations: Sequence[Sequence[Message]], adapter: str | None, sampling: SamplingConfig | None = None
+    ) -> list[str]:
+        """An answer to each conversation, decoded together; `adapter` None: the base alone."""
+        requests = [
+            Request(
+                self.template.encode_prompt(messages), sampling or SamplingConfig(), adapter, self.template.stop_ids
+            )
+            for messages in conversations
+        ]
+        return [reply.text for reply in replies(Engine(self.base), requests)]
+
+    def generate(self, prompt: str | Sequence[str], adapter: str | None = "", **sampling: Any) -> Any:
+        """The answer to a prompt as text, or a list of answers to a list of prompts.
+
+        `adapter`: a name in `names`, None for the base alone; the first one where not given. sampling: temperature,
+        top_p, max_new_tokens and the like (config/sampling.py). Raises ConfigError for an option that does not exist.
+        """
+        settings = check(SamplingConfig, sampling, "sampling")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        name = self.names[0] if adapter == "" else adapter
+        answers = self.reply([(Message("user", text),) for text in prompts], name, settings)
+        return answers[0] if isinstance(prompt, str) else answers
+
+
+def open_adapters(
+    paths: Sequence[str | Path], config: ModelConfig | None = None, report: Report | None = None
+) -> Session:
+    """Load the base that the first adapter names (or `config.model`), and every adapter onto it, as evaluation sees it.
+
+    Raises:
+        AdapterError: no adapter there, one for another base or tokenizer, or adapters with different encodings.
+        ModelError: the base cannot be loaded.
+    """
+    report = report or Report()
+    folders = _named([find_adapter(Path(path).expanduser()) for path in paths])
+    base = load_base(base_settings(next(iter(folders.values())), config or ModelConfig(), report), report)
+    templates = {}
+    for name, folder in folders.items():
+        templates[name] = template_for(folder, base)
+        base.adapters[name] = load_adapter(base.model, base.router, folder, name)
+        if read_about(folder) is None:
+            report.warn(
+                _(
+                    "{folder}: the adapter was made by another tool, so the model's own chat template is used.",
+                    folder=folder,
+                )
+            )
+    template = next(iter(templates.values()))
+    for name, other in templates.items():
+        if other.to_json() != template.to_json():
+            raise AdapterError(
+                _(
+                    "{first} and {name} were trained with different templates. Load each of them separately.",
+                    first=next(iter(folders)),
+                    name=name,
+                )
+            )
+    base.router.active = next(iter(folders))
+    base.model.eval()
+    return Session(base, template, folders)
+
+
+def base_settings(adapter: Path | None, config: ModelConfig, report: Report) -> ModelConfig:
+    """How to load the base: what `config` says, the rest as the adapter in this folder was trained over it."""
+    settings = config.model_dump(exclude_unset=True)
+    if adapter is not None:
+        settings["model"] = settings.get("model") or base_of(adapter)
+        if settings.get("dtype", "auto") == "auto":
+            settings["dtype"] = _trained_dtype(adapter, settings.get("device", "auto"), report)
+    return ModelConfig(**settings)
+
+
+def _trained_dtype(folder: Path, device: str, report: Report) -> str:
+    """The base's dtype in training, so that it answers as it was measured; what the machine is fast at elsewhere."""
+    about = read_about(folder)
+    trained = str(about["notes"].get("dtype", "auto")) if about else "auto"
+    chosen, why = choose_dtype("auto", choose_device(device)[0])
+    if trained in ("auto", "float32", "float64") or trained == str(chosen).removeprefix("torch."):
+        return trained
+    text = _(
+        "The adapter was trained with the base model in {dtype}; here it runs in {here}: {why}",
+        dtype=trained,
+        here=chosen,
+        why=why,
+    )
+    report.say(text)
+    return "auto"
+
+
+def _named(folders: Sequence[Path]) -> dict[str, Path]:
+    """A name for each adapter folder: its own, or its run's; a number behind it where two are alike."""
+    named: dict[str, Path] = {}
+    for folder in folders:
+        full = folder.resolve()
+        stem = (full.parent.name if full.name == "adapter" else full.name).replace(".", "-") or "adapter"
+        name, number = stem, 2
+        while name in named:
+            name, number = f"{stem}-{number}", number + 1
+        named[name] = folder
+    return named

@@ -1,0 +1,112 @@
+"""Which examples, how they are rendered, what of them is learned, and what happens to long ones. Loads no torch."""
+
+from difflib import get_close_matches
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from lorasmith.i18n import _
+
+Learn = Literal["answers", "last-answer", "all"]
+TooLong = Literal["error", "truncate", "truncate-left", "split", "drop"]
+TEMPLATES = ("auto", "model", "human-assistant", "alpaca", "chatml")  # any other name is a file's
+# What the forms of data/rows/forms.py read; a test holds the two together.
+COLUMNS = (
+    "completion", "conversations", "history", "input", "instruction", "messages", "output", "prompt", "system", "text",
+    "tools",
+)  # fmt: skip
+
+
+class DataConfig(BaseModel):
+    """The examples to learn from and the ones held out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Annotated[
+        tuple[str, ...],
+        Field(
+            description=_(
+                "Training examples: JSON, JSONL, CSV, TSV (also .gz, .zst), Parquet, a folder saved by "
+                "`datasets`, or the name of a dataset on a hub (org/name or modelscope:org/name); to mix "
+                "files, add weights: FILE:0.7 FILE:0.3"
+            )
+        ),
+    ] = ()
+    map: Annotated[
+        dict[str, str],
+        Field(description=_("Columns with other names than expected, as in instruction=question output=answer")),
+    ] = {}
+    held_out: Annotated[
+        float | str,
+        Field(
+            description=_(
+                "Examples held out for evaluation: a file, a number of rows, or a fraction below 1 (at most "
+                "200 rows); 0 holds out none"
+            )
+        ),
+    ] = 0.05
+    template: Annotated[
+        str,
+        Field(
+            description=_(
+                "How a row becomes text: model (the model's chat template), human-assistant, alpaca, chatml, "
+                "or the path of a Jinja file; auto uses the model's template, or human-assistant if it has none"
+            )
+        ),
+    ] = "auto"
+    system: Annotated[str, Field(description=_("System message for conversations that do not have one"))] = ""
+    learn: Annotated[
+        Learn,
+        Field(
+            description=_(
+                "Which parts of a conversation to train on: all answers, only the last answer, or the whole text"
+            )
+        ),
+    ] = "answers"
+    max_length: Annotated[
+        int | None,
+        Field(
+            gt=1,
+            description=_(
+                "Maximum length of an example in tokens; defaults to 1024, or to the model's context length if "
+                "that is shorter"
+            ),
+        ),
+    ] = None
+    too_long: Annotated[
+        TooLong,
+        Field(
+            description=_(
+                "What to do with an example that is too long: stop with an error, truncate its end, truncate "
+                "its beginning and keep the answer, split it into pieces (plain text only), or drop it"
+            )
+        ),
+    ] = "error"
+
+    @field_validator("template")
+    @classmethod
+    def _named_or_a_file(cls, name: str) -> str:
+        if name in TEMPLATES or any(mark in name for mark in "./\\"):
+            return name
+        near = [_("Did you mean {near!r}?", near=word) for word in get_close_matches(name, TEMPLATES, 1)]
+        text = _(
+            "{name!r} is not one of {known}; to use a Jinja file, give its path, as in ./chat.jinja",
+            name=name,
+            known=", ".join(TEMPLATES),
+        )
+        raise ValueError(". ".join([text, *near]))
+
+    @field_validator("map")
+    @classmethod
+    def _columns_we_know(cls, columns: dict[str, str]) -> dict[str, str]:
+        for ours in columns:
+            if ours not in COLUMNS:
+                known = ", ".join(sorted(COLUMNS))
+                raise ValueError(
+                    _(
+                        "unknown column {ours!r}: no row format uses it; known columns are {known}",
+                        ours=ours,
+                        known=known,
+                    )
+                )
+        return columns

@@ -1,0 +1,173 @@
+"""Options of LoRA, by the paper's and PEFT's names. Pydantic only: loads no torch."""
+
+import math
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from lorasmith.config.values import TOGETHER, wrong_values
+from lorasmith.errors import ConfigError
+from lorasmith.i18n import _
+
+_SIGNS = re.compile(r"[*+?^$()\[\]{}|\\]")  # what stands in an expression and never in a module's name
+
+
+def is_name(pattern: str) -> bool:
+    """Whether a pattern is a module's name (matched at the end of a path), not an expression for the whole path."""
+    return not _SIGNS.search(pattern)
+
+
+class LoraConfig(BaseModel):
+    """What is learned: y = W0 x + (lora_alpha / r) B A x (arXiv:2106.09685, section 4.1).
+
+    Raises ConfigError with a line for each wrong option.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    r: Annotated[int, Field(gt=0, description=_("LoRA rank: the inner dimension of A and B"))] = 8
+    lora_alpha: Annotated[
+        float,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description=_("LoRA alpha: the update is scaled by lora_alpha / r; twice r is a common choice"),
+        ),
+    ] = 16.0
+    lora_dropout: Annotated[
+        float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("Dropout probability on the input of A"))
+    ] = 0.0
+    target_modules: Annotated[
+        str | tuple[str, ...],
+        Field(
+            description=_(
+                "Modules to adapt: all-linear, one or several module names, or a regular expression that "
+                "matches the whole module path"
+            )
+        ),
+    ] = "all-linear"
+    exclude_modules: Annotated[
+        str | tuple[str, ...] | None,
+        Field(description=_("Modules to exclude, written like target_modules")),
+    ] = None
+    layers_to_transform: Annotated[
+        tuple[int, ...] | None,
+        Field(description=_("Indices of the layers to adapt, counted from 0; all layers if not given")),
+    ] = None
+    rank_pattern: Annotated[
+        dict[str, int],
+        Field(description=_("Different r for modules whose path ends with the given name or expression")),
+    ] = {}
+    alpha_pattern: Annotated[
+        dict[str, float],
+        Field(description=_("Different lora_alpha for modules whose path ends with the given name or expression")),
+    ] = {}
+    modules_to_save: Annotated[
+        tuple[str, ...], Field(description=_("Modules to train in full, as a copy that is saved with the adapter"))
+    ] = ()
+    bias: Annotated[
+        Literal["none", "all", "lora_only"], Field(description=_("Which biases of the base model to train too"))
+    ] = "none"
+    use_rslora: Annotated[
+        bool,
+        Field(
+            description=_(
+                "Use rank-stabilised LoRA (arXiv:2312.03732): scale by lora_alpha / sqrt(r) instead of lora_alpha / r"
+            )
+        ),
+    ] = False
+    use_dora: Annotated[
+        bool,
+        Field(description=_("learn the length of each weight row apart from its direction, DoRA (arXiv:2402.09353)")),
+    ] = False
+    init_lora_weights: Annotated[
+        Literal["default", "gaussian"],
+        Field(
+            description=_("Initialisation of A (B starts at zero): default is Kaiming uniform, gaussian is N(0, 1/r)")
+        ),
+    ] = "default"
+
+    @field_validator("target_modules", "modules_to_save", "exclude_modules")
+    @classmethod
+    def _not_empty(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if value is not None and value and any(not name for name in ([value] if isinstance(value, str) else value)):
+            raise ValueError(_("a name is empty"))
+        return value
+
+    @field_validator("target_modules", "exclude_modules")
+    @classmethod
+    def _names(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        # A list is PEFT's list of names: an expression in it would match nothing there.
+        for item in () if isinstance(value, str) else value or ():
+            if not is_name(item):
+                raise ValueError(
+                    _(
+                        "{item!r} is not a module name, and a list may only contain names; give a regular "
+                        "expression as a single value, such as '.*(q_proj|v_proj)'",
+                        item=item,
+                    )
+                )
+        return value
+
+    @field_validator("r", "lora_alpha", "lora_dropout", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # Python would count True as 1
+            raise ValueError(_("{value} is not allowed: must be a number", value=str(value).lower()))
+        return value
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        expressions = [("rank_pattern", k) for k in self.rank_pattern] + [
+            ("alpha_pattern", k) for k in self.alpha_pattern
+        ]
+        expressions += [
+            (key, v)
+            for key, v in (("target_modules", self.target_modules), ("exclude_modules", self.exclude_modules))
+            if isinstance(v, str)
+        ]
+        for key, expression in expressions:
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise ValueError(
+                    _(
+                        "{key}: {expression!r} is not a valid regular expression: {error}",
+                        key=key,
+                        expression=expression,
+                        error=error,
+                    )
+                ) from None
+        if any(r < 1 for r in self.rank_pattern.values()) or not all(
+            0 < a < math.inf for a in self.alpha_pattern.values()
+        ):
+            raise ValueError(_("the values of rank_pattern and alpha_pattern must be greater than 0"))
+        if not self.target_modules:  # with modules_to_save alone PEFT could not read the adapter
+            raise ValueError(_("no module would be adapted: name modules in target_modules, or use all-linear"))
+        return self
+
+    @model_validator(mode="wrap")  # the last one, so that it hears what the others say
+    @classmethod
+    def _in_our_words(cls, values: Any, check: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        """`LoraConfig(r=0)` in Python raises a ConfigError too; within a whole configuration the problems of all parts
+        are gathered first."""
+        if info.context == TOGETHER:
+            return check(values)
+        try:
+            return check(values)
+        except ValidationError as error:
+            raise ConfigError(*wrong_values(error, cls)) from None
+
+    def scaling(self, r: int, alpha: float) -> float:
+        """The factor before B A x: alpha / r, or alpha / sqrt(r) with use_rslora (arXiv:2312.03732, section 3)."""
+        return float(alpha / r**0.5) if self.use_rslora else alpha / r

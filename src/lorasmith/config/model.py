@@ -1,0 +1,31 @@
+"""Which base model, on which device, in which dtype. Pydantic only: loads no torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lorasmith.i18n import _
+
+
+class ModelConfig(BaseModel):
+    """The pretrained model that stays frozen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Annotated[
+        str,
+        Field(
+            description=_(
+                "Base model: a folder in Hugging Face format, a GGUF file, the name of a model on a hub "
+                "(org/name), or smollm2-135m-instruct"
+            )
+        ),
+    ] = "smollm2-135m-instruct"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16", "float64"],
+        Field(description=_("Data type of the frozen weights; auto chooses the one that is fast on this machine")),
+    ] = "auto"
+    device: Annotated[str, Field(description=_("Device: auto, cpu, cuda, cuda:1 or mps"))] = "auto"
+    trust_remote_code: Annotated[
+        bool, Field(description=_("Run Python code that comes with the model; use it only for models you trust"))
+    ] = False

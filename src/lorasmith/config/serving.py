@@ -1,0 +1,53 @@
+"""Where the server listens and what it admits. Pydantic only: loads no torch."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lorasmith.i18n import _
+
+
+class ServeConfig(BaseModel):
+    """One address, one base, any number of adapters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: Annotated[
+        str, Field(description=_("Address to listen on; one that other machines can reach requires --keys"))
+    ] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, lt=65536, description=_("Port to listen on; 0 picks a free one"))] = 8000
+    keys: Annotated[
+        str | None,
+        Field(
+            description=_(
+                "File of API keys, one per line: the key's SHA-256 in hex, then the models it may use (all if none "
+                "are given)"
+            )
+        ),
+    ] = None
+    slots: Annotated[
+        int, Field(gt=0, description=_("Maximum number of requests answered at the same time; others wait"))
+    ] = 16
+    queue: Annotated[
+        int, Field(ge=0, description=_("Maximum number of waiting requests; further ones are refused with status 429"))
+    ] = 256
+    cache_tokens: Annotated[
+        int | None,
+        Field(gt=0, description=_("Size of the KV cache in tokens; a quarter of the free memory if not given")),
+    ] = None
+    context: Annotated[
+        int | None,
+        Field(
+            gt=1,
+            description=_(
+                "Maximum length of prompt and reply together, in tokens; the model's context length if not given"
+            ),
+        ),
+    ] = None
+    body_mib: Annotated[float, Field(gt=0, allow_inf_nan=False, description=_("Maximum size of a request in MiB"))] = (
+        4.0
+    )
+    drain: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False, description=_("Grace period for running requests at shutdown, in seconds")),
+    ] = 30.0

@@ -1,0 +1,116 @@
+"""The whole configuration of a run: every part's options, from a TOML file and from flags. Loads no torch.
+
+Each part's config.py owns its defaults and help texts; this file composes them, checks them once, and writes them.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lorasmith.config.data import DataConfig
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.model import ModelConfig
+from lorasmith.config.training import TrainingConfig
+from lorasmith.config.values import check
+from lorasmith.errors import ConfigError
+from lorasmith.i18n import _, foreign
+
+
+class Config(BaseModel):
+    """Everything that decides a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    lora: LoraConfig = LoraConfig()
+    training: TrainingConfig = TrainingConfig()
+    output: Annotated[str | None, Field(description=_("Run folder (default: runs/NAME-DATE)"))] = None
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "lora": LoraConfig,
+    "training": TrainingConfig,
+}
+
+
+def load_config(path: Path | None, flags: Mapping[str, Any]) -> Config:
+    """The file's values with `flags` over them ({"lora": {"r": 8}, "output": "runs/x"}), checked once.
+
+    Raises ConfigError that holds every problem, one a line.
+    """
+    values = read_toml(path) if path is not None else {}
+    for name, value in flags.items():
+        below = values.get(name, {})
+        if name not in SECTIONS:
+            values[name] = value
+        elif isinstance(below, dict):  # else the file's `lora = 3` stays, to be refused
+            values[name] = {**below, **value}
+    return check(Config, values)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file; raises ConfigError that names the file, the line and the column."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(_("{path}: cannot be read: {why}", path=path, why=foreign(error.strerror))) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            _("{path}: invalid UTF-8 at byte {at}; save the file as UTF-8", path=path, at=error.start)
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(_("{path}: invalid TOML: {why}", path=path, why=error)) from None
+
+
+def to_toml(config: Config, reasons: Mapping[str, str]) -> str:
+    """The configuration as a TOML file that load_config reads back equal.
+
+    `reasons` ("model.dtype": "this CPU computes float32 fastest") stand as comments above their keys; one whose key is
+    no option ("model.layout") stands at the head of its section, one without a section at the head of the file.
+    """
+    left = dict(reasons)
+    output = _entries({"output": config.output}, "", left)
+    body: list[str] = []
+    for name in SECTIONS:
+        entries = _entries(dict(getattr(config, name)), f"{name}.", left)
+        facts = [key for key in left if key.startswith(f"{name}.")]
+        body += ["", f"[{name}]", *(_comment(key, left.pop(key)) for key in facts), *entries]
+    head = [_comment(key, reason) for key, reason in left.items()]
+    return "\n".join([*head, *output, *body]) + "\n"
+
+
+def _entries(values: dict[str, Any], prefix: str, reasons: dict[str, str]) -> list[str]:
+    """`key = value` lines under their reasons, which leave `reasons`; TOML has no null, so None is a comment."""
+    lines = []
+    for key, value in values.items():
+        if (reason := reasons.pop(prefix + key, None)) is not None:
+            lines.append(_comment(key, reason))
+        lines.append(f"# {key}: not set" if value is None else f"{key} = {_toml(value)}")
+    return lines
+
+
+def _comment(key: str, reason: str) -> str:
+    return "# " + re.sub(r"[\x00-\x1f\x7f\s]+", " ", f"{key}: {reason}")
+
+
+def _toml(value: Any) -> str:
+    """One value in TOML's writing."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace(
+            "\x7f", "\\u007f"
+        )  # JSON's escapes are TOML's, but for DEL
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return repr(value)  # int and float: 1e-08, inf and nan are TOML too

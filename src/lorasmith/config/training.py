@@ -1,0 +1,133 @@
+"""How the adapter is trained. Pydantic only: loads no torch."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from lorasmith.i18n import _
+
+
+class TrainingConfig(BaseModel):
+    """One run of AdamW over the examples. The source of each default stands in docs/decisions.md."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: Annotated[int, Field(gt=0, description=_("Examples per micro-batch"))] = 8
+    accumulate: Annotated[
+        int,
+        Field(gt=0, description=_("Micro-batches per optimiser step; each step uses batch_size x accumulate examples")),
+    ] = 1
+    epochs: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description=_("Number of epochs; ignored if max_steps is set"))
+    ] = 1.0
+    max_steps: Annotated[int | None, Field(gt=0, description=_("Stop after this many steps"))] = None
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False, description=_("Peak learning rate"))] = 2e-4
+    schedule: Annotated[
+        Literal["cosine", "linear", "constant"], Field(description=_("Learning rate schedule after warmup"))
+    ] = "linear"
+    warmup: Annotated[
+        float,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description=_("Number of warmup steps; a value below 1 is a fraction of all steps"),
+        ),
+    ] = 0.03
+    beta1: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("AdamW beta1"))] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("AdamW beta2"))] = 0.999
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False, description=_("AdamW epsilon"))] = 1e-8
+    weight_decay: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description=_("AdamW weight decay (decoupled)"))
+    ] = 0.0
+    clip: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description=_("Maximum gradient norm; 0 disables clipping"))
+    ] = 1.0
+    gradient_checkpointing: Annotated[
+        bool, Field(description=_("Recompute activations in the backward pass; saves memory but is slower"))
+    ] = False
+    row_tokens: Annotated[
+        int, Field(gt=0, description=_("Maximum number of tokens per forward pass; lower values need less memory"))
+    ] = 2048
+    log_every: Annotated[int, Field(gt=0, description=_("Write a line to metrics.jsonl every N steps"))] = 1
+    eval_every: Annotated[
+        int,
+        Field(
+            ge=0,
+            description=_(
+                "Evaluate on the held-out examples every N steps; 0 evaluates only before and after training"
+            ),
+        ),
+    ] = 0
+    patience: Annotated[
+        int,
+        Field(
+            ge=0,
+            description=_("Stop after this many evaluations without a better held-out loss; 0 disables early stopping"),
+        ),
+    ] = 0
+    samples: Annotated[
+        tuple[str, ...], Field(description=_("Prompts to answer at every evaluation; the answers go to samples.jsonl"))
+    ] = ()
+    generate: Annotated[
+        int,
+        Field(
+            ge=0,
+            description=_("Number of held-out examples to answer at every evaluation, scored as in lorasmith eval"),
+        ),
+    ] = 0
+    max_new_tokens: Annotated[int, Field(gt=0, description=_("Maximum length of these answers in tokens"))] = 256
+    metric: Annotated[
+        tuple[str, ...],
+        Field(description=_("Custom metrics for these answers, each FILE.py:FUNCTION as in lorasmith eval")),
+    ] = ()
+    tensorboard: Annotated[
+        bool,
+        Field(
+            description=_("Also write the metrics as event files to RUN/tensorboard; requires lorasmith[tensorboard]")
+        ),
+    ] = False
+    save_every: Annotated[
+        int | Literal["epoch"],
+        Field(
+            description=_(
+                "Save a checkpoint every N steps, or once per epoch with 'epoch'; 0 saves only at the end and on Ctrl-C"
+            )
+        ),
+    ] = "epoch"
+    seed: Annotated[
+        int,
+        Field(ge=0, lt=2**32, description=_("Random seed for the initial A, the order of the examples and dropout")),
+    ] = 0
+
+    @field_validator("save_every")
+    @classmethod
+    def _not_negative(cls, value: int | Literal["epoch"]) -> int | Literal["epoch"]:
+        if isinstance(value, int) and value < 0:
+            raise ValueError(_("invalid value {value}: must be at least 0, or epoch", value=value))
+        return value
+
+    @field_validator("samples")
+    @classmethod
+    def _not_blank(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        blank = [number for number, text in enumerate(value, 1) if not text.strip()]
+        if blank:
+            raise ValueError(_("prompt {number} is empty; write a prompt or remove it", number=blank[0]))
+        return value
+
+    @model_validator(mode="after")
+    def _evaluated(self) -> Self:
+        if self.patience and not self.eval_every:
+            raise ValueError(
+                _(
+                    "patience: counts evaluations during training, but eval_every is 0; set eval_every to a "
+                    "number of steps"
+                )
+            )
+        if self.metric and not self.generate:
+            raise ValueError(
+                _(
+                    "metric: scores generated answers, but generate is 0; set generate to the number of examples "
+                    "to answer, for example 50"
+                )
+            )
+        return self

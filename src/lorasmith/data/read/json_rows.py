@@ -1,0 +1,113 @@
+"""JSON lines, and one JSON list: every row knows the line where it begins."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+
+from lorasmith.data.read.stream import Broken, Source, opened
+from lorasmith.errors import DataError
+from lorasmith.i18n import _, foreign
+
+BLANK = re.compile(r"[ \t\n\r]*")
+ITEMS = 10_000  # of a list between two lines of progress
+
+
+def json_lines(source: Source) -> Iterator[tuple[str, object]]:
+    """Line by line in bytes, so that only a line feed ends a row and a broken one does not hide the next."""
+    first = True
+    with opened(source) as file:
+        for number, raw in enumerate(file, 1):
+            line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+            if not line.strip():
+                continue
+            row = _line(line)
+            if first and isinstance(row, Broken):
+                _refuse_one_object(source)
+            first = False
+            yield f"{source.name}:{number}", row
+
+
+def _line(line: bytes) -> object:
+    try:
+        row: object = json.loads(line.decode("utf-8").rstrip("\r\n"))
+    except UnicodeDecodeError as error:
+        return Broken(_("byte {byte} of this line is not valid UTF-8. Save the file as UTF-8.", byte=error.start + 1))
+    except json.JSONDecodeError as error:
+        return Broken(_("not valid JSON at column {column}: {why}.", column=error.colno, why=foreign(error.msg)))
+    except RecursionError:
+        return Broken(_("the JSON is nested too deeply to be parsed."))
+    return row
+
+
+def _refuse_one_object(source: Source) -> None:
+    """A file that is one object over many lines: say that, instead of a problem for each of its lines."""
+    try:
+        with opened(source) as file:
+            whole = json.loads(file.read().decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return
+    keys = ", ".join(f"'{key}'" for key in whole) if isinstance(whole, dict) else ""
+    raise DataError(
+        _(
+            "{option}: {file} is a single JSON object ({keys}), not a list of rows. Write the rows as a list "
+            "in [ ], or one row per line.",
+            **source.said,
+            keys=keys,
+        )
+    )
+
+
+def json_list(source: Source) -> Iterator[tuple[str, object]]:
+    """Item by item, so that each knows the line where it begins. Raises DataError at the first that is no JSON."""
+    text, decoder, line, counted, done = _text(source), json.JSONDecoder(), 1, 0, 0
+    at = _after_blank(text, text.index("[") + 1)
+    end = "]" if text[at : at + 1] == "]" else ","
+    while end == ",":
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            item, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise DataError(_broken(source, text, error.pos, foreign(error.msg))) from error
+        yield f"{source.name}:{line}", item
+        done += 1
+        if done % ITEMS == 0:
+            source.report.progress(source.task, at, len(text))
+        at = _after_blank(text, at)
+        end = text[at : at + 1]
+        if end not in (",", "]"):
+            raise DataError(_broken(source, text, at, _("a comma or the closing ] is missing")))
+        at = _after_blank(text, at + 1) if end == "," else at
+    rest = _after_blank(text, at + 1)
+    if rest < len(text):
+        raise DataError(_broken(source, text, rest, _("there is more text after the closing ] of the list")))
+
+
+def _text(source: Source) -> str:
+    with opened(source) as file:
+        data = file.read()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            _("{option}: {file} line {line} is not valid UTF-8. Save the file as UTF-8.", **source.said, line=line)
+        ) from error
+
+
+def _broken(source: Source, text: str, at: int, why: str) -> str:
+    if at >= len(text.rstrip()):
+        why = _("the file ends in the middle of the list, perhaps because it was copied incompletely")
+    line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+    return _(
+        "{option}: {file} line {line}, column {column}: not valid JSON: {why}.",
+        **source.said,
+        line=line,
+        column=column,
+        why=why.rstrip(".。"),
+    )
+
+
+def _after_blank(text: str, at: int) -> int:
+    match = BLANK.match(text, at)
+    return match.end() if match else at

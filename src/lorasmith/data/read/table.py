@@ -1,0 +1,111 @@
+"""CSV, TSV and Parquet. A row of CSV knows the line where it begins, also after cells that hold line breaks."""
+
+import codecs
+import csv
+import sys
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from lorasmith.data.read.stream import Broken, Source, opened
+from lorasmith.data.rows.conversation import quoted
+from lorasmith.errors import DataError
+from lorasmith.i18n import _
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+def csv_rows(source: Source) -> Iterator[tuple[str, object]]:
+    """The rows as columns of text; one with too few or too many cells is a `Broken`. Raises DataError."""
+    csv.field_size_limit(sys.maxsize)  # a cell may hold a whole text
+    with opened(source) as stream:
+        # strict: a quote that is never closed would otherwise swallow the rows after it
+        begin, reader = 1, csv.reader(_decoded(stream, source), delimiter=SEPARATORS[source.suffix], strict=True)
+        try:
+            header = _header(next(reader, []), source)
+            begin = reader.line_num + 1
+            for cells in reader:
+                if cells:
+                    yield f"{source.name}:{begin}", _row(header, cells)
+                begin = reader.line_num + 1
+        except csv.Error as error:
+            yield f"{source.name}:{begin}", Broken(_broken(str(error)))
+
+
+def parquet_rows(source: Source) -> Iterator[tuple[str, object]]:
+    """The rows of a Parquet file. Raises DataError, or MissingExtraError where pyarrow is not installed."""
+    parquet = source.needed("pyarrow.parquet")
+    number = 0
+    try:
+        with parquet.ParquetFile(source.path) as file:
+            total = file.metadata.num_rows
+            for batch in file.iter_batches(batch_size=10_000):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{source.name} row {number}", row
+                if total > batch.num_rows:
+                    source.report.progress(source.task, number, total)
+    except (OSError, ValueError) as error:  # pyarrow's own are subclasses of these
+        raise DataError(_("{option}: {file} is not a valid Parquet file: {why}", **source.said, why=error)) from error
+
+
+def _decoded(stream: BinaryIO, source: Source) -> Iterator[str]:
+    for number, line in enumerate(stream, 1):
+        try:
+            yield (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                _(
+                    "{option}: {file} line {line} is not valid UTF-8. Save the file as UTF-8; Excel calls it "
+                    "'CSV UTF-8'.",
+                    **source.said,
+                    line=number,
+                )
+            ) from error
+
+
+def _header(cells: list[str], source: Source) -> list[str]:
+    names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, 1)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            _(
+                "{option}: {file}: several columns are named {names}. Give each column its own name.",
+                **source.said,
+                names=quoted(twice),
+            )
+        )
+    other = next((mark for mark in ";\t,|" if len(names) == 1 and mark in names[0]), None)
+    if other is not None:
+        raise DataError(
+            _(
+                "{option}: {file}: the first line has a single column, {name}. If the cells are separated by "
+                "{mark}, save the file with {wanted} instead.",
+                **source.said,
+                name=repr(names[0]),
+                mark=repr(other),
+                wanted=repr(SEPARATORS[source.suffix]),
+            )
+        )
+    return names
+
+
+def _row(header: list[str], cells: list[str]) -> object:
+    if len(cells) == len(header):
+        return dict(zip(header, cells, strict=True))
+    return Broken(
+        _(
+            "expected {wanted} cells as in the header ({names}), found {found}. Put cells that contain the "
+            'separator or a line break in "quotes".',
+            found=len(cells),
+            wanted=len(header),
+            names=quoted(header),
+        )
+    )
+
+
+def _broken(why: str) -> str:
+    if "end of data" in why:
+        why = _("a quote is opened but never closed")
+    elif "expected after" in why:
+        why = _('quotes within a quoted cell must be doubled: ""')
+    return _("not valid CSV: {why}. The rest of the file was not read.", why=why)

@@ -1,0 +1,269 @@
+"""One configuration: from data to a run folder.
+
+RUN/config.toml        everything resolved, with the reasons of what was chosen
+RUN/environment.json   versions, processor, threads
+RUN/metrics.jsonl      one line a step or evaluation
+RUN/samples.jsonl      answers to training.samples at every evaluation, where there are any
+RUN/tensorboard/       the metrics as event files, where they are asked for
+RUN/checkpoints/       the last, and the best by held-out loss
+RUN/adapter/           the best if one was measured, else the last
+RUN/loss.png
+RUN/summary.json       written last: a run with it is finished
+"""
+
+import json
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from lorasmith.config.toml import Config
+from lorasmith.data.dataset.prepare import Prepared, read_files
+from lorasmith.data.template.encoding import Template
+from lorasmith.errors import Interrupted, MissingExtraError, RunError, TrainingError
+from lorasmith.evaluation.loss import HeldOut, compare, held_out
+from lorasmith.i18n import _
+from lorasmith.lora.files import has_effect
+from lorasmith.model.base import Base
+from lorasmith.preflight.estimate import expect
+from lorasmith.preflight.facts import facts_of, said
+from lorasmith.preflight.measured import Measured, of_run, place_of, recall, remember
+from lorasmith.report import Report
+from lorasmith.runs.listing import in_use
+from lorasmith.runs.plot import plot_loss
+from lorasmith.system.device import dtype_name
+from lorasmith.system.memory import peak_memory_mib
+from lorasmith.training import checkpoint, loop
+from lorasmith.training.assemble import ADAPTER, assemble, recompute_activations
+from lorasmith.training.checkpoint import State, write_file, writing
+from lorasmith.training.distributed import World, join, leave
+from lorasmith.training.finish import finish_adapter
+from lorasmith.training.history import require_tensorboard
+from lorasmith.training.run_folder import (
+    SUMMARY,
+    Summary,
+    begin,
+    check_folder,
+    check_space,
+    choose_folder,
+    located,
+    read_summary,
+)
+from lorasmith.version import installed_version
+
+
+def train(config: Config, report: Report | None = None, resume: bool = False, overwrite: bool = False) -> Summary:
+    """Train one adapter as `config` says and return what it came to; the run folder holds everything.
+
+    Raises LorasmithError for what the user can mend, Interrupted after Ctrl-C; what was done is saved then.
+    """
+    started = time.perf_counter()
+    world = join()
+    report = report if report is not None and world.is_first else Report()
+    try:
+        folder = choose_folder(config, world)
+        config = check_folder(folder, config, resume, overwrite)
+        if config.training.tensorboard:
+            require_tensorboard()
+        world.wait()  # nobody writes before all have looked
+        finished = read_summary(folder) if resume else None
+        if finished is not None:
+            report.say(_("{run} has already finished: {summary}", run=folder, summary=finished))
+            return finished
+        with _resumable(folder) if resume else nullcontext():
+            return _Training(config, folder, report, world).run(resume, started)
+    finally:
+        if world.is_ours:
+            leave()
+
+
+class _Training:
+    """One run from the first file read to summary.json: the order of its parts, and what they hand on."""
+
+    def __init__(self, config: Config, folder: Path, report: Report, world: World) -> None:
+        self.config, self.folder, self.report, self.world = config, folder, report, world
+        self.recompute = config.training.gradient_checkpointing
+
+    def run(self, resume: bool, started: float) -> Summary:
+        """Load, prepare, train, measure, write."""
+        config, report = self.config, self.report
+        files = read_files(config.data, report)  # a bad row is told before a base is loaded
+        assembled = assemble(config, self.folder, report, self.world, files)
+        job, template, data = assembled.job, assembled.template, assembled.data
+        place = place_of(job, config)
+        self._describe(job, recall(place))
+        state = self._restore(job) if resume else self._begin(job, template, data)
+        is_whole = state.step == 0 and self.recompute == config.training.gradient_checkpointing
+        with _resumable(self.folder), closing(job.metrics), self._in_use():
+            begun = time.perf_counter()
+            before = self._measure_base(job)
+            evaluated = time.perf_counter() - begun
+            if state.step == 0:
+                self._note_the_base(job, before)
+            if self.recompute:
+                recompute_activations(job.base)
+            loop.train(job, state)
+            _refuse_without_effect(job)
+            after = finish_adapter(job, state)
+            summary = self._summarise(job, state, before, after, time.perf_counter() - started)
+        if is_whole and self.world.is_first:
+            remember(place, of_run(job, begun - started, evaluated, state.seconds, summary.seconds))
+        return summary
+
+    def _in_use(self) -> AbstractContextManager[None]:
+        """What `lorasmith list` knows a running training by; one process does it for all."""
+        return in_use(self.folder) if self.world.is_first else nullcontext()
+
+    def _describe(self, job: loop.Job, measured: Measured | None) -> None:
+        """What is about to happen, before it costs time. Raises TrainingError where it would come to nothing."""
+        facts = facts_of(job, expect(job, measured, self.recompute))
+        self.recompute = facts.expected.recompute
+        for line in said(facts):
+            self.report.say(line)
+        for text in facts.warnings:
+            self.report.warn(text)
+        if facts.problems:
+            raise TrainingError(*facts.problems)
+
+    def _begin(self, job: loop.Job, template: Template, data: Prepared) -> State:
+        """A fresh run folder."""
+        if self.world.is_first:
+            check_space(self.folder, job.parameters.values.nbytes)
+            reasons = {f"model.{key}": why for key, why in job.base.why.items()}
+            resolved = _resolved(self.config, self.folder, job.base, template, data)
+            begin(self.folder, resolved, reasons, job.settings | _versions())
+        self.world.wait()
+        return State()
+
+    def _restore(self, job: loop.Job) -> State:
+        """The last checkpoint put back."""
+        found = checkpoint.latest(job.checkpoints)
+        state = self._read(job, found) if found else State()
+        if self.world.is_first:
+            checkpoint.sweep(self.folder)
+            job.metrics.rewind(state.step)
+        self.world.wait()
+        if found is None:
+            self.report.say(_("No checkpoint in {folder} yet; starting from the beginning", folder=self.folder))
+            return state
+        checkpoint.restore(found, job.parameters, job.optimizer, state.step)
+        self.report.say(_("Resuming after step {step} of {steps}", step=state.step, steps=len(job.plan)))
+        return state
+
+    def _read(self, job: loop.Job, found: Path) -> State:
+        state, settings = checkpoint.read_state(found)
+        for key in ("train_sha256", "held_out_sha256"):
+            if settings.get(key) != job.settings[key]:
+                raise RunError(
+                    _(
+                        "{folder}: the training data has changed since this run started. Restore the original "
+                        "data, or start again with --overwrite.",
+                        folder=self.folder,
+                    )
+                )
+        for key, value in settings.items():
+            if job.settings.get(key) != value:
+                self.report.warn(
+                    _(
+                        "{key} was {then} and is now {now}; the remaining steps will not be bit-for-bit reproducible",
+                        key=key,
+                        then=value,
+                        now=job.settings[key],
+                    )
+                )
+        return state
+
+    def _measure_base(self, job: loop.Job) -> HeldOut | None:
+        if not job.held_out:
+            return None
+        return held_out(job.base, job.held_out, None, self.report, _("held-out loss of the base model"), self.world)
+
+    def _note_the_base(self, job: loop.Job, before: HeldOut | None) -> None:
+        if before:
+            loop.note(job, 0, before, None)
+        loop.ask(job, 0, None)
+
+    def _summarise(
+        self, job: loop.Job, state: State, before: HeldOut | None, after: HeldOut | None, seconds: float
+    ) -> Summary:
+        compared = compare(before, after, self.config.training.seed) if before and after else None
+        summary = Summary(
+            run=str(self.folder),
+            loss_before=compared.before if compared else None,
+            loss_after=compared.after if compared else None,
+            interval=(compared.low, compared.high) if compared else None,
+            tokens_per_second=state.tokens / state.seconds,
+            peak_memory_mib=peak_memory_mib(job.base.device),
+            seconds=seconds,
+            steps=state.step,
+            best_step=state.best_step if compared else None,
+            stopped_early=state.step < len(job.plan),
+            tokens=state.tokens,
+            trainable_parameters=job.parameters.values.numel(),
+            adapter_bytes=sum(p.numel() * 4 for p in job.base.adapters[ADAPTER].parameters.values()),
+            base_bytes=sum(p.numel() * p.element_size() for p in job.base.model.parameters() if not p.requires_grad),
+        )
+        if compared:
+            self.report.say(str(compared))
+        if self.world.is_first:
+            self._plot()
+            write_file(self.folder / SUMMARY, json.dumps(asdict(summary), indent=2) + "\n")
+        self.report.say(_("Finished. The adapter is in {folder}", folder=self.folder / "adapter"))
+        return summary
+
+    def _plot(self) -> None:
+        target = self.folder / "loss.png"
+        try:
+            with writing(target):
+                plot_loss([self.folder], target)
+        except MissingExtraError as error:
+            self.report.warn(str(error))
+
+
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """Within it, Ctrl-C says how the run in `folder` goes on, unless something in it has said what it saved."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        text = _(
+            "Interrupted. Saved progress is in {run}. Resume with: lorasmith train --output {run} --resume", run=folder
+        )
+        raise Interrupted(text) from None
+
+
+def _refuse_without_effect(job: loop.Job) -> None:
+    """Raise TrainingError where the training came to its end and taught nothing: such a run is not finished."""
+    if not has_effect(job.base.adapters[ADAPTER].parameters):
+        raise TrainingError(
+            _(
+                "{folder}: after {steps} steps the adapter has no effect: its B matrices are all zero, because "
+                "the learning rate was 0 or too small at every step. Train for more steps (training.epochs, "
+                "training.max_steps) or shorten training.warmup, and start again with --overwrite.",
+                folder=job.folder,
+                steps=len(job.plan),
+            )
+        )
+
+
+def _resolved(config: Config, folder: Path, base: Base, template: Template, data: Prepared) -> Config:
+    """What was left to this program is written down, so that a resumed run cannot choose otherwise."""
+    config = located(config)
+    model = config.model.model_copy(update={"dtype": dtype_name(base.dtype), "device": str(base.device)})
+    kind = config.data.template if template.kind == "file" else template.kind
+    rows = config.data.model_copy(update={"template": kind, "max_length": data.max_length})
+    return config.model_copy(update={"output": str(folder.absolute()), "model": model, "data": rows})
+
+
+def _versions() -> dict[str, str]:
+    flags = torch.cpu.get_capabilities()
+    on = sorted(name for name, value in flags.items() if value is True)
+    own = installed_version() or "not installed"
+    python, system = platform.python_version(), platform.platform()
+    return {"lorasmith": own, "python": python, "system": system, "processor_flags": " ".join(on)}

@@ -1,0 +1,134 @@
+"""The user's cache: where it is, one program at a time in it, and never anything half-made under a final name.
+
+$XDG_CACHE_HOME/lorasmith (or ~/.cache/lorasmith)
+├── data/        the demo's rows
+├── downloads/   wheels that the user put there, looked at before any registry
+├── measured/    what runs took; rows/: rows that were encoded
+├── packages/    NAME-VERSION: the files taken from a package
+└── models/      converted models, each a plain Hugging Face folder
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from lorasmith.errors import ModelError
+from lorasmith.i18n import _, foreign
+from lorasmith.report import Report
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/lorasmith, or ~/.cache/lorasmith where that is not set (or not absolute: the XDG rule)."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "lorasmith"
+
+
+@contextmanager
+def alone(target: Path, report: Report) -> Iterator[None]:
+    """Only one program at a time makes `target`; a second one says that it waits. Raises ModelError: not writable.
+
+    The lock ends with the process that holds it, so a killed program leaves nothing to clean up. Where a platform or
+    file system has no such locks, both programs work and the first one's result stays (see `staged`).
+    """
+    _prepare(target.parent)
+    with (target.parent / f".{target.name}.lock").open("a") as file:
+        locked = _lock(file, target, report)
+        if locked:
+            for leftover in target.parent.glob(f".{target.name}.part-*"):  # a program was killed while it wrote
+                shutil.rmtree(leftover, ignore_errors=True)
+        yield
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target`; it becomes `target` when the block ends well, and vanishes when it does not."""
+    _prepare(target.parent)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
+    try:
+        yield folder
+        follow_umask(folder)
+        _rename(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep(place: Path, most: int, write: Callable[[Path], object]) -> None:
+    """Have `place` written, whole or not at all; of the files beside it with its ending the oldest beyond `most` go.
+
+    What is kept so is a gain of time alone: where the cache cannot be written, nothing is kept and nothing is said.
+    """
+    with suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=place.parent) as folder:
+            write(Path(folder) / place.name)
+            (Path(folder) / place.name).replace(place)
+        for path in sorted(place.parent.glob(f"*{place.suffix}"), key=lambda path: path.stat().st_mtime)[:-most]:
+            path.unlink(missing_ok=True)
+
+
+def follow_umask(folder: Path) -> None:
+    """Give a folder and all in it the modes that files get anywhere: mkdtemp and safetensors make private ones."""
+    umask = os.umask(0)  # there is no way to read it without setting it
+    os.umask(umask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise ModelError, before anything is written, where fewer than `needed` bytes are free on `folder`'s disk."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ModelError(
+            _(
+                "{folder}: {needed} MB are needed, but only {free} MB are free. Free some space, or set "
+                "XDG_CACHE_HOME to a folder on a larger disk.",
+                folder=folder,
+                needed=round(needed / 1e6),
+                free=round(free / 1e6),
+            )
+        )
+
+
+def _prepare(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+        reason = _("not writable")
+    except OSError as error:
+        writable, reason = False, foreign(error.strerror)
+    if not writable:
+        raise ModelError(
+            _(
+                "{folder}: {reason}. Set XDG_CACHE_HOME to a folder that you can write to.",
+                folder=folder,
+                reason=reason,
+            )
+        )
+
+
+def _lock(file: IO[str], target: Path, report: Report) -> bool:
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        report.say(_("Another process is creating {target}; waiting for it to finish.", target=target))
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # a network file system without locks
+        return False
+    return True
+
+
+def _rename(folder: Path, target: Path) -> None:
+    try:
+        folder.replace(target)
+    except OSError:  # on a file system without locks another program was first: its folder is as good as ours
+        if not target.is_dir():
+            raise

@@ -1,0 +1,168 @@
+"""From a configuration to a job that could begin: base, rows, adapter, plan. The same for `train` and for `check`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from lorasmith.adapters.folder import end_ids, write_adapter
+from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.toml import Config
+from lorasmith.data.dataset.plan import Plan, plan
+from lorasmith.data.dataset.prepare import Prepared, prepare
+from lorasmith.data.read.files import Found
+from lorasmith.data.template.encoding import Template
+from lorasmith.errors import LorasmithError
+from lorasmith.evaluation.custom_metric import own_metrics
+from lorasmith.evaluation.generation import Quiz
+from lorasmith.evaluation.metrics import Metric, require_extra
+from lorasmith.i18n import _
+from lorasmith.loading.load import load_base
+from lorasmith.lora.inject import inject
+from lorasmith.model.base import Base
+from lorasmith.model.verify import speed_up
+from lorasmith.report import Report
+from lorasmith.system.device import dtype_name
+from lorasmith.training.distributed import World
+from lorasmith.training.history import Metrics
+from lorasmith.training.loop import Job
+from lorasmith.training.optim import FlatParameters, make_optimizer
+from lorasmith.training.run_folder import located
+from lorasmith.training.samples import Samples
+
+ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A job before its first step, and what its rows were made with."""
+
+    job: Job
+    template: Template
+    data: Prepared
+
+
+def assemble(
+    config: Config, folder: Path, report: Report, world: World, files: Sequence[Found] | None = None
+) -> Assembled:
+    """Load the base, encode the rows, put the adapter on; nothing is written into `folder`.
+
+    `files`: the examples, where they are read already.
+
+    Raises LorasmithError: the problems of the rows and of the adapter's patterns come together.
+    """
+    own = own_metrics(config.training.metric)
+    if config.training.generate:
+        require_extra()
+    if "model" not in config.model.model_fields_set:
+        report.say(
+            _(
+                "No base model given; using {model}, as in the demo: a small model, mainly for English. Choose "
+                "another one with --model.",
+                model=config.model.model,
+            )
+        )
+    base = load_base(config.model, report)
+
+    def rows() -> tuple[Template, Prepared]:
+        template = Template.of(base.tokenizer, config.data.template, end_ids(base), config.data.system)
+        return template, prepare(config.data, template, base.max_positions, report, config.training.seed, files)
+
+    (template, data), adapter = together(
+        rows, lambda: inject(base.model, config.lora, base.router, ADAPTER, config.training.seed)
+    )
+    base.adapters[ADAPTER] = adapter
+    speed_up(base, ADAPTER, [token for example in data.train[:16] for token in example.ids])
+    return Assembled(_job(config, base, template, data, own, folder, report, world), template, data)
+
+
+def together(*parts: Callable[[], Any]) -> list[Any]:
+    """What each part returns. All are tried, so that the problems of all come in one LorasmithError."""
+    results, errors = list[Any](), list[LorasmithError]()
+    for part in parts:
+        try:
+            results.append(part())
+        except LorasmithError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise LorasmithError(*(problem for error in errors for problem in error.problems))
+    return results
+
+
+def recompute_activations(base: Base) -> None:
+    """Gradient checkpointing, under the name that this transformers has for it."""
+    new = getattr(base.model, "activation_checkpointing_enable", None)
+    (new or base.model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def _job(
+    config: Config,
+    base: Base,
+    template: Template,
+    data: Prepared,
+    own: Sequence[Metric],
+    folder: Path,
+    report: Report,
+    world: World,
+) -> Job:
+    parameters = FlatParameters(base.adapters[ADAPTER].parameters)
+    notes = {
+        "data": list(located(config).data.data),
+        "max_length": data.max_length,
+        "dtype": dtype_name(base.dtype),
+    }
+
+    def write(folder: Path) -> None:
+        write_adapter(base, ADAPTER, template, folder, notes)
+
+    return Job(
+        base=base,
+        adapter=ADAPTER,
+        parameters=parameters,
+        optimizer=make_optimizer(parameters, config.training),
+        plan=_plan(config, base, data),
+        train=data.train,
+        held_out=data.held_out,
+        config=config.training,
+        world=world,
+        folder=folder,
+        metrics=Metrics(folder, config.training.tensorboard),
+        samples=Samples.of(base, template, config.training.samples),
+        quiz=_quiz(config, template, data, own),
+        settings=_settings(base, data, world),
+        write_adapter=write,
+        report=report,
+    )
+
+
+def _quiz(config: Config, template: Template, data: Prepared, own: Sequence[Metric]) -> Quiz | None:
+    """What training.generate asks for; None where it asks for nothing, or nothing is held out."""
+    count, sampling = config.training.generate, SamplingConfig(max_new_tokens=config.training.max_new_tokens)
+    return Quiz.of(data.held_out, template, count, sampling, own) if count and data.held_out else None
+
+
+def _plan(config: Config, base: Base, data: Prepared) -> Plan:
+    lengths = [example.useful_length for example in data.train]
+    n_targets = [example.n_targets for example in data.train]
+    return plan(lengths, n_targets, config.training, config.training.seed, base.layout)
+
+
+def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:
+    """What a resumed run must share to be the same bit for bit."""
+    return {
+        "dtype": dtype_name(base.dtype),
+        "device": str(base.device),
+        "layout": base.layout,
+        "threads": str(torch.get_num_threads()),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "processes": str(world.size),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "train_sha256": data.train_sha256,
+        "held_out_sha256": data.held_out_sha256,
+    }

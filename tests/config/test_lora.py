@@ -1,0 +1,93 @@
+"""Law 9: every option of LoRA changes something. And what is no option, or a wrong one, is refused."""
+
+import hashlib
+from typing import Any
+
+import pytest
+import torch
+
+from lorasmith.config.lora import LoraConfig
+from lorasmith.errors import ConfigError
+from lorasmith.lora.inject import inject
+from lorasmith.lora.merge import merged_weights
+from lorasmith.model.head import loss_sum
+from tests.support.families import examples, one_row, stir, tiny_base
+
+CASES: dict[str, dict[str, Any]] = {
+    "r": {"r": 3},
+    "lora_alpha": {"lora_alpha": 5.0},
+    "lora_dropout": {"lora_dropout": 0.5},
+    "target_modules": {"target_modules": ("q_proj", "fc1")},
+    "exclude_modules": {"exclude_modules": ("fc1",)},
+    "layers_to_transform": {"layers_to_transform": (1,)},
+    "rank_pattern": {"rank_pattern": {"fc1": 3}},
+    "alpha_pattern": {"alpha_pattern": {"fc1": 3.0}},
+    "modules_to_save": {"modules_to_save": ("lm_head",)},
+    "bias": {"bias": "lora_only"},
+    "use_rslora": {"use_rslora": True},
+    "use_dora": {"use_dora": True},
+    "init_lora_weights": {"init_lora_weights": "gaussian"},
+}
+
+
+def outcome(**options: Any) -> dict[str, str]:
+    """What an adapter with these options is at its start, and what a step then does to it."""
+    base = tiny_base("opt")
+    adapter = inject(base.model, LoraConfig(**options), base.router)
+    found = {f"start {key}": p.detach().clone() for key, p in adapter.parameters.items()}
+    stir(adapter)
+    torch.manual_seed(0)
+    loss = loss_sum(base, one_row(examples()))
+    loss.backward()
+    found |= {f"gradient {key}": p.grad for key, p in adapter.parameters.items() if p.grad is not None}
+    found |= {"loss": loss.detach()} | {f"merged {key}": W for key, W in merged_weights(base.model, adapter).items()}
+    return {key: hashlib.sha256(t.detach().contiguous().numpy().tobytes()).hexdigest() for key, t in found.items()}
+
+
+def test_the_same_options_give_the_same_outcome() -> None:
+    assert outcome() == outcome()
+
+
+@pytest.mark.parametrize("field", LoraConfig.model_fields)
+def test_every_field_changes_something(field: str) -> None:
+    assert field in CASES, f"{field} has no case here: show what it changes, or take it out"
+    assert set(CASES[field]) == {field}
+    assert outcome(**CASES[field]) != outcome()
+
+
+def test_bias_all_trains_more_than_bias_of_targets() -> None:
+    fewer, more = (outcome(target_modules="fc1", bias=bias) for bias in ("lora_only", "all"))
+    assert {k for k in more if k.startswith("start")} > {k for k in fewer if k.startswith("start")}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"r": 0}, "r: 0 is not allowed: must be greater than 0"),
+        ({"r": True}, "true is not allowed: must be a number"),
+        ({"lora_alpha": 0}, "greater than 0"),
+        ({"lora_alpha": float("inf")}, "finite number"),
+        ({"lora_alpha": float("nan")}, "finite number"),
+        ({"alpha_pattern": {"q_proj": float("inf")}}, "must hold numbers above 0"),
+        ({"lora_dropout": 1}, "less than 1"),
+        ({"bias": "some"}, "'none', 'all' or 'lora_only'"),
+        ({"init_lora_weights": "pissa"}, "'default' or 'gaussian'"),
+        ({"target_moduls": "q_proj"}, "target_moduls: no such key. Did you mean 'target_modules'?"),
+        ({"target_modules": ()}, "nothing would be adapted"),
+        ({"target_modules": "", "modules_to_save": ("lm_head",)}, "nothing would be adapted"),
+        ({"target_modules": ("q_proj", "")}, "a name is empty"),
+        ({"target_modules": "q_(proj"}, r"target_modules: 'q_\(proj' is no regular expression"),
+        ({"exclude_modules": "*x"}, "exclude_modules: .* is no regular expression"),
+        ({"rank_pattern": {"(": 3}}, "rank_pattern: .* is no regular expression"),
+        ({"rank_pattern": {"q_proj": 0}}, "must hold numbers above 0"),
+        ({"alpha_pattern": {"q_proj": -1.0}}, "must hold numbers above 0"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        LoraConfig(**options)
+
+
+def test_the_scaling_of_the_papers() -> None:
+    assert LoraConfig().scaling(8, 16) == 2  # arXiv:2106.09685, section 4.1
+    assert LoraConfig(use_rslora=True).scaling(16, 8) == 2  # arXiv:2312.03732, section 3

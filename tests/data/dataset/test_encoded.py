@@ -1,0 +1,87 @@
+"""Rows encoded before: the same examples, for as long as nothing that decides their tokens has changed."""
+
+import dataclasses
+
+import pytest
+
+from lorasmith.data.dataset import encoded
+from lorasmith.data.dataset.encoded import place_of, recall, remember
+from lorasmith.data.rows.conversation import Conversation, Message
+from lorasmith.data.template.encoding import Template
+from lorasmith.model.row import Example
+
+
+def row(i: int, answer: str = "blue", **of_the_answer) -> Conversation:
+    asked = Message("user", f"sky {i}?")
+    return Conversation((asked, Message("assistant", answer, **of_the_answer)), f"train.jsonl:{i + 1}")
+
+
+ROWS = [row(i) for i in range(70)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def examples(template: Template, rows: list[Conversation]) -> list[list[Example]]:
+    return [template.encode_row(one) for one in rows]
+
+
+def test_what_is_recalled_is_what_was_remembered(make):
+    template = Template.of(make(None))
+    rows = examples(template, ROWS)
+    rows[3] = [rows[3][0], dataclasses.replace(rows[3][0], weights=[0.25] * len(rows[3][0].ids))]
+    place = place_of(ROWS, template, "answers")
+    assert recall(place, ROWS) is None
+    remember(place, rows)
+    assert recall(place, ROWS) == rows
+
+
+def test_the_place_follows_all_that_decides_tokens_and_weights(make):
+    template = Template.of(make(None))
+    lasts = (
+        ROWS[-1],
+        row(69, "Blue"),
+        row(69, weight=0.5),
+        row(69, learn=False),
+        dataclasses.replace(ROWS[-1], source="other.jsonl:70"),
+        dataclasses.replace(ROWS[-1], tools=({"name": "look"},)),
+        dataclasses.replace(ROWS[-1], messages=(), text="sky"),
+    )
+    places = {place_of([*ROWS[:-1], last], template, "answers") for last in lasts}
+    others = [dataclasses.replace(template, **change) for change in ({"stop_ids": (1,)}, {"system": "Be kind."})]
+    places |= {place_of(ROWS, other, "answers") for other in others} | {place_of(ROWS, template, "all")}
+    assert len(places) == len(lasts) + 3
+    assert place_of(ROWS, Template.of(make(None)), "answers") in places
+
+
+def test_few_rows_are_encoded_anew(make):
+    assert place_of(ROWS[:63], Template.of(make(None)), "answers") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tensor", None])
+def test_a_broken_file_is_encoded_anew(content, make):
+    template = Template.of(make(None))
+    place = place_of(ROWS, template, "answers")
+    remember(place, examples(template, ROWS))
+    place.write_bytes(place.read_bytes()[:-20] if content is None else content)
+    assert recall(place, ROWS) is None
+
+
+def test_the_oldest_files_go(make, monkeypatch):
+    monkeypatch.setattr(encoded, "FILES", 2)
+    template = Template.of(make(None))
+    places = [place_of(ROWS[: 64 + i], template, "answers") for i in range(4)]
+    for i, place in enumerate(places):
+        remember(place, examples(template, ROWS[: 64 + i]))
+    assert sum(place.exists() for place in places) == 2
+    assert places[-1].exists()
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(make, tmp_path):
+    (tmp_path / "lorasmith").write_text("a file where a folder belongs")
+    template = Template.of(make(None))
+    place = place_of(ROWS, template, "answers")
+    remember(place, examples(template, ROWS))
+    assert recall(place, ROWS) is None

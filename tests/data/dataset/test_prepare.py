@@ -1,0 +1,269 @@
+import json
+import random
+
+import pytest
+
+from lorasmith.config.data import DataConfig
+from lorasmith.data.dataset.prepare import LARGEST_PART, Prepared, fingerprint, prepare
+from lorasmith.data.template.encoding import Template
+from lorasmith.errors import ConfigError, DataError
+from lorasmith.report import Report
+
+
+class Heard(Report):
+    def __init__(self):
+        self.said, self.warned, self.steps = [], [], []
+
+    def say(self, text):
+        self.said.append(text)
+
+    def warn(self, text):
+        self.warned.append(text)
+
+    def progress(self, task, done, total, **numbers):
+        self.steps.append((done, total))
+
+
+def alpaca(n: int, output: str = "blue") -> dict[str, str]:
+    return {"instruction": f"sky {n}?", "output": output}
+
+
+@pytest.fixture
+def run(tmp_path, make):
+    """`run(rows, **options)`: prepared with the tutorial's pattern, and what the report heard."""
+
+    def run(rows, template=None, limit=None, seed=0, files=("train.jsonl",), **options) -> tuple[Prepared, Heard]:
+        for name, content in {files[0].partition(":")[0]: rows, **options.pop("more", {})}.items():
+            (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in content), "utf-8")
+        if isinstance(options.get("held_out"), str) and options["held_out"].endswith("jsonl"):
+            options["held_out"] = str(tmp_path / options["held_out"])
+        cfg = DataConfig(data=tuple(str(tmp_path / name) for name in files), **options)
+        heard = Heard()
+        return prepare(cfg, Template.of(make(template)), limit, heard, seed), heard
+
+    return run
+
+
+def lines(examples) -> list[int]:
+    return [int(example.source.rpartition(":")[2]) for example in examples]
+
+
+def test_counts_are_said_in_a_sentence(run):
+    made, heard = run([alpaca(n) for n in range(40)])
+    assert (len(made.train), len(made.held_out)) == (38, 2)
+    tokens, targets = sum(e.useful_length for e in made.train), sum(e.n_targets for e in made.train)
+    assert heard.said[0].endswith("train.jsonl: alpaca, 40 rows, none left out.")
+    assert heard.said[1:] == [
+        f"38 rows to learn from, 2 held out; {tokens:,} tokens a pass, {targets:,} of them learned "
+        f"({targets / tokens:.0%})."
+    ]
+    assert heard.warned == []
+    assert made.notes == tuple(heard.said)
+    assert made.max_length == 1024
+
+
+def test_the_encoding_of_many_rows_shows_progress(run):
+    _made, heard = run([alpaca(n) for n in range(450)])
+    assert heard.steps == [(200, 450), (400, 450), (450, 450)]
+
+
+# -- held out -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows", "held"),
+    [(0.05, 100, 5), (0.05, 19, 0), (0.29, 100, 29), (0.9, 500, LARGEST_PART), (0, 10, 0), (1, 10, 1), (300, 400, 300),
+     ("3", 10, 3), ("0.2", 10, 2)],
+)  # fmt: skip
+def test_held_out_as_a_number_or_a_part(run, asked, rows, held):
+    made, _heard = run([alpaca(n) for n in range(rows)], held_out=asked)
+    assert len(made.held_out) == held
+    assert sorted(lines(made.train) + lines(made.held_out)) == list(range(1, rows + 1))
+
+
+def test_held_out_rows_are_drawn_by_the_seed(run):
+    rows = [alpaca(n) for n in range(60)]
+    first, again, other = (run(rows, held_out=10, seed=seed)[0] for seed in (0, 0, 1))
+    assert first == again
+    assert lines(first.held_out) != lines(other.held_out)
+    assert lines(first.held_out) != list(range(1, 11))
+    assert first.train_sha256 != other.train_sha256
+    order = list(range(60))
+    random.Random("held-out-0").shuffle(order)
+    assert lines(first.held_out) == sorted(i + 1 for i in order[:10])
+
+
+def test_a_part_of_too_few_rows_is_said(run):
+    _made, heard = run([alpaca(n) for n in range(5)])
+    assert heard.said[1] == "No row is held out: a part of 0.05 of 5 rows is less than one."
+
+
+def test_held_out_as_a_file(run):
+    made, heard = run([alpaca(1), alpaca(2)], held_out="test.jsonl", more={"test.jsonl": [alpaca(3), alpaca(2)]})
+    assert (len(made.train), len(made.held_out)) == (2, 2)
+    assert "1 row of those held out also among those to learn from" in heard.warned[0]
+    assert heard.warned[0].endswith("test.jsonl line 2.")
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "-0.1", "nan", "inf"])
+def test_held_out_that_cannot_be(run, value):
+    with pytest.raises(ConfigError, match=r"data\.held_out: .*; give a file, a whole number of rows"):
+        run([alpaca(1)], held_out=value)
+
+
+def test_nothing_left_to_learn_from(run):
+    with pytest.raises(DataError, match="10 rows held out leave none of 10 to learn from"):
+        run([alpaca(n) for n in range(10)], held_out=10)
+
+
+# -- length ---------------------------------------------------------------------------------------------------------
+
+
+LONG = [alpaca(1), alpaca(2, "blue " * 30), alpaca(3), alpaca(4, "sky " * 40), alpaca(5)]
+
+
+def test_too_long_is_an_error_by_default_and_counts_what_would_be_lost(run):
+    whole, _heard = run(LONG, held_out=0)
+    with pytest.raises(DataError) as caught:
+        run(LONG, held_out=0, max_length=30)
+    lost = sum(max(0, e.useful_length + 1 - 30) for e in whole.train)
+    longest = max(e.useful_length + 1 for e in whole.train)
+    (text,) = caught.value.problems
+    assert text.startswith(f"data.data: longer than 30 tokens: 2 rows of 5, the longest {longest}; {lost} of their")
+    assert "train.jsonl lines 2, 4)" in text
+    made, _heard = run(LONG, held_out=0, max_length=longest)
+    assert made.train == whole.train
+    with pytest.raises(DataError, match=r"1 row of 5.* 1 of their answer tokens"):
+        run(LONG, held_out=0, max_length=longest - 1)
+
+
+def test_too_long_in_both_files_is_told_at_once(run):
+    with pytest.raises(DataError) as caught:
+        run(LONG, held_out="test.jsonl", more={"test.jsonl": LONG[1:2]}, max_length=30)
+    assert [text.partition(":")[0] for text in caught.value.problems] == ["data.data", "data.held_out"]
+
+
+def test_truncate_cuts_the_end_and_says_so(run):
+    whole, _heard = run(LONG, held_out=0)
+    made, heard = run(LONG, held_out=0, max_length=30, too_long="truncate")
+    assert [e.ids for e in made.train] == [e.ids[:30] for e in whole.train]
+    assert made.train[1].targets == [*whole.train[1].targets[:29], -100]
+    lost = sum(a.n_targets - b.n_targets for a, b in zip(whole.train, made.train, strict=True))
+    assert heard.warned == [f"data.data: 2 rows cut at 30 tokens; answer tokens lost in all: {lost}."]
+
+
+def test_a_row_that_loses_its_answer_by_cutting_is_left_out_and_counted(run):
+    rows = [alpaca(1), {"instruction": "sky " * 50, "output": "blue"}]
+    made, heard = run(rows, held_out=0, max_length=30, too_long="truncate")
+    assert lines(made.train) == [1]
+    assert len(heard.warned) == 1
+    assert "1 row left out, no answer begins within 30 tokens: " in heard.warned[0]
+    with pytest.raises(DataError, match="no row is left to learn from"):
+        run(rows[1:], max_length=30, too_long="truncate")
+
+
+def test_drop_leaves_out_what_does_not_fit(run):
+    made, heard = run(LONG, held_out=0, max_length=30, too_long="drop")
+    assert lines(made.train) == [1, 3, 5]
+    assert len(heard.warned) == 1
+    assert "2 rows left out as longer than 30 tokens: " in heard.warned[0]
+
+
+def test_context_after_the_last_answer_is_cut_without_a_word(run):
+    chat = {"messages": [{"role": "user", "content": "sky?"}, {"role": "assistant", "content": "blue"}]}
+    whole, _heard = run([chat], "chatml", held_out=0)
+    fits = whole.train[0].useful_length + 1
+    assert fits < len(whole.train[0].ids)  # the line break after <|im_end|>
+    made, heard = run([chat], "chatml", held_out=0, max_length=fits)
+    assert made.train[0].n_targets == whole.train[0].n_targets
+    assert heard.warned == []
+
+
+def test_the_models_limit(run):
+    assert run(LONG, limit=300)[0].max_length == 300
+    assert run(LONG, limit=5000)[0].max_length == 1024
+    assert run(LONG, limit=5000, max_length=2000)[0].max_length == 2000
+    with pytest.raises(ConfigError, match="301 is more than the 300 tokens"):
+        run(LONG, limit=300, max_length=301)
+
+
+# -- rows -----------------------------------------------------------------------------------------------------------
+
+
+def test_bad_rows_of_all_files_are_told_at_once(run):
+    with pytest.raises(DataError) as caught:
+        run(
+            [alpaca(1, "")],
+            held_out="test.jsonl",
+            more={"b.jsonl": [{}], "test.jsonl": [{}]},
+            files=("a.jsonl", "b.jsonl"),
+        )
+    assert [text.partition(":")[0] for text in caught.value.problems] == ["data.data", "data.data", "data.held_out"]
+
+
+def test_rows_that_the_template_refuses_are_told_at_once(run):
+    bad = {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "sky?"},
+                        {"role": "assistant", "content": "blue"}]}  # fmt: skip
+    with pytest.raises(DataError, match=r"train\.jsonl lines 2-3: the chat template refuses it: System role"):
+        run([{"messages": bad["messages"][1:]}, bad, bad], "gemma")
+
+
+def test_a_rewriting_template_splits_rows_and_holds_out_whole_ones(run):
+    chat = {"messages": [{"role": r, "content": c} for r, c in [("user", "sky?"), ("assistant", "blue")] * 2]}
+    made, heard = run([chat] * 4, "qwen3", held_out=1)
+    assert (len(made.train), len(made.held_out)) == (6, 2)
+    assert len(set(lines(made.held_out))) == 1
+    assert any("4 rows became 8 examples" in text for text in heard.said)
+    assert any(text.startswith("3 rows to learn from, 1 held out;") for text in heard.said)
+
+
+def test_columns_under_other_names_in_both_files(run):
+    rows = [{"frage": f"sky {n}?", "antwort": "blue"} for n in range(4)]
+    options = {
+        "map": {"instruction": "frage", "output": "antwort"},
+        "held_out": "test.jsonl",
+        "more": {"test.jsonl": rows[:1]},
+    }
+    made, _heard = run(rows, **options)
+    assert made.train == run([alpaca(n) for n in range(4)], held_out="0")[0].train
+    with pytest.raises(DataError, match=r"data\.map: output=reply: .*train\.jsonl has no column 'reply'"):
+        run(rows, map={"output": "reply"})
+
+
+def test_a_column_of_another_name_must_be_in_one_of_the_files(run):
+    german = [{"frage": "sky?", "antwort": "blue"}]
+    files, names = ("a.jsonl", "b.jsonl"), {"instruction": "frage", "output": "antwort"}
+    made, _heard = run([alpaca(1)], files=files, more={"b.jsonl": german}, held_out=0, map=names)
+    assert len(made.train) == 2
+    with pytest.raises(ConfigError, match=r"data\.map: system=sytsem: .*a\.jsonl, .*b\.jsonl has no column 'sytsem'"):
+        run([alpaca(1)], files=files, more={"b.jsonl": german}, held_out=0, map=names | {"system": "sytsem"})
+
+
+def test_files_with_weights_share_an_epoch_and_nothing_held_out_is_repeated(run):
+    more = {"b.jsonl": [alpaca(n) for n in range(100, 110)]}
+    made, heard = run([alpaca(n) for n in range(50)], files=("a.jsonl:0.6", "b.jsonl:0.4"), more=more, held_out=10)
+    from_b = [example.source for example in made.train if "b.jsonl" in example.source]
+    assert (len(made.train), len(from_b), len(made.held_out)) == (50, 20, 10)
+    assert {e.source for e in made.train}.isdisjoint(e.source for e in made.held_out)
+    assert sum("in an epoch" in text for text in heard.said) == 2
+    assert made.notes == tuple(heard.said)
+
+
+def test_a_stop_token_within_an_answer_is_warned_of(run):
+    _made, heard = run([alpaca(1), alpaca(2, "blue<eos>grey"), alpaca(3)], held_out=0)
+    assert len(heard.warned) == 1
+    assert "A stop token stands within an answer of 1 row;" in heard.warned[0]
+    assert heard.warned[0].endswith("train.jsonl line 2.")
+
+
+def test_no_file_named(make):
+    with pytest.raises(ConfigError, match=r"data\.data: no file"):
+        prepare(DataConfig(), Template.of(make()), None)
+
+
+def test_the_fingerprint_tells_ids_targets_and_order_apart(run):
+    made, _heard = run([alpaca(1), alpaca(2)], held_out=0)
+    one, two = made.train
+    assert fingerprint([one, two]) == made.train_sha256
+    assert len({fingerprint(s) for s in ([one, two], [two, one], [one], [], [one, one])}) == 5
+    assert made.held_out_sha256 == fingerprint([])

@@ -1,0 +1,32 @@
+"""Files of what is to be answered, in every form that rows to learn from have."""
+
+import json
+
+import pytest
+
+from lorasmith.data.read.prompts import UNREAD, read_prompts
+from lorasmith.data.rows.conversation import Message
+from lorasmith.data.rows.forms import conversation
+from lorasmith.errors import DataError
+
+ASKED = [{"from": "human", "value": "Hi"}]
+ROWS = [
+    {"instruction": "Hi"},
+    {"prompt": "Hi"},
+    {"conversations": ASKED},
+    {"conversations": [*ASKED, {"from": "gpt", "value": "unread"}]},
+    {"messages": [{"role": "user", "content": "Hi"}]},
+]
+
+
+def test_prompts_of_all_forms(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, ROWS)), "utf-8")
+    (tmp_path / "a.csv").write_text('id,prompt\n1,"Hi"\n', "utf-8")
+    found = [conversation(record).messages for name in ("a.jsonl", "a.csv") for record in read_prompts(tmp_path / name)]
+    assert found == [(Message("user", "Hi"), Message("assistant", UNREAD))] * 6
+
+
+def test_a_plain_text_asks_nothing(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Hi"}\n{"text": "Once"}\n', "utf-8")
+    with pytest.raises(DataError, match=r"a\.jsonl line 2: a plain text asks nothing\. Write it as 'prompt'\.$"):
+        read_prompts(tmp_path / "a.jsonl")

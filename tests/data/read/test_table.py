@@ -1,0 +1,136 @@
+"""CSV, TSV and Parquet."""
+
+import csv
+import gzip
+import io
+import json
+import sys
+
+import pytest
+
+from lorasmith.data.read.files import look
+from lorasmith.errors import DataError, MissingExtraError
+
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """`rows(name, content)`: line and fields of each row of a file with this content."""
+
+    def rows(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return [(int(r.source.rpartition(":")[2]), r.fields) for r in look(path).records]
+
+    return rows
+
+
+@pytest.fixture
+def refused(rows, tmp_path):
+    """`refused(name, content)`: the problems of such a file, without its folder."""
+
+    def refused(name, content):
+        with pytest.raises(DataError) as caught:
+            rows(name, content)
+        return [text.replace(f"{tmp_path}/", "") for text in caught.value.problems]
+
+    return refused
+
+
+TABLE = 'id,instruction,output\r\n1,"say ""hi"",\nplease",好\r\n\r\n2,b,"c\n\nd"\r\n3,e,f\r\n'
+READ = [
+    (2, {"instruction": 'say "hi",\nplease', "output": "好"}),
+    (5, {"instruction": "b", "output": "c\n\nd"}),
+    (8, {"instruction": "e", "output": "f"}),
+]
+
+
+def test_a_row_of_csv_knows_the_line_where_it_begins(rows):
+    assert rows("a.csv", TABLE) == READ
+    assert rows("b.csv", BOM + TABLE.replace("id,", ",").encode()) == READ
+    assert rows("c.CSV.gz", gzip.compress(TABLE.encode())) == READ
+    assert rows("d.tsv", "instruction\toutput\na, b\tc\n") == [(2, {"instruction": "a, b", "output": "c"})]
+    assert rows("e.csv", "prompt,completion\na," + "x" * 200_000)[0][1]["completion"] == "x" * 200_000
+
+
+def test_all_rows_with_too_few_or_too_many_cells_are_told(refused):
+    few, many, empty = refused("a.csv", 'instruction,output\na,b\nc\n"d\n",e,f\ng,\n')
+    assert few.startswith("data.data: a.csv line 3: cells in the row: 1, in the header: 2 ('instruction', 'output').")
+    assert many.startswith("data.data: a.csv line 4: cells in the row: 3")
+    assert empty.startswith("data.data: a.csv line 6: 'output' is empty")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("a.csv", 'instruction,output\na,b\nc,"d\ne,f\n', "a.csv line 3: not valid CSV: a quote is opened and never"),
+        ("a.tsv", 'instruction\toutput\n"a" b\tc\n', "a.tsv line 2: not valid CSV: a quote stands within a cell"),
+        ("a.csv", "a,a,b\n1,2,3\n", "a.csv: several columns are called 'a'."),
+        ("a.csv", "instruction;output\na;b\n", "a.csv: its first line has one column, 'instruction;output'. Are its"),
+        ("a.csv", "instruction,output\n", "a.csv holds no rows."),
+        ("a.csv", b"instruction,output\na,b\n" + "考,好".encode("gb18030"), "a.csv line 3 is not UTF-8."),
+        ("a.parquet", b"no parquet", "a.parquet: not a whole Parquet file: "),
+    ],
+)
+def test_tables_that_cannot_be_read(refused, name, content, text):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow", reason="the extra lorasmith[data] is not installed")
+    (found,) = refused(name, content)
+    assert found.startswith(f"data.data: {text}")
+
+
+TALK = [{"role": "user", "content": 'say "hi",\nplease'}, {"role": "assistant", "content": "好", "learn": True}]
+SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+TOOLS = [{"type": "function", "function": {"name": "weather"}}]
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_lists_in_cells_are_json(rows, refused, name, separator):
+    def table(*lines):
+        text = io.StringIO()
+        csv.writer(text, delimiter=separator).writerows(lines)
+        return text.getvalue()
+
+    talk, tools = json.dumps(TALK, indent=1), json.dumps(TOOLS)
+    found = rows(name, table(["messages", "tools"], [talk, tools], [json.dumps(TALK), ""]))
+    assert found == [(2, {"messages": TALK, "tools": TOOLS}), (13, {"messages": TALK, "tools": ""})]
+    found = rows(name, table(["conversations", "system"], [json.dumps(SHAREGPT), "[1]"]))
+    assert found == [(2, {"conversations": SHAREGPT, "system": "[1]"})]
+    found = rows(name, table(["instruction", "output", "history"], ["a", "b", '[["c", "d"]]'], ["a", "b", ""]))
+    assert [fields["history"] for _line, fields in found] == [[["c", "d"]], ""]
+    half = json.dumps(SHAREGPT[:1])
+    bad = [[talk, ""], [str(TALK), ""], ["", ""], ["Hi", ""], [talk[:-9], ""], [half, ""], [talk, "[1]"]]
+    found = refused(name, table(["messages", "tools"], *bad))
+    found = [text.removeprefix(f"data.data: {name} line ") for text in found]
+    assert [text[: len(end)] for text, end in zip(found, BAD_LISTS, strict=True)] == BAD_LISTS
+
+
+BAD_LISTS = [
+    "13: 'messages' is a list as Python prints it, not as JSON. Write it with json.dumps.",
+    "14: 'messages' is empty, so there is nothing to learn from it.",
+    "15: 'messages' must be a list of messages, found text.",
+    "16: 'messages' is text that is no valid JSON, at its line 9, column 12: ",
+    "25: no message has role 'gpt', so there is nothing to learn from it.",
+    "26: 'tools' must be a list of function schemas, found a list.",
+]
+
+
+def test_parquet(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra lorasmith[data] is not installed")
+    from pyarrow import parquet
+
+    talk = [{"role": "user", "content": "Hi", "learn": None}, {"role": "assistant", "content": "Hello", "learn": True}]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": talk, "text": None}] * 3), path)
+    found = look(path)
+    assert (found.form, [(r.fields, r.source) for r in found.records][2]) == (
+        "chat",
+        ({"messages": talk}, f"{path} row 3"),
+    )
+    texts = [{"messages": json.dumps(TALK), "tools": None}, {"messages": json.dumps(TALK), "tools": json.dumps(TOOLS)}]
+    parquet.write_table(pyarrow.Table.from_pylist(texts), path)
+    assert [r.fields for r in look(path).records][1] == {"messages": TALK, "tools": TOOLS}
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(MissingExtraError, match=r"a\.parquet needs pyarrow, .*pip install 'lorasmith\[data\]'"):
+        look(path)

@@ -1,0 +1,258 @@
+"""Which form a file has, how its rows become conversations, and what is said of rows that cannot."""
+
+import json
+
+import pytest
+
+from lorasmith.data.read.files import look
+from lorasmith.data.rows.conversation import Conversation, Message, Record
+from lorasmith.data.rows.forms import conversation
+from lorasmith.errors import ConfigError, DataError
+
+ROW = {"instruction": "Ask", "input": "", "output": "Answer"}
+CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+PROMPT = {"prompt": "Ask", "completion": "Answer"}
+SHAREGPT = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
+TEXT = {"text": "Once upon a time"}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Köln"}}}
+
+
+@pytest.fixture
+def seen(tmp_path):
+    """`seen(*rows, **options)`: what is found in a file of these rows."""
+
+    def seen(*rows, **options):
+        path = tmp_path / "a.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        return look(path, **options)
+
+    return seen
+
+
+@pytest.fixture
+def made(seen):
+    """`made(row)`: the conversation of the only row of a file."""
+    return lambda row: conversation(seen(row).records[0])
+
+
+@pytest.fixture
+def refused(seen, tmp_path):
+    """`refused(*rows)`: the problems of these rows, without the name of the file's folder."""
+
+    def refused(*rows, **options):
+        with pytest.raises(DataError) as caught:
+            seen(*rows, **options)
+        return [text.replace(f"{tmp_path}/", "") for text in caught.value.problems]
+
+    return refused
+
+
+# -- the form of a file ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "form"),
+    [(CHAT, "chat"), (SHAREGPT, "ShareGPT"), (ROW, "alpaca"), (PROMPT, "prompt/completion"), (TEXT, "text"),
+     (ROW | TEXT, "alpaca"), (CHAT | TEXT | PROMPT, "chat"), (ROW | {"messages": None}, "alpaca")],
+)  # fmt: skip
+def test_the_form_of_a_file(seen, row, form):
+    assert seen(row, row).form == form
+
+
+def test_most_rows_decide_and_the_others_are_told_with_what_they_are(refused):
+    rows = [PROMPT, ROW, ROW, TEXT, ROW, {"instruction": "a", "ouput": "b"}]
+    assert refused(*rows) == [
+        'data.data: a.jsonl line 1: the row is prompt/completion (\'prompt\', \'completion\'), most rows of the file '
+        'are alpaca, like {"instruction": ..., "output": ...}. Write it like them, or put it into a file of its own.',
+        'data.data: a.jsonl line 4: the row is text (\'text\'), most rows of the file are alpaca, like '
+        '{"instruction": ..., "output": ...}. Write it like them, or put it into a file of its own.',
+        "data.data: a.jsonl line 6: the row has 'instruction', 'ouput'; the rows of the file are alpaca, like "
+        '{"instruction": ..., "output": ...}. Should \'ouput\' be \'output\'?',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "end"),
+    [
+        ({"prompt": "a", "response": "b"}, 'nearest is prompt/completion, like {"prompt": ..., "completion": ...}. '
+         "Should 'response' be 'completion'? --map completion=response reads it so."),
+        ({"question": "a", "answer": "b", "id": 3}, 'nearest is alpaca, like {"instruction": ..., "output": ...}. '
+         "Should 'question' be 'instruction'? Should 'answer' be 'output'? "
+         "--map instruction=question output=answer reads it so."),
+        ({"问题": "a", "回答": "b"}, "--map instruction=问题 output=回答 reads it so."),
+        ({"Conversation": []}, "--map messages=Conversation reads it so."),
+        ({"instruction": "a", "ouput": "b"}, "--map output=ouput reads it so."),
+        ({}, "the row has no keys; known are {\"messages\": ...}, {\"conversations\": ...}, {\"instruction\": ..., "
+         "\"output\": ...}, {\"prompt\": ..., \"completion\": ...}, {\"text\": ...}. "
+         "Say which column is which, for example: --map instruction=COLUMN output=COLUMN"),
+        ({"frage": "a", "antwort": "b", "datum": 3}, "for example: --map instruction=frage output=antwort"),
+    ],
+)  # fmt: skip
+def test_columns_that_nobody_knows_are_told_with_the_nearest_form(refused, row, end):
+    (text,) = refused(row)
+    assert text.startswith("data.data: a.jsonl line 1: the row has ")
+    assert text.endswith(end)
+
+
+def test_other_columns_by_map(seen):
+    rows = {"question": "Ask", "answer": "Answer", "output": "not this one", "id": 1}
+    found = seen(rows, renamed={"instruction": "question", "output": "answer"})
+    assert (found.form, found.records[0].fields) == ("alpaca", {"instruction": "Ask", "output": "Answer"})
+    assert seen(ROW, renamed={"instruction": "question"}).form == "alpaca"  # read as it is
+    swapped = seen({"input": "a", "output": "b", "instruction": "c"}, renamed={"input": "output", "output": "input"})
+    assert swapped.records[0].fields == {"instruction": "c", "input": "b", "output": "a"}
+    with pytest.raises(ConfigError, match=r"instruction=frage: .*a.jsonl has no column 'frage'. It has 'question', 'a"):
+        seen({"question": "Ask", "answer": "Answer"}, renamed={"instruction": "frage", "output": "answer"})
+
+
+# -- a row becomes a conversation -----------------------------------------------------------------------------------
+
+
+def test_alpaca_with_history_and_system(made):
+    row = ROW | {"history": [["Hi", "Hello"], ["And?", "So"]], "system": "Be kind."}
+    assert [(m.role, m.content) for m in made(row).messages] == [
+        ("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "And?"), ("assistant", "So"),
+        ("user", "Ask"), ("assistant", "Answer"),
+    ]  # fmt: skip
+    assert made(ROW | {"history": None, "system": ""}).messages == (
+        Message("user", "Ask"),
+        Message("assistant", "Answer"),
+    )
+
+
+def test_prompt_and_completion_and_plain_text(made):
+    assert made(PROMPT).messages == (Message("user", "Ask"), Message("assistant", "Answer"))
+    plain = made(TEXT)
+    assert (plain.messages, plain.text) == ((), "Once upon a time")
+
+
+def test_sharegpt_and_chat_say_the_same_with_tools(made):
+    call = {"name": "weather", "arguments": {"city": "Köln"}}
+    talk = [("human", "Weather?"), ("function_call", json.dumps(call)), ("observation", "sun"), ("gpt", "Sunny.")]
+    row = {
+        "conversations": [{"from": f, "value": v} for f, v in talk],
+        "system": "Be kind.",
+        "tools": json.dumps([TOOL]),
+    }
+    sharegpt = made(row)
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": call | {"arguments": '{"city": "Köln"}'}}]},
+        {"role": "tool", "content": "sun"},
+        {"role": "assistant", "content": "Sunny.", "tool_calls": None, "name": None},
+    ]
+    chat = made({"messages": messages, "tools": [TOOL]})
+    assert sharegpt == Conversation(chat.messages, sharegpt.source, (TOOL,))
+    assert chat.tools == (TOOL,)
+    assert [message._asdict() for message in chat.messages[2:4]] == [
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "sun"},
+    ]
+
+
+def test_a_template_sees_the_tool_keys_that_are_set_and_nothing_else(made):
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL | {"id": "c1"}], "learn": False},
+        {"role": "tool", "content": "sun", "tool_call_id": "c1", "name": "weather"},
+        {"role": "assistant", "content": "Sunny.", "weight": 0.5},
+    ]
+    found = made({"messages": messages}).messages
+    assert [message._asdict() for message in found] == [
+        messages[0],
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "c1", **CALL}]},
+        messages[2],
+        {"role": "assistant", "content": "Sunny."},
+    ]
+    assert [(message.learn, message.weight) for message in found] == [(True, 1), (False, 1), (True, 1), (True, 0.5)]
+
+
+def test_a_content_of_parts_is_their_text(made):
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo", "image": None}]
+    assert made(chat(content=parts)).messages == made(CHAT).messages
+    values = [{"from": "human", "value": parts[:1]}, {"from": "gpt", "value": parts}]
+    assert [message.content for message in made({"conversations": values}).messages] == ["Hel", "Hello"]
+
+
+def test_rows_with_more_than_text_are_left_out_and_told(seen, refused, tmp_path):
+    image = {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, *CHAT["messages"][1:]]}
+    found = seen(CHAT, image, image, CHAT | {"id": 1})
+    why = "left out: a message has a part of type 'image_url', and only text can be learned."
+    assert [record.source.rpartition(":")[2] for record in found.records] == ["1", "4"]
+    assert found.notes[0] == f"{tmp_path}/a.jsonl: chat, 2 rows, 2 left out."
+    assert found.left_out == (f"{tmp_path}/a.jsonl lines 2-3: {why}",)
+    assert refused(image) == [f"data.data: a.jsonl line 1: {why}"]
+    with pytest.raises(DataError, match="a part of type 'image_url'"):
+        conversation(Record(image, "row"))
+
+
+# -- rows that cannot be learned from -------------------------------------------------------------------------------
+
+
+def chat(**message):
+    return {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"} | message]}
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        (ROW | {"output": 3}, "'output' must be text, found a number."),
+        (ROW | {"instruction": None}, "'instruction' must be text, found null."),
+        (ROW | {"input": ["a"]}, "'input' must be text, found a list."),
+        (ROW | {"output": " \n"}, "'output' is empty, so there is nothing to learn from it. Drop the row or "
+         "add an answer."),
+        (ROW | {"output": "\ud83d"}, "'output' holds half a character"),
+        ({"messages": "Hi"}, "'messages' must be a list of messages, found text."),
+        ({"messages": []}, "'messages' is empty"),
+        ({"messages": ["Hi"]}, "message 1 must be an object with 'role' and 'content', found text."),
+        ({"messages": [{"role": "user", "text": "Hi"}]}, "message 1 has no 'content', only 'role', 'text'. "
+         'A message is {"role": ..., "content": ...}.'),
+        ({"messages": [{"role": "bot", "content": "Hi"}]}, "message 1 has the role 'bot'; known are 'system', 'user', "
+         "'assistant', 'tool'."),
+        ({"messages": [{"role": ["user"], "content": "Hi"}]}, "message 1 has the role ['user']; known are"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "message 1 (user): 'content': part 1 must be "
+         "like {\"type\": \"text\", \"text\": ...}, found 'type'."),
+        (chat(content=[{"type": "image"}, "Hello"]), "message 2 (assistant): 'content': part 2 must be like"),
+        (chat(content=[{"type": "text", "text": " "}]), "message 2 (assistant): it is empty"),
+        ({"messages": str(CHAT["messages"])}, "'messages' is a list as Python prints it, not as JSON. Write it with"),
+        ({"messages": "[" * 10**5}, "'messages' is text, nested too deeply to be read."),
+        ({"messages": '{"role": "user"}'}, "'messages' must be a list of messages, found an object."),
+        ({"messages": [{"role": "user", "content": "\udc00"}]}, "message 1 (user): 'content' holds half a character"),
+        ({"messages": CHAT["messages"][:1]}, "no message has the role 'assistant', so there is nothing to train on. "
+         "Drop the row or add an answer."),
+        ({"messages": [*CHAT["messages"], {"role": "assistant", "content": ""}]}, "message 3 (assistant): it is empty"),
+        ({"conversations": [{"role": "user", "content": "a"}, {"from": "gpt", "value": "b"}]}, "message 2 has "
+         "no 'role', only 'from', 'value'."),
+        ({"conversations": [{"from": "human", "value": "Hi"}]}, "no message has role 'gpt', so there is nothing"),
+        ({"conversations": [{"from": "Humans", "value": "Hi"}]}, "message 1 has the role 'Humans'; known are 'human', "
+         "'gpt', 'system', 'function_call', 'observation'. Did you mean 'human'?"),
+        ({"conversations": [{"from": "function", "value": "sun"}]}, "message 1 (function): its text must be a call as "
+         'JSON, {"name": ..., "arguments": {...}}. What a function gave back has the role \'observation\'.'),
+        (chat(tool_calls=[{"function": {"name": "f", "arguments": "{"}}]), "message 2 (assistant): 'tool_calls' must "
+         "be a list like "),
+        ({"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}, "only an answer can have 'tool"),
+        (chat(learn="no"), "message 2 (assistant): 'learn' must be true or false, found text."),
+        (chat(weight=-1), "message 2 (assistant): 'weight' must be 0 or more, found -1."),
+        (chat(weight=True), "message 2 (assistant): 'weight' must be a number, found true or false."),
+        (chat(learn=False), "every answer has 'learn' false or 'weight' 0, so there is nothing to learn from it."),
+        (CHAT | {"tools": "[{"}, "'tools' is text that is no valid JSON, at its line 1, column 3: "),
+        (CHAT | {"tools": ["weather"]}, "'tools' must be a list of function schemas, found a list."),
+        (CHAT | {"system": 3}, "'system' must be text, found a number."),
+        (CHAT | {"system": "a", "messages": [{"role": "system", "content": "b"}, *CHAT["messages"]]}, "Keep one of"),
+        (ROW | {"history": "Hi"}, "'history' must be a list of pairs of question and answer, found text."),
+        (ROW | {"history": '[["Hi", "Hello"]'}, "'history' is text that is no valid JSON, at its line 1, column 17: "),
+        (ROW | {"history": [["Hi"]]}, "'history' 1 must be a pair of texts: a question and its answer."),
+        (ROW | {"history": [["Hi", " "]]}, "'history' 1: its answer is empty."),
+        (PROMPT | {"completion": ""}, "'completion' is empty, so there is nothing to learn from it."),
+        (PROMPT | {"prompt": None}, "'prompt' must be text, found null."),
+        (TEXT | {"text": " "}, "'text' is empty, so there is nothing to learn from it."),
+        (TEXT | {"text": ["a"]}, "'text' must be text, found a list."),
+    ],
+)  # fmt: skip
+def test_a_bad_row_is_told_with_its_line(refused, row, text):
+    good = next(form for form in (ROW, CHAT, PROMPT, SHAREGPT, TEXT) if form.keys() <= row.keys())
+    (found,) = refused(good, row)
+    assert found.startswith("data.data: a.jsonl line 2: ")
+    assert text in found

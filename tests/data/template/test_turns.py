@@ -1,0 +1,97 @@
+"""Turns by prefix differences, and the quick way to the same turns."""
+
+import pytest
+
+from lorasmith.data.rows.conversation import Conversation, Message
+from lorasmith.data.template.encoding import Template
+from lorasmith.data.template.turns import Pattern, prefix_turns
+from lorasmith.errors import DataError
+from lorasmith.model.row import IGNORED
+
+SYSTEM = Message("system", "Be brief.")
+CHAT = tuple(Message(("user", "assistant")[i % 2], f"what {i} is the sky? " * (i % 3) + "考试") for i in range(9))
+QUICK = ("chatml", "llama3", "qwen2.5", "gemma", "mistral", "marked", "tools", "stripped")
+
+
+@pytest.mark.parametrize("name", [*QUICK, "qwen3", "thought"])
+@pytest.mark.parametrize("before", [(), (SYSTEM,)], ids=["alone", "system"])
+def test_the_quick_way_gives_the_turns_of_the_long_one(make, name, before):
+    jinja = Template.of(make(name)).jinja
+    pattern = Pattern.of(jinja)
+    assert (pattern is not None) == (name in QUICK)
+    if pattern is None or (before and name == "gemma"):  # gemma refuses a system text
+        return
+    for end in range(1, len(CHAT) + 1):
+        messages = [*before, *CHAT[:end]]
+        assert pattern.turns(jinja, messages, "") == list(prefix_turns(jinja, messages, ""))
+
+
+def test_contents_that_a_template_may_look_at_go_the_long_way(make):
+    jinja = Template.of(make("stripped")).jinja
+    thinking = [CHAT[0], Message("assistant", "<think>\nx\n</think>\n\nblue"), *CHAT[2:4]]
+    assert Pattern.of(jinja).turns(jinja, thinking, "") is None
+    blanks = [Message("user", " sky "), Message("assistant", " blue ")]
+    for name in ("chatml", "gemma"):
+        jinja = Template.of(make(name)).jinja
+        assert Pattern.of(jinja).turns(jinja, blanks, "") == list(prefix_turns(jinja, blanks, ""))
+
+
+def test_a_long_conversation_is_rendered_twice(make, monkeypatch):
+    template = Template.of(make("qwen2.5"))
+    template.encode(CHAT[:2])
+    renders = []
+    apply = type(template.tokenizer).apply_chat_template
+    monkeypatch.setattr(
+        type(template.tokenizer), "apply_chat_template", lambda *a, **k: renders.append(1) or apply(*a, **k)
+    )
+    template.encode(CHAT[:8])
+    assert len(renders) == 2
+
+
+def test_thoughts_that_are_taken_out_of_earlier_turns_are_learned_turn_by_turn(make):
+    template = Template.of(make("stripped"))
+    answers = ["<think>\nsky\n</think>\n\nblue", "<think>\nmodel\n</think>\n\nsky"]
+    chat = [CHAT[0], Message("assistant", answers[0]), CHAT[2], Message("assistant", answers[1])]
+    one, two = template.encode_all(chat)
+    for example, answer, end in ((one, answers[0], 1), (two, answers[1], 3)):
+        learned = [target for target in example.targets if target != IGNORED]
+        assert template.tokenizer.decode(learned) == answer + "<|im_end|>"
+        prompt = template.encode_prompt(chat[:end])
+        assert example.ids[: len(prompt)] == prompt
+    assert "<think>" not in template.tokenizer.decode(template.encode_prompt(chat[:3]))
+    last_alone = [
+        *chat[:1],
+        CHAT[1],
+        *chat[2:],
+    ]  # only the last answer thinks: nothing is taken out, one text holds all
+    assert len(template.encode_all(last_alone)) == 1
+
+
+def test_marks_that_agree_are_accepted_and_others_refused_with_the_token(make):
+    chat = CHAT[:4]
+    assert Template.of(make("marked")).encode(chat) == Template.of(make("marked")).encode(chat)
+    with pytest.raises(DataError) as caught:
+        Template.of(make("mismarked")).encode(chat, "a.jsonl:2")
+    text = str(caught.value)
+    assert text.startswith("a.jsonl line 2: token ")
+    assert "('<|im_end|>') is learned by what the template adds" in text
+    assert "not learned by its {% generation %} marks" in text
+
+
+def test_tools_are_shown_or_said_to_be_ignored(make):
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
+    messages = (
+        Message("user", "sky?"),
+        Message("assistant", "", tool_calls=(call,)),
+        Message("tool", "blue", tool_call_id="1"),
+        Message("assistant", "It is blue."),
+    )
+    row = Conversation(messages, "a:1", ({"type": "function", "function": {"name": "look"}},))
+    shown, blind = Template.of(make("tools")), Template.of(make("chatml"))
+    assert (shown.ignores_tools(row), blind.ignores_tools(row)) == (False, True)
+    (example,) = shown.encode_row(row)
+    assert (
+        shown.encode_prompt(messages[:3], row.tools) == example.ids[: len(shown.encode_prompt(messages[:3], row.tools))]
+    )
+    learned = shown.tokenizer.decode([t for t in example.targets if t != IGNORED])
+    assert learned == '<tool_call>{"name": "look", "arguments": {"at": "sky"}}<|im_end|>It is blue.<|im_end|>'

@@ -1,0 +1,76 @@
+"""docs/performance.md says which families run fast in every part: written from what `speed_up` finds on tiny models.
+
+`python tests/docs/test_performance_page.py` writes the table anew.
+"""
+
+import re
+import sys
+
+import pytest
+import torch
+
+from tests.support.families import CONFIGS, PADDED
+from tests.support.fast_base import SMOLLM3, fast_base
+from tests.support.paths import ROOT
+
+PAGE = ROOT / "docs/performance.md"
+BEGIN, END = "<!-- families -->", "<!-- /families -->"
+NAMED = ("llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi3", "gpt2", "olmo2", "granite", "smollm3")
+FAMILIES = tuple(dict.fromkeys((*NAMED, *CONFIGS)))
+PARTS = ("attention", "head", "linear layers", "MLPs", "norms", "prefix", "rotary")
+
+
+def line(family: str) -> str:
+    """The family's row of the table."""
+    base, _adapter = fast_base(family, torch.float32)
+    assert base.fast <= set(PARTS)
+    fast, plain = ([p for p in PARTS if (p in base.fast) == is_fast] for is_fast in (True, False))
+    return f"| {family} | {', '.join(fast)} | {', '.join(plain) or '-'} |"
+
+
+def table() -> str:
+    """The whole of it, in Markdown."""
+    head = ["| family | parts that run fast | parts left plain |", "| --- | --- | --- |"]
+    return "\n".join([*head, *map(line, FAMILIES)])
+
+
+def between(text: str) -> str:
+    """What stands between the markers."""
+    found = re.fullmatch(f".*{BEGIN}\n\n(.*)\n\n{END}.*", text, re.DOTALL)
+    assert found, f"{PAGE}: no lines {BEGIN} and {END}"
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[str]:
+    """The rows of the page's table."""
+    return between(PAGE.read_text("utf-8")).splitlines()[2:]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_page_says_what_runs_fast(family: str, lines: list[str]) -> None:
+    assert line(family) in lines, "python tests/docs/test_performance_page.py"
+
+
+def test_the_page_has_these_families_and_no_other(lines: list[str]) -> None:
+    assert [row.split(" | ")[0].removeprefix("| ") for row in lines] == list(FAMILIES)
+    assert set(FAMILIES) == {*CONFIGS, *SMOLLM3}
+
+
+def test_every_packed_family_attends_by_hand_and_shares_prefixes(lines: list[str]) -> None:
+    for family, row in zip(FAMILIES, lines, strict=True):
+        fast = row.split(" | ")[1].split(", ")
+        assert {"head", "linear layers"} <= set(fast)
+        assert ("attention" in fast) == ("prefix" in fast) == (family not in PADDED)
+
+
+def main() -> None:
+    """Write the table into the page."""
+    before, rest = PAGE.read_text("utf-8").split(BEGIN)
+    _old, after = rest.split(END)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}", "utf-8")
+    sys.stdout.write(f"{PAGE}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What README.md and README.zh.md tell people to type exists, and both say the same."""
+
+import ast
+import re
+import shlex
+from importlib import import_module
+
+import pytest
+
+from tests.support.paths import ROOT
+
+BOTH = ("README.md", "README.zh.md")
+FAR_EAST = re.compile(r"[\u3000-\u9fff\uff00-\uffef]+|What shall I cook today\?")
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def commands(name: str) -> list[list[str]]:
+    lines = re.findall(r"^    (lorasmith .*)$", text(name), re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_every_command_parses(name):
+    found = commands(name)
+    assert len(found) == 12
+    for _program, verb, *words in found:
+        _args, problems = import_module(f"lorasmith.cli.{verb}").parser().read(words)
+        assert not problems, (verb, words)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_every_make_target_and_file_exists(name):
+    targets = set(re.findall(r"make ([a-z]+)", text(name)))
+    assert {"demo", "test", "bench"} <= targets
+    makefile = text("Makefile")
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    links = re.findall(r"\]\(([^)]+)\)", text(name))
+    assert len(links) >= 9
+    for link in links:
+        assert (ROOT / link).is_file(), link
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_the_python_lines_parse_and_the_layout_is_the_trees(name):
+    (block,) = re.findall(r"```python\n(.*?)```", text(name), re.DOTALL)
+    imported = next(node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom))
+    assert {alias.name for alias in imported.names} == set(import_module("lorasmith").__all__)
+    parts = re.findall(r"^    (src/lorasmith/\S+)", text(name), re.MULTILINE)
+    assert len(parts) == 7
+    for part in parts:
+        assert (ROOT / part).exists(), part
+
+
+def test_both_languages_give_the_same_commands_and_figures():
+    english, chinese = ([FAR_EAST.sub("", " ".join(words)) for words in commands(name)] for name in BOTH)
+    assert english == chinese
+    figures = [sorted(re.findall(r"\d+\.\d+", text(name).split("\n## ")[-1])) for name in BOTH]
+    assert figures[0] == figures[1]
+    assert len(figures[0]) >= 10

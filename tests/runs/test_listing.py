@@ -1,0 +1,174 @@
+"""list and plot: what they tell of runs by their files alone, and which states they know."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lorasmith import train
+from lorasmith.cli.main import main
+from lorasmith.errors import MissingExtraError, RunError
+from lorasmith.runs.listing import RunInfo, find_runs
+from lorasmith.runs.plot import plot_loss
+from tests.support.tiny import Watch, flags, model_folder, rows_file, settings, trained
+
+LIGHT = "import sys; from lorasmith.cli.main import main; code = main(sys.argv[1:]); print('torch' in sys.modules)"
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, one that died after step 3 of 4, and a broken one; the finished one is the oldest."""
+    folder = tmp_path_factory.mktemp("all") / "runs"
+    folder.mkdir()
+    trained(folder / "first")
+
+    def at_step(step: int) -> None:
+        if step == 3:
+            raise Crash
+
+    with pytest.raises(Crash):
+        trained(folder / "second-20261124-101500", Watch(at_step), save_every=2, eval_every=2)
+    shutil.copytree(folder / "first", folder / "broken")
+    (folder / "broken" / "summary.json").write_text("{", "utf-8")
+    (folder / "no run").mkdir()
+    return folder
+
+
+def by_name(folder: Path) -> dict[str, RunInfo]:
+    return {Path(info.run).name: info for info in find_runs(folder)}
+
+
+def test_states_and_numbers(folder):
+    found = by_name(folder)
+    assert list(found) != ["no run"]
+    assert found.keys() == {"first", "second-20261124-101500", "broken"}
+    first, second, broken = (found[name] for name in ("first", "second-20261124-101500", "broken"))
+    summary = json.loads((folder / "first" / "summary.json").read_text("utf-8"))
+    assert (first.state, first.step) == ("finished", 4)
+    assert (first.loss_before, first.loss_after) == (summary["loss_before"], summary["loss_after"])
+    assert first.adapter_bytes == (folder / "first" / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert (first.base, first.data) == (str(model_folder()), (str(folder / "rows.jsonl"),))
+    assert (second.state, second.step) == ("interrupted", 2)  # step 3 was done and not saved
+    assert second.loss_before == first.loss_before
+    assert second.loss_after is not None
+    assert broken.state == "broken"
+    assert "broken" in broken.problem
+
+
+def test_the_newest_is_first_and_a_run_alone_is_listed(folder):
+    dates = [info.date for info in find_runs(folder)]
+    assert dates == sorted(dates, reverse=True)
+    assert [info.run for info in find_runs(folder / "first")] == [str(folder / "first")]
+    with pytest.raises(RunError, match="there is no such folder"):
+        find_runs(folder / "nowhere")
+
+
+def test_a_run_that_trains_is_running_until_its_process_ends(tmp_path):
+    run, states = tmp_path / "run", []
+
+    def at_step(step: int) -> None:
+        states.append(find_runs(run)[0].state)
+        if step == 1:
+            with pytest.raises(RunError, match="another process trains it just now"):
+                train(rows_file(tmp_path / "rows.jsonl"), output=run, overwrite=True, **settings())
+        if step == 3:
+            raise Crash
+
+    with pytest.raises(Crash):
+        trained(run, Watch(at_step))
+    assert states == ["running"] * 3
+    assert find_runs(run)[0].state == "interrupted"
+    trained(run, resume=True)
+    assert find_runs(run)[0].state == "finished"
+
+
+def test_list_fits_80_columns_and_loads_no_torch(folder):
+    words = [sys.executable, "-c", LIGHT, "list", str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    *lines, loaded = done.stdout.splitlines()
+    assert loaded == "False"
+    table = [line for line in lines if not line.startswith(("warning:", "go on:"))]
+    assert all(len(line) <= 80 for line in table)
+    text = "\n".join(lines)
+    assert "second-20261124" in text
+    assert f"go on: lorasmith train --output {folder / 'second-20261124-101500'} --resume" in text
+    assert [line for line in table if line.startswith("first ") and "finished" in line and "->" in line]
+
+
+def test_plain_list_says_one_whole_fact_a_line(folder, capsys, monkeypatch):
+    monkeypatch.setenv("LORASMITH_PLAIN", "1")
+    assert main(["list", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(": " in line and "\N{HORIZONTAL ELLIPSIS}" not in line for line in lines if "go on" not in line)
+    assert "state: finished" in lines
+
+
+def test_list_as_json(folder, capsys):
+    assert main(["list", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {run["state"] for run in found["runs"]} == {"finished", "interrupted", "broken"}
+
+
+def test_list_without_runs_says_how_to_make_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out == "no runs in runs. The first one: lorasmith train DATA\n"
+    assert main(["list", "elsewhere"]) == 2
+
+
+# --- plot
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG\r\n\x1a\n"), ("a.svg", b"<?xml")])
+def test_plot_draws_several_runs(folder, tmp_path, capsys, name, start):
+    runs = [str(folder / "first"), str(folder / "second-20261124-101500")]
+    assert main(["plot", *runs, "--output", str(tmp_path / name)]) == 0
+    out = capsys.readouterr().out
+    assert "first: training loss, smoothed; held out: " in out
+    assert "second-20261124-101500: training loss" in out
+    assert (tmp_path / name).read_bytes().startswith(start)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    if name.endswith("svg"):
+        assert "second-20261124-101500 held out" in (tmp_path / name).read_text("utf-8")
+
+
+def test_plot_needs_matplotlib_for_the_picture_only(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["plot", str(folder / "first")]) == 0
+    with pytest.raises(MissingExtraError, match=r"pip install 'lorasmith\[report\]'"):
+        plot_loss([folder / "first"], tmp_path / "a.png")
+
+
+def test_plot_says_all_that_is_wrong(folder, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "metrics.jsonl").write_text('{"step": 0, "held_out_loss": 2.0}\n{"step": 1, "lo', "utf-8")
+    words = [str(folder / "no run"), str(tmp_path / "empty"), "--output", str(tmp_path / "a.gif")]
+    assert main(["plot", *words]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 3
+    assert "no run/metrics.jsonl: cannot be read" in err[0]
+    assert "no step is done yet" in err[1]
+    assert "a.gif: a picture's name ends in .png or .svg" in err[2]
+
+
+# --- train without a base
+
+
+def test_train_says_which_base_where_none_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lorasmith.loading.load.packaged_model", lambda _name, _report: model_folder())
+    options = settings()
+    options.pop("model")
+    assert main(["train", rows_file(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "run"), *flags(options)]) == 0
+    out = capsys.readouterr().out
+    assert "no base is named, so it is smollm2-135m-instruct" in out
+    assert "--model names another one" in out
+    assert 'model = "smollm2-135m-instruct"' in (tmp_path / "run" / "config.toml").read_text("utf-8")
+    assert main(["train", "--output", str(tmp_path / "run"), "--resume"]) == 0
+    assert "no base is named" not in capsys.readouterr().out
