@@ -8,19 +8,20 @@ own forward remains the plain path, which runs where `plain` is set. See verify.
 
 from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorasmith.lora.fused.bank import AdapterBank, BankedLinears
+from lorasmith.lora.fused.bank import BankedLinears
 from lorasmith.lora.fused.linears import FusedWeights, Recompute, can_recompute, recompute_of
 from lorasmith.lora.layer import LoRALayer
-from lorasmith.model.attention import SEEN, attend
+from lorasmith.model.attention import Noting, attend
 
-_SIGNED = "_lorasmith_signed"
+if TYPE_CHECKING:
+    from lorasmith.model.decoder import Decoder
 
 
 class Fast(nn.Module):
@@ -28,17 +29,17 @@ class Fast(nn.Module):
 
     part: str
     plain: bool
-    bank: AdapterBank | None = None  # while it is on, the engine runs and wants no gradient: see decoding.py
-    banked: Sequence[BankedLinears] = ()  # its layers in groups that get the same input
+    decoder: "Decoder | None" = None  # while it is on, the engine runs and wants no gradient
+    banked: Sequence[BankedLinears] = ()  # the decoder's, of this module's layers
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is none of the bank's modules; with them it would copy all their weights."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("bank", "banked")}
+        """A copy is none of the decoder's modules; with it, it would copy all their weights."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("decoder", "banked")}
 
     @property
     def infers(self) -> bool:
         """Whether this call is the engine's."""
-        return self.bank is not None and self.bank.on
+        return self.decoder is not None and self.decoder.is_on
 
     def layer(self, name: str, x: Tensor) -> Tensor:
         """The child `name` of x."""
@@ -101,7 +102,7 @@ class FastGatedMLP(Fast):
         return layers[0].fused_linears.weights_for(x) if together and not any(map(_is_watched, layers)) else None
 
 
-class FastAttention(Fast):
+class FastAttention(Fast, Noting):
     """Attention with rotary embedding (arXiv:2104.09864) in a packed row; elsewhere its own forward.
 
     Scaling and window are those that its own forward was seen to ask for.
@@ -112,7 +113,7 @@ class FastAttention(Fast):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """hidden_states [1, T, H] -> ([1, T, H], None)."""
-        how, rotation = self.__dict__.get(SEEN), kwargs.get("position_embeddings")
+        how, rotation = self.how, kwargs.get("position_embeddings")
         unusual = args or not {"hidden_states", "row"} <= kwargs.keys()
         if self.infers and self.banked and not unusual and how is not None and rotation is not None:
             return self._infer(how, **kwargs)
@@ -136,16 +137,18 @@ class FastAttention(Fast):
         self, how: dict[str, Any], hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any
     ) -> tuple[Tensor, None]:
         """The same without gradient: q and k are rotated in one pass where nothing comes between."""
-        wide, o_proj = self.banked
+        assert self.decoder is not None
+        (wide, o_proj), (cos, sin) = self.banked, position_embeddings
+        rotation = cos.unsqueeze(2), self.decoder.signed(sin)
         widths = [wide.widths[0] + wide.widths[1], wide.widths[2]]
         qk, v = (part[None].unflatten(2, (-1, self.head_dim)) for part in wide(hidden_states[0]).split(widths, dim=1))
         q, k = qk.split([wide.widths[0] // self.head_dim, wide.widths[1] // self.head_dim], dim=2)
         rotates = getattr(self, "use_rope", True)
         if hasattr(self, "q_norm"):
             q, k = self._normed("q_norm", q), self._normed("k_norm", k)
-            q, k = (_turned(t, *position_embeddings) for t in (q, k)) if rotates else (q, k)
+            q, k = (_turned(t, *rotation) for t in (q, k)) if rotates else (q, k)
         elif rotates:
-            q, k = _turned(qk, *position_embeddings).split([q.shape[2], k.shape[2]], dim=2)
+            q, k = _turned(qk, *rotation).split([q.shape[2], k.shape[2]], dim=2)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         out, _none = attend(self, q, k, v, kwargs.pop("attention_mask", None), **how, **kwargs)
         return o_proj(out[0].flatten(1))[None], None
@@ -302,15 +305,10 @@ class _Rotary(torch.autograd.Function):
         return _rotated(dy, cos, sin.roll(sin.shape[-1] // 2, -1), 1), None, None
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _turned(x: Tensor, cos: Tensor, signed: Tensor) -> Tensor:
     """_rotated for few tokens: fewer operators, each over all of x. [1, T, heads, D], laid out anew."""
-    signed = getattr(sin, _SIGNED, None)
-    if signed is None:
-        half = sin.shape[-1] // 2
-        signed = torch.cat([-sin[..., :half], sin[..., half:]], -1).unsqueeze(2)
-        setattr(sin, _SIGNED, signed)  # the same for all layers of this row
     x = x.contiguous()
-    return torch.addcmul(x * cos.unsqueeze(2), x.roll(x.shape[-1] // 2, -1), signed).to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), signed).to(x.dtype)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:

@@ -88,7 +88,7 @@ def label_slices(row: Row) -> list[Slice]:
 
 def logits(base: Base, states_NH: Tensor) -> Tensor:
     """Logits [N, V] of hidden states [N, H], as the model itself computes them. The router must be set."""
-    packed_VH = base.packed_head
+    packed_VH = base.decoding.packed_head if base.decoding else None
     out: Tensor = base.output_embedding(states_NH) if packed_VH is None else product_of_packed(states_NH, packed_VH)
     out = out if base.head.scale == 1 else out * base.head.scale
     cap = base.head.softcap

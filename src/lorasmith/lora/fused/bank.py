@@ -59,7 +59,6 @@ class AdapterBank:
         self._order = [path for layers in groups for path in layers]
         self.paths = frozenset(self._order)  # of layers that compute here
         self.columns = 0
-        self.on, self.is_prepacked = False, False  # on: layers look here only while the engine runs
         self._at: dict[str, AdapterSlot] = {}  # adapter -> its columns; the least recently used first
         self._views: dict[AdapterSlot, list[Factors]] = {}  # where each layer's matrices go; around them: zeros
         self._versions: dict[str, Hashable] = {}
@@ -120,14 +119,12 @@ class AdapterBank:
 
     def prepack(self) -> None:
         """Keep the weights of the groups that are in use in oneDNN's order, and no other, until `unpack`."""
-        self.is_prepacked = True
         for group in self.groups:
             if self.paths.issuperset(group.layers):
                 group.prepack()
 
     def unpack(self) -> None:
         """Give all layers their weights back."""
-        self.is_prepacked = False
         for group in self.groups:
             group.unpack()
 
@@ -226,7 +223,7 @@ class BankedLinears:
 
     def _put_weights(self, parts: Sequence[Tensor]) -> None:
         for layer, part_OI in zip(self.layers.values(), parts, strict=True):
-            layer.weight = nn.Parameter(part_OI, requires_grad=False)
+            layer.weight.data = part_OI  # the parameter stays the same
 
     def columns(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         """A [K, I] and B [K, O] of these columns, K = L for each."""
