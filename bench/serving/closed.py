@@ -25,7 +25,7 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Request
 from lorasmith.loading.load import load_base
-from lorasmith.lora.held import read_contents
+from lorasmith.lora.fused.held import read_contents
 from lorasmith.serve.adapters import offer
 
 REQUESTS, NEW, ADAPTERS = 16, 32, 8
@@ -80,13 +80,15 @@ class Ours:
 
     def switches(self) -> dict[str, float]:
         """Milliseconds until an adapter can be used: one that waits in memory, and one that is in its columns."""
-        bank = self.base.bank
-        assert bank is not None
+        decoder = self.base.decoding
+        assert decoder is not None
+        assert decoder.bank is not None
+        bank = decoder.bank
         cold, hot = [], []
         for name in [*self.names[: 2 * ADAPTERS]] * 4:
             for times in (cold, hot):
                 start = time.perf_counter()
-                moved = bank.hold(name, self.base.ranks[name], {name})
+                moved = bank.hold(name, decoder.held[name], {name})
                 times.append((time.perf_counter() - start) * 1e3)
                 assert moved == (times is cold) or times is cold
             if times is hot:

@@ -25,6 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     "modules_to_save": {"modules_to_save": ("lm_head",)},
     "bias": {"bias": "lora_only"},
     "use_rslora": {"use_rslora": True},
+    "use_dora": {"use_dora": True},
     "init_lora_weights": {"init_lora_weights": "gaussian"},
 }
 

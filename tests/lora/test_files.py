@@ -134,7 +134,7 @@ def test_a_broken_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"use_dora": True}, "use_dora"),
+        ({"use_bdlora": True}, "use_bdlora"),
         ({"lora_bias": True, "use_qalora": True}, "lora_bias, use_qalora"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
         ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
@@ -150,7 +150,7 @@ def test_an_option_that_is_not_understood_is_refused_by_name(folder: Path, optio
 @pytest.mark.parametrize(
     "options",
     [
-        {"use_dora": False, "megatron_config": None, "loftq_config": {}, "some_option_of_2030": None},
+        {"use_bdlora": False, "megatron_config": None, "loftq_config": {}, "some_option_of_2030": None},
         {"init_lora_weights": "orthogonal"},
         {"init_lora_weights": False},
         {"layers_to_transform": 1, "target_modules": "q_proj"},

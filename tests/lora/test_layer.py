@@ -125,7 +125,8 @@ def by_the_book(module: LoRALayer, x: Tensor, adapter: str | None) -> Tensor:
     y: Tensor = module.base_layer(x)
     if adapter is None:
         return y
-    return y + module.scaling[adapter] * (x @ module.lora_A[adapter].weight.t()) @ module.lora_B[adapter].weight.t()
+    A, B = module.updates[adapter].matrices
+    return y + module.updates[adapter].scaling * (x @ A.t()) @ B.t()
 
 
 @pytest.mark.parametrize("kind", [lambda: nn.Linear(I, O), lambda: nn.Linear(I, O, bias=False), lambda: Conv1D(O, I)])

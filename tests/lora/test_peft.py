@@ -32,7 +32,7 @@ SECOND = {"gpt2": "mlp.c_fc", "opt": "fc1", "bloom": "dense_4h_to_h"}
 LAYERS = {"gpt2": "transformer.h", "opt": "model.decoder.layers", "bloom": "transformer.h"}
 CASES = (
     "all-linear", "names", "expression", "ranks", "rslora", "one layer", "excluded", "excluded by expression", "whole",
-    "biases", "biases of targets", "embedding", "head",
+    "biases", "biases of targets", "embedding", "head", "dora", "dora and more",
 )  # fmt: skip
 pytestmark = [
     pytest.mark.usefixtures("exact"),
@@ -62,6 +62,14 @@ def options(case: str, family: str) -> dict[str, Any]:
         "biases of targets": {"target_modules": [second], "bias": "lora_only"},
         "embedding": {"target_modules": [embedding(family), first]},
         "head": {"target_modules": ["lm_head", first]},
+        "dora": {"target_modules": "all-linear", "use_dora": True},
+        "dora and more": {
+            "target_modules": [first, second, "lm_head"],
+            "use_dora": True,
+            "use_rslora": True,
+            "rank_pattern": {second: 2},
+            "modules_to_save": [embedding(family)],
+        },
     }[case]
 
 
@@ -82,7 +90,9 @@ def of_peft(case: str, family: str) -> Any:
 def plain_keys(model: Any) -> dict[str, torch.nn.Parameter]:
     """PEFT's trainable parameters under the keys of its files."""
     return {
-        name.replace(".modules_to_save.default", "").replace(".default", ""): p
+        name.replace(".modules_to_save.default", "")
+        .replace("_vector.default.weight", "_vector")
+        .replace(".default", ""): p
         for name, p in model.named_parameters()
         if p.requires_grad
     }

@@ -116,9 +116,16 @@ def test_an_adapter_config_with_a_wrong_value(run, key, value):
     assert refused(run).startswith(f"{path}: {key}: ")
 
 
+def test_a_variant_of_lora_is_named(run):
+    path = run / "adapter" / "adapter_config.json"
+    assert inspect_folder(run)["variants"] == []
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"use_dora": True}), "utf-8")
+    assert inspect_folder(run)["variants"] == ["use_dora"]
+
+
 def test_an_adapter_that_cannot_be_loaded_here_is_shown(run):
     path = run / "adapter" / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"use_dora": True}), "utf-8")
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"use_qalora": True}), "utf-8")
     assert inspect_folder(run)["r"] == 8
 
 

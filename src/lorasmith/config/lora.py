@@ -86,6 +86,10 @@ class LoraConfig(BaseModel):
             )
         ),
     ] = False
+    use_dora: Annotated[
+        bool,
+        Field(description=_("learn the length of each weight row apart from its direction, DoRA (arXiv:2402.09353)")),
+    ] = False
     init_lora_weights: Annotated[
         Literal["default", "gaussian"],
         Field(

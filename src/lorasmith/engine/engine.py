@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lorasmith.engine.packed import Found, Packed, what_decodes
+from lorasmith.engine.packed import Packed, decoder_of
 from lorasmith.engine.padded import Padded
 from lorasmith.engine.request import Chunk, Event, Finish, Reply, Request, Running
 from lorasmith.engine.sample import sample
@@ -18,7 +18,6 @@ from lorasmith.engine.text import Stream
 from lorasmith.errors import AdapterError, DataError
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
-from lorasmith.model.decoding import prepack as prepack_weights
 
 CACHE = 2**15  # tokens in the key/value cache
 
@@ -53,12 +52,14 @@ class Engine:
         self, base: Base, slots: int = 16, tokens: int = 512, cache_tokens: int = CACHE, prepack: bool = False
     ) -> None:
         self.base = base
-        found = what_decodes(base) if base.layout == "packed" else Found(base.why.get("layout", ""))
-        self.why = found.problem
+        self._decoder = decoder_of(base)
+        self.why = self._decoder.problem
         packed = self.why is None
-        self._layout: Layout = Packed(base, slots, tokens, cache_tokens, found) if packed else Padded(base, slots)
+        self._layout: Layout = (
+            Packed(base, slots, tokens, cache_tokens, self._decoder) if packed else Padded(base, slots)
+        )
         if prepack:
-            prepack_weights(base)
+            self._decoder.prepack()
         self._waiting: deque[Running] = deque()
         self._live: dict[int, Running] = {}
         self._next_key = 0
@@ -128,7 +129,7 @@ class Engine:
         return events
 
     def _admit(self, request: Request) -> Running:
-        known, limit = self.base.adapters | self.base.ranks, self.base.max_positions
+        known, limit = self.base.adapters | self._decoder.held, self.base.max_positions
         if request.adapter is not None and request.adapter not in known:
             names = ", ".join(map(repr, known)) or _("none")
             raise AdapterError(

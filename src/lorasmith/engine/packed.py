@@ -5,27 +5,22 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from itertools import accumulate, groupby
-from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorasmith.engine.kv import SlotCache
 from lorasmith.engine.prefix import Prefixes
 from lorasmith.engine.request import Chunk, Running
 from lorasmith.errors import ModelError, first_line
 from lorasmith.i18n import _
-from lorasmith.lora.bank import Bank, Ranks
-from lorasmith.lora.inject import Adapter
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
-from lorasmith.model.decoding import bank_of, decoding, ranks_of, regroup
+from lorasmith.model.decoder import Decoder
 from lorasmith.model.forward import hidden
 from lorasmith.model.head import next_logits
 from lorasmith.model.probe import TOLERANCE
 from lorasmith.model.row import Row, Span
-from lorasmith.model.stack import Stack, stack_of
 
 PREFIXES = 2**14  # tokens of beginnings that are worth keeping
 
@@ -37,11 +32,9 @@ class Packed:
     Requests that already answer come first, one token each; the rest of the step goes to prompts, the oldest first.
     """
 
-    def __init__(self, base: Base, slots: int, tokens: int, cache_tokens: int, found: "Found") -> None:
-        self.base, self.slots, self.tokens, self.found = base, slots, max(tokens, slots), found
-        self._stack = stack_of(base) if found.has_stack else None
+    def __init__(self, base: Base, slots: int, tokens: int, cache_tokens: int, decoder: Decoder) -> None:
+        self.base, self.slots, self.tokens, self.decoder = base, slots, max(tokens, slots), decoder
         self._held: set[str] = set()
-        self._known: dict[str, tuple[Adapter, Ranks]] = {}
         self.cache_tokens, self.prefixes = cache_tokens, Prefixes(min(cache_tokens // 4, PREFIXES))
         self._cache = SlotCache(cache_tokens)
         self._free = list(range(slots))  # a heap: low places first keep the cache's used part dense
@@ -68,7 +61,7 @@ class Packed:
             chunks.append(Chunk(run, min(run.pending, room)))
             room -= chunks[-1].length
         chunks = [chunk for chunk in chunks if chunk.length]
-        if self.found.bank is not None and all(chunk.length == 1 for chunk in chunks):
+        if self.decoder.bank is not None and all(chunk.length == 1 for chunk in chunks):
             return sorted(chunks, key=lambda chunk: chunk.running.slot)  # attention reads the cache in this order
         return sorted(chunks, key=lambda chunk: (chunk.running.request.adapter or "", chunk.running.slot))
 
@@ -101,32 +94,15 @@ class Packed:
     def _version(self, run: Running) -> Hashable:
         """What its adapter is now; None: the base alone."""
         name = run.request.adapter
-        return None if name is None else self._ranks(name).version()
-
-    def _ranks(self, name: str) -> Ranks:
-        if name in self.base.ranks:
-            return self.base.ranks[name]
-        adapter = self.base.adapters[name]
-        if name not in self._known or self._known[name][0] is not adapter:
-            known = {old: pair for old, pair in self._known.items() if self.base.adapters.get(old) is pair[0]}
-            self._known = known | {name: (adapter, ranks_of(self.base, adapter))}
-            # it may have put modules of its own in the model
-            if self.found.bank is not None:
-                regroup(self.base, self.found.bank)
-            self._stack = stack_of(self.base) if self.found.has_stack else None
-        return self._known[name][1]
+        return None if name is None else self.decoder.weights(name).version()
 
     def _adapters(self, chunks: Sequence[Chunk]) -> AbstractContextManager[None]:
-        """Within it the adapters of these chunks have their columns, and layers compute in groups."""
+        """Within it the adapters of these chunks have their slots in the bank, and layers compute there."""
         names = {name for chunk in chunks if (name := chunk.running.request.adapter) is not None}
-        bank = self.found.bank
-        if names <= self._held and (bank is None or bank.has(names)):  # since the last step nobody has come
-            return decoding(self.base, self.found.bank, self._stack)
-        if bank is not None:
-            for name in sorted(names):
-                bank.hold(name, self._ranks(name), names)
-        self._held = names
-        return decoding(self.base, self.found.bank, self._stack)
+        if not names <= self._held or not self.decoder.holds(names):  # since the last step somebody has come
+            self.decoder.hold(names)
+            self._held = names
+        return self.decoder.running()
 
     def release(self, run: Running) -> None:
         """The request has ended: its place is free from the next step on."""
@@ -136,8 +112,7 @@ class Packed:
     def clear(self) -> None:
         """Forget all requests and what they left: half a step, or what is no number, which a mask does not hide."""
         self._cache.clear()
-        if self.found.bank is not None:
-            self.found.bank.clear()
+        self.decoder.clear()
         self._free, self._running, self._held = list(range(self.slots)), [], set()
 
 
@@ -167,34 +142,28 @@ def flat_row(chunks: Sequence[Chunk]) -> Row:
     )
 
 
-class Found(NamedTuple):
-    """What a model admits: why it cannot decode in flat rows, or None; where it can, its layers in groups and as a
-    stack, or why they decode plainly.
+def decoder_of(base: Base) -> Decoder:
+    """What decodes this base, made once: in flat rows with a cache, in the bank and as a stack, where that is right.
+
+    Tried on two short texts, which costs as much as six steps. The probe at load tries rows without a cache; some
+    families take those with a mask of their own and no `attend`.
     """
-
-    problem: str | None
-    bank: Bank | None = None
-    has_stack: bool = False
-    plain: str = ""
-
-
-def what_decodes(base: Base) -> Found:
-    """Whether this model decodes in flat rows with a cache, and in groups of layers: tried on two short texts.
-
-    The probe at load tries rows without a cache; some families take those with a mask of their own and no `attend`.
-    Tried once for each model: it costs as much as six steps.
-    """
-    if base.model not in _found:
-        _found[base.model] = _try(base)
-    base.bank = _found[base.model].bank
-    return _found[base.model]
-
-
-_found: WeakKeyDictionary[nn.Module, Found] = WeakKeyDictionary()
+    if base.decoding is None:
+        decoder = base.decoding = Decoder(base)
+        try:
+            _try(decoder)
+        except BaseException:
+            decoder.close()
+            raise
+    return base.decoding
 
 
 @torch.no_grad()
-def _try(base: Base) -> Found:
+def _try(decoder: Decoder) -> None:
+    base = decoder.base
+    if base.layout != "packed":
+        decoder.problem = base.why.get("layout", "")
+        return
     words = int(base.model.config.get_text_config().vocab_size)
     ids = [(7 * i + 3) % (words - 2) for i in range(12)]
     texts = ids[:5], ids[5:]
@@ -202,25 +171,27 @@ def _try(base: Base) -> Found:
         expected = hidden(base, _pieces(texts, (0, 0), (5, 7)).to(base.device))[[4, 11]]
         found = _in_pieces(base, texts)
     except _FAILURES as error:
-        return Found(_("its attention does not work with a KV cache ({error})", error=first_line(error)))
+        decoder.problem = _("its attention does not work with a KV cache ({error})", error=first_line(error))
+        return
     finally:
         base.router.route(None)
     if not _near(found, expected, base):
-        return Found(_("processing a text in pieces gives different results from processing it at once"))
-    bank = bank_of(base)
-    for stack in (stack_of(base), None):
-        why = _difference_of(base, texts, expected, bank, stack)
+        decoder.problem = _("processing a text in pieces gives different results from processing it at once")
+        return
+    for as_stack in (True, False):
+        decoder.group(as_stack)
+        why = _difference_of(decoder, texts, expected)
         if not why:
-            return Found(None, bank, stack is not None, "")
-    return Found(None, None, False, why)
+            return
+    decoder.ungroup()
+    decoder.plain = why
 
 
-def _difference_of(
-    base: Base, texts: Sequence[Sequence[int]], expected: Tensor, bank: Bank, stack: Stack | None
-) -> str:
-    """Why layers in groups, or all as a stack, cannot decode; empty where they can."""
+def _difference_of(decoder: Decoder, texts: Sequence[Sequence[int]], expected: Tensor) -> str:
+    """Why layers in the bank, or all as a stack, cannot decode; empty where they can."""
+    base = decoder.base
     try:
-        with decoding(base, bank, stack):
+        with decoder.running():
             found = _in_pieces(base, texts)
     except _FAILURES as error:
         return _("it fails with an error: {error}", error=first_line(error))

@@ -17,7 +17,7 @@ from lorasmith.errors import DataError
 from lorasmith.i18n import _
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
-from lorasmith.model.decoding import held
+from lorasmith.model.decoder import scoring
 from lorasmith.model.forward import hidden, packed_inputs, padded_inputs, padded_slices, row_of
 from lorasmith.model.head import CHUNK, logits
 from lorasmith.model.row import IGNORED, Example, Row
@@ -44,7 +44,7 @@ def prompt_logprobs(base: Base, requests: Sequence[Request]) -> list[list[TokenL
     found: list[list[TokenLogprobs | None]] = [[None] * min(1, len(request.ids)) for request in requests]
     try:
         for at in _rows(requests):
-            with held(base, requests[at[0]].adapter):
+            with scoring(base, requests[at[0]].adapter):
                 _score(base, [requests[i] for i in at], [found[i] for i in at])
     finally:
         base.router.route(None)

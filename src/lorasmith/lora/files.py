@@ -17,10 +17,11 @@ from lorasmith.config.lora import LoraConfig, is_name
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
 from lorasmith.lora.inject import PEFT_PREFIX, Adapter, inject, remove
-from lorasmith.lora.layer import LoRALayer
+from lorasmith.lora.layer import LoRALayer, known_update
 from lorasmith.lora.merge import plain_name
 from lorasmith.lora.router import Router
 from lorasmith.lora.target import ends_with, is_adaptable
+from lorasmith.lora.variant import VARIANTS, flags_of
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _OPTIONS = ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora")  # the same here and in PEFT
@@ -36,7 +37,14 @@ _STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of init_lora_weights
 def save_adapter(
     adapter: Adapter, model: PreTrainedModel, folder: Path, base: str, extras: Mapping[str, str] | None = None
 ) -> None:
-    """Write `adapter` into `folder` (made if it is not there): PEFT's two files and `extras`, name -> text."""
+    """Write `adapter` into `folder` (made if it is not there): PEFT's two files and `extras`, name -> text.
+
+    Raises AdapterError where it adds to a layer what no variant in the table adds.
+    """
+    for path in adapter.targets.adapted:
+        layer = model.get_submodule(path)
+        if isinstance(layer, LoRALayer):
+            known_update(layer, adapter.name)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: p.detach().cpu().clone().contiguous() for key, p in adapter.parameters.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -51,9 +59,7 @@ def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str
     """adapter_config.json as PEFT 0.14 and later read it."""
     config, layers = adapter.config, dict(model.named_modules())
     first = next((layers[p] for p in adapter.targets.adapted), None)
-    own = config.model_dump(
-        include={"r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "rank_pattern", "alpha_pattern"}
-    )
+    own = config.model_dump(include={*_OPTIONS, "rank_pattern", "alpha_pattern", *flags_of(config)})
     alpha = own["lora_alpha"]
     return own | {
         "peft_type": "LORA",
@@ -112,7 +118,8 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
     Raises:
         AdapterError: an option that is not supported, or a wrong value; all of them, by name.
     """
-    refused = sorted(key for key, value in raw.items() if value and key not in _UNDERSTOOD)
+    flags = VARIANTS.keys() & LoraConfig.model_fields.keys()
+    refused = sorted(key for key, value in raw.items() if value and key not in _UNDERSTOOD | flags)
     init = raw.get("init_lora_weights", True)
     if init not in _STARTS:
         refused.append(f"init_lora_weights={init}")
@@ -124,7 +131,7 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
                 keys=", ".join(refused),
             )
         )
-    known = {key: raw[key] for key in _OPTIONS if raw.get(key) is not None}
+    known = {key: raw[key] for key in (*_OPTIONS, *flags) if raw.get(key) is not None}
     targets, layers = raw.get("target_modules") or (), raw.get("layers_to_transform")
     try:
         return LoraConfig.model_validate(
@@ -165,12 +172,16 @@ def load_adapter(model: PreTrainedModel, router: Router, folder: Path, name: str
     """Put the adapter of `folder` on `model`, under `name`, and make it the active one.
 
     Raises:
-        AdapterError: keys missing, unknown or of another shape (all listed), or an adapter that changes nothing.
+        AdapterError: keys missing, unknown or of another shape (all listed), targets that this base does not have, or
+            an adapter that changes nothing.
     """
     config = lora_config(read_config(folder), folder / CONFIG)
     tensors = read_weights(folder)
     before = router.active
-    adapter = inject(model, config, router, name, strict=False)
+    try:
+        adapter = inject(model, config, router, name, strict=False)
+    except ConfigError as error:
+        raise AdapterError(*(f"{folder / CONFIG}: {problem}" for problem in error.problems)) from None
     problems = _without_base(tensors, adapter, model)
     problems += misfits(adapter.parameters, tensors)
     problems = problems or useless(tensors)
@@ -235,10 +246,13 @@ def useless(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def has_effect(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether an adapter's tensors, under PEFT's keys, change anything: A and B not zero, or a whole module."""
+    """Whether an adapter's tensors, under PEFT's keys, change anything: A and B not zero, or a whole module.
+
+    What a variant has beside A and B says nothing: it does not start at zero.
+    """
     pairs = [(key, key.replace("lora_B.", "lora_A.")) for key in tensors if ".lora_B." in key]
     pairs += [(key, key[:-1] + "B") for key in tensors if key.endswith("lora_embedding_A")]
-    if tensors.keys() - {key for pair in pairs for key in pair}:
+    if any(key for key in tensors if ".lora_" not in key):
         return True  # a module trained whole, or a bias
     sizes = ([float(tensors[key].detach().float().abs().sum()) for key in pair if key in tensors] for pair in pairs)
     return any(all(math.isfinite(size) and size > 0 for size in pair) for pair in sizes)

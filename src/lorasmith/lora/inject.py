@@ -15,6 +15,7 @@ from lorasmith.lora.init import initialise
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
 from lorasmith.lora.router import Router
 from lorasmith.lora.target import Targets, find_targets, is_key_of
+from lorasmith.lora.variant import misplaced, variant_of
 
 Wrapper = LoRALayer | LoRAEmbedding | SavedModule
 HALF = (torch.bfloat16, torch.float16)
@@ -60,7 +61,8 @@ def inject(
     The logits do not change: B starts at zero, copies are equal (law 1). strict: see `find_targets`.
 
     Raises:
-        ConfigError: a pattern matches nothing, or something that LoRA cannot go on; or biases in half precision.
+        ConfigError: a pattern matches nothing, or something that LoRA or its variant cannot go on; or biases in half
+            precision.
         AdapterError: the name is taken, or another adapter trains what this one would. The model is then unchanged.
     """
     plain = _PlainView(model)
@@ -80,6 +82,9 @@ def inject(
     _refuse_rounded_biases(model, config)
     with plain:
         targets = find_targets(model, config, strict)
+        problems = misplaced(config, {path: model.get_submodule(path) for path in targets.adapted})
+    if problems:
+        raise ConfigError(*problems)
     plain.refuse_clashes(targets)
     if not plain.adapters:
         model.requires_grad_(False)
@@ -100,12 +105,12 @@ def inject(
 def remove(model: PreTrainedModel, name: str) -> None:
     """Take the adapter out of every layer; a wrapper without adapters gives way to what it wraps."""
     for path, wrapper in _wrappers(model).items():
-        if name in _names(wrapper):
+        if name in adapters_of(wrapper):
             wrapper.remove(name)
-        if not _names(wrapper):
+        if not adapters_of(wrapper):
             _put(model, path, _original(wrapper))
             if isinstance(wrapper, LoRALayer):
-                wrapper.siblings.remove(wrapper)
+                wrapper.fused_linears.remove(wrapper)
 
 
 def count(model: PreTrainedModel, adapter: Adapter) -> Counts:
@@ -124,7 +129,7 @@ class _PlainView:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.wrappers = model, _wrappers(model)
-        self.adapters = {name for wrapper in self.wrappers.values() for name in _names(wrapper)}
+        self.adapters = {name for wrapper in self.wrappers.values() for name in adapters_of(wrapper)}
         own = (p for n, p in model.named_parameters() if n.endswith("bias") and ".modules_to_save." not in n)
         self.has_trained_bias = any(p.requires_grad for p in own)
 
@@ -167,9 +172,11 @@ def _wrappers(model: nn.Module) -> dict[str, Wrapper]:
     return {p: m for p, m in model.named_modules() if isinstance(m, LoRALayer | LoRAEmbedding | SavedModule)}
 
 
-def _names(wrapper: Wrapper) -> list[str]:
+def adapters_of(wrapper: Wrapper) -> list[str]:
     """The adapters on a wrapper."""
-    return list(wrapper.modules_to_save if isinstance(wrapper, SavedModule) else wrapper.scaling)
+    if isinstance(wrapper, SavedModule):
+        return list(wrapper.modules_to_save)
+    return list(wrapper.updates if isinstance(wrapper, LoRALayer) else wrapper.scaling)
 
 
 def _original(wrapper: Wrapper) -> nn.Module:
@@ -217,7 +224,7 @@ def _add(
     if isinstance(layer, LoRAEmbedding):
         layer.add(name, r, config.scaling(r, alpha), device)
     else:
-        layer.add(name, r, config.scaling(r, alpha), config.lora_dropout, device)
+        layer.add(name, r, config.scaling(r, alpha), config.lora_dropout, device, variant_of(config))
     layer.train(layer.base_layer.training)
     initialise(layer, name, config, generator)
 
@@ -225,8 +232,7 @@ def _add(
 def _own_parameters(layer: LoRALayer | LoRAEmbedding, name: str) -> dict[str, nn.Parameter]:
     if isinstance(layer, LoRAEmbedding):
         return {"lora_embedding_A": layer.lora_embedding_A[name], "lora_embedding_B": layer.lora_embedding_B[name]}
-    A, B = layer.matrices(name)
-    return {"lora_A.weight": A, "lora_B.weight": B}
+    return layer.updates[name].parameters
 
 
 def _key(path: str, part: str) -> str:

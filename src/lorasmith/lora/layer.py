@@ -15,8 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lorasmith.errors import AdapterError
+from lorasmith.i18n import _
+from lorasmith.lora.fused.linears import FusedLinears
 from lorasmith.lora.router import Router, Slice
-from lorasmith.lora.siblings import Siblings
+from lorasmith.lora.update import Update
+from lorasmith.lora.variant import refuse_unknown
 
 Bounds = tuple[tuple[int, int], ...]
 
@@ -81,72 +85,106 @@ def master_dtype(module: nn.Module) -> torch.dtype:
 
 
 class LoRALayer(nn.Module):
-    """A frozen linear layer and its adapters, under PEFT's names: base_layer, lora_A.<adapter>, lora_B.<adapter>."""
+    """A frozen linear layer and its adapters, under PEFT's names: base_layer, lora_A.<adapter>, lora_B.<adapter>.
+
+    `updates` says for each adapter what it adds; the modules here hold its parameters.
+    """
 
     def __init__(self, base_layer: nn.Module, in_features: int, out_features: int, router: Router) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.lora_A, self.lora_B, self.lora_dropout = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        self.scaling: dict[str, float] = {}
+        self.updates: dict[str, Update] = {}
         self.in_features, self.out_features, self.router = in_features, out_features, router
-        self.siblings = Siblings(router, [self])
+        self.fused_linears = FusedLinears(router, [self])
 
-    def add(self, adapter: str, r: int, scaling: float, dropout: float, device: torch.device) -> None:
-        """Make A [r, I] and B [O, r] of `adapter`, in `master_dtype`, not yet initialised."""
+    def add(
+        self,
+        adapter: str,
+        r: int,
+        scaling: float,
+        dropout: float,
+        device: torch.device,
+        variant: type[Update] = Update,
+    ) -> None:
+        """Make A [r, I] and B [O, r] of `adapter`, and what else `variant` has, in `master_dtype`, not yet initialised.
+
+        Raises AdapterError for a variant that is not in the table.
+        """
+        refuse_unknown(variant)
         dtype = master_dtype(self.base_layer)
         self.lora_A[adapter] = nn.Linear(self.in_features, r, bias=False, device=device, dtype=dtype)
         self.lora_B[adapter] = nn.Linear(r, self.out_features, bias=False, device=device, dtype=dtype)
         self.lora_dropout[adapter] = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.scaling[adapter] = scaling
+        for name, shape in variant.parts(self).items():
+            if not hasattr(self, name):
+                setattr(self, name, nn.ParameterDict())
+            getattr(self, name)[adapter] = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.updates[adapter] = variant(self, adapter, scaling)
 
     def remove(self, adapter: str) -> None:
         """Forget `adapter`."""
-        for store in (self.lora_A, self.lora_B, self.lora_dropout, self.scaling):
+        parts = [getattr(self, name) for name in self.updates[adapter].parts(self)]
+        for store in (self.lora_A, self.lora_B, self.lora_dropout, self.updates, *parts):
             del store[adapter]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """W x + (lora_alpha / r) B A x, each token with the adapter that the router names. x [..., I] -> [..., O]."""
-        fused = None if args or kwargs else self.siblings.output(self, x)
+        fused = None if args or kwargs else self.fused_linears.output(self, x)
         return self.alone(x, *args, **kwargs) if fused is None else fused
 
-    def is_plain(self, adapter: str | None) -> bool:
-        """Whether `adapter` is on it, without dropout, and its base is nothing but a frozen nn.Linear."""
-        base = self.base_layer
-        if adapter not in self.scaling or type(base) is not nn.Linear or torch.compiler.is_compiling():
-            return False
-        dropout = self.lora_dropout[adapter]
-        trained = any(p.requires_grad for p in base.parameters())
-        return not trained and not (isinstance(dropout, nn.Dropout) and dropout.training)
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether all that its adapters add is plain low rank. A subclass may do anything."""
+        return type(self) is LoRALayer and all(update.is_low_rank for update in self.updates.values())
+
+    def fusable(self, adapter: str | None) -> Update | None:
+        """What `adapter` adds, if several layers may be computed as one: plain low rank, no dropout, and a base that is
+        nothing but a frozen nn.Linear. None elsewhere.
+        """
+        update, base = self.updates.get(adapter or ""), self.base_layer
+        if update is None or type(base) is not nn.Linear or torch.compiler.is_compiling():
+            return None
+        if type(self) is not LoRALayer or not update.is_low_rank or update.drops:
+            return None
+        return None if any(p.requires_grad for p in base.parameters()) else update
 
     def alone(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The same for any base and any adapters: the base is called, and the update added in place."""
         y: Tensor = self.base_layer(x, *args, **kwargs)
         slices = self._own(self.router.slices_of(x.numel() // x.shape[-1]))
+        if others := [s for s in slices if not self.updates[s[0]].is_low_rank]:
+            y = self._add_variants(y, x, others)
+            slices = [s for s in slices if s not in others]
         if not slices:
             return y
         if self.router.stacked and len(slices) > 1:
             return self._add_stacked(y, x, slices)
         dropped: dict[str, Tensor] = {}
         for adapter, start, end in slices:
-            dropout = self.lora_dropout[adapter]
-            if isinstance(dropout, nn.Dropout) and dropout.training:
+            update = self.updates[adapter]
+            if update.drops:
                 # another x per adapter: such slices go one by one
-                y = self._add(y, dropped.setdefault(adapter, dropout(x)), [(adapter, start, end)])
+                y = self._add(y, dropped.setdefault(adapter, update.dropout(x)), [(adapter, start, end)])
         return self._add(y, x, [s for s in slices if s[0] not in dropped])
 
     def _own(self, slices: Sequence[Slice]) -> list[tuple[str, int, int]]:
-        return [(adapter, start, end) for adapter, start, end in slices if adapter in self.scaling and adapter]
+        return [(adapter, start, end) for adapter, start, end in slices if adapter in self.updates and adapter]
 
-    def matrices(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """A [r, I] and B [O, r] of `adapter`."""
-        A, B = (store.get_parameter(f"{adapter}.weight") for store in (self.lora_A, self.lora_B))
-        return A, B
+    def _add_variants(self, y: Tensor, x: Tensor, slices: Sequence[tuple[str, int, int]]) -> Tensor:
+        """Each slice by its update's own forward. A copy: others write into y, and a variant may keep what it gave."""
+        x_TI, y_TO, pieces, done = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), list[Tensor](), 0
+        for adapter, start, end in slices:
+            pieces += [y_TO[done:start], self.updates[adapter].forward(x_TI[start:end], y_TO[start:end])]
+            done = end
+        return torch.cat([*pieces, y_TO[done:]]).view(y.shape)
 
     def _add(self, y: Tensor, x: Tensor, slices: Sequence[tuple[str, int, int]]) -> Tensor:
         if not slices:
             return y
-        AB = [matrix for s in slices for matrix in self.matrices(s[0])]
-        bounds, scales = tuple((s[1], s[2]) for s in slices), tuple(self.scaling[s[0]] for s in slices)
+        updates = [self.updates[s[0]] for s in slices]
+        AB = [matrix for update in updates for matrix in update.matrices]
+        bounds, scales = tuple((s[1], s[2]) for s in slices), tuple(update.scaling for update in updates)
         if torch.compiler.is_compiling():  # it gets functions that write in place wrong (pytorch issue 180642)
             return plain_low_rank(y, x, bounds, scales, *AB)
         added: Tensor = LowRank.apply(y, x, bounds, scales, *AB)  # type: ignore[no-untyped-call]
@@ -155,9 +193,10 @@ class LoRALayer(nn.Module):
     @torch.no_grad()
     def _add_stacked(self, y: Tensor, x: Tensor, slices: Sequence[tuple[str, int, int]]) -> Tensor:
         """All adapters as one thin product, times a 0-1 mask: for decoding, where a row holds few tokens of each."""
-        A, B = zip(*(self.matrices(adapter) for adapter, _start, _end in slices), strict=True)
+        updates = [self.updates[adapter] for adapter, _start, _end in slices]
+        A, B = zip(*(update.matrices for update in updates), strict=True)
         A_KI = torch.cat(A).to(x.dtype)
-        B_OK = torch.cat([b * self.scaling[s[0]] for b, s in zip(B, slices, strict=True)], dim=1).to(x.dtype)
+        B_OK = torch.cat([b * update.scaling for b, update in zip(B, updates, strict=True)], dim=1).to(x.dtype)
         x_TI, y_TO = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         mask_TK, column = x.new_zeros(len(x_TI), len(A_KI)), 0
         for a, (_adapter, start, end) in zip(A, slices, strict=True):
@@ -165,6 +204,20 @@ class LoRALayer(nn.Module):
             column += len(a)
         y_TO.addmm_(F.linear(x_TI, A_KI) * mask_TK, B_OK.t())
         return y
+
+
+def known_update(layer: LoRALayer, adapter: str) -> Update:
+    """What `adapter` adds to `layer`, for files and merges. Raises AdapterError where that is not in the table."""
+    if type(layer) is not LoRALayer:
+        raise AdapterError(
+            _(
+                "{kind} is a subclass of LoRALayer, so it can be neither saved nor merged: make it a variant "
+                "(lora/variant.py).",
+                kind=type(layer).__name__,
+            )
+        )
+    refuse_unknown(type(layer.updates[adapter]))
+    return layer.updates[adapter]
 
 
 class LoRAEmbedding(nn.Module):

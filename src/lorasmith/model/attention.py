@@ -30,7 +30,10 @@ _HARMLESS = {
 }  # fmt: skip
 
 
-SEEN = "_lorasmith_seen"  # on an attention module: what it asked for, so that fast.py need not guess it
+class Noting(nn.Module):
+    """An attention module that keeps what it asked `attend` for, so that fast.py need not guess it."""
+
+    how: dict[str, Any] | None = None  # scaling and window
 
 
 class Cache(Protocol):
@@ -84,7 +87,8 @@ def attend(
         )
     q_THD, k_THD, v_THD = (t[0].transpose(0, 1) for t in (query, key, value))  # how they lie in memory
     how = (query.shape[3] ** -0.5 if scaling is None else scaling, sliding_window)
-    module.__dict__[SEEN] = {"scaling": how[0], "sliding_window": sliding_window}
+    if isinstance(module, Noting):
+        module.__dict__["how"] = {"scaling": how[0], "sliding_window": sliding_window}
     if kv is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         return attend_cached(q_THD, k_THD, v_THD, row, kv, layer, *how)[None], None

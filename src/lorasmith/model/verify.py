@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from lorasmith.errors import ModelError, first_line
 from lorasmith.i18n import _, foreign, listed
+from lorasmith.lora.fused.linears import FusedLinears
 from lorasmith.lora.inject import HALF
 from lorasmith.lora.layer import LoRALayer
-from lorasmith.lora.siblings import Siblings
 from lorasmith.model.base import Base
 from lorasmith.model.fast import Fast, FastAttention, FastGatedMLP, FastRMSNorm, activated, fast_class
 from lorasmith.model.forward import row_of
@@ -145,7 +145,7 @@ def speed_up(base: Base, adapter: str, ids: Sequence[int]) -> None:
     step = _step_of(base, adapter, ids)
     with _stirred(base, adapter):
         use(base, frozenset())
-        wanted, candidates = link_siblings(base, step), parts_of(base)
+        wanted, candidates = link_fused_linears(base, step), parts_of(base)
         problems = _problems(base, step, wanted, candidates)
         if problems:
             each = {part: _problems(base, step, wanted, frozenset({part})) for part in sorted(candidates)}
@@ -218,7 +218,7 @@ def _stirred(base: Base, adapter: str) -> Iterator[None]:
                 p.copy_(before)
 
 
-def link_siblings(base: Base, forward: Callable[[], Result]) -> Result:
+def link_fused_linears(base: Base, forward: Callable[[], Result]) -> Result:
     """Find out, in one forward, which LoRA layers get the same tensor, and let those compute in one pass."""
     inputs: list[tuple[LoRALayer, Tensor]] = []
     layers = [module for module in base.model.modules() if isinstance(module, LoRALayer)]
@@ -233,8 +233,8 @@ def link_siblings(base: Base, forward: Callable[[], Result]) -> Result:
     for layer, x in inputs:  # `inputs` keeps the tensors, so that an id is one of them
         together.setdefault((id(x), getattr(layer.base_layer, "bias", None) is None), []).append(layer)
     for group in together.values():
-        siblings = Siblings(base.router, group)
-        siblings.stack()  # now, so that what the old weights leave free is taken by the next ones
+        fused_linears = FusedLinears(base.router, group)
+        fused_linears.join()  # now, so that what the old weights leave free is taken by the next ones
         for layer in group:
-            layer.siblings = siblings
+            layer.fused_linears = fused_linears
     return result

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from lorasmith.adapters.folder import find_adapter, read_about
@@ -13,12 +13,15 @@ from lorasmith.config.values import wrong_values
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.files import CONFIG, WEIGHTS, read_config, read_weights
+from lorasmith.lora.variant import VARIANTS
 from lorasmith.training.files import SUMMARY
 from lorasmith.training.summary import Summary
 
 
 class _Config(BaseModel):
     """The part of adapter_config.json that is shown; an adapter that lorasmith cannot load can still be inspected."""
+
+    model_config = ConfigDict(extra="allow")
 
     base_model_name_or_path: str | None = None
     r: int
@@ -45,6 +48,7 @@ def inspect_folder(path: str | Path) -> dict[str, Any]:
         "r": config.r,
         "lora_alpha": config.lora_alpha,
         "use_rslora": bool(config.use_rslora),
+        "variants": [flag for flag in VARIANTS if (config.model_extra or {}).get(flag)],
         "rank_pattern": config.rank_pattern or {},
         "alpha_pattern": config.alpha_pattern or {},
         "target_modules": sorted(targets) if isinstance(targets := config.target_modules, list) else targets or [],

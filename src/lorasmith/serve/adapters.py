@@ -3,10 +3,11 @@
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.files import load_adapter
-from lorasmith.lora.held import Contents, held_ranks
+from lorasmith.lora.fused.held import Contents, held_weights
 from lorasmith.lora.inject import remove
+from lorasmith.lora.variant import flags_of
 from lorasmith.model.base import Base
-from lorasmith.model.decoding import unpacked
+from lorasmith.model.decoder import unpacked
 
 
 def offer(base: Base, internal_name: str, contents: Contents, version: str) -> None:
@@ -15,15 +16,26 @@ def offer(base: Base, internal_name: str, contents: Contents, version: str) -> N
     It waits in memory until it is used; only one that changes embeddings, whole modules or other layers than those
     that decode in groups gets modules in the model.
     """
-    ranks = base.bank and held_ranks(base.model, contents, base.bank.paths, version)
-    if ranks:
-        base.ranks[internal_name] = ranks
+    decoder = base.decoding
+    paths = decoder.bank.paths if decoder and decoder.bank else frozenset[str]()
+    weights = held_weights(base.model, contents, paths, version) if paths else None
+    if decoder and weights:
+        decoder.held[internal_name] = weights
         return
     with unpacked(base):
         base.adapters[internal_name] = load_adapter(base.model, base.router, contents.folder, internal_name)
         base.router.active = None
-    held = base.ranks.values() if base.bank else ()
-    lost = [path for ranks in held for path in ranks.read() if base.bank and path not in base.bank.paths]
+    lost = decoder.lost() if decoder else []
+    if lost and (flags := flags_of(contents.config)):
+        withdraw(base, internal_name)
+        raise AdapterError(
+            _(
+                "{path}: an adapter with {flag} cannot share this layer with one that was loaded before it. Load it "
+                "first, or serve it by itself.",
+                path=lost[0],
+                flag=flags[0],
+            )
+        )
     if lost:
         withdraw(base, internal_name)
         text = _(
@@ -36,10 +48,7 @@ def offer(base: Base, internal_name: str, contents: Contents, version: str) -> N
 
 def withdraw(base: Base, internal_name: str) -> None:
     """Take it off again; no request may use it any more."""
-    if base.bank is not None:
-        base.bank.drop(internal_name)
-    if internal_name in base.ranks:
-        del base.ranks[internal_name]
+    if base.decoding is not None and base.decoding.drop(internal_name):
         return
     with unpacked(base):
         remove(base.model, internal_name)

@@ -15,7 +15,7 @@ from lorasmith.engine.request import Request
 from lorasmith.engine.score import prompt_logprobs
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.held import Contents, read_contents
+from lorasmith.lora.fused.held import Contents, read_contents
 from lorasmith.model.base import Base
 from lorasmith.serve.adapters import offer, withdraw
 from lorasmith.serve.failure import Failure

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lorasmith.lora import product as product_module
-from lorasmith.lora.product import product, share_memory, side_by_side, sum_of_products
+from lorasmith.lora.fused import products as product_module
+from lorasmith.lora.fused.products import product, share_memory, side_by_side, sum_of_products
 from tests.support.families import distance
 
 ROUNDING = {torch.float64: 1e-15, torch.float32: 1e-6, torch.bfloat16: 2**-7}  # of one sum, in another order

@@ -1,11 +1,12 @@
-"""The adapters that are in use, beside the frozen weights that they change: for inference, where rows hold many.
+"""The adapter bank: the adapters that are in use, beside the frozen weights that they change, for inference.
 
     T = tokens, I = inputs, O = outputs of the L layers that get the same input, C = columns, one for each rank
     y = W x^T + s B (mask * A x^T)        (LoRA, arXiv:2106.09685, section 4.1, for all adapters at once)
 
-A token's mask is 1 in the columns of its own adapter. An adapter is copied in when a request needs it, over one that
-nobody needs any more. A has L rows for each column, those of one adapter together (layer by layer), so that what is in
-use of A and B is one piece from their beginning.
+An adapter's slot is a range of columns. A token's mask is 1 in those of its own adapter. An adapter is copied in when a
+request needs it, over one that nobody needs any more. A has L rows for each column, those of one adapter together
+(layer by layer), so that what is in use of A and B is one piece from their beginning. Each layer by itself
+(`LoRALayer.alone`) is the oracle. Only plain low rank can be here: see update.py.
 """
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -15,32 +16,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorasmith.lora.product import FEW, prepacked, product, product_of_few, product_of_packed
+from lorasmith.lora.fused.linears import joined_weights
+from lorasmith.lora.fused.products import FEW, prepacked, product, product_of_few, product_of_packed
 from lorasmith.lora.router import Router
-from lorasmith.lora.siblings import stacked
 
 # tokens of one adapter: up to so many on average, all adapters go in one product under a mask
 THIN = {torch.bfloat16: 64, torch.float16: 64}
 STEP = 64  # columns are made room for in multiples of so many
-Place = tuple[int, int]  # columns [first, last)
+AdapterSlot = tuple[int, int]  # an adapter's columns [first, last)
 
 
-class Change(NamedTuple):
+class Factors(NamedTuple):
     """What an adapter does to one layer: y += B A x, the scaling already in B, which lies transposed."""
 
     A_RI: Tensor
     B_RO: Tensor
 
 
-class Ranks(NamedTuple):
+class AdapterWeights(NamedTuple):
     """An adapter's changes by the path of the layer, read when they are needed; `version` changes when they do."""
 
-    read: Callable[[], Mapping[str, Change]]
+    read: Callable[[], Mapping[str, Factors]]
     r: int  # the largest rank
     version: Callable[[], Hashable]
 
 
-class Piece(NamedTuple):
+class BankSlice(NamedTuple):
     """Tokens [start, end) of a row use the columns [first, last)."""
 
     start: int
@@ -49,22 +50,21 @@ class Piece(NamedTuple):
     last: int
 
 
-class Bank:
-    """Columns for the adapters of running requests, the same ones in each group of layers."""
+class AdapterBank:
+    """Slots for the adapters of running requests, the same ones in each group of layers."""
 
     def __init__(self, router: Router, groups: Sequence[Mapping[str, nn.Linear]]) -> None:
         self.router = router
-        self.groups = [Together(self, layers) for layers in groups]
+        self.groups = [BankedLinears(self, layers) for layers in groups]
         self._order = [path for layers in groups for path in layers]
         self.paths = frozenset(self._order)  # of layers that compute here
         self.columns = 0
-        self.on, self.is_prepacked = False, False  # on: layers look here only while the engine runs
-        self._at: dict[str, Place] = {}  # adapter -> its columns; the least recently used first
-        self._views: dict[Place, list[Change]] = {}  # where each layer's matrices go; around them there are zeros
+        self._at: dict[str, AdapterSlot] = {}  # adapter -> its columns; the least recently used first
+        self._views: dict[AdapterSlot, list[Factors]] = {}  # where each layer's matrices go; around them: zeros
         self._versions: dict[str, Hashable] = {}
-        self._turn, self._masks, self._slices, self.used = -1, dict[int, Tensor](), list[Piece](), 0
+        self._turn, self._masks, self._slices, self.used = -1, dict[int, Tensor](), list[BankSlice](), 0
 
-    def hold(self, adapter: str, ranks: Ranks, needed: Collection[str]) -> bool:
+    def hold(self, adapter: str, ranks: AdapterWeights, needed: Collection[str]) -> bool:
         """Copy the adapter in if it is not there as it is now; whether it had to. `needed`: what must stay."""
         version = ranks.version()
         if self._versions.get(adapter) == version:
@@ -78,14 +78,14 @@ class Bank:
         return True
 
     @torch.no_grad()
-    def _put(self, changes: Mapping[str, Change], place: Place) -> None:
+    def _put(self, changes: Mapping[str, Factors], slot: AdapterSlot) -> None:
         """Copy an adapter in, all matrices in one call: a switch is mostly the time of the calls."""
-        if place not in self._views:
-            self._empty(place)
-            others = {p: views for p, views in self._views.items() if p[1] <= place[0] or place[1] <= p[0]}
-            self._views = {**others, place: [view for group in self.groups for view in group.views(*place)]}
+        if slot not in self._views:
+            self._empty(slot)
+            others = {p: views for p, views in self._views.items() if p[1] <= slot[0] or slot[1] <= p[0]}
+            self._views = {**others, slot: [view for group in self.groups for view in group.views(*slot)]}
         to, of = list[Tensor](), list[Tensor]()
-        for path, (A, B) in zip(self._order, self._views[place], strict=True):
+        for path, (A, B) in zip(self._order, self._views[slot], strict=True):
             r = len(changes[path].A_RI) if path in changes else 0
             if r < len(A):  # a smaller rank than the adapter's largest, or a layer that it leaves as it is
                 A.zero_()
@@ -112,29 +112,27 @@ class Bank:
         self._at, self._versions = {}, {}
         self._empty((0, self.columns))
 
-    def _empty(self, place: Place) -> None:
+    def _empty(self, slot: AdapterSlot) -> None:
         for group in self.groups:
-            for part in group.columns(*place):
+            for part in group.columns(*slot):
                 part.zero_()
 
     def prepack(self) -> None:
         """Keep the weights of the groups that are in use in oneDNN's order, and no other, until `unpack`."""
-        self.is_prepacked = True
         for group in self.groups:
             if self.paths.issuperset(group.layers):
                 group.prepack()
 
     def unpack(self) -> None:
         """Give all layers their weights back."""
-        self.is_prepacked = False
         for group in self.groups:
             group.unpack()
 
-    def slices(self, tokens: int) -> list[Piece]:
+    def slices(self, tokens: int) -> list[BankSlice]:
         """The pieces of the row that have an adapter here; found once a forward."""
         if self._turn != self.router.turn:
             routed = self.router.slices_of(tokens)
-            self._slices = [Piece(s.start, s.end, *self._at[s.adapter]) for s in routed if s.adapter in self._at]
+            self._slices = [BankSlice(s.start, s.end, *self._at[s.adapter]) for s in routed if s.adapter in self._at]
             last = max((piece.last for piece in self._slices), default=0)
             self.used = min(1 << (last - 1).bit_length(), self.columns) if last else 0  # few sizes: each is a kernel
             self._turn, self._masks = self.router.turn, {}
@@ -176,12 +174,12 @@ class Bank:
         self._turn, self._views = -1, {}
 
 
-class Together:
+class BankedLinears:
     """Frozen linear layers with the same input, computed as one, each token with its own adapter."""
 
-    def __init__(self, bank: Bank, layers: Mapping[str, nn.Linear]) -> None:
+    def __init__(self, bank: AdapterBank, layers: Mapping[str, nn.Linear]) -> None:
         self.bank, self.layers = bank, layers
-        self.W_OI, self.bias_O = stacked(list(layers.values()))
+        self.W_OI, self.bias_O = joined_weights(list(layers.values()))
         self.packed: Tensor | None = None  # where it is, the layers have no weights
         self.widths = [layer.out_features for layer in layers.values()]
         self._A_KI, self._B_KO = (self.W_OI.new_zeros(0, size) for size in reversed(self.W_OI.shape))
@@ -225,19 +223,19 @@ class Together:
 
     def _put_weights(self, parts: Sequence[Tensor]) -> None:
         for layer, part_OI in zip(self.layers.values(), parts, strict=True):
-            layer.weight = nn.Parameter(part_OI, requires_grad=False)
+            layer.weight.data = part_OI  # the parameter stays the same
 
     def columns(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         """A [K, I] and B [K, O] of these columns, K = L for each."""
         n = len(self.widths)
         return self._A_KI[first * n : last * n], self._B_KO[first * n : last * n]
 
-    def views(self, first: int, last: int) -> Iterator[Change]:
+    def views(self, first: int, last: int) -> Iterator[Factors]:
         """Where in these columns the matrices of each layer go."""
         (A_KI, B_KO), r, column = self.columns(first, last), last - first, 0
         for i, width in enumerate(self.widths):
             rows = slice(i * r, (i + 1) * r)
-            yield Change(A_KI[rows], B_KO[rows, column : column + width])
+            yield Factors(A_KI[rows], B_KO[rows, column : column + width])
             column += width
 
     def grow(self, columns: int) -> None:

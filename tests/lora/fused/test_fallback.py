@@ -13,10 +13,10 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.lora.inject import inject, remove
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.model.head import loss_sum
-from lorasmith.model.verify import link_siblings
+from lorasmith.model.verify import link_fused_linears
 from tests.support.families import adapted, distance, example, far_apart, gradients, one_row, stir
 from tests.support.fast_base import fast_base
-from tests.support.sibling_layers import WIDTHS, I, T, formula, layers, tokens, trained, with_gradients
+from tests.support.fused_layers import WIDTHS, I, T, formula, layers, tokens, trained, with_gradients
 
 # --- where one pass cannot do it --------------------------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ def test_a_normed_input_changed_in_place_gives_right_gradients(family: str, exac
     base, _adapter = fast_base(family)
     attention, norm = base.model.model.layers[0].self_attn, base.model.model.layers[0].input_layernorm
     x, found = torch.randn(1, 7, 32, dtype=torch.float64, requires_grad=True), []
-    A, B = attention.q_proj.matrices("default")
+    A, B = attention.q_proj.updates["default"].matrices
     for alone in (False, True):
         base.router.route(None)
         y = norm(x)
@@ -215,7 +215,7 @@ def groups_of(base: Any) -> set[tuple[str, ...]]:
     found: dict[int, list[str]] = {}
     for name, module in base.model.named_modules():
         if isinstance(module, LoRALayer) and ".0." in name:
-            found.setdefault(id(module.siblings), []).append(name.split(".")[-1])
+            found.setdefault(id(module.fused_linears), []).append(name.split(".")[-1])
     return {tuple(names) for names in found.values()}
 
 
@@ -237,10 +237,12 @@ def test_layers_with_and_without_bias_stay_apart(passes: Any) -> None:
     for one in made:
         one.router = made[0].router
     x = tokens()
-    link_siblings(SimpleNamespace(model=nn.ModuleList(made), router=made[0].router), lambda: [one(x) for one in made])  # type: ignore[arg-type]
-    assert [one.siblings for one in made[:3]] == [made[0].siblings] * 3
-    assert [one.siblings for one in made[3:]] == [made[3].siblings] * 3
-    assert made[0].siblings is not made[3].siblings
+    link_fused_linears(
+        SimpleNamespace(model=nn.ModuleList(made), router=made[0].router), lambda: [one(x) for one in made]
+    )  # type: ignore[arg-type]
+    assert [one.fused_linears for one in made[:3]] == [made[0].fused_linears] * 3
+    assert [one.fused_linears for one in made[3:]] == [made[3].fused_linears] * 3
+    assert made[0].fused_linears is not made[3].fused_linears
     before = passes.count
     outs = [one(x) for one in made]
     assert passes.count == before + 2

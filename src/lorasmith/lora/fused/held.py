@@ -10,10 +10,12 @@ from transformers import PreTrainedModel
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError
-from lorasmith.lora.bank import Change, Ranks
 from lorasmith.lora.files import CONFIG, WEIGHTS, lora_config, misfits, read_config, read_weights, useless
+from lorasmith.lora.fused.bank import AdapterWeights, Factors
 from lorasmith.lora.inject import PEFT_PREFIX, plain_paths, rank_and_alpha
 from lorasmith.lora.target import find_targets
+from lorasmith.lora.update import Update
+from lorasmith.lora.variant import variant_of
 
 
 class Contents(NamedTuple):
@@ -33,8 +35,11 @@ def read_contents(folder: Path, dtype: torch.dtype) -> Contents:
     return Contents(folder, config, {key: tensor.to(dtype, copy=True) for key, tensor in tensors.items()})
 
 
-def held_ranks(model: PreTrainedModel, contents: Contents, paths: Collection[str], version: Hashable) -> Ranks | None:
-    """The adapter as what waits in memory; None where it changes more than the linear layers at `paths`.
+def held_weights(
+    model: PreTrainedModel, contents: Contents, paths: Collection[str], version: Hashable
+) -> AdapterWeights | None:
+    """The adapter as what waits in memory; None where it changes more than the linear layers at
+    `paths`, or is a variant of LoRA.
 
     `version`: another one whenever the content is. Raises AdapterError: keys missing, unknown or of another shape.
     """
@@ -42,7 +47,8 @@ def held_ranks(model: PreTrainedModel, contents: Contents, paths: Collection[str
     with plain_paths(model):
         targets = find_targets(model, config, strict=False)
         layers = dict(model.named_modules())
-    if targets.saved or config.bias != "none" or not set(targets.adapted) <= set(paths):
+    is_low_rank = variant_of(config) is Update
+    if targets.saved or config.bias != "none" or not is_low_rank or not set(targets.adapted) <= set(paths):
         return None
     wanted: dict[str, Tensor] = {}
     for path in targets.adapted:
@@ -52,21 +58,21 @@ def held_ranks(model: PreTrainedModel, contents: Contents, paths: Collection[str
     if problems := misfits(wanted, tensors):
         raise AdapterError(*(f"{contents.folder / WEIGHTS}: {problem}" for problem in problems))
     changes = _changes(config, targets.adapted, tensors)
-    return Ranks(lambda: changes, max(len(change.A_RI) for change in changes.values()), lambda: version)
+    return AdapterWeights(lambda: changes, max(len(change.A_RI) for change in changes.values()), lambda: version)
 
 
 def _key(path: str, matrix: str) -> str:
     return f"{PEFT_PREFIX}{path}.lora_{matrix}.weight"
 
 
-def _changes(config: LoraConfig, paths: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Change]:
+def _changes(config: LoraConfig, paths: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Factors]:
     """All matrices in one piece of memory: hundreds of small ones take up to a quarter more, for the gaps between."""
     pairs = [(tensors[_key(path, "A")], tensors[_key(path, "B")]) for path in paths]
     sizes = [matrix.numel() for pair in pairs for matrix in pair]
     parts = iter(pairs[0][0].new_empty(sum(sizes)).split(sizes))
     changes = {}
     for path, (A_RI, B_OR) in zip(paths, pairs, strict=True):
-        change = Change(next(parts).view(A_RI.shape), next(parts).view(B_OR.shape[::-1]))
+        change = Factors(next(parts).view(A_RI.shape), next(parts).view(B_OR.shape[::-1]))
         change.A_RI.copy_(A_RI)
         torch.mul(B_OR.t(), config.scaling(*rank_and_alpha(config, path)), out=change.B_RO)
         changes[path] = change

@@ -1,4 +1,6 @@
-"""Frozen linear layers that get the same input, such as q, k and v, as one: one product, one thin product.
+"""Fused linears: frozen linear layers that get the same input, such as q, k and v, as one product and one thin product.
+
+Each layer by itself (`LoRALayer.alone`) is the oracle.
 
 T = tokens, I = in_features, O = out_features of all of them together, K = their ranks together
 """
@@ -11,31 +13,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorasmith.lora.product import joined, product, side_by_side, sum_of_products
+from lorasmith.lora.fused.products import joined, product, side_by_side, sum_of_products
 from lorasmith.lora.router import Router
+from lorasmith.lora.update import Update
 
 FEW = 32  # tokens of a decoding step: putting the small matrices together costs more than it saves there
-Again = tuple[Callable[..., Tensor], Sequence[Tensor]]
-_AGAIN = "_lorasmith_again"
+Recompute = tuple[Callable[..., Tensor], Sequence[Tensor]]
+_RECOMPUTE = "_lorasmith_recompute"  # on tensors that can_recompute's callers made themselves
 
 
-def can_be_made_again(x: Tensor, compute: Callable[..., Tensor], *kept: Tensor) -> None:
+def can_recompute(x: Tensor, compute: Callable[..., Tensor], *kept: Tensor) -> None:
     """Note on x that it is compute(*kept), tensors that backward needs anyway, so that x itself need not be kept."""
-    setattr(x, _AGAIN, (_version(x), (compute, kept)))
+    setattr(x, _RECOMPUTE, (_version(x), (compute, kept)))
 
 
-def again_of(x: Tensor) -> Again | None:
+def recompute_of(x: Tensor) -> Recompute | None:
     """How x can be computed again; None where it must be kept."""
-    version, again = getattr(x, _AGAIN, (None, None))
-    return again if version == _version(x) else None  # something may have written into it
+    version, recompute = getattr(x, _RECOMPUTE, (None, None))
+    return recompute if version == _version(x) else None  # something may have written into it
 
 
 def _version(x: Tensor) -> int | None:
     return None if x.is_inference() else x._version
 
 
-class Stack(NamedTuple):
-    """Frozen linear layers with the same input, one below the other, with the widths, ranks and scales of each.
+class FusedWeights(NamedTuple):
+    """Weights of layers with the same input, one below the other, with the widths, ranks and scales of each.
 
     Their matrices, A [R, I] and B [its O, R] of each, come beside it as `AB`, because autograd must see them.
     """
@@ -78,53 +81,60 @@ class Stack(NamedTuple):
 
 
 class AdaptedLinear(torch.autograd.Function):
-    """A stack of layers. x is saved once, or not at all where `again` says how to compute it; W has no gradient."""
+    """Fused linears. x is saved once, or not at all where `recompute` says how to compute it; W has no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, again: Again | None, stack: Stack, *AB: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, recompute: Recompute | None, weights: FusedWeights, *AB: Tensor
+    ) -> tuple[Tensor, ...]:
         """x [..., I] in any floating dtype, A and B in float32 -> each y [..., its O]."""
         x_TI = x.reshape(-1, x.shape[-1])
-        y_TO, h_TK = stack.forward(x_TI, AB)
-        ctx.compute, kept = again or (None, [x_TI])
+        y_TO, h_TK = weights.forward(x_TI, AB)
+        ctx.compute, kept = recompute or (None, [x_TI])
         ctx.save_for_backward(h_TK, *AB, *kept)
-        ctx.stack, ctx.shape = stack, x.shape
-        return tuple(y.view(*x.shape[:-1], -1) for y in y_TO.split(stack.widths, dim=1))
+        ctx.weights, ctx.shape = weights, x.shape
+        return tuple(y.view(*x.shape[:-1], -1) for y in y_TO.split(weights.widths, dim=1))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *dy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x (where something below it is trained), and of each A and B."""
         h_TK, *saved = ctx.saved_tensors
-        AB, kept = ctx.stack.parted(saved)
+        AB, kept = ctx.weights.parted(saved)
         x_TI = ctx.compute(*kept).reshape(-1, ctx.shape[-1]) if ctx.compute else kept[0]
         dy_TO = side_by_side([d.reshape(len(x_TI), -1) for d in dy])
-        dx_TI, dAB = ctx.stack.backward(dy_TO, x_TI, h_TK, AB, ctx.needs_input_grad[0])
+        dx_TI, dAB = ctx.weights.backward(dy_TO, x_TI, h_TK, AB, ctx.needs_input_grad[0])
         return None if dx_TI is None else dx_TI.view(ctx.shape), None, None, *dAB
 
 
-class Siblings:
+class FusedLinears:
     """Layers that are called with the same tensor one after the other: the first one asked computes for all."""
 
     def __init__(self, router: Router, layers: Sequence[Any]) -> None:
-        self.router, self.layers = router, list(layers)  # LoRALayers, which know their siblings in turn
+        self.router, self.layers = router, list(layers)  # LoRALayers, which know these in turn
         self._asked: tuple[Any, ...] = ()
         self._ready: dict[Any, Tensor] = {}
 
-    def stack_for(self, x: Tensor) -> tuple[Stack, list[Tensor]] | None:
+    def weights_for(self, x: Tensor) -> tuple[FusedWeights, list[Tensor]] | None:
         """The layers as one, and their A and B, for the adapter that the router names; None where one pass cannot
-        compute them: several adapters, dropout, 4-bit.
+        compute them: several adapters, dropout, 4-bit, a variant of LoRA.
         """
         tokens = x.numel() // x.shape[-1]
         slices = self.router.slices_of(tokens)
         adapter = slices[0].adapter
         small = tokens <= FEW and not torch.is_grad_enabled()
         one_pass = self.router.fused and len(slices) == 1 and not small
-        if not one_pass or not all(one.is_plain(adapter) for one in self.layers):
+        updates: list[Update] = []
+        for layer in self.layers if one_pass else ():
+            if (update := layer.fusable(adapter)) is None:
+                return None
+            updates.append(update)
+        if not updates:
             return None
-        weight, bias = stacked([one.base_layer for one in self.layers])
-        AB = [matrix for one in self.layers for matrix in one.matrices(adapter)]
+        weight, bias = joined_weights([one.base_layer for one in self.layers])
+        AB: list[Tensor] = [matrix for update in updates for matrix in update.matrices]
         widths, ranks = tuple(len(B) for B in AB[1::2]), tuple(len(A) for A in AB[0::2])
-        return Stack(weight, bias, widths, ranks, tuple(one.scaling[adapter] for one in self.layers)), AB
+        return FusedWeights(weight, bias, widths, ranks, tuple(update.scaling for update in updates)), AB
 
     def output(self, layer: Any, x: Tensor) -> Tensor | None:
         """What `layer` gives for x, or None where one pass cannot compute it."""
@@ -132,36 +142,36 @@ class Siblings:
             return None
         asked = (x, _version(x), self.router.turn, self.router.active, torch.is_grad_enabled())
         if layer not in self._ready or self._asked[0] is not x or self._asked[1:] != asked[1:]:
-            found = self.stack_for(x)
+            found = self.weights_for(x)
             if found is None:
                 self._asked, self._ready = (), {}
                 return None
-            stack, AB = found
-            out = AdaptedLinear.apply(x, again_of(x), stack, *AB)  # type: ignore[no-untyped-call]
+            weights, AB = found
+            out = AdaptedLinear.apply(x, recompute_of(x), weights, *AB)  # type: ignore[no-untyped-call]
             self._asked, self._ready = asked, dict(zip(self.layers, out, strict=True))
         y = self._ready.pop(layer)
         if not self._ready:
             self._asked = ()  # x may go
         return y
 
-    def stack(self) -> None:
+    def join(self) -> None:
         """Put the weights of plain layers into one buffer."""
         if all(type(one.base_layer) is nn.Linear for one in self.layers):
-            stacked([one.base_layer for one in self.layers])
+            joined_weights([one.base_layer for one in self.layers])
 
     def remove(self, layer: Any) -> None:
         """`layer` is no longer in the model."""
         self.layers.remove(layer)
 
 
-def stacked(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+def joined_weights(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     """Weights [O, I] and biases [O] as one; from then on each layer's own is a part of it, so that nothing is twice."""
     optional: list[Tensor | None] = [one.bias for one in linears]
-    biases = [bias for bias in optional if bias is not None]  # siblings are alike in having one
-    return _stacked([one.weight for one in linears]), _stacked(biases) if biases else None
+    biases = [bias for bias in optional if bias is not None]  # they are alike in having one
+    return _joined([one.weight for one in linears]), _joined(biases) if biases else None
 
 
-def _stacked(parameters: Sequence[Tensor]) -> Tensor:
+def _joined(parameters: Sequence[Tensor]) -> Tensor:
     whole = joined([p.data for p in parameters], dim=0)
     if whole is None:
         whole = torch.cat([p.data for p in parameters])

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lorasmith.lora.fused.linears import FusedLinears
 from lorasmith.lora.layer import LoRALayer, plain_low_rank
 from lorasmith.lora.router import Router
-from lorasmith.lora.siblings import Siblings
 
 I, T = 6, 11
 WIDTHS, RANKS, SCALES = (8, 4, 4), (2, 3, 1), (0.7, 1.5, 2.0)
@@ -31,23 +31,24 @@ def layers(
     return made
 
 
-def linked(made: Sequence[LoRALayer]) -> Siblings:
-    siblings = Siblings(made[0].router, made)
+def linked(made: Sequence[LoRALayer]) -> FusedLinears:
+    fused = FusedLinears(made[0].router, made)
     for layer in made:
-        layer.siblings = siblings
-    return siblings
+        layer.fused_linears = fused
+    return fused
 
 
 def formula(made: Sequence[LoRALayer], x: Tensor, adapter: str = "a") -> list[Tensor]:
     """W x + b + s B A x of each layer, in plain torch."""
     bounds = ((0, x.numel() // x.shape[-1]),)
     return [
-        plain_low_rank(one.base_layer(x), x, bounds, (one.scaling[adapter],), *one.matrices(adapter)) for one in made
+        plain_low_rank(one.base_layer(x), x, bounds, (update.scaling,), *update.matrices)
+        for one, update in ((one, one.updates[adapter]) for one in made)
     ]
 
 
 def trained(made: Sequence[LoRALayer], adapter: str = "a") -> list[Tensor]:
-    return [matrix for one in made for matrix in one.matrices(adapter)]
+    return [matrix for one in made for matrix in one.updates[adapter].matrices]
 
 
 def with_gradients(outs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
