@@ -153,7 +153,7 @@ CASES: dict[str, tuple[Callable[[], Words], str]] = {
     ),
     "nested too deeply": (
         lambda: ["train", write("deep.jsonl", '{"prompt": "a", "completion": "b"}\n' + "[" * 10**5), *TRAIN],
-        "data.data: deep.jsonl line 2: the JSON is nested too deeply to be parsed.",
+        "data.data: deep.jsonl line 2: not valid JSON: nested too deeply.",
     ),
     "folder that datasets cannot read": (
         lambda: ["train", str(Path(write("done/state.json", "{}")).parent), *TRAIN],

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from lorasmith.config.files import read_object
 from lorasmith.config.values import wrong_values
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError
@@ -93,11 +94,8 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     path = folder / NAME
     if not path.is_file():
         return None
-    try:
-        about = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise AdapterError(_("{path}: invalid JSON: {error}", path=path, error=error)) from None
-    version = about.get("version") if isinstance(about, dict) else None
+    about = read_object(path, AdapterError)
+    version = about.get("version")
     if version != VERSION:
         raise AdapterError(
             _(
@@ -111,7 +109,7 @@ def read_about(folder: Path) -> dict[str, Any] | None:
         _About.model_validate(about)
     except ValidationError as error:
         raise AdapterError(*(f"{path}: {text}" for text in wrong_values(error, _About))) from None
-    return about  # type: ignore[no-any-return]
+    return about
 
 
 def base_of(folder: Path) -> str:

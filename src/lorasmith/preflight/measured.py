@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from lorasmith.config.files import parse_json
 from lorasmith.config.toml import Config
 from lorasmith.system.cache import cache_folder, keep
 from lorasmith.system.memory import peak_memory_mib
@@ -59,7 +60,7 @@ def place_of(job: Job, config: Config) -> Path:
 def recall(place: Path) -> Measured | None:
     """What was measured before, or None."""
     try:
-        return Measured(**json.loads(place.read_text("utf-8")))
+        return Measured(**parse_json(place.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
 

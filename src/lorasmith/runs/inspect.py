@@ -9,6 +9,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from lorasmith.adapters.folder import find_adapter, read_about
+from lorasmith.config.files import read_json
 from lorasmith.config.values import wrong_values
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
@@ -80,7 +81,7 @@ def _summary(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return asdict(TypeAdapter(Summary).validate_json(path.read_bytes()))
+        return asdict(TypeAdapter(Summary).validate_python(read_json(path, AdapterError)))
     except ValidationError as error:
         first = error.errors()[0]
         raise AdapterError(

@@ -4,7 +4,6 @@ A training holds a lock on its RUN/config.toml: it ends with the process, howeve
 not taken for one that goes on.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from lorasmith.config.toml import read_toml
+from lorasmith.config.files import parse_json, read_toml
 from lorasmith.errors import LorasmithError, RunError
 from lorasmith.i18n import _
 from lorasmith.runs.plot import METRICS, read_losses
@@ -104,7 +103,7 @@ def _info(run: Path) -> RunInfo:
 
 
 def _finished(run: Path) -> dict[str, Any]:
-    summary = json.loads((run / SUMMARY).read_text("utf-8"))
+    summary = parse_json((run / SUMMARY).read_bytes())
     return {
         "state": "finished",
         "step": int(summary["steps"]),

@@ -1,11 +1,11 @@
 """The loss of runs as a picture, its words in the user's language where a font for it is there."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lorasmith.config.files import read_objects
 from lorasmith.errors import MissingExtraError, RunError
 from lorasmith.i18n import _, foreign
 from lorasmith.system.fonts import drawable_words
@@ -20,16 +20,14 @@ def read_losses(run: Path) -> tuple[Points, Points]:
     Raises RunError where there is no such file, or something else in it.
     """
     path = run / METRICS
+    if not path.is_file():
+        why = foreign("No such file or directory")
+        raise RunError(_("{path}: cannot be read: {why}. Give a run folder.", path=path, why=why))
     try:
-        whole = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
-        lines = [json.loads(line) for line in whole]
+        lines = read_objects(path, RunError)
         training = [(int(line["step"]), float(line["loss"])) for line in lines if "loss" in line]
         measured = [(int(line["step"]), float(line["held_out_loss"])) for line in lines if "held_out_loss" in line]
-    except OSError as error:
-        raise RunError(
-            _("{path}: cannot be read: {why}. Give a run folder.", path=path, why=foreign(error.strerror))
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, OverflowError, KeyError, TypeError) as error:
         raise RunError(_("{path}: not a valid metrics file: {error}", path=path, error=error)) from None
     return training, measured
 

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from lorasmith.config.files import parse_json
 from lorasmith.errors import RunError
 from lorasmith.i18n import _, foreign
 from lorasmith.system.cache import follow_umask
@@ -132,7 +133,7 @@ def latest(checkpoints: Path) -> Path | None:
 def read_state(folder: Path) -> tuple[State, dict[str, str]]:
     """State and recorded settings of a checkpoint. Raises RunError where it is of another version or broken."""
     try:
-        raw = dict(json.loads((folder / STATE).read_text("utf-8")))
+        raw = dict(parse_json((folder / STATE).read_bytes()))
         version = raw.pop("version")
         if version != VERSION:
             raise RunError(

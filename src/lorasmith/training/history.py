@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lorasmith.errors import MissingExtraError
+from lorasmith.config.files import read_objects
+from lorasmith.errors import MissingExtraError, RunError
 from lorasmith.i18n import _
 from lorasmith.runs.plot import METRICS
 from lorasmith.training.checkpoint import write_file, writing
@@ -57,9 +58,8 @@ class Metrics:
         self._void_from = step + 1
         for path in (self.folder / METRICS, self.folder / SAMPLES):
             if path.is_file():
-                lines = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
-                kept = [line for line in lines if _was_done(json.loads(line), step)]
-                write_file(path, "".join(line + "\n" for line in kept))
+                kept = [values for values in read_objects(path, RunError) if _was_done(values, step)]
+                write_file(path, "".join(json.dumps(values, ensure_ascii=False) + "\n" for values in kept))
 
     def close(self) -> None:
         """What was written is whole."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from lorasmith.adapters.folder import lasting
 from lorasmith.config.data import TEMPLATES
+from lorasmith.config.files import parse_json
 from lorasmith.config.toml import Config, load_config, to_toml
 from lorasmith.data.dataset.mix import without_weight
 from lorasmith.errors import RunError
@@ -63,7 +64,7 @@ def read_summary(folder: Path) -> Summary | None:
     path = folder / SUMMARY
     if not path.is_file():
         return None
-    raw = json.loads(path.read_text("utf-8"))
+    raw = parse_json(path.read_bytes())
     return Summary(**{**raw, "interval": tuple(raw["interval"]) if raw["interval"] else None})
 
 
