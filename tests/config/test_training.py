@@ -178,6 +178,6 @@ def test_a_number_is_finite(field, value):
 
 
 def test_checkpoints_at_every_so_many_steps_or_none():
-    with pytest.raises(ConfigError, match=r"^training\.save_every: -1 is not allowed: must be at least 0, or epoch$"):
+    with pytest.raises(ConfigError, match=r"^training\.save_every: -1 is not allowed: must be at least 0 or 'epoch'$"):
         load_config(None, {"training": {"save_every": -1}})
-    assert load_config(None, {"training": {"save_every": "0"}}).training.save_every == 0
+    assert load_config(None, {"training": {"save_every": 0}}).training.save_every == 0

@@ -3,8 +3,9 @@
 from difflib import get_close_matches
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
+from lorasmith.config.values import Typed
 from lorasmith.data.rows.forms import KNOWN_KEYS
 from lorasmith.i18n import _
 
@@ -13,7 +14,7 @@ TooLong = Literal["error", "truncate", "truncate-left", "split", "drop"]
 TEMPLATES = ("auto", "model", "human-assistant", "alpaca", "chatml")  # any other name is a file's
 
 
-class DataConfig(BaseModel):
+class DataConfig(Typed):
     """The examples to learn from and the ones held out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,7 +32,7 @@ class DataConfig(BaseModel):
     map: Annotated[
         dict[str, str],
         Field(description=_("Columns with other names than expected, as in instruction=question output=answer")),
-    ] = {}
+    ] = {}  # noqa: RUF012  pydantic copies it
     held_out: Annotated[
         float | str,
         Field(
@@ -63,6 +64,7 @@ class DataConfig(BaseModel):
         int | None,
         Field(
             gt=1,
+            le=10_000_000,
             description=_(
                 "Maximum length of an example in tokens; defaults to 1024, or to the model's context length if "
                 "that is shorter"

@@ -16,11 +16,11 @@ from lorasmith.config.files import read_toml
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.training import TrainingConfig
-from lorasmith.config.values import check
+from lorasmith.config.values import Typed, check
 from lorasmith.i18n import _
 
 
-class Config(BaseModel):
+class Config(Typed):
     """Everything that decides a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

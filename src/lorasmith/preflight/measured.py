@@ -17,7 +17,7 @@ from lorasmith.config.files import parse_json
 from lorasmith.config.toml import Config
 from lorasmith.system.cache import cache_folder, keep
 from lorasmith.system.memory import peak_memory_mib
-from lorasmith.training.loop import Job, due, save_is_due
+from lorasmith.training.loop import Job
 from lorasmith.version import installed_version
 
 FORMAT = "1"
@@ -96,17 +96,19 @@ def seconds_of(job: Job, measured: Measured) -> dict[str, float]:
 
 def _evaluations(job: Job) -> int:
     """Before, after, and what eval_every asks for in between."""
-    return 2 + sum(due(job.config.eval_every, step) for step in range(1, len(job.plan)))
+    every = job.config.eval_every
+    return 2 + ((len(job.plan) - 1) // every if every else 0)
 
 
 def _saves(job: Job) -> int:
     """Checkpoints, and the adapter at the end."""
-    return 1 + sum(save_is_due(job, step) for step in range(1, len(job.plan) + 1))
+    every = job.plan.steps_per_epoch if job.config.save_every == "epoch" else job.config.save_every
+    return 2 + ((len(job.plan) - 1) // every if every else 0)
 
 
 def tokens_of(job: Job) -> int:
     """Tokens of the whole training, those after an example's last learned one left out."""
-    return sum(job.plan.lengths[i] for k in range(len(job.plan)) for i in job.plan.members(k))
+    return job.plan.total(job.plan.lengths)
 
 
 def held_out_tokens(job: Job) -> int:

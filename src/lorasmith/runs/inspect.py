@@ -5,19 +5,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from lorasmith.adapters.folder import find_adapter, read_about
 from lorasmith.config.files import read_json
-from lorasmith.config.values import wrong_values
+from lorasmith.config.values import Typed, wrong_values
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.files import CONFIG, WEIGHTS, read_config, read_weights
 from lorasmith.training.run_folder import SUMMARY, Summary
 
 
-class _Config(BaseModel):
+class _Config(Typed):
     """What is shown of adapter_config.json: also of an adapter whose other options lorasmith cannot load."""
 
     base_model_name_or_path: str | None = None

@@ -163,16 +163,14 @@ class _Notes:
 
 def _share(cfg: DataConfig) -> float | str:
     """How many rows (1 and more), what part of them (below 1), or the file. Raises ConfigError."""
-    value = cfg.held_out
-    try:
-        number = float(value)
-    except ValueError:
-        return str(value)
+    number = cfg.held_out
+    if isinstance(number, str):
+        return number
     if not math.isfinite(number) or number < 0 or (number > 1 and number != int(number)):
         raise ConfigError(
             _(
                 "data.held_out: invalid value {value}. Give a file, a whole number of rows, or a fraction from 0 to 1.",
-                value=value,
+                value=number,
             )
         )
     return number
