@@ -161,8 +161,7 @@ CASES: dict[str, tuple[Callable[[], Words], str]] = {
     ),
     "calls that nobody shows": (
         only_calls,
-        "calls.jsonl line 1: message 2 (assistant) only calls tools, and this template does not show such calls, so "
-        "the model would learn to say nothing. Use a template that knows tools, or drop the row.",
+        "calls.jsonl line 1: the template does not show 'tool_calls', so the model would never see them. Use a ",
     ),
     "checkpoint of another version": (
         of_another_version,

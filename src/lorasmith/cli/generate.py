@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         prompts = [template.conversation(record) for record in records]
 
         def events(asked: Sequence[Conversation]) -> Iterator["Event"]:
-            ids = [template.encode_prompt(one.messages[:-1], one.tools) for one in asked]
+            ids = [template.encode_prompt(one.messages[:-1], one.tools, one.source) for one in asked]
             requests = [Request(one, settings, adapter, template.stop_ids) for one in ids]
             return generate(Engine(session.base, prepack=True), requests)
 

@@ -22,7 +22,7 @@ from lorasmith.model.row import Example
 from lorasmith.system.cache import cache_folder, keep
 from lorasmith.version import installed_version
 
-FORMAT = "2"
+FORMAT = "3"
 FEWEST = 64  # rows below which encoding is quicker than looking
 FILES = 16
 

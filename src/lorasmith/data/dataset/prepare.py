@@ -124,7 +124,6 @@ def prepare_rows(
     notes = _Notes(report)
     notes.say(_split(sides))
     notes.say(_clock(template))
-    notes.warn(_unseen_tools(sides, template))
     if cfg.learn != "all":  # of which stop tokens within a row are a part
         notes.warn(_stops_inside(sides, template))
     if cfg.too_long in ("error", "split"):
@@ -257,19 +256,6 @@ def _clock(template: Template) -> str:
     return _(
         "The chat template inserts the current date, which is fixed to 26 July 2024 for training and for all "
         "replies afterwards."
-    )
-
-
-def _unseen_tools(sides: list[Side], template: Template) -> str:
-    """Says that a template does not show tools, which the first row that has any tells of."""
-    rows = [row for side in sides for row in side.conversations if row.tools or any(m.tool_calls for m in row.messages)]
-    if not rows or not template.ignores_tools(rows[0]):
-        return ""
-    return _(
-        "The chat template ignores tools: in {rows}, the model sees neither the tools nor the tool calls "
-        "({places}). Use the template of a model that supports tools, or a Jinja file.",
-        rows=in_rows(len(rows)),
-        places=places([row.source for row in rows], NAMED),
     )
 
 
