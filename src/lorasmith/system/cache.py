@@ -21,6 +21,8 @@ from lorasmith.errors import ModelError
 from lorasmith.i18n import _, foreign
 from lorasmith.report import Report
 
+PRIVATE = 0o700
+
 
 def cache_folder() -> Path:
     """$XDG_CACHE_HOME/lorasmith, or ~/.cache/lorasmith where that is not set (or not absolute: the XDG rule)."""
@@ -60,13 +62,18 @@ def staged(target: Path) -> Iterator[Path]:
 def keep(place: Path, most: int, write: Callable[[Path], object]) -> None:
     """Have `place` written, whole or not at all; of the files beside it with its ending the oldest beyond `most` go.
 
+    The user alone may look into its folder and read it.
+
     What is kept so is a gain of time alone: where the cache cannot be written, nothing is kept and nothing is said.
     """
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.chmod(PRIVATE)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=place.parent) as folder:
-            write(Path(folder) / place.name)
-            (Path(folder) / place.name).replace(place)
+            written = Path(folder) / place.name
+            write(written)
+            written.chmod(PRIVATE & 0o666)
+            written.replace(place)
         for path in sorted(place.parent.glob(f"*{place.suffix}"), key=lambda path: path.stat().st_mtime)[:-most]:
             path.unlink(missing_ok=True)
 

@@ -1,6 +1,8 @@
 """Rows that were encoded before, by all that decides them: rows, template, what is learned, tokenizer, this program.
 
 $XDG_CACHE_HOME/lorasmith/rows/KEY.safetensors      ids, targets, weights, lengths; the oldest beyond `FILES` go
+
+They hold the user's own texts: nobody else may read them, and who trains is told where they are.
 """
 
 import json
@@ -19,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from lorasmith.data.rows.conversation import Conversation
 from lorasmith.data.template.encoding import Template
 from lorasmith.model.row import Example
-from lorasmith.system.cache import cache_folder, keep
+from lorasmith.system.cache import PRIVATE, cache_folder, keep
 from lorasmith.version import installed_version
 
 FORMAT = "3"
@@ -57,6 +59,7 @@ def recall(place: Path, rows: Sequence[Conversation]) -> list[list[Example]] | N
     try:
         found = load_file(place)
         os.utime(place)
+        place.parent.chmod(PRIVATE)  # an earlier version let others look into it
     except (OSError, SafetensorError):
         return None
     ids, targets, weights = (found[name].tolist() for name in ("ids", "targets", "weights"))

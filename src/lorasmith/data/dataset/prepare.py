@@ -1,11 +1,11 @@
 """From files to examples: read, encode, cut to length, hold some out; and say in sentences what was done to rows."""
 
-import math
 import random
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 
 from lorasmith.config.data import DataConfig
 from lorasmith.data.dataset import encoded
@@ -20,6 +20,7 @@ from lorasmith.model.row import IGNORED, Example
 from lorasmith.report import Report
 
 USUAL_LENGTH = 1024  # tokens of one example where neither the user nor the model says less
+MOST_ROWS = 1_000_000_000  # held out
 LARGEST_PART = 200  # rows held out where a part is asked for: more costs time and tells little
 
 
@@ -165,7 +166,7 @@ def _share(cfg: DataConfig) -> float | str:
     number = cfg.held_out
     if isinstance(number, str):
         return number
-    if not math.isfinite(number) or number < 0 or (number > 1 and number != int(number)):
+    if not 0 <= number <= MOST_ROWS or (number > 1 and number != int(number)):  # not so of NaN either
         raise ConfigError(
             _(
                 "data.held_out: invalid value {value}. Give a file, a whole number of rows, or a fraction from 0 to 1.",
@@ -191,7 +192,7 @@ def _max_length(cfg: DataConfig, limit: int | None) -> int:
 
 def _encode(files: dict[str, Sequence[Record]], template: Template, learn: str, report: Report) -> list[Side]:
     """The sides with their examples; every row that the template refuses is found before one is raised."""
-    total, done, sides, texts = sum(map(len, files.values())), 0, [], list[str]()
+    total, done, sides, texts, kept = sum(map(len, files.values())), 0, [], list[str](), set[Path]()
     for option, records in files.items():
         problems, side = Problems(option), Side(option, [], [])
         for record in records:
@@ -213,10 +214,19 @@ def _encode(files: dict[str, Sequence[Record]], template: Template, learn: str, 
             side.rows, done = known, done + len(known)
         elif place and not problems.sources:
             encoded.remember(place, side.rows)
+        kept |= {place.parent} if place and place.is_file() else set()
         sides.append(side)
         texts += problems.texts()
     if texts:
         raise DataError(*texts)
+    if kept:
+        report.say(
+            _(
+                "Encoded copies of these rows are kept in {folder} for the next run; only you can read them. "
+                "To remove them, delete that folder.",
+                folder=kept.pop(),
+            )
+        )
     return sides
 
 
