@@ -14,6 +14,11 @@ SOURCE = Path(__file__).parents[1] / "src" / "lorasmith"
 # Functions whose texts another part raises: by module, name and class.
 HANDED_ON = (
     ("cli/flags.py", "read", "ConfigError"),
+    ("reading.py", "_not_json", "AdapterError"),
+    ("reading.py", "_not_json", "ModelError"),
+    ("reading.py", "_not_json", "RunError"),
+    ("reading.py", "_not_an_object", "AdapterError"),
+    ("reading.py", "_not_an_object", "ModelError"),
     ("data/rows/forms.py", "_alpaca_problem", "DataError"),
     ("data/rows/forms.py", "_prompt_problem", "DataError"),
     ("data/rows/forms.py", "_plain_problem", "DataError"),

@@ -108,6 +108,8 @@ def test_a_pair_without_a_value_is_refused():
 
 def test_columns_are_mapped_from_names_that_rows_have():
     assert typed("a", "--map", "instruction=frage", "output=a b").data.map == {"instruction": "frage", "output": "a b"}
+    assert typed("a", "--map", "output=a=b").data.map == {"output": "a=b"}
+    assert typed("a", "--rank-pattern", "(?=q)q_proj=4").lora.rank_pattern == {"(?=q)q_proj": 4}
     with pytest.raises(
         ConfigError,
         match=r"data\.map: unknown column 'question': no row format uses it; known columns are completion, ",

@@ -64,7 +64,7 @@ def test_bias_all_trains_more_than_bias_of_targets() -> None:
     ("options", "said"),
     [
         ({"r": 0}, "r: 0 is not allowed: must be greater than 0"),
-        ({"r": True}, "true is not allowed: must be a number"),
+        ({"r": True}, "r: True is not allowed: must be a whole number"),
         ({"lora_alpha": 0}, "greater than 0"),
         ({"lora_alpha": float("inf")}, "finite number"),
         ({"lora_alpha": float("nan")}, "finite number"),

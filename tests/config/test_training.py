@@ -173,11 +173,11 @@ def test_epochs_may_be_parts(tmp_path):
 )
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_a_number_is_finite(field, value):
-    with pytest.raises(ConfigError, match=rf"^training\.{field}: (inf|nan) is not allowed: must be "):
+    with pytest.raises(ConfigError, match=rf"^training\.{field}: invalid value (inf|nan): must be "):
         load_config(None, {"training": {field: value}})
 
 
 def test_checkpoints_at_every_so_many_steps_or_none():
-    with pytest.raises(ConfigError, match=r"^training\.save_every: invalid value -1: must be at least 0, or epoch$"):
+    with pytest.raises(ConfigError, match=r"^training\.save_every: invalid value -1: must be at least 0 or 'epoch'$"):
         load_config(None, {"training": {"save_every": -1}})
-    assert load_config(None, {"training": {"save_every": "0"}}).training.save_every == 0
+    assert load_config(None, {"training": {"save_every": 0}}).training.save_every == 0

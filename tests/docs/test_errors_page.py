@@ -18,7 +18,7 @@ def test_texts_are_found_where_they_are_raised_returned_and_collected():
         ("ConfigError", "unknown option {flag}."),  # handed on to another file
         (
             "ConfigError",
-            "the values of rank_pattern and alpha_pattern must be greater than 0",
+            "the values of rank_pattern and alpha_pattern must be greater than 0, up to {most}",
         ),  # a ValueError for pydantic
         ("DataError", "two answers follow each other. Put a message with the role 'user' between them."),
         (

@@ -104,7 +104,7 @@ def test_no_config(folder: Path) -> None:
 
 def test_broken_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
-    assert said(folder).startswith("MODEL/config.json: invalid JSON: ")
+    assert said(folder).startswith("MODEL/config.json: not valid JSON: ")
 
 
 def test_no_tokenizer(folder: Path) -> None:

@@ -129,7 +129,7 @@ def test_an_adapter_that_cannot_be_loaded_here_is_shown(run):
     assert inspect_folder(run)["r"] == 8
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '{"version": 2}', "\xff"])
+@pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '{"version": 2}', '{"version": true}', "\xff"])
 def test_a_malformed_lorasmith_json(run, text):
     path = run / "adapter" / "lorasmith.json"
     path.write_bytes(text.encode("latin-1"))
@@ -142,6 +142,8 @@ def test_a_malformed_lorasmith_json(run, text):
         (("base",), 3),
         (("base", "model"), None),
         (("base", "identity"), []),
+        (("template", "version"), True),
+        (("template", "stop"), [{"id": "3", "token": None}]),
         (("template", "kind"), "mine"),
         (("template", "stop"), [7]),
         (("template", "golden"), {}),
@@ -161,11 +163,22 @@ def test_a_lorasmith_json_with_a_wrong_or_missing_key(run, place, value, is_ther
     assert refused(run).startswith(f"{path}: {'.'.join(place)}")
 
 
+@pytest.mark.parametrize(
+    "identity", [{}, {"config": "a", "tensors": "b"}, {"config": "a", "tensors": "b", "tokenizer": 3}]
+)
+def test_an_identity_that_would_fit_any_base_is_refused(run, identity):
+    path = run / "adapter" / "lorasmith.json"
+    about = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(about | {"base": about["base"] | {"identity": identity}}), "utf-8")
+    with pytest.raises(AdapterError, match=r"lorasmith\.json: base\.identity\.tokenizer: "):
+        inspect_folder(run)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", "\xff"])
 def test_a_malformed_summary(run, text):
     path = run / "summary.json"
     path.write_bytes(text.encode("latin-1"))
-    assert refused(run).startswith(f"{path}: not a valid run summary (")
+    assert refused(run).startswith((f"{path}: not a valid run summary (", f"{path}: not valid JSON: "))
 
 
 @pytest.mark.parametrize(("key", "value"), [("loss_after", "low"), ("interval", [1.0]), ("steps", None)])

@@ -86,6 +86,18 @@ def test_seeds_repeat_and_choices_differ(served: Running):
     assert len(set(texts)) == 3
 
 
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+CALLED = [
+    {"role": "user", "content": HI},
+    {
+        "role": "assistant",
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    },
+    {"role": "tool", "content": "1", "tool_call_id": "1"},
+    {"role": "user", "content": HI},
+]
+
+
 @pytest.mark.parametrize(
     ("changes", "param", "says"),
     [
@@ -96,6 +108,11 @@ def test_seeds_repeat_and_choices_differ(served: Running):
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "role 'user'"),
         ({"messages": []}, "messages", "messages"),
         ({"extra_body": {"tool_choice": "required"}}, "tool_choice", "none"),
+        ({"tools": TOOLS}, "messages", "the template has no place for 'tools'"),
+        ({"messages": CALLED}, "messages", "the template does not show 'tool_calls'"),
+        ({"extra_body": {"temperature": True}}, "temperature", "a number"),
+        ({"extra_body": {"max_tokens": "5"}}, "max_tokens", "a whole number"),
+        ({"extra_body": {"seed": 1.0}}, "seed", "a whole number"),
     ],
 )
 def test_a_wrong_field_is_named(served: Running, changes, param, says):
@@ -110,6 +127,13 @@ def test_curl_is_told_what_is_wrong_with_a_body(served: Running):
     assert curl(chat, "-d", "{")[0] == 400
     assert curl(chat, "-d", "[]")[0] == 400
     assert curl(chat, "-d", "[" * 100_000)[0] == 400
+    assert (
+        curl(chat, "-d", json.dumps({"model": "calm", "messages": user(HI)})[:-1] + ', "seed": ' + "9" * 5000 + "}")[0]
+        == 400
+    )
+    deep = {"type": "function", "function": {"name": "f", "arguments": "[" * 100_000}}
+    called = [*user(HI), {"role": "assistant", "tool_calls": [deep]}, *user(HI)]
+    assert curl(chat, "-d", json.dumps({"model": "calm", "messages": called}))[0] == 400
     half = json.dumps({"model": "calm", "messages": user("\ud800")})  # of a pair of surrogates
     assert curl(chat, "-d", half)[0] == 400
     status, body = curl(chat, "-X", "PUT")

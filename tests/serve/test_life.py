@@ -267,7 +267,7 @@ def test_the_command_serves_until_it_is_told_to_end(runs: Path):
         assert line, shown
         shown += line
     assert "calm" in shown
-    assert "invalid JSON" in shown
+    assert "not valid JSON" in shown
     assert "not finished" in shown
     url = next(word for word in shown.split() if word.startswith("http://"))
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20)

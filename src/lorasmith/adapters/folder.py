@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from lorasmith.config.values import wrong_values
+from lorasmith.config.files import read_object
+from lorasmith.config.values import Typed, wrong_values
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, foreign, listed
@@ -19,22 +20,30 @@ from lorasmith.model.base import Base
 NAME, VERSION = "lorasmith.json", 1
 
 
-class _Base(BaseModel):
+class _Identity(Typed):
+    """As model/identity.py makes it: an empty one would fit any base."""
+
+    config: str
+    tensors: str
+    tokenizer: str
+
+
+class _Base(Typed):
     model: str
-    identity: dict[str, str]
+    identity: _Identity
 
 
-class _Stop(BaseModel):
+class _Stop(Typed):
     id: int
     token: str | None
 
 
-class _Golden(BaseModel):
+class _Golden(Typed):
     messages: list[dict[str, str]]
     ids: list[int]
 
 
-class _Template(BaseModel):
+class _Template(Typed):
     version: int
     kind: Literal["model", "human-assistant", "alpaca", "chatml", "file"]
     chat_template: str
@@ -43,7 +52,7 @@ class _Template(BaseModel):
     golden: list[_Golden]
 
 
-class _About(BaseModel):
+class _About(Typed):
     """What lorasmith.json must hold; of the notes nothing is asked."""
 
     base: _Base
@@ -93,12 +102,9 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     path = folder / NAME
     if not path.is_file():
         return None
-    try:
-        about = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise AdapterError(_("{path}: invalid JSON: {error}", path=path, error=error)) from None
-    version = about.get("version") if isinstance(about, dict) else None
-    if version != VERSION:
+    about = read_object(path, AdapterError)
+    version = about.get("version")
+    if type(version) is not int or version != VERSION:
         raise AdapterError(
             _(
                 "{path}: unsupported version {found}; this version of lorasmith reads version {known}.",
@@ -111,7 +117,7 @@ def read_about(folder: Path) -> dict[str, Any] | None:
         _About.model_validate(about)
     except ValidationError as error:
         raise AdapterError(*(f"{path}: {text}" for text in wrong_values(error, _About))) from None
-    return about  # type: ignore[no-any-return]
+    return about
 
 
 def base_of(folder: Path) -> str:

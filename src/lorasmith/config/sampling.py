@@ -2,18 +2,20 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from lorasmith.config.values import Typed
 from lorasmith.i18n import _
 
 
-class SamplingFlags(BaseModel):
+class SamplingFlags(Typed):
     """What the command line offers. Greedy unless a temperature is given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperature: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description=_("Sampling temperature; 0 means greedy decoding"))
+        float,
+        Field(ge=0, allow_inf_nan=False, description=_("Sampling temperature; 0 means greedy decoding")),
     ] = 0.0
     top_p: Annotated[
         float,
@@ -57,7 +59,9 @@ class SamplingFlags(BaseModel):
         float,
         Field(ge=-2, le=2, description=_("Subtracted from the logits of tokens in the reply, once per occurrence")),
     ] = 0.0
-    max_new_tokens: Annotated[int, Field(gt=0, description=_("Maximum number of tokens in a reply"))] = 256
+    max_new_tokens: Annotated[int, Field(gt=0, le=10_000_000, description=_("Maximum number of tokens in a reply"))] = (
+        256
+    )
     stop: Annotated[
         tuple[str, ...], Field(description=_("Strings that end the reply, in addition to the template's stop tokens"))
     ] = ()

@@ -1,7 +1,6 @@
 """From a folder, a GGUF file, the demo's or a hub's name to a Base. safetensors only; offline but for a hub's name."""
 
 import difflib
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from lorasmith.config.files import read_object
 from lorasmith.config.model import ModelConfig
 from lorasmith.errors import ModelError, first_line
 from lorasmith.i18n import _, listed
@@ -123,11 +123,7 @@ def max_positions(folder: Path, trust_remote_code: bool = False) -> int | None:
 def _check_folder(folder: Path, trust_remote_code: bool) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(_("{folder} is not a model folder: it does not contain config.json.", folder=folder))
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except ValueError as error:
-        raise ModelError(_("{path}: invalid JSON: {error}", path=folder / "config.json", error=error)) from None
-    if "auto_map" in config and not trust_remote_code:
+    if "auto_map" in read_object(folder / "config.json", ModelError) and not trust_remote_code:
         raise ModelError(
             _(
                 "{folder}: this model comes with its own Python code. If you trust it, use --trust-remote-code.",

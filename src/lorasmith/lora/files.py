@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lorasmith.config.files import read_object
 from lorasmith.config.lora import LoraConfig, is_name
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
@@ -103,11 +104,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AdapterError(
             _("{folder} is not an adapter folder: it does not contain {name}.", folder=folder, name=CONFIG)
         )
-    try:
-        raw: Any = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise AdapterError(_("{path}: invalid JSON: {error}", path=path, error=error)) from None
-    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
+    raw = read_object(path, AdapterError)
+    if raw.get("peft_type") != "LORA":
         raise AdapterError(_("{path}: peft_type is not LORA; only LoRA adapters can be loaded.", path=path))
     return raw
 

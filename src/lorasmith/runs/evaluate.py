@@ -1,6 +1,5 @@
 """Evaluate trained adapters against their base model on held-out examples: loss, generated answers, forgetting."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.data import DataConfig
+from lorasmith.config.files import parse_json
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import Config, load_config
@@ -265,7 +265,7 @@ def _held_out_by(session: Session, run: Path, config: Config | None, report: Rep
 def _environment(run: Path) -> dict[str, Any]:
     path = run / ENVIRONMENT
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise RunError(
             _(

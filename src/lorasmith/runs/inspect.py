@@ -5,11 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from lorasmith.adapters.folder import find_adapter, read_about
-from lorasmith.config.values import wrong_values
+from lorasmith.config.files import read_json
+from lorasmith.config.values import Typed, wrong_values
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.files import CONFIG, WEIGHTS, read_config, read_weights
@@ -18,7 +19,7 @@ from lorasmith.training.files import SUMMARY
 from lorasmith.training.summary import Summary
 
 
-class _Config(BaseModel):
+class _Config(Typed):
     """The part of adapter_config.json that is shown; an adapter that lorasmith cannot load can still be inspected."""
 
     model_config = ConfigDict(extra="allow")
@@ -85,7 +86,7 @@ def _summary(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return asdict(TypeAdapter(Summary).validate_json(path.read_bytes()))
+        return asdict(TypeAdapter(Summary).validate_python(read_json(path, AdapterError)))
     except ValidationError as error:
         first = error.errors()[0]
         raise AdapterError(

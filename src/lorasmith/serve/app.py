@@ -1,7 +1,6 @@
 """The routes: OpenAI's, those for adapters, and those that watch the server."""
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from lorasmith.config.files import Malformed, parse_json
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.values import wrong_values
 from lorasmith.engine.request import Request
@@ -194,9 +194,8 @@ async def addressed(desk: Desk, request: Http, kind: type[C]) -> tuple[C, Versio
 async def read_body(request: Http, model: type[M]) -> M:
     """The request's JSON as `model`. Raises Failure 400 that names the field."""
     try:
-        raw = json.loads(await request.body())
-        json.dumps(raw, ensure_ascii=False).encode()  # half a character (a lone surrogate) is no text for a tokenizer
-    except (ValueError, RecursionError) as error:
+        raw = parse_json(await request.body())
+    except Malformed as error:
         raise Failure(400, _("the request body is not valid JSON: {error}", error=error)) from None
     if not isinstance(raw, dict):
         raise Failure(400, _("the request body must be a JSON object."))

@@ -5,6 +5,8 @@ import re
 import secrets
 from typing import Any
 
+from lorasmith.config.files import parse_json
+
 OPEN = "<tool_call>"
 CALL = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
 
@@ -14,7 +16,7 @@ def parse_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
     calls = []
     for body in CALL.findall(text):
         try:
-            call = json.loads(body)
+            call = parse_json(body)
         except ValueError:
             return text, []
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):

@@ -5,7 +5,9 @@ A field that would change the answer and is not known is refused, never ignored.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from lorasmith.config.values import Typed
 
 MOST_CHOICES = 64  # answers to one request
 
@@ -13,7 +15,7 @@ Strings = str | list[str]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
-class _Strict(BaseModel):
+class _Strict(Typed):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -51,21 +53,21 @@ class _Sampled(_Strict):
     prompt_cache_key: str | None = None
 
 
-class Part(BaseModel):
+class Part(Typed):
     """A piece of a message; of other types than text there is none here."""
 
     type: Literal["text"]
     text: str
 
 
-class Function(BaseModel):
+class Function(Typed):
     """A call's function; `arguments` is JSON text."""
 
     name: str
     arguments: str | dict[str, Any] = ""
 
 
-class Call(BaseModel):
+class Call(Typed):
     """A call of a tool in an answer that came before."""
 
     id: str | None = None
@@ -73,7 +75,7 @@ class Call(BaseModel):
     function: Function
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(Typed):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]

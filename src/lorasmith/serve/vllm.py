@@ -3,13 +3,12 @@
 import json
 import shlex
 from pathlib import Path
-from typing import Any
 
 from lorasmith.adapters.folder import base_of
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import PACKAGED, cached_gguf, packaged_model
-from lorasmith.lora.files import CONFIG
+from lorasmith.lora.files import read_config
 from lorasmith.report import Report
 from lorasmith.serve.found import Found, Shelf
 
@@ -70,7 +69,7 @@ def _module(found: Found) -> str:
 
 def vllm_refuses(found: Found) -> list[str]:
     """Why vLLM does not load an adapter, or not on every base; empty where it serves it."""
-    raw: dict[str, Any] = json.loads((found.folder / CONFIG).read_text("utf-8"))
+    raw = read_config(found.folder)
     reasons = []
     if found.rank > RANKS[-1]:
         reasons.append(_("its rank {rank} is higher than the maximum of {most}", rank=found.rank, most=RANKS[-1]))

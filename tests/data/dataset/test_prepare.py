@@ -1,4 +1,5 @@
 import json
+import math
 import random
 
 import pytest
@@ -73,7 +74,7 @@ def test_the_encoding_of_many_rows_shows_progress(run):
 @pytest.mark.parametrize(
     ("asked", "rows", "held"),
     [(0.05, 100, 5), (0.05, 19, 0), (0.29, 100, 29), (0.9, 500, MAX_HELD_OUT), (0, 10, 0), (1, 10, 1), (300, 400, 300),
-     ("3", 10, 3), ("0.2", 10, 2)],
+     (3.0, 10, 3), (0.2, 10, 2)],
 )  # fmt: skip
 def test_held_out_as_a_number_or_a_part(run, asked, rows, held):
     made, _heard = run([alpaca(n) for n in range(rows)], held_out=asked)
@@ -105,7 +106,7 @@ def test_held_out_as_a_file(run):
     assert heard.warned[0].endswith("test.jsonl line 2.")
 
 
-@pytest.mark.parametrize("value", [-1, 1.5, "-0.1", "nan", "inf"])
+@pytest.mark.parametrize("value", [-1, 1.5, -0.1, math.nan, math.inf, 1e300])
 def test_held_out_that_cannot_be(run, value):
     with pytest.raises(ConfigError, match=r"data\.held_out: .*; give a file, a whole number of rows"):
         run([alpaca(1)], held_out=value)
@@ -230,7 +231,7 @@ def test_columns_under_other_names_in_both_files(run):
         "more": {"test.jsonl": rows[:1]},
     }
     made, _heard = run(rows, **options)
-    assert made.train == run([alpaca(n) for n in range(4)], held_out="0")[0].train
+    assert made.train == run([alpaca(n) for n in range(4)], held_out=0)[0].train
     with pytest.raises(DataError, match=r"data\.map: output=reply: .*train\.jsonl has no column 'reply'"):
         run(rows, map={"output": "reply"})
 
