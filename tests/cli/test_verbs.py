@@ -68,7 +68,7 @@ def test_info_is_readable_at_width_80(capsys, run):
     lines = said(capsys, "info", run).splitlines()
     labels = [line[:10].rstrip() for line in lines]
     assert [label for label in labels if label] == [
-        "adapter", "base", "LoRA", "on", "size", "template", "data", "run", "held out",
+        "adapter", "base", "LoRA", "targets", "size", "template", "data", "run", "held out",
     ]  # fmt: skip
     assert all(len(line) <= 80 for line in lines if not any(name in line for name in (str(run), str(model_folder()))))
     assert "LoRA      r 8, lora_alpha 16" in lines
@@ -146,11 +146,11 @@ def test_eval_refuses_data_that_changed(capsys, tmp_path):
 def test_merge(capsys, run, tmp_path):
     out = tmp_path / "merged"
     lines = said(capsys, "merge", run, "--output", out).splitlines()
-    assert lines[-1] == f"merged: {out}"
+    assert lines[-1] == f"Merged model: {out}"
     assert lines[-2].startswith("float32: relative logit error ")
     with quiet_transformers():
         assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.float32
-    assert "exists already" in refused(capsys, "merge", run, "--output", out)
+    assert "already exists" in refused(capsys, "merge", run, "--output", out)
     found = as_json(capsys, "merge", run, "--output", out, "--overwrite", "--dtype", "bfloat16")
     assert (found["folder"], found["dtype"], found["untied"]) == (str(out), "bfloat16", False)
     assert found["agreeing"] == found["positions"]

@@ -123,7 +123,7 @@ def test_rows_that_were_learned_are_told_as_long_as_the_runs_files_say_so(run):
         return [text for text in report.warned if "learned from" in text]
 
     (text,) = told(own)
-    assert text.startswith("run learned from 9 rows of those that are measured")  # of 12, 3 are held out
+    assert text.startswith("run was trained on 9 rows of the evaluation data")  # of 12, 3 are held out
     assert "own.jsonl lines " in text
     assert told(rows_file(run.parent / "new.jsonl", range(20, 30))) == []
     rows_file(run.parent / "rows.jsonl", range(1, 13))

@@ -181,7 +181,7 @@ def test_a_content_of_parts_is_their_text(made):
 def test_rows_with_more_than_text_are_left_out_and_told(seen, refused, tmp_path):
     image = {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, *CHAT["messages"][1:]]}
     found = seen(CHAT, image, image, CHAT | {"id": 1})
-    why = "left out: a message has a part of type 'image_url', but only text is supported."
+    why = "skipped: a message has a part of type 'image_url', but only text is supported."
     assert [record.source.rpartition(":")[2] for record in found.records] == ["1", "4"]
     assert found.notes[0] == f"{tmp_path}/a.jsonl: chat, 2 rows, 2 left out."
     assert found.left_out == (f"{tmp_path}/a.jsonl lines 2-3: {why}",)
@@ -217,7 +217,7 @@ def chat(**message):
          'look like {"type": "text", "text": ...}, found \'type\'.'),
         (chat(content=[{"type": "image"}, "Hello"]), "message 2 (assistant): 'content': part 2 must look like"),
         (chat(content=[{"type": "text", "text": " "}]), "message 2 (assistant): it is empty"),
-        ({"messages": str(CHAT["messages"])}, "'messages' is a list as Python prints it, not as JSON. Write it with"),
+        ({"messages": str(CHAT["messages"])}, "'messages' holds a Python literal, not JSON. Write it with"),
         ({"messages": "[" * 10**5}, "'messages' is text that is not valid JSON: nested too deeply."),
         ({"messages": '{"role": "user"}'}, "'messages' must be a list of messages, found an object."),
         ({"messages": CHAT["messages"][:1]}, "no message has the role 'assistant', so there is nothing to train on. "
