@@ -1,7 +1,6 @@
 """lorasmith check: what it says is what a training then does, and what would go wrong is said before it starts."""
 
 import io
-import itertools
 import json
 import re
 from pathlib import Path
@@ -12,15 +11,11 @@ from rich.console import Console
 
 from lorasmith.cli.check_result import show
 from lorasmith.cli.main import main
-from lorasmith.config.toml import Config, load_config
-from lorasmith.data.template.encoding import Template
+from lorasmith.config.toml import load_config
 from lorasmith.errors import LorasmithError
-from lorasmith.model.row import IGNORED
-from lorasmith.preflight import check as check_module
 from lorasmith.preflight.check import CheckResult, check
-from lorasmith.preflight.lengths import histogram
-from lorasmith.preflight.rows import text_spans
-from tests.support.tiny import Watch, flags, model_folder, row, rows_file, settings, tokenizer, trained
+from tests.support.checks import config
+from tests.support.tiny import Watch, flags, model_folder, row, rows_file, settings, trained
 
 Capture = pytest.CaptureFixture[str]
 
@@ -28,16 +23,6 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> str:
     return rows_file(tmp_path_factory.mktemp("check") / "rows.jsonl")
-
-
-def config(files: str, **changes: Any) -> Config:
-    values: dict[str, Any] = {"data": {"data": [files]}}
-    sections = {"model": "model", "dtype": "model", "held_out": "data", "max_length": "data", "too_long": "data"}
-    sections |= {"target_modules": "lora", "output": ""}
-    for name, value in settings(**changes).items():
-        section = sections.get(name, "training")
-        (values.setdefault(section, {}) if section else values)[name] = value
-    return load_config(None, values)
 
 
 def found(capsys: Capture, files: str, **changes: Any) -> dict[str, Any]:
@@ -94,16 +79,6 @@ def test_it_writes_nothing_but_what_it_was_asked_for(tmp_path, files, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert main(["check", files, *flags(settings()), "--output", "run", "--html", "seen.html"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["seen.html"]
-
-
-def test_a_dry_step_only_where_nothing_was_measured(tmp_path, files, monkeypatch):
-    assert check(config(files)).facts.expected.by == "dry step"
-    monkeypatch.setattr(check_module, "dry_run", lambda *_args: pytest.fail("measured again"))
-    again = check(config(files, learning_rate=1e-3))
-    assert again.facts.expected.by == "dry step"
-    for change in ({"batch_size": 3}, {"target_modules": ["q_proj"]}, {"held_out": 2}):
-        with pytest.raises(pytest.fail.Exception, match="measured again"):
-            check(config(files, **change))
 
 
 def test_the_problems_of_all_parts_come_together(tmp_path, capsys):
@@ -173,12 +148,6 @@ def test_a_training_that_could_learn_nothing_is_refused_before_it_starts(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_warm_up_longer_than_the_run_is_a_warning(files, capsys):
-    result = found(capsys, files, warmup=10)
-    assert any("the learning rate never reaches its peak" in text for text in result["warnings"])
-    assert result["problems"] == []
-
-
 def test_one_pass_over_few_rows_is_warned_of_with_flags_that_end_the_warning(files):
     def about_passes(changes: dict[str, Any]) -> list[str]:
         words = {name: value for name, value in settings(**changes).items() if name not in ("max_steps", *unset)}
@@ -195,45 +164,6 @@ def test_one_pass_over_few_rows_is_warned_of_with_flags_that_end_the_warning(fil
     assert about_passes({"epochs": 8}) == []
     unset.clear()
     assert "Try --epochs 8; " in about_passes({})[0]  # a rate that was asked for stays
-
-
-def test_layers_without_an_adapter_are_named(files):
-    facts = check(config(files, target_modules=["q_proj"])).facts
-    kinds = {path.rpartition(".")[2] for path in facts.without_adapter}
-    assert kinds == {"k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
-    assert all(path.endswith("q_proj") for path in facts.targets["q_proj"])
-    assert check(config(files, target_modules="all-linear")).facts.without_adapter == ["lm_head"]
-
-
-@pytest.mark.parametrize("family", ["llama", "bloom"])
-def test_pieces_are_the_row_and_say_what_is_learned(family):
-    """Laid end to end they are the text; the learned ones are the targets."""
-    template = Template.of(tokenizer(family))
-    for i in range(10):
-        (example,) = template.encode_all([*_messages(i), *_messages(i + 1)])
-        pieces = text_spans(example, template.tokenizer, template.stop_ids)
-        text = template.tokenizer.decode(example.ids, clean_up_tokenization_spaces=False)
-        assert "".join(piece.text for piece in pieces) == text
-        learned = "".join(piece.text for piece in pieces if piece.kind != "read")
-        targets = [target for target in example.targets if target != IGNORED]
-        assert learned == template.tokenizer.decode(targets, clean_up_tokenization_spaces=False)
-        assert [piece.kind for piece in pieces].count("stop") == 2
-
-
-def _messages(i: int) -> list[Any]:
-    from lorasmith.data.rows.conversation import Message
-
-    return [Message(m["role"], m["content"]) for m in row(i)["messages"]]
-
-
-def test_every_row_stands_in_one_bar():
-    template = Template.of(tokenizer("llama"))
-    examples = [template.encode_all(_messages(i))[0] for i in range(40)]
-    bars = histogram(examples, template.stop_ids)
-    assert 2 <= len(bars) <= 10
-    assert sum(bar.rows for bar in bars) == 40
-    assert all(bar.cut == 0 for bar in bars)
-    assert all(a.high + 1 == b.low for a, b in itertools.pairwise(bars))
 
 
 @pytest.fixture(scope="module")
