@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import PretrainedConfig
 
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
@@ -235,7 +236,9 @@ class SavedModule(nn.Module):
 
     def add(self, adapter: str) -> nn.Module:
         """A trainable copy of the original, in `master_dtype`, for `adapter`."""
-        module = copy.deepcopy(self.original_module).to(master_dtype(self.original_module)).requires_grad_(True)
+        kept = [v for m in self.original_module.modules() for v in vars(m).values() if isinstance(v, PretrainedConfig)]
+        own = copy.deepcopy(self.original_module, {id(config): config for config in kept})  # it says how to attend
+        module = own.to(master_dtype(self.original_module)).requires_grad_(True)
         self.modules_to_save[adapter] = module
         return module
 

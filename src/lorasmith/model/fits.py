@@ -207,7 +207,7 @@ def _further_layers(own: Sequence[str], unexpected: Sequence[str]) -> tuple[int,
     for name in unexpected:
         if (found := _NUMBERED.fullmatch(name)) and int(found[2]) >= counts.get(found[1], 0):
             further.setdefault((found[1], int(found[2])), set()).add(found[3])
-    plain = {(stack, n): rest for (stack, n), rest in further.items() if rest <= parts.get(stack, rest)}
+    plain = {(stack, n): rest for (stack, n), rest in further.items() if rest <= parts.get(stack, set())}
     if not plain:
         return None
     stack, first = min(plain)

@@ -24,32 +24,37 @@ def refuse_untrained(base: Base, name: str, ids: Sequence[int]) -> None:
         ConfigError: the model computes with the weights of some targets without calling these; all by name.
         ModelError: the model fails with this adapter on it.
     """
-    adapter, called, fast = base.adapters[name], set[nn.Module](), base.fast
+    fast = base.fast
     use(base, frozenset())  # what runs fast is decided later
-    handles = [m.register_forward_pre_hook(lambda m, _inputs: called.add(m)) for m in base.model.modules()]
     try:
         with torch.random.fork_rng([base.device] if base.device.type == "cuda" else []):  # dropout draws from it
-            trial_loss(base, name, ids)
+            paths = _computed_with(base, name, ids, _uncalled(base, name, ids))
+    finally:
+        use(base, fast)
+    _refuse(base, base.adapters[name], paths)
+
+
+def _uncalled(base: Base, name: str, ids: Sequence[int]) -> list[str]:
+    """Paths of the adapter's modules that a step does not call."""
+    targets, called = base.adapters[name].targets, set[nn.Module]()
+    handles = [m.register_forward_pre_hook(lambda m, _inputs: called.add(m)) for m in base.model.modules()]
+    try:
+        trial_loss(base, name, ids)
     except LIBRARY_ERRORS as error:
         raise ModelError(
             _(
                 "{base}: a training step with LoRA on {targets} fails in this model ({error}). Choose other modules "
                 "with --target-modules or --exclude-modules.",
                 base=base.source,
-                targets=", ".join(_last_names(adapter.targets.adapted)),
+                targets=", ".join(_last_names(targets.adapted)),
                 error=f"{type(error).__name__}: {first_line(error)}",
             )
         ) from error
     finally:
         for handle in handles:
             handle.remove()
-        use(base, fast)
-    passed_by = [path for path in _paths(adapter) if base.model.get_submodule(path) not in called]
-    _refuse(base, adapter, _computed_with(base, name, ids, passed_by) if passed_by else [])
-
-
-def _paths(adapter: Adapter) -> list[str]:
-    return [*adapter.targets.adapted, *(path for paths in adapter.targets.saved.values() for path in paths)]
+    paths = [*targets.adapted, *(path for saved in targets.saved.values() for path in saved)]
+    return [path for path in paths if base.model.get_submodule(path) not in called]
 
 
 def _computed_with(base: Base, name: str, ids: Sequence[int], paths: Sequence[str]) -> list[str]:
@@ -59,7 +64,10 @@ def _computed_with(base: Base, name: str, ids: Sequence[int], paths: Sequence[st
         wrapper = base.model.get_submodule(path)
         frozen = wrapper.original_module if isinstance(wrapper, SavedModule) else wrapper.base_layer
         assert isinstance(frozen, nn.Module)
-        weights |= {path: p for p in list(frozen.parameters())[:1] if p.is_floating_point()}
+        weight = next(frozen.parameters())
+        weights |= {path: weight} if weight.is_floating_point() else {}
+    if not weights:
+        return []
     for weight in weights.values():
         weight.requires_grad_(True)
     try:
