@@ -51,6 +51,13 @@ class MissingExtraError(LorasmithError):
     """An optional package is needed; the text says how to install it."""
 
 
+# What a library raises where it cannot do what it is given. Caught only around calls of one, and told in a sentence.
+LIBRARY_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C came and the work was saved; the text says where. The command line exits with 130."""
 

@@ -208,3 +208,20 @@ def test_dtypes_of_the_file_are_taken_into_the_masters(folder: Path, dtype: torc
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float8_e4m3fn])
 def test_weights_of_odd_kinds_are_looked_at_too(dtype):
     assert has_effect({"q.lora_A.weight": torch.ones(2, 2).to(dtype), "q.lora_B.weight": torch.ones(2, 2).to(dtype)})
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, torch.uint8])
+def test_matrices_that_are_no_real_numbers_are_refused_by_name(folder: Path, dtype: torch.dtype) -> None:
+    change(folder, A=torch.ones(4, 32).to(dtype), B=torch.ones(32, 4).to(dtype))
+    name = str(dtype).removeprefix("torch.")
+    assert problems(folder) == tuple(
+        f"{KEY.format(matrix)} holds {name}; the matrices of an adapter are floating-point numbers, such as float32."
+        for matrix in "AB"
+    )
+
+
+@pytest.mark.parametrize("key", ["r", "lora_alpha", "lora_dropout", "bias"])
+def test_null_is_no_value_of_a_number(folder: Path, key: str) -> None:
+    configure(folder, **{key: None})
+    (problem,) = problems(folder)
+    assert f"{CONFIG}: {key}: " in problem

@@ -25,9 +25,10 @@ from lorasmith.lora.target import ends_with, is_adaptable
 from lorasmith.lora.variant import VARIANTS, flags_of
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_OPTIONS = ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora")  # the same here and in PEFT
+# What PEFT takes where adapter_config.json does not say: not what LoraConfig here takes, whose lora_alpha is 16.
+PEFT_DEFAULTS = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none", "use_rslora": False}
 _UNDERSTOOD = {  # by this program, or without influence on the answers; any other option that is set is refused
-    *_OPTIONS, "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern",
+    *PEFT_DEFAULTS, "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern",
     "modules_to_save", "init_lora_weights", "peft_type", "task_type", "base_model_name_or_path", "inference_mode",
     "auto_mapping", "peft_version", "revision", "fan_in_fan_out", "layers_pattern", "megatron_core", "runtime_config",
     "eva_config", "qalora_group_size",
@@ -60,7 +61,7 @@ def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str
     """adapter_config.json as PEFT 0.14 and later read it."""
     config, layers = adapter.config, dict(model.named_modules())
     first = next((layers[p] for p in adapter.targets.adapted), None)
-    own = config.model_dump(include={*_OPTIONS, "rank_pattern", "alpha_pattern", *flags_of(config)})
+    own = config.model_dump(include={*PEFT_DEFAULTS, "rank_pattern", "alpha_pattern", *flags_of(config)})
     alpha = own["lora_alpha"]
     return own | {
         "peft_type": "LORA",
@@ -129,12 +130,14 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
                 keys=", ".join(refused),
             )
         )
-    known = {key: raw[key] for key in (*_OPTIONS, *flags) if raw.get(key) is not None}
+    known = {key: raw.get(key, default) for key, default in PEFT_DEFAULTS.items()}
+    known |= {key: raw[key] for key in flags if raw.get(key) is not None}
     targets, layers = raw.get("target_modules") or (), raw.get("layers_to_transform")
     try:
         return LoraConfig.model_validate(
             {
                 **known,
+                "use_rslora": known["use_rslora"] or False,  # null means no there
                 "target_modules": sorted(targets, key=str) if isinstance(targets, list) else targets,
                 "exclude_modules": raw.get("exclude_modules") or None,
                 "layers_to_transform": [layers] if isinstance(layers, int) else layers,
@@ -235,6 +238,17 @@ def _some(keys: list[str]) -> str:
 
 def useless(tensors: Mapping[str, Tensor]) -> list[str]:
     """Why these tensors of an adapter file can do nothing good, in words; empty where they can."""
+    odd = [
+        _(
+            "{key} holds {found}; the matrices of an adapter are floating-point numbers, such as float32.",
+            key=key,
+            found=str(tensor.dtype).removeprefix("torch."),
+        )
+        for key, tensor in tensors.items()
+        if not tensor.is_floating_point()
+    ]
+    if odd:
+        return odd
     broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
     if broken:
         return [_("{key} contains NaN or infinity: the training diverged, or the file is damaged.", key=broken[0])]

@@ -25,6 +25,7 @@ from lorasmith.i18n import _
 from lorasmith.loading.load import load_base
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
+from lorasmith.model.untrained import refuse_untrained
 from lorasmith.model.verify import speed_up
 from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
@@ -79,7 +80,9 @@ def assemble(
         rows, lambda: inject(base.model, config.lora, base.router, ADAPTER, config.training.seed)
     )
     base.adapters[ADAPTER] = adapter
-    speed_up(base, ADAPTER, [token for example in data.train[:16] for token in example.ids])
+    first = [token for example in data.train[:16] for token in example.ids]
+    refuse_untrained(base, ADAPTER, first)
+    speed_up(base, ADAPTER, first)
     return Assembled(_job(config, base, template, data, custom, folder, report, world), template, data)
 
 
