@@ -166,7 +166,7 @@ CASES: dict[str, tuple[Callable[[], Words], str]] = {
     ),
     "checkpoint of another version": (
         of_another_version,
-        "state.json: written by another version (0); this one reads 1.",
+        "state.json: written by another version (0); this one reads 1, 2.",
     ),
     "checkpoint with half of its state": (without_its_step, "state.json: not readable: "),
     "checkpoint of another size": (of_another_size, "its adapter has another size than this configuration's."),
