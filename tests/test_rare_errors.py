@@ -165,7 +165,7 @@ CASES: dict[str, tuple[Callable[[], Words], str]] = {
     ),
     "checkpoint of another version": (
         of_another_version,
-        "state.json: written by another version (0); this version of lorasmith reads 1.",
+        "state.json: written by another version (0); this version of lorasmith reads 1, 2.",
     ),
     "checkpoint with half of its state": (without_its_step, "state.json: cannot be read: "),
     "checkpoint of another size": (of_another_size, "the saved adapter does not have the size of the configured one."),

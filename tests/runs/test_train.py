@@ -268,9 +268,12 @@ def test_a_config_toml_makes_no_run_of_a_folder(tmp_path, config):
         train(files, output=site, config=tmp_path / "my.toml", resume=True, **settings())
     assert main(["train", files, "--output", str(site), "--resume", *flags(settings())]) == 2
     assert tree(site) == before
-    (site / "metrics.jsonl").write_text("{}\n", "utf-8")  # nor do two names
+    shutil.rmtree(site / ".git")
+    (site / "thesis.txt").unlink()
+    for name in ("metrics.jsonl", "summary.json", "environment.json"):  # nor do names alone
+        (site / name).write_text("{}\n", "utf-8")
     before = tree(site)
-    with pytest.raises(RunError, match="--overwrite does not replace it"):
+    with pytest.raises(RunError, match="mysite was not written by `lorasmith train`"):
         train(files, output=site, overwrite=True, **settings())
     assert tree(site) == before
 
