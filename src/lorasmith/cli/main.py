@@ -10,6 +10,7 @@ from typing import TextIO
 
 from lorasmith.errors import ConfigError, LorasmithError
 from lorasmith.i18n import LANGUAGES, _, foreign, lend_to_argparse
+from lorasmith.system.memory_limits import enough_memory
 from lorasmith.version import installed_version
 
 # The machine says no.
@@ -97,7 +98,8 @@ def dispatch(argv: list[str]) -> int:
         return int(done.code or 0)
     if problems:
         raise ConfigError(*problems, *import_module("lorasmith.cli.flags").config_problems(args))
-    return int(module.run(args))
+    with enough_memory():
+        return int(module.run(args))
 
 
 def everywhere(argv: list[str]) -> list[str]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from lorasmith.i18n import _, listed
 from lorasmith.preflight.measured import Measured, seconds_of
-from lorasmith.system.memory import expected_mib, room_mib
+from lorasmith.system.memory import expected_mib
+from lorasmith.system.memory_limits import room_mib
 from lorasmith.training import loop
 from lorasmith.training.loop import Job
 

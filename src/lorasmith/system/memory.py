@@ -1,13 +1,13 @@
 """How much memory this process has taken, and how much a training will take: said before it starts."""
 
 import sys
-from pathlib import Path
 
 import torch
 
 from lorasmith.model.base import Base
 from lorasmith.model.head import LARGEST
 from lorasmith.model.row import Row
+from lorasmith.system.memory_limits import memory_mib
 
 # Measured with 135M parameters in bfloat16, rows of 900 and 1,400 tokens, 32 and 16 steps: 1,540 and 1,740 MiB.
 GROWTH = 1.9  # where shapes are compiled: what ever new ones add, in kernels and holes, to what the heaviest row keeps
@@ -23,33 +23,6 @@ def peak_memory_mib(device: torch.device) -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def memory_mib() -> float | None:
-    """What this process takes now, in MiB; None where the system does not say."""
-    return _proc("/proc/self/status", "VmRSS:")
-
-
-def available_mib() -> float | None:
-    """What the machine could still give, in MiB; None where the system does not say."""
-    return _proc("/proc/meminfo", "MemAvailable:")
-
-
-def room_mib(device: torch.device) -> float | None:
-    """What this process can have in all on `device`, in MiB: what it has and what is free; None where nobody says."""
-    if device.type == "cuda":
-        return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) / 2**20
-    free, taken = available_mib(), memory_mib()
-    return None if free is None or taken is None else free + taken
-
-
-def _proc(path: str, key: str) -> float | None:
-    try:
-        lines = Path(path).read_text("ascii").splitlines()
-        line = next((line for line in lines if line.startswith(key)), None)
-    except OSError:
-        return None
-    return None if line is None else int(line.split()[1]) / 2**10
 
 
 def expected_mib(base: Base, row: Row, trained: int) -> float | None:
