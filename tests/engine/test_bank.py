@@ -10,8 +10,9 @@ import torch
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.packed import Found, Packed, what_decodes
+from lorasmith.engine.runner import Packed
 from lorasmith.engine.score import prompt_logprobs
+from lorasmith.engine.self_test import Decoding, what_decodes
 from lorasmith.errors import ModelError
 from lorasmith.lora.bank import STEP, Change, Ranks
 from lorasmith.lora.inject import inject
@@ -39,7 +40,7 @@ def test_what_is_recognised_is_found_by_structure_and_tried(family: str) -> None
 
 def plainly(base: Base) -> Packed:
     """A layout that runs the model's own modules with the adapters that are in them."""
-    return Packed(base, 16, 512, 2**15, Found(None))
+    return Packed(base, 16, 512, 2**15, Decoding(None))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

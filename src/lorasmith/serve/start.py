@@ -6,7 +6,7 @@ from lorasmith.adapters.session import base_settings
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.serving import ServeConfig
 from lorasmith.engine.engine import CACHE, Engine
-from lorasmith.engine.kv import bytes_per_token
+from lorasmith.engine.kv_cache import bytes_per_token
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.loading.load import load_base
