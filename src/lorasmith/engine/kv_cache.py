@@ -73,6 +73,11 @@ class KVCache:
             step = 2 ** ((tokens - 1).bit_length() - 3)
         return max(min(-(-tokens // step) * step, self.limit), tokens)
 
+    def share(self, requests: int) -> int:
+        """Tokens that each of so many requests can have at once."""
+        whole = self.limit // requests
+        return next((tokens for tokens in range(whole, 0, -1) if self.capacity_of(tokens) <= whole), 0)
+
     def region(self, slot: int) -> Region:
         """That of a request; regions in their order are read fastest."""
         return self._regions[slot]
