@@ -9,7 +9,7 @@ from lorasmith.engine.kv_cache import bytes_per_token
 from lorasmith.engine.request import Event
 from lorasmith.errors import LorasmithError, ModelError, OutOfMemoryError
 from lorasmith.i18n import _
-from lorasmith.serve.ask import Asked
+from lorasmith.serve.ask import Asked, Reading
 from lorasmith.serve.failure import Failure
 from lorasmith.serve.keys import Key
 from lorasmith.serve.metrics import Metrics
@@ -35,6 +35,7 @@ class Desk:
         self.most = settings.slots + settings.queue  # requests under way
         self.metrics = Metrics(worker.engine, self.fitting)
         self.under_way: dict[Job, str] = {}  # with its model's name
+        self.reading = Reading()
         self.is_draining = False
         self._seconds = 1.0  # that a request took lately
 
