@@ -18,7 +18,7 @@ from lorasmith.serve.failure import Failure
 from lorasmith.serve.protocol import ChatMessage, ChatRequest, CompletionRequest
 from lorasmith.serve.registry import Version
 
-DEFAULT_TEMPERATURE, DEFAULT_COMPLETION = 1.0, 16  # OpenAI's
+DEFAULT_COMPLETION = 16  # tokens, as OpenAI's
 OUR_NAMES = {"max_new_tokens": "max_tokens", "json_object": "response_format"}
 
 
@@ -153,16 +153,7 @@ def requests(
 ) -> list[Request]:
     """`n` requests for each prompt, alike but for their seeds. Raises Failure 400 for what cannot be asked."""
     seed = secrets.randbits(32) if body.seed is None else body.seed
-    values = own | {
-        "temperature": DEFAULT_TEMPERATURE if body.temperature is None else body.temperature,
-        "stop": (body.stop,) if isinstance(body.stop, str) else body.stop,
-        "top_p": body.top_p,
-        "top_k": None if body.top_k is None else max(body.top_k, 0),
-        "min_p": body.min_p or None,
-        "presence_penalty": body.presence_penalty or None,
-        "frequency_penalty": body.frequency_penalty or None,
-        "repetition_penalty": body.repetition_penalty,
-    }
+    values = own | body.sampling | {"stop": (body.stop,) if isinstance(body.stop, str) else body.stop}
     known = {key: value for key, value in values.items() if value is not None}
     found = []
     for prompt, room in zip(prompts, rooms, strict=True):
