@@ -139,8 +139,8 @@ def show_memory(desk: "Desk", screen: Screen) -> None:
     if desk.context < min(desk.settings.context or 2**62, admitted or 2**62):
         screen.warn(
             _(
-                "The context is {context:,} tokens, because the KV cache holds no more. --cache-tokens sets how many it "
-                "holds.",
+                "The context is {context:,} tokens, because the KV cache holds no more. "
+                "--cache-tokens sets how many it holds.",
                 context=desk.context,
             )
         )

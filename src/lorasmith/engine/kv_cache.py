@@ -117,6 +117,7 @@ class KVCache:
     def clear(self) -> None:
         """Forget everything, but for which layers there are."""
         self._regions, self._pools = {}, {}
+        give_back_memory()
 
     def begin(self, spans: Sequence[Span], device: torch.device) -> Sequence[Group]:
         """Make room for a row's tokens and group its spans: once, before its forward."""

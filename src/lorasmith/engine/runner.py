@@ -18,7 +18,6 @@ from lorasmith.lora.inject import Adapter
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
 from lorasmith.model.decoding import decoding, ranks_of, regroup
-from lorasmith.model.forward import hidden
 from lorasmith.model.head import next_logits
 from lorasmith.model.row import Row, Span
 from lorasmith.model.stack import stack_of
@@ -50,7 +49,7 @@ class Packed:
         return self.scheduler.admits(lengths)
 
     def schedule(self, waiting: deque[Running]) -> list[Chunk]:
-        """This step's pieces, in the order in which they are computed fastest; takes from `waiting` what finds a place."""
+        """This step's pieces in the order that is computed fastest; takes from `waiting` what finds a place."""
         chunks = self.scheduler.schedule(waiting, self._begin)
 
         def place(chunk: Chunk) -> tuple[int, int]:

@@ -50,7 +50,7 @@ class Scheduler:
         return [chunk for chunk in chunks if chunk.length]
 
     def admits(self, lengths: Sequence[int]) -> bool:
-        """Whether there is memory for requests of so many tokens beside those that run, and for all to go on a while."""
+        """Whether there is memory for requests of so many tokens beside those that run, all of which go on a while."""
         wanted = [*lengths, *(len(run.ids) for run in self.running)]
         taken = sum(self.cache.capacity_of(min(length + SPARE, self.cache.limit)) for length in wanted)
         return len(wanted) == 1 or taken <= self.cache.limit

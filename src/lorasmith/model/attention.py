@@ -124,7 +124,7 @@ def _sdpa(
 ) -> Tensor:
     """Each group by torch's own function: keys and values [G, Hkv, S, D] of each -> [T, Hq, D]."""
     if all(group.rows is not None for group in groups):
-        parts = [_in_order(q_THD, *pair, group, scaling, window) for group, pair in zip(groups, kv, strict=True)]
+        parts = [_in_order(q_THD, k, v, group, scaling, window) for group, (k, v) in zip(groups, kv, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
     out_THD = q_THD.new_empty(len(q_THD) + 1, q_THD.shape[1], kv[0][1].shape[3])  # and a place for fillers
     for group, (k_GHSD, v_GHSD) in zip(groups, kv, strict=True):

@@ -89,7 +89,7 @@ def _groups() -> Iterator[tuple[_Hierarchy, Path, Path]]:
     own: dict[str, str] = {}  # controllers, "" in version 2 -> the group
     for line in _lines(ROOT / "proc/self/cgroup"):
         _number, controllers, group = line.split(":", 2)
-        own |= {name: group for name in controllers.split(",")}
+        own |= dict.fromkeys(controllers.split(","), group)
     for line in _lines(ROOT / "proc/self/mountinfo"):
         before, _dash, after = line.partition(" - ")
         fields, (kind, _source, options) = before.split(), after.split()[:3]

@@ -47,8 +47,9 @@ def _pieces(part: dict[str, Any] | None) -> list[dict[str, Any]]:
     """A part of the pipeline, or those of a sequence."""
     if part is None:
         return []
-    inner = part.get("normalizers") or part.get("pretokenizers")
-    return [piece for one in inner for piece in _pieces(one)] if part["type"] == "Sequence" else [part]
+    if part["type"] != "Sequence":
+        return [part]
+    return [piece for one in part.get("normalizers", part.get("pretokenizers", ())) for piece in _pieces(one)]
 
 
 def _shrinks(normalizer: dict[str, Any] | None) -> int | None:
