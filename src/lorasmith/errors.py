@@ -7,6 +7,7 @@
     ├── AdapterError         an adapter folder does not fit: its base, its keys, its effect
     ├── RunError             a run folder exists already, is unfinished, or cannot be resumed
     ├── TrainingError        a training stopped itself: the loss is no longer a number
+    ├── OutOfMemoryError     an allocation failed; what it was for is given up, the rest goes on
     └── MissingExtraError    an optional package is needed; the text says how to install it
 
 The command line prints the problems, without traceback, and exits with `exit_code`.
@@ -45,6 +46,10 @@ class RunError(LorasmithError):
 
 class TrainingError(LorasmithError):
     """A training stopped itself before it could do harm."""
+
+
+class OutOfMemoryError(LorasmithError):
+    """An allocation failed: of the machine's memory, of a container's, or of a card's."""
 
 
 class MissingExtraError(LorasmithError):

@@ -119,11 +119,11 @@ def test_gradient_checkpointing_computes_twice_and_learns_the_same(tmp_path, mon
 def test_too_little_memory_turns_checkpointing_on_and_says_so(tmp_path, monkeypatch):
     from lorasmith.preflight import estimate as expected
     from lorasmith.report import Report
-    from lorasmith.system import memory
+    from lorasmith.system import memory as memory
 
     heard = []
     monkeypatch.setattr(Report, "warn", lambda self, text: heard.append(text))
-    monkeypatch.setattr(memory, "available_mib", lambda: 0.0)
+    monkeypatch.setattr(memory, "available_mib", lambda _device: 0.0)
     monkeypatch.setattr(expected, "estimate_peak_mib", lambda *_: 1e6)
     twice = calls(monkeypatch, tmp_path / "tight")
     monkeypatch.undo()

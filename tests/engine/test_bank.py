@@ -10,8 +10,9 @@ import torch
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.packed import Packed, decoder_of
+from lorasmith.engine.runner import Packed
 from lorasmith.engine.score import prompt_logprobs
+from lorasmith.engine.self_test import decoder_of
 from lorasmith.errors import ModelError
 from lorasmith.lora.fused.bank import STEP, AdapterWeights, Factors
 from lorasmith.lora.fused.products import FEW

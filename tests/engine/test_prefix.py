@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.packed import Packed
-from lorasmith.engine.prefix import BLOCK
+from lorasmith.engine.prefix_cache import BLOCK
+from lorasmith.engine.runner import Packed
 from tests.support.decoding import base_of, drain, prompts, request, run
 from tests.support.families import no_casts_down
 
@@ -65,33 +65,6 @@ def test_blocks_are_bounded_and_the_least_recently_used_goes() -> None:
     prefixes = packed(engine).prefixes
     assert prefixes.blocks == 4
     assert all(len(store) <= 4 for store in prefixes._stores.values())
-
-
-def test_the_newest_waits_when_memory_is_short() -> None:
-    base = base_of("llama")
-    engine = Engine(base, slots=8, cache_tokens=100)
-    asked = [request(ids, stop=False, max_new_tokens=10) for ids in prompts(20, 21, 20, 22, 30)]
-    expected = [run(Engine(base), [one])[0] for one in asked]
-    keys = [engine.add(one) for one in asked]
-    events = engine.step()
-    assert len(packed(engine)._running) == 3  # three of at most 31 tokens; a fourth would not fit
-    events += drain(engine)
-    assert [[event.token for event in events if event.key == key] for key in keys] == expected
-
-
-def test_a_long_request_takes_the_room_that_short_ones_left() -> None:
-    """The cache stays within its bound, and what runs beside it keeps its keys."""
-    base = base_of("llama", torch.float64)
-    few, (long,) = prompts(*[5] * 8), prompts(45)
-    asked = [request(ids, stop=False, max_new_tokens=3) for ids in few]
-    asked += [request(few[0], stop=False, max_new_tokens=15), request(long, stop=False, max_new_tokens=10)]
-    with no_casts_down():
-        expected = [run(Engine(base), [one])[0] for one in asked]
-        engine = Engine(base, slots=8, cache_tokens=160)
-        assert run(engine, asked) == expected
-    cache = packed(engine)._cache
-    assert cache.places * cache.capacity <= 160
-    assert cache.capacity >= 55
 
 
 def test_blocks_whose_beginning_went_are_still_their_own() -> None:

@@ -8,8 +8,8 @@ from torch import nn
 
 from lorasmith.engine import packed
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.packed import decoder_of
 from lorasmith.engine.score import prompt_logprobs
+from lorasmith.engine.self_test import decoder_of
 from lorasmith.errors import AdapterError
 from lorasmith.lora.fused.bank import AdapterWeights, Factors
 from lorasmith.model.base import Base

@@ -73,6 +73,7 @@ def test_json_where_it_is_asked_for(served: Running):
 @pytest.mark.parametrize("prompt", ["What do", ["What do", "cats"], [5, 9, 40], [[5, 9], [40]]])
 def test_prompts_in_all_four_forms(served: Running, prompt):
     reply = served.client().completions.create(model="calm", prompt=prompt, max_tokens=3, n=2)
+    assert reply.id.startswith("cmpl-")
     many = isinstance(prompt, list) and not isinstance(prompt[0], int)
     assert [choice.index for choice in reply.choices] == list(range(2 * (len(prompt) if many else 1)))
 

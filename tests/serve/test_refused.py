@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from lorasmith.cli.main import main
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.serving import ServeConfig
+from lorasmith.errors import AdapterError
 from lorasmith.lora.files import CONFIG, WEIGHTS
 from lorasmith.report import Report
-from lorasmith.serve.found import look
+from lorasmith.serve.found import describe, look
 from lorasmith.serve.start import open_desk
 from tests.support import tiny
 
@@ -81,7 +82,20 @@ def test_adapters_that_break_the_answers_or_have_the_name_of_the_base_are_left_o
     shelf = look([tmp_path])
     desk = open_desk(shelf, model, ServeConfig(), None, Report())
     assert desk.registry.names() == [base.name, "loud"]
+    assert [name.partition("@")[0] for name in desk.registry.base.decoding.held] == [
+        "loud"
+    ]  # and none of them is loaded
     assert sorted(text.replace(f"{tmp_path}/", "") for text in shelf.problems) == [
         f"{base.name!r} is the name of the base model. Choose another name for the adapter.",
         "torn/adapter: the adapter has no effect on the model's output, or makes it NaN or infinite.",
     ]
+
+
+@pytest.mark.parametrize("name", ["loud", ""])
+def test_a_name_that_is_taken_or_none_is_refused_before_anything_is_loaded(runs: Path, name: str):
+    model = ModelConfig(model=str(tiny.model_folder()), dtype="float32", device="cpu")
+    registry = open_desk(look([runs / "loud"]), model, ServeConfig(), None, Report()).registry
+    before = list(registry.base.decoding.held)
+    with pytest.raises(AdapterError, match="cannot be the name of another adapter"):
+        registry.put(describe(name, runs / "calm"))
+    assert (list(registry.base.decoding.held), len(registry.names())) == (before, 2)

@@ -12,6 +12,7 @@ from typing import TextIO
 from lorasmith.cli.streams import open_closed, outliving_readers, silence_unread
 from lorasmith.errors import ConfigError, LorasmithError
 from lorasmith.i18n import LANGUAGES, _, foreign, lend_to_argparse, listed
+from lorasmith.system.memory import enough_memory
 from lorasmith.version import installed_version
 
 # The machine says no.
@@ -108,7 +109,7 @@ def dispatch(argv: list[str]) -> int:
         return int(done.code or 0)
     if problems:
         raise ConfigError(*problems, *import_module("lorasmith.cli.flags").config_problems(args))
-    with outliving_readers() if verb in LASTING else nullcontext():
+    with enough_memory(), outliving_readers() if verb in LASTING else nullcontext():
         return int(module.run(args))
 
 

@@ -110,9 +110,37 @@ def show(desk: "Desk", shelf: "Shelf", port: int, screen: Screen) -> None:
         screen.say(_("No adapter can be served; only the base model is available."))
     if desk.worker.engine.why:
         screen.say(_("requests run in padded batches: {why}", why=desk.worker.engine.why))
+    show_memory(desk, screen)
     host = f"[{desk.settings.host}]" if ":" in desk.settings.host else desk.settings.host
     address = f"http://{host}:{port}"
     screen.say(_("Serving at {address} (press Ctrl-C to stop)", address=address))
     body = f'{{"model": "{registry.names()[-1]}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     key = ' -H "Authorization: Bearer $KEY"' if desk.keys else ""
     screen.say(f"curl {address}/v1/chat/completions{key} \\\n  -H 'Content-Type: application/json' \\\n  -d '{body}'")
+
+
+def show_memory(desk: "Desk", screen: Screen) -> None:
+    """How many requests fit: as many as there are slots, or fewer where memory is what ends first."""
+    cache, admitted = desk.worker.engine.cache, desk.registry.base.max_positions
+    if cache is None:
+        return
+    screen.say(
+        _(
+            "KV cache: {tokens:,} tokens ({mib:,.0f} MiB). Requests at once: {slots} of up to {each:,} tokens each, "
+            "or {fitting} of the whole context of {context:,}.",
+            tokens=cache.limit,
+            mib=desk.cache_mib,
+            slots=desk.settings.slots,
+            each=min(cache.share(desk.settings.slots), desk.context),
+            fitting=desk.fitting,
+            context=desk.context,
+        )
+    )
+    if desk.context < min(desk.settings.context or 2**62, admitted or 2**62):
+        screen.warn(
+            _(
+                "The context is {context:,} tokens, because the KV cache holds no more. "
+                "--cache-tokens sets how many it holds.",
+                context=desk.context,
+            )
+        )

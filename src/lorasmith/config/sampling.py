@@ -7,16 +7,19 @@ from pydantic import ConfigDict, Field
 from lorasmith.config.values import Typed
 from lorasmith.i18n import _
 
+# In a type, because the API's default is another.
+Temperature = Annotated[
+    float, Field(ge=0, allow_inf_nan=False, description=_("Sampling temperature; 0 means greedy decoding"))
+]
+Top = Annotated[int, Field(ge=0, le=20)]  # how many of the likeliest tokens are reported
 
-class SamplingFlags(Typed):
-    """What the command line offers. Greedy unless a temperature is given."""
+
+class Sampling(Typed):
+    """What has one name and one meaning everywhere: on the command line, in the library and in the API of a server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    temperature: Annotated[
-        float,
-        Field(ge=0, allow_inf_nan=False, description=_("Sampling temperature; 0 means greedy decoding")),
-    ] = 0.0
+    temperature: Temperature = 0.0
     top_p: Annotated[
         float,
         Field(
@@ -59,6 +62,16 @@ class SamplingFlags(Typed):
         float,
         Field(ge=-2, le=2, description=_("Subtracted from the logits of tokens in the reply, once per occurrence")),
     ] = 0.0
+
+    @property
+    def penalises(self) -> bool:
+        """Whether a token's logit depends on the tokens before it."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+class SamplingFlags(Sampling):
+    """What the command line offers. Greedy unless a temperature is given."""
+
     max_new_tokens: Annotated[int, Field(gt=0, le=10_000_000, description=_("Maximum number of tokens in a reply"))] = (
         256
     )
@@ -70,14 +83,9 @@ class SamplingFlags(Typed):
         bool, Field(description=_("Make the reply a single JSON object; requires lorasmith[serve]"))
     ] = False
 
-    @property
-    def penalises(self) -> bool:
-        """Whether a token's logit depends on the tokens before it."""
-        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
-
 
 class SamplingConfig(SamplingFlags):
     """That, and what only a program can look at."""
 
     # how many of the likeliest tokens to report beside each that is chosen; 0: that one alone
-    logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+    logprobs: Top | None = None

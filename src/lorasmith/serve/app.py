@@ -1,7 +1,7 @@
 """The routes: OpenAI's, those for adapters, and those that watch the server."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -112,7 +112,7 @@ def add_answers(app: FastAPI, desk: Desk) -> None:
     async def chat(request: Http) -> Response:
         body, version = await addressed(desk, request, ChatRequest)
         with desk.registry.using(version, desk.worker):
-            asked = await asyncio.to_thread(ask_chat, body, version, desk.context)  # long texts take seconds
+            asked = await read(desk, request, partial(ask_chat, body, version, desk.context))
             events = desk.open(asked, version)
         envelope = Envelope("chat.completion", body.model, version.template.tokenizer, bool(body.tools))
         if body.stream:
@@ -125,7 +125,7 @@ def add_answers(app: FastAPI, desk: Desk) -> None:
     async def completions(request: Http) -> Response:
         body, version = await addressed(desk, request, CompletionRequest)
         with desk.registry.using(version, desk.worker):
-            asked = await asyncio.to_thread(ask_completion, body, version, desk.context)
+            asked = await read(desk, request, partial(ask_completion, body, version, desk.context))
             envelope = Envelope("text_completion", body.model, version.template.tokenizer)
             echo = echoed(body, asked, version)
             if not body.stream:
@@ -138,6 +138,11 @@ def add_answers(app: FastAPI, desk: Desk) -> None:
             events = desk.open(asked, version)
         shown = await started(request, events)
         return Streamed(completion_stream(shown, envelope, asked, body.stream_options, echo), events)
+
+
+async def read(desk: Desk, request: Http, work: Callable[[], Asked]) -> Asked:
+    """What `work` makes of the request's body; it is given up when the client leaves."""
+    return await unless_gone(request, desk.reading.run(len(await request.body()), work))
 
 
 async def completed(

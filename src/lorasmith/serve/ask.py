@@ -1,13 +1,16 @@
 """From a client's request to requests of the engine: prompts, sampling, limits."""
 
+import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.values import check
 from lorasmith.data.rows.messages import messages_of
+from lorasmith.data.template.token_bytes import bytes_of_token
 from lorasmith.engine.request import Request
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
@@ -15,8 +18,34 @@ from lorasmith.serve.failure import Failure
 from lorasmith.serve.protocol import ChatMessage, ChatRequest, CompletionRequest
 from lorasmith.serve.registry import Version
 
-DEFAULT_TEMPERATURE, DEFAULT_COMPLETION = 1.0, 16  # OpenAI's
+DEFAULT_COMPLETION = 16  # tokens, as OpenAI's
 OUR_NAMES = {"max_new_tokens": "max_tokens", "json_object": "response_format"}
+
+
+SHORT = 2**16  # bytes of a body that is read beside others
+MOST_LONG = 16  # bodies beyond it that may wait
+
+
+class Reading:
+    """Threads in which bodies become requests: long ones one after the other, so that short ones pass them by."""
+
+    def __init__(self) -> None:
+        self._long = ThreadPoolExecutor(1, "long texts")
+        self._waiting = 0
+
+    async def run(self, size: int, work: Callable[[], "Asked"]) -> "Asked":
+        """`work()` for a body of `size` bytes. Raises Failure 429 where too many long ones wait already."""
+        if size <= SHORT:
+            return await asyncio.to_thread(work)
+        if self._waiting >= MOST_LONG:
+            text = _("{waiting} long requests are being read, and no more may wait. Try again later.",
+                     waiting=self._waiting)  # fmt: skip
+            raise Failure(429, text, code="queue_full", retry=10)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._long, work)
+        finally:
+            self._waiting -= 1
 
 
 @dataclass(frozen=True)
@@ -36,7 +65,7 @@ class Asked:
 def ask_chat(body: ChatRequest, version: Version, context: int) -> Asked:
     """Raises Failure 400 where the template refuses the messages, or they are too long."""
     tools = body.tools if body.tools and body.tool_choice != "none" else []
-    prompt = encode_chat(body.messages, version, tools)
+    prompt = encode_chat(body.messages, version, tools, context)
     wanted = body.max_completion_tokens or body.max_tokens
     room = room_for(prompt, wanted, context)
     own: dict[str, Any] = {"logprobs": (body.top_logprobs or 0) if body.logprobs else None}
@@ -47,7 +76,7 @@ def ask_chat(body: ChatRequest, version: Version, context: int) -> Asked:
 
 def ask_completion(body: CompletionRequest, version: Version, context: int) -> Asked:
     """The same for plain prompts; no requests where no token is asked for. Raises Failure 400."""
-    prompts = prompts_of(body.prompt, version)
+    prompts = prompts_of(body.prompt, version, context)
     wanted = DEFAULT_COMPLETION if body.max_tokens is None else body.max_tokens
     if not wanted and not body.echo:
         raise Failure(400, _("max_tokens: 0 is only allowed with echo."), "max_tokens")
@@ -59,10 +88,12 @@ def ask_completion(body: CompletionRequest, version: Version, context: int) -> A
     return Asked(prompts, requests(body, version, prompts, rooms, {"logprobs": body.logprobs}), body.n or 1)
 
 
-def encode_chat(messages: Sequence[ChatMessage], version: Version, tools: Sequence[Any]) -> list[int]:
-    """The prompt as the adapter saw such ones in training."""
+def encode_chat(messages: Sequence[ChatMessage], version: Version, tools: Sequence[Any], context: int) -> list[int]:
+    """The prompt as the adapter saw such ones in training. Raises Failure 400 for one that is surely too long."""
     try:
-        return version.template.encode_prompt(messages_of([_plain(message) for message in messages]), tools)
+        texts = version.template.prompt_texts(messages_of([_plain(message) for message in messages]), tools)
+        refuse_too_long(texts, version, context)
+        return version.template.ids_of(texts)
     except LorasmithError as error:
         raise Failure(400, str(error), "messages") from None
     except ValueError as error:  # a call's arguments that are no JSON
@@ -71,11 +102,15 @@ def encode_chat(messages: Sequence[ChatMessage], version: Version, tools: Sequen
         ) from None
 
 
-def prompts_of(prompt: str | list[str] | list[int] | list[list[int]], version: Version) -> list[list[int]]:
+def prompts_of(
+    prompt: str | list[str] | list[int] | list[list[int]], version: Version, context: int
+) -> list[list[int]]:
     """A text, several, token ids, or several lists of them, as lists of ids. Raises Failure 400."""
     listed: list[Any] = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else list(prompt)
     tokenizer = version.template.tokenizer
     words = len(tokenizer)
+    for one in listed:
+        refuse_too_long([one] if isinstance(one, str) else [], version, context)
     ids: list[list[int]] = [list(tokenizer(p)["input_ids"]) if isinstance(p, str) else p for p in listed]
     if not ids or not all(ids):
         raise Failure(400, _("prompt: must not be empty."), "prompt")
@@ -84,6 +119,18 @@ def prompts_of(prompt: str | list[str] | list[int] | list[list[int]], version: V
             400, _("prompt: token ids must be in the vocabulary, from 0 to {last}.", last=words - 1), "prompt"
         )
     return ids
+
+
+def refuse_too_long(texts: Sequence[str], version: Version, context: int) -> None:
+    """Raises Failure 400 for a prompt that has more tokens than are admitted however it is tokenised: that is slow."""
+    most = bytes_of_token(version.template.tokenizer)
+    if most is None:
+        return
+    tokens = -(-sum(len(text.encode()) for text in texts) // most)
+    if tokens >= context:
+        text = _("the prompt has at least {tokens} tokens; prompt and reply together have at most {limit}.",
+                 tokens=tokens, limit=context)  # fmt: skip
+        raise Failure(400, text, None, "context_length_exceeded")
 
 
 def room_for(prompt: Sequence[int], wanted: int | None, context: int) -> int:
@@ -106,16 +153,7 @@ def requests(
 ) -> list[Request]:
     """`n` requests for each prompt, alike but for their seeds. Raises Failure 400 for what cannot be asked."""
     seed = secrets.randbits(32) if body.seed is None else body.seed
-    values = own | {
-        "temperature": DEFAULT_TEMPERATURE if body.temperature is None else body.temperature,
-        "stop": (body.stop,) if isinstance(body.stop, str) else body.stop,
-        "top_p": body.top_p,
-        "top_k": None if body.top_k is None else max(body.top_k, 0),
-        "min_p": body.min_p or None,
-        "presence_penalty": body.presence_penalty or None,
-        "frequency_penalty": body.frequency_penalty or None,
-        "repetition_penalty": body.repetition_penalty,
-    }
+    values = own | body.sampling | {"stop": (body.stop,) if isinstance(body.stop, str) else body.stop}
     known = {key: value for key, value in values.items() if value is not None}
     found = []
     for prompt, room in zip(prompts, rooms, strict=True):

@@ -5,10 +5,11 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 
 from lorasmith.config.serving import ServeConfig
+from lorasmith.engine.kv_cache import bytes_per_token
 from lorasmith.engine.request import Event
-from lorasmith.errors import LorasmithError, ModelError
+from lorasmith.errors import LorasmithError, ModelError, OutOfMemoryError
 from lorasmith.i18n import _
-from lorasmith.serve.ask import Asked
+from lorasmith.serve.ask import Asked, Reading
 from lorasmith.serve.failure import Failure
 from lorasmith.serve.keys import Key
 from lorasmith.serve.metrics import Metrics
@@ -29,9 +30,12 @@ class Desk:
         self.registry, self.worker, self.settings, self.keys = registry, worker, settings, keys
         limit = registry.base.max_positions or settings.context or UNKNOWN_CONTEXT
         self.context = min(limit, settings.context or limit)
+        if (cache := worker.engine.cache) is not None:
+            self.context = min(self.context, cache.limit)
         self.most = settings.slots + settings.queue  # requests under way
-        self.metrics = Metrics(lambda: worker.engine.cache_use)
+        self.metrics = Metrics(worker.engine, self.fitting)
         self.under_way: dict[Job, str] = {}  # with its model's name
+        self.reading = Reading()
         self.is_draining = False
         self._seconds = 1.0  # that a request took lately
 
@@ -56,10 +60,24 @@ class Desk:
         self.metrics.prompt_tokens.labels(version.name).inc(asked.prompt_tokens)
         return self._events(jobs, version)
 
+    @property
+    def fitting(self) -> int:
+        """How many requests of the whole context the slots and the KV cache hold at once."""
+        slots, cache = self.settings.slots, self.worker.engine.cache
+        return slots if cache is None else min(slots, cache.limit // cache.capacity_of(self.context))
+
+    @property
+    def cache_mib(self) -> float:
+        """What the KV cache may take."""
+        base, cache = self.registry.base, self.worker.engine.cache
+        return cache.limit * bytes_per_token(base.model.config, base.dtype) / 2**20 if cache else 0.0
+
     def metrics_text(self) -> bytes:
         """For Prometheus."""
-        running = [name for job, name in self.under_way.items() if job.key is not None]
-        waiting = [name for job, name in self.under_way.items() if job.key is None]
+        running, waiting = list[str](), list[str]()
+        for job, name in self.under_way.items():
+            has_place = job.key is not None and self.worker.engine.is_running(job.key)
+            (running if has_place else waiting).append(name)
         return self.metrics.text(running, waiting, self.registry.names())
 
     async def _events(self, jobs: Sequence[Job], version: Version) -> Events:
@@ -114,5 +132,7 @@ def failure_of(error: Exception) -> Failure:
         return error
     if isinstance(error, Gone):
         return Failure(503, _("the server shut down before the reply was complete."))
+    if isinstance(error, (OutOfMemoryError, MemoryError)):
+        return Failure(503, str(error) or _("There is not enough memory for this request."), retry=10)
     status = 500 if isinstance(error, ModelError) or not isinstance(error, LorasmithError) else 400
     return Failure(status, str(error) if isinstance(error, LorasmithError) else _("internal server error."))

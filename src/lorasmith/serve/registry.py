@@ -76,8 +76,10 @@ class Registry:
 
     def put(self, found: Found) -> Version:
         """Load an adapter and give it its name, before the worker runs. Raises AdapterError."""
-        version = load(self.base, found, read_contents(found.folder, self.base.dtype))
         self._refuse_base(found.name)
+        if found.name in self.versions or not ALLOWED.fullmatch(found.name):
+            raise AdapterError(_("{name!r} cannot be the name of another adapter. Rename its folder.", name=found.name))
+        version = load(self.base, found, read_contents(found.folder, self.base.dtype))
         self.versions[found.name] = version
         return version
 

@@ -46,8 +46,13 @@ class Envelope:
     model: str
     tokenizer: PreTrainedTokenizerBase
     has_tools: bool = False
-    id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
+    number: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def id(self) -> str:
+        """With the beginnings that OpenAI's have."""
+        return f"{'chatcmpl' if self.kind == 'chat.completion' else 'cmpl'}-{self.number}"
 
     def body(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         """An object of the API."""

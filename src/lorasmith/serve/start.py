@@ -6,8 +6,8 @@ from lorasmith.adapters.session import base_settings
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.serving import ServeConfig
 from lorasmith.engine.engine import CACHE, Engine
-from lorasmith.engine.kv import bytes_per_token
-from lorasmith.errors import AdapterError
+from lorasmith.engine.kv_cache import FIRST_CAPACITY, bytes_per_token
+from lorasmith.errors import AdapterError, OutOfMemoryError
 from lorasmith.i18n import _
 from lorasmith.loading.load import load_base
 from lorasmith.model.base import Base
@@ -17,7 +17,7 @@ from lorasmith.serve.found import Shelf
 from lorasmith.serve.keys import Key
 from lorasmith.serve.registry import Registry
 from lorasmith.serve.worker import Worker
-from lorasmith.system.memory import available_mib
+from lorasmith.system.memory import available_mib, enough_memory
 
 
 def open_desk(shelf: Shelf, model: ModelConfig, settings: ServeConfig, keys: list[Key] | None, report: Report) -> Desk:
@@ -32,12 +32,15 @@ def open_desk(shelf: Shelf, model: ModelConfig, settings: ServeConfig, keys: lis
             *shelf.problems, _("no adapter can be served, and no base model is given. Give one with --model.")
         )
     base = load_base(base_settings(first.folder if first else None, model, report), report)
-    engine = Engine(base, slots=settings.slots, cache_tokens=settings.cache_tokens or cache_tokens(base), prepack=True)
-    registry = Registry(base, Path(base.source).name, shelf.roots)
+    with enough_memory():
+        cache = settings.cache_tokens or cache_tokens(base)
+        engine = Engine(base, slots=settings.slots, cache_tokens=cache, prepack=True)
+    registry = Registry(base, Path(base.source).name or Path(base.source).resolve().name, shelf.roots)  # `.` has none
     for done, found in enumerate(shelf.found.values(), 1):
         try:
-            registry.put(found)
-        except AdapterError as error:
+            with enough_memory():
+                registry.put(found)
+        except (AdapterError, OutOfMemoryError) as error:
             shelf.problems.extend(error.problems)
         report.progress(_("adapters"), done, len(shelf.found))
     return Desk(registry, Worker(engine, settings.slots), settings, keys)
@@ -45,6 +48,6 @@ def open_desk(shelf: Shelf, model: ModelConfig, settings: ServeConfig, keys: lis
 
 def cache_tokens(base: Base) -> int:
     """As many as a quarter of the free memory holds, 2**15 where the system does not say what is free."""
-    free = available_mib()
+    free = available_mib(base.device)
     tokens = CACHE if free is None else int(free * 2**20 / 4 / bytes_per_token(base.model.config, base.dtype))
-    return max(tokens, base.max_positions or 0)
+    return max(tokens, FIRST_CAPACITY)

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,9 +18,12 @@ from typing import TypeVar
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Event, Request
 from lorasmith.errors import LorasmithError
+from lorasmith.i18n import _
+from lorasmith.system.memory import enough_memory
 
 T = TypeVar("T")
 log = logging.getLogger("lorasmith.serve")
+QUIET = 60.0  # seconds in which it is not said again that memory is short
 
 
 @dataclass(eq=False)
@@ -51,6 +55,7 @@ class Worker:
         self._lines: OrderedDict[str | None, deque[Job]] = OrderedDict()
         self._running: dict[int, Job] = {}
         self._is_ending = False
+        self._said_short, self._preemptions = -QUIET, 0
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to answer; events arrive in `loop`."""
@@ -87,7 +92,8 @@ class Worker:
             try:
                 if not self.is_alive:
                     raise Gone
-                settle: Callable[[], None] = partial(_succeed, done, work())
+                with enough_memory():
+                    settle: Callable[[], None] = partial(_succeed, done, work())
             except Exception as error:  # noqa: BLE001 (raised where it was asked; the thread goes on)
                 settle = partial(_fail, done, error)
             self._loop.call_soon_threadsafe(settle)
@@ -127,9 +133,12 @@ class Worker:
             command()
 
     def _feed(self) -> None:
-        """Give free places to those that wait, one of each adapter in turn."""
+        """Give free places to those that wait, one of each adapter in turn, as far as memory reaches."""
         while self._lines and len(self._running) < self.slots:
             adapter, line = next(iter(self._lines.items()))
+            if not self.engine.has_room(line[0].request):
+                self._say_short()
+                return
             job = line.popleft()
             self._lines.move_to_end(adapter)
             if not line:
@@ -142,6 +151,17 @@ class Worker:
             else:
                 self._running[job.key] = job
 
+    def _say_short(self) -> None:
+        """That memory and not --slots is what requests wait for."""
+        now = time.monotonic()
+        if now - self._said_short >= QUIET:
+            self._said_short = now
+            log.warning("%s", _(
+                "Requests wait for memory, not for slots: {running} of {slots} slots are in use and the KV cache is "
+                "full. A larger --cache-tokens, a smaller --context or shorter replies let more run at once.",
+                running=sum(map(self.engine.is_running, self._running)), slots=self.slots,
+            ))  # fmt: skip
+
     def _step(self) -> None:
         try:
             events = self.engine.step()
@@ -152,6 +172,9 @@ class Worker:
                 self._forget(job)
             self._tell([(job, error) for job in failed])
             return
+        if self.engine.preemptions > self._preemptions:
+            self._preemptions = self.engine.preemptions
+            self._say_short()
         told: list[tuple[Job, Event | Exception]] = [(self._running[event.key], event) for event in events]
         for event in events:
             if event.finish:

@@ -184,11 +184,19 @@ class Template:
 
         Equal to what stands before that answer in training. Raises RowError where the template refuses them.
         """
+        return self.ids_of(self.prompt_texts(messages, tools, source))
+
+    def prompt_texts(self, messages: Sequence[Message], tools: Sequence[Any] = (), source: str = "") -> list[str]:
+        """The prompt in the pieces that are tokenised one by one. Raises RowError as `encode_prompt`."""
         if not messages or messages[-1].role == "assistant":
             raise RowError(source, _("the last message must be one to answer, such as one with the role 'user'."))
         turns = list(self._turns(self.with_system(messages), source, tools))
         since = max(i for i, turn in enumerate(turns) if turn.restart)
-        return [i for ids in self._pieces([t for turn in turns[since:] for t in turn[:2] if t]) for i in ids]
+        return [text for turn in turns[since:] for text in turn[:2] if text]
+
+    def ids_of(self, texts: list[str]) -> list[int]:
+        """Tokens of the pieces of a prompt, end to end."""
+        return [i for ids in self._pieces(texts) for i in ids]
 
     def render(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> str:
         """The text that the model sees, for a reader; with the prompt of the next answer where one is awaited."""

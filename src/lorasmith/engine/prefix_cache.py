@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lorasmith.engine.kv import SlotCache
+from lorasmith.engine.kv_cache import KVCache
 
 BLOCK = 8  # tokens: what templates begin with ends somewhere
 
@@ -31,8 +31,8 @@ class Prefixes:
         """How many are held."""
         return len(self._at)
 
-    def load(self, version: Hashable, ids: Sequence[int], cache: SlotCache, slot: int) -> int:
-        """Copy what is known of the beginning of `ids` into a place of the cache; how many tokens that is.
+    def load(self, version: Hashable, ids: Sequence[int], cache: KVCache, slot: int) -> int:
+        """Copy what is known of the beginning of `ids` into its region of the cache; how many tokens that is.
 
         The last token is never among them: its logits are wanted.
         """
@@ -43,15 +43,14 @@ class Prefixes:
             self._at.move_to_end(name)
             found.append(self._at[name])
         if found:
-            cache.grow(slot + 1, len(ids))
             at_N = torch.tensor(found)
-            for key, tensor in cache.tensors():
+            for key, tensor in cache.tensors(slot):
                 blocks = self._stores[key].index_select(0, at_N.to(tensor.device))
-                _blocks_of(tensor, slot, len(found)).copy_(blocks)
+                _blocks_of(tensor, len(found)).copy_(blocks)
         return len(found) * BLOCK
 
-    def save(self, version: Hashable, ids: Sequence[int], cache: SlotCache, slot: int) -> None:
-        """Keep the whole blocks of a prompt whose keys and values stand in a place of the cache."""
+    def save(self, version: Hashable, ids: Sequence[int], cache: KVCache, slot: int) -> None:
+        """Keep the whole blocks of a prompt whose keys and values stand in the cache."""
         names = list(_names(version, ids))[: self.limit]
         new = [i for i, name in enumerate(names) if name not in self._at]
         for name in names:  # first, so that none of them makes room for another
@@ -63,8 +62,8 @@ class Prefixes:
             return
         at_N = torch.tensor([self._at[names[i]] for i in new])
         try:
-            for key, tensor in cache.tensors():
-                blocks = _blocks_of(tensor, slot, len(names))
+            for key, tensor in cache.tensors(slot):
+                blocks = _blocks_of(tensor, len(names))
                 store = self._room(key, blocks)
                 store.index_copy_(0, at_N.to(tensor.device), blocks[new])
         except BaseException:  # an interrupt too: a name whose block was not copied means another's
@@ -97,7 +96,7 @@ def _names(version: Hashable, ids: Sequence[int]) -> Iterator[bytes]:
         yield name
 
 
-def _blocks_of(tensor: Tensor, slot: int, number: int) -> Tensor:
-    """The first blocks [number, H, BLOCK, D] of a place in a cache [K, H, C, D]: a view."""
-    blocks: Tensor = tensor[slot, :, : number * BLOCK].unflatten(1, (number, BLOCK))
+def _blocks_of(tensor: Tensor, number: int) -> Tensor:
+    """The first blocks [number, H, BLOCK, D] of a request's region in a cache [H, C, D]: a view."""
+    blocks: Tensor = tensor[:, : number * BLOCK].unflatten(1, (number, BLOCK))
     return blocks.transpose(0, 1)
