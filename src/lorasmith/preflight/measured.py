@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import TypeAdapter
 
 from lorasmith.config.files import parse_json
 from lorasmith.config.toml import Config
@@ -60,8 +61,8 @@ def place_of(job: Job, config: Config) -> Path:
 def recall(place: Path) -> Measured | None:
     """What was measured before, or None."""
     try:
-        return Measured(**parse_json(place.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        return TypeAdapter(Measured).validate_python(parse_json(place.read_bytes()))
+    except (OSError, ValueError):  # pydantic's and ours are ValueErrors
         return None
 
 
