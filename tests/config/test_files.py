@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from lorasmith.adapters.folder import NAME
 from lorasmith.cli.main import main
 from lorasmith.config.files import DEEPEST, Malformed, parse_json, read_objects, read_toml
+from lorasmith.demo.run import _kept_samples
 from lorasmith.errors import ConfigError, RunError
 from lorasmith.lora.files import CONFIG
+from lorasmith.preflight.measurements import Measured, remember
 from lorasmith.training.checkpoint import STATE
 from tests.support.tiny import flags, rows_file, settings, trained
 
@@ -148,6 +151,30 @@ def test_files_with_a_byte_order_mark_are_read(made, tmp_path, monkeypatch, caps
     assert "finished" in capsys.readouterr().out
     Path("done/summary.json").unlink()
     assert main(["train", "--output", "done", "--resume"]) == 0
+
+
+@pytest.mark.parametrize("content", ["[1]", '[{"a": 1}]', "null", "[" * 10**5])
+def test_samples_of_a_demo_that_somebody_changed(tmp_path, content):
+    (tmp_path / "samples.json").write_text(content)
+    with pytest.raises(RunError, match=r"samples\.json: not "):
+        _kept_samples(tmp_path / "samples.json")
+
+
+def test_a_measurement_of_other_kinds_is_measured_again(tmp_path):
+    measured = Measured(1.0, 1.0, 0.0, 1.0, 1.0, 1.0, "training")
+    for change in ({"token": "fast"}, {"peak_mib": None}, {"by": "somebody"}):
+        (tmp_path / "a.json").write_text(json.dumps(asdict(measured) | change))
+        assert load_measurement(tmp_path / "a.json") is None
+    remember(tmp_path / "a.json", measured)
+    assert load_measurement(tmp_path / "a.json") == measured
+
+
+def test_a_summary_with_text_for_a_number_is_refused(made, tmp_path, capsys):
+    run = Path(shutil.copytree(made / "done", tmp_path / "done"))
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"steps": "1"}))
+    assert main(["info", str(run)]) == 2
+    assert "summary.json: not what a training writes there (steps: " in capsys.readouterr().err
 
 
 def test_a_weight_that_no_float_can_hold_is_refused(tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import TypeAdapter
 
 from lorasmith.config.files import parse_json
 from lorasmith.config.toml import Config
@@ -76,8 +77,8 @@ def measurement_path(job: Job, config: Config) -> Path:
 def load_measurement(path: Path) -> Measurement | None:
     """The measurement of an earlier run, or None."""
     try:
-        return Measurement(**parse_json(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        return TypeAdapter(Measurement).validate_python(parse_json(path.read_bytes()))
+    except (OSError, ValueError):  # pydantic's error and ours are ValueErrors
         return None
 
 

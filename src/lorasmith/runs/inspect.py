@@ -1,5 +1,6 @@
 """What `lorasmith info` shows of a run or adapter folder: read from a few small files, without loading a model."""
 
+import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -86,7 +87,7 @@ def _summary(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return asdict(TypeAdapter(Summary).validate_python(read_json(path, AdapterError)))
+        return asdict(TypeAdapter(Summary).validate_json(json.dumps(read_json(path, AdapterError)), strict=True))
     except ValidationError as error:
         first = error.errors()[0]
         raise AdapterError(
