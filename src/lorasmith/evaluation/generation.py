@@ -41,7 +41,7 @@ class Quiz:
     ) -> "Quiz":
         """Of the first `count` examples that ask something. Raises DataError where none does, MissingExtraError."""
         questions = questions_of(examples, template, count)
-        ended = mean(ENDED, _("ended with a stop token"), lambda finish, _reference: 100.0 * (finish == "stop"))
+        ended = mean(ENDED, _("reached stop token"), lambda finish, _reference: 100.0 * (finish == "stop"))
         metrics = [*built_in([question.reference for question in questions]), ended, *own]
         return cls(questions, metrics, sampling, template.stop_ids)
 
