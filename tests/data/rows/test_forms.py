@@ -68,8 +68,8 @@ def test_most_rows_decide_and_the_others_are_told_with_what_they_are(refused):
         "of its own.",
         "data.data: a.jsonl line 4: this row is in text format ('text'), but most rows of the file are in alpaca "
         'format, such as {"instruction": ..., "output": ...}. Convert it, or move it to a file of its own.',
-        "data.data: a.jsonl line 6: this row has 'instruction', 'ouput'; the rows of the file are in alpaca format, such as "
-        '{"instruction": ..., "output": ...}. Should \'ouput\' be \'output\'?',
+        "data.data: a.jsonl line 6: this row has 'instruction', 'ouput'; the rows of the file are in alpaca format, "
+        'such as {"instruction": ..., "output": ...}. Should \'ouput\' be \'output\'?',
     ]  # fmt: skip
 
 
@@ -227,7 +227,8 @@ def chat(**message):
          "contains an unpaired surrogate"),
         ({"messages": CHAT["messages"][:1]}, "no message has the role 'assistant', so there is nothing to train on. "
          "Add an answer, or remove the row."),
-        ({"messages": [*CHAT["messages"], {"role": "assistant", "content": ""}]}, "message 3 (assistant): the message is empty"),
+        ({"messages": [*CHAT["messages"], {"role": "assistant", "content": ""}]}, "message 3 "
+         "(assistant): the message is empty"),
         ({"conversations": [{"role": "user", "content": "a"}, {"from": "gpt", "value": "b"}]}, "message 2 has "
          "no 'role', only 'from', 'value'."),
         ({"conversations": [{"from": "human", "value": "Hi"}]}, "no message has the role 'gpt', so there is nothing"),
