@@ -13,7 +13,6 @@ from lorasmith.config.files import DEEPEST, Malformed, parse_json, read_objects,
 from lorasmith.demo.run import _kept_samples
 from lorasmith.errors import ConfigError, RunError
 from lorasmith.lora.files import CONFIG
-from lorasmith.preflight.measurements import Measured, remember
 from lorasmith.training.checkpoint import STATE
 from tests.support.tiny import flags, rows_file, settings, trained
 
@@ -161,11 +160,11 @@ def test_samples_of_a_demo_that_somebody_changed(tmp_path, content):
 
 
 def test_a_measurement_of_other_kinds_is_measured_again(tmp_path):
-    measured = Measured(1.0, 1.0, 0.0, 1.0, 1.0, 1.0, "training")
+    measured = Measurement(1.0, 1.0, 0.0, 1.0, 1.0, 1.0, "training")
     for change in ({"token": "fast"}, {"peak_mib": None}, {"by": "somebody"}):
         (tmp_path / "a.json").write_text(json.dumps(asdict(measured) | change))
         assert load_measurement(tmp_path / "a.json") is None
-    remember(tmp_path / "a.json", measured)
+    save_measurement(tmp_path / "a.json", measured)
     assert load_measurement(tmp_path / "a.json") == measured
 
 

@@ -97,7 +97,7 @@ def test_an_adapter_without_weights(run):
     weights.write_bytes(weights.read_bytes()[:100])
     assert refused(run).startswith(f"{weights}: not a valid safetensors file")
     weights.unlink()
-    assert refused(run) == f"{run / 'adapter'}: no adapter_model.safetensors in it."
+    assert refused(run) == f"{run / 'adapter'} does not contain adapter_model.safetensors."
     (run / "adapter" / "adapter_model.bin").touch()
     assert "is a pickle" in refused(run)
 

@@ -163,7 +163,7 @@ def test_without_held_out_rows_the_last_is_kept_and_nothing_is_claimed(tmp_path)
     watch = Watch()
     summary = trained(tmp_path / "run", watch, held_out=0, eval_every=2)
     assert (summary.loss_before, summary.loss_after, summary.interval) == (None, None, None)
-    assert [text for text in watch.warned if "nothing is held out" in text]
+    assert [text for text in watch.warned if "no examples are held out" in text]
     assert read_summary(tmp_path / "run") == summary
     assert not any("held_out_loss" in line for line in metrics(tmp_path / "run"))
 
@@ -454,13 +454,13 @@ def test_a_broken_checkpoint_is_one_sentence(tmp_path, name):
 
 def test_an_unfinished_run_has_no_adapter_to_talk_to(tmp_path):
     stopped_at(tmp_path / "run", 3)
-    with pytest.raises(AdapterError, match=r"this run is not finished.*--resume"):
+    with pytest.raises(AdapterError, match=r"this run has not finished.*--resume"):
         open_adapters([tmp_path / "run"])
 
 
 def test_no_data_is_said_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "assemble", lambda *_args: pytest.fail("loaded a model"))
-    with pytest.raises(ConfigError, match=r"^data\.data: no file of examples is named"):
+    with pytest.raises(ConfigError, match=r"^data\.data: no training data is given"):
         train(output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -101,7 +101,7 @@ def test_plain_text_in_pieces_learns_every_token_once(make):
     parts = made.train[:-1]
     assert all(len(part.ids) <= 30 for part in parts)
     assert [t for part in parts for t in part.targets if t != IGNORED] == whole.ids[1:]
-    assert said == [f"data.data: 1 row became {len(parts)} pieces of at most 30 tokens."]
+    assert said == [f"data.data: split 1 row into {len(parts)} pieces of at most 30 tokens."]
     assert split_text(whole, len(whole.ids)) == [whole]
     (end,) = prepared(template, [{"text": text}], max_length=30, too_long="truncate-left")[0].train
     assert end.ids == whole.ids[-30:]

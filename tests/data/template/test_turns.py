@@ -76,8 +76,8 @@ def test_marks_that_agree_are_accepted_and_others_refused_with_the_token(make):
         Template.of(make("mismarked")).encode(chat, "a.jsonl:2")
     text = str(caught.value)
     assert text.startswith("a.jsonl line 2: token ")
-    assert "('<|im_end|>') is learned by what the template adds" in text
-    assert "not learned by its {% generation %} marks" in text
+    assert "('<|im_end|>') is trained on according to the text that the template adds" in text
+    assert "not trained on according to its {% generation %} tags" in text
 
 
 def test_tools_are_shown_or_refused(make):
