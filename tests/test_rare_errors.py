@@ -111,7 +111,7 @@ def only_calls() -> Words:
 
 CASES: dict[str, tuple[Callable[[], Words], str]] = {
     "no base named": (without_base, "done/adapter: the adapter does not name its base model. Specify it with --model."),
-    "rank 0 in a file": (rank_0, "adapter_config.json: r: 0 is not allowed: must be greater than 0"),
+    "rank 0 in a file": (rank_0, "adapter_config.json: r: invalid value 0: must be greater than 0"),
     "half of a file": (without_a_key, "done/adapter/lorasmith.json: template.stop: required key is missing."),
     "name too long": (lambda: ["train", rows_file(Path("rows.jsonl")), "--output", "a" * 300], ": File name too long"),
     "two templates": (

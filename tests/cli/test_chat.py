@@ -65,7 +65,7 @@ def test_system_text_stands_first_and_outlives_a_reset(monkeypatch):
     echo = Echo()
     said = talk(monkeypatch, ["hi", "/reset", "ho"], echo, system="be kind")
     assert [asked for _who, asked in echo.asked] == [["be kind", "hi"], ["be kind", "ho"]]
-    assert "anew" in said
+    assert "Conversation cleared." in said
 
 
 def test_switching_keeps_the_conversation(monkeypatch):

@@ -101,7 +101,7 @@ def test_unknown_flags_are_not_guessed():
 
 
 def test_a_pair_without_a_value_is_refused():
-    with pytest.raises(ConfigError, match=r"lora.rank_pattern: \['q'\] is not allowed: must be pairs of name=value"):
+    with pytest.raises(ConfigError, match=r"lora.rank_pattern: invalid value \['q'\]: must be pairs of name=value"):
         typed("--rank-pattern", "q")
 
 

@@ -117,7 +117,7 @@ def test_stop_text(talkers, expected, capsys):
     ("words", "text"),
     [
         (["a", "--file", "b"], "give only one of them"),
-        (["a", "--top-p", "0"], "sampling.top_p: '0' is not allowed: must be greater than 0"),
+        (["a", "--top-p", "0"], "sampling.top_p: invalid value '0': must be greater than 0"),
         (["--file", "missing.txt"], "missing.txt: cannot be read: No such file"),
     ],
 )

@@ -61,7 +61,7 @@ def test_help_lists_every_verb(capsys):
     ("argv", "text"),
     [
         (["tran"], "Did you mean 'train'?"),
-        (["train", "d", "--r", "0"], "lora.r: '0' is not allowed: must be greater than 0"),
+        (["train", "d", "--r", "0"], "lora.r: invalid value '0': must be greater than 0"),
         (["train", "d", "--r"], "argument --r: expected one argument (see lorasmith train --help)"),
         (["train", "d", "--resume"], "--resume: specify the run to resume with --output RUN"),
         (["train", "d", "--resume", "--overwrite", "--output", "x"], "give only one of them"),
@@ -81,7 +81,9 @@ def test_a_usage_error_is_one_message_and_exit_code_2(capsys, argv, text):
 
 def test_unknown_flags_and_wrong_values_come_together(capsys):
     assert main.main(["train", "d", "--rr", "3", "--r", "0"]) == 2
-    assert [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()] == ["--rr", "lora.r"]
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: unknown option --rr.")
+    assert second.startswith("error: lora.r: ")
 
 
 @pytest.mark.parametrize(

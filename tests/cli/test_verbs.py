@@ -101,11 +101,11 @@ def test_eval_refuses_data_that_changed(capsys, tmp_path):
 def test_merge(capsys, run, tmp_path):
     out = tmp_path / "merged"
     lines = said(capsys, "merge", run, "--output", out).splitlines()
-    assert lines[-1] == f"merged: {out}"
+    assert lines[-1] == f"Merged model: {out}"
     assert lines[-2].startswith("float32: relative logit error ")
     with quiet_transformers():
         assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.float32
-    assert "exists already" in refused(capsys, "merge", run, "--output", out)
+    assert "already exists" in refused(capsys, "merge", run, "--output", out)
     found = as_json(capsys, "merge", run, "--output", out, "--overwrite", "--dtype", "bfloat16")
     assert (found["folder"], found["dtype"], found["untied"]) == (str(out), "bfloat16", False)
     assert found["agreeing"] == found["positions"]

@@ -62,8 +62,8 @@ def test_bias_all_trains_more_than_bias_of_targets() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"r": 0}, "r: 0 is not allowed: must be greater than 0"),
-        ({"r": True}, "true is not allowed: must be a number"),
+        ({"r": 0}, "r: invalid value 0: must be greater than 0"),
+        ({"r": True}, "invalid value true: must be a number"),
         ({"lora_alpha": 0}, "greater than 0"),
         ({"lora_alpha": float("inf")}, "finite number"),
         ({"lora_alpha": float("nan")}, "finite number"),
@@ -78,9 +78,9 @@ def test_bias_all_trains_more_than_bias_of_targets() -> None:
         ({"target_modules": ()}, "no module would be adapted"),
         ({"target_modules": "", "modules_to_save": ("lm_head",)}, "no module would be adapted"),
         ({"target_modules": ("q_proj", "")}, "a name is empty"),
-        ({"target_modules": "q_(proj"}, r"target_modules: 'q_\(proj' is no regular expression"),
-        ({"exclude_modules": "*x"}, "exclude_modules: .* is no regular expression"),
-        ({"rank_pattern": {"(": 3}}, "rank_pattern: .* is no regular expression"),
+        ({"target_modules": "q_(proj"}, r"target_modules: 'q_\(proj' is not a valid regular expression"),
+        ({"exclude_modules": "*x"}, "exclude_modules: .* is not a valid regular expression"),
+        ({"rank_pattern": {"(": 3}}, "rank_pattern: .* is not a valid regular expression"),
         ({"rank_pattern": {"q_proj": 0}}, "the values of rank_pattern and alpha_pattern must be greater than 0"),
         ({"alpha_pattern": {"q_proj": -1.0}}, "the values of rank_pattern and alpha_pattern must be greater than 0"),
     ],

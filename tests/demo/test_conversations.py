@@ -87,7 +87,7 @@ def test_the_token_at_the_length_counts_and_the_one_after_does_not(tmp_path: Pat
 @pytest.mark.parametrize("content", ["[1]", "{", '{"a": 3}', '{"a": {"messages": [[{"text": "x"}]]}}'])
 def test_another_file_is_refused_by_name(tmp_path: Path, content: str) -> None:
     (tmp_path / "other.json").write_text(content)
-    with pytest.raises(DataError, match=r"other\.json: not the chitchat data set"):
+    with pytest.raises(DataError, match=r"other\.json is not the chitchat dataset"):
         conversations(tmp_path / "other.json")
 
 

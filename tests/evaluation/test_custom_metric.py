@@ -41,9 +41,9 @@ def test_what_cannot_be_a_metric(tmp_path, text, name, words):
     ("body", "words"),
     [
         ("x = {}\n    return x[reference]", "my.py line 3: KeyError: 'the wanted one'"),
-        ("return None", "must return a finite number, and it returned None"),
-        ("return float('nan')", "must return a finite number, and it returned nan"),
-        ("return 'high'", "must return a finite number, and it returned 'high'"),
+        ("return None", "must return a finite number, but returned None"),
+        ("return float('nan')", "must return a finite number, but returned nan"),
+        ("return 'high'", "must return a finite number, but returned 'high'"),
     ],
 )
 def test_what_goes_wrong_with_an_example(tmp_path, body, words):

@@ -43,5 +43,5 @@ def test_what_asks_nothing_or_was_cut_is_passed_over():
     ids = tokenizer("llama")("Just a text.")["input_ids"]
     text = Example(ids, [*ids[1:], -100], [1.0] * len(ids), "text")
     assert len(prompts_from_examples([text, truncate(whole, len(whole.ids) - 4), whole], template, 5)) == 1
-    with pytest.raises(DataError, match="none of the 2 held-out examples has a question and a whole answer"):
+    with pytest.raises(DataError, match="none of the 2 held-out examples has a prompt and a complete answer"):
         prompts_from_examples([text, truncate(whole, len(whole.ids) - 4)], template, 5)

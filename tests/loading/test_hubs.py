@@ -119,8 +119,8 @@ def test_a_broken_download_is_told_in_a_line_and_leaves_no_half_of_anything(
         with pytest.raises(ModelError) as caught:
             find_folder("org/tiny", Watch())
         (text,) = caught.value.problems
-        assert "could not be had (peer closed connection" in text
-    with pytest.raises(DataError, match="could not be had \\(peer closed connection"):
+        assert f"could not be downloaded as a model from {asked_here.url} (peer closed connection" in text
+    with pytest.raises(DataError, match=r"could not be downloaded as a dataset from .* \(peer closed connection"):
         look("org/MyRows")
     assert capfd.readouterr().err == ""
     assert not [path for path in tmp_path.rglob("*") if path.name in asked_here.broken]

@@ -198,7 +198,7 @@ def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert choose_device("auto")[0].type == "cpu"
-    with pytest.raises(ModelError, match="cuda is not there on this machine"):
+    with pytest.raises(ModelError, match="cuda is not available on this machine"):
         choose_device("cuda")
     with pytest.raises(ConfigError, match="'gpu' is no device"):
         choose_device("gpu")

@@ -59,7 +59,7 @@ def test_two_files_a_small_one_and_a_readable_one(folder: Path) -> None:
 
 
 def test_no_folder_or_no_adapter_in_it(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match=r"no adapter_config\.json in it, so it is no adapter folder"):
+    with pytest.raises(AdapterError, match=r"is not an adapter folder: it does not contain adapter_config\.json"):
         read_config(tmp_path)
     (tmp_path / CONFIG).write_text("{")
     with pytest.raises(AdapterError, match="invalid JSON"):

@@ -141,16 +141,16 @@ def test_a_removed_adapter_leaves_the_others_and_the_base() -> None:
 
 def test_an_adapter_has_one_name_and_no_dot_in_it() -> None:
     base, _first = adapted("llama")
-    with pytest.raises(AdapterError, match="'default' is taken or holds a dot"):
+    with pytest.raises(AdapterError, match="'default' is already in use or contains a dot"):
         inject(base.model, LoraConfig(), base.router)
-    with pytest.raises(AdapterError, match=r"'v1\.2' is taken or holds a dot"):
+    with pytest.raises(AdapterError, match=r"'v1\.2' is already in use or contains a dot"):
         inject(base.model, LoraConfig(), base.router, "v1.2")
 
 
 @pytest.mark.parametrize(("first", "second"), [("all", "none"), ("none", "lora_only")])
 def test_biases_are_trained_by_one_adapter_alone(first: Any, second: Any) -> None:
     base, _first = adapted("gpt2", bias=first)
-    with pytest.raises(AdapterError, match="changes the base model itself, so it cannot share it"):
+    with pytest.raises(AdapterError, match="changes the base model itself, so it cannot be shared"):
         inject(base.model, LoraConfig(bias=second), base.router, "second")
 
 

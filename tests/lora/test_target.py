@@ -97,7 +97,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
 def test_an_expression_without_a_match_shows_a_path() -> None:
     (problem,) = problems("llama", target_modules=r"layers\.1")
     assert "matches no module" in problem
-    assert "matched against the whole path, such as 'model.layers.0.self_attn.q_proj'" in problem
+    assert "must match the whole path, such as 'model.layers.0.self_attn.q_proj'" in problem
 
 
 def test_every_problem_comes_at_once() -> None:
@@ -134,10 +134,10 @@ def test_nothing_left() -> None:
             {"exclude_modules": ("q_porj",)},
             "lora.exclude_modules: 'q_porj' matches no module; .* Did you mean 'q_proj'",
         ),
-        ({"exclude_modules": r"model\.layers\.0"}, "lora.exclude_modules: .* matched against the whole path"),
+        ({"exclude_modules": r"model\.layers\.0"}, "lora.exclude_modules: .* must match the whole path"),
         ({"rank_pattern": {"v_porj": 4}}, "lora.rank_pattern: 'v_porj' matches no module; .* Did you mean 'v_proj'"),
         ({"alpha_pattern": {"v_porj": 4}}, "lora.alpha_pattern: 'v_porj' matches no module; .* Did you mean 'v_proj'"),
-        ({"rank_pattern": {"v_proj": 4}}, "lora.rank_pattern: 'v_proj' matches no module that target_modules names"),
+        ({"rank_pattern": {"v_proj": 4}}, "lora.rank_pattern: 'v_proj' matches none of the modules in target_modules"),
     ],
 )
 def test_a_pattern_that_changes_nothing_is_said_unless_the_adapter_is_there_already(

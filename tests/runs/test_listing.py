@@ -1,4 +1,4 @@
-"""list and plot: what they tell of runs by their files alone, and which states they know."""
+"""list: what it tells of runs by their files alone, and which states it knows."""
 
 import json
 import os

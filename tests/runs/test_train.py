@@ -506,7 +506,7 @@ def test_a_run_may_go_on_on_another_device(tmp_path, monkeypatch):
     for path in (run / "config.toml", run / "checkpoints" / "step-000002" / "state.json"):
         path.write_text(path.read_text("utf-8").replace('device = "cpu"', 'device = "cuda"'), "utf-8")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ModelError, match=r"model\.device: cuda is not there on this machine"):
+    with pytest.raises(ModelError, match=r"model\.device: cuda is not available on this machine"):
         train(output=run, resume=True)
     assert train(output=run, resume=True, device="cpu").steps == 4
 

@@ -50,7 +50,7 @@ def test_lora_and_a_module_trained_whole_beside_it_exclude_each_other(tmp_path: 
         assert (list(base.adapters), base.bank.paths) == ([], paths)
     withdraw(base, "lora")
     offer_folder(base, "whole", tmp_path / "whole")
-    with pytest.raises(AdapterError, match="v_proj: another adapter trains it whole"):
+    with pytest.raises(AdapterError, match="v_proj: another adapter trains this module in full"):
         offer_folder(base, "lora", tmp_path / "lora")
     withdraw(base, "whole")
     offer_folder(base, "lora", tmp_path / "lora")

@@ -138,7 +138,7 @@ def test_a_run_of_few_steps_has_no_warm_up_at_the_defaults_and_learns(tmp_path):
 
 def test_a_run_that_taught_nothing_is_not_finished(tmp_path):
     watch, run = Watch(), tmp_path / "run"
-    with pytest.raises(TrainingError, match=r"1 steps are done, and the adapter has no effect: its B matrices are all"):
+    with pytest.raises(TrainingError, match=r"after 1 steps the adapter has no effect: its B matrices are all"):
         trained(run, watch, max_steps=1, learning_rate=1e-60)
     assert read_summary(run) is None
     assert not (run / "adapter").exists()

@@ -98,7 +98,7 @@ def test_a_measure_that_fails_midway_loses_nothing(tmp_path):
         "calls = []\n\n\ndef f(prediction, reference):\n    calls.append(1)\n    return 1 / (len(calls) < 4)\n", "utf-8"
     )
     options = HARD | {"metric": (f"{judge}:f",), "save_every": 0, "generate": 3, "max_new_tokens": 8}
-    with pytest.raises(ConfigError, match=r"(?s)judge.py line 6: ZeroDivisionError.*step-000002; once that is mended"):
+    with pytest.raises(ConfigError, match=r"(?s)judge.py line 6: ZeroDivisionError.*step-000002; fix the problem"):
         trained(run, **options)
     judge.write_text("def f(prediction, reference):\n    return 1\n", "utf-8")
     trained(run, resume=True, **options)
@@ -173,7 +173,7 @@ def test_killed_between_the_early_stop_and_the_summary(impatient, tmp_path, monk
 
 
 def test_patience_needs_evaluations(tmp_path):
-    with pytest.raises(ConfigError, match=r"^training.patience: it counts evaluations .* eval_every is 0"):
+    with pytest.raises(ConfigError, match=r"^training.patience: counts evaluations .* eval_every is 0"):
         trained(tmp_path / "run", patience=2)
 
 
@@ -233,7 +233,9 @@ def test_answers_to_held_out_rows_are_measured_as_eval_measures_them(judged):
     assert lines[0] != best
     (said,) = [text for text in watch.said if text.startswith("Scores after step 6 (3 held-out answers): exact match ")]
     assert said.endswith(f"length {lines[6]['judge.py:length']:.4f}")
-    assert any(text.startswith("answers  3 rows held out are answered at every evaluation") for text in watch.said)
+    assert any(
+        text.startswith("answers  replies to 3 rows of the held-out set at every evaluation") for text in watch.said
+    )
 
 
 def test_answering_changes_no_number_of_the_training_and_a_resumed_run_measures_once(judged, tmp_path):
@@ -250,7 +252,7 @@ def test_answering_changes_no_number_of_the_training_and_a_resumed_run_measures_
 
 
 def test_what_cannot_be_answered_is_said_before_the_first_step(tmp_path):
-    with pytest.raises(ConfigError, match=r"^training.metric: it judges answers, and generate is 0"):
+    with pytest.raises(ConfigError, match=r"^training.metric: scores generated answers, but generate is 0"):
         trained(tmp_path / "run", metric=("no.py:f",))
     with pytest.raises(ConfigError, match=r"no.py: no such file"):
         trained(tmp_path / "run", metric=("no.py:f",), generate=2)

@@ -119,7 +119,7 @@ class LoraConfig(BaseModel):
     @classmethod
     def _number(cls, value: Any) -> Any:
         if isinstance(value, bool):  # Python would count True as 1
-            raise ValueError(_("{value} is not allowed: must be a number", value=str(value).lower()))
+            raise ValueError(_("invalid value {value}: must be a number", value=str(value).lower()))
         return value
 
     @model_validator(mode="after")

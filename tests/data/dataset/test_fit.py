@@ -109,13 +109,15 @@ def test_plain_text_in_pieces_learns_every_token_once(make):
 
 def test_conversations_are_not_split(make):
     rows = [chat(1), {"text": "blue " * 50}, chat(9), chat(8)]
-    with pytest.raises(DataError, match=r"'split' makes pieces of plain text only, and 2 rows too long are") as caught:
+    with pytest.raises(DataError, match=r"'split' works for plain text only, but found 2 rows with") as caught:
         prepared(Template.of(make("chatml")), rows, max_length=70, too_long="split")
     assert "(train.jsonl lines 3-4)" in str(caught.value)
 
 
 def test_plain_text_that_is_too_long_is_told_of_pieces(make):
-    with pytest.raises(DataError, match=r"longer than 20 tokens: 1 row of 2, .*Plain text can also become pieces"):
+    with pytest.raises(
+        DataError, match=r"found 1 row of 2 longer than 20 tokens, .*Plain text can also be split into pieces"
+    ):
         prepared(Template.of(make()), [{"text": "blue"}, {"text": "sky " * 50}], max_length=20)
 
 

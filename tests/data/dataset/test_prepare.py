@@ -101,7 +101,7 @@ def test_a_part_of_too_few_rows_is_said(run):
 def test_held_out_as_a_file(run):
     made, heard = run([alpaca(1), alpaca(2)], held_out="test.jsonl", more={"test.jsonl": [alpaca(3), alpaca(2)]})
     assert (len(made.train), len(made.held_out)) == (2, 2)
-    assert "1 row of those held out also among those to learn from" in heard.warned[0]
+    assert "The training data contains 1 row of the held-out data" in heard.warned[0]
     assert heard.warned[0].endswith("test.jsonl line 2.")
 
 

@@ -204,7 +204,7 @@ def test_a_folder_that_is_no_data_set(write):
         (f"[{json.dumps(ROW)},\n]", "line 2, column 1: not valid JSON: "),
         (f"[{json.dumps(ROW)},\n", "line 2, column 1: not valid JSON: the file ends in the middle of the list"),
         ('[{"instruction": "a', "line 1, column 18: not valid JSON: "),
-        (f"[{json.dumps(ROW)}]\n[", "line 2, column 1: not valid JSON: something follows"),
+        (f"[{json.dumps(ROW)}]\n[", "line 2, column 1: not valid JSON: there is more text after"),
     ],
     ids=["colon", "comma", "trailing comma", "end", "in a text", "second list"],
 )

@@ -68,8 +68,12 @@ def test_all_rows_with_too_few_or_too_many_cells_are_told(refused):
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("a.csv", 'instruction,output\na,b\nc,"d\ne,f\n', "a.csv line 3: not valid CSV: a quote is opened and never"),
-        ("a.tsv", 'instruction\toutput\n"a" b\tc\n', "a.tsv line 2: not valid CSV: a quote stands within a cell"),
+        ("a.csv", 'instruction,output\na,b\nc,"d\ne,f\n', "a.csv line 3: not valid CSV: a quote is opened but never"),
+        (
+            "a.tsv",
+            'instruction\toutput\n"a" b\tc\n',
+            "a.tsv line 2: not valid CSV: quotes within a quoted cell must be doubled",
+        ),
         ("a.csv", "a,a,b\n1,2,3\n", "a.csv: several columns are named 'a'."),
         (
             "a.csv",
@@ -77,7 +81,7 @@ def test_all_rows_with_too_few_or_too_many_cells_are_told(refused):
             "a.csv: the first line has a single column, 'instruction;output'. If the",
         ),
         ("a.csv", "instruction,output\n", "a.csv holds no rows."),
-        ("a.csv", b"instruction,output\na,b\n" + "考,好".encode("gb18030"), "a.csv line 3 is not UTF-8."),
+        ("a.csv", b"instruction,output\na,b\n" + "考,好".encode("gb18030"), "a.csv line 3 is not valid UTF-8."),
         ("a.parquet", b"no parquet", "a.parquet is not a valid Parquet file: "),
     ],
 )

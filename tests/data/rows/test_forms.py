@@ -181,7 +181,7 @@ def test_a_content_of_parts_is_their_text(made):
 def test_rows_with_more_than_text_are_left_out_and_told(seen, refused, tmp_path):
     image = {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, *CHAT["messages"][1:]]}
     found = seen(CHAT, image, image, CHAT | {"id": 1})
-    why = "left out: a message has a part of type 'image_url', but only text is supported."
+    why = "skipped: a message has a part of type 'image_url', but only text is supported."
     assert [record.source.rpartition(":")[2] for record in found.records] == ["1", "4"]
     assert found.notes[0] == f"{tmp_path}/a.jsonl: chat, 2 rows, 2 left out."
     assert found.left_out == (f"{tmp_path}/a.jsonl lines 2-3: {why}",)
@@ -204,7 +204,7 @@ def chat(**message):
         (ROW | {"instruction": None}, "'instruction' must be text, found null."),
         (ROW | {"input": ["a"]}, "'input' must be text, found a list."),
         (ROW | {"output": " \n"}, "'output' is empty, so there is nothing to train on. Fill it in, or remove the row."),
-        (ROW | {"output": "\ud83d"}, "'output' holds half a character"),
+        (ROW | {"output": "\ud83d"}, "'output' contains an unpaired surrogate"),
         ({"messages": "Hi"}, "'messages' must be a list of messages, found text."),
         ({"messages": []}, "'messages' is empty"),
         ({"messages": ["Hi"]}, "message 1 must be an object with 'role' and 'content', found text."),
@@ -218,10 +218,11 @@ def chat(**message):
          'look like {"type": "text", "text": ...}, found \'type\'.'),
         (chat(content=[{"type": "image"}, "Hello"]), "message 2 (assistant): 'content': part 2 must look like"),
         (chat(content=[{"type": "text", "text": " "}]), "message 2 (assistant): it is empty"),
-        ({"messages": str(CHAT["messages"])}, "'messages' is a list as Python prints it, not as JSON. Write it with"),
+        ({"messages": str(CHAT["messages"])}, "'messages' holds a Python literal, not JSON. Write it with"),
         ({"messages": "[" * 10**5}, "'messages' contains JSON that cannot be parsed: it is nested too deeply."),
         ({"messages": '{"role": "user"}'}, "'messages' must be a list of messages, found an object."),
-        ({"messages": [{"role": "user", "content": "\udc00"}]}, "message 1 (user): 'content' holds half a character"),
+        ({"messages": [{"role": "user", "content": "\udc00"}]}, "message 1 (user): 'content' "
+         "contains an unpaired surrogate"),
         ({"messages": CHAT["messages"][:1]}, "no message has the role 'assistant', so there is nothing to train on. "
          "Add an answer, or remove the row."),
         ({"messages": [*CHAT["messages"], {"role": "assistant", "content": ""}]}, "message 3 (assistant): it is empty"),

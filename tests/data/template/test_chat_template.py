@@ -92,7 +92,7 @@ def test_a_file_that_cannot_be_used(make, tmp_path):
     ):
         Template.of(make(), str(path))
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match=r"chat\.jinja: byte 0 is no UTF-8"):
+    with pytest.raises(ConfigError, match=r"chat\.jinja: byte 0 is not valid UTF-8"):
         Template.of(make(), str(path))
     path.write_text(" \n")
     with pytest.raises(ConfigError, match=r"chat\.jinja is empty"):
@@ -121,11 +121,14 @@ def test_a_system_text_stands_before_conversations_that_have_none(make):
 
 
 def test_a_system_text_that_the_template_cannot_show(make):
-    with pytest.raises(ConfigError, match=r"^data\.system: .*refuses it: System role not supported\. Leave it out"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^data\.system: .*rejected this conversation: System role not supported\. Remove the system message",
+    ):
         Template.of(make("gemma"), system="Be brief.")
     deaf = make("chatml")
     deaf.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content + '<eos>' }}{% endfor %}"
-    with pytest.raises(ConfigError, match=r"^data\.system: this template does not show a system text"):
+    with pytest.raises(ConfigError, match=r"^data\.system: this template ignores system messages"):
         Template.of(deaf, system="Be brief.")
 
 

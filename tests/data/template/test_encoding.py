@@ -130,7 +130,7 @@ def test_an_answer_to_nothing_is_refused(make, kind):
 def test_auto_is_the_models_own_template_where_there_is_one(make):
     assert Template.of(make("chatml")).kind == "model"
     assert Template.of(make()).kind == "human-assistant"
-    with pytest.raises(ConfigError, match="no chat template"):
+    with pytest.raises(ConfigError, match="requires a chat template, but this model's tokenizer has none"):
         Template.of(make(), "model")
     bare = make()
     bare.eos_token = None

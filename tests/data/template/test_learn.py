@@ -64,7 +64,9 @@ def test_messages_say_what_they_count(make):
 def test_a_row_that_teaches_nothing_or_not_to_stop_is_refused(make):
     template = Template.of(make("chatml"))
     silent = ANSWER._replace(learn=False)
-    with pytest.raises(DataError, match=r"^a\.jsonl line 1: nothing in it is learned: its answers have 'learn' false"):
+    with pytest.raises(
+        DataError, match=r"^a\.jsonl line 1: nothing in this row is trained on: its answers have 'learn' false"
+    ):
         template.encode_row(row(ASK, silent))
     with pytest.raises(DataError, match=r"the last token that is trained on, '.+', is not a stop token"):
         template.encode_row(row(ASK, silent), "all")
