@@ -14,8 +14,6 @@ from tools import catalogue
 from tools.foreign import FOREIGN, PLURALS
 
 from lorasmith.i18n import VARIABLES, _, counted, foreign, language, speaking
-from lorasmith.runs.plot import plot_loss
-from lorasmith.system.fonts import CHINESE, chinese_font
 
 HAN = re.compile(r"[\u4e00-\u9fff]")
 
@@ -136,16 +134,3 @@ def test_every_sentence_of_argparse_that_a_verb_can_cause_is_ours_to_translate()
     source = Path(argparse.__file__).read_text("utf-8")
     for text in FOREIGN[: FOREIGN.index("unrecognized arguments: %s")]:
         assert text in source or "choose from" in text, text  # the installed Python still says it so
-
-
-def test_a_picture_has_only_words_that_it_can_draw(tmp_path, recwarn):
-    (tmp_path / "metrics.jsonl").write_text(
-        '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0, "held_out_loss": 2.5}\n', "utf-8"
-    )
-    with speaking("zh"):
-        plot_loss([tmp_path], tmp_path / "loss.png")
-        assert (tmp_path / "loss.png").stat().st_size
-        assert language() == "zh"
-    assert not [one for one in recwarn if "missing from" in str(one.message)]  # matplotlib: no such letter in the font
-    assert chinese_font({"DejaVu Sans", "SimHei", "Noto Sans CJK SC"}) == "Noto Sans CJK SC" == CHINESE[0]
-    assert chinese_font({"DejaVu Sans"}) is None

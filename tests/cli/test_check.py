@@ -1,21 +1,16 @@
 """lorasmith check: what it says is what a training then does, and what would go wrong is said before it starts."""
 
-import io
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from lorasmith.cli.check_result import show
 from lorasmith.cli.main import main
 from lorasmith.config.toml import load_config
 from lorasmith.errors import LorasmithError
-from lorasmith.preflight.check import CheckResult, check
-from tests.support.checks import config
-from tests.support.tiny import Watch, flags, model_folder, row, rows_file, settings, trained
+from lorasmith.preflight.check import check
+from tests.support.tiny import Watch, flags, row, rows_file, settings, trained
 
 Capture = pytest.CaptureFixture[str]
 
@@ -164,50 +159,6 @@ def test_one_pass_over_few_rows_is_warned_of_with_flags_that_end_the_warning(fil
     assert about_passes({"epochs": 8}) == []
     unset.clear()
     assert "Try --epochs 8; " in about_passes({})[0]  # a rate that was asked for stays
-
-
-@pytest.fixture(scope="module")
-def checked(files: str, tmp_path_factory: pytest.TempPathFactory) -> CheckResult:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return check(config(files))
-
-
-@pytest.mark.parametrize("width", [80, 120])
-def test_in_colour_or_between_marks(checked, width, monkeypatch):
-    def screen(**options: Any) -> str:
-        file = io.StringIO()
-        show(checked, Console(file=file, width=width, **options))
-        return file.getvalue()
-
-    colour = screen(force_terminal=True, color_system="standard")
-    monkeypatch.setenv("NO_COLOR", "1")
-    marks = [screen(force_terminal=True, color_system="standard"), screen()]
-    assert "\x1b[32m" in colour
-    assert "[[" not in colour
-    assert all(len(re.sub(r"\x1b\[\d+m", "", line)) <= width for line in marks[0].splitlines())
-    for text in marks:
-        assert "\x1b[32m" not in text
-        assert "<|im_end|>]]" in text
-        assert text.rstrip().removesuffix("\x1b[0m").endswith("ready to train")
-
-
-def test_the_page_is_one_file_and_escapes_what_is_in_the_rows(tmp_path, capsys):
-    evil = {"messages": [{"role": "user", "content": "<script>x</script>"}, {"role": "assistant", "content": "a & b"}]}
-    files = tmp_path / "rows.jsonl"
-    files.write_text("".join(json.dumps(r) + "\n" for r in [evil, *map(row, range(9))]), "utf-8")
-    page = tmp_path / "seen.html"
-    assert main(["check", str(files), *flags(settings(held_out=0)), "--html", str(page)]) == 0
-    text = page.read_text("utf-8")
-    assert "<script" not in text
-    assert "&lt;script&gt;x&lt;/script&gt;" in text
-    assert "src=" not in text
-    assert "href=" not in text
-    assert '<span class="stop">&lt;|im_end|&gt;</span>' in text
-    capsys.readouterr()
-    assert main(["check", str(files), "--html", str(tmp_path / "no" / "x.html")]) == 2
-    assert "must be a file in an existing folder" in capsys.readouterr().err
-    assert model_folder().is_dir()
 
 
 def test_without_a_base_weights_and_other_columns_are_understood(tmp_path, capsys):

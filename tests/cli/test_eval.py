@@ -1,8 +1,6 @@
 """`eval` as it is typed, with answers, several adapters and a page to send."""
 
 import json
-import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -31,60 +29,6 @@ def own(tmp_path: Path) -> str:
     row = {"messages": [{"role": "user", "content": SPOILED}, {"role": "assistant", "content": SPOILED}]}
     file.write_text(json.dumps(row) + "\n" + file.read_text("utf-8"), "utf-8")
     return str(file)
-
-
-class Page(HTMLParser):
-    """Tags that are open, every tag and attribute, and the text."""
-
-    VOID = ("meta", "path", "polyline", "circle")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[str] = []
-        self.links: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append(tag)
-        self.links += [value for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "action")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.seen.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def test_a_page_to_send(capsys, runs, own, tmp_path):
-    page = tmp_path / "page.html"
-    words = [*runs, own, "--generate", "12", "--max-new-tokens", "8", "--forget", "--html", str(page), "--json"]
-    assert main(["eval", *words]) == 0
-    found = json.loads(capsys.readouterr().out)
-    text = page.read_text("utf-8")
-    read = Page(text)
-    assert read.open == []
-    assert read.links == []
-    assert not re.search(r"//|url\(|@import", text), "it fetches something"
-    assert "script" not in read.seen
-    assert read.text.count(SPOILED) == 2  # what was asked, and reference answer
-    assert read.seen.count("svg") == 2
-    assert "prefers-color-scheme: dark" in text
-    for adapter in found["adapters"]:
-        assert f"{adapter['loss']['after']:.4f}" in read.text
-        assert f"{adapter['scores']['chrf']['after']:.1f}" in read.text
-        assert f"{adapter['forgotten']['after']:.4f}" in read.text
-        assert adapter["loss"]["verdict"] in read.text
-    assert len(found["samples"]) == 12
-    assert all(sample["adapters"][1]["text"].strip() in read.text for sample in found["samples"])
-    assert list(tmp_path.glob(".*")) == []
 
 
 def test_several_adapters_in_a_table_of_80_columns(capsys, runs, own):

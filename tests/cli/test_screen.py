@@ -8,12 +8,10 @@ import re
 import struct
 import sys
 import termios
-from math import nan
 
 import pytest
 from rich.cells import cell_len
 
-from lorasmith.cli.curve import curve
 from lorasmith.cli.screen import Screen, clock, printable
 
 SHOW = """
@@ -131,25 +129,6 @@ def test_with_json_people_read_stderr(capsys):
     with Screen(json=True) as screen:
         screen.say("for people")
     assert capsys.readouterr() == ("", "for people\n")
-
-
-@pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.parametrize("width", [10, 40, 79, 119])
-def test_the_curve_falls_from_corner_to_corner(plain, width):
-    lines = curve([(step, 5.0 - step / 100) for step in range(1, 201)], width=width, height=6, plain=plain).splitlines()
-    assert len(lines) == 7
-    assert max(map(len, lines)) <= max(width, 12)
-    assert lines[0].lstrip().startswith("4.990")
-    assert lines[5].lstrip().startswith("3.000")
-    starts = [len(line) for line in lines[:6]]
-    assert starts == sorted(starts)
-    assert plain == "\n".join(lines).isascii()
-
-
-def test_the_curve_of_little():
-    assert curve([]) == ""
-    assert curve([(3, 1.5), (4, nan)]) == "3: 1.500"
-    assert "2.000" in curve([(1, 2.0), (2, 2.0)])
 
 
 def test_replies_cannot_steer_the_terminal():

@@ -13,6 +13,7 @@ from lorasmith.config.files import DEEPEST, Malformed, parse_json, read_objects,
 from lorasmith.demo.run import _kept_samples
 from lorasmith.errors import ConfigError, RunError
 from lorasmith.lora.files import CONFIG
+from lorasmith.preflight.measurements import Measurement, load_measurement, save_measurement
 from lorasmith.training.checkpoint import STATE
 from tests.support.tiny import flags, rows_file, settings, trained
 

@@ -52,12 +52,13 @@ def test_a_measurement_needs_no_trial_and_tells_the_time(tmp_path, monkeypatch):
     monkeypatch.setattr(estimate_module, "room_mib", lambda _device: 400.0)
     found = estimate(job, MEASURED, recompute=False)
     assert (found.peak_mib, found.free_mib, found.by) == (500.0, 400.0, "training")
+    # saved three times: two checkpoints, and the adapter at the end
     assert found.seconds == {
         "start": 2.0,
         "training": 1.0,
         "evaluation": 0.0,
         "saving": 1.5,
-    }  # two checkpoints, and the adapter at the end
+    }
     assert found.recompute
     (warning,) = found.warnings
     assert "exceed the 400 MiB" in warning

@@ -67,7 +67,7 @@ class _CollectingReport(Report):
 
 
 def check(config: Config, report: Report | None = None) -> CheckResult:
-    """Check a training with `config`: load everything, do a dry run, write nothing but measurements into the cache."""
+    """Check a training with `config`: load everything and do a dry run. Nothing is written, except into the cache."""
     began, collected = time.perf_counter(), _CollectingReport(report or Report())
     with tempfile.TemporaryDirectory(prefix="lorasmith-check-") as folder:
         try:

@@ -63,7 +63,7 @@ class Estimate:
 
 
 def estimate(job: Job, measurement: Measurement | None, recompute: bool) -> Estimate:
-    """Estimate `job` from a measurement, or from the trial step that was made when the base model was loaded.
+    """Estimate `job` from a measurement, or else from the trial step on two short examples that `assemble` made.
 
     If the memory is not enough, the estimate asks for activations to be recomputed. recompute: they are in any case;
     the trial step then tells nothing, because it did not recompute.

@@ -133,9 +133,9 @@ def _unadapted(facts: Facts) -> str:
 def _steps(facts: Facts) -> str:
     text = _(
         "{steps} of {examples}; {all} with {tokens:,} tokens per epoch, {held_out:,} held out",
-        steps=in_steps(facts.steps),
-        examples=in_examples(facts.step_examples),
-        all=in_examples(facts.examples),
+        steps=steps_text(facts.steps),
+        examples=examples_text(facts.step_examples),
+        all=examples_text(facts.examples),
         tokens=facts.tokens,
         held_out=facts.held_out,
     )
@@ -186,7 +186,7 @@ def _warnings(job: Job) -> Iterator[str]:
         yield _(
             "training.warmup: {warmup} in a run of {steps}: the learning rate never reaches its peak.",
             warmup=counted(warmup, _("1 warmup step"), _("{count} warmup steps")),
-            steps=in_steps(steps),
+            steps=steps_text(steps),
         )
     if job.config.eval_every and not (job.held_out or job.config.samples):
         yield _("training.eval_every: no examples are held out, so there is nothing to evaluate on.")
@@ -210,7 +210,7 @@ def _few_steps(job: Job) -> Iterator[str]:
     yield _(
         "training.epochs: the data is small, and one epoch ({steps}) will hardly change the replies. Try "
         "{flags}; lorasmith init suggests all values.",
-        steps=in_steps(steps),
+        steps=steps_text(steps),
         flags=flags,
     )
 
@@ -220,7 +220,7 @@ def _problems(job: Job) -> Iterator[str]:
         yield _(
             "training.warmup: the learning rate is 0 at every step ({steps}), so nothing would be learned. Train "
             "for more steps (training.epochs, training.max_steps) or shorten training.warmup.",
-            steps=in_steps(len(job.plan)),
+            steps=steps_text(len(job.plan)),
         )
 
 
@@ -230,11 +230,11 @@ def _never_learns(job: Job) -> bool:
     return not any(learning_rate(job.config, steps, k) for k in range(steps))
 
 
-def in_steps(count: int) -> str:
+def steps_text(count: int) -> str:
     """'1 step', '2,000 steps'."""
     return counted(count, _("1 step"), _("{count} steps"))
 
 
-def in_examples(count: int) -> str:
+def examples_text(count: int) -> str:
     """'1 example', '2,000 examples'."""
     return counted(count, _("1 example"), _("{count} examples"))

@@ -43,8 +43,8 @@ IRRELEVANT_OPTIONS = {
 class Measurement:
     """What was measured; times in seconds.
 
-    start: until the first step; first: what the first rows took beyond `token` per token; token, held_out_token: one
-    token of training and of evaluation; save: one checkpoint; by: a dry run or a whole training.
+    start: loading, until the first evaluation; first: what the first row took beyond `token` per token; token,
+    held_out_token: one token of training, and of evaluation; save: one checkpoint; by: a dry run or a whole training.
     """
 
     peak_mib: float
