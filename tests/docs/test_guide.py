@@ -15,7 +15,7 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.config.toml import Config, load_config
 from lorasmith.data.rows.forms import recognised, row_problem
 from lorasmith.i18n import _, speaking
-from lorasmith.serve.metrics import Metrics
+from lorasmith.serve.metrics import ServerMetrics
 from lorasmith.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -154,7 +154,7 @@ def test_every_request_is_one_that_the_server_reads(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAIRS["serving"])
 def test_every_metric_and_field_is_there(name: str) -> None:
-    told = {family.name: family for family in Metrics().registry.collect()}
+    told = {family.name: family for family in ServerMetrics().registry.collect()}
     named = re.findall(r"`(lorasmith:\w+)`", prose(name))
     assert len(named) == 9
     assert {metric.removesuffix("_total") for metric in named} <= set(told)

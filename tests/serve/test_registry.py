@@ -15,7 +15,7 @@ from lorasmith.loading.load import load_base
 from lorasmith.lora.held import read_contents
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
-from lorasmith.serve.adapters import offer, withdraw
+from lorasmith.serve.registry import offer, withdraw
 from tests.support.families import stir
 
 
