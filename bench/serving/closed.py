@@ -26,7 +26,7 @@ from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Request
 from lorasmith.loading.load import load_base
 from lorasmith.lora.fused.held import read_contents
-from lorasmith.serve.adapters import offer
+from lorasmith.serve.registry import offer
 
 REQUESTS, NEW, ADAPTERS = 16, 32, 8
 ALIKE = 0.8  # of llama.cpp's tokens, the least that transformers must choose too

@@ -45,7 +45,7 @@ def test_an_item_of_a_list_or_pair_is_of_its_kind_too():
     for key, value in (("layers_to_transform", [True]), ("layers_to_transform", [1.0]), ("layers_to_transform", ["1"]),
                        ("rank_pattern", {"q": "4"}), ("rank_pattern", {"q": 4.0}), ("alpha_pattern", {"q": True}),
                        ("target_modules", [1]), ("modules_to_save", [True])):  # fmt: skip
-        with pytest.raises(ConfigError, match=rf"^lora\.{key}: .* is not allowed: must be "):
+        with pytest.raises(ConfigError, match=rf"^lora\.{key}: .* must be "):
             load_config(None, {"lora": {key: value}})
 
 
@@ -71,10 +71,10 @@ def test_patterns_have_the_bounds_of_what_they_replace(pattern, value):
 def test_a_word_of_the_command_line_is_text_that_may_be_a_number():
     assert load_config(None, {"lora": {"r": Word("4")}, "training": {"epochs": Word("1e1")}}).training.epochs == 10
     with pytest.raises(
-        ConfigError, match=r"^training\.max_steps: '1000000000000' is not allowed: must be at most 999999$"
+        ConfigError, match=r"^training\.max_steps: '1000000000000' must be at most 999999$"
     ):
         load_config(None, {"training": {"max_steps": Word("1000000000000")}})
-    with pytest.raises(ConfigError, match=r"^lora\.r: '99+\.\.\. is not allowed: must be "):
+    with pytest.raises(ConfigError, match=r"^lora\.r: '99+\.\.\. must be "):
         load_config(None, {"lora": {"r": Word("9" * 5000)}})
 
 

@@ -11,7 +11,7 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.config.model import ModelConfig
 from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.score import prompt_logprobs
+from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.loading.load import load_base
 from lorasmith.lora.fused.held import read_contents
 from lorasmith.lora.fused.products import FEW, prepacked
@@ -19,7 +19,7 @@ from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base, Head
 from lorasmith.model.forward import hidden
 from lorasmith.model.row import Example, flatten
-from lorasmith.serve.adapters import offer, withdraw
+from lorasmith.serve.registry import offer, withdraw
 from tests.support import tiny
 from tests.support.decoding import base_of, logits_of_steps, prompts, request, run
 from tests.support.families import stir

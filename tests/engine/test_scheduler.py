@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from test_prefix import packed, tokens_through
 
 from lorasmith.engine import kv_cache, scheduler
 from lorasmith.engine.engine import Engine
@@ -10,7 +9,7 @@ from lorasmith.engine.kv_cache import KEPT, SMALL, KVCache
 from lorasmith.engine.prefix_cache import BLOCK
 from lorasmith.errors import AdapterError, DataError, OutOfMemoryError
 from lorasmith.model.row import Span
-from tests.support.decoding import base_of, drain, prompts, request, run
+from tests.support.decoding import base_of, drain, packed, prompts, request, run, tokens_through
 from tests.support.families import no_casts_down
 
 

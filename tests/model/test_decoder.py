@@ -8,7 +8,7 @@ from torch import nn
 
 from lorasmith.engine import packed
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.score import prompt_logprobs
+from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.engine.self_test import decoder_of
 from lorasmith.errors import AdapterError
 from lorasmith.lora.fused.bank import AdapterWeights, Factors

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from lorasmith.config.model import ModelConfig
-from lorasmith.engine.score import ROW, rows_of
+from lorasmith.engine.scoring import ROW, rows_of
 from lorasmith.loading.load import load_base
 from lorasmith.lora.files import load_adapter
 from lorasmith.model.probe import native_attention
-from lorasmith.serve.calls import Held, parse_calls
+from lorasmith.serve.tool_calls import ToolCallStream, parse_tool_calls
 from tests.support.serving import Running, said, user
 
 HI = "What do cats eat?"
@@ -36,13 +36,13 @@ def test_models_say_what_they_are(served: Running):
 
 
 def test_echo_with_logprobs_scores_the_prompt_as_lm_eval_asks(served: Running):
-    base, ids = served.desk.registry.base, [5, 9, 40, 41, 60]
+    base, ids = served.manager.registry.base, [5, 9, 40, 41, 60]
     reply = served.client().completions.create(
         model="loud", prompt=[ids, ids[:3]], max_tokens=1, logprobs=1, echo=True, temperature=0, seed=1
     )
     first, second = (choice.logprobs for choice in reply.choices)
     other = load_base(ModelConfig(model=str(base.folder), dtype="float32", device="cpu"))
-    load_adapter(other.model, other.router, served.desk.registry.versions["loud"].found.folder)
+    load_adapter(other.model, other.router, served.manager.registry.versions["loud"].discovered.folder)
     with torch.no_grad(), native_attention(other):
         logits = other.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     wanted = [float(logits[i, ids[i + 1]]) for i in range(len(ids) - 1)]
@@ -156,11 +156,11 @@ def test_health_ready_and_metrics(served: Running):
 
 def test_calls_of_tools_are_read_where_they_are_json():
     text = 'Well.\n<tool_call>\n{"name": "find", "arguments": {"word": "猫"}}\n</tool_call>'
-    content, calls = parse_calls(text)
+    content, calls = parse_tool_calls(text)
     assert content == "Well."
     assert calls[0]["function"] == {"name": "find", "arguments": '{"word": "猫"}'}
-    assert parse_calls("<tool_call>find</tool_call>") == ("<tool_call>find</tool_call>", [])
-    held = Held()
+    assert parse_tool_calls("<tool_call>find</tool_call>") == ("<tool_call>find</tool_call>", [])
+    held = ToolCallStream()
     assert "".join(map(held.push, text)) == "Well.\n"
     assert held.close()[1][0]["function"]["name"] == "find"
 
@@ -181,7 +181,7 @@ def test_more_replies_than_can_ever_wait_are_refused_before_they_are_made(served
 
 
 def test_an_error_of_our_own_has_openais_form(served: Running, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("lorasmith.serve.app.ask_chat", lambda *_args: 1 / 0)
+    monkeypatch.setattr("lorasmith.serve.app.parse_chat", lambda *_args: 1 / 0)
     with pytest.raises(openai.InternalServerError) as caught:
         served.client().chat.completions.create(model="calm", messages=user(HI))
     assert caught.value.type == "server_error"

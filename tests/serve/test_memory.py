@@ -9,15 +9,14 @@ import openai
 import pytest
 import tiny
 import torch
-from test_life import slow, wait_for
 
 from lorasmith.config.model import ModelConfig
 from lorasmith.engine import kv_cache, scheduler
 from lorasmith.loading.load import load_base
-from lorasmith.serve import start
-from lorasmith.serve.start import cache_tokens
-from lorasmith.system import memory as memory
-from tests.support.serving import Running, running, said, user
+from lorasmith.serve import startup
+from lorasmith.serve.startup import cache_tokens
+from lorasmith.system import memory
+from tests.support.serving import Running, running, said, slow, user, wait_for
 
 HI = "What do cats eat?"
 
@@ -29,7 +28,7 @@ def _small_regions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def metrics(served: Running) -> dict[str, float]:
-    lines = served.desk.metrics_text().decode().splitlines()
+    lines = served.manager.metrics_text().decode().splitlines()
     return {name: float(value) for name, _space, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
@@ -84,7 +83,7 @@ def test_what_waits_for_memory_is_not_called_running(runs: Path, monkeypatch: py
         slow(served, monkeypatch)
         ask = {"messages": user(HI), "max_tokens": 60, "model": "calm"}
         threads = in_threads(lambda: served.client().chat.completions.create(**ask), 4)
-        wait_for(lambda: len(served.desk.under_way) == 4)
+        wait_for(lambda: len(served.manager.under_way) == 4)
         wait_for(lambda: metrics(served)['lorasmith:num_requests_waiting{model_name="calm"}'] >= 1)
         found = metrics(served)
         assert found['lorasmith:num_requests_running{model_name="calm"}'] <= 3
@@ -104,7 +103,7 @@ def test_the_context_is_no_longer_than_the_cache(runs: Path) -> None:
 def test_the_cache_is_a_quarter_of_what_is_free_where_the_base_is(monkeypatch: pytest.MonkeyPatch) -> None:
     base = load_base(ModelConfig(model=str(tiny.model_folder()), dtype="float32", device="cpu"))
     asked: list[torch.device] = []
-    monkeypatch.setattr(start, "available_mib", lambda device: asked.append(device) or 64.0)
+    monkeypatch.setattr(startup, "available_mib", lambda device: asked.append(device) or 64.0)
     per_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, their size, bytes
     assert cache_tokens(base) == 64 * 2**20 // 4 // per_token
     assert asked == [base.device]
@@ -119,7 +118,7 @@ def test_an_allocation_that_fails_is_a_503_and_the_server_goes_on(runs: Path, mo
         def fails(*_args: object) -> None:
             raise error
 
-        hook = served.desk.registry.base.model.get_input_embeddings().register_forward_hook(fails)
+        hook = served.manager.registry.base.model.get_input_embeddings().register_forward_hook(fails)
         with pytest.raises(openai.InternalServerError, match="not enough memory") as caught:
             served.client().chat.completions.create(**asked, stream=stream)
         assert caught.value.status_code == 503
@@ -129,7 +128,7 @@ def test_an_allocation_that_fails_is_a_503_and_the_server_goes_on(runs: Path, mo
 
 def test_an_adapter_for_which_memory_is_short_is_refused_alone(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(runs) as served:
-        registry = served.desk.registry
+        registry = served.manager.registry
 
         def fails(*_args: object) -> None:
             raise MemoryError

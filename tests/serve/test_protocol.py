@@ -6,8 +6,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from lorasmith.config.sampling import Sampling, SamplingConfig
-from lorasmith.serve.ask import requests
 from lorasmith.serve.protocol import ChatRequest, CompletionRequest
+from lorasmith.serve.request_parsing import requests
 
 VERSION = SimpleNamespace(adapter=None, template=SimpleNamespace(stop_ids=(1,)))
 OWN = {"top_k", "temperature"}  # vLLM's -1; OpenAI's default

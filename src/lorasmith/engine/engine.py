@@ -10,13 +10,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lorasmith.engine.detokenizer import Detokenizer
 from lorasmith.engine.kv_cache import KVCache
 from lorasmith.engine.padded import Padded
 from lorasmith.engine.request import Chunk, Event, Finish, Reply, Request, Running
 from lorasmith.engine.runner import Packed
-from lorasmith.engine.sample import sample
+from lorasmith.engine.sampling.next_token import next_tokens
 from lorasmith.engine.self_test import decoder_of
-from lorasmith.engine.text import Stream
 from lorasmith.errors import AdapterError, DataError
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
@@ -133,7 +133,7 @@ class Engine:
                 if not chunks:
                     return []
                 ready = [chunk.running for chunk in chunks if chunk.is_last]
-                tokens = sample(self._forward(chunks), ready)
+                tokens = next_tokens(self._forward(chunks), ready)
                 return self._postprocess(ready, tokens)
         except BaseException:  # an interrupt too, which may come in the middle of anything
             self._live.clear()
@@ -180,7 +180,7 @@ class Engine:
             ids=list(request.ids),
             limit=min(len(request.ids) + settings.max_new_tokens, limit),
             stop_ids=frozenset((*request.stop_ids, *(special[stop] for stop in settings.stop if stop in special))),
-            stream=Stream(tokenizer, settings.stop),
+            detokenizer=Detokenizer(tokenizer, settings.stop),
         )
 
 

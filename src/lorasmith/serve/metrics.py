@@ -13,7 +13,7 @@ BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 
 WHOLE = (0.1, 0.3, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 
 
-class Metrics:
+class ServerMetrics:
     """Numbers of one server, by model. For the loop's thread."""
 
     def __init__(self, engine: Engine, fitting: int) -> None:

@@ -12,14 +12,17 @@ from lorasmith.adapters.folder import end_ids, template_for
 from lorasmith.config.values import closest
 from lorasmith.data.template.encoding import Template
 from lorasmith.engine.request import Request
-from lorasmith.engine.score import prompt_logprobs
+from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.fused.held import Contents, read_contents
+from lorasmith.lora.files import load_adapter
+from lorasmith.lora.fused.held import Contents, held_weights, read_contents
+from lorasmith.lora.inject import remove
+from lorasmith.lora.variant import flags_of
 from lorasmith.model.base import Base
-from lorasmith.serve.adapters import offer, withdraw
+from lorasmith.model.decoder import unpacked
+from lorasmith.serve.discovery import ALLOWED, DiscoveredAdapter, describe, inside
 from lorasmith.serve.failure import Failure
-from lorasmith.serve.found import ALLOWED, Found, describe, inside
 from lorasmith.serve.worker import Worker
 
 PROBE = "Why is the sky blue?"  # what the effect of an adapter is measured on
@@ -33,7 +36,7 @@ class Version:
     name: str
     adapter: str | None
     template: Template
-    found: Found | None = None
+    discovered: DiscoveredAdapter | None = None
     effect: float = 0.0
     created: int = field(default_factory=lambda: int(time.time()))
     users: int = 0
@@ -74,7 +77,7 @@ class Registry:
             version.users -= 1
             self.withdraw_if_idle(version, worker)
 
-    def put(self, found: Found) -> Version:
+    def put(self, found: DiscoveredAdapter) -> Version:
         """Load an adapter and give it its name, before the worker runs. Raises AdapterError."""
         self._refuse_base(found.name)
         if found.name in self.versions or not ALLOWED.fullmatch(found.name):
@@ -96,7 +99,7 @@ class Registry:
         async with self._changing:
             found = await asyncio.to_thread(lambda: describe(name, inside(self.roots, path)))
             before = self.versions.get(name)
-            if before is not None and before.found is not None and before.found.hash == found.hash:
+            if before is not None and before.discovered is not None and before.discovered.hash == found.hash:
                 return before
             version = self._revived(found)
             if version is None:
@@ -121,7 +124,7 @@ class Registry:
             del self._retired[adapter]
             worker.do(lambda: withdraw(self.base, adapter))
 
-    def _revived(self, found: Found) -> Version | None:
+    def _revived(self, found: DiscoveredAdapter) -> Version | None:
         """The same content under the same name as one that is about to leave."""
         version = self._retired.pop(found.internal, None)
         if version is not None:
@@ -141,7 +144,7 @@ class Registry:
             self.withdraw_if_idle(version, worker)
 
 
-def load(base: Base, found: Found, contents: Contents) -> Version:
+def load(base: Base, found: DiscoveredAdapter, contents: Contents) -> Version:
     """Put it on the base and run a short text through it, which measures its effect and warms it. Raises AdapterError.
 
     For the thread that owns the model.
@@ -168,3 +171,48 @@ def effect_of(base: Base, adapter: str) -> float:
     own, others = prompt_logprobs(base, [Request(ids, adapter=None), Request(ids, adapter=adapter)])
     changes = [abs(a.logprob - b.logprob) for a, b in zip(own, others, strict=True) if a and b]
     return max(changes) if all(map(math.isfinite, changes)) else math.nan
+
+
+def offer(base: Base, internal_name: str, contents: Contents, version: str) -> None:
+    """Make the adapter one that requests can name. Raises AdapterError; the base is then as it was.
+
+    It waits in memory until it is used; only one that changes embeddings, whole modules or other layers than those
+    that decode in groups gets modules in the model.
+    """
+    decoder = base.decoding
+    paths = decoder.bank.paths if decoder and decoder.bank else frozenset[str]()
+    weights = held_weights(base.model, contents, paths, version) if paths else None
+    if decoder and weights:
+        decoder.held[internal_name] = weights
+        return
+    with unpacked(base):
+        base.adapters[internal_name] = load_adapter(base.model, base.router, contents.folder, internal_name)
+        base.router.active = None
+    lost = decoder.lost() if decoder else []
+    if lost and (flags := flags_of(contents.config)):
+        withdraw(base, internal_name)
+        raise AdapterError(
+            _(
+                "{path}: an adapter with {flag} cannot share this layer with one that was loaded before it. Load it "
+                "first, or serve it by itself.",
+                path=lost[0],
+                flag=flags[0],
+            )
+        )
+    if lost:
+        withdraw(base, internal_name)
+        text = _(
+            "{path}: another adapter has LoRA on this module, and this adapter trains a neighbouring module in "
+            "full. They cannot be served together.",
+            path=lost[0],
+        )
+        raise AdapterError(text)
+
+
+def withdraw(base: Base, internal_name: str) -> None:
+    """Take it off again; no request may use it any more."""
+    if base.decoding is not None and base.decoding.drop(internal_name):
+        return
+    with unpacked(base):
+        remove(base.model, internal_name)
+        del base.adapters[internal_name]

@@ -10,7 +10,7 @@ from lorasmith.i18n import _
 from lorasmith.loading.gguf import PACKAGED, cached_gguf, packaged_model
 from lorasmith.lora.files import read_config
 from lorasmith.report import Report
-from lorasmith.serve.found import Found, Shelf
+from lorasmith.serve.discovery import DiscoveredAdapter, Discovery
 
 # What vLLM's --max-lora-rank admits: MaxLoRARanks in its vllm/config/lora.py.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -18,15 +18,15 @@ EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head")
 PATTERNS = "0.32"  # the first whose vllm/lora/peft_helper.py reads rank_pattern and alpha_pattern
 
 
-def vllm_command(shelf: Shelf, model: str | None, report: Report) -> tuple[str, list[str]]:
+def vllm_command(discovery: Discovery, model: str | None, report: Report) -> tuple[str, list[str]]:
     """The command for those that vLLM takes, and a line for each that it does not, with the reason.
 
     `model`: the base, where it is not what the adapters name. Raises AdapterError where none can be taken, ModelError
     where the base is a packaged model or a GGUF file that cannot be made a folder.
     """
-    problems = [_("skipped: {problem}", problem=problem) for problem in shelf.problems]
-    taken: list[Found] = []
-    for found in shelf.found.values():
+    problems = [_("skipped: {problem}", problem=problem) for problem in discovery.problems]
+    taken: list[DiscoveredAdapter] = []
+    for found in discovery.adapters.values():
         refused = vllm_refuses(found)
         problems += [_("vLLM cannot serve {name}: {reason}", name=found.name, reason=reason) for reason in refused]
         taken += [] if refused else [found]
@@ -61,13 +61,13 @@ def _place(base: str, report: Report) -> str:
     return str(packaged_model(base, report)) if base in PACKAGED else base
 
 
-def _module(found: Found) -> str:
+def _module(found: DiscoveredAdapter) -> str:
     """NAME=FOLDER, or JSON where a comma would make vLLM take it for JSON."""
     folder = str(found.folder.absolute())
     return json.dumps({"name": found.name, "path": folder}) if "," in folder else f"{found.name}={folder}"
 
 
-def vllm_refuses(found: Found) -> list[str]:
+def vllm_refuses(found: DiscoveredAdapter) -> list[str]:
     """Why vLLM does not load an adapter, or not on every base; empty where it serves it."""
     raw = read_config(found.folder)
     reasons = []

@@ -27,7 +27,7 @@ QUIET = 60.0  # seconds in which it is not said again that memory is short
 
 
 @dataclass(eq=False)
-class Job:
+class PendingRequest:
     """One request on its way, the choice `index` of an answer. `events` belongs to the loop; choices may share one.
 
     An exception in it is the last that comes.
@@ -35,7 +35,7 @@ class Job:
 
     request: Request
     index: int = 0
-    events: "asyncio.Queue[tuple[Job, Event | Exception]]" = field(default_factory=asyncio.Queue)
+    events: "asyncio.Queue[tuple[PendingRequest, Event | Exception]]" = field(default_factory=asyncio.Queue)
     key: int | None = None  # the engine's, once it has a place
     is_over: bool = False
 
@@ -52,8 +52,8 @@ class Worker:
         self.is_alive = False
         self.on_death: Callable[[], None] = lambda: None  # in the loop, when the thread ends unasked
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._lines: OrderedDict[str | None, deque[Job]] = OrderedDict()
-        self._running: dict[int, Job] = {}
+        self._lines: OrderedDict[str | None, deque[PendingRequest]] = OrderedDict()
+        self._running: dict[int, PendingRequest] = {}
         self._is_ending = False
         self._said_short, self._preemptions = -QUIET, 0
 
@@ -72,11 +72,11 @@ class Worker:
         self.end()
         self._thread.join()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: PendingRequest) -> None:
         """Put the job into its adapter's line."""
         self._put(lambda: self._line_up(job))
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: PendingRequest) -> None:
         """Forget the job: its place is free at the next step. One that is over is no error."""
         self._put(lambda: self._forget(job))
 
@@ -175,19 +175,19 @@ class Worker:
         if self.engine.preemptions > self._preemptions:
             self._preemptions = self.engine.preemptions
             self._say_short()
-        told: list[tuple[Job, Event | Exception]] = [(self._running[event.key], event) for event in events]
+        told: list[tuple[PendingRequest, Event | Exception]] = [(self._running[event.key], event) for event in events]
         for event in events:
             if event.finish:
                 self._running.pop(event.key).is_over = True
         self._tell(told)
 
-    def _line_up(self, job: Job) -> None:
+    def _line_up(self, job: PendingRequest) -> None:
         if not self.is_alive:
             self._tell([(job, Gone())])
         elif not job.is_over:
             self._lines.setdefault(job.request.adapter, deque()).append(job)
 
-    def _forget(self, job: Job) -> None:
+    def _forget(self, job: PendingRequest) -> None:
         if job.is_over or not self.is_alive:
             return
         job.is_over = True
@@ -203,13 +203,13 @@ class Worker:
     def _end(self) -> None:
         self._is_ending = True
 
-    def _tell(self, events: "list[tuple[Job, Event | Exception]]") -> None:
+    def _tell(self, events: "list[tuple[PendingRequest, Event | Exception]]") -> None:
         """One call into the loop for a whole step."""
         if events and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_deliver, events)
 
 
-def _deliver(events: "list[tuple[Job, Event | Exception]]") -> None:
+def _deliver(events: "list[tuple[PendingRequest, Event | Exception]]") -> None:
     for job, event in events:
         job.events.put_nowait((job, event))
 

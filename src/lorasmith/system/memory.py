@@ -83,7 +83,9 @@ def enough_memory() -> Iterator[None]:
         if not isinstance(error, MemoryError) and not any(text in str(error).lower() for text in SHORT):
             raise
         why = first_line(error)
-        raise OutOfMemoryError(_("There is not enough memory for this ({why}).", why=why)) from error
+        text = _("There is not enough memory for this ({why}). Close other programs, or use a smaller model, shorter "
+                 "texts or fewer requests at once.", why=why)  # fmt: skip
+        raise OutOfMemoryError(text) from error
 
 
 def _groups_mib() -> float | None:

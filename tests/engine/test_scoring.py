@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.score import prompt_logprobs
+from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.errors import DataError
 from lorasmith.model.base import Base, Head
 from tests.support.decoding import base_of, prompts, request
@@ -51,8 +51,8 @@ def test_heads_of_other_families(family: str) -> None:
 
 
 def test_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorasmith.engine.score.ROW", 20)
-    monkeypatch.setattr("lorasmith.engine.score.CHUNK", 4)
+    monkeypatch.setattr("lorasmith.engine.scoring.ROW", 20)
+    monkeypatch.setattr("lorasmith.engine.scoring.CHUNK", 4)
     check_all(base_of("llama", adapters=2))
 
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 HALF = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer shows for bytes that are no whole character
 
 
-class Stream:
+class Detokenizer:
     """The text of one reply, special tokens left out. All that was pushed and closed joins to the reply's text.
 
     A few tokens back are decoded again with each new one: whether a piece begins with a space may depend on them.

@@ -11,13 +11,13 @@ from lorasmith.config.sampling import SamplingConfig
 from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Request
-from lorasmith.engine.score import prompt_logprobs
+from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.errors import AdapterError
 from lorasmith.loading.load import load_base
 from lorasmith.lora.fused.held import read_contents
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
-from lorasmith.serve.adapters import offer, withdraw
+from lorasmith.serve.registry import offer, withdraw
 from tests.support import tiny
 from tests.support.families import stir
 

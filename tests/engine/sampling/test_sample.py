@@ -15,14 +15,14 @@ from transformers import (
 )
 
 from lorasmith.config.sampling import SamplingConfig
-from lorasmith.engine import draw as drawing
-from lorasmith.engine.draw import Rules, draw, keep
+from lorasmith.engine.detokenizer import Detokenizer
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.logprobs import logprobs_of
-from lorasmith.engine.penalty import Penalised, Seen, penalise
 from lorasmith.engine.request import Request, Running
-from lorasmith.engine.sample import sample
-from lorasmith.engine.text import Stream
+from lorasmith.engine.sampling import sample as sampling
+from lorasmith.engine.sampling.logprobs import logprobs_of
+from lorasmith.engine.sampling.next_token import next_tokens
+from lorasmith.engine.sampling.penalty import Penalised, Seen, penalise
+from lorasmith.engine.sampling.sample import Rules, keep, sample
 from lorasmith.errors import ModelError
 from tests.support.decoding import base_of, drain, prompts, request, run
 from tests.support.families import logits_of
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 def running(ids: list[int], **settings: object) -> Running:
     request = Request(list(ids), SamplingConfig.model_validate(settings))
-    return Running(0, request, ids, 99, frozenset(), Stream(None))  # type: ignore[arg-type]
+    return Running(0, request, ids, 99, frozenset(), Detokenizer(None))  # type: ignore[arg-type]
 
 
 def rules_of(*settings: dict[str, float], place: int = 0) -> Rules:
@@ -114,21 +114,21 @@ def test_few_candidates_draw_what_all_would(monkeypatch: pytest.MonkeyPatch) -> 
     for place in range(40):
         settings = ({"top_p": 0.9}, {"top_k": 3}, {"top_k": 50, "top_p": 0.99}, {"min_p": 0.01})
         rules = rules_of(*({"temperature": 1.0, "seed": place} | one for one in settings), place=place)
-        monkeypatch.setattr(drawing, "FIRST_LOOK", 300)
-        expected = draw(logits, rules)
-        monkeypatch.setattr(drawing, "FIRST_LOOK", 4)
-        assert torch.equal(draw(logits, rules), expected)
+        monkeypatch.setattr(sampling, "FIRST_LOOK", 300)
+        expected = sample(logits, rules)
+        monkeypatch.setattr(sampling, "FIRST_LOOK", 4)
+        assert torch.equal(sample(logits, rules), expected)
 
 
 @pytest.mark.parametrize("look", [128, 3])  # 3: the other nine run as one
 @pytest.mark.parametrize("rules", [{}, {"top_k": 8}, {"min_p": 0.05}])
 def test_drawn_as_often_as_likely(rules: dict[str, float], look: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chi squared over 12 words, 11 degrees of freedom: above 31.3 once in a thousand seeds."""
-    monkeypatch.setattr(drawing, "FIRST_LOOK", look)
+    monkeypatch.setattr(sampling, "FIRST_LOOK", look)
     logits, n, settings = torch.randn(1, 12), 8000, {"temperature": 0.7} | rules
     many = [SamplingConfig.model_validate(settings | {"seed": seed}) for seed in range(80)]
     drawn = Rules.of([one for one in many for _ in range(n // 80)], list(range(n // 80)) * 80, CPU)
-    counts = torch.bincount(draw(logits.expand(n, -1), drawn), minlength=12)
+    counts = torch.bincount(sample(logits.expand(n, -1), drawn), minlength=12)
     expected = kept(logits, rules_of(settings))[0] * n
     is_kept = expected > 0
     assert counts[~is_kept].sum() == 0
@@ -140,7 +140,7 @@ def test_neighbouring_places_and_seeds_draw_independently() -> None:
     logits = torch.zeros(1, 4)
     for step in ((1, 0), (0, 1)):
         tokens = [
-            int(draw(logits, rules_of({"temperature": 1.0, "seed": 7 + i * step[0]}, place=i * step[1])))
+            int(sample(logits, rules_of({"temperature": 1.0, "seed": 7 + i * step[0]}, place=i * step[1])))
             for i in range(2001)
         ]
         assert abs(sum(a == b for a, b in pairwise(tokens)) - 500) < 4 * (2000 * 3 / 16) ** 0.5
@@ -149,19 +149,19 @@ def test_neighbouring_places_and_seeds_draw_independently() -> None:
 def test_greedy_rows_stay_greedy_beside_drawn_ones() -> None:
     logits = torch.randn(3, 40)
     runs = [running([1]), running([1], temperature=5.0), running([1], top_p=0.1, top_k=3)]
-    found = sample(logits.clone(), runs)
+    found = next_tokens(logits.clone(), runs)
     assert [found[0], found[2]] == [int(logits[0].argmax()), int(logits[2].argmax())]
 
 
 def test_no_temperature_is_the_limit_of_a_small_one() -> None:
     logits = torch.randn(1, 40)
-    assert sample(logits.clone(), [running([1], temperature=1e-4)]) == [int(logits.argmax())]
+    assert next_tokens(logits.clone(), [running([1], temperature=1e-4)]) == [int(logits.argmax())]
 
 
 @pytest.mark.parametrize("temperature", [1e-45, 1e-6, 1e6])
 def test_extreme_temperatures_are_numbers(temperature: float) -> None:
     logits = 50 * torch.randn(1, 40)
-    assert 0 <= sample(logits.clone(), [running([1], temperature=temperature)])[0] < 40
+    assert 0 <= next_tokens(logits.clone(), [running([1], temperature=temperature)])[0] < 40
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_settings_beyond_what_a_tensor_holds_draw_no_barred_token(settings: dict
         one = running(list(range(40)), **({"temperature": 1.0, "seed": seed} | settings))
         penalise(logits, [Penalised(0, Seen(range(40)), one.request.sampling)])
         assert logits.isfinite().all()
-        assert int(draw(logits.masked_fill(barred, -torch.inf), Rules.of([one.request.sampling], [0], CPU))) < 3
+        assert int(sample(logits.masked_fill(barred, -torch.inf), Rules.of([one.request.sampling], [0], CPU))) < 3
 
 
 def test_logprobs_are_of_the_models_own_distribution() -> None:
@@ -187,7 +187,7 @@ def test_logprobs_are_of_the_models_own_distribution() -> None:
         running([1], logprobs=0),
         running([1], logprobs=20, top_k=1, temperature=0.1),
     ]
-    tokens = sample(logits.clone(), runs)
+    tokens = next_tokens(logits.clone(), runs)
     for own, token, one in zip(logits.log_softmax(-1), tokens, runs, strict=True):
         asked = one.request.sampling.logprobs
         if asked is None:
@@ -223,7 +223,7 @@ def test_events_carry_logprobs_of_the_logits_that_chose() -> None:
 
 def test_not_a_number_is_said() -> None:
     with pytest.raises(ModelError, match="NaN"):
-        sample(torch.tensor([[0.0, float("nan"), 1.0]]), [running([1])])
+        next_tokens(torch.tensor([[0.0, float("nan"), 1.0]]), [running([1])])
 
 
 SEEDED = {

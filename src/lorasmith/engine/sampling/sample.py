@@ -1,9 +1,9 @@
-"""Draws a token of each row by its probabilities and its request's rules.
+"""Samples a token of each row by its probabilities and its request's rules.
 
-    D = rows that are drawn, V = vocabulary, K = candidates: the likeliest tokens that are looked at
+    D = rows that are sampled, V = vocabulary, K = candidates: the likeliest tokens that are looked at
 
 A race of exponentials: the token with the greatest p / E wins, which has the distribution p, and rounding of p rarely
-changes who wins. E is a hash of seed, place in the reply and token id: it needs no state, and what a request draws
+changes who wins. E is a hash of seed, place in the reply and token id: it needs no state, and what a request gets
 depends on nothing else that is decoded. Rules as in transformers' processors of the same names, in its order.
 """
 
@@ -22,7 +22,7 @@ _GOLDEN, _A, _B = (x - 2**64 for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0
 
 
 class Rules(NamedTuple):
-    """What the rows' requests ask for, each [D, 1]; `key_D1` decides what is drawn."""
+    """What the rows' requests ask for, each [D, 1]; `key_D1` decides what is sampled."""
 
     temperature_D1: Tensor
     top_p_D1: Tensor
@@ -46,8 +46,8 @@ class Rules(NamedTuple):
         return type(self)(*(rule_D1[list(at_R)] for rule_D1 in self))
 
 
-def draw(logits_DV: Tensor, rules: Rules) -> Tensor:
-    """A token of each row [D]. Where a logit is -inf, its token is never drawn."""
+def sample(logits_DV: Tensor, rules: Rules) -> Tensor:
+    """A token of each row [D]. Where a logit is -inf, its token is never sampled."""
     above_DV = (logits_DV - logits_DV.amax(-1, keepdim=True)).div_(rules.temperature_D1)
     return _race(torch.softmax(above_DV, -1, out=above_DV), rules, FIRST_LOOK)
 
@@ -68,7 +68,7 @@ def keep(best_DK: Tensor, rules: Rules) -> Tensor:
 def _race(probability_DV: Tensor, rules: Rules, look: int) -> Tensor:
     """Among `look` candidates; again with more where a rule may keep more.
 
-    Where no rule cuts, all other tokens run as one, which draws one of them where it wins.
+    Where no rule cuts, all other tokens run as one, which samples one of them where it wins.
     """
     words = probability_DV.shape[1]
     best_DK, ids_DK = probability_DV.topk(min(look, words))

@@ -19,7 +19,7 @@ ALLOWED = re.compile(r"\w[\w.-]{0,99}")  # of a name, which is what requests say
 
 
 @dataclass(frozen=True)
-class Found:
+class DiscoveredAdapter:
     """An adapter on disk. `hash`: SHA-256 of its files' content; `facts`: see inspection.inspect_folder."""
 
     name: str
@@ -49,36 +49,36 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class Discovery:
     """What was found at the start. `roots`: the folders under which later adapters may lie."""
 
-    found: dict[str, Found] = field(default_factory=dict)
+    adapters: dict[str, DiscoveredAdapter] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     roots: list[Path] = field(default_factory=list)
 
 
-def look(paths: Sequence[Path]) -> Shelf:
+def discover(paths: Sequence[Path]) -> Discovery:
     """Every adapter in these folders of runs, runs and adapter folders. Raises AdapterError where one is not there."""
     missing = [_("{path}: the folder does not exist.", path=path) for path in paths if not path.is_dir()]
     if missing:
         raise AdapterError(*missing)
-    shelf = Shelf()
+    discovery = Discovery()
     for path in paths:
         if _is_own(path):
-            _put(shelf, path)
+            _put(discovery, path)
             continue
-        shelf.roots.append(path)
+        discovery.roots.append(path)
         for inner in sorted(path.iterdir()):
             if inner.is_dir() and not inner.name.startswith(".") and _is_own(inner):
-                _put(shelf, inner)
-    return shelf
+                _put(discovery, inner)
+    return discovery
 
 
-def describe(name: str, path: Path) -> Found:
+def describe(name: str, path: Path) -> DiscoveredAdapter:
     """The adapter of a run or adapter folder, under this name. Raises AdapterError."""
     facts = inspect_folder(path)
     folder = Path(facts["folder"])
-    return Found(name, folder, content_hash(folder), facts)
+    return DiscoveredAdapter(name, folder, content_hash(folder), facts)
 
 
 def content_hash(folder: Path) -> str:
@@ -123,18 +123,18 @@ def _is_own(path: Path) -> bool:
     return any((path / name).is_file() for name in (CONFIG, RUN_CONFIG)) or (path / "adapter").is_dir()
 
 
-def _put(shelf: Shelf, path: Path) -> None:
+def _put(discovery: Discovery, path: Path) -> None:
     full = path.resolve()
     name = full.parent.name if full.name == "adapter" else full.name
     if not ALLOWED.fullmatch(name):
-        shelf.problems.append(
+        discovery.problems.append(
             _("{path}: a model name may only contain letters, digits, '-', '.' and '_'. Rename the folder.", path=path)
         )
-    elif name in shelf.found:
-        other = shelf.found[name].folder
-        shelf.problems.append(_("{path}: {other} has the same name. Rename one of them.", path=path, other=other))
+    elif name in discovery.adapters:
+        other = discovery.adapters[name].folder
+        discovery.problems.append(_("{path}: {other} has the same name. Rename one of them.", path=path, other=other))
     else:
         try:
-            shelf.found[name] = describe(name, path)
+            discovery.adapters[name] = describe(name, path)
         except AdapterError as error:
-            shelf.problems.extend(error.problems)
+            discovery.problems.extend(error.problems)

@@ -5,22 +5,8 @@ import torch
 
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.prefix_cache import BLOCK
-from lorasmith.engine.runner import Packed
-from tests.support.decoding import base_of, drain, prompts, request, run
+from tests.support.decoding import base_of, drain, packed, prompts, request, run, tokens_through
 from tests.support.families import no_casts_down
-
-
-def packed(engine: Engine) -> Packed:
-    assert isinstance(engine._layout, Packed)
-    return engine._layout
-
-
-def tokens_through(engine: Engine) -> list[int]:
-    """How many tokens each forward of the engine had."""
-    seen: list[int] = []
-    inner = packed(engine).run
-    packed(engine).run = lambda chunks: seen.append(sum(c.length for c in chunks)) or inner(chunks)  # type: ignore[method-assign, func-returns-value]
-    return seen
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])

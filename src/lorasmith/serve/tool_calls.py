@@ -11,7 +11,7 @@ OPEN = "<tool_call>"
 CALL = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
 
 
-def parse_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
+def parse_tool_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
     """The text before the calls, and the calls as OpenAI writes them; the whole text and none where one is not JSON."""
     calls = []
     for body in CALL.findall(text):
@@ -27,7 +27,7 @@ def parse_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
     return (text.split(OPEN)[0].strip(), calls) if calls else (text, [])
 
 
-class Held:
+class ToolCallStream:
     """A reply's text as it streams, from a call on kept back until its end."""
 
     def __init__(self) -> None:
@@ -46,4 +46,4 @@ class Held:
 
     def close(self) -> tuple[str, list[dict[str, Any]]]:
         """The rest: a text, or calls."""
-        return parse_calls(self._kept)
+        return parse_tool_calls(self._kept)

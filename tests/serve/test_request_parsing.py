@@ -5,12 +5,10 @@ from pathlib import Path
 
 import openai
 import pytest
-from test_life import ask as post
-from test_life import wait_for
 
 from lorasmith.data.template.encoding import Template
-from lorasmith.serve import ask
-from tests.support.serving import Running, running, said, user
+from lorasmith.serve import request_parsing
+from tests.support.serving import Running, ask, running, said, user, wait_for
 
 HI = "What do cats eat?"
 LONG = "cats eat mice " * (3_600_000 // 14)
@@ -39,7 +37,7 @@ class Gate:
 
 def ask_in_thread(served: Running, text: str, codes: list[str]) -> threading.Thread:
     body = {"model": "calm", "messages": user(text), "max_tokens": 2}
-    work = lambda: codes.append(post(served, "POST", "/v1/chat/completions", body)[1]["error"]["code"])  # noqa: E731
+    work = lambda: codes.append(ask(served, "POST", "/v1/chat/completions", body)[1]["error"]["code"])  # noqa: E731
     thread = threading.Thread(target=work)
     thread.start()
     return thread
@@ -58,11 +56,11 @@ def test_a_text_that_is_too_long_however_it_is_read_is_not_tokenised(served: Run
 
 def test_a_short_chat_passes_long_ones(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a tokenizer says nothing of how long a text may be."""
-    monkeypatch.setattr(ask, "bytes_of_token", lambda _tokenizer: None)
+    monkeypatch.setattr(request_parsing, "bytes_of_token", lambda _tokenizer: None)
     gate, codes = Gate(monkeypatch), list[str]()
     with running(runs, context=120) as served:
         threads = [ask_in_thread(served, LONG, codes) for _n in range(12)]
-        wait_for(lambda: gate.inside and served.desk.reading._waiting == 12)
+        wait_for(lambda: gate.inside and served.manager.parsing._waiting == 12)
         assert said(served.client().chat.completions.create(model="calm", messages=user(HI), max_tokens=2))
         gate.open.set()
         for thread in threads:
@@ -72,12 +70,12 @@ def test_a_short_chat_passes_long_ones(runs: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_more_long_texts_than_may_wait_are_told_to_come_later(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ask, "bytes_of_token", lambda _tokenizer: None)
-    monkeypatch.setattr(ask, "MOST_LONG", 2)
+    monkeypatch.setattr(request_parsing, "bytes_of_token", lambda _tokenizer: None)
+    monkeypatch.setattr(request_parsing, "MOST_LONG", 2)
     gate, codes = Gate(monkeypatch), list[str]()
     with running(runs, context=120) as served:
         threads = [ask_in_thread(served, LONG, codes) for _n in range(2)]
-        wait_for(lambda: served.desk.reading._waiting == 2)
+        wait_for(lambda: served.manager.parsing._waiting == 2)
         with pytest.raises(openai.RateLimitError) as caught:
             served.client().chat.completions.create(model="calm", messages=user(LONG))
         assert int(caught.value.response.headers["retry-after"]) == 10
@@ -87,14 +85,14 @@ def test_more_long_texts_than_may_wait_are_told_to_come_later(runs: Path, monkey
 
 
 def test_who_leaves_is_not_read_any_more(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ask, "bytes_of_token", lambda _tokenizer: None)
+    monkeypatch.setattr(request_parsing, "bytes_of_token", lambda _tokenizer: None)
     gate, codes = Gate(monkeypatch), list[str]()
     with running(runs, context=120) as served:
         first = ask_in_thread(served, LONG, codes)
         wait_for(lambda: gate.inside == 1)
         with pytest.raises(openai.APITimeoutError):
             served.client().with_options(timeout=0.5).chat.completions.create(model="calm", messages=user(LONG))
-        wait_for(lambda: served.desk.reading._waiting == 1)
+        wait_for(lambda: served.manager.parsing._waiting == 1)
         gate.open.set()
         first.join()
     assert gate.total == 1

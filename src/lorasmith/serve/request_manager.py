@@ -7,23 +7,22 @@ from collections.abc import AsyncGenerator, Sequence
 from lorasmith.config.serving import ServeConfig
 from lorasmith.engine.kv_cache import bytes_per_token
 from lorasmith.engine.request import Event
-from lorasmith.errors import LorasmithError, ModelError, OutOfMemoryError
 from lorasmith.i18n import _
-from lorasmith.serve.ask import Asked, Reading
-from lorasmith.serve.failure import Failure
-from lorasmith.serve.keys import Key
-from lorasmith.serve.metrics import Metrics
+from lorasmith.serve.auth import Key
+from lorasmith.serve.failure import Failure, failure_of
+from lorasmith.serve.metrics import ServerMetrics
 from lorasmith.serve.registry import Registry, Version
-from lorasmith.serve.worker import Gone, Job, Worker
+from lorasmith.serve.request_parsing import ParsedRequest, ParsingThreads
+from lorasmith.serve.worker import PendingRequest, Worker
 
 UNKNOWN_CONTEXT = 4096  # tokens, where the model does not say what it admits
 
 BEAT = 15.0  # seconds of silence after which who listens is told that it goes on: proxies cut what is silent for longer
 
-Events = AsyncGenerator[tuple[Job, Event] | None]  # None: nothing came for so long
+Events = AsyncGenerator[tuple[PendingRequest, Event] | None]  # None: nothing came for so long
 
 
-class Desk:
+class RequestManager:
     """Everything that the routes share. `keys` None: nobody needs one."""
 
     def __init__(self, registry: Registry, worker: Worker, settings: ServeConfig, keys: list[Key] | None) -> None:
@@ -33,13 +32,13 @@ class Desk:
         if (cache := worker.engine.cache) is not None:
             self.context = min(self.context, cache.limit)
         self.most = settings.slots + settings.queue  # requests under way
-        self.metrics = Metrics(worker.engine, self.fitting)
-        self.under_way: dict[Job, str] = {}  # with its model's name
-        self.reading = Reading()
+        self.metrics = ServerMetrics(worker.engine, self.fitting)
+        self.under_way: dict[PendingRequest, str] = {}  # with its model's name
+        self.parsing = ParsingThreads()
         self.is_draining = False
         self._seconds = 1.0  # that a request took lately
 
-    def open(self, asked: Asked, version: Version) -> Events:
+    def open(self, parsed: ParsedRequest, version: Version) -> Events:
         """Send the requests on their way; their events as they come. Leaving the iterator cancels what is left.
 
         Raises Failure 503 while the server ends, 429 where too many wait already.
@@ -47,17 +46,17 @@ class Desk:
         room = self.most - len(self.under_way)
         if self.is_draining or not self.worker.is_alive:
             raise Failure(503, _("the server is shutting down and accepts no new requests."), retry=10)
-        if len(asked.requests) > room:
+        if len(parsed.requests) > room:
             text = _("the queue has no room for this request: {waiting} requests are running or waiting. Try again "
                     "later.",
                      waiting=len(self.under_way))  # fmt: skip
             raise Failure(429, text, code="queue_full", retry=self._retry_after())
-        jobs = [Job(request, index) for index, request in enumerate(asked.requests)]
+        jobs = [PendingRequest(request, index) for index, request in enumerate(parsed.requests)]
         for job in jobs:
             job.events = jobs[0].events
             self.under_way[job] = version.name
         version.users += 1
-        self.metrics.prompt_tokens.labels(version.name).inc(asked.prompt_tokens)
+        self.metrics.prompt_tokens.labels(version.name).inc(parsed.prompt_tokens)
         return self._events(jobs, version)
 
     @property
@@ -80,9 +79,9 @@ class Desk:
             (running if has_place else waiting).append(name)
         return self.metrics.text(running, waiting, self.registry.names())
 
-    async def _events(self, jobs: Sequence[Job], version: Version) -> Events:
+    async def _events(self, jobs: Sequence[PendingRequest], version: Version) -> Events:
         left, began = set(jobs), time.monotonic()
-        last: dict[Job, float] = {}
+        last: dict[PendingRequest, float] = {}
         try:
             for job in jobs:
                 self.worker.submit(job)
@@ -124,15 +123,3 @@ class Desk:
     def _retry_after(self) -> int:
         """Seconds until a place in the line should be free."""
         return max(1, min(60, round(self._seconds / self.settings.slots)))
-
-
-def failure_of(error: Exception) -> Failure:
-    """What the client is told of an error from the model's thread."""
-    if isinstance(error, Failure):
-        return error
-    if isinstance(error, Gone):
-        return Failure(503, _("the server shut down before the reply was complete."))
-    if isinstance(error, (OutOfMemoryError, MemoryError)):
-        return Failure(503, str(error) or _("There is not enough memory for this request."), retry=10)
-    status = 500 if isinstance(error, ModelError) or not isinstance(error, LorasmithError) else 400
-    return Failure(status, str(error) if isinstance(error, LorasmithError) else _("internal server error."))

@@ -11,8 +11,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from lorasmith.engine.logprobs import TokenLogprobs, logprobs_of
 from lorasmith.engine.request import Request
+from lorasmith.engine.sampling.logprobs import TokenLogprobs, logprobs_of
 from lorasmith.errors import DataError
 from lorasmith.i18n import _
 from lorasmith.lora.router import Slice

@@ -1,4 +1,4 @@
-"""Base and adapters loaded, and the desk that serves them."""
+"""Base and adapters loaded, and the manager that serves them."""
 
 from pathlib import Path
 
@@ -12,38 +12,41 @@ from lorasmith.i18n import _
 from lorasmith.loading.load import load_base
 from lorasmith.model.base import Base
 from lorasmith.report import Report
-from lorasmith.serve.desk import Desk
-from lorasmith.serve.found import Shelf
-from lorasmith.serve.keys import Key
+from lorasmith.serve.auth import Key
+from lorasmith.serve.discovery import Discovery
 from lorasmith.serve.registry import Registry
+from lorasmith.serve.request_manager import RequestManager
 from lorasmith.serve.worker import Worker
 from lorasmith.system.memory import available_mib, enough_memory
 
 
-def open_desk(shelf: Shelf, model: ModelConfig, settings: ServeConfig, keys: list[Key] | None, report: Report) -> Desk:
+def open_manager(
+    discovery: Discovery, model: ModelConfig, settings: ServeConfig, keys: list[Key] | None, report: Report
+) -> RequestManager:
     """Load the base (that of the first adapter where `model` names none), then every adapter that fits it.
 
     One that does not fit is told with its reason and left out. Raises ModelError, and AdapterError where no base is
     named.
     """
-    first = next(iter(shelf.found.values()), None)
+    first = next(iter(discovery.adapters.values()), None)
     if first is None and "model" not in model.model_fields_set:
         raise AdapterError(
-            *shelf.problems, _("no adapter can be served, and no base model is given. Give one with --model.")
+            *discovery.problems, _("no adapter can be served, and no base model is given. Give one with --model.")
         )
     base = load_base(base_settings(first.folder if first else None, model, report), report)
     with enough_memory():
         cache = settings.cache_tokens or cache_tokens(base)
         engine = Engine(base, slots=settings.slots, cache_tokens=cache, prepack=True)
-    registry = Registry(base, Path(base.source).name or Path(base.source).resolve().name, shelf.roots)  # `.` has none
-    for done, found in enumerate(shelf.found.values(), 1):
+    place = Path(base.source)
+    registry = Registry(base, place.name or place.resolve().name, discovery.roots)  # `.` has no name
+    for done, found in enumerate(discovery.adapters.values(), 1):
         try:
             with enough_memory():
                 registry.put(found)
         except (AdapterError, OutOfMemoryError) as error:
-            shelf.problems.extend(error.problems)
-        report.progress(_("adapters"), done, len(shelf.found))
-    return Desk(registry, Worker(engine, settings.slots), settings, keys)
+            discovery.problems.extend(error.problems)
+        report.progress(_("adapters"), done, len(discovery.adapters))
+    return RequestManager(registry, Worker(engine, settings.slots), settings, keys)
 
 
 def cache_tokens(base: Base) -> int:

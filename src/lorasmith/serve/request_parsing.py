@@ -26,14 +26,14 @@ SHORT = 2**16  # bytes of a body that is read beside others
 MOST_LONG = 16  # bodies beyond it that may wait
 
 
-class Reading:
+class ParsingThreads:
     """Threads in which bodies become requests: long ones one after the other, so that short ones pass them by."""
 
     def __init__(self) -> None:
         self._long = ThreadPoolExecutor(1, "long texts")
         self._waiting = 0
 
-    async def run(self, size: int, work: Callable[[], "Asked"]) -> "Asked":
+    async def run(self, size: int, work: Callable[[], "ParsedRequest"]) -> "ParsedRequest":
         """`work()` for a body of `size` bytes. Raises Failure 429 where too many long ones wait already."""
         if size <= SHORT:
             return await asyncio.to_thread(work)
@@ -49,7 +49,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedRequest:
     """The engine's requests in the order of the choices: `n` for each of `prompts`."""
 
     prompts: list[list[int]]
@@ -62,7 +62,7 @@ class Asked:
         return sum(map(len, self.prompts))
 
 
-def ask_chat(body: ChatRequest, version: Version, context: int) -> Asked:
+def parse_chat(body: ChatRequest, version: Version, context: int) -> ParsedRequest:
     """Raises Failure 400 where the template refuses the messages, or they are too long."""
     tools = body.tools if body.tools and body.tool_choice != "none" else []
     prompt = encode_chat(body.messages, version, tools, context)
@@ -71,10 +71,10 @@ def ask_chat(body: ChatRequest, version: Version, context: int) -> Asked:
     own: dict[str, Any] = {"logprobs": (body.top_logprobs or 0) if body.logprobs else None}
     if body.response_format is not None and body.response_format.type == "json_object":
         own["json_object"] = True
-    return Asked([prompt], requests(body, version, [prompt], [wanted or room], own), body.n or 1)
+    return ParsedRequest([prompt], requests(body, version, [prompt], [wanted or room], own), body.n or 1)
 
 
-def ask_completion(body: CompletionRequest, version: Version, context: int) -> Asked:
+def parse_completion(body: CompletionRequest, version: Version, context: int) -> ParsedRequest:
     """The same for plain prompts; no requests where no token is asked for. Raises Failure 400."""
     prompts = prompts_of(body.prompt, version, context)
     wanted = DEFAULT_COMPLETION if body.max_tokens is None else body.max_tokens
@@ -83,9 +83,9 @@ def ask_completion(body: CompletionRequest, version: Version, context: int) -> A
     for prompt in prompts:
         room_for(prompt, wanted, context)
     if not wanted:
-        return Asked(prompts, [], body.n or 1)
+        return ParsedRequest(prompts, [], body.n or 1)
     rooms = [wanted] * len(prompts)
-    return Asked(prompts, requests(body, version, prompts, rooms, {"logprobs": body.logprobs}), body.n or 1)
+    return ParsedRequest(prompts, requests(body, version, prompts, rooms, {"logprobs": body.logprobs}), body.n or 1)
 
 
 def encode_chat(messages: Sequence[ChatMessage], version: Version, tools: Sequence[Any], context: int) -> list[int]:
@@ -158,8 +158,8 @@ def requests(
     found = []
     for prompt, room in zip(prompts, rooms, strict=True):
         for choice in range(body.n or 1):
-            drawn = known | {"max_new_tokens": room, "seed": (seed + choice) % 2**32}
-            found.append(Request(prompt, _sampling(drawn), version.adapter, version.template.stop_ids))
+            settings = known | {"max_new_tokens": room, "seed": (seed + choice) % 2**32}
+            found.append(Request(prompt, _sampling(settings), version.adapter, version.template.stop_ids))
     return found
 
 

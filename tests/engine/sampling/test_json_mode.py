@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lorasmith.config.sampling import SamplingConfig
+from lorasmith.engine.detokenizer import Detokenizer
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.json_mode import JsonObject
 from lorasmith.engine.request import Event, Request, Running
-from lorasmith.engine.sample import sample
-from lorasmith.engine.text import Stream
+from lorasmith.engine.sampling.json_mode import JsonObject
+from lorasmith.engine.sampling.next_token import next_tokens
 from lorasmith.errors import ConfigError, MissingExtraError
 from tests.support.decoding import Letters, base_of, request
 from tests.support.spellers import byte_level, sentence_piece
@@ -107,8 +107,8 @@ def test_a_reply_is_whole_or_cut(temperature: float) -> None:
     for seed in range(8):
         settings = SamplingConfig(temperature=temperature, json_object=True, seed=seed, presence_penalty=0.5)
         stop = frozenset([tokenizer.eos_token_id])
-        one = Running(0, Request([5], settings), [5], 61, stop, Stream(tokenizer))
-        free = Running(1, Request([5], SamplingConfig()), [5], 61, stop, Stream(tokenizer))
+        one = Running(0, Request([5], settings), [5], 61, stop, Detokenizer(tokenizer))
+        free = Running(1, Request([5], SamplingConfig()), [5], 61, stop, Detokenizer(tokenizer))
         texts: list[str] = []
         event: Event | None = None
         generator = torch.Generator().manual_seed(seed)
@@ -116,7 +116,7 @@ def test_a_reply_is_whole_or_cut(temperature: float) -> None:
             logits = torch.randn(2, len(tokenizer), generator=generator)
             logits[:, closers] += 9
             logits[:, tokenizer.eos_token_id] += 20
-            token, own = sample(logits, [one, free])
+            token, own = next_tokens(logits, [one, free])
             assert own == tokenizer.eos_token_id  # the row beside it is not held to JSON
             event = one.accept(token)
             texts.append(event.text)

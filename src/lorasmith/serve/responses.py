@@ -13,12 +13,54 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.request import Event
-from lorasmith.serve.ask import Asked
-from lorasmith.serve.calls import Held, parse_calls
-from lorasmith.serve.desk import BEAT, Events
+from lorasmith.engine.sampling.logprobs import TokenLogprobs
 from lorasmith.serve.failure import Failure
-from lorasmith.serve.logprobs import Scored, chat_form, completion_form, scored
 from lorasmith.serve.protocol import StreamOptions
+from lorasmith.serve.request_manager import BEAT, Events
+from lorasmith.serve.request_parsing import ParsedRequest
+from lorasmith.serve.tool_calls import ToolCallStream, parse_tool_calls
+
+Scored = tuple[
+    int, float | None, Sequence[tuple[int, float]]
+]  # a token, its log probability, the likeliest with theirs
+
+
+def scored(event: Event) -> Scored | None:
+    """What the engine says of a new token, if it was asked to."""
+    found = event.logprobs
+    return None if found is None else (event.token, found.logprob, found.top)
+
+
+def chat_form(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Scored]) -> dict[str, Any]:
+    """{"content": [{"token", "logprob", "bytes", "top_logprobs"}]}."""
+
+    def one(token: int, value: float | None) -> dict[str, Any]:
+        text = str(tokenizer.decode([token]))
+        return {"token": text, "logprob": value, "bytes": list(text.encode())}
+
+    content = [one(token, own) | {"top_logprobs": [one(*pair) for pair in top]} for token, own, top in tokens]
+    return {"content": content, "refusal": None}
+
+
+def completion_form(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Scored], offset: int = 0) -> dict[str, Any]:
+    """{"tokens", "token_logprobs", "top_logprobs", "text_offset"}; the first token of an echo has no probability."""
+    texts, offsets, tops = [], [], []
+    for token, own, top in tokens:
+        texts.append(str(tokenizer.decode([token])))
+        offsets.append(offset)
+        offset += len(texts[-1])
+        likeliest: dict[str, float] = {}
+        for other, value in top:  # the likeliest first: of two with one text it stays
+            likeliest.setdefault(str(tokenizer.decode([other])), value)
+        tops.append(None if own is None else likeliest)
+    own_values = [own for _token, own, _top in tokens]
+    return {"tokens": texts, "token_logprobs": own_values, "top_logprobs": tops, "text_offset": offsets}
+
+
+def scored_prompt(ids: Sequence[int], found: Sequence[TokenLogprobs | None]) -> list[Scored]:
+    """What engine.scoring says of a prompt's tokens."""
+    pairs = zip(ids, found, strict=True)
+    return [(token, None, ()) if told is None else (token, told.logprob, told.top) for token, told in pairs]
 
 
 @dataclass
@@ -70,47 +112,51 @@ async def whole(events: Events, count: int) -> list[Choice]:
     return choices
 
 
-def usage(asked: Asked, tokens: int) -> dict[str, int]:
+def usage(parsed: ParsedRequest, tokens: int) -> dict[str, int]:
     """Counts of tokens."""
-    prompt = asked.prompt_tokens
+    prompt = parsed.prompt_tokens
     return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
 
 
-def chat_body(envelope: Envelope, choices: Sequence[Choice], asked: Asked) -> dict[str, Any]:
+def chat_body(envelope: Envelope, choices: Sequence[Choice], parsed: ParsedRequest) -> dict[str, Any]:
     """The answer to a chat request."""
     made = []
     for index, choice in enumerate(choices):
-        text, calls = parse_calls(choice.text) if envelope.has_tools else (choice.text, [])
+        text, calls = parse_tool_calls(choice.text) if envelope.has_tools else (choice.text, [])
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if calls:
             message |= {"content": text or None, "tool_calls": calls}
         finish = "tool_calls" if calls else choice.finish
         own = chat_form(envelope.tokenizer, choice.scores) if choice.scores else None
         made.append({"index": index, "message": message, "logprobs": own, "finish_reason": finish})
-    return envelope.body(made, usage=usage(asked, sum(choice.tokens for choice in choices)))
+    return envelope.body(made, usage=usage(parsed, sum(choice.tokens for choice in choices)))
 
 
 def completion_body(
-    envelope: Envelope, choices: Sequence[Choice], asked: Asked, echo: Sequence[str], scores: Sequence[list[Scored]]
+    envelope: Envelope,
+    choices: Sequence[Choice],
+    parsed: ParsedRequest,
+    echo: Sequence[str],
+    scores: Sequence[list[Scored]],
 ) -> dict[str, Any]:
     """The answer to a completion request. `echo`: texts of the prompts, `scores`: of their tokens, where asked for."""
     made = []
     for index, choice in enumerate(choices):
-        before = echo[index // asked.n] if echo else ""
-        tokens = [*(scores[index // asked.n] if scores else []), *choice.scores]
+        before = echo[index // parsed.n] if echo else ""
+        tokens = [*(scores[index // parsed.n] if scores else []), *choice.scores]
         offset = 0 if scores else len(before)
         own = completion_form(envelope.tokenizer, tokens, offset) if tokens else None
         text = before + choice.text
         made.append({"index": index, "text": text, "logprobs": own, "finish_reason": choice.finish or "length"})
-    return envelope.body(made, usage=usage(asked, sum(choice.tokens for choice in choices)))
+    return envelope.body(made, usage=usage(parsed, sum(choice.tokens for choice in choices)))
 
 
 async def chat_stream(
-    events: Events, envelope: Envelope, asked: Asked, options: StreamOptions | None
+    events: Events, envelope: Envelope, parsed: ParsedRequest, options: StreamOptions | None
 ) -> AsyncIterator[str]:
     """Server-sent events of a chat request; an error after the first is one of them."""
-    count = len(asked.requests)
-    held = [Held() for _choice in range(count)] if envelope.has_tools else []
+    count = len(parsed.requests)
+    held = [ToolCallStream() for _choice in range(count)] if envelope.has_tools else []
     first = [_delta(index, {"role": "assistant", "content": ""}) for index in range(count)]
 
     def deltas(index: int, event: Event) -> Iterator[dict[str, Any]]:
@@ -127,16 +173,16 @@ async def chat_stream(
                 yield _delta(index, {"content": rest} if not calls else {"tool_calls": _numbered(calls)})
             yield _delta(index, {}, finish="tool_calls" if calls else event.finish)
 
-    async for piece in _stream(events, envelope, asked, options, first, deltas):
+    async for piece in _stream(events, envelope, parsed, options, first, deltas):
         yield piece
 
 
 async def completion_stream(
-    events: Events, envelope: Envelope, asked: Asked, options: StreamOptions | None, echo: Sequence[str]
+    events: Events, envelope: Envelope, parsed: ParsedRequest, options: StreamOptions | None, echo: Sequence[str]
 ) -> AsyncIterator[str]:
     """The same of a completion request."""
-    lengths = [len(echo[index // asked.n]) if echo else 0 for index in range(len(asked.requests))]
-    first = [_piece(index, echo[index // asked.n]) for index in range(len(lengths))] if echo else []
+    lengths = [len(echo[index // parsed.n]) if echo else 0 for index in range(len(parsed.requests))]
+    first = [_piece(index, echo[index // parsed.n]) for index in range(len(lengths))] if echo else []
 
     def pieces(index: int, event: Event) -> Iterator[dict[str, Any]]:
         score = scored(event)
@@ -145,14 +191,14 @@ async def completion_stream(
         if event.text or own or event.finish:
             yield _piece(index, event.text, own, event.finish)
 
-    async for piece in _stream(events, envelope, asked, options, first, pieces):
+    async for piece in _stream(events, envelope, parsed, options, first, pieces):
         yield piece
 
 
 async def _stream(
     events: Events,
     envelope: Envelope,
-    asked: Asked,
+    parsed: ParsedRequest,
     options: StreamOptions | None,
     first: list[dict[str, Any]],
     pieces: Any,
@@ -177,7 +223,7 @@ async def _stream(
         return
     if wants_usage:
         kind = {"object": "chat.completion.chunk"} if envelope.kind == "chat.completion" else {}
-        yield _event(envelope.body([], usage=usage(asked, tokens)) | kind)
+        yield _event(envelope.body([], usage=usage(parsed, tokens)) | kind)
     yield "data: [DONE]\n\n"
 
 

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lorasmith.engine.draw import Rules, draw
-from lorasmith.engine.logprobs import logprobs_of
-from lorasmith.engine.penalty import Penalised, penalise
 from lorasmith.engine.request import Running
+from lorasmith.engine.sampling.logprobs import logprobs_of
+from lorasmith.engine.sampling.penalty import Penalised, penalise
+from lorasmith.engine.sampling.sample import Rules, sample
 from lorasmith.errors import ModelError
 from lorasmith.i18n import _
 
 
-def sample(logits_NV: Tensor, runs: Sequence[Running]) -> list[int]:
+def next_tokens(logits_NV: Tensor, runs: Sequence[Running]) -> list[int]:
     """The next token of each request, and in `run.told` its logprobs where asked for. Raises ModelError at a NaN.
 
     logits_NV float32, changed in place by penalties and JSON mode.
@@ -35,11 +35,11 @@ def sample(logits_NV: Tensor, runs: Sequence[Running]) -> list[int]:
                 "base model or the adapter are damaged."
             )
         )
-    drawn = [i for i, run in enumerate(runs) if run.request.sampling.temperature > 0]
-    if drawn:
-        settings = [runs[i].request.sampling for i in drawn]
-        rules = Rules.of(settings, [runs[i].replied for i in drawn], logits_NV.device)
-        tokens_N[drawn] = draw(logits_NV if len(drawn) == len(runs) else logits_NV[drawn], rules)
+    sampled = [i for i, run in enumerate(runs) if run.request.sampling.temperature > 0]
+    if sampled:
+        settings = [runs[i].request.sampling for i in sampled]
+        rules = Rules.of(settings, [runs[i].replied for i in sampled], logits_NV.device)
+        tokens_N[sampled] = sample(logits_NV if len(sampled) == len(runs) else logits_NV[sampled], rules)
     tokens = [int(token) for token in tokens_N.tolist()]
     if own_NV is not None:
         _tell(own_NV, [runs[i] for i in asked], [tokens[i] for i in asked])
