@@ -7,14 +7,13 @@ import pytest
 import tiny
 import torch
 
-from lorasmith.adapters.folder import write_adapter
+from lorasmith.adapters.folder import AdapterFolder, write_adapter
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.model import ModelConfig
 from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.score import prompt_logprobs
 from lorasmith.loading.load import load_base
-from lorasmith.lora.held import read_contents
 from lorasmith.lora.inject import inject
 from lorasmith.lora.product import FEW, prepacked
 from lorasmith.model.base import Base, Head
@@ -81,7 +80,8 @@ def test_an_adapter_with_modules_of_its_own_joins_and_leaves(tmp_path: Path) -> 
     for prepack in (False, True):
         base = _base()
         engine = Engine(base, prepack=prepack)
-        offer(base, "saved", read_contents(tmp_path, base.dtype), "1")
+        adapter = AdapterFolder.read(tmp_path)
+        offer(base, "saved", adapter, adapter.contents(base.dtype))
         asked[prepack] = run(engine, [request(ids, name, stop=False) for name in ("saved", None)])
         assert base.packed_head is None
         withdraw(base, "saved")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -98,8 +99,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AdapterError(
             _("{folder} is not an adapter folder: it does not contain {name}.", folder=folder, name=CONFIG)
         )
+    return parse_config(path.read_bytes(), path)
+
+
+def parse_config(content: bytes, path: Path) -> dict[str, Any]:
+    """The content of an adapter_config.json, which was read from `path`. Raises AdapterError as `read_config` does."""
     try:
-        raw: Any = json.loads(path.read_text("utf-8"))
+        raw: Any = json.loads(content.decode("utf-8"))
     except ValueError as error:
         raise AdapterError(_("{path}: invalid JSON: {error}", path=path, error=error)) from None
     if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
@@ -147,6 +153,11 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of an adapter folder, under PEFT's keys. Raises AdapterError; pickled weights are refused."""
+    return parse_weights(weights_file(folder).read_bytes(), folder / WEIGHTS)
+
+
+def weights_file(folder: Path) -> Path:
+    """Where the weights of an adapter folder are. Raises AdapterError where there are none, or a pickle."""
     path = folder / WEIGHTS
     if not path.is_file():
         hint = ""
@@ -156,10 +167,23 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
                 "safetensors with PEFT first."
             )
         raise AdapterError(_("{folder} does not contain {name}.", folder=folder, name=WEIGHTS) + hint)
+    return path
+
+
+def parse_weights(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that was read from `path`, in memory of their own. Raises AdapterError."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        return load_tensors(content)
     except SafetensorError as error:
+        raise AdapterError(_("{path}: not a valid safetensors file: {error}", path=path, error=error)) from None
+
+
+def weights_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a safetensors file, from its beginning alone. Raises AdapterError."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
         raise AdapterError(_("{path}: not a valid safetensors file: {error}", path=path, error=error)) from None
 
 
@@ -169,9 +193,16 @@ def load_adapter(model: PreTrainedModel, router: Router, folder: Path, name: str
     Raises:
         AdapterError: keys missing, unknown or of another shape (all listed), or an adapter that changes nothing.
     """
-    config = lora_config(read_config(folder), folder / CONFIG)
-    tensors = read_weights(folder)
-    before = router.active
+    return put_adapter(
+        model, router, lora_config(read_config(folder), folder / CONFIG), read_weights(folder), folder, name
+    )
+
+
+def put_adapter(
+    model: PreTrainedModel, router: Router, config: LoraConfig, tensors: Mapping[str, Tensor], folder: Path, name: str
+) -> Adapter:
+    """The same with what was read from `folder`, which is named in errors."""
+    tensors, before = dict(tensors), router.active
     adapter = inject(model, config, router, name, strict=False)
     problems = _without_base(tensors, adapter, model)
     problems += misfits(adapter.parameters, tensors)
@@ -228,17 +259,11 @@ def _some(keys: list[str]) -> str:
 
 def useless(tensors: Mapping[str, Tensor]) -> list[str]:
     """Why these tensors of an adapter file can do nothing good, in words; empty where they can."""
-    odd = [
-        _(
-            "{key} holds {found}; the matrices of an adapter are floating-point numbers, such as float32.",
-            key=key,
-            found=str(tensor.dtype).removeprefix("torch."),
-        )
-        for key, tensor in tensors.items()
-        if not tensor.is_floating_point()
-    ]
-    if odd:
-        return odd
+    if odd := sorted(key for key, tensor in tensors.items() if not tensor.is_floating_point()):
+        found = str(tensors[odd[0]].dtype).removeprefix("torch.")
+        text = _("{key} holds {found}; an adapter's matrices hold floating-point numbers, such as float32.", key=odd[0],
+                 found=found)  # fmt: skip
+        return [text]
     broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
     if broken:
         return [_("{key} contains NaN or infinity: the training diverged, or the file is damaged.", key=broken[0])]

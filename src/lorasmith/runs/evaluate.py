@@ -83,7 +83,7 @@ def evaluate(
     forgotten = _forgotten(session, others, seed, report)
     samples = _samples(session, quiz, report)
     scores = _scores(samples, quiz, len(losses), seed)
-    names, folders = session.names, map(str, session.folders.values())
+    names, folders = session.names, [str(folder.path) for folder in session.folders.values()]
     return Evaluation(
         base=session.base.source,
         data=wanted.files or _own_files(config),
@@ -132,7 +132,7 @@ def _losses(session: Session, examples: Sequence[Example], what: str, report: Re
                 _(
                     "{folder}: this adapter has no effect: on all {examples} examples its loss is bit-for-bit "
                     "equal to the base model's. Check that it was trained and that its lora_alpha is above 0.",
-                    folder=folder,
+                    folder=folder.path,
                     examples=len(examples),
                 )
             )

@@ -22,7 +22,7 @@ def seen_in_training(session: Session, examples: Sequence[Example], report: Repo
     Nothing of an adapter without a run, or whose files are gone or changed: then nobody can tell.
     """
     for name, folder in session.folders.items():
-        learned = _learned(folder, session, _Progress(report))
+        learned = _learned(folder.path, session, _Progress(report))
         if both := alike(learned, examples):
             yield _(
                 "{name} was trained on {rows} of the evaluation data, so its results look better than they "

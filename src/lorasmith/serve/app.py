@@ -173,7 +173,7 @@ def model_body(desk: Desk, version: Version) -> dict[str, Any]:
         "parent": desk.registry.base_name,
         "hash": found.hash,
         "rank": found.rank,
-        "bytes": found.facts["bytes"],
+        "bytes": found.adapter.size,
         "data": found.data,
         "held_out_loss": found.loss,
         "effect": version.effect,

@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorasmith.adapters.folder import end_ids, template_for
+from lorasmith.adapters.folder import end_ids
 from lorasmith.config.values import closest
 from lorasmith.data.template.encoding import Template
 from lorasmith.engine.request import Request
 from lorasmith.engine.score import prompt_logprobs
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.held import Contents, read_contents
+from lorasmith.lora.held import Contents
 from lorasmith.model.base import Base
 from lorasmith.serve.adapters import offer, withdraw
 from lorasmith.serve.failure import Failure
-from lorasmith.serve.found import ALLOWED, Found, describe, inside
+from lorasmith.serve.found import ALLOWED, Found, inside, read
 from lorasmith.serve.worker import Worker
 
 PROBE = "Why is the sky blue?"  # what the effect of an adapter is measured on
@@ -76,7 +76,8 @@ class Registry:
 
     def put(self, found: Found) -> Version:
         """Load an adapter and give it its name, before the worker runs. Raises AdapterError."""
-        version = load(self.base, found, read_contents(found.folder, self.base.dtype))
+        whole = found.whole()
+        version = load(self.base, whole, whole.adapter.contents(self.base.dtype))
         self._refuse_base(found.name)
         self.versions[found.name] = version
         return version
@@ -92,13 +93,13 @@ class Registry:
             )
         self._refuse_base(name)
         async with self._changing:
-            found = await asyncio.to_thread(lambda: describe(name, inside(self.roots, path)))
+            found = await asyncio.to_thread(lambda: read(name, inside(self.roots, path)))
             before = self.versions.get(name)
             if before is not None and before.found is not None and before.found.hash == found.hash:
                 return before
             version = self._revived(found)
             if version is None:
-                contents = await asyncio.to_thread(read_contents, found.folder, self.base.dtype)
+                contents = await asyncio.to_thread(found.adapter.contents, self.base.dtype)
                 version = await worker.call(lambda: load(self.base, found, contents))
             self.versions[name] = version
             self._retire(before, worker)
@@ -144,8 +145,8 @@ def load(base: Base, found: Found, contents: Contents) -> Version:
 
     For the thread that owns the model.
     """
-    template = template_for(found.folder, base)
-    offer(base, found.internal, contents, found.hash)
+    template = found.adapter.template(base)
+    offer(base, found.internal, found.adapter, contents)
     try:
         effect = effect_of(base, found.internal)
         if not 0 < effect < float("inf"):
@@ -157,7 +158,7 @@ def load(base: Base, found: Found, contents: Contents) -> Version:
     except BaseException:
         withdraw(base, found.internal)
         raise
-    return Version(found.name, found.internal, template, found, effect)
+    return Version(found.name, found.internal, template, found.without_tensors(), effect)
 
 
 def effect_of(base: Base, adapter: str) -> float:

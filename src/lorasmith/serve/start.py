@@ -31,7 +31,7 @@ def open_desk(shelf: Shelf, model: ModelConfig, settings: ServeConfig, keys: lis
         raise AdapterError(
             *shelf.problems, _("no adapter can be served, and no base model is given. Give one with --model.")
         )
-    base = load_base(base_settings(first.folder if first else None, model, report), report)
+    base = load_base(base_settings(first.adapter if first else None, model, report), report)
     engine = Engine(base, slots=settings.slots, cache_tokens=settings.cache_tokens or cache_tokens(base), prepack=True)
     registry = Registry(base, Path(base.source).name, shelf.roots)
     for done, found in enumerate(shelf.found.values(), 1):
