@@ -85,8 +85,8 @@ def test_paths_out_of_the_folder_are_refused(own_runs: Path, runs: Path):
 def test_an_adapter_is_read_beside_the_replies_and_a_broken_one_ends_nothing(own_runs: Path, monkeypatch):
     with running(own_runs, context=120) as served:
         may_read, reading, client = threading.Event(), threading.Event(), served.client()
-        read = registry.read_contents
-        monkeypatch.setattr(registry, "read_contents", lambda *a: (reading.set(), may_read.wait(10), read(*a))[2])
+        read = registry.read
+        monkeypatch.setattr(registry, "read", lambda *a: (reading.set(), may_read.wait(10), read(*a))[2])
         answers: list[tuple[int, dict]] = []
         adding = threading.Thread(target=lambda: answers.append(post(served, {"name": "new", "path": "loud"})))
         adding.start()
@@ -96,7 +96,7 @@ def test_an_adapter_is_read_beside_the_replies_and_a_broken_one_ends_nothing(own
         may_read.set()
         adding.join()
         assert answers[0][0] == 200
-        monkeypatch.setattr(registry, "read_contents", lambda *_args: None)  # a kind of broken that nobody thought of
+        monkeypatch.setattr(registry, "read", lambda *_args: None)  # a kind of broken that nobody thought of
         assert post(served, {"name": "other", "path": "loud"})[0] == 500
         said(client.chat.completions.create(model="new", messages=user(HI), max_tokens=4))
 

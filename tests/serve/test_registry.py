@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lorasmith.adapters.folder import write_adapter
+from lorasmith.adapters.folder import AdapterFolder, write_adapter
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
@@ -14,7 +14,6 @@ from lorasmith.engine.request import Request
 from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.errors import AdapterError
 from lorasmith.loading.load import load_base
-from lorasmith.lora.fused.held import read_contents
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
 from lorasmith.serve.registry import offer, withdraw
@@ -27,7 +26,8 @@ def base_of() -> Base:
 
 
 def offer_folder(base: Base, name: str, folder: Path) -> None:
-    offer(base, name, read_contents(folder, base.dtype), name)
+    adapter = AdapterFolder.read(folder)
+    offer(base, name, adapter, adapter.contents(base.dtype))
 
 
 def test_lora_and_a_module_trained_whole_beside_it_exclude_each_other(tmp_path: Path) -> None:

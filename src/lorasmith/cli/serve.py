@@ -96,7 +96,7 @@ def show(manager: "RequestManager", discovery: "Discovery", port: int, screen: S
         (
             one.name,
             str(one.rank),
-            f"{one.facts['bytes'] / 1e6:.1f}",
+            f"{one.adapter.size / 1e6:.1f}",
             ", ".join(one.data) or "-",
             "-" if one.loss is None else f"{one.loss:.3f}",
             one.hash[:12],

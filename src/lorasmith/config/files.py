@@ -75,10 +75,21 @@ def read_json(path: Path, error: type[LorasmithError]) -> Any:
 
 def read_object(path: Path, error: type[LorasmithError]) -> dict[str, Any]:
     """The object in a file, which may hold nothing else. Raises `error`."""
-    found = read_json(path, error)
-    if not isinstance(found, dict):
-        raise error(_not_an_object(path, found))
-    return found
+    return _object(read_json(path, error), path, error)
+
+
+def parse_object(content: bytes, path: Path, error: type[LorasmithError]) -> dict[str, Any]:
+    """The object in the content of a file that was read from `path`. Raises `error`, as `read_object` does."""
+    try:
+        return _object(parse_json(content), path, error)
+    except Malformed as failure:
+        raise error(_not_json(path, failure)) from None
+
+
+def _object(value: Any, path: Path, error: type[LorasmithError]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise error(_not_an_object(path, value))
+    return value
 
 
 def read_objects(path: Path, error: type[LorasmithError]) -> list[dict[str, Any]]:

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lorasmith.config.files import read_object
+from lorasmith.config.files import parse_object
 from lorasmith.config.lora import LoraConfig, is_name
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
@@ -105,7 +106,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AdapterError(
             _("{folder} is not an adapter folder: it does not contain {name}.", folder=folder, name=CONFIG)
         )
-    raw = read_object(path, AdapterError)
+    return parse_config(path.read_bytes(), path)
+
+
+def parse_config(content: bytes, path: Path) -> dict[str, Any]:
+    """The content of an adapter_config.json, which was read from `path`. Raises AdapterError as `read_config` does."""
+    raw = parse_object(content, path, AdapterError)
     if raw.get("peft_type") != "LORA":
         raise AdapterError(_("{path}: peft_type is not LORA; only LoRA adapters can be loaded.", path=path))
     return raw
@@ -153,6 +159,11 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of an adapter folder, under PEFT's keys. Raises AdapterError; pickled weights are refused."""
+    return parse_weights(weights_file(folder).read_bytes(), folder / WEIGHTS)
+
+
+def weights_file(folder: Path) -> Path:
+    """Where the weights of an adapter folder are. Raises AdapterError where there are none, or a pickle."""
     path = folder / WEIGHTS
     if not path.is_file():
         hint = ""
@@ -162,10 +173,23 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
                 "safetensors with PEFT first."
             )
         raise AdapterError(_("{folder} does not contain {name}.", folder=folder, name=WEIGHTS) + hint)
+    return path
+
+
+def parse_weights(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that was read from `path`, in memory of their own. Raises AdapterError."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        return load_tensors(content)
     except SafetensorError as error:
+        raise AdapterError(_("{path}: not a valid safetensors file: {error}", path=path, error=error)) from None
+
+
+def weights_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a safetensors file, from its beginning alone. Raises AdapterError."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
         raise AdapterError(_("{path}: not a valid safetensors file: {error}", path=path, error=error)) from None
 
 
@@ -176,9 +200,16 @@ def load_adapter(model: PreTrainedModel, router: Router, folder: Path, name: str
         AdapterError: keys missing, unknown or of another shape (all listed), targets that this base does not have, or
             an adapter that changes nothing.
     """
-    config = lora_config(read_config(folder), folder / CONFIG)
-    tensors = read_weights(folder)
-    before = router.active
+    return put_adapter(
+        model, router, lora_config(read_config(folder), folder / CONFIG), read_weights(folder), folder, name
+    )
+
+
+def put_adapter(
+    model: PreTrainedModel, router: Router, config: LoraConfig, tensors: Mapping[str, Tensor], folder: Path, name: str
+) -> Adapter:
+    """The same with what was read from `folder`, which is named in errors."""
+    tensors, before = dict(tensors), router.active
     try:
         adapter = inject(model, config, router, name, strict=False)
     except ConfigError as error:
@@ -238,17 +269,11 @@ def _some(keys: list[str]) -> str:
 
 def useless(tensors: Mapping[str, Tensor]) -> list[str]:
     """Why these tensors of an adapter file can do nothing good, in words; empty where they can."""
-    odd = [
-        _(
-            "{key} holds {found}; the matrices of an adapter are floating-point numbers, such as float32.",
-            key=key,
-            found=str(tensor.dtype).removeprefix("torch."),
-        )
-        for key, tensor in tensors.items()
-        if not tensor.is_floating_point()
-    ]
-    if odd:
-        return odd
+    if odd := sorted(key for key, tensor in tensors.items() if not tensor.is_floating_point()):
+        found = str(tensors[odd[0]].dtype).removeprefix("torch.")
+        text = _("{key} holds {found}; an adapter's matrices hold floating-point numbers, such as float32.", key=odd[0],
+                 found=found)  # fmt: skip
+        return [text]
     broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
     if broken:
         return [_("{key} contains NaN or infinity: the training diverged, or the file is damaged.", key=broken[0])]

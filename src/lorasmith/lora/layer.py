@@ -307,8 +307,11 @@ class SavedModule(nn.Module):
     @property
     def sees_more_than_its_input(self) -> bool:
         """Whether it is called with more than one tensor of tokens, as attention and whole layers are."""
-        kinds = [p.kind for p in signature(self.original_module.forward).parameters.values()]
-        return len([kind for kind in kinds if kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]) > 1
+        kinds = type(self.original_module).__mro__  # a fast class takes anything and hands it on
+        forwards = [signature(kind.__dict__["forward"]).parameters for kind in kinds if "forward" in kind.__dict__]
+        several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        named = [[p for p in parameters.values() if p.kind not in several] for parameters in forwards]
+        return any(len(parameters) > 2 for parameters in named)  # itself, and its input
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Each token through the copy of its adapter. One tensor of ids [B, T] or states [B, T, I] can be parted.

@@ -90,7 +90,7 @@ def evaluate(
     forgotten = _evaluate_forgetting(session, forgetting_examples, seed, report)
     samples = _compare_answers(session, generation, report)
     scores = _compare_metrics(samples, generation, len(losses), seed)
-    names, folders = session.names, map(str, session.folders.values())
+    names, folders = session.names, [str(folder.path) for folder in session.folders.values()]
     return Evaluation(
         base=session.base.source,
         data=options.files or _held_out_files(config),
@@ -141,7 +141,7 @@ def _evaluate_losses(
                 _(
                     "{folder}: this adapter has no effect: on all {examples} examples its loss is bit-for-bit "
                     "equal to the base model's. Check that it was trained and that its lora_alpha is above 0.",
-                    folder=folder,
+                    folder=folder.path,
                     examples=len(examples),
                 )
             )

@@ -23,7 +23,7 @@ def leakage_warnings(session: Session, examples: Sequence[Example], report: Repo
     removed since.
     """
     for name, folder in session.folders.items():
-        trained_on = _training_examples(folder, session, _ProgressOnly(report))
+        trained_on = _training_examples(folder.path, session, _ProgressOnly(report))
         if leaked := leaked_sources(trained_on, examples):
             yield _(
                 "{name} was trained on {rows} of the evaluation data, so its results look better than they "

@@ -187,7 +187,7 @@ def model_body(manager: RequestManager, version: Version) -> dict[str, Any]:
         "parent": manager.registry.base_name,
         "hash": found.hash,
         "rank": found.rank,
-        "bytes": found.facts["bytes"],
+        "bytes": found.adapter.size,
         "data": found.data,
         "held_out_loss": found.loss,
         "effect": version.effect,

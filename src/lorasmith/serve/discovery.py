@@ -1,18 +1,17 @@
 """Which adapters a folder of runs holds, by their files alone; what cannot be served is told with its reason."""
 
-import hashlib
 import os
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lorasmith.adapters.folder import NAME, find_adapter
+from lorasmith.adapters.folder import NAME, AdapterFolder, find_adapter
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.files import CONFIG, WEIGHTS
-from lorasmith.runs.inspect import inspect_folder
+from lorasmith.lora.files import CONFIG, PEFT_DEFAULTS, WEIGHTS
+from lorasmith.runs.inspect import facts_of
 from lorasmith.training.files import CONFIG as RUN_CONFIG
 
 ALLOWED = re.compile(r"\w[\w.-]{0,99}")  # of a name, which is what requests say
@@ -20,12 +19,29 @@ ALLOWED = re.compile(r"\w[\w.-]{0,99}")  # of a name, which is what requests say
 
 @dataclass(frozen=True)
 class DiscoveredAdapter:
-    """An adapter on disk. `hash`: SHA-256 of its files' content; `facts`: see inspection.inspect_folder."""
+    """An adapter on disk under a name. `summary`: what its run came to; None where it is no run's."""
 
     name: str
-    folder: Path
-    hash: str
-    facts: dict[str, Any]
+    adapter: AdapterFolder
+    summary: dict[str, Any] | None
+
+    @property
+    def folder(self) -> Path:
+        """The adapter folder itself."""
+        return self.adapter.path
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of its files' content; empty before it was read."""
+        return self.adapter.hash
+
+    def whole(self) -> "DiscoveredAdapter":
+        """The same, read now: its tensors and its hash. Raises AdapterError."""
+        return replace(self, adapter=AdapterFolder.read(self.folder))
+
+    def without_tensors(self) -> "DiscoveredAdapter":
+        """The same, once its tensors wait for requests elsewhere."""
+        return replace(self, adapter=self.adapter.without_tensors())
 
     @property
     def internal(self) -> str:
@@ -35,17 +51,18 @@ class DiscoveredAdapter:
     @property
     def rank(self) -> int:
         """The largest rank of its modules."""
-        return int(max([self.facts["r"] or 0, *self.facts["rank_pattern"].values()]))
+        raw: dict[str, Any] = PEFT_DEFAULTS | dict(self.adapter.raw)
+        return int(max([raw["r"], *(raw.get("rank_pattern") or {}).values()]))
 
     @property
     def data(self) -> list[str]:
         """Names of the files that it learned from; none where another tool made it."""
-        return [Path(name).name for name in (self.facts["notes"] or {}).get("data", [])]
+        return [Path(name).name for name in self.adapter.notes.get("data", [])]
 
     @property
     def loss(self) -> float | None:
         """Held-out loss after the training, in nats a token."""
-        return (self.facts["summary"] or {}).get("loss_after")
+        return (self.summary or {}).get("loss_after")
 
 
 @dataclass(frozen=True)
@@ -75,20 +92,17 @@ def discover(paths: Sequence[Path]) -> Discovery:
 
 
 def describe(name: str, path: Path) -> DiscoveredAdapter:
-    """The adapter of a run or adapter folder, under this name. Raises AdapterError."""
-    facts = inspect_folder(path)
-    folder = Path(facts["folder"])
-    return DiscoveredAdapter(name, folder, content_hash(folder), facts)
+    """The adapter of a run or adapter folder, under this name, without what is in its weights. Raises AdapterError."""
+    return _found(name, path, AdapterFolder.glance(find_adapter(path)))
 
 
-def content_hash(folder: Path) -> str:
-    """SHA-256 over the files that decide what the adapter answers."""
-    total = hashlib.sha256()
-    for path in (folder / name for name in (CONFIG, WEIGHTS, NAME)):
-        if path.is_file():
-            with path.open("rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
+def read(name: str, place: Path) -> DiscoveredAdapter:
+    """The same with its tensors and its hash: each file is read once. Raises AdapterError."""
+    return _found(name, place, AdapterFolder.read(find_adapter(place)))
+
+
+def _found(name: str, place: Path, adapter: AdapterFolder) -> DiscoveredAdapter:
+    return DiscoveredAdapter(name, adapter, facts_of(adapter, place)["summary"])  # it raises where a value is wrong
 
 
 def inside(roots: Collection[Path], relative: str) -> Path:

@@ -8,20 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorasmith.adapters.folder import end_ids, template_for
+from lorasmith.adapters.folder import AdapterFolder, end_ids
 from lorasmith.config.values import closest
 from lorasmith.data.template.encoding import Template
 from lorasmith.engine.request import Request
 from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.files import load_adapter
-from lorasmith.lora.fused.held import Contents, held_weights, read_contents
+from lorasmith.lora.fused.held import Contents, held_weights
 from lorasmith.lora.inject import remove
+from lorasmith.lora.layer import SavedModule
 from lorasmith.lora.variant import flags_of
 from lorasmith.model.base import Base
 from lorasmith.model.decoder import unpacked
-from lorasmith.serve.discovery import ALLOWED, DiscoveredAdapter, describe, inside
+from lorasmith.serve.discovery import ALLOWED, DiscoveredAdapter, inside, read
 from lorasmith.serve.failure import Failure
 from lorasmith.serve.worker import Worker
 
@@ -82,7 +82,8 @@ class Registry:
         self._refuse_base(found.name)
         if found.name in self.versions or not ALLOWED.fullmatch(found.name):
             raise AdapterError(_("{name!r} cannot be the name of another adapter. Rename its folder.", name=found.name))
-        version = load(self.base, found, read_contents(found.folder, self.base.dtype))
+        whole = found.whole()
+        version = load(self.base, whole, whole.adapter.contents(self.base.dtype))
         self.versions[found.name] = version
         return version
 
@@ -97,13 +98,13 @@ class Registry:
             )
         self._refuse_base(name)
         async with self._changing:
-            found = await asyncio.to_thread(lambda: describe(name, inside(self.roots, path)))
+            found = await asyncio.to_thread(lambda: read(name, inside(self.roots, path)))
             before = self.versions.get(name)
             if before is not None and before.discovered is not None and before.discovered.hash == found.hash:
                 return before
             version = self._revived(found)
             if version is None:
-                contents = await asyncio.to_thread(read_contents, found.folder, self.base.dtype)
+                contents = await asyncio.to_thread(found.adapter.contents, self.base.dtype)
                 version = await worker.call(lambda: load(self.base, found, contents))
             self.versions[name] = version
             self._retire(before, worker)
@@ -149,8 +150,8 @@ def load(base: Base, found: DiscoveredAdapter, contents: Contents) -> Version:
 
     For the thread that owns the model.
     """
-    template = template_for(found.folder, base)
-    offer(base, found.internal, contents, found.hash)
+    template = found.adapter.template(base)
+    offer(base, found.internal, found.adapter, contents)
     try:
         effect = effect_of(base, found.internal)
         if not 0 < effect < float("inf"):
@@ -162,7 +163,7 @@ def load(base: Base, found: DiscoveredAdapter, contents: Contents) -> Version:
     except BaseException:
         withdraw(base, found.internal)
         raise
-    return Version(found.name, found.internal, template, found, effect)
+    return Version(found.name, found.internal, template, found.without_tensors(), effect)
 
 
 def effect_of(base: Base, adapter: str) -> float:
@@ -173,21 +174,29 @@ def effect_of(base: Base, adapter: str) -> float:
     return max(changes) if all(map(math.isfinite, changes)) else math.nan
 
 
-def offer(base: Base, internal_name: str, contents: Contents, version: str) -> None:
+def offer(base: Base, internal_name: str, adapter: AdapterFolder, contents: Contents) -> None:
     """Make the adapter one that requests can name. Raises AdapterError; the base is then as it was.
 
     It waits in memory until it is used; only one that changes embeddings, whole modules or other layers than those
-    that decode in groups gets modules in the model.
+    that decode in groups gets modules in the model. `contents`: those of `adapter` in the base's dtype.
     """
     decoder = base.decoding
     paths = decoder.bank.paths if decoder and decoder.bank else frozenset[str]()
-    weights = held_weights(base.model, contents, paths, version) if paths else None
+    weights = held_weights(base.model, contents, paths, adapter.hash) if paths else None
     if decoder and weights:
         decoder.held[internal_name] = weights
         return
     with unpacked(base):
-        base.adapters[internal_name] = load_adapter(base.model, base.router, contents.folder, internal_name)
+        adapter.put_on(base, internal_name)
         base.router.active = None
+    if blocks := _blocks(base, internal_name):
+        withdraw(base, internal_name)
+        text = _(
+            "{path}: the adapter trains it whole, and it looks at more than one token at a time, so it cannot share a "
+            "batch with other adapters. Merge the adapter into its base and serve that.",
+            path=blocks[0],
+        )
+        raise AdapterError(text)
     lost = decoder.lost() if decoder else []
     if lost and (flags := flags_of(contents.config)):
         withdraw(base, internal_name)
@@ -207,6 +216,13 @@ def offer(base: Base, internal_name: str, contents: Contents, version: str) -> N
             path=lost[0],
         )
         raise AdapterError(text)
+
+
+def _blocks(base: Base, name: str) -> list[str]:
+    """Modules that this adapter trains whole and that compute for one adapter only at a time, such as attention."""
+    saved = [path for paths in base.adapters[name].targets.saved.values() for path in paths]
+    modules = {path: base.model.get_submodule(path) for path in saved}
+    return [path for path, m in modules.items() if isinstance(m, SavedModule) and m.sees_more_than_its_input]
 
 
 def withdraw(base: Base, internal_name: str) -> None:

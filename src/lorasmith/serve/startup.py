@@ -33,7 +33,7 @@ def open_manager(
         raise AdapterError(
             *discovery.problems, _("no adapter can be served, and no base model is given. Give one with --model.")
         )
-    base = load_base(base_settings(first.folder if first else None, model, report), report)
+    base = load_base(base_settings(first.adapter if first else None, model, report), report)
     with enough_memory():
         cache = settings.cache_tokens or cache_tokens(base)
         engine = Engine(base, slots=settings.slots, cache_tokens=cache, prepack=True)

@@ -4,11 +4,9 @@ import json
 import shlex
 from pathlib import Path
 
-from lorasmith.adapters.folder import base_of
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import PACKAGED, cached_gguf, packaged_model
-from lorasmith.lora.files import read_config
 from lorasmith.report import Report
 from lorasmith.serve.discovery import DiscoveredAdapter, Discovery
 
@@ -30,10 +28,10 @@ def vllm_command(discovery: Discovery, model: str | None, report: Report) -> tup
         refused = vllm_refuses(found)
         problems += [_("vLLM cannot serve {name}: {reason}", name=found.name, reason=reason) for reason in refused]
         taken += [] if refused else [found]
-    base = model or next((base_of(found.folder) for found in taken), None)
+    base = model or next((found.adapter.base for found in taken), None)
     if base is None or not taken:
         raise AdapterError(*problems, _("no adapters are left that vLLM can serve."))
-    others = [found.name for found in taken if model is None and base_of(found.folder) != base]
+    others = [found.name for found in taken if model is None and found.adapter.base != base]
     told = [*problems]
     if others:
         text = _("{names}: trained on another base model than {base}; each base model needs its own command.",
@@ -41,7 +39,9 @@ def vllm_command(discovery: Discovery, model: str | None, report: Report) -> tup
         told.append(text)
         taken = [found for found in taken if found.name not in others]
     rank = next(rank for rank in RANKS if rank >= max(found.rank for found in taken))
-    patterned = [found.name for found in taken if found.facts["rank_pattern"] or found.facts["alpha_pattern"]]
+    patterned = [
+        found.name for found in taken if found.adapter.raw.get("rank_pattern") or found.adapter.raw.get("alpha_pattern")
+    ]
     if patterned:
         text = _("{names}: requires vLLM {version} or later; earlier versions ignore rank_pattern and alpha_pattern.",
                  names=", ".join(patterned), version=PATTERNS)  # fmt: skip
@@ -69,8 +69,7 @@ def _module(found: DiscoveredAdapter) -> str:
 
 def vllm_refuses(found: DiscoveredAdapter) -> list[str]:
     """Why vLLM does not load an adapter, or not on every base; empty where it serves it."""
-    raw = read_config(found.folder)
-    reasons = []
+    raw, reasons = found.adapter.raw, []
     if found.rank > RANKS[-1]:
         reasons.append(_("its rank {rank} is higher than the maximum of {most}", rank=found.rank, most=RANKS[-1]))
     if raw.get("modules_to_save"):
