@@ -35,7 +35,7 @@ def _english_and_not_plain() -> Iterator[None]:
 def _nothing_measured_yet(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run was measured at is kept for the next one; a test must not find that of another."""
     cache = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr("lorasmith.preflight.measured.cache_folder", lambda: cache)
+    monkeypatch.setattr("lorasmith.preflight.measurements.cache_folder", lambda: cache)
 
 
 @pytest.fixture

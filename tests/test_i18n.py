@@ -1,6 +1,7 @@
 """Both languages: who decides, a catalogue that is whole, and screens that are not half in the other language."""
 
 import argparse
+import ast
 import os
 import re
 import subprocess
@@ -12,9 +13,7 @@ from babel.messages.mofile import read_mo
 from tools import catalogue
 from tools.foreign import FOREIGN, PLURALS
 
-from lorasmith.i18n import VARIABLES, _, foreign, language, speaking
-from lorasmith.runs.plot import plot_loss
-from lorasmith.system.fonts import CHINESE, chinese_font
+from lorasmith.i18n import VARIABLES, _, counted, foreign, language, speaking
 
 HAN = re.compile(r"[\u4e00-\u9fff]")
 
@@ -52,6 +51,23 @@ def test_the_catalogue_is_whole():
     assert not [message.id for message in po if message.id and message.fuzzy]
     with catalogue.MO.open("rb") as file:
         assert catalogue.translations(read_mo(file)) == catalogue.translations(po), "python -m tools.catalogue"
+
+
+def test_a_text_within_another_call_is_found():
+    tree = ast.parse('_("a {b}", b=_("inner"))\n_(name)\nother("c")')
+    assert list(catalogue.texts(tree)) == ["a {b}", "inner"]
+
+
+def test_no_text_stands_in_an_f_string():
+    """Tools that read texts, ours and a translator's, pass over those."""
+    for path in catalogue.SOURCE.rglob("*.py"):
+        strings = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.JoinedStr)]
+        assert [text for one in strings for text in catalogue.texts(one)] == [], path
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (1234, "1,234 rows")])
+def test_one_is_not_many(count, wanted):
+    assert counted(count, _("1 row"), _("{count} rows")) == wanted
 
 
 def test_every_translation_fills_in_the_same_values():
@@ -107,7 +123,7 @@ def test_no_screen_of_the_command_line_is_half_in_english():
     helps = [line.split("\t")[1:] for line in done.stdout.splitlines() if line.startswith("help\t")]
     assert len(helps) > 100
     assert [one for one in helps if not HAN.search(one[2]) and one[1] != "['--device']"] == []
-    for words in ("usage", "options", "argument", "(default", "show this", "required", "error:", " or ", "must be"):
+    for words in ("usage", "options", "argument", "(default", "Show this", "required", "error:", " or ", "must be"):
         assert words not in re.sub(r"lorasmith \w+|--[\w-]+|[\w|]+=\w+", "", done.stdout + done.stderr), words
     problems = done.stderr.splitlines()
     assert len(problems) == 10
@@ -118,16 +134,3 @@ def test_every_sentence_of_argparse_that_a_verb_can_cause_is_ours_to_translate()
     source = Path(argparse.__file__).read_text("utf-8")
     for text in FOREIGN[: FOREIGN.index("unrecognized arguments: %s")]:
         assert text in source or "choose from" in text, text  # the installed Python still says it so
-
-
-def test_a_picture_has_only_words_that_it_can_draw(tmp_path, recwarn):
-    (tmp_path / "metrics.jsonl").write_text(
-        '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0, "held_out_loss": 2.5}\n', "utf-8"
-    )
-    with speaking("zh"):
-        plot_loss([tmp_path], tmp_path / "loss.png")
-        assert (tmp_path / "loss.png").stat().st_size
-        assert language() == "zh"
-    assert not [one for one in recwarn if "missing from" in str(one.message)]  # matplotlib: no such letter in the font
-    assert chinese_font({"DejaVu Sans", "SimHei", "Noto Sans CJK SC"}) == "Noto Sans CJK SC" == CHINESE[0]
-    assert chinese_font({"DejaVu Sans"}) is None

@@ -14,7 +14,7 @@ from lorasmith.adapters.folder import NAME
 from lorasmith.cli.main import main
 from lorasmith.errors import Interrupted
 from lorasmith.lora.files import CONFIG
-from lorasmith.training.checkpoint import STATE, TENSORS
+from lorasmith.training.files import STATE, TENSORS
 from tests.support.tiny import Watch, flags, rows_file, settings, trained
 
 Words = list[str]
@@ -110,13 +110,13 @@ def only_calls() -> Words:
 
 
 CASES: dict[str, tuple[Callable[[], Words], str]] = {
-    "no base named": (without_base, "done/adapter: it names no base model. Give one with --model."),
-    "rank 0 in a file": (rank_0, "adapter_config.json: r: 0 is not allowed: must be greater than 0"),
-    "half of a file": (without_a_key, "done/adapter/lorasmith.json: template.stop: it is missing."),
+    "no base named": (without_base, "done/adapter: the adapter does not name its base model. Specify it with --model."),
+    "rank 0 in a file": (rank_0, "adapter_config.json: r: invalid value 0: must be greater than 0"),
+    "half of a file": (without_a_key, "done/adapter/lorasmith.json: template.stop: required key is missing."),
     "name too long": (lambda: ["train", rows_file(Path("rows.jsonl")), "--output", "a" * 300], ": File name too long"),
     "two templates": (
         lambda: ["eval", "done", "other"],
-        "done and other were trained with different templates. Give each a call of its own.",
+        "done and other were trained with different templates. Load each of them separately.",
     ),
     "empty prompt": (
         lambda: ["generate", "done", " "],
@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Callable[[], Words], str]] = {
     ),
     "prompts not in UTF-8": (
         lambda: ["generate", "done", "--file", write("my.txt", b"hi\xff")],
-        "--file: my.txt: byte 2 is no UTF-8. Save it as UTF-8.",
+        "--file: my.txt: byte 2 is not valid UTF-8. Save the file as UTF-8.",
     ),
     "init into a folder": (
         lambda: ["init", rows_file(Path("rows.jsonl")), "--output", "done"],
@@ -132,11 +132,11 @@ CASES: dict[str, tuple[Callable[[], Words], str]] = {
     ),
     "picture nowhere": (
         lambda: ["plot", "done", "--output", "none/loss.png"],
-        "--output: none: there is no such folder. Make it first.",
+        "--output: the folder none does not exist. Create it first.",
     ),
     "metrics of another tool": (
         lambda: ["plot", str(Path(write("done/metrics.jsonl", '{"step": "a", "loss": 1}\n')).parent)],
-        "done/metrics.jsonl: not what a training writes there: invalid literal for int() with base 10: 'a'",
+        "done/metrics.jsonl: not a valid metrics file: invalid literal for int() with base 10: 'a'",
     ),
     "empty name": (lambda: toml("[lora]\ntarget_modules = ['q_proj', '']"), "lora.target_modules: a name is empty"),
     "rank 0 for some": (
@@ -145,15 +145,15 @@ CASES: dict[str, tuple[Callable[[], Words], str]] = {
     ),
     "empty sample": (
         lambda: toml("[training]\nsamples = ['hi', ' ']"),
-        "training.samples: prompt 2 is empty; write one or leave it out",
+        "training.samples: prompt 2 is empty; write a prompt or remove it",
     ),
     "metric in no Python file": (
         lambda: ["eval", "done", "--generate", "1", "--metric", write("my.txt", "") + ":score"],
-        "--metric my.txt:score: my.txt is no Python file: its name must end in .py",
+        "--metric my.txt:score: my.txt is not a Python file; its name must end in .py",
     ),
     "nested too deeply": (
         lambda: ["train", write("deep.jsonl", '{"prompt": "a", "completion": "b"}\n' + "[" * 10**5), *TRAIN],
-        "data.data: deep.jsonl line 2: the JSON is nested too deeply to be parsed.",
+        "data.data: deep.jsonl line 2: not valid JSON: nested too deeply.",
     ),
     "folder that datasets cannot read": (
         lambda: ["train", str(Path(write("done/state.json", "{}")).parent), *TRAIN],
@@ -161,15 +161,14 @@ CASES: dict[str, tuple[Callable[[], Words], str]] = {
     ),
     "calls that nobody shows": (
         only_calls,
-        "calls.jsonl line 1: message 2 (assistant) only calls tools, and this template does not show such calls, so "
-        "the model would learn to say nothing. Use a template that knows tools, or drop the row.",
+        "calls.jsonl line 1: the template does not show 'tool_calls', so the model would never see them. Use a ",
     ),
     "checkpoint of another version": (
         of_another_version,
-        "state.json: written by another version (0); this one reads 1.",
+        "state.json: written by another version (0); this version of lorasmith reads 1, 2.",
     ),
-    "checkpoint with half of its state": (without_its_step, "state.json: not readable: "),
-    "checkpoint of another size": (of_another_size, "its adapter has another size than this configuration's."),
+    "checkpoint with half of its state": (without_its_step, "state.json: cannot be read: "),
+    "checkpoint of another size": (of_another_size, "the saved adapter does not have the size of the configured one."),
 }
 
 

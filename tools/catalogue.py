@@ -7,12 +7,13 @@ Exit code 1 while something is missing. Translate in the .po, then run it again;
 installing needs no build step.
 """
 
+import ast
 import string
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from babel.messages.catalog import Catalog
-from babel.messages.extract import extract_from_dir
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
@@ -27,10 +28,9 @@ MO = PO.with_suffix(".mo")
 def found() -> Catalog:
     """Every text of the package with the files it stands in, and what Python says in our screens."""
     template = Catalog(locale="zh", project="lorasmith", version="", charset="utf-8", fuzzy=False)
-    for file, _line, text, _comments, _context in extract_from_dir(
-        SOURCE, [("**.py", "python")], keywords={"_": None}, comment_tags=()
-    ):
-        template.add(text, locations=[(f"src/lorasmith/{file}", 1)])
+    for path in sorted(SOURCE.rglob("*.py")):
+        for text in texts(ast.parse(path.read_text("utf-8"))):
+            template.add(text, locations=[(path.relative_to(ROOT).as_posix(), 1)])
     for text in (*FOREIGN, *PLURALS):
         template.add(text, locations=[("tools/foreign.py", 1)])
     for message in template:
@@ -38,6 +38,15 @@ def found() -> Catalog:
             message.flags.discard("python-format")  # {name}, not %s, and those of argparse are compared by our test
             message.locations = sorted(set(message.locations))
     return template
+
+
+def texts(tree: ast.AST) -> Iterator[str]:
+    """What stands in `_("...")`, in another such call or in an f-string, too: babel's own reader passes over those."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    for call in sorted(calls, key=lambda call: (call.lineno, call.col_offset)):
+        match call:
+            case ast.Call(func=ast.Name(id="_"), args=[ast.Constant(value=str(text)), *_]):
+                yield text
 
 
 def read() -> Catalog:

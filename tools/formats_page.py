@@ -13,12 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lorasmith.cli.checked import row_text
+from lorasmith.cli.check_result import row_text
 from lorasmith.data.read.files import look
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import DataError
 from lorasmith.i18n import speaking
-from lorasmith.preflight.rows import pieces_of
+from lorasmith.preflight.rows import text_spans
 from tools.format_files import MADE, shown
 from tools.pages import block, code, notes, places, table, write
 from tools.tiny_run import private_cache, tiny_run, tokenizer
@@ -62,7 +62,7 @@ def _row(one: dict[str, Any], language: str, tools: str) -> list[str]:
     template = Template.of(made, one.get("template", "chatml"))
     (record,) = look("rows.jsonl", renamed=one.get("map", {})).records
     texts = [
-        row_text(pieces_of(example, made, template.stop_ids), marked=True, whole=True).plain
+        row_text(text_spans(example, made, template.stop_ids), marked=True, whole=True).plain
         for example in template.encode_row(template.conversation(record))
     ]
     lines = [f"### {one[language]}", "", one[f"about_{language}"], "", *block("json", one["text"].lstrip("\n"))]

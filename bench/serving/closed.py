@@ -17,7 +17,7 @@ import torch
 from bench.serving.llamacpp import KINDS, LlamaCpp, about, why_not
 from bench.serving.peers import Peers, generate_batch
 from bench.state import say
-from lorasmith.adapters.folder import end_ids
+from lorasmith.adapters.folder import AdapterFolder, end_ids
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.data.rows.conversation import Message
@@ -25,8 +25,7 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Request
 from lorasmith.loading.load import load_base
-from lorasmith.lora.fused.held import read_contents
-from lorasmith.serve.adapters import offer
+from lorasmith.serve.registry import offer
 
 REQUESTS, NEW, ADAPTERS = 16, 32, 8
 ALIKE = 0.8  # of llama.cpp's tokens, the least that transformers must choose too
@@ -46,7 +45,8 @@ class Ours:
         self.engine = Engine(self.base, slots=REQUESTS, prepack=True)
         before, start = resident(), time.perf_counter()
         for folder in folders:
-            offer(self.base, folder.name, read_contents(folder, self.base.dtype), folder.name)
+            adapter = AdapterFolder.read(folder)
+            offer(self.base, folder.name, adapter, adapter.contents(self.base.dtype))
         size = sum((folder / "adapter_model.safetensors").stat().st_size for folder in folders)
         self.registered = {
             "adapters": len(folders),

@@ -25,14 +25,14 @@ from lorasmith.data.dataset.prepare import prepare
 from lorasmith.data.rows.conversation import Message
 from lorasmith.data.template.encoding import Template
 from lorasmith.demo.run import MODEL, demo_config, demo_files
-from lorasmith.evaluation.loss import compare, held_out
+from lorasmith.evaluation.loss import compare, evaluate_loss
 from lorasmith.loading.gguf import packaged_model
 from lorasmith.loading.load import load_tokenizer
 from lorasmith.model.row import IGNORED, Example, Row, flatten
 from lorasmith.report import Report
 from lorasmith.runs.train import train
 from lorasmith.training.history import read_losses
-from lorasmith.training.run_folder import read_summary
+from lorasmith.training.summary import read_summary
 
 HERE, STEPS = Path(__file__).parent, 20
 RUNS: dict[str, dict[str, Any]] = {
@@ -198,7 +198,7 @@ def draw_rows(folder: Path) -> None:
     session = open_adapters([folder])
     config = load_config(folder / "config.toml", {})
     examples: Sequence[Example] = prepare(config.data, session.template, None).held_out
-    base, adapted = (held_out(session.base, examples, name) for name in (None, session.names[0]))
+    base, adapted = (evaluate_loss(session.base, examples, name) for name in (None, session.names[0]))
     print(compare(base, adapted), "; better:", int((adapted.losses < base.losses).sum()), "of", len(examples))
     before, after = (one.losses / one.weights for one in (base, adapted))
     made, axes = figure(5.6, 4.8)

@@ -13,7 +13,8 @@ from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 from lorasmith.report import Report
 from lorasmith.runs import train as run
-from lorasmith.training.run_folder import Summary, resumed_config
+from lorasmith.training.run_folder import resumed_config
+from lorasmith.training.summary import Summary
 
 
 def train(

@@ -42,6 +42,11 @@ def listed(words: Iterable[str]) -> str:
     return _(", ").join(words)
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """`one` for a single thing, else `many` with its {count}: counted(n, _("1 row"), _("{count} rows"))."""
+    return one if count == 1 else many.format(count=f"{count:,}")
+
+
 def language() -> str:
     """`zh` for every Chinese locale (zh, zh_CN.UTF-8, zh-Hans), `en` for all else."""
     if spoken := _spoken.get():

@@ -7,7 +7,7 @@ from lorasmith.config.toml import load_config
 from lorasmith.data.rows.conversation import Message
 from lorasmith.errors import RunError
 from lorasmith.runs.evaluate import evaluate
-from lorasmith.training.run_folder import CONFIG
+from lorasmith.training.files import CONFIG
 from tests.support.tiny import trained
 
 JINJA = (

@@ -1,6 +1,7 @@
 """Merging: plain transformers must give the adapter's logits, and a merge that does not is never written."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -21,8 +22,10 @@ from lorasmith.config.model import ModelConfig
 from lorasmith.data.rows.conversation import Message
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError, ModelError, RunError
-from lorasmith.loading.load import load_base
+from lorasmith.loading.load import load_base, load_tokenizer
 from lorasmith.lora.inject import inject
+from lorasmith.model.identity import identity
+from lorasmith.system.locking import locked
 from tests.support.families import distance, embedding, logits_of, stir
 from tests.support.tiny import CHATML, Watch, model_folder
 
@@ -160,7 +163,11 @@ def test_a_wrong_merge_is_not_written(tmp_path, monkeypatch, wrong, dtype):
     run = adapter_of(model_folder(), tmp_path / "adapter")
     right = export.merged_weights
     monkeypatch.setattr(export, "merged_weights", lambda *given: wrong(right(*given)))
-    with pytest.raises(AdapterError, match=r"merged: not written: \w+: logits within \S+ of the adapter's") as caught:
+    with pytest.raises(
+        AdapterError,
+        match=r"merged: not written, because the merged model does not match the adapter: \w+: relative logit "
+        r"error \S+ ",
+    ) as caught:
         merge_run(run, tmp_path / "merged", ModelConfig(dtype=dtype))
     assert ("--dtype float32" in str(caught.value)) is (dtype == "bfloat16")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
@@ -168,7 +175,7 @@ def test_a_wrong_merge_is_not_written(tmp_path, monkeypatch, wrong, dtype):
 
 def test_what_was_there_stays_when_the_merge_is_wrong(tmp_path, monkeypatch):
     run = adapter_of(model_folder(), tmp_path / "adapter")
-    shutil.copytree(model_folder("llama", 1), tmp_path / "merged")
+    merge_run(run, tmp_path / "merged", FLOAT32)
     before = (tmp_path / "merged" / "model.safetensors").read_bytes()
     monkeypatch.setattr(export, "merged_weights", lambda *_given: {})
     with pytest.raises(AdapterError):
@@ -292,7 +299,7 @@ def test_a_model_with_code_of_its_own(tmp_path, monkeypatch):
     trusted = ModelConfig(trust_remote_code=True, dtype="float32")
     adapter = adapter_of(model_folder(), tmp_path / "adapter")
     about = json.loads((adapter / "lorasmith.json").read_text())
-    about["base"] = {"model": str(base), "identity": {}}
+    about["base"] = {"model": str(base), "identity": identity(base, load_tokenizer(model_folder()))}
     (adapter / "lorasmith.json").write_text(json.dumps(about))
     with pytest.raises(ModelError, match="--trust-remote-code"):
         merge_run(adapter, tmp_path / "merged", FLOAT32)
@@ -311,7 +318,7 @@ def test_what_is_there_is_not_replaced_without_being_asked(tmp_path):
     out.mkdir()
     merge_run(run, out, FLOAT32)  # an empty folder is as good as none
     before = (out / "model.safetensors").read_bytes()
-    with pytest.raises(RunError, match=r"exists already\. Choose another --output, or replace it with --overwrite"):
+    with pytest.raises(RunError, match=r"already exists\. Choose another --output, or replace it with --overwrite"):
         merge_run(run, out, FLOAT32)
     other = adapter_of(model_folder(), tmp_path / "other", seed=2)
     merge_run(other, out, FLOAT32, overwrite=True)
@@ -324,7 +331,10 @@ def test_overwrite_leaves_alone_what_is_no_model(tmp_path):
     papers = tmp_path / "papers"
     papers.mkdir()
     (papers / "thesis.txt").write_text("years of work")
-    for there, why in ((papers, "is no model folder"), (papers / "thesis.txt", "is a file, not a folder")):
+    for there, why in (
+        (papers, "was not written by `lorasmith merge`"),
+        (papers / "thesis.txt", "is a file, not a folder"),
+    ):
         with pytest.raises(RunError, match=why):
             merge_run(run, there, FLOAT32, overwrite=True)
     assert (papers / "thesis.txt").read_text() == "years of work"
@@ -332,24 +342,64 @@ def test_overwrite_leaves_alone_what_is_no_model(tmp_path):
 
 def test_overwrite_leaves_alone_what_is_being_merged(tmp_path, monkeypatch):
     base = tmp_path / "base"
-    shutil.copytree(model_folder(), base)
-    run = adapter_of(base, base / "adapter")
+    merge_run(adapter_of(model_folder(), tmp_path / "first"), base, FLOAT32)
+    run = adapter_of(base, tmp_path / "adapter")
     (tmp_path / "link").symlink_to(base)
     monkeypatch.chdir(base)
     before = (base / "model.safetensors").read_bytes()
     for there in (base, tmp_path / "link", ".", "../base"):
-        with pytest.raises(RunError, match="what is to be merged lies there"):
+        with pytest.raises(RunError, match="contains files that are needed for the merge"):
             merge_run(run, there, FLOAT32, overwrite=True)
-    shutil.copytree(model_folder("llama", 1), tmp_path / "outer")
-    shutil.move(base / "adapter", tmp_path / "outer" / "adapter")
-    with pytest.raises(RunError, match="what is to be merged lies there"):
-        merge_run(tmp_path / "outer" / "adapter", tmp_path / "outer", FLOAT32, overwrite=True)
+    shutil.move(tmp_path / "adapter", base / "adapter")
+    with pytest.raises(RunError, match="base contains adapter, which lorasmith did not write"):
+        merge_run(base / "adapter", base, FLOAT32, overwrite=True)
     assert (base / "model.safetensors").read_bytes() == before
+
+
+def test_overwrite_leaves_alone_what_looks_like_a_model_and_what_holds_more_than_one(tmp_path):
+    run = adapter_of(model_folder(), tmp_path / "adapter")
+    site = tmp_path / "mysite"
+    site.mkdir()
+    (site / "config.json").write_text("{}")
+    (site / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunError, match="mysite was not written by `lorasmith merge`"):
+        merge_run(run, site, FLOAT32, overwrite=True)
+    assert (site / "thesis.txt").read_text() == "years of work"
+    out = tmp_path / "merged"
+    merge_run(run, out, FLOAT32)
+    (out / "README.md").write_text("my notes")
+    (out / ".git").mkdir()
+    (out / "elsewhere").symlink_to(site)
+    with pytest.raises(RunError, match=r"merged contains \.git, README\.md, elsewhere, which lorasmith did not"):
+        merge_run(run, out, FLOAT32, overwrite=True)
+    assert (out / "README.md").read_text() == "my notes"
+
+
+def test_a_merge_that_was_killed_between_two_renames_lost_nothing(tmp_path):
+    """The old folder had given its name away, and the new one had not got it yet."""
+    run, out = adapter_of(model_folder(), tmp_path / "adapter"), tmp_path / "merged"
+    merge_run(run, out, FLOAT32)
+    before = (out / "model.safetensors").read_bytes()
+    out.rename(tmp_path / ".merged.lorasmith-old")
+    shutil.copytree(model_folder(), tmp_path / ".merged.lorasmith-new-abcd1234")
+    with pytest.raises(RunError, match="exists already"):
+        merge_run(run, out, FLOAT32)
+    assert (out / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged"]
+
+
+def test_two_merges_into_one_folder(tmp_path):
+    run, out = adapter_of(model_folder(), tmp_path / "adapter"), tmp_path / "merged"
+    with locked(tmp_path / ".merged.lorasmith-lock", out):
+        for overwrite in (False, True):
+            with pytest.raises(RunError, match=rf"merged is in use by process {os.getpid()}\."):
+                merge_run(run, out, FLOAT32, overwrite=overwrite)
+    assert merge_run(run, out, FLOAT32).holds
 
 
 def test_a_folder_behind_a_link_is_replaced_and_the_link_stays(tmp_path):
     run = adapter_of(model_folder(), tmp_path / "adapter")
-    shutil.copytree(model_folder("llama", 1), tmp_path / "disk" / "old")
+    merge_run(adapter_of(model_folder(), tmp_path / "other", seed=2), tmp_path / "disk" / "old", FLOAT32)
     (tmp_path / "merged").symlink_to(tmp_path / "disk" / "old")
     merge_run(run, tmp_path / "merged", FLOAT32, overwrite=True)
     assert (tmp_path / "merged").is_symlink()
@@ -383,7 +433,7 @@ def test_equal_logits_are_certified():
     found = certified(EXACT)
     assert (found.error, found.limit, found.agreeing, found.positions) == (0, FLOAT32_LIMIT, 3, 3)
     assert found.holds
-    assert "float32: logits within 0.0e+00 of the adapter's (allowed 1.0e-04)" in str(found)
+    assert "float32: relative logit error 0.0e+00 (limit 1.0e-04)" in str(found)
     assert "the same at 3 of 3 positions" in str(found)
 
 

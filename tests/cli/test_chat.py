@@ -65,7 +65,7 @@ def test_system_text_stands_first_and_outlives_a_reset(monkeypatch):
     echo = Echo()
     said = talk(monkeypatch, ["hi", "/reset", "ho"], echo, system="be kind")
     assert [asked for _who, asked in echo.asked] == [["be kind", "hi"], ["be kind", "ho"]]
-    assert "anew" in said
+    assert "Conversation cleared." in said
 
 
 def test_switching_keeps_the_conversation(monkeypatch):
@@ -73,16 +73,16 @@ def test_switching_keeps_the_conversation(monkeypatch):
     said = talk(monkeypatch, ["hi", "/adapter calm", "ho", "/base", "/again"], echo)
     assert [who for who, _asked in echo.asked] == ["loud", "calm", None]
     assert echo.asked[2][1] == echo.asked[1][1] == ["hi", "loud 1 ", "ho"]
-    assert "Now talking to calm." in said
-    assert "Now talking to the base." in said
+    assert "Now chatting with calm." in said
+    assert "Now chatting with the base model." in said
 
 
 def test_commands_that_go_wrong_say_what_there_is(monkeypatch):
     echo = Echo()
     said = talk(monkeypatch, ["/adapter", "/adapter lout", "/bass", "/again", "/help", "//x"], echo)
-    assert "The adapters are: loud, calm.\n" in said
+    assert "Available adapters: loud, calm.\n" in said
     assert "Did you mean 'loud'?" in said
-    assert "/bass is no command. Did you mean '/base'?" in said
+    assert "Unknown command /bass. Did you mean '/base'?" in said
     assert "There is no message to answer again yet." in said
     assert all(command in said for command in COMMANDS)
     assert [asked for _who, asked in echo.asked] == [["/x"]]
@@ -145,7 +145,7 @@ def test_a_model_at_a_terminal(talkers: tuple[Path, Path]):
     os.close(theirs)
     try:
         terminal = Terminal(ours)
-        terminal.wait(r"Talking to loud\..*?\n> ")
+        terminal.wait(r"Chatting with loud\..*?\n> ")
         terminal.write("hi\r")
         terminal.wait(r"hi\r\n.{3}")  # the reply has begun; nothing but Ctrl-C ends it
         terminal.write("\x03")
@@ -156,7 +156,7 @@ def test_a_model_at_a_terminal(talkers: tuple[Path, Path]):
         terminal.write("\x03")
         terminal.wait(r"\n> ")
         terminal.write("/base\r")
-        terminal.wait(r"Now talking to the base.*?\n> ")
+        terminal.wait(r"Now chatting with the base model.*?\n> ")
         terminal.write("\x04")
         assert process.wait(20) == 0
     finally:

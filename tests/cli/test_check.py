@@ -1,26 +1,17 @@
 """lorasmith check: what it says is what a training then does, and what would go wrong is said before it starts."""
 
-import io
-import itertools
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from lorasmith.cli.checked import show
 from lorasmith.cli.main import main
-from lorasmith.config.toml import Config, load_config
-from lorasmith.data.template.encoding import Template
+from lorasmith.config.toml import load_config
 from lorasmith.errors import LorasmithError
-from lorasmith.model.row import IGNORED
-from lorasmith.preflight import check as check_module
-from lorasmith.preflight.check import Checked, check
-from lorasmith.preflight.lengths import histogram
-from lorasmith.preflight.rows import pieces_of
-from tests.support.tiny import Watch, flags, model_folder, row, rows_file, settings, tokenizer, trained
+from lorasmith.preflight.check import check
+from tests.support.checks import config
+from tests.support.tiny import Watch, flags, row, rows_file, settings, trained
 
 Capture = pytest.CaptureFixture[str]
 
@@ -30,22 +21,36 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> str:
     return rows_file(tmp_path_factory.mktemp("check") / "rows.jsonl")
 
 
-def config(files: str, **changes: Any) -> Config:
-    values: dict[str, Any] = {"data": {"data": [files]}}
-    sections = {"model": "model", "dtype": "model", "held_out": "data", "max_length": "data", "too_long": "data"}
-    sections |= {"target_modules": "lora", "output": ""}
-    for name, value in settings(**changes).items():
-        section = sections.get(name, "training")
-        (values.setdefault(section, {}) if section else values)[name] = value
-    return load_config(None, values)
-
-
 def found(capsys: Capture, files: str, **changes: Any) -> dict[str, Any]:
     code = main(["check", files, *flags(settings(**changes)), "--json"])
     (line,) = capsys.readouterr().out.splitlines()
     result: dict[str, Any] = json.loads(line)
     assert code == (2 if result["problems"] else 0)
     return result
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_steps": 10**12}, "training.max_steps: invalid value '1000000000000': must be at most 999999"),
+        ({"max_steps": None, "epochs": 1e300}, "training.epochs: invalid value '1e+300': must be at most 999999"),
+        ({"max_steps": None, "epochs": 999_999, "batch_size": 1}, "training.epochs: 999999 passes are 8,999,991 steps"),
+        ({"r": 10**12}, "lora.r: invalid value '1000000000000': must be at most 1000000"),
+        ({"r": 10**6}, "would have rank 1000000, and the layers of this model can have 32 at most"),
+        ({"lora_alpha": 1e300}, "lora.lora_alpha: invalid value '1e+300': must be at most 1000000"),
+    ],
+)
+def test_numbers_beyond_all_sense_are_refused_at_once(files, capsys, given, said):
+    options = {name: value for name, value in settings(**given).items() if value is not None}
+    assert main(["check", files, *flags(options)]) == 2
+    assert said in "".join(capsys.readouterr())
+
+
+def test_it_ends_at_once_for_the_longest_run_there_is(files):
+    found = check(config(files, max_steps=999_999, eval_every=7, save_every=5))
+    assert found.facts is not None
+    assert found.facts.steps == 999_999
+    assert min(found.facts.expected.seconds.values()) > 0
 
 
 def test_what_it_says_is_what_a_training_then_does(tmp_path, capsys):
@@ -72,16 +77,6 @@ def test_it_writes_nothing_but_what_it_was_asked_for(tmp_path, files, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["seen.html"]
 
 
-def test_a_dry_step_only_where_nothing_was_measured(tmp_path, files, monkeypatch):
-    assert check(config(files)).facts.expected.by == "dry step"
-    monkeypatch.setattr(check_module, "dry_run", lambda *_args: pytest.fail("measured again"))
-    again = check(config(files, learning_rate=1e-3))
-    assert again.facts.expected.by == "dry step"
-    for change in ({"batch_size": 3}, {"target_modules": ["q_proj"]}, {"held_out": 2}):
-        with pytest.raises(pytest.fail.Exception, match="measured again"):
-            check(config(files, **change))
-
-
 def test_the_problems_of_all_parts_come_together(tmp_path, capsys):
     lines = [json.dumps(row(0)), '{"instruction": "x"}', json.dumps(row(1)), "{broken", json.dumps({"instrction": "x"})]
     files = tmp_path / "bad.jsonl"
@@ -91,9 +86,16 @@ def test_the_problems_of_all_parts_come_together(tmp_path, capsys):
     wrong = flags(settings(output=str(tmp_path / "used")))
     assert main(["check", str(files), *wrong, "--target-modules", "q_porj", "k_proj"]) == 2
     text = " ".join(capsys.readouterr().out.split())
-    for part in ("line 2", "line 4", "line 5", "'q_porj' matches no module", "Did you mean 'q_proj'", "used is no run"):
-        assert part in text or "exists already" in text, part
-    assert "problems: mend them first" in text
+    for part in (
+        "line 2",
+        "line 4",
+        "line 5",
+        "'q_porj' matches no module",
+        "Did you mean 'q_proj'",
+        "used already exists",
+    ):
+        assert part in text, part
+    assert "problems found; fix them first" in text
     with pytest.raises(LorasmithError) as raised:  # a training refuses with the same sentences
         trained_on(files, tmp_path, target_modules=["q_porj", "k_proj"])
     assert all(" ".join(problem.split()) in text for problem in raised.value.problems)
@@ -115,14 +117,14 @@ def test_without_a_base_the_files_are_looked_at_all_the_same(tmp_path, capsys):
 
 def test_cut_rows_are_warned_of_and_shown_without_their_stop(files, capsys):
     result = found(capsys, files, max_length=60, too_long="truncate")
-    assert any("cut at 60 tokens; answer tokens lost" in text for text in result["warnings"])
+    assert any("to 60 tokens; answer tokens lost" in text for text in result["warnings"])
     assert [row["stops"] for row in result["rows"]].count(False) >= 1
     assert result["lengths"][-1]["cut"] > 0
     assert sum(bar["rows"] for bar in result["lengths"]) == result["facts"]["examples"]
     assert main(["check", files, *flags(settings(max_length=60, too_long="truncate")), "--plain"]) == 0
     out = capsys.readouterr().out
     assert "it does NOT end with a stop token, because it was truncated" in out
-    assert "of them cut at 60" in out
+    assert "of them truncated at 60" in out
     assert "█" not in out
 
 
@@ -131,21 +133,15 @@ def test_rows_that_are_all_cut_would_never_teach_to_stop(tmp_path, capsys):
     long = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "No. " * 60}]}
     files.write_text("".join(json.dumps(long) + "\n" for _i in range(8)), "utf-8")
     (problem,) = found(capsys, str(files), max_length=40, too_long="truncate")["problems"]
-    assert "every row is cut before its stop token" in problem
+    assert "every row is truncated before its stop token" in problem
 
 
 def test_a_training_that_could_learn_nothing_is_refused_before_it_starts(tmp_path, capsys, files):
     (problem,) = found(capsys, files, max_steps=1, warmup=1)["problems"]
-    assert "the learning rate is 0 in every one of the 1 steps" in problem
-    with pytest.raises(LorasmithError, match="the learning rate is 0 in every one"):
+    assert "the learning rate is 0 at every step (1 step)" in problem
+    with pytest.raises(LorasmithError, match="the learning rate is 0 at every step"):
         trained(tmp_path / "run", max_steps=1, warmup=1)
     assert not (tmp_path / "run").exists()
-
-
-def test_a_warm_up_longer_than_the_run_is_a_warning(files, capsys):
-    result = found(capsys, files, warmup=10)
-    assert any("the learning rate never reaches its highest value" in text for text in result["warnings"])
-    assert result["problems"] == []
 
 
 def test_one_pass_over_few_rows_is_warned_of_with_flags_that_end_the_warning(files):
@@ -155,98 +151,15 @@ def test_one_pass_over_few_rows_is_warned_of_with_flags_that_end_the_warning(fil
             "data": {"data": [files], "held_out": words.pop("held_out")},
             "model": {key: words.pop(key) for key in ("model", "dtype")}, "training": words,
         })  # fmt: skip
-        return [text for text in check(loaded).warnings if "few rows" in text]
+        return [text for text in check(loaded).warnings if "the data is small" in text]
 
     unset = ["learning_rate"]
     (text,) = about_passes({})
-    assert "(3 steps)" in text
-    assert "--epochs 8 --learning-rate 0.001 teaches more" in text
+    assert "one epoch (3 steps)" in text
+    assert "Try --epochs 8 --learning-rate 0.001;" in text
     assert about_passes({"epochs": 8}) == []
     unset.clear()
-    assert "--epochs 8 teaches more" in about_passes({})[0]  # a rate that was asked for stays
-
-
-def test_layers_without_an_adapter_are_named(files):
-    facts = check(config(files, target_modules=["q_proj"])).facts
-    kinds = {path.rpartition(".")[2] for path in facts.without_adapter}
-    assert kinds == {"k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
-    assert all(path.endswith("q_proj") for path in facts.targets["q_proj"])
-    assert check(config(files, target_modules="all-linear")).facts.without_adapter == ["lm_head"]
-
-
-@pytest.mark.parametrize("family", ["llama", "bloom"])
-def test_pieces_are_the_row_and_say_what_is_learned(family):
-    """Laid end to end they are the text; the learned ones are the targets."""
-    template = Template.of(tokenizer(family))
-    for i in range(10):
-        (example,) = template.encode_all([*_messages(i), *_messages(i + 1)])
-        pieces = pieces_of(example, template.tokenizer, template.stop_ids)
-        text = template.tokenizer.decode(example.ids, clean_up_tokenization_spaces=False)
-        assert "".join(piece.text for piece in pieces) == text
-        learned = "".join(piece.text for piece in pieces if piece.kind != "read")
-        targets = [target for target in example.targets if target != IGNORED]
-        assert learned == template.tokenizer.decode(targets, clean_up_tokenization_spaces=False)
-        assert [piece.kind for piece in pieces].count("stop") == 2
-
-
-def _messages(i: int) -> list[Any]:
-    from lorasmith.data.rows.conversation import Message
-
-    return [Message(m["role"], m["content"]) for m in row(i)["messages"]]
-
-
-def test_every_row_stands_in_one_bar():
-    template = Template.of(tokenizer("llama"))
-    examples = [template.encode_all(_messages(i))[0] for i in range(40)]
-    bars = histogram(examples, template.stop_ids)
-    assert 2 <= len(bars) <= 10
-    assert sum(bar.rows for bar in bars) == 40
-    assert all(bar.cut == 0 for bar in bars)
-    assert all(a.high + 1 == b.low for a, b in itertools.pairwise(bars))
-
-
-@pytest.fixture(scope="module")
-def checked(files: str, tmp_path_factory: pytest.TempPathFactory) -> Checked:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return check(config(files))
-
-
-@pytest.mark.parametrize("width", [80, 120])
-def test_in_colour_or_between_marks(checked, width, monkeypatch):
-    def screen(**options: Any) -> str:
-        file = io.StringIO()
-        show(checked, Console(file=file, width=width, **options))
-        return file.getvalue()
-
-    colour = screen(force_terminal=True, color_system="standard")
-    monkeypatch.setenv("NO_COLOR", "1")
-    marks = [screen(force_terminal=True, color_system="standard"), screen()]
-    assert "\x1b[32m" in colour
-    assert "[[" not in colour
-    assert all(len(re.sub(r"\x1b\[\d+m", "", line)) <= width for line in marks[0].splitlines())
-    for text in marks:
-        assert "\x1b[32m" not in text
-        assert "<|im_end|>]]" in text
-        assert text.rstrip().removesuffix("\x1b[0m").endswith("ready to train")
-
-
-def test_the_page_is_one_file_and_escapes_what_is_in_the_rows(tmp_path, capsys):
-    evil = {"messages": [{"role": "user", "content": "<script>x</script>"}, {"role": "assistant", "content": "a & b"}]}
-    files = tmp_path / "rows.jsonl"
-    files.write_text("".join(json.dumps(r) + "\n" for r in [evil, *map(row, range(9))]), "utf-8")
-    page = tmp_path / "seen.html"
-    assert main(["check", str(files), *flags(settings(held_out=0)), "--html", str(page)]) == 0
-    text = page.read_text("utf-8")
-    assert "<script" not in text
-    assert "&lt;script&gt;x&lt;/script&gt;" in text
-    assert "src=" not in text
-    assert "href=" not in text
-    assert '<span class="stop">&lt;|im_end|&gt;</span>' in text
-    capsys.readouterr()
-    assert main(["check", str(files), "--html", str(tmp_path / "no" / "x.html")]) == 2
-    assert "name a file in a folder that is there" in capsys.readouterr().err
-    assert model_folder().is_dir()
+    assert "Try --epochs 8; " in about_passes({})[0]  # a rate that was asked for stays
 
 
 def test_without_a_base_weights_and_other_columns_are_understood(tmp_path, capsys):

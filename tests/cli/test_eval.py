@@ -1,14 +1,12 @@
 """`eval` as it is typed, with answers, several adapters and a page to send."""
 
 import json
-import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from lorasmith.cli.main import main
-from lorasmith.runs.evaluate import Wanted, evaluate
+from lorasmith.runs.evaluate import EvaluationOptions, evaluate
 from tests.support.tiny import rows_file, trained
 
 SPOILED = "<script>alert('&')</script> 你好"
@@ -33,60 +31,6 @@ def own(tmp_path: Path) -> str:
     return str(file)
 
 
-class Page(HTMLParser):
-    """Tags that are open, every tag and attribute, and the text."""
-
-    VOID = ("meta", "path", "polyline", "circle")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[str] = []
-        self.links: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append(tag)
-        self.links += [value for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "action")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.seen.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def test_a_page_to_send(capsys, runs, own, tmp_path):
-    page = tmp_path / "page.html"
-    words = [*runs, own, "--generate", "12", "--max-new-tokens", "8", "--forget", "--html", str(page), "--json"]
-    assert main(["eval", *words]) == 0
-    found = json.loads(capsys.readouterr().out)
-    text = page.read_text("utf-8")
-    read = Page(text)
-    assert read.open == []
-    assert read.links == []
-    assert not re.search(r"//|url\(|@import", text), "it fetches something"
-    assert "script" not in read.seen
-    assert read.text.count(SPOILED) == 2  # what was asked, and reference answer
-    assert read.seen.count("svg") == 2
-    assert "prefers-color-scheme: dark" in text
-    for adapter in found["adapters"]:
-        assert f"{adapter['loss']['after']:.4f}" in read.text
-        assert f"{adapter['scores']['chrf']['after']:.1f}" in read.text
-        assert f"{adapter['forgotten']['after']:.4f}" in read.text
-        assert adapter["loss"]["verdict"] in read.text
-    assert len(found["samples"]) == 12
-    assert all(sample["adapters"][1]["text"].strip() in read.text for sample in found["samples"])
-    assert list(tmp_path.glob(".*")) == []
-
-
 def test_several_adapters_in_a_table_of_80_columns(capsys, runs, own):
     assert main(["eval", runs[0], own, runs[1], "--generate", "7", "--max-new-tokens", "8"]) == 0
     out, _err = capsys.readouterr()
@@ -100,13 +44,13 @@ def test_several_adapters_in_a_table_of_80_columns(capsys, runs, own):
         "chrF",
         "BLEU",
         "ROUGE-L",
-        "ended with a stop token",
+        "reached stop token",
     ):
         at = next(i for i, line in enumerate(lines) if line.startswith(f"{measure} (base)"))
         assert [line.split()[0] for line in lines[at + 1 : at + 3]] == ["short", "long"]
     assert "short: exact match, " in out
     assert "too few answers to tell; request more with --generate" in out
-    assert "and 2 more answers" in out
+    assert "answers not shown: 2" in out
     assert out.count("reference answer") == 5
 
 
@@ -115,13 +59,13 @@ def test_one_adapter_beside_what_it_forgot(capsys, runs, own):
     out, _err = capsys.readouterr()
     (line,) = [line for line in out.splitlines() if line.startswith("loss on own.jsonl (base)")]
     (words,) = [line for line in out.splitlines() if line.startswith("short: loss on own.jsonl: ")]
-    assert "orgotten" in words or "FORGOTTEN" in words
+    assert "forgetting" in words.casefold()
     assert line.split()[-1] == f"{evaluated(runs[0], own):.4f}"
 
 
 def evaluated(run: str, file: str) -> float:
     """The base's loss on a file."""
-    return evaluate([run], Wanted((file,))).adapters[0].loss.before
+    return evaluate([run], EvaluationOptions((file,))).adapters[0].loss.before
 
 
 def test_programs_get_every_figure(capsys, runs, own, tmp_path):
@@ -142,11 +86,11 @@ def test_programs_get_every_figure(capsys, runs, own, tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--metric", "my.py:score"], "--metric judges answers, and none are asked for"),
-        (["--html", "no-folder/page.html"], "name a file in a folder that is there"),
+        (["--metric", "my.py:score"], "--metric scores generated answers, but none are requested"),
+        (["--html", "no-folder/page.html"], "must be a file in an existing folder"),
         (["--generate", "0"], "must be a whole number above 0"),
-        (["no-such-file.jsonl"], "no such file or folder"),
-        (["--forget", "no-such-file.jsonl"], "no such file or folder"),
+        (["no-such-file.jsonl"], "does not exist"),
+        (["--forget", "no-such-file.jsonl"], "does not exist"),
     ],
 )
 def test_what_cannot_be_is_refused_with_code_2(capsys, runs, words, text):
@@ -158,4 +102,4 @@ def test_columns_of_other_names_are_read(capsys, runs, tmp_path):
     file = tmp_path / "own.csv"
     file.write_text("question,answer\n" + "".join(f"Is it {i}?,It is {i}.\n" for i in range(20, 32)), "utf-8")
     assert main(["eval", runs[0], str(file), "--map", "instruction=question", "output=answer"]) == 0
-    assert "over 12 held out" in capsys.readouterr().out
+    assert "on 12 held-out examples" in capsys.readouterr().out

@@ -92,6 +92,14 @@ def test_tools_of_a_row_are_shown_to_the_template(talkers, capsys, tmp_path):
     assert with_tools == wanted.text != bare
 
 
+def test_tools_that_the_template_does_not_show_are_refused(talkers, capsys, tmp_path):
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    rows = [{"messages": [{"role": "user", "content": "hi"}]} | more for more in ({}, {"tools": tools})]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), "utf-8")
+    assert generate(talkers[0], "--file", str(tmp_path / "rows.jsonl"), "--json") == 2
+    assert "rows.jsonl line 2: the template has no place for 'tools'" in capsys.readouterr().err
+
+
 def test_rows_from_a_pipe(talkers, expected, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO('{"instruction": "hi"}\n'))
     assert generate(talkers[0]) == 0
@@ -116,8 +124,8 @@ def test_stop_text(talkers, expected, capsys):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["a", "--file", "b"], "give one of them"),
-        (["a", "--top-p", "0"], "sampling.top_p: '0' is not allowed: must be greater than 0"),
+        (["a", "--file", "b"], "give only one of them"),
+        (["a", "--top-p", "0"], "sampling.top_p: invalid value '0': must be greater than 0"),
         (["--file", "missing.txt"], "missing.txt: cannot be read: No such file"),
     ],
 )
@@ -145,7 +153,7 @@ def test_no_prompt_at_all(capsys, monkeypatch, tmp_path, text):
     file = tmp_path / "p.txt"
     file.write_text(text)
     assert main(["generate", "no-run", "--file", str(file)]) == 2
-    assert "holds no prompt" in capsys.readouterr().err
+    assert "contains no prompts" in capsys.readouterr().err
 
 
 def test_no_such_run(capsys):

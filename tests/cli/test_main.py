@@ -61,12 +61,12 @@ def test_help_lists_every_verb(capsys):
     ("argv", "text"),
     [
         (["tran"], "Did you mean 'train'?"),
-        (["train", "d", "--r", "0"], "lora.r: '0' is not allowed: must be greater than 0"),
+        (["train", "d", "--r", "0"], "lora.r: invalid value '0': must be greater than 0"),
         (["train", "d", "--r"], "argument --r: expected one argument (see lorasmith train --help)"),
         (["train", "d", "--resume"], "--resume: specify the run to resume with --output RUN"),
-        (["train", "d", "--resume", "--overwrite", "--output", "x"], "give one of them"),
+        (["train", "d", "--resume", "--overwrite", "--output", "x"], "give only one of them"),
         (["merge", "run"], "the following arguments are required: --output"),
-        (["info", "a", "b"], "'b': one word too many"),
+        (["info", "a", "b"], "unexpected argument 'b'"),
         (["demo", "--steps", "0"], "must be a whole number above 0"),
     ],
 )
@@ -81,7 +81,9 @@ def test_a_usage_error_is_one_message_and_exit_code_2(capsys, argv, text):
 
 def test_unknown_flags_and_wrong_values_come_together(capsys):
     assert main.main(["train", "d", "--rr", "3", "--r", "0"]) == 2
-    assert [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()] == ["--rr", "lora.r"]
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: unknown option --rr.")
+    assert second.startswith("error: lora.r: ")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_the_language_may_stand_before_and_behind_the_verb(capsys, monkeypatch, 
 @pytest.mark.parametrize("argv", [["train", "--lang", "fr"], ["--lang"], ["--lang=", "train"]])
 def test_an_unknown_language_is_refused(capsys, argv):
     assert main.main(argv) == 2
-    assert "is not known: one of zh, en" in capsys.readouterr().err
+    assert "; choose from zh, en" in capsys.readouterr().err
 
 
 def test_help_fits_into_a_terminal_in_chinese_too(capsys, monkeypatch):

@@ -64,51 +64,6 @@ def refused(capsys: Capture, *argv: object) -> str:
     return err.removeprefix("error: ").strip()
 
 
-def test_info_is_readable_at_width_80(capsys, run):
-    lines = said(capsys, "info", run).splitlines()
-    labels = [line[:10].rstrip() for line in lines]
-    assert [label for label in labels if label] == [
-        "adapter", "base", "LoRA", "on", "size", "template", "data", "run", "held out",
-    ]  # fmt: skip
-    assert all(len(line) <= 80 for line in lines if not any(name in line for name in (str(run), str(model_folder()))))
-    assert "LoRA      r 8, lora_alpha 16" in lines
-    text = " ".join(line[10:] for line in lines)
-    assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in text
-    assert "parameters in 28 tensors, " in text
-    assert "model, a reply ends at <eos> <|im_end|>" in text
-    assert "4 steps, " in text
-
-
-def test_info_of_a_folder_that_peft_made(capsys, theirs):
-    lines = said(capsys, "info", theirs).splitlines()
-    assert "LoRA      r 4, lora_alpha 8, scaled by lora_alpha / sqrt(r) (use_rslora)" in lines
-    assert "ranks     q_proj=9" in lines
-    assert "alphas    v_proj=3" in lines
-    assert "template  not stored: the adapter was made by another tool" in lines
-
-
-def test_info_for_programs(capsys, run):
-    found = as_json(capsys, "info", run)
-    assert (found["r"], found["template"]) == (8, "model")
-    assert found["summary"] == json.loads((run / "summary.json").read_text("utf-8"))
-
-
-def test_info_of_many_modules_names_some(capsys, tmp_path):
-    names = [f"model.layers.{i}.mlp.{name}_proj" for i in range(2) for name in ("up", "gate", "down")]
-    names += [f"model.layers.{i}.self_attn.{name}_proj" for i in range(2) for name in ("q", "k", "v", "o")]
-    lines = said(capsys, "info", peft_folder(tmp_path, target_modules=names)).splitlines()
-    text = " ".join(" ".join(lines).split())
-    assert text.count("_proj") == 12
-    assert "_proj and 2 more size" in text
-    assert all(len(line) <= 80 for line in lines if "/" not in line)
-
-
-def test_info_of_nothing(capsys, tmp_path):
-    assert refused(capsys, "info", tmp_path / "x") == f"{tmp_path / 'x'}: there is no such folder."
-    (tmp_path / "config.toml").touch()
-    assert "this run is not finished" in refused(capsys, "info", tmp_path)
-
-
 def test_eval_of_the_runs_own_examples(capsys, run):
     summary = json.loads((run / "summary.json").read_text("utf-8"))
     text = said(capsys, "eval", run, "--dtype", "float32")
@@ -129,28 +84,28 @@ def test_eval_of_a_folder_that_peft_made(capsys, theirs, own, run):
     assert main(["eval", str(theirs), own, "--model", str(model_folder()), "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["examples"] == 7
-    assert "made by another tool, so the template is the model's own" in err
+    assert "the adapter was made by another tool, so the model's own chat template is used" in err
 
 
 @pytest.mark.parametrize("flag", [["--max-length", "64"], ["--too-long", "drop"]])
 def test_eval_refuses_limits_of_files_that_are_not_given(capsys, run, flag):
-    assert "are for files of your own" in refused(capsys, "eval", run, *flag)
+    assert "only apply to files that you give" in refused(capsys, "eval", run, *flag)
 
 
 def test_eval_refuses_data_that_changed(capsys, tmp_path):
     trained(tmp_path / "run")
     rows_file(tmp_path / "rows.jsonl", range(1, 13))
-    assert "the data changed since the training" in refused(capsys, "eval", tmp_path / "run")
+    assert "the data has changed since training" in refused(capsys, "eval", tmp_path / "run")
 
 
 def test_merge(capsys, run, tmp_path):
     out = tmp_path / "merged"
     lines = said(capsys, "merge", run, "--output", out).splitlines()
-    assert lines[-1] == f"merged: {out}"
-    assert lines[-2].startswith("float32: logits within ")
+    assert lines[-1] == f"Merged model: {out}"
+    assert lines[-2].startswith("float32: relative logit error ")
     with quiet_transformers():
         assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.float32
-    assert "exists already" in refused(capsys, "merge", run, "--output", out)
+    assert "already exists" in refused(capsys, "merge", run, "--output", out)
     found = as_json(capsys, "merge", run, "--output", out, "--overwrite", "--dtype", "bfloat16")
     assert (found["folder"], found["dtype"], found["untied"]) == (str(out), "bfloat16", False)
     assert found["agreeing"] == found["positions"]
@@ -165,8 +120,8 @@ def test_merge_of_a_folder_that_peft_made(capsys, theirs, tmp_path):
 def test_another_base_is_refused(capsys, run, tmp_path, verb):
     more = ["--output", tmp_path / "merged"] if verb == "merge" else []
     text = refused(capsys, verb, run, "--model", model_folder("llama", 1), *more)
-    assert "is not the base that this adapter was trained on" in text
-    assert text.endswith("Name the right one with --model.")
+    assert "is not the base model that this adapter was trained on" in text
+    assert text.endswith("Specify the right one with --model.")
     assert not (tmp_path / "merged").exists()
 
 

@@ -40,10 +40,10 @@ def test_without_network_one_line_says_what_was_tried_and_how_to_go_on():
     (text,) = caught.value.problems
     assert "\n" not in text
     assert text.startswith(
-        "data.data: org/name: no such file or folder, and as a data set of https://huggingface.co it"
+        "data.data: org/name does not exist here and could not be downloaded as a dataset from https://huggingface.co ("
     )
     assert "HF_HUB_OFFLINE" in text
-    assert text.endswith("HF_ENDPOINT names a mirror.")
+    assert text.endswith("To use a mirror, set HF_ENDPOINT.")
 
 
 def test_what_is_fetched_is_said_and_the_split_train_is_read(monkeypatch):
@@ -58,11 +58,11 @@ def test_what_is_fetched_is_said_and_the_split_train_is_read(monkeypatch):
     assert [(r.fields, r.source) for r in found.records] == [(ROW, "org/name:main row 1")]
     assert asked == [("org/name", "main")]
     assert said == [
-        "Data set org/name of https://huggingface.co: 1.5 MB, licence mit; fetched unless it is in the cache."
+        "Dataset org/name on https://huggingface.co: 1.5 MB, licence mit; downloaded unless it is in the cache."
     ]
     del splits["train"]
     splits["dev"] = splits["test"]
-    with pytest.raises(DataError, match="org/name has no split 'train' but 'test', 'dev'"):
+    with pytest.raises(DataError, match="org/name has no split 'train', only 'test', 'dev'"):
         look("org/name")
 
 
@@ -82,5 +82,7 @@ def test_modelscope(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(dataset_snapshot_download=fetch))
     found = look("modelscope:org/name")
     assert [(r.fields, r.source) for r in found.records] == [(ROW, "modelscope:org/name row 1")]
-    with pytest.raises(DataError, match=r"as a data set of https://modelscope\.cn it could not be had \(no route\)"):
+    with pytest.raises(
+        DataError, match=r"could not be downloaded as a dataset from https://modelscope\.cn \(no route\)"
+    ):
         look("modelscope:org/other")

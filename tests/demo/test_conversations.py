@@ -71,7 +71,9 @@ def test_choice_is_by_what_is_learned_within_the_length_and_always_the_same(tmp_
     assert (len(split.held_out), len(split.train), len(set(chosen))) == (2, 3, 5)
     assert all(int(source.removeprefix("chitchat:t")) % 2 == 0 for source in chosen)
     assert split == demo_split(path, encode, max_length=20, held_out=2, train=3)
-    with pytest.raises(DataError, match="6 conversations have something to learn in their first 20 tokens; 7"):
+    with pytest.raises(
+        DataError, match="only 6 conversations have something to train on in their first 20 tokens, but 7"
+    ):
         demo_split(path, encode, max_length=20, held_out=2, train=5)
 
 
@@ -85,7 +87,7 @@ def test_the_token_at_the_length_counts_and_the_one_after_does_not(tmp_path: Pat
 @pytest.mark.parametrize("content", ["[1]", "{", '{"a": 3}', '{"a": {"messages": [[{"text": "x"}]]}}'])
 def test_another_file_is_refused_by_name(tmp_path: Path, content: str) -> None:
     (tmp_path / "other.json").write_text(content)
-    with pytest.raises(DataError, match=r"other\.json: not the chitchat data set"):
+    with pytest.raises(DataError, match=r"other\.json is not the chitchat dataset"):
         conversations(tmp_path / "other.json")
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lorasmith.cli.main import main
 from lorasmith.model.row import Step
-from lorasmith.preflight import dry
+from lorasmith.preflight import dry_run
 from tests.support.paths import ROOT
 from tests.support.tiny import flags, model_folder, row, rows_file, settings, tokenizer, trained
 
@@ -81,10 +81,10 @@ def test_a_tuned_model_stops_where_pad_is_eos(tmp_path: Path, capsys: Capture) -
     [
         (
             lambda key, value: {key.replace("base_model.model.", "base_model."): value},
-            "which this base has no place for",
+            "this base model has no such modules",
         ),
         (lambda key, value: {} if "layers.0" in key else {key: value}, "lacks base_model.model.model.layers.0"),
-        (lambda key, value: {key: value * 0 if "lora_B" in key else value}, "so it changes nothing"),
+        (lambda key, value: {key: value * 0 if "lora_B" in key else value}, "so the adapter changes nothing"),
     ],
     ids=["other prefix", "a layer missing", "B all zero"],
 )
@@ -108,7 +108,7 @@ def test_an_expression_in_a_list_and_an_invented_name_are_refused(tmp_path: Path
     options = flags(settings(model=str(model_folder("bloom"))))
     words = ["train", rows_file(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "run"), *options]
     for wrong, text in (
-        (r".*\.1\.self_attention\.query_key_value", "is no name, and several values are names"),
+        (r".*\.1\.self_attention\.query_key_value", "is not a module name, and a list may only contain names"),
         ("query_key_valeu", "matches no module"),
     ):
         assert main([*words, "--target-modules", "dense", wrong]) == 2
@@ -130,7 +130,7 @@ def test_the_longest_row_an_evaluation_and_a_save_come_before_the_first_step(
     seen: list[Any] = []
 
     def spied(name: str) -> Any:
-        right = getattr(dry, name)
+        right = getattr(dry_run, name)
 
         def spy(*args: Any, **more: Any) -> Any:
             seen.append((name, args))
@@ -138,12 +138,12 @@ def test_the_longest_row_an_evaluation_and_a_save_come_before_the_first_step(
 
         return spy
 
-    for name in ("train_step", "held_out", "_save"):
-        monkeypatch.setattr(dry, name, spied(name))
+    for name in ("train_step", "evaluate_loss", "_save"):
+        monkeypatch.setattr(dry_run, name, spied(name))
     options = settings(held_out=str(tmp_path / "held.jsonl"), batch_size=1, max_steps=12)
     assert main(["check", str(tmp_path / "rows.jsonl"), *flags(options)]) == 0
-    assert "MiB at most, measured in a dry run" in " ".join(capsys.readouterr().out.split())
-    assert [name for name, _args in seen if name != "train_step"] == ["held_out", "_save"]
+    assert "MiB (measured in a dry run)" in " ".join(capsys.readouterr().out.split())
+    assert [name for name, _args in seen if name != "train_step"] == ["evaluate_loss", "_save"]
     steps: list[Step] = [args[3] for name, args in seen if name == "train_step"]
     lengths = [step.rows[0].tokens for step in steps]
     assert lengths[0] == max(lengths) > 75

@@ -10,8 +10,9 @@ import torch
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.packed import Packed, decoder_of
-from lorasmith.engine.score import prompt_logprobs
+from lorasmith.engine.runner import Packed
+from lorasmith.engine.scoring import prompt_logprobs
+from lorasmith.engine.self_test import decoder_of
 from lorasmith.errors import ModelError
 from lorasmith.lora.fused.bank import STEP, AdapterWeights, Factors
 from lorasmith.lora.fused.products import FEW
@@ -20,7 +21,7 @@ from lorasmith.model.base import Base
 from lorasmith.model.decoder import Decoder, weights_of
 from lorasmith.model.forward import hidden
 from lorasmith.model.row import Example, flatten
-from lorasmith.serve.adapters import withdraw
+from lorasmith.serve.registry import withdraw
 from tests.support.decoding import base_of, logits_of_steps, prompts, request, run
 from tests.support.families import no_casts_down, stir
 

@@ -6,20 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasmith.adapters.folder import write_adapter
+from lorasmith.adapters.folder import AdapterFolder, write_adapter
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.model import ModelConfig
 from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.score import prompt_logprobs
+from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.loading.load import load_base
-from lorasmith.lora.fused.held import read_contents
 from lorasmith.lora.fused.products import FEW, prepacked
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base, Head
 from lorasmith.model.forward import hidden
 from lorasmith.model.row import Example, flatten
-from lorasmith.serve.adapters import offer, withdraw
+from lorasmith.serve.registry import offer, withdraw
 from tests.support import tiny
 from tests.support.decoding import base_of, logits_of_steps, prompts, request, run
 from tests.support.families import stir
@@ -83,7 +82,8 @@ def test_an_adapter_with_modules_of_its_own_joins_and_leaves(tmp_path: Path) -> 
     for prepack in (False, True):
         base = _base()
         engine = Engine(base, prepack=prepack)
-        offer(base, "saved", read_contents(tmp_path, base.dtype), "1")
+        adapter = AdapterFolder.read(tmp_path)
+        offer(base, "saved", adapter, adapter.contents(base.dtype))
         asked[prepack] = run(engine, [request(ids, name, stop=False) for name in ("saved", None)])
         assert base.decoding.packed_head is None
         withdraw(base, "saved")

@@ -3,8 +3,8 @@
 import pytest
 
 from lorasmith.errors import ConfigError
-from lorasmith.evaluation.custom_metric import own_metric
-from lorasmith.evaluation.metrics import score
+from lorasmith.evaluation.custom_metric import custom_metric
+from lorasmith.evaluation.metrics import answer_statistics
 
 GOOD = "from neighbour import HALF\n\ndef score(prediction, reference):\n    return HALF * (prediction == reference)\n"
 
@@ -12,8 +12,8 @@ GOOD = "from neighbour import HALF\n\ndef score(prediction, reference):\n    ret
 def test_a_function_and_what_lies_beside_it(tmp_path):
     (tmp_path / "neighbour.py").write_text("HALF = 0.5\n", "utf-8")
     (tmp_path / "my.py").write_text(GOOD, "utf-8")
-    metric = own_metric(f"{tmp_path / 'my.py'}:score")
-    assert score(metric, ["a", "b"], ["a", "c"]).tolist() == [[0.5, 1.0], [0.0, 1.0]]
+    metric = custom_metric(f"{tmp_path / 'my.py'}:score")
+    assert answer_statistics(metric, ["a", "b"], ["a", "c"]).tolist() == [[0.5, 1.0], [0.0, 1.0]]
     assert (metric.key, metric.name) == (f"{tmp_path / 'my.py'}:score", "score")
 
 
@@ -22,17 +22,18 @@ def test_a_function_and_what_lies_beside_it(tmp_path):
     [
         ("def score(:\n", "score", "my.py line 1: SyntaxError"),
         ("x = 1\nimport no_such_package_here\n", "score", "my.py line 2: ModuleNotFoundError"),
-        ("def score(p, r): ...\n", "scores", "no function 'scores' in it; there are: score. Did you mean 'score'?"),
-        ("score = 3\n", "score", "no function 'score' in it; there are: none"),
+        ("def score(p, r): ...\n", "scores",
+         "function 'scores' not found; the file defines: score. Did you mean 'score'?"),
+        ("score = 3\n", "score", "function 'score' not found; the file defines: none"),
         (None, "score", "no such file"),
-        ("", "a b", "give a file and a function in it, as in my.py:score"),
+        ("", "a b", "must name a file and a function in it, such as my.py:score"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_a_metric(tmp_path, text, name, words):
     if text is not None:
         (tmp_path / "my.py").write_text(text, "utf-8")
     with pytest.raises(ConfigError) as caught:
-        own_metric(f"{tmp_path / 'my.py'}:{name}")
+        custom_metric(f"{tmp_path / 'my.py'}:{name}")
     assert words in str(caught.value)
 
 
@@ -40,15 +41,15 @@ def test_what_cannot_be_a_metric(tmp_path, text, name, words):
     ("body", "words"),
     [
         ("x = {}\n    return x[reference]", "my.py line 3: KeyError: 'the wanted one'"),
-        ("return None", "must return a finite number, and it returned None"),
-        ("return float('nan')", "must return a finite number, and it returned nan"),
-        ("return 'high'", "must return a finite number, and it returned 'high'"),
+        ("return None", "must return a finite number, but returned None"),
+        ("return float('nan')", "must return a finite number, but returned nan"),
+        ("return 'high'", "must return a finite number, but returned 'high'"),
     ],
 )
 def test_what_goes_wrong_with_an_example(tmp_path, body, words):
     (tmp_path / "my.py").write_text(f"def score(prediction, reference):\n    {body}\n", "utf-8")
-    metric = own_metric(f"{tmp_path / 'my.py'}:score")
+    metric = custom_metric(f"{tmp_path / 'my.py'}:score")
     with pytest.raises(ConfigError) as caught:
-        score(metric, ["the reply"], ["the wanted one"])
+        answer_statistics(metric, ["the reply"], ["the wanted one"])
     assert words in str(caught.value)
     assert "(prediction 'the reply', reference 'the wanted one')" in str(caught.value)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lorasmith.evaluation.loss import Comparison, HeldOut, compare, held_out
+from lorasmith.evaluation.loss import Comparison, ExampleLosses, compare, evaluate_loss
 from lorasmith.model.base import Base
 from lorasmith.model.row import Example
 from tests.support.families import adapted, example, own_logits, tiny_base
@@ -24,7 +24,7 @@ def test_losses_are_those_of_transformers_example_by_example(family, adapter):
     base, _adapter = adapted(family)
     own = base if adapter else tiny_base(family)
     examples = [plain(5, 1), plain(12, 2), plain(8, 3)]
-    measured = held_out(base, examples, adapter)
+    measured = evaluate_loss(base, examples, adapter)
     for e, loss, weight in zip(examples, measured.losses, measured.weights, strict=True):
         wanted = transformers_loss(own, e)
         assert float(loss / weight) == pytest.approx(wanted, rel=1e-10)
@@ -42,7 +42,7 @@ def transformers_loss(base: Base, e: Example) -> float:
 def test_weights_and_unlearned_tokens_count_as_they_say():
     base = tiny_base("llama")
     e = example(9, 3)
-    measured = held_out(base, [e], None)
+    measured = evaluate_loss(base, [e], None)
     logits = own_logits(base, torch.tensor([e.ids]))[0].detach()
     losses = torch.nn.functional.cross_entropy(logits, torch.tensor(e.targets), reduction="none")
     weights = torch.tensor([w if t != -100 else 0.0 for w, t in zip(e.weights, e.targets, strict=True)]).double()
@@ -53,14 +53,14 @@ def test_weights_and_unlearned_tokens_count_as_they_say():
 def test_measuring_uses_no_dropout_and_leaves_no_trace():
     base, _adapter = adapted("llama", lora_dropout=0.5)
     examples = [plain(9, 1), plain(4, 2)]
-    first, second = held_out(base, examples, "default"), held_out(base, examples, "default")
+    first, second = evaluate_loss(base, examples, "default"), evaluate_loss(base, examples, "default")
     assert torch.equal(first.losses, second.losses)
     assert base.model.training
     assert all(p.grad is None for p in base.model.parameters())
 
 
-def pair(losses: list[float], weights: list[float]) -> HeldOut:
-    return HeldOut(torch.tensor(losses, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64))
+def pair(losses: list[float], weights: list[float]) -> ExampleLosses:
+    return ExampleLosses(torch.tensor(losses, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64))
 
 
 def test_the_interval_of_two_examples_is_what_a_hand_counts():
@@ -69,7 +69,7 @@ def test_the_interval_of_two_examples_is_what_a_hand_counts():
     assert (found.before, found.after) == (2.0, 1.75)
     assert found.difference == pytest.approx(-0.25)
     assert (found.low, found.high) == (pytest.approx(-1.0), pytest.approx(0.5))
-    assert not found.is_real
+    assert not found.is_significant
     assert str(found).endswith("over 2 held out: too few examples to tell; hold out more with --held-out")
 
 
@@ -85,7 +85,7 @@ def test_the_interval_is_that_of_a_bootstrap_written_plainly():
     before = torch.rand(20, generator=generator).double() * 10
     after = before - torch.rand(20, generator=generator).double()
     weights = torch.randint(1, 9, (20,), generator=generator).double()
-    found = compare(HeldOut(before, weights), HeldOut(after, weights))
+    found = compare(ExampleLosses(before, weights), ExampleLosses(after, weights))
     means = []
     for _draw in range(4000):
         chosen = torch.randint(20, (20,), generator=generator).tolist()
@@ -94,33 +94,33 @@ def test_the_interval_is_that_of_a_bootstrap_written_plainly():
     width = means[3900] - means[100]
     assert found.low == pytest.approx(means[100], abs=0.15 * width)
     assert found.high == pytest.approx(means[3899], abs=0.15 * width)
-    assert found.is_real
-    assert found == compare(HeldOut(before, weights), HeldOut(after, weights))
+    assert found.is_significant
+    assert found == compare(ExampleLosses(before, weights), ExampleLosses(after, weights))
 
 
 def test_equal_losses_are_no_difference():
     same = pair([3.0, 1.0, 2.0], [1, 2, 3])
     found = compare(same, same)
-    assert (found.difference, found.low, found.high, found.is_real) == (0, 0, 0, False)
+    assert (found.difference, found.low, found.high, found.is_significant) == (0, 0, 0, False)
 
 
 def test_the_interval_is_of_the_difference_not_of_the_losses():
     """Examples far apart, each better by the same: unpaired it would be lost in their spread."""
     losses = [float(i) for i in range(40)]
     found = compare(pair(losses, [1] * 40), pair([x - 0.01 for x in losses], [1] * 40))
-    assert found.is_real
+    assert found.is_significant
     assert (found.low, found.high) == (pytest.approx(-0.01), pytest.approx(-0.01))
 
 
 def test_worse_is_real_too():
     worse = Comparison(1.0, 2.0, 0.5, 1.5, 10)
-    assert worse.is_real
+    assert worse.is_significant
     assert "significantly WORSE than the base model" in str(worse)
     assert str(Comparison(2.0, 1.0, -1.5, -0.5, 10)).endswith("significantly better")
     open_end = Comparison(1.0, 2.0, -0.5, 1.5, 10)
-    assert not open_end.is_real
+    assert not open_end.is_significant
     assert str(open_end).endswith("no significant difference")
 
 
 def test_an_interval_over_few_examples_is_not_believed():
-    assert not Comparison(1.0, 2.0, 0.5, 1.5, 9).is_real
+    assert not Comparison(1.0, 2.0, 0.5, 1.5, 9).is_significant

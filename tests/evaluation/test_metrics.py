@@ -8,8 +8,15 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 
 from lorasmith.errors import MissingExtraError
-from lorasmith.evaluation.loss import HeldOut, compare, draws_of
-from lorasmith.evaluation.metrics import Scored, built_in, compare_scores, mean, score, words
+from lorasmith.evaluation.loss import ExampleLosses, bootstrap_indices, compare
+from lorasmith.evaluation.metrics import (
+    MetricComparison,
+    answer_statistics,
+    built_in_metrics,
+    compare_metric,
+    mean_metric,
+    words,
+)
 
 ENGLISH = (
     ("Cats eat mice, fish and what they find.", "Cats eat mice and what they find in the kitchen."),
@@ -28,8 +35,10 @@ def figures(pairs, replies=None):
     """Each metric's figure over (reply, reference) pairs."""
     references = [reference for _reply, reference in pairs]
     return {
-        metric.key: metric.total(score(metric, replies or [reply for reply, _r in pairs], references).sum(0).tolist())
-        for metric in built_in(references)
+        metric.key: metric.aggregate(
+            answer_statistics(metric, replies or [reply for reply, _r in pairs], references).sum(0).tolist()
+        )
+        for metric in built_in_metrics(references)
     }
 
 
@@ -66,19 +75,19 @@ def test_f1_and_exact_match_by_hand():
 
 def test_a_draws_figure_is_that_of_the_drawn_texts():
     replies, references = zip(*ENGLISH, strict=True)
-    bleu = next(metric for metric in built_in(references) if metric.key == "bleu")
-    counts = score(bleu, replies, references)
-    for draw in draws_of(len(ENGLISH), 0)[:50].tolist():
-        drawn = BLEU().corpus_score([replies[i] for i in draw], [[references[i] for i in draw]])
-        assert bleu.total(counts[draw].sum(0).tolist()) == pytest.approx(drawn.score)
+    bleu = next(metric for metric in built_in_metrics(references) if metric.key == "bleu")
+    counts = answer_statistics(bleu, replies, references)
+    for resample in bootstrap_indices(len(ENGLISH), 0)[:50].tolist():
+        drawn = BLEU().corpus_score([replies[i] for i in resample], [[references[i] for i in resample]])
+        assert bleu.aggregate(counts[resample].sum(0).tolist()) == pytest.approx(drawn.score)
 
 
 def test_the_interval_of_a_mean_is_that_of_a_loss_with_equal_weights():
     before, after = torch.rand(2, 30, dtype=torch.float64)
     ones = torch.ones(30, dtype=torch.float64)
-    loss = compare(HeldOut(before, ones), HeldOut(after, ones), 7)
-    metric = mean("m", "m", lambda reply, reference: 0.0)
-    found = compare_scores(metric, torch.stack([before, ones], 1), torch.stack([after, ones], 1), 7)
+    loss = compare(ExampleLosses(before, ones), ExampleLosses(after, ones), 7)
+    metric = mean_metric("m", "m", lambda reply, reference: 0.0)
+    found = compare_metric(metric, torch.stack([before, ones], 1), torch.stack([after, ones], 1), 7)
     assert (found.low, found.high, found.difference) == pytest.approx((loss.low, loss.high, loss.difference))
 
 
@@ -92,11 +101,13 @@ def test_the_interval_of_a_mean_is_that_of_a_loss_with_equal_weights():
     ],
 )
 def test_whether_it_is_real_in_words(numbers, text):
-    assert Scored(*numbers).verdict == text
+    assert MetricComparison(*numbers).verdict == text
 
 
 @pytest.mark.parametrize("name", ["sacrebleu", "rouge_score"])
 def test_without_the_extra_it_says_how_to_install_it(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtraError, match=rf"{name} is not installed: pip install 'lorasmith\[eval\]'"):
-        built_in(["x"])
+    with pytest.raises(
+        MissingExtraError, match=rf"{name} is not installed\. Install it with: pip install 'lorasmith\[eval\]'"
+    ):
+        built_in_metrics(["x"])

@@ -149,7 +149,7 @@ def test_no_space_is_said_before_anything_is_written(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage)
-    with pytest.raises(ModelError, match="MB are needed and 1 MB are free"):
+    with pytest.raises(ModelError, match="MB are needed, but only 1 MB are free"):
         convert_gguf(gguf, tmp_path / "out", Report())
     assert not (tmp_path / "out").exists()
 

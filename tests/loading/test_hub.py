@@ -38,7 +38,10 @@ def test_without_network_one_line_says_what_was_tried(
     rows_file(tmp_path / "rows.jsonl", range(4))
     assert main(["train", str(tmp_path / "rows.jsonl"), "--model", "org/other", "--output", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: model.model: 'org/other' is no folder and no GGUF file here, and as a model of ")
+    assert line.startswith(
+        "error: model.model: 'org/other' is not a folder or GGUF file on this machine, and it could not "
+        "be downloaded as a model from "
+    )
     assert "HF_ENDPOINT" in line
     assert not (tmp_path / "run").exists()
 
@@ -50,7 +53,7 @@ def test_a_folder_that_is_missing_is_no_name_of_a_hub(tmp_path: Path, monkeypatc
     assert not is_hub_name("./models/mine")
     assert not is_hub_name("a/b/c")
     assert is_hub_name("org/mine")
-    with pytest.raises(ModelError, match="no folder and no GGUF file here"):
+    with pytest.raises(ModelError, match="not a folder or GGUF file on this machine"):
         find_folder("models/mine", Report())
 
 

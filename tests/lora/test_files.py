@@ -59,31 +59,36 @@ def test_two_files_a_small_one_and_a_readable_one(folder: Path) -> None:
 
 
 def test_no_folder_or_no_adapter_in_it(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match=r"no adapter_config\.json in it, so it is no adapter folder"):
+    with pytest.raises(AdapterError, match=r"is not an adapter folder: it does not contain adapter_config\.json"):
         read_config(tmp_path)
     (tmp_path / CONFIG).write_text("{")
-    with pytest.raises(AdapterError, match="not readable as JSON"):
+    with pytest.raises(AdapterError, match="not valid JSON"):
         read_config(tmp_path)
-    for text in ('{"peft_type": "IA3"}', "[]"):
+    for text, why in (('{"peft_type": "IA3"}', "peft_type is not LORA"), ("[]", r"must be a JSON object, found \[\]")):
         (tmp_path / CONFIG).write_text(text)
-        with pytest.raises(AdapterError, match="peft_type is not LORA"):
+        with pytest.raises(AdapterError, match=why):
             read_config(tmp_path)
 
 
 def test_missing_keys(folder: Path) -> None:
     change(folder, B=None)
-    assert problems(folder) == (f"lacks {KEY.format('B')}: the base is another one, or the file is not whole.",)
+    assert problems(folder) == (
+        f"missing {KEY.format('B')}: the adapter belongs to another base model, or the file is incomplete.",
+    )
     change(folder, A=None)
     assert problems(folder) == (
-        f"lacks {KEY.format('A')} and 1 more keys: the base is another one, or the file is not whole.",
+        (
+            f"missing {KEY.format('A')} and 1 more keys: the adapter belongs to another base model, or the file "
+            "is incomplete."
+        ),
     )
 
 
 def test_unknown_keys_and_wrong_shapes_come_together(folder: Path) -> None:
     change(folder, A=torch.zeros(4, 33, dtype=torch.float64), other=torch.zeros(1))
     assert problems(folder) == (
-        "holds other, which this base has no place for.",
-        f"{KEY.format('A')} has the shape (4, 33), this base needs (4, 32).",
+        "unexpected other: this base model has no such modules.",
+        f"{KEY.format('A')} has the shape (4, 33), but this base model needs (4, 32).",
     )
 
 
@@ -107,7 +112,7 @@ def test_an_adapter_without_effect(folder: Path) -> None:
 def test_an_adapter_that_holds_no_numbers(folder: Path) -> None:
     change(folder, **{KEY.format("B"): torch.full((32, 4), torch.nan, dtype=torch.float64)})
     (problem,) = problems(folder)
-    assert problem == f"{KEY.format('B')} holds NaN or infinity: its training went astray, or the file is damaged."
+    assert problem == f"{KEY.format('B')} contains NaN or infinity: the training diverged, or the file is damaged."
 
 
 def test_a_pickle_is_not_read(folder: Path) -> None:
@@ -123,7 +128,7 @@ def test_a_broken_file(folder: Path) -> None:
     data = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
     (problem,) = problems(folder)
-    assert "not a readable safetensors file" in problem
+    assert "not a valid safetensors file" in problem
 
 
 @pytest.mark.parametrize(
@@ -139,7 +144,7 @@ def test_a_broken_file(folder: Path) -> None:
 def test_an_option_that_is_not_understood_is_refused_by_name(folder: Path, options: dict[str, Any], named: str) -> None:
     configure(folder, **options)
     (problem,) = problems(folder)
-    assert problem.endswith(f"{named} of PEFT is not supported, and ignoring it would change the answers.")
+    assert problem.endswith(f"unsupported PEFT options: {named}. Ignoring them would change the model's answers.")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +179,9 @@ def test_a_base_with_another_embedding_is_refused(tmp_path: Path) -> None:
     assert torch.equal(logits_of(again), logits_of(base))
     for other in (own + 1, torch.cat([own, own[:2]])):
         change(tmp_path, **{key: other.detach()})
-        assert problems(tmp_path) == (f"holds another {key} than this base has: it belongs to another base.",)
+        assert problems(tmp_path) == (
+            f"{key} differs from that of this base model: the adapter belongs to another one.",
+        )
 
 
 def test_several_folders_on_one_base(folder: Path, tmp_path: Path) -> None:
@@ -201,3 +208,19 @@ def test_dtypes_of_the_file_are_taken_into_the_masters(folder: Path, dtype: torc
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float8_e4m3fn])
 def test_weights_of_odd_kinds_are_looked_at_too(dtype):
     assert has_effect({"q.lora_A.weight": torch.ones(2, 2).to(dtype), "q.lora_B.weight": torch.ones(2, 2).to(dtype)})
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, torch.uint8])
+def test_matrices_that_are_no_real_numbers_are_refused_by_name(folder: Path, dtype: torch.dtype) -> None:
+    change(folder, A=torch.ones(4, 32).to(dtype), B=torch.ones(32, 4).to(dtype))
+    name = str(dtype).removeprefix("torch.")
+    assert problems(folder) == (
+        f"{KEY.format('A')} holds {name}; an adapter's matrices hold floating-point numbers, such as float32.",
+    )
+
+
+@pytest.mark.parametrize("key", ["r", "lora_alpha", "lora_dropout", "bias"])
+def test_null_is_no_value_of_a_number(folder: Path, key: str) -> None:
+    configure(folder, **{key: None})
+    (problem,) = problems(folder)
+    assert f"{CONFIG}: {key}: " in problem

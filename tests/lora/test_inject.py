@@ -42,6 +42,16 @@ def test_a_bloom_of_the_tutorials_shape() -> None:
     assert "transformer.h.19.self_attention.query_key_value.lora_A.default.weight" in names
 
 
+def test_a_rank_that_no_layer_can_have_is_refused_before_anything_is_made() -> None:
+    base = tiny_base("llama")
+    widths = [min(m.weight.shape) for m in base.model.modules() if isinstance(m, nn.Linear)]
+    for options in ({"r": 1_000_000}, {"r": max(widths) + 1}, {"rank_pattern": {"v_proj": 900_000}}):
+        with pytest.raises(ConfigError, match=rf"_proj would have rank \d+, and .* can have {max(widths)} at most"):
+            inject(base.model, LoraConfig(**options), base.router)
+    assert not any(isinstance(module, LoRALayer) for module in base.model.modules())
+    inject(base.model, LoraConfig(r=max(widths)), base.router)  # beyond some of the layers alone, as PEFT takes it
+
+
 def test_the_tutorials_embedding_is_trained_in_a_copy_and_the_head_stays() -> None:
     base = tiny_base("bloom")
     adapter = inject(base.model, LoraConfig(modules_to_save=("word_embeddings",)), base.router)
@@ -141,16 +151,16 @@ def test_a_removed_adapter_leaves_the_others_and_the_base() -> None:
 
 def test_an_adapter_has_one_name_and_no_dot_in_it() -> None:
     base, _first = adapted("llama")
-    with pytest.raises(AdapterError, match="'default' is taken or holds a dot"):
+    with pytest.raises(AdapterError, match="'default' is already in use or contains a dot"):
         inject(base.model, LoraConfig(), base.router)
-    with pytest.raises(AdapterError, match=r"'v1\.2' is taken or holds a dot"):
+    with pytest.raises(AdapterError, match=r"'v1\.2' is already in use or contains a dot"):
         inject(base.model, LoraConfig(), base.router, "v1.2")
 
 
 @pytest.mark.parametrize(("first", "second"), [("all", "none"), ("none", "lora_only")])
 def test_biases_are_trained_by_one_adapter_alone(first: Any, second: Any) -> None:
     base, _first = adapted("gpt2", bias=first)
-    with pytest.raises(AdapterError, match="changes the base itself, so it cannot share it"):
+    with pytest.raises(AdapterError, match="changes the base model itself, so it cannot be shared"):
         inject(base.model, LoraConfig(bias=second), base.router, "second")
 
 
@@ -161,14 +171,14 @@ def test_a_bias_in_a_module_trained_whole_is_no_bias_of_the_base() -> None:
 
 def test_a_module_is_not_trained_whole_by_one_and_adapted_by_another() -> None:
     for first, second, said in (
-        ({"modules_to_save": ("lm_head",)}, {"target_modules": "lm_head"}, "trains it whole"),
-        ({"target_modules": "lm_head"}, {"modules_to_save": ("lm_head",)}, "has LoRA on it"),
+        ({"modules_to_save": ("lm_head",)}, {"target_modules": "lm_head"}, "trains this module in full"),
+        ({"target_modules": "lm_head"}, {"modules_to_save": ("lm_head",)}, "has LoRA on this module"),
         (
             {"target_modules": "up_proj"},
             {"target_modules": "q_proj", "modules_to_save": ("layers.1.mlp",)},
-            "has LoRA on it",
+            "has LoRA on this module",
         ),
-        ({"modules_to_save": ("layers.1.mlp",)}, {"target_modules": "up_proj"}, "trains it whole"),
+        ({"modules_to_save": ("layers.1.mlp",)}, {"target_modules": "up_proj"}, "trains this module in full"),
     ):
         base, _first = adapted("llama", **first)
         before = logits_of(base)

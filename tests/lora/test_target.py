@@ -54,8 +54,8 @@ def test_several_names_are_never_expressions(option: str, item: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, {"lora": {option: ("q_proj", item)}})
     assert caught.value.problems == (
-        f"lora.{option}: {item!r} is no name, and several values are names; give one expression as a single value, "
-        "such as '.*(q_proj|v_proj)'",
+        f"lora.{option}: {item!r} is not a module name, and a list may only contain names; give a regular expression "
+        "as a single value, such as '.*(q_proj|v_proj)'",
     )
 
 
@@ -97,7 +97,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
 def test_an_expression_without_a_match_shows_a_path() -> None:
     (problem,) = problems("llama", target_modules=r"layers\.1")
     assert "matches no module" in problem
-    assert "matched against the whole path, such as 'model.layers.0.self_attn.q_proj'" in problem
+    assert "must match the whole path, such as 'model.layers.0.self_attn.q_proj'" in problem
 
 
 def test_every_problem_comes_at_once() -> None:
@@ -110,21 +110,21 @@ def test_every_problem_comes_at_once() -> None:
     ]
     assert "Did you mean 'lm_head'?" in found[0]
     assert found[2] == (
-        "lora.target_modules: 'mlp' matches model.layers.0.mlp, a LlamaMLP; LoRA goes on Linear, Conv1D and Embedding. "
-        "Name the modules inside it."
+        "lora.target_modules: 'mlp' matches model.layers.0.mlp, a LlamaMLP, but LoRA supports only "
+        "Linear, Conv1D and Embedding. Name the modules inside it."
     )
 
 
 def test_layers_that_are_not_there() -> None:
     (problem,) = problems("llama", layers_to_transform=(1, 2, 7))
-    assert problem == "lora.layers_to_transform: there is no layer 2, 7; this model has layers 0 to 1."
+    assert problem == "lora.layers_to_transform: layer 2, 7 does not exist; this model has layers 0 to 1."
 
 
 def test_nothing_left() -> None:
     (problem,) = problems("llama", target_modules="q_proj", exclude_modules=("self_attn.q_proj",))
-    assert problem.startswith("lora.exclude_modules and lora.layers_to_transform leave nothing")
+    assert problem.startswith("lora.exclude_modules and lora.layers_to_transform exclude everything")
     (problem,) = problems("llama", target_modules="lm_head", modules_to_save=("lm_head",))
-    assert problem == "lora.target_modules: all of 'lm_head' is in modules_to_save already"
+    assert problem == "lora.target_modules: everything that 'lm_head' matches is already in modules_to_save"
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_nothing_left() -> None:
             {"exclude_modules": ("q_porj",)},
             "lora.exclude_modules: 'q_porj' matches no module; .* Did you mean 'q_proj'",
         ),
-        ({"exclude_modules": r"model\.layers\.0"}, "lora.exclude_modules: .* matched against the whole path"),
+        ({"exclude_modules": r"model\.layers\.0"}, "lora.exclude_modules: .* must match the whole path"),
         ({"rank_pattern": {"v_porj": 4}}, "lora.rank_pattern: 'v_porj' matches no module; .* Did you mean 'v_proj'"),
         ({"alpha_pattern": {"v_porj": 4}}, "lora.alpha_pattern: 'v_porj' matches no module; .* Did you mean 'v_proj'"),
-        ({"rank_pattern": {"v_proj": 4}}, "lora.rank_pattern: 'v_proj' matches no module that target_modules names"),
+        ({"rank_pattern": {"v_proj": 4}}, "lora.rank_pattern: 'v_proj' matches none of the modules in target_modules"),
     ],
 )
 def test_a_pattern_that_changes_nothing_is_said_unless_the_adapter_is_there_already(
@@ -165,8 +165,8 @@ def test_ties_are_seen() -> None:
 def test_an_expression_that_also_hits_a_tied_end_is_refused_and_a_name_is_not(family: str) -> None:
     (problem,) = problems(family, target_modules=r"lm_h.*")
     assert problem == (
-        "lora.target_modules: the expression 'lm_h.*' also matches lm_head, whose weight is tied to another module's. "
-        "Name it in a list if you mean that one end, or exclude it."
+        "lora.target_modules: the expression 'lm_h.*' also matches lm_head, whose weight is tied to that "
+        "of another module. To adapt it, give it in a list of names; otherwise exclude it."
     )
     assert matched(tiny(family), target_modules="lm_head") == {"lm_head": ["lm_head"]}
     assert matched(tiny(family), target_modules=("lm_head",)) == {"lm_head": ["lm_head"]}

@@ -19,7 +19,7 @@ from lorasmith.config.sampling import SamplingConfig
 from lorasmith.engine.engine import Engine, generate
 from lorasmith.engine.padded import Padded
 from lorasmith.engine.request import Request
-from lorasmith.engine.score import prompt_logprobs
+from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.lora.files import CONFIG, has_effect, load_adapter, read_weights, save_adapter
 from lorasmith.lora.inject import Adapter, inject, remove

@@ -77,7 +77,7 @@ def test_attention_over_the_whole_row_is_caught(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(attention, "_by_hand", leaky)
     base = probed_again(tiny_base("llama"))
     assert base.layout == "padded"
-    assert "see each other" in base.why["layout"]
+    assert "attend to each other" in base.why["layout"]
     assert base.model.config._attn_implementation == "sdpa"
 
 
@@ -93,7 +93,7 @@ def test_a_leak_of_the_first_value_is_caught(leak: Callable[[Tensor], Tensor], m
         return right(q, k, v, *rest) + leak(v[:1].mean())
 
     monkeypatch.setattr(attention, "_by_hand", leaky)
-    assert "see each other" in probed_again(tiny_base("llama")).why["layout"]
+    assert "attend to each other" in probed_again(tiny_base("llama")).why["layout"]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
@@ -104,14 +104,14 @@ def test_positions_that_run_on_are_caught(family: str, monkeypatch: pytest.Monke
     base = probed_again(tiny_base(family))
     # rotary embeddings see distances alone, so positions that run on are right there; learned positions are not
     assert base.layout == ("packed" if family == "llama" else "padded")
-    assert family == "llama" or "changes its numbers" in base.why["layout"]
+    assert family == "llama" or "packing changes its results" in base.why["layout"]
 
 
 def test_wrong_scaling_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right = attention._by_hand
     wrong = lambda q, k, v, groups, scaling, window: right(q, k, v, groups, scaling * 1.1, window)  # noqa: E731
     monkeypatch.setattr(attention, "_by_hand", wrong)
-    assert "changes its numbers" in probed_again(tiny_base("llama")).why["layout"]
+    assert "packing changes its results" in probed_again(tiny_base("llama")).why["layout"]
 
 
 def test_a_head_that_is_more_than_a_linear_layer_is_left_to_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def test_values_follow_from_the_rows(many, tmp_path):
     data, training = suggestion.config.data, suggestion.config.training
     assert (data.held_out, data.too_long) == (10, "error")
     assert data.max_length % 64 == 0 or data.max_length == 128
-    assert max(suggestion.look.lengths) <= data.max_length < max(suggestion.look.lengths) + 64
+    assert max(suggestion.summary.lengths) <= data.max_length < max(suggestion.summary.lengths) + 64
     assert (training.batch_size, training.epochs) == (8, 5)  # 12 steps a pass, 60 wanted
     rows_file(tmp_path / "few.jsonl", range(4))
     few = found(tmp_path / "few.jsonl").config
@@ -90,37 +90,4 @@ def test_the_weights_are_not_read(many, tmp_path):
     folder = Path(shutil.copytree(model_folder(), tmp_path / "base"))
     (folder / "model.safetensors").write_bytes(b"broken")
     config = load_config(None, {"model": {"model": str(folder)}, "data": {"data": [str(many)]}})
-    assert suggest(config).look.limit == 128
-
-
-def test_an_existing_file_is_never_overwritten_unasked(many, tmp_path, capsys):
-    target = tmp_path / "own.toml"
-    target.write_text("mine", "utf-8")
-    words = ["init", str(many), "--model", str(model_folder()), "--output", str(target)]
-    assert main(words) == 2
-    assert "exists already. Replace it with --overwrite" in capsys.readouterr().err
-    assert target.read_text("utf-8") == "mine"
-    assert main([*words, "--overwrite", "--json"]) == 0
-    line = json.loads(capsys.readouterr().out)
-    assert (line["rows"], line["limit"], line["file"]) == (100, 128, str(target))
-
-
-def test_every_bad_row_is_named(tmp_path, capsys):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"instruction": "a", "output": ""}\n{"question": "b"}\n', "utf-8")
-    assert main(["init", str(path), "--model", str(model_folder()), "--output", str(tmp_path / "x.toml")]) == 2
-    assert len(capsys.readouterr().err.splitlines()) >= 2
-    assert not (tmp_path / "x.toml").exists()
-
-
-def test_columns_of_other_names_and_weights_are_kept(tmp_path, capsys):
-    (tmp_path / "own.csv").write_text(
-        "question,answer\n" + "".join(f"What is {i}?,It is {i}.\n" for i in range(9)), "utf-8"
-    )
-    target = tmp_path / "own.toml"
-    words = [f"{tmp_path / 'own.csv'}:0.5", "--map", "instruction=question", "output=answer"]
-    assert main(["init", *words, "--model", str(model_folder()), "--output", str(target)]) == 0
-    data = load_config(target, {}).data
-    assert data.map == {"instruction": "question", "output": "answer"}
-    assert data.data[0].endswith("own.csv:0.5")
-    assert "9 rows: 9 alpaca;" in " ".join(capsys.readouterr().out.split())
+    assert suggest(config).summary.limit == 128

@@ -80,23 +80,24 @@ def refused(path: Path) -> str:
 
 
 def test_no_such_folder_and_no_adapter_in_it(tmp_path):
-    assert refused(tmp_path / "x") == f"{tmp_path / 'x'}: there is no such folder."
-    assert "neither a run nor an adapter folder" in refused(tmp_path)
+    assert refused(tmp_path / "x") == f"{tmp_path / 'x'}: the folder does not exist."
+    assert "not a run or adapter folder" in refused(tmp_path)
 
 
 def test_a_run_that_is_not_finished(run):
     shutil.rmtree(run / "adapter")
     assert refused(run) == (
-        f"{run}: this run is not finished, so it has no adapter yet. Go on: lorasmith train --output {run} --resume"
+        f"{run}: this run has not finished, so it has no adapter yet. Resume it with: lorasmith train "
+        f"--output {run} --resume"
     )
 
 
 def test_an_adapter_without_weights(run):
     weights = run / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    assert refused(run).startswith(f"{weights}: not a readable safetensors file")
+    assert refused(run).startswith(f"{weights}: not a valid safetensors file")
     weights.unlink()
-    assert refused(run) == f"{run / 'adapter'}: no adapter_model.safetensors in it."
+    assert refused(run) == f"{run / 'adapter'} does not contain adapter_model.safetensors."
     (run / "adapter" / "adapter_model.bin").touch()
     assert "is a pickle" in refused(run)
 
@@ -128,7 +129,7 @@ def test_an_adapter_that_cannot_be_loaded_here_is_shown(run):
     assert inspect_folder(run)["r"] == 8
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '{"version": 2}', "\xff"])
+@pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '{"version": 2}', '{"version": true}', "\xff"])
 def test_a_malformed_lorasmith_json(run, text):
     path = run / "adapter" / "lorasmith.json"
     path.write_bytes(text.encode("latin-1"))
@@ -141,6 +142,8 @@ def test_a_malformed_lorasmith_json(run, text):
         (("base",), 3),
         (("base", "model"), None),
         (("base", "identity"), []),
+        (("template", "version"), True),
+        (("template", "stop"), [{"id": "3", "token": None}]),
         (("template", "kind"), "mine"),
         (("template", "stop"), [7]),
         (("template", "golden"), {}),
@@ -160,11 +163,22 @@ def test_a_lorasmith_json_with_a_wrong_or_missing_key(run, place, value, is_ther
     assert refused(run).startswith(f"{path}: {'.'.join(place)}")
 
 
+@pytest.mark.parametrize(
+    "identity", [{}, {"config": "a", "tensors": "b"}, {"config": "a", "tensors": "b", "tokenizer": 3}]
+)
+def test_an_identity_that_would_fit_any_base_is_refused(run, identity):
+    path = run / "adapter" / "lorasmith.json"
+    about = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(about | {"base": about["base"] | {"identity": identity}}), "utf-8")
+    with pytest.raises(AdapterError, match=r"lorasmith\.json: base\.identity\.tokenizer: "):
+        inspect_folder(run)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", "\xff"])
 def test_a_malformed_summary(run, text):
     path = run / "summary.json"
     path.write_bytes(text.encode("latin-1"))
-    assert refused(run).startswith(f"{path}: not what a training writes there (")
+    assert refused(run).startswith((f"{path}: not a valid run summary (", f"{path}: not valid JSON: "))
 
 
 @pytest.mark.parametrize(("key", "value"), [("loss_after", "low"), ("interval", [1.0]), ("steps", None)])

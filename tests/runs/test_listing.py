@@ -1,6 +1,7 @@
-"""list and plot: what they tell of runs by their files alone, and which states they know."""
+"""list: what it tells of runs by their files alone, and which states it knows."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,8 @@ import pytest
 
 from lorasmith import train
 from lorasmith.cli.main import main
-from lorasmith.errors import MissingExtraError, RunError
+from lorasmith.errors import RunError
 from lorasmith.runs.listing import RunInfo, find_runs
-from lorasmith.runs.plot import plot_loss
 from tests.support.tiny import Watch, flags, model_folder, rows_file, settings, trained
 
 LIGHT = "import sys; from lorasmith.cli.main import main; code = main(sys.argv[1:]); print('torch' in sys.modules)"
@@ -66,7 +66,7 @@ def test_the_newest_is_first_and_a_run_alone_is_listed(folder):
     dates = [info.date for info in find_runs(folder)]
     assert dates == sorted(dates, reverse=True)
     assert [info.run for info in find_runs(folder / "first")] == [str(folder / "first")]
-    with pytest.raises(RunError, match="there is no such folder"):
+    with pytest.raises(RunError, match="the folder does not exist"):
         find_runs(folder / "nowhere")
 
 
@@ -76,7 +76,9 @@ def test_a_run_that_trains_is_running_until_its_process_ends(tmp_path):
     def at_step(step: int) -> None:
         states.append(find_runs(run)[0].state)
         if step == 1:
-            with pytest.raises(RunError, match="another process trains it just now"):
+            with pytest.raises(
+                RunError, match=rf"is in use by process {os.getpid()}\. Wait until it has finished, or stop it"
+            ):
                 train(rows_file(tmp_path / "rows.jsonl"), output=run, overwrite=True, **settings())
         if step == 3:
             raise Crash
@@ -94,11 +96,11 @@ def test_list_fits_80_columns_and_loads_no_torch(folder):
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     *lines, loaded = done.stdout.splitlines()
     assert loaded == "False"
-    table = [line for line in lines if not line.startswith(("warning:", "go on:"))]
+    table = [line for line in lines if not line.startswith(("warning:", "resume:"))]
     assert all(len(line) <= 80 for line in table)
     text = "\n".join(lines)
     assert "second-20261124" in text
-    assert f"go on: lorasmith train --output {folder / 'second-20261124-101500'} --resume" in text
+    assert f"resume: lorasmith train --output {folder / 'second-20261124-101500'} --resume" in text
     assert [line for line in table if line.startswith("first ") and "finished" in line and "->" in line]
 
 
@@ -106,7 +108,7 @@ def test_plain_list_says_one_whole_fact_a_line(folder, capsys, monkeypatch):
     monkeypatch.setenv("LORASMITH_PLAIN", "1")
     assert main(["list", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert all(": " in line and "\N{HORIZONTAL ELLIPSIS}" not in line for line in lines if "go on" not in line)
+    assert all(": " in line and "\N{HORIZONTAL ELLIPSIS}" not in line for line in lines if "resume: " not in line)
     assert "state: finished" in lines
 
 
@@ -119,43 +121,8 @@ def test_list_as_json(folder, capsys):
 def test_list_without_runs_says_how_to_make_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["list"]) == 0
-    assert capsys.readouterr().out == "no runs in runs. The first one: lorasmith train DATA\n"
+    assert capsys.readouterr().out == "No runs in runs. Start one with: lorasmith train DATA\n"
     assert main(["list", "elsewhere"]) == 2
-
-
-# --- plot
-
-
-@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG\r\n\x1a\n"), ("a.svg", b"<?xml")])
-def test_plot_draws_several_runs(folder, tmp_path, capsys, name, start):
-    runs = [str(folder / "first"), str(folder / "second-20261124-101500")]
-    assert main(["plot", *runs, "--output", str(tmp_path / name)]) == 0
-    out = capsys.readouterr().out
-    assert "first: training loss, smoothed; held out: " in out
-    assert "second-20261124-101500: training loss" in out
-    assert (tmp_path / name).read_bytes().startswith(start)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-    if name.endswith("svg"):
-        assert "second-20261124-101500 held out" in (tmp_path / name).read_text("utf-8")
-
-
-def test_plot_needs_matplotlib_for_the_picture_only(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main(["plot", str(folder / "first")]) == 0
-    with pytest.raises(MissingExtraError, match=r"pip install 'lorasmith\[report\]'"):
-        plot_loss([folder / "first"], tmp_path / "a.png")
-
-
-def test_plot_says_all_that_is_wrong(folder, tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "metrics.jsonl").write_text('{"step": 0, "held_out_loss": 2.0}\n{"step": 1, "lo', "utf-8")
-    words = [str(folder / "no run"), str(tmp_path / "empty"), "--output", str(tmp_path / "a.gif")]
-    assert main(["plot", *words]) == 2
-    err = capsys.readouterr().err.splitlines()
-    assert len(err) == 3
-    assert "no run/metrics.jsonl: cannot be read" in err[0]
-    assert "no step is done yet" in err[1]
-    assert "a.gif: a picture's name ends in .png or .svg" in err[2]
 
 
 # --- train without a base
@@ -167,8 +134,8 @@ def test_train_says_which_base_where_none_is_named(tmp_path, monkeypatch, capsys
     options.pop("model")
     assert main(["train", rows_file(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "run"), *flags(options)]) == 0
     out = capsys.readouterr().out
-    assert "no base is named, so it is smollm2-135m-instruct" in out
-    assert "--model names another one" in out
+    assert "No base model given; using smollm2-135m-instruct" in out
+    assert "Choose another one with --model" in out
     assert 'model = "smollm2-135m-instruct"' in (tmp_path / "run" / "config.toml").read_text("utf-8")
     assert main(["train", "--output", str(tmp_path / "run"), "--resume"]) == 0
-    assert "no base is named" not in capsys.readouterr().out
+    assert "No base model" not in capsys.readouterr().out

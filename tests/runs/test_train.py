@@ -18,11 +18,22 @@ from lorasmith.config.toml import Config, load_config
 from lorasmith.errors import AdapterError, ConfigError, DataError, ModelError, RunError
 from lorasmith.runs import train as run_module
 from lorasmith.runs.evaluate import evaluate
+from lorasmith.system import ownership
 from lorasmith.training import run_folder
-from lorasmith.training.run_folder import read_summary
+from lorasmith.training.files import is_of_run
+from lorasmith.training.summary import read_summary
 from tests.support.tiny import Watch, adapter_bytes, flags, losses, metrics, model_folder, rows_file, settings, trained
 
-FILES = {"config.toml", "environment.json", "metrics.jsonl", "checkpoints", "adapter", "loss.png", "summary.json"}
+FILES = {
+    ".lorasmith",
+    "config.toml",
+    "environment.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "adapter",
+    "loss.png",
+    "summary.json",
+}
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +154,7 @@ def test_adapter_is_the_best_by_held_out_loss_where_the_last_is_worse(tmp_path):
     kept = run / "checkpoints" / f"best-{best:06d}" / "adapter_model.safetensors"
     assert adapter_bytes(run) == kept.read_bytes()
     assert adapter_bytes(run) != (run / "checkpoints" / "step-000003" / "adapter_model.safetensors").read_bytes()
-    assert f"the adapter of step {best} is the best by held-out loss and is kept" in watch.said
+    assert f"Keeping the adapter from step {best}, which has the best held-out loss" in watch.said
     trained(tmp_path / "short", max_steps=best, learning_rate=0.5, schedule="constant")
     assert adapter_bytes(tmp_path / "short") == adapter_bytes(run)
 
@@ -152,7 +163,7 @@ def test_without_held_out_rows_the_last_is_kept_and_nothing_is_claimed(tmp_path)
     watch = Watch()
     summary = trained(tmp_path / "run", watch, held_out=0, eval_every=2)
     assert (summary.loss_before, summary.loss_after, summary.interval) == (None, None, None)
-    assert [text for text in watch.warned if "nothing is held out" in text]
+    assert [text for text in watch.warned if "no examples are held out" in text]
     assert read_summary(tmp_path / "run") == summary
     assert not any("held_out_loss" in line for line in metrics(tmp_path / "run"))
 
@@ -181,13 +192,13 @@ def test_an_existing_run_is_never_overwritten_unasked(copied, capsys):
     files = rows_file(copied.with_name("rows.jsonl"))
     assert main(["train", files, "--output", str(copied), *flags(settings())]) == 2
     err = capsys.readouterr().err
-    assert f"{copied} exists already. Go on with --resume, replace it with --overwrite" in err
+    assert f"{copied} already exists. Continue with --resume, replace it with --overwrite" in err
     assert len(err.splitlines()) == 1
     assert tree(copied) == before
 
 
 def test_overwrite_replaces_a_run(copied):
-    (copied / "left over").write_text("of the old run", "utf-8")
+    (copied / "samples.jsonl").write_text("of the old run", "utf-8")
     files = rows_file(copied.with_name("rows.jsonl"))
     train(files, output=copied, overwrite=True, **settings(max_steps=2))
     assert {path.name for path in copied.iterdir()} == FILES
@@ -196,16 +207,11 @@ def test_overwrite_replaces_a_run(copied):
 
 
 def test_overwrite_that_is_killed_leaves_no_run_that_looks_finished(copied, monkeypatch):
-    unlink = Path.unlink
-
-    def killed(path: Path, missing_ok: bool = False) -> None:
-        if path.name != "summary.json":
-            raise SystemExit
-        unlink(path, missing_ok)
+    def killed(*_args: object, **_more: object) -> None:
+        raise SystemExit
 
     files = rows_file(copied.with_name("rows.jsonl"))
-    monkeypatch.setattr(Path, "unlink", killed)
-    monkeypatch.setattr(run_folder.shutil, "rmtree", killed)
+    monkeypatch.setattr(ownership, "remove", killed)
     with pytest.raises(SystemExit):
         train(files, output=copied, overwrite=True, **settings(max_steps=2))
     monkeypatch.undo()
@@ -227,13 +233,127 @@ def test_overwrite_leaves_what_is_no_run_alone(tmp_path):
     folder = tmp_path / "thesis"
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work", "utf-8")
-    with pytest.raises(RunError, match=r"is no run \(no config\.toml\), so --overwrite leaves it alone"):
+    with pytest.raises(RunError, match="was not written by `lorasmith train`, so --overwrite does not replace it"):
         train(rows_file(tmp_path / "rows.jsonl"), output=folder, overwrite=True, **settings())
     with pytest.raises(RunError, match="is a file, not a folder"):
         train(rows_file(tmp_path / "rows.jsonl"), output=folder / "thesis.txt", **settings())
     with pytest.raises(RunError, match="is a file, not a folder"):
         train(rows_file(tmp_path / "rows.jsonl"), output=folder / "thesis.txt", overwrite=True, **settings())
     assert tree(folder) == {"thesis.txt": b"years of work"}
+
+
+def project(folder: Path, config: str) -> dict[str, bytes]:
+    """Somebody's folder that holds a config.toml."""
+    (folder / ".git").mkdir(parents=True)
+    (folder / "config.toml").write_text(config, "utf-8")
+    (folder / "thesis.txt").write_text("years of work", "utf-8")
+    (folder / ".git" / "HEAD").write_text("ref", "utf-8")
+    return tree(folder)
+
+
+OURS_BY_ITS_KEYS = "[lora]\nr = 4\n"
+
+
+@pytest.mark.parametrize("config", ["title = 'my site'\n", OURS_BY_ITS_KEYS, ""])
+def test_a_config_toml_makes_no_run_of_a_folder(tmp_path, config):
+    """Many programs have one; and ours may lie beside what it trains on."""
+    files, site = rows_file(tmp_path / "rows.jsonl"), tmp_path / "mysite"
+    before = project(site, config)
+    (tmp_path / "my.toml").touch()
+    with pytest.raises(
+        RunError, match="mysite was not written by `lorasmith train`, so --overwrite does not replace it"
+    ):
+        train(files, output=site, overwrite=True, **settings())
+    with pytest.raises(RunError, match=r"its config\.toml was not written by `lorasmith train`"):
+        train(files, output=site, config=tmp_path / "my.toml", resume=True, **settings())
+    assert main(["train", files, "--output", str(site), "--resume", *flags(settings())]) == 2
+    assert tree(site) == before
+    shutil.rmtree(site / ".git")
+    (site / "thesis.txt").unlink()
+    for name in ("metrics.jsonl", "summary.json", "environment.json"):  # nor do names alone
+        (site / name).write_text("{}\n", "utf-8")
+    before = tree(site)
+    with pytest.raises(RunError, match="mysite was not written by `lorasmith train`"):
+        train(files, output=site, overwrite=True, **settings())
+    assert tree(site) == before
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+@pytest.mark.parametrize(
+    ("put", "shown"),
+    [
+        (lambda run: (run / ".git").mkdir(), r"\.git"),
+        (lambda run: (run / "notes.txt").write_text("mine"), r"notes\.txt"),
+        (lambda run: (run / "checkpoints" / "step-000004-mine").mkdir(), r"checkpoints/step-000004-mine"),
+        (lambda run: (run / "checkpoints" / "step-000004" / "notes").write_text("mine"), r"\S+/step-000004/notes"),
+        (lambda run: (run / "adapter" / "README.md").write_text("mine"), r"adapter/README\.md"),
+        (lambda run: (run / "tensorboard").symlink_to(run.parent), r"tensorboard"),
+        (lambda run: [(run / name).write_text("mine") for name in "abcde"], r"a, b, c and 2 more"),
+    ],
+)
+def test_overwrite_names_what_is_of_others_and_leaves_all(copied, put, shown, is_marked):
+    if not is_marked:  # of 0.1.0
+        (copied / ".lorasmith").unlink()
+    put(copied)
+    before = tree(copied)
+    with pytest.raises(
+        RunError, match=rf"run contains {shown}, which lorasmith did not write, so --overwrite does not"
+    ):
+        train(rows_file(copied.with_name("rows.jsonl")), output=copied, overwrite=True, **settings(max_steps=2))
+    assert tree(copied) == before
+
+
+def test_what_comes_while_the_base_is_loaded_is_not_overwritten(copied, monkeypatch):
+    assemble = run_module.assemble
+
+    def slowly(*given: Any) -> Any:
+        (copied / "notes.txt").write_text("mine", "utf-8")
+        return assemble(*given)
+
+    monkeypatch.setattr(run_module, "assemble", slowly)
+    with pytest.raises(RunError, match=r"contains notes\.txt"):
+        train(rows_file(copied.with_name("rows.jsonl")), output=copied, overwrite=True, **settings(max_steps=2))
+    assert (copied / "notes.txt").read_text("utf-8") == "mine"
+    assert read_summary(copied).steps == 4
+
+
+def test_all_that_trainings_write_is_known_as_ours(tmp_path):
+    """Else --overwrite would refuse a run of ours."""
+    options = {"eval_every": 1, "samples": ("Hi",), "tensorboard": True, "max_steps": 2}
+    stopped_at(tmp_path / "run", 2, **options)
+    assert ownership.of_others(tmp_path / "run", is_of_run) == []
+    (tmp_path / "run" / ".lorasmith").unlink()  # of 0.1.0
+    (tmp_path / "run" / "checkpoints" / ".step-000002.4242").mkdir()
+    trained(tmp_path / "run", resume=True, **options)
+    assert ownership.of_others(tmp_path / "run", is_of_run) == []
+    (tmp_path / "run" / "samples.json").write_text("[]", "utf-8")  # the demo's
+    (tmp_path / "run" / ".config.toml.4242").write_text("half", "utf-8")
+    files = rows_file(tmp_path / "rows.jsonl")
+    train(files, output=tmp_path / "run", overwrite=True, **settings(max_steps=1))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+
+
+def test_a_start_that_was_killed_before_it_had_begun_leaves_a_folder_that_may_be_used(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    ownership.mark(run, "run")
+    (run / ".lorasmith.lock").write_text("1 here", "utf-8")
+    (run / "environment.json").write_text("{}", "utf-8")
+    (run / ".config.toml.lorasmith-new-abcd1234").write_text("half", "utf-8")
+    with pytest.raises(RunError, match="no run to resume there"):
+        trained(run, resume=True)
+    trained(run)
+    assert {path.name for path in run.iterdir()} == FILES
+
+
+@pytest.mark.parametrize("text", ["{", '{"version": 2, "folder": "run"}', '{"version": 1, "folder": "model"}', "[]"])
+def test_a_marker_that_says_something_else_is_none(tmp_path, text):
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / ".lorasmith").write_text(text, "utf-8")
+    (folder / "config.toml").write_text("", "utf-8")
+    with pytest.raises(RunError, match="was not written by `lorasmith train`"):
+        train(rows_file(tmp_path / "rows.jsonl"), output=folder, overwrite=True, **settings())
 
 
 def test_an_empty_folder_is_a_fine_place_and_so_is_the_working_directory(tmp_path, monkeypatch):
@@ -252,7 +372,7 @@ def test_resume_needs_only_the_run(tmp_path, finished, capsys):
     run = tmp_path / "run"
     stopped_at(run, 3, save_every=2)
     assert main(["train", "--output", str(run), "--resume"]) == 0
-    assert "resumed after step 2 of 4" in capsys.readouterr().out
+    assert "Resuming after step 2 of 4" in capsys.readouterr().out
     assert losses(run) == losses(finished)
     assert adapter_bytes(run) == adapter_bytes(finished)
 
@@ -262,7 +382,7 @@ def test_resume_of_a_finished_run_shows_its_summary(copied, capsys):
     assert main(["train", "--output", str(copied), "--resume", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == json.loads((copied / "summary.json").read_text("utf-8"))
-    assert "is finished already: 4 steps, held-out loss" in err
+    assert "has already finished: 4 steps, held-out loss" in err
     assert tree(copied) == before
 
 
@@ -273,7 +393,8 @@ def test_resume_with_other_settings_lists_every_difference(tmp_path, capsys):
     assert main(["train", "--output", str(run), "--resume", "--r", "4", "--learning-rate", "0.5"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        f"error: {run}: a resumed run goes on as it began; start another one for other settings.",
+        f"error: {run}: a run must be resumed with the settings it was started with. Start a new run to "
+        "use different settings.",
         "error: lora.r: was 8, now 4",
         "error: training.learning_rate: was 0.01, now 0.5",
     ]
@@ -293,13 +414,13 @@ def test_resume_takes_what_was_chosen_from_the_run(tmp_path, monkeypatch):
 
 
 def test_resume_where_nothing_is_and_where_nothing_was_saved(tmp_path, finished):
-    with pytest.raises(RunError, match=r"no run to resume there \(no config\.toml\)"):
+    with pytest.raises(RunError, match=r"no run to resume \(config\.toml not found\)"):
         trained(tmp_path / "run", resume=True)
     assert not (tmp_path / "run").exists()
     stopped_at(tmp_path / "run", 3, save_every=0)
     watch = Watch()
     trained(tmp_path / "run", watch, resume=True, save_every=0)
-    assert [text for text in watch.said if text.startswith("no checkpoint yet in")]
+    assert [text for text in watch.said if text.startswith("No checkpoint in")]
     assert metrics(tmp_path / "run") == metrics(finished)
 
 
@@ -307,7 +428,7 @@ def test_resume_refuses_other_rows(tmp_path):
     run = tmp_path / "run"
     stopped_at(run, 3, save_every=2)
     rows_file(tmp_path / "rows.jsonl", range(1, 13))
-    with pytest.raises(RunError, match="the examples are no longer the ones that this run began with"):
+    with pytest.raises(RunError, match="the training data has changed since this run started"):
         train(output=run, resume=True)
 
 
@@ -319,7 +440,7 @@ def test_resume_says_what_is_no_longer_the_same(tmp_path, monkeypatch):
     trained(run, watch, resume=True, save_every=2)
     (text,) = watch.warned
     assert text.startswith("torch was 2.")
-    assert text.endswith("and is now 2.99.0: the rest will not be bit for bit the same")
+    assert text.endswith("and is now 2.99.0; the remaining steps will not be bit-for-bit reproducible")
 
 
 @pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
@@ -327,19 +448,19 @@ def test_a_broken_checkpoint_is_one_sentence(tmp_path, name):
     run = tmp_path / "run"
     stopped_at(run, 3, save_every=2)
     (run / "checkpoints" / "step-000002" / name).write_bytes(b"{")
-    with pytest.raises(RunError, match=rf"{name}: not readable: .*Start anew with --overwrite"):
+    with pytest.raises(RunError, match=rf"{name}: cannot be read: .*Start again with --overwrite"):
         train(output=run, resume=True)
 
 
 def test_an_unfinished_run_has_no_adapter_to_talk_to(tmp_path):
     stopped_at(tmp_path / "run", 3)
-    with pytest.raises(AdapterError, match=r"this run is not finished.*--resume"):
+    with pytest.raises(AdapterError, match=r"this run has not finished.*--resume"):
         open_adapters([tmp_path / "run"])
 
 
 def test_no_data_is_said_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "assemble", lambda *_args: pytest.fail("loaded a model"))
-    with pytest.raises(ConfigError, match=r"^data\.data: no file of examples is named"):
+    with pytest.raises(ConfigError, match=r"^data\.data: no training data is given"):
         train(output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -388,7 +509,7 @@ def test_a_run_may_go_on_on_another_device(tmp_path, monkeypatch):
     for path in (run / "config.toml", run / "checkpoints" / "step-000002" / "state.json"):
         path.write_text(path.read_text("utf-8").replace('device = "cpu"', 'device = "cuda"'), "utf-8")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ModelError, match=r"model\.device: cuda is not there on this machine"):
+    with pytest.raises(ModelError, match=r"model\.device: cuda is not available on this machine"):
         train(output=run, resume=True)
     assert train(output=run, resume=True, device="cpu").steps == 4
 

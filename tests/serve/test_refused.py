@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from lorasmith.cli.main import main
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.serving import ServeConfig
+from lorasmith.errors import AdapterError
 from lorasmith.lora.files import CONFIG, WEIGHTS
 from lorasmith.report import Report
-from lorasmith.serve.found import look
-from lorasmith.serve.start import open_desk
+from lorasmith.serve.discovery import describe, discover
+from lorasmith.serve.startup import open_manager
 from tests.support import tiny
 
 
@@ -35,7 +36,7 @@ def test_a_file_of_keys_must_be_there_and_hold_one(runs: Path, tmp_path: Path, r
     (tmp_path / "empty").write_text("# nobody yet\n")
     assert refused(runs, "--keys", tmp_path / "none") == ["--keys none: cannot be read: No such file or directory"]
     assert refused(runs, "--keys", tmp_path / "empty") == [
-        "--keys empty: no key in it, so nobody could use the server."
+        "--keys empty: contains no keys, so nobody could use the server."
     ]
 
 
@@ -43,7 +44,9 @@ def test_an_address_that_is_taken(runs: Path, refused):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         (line,) = refused(runs, "--port", port)
-    assert line.startswith(f"127.0.0.1:{port}: cannot listen there: Address already in use. Another port: ")
+    assert line.startswith(
+        f"127.0.0.1:{port}: cannot listen on this address: Address already in use. To use another port, "
+    )
 
 
 def test_nothing_to_serve(runs: Path, tmp_path: Path, refused):
@@ -60,13 +63,13 @@ def test_nothing_that_vllm_could_serve(runs: Path, tmp_path: Path, refused):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
     unfinished, *refusals = refused(tmp_path / "mine", "--print-vllm")
     assert unfinished.startswith("left out: mine/unfinished: ")
-    assert refusals == ["vLLM refuses loud: it is a DoRA", "no adapters are left that vLLM can serve."]
+    assert refusals == ["vLLM cannot serve loud: it uses DoRA", "no adapters are left that vLLM can serve."]
 
 
 def test_the_extra_is_named(runs: Path, monkeypatch: pytest.MonkeyPatch, refused):
     monkeypatch.delitem(sys.modules, "lorasmith.serve.app")
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    assert refused(runs) == ["a server needs fastapi: pip install 'lorasmith[serve]'"]
+    assert refused(runs) == ["lorasmith serve requires fastapi. Install it with: pip install 'lorasmith[serve]'"]
 
 
 def test_adapters_that_break_the_answers_or_have_the_name_of_the_base_are_left_out(runs: Path, tmp_path: Path):
@@ -76,10 +79,22 @@ def test_adapters_that_break_the_answers_or_have_the_name_of_the_base_are_left_o
     file = tmp_path / "torn" / "adapter" / WEIGHTS
     save_file({key: weight * 1e30 for key, weight in load_file(file).items()}, file)
     model = ModelConfig(model=str(base), dtype="float32", device="cpu")
-    shelf = look([tmp_path])
-    desk = open_desk(shelf, model, ServeConfig(), None, Report())
-    assert desk.registry.names() == [base.name, "loud"]
-    assert sorted(text.replace(f"{tmp_path}/", "") for text in shelf.problems) == [
-        f"{base.name!r} is the name of the base. Choose another for the adapter.",
-        "torn/adapter: it changes nothing in what the base says, or makes it no number.",
+    discovery = discover([tmp_path])
+    manager = open_manager(discovery, model, ServeConfig(), None, Report())
+    assert manager.registry.names() == [base.name, "loud"]
+    held = manager.registry.base.decoding.held
+    assert [name.partition("@")[0] for name in held] == ["loud"]  # and none of the others is loaded
+    assert sorted(text.replace(f"{tmp_path}/", "") for text in discovery.problems) == [
+        f"{base.name!r} is the name of the base model. Choose another name for the adapter.",
+        "torn/adapter: the adapter has no effect on the model's output, or makes it NaN or infinite.",
     ]
+
+
+@pytest.mark.parametrize("name", ["loud", ""])
+def test_a_name_that_is_taken_or_none_is_refused_before_anything_is_loaded(runs: Path, name: str):
+    model = ModelConfig(model=str(tiny.model_folder()), dtype="float32", device="cpu")
+    registry = open_manager(discover([runs / "loud"]), model, ServeConfig(), None, Report()).registry
+    before = list(registry.base.decoding.held)
+    with pytest.raises(AdapterError, match="cannot be the name of another adapter"):
+        registry.put(describe(name, runs / "calm"))
+    assert (list(registry.base.decoding.held), len(registry.names())) == (before, 2)

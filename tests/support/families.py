@@ -56,8 +56,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 MAIN = ("llama", "qwen2", "qwen3", "gemma3_text", "gpt2", "opt", "bloom")  # the laws hold on at least these
 PADDED = {  # the families that cannot be packed, and why
-    "bloom": "see each other",  # ALiBi from the mask: knows no position ids
-    "falcon": "see each other",
+    "bloom": "attend to each other",  # ALiBi from the mask: knows no position ids
+    "falcon": "attend to each other",
     "gemma2": "softcap",
     "stablelm": "the row",  # its layers do not hand keywords on
 }

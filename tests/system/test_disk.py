@@ -14,7 +14,7 @@ import pytest
 from lorasmith import train
 from lorasmith.cli.main import main
 from lorasmith.runs import train as run_module
-from lorasmith.training.run_folder import read_summary
+from lorasmith.training.summary import read_summary
 from tests.support.tiny import adapter_bytes, flags, rows_file, settings, trained
 
 
@@ -24,7 +24,7 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypat
     files = rows_file(tmp_path / "rows.jsonl")
     assert main(["train", files, "--output", str(tmp_path / "a" / "run"), *flags(settings())]) == 2
     err = capsys.readouterr().err
-    assert "this run may write 1.3 MiB, and only 0.3 MiB are free there" in err
+    assert "this run may write 1.3 MiB, but only 0.3 MiB are free" in err
     assert len(err.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 

@@ -19,13 +19,13 @@ from lorasmith.data.dataset.plan import plan
 from lorasmith.data.dataset.prepare import prepare
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import TrainingError
-from lorasmith.evaluation.loss import held_out
+from lorasmith.evaluation.loss import evaluate_loss
 from lorasmith.lora.files import has_effect
 from lorasmith.lora.inject import inject
 from lorasmith.lora.router import Router
 from lorasmith.model.row import Example
 from lorasmith.training.optim import learning_rate, warmup_steps
-from lorasmith.training.run_folder import read_summary
+from lorasmith.training.summary import read_summary
 from tests.support.families import distance
 from tests.support.tiny import Watch, losses, model_folder, rows_file, settings, tokenizer, trained
 
@@ -138,7 +138,7 @@ def test_a_run_of_few_steps_has_no_warm_up_at_the_defaults_and_learns(tmp_path):
 
 def test_a_run_that_taught_nothing_is_not_finished(tmp_path):
     watch, run = Watch(), tmp_path / "run"
-    with pytest.raises(TrainingError, match=r"1 steps are done, and the adapter has no effect: its B matrices are all"):
+    with pytest.raises(TrainingError, match=r"after 1 steps the adapter has no effect: its B matrices are all"):
         trained(run, watch, max_steps=1, learning_rate=1e-60)
     assert read_summary(run) is None
     assert not (run / "adapter").exists()
@@ -150,9 +150,9 @@ def test_the_best_is_no_adapter_without_effect(tmp_path, monkeypatch):
 
     def measure(*args: Any) -> Any:
         loss = next(measured, None)
-        return held_out(*args) if loss is None else SimpleNamespace(loss=loss)  # the last one is real
+        return evaluate_loss(*args) if loss is None else SimpleNamespace(loss=loss)  # the last one is real
 
-    monkeypatch.setattr("lorasmith.training.loop.held_out", measure)
+    monkeypatch.setattr("lorasmith.training.loop.evaluate_loss", measure)
     trained(run, max_steps=4, warmup=1, eval_every=1)
     assert [path.name for path in (run / "checkpoints").glob("best-*")] == ["best-000002"]
     assert has_effect(load_file(run / "adapter" / "adapter_model.safetensors"))

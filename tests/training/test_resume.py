@@ -1,10 +1,12 @@
 """Law 7: interrupted and resumed equals uninterrupted, bit for bit; and what Ctrl-C does."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +14,15 @@ from typing import Any
 
 import pytest
 
+from lorasmith.config.toml import load_config
 from lorasmith.errors import Interrupted
-from lorasmith.evaluation.loss import HeldOut, held_out
-from lorasmith.training.run_folder import read_summary
+from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
+from lorasmith.runs.listing import find_runs
+from lorasmith.training.summary import read_summary
 from tests.support.tiny import Watch, adapter_bytes, flags, metrics, rows_file, settings, trained
 
 STEPS = 8
-GO_ON = r"^stopped; what was done is in {run}\. Go on: lorasmith train --output {run} --resume$"
+GO_ON = r"^Interrupted\. Saved progress is in {run}\. Resume with: lorasmith train --output {run} --resume$"
 # everything that could make a difference: dropout, recomputation, evaluations, checkpoints, a moving learning rate
 HARD = {"lora_dropout": 0.3, "gradient_checkpointing": True, "eval_every": 2, "save_every": 3, "max_steps": STEPS,
         "schedule": "cosine", "warmup": 2, "weight_decay": 0.1}  # fmt: skip
@@ -75,7 +79,7 @@ def test_dropout_is_on_and_the_run_has_a_best_step(whole, tmp_path):
 @pytest.mark.parametrize("step", [1, 3, 4, 6])
 def test_ctrl_c_then_resume_equals_uninterrupted(whole, tmp_path, step):
     run = tmp_path / "run"
-    with pytest.raises(Interrupted, match=rf"stopped after step {step + 1}; saved in .*step-00000{step + 1}"):
+    with pytest.raises(Interrupted, match=rf"Stopped after step {step + 1}; saved in .*step-00000{step + 1}"):
         trained(run, ctrl_c_at(step), **HARD)
     assert read_summary(run) is None
     trained(run, resume=True, **HARD)
@@ -118,7 +122,7 @@ def test_the_first_ctrl_c_answers_and_the_second_leaves_at_once(whole, tmp_path)
     run, watch = tmp_path / "run", ctrl_c_at(4, times=2)
     with pytest.raises(Interrupted, match=GO_ON.format(run=run)):
         trained(run, watch, **HARD)
-    assert [text for text in watch.warned if "Ctrl-C again leaves at once" in text]
+    assert [text for text in watch.warned if "press Ctrl-C again to quit immediately" in text]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-000003"]
     trained(run, resume=True, **HARD)
@@ -156,7 +160,7 @@ def test_ctrl_c_in_a_terminal_says_where_and_exits_130(tmp_path):
     _out, err = work.communicate(timeout=30)
     assert work.returncode == 130
     assert "Traceback" not in err
-    step, folder = re.search(r"^stopped after step (\d+); saved in (.*)$", err, re.MULTILINE).groups()
+    step, folder = re.search(r"^Stopped after step (\d+); saved in (.*)$", err, re.MULTILINE).groups()
     assert Path(folder) == run / "checkpoints" / f"step-{int(step):06d}"
     assert (run / "checkpoints" / f"step-{int(step):06d}" / "state.json").is_file()
     assert not (run / "adapter").exists()
@@ -178,20 +182,20 @@ def test_sigkill_in_the_middle_then_resume_equals_uninterrupted(tmp_path):
     trained(run, resume=True, **long)
     trained(whole, **long)
     assert_same(run, whole)
-    assert not list(run.glob("**/.*"))
+    assert [path.name for path in run.glob("**/.*")] == [".lorasmith"]
 
 
-@pytest.mark.parametrize(("where", "done"), [("run", 1), ("training.loop", 4)])
+@pytest.mark.parametrize(("where", "done"), [("runs.train", 1), ("training.loop", 4)])
 def test_ctrl_c_in_the_first_or_the_last_evaluation_says_how_to_go_on(tmp_path, monkeypatch, where, done):
     run, calls = tmp_path / "run", []
 
-    def measured(*args: Any) -> HeldOut:
+    def measured(*args: Any) -> ExampleLosses:
         calls.append(args)
         if len(calls) == done:
             raise KeyboardInterrupt
-        return held_out(*args)
+        return evaluate_loss(*args)
 
-    monkeypatch.setattr(f"lorasmith.{where}.held_out", measured)
+    monkeypatch.setattr(f"lorasmith.{where}.evaluate_loss", measured)
     with pytest.raises(Interrupted, match=GO_ON.format(run=run)):
         trained(run, **HARD)
     monkeypatch.undo()
@@ -209,3 +213,79 @@ def test_ctrl_c_before_there_is_a_folder_leaves_nothing(tmp_path, monkeypatch):
         trained(tmp_path / "run", **HARD)
     assert str(stopped.value) == ""
     assert not (tmp_path / "run").exists()
+
+
+# --- two at once
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from lorasmith.runs import train as run
+from lorasmith.cli.main import main
+folder, assemble = Path(sys.argv[1]), run.assemble
+
+def together(*given):
+    (folder / sys.argv[2]).touch()
+    while not (folder / "go").exists():
+        time.sleep(0.002)
+    return assemble(*given)
+
+run.assemble = together
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def start_at(place: Path, name: str, run: Path, *words: str) -> subprocess.Popen[str]:
+    """A training that waits, once its options are read, until `place`/go is there."""
+    command = [sys.executable, "-c", CHILD, str(place), name, "train", *words, "--output", str(run)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize("verb", ["new", "resume", "overwrite"])
+def test_of_two_that_start_at_once_one_trains_and_the_other_says_who(tmp_path, verb):
+    run, changes = tmp_path / "run", {"save_every": 1, "max_steps": 4}
+    if verb == "resume":
+        with pytest.raises(Crash):
+            trained(run, crash_at(2), **changes)
+    elif verb == "overwrite":
+        trained(run, **changes)
+    rows = rows_file(tmp_path / "rows.jsonl")
+    words = [["--resume"]] * 2 if verb == "resume" else [[rows, *flags(settings(r=r, **changes))] for r in (4, 8)]
+    more = ["--overwrite"] if verb == "overwrite" else []
+    both = [start_at(tmp_path, f"ready-{n}", run, *words[n], *more) for n in (0, 1)]
+    wait_for(lambda: any(work.poll() is not None for work in both) or all(ready(tmp_path)))
+    (tmp_path / "go").touch()
+    said = [work.communicate(timeout=60)[1] for work in both]
+    assert sorted(work.returncode for work in both) == [0, 2], said
+    winner = next(n for n in (0, 1) if both[n].returncode == 0)
+    assert f"{run} is in use by process {both[winner].pid}. Wait until it has finished, or stop it." in said[1 - winner]
+    assert "Traceback" not in "".join(said)
+    adapter = json.loads((run / "adapter" / "adapter_config.json").read_text("utf-8"))
+    assert load_config(run / "config.toml", {}).lora.r == adapter["r"]
+    assert not (run / ".lorasmith.lock").exists()
+
+
+def ready(place: Path) -> list[bool]:
+    return [(place / f"ready-{n}").exists() for n in (0, 1)]
+
+
+def test_a_list_beside_a_start_never_keeps_it_out_nor_lets_another_in(tmp_path):
+    """Somebody looks at the folder all the time."""
+    run, stop, states = tmp_path / "run", threading.Event(), list[str]()
+    with pytest.raises(Crash):
+        trained(run, crash_at(2), save_every=1)
+
+    def look() -> None:
+        while not stop.is_set():
+            find_runs(tmp_path)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        trained(run, Watch(lambda _step: states.append(find_runs(run)[0].state)), resume=True, save_every=1)
+    finally:
+        stop.set()
+        looking.join()
+    assert set(states) == {"running"}
+    assert find_runs(run)[0].state == "finished"

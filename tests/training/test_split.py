@@ -13,10 +13,10 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from lorasmith.errors import Interrupted
-from lorasmith.evaluation.loss import held_out
+from lorasmith.evaluation.loss import evaluate_loss
 from lorasmith.training import loop
 from lorasmith.training.distributed import join, leave
-from lorasmith.training.run_folder import read_summary
+from lorasmith.training.summary import read_summary
 from tests.support.families import adapted, distance, example
 from tests.support.tiny import Watch, adapter_bytes, losses, metrics, model_folder, trained
 
@@ -146,11 +146,11 @@ def test_two_processes_measure_half_each_and_agree(tmp_path):
     """As many rows as examples: each process measures its own, and both know every loss as one process would."""
     base, _adapter = adapted("llama")
     measured = [example(n, n) for n in (1500, 1400, 1300)]
-    alone = held_out(base, measured, "default")
+    alone = evaluate_loss(base, measured, "default")
 
     def work(rank: int) -> None:
         world, watch = join(), Watch()
-        found = held_out(base, measured, "default", watch, "measuring", world)
+        found = evaluate_loss(base, measured, "default", watch, "measuring", world)
         assert torch.equal(found.losses, alone.losses)
         assert len(watch.tasks) == (2, 1)[rank]
         leave()

@@ -13,9 +13,9 @@ from lorasmith.cli.main import main
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.data.read.prompts import as_record
 from lorasmith.errors import ConfigError, MissingExtraError
-from lorasmith.runs.evaluate import Wanted, evaluate
-from lorasmith.training.run_folder import read_summary
+from lorasmith.runs.evaluate import EvaluationOptions, evaluate
 from lorasmith.training.samples import SAMPLING
+from lorasmith.training.summary import read_summary
 from tests.support.tiny import Watch, adapter_bytes, flags, losses, metrics, rows_file, settings, trained
 
 PROMPTS = ("Why is the sky blue? (0)", "考试有哪些技巧？")
@@ -72,7 +72,7 @@ def test_samples_are_what_chat_answers_then(asked):
     )
     assert [line["answer"] for line in found if line["step"] == 0] == session.reply(conversations, None, SAMPLING)
     assert any(PROMPTS[0] in text for text in watch.said)
-    assert "answers after step 6:" in watch.said
+    assert "Answers after step 6:" in watch.said
 
 
 def test_samples_without_held_out_rows(tmp_path):
@@ -98,7 +98,7 @@ def test_a_measure_that_fails_midway_loses_nothing(tmp_path):
         "calls = []\n\n\ndef f(prediction, reference):\n    calls.append(1)\n    return 1 / (len(calls) < 4)\n", "utf-8"
     )
     options = HARD | {"metric": (f"{judge}:f",), "save_every": 0, "generate": 3, "max_new_tokens": 8}
-    with pytest.raises(ConfigError, match=r"(?s)judge.py line 6: ZeroDivisionError.*step-000002; once that is mended"):
+    with pytest.raises(ConfigError, match=r"(?s)judge.py line 6: ZeroDivisionError.*step-000002; fix the problem"):
         trained(run, **options)
     judge.write_text("def f(prediction, reference):\n    return 1\n", "utf-8")
     trained(run, resume=True, **options)
@@ -137,7 +137,7 @@ def test_patience_ends_the_run_and_keeps_the_best(impatient, tmp_path):
     assert summary.loss_after == pytest.approx(measured[best])
     kept = run / "checkpoints" / f"best-{best:06d}" / "adapter_model.safetensors"
     assert adapter_bytes(run) == kept.read_bytes()
-    (said,) = [text for text in watch.said if text.startswith("stopped early, after step")]
+    (said,) = [text for text in watch.said if text.startswith("Stopped early after step")]
     assert f"since step {best} " in said
     trained(tmp_path / "whole", **WORSE)
     assert losses(tmp_path / "whole")[: summary.steps] == losses(run)
@@ -173,7 +173,7 @@ def test_killed_between_the_early_stop_and_the_summary(impatient, tmp_path, monk
 
 
 def test_patience_needs_evaluations(tmp_path):
-    with pytest.raises(ConfigError, match=r"^training.patience: it counts evaluations .* eval_every is 0"):
+    with pytest.raises(ConfigError, match=r"^training.patience: counts evaluations .* eval_every is 0"):
         trained(tmp_path / "run", patience=2)
 
 
@@ -224,16 +224,18 @@ def test_answers_to_held_out_rows_are_measured_as_eval_measures_them(judged):
     lines = {line["step"]: figures(line) for line in metrics(run) if "held_out_loss" in line}
     assert list(lines) == [0, 2, 4, 6]
     own = f"{run.parent / 'judge.py'}:length"
-    wanted = Wanted(answers=3, sampling=SamplingConfig(max_new_tokens=8), metrics=(own,))
+    wanted = EvaluationOptions(answers=3, sampling=SamplingConfig(max_new_tokens=8), metrics=(own,))
     (kept,) = evaluate([run], wanted).adapters
     best = lines[read_summary(run).best_step]
     assert list(best) == ["exact", "f1", "chrf", "bleu", "rouge_l", "ended", "judge.py:length"]
     assert list(best.values()) == [score.after for score in kept.scores]
     assert list(lines[0].values()) == [score.before for score in kept.scores]
     assert lines[0] != best
-    (said,) = [text for text in watch.said if text.startswith("3 held-out rows, answers after step 6: exact match ")]
+    (said,) = [text for text in watch.said if text.startswith("Scores after step 6 (3 held-out answers): exact match ")]
     assert said.endswith(f"length {lines[6]['judge.py:length']:.4f}")
-    assert any(text.startswith("answers  3 rows held out are answered at every evaluation") for text in watch.said)
+    assert any(
+        text.startswith("answers  replies to 3 rows of the held-out set at every evaluation") for text in watch.said
+    )
 
 
 def test_answering_changes_no_number_of_the_training_and_a_resumed_run_measures_once(judged, tmp_path):
@@ -250,11 +252,11 @@ def test_answering_changes_no_number_of_the_training_and_a_resumed_run_measures_
 
 
 def test_what_cannot_be_answered_is_said_before_the_first_step(tmp_path):
-    with pytest.raises(ConfigError, match=r"^training.metric: it judges answers, and generate is 0"):
+    with pytest.raises(ConfigError, match=r"^training.metric: scores generated answers, but generate is 0"):
         trained(tmp_path / "run", metric=("no.py:f",))
     with pytest.raises(ConfigError, match=r"no.py: no such file"):
         trained(tmp_path / "run", metric=("no.py:f",), generate=2)
     assert not (tmp_path / "run").exists()
     watch = Watch()
     trained(tmp_path / "run", watch, generate=2, held_out=0)
-    assert [text for text in watch.warned if text.startswith("training.generate: nothing is held out")]
+    assert [text for text in watch.warned if text.startswith("training.generate: no examples are held out")]

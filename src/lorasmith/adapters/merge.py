@@ -1,6 +1,7 @@
 """Base and adapter as one plain transformers folder, with a certificate that it answers as the adapter does."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from lorasmith.adapters.folder import end_ids, read_about
+from lorasmith.adapters.folder import end_ids
 from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.model import ModelConfig
 from lorasmith.data.template.encoding import PROBES
@@ -18,8 +19,10 @@ from lorasmith.lora.merge import merged_weights, plain_name
 from lorasmith.model.probe import native_attention
 from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
+from lorasmith.system.locking import locked
+from lorasmith.system.ownership import is_marked, mark, marked_files, named, of_others
 from lorasmith.system.transformers_logging import quiet_transformers
-from lorasmith.training.checkpoint import write_folder
+from lorasmith.system.writing import recover, write_folder, writing
 
 FLOAT32_LIMIT = 1e-4  # relative; summing W + B A in another order than W x + B (A x) gives about 1e-6
 MARGIN = 1.2  # rounding W + B A moves as much as rounding W does, now more and now less: up to 1.1 times was seen
@@ -74,7 +77,16 @@ def merge_run(
         RunError: `output` is there already, holds the base or the adapter itself, or cannot be written.
         AdapterError: no adapter, another base, or a merged model whose logits are further off than rounding explains.
     """
-    report, folder, config = report or Report(), Path(output).expanduser(), config or ModelConfig()
+    report, folder = report or Report(), Path(output).expanduser()
+    place = folder.resolve()  # through a link, and of a folder that has a name
+    with ExitStack() as stack:
+        with writing(folder, is_run=False):
+            stack.enter_context(locked(place.parent / f".{place.name}.lorasmith-lock", folder))
+            recover(place.parent, lambda name: name == place.name)
+        return _merge(path, folder, config or ModelConfig(), overwrite, report)
+
+
+def _merge(path: str | Path, folder: Path, config: ModelConfig, overwrite: bool, report: Report) -> Certificate:
     _refuse_existing(folder, overwrite)
     wide = config.model_dump(exclude_unset=True) | {"dtype": "float32"}
     session = open_adapters([path], ModelConfig(**wide), report)
@@ -94,8 +106,10 @@ def merge_run(
         certificate = certify(str(folder), dtype, wanted, rounded, _logits(saved, probes), untied)
         _refuse_wrong(certificate)
         certificates.append(certificate)
+        mark(staging, "model", sorted(str(one.relative_to(staging)) for one in staging.rglob("*")))
+        _refuse_existing(folder, overwrite)  # what came meanwhile
 
-    write_folder(folder.resolve(), fill, is_run=False)  # through a link, and of a folder that has a name
+    write_folder(folder.resolve(), fill, is_run=False)
     report.say(str(certificates[0]))
     if untied:
         report.say(
@@ -132,19 +146,31 @@ def certify(
 
 
 def _refuse_existing(folder: Path, overwrite: bool) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if folder.is_file():
+    """Raise RunError where something is there that is not to be replaced, or that merging did not write."""
+    if folder.exists() and not folder.is_dir():
         raise RunError(_("{folder} is a file, not a folder. Choose another --output.", folder=folder))
+    if not folder.exists() or not any(folder.iterdir()):
+        return
     if not overwrite:
         raise RunError(
             _("{folder} already exists. Choose another --output, or replace it with --overwrite.", folder=folder)
         )
-    if not (folder / "config.json").is_file():
+    if not is_marked(folder, "model"):
         raise RunError(
             _(
-                "{folder} is not a model folder (config.json not found), so --overwrite will not replace it.",
+                "{folder} was not written by `lorasmith merge`, so --overwrite does not replace it. Choose another "
+                "--output, or remove the folder yourself.",
                 folder=folder,
+            )
+        )
+    files = marked_files(folder)
+    if others := of_others(folder, lambda path: str(path) in files):
+        raise RunError(
+            _(
+                "{folder} contains {names}, which lorasmith did not write, so --overwrite does not replace it. Move "
+                "what you want to keep, remove the rest, or choose another --output.",
+                folder=folder,
+                names=named(others),
             )
         )
 
@@ -152,7 +178,7 @@ def _refuse_existing(folder: Path, overwrite: bool) -> None:
 def _refuse_own_parts(folder: Path, session: Session) -> None:
     """--overwrite would remove what is being merged."""
     target = folder.resolve()
-    for part in (session.base.folder.resolve(), session.folders[session.names[0]].resolve()):
+    for part in (session.base.folder.resolve(), session.folders[session.names[0]].path.resolve()):
         if part.is_relative_to(target):
             raise RunError(
                 _(
@@ -199,7 +225,7 @@ def _save(plain: PreTrainedModel, session: Session, folder: Path) -> None:
 def _say_as_trained(plain: PreTrainedModel, session: Session) -> None:
     """Template, system text and stop tokens of the training, where they are not what the base has of itself."""
     template, tokenizer = session.template, session.base.tokenizer
-    if read_about(session.folders[session.names[0]]) is None:
+    if session.folders[session.names[0]].about is None:
         return  # made by another tool, which says nothing of them
     own = tokenizer.get_chat_template() if tokenizer.chat_template else None
     if template.as_jinja() != own:

@@ -1,4 +1,4 @@
-"""lorasmith chat: talk to an adapter in the terminal, or through a pipe."""
+"""lorasmith chat: chat with an adapter in the terminal, or through a pipe."""
 
 import argparse
 import signal
@@ -16,12 +16,12 @@ from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.values import check, closest
 from lorasmith.data.rows.conversation import Message
 from lorasmith.errors import LorasmithError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 
 if TYPE_CHECKING:
     from lorasmith.engine.request import Event
 
-Answer = Callable[[Sequence[Message], str | None], Iterator["Event"]]
+StreamAnswer = Callable[[Sequence[Message], str | None], Iterator["Event"]]
 COMMANDS = {
     "/adapter": _("NAME: switch to this adapter; without NAME, list the adapters"),
     "/base": _("Switch to the base model, without an adapter"),
@@ -33,7 +33,7 @@ COMMANDS = {
 
 
 def parser() -> Parser:
-    """Which adapters, which base, how replies are drawn."""
+    """The options: adapters, base model, sampling."""
     parser = Parser(
         "chat",
         "RUN ...",
@@ -52,7 +52,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Talks until end of input or /exit. Raises LorasmithError."""
+    """Chat until the end of input or /exit. Raises LorasmithError."""
     model, settings = base_of(args), check(SamplingConfig, given(args).get("sampling", {}), "sampling")
     with importing():
         from lorasmith.adapters.session import open_adapters
@@ -64,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
         engine, template, answers = Engine(session.base, slots=1, prepack=True), session.template, count()
 
         def answer(messages: Sequence[Message], adapter: str | None) -> Iterator["Event"]:
-            # another seed for each answer, or /again would say the same
-            drawn = settings.model_copy(update={"seed": (settings.seed + next(answers)) % 2**32})
-            request = Request(template.encode_prompt(messages), drawn, adapter, template.stop_ids)
+            # a new seed for each answer, or /again would repeat it
+            sampling = settings.model_copy(update={"seed": (settings.seed + next(answers)) % 2**32})
+            request = Request(template.encode_prompt(messages), sampling, adapter, template.stop_ids)
             return generate(engine, [request])
 
         Chat(answer, session.names, args.system, screen).talk()
@@ -74,9 +74,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 class Chat:
-    """One conversation. Answers go to standard output, all else to `screen`."""
+    """One conversation. Answers go to standard output, everything else to `screen`."""
 
-    def __init__(self, answer: Answer, names: Sequence[str], system: str | None, screen: Screen) -> None:
+    def __init__(self, answer: StreamAnswer, names: Sequence[str], system: str | None, screen: Screen) -> None:
         self.answer, self.names, self.screen = answer, names, screen
         self.adapter: str | None = names[0]
         self.start = [Message("system", system)] if system else []
@@ -85,17 +85,17 @@ class Chat:
         self.clean = printable if sys.stdout.isatty() else str
 
     def talk(self) -> None:
-        """Until end of input or /exit. In a pipe a problem ends it; at a terminal it is shown, and the talk goes on."""
+        """Read lines until the end of input or /exit. An error ends it in a pipe; at a terminal it is shown."""
         if self.interactive:
             with suppress(ImportError):  # Windows has its own line editing
-                import_module("readline")  # input() uses it, with its history, once it is there
+                import_module("readline")  # once imported, input() has line editing and history
             self.screen.say(_("Chatting with {name}. Type /help for commands, Ctrl-D to quit.", name=self._who()))
         while True:
             try:
                 line = self._line()
                 if line is None or not self.take(line):
                     return
-            except KeyboardInterrupt:  # between two replies: gives up the line, as in a shell
+            except KeyboardInterrupt:  # between two replies: discards the line, as in a shell
                 if not self.interactive:
                     raise
                 print()
@@ -105,7 +105,7 @@ class Chat:
                 self.screen.warn(str(error))
 
     def take(self, line: str) -> bool:
-        """One line: a command or a message. False: leave."""
+        """Handle one line, a command or a message. Returns False to quit."""
         text = line.strip()
         if text.startswith("/") and not text.startswith("//"):
             return self._command(*text.split(maxsplit=1))
@@ -126,7 +126,7 @@ class Chat:
         elif word == "/adapter" and rest in self.names:
             self._switch(rest)
         elif word == "/adapter":
-            text = _("Available adapters: {names}.", names=", ".join(self.names))
+            text = _("Available adapters: {names}.", names=listed(self.names))
             if rest:
                 text += " " + _("Unknown adapter {name!r}.", name=rest) + closest(rest, self.names)
             self.screen.say(text)
@@ -155,7 +155,7 @@ class Chat:
         self._reply(text)
 
     def _reply(self, text: str) -> None:
-        """Stream the answer; the question is forgotten where nothing came."""
+        """Stream the answer. If it is empty, the message is not kept in the conversation."""
         messages = [*self.messages, Message("user", text)]
         parts: list[str] = []
         finish = None
@@ -175,7 +175,7 @@ class Chat:
 
     @contextmanager
     def _stoppable(self) -> Iterator[Callable[[], bool]]:
-        """At a terminal Ctrl-C ends the reply between two tokens; a second one, or one in a pipe, ends the program."""
+        """At a terminal, Ctrl-C ends the reply and a second one the program; in a pipe, the first ends the program."""
         pressed: list[int] = []
         if not self.interactive:
             yield lambda: False
@@ -193,7 +193,7 @@ class Chat:
             signal.signal(signal.SIGINT, before)
 
     def _line(self) -> str | None:
-        """The next line; None where there is no more, after Ctrl-D at a terminal."""
+        """The next line; None at the end of input, or after Ctrl-D at a terminal."""
         if not self.interactive:
             return sys.stdin.readline() or None
         try:

@@ -1,4 +1,4 @@
-"""lorasmith check: everything that a training would do, on one screen, before it costs time."""
+"""lorasmith check: check a training before starting it."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from lorasmith.i18n import _
 
 
 def parser() -> Parser:
-    """The flags of train, and how the result is shown."""
+    """The options of `train`, and how the result is shown."""
     parser = Parser(
         "check",
         "DATA ...",
@@ -24,20 +24,20 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Shows what is found; 0 where a training can begin, warnings or not, else 2. Raises LorasmithError."""
+    """Show the result; returns 0 if training can start, with or without warnings, else 2. Raises LorasmithError."""
     config, page = config_of(args), page_of(args)
     with importing():
         from lorasmith.preflight.check import check
-    from lorasmith.cli.checked import show
+    from lorasmith.cli.check_result import show
 
     with Screen(json=args.json) as screen:
-        checked = check(config, screen)
-        show(checked, screen.console, plain=screen.plain)
+        result = check(config, screen)
+        show(result, screen.console, plain=screen.plain)
         if page is not None:
             from lorasmith.pages.check import write_page
 
-            write_page(checked, page)
+            write_page(result, page)
             screen.say(_("Wrote {file}", file=page))
     if args.json:
-        print(json.dumps(checked.to_json(), ensure_ascii=False))
-    return checked.exit_code
+        print(json.dumps(result.to_json(), ensure_ascii=False))
+    return result.exit_code

@@ -1,15 +1,18 @@
-"""A curve of numbers in a few lines of text: braille where the terminal can, stars where it cannot."""
+"""Draw a curve as text: in braille characters, or in stars for terminals without them."""
 
 from collections.abc import Sequence
 from math import isfinite
 
 from lorasmith.i18n import _
 
-BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # bit of a dot by row and column of its cell
+BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # bit of a dot, by row and column in its cell
 
 
 def curve(points: Sequence[tuple[int, float]], width: int = 72, height: int = 8, plain: bool = False) -> str:
-    """`points` (step, value), steps rising, drawn `width` characters wide; the axis labels are numbers only."""
+    """Draw `points`, (step, value) with rising steps, in `height` lines of `width` characters and a line for the steps.
+
+    Values that are not finite are left out; a single point is returned as numbers. plain: stars instead of braille.
+    """
     points = [(step, value) for step, value in points if isfinite(value)]
     if len(points) < 2:
         return "  ".join(f"{step}: {value:.3f}" for step, value in points)
@@ -21,7 +24,7 @@ def curve(points: Sequence[tuple[int, float]], width: int = 72, height: int = 8,
     heights = [round((high - value) / ((high - low) or 1.0) * (rows - 1)) for value in _columns(points, columns)]
     cells = [[0] * ((columns + across - 1) // across) for _row in range(height)]
     for column, (before, row) in enumerate(zip([heights[0], *heights], heights, strict=False)):
-        for dot in {*range(before + 1, row), *range(row + 1, before), row}:  # joined to the column before
+        for dot in {*range(before + 1, row), *range(row + 1, before), row}:  # connected to the previous column
             cells[dot // down][column // across] |= BRAILLE[dot % down][column % across]
     lines = [
         f"{label:>{margin}}{'|' if plain else '┤'}" + "".join(_char(bits, plain) for bits in line).rstrip()
@@ -32,7 +35,7 @@ def curve(points: Sequence[tuple[int, float]], width: int = 72, height: int = 8,
 
 
 def curve_in_words(points: Sequence[tuple[int, float]], title: str) -> list[str]:
-    """Where the curve begins, is lowest and ends, a line each: for who cannot see it."""
+    """The first, lowest and last value of the curve, a line each, for screen readers."""
     points = [(step, value) for step, value in points if isfinite(value)]
     if not points:
         return []
@@ -49,7 +52,7 @@ def _char(bits: int, plain: bool) -> str:
 
 
 def _columns(points: Sequence[tuple[int, float]], columns: int) -> list[float]:
-    """The value at each column, on straight lines between the points."""
+    """The value at each column, by linear interpolation."""
     first, last = points[0][0], points[-1][0]
     values, at = [], 0
     for column in range(columns):

@@ -1,4 +1,4 @@
-"""lorasmith demo: a small real model learns from real conversations while one watches."""
+"""lorasmith demo: fine-tune a small model on real conversations in a few minutes."""
 
 import argparse
 import json
@@ -13,11 +13,11 @@ from lorasmith.cli.screen import Screen
 from lorasmith.i18n import _
 
 if TYPE_CHECKING:
-    from lorasmith.demo.run import Demo
+    from lorasmith.demo.run import DemoResult
 
 
 def parser() -> Parser:
-    """The demo's few flags; `train` has all."""
+    """The options of the demo, a few of those of `train`."""
     parser = Parser(
         "demo",
         "",
@@ -31,7 +31,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetches what is missing, trains, shows; 0 when the run is finished. Raises LorasmithError."""
+    """Run the demo and show its result. Raises LorasmithError."""
     with importing():
         from lorasmith.demo.run import demo
 
@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def show(result: "Demo", screen: Screen) -> None:
-    """The curve, the replies side by side, the numbers, and what to type next."""
+def show(result: "DemoResult", screen: Screen) -> None:
+    """Show the loss curve, the replies side by side, the numbers, and commands to try next."""
     summary = result.summary
     screen.curve(result.training, _("training loss, smoothed"))
     rows = [(sample.prompt, sample.before, sample.after) for sample in result.samples]

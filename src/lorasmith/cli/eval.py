@@ -1,4 +1,4 @@
-"""lorasmith eval: adapters against their base on held-out examples."""
+"""lorasmith eval: compare adapters with their base model on held-out examples."""
 
 import argparse
 import json
@@ -14,14 +14,14 @@ from lorasmith.config.values import check
 from lorasmith.i18n import _
 
 if TYPE_CHECKING:
-    from lorasmith.evaluation.results import Evaluation, Group
+    from lorasmith.evaluation.results import Evaluation, ResultGroup
 
 ADAPTER_FILES = ("adapter_config.json", "adapter/adapter_config.json", "config.toml")  # one of them is in every RUN
-SHOWN = 5  # questions whose answers a terminal shows
+ANSWERS_SHOWN = 5  # prompts whose answers are shown on a terminal
 
 
 def parser() -> Parser:
-    """Which adapters, which examples, what to measure beside the loss."""
+    """The options: adapters, examples, and what to evaluate besides the loss."""
     about = _(
         "Compare adapters with their base model: held-out loss, generated answers and forgetting, each with a "
         "paired confidence interval."
@@ -55,18 +55,18 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints every figure of base and adapters, and the interval of their difference. Raises LorasmithError."""
+    """Print every metric of base model and adapters, and the interval of their difference. Raises LorasmithError."""
     model, limits, page = base_of(args), _limits(args), page_of(args)
     sampling = check(SamplingConfig, given(args).get("sampling", {}), "sampling")
     runs = [args.run, *filter(is_adapter, args.words)]
     files = tuple(word for word in args.words if not is_adapter(word))
     with importing():
         from lorasmith.pages.evaluation import write_page
-        from lorasmith.runs.evaluate import Wanted, evaluate
+        from lorasmith.runs.evaluate import EvaluationOptions, evaluate
 
-    wanted = Wanted(files, limits, args.generate or 0, sampling, tuple(args.metric), args.forget)
+    options = EvaluationOptions(files, limits, args.generate or 0, sampling, tuple(args.metric), args.forget)
     with Screen(json=args.json) as screen:
-        result = evaluate(runs, wanted, model, screen)
+        result = evaluate(runs, options, model, screen)
         show(result, screen)
         if page is not None:
             write_page(result, [Path(run).expanduser() for run in runs], page)
@@ -77,39 +77,45 @@ def run(args: argparse.Namespace) -> int:
 
 
 def is_adapter(word: str) -> bool:
-    """Whether a word of the command line names an adapter or a run; else it names examples."""
+    """Whether an argument is a run or adapter folder; if not, it is a data file."""
     return any((Path(word).expanduser() / name).is_file() for name in ADAPTER_FILES)
 
 
 def show(result: "Evaluation", screen: Screen) -> None:
-    """The loss of one adapter in a sentence; several, or more than the loss, in a table and in words; then answers."""
+    """Show the loss of a single adapter as a sentence, anything more as a table with verdicts, and some answers."""
     if len(result.adapters) == 1 and not result.samples and result.forget_data is None:
         screen.say(str(result.adapters[0].loss))
         return
     headings = ["", _("value"), _("difference"), _("95% CI"), _("significant?")]
-    screen.table(headings, [rows_of(group) for group in result.groups()])
-    for text in result.in_words():
+    screen.table(headings, [table_rows(group) for group in result.groups()])
+    for text in result.verdicts():
         screen.say(text)
     if result.samples:
         rows = [
             (sample.prompt, sample.reference, *(answer.text for answer in sample.answers))
-            for sample in result.samples[:SHOWN]
+            for sample in result.samples[:ANSWERS_SHOWN]
         ]
         screen.side_by_side(rows, _("reference answer"), *result.names)
-    if len(result.samples) > SHOWN:
+    if len(result.samples) > ANSWERS_SHOWN:
         screen.say(
-            _("answers not shown: {more}; use --html or --json to see them all", more=len(result.samples) - SHOWN)
+            _(
+                "answers not shown: {more}; use --html or --json to see them all",
+                more=len(result.samples) - ANSWERS_SHOWN,
+            )
         )
 
 
-def rows_of(group: "Group") -> list[list[str]]:
-    """The measure with the base's value, and the adapters under it."""
+def table_rows(group: "ResultGroup") -> list[list[str]]:
+    """The table rows of one metric: the base model's value, and the adapters below it."""
     base, *adapters = group.lines
     first = [_("{measure} (base)", measure=group.name), base.value, "", "", ""]
-    return [first, *([f"  {line.who}", line.value, line.difference, line.interval, line.is_real] for line in adapters)]
+    return [
+        first,
+        *([f"  {line.who}", line.value, line.difference, line.interval, line.significance] for line in adapters),
+    ]
 
 
 def _limits(args: argparse.Namespace) -> DataConfig | None:
-    """--max-length, --too-long and --map, or None where none was given."""
+    """--max-length, --too-long and --map; None if none of them is given."""
     found: dict[str, Any] = given(args).get("data", {})
     return check(DataConfig, found, "data") if found else None

@@ -1,4 +1,4 @@
-"""lorasmith generate: answers for a prompt, a file of prompts or a pipe."""
+"""lorasmith generate: answers to a prompt, to a file of prompts, or to lines from a pipe."""
 
 import argparse
 import json
@@ -21,11 +21,13 @@ from lorasmith.i18n import _
 if TYPE_CHECKING:
     from lorasmith.engine.request import Event
 
-Events = Callable[[Sequence[Conversation]], Iterator["Event"]]  # an answer to what stands before the last message
+Events = Callable[
+    [Sequence[Conversation]], Iterator["Event"]
+]  # answers to prompts; a prompt's last message is a placeholder for the answer
 
 
 def parser() -> Parser:
-    """Which adapter, which prompts, how replies are drawn."""
+    """The options: adapter, prompts, sampling."""
     about = _("Generate answers to a prompt, to the prompts in a file, or to lines from standard input.")
     parser = Parser("generate", "RUN [PROMPT]", about)
     parser.own.add_argument("run", metavar="RUN", help=_("Run or adapter folder"))
@@ -42,7 +44,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints one answer for each prompt. Raises LorasmithError."""
+    """Print one answer for each prompt. Raises LorasmithError."""
     model, settings = base_of(args), check(SamplingConfig, given(args).get("sampling", {}), "sampling")
     records = prompts_of(args)
     with importing():
@@ -55,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
         template, adapter = session.template, session.names[0]
         prompts = [template.conversation(record) for record in records]
 
-        def events(asked: Sequence[Conversation]) -> Iterator["Event"]:
-            ids = [template.encode_prompt(one.messages[:-1], one.tools) for one in asked]
+        def events(conversations: Sequence[Conversation]) -> Iterator["Event"]:
+            ids = [template.encode_prompt(one.messages[:-1], one.tools, one.source) for one in conversations]
             requests = [Request(one, settings, adapter, template.stop_ids) for one in ids]
             return generate(Engine(session.base, prepack=True), requests)
 
@@ -68,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def prompts_of(args: argparse.Namespace) -> list[Record]:
-    """From the command line, --file or standard input, whose form its first character tells. Raises LorasmithError."""
+    """The prompts from the command line, --file or standard input: JSON if it begins with '{', else one per line.
+
+    Raises LorasmithError.
+    """
     if args.file is not None and args.prompt is not None:
         raise ConfigError(_("a prompt and --file cannot be used together; give only one of them"))
     if args.prompt is not None and not args.prompt.strip():
@@ -87,7 +92,7 @@ def prompts_of(args: argparse.Namespace) -> list[Record]:
 
 
 def answer_one(prompt: Conversation, events: Events) -> None:
-    """The answer alone, as it comes."""
+    """Print the answer alone, as it is generated."""
     clean = printable if sys.stdout.isatty() else str
     for event in events([prompt]):
         print(clean(event.text), end="", flush=True)
@@ -95,10 +100,10 @@ def answer_one(prompt: Conversation, events: Events) -> None:
 
 
 def answer_all(prompts: Sequence[Conversation], events: Events, as_json: bool, screen: Screen) -> None:
-    """The answers in the order of their prompts, each as soon as all before it are there."""
+    """Print the answers in the order of the prompts, each as soon as all before it are complete."""
     texts, tokens, finish = [""] * len(prompts), [0] * len(prompts), [""] * len(prompts)
     shown, start = 0, time.monotonic()
-    wait = screen.live and sys.stdout.isatty()  # a live bar and answers would write over each other
+    wait = screen.live and sys.stdout.isatty()  # a live progress bar and answers would overwrite each other
     for event in events(prompts):
         texts[event.key] += event.text
         tokens[event.key] += 1
@@ -113,11 +118,11 @@ def answer_all(prompts: Sequence[Conversation], events: Events, as_json: bool, s
 
 
 def print_answer(prompt: Conversation, text: str, finish: str, tokens: int, as_json: bool) -> None:
-    """One prompt and its answer: a JSON line, or both as text."""
-    asked = prompt.messages[-2].content
+    """Print one prompt and its answer, as a line of JSON or as text."""
+    question = prompt.messages[-2].content
     if as_json:
-        answer = {"prompt": asked, "reply": text, "finish": finish, "tokens": tokens}
+        answer = {"prompt": question, "reply": text, "finish": finish, "tokens": tokens}
         print(json.dumps(answer, ensure_ascii=False), flush=True)
         return
     clean = printable if sys.stdout.isatty() else str
-    print(clean(f"> {asked}\n{text}\n"), flush=True)
+    print(clean(f"> {question}\n{text}\n"), flush=True)

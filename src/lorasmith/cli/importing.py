@@ -1,4 +1,4 @@
-"""Importing torch and transformers, which is half of the time until a training begins."""
+"""Import torch and transformers faster, which takes half of the time until a training starts."""
 
 import gc
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ from lorasmith.system.gc_pause import at_rest
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Within it Python does not search for cycles; afterwards the million objects of the import are out of the search.
+    """Pause garbage collection inside the block, and exclude the million imported objects from it afterwards.
 
-    For a program alone: what is garbage at that moment stays until the end.
+    For the command line only: objects that are garbage at the end of the block are never freed.
     """
     with at_rest():
         yield

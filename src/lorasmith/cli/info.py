@@ -1,4 +1,4 @@
-"""lorasmith info: what a folder holds, without loading a model."""
+"""lorasmith info: show what a run or adapter folder contains, without loading a model."""
 
 import argparse
 import json
@@ -7,13 +7,13 @@ from typing import Any
 from lorasmith.cli.flags import Parser
 from lorasmith.cli.screen import Screen
 from lorasmith.cli.wrap import pad, wrap
-from lorasmith.i18n import _
+from lorasmith.i18n import _, counted, listed
 
-LABEL, NAMED = 10, 12  # columns of a label; names that are shown
+LABEL, NAMES_SHOWN = 10, 12  # columns of a label; most names in a list
 
 
 def parser() -> Parser:
-    """Which folder."""
+    """The options: a folder."""
     parser = Parser("info", "PATH", _("Show what a run or adapter folder contains, without loading a model."))
     parser.own.add_argument("path", metavar="PATH", help=_("Run or adapter folder"))
     parser.add_json()
@@ -21,7 +21,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what the folder says of itself. Raises LorasmithError."""
+    """Print what the folder contains. Raises LorasmithError."""
     from lorasmith.runs.inspect import inspect_folder
 
     facts = inspect_folder(args.path)
@@ -52,7 +52,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     if facts["template"]:
         stops = " ".join(map(str, facts["stop"]))
         lines.append(_("template  {kind}, replies end with {stop}", kind=facts["template"], stop=stops))
-        if facts["template"] == "file":  # any other one is known by its name
+        if facts["template"] == "file":  # a built-in template is known by its name
             lines += [" " * LABEL + line for line in facts["chat_template"].splitlines()]
         lines += _wrapped(_("system"), facts["system"].replace("\n", "\n" + " " * LABEL))
     else:
@@ -72,23 +72,28 @@ def _options(facts: dict[str, Any]) -> str:
 def _run(summary: dict[str, Any] | None) -> list[str]:
     if summary is None:
         return []
-    lines = [_("run       {steps} steps, {tokens:,} tokens, {seconds:.0f} s", **summary)]
+    lines = [
+        _(
+            "run       {steps}, {tokens:,} tokens, {seconds:.0f} s",
+            **{**summary, "steps": counted(summary["steps"], _("1 step"), _("{count} steps"))},
+        )
+    ]
     if summary["loss_before"] is not None:
         lines.append(_("held out  loss {loss_before:.4f} -> {loss_after:.4f}", **summary))
     return lines
 
 
 def _wrapped(label: str, text: str) -> list[str]:
-    """`label     text`, its further lines under the text; nothing where there is no text."""
+    """`label     text` with further lines indented under the text; nothing if the text is empty."""
     return wrap(pad(label, LABEL) + text, 80, " " * LABEL) if text else []
 
 
 def _names(value: str | list[str]) -> str:
-    """Names in a row, many of them only begun; an expression as it is."""
+    """Names separated by commas, a long list shortened; a regular expression as it is."""
     if isinstance(value, str):
         return value
-    more = len(value) - NAMED
-    names = ", ".join(map(str, value[:NAMED]))
+    more = len(value) - NAMES_SHOWN
+    names = listed(map(str, value[:NAMES_SHOWN]))
     return _("{names} and {more} more", names=names, more=more) if more > 0 else names
 
 

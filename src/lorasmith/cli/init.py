@@ -1,4 +1,4 @@
-"""lorasmith init: examples in, a commented configuration out."""
+"""lorasmith init: write a commented configuration with values suggested from the data."""
 
 import argparse
 import json
@@ -11,13 +11,13 @@ from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
 from lorasmith.config.toml import load_config
 from lorasmith.errors import ConfigError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, counted
 
 FILE = "lorasmith.toml"
 
 
 def parser() -> Parser:
-    """Which examples, for which base; flags of the data and the base go into the file."""
+    """The options: data and base model, which are written into the file, and the file itself."""
     about = _(
         "Write a commented configuration for `lorasmith train --config`, with values suggested from your data. "
         "Nothing is trained."
@@ -34,7 +34,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Looks, says what it found, writes. Raises LorasmithError."""
+    """Summarize the data, show the suggestions, write the file. Raises LorasmithError."""
     config, target = load_config(None, given(args)), Path(args.file).expanduser()
     _refuse(target, args.overwrite)
     with importing():
@@ -44,24 +44,28 @@ def run(args: argparse.Namespace) -> int:
         if "model" not in config.model.model_fields_set:
             screen.say(_("No base model given; using {model}, as in the demo. Choose another one with --model.",
                          model=config.model.model))  # fmt: skip
-        found = suggest(config, screen)
-        screen.say(str(found.look))
-        for key, why in found.reasons.items():
+        suggestion = suggest(config, screen)
+        screen.say(str(suggestion.summary))
+        for key, why in suggestion.reasons.items():
             section, _dot, name = key.partition(".")
-            value = getattr(getattr(found.config, section), name)
+            value = getattr(getattr(suggestion.config, section), name)
             if name == "samples":
-                value = _("{count} prompts", count=len(value))
+                value = counted(len(value), _("1 prompt"), _("{count} prompts"))
             screen.say(f"  {name:<14}{f'{value:g}' if isinstance(value, float) else value}: {why}")
-        found.write(target)
+        suggestion.write(target)
         screen.say(_("Wrote {file}. Every key is listed with a comment; edit it as you like.", file=target))
         screen.say(_("next: lorasmith train --config {file}", file=shlex.quote(str(target))))
     if args.json:
-        print(json.dumps({"file": str(target), "reasons": found.reasons, **asdict(found.look)}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"file": str(target), "reasons": suggestion.reasons, **asdict(suggestion.summary)}, ensure_ascii=False
+            )
+        )
     return 0
 
 
 def _refuse(target: Path, overwrite: bool) -> None:
-    """Raises ConfigError before anything is looked at, where the file cannot be written."""
+    """Raise ConfigError if the file could not be written, before any data is read."""
     if target.is_dir():
         raise ConfigError(_("--output: {file} is a folder; name a file in it.", file=target))
     if target.exists() and not overwrite:

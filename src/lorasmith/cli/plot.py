@@ -1,4 +1,4 @@
-"""lorasmith plot: the losses of runs, as curves in the terminal and as one picture."""
+"""lorasmith plot: plot the losses of runs in the terminal, and as an image."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ FORMATS = (".png", ".svg")
 
 
 def parser() -> Parser:
-    """Which runs, and where the picture goes."""
+    """The options: runs, and the image file."""
     about = _("Plot the losses of one or more runs as curves in the terminal and, with --output, as an image.")
     parser = Parser("plot", "RUN ...", about)
     parser.own.add_argument("runs", metavar="RUN", nargs="+", help=_("Run folders"))
@@ -23,8 +23,8 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draws. Raises LorasmithError with every problem."""
-    from lorasmith.runs.plot import names_of, plot_loss, smooth
+    """Plot the losses. Raises ConfigError with every problem."""
+    from lorasmith.runs.plot import plot_loss, short_names, smooth
     from lorasmith.training.history import read_losses
 
     runs = [Path(run).expanduser() for run in args.runs]
@@ -32,32 +32,32 @@ def run(args: argparse.Namespace) -> int:
     problems = [*_unreadable(runs), *_wrong_target(target)]
     if problems:
         raise ConfigError(*problems)
-    shown = {}
+    curves = {}
     with Screen(json=args.json) as screen:
-        for name, folder in zip(names_of(runs), runs, strict=True):
-            training, measured = read_losses(folder)
+        for name, folder in zip(short_names(runs), runs, strict=True):
+            training, held_out = read_losses(folder)
             steps, losses = zip(*training, strict=True)
             title = _(
-                "{name}: training loss (smoothed); held-out loss: {losses}", name=name, losses=_held_out(measured)
+                "{name}: training loss (smoothed); held-out loss: {losses}", name=name, losses=_held_out_text(held_out)
             )
             screen.curve(list(zip(steps, smooth(losses), strict=True)), title)
-            shown[str(folder)] = {"training": training, "held_out": measured}
+            curves[str(folder)] = {"training": training, "held_out": held_out}
         if target is not None:
             plot_loss(runs, target)
             screen.say(_("Wrote {file}", file=target))
     if args.json:
-        print(json.dumps({"runs": shown, "picture": str(target) if target else None}, ensure_ascii=False))
+        print(json.dumps({"runs": curves, "picture": str(target) if target else None}, ensure_ascii=False))
     return 0
 
 
-def _held_out(measured: list[tuple[int, float]]) -> str:
-    if not measured:
+def _held_out_text(held_out: list[tuple[int, float]]) -> str:
+    if not held_out:
         return _("not evaluated")
-    best, lowest = min(measured, key=lambda point: point[1])
+    best, lowest = min(held_out, key=lambda point: point[1])
     return _(
         "{first:.3f} -> {last:.3f}, lowest {lowest:.3f} after step {step}",
-        first=measured[0][1],
-        last=measured[-1][1],
+        first=held_out[0][1],
+        last=held_out[-1][1],
         lowest=lowest,
         step=best,
     )

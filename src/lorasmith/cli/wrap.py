@@ -1,4 +1,4 @@
-"""Lines no wider than a terminal, in its cells: a Chinese character takes two, and a line may break beside it."""
+"""Wrap text for a terminal, where a Chinese character is two cells wide and lines may break beside it."""
 
 import argparse
 import re
@@ -6,30 +6,31 @@ import re
 from rich.cells import cell_len
 
 WIDE = "\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff01-\uff60"
-OPENING, CLOSING = "（《「『“‘", "，。：；！？、）》」』”’"  # never at the end, never at the start of a line
-LABEL = re.compile(r" *(?:\S+ {2,})?")  # what a further line of a paragraph stands behind
+OPENING, CLOSING = "（《「『“‘", "，。：；！？、）》」』”’"  # never at the end, and never at the start of a line
+LABEL = re.compile(r" *(?:\S+ {2,})?")  # the label of a paragraph, under which further lines are indented
 PIECE = re.compile(rf"\s*[{OPENING}]*(?:[{WIDE}]|[^\s{WIDE}{OPENING}{CLOSING}]+)?[{CLOSING}]*")
 
 
 def wrap(text: str, width: int, indent: str = "") -> list[str]:
-    """`text` in lines of at most `width` cells, broken at spaces and beside Chinese; `indent` begins further lines.
+    """Wrap `text` into lines of at most `width` cells, at spaces and beside Chinese characters.
 
-    A longer word, such as a path, stays whole: the terminal breaks it, and it can still be copied.
+    indent: what further lines of a paragraph begin with. A word that is too long, such as a path, is not broken: the
+    terminal breaks it, and it can still be copied.
     """
     return [line for paragraph in text.split("\n") for line in _paragraph(paragraph, width, indent)]
 
 
 def hang(text: str, width: int) -> list[str]:
-    """As `wrap`; the further lines of a paragraph such as `label   text` stand under its text, not under its label."""
-    found = []
+    """As `wrap`, but further lines of a paragraph such as `label   text` are indented to its text."""
+    lines = []
     for paragraph in text.split("\n"):
         label = LABEL.match(paragraph)
-        found += wrap(paragraph, width, " " * cell_len(label[0]) if label else "")
-    return found
+        lines += wrap(paragraph, width, " " * cell_len(label[0]) if label else "")
+    return lines
 
 
 def pad(text: str, cells: int) -> str:
-    """`text` with spaces behind it, as wide as `cells`."""
+    """`text` padded with spaces to `cells` cells."""
     return text + " " * (cells - cell_len(text))
 
 
@@ -45,7 +46,7 @@ def _paragraph(text: str, width: int, indent: str) -> list[str]:
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """argparse's own, which counts characters and breaks at spaces only, with our lines."""
+    """argparse's formatter with our wrapping: its own counts characters, and breaks lines at spaces only."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return wrap(" ".join(text.split()), width)

@@ -1,11 +1,11 @@
 """Which examples, how they are rendered, what of them is learned, and what happens to long ones. Loads no torch."""
 
-from difflib import get_close_matches
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
-from lorasmith.i18n import _
+from lorasmith.config.values import Typed, closest
+from lorasmith.i18n import _, listed
 
 Learn = Literal["answers", "last-answer", "all"]
 TooLong = Literal["error", "truncate", "truncate-left", "split", "drop"]
@@ -17,7 +17,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class DataConfig(BaseModel):
+class DataConfig(Typed):
     """The examples to learn from and the ones held out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,7 +35,7 @@ class DataConfig(BaseModel):
     map: Annotated[
         dict[str, str],
         Field(description=_("Columns with other names than expected, as in instruction=question output=answer")),
-    ] = {}
+    ] = {}  # noqa: RUF012  pydantic copies it
     held_out: Annotated[
         float | str,
         Field(
@@ -67,6 +67,7 @@ class DataConfig(BaseModel):
         int | None,
         Field(
             gt=1,
+            le=10_000_000,
             description=_(
                 "Maximum length of an example in tokens; defaults to 1024, or to the model's context length if "
                 "that is shorter"
@@ -88,20 +89,19 @@ class DataConfig(BaseModel):
     def _named_or_a_file(cls, name: str) -> str:
         if name in TEMPLATES or any(mark in name for mark in "./\\"):
             return name
-        near = [_("Did you mean {near!r}?", near=word) for word in get_close_matches(name, TEMPLATES, 1)]
         text = _(
-            "{name!r} is not one of {known}; to use a Jinja file, give its path, as in ./chat.jinja",
+            "{name!r} is not one of {known}; to use a Jinja file, give its path, as in './chat.jinja'.",
             name=name,
-            known=", ".join(TEMPLATES),
+            known=listed(TEMPLATES),
         )
-        raise ValueError(". ".join([text, *near]))
+        raise ValueError(text + closest(name, TEMPLATES))
 
     @field_validator("map")
     @classmethod
     def _columns_we_know(cls, columns: dict[str, str]) -> dict[str, str]:
         for ours in columns:
             if ours not in COLUMNS:
-                known = ", ".join(sorted(COLUMNS))
+                known = listed(sorted(COLUMNS))
                 raise ValueError(
                     _(
                         "unknown column {ours!r}: no row format uses it; known columns are {known}",

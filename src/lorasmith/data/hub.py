@@ -12,10 +12,10 @@ from typing import Any
 
 from lorasmith.data.read.stream import Source
 from lorasmith.errors import DataError, first_line
-from lorasmith.i18n import _
-from lorasmith.loading.hub_client import quiet_hub, why_refused
+from lorasmith.i18n import _, listed
+from lorasmith.loading.hub_client import failure_reason, quiet_hub
 
-NAME = re.compile(r"(?:(?P<hub>hf|modelscope):)?(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?", re.ASCII)
+DATASET_NAME = re.compile(r"(?:(?P<hub>hf|modelscope):)?(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?", re.ASCII)
 Rows = Iterator[tuple[str, object]]
 
 
@@ -24,7 +24,7 @@ def is_hub_name(name: str, suffixes: frozenset[str]) -> bool:
 
     Without a prefix, what lies in a folder that exists or ends as a file of rows does is a file that is missing.
     """
-    match = NAME.fullmatch(name)
+    match = DATASET_NAME.fullmatch(name)
     if match is None:
         return False
     folder, _slash, rest = match["id"].partition("/")
@@ -37,7 +37,7 @@ def hub_rows(source: Source) -> Rows:
 
     Raises DataError that says what was tried and how to go on from a file; MissingExtraError without the package.
     """
-    match = NAME.fullmatch(source.name)
+    match = DATASET_NAME.fullmatch(source.name)
     assert match is not None
     datasets = source.needed("datasets")
     get = _modelscope if match["hub"] == "modelscope" else _hugging_face
@@ -49,7 +49,7 @@ def folder_rows(source: Source) -> Rows:
     path = source.path
     if (path / "dataset_dict.json").exists():
         splits = sorted((file.parent for file in path.glob("*/state.json")), key=lambda split: split.name != "train")
-        named = ", ".join(map(str, splits)) or _("none")
+        named = listed(map(str, splits)) or _("none")
         raise DataError(
             _("{option}: {file} contains several splits. Give one of them: {named}.", **source.said, named=named)
         )
@@ -70,7 +70,7 @@ def _hugging_face(name: str, config: str | None, source: Source, datasets: Any) 
         info = hub.HfApi().dataset_info(name, files_metadata=True, timeout=10)
         _say_what_comes(info, endpoint, source)
     except refused as error:
-        reason = why_refused(error, f"{endpoint}/datasets/{name}")
+        reason = failure_reason(error, f"{endpoint}/datasets/{name}")
     try:
         with _offline(datasets) if reason else quiet_hub():
             splits = datasets.load_dataset(name, config)
@@ -158,7 +158,7 @@ def _train(splits: Any, source: Source) -> Any:
             _(
                 "{option}: {file} has no split 'train', only {names}. Save one of them to a file and use that.",
                 **source.said,
-                names=", ".join(map(repr, names)),
+                names=listed(map(repr, names)),
             )
         )
     return splits["train" if "train" in names else names[0]]

@@ -1,11 +1,11 @@
-"""The demo's rows: conversations between two people, from the data set of the package `chitchat-dataset` (MIT)."""
+"""The data of the demo: conversations between two people, from the package `chitchat-dataset` (MIT licence)."""
 
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
+from lorasmith.config.files import parse_json
 from lorasmith.data.rows.conversation import Message, Record
 from lorasmith.data.rows.forms import conversation
 from lorasmith.errors import DataError
@@ -22,8 +22,8 @@ class Utterance(TypedDict):
     text: str
 
 
-class Split(NamedTuple):
-    """The demo's rows. They are whole: whoever encodes them cuts them to the length that they were chosen by."""
+class DemoRows(NamedTuple):
+    """The demo's rows, not truncated: training truncates them to the length by which they were chosen."""
 
     held_out: list[Record]
     train: list[Record]
@@ -35,11 +35,11 @@ def demo_split(
     max_length: int = 128,
     held_out: int = 64,
     train: int = 256,
-) -> Split:
-    """The first `held_out` and the next `train` conversations, in a shuffle that is always the same.
+) -> DemoRows:
+    """The first `held_out` and the next `train` conversations, in a shuffled order that is always the same.
 
-    `encode` (a template's) gives the ids and targets of a whole conversation; those with nothing to learn in their
-    first `max_length` tokens are passed over. Raises DataError where the file is not the data set, or has too few.
+    encode: `Template.encode`. Conversations without a target in their first `max_length` tokens are skipped. Raises
+    DataError if the file is not the data set, or has too few conversations.
     """
     records = conversations(dataset)
     random.Random(0).shuffle(records)
@@ -60,16 +60,16 @@ def demo_split(
                 wanted=held_out + train,
             )
         )
-    return Split(chosen[:held_out], chosen[held_out:])
+    return DemoRows(chosen[:held_out], chosen[held_out:])
 
 
 def conversations(dataset: Path) -> list[Record]:
-    """Those of four turns or more between exactly two people, in the file's order (3,243 of 7,168 in version 0.9.0).
+    """Conversations of four or more turns between exactly two people (3,243 of 7,168 in version 0.9.0), in file order.
 
-    A record has `messages` and the source 'chitchat:ID'. Raises DataError where the file is not the data set.
+    A record has `messages` and the source 'chitchat:ID'. Raises DataError if the file is not the data set.
     """
     try:
-        content = json.loads(dataset.read_bytes())
+        content = parse_json(dataset.read_bytes())
         return list(_records(content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -93,11 +93,11 @@ def _records(content: dict[str, dict[str, list[list[Utterance]]]]) -> Iterator[R
 
 
 def _messages(turns: list[list[Utterance]]) -> list[dict[str, str]]:
-    """Turns in alternation, each the texts that one person typed in a row, joined by line breaks.
+    """Alternating messages, each the texts that one person typed in a row, joined by line breaks.
 
-    In the file every turn has one sender and neighbours differ; texts are kept as typed. Blank texts (30 of 237,000)
-    are left out, and where that leaves nothing of a turn (11 times), the turns around it, by one person, become one:
-    an empty answer would teach to say nothing.
+    In the file every turn has one sender, and consecutive turns have different ones. Blank texts (30 of 237,000) are
+    left out, because an empty answer would teach the model to say nothing; if nothing is left of a turn (11 times), the
+    turns around it, which have the same sender, become one message.
     """
     spoken: list[tuple[str, list[str]]] = []
     for utterance in (utterance for turn in turns for utterance in turn):
@@ -110,5 +110,5 @@ def _messages(turns: list[list[Utterance]]) -> list[dict[str, str]]:
 
 
 def _learns_within(example: Example, length: int) -> bool:
-    """Whether one of the first `length` tokens is learned: `targets[i]` is token i + 1."""
+    """Whether one of the first `length` tokens is a target; `targets[i]` is token i + 1."""
     return any(target != IGNORED for target in example.targets[: length - 1])

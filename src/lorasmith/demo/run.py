@@ -1,4 +1,4 @@
-"""The main job on a real model: conversations between people in, a tested adapter out, in minutes."""
+"""The demo: fine-tune a small model on conversations between people and compare it with the base model, in minutes."""
 
 import json
 from collections.abc import Sequence
@@ -6,12 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lorasmith.adapters.session import open_adapters
+from lorasmith.config.files import read_json
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import Config, load_config
 from lorasmith.data.read.files import read
 from lorasmith.data.rows.conversation import Message, Record
 from lorasmith.data.template.encoding import Template
 from lorasmith.demo.conversations import demo_split
+from lorasmith.errors import RunError
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import packaged_model
 from lorasmith.loading.load import load_tokenizer
@@ -20,19 +22,20 @@ from lorasmith.report import Report
 from lorasmith.runs.plot import smooth
 from lorasmith.runs.train import train
 from lorasmith.system.cache import cache_folder
-from lorasmith.training.checkpoint import write_file
+from lorasmith.system.writing import write_file
 from lorasmith.training.history import read_losses
-from lorasmith.training.run_folder import Summary, read_summary, resumed_config
+from lorasmith.training.run_folder import resumed_config
+from lorasmith.training.summary import Summary, read_summary
 
 MODEL, RUN, SAMPLES = "smollm2-135m-instruct", "runs/demo", "samples.json"
 MAX_LENGTH, STEPS, BATCH = 128, 32, 8
 SAMPLING = SamplingConfig(temperature=0.7, top_p=0.9, repetition_penalty=1.1, max_new_tokens=48)
-LEARNING_RATE = 2e-3  # of 1e-3 and 2e-3 the one that ends lower on these rows, with a linear decay
+LEARNING_RATE = 2e-3  # ends with a lower held-out loss than 1e-3 on this data, with a linear decay
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A prompt that was held out, and what base and adapter answer, drawn with the same seed."""
+class BeforeAfter:
+    """A held-out prompt, and the replies of base model and adapter, sampled with the same seed."""
 
     prompt: str
     before: str
@@ -40,16 +43,19 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Demo:
+class DemoResult:
     """What the demo shows."""
 
     summary: Summary
-    samples: list[Sample]
+    samples: list[BeforeAfter]
     training: list[tuple[int, float]]  # step and smoothed loss
 
 
-def demo(report: Report, steps: int = STEPS, output: str = RUN, overwrite: bool = False) -> Demo:
-    """Fetch what is missing, train, measure, answer. A finished run is shown, not repeated. Raises LorasmithError."""
+def demo(report: Report, steps: int = STEPS, output: str = RUN, overwrite: bool = False) -> DemoResult:
+    """Download what is missing, train, evaluate and generate replies. A finished run is shown, not repeated.
+
+    Raises LorasmithError.
+    """
     folder = Path(output)
     summary = None if overwrite else read_summary(folder)
     if summary is not None and (folder / SAMPLES).is_file():
@@ -71,26 +77,34 @@ def demo(report: Report, steps: int = STEPS, output: str = RUN, overwrite: bool 
         if resume and summary is None:
             report.say(_("{run} has not finished; resuming it.", run=folder))
         summary = train(config, report, resume=resume, overwrite=overwrite)
-        asked = [asdict(sample) for sample in _samples(folder, held_out_file, report)]
-        write_file(folder / SAMPLES, json.dumps(asked, indent=2, ensure_ascii=False) + "\n")
-    samples = [Sample(**sample) for sample in json.loads((folder / SAMPLES).read_text("utf-8"))]
+        replies = [asdict(reply) for reply in _replies(folder, held_out_file, report)]
+        write_file(folder / SAMPLES, json.dumps(replies, indent=2, ensure_ascii=False) + "\n")
+    samples = _saved_replies(folder / SAMPLES)
     steps_done, losses = zip(*read_losses(folder)[0], strict=True)
-    return Demo(summary, samples, list(zip(steps_done, smooth(losses), strict=True)))
+    return DemoResult(summary, samples, list(zip(steps_done, smooth(losses), strict=True)))
 
 
-def _samples(run: Path, held_out_file: Path, report: Report) -> list[Sample]:
-    """Answers of base and adapter to three held-out openings that say more than hello."""
+def _saved_replies(path: Path) -> list[BeforeAfter]:
+    """The replies that were saved with the run. Raises RunError if the file contains something else."""
+    try:
+        return [BeforeAfter(**reply) for reply in read_json(path, RunError)]
+    except TypeError as error:
+        raise RunError(_("{path}: not a valid file of samples: {error}", path=path, error=error)) from None
+
+
+def _replies(run: Path, held_out_file: Path, report: Report) -> list[BeforeAfter]:
+    """Replies of base model and adapter to three held-out first messages that say more than hello."""
     openings = [record.fields["messages"][0]["content"] for record in read(str(held_out_file))]  # type: ignore[index]
     prompts = [text for text in openings if len(text.split()) >= 6][:3]
     report.say(_("Generating replies to three held-out prompts with the base model and the adapter"))
     session = open_adapters([run], report=report)
     conversations = [(Message("user", prompt),) for prompt in prompts]
     before, after = (session.reply(conversations, name, SAMPLING) for name in (None, session.names[0]))
-    return [Sample(*texts) for texts in zip(prompts, before, after, strict=True)]
+    return [BeforeAfter(*texts) for texts in zip(prompts, before, after, strict=True)]
 
 
 def demo_config(steps: int, output: str, train_file: Path, held_out_file: Path) -> Config:
-    """The demo as a configuration: what `lorasmith train` would be given."""
+    """The demo's training as a configuration, as for `lorasmith train`."""
     flags = {
         "model": {"model": MODEL},
         "data": {
@@ -113,7 +127,7 @@ def demo_config(steps: int, output: str, train_file: Path, held_out_file: Path) 
 
 
 def demo_files(report: Report) -> tuple[Path, Path]:
-    """The demo's rows as two JSONL files in the cache: those to learn from, those held out."""
+    """The demo's rows as two JSONL files in the cache: the training data and the held-out data."""
     folder = cache_folder() / "data" / "chitchat"
     files = folder / "train.jsonl", folder / "held_out.jsonl"
     if not all(file.is_file() for file in files):

@@ -1,4 +1,4 @@
-"""A metric that the user wrote: `my.py:score`, a function of (prediction, reference) that gives a number."""
+"""Metrics that the user wrote: `my.py:score` names a function (prediction, reference) -> number."""
 
 import math
 import sys
@@ -12,30 +12,30 @@ from typing import Any
 
 from lorasmith.config.values import closest
 from lorasmith.errors import ConfigError
-from lorasmith.evaluation.metrics import Metric, mean
-from lorasmith.i18n import _
+from lorasmith.evaluation.metrics import Metric, mean_metric
+from lorasmith.i18n import _, listed
 
-SHOWN = 60  # characters of a text that an error quotes
+MAX_QUOTED = 60  # characters of a text that an error message quotes
 
 
-def own_metrics(texts: Sequence[str]) -> list[Metric]:
-    """The metric of each of `texts`. Raises ConfigError with what is wrong with any of them."""
-    found, problems = list[Metric](), list[str]()
+def custom_metrics(texts: Sequence[str]) -> list[Metric]:
+    """The metric that each of `texts` names. Raises ConfigError with the problems of all of them."""
+    metrics, problems = list[Metric](), list[str]()
     for text in texts:
         try:
-            found.append(own_metric(text))
+            metrics.append(custom_metric(text))
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(*problems)
-    return found
+    return metrics
 
 
-def own_metric(text: str) -> Metric:
-    """The metric that `text` ('FILE.py:FUNCTION') names; its file is run.
+def custom_metric(text: str) -> Metric:
+    """The metric that `text` ('FILE.py:FUNCTION') names; the file is imported.
 
-    Raises ConfigError: no such file or function, or what running the file raised. The metric raises ConfigError too,
-    where the function fails on an example or gives no number, with file, line and both texts.
+    Raises ConfigError if the file or function does not exist, or if importing the file raises. So does the returned
+    metric, with file, line and both texts, if the function fails on an example or returns no finite number.
     """
     file, colon, name = text.rpartition(":")
     if not colon or not name.isidentifier():
@@ -45,12 +45,12 @@ def own_metric(text: str) -> Metric:
     path = Path(file).expanduser()
     if not path.is_file():
         raise ConfigError(_("--metric {metric}: the file {file} does not exist.", metric=text, file=path))
-    function = _function(_run(path, text), name, text)
-    return mean(text, name, lambda prediction, reference: _call(function, prediction, reference, path, text), 4)
+    function = _function(_load(path, text), name, text)
+    return mean_metric(text, name, lambda prediction, reference: _call(function, prediction, reference, path, text), 4)
 
 
-def _run(path: Path, text: str) -> ModuleType:
-    """The file as a module, that finds its neighbours as a script would."""
+def _load(path: Path, text: str) -> ModuleType:
+    """Import the file; it can import the modules beside it, as a script can."""
     spec = spec_from_file_location(f"lorasmith_metric_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(
@@ -60,7 +60,7 @@ def _run(path: Path, text: str) -> ModuleType:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # anything can happen in a file of the user's: translated, never swallowed
+    except Exception as error:  # user code can raise anything: reported with file and line
         raise ConfigError(
             _("--metric {metric}: {where}: {why}", metric=text, where=_where(error, path), why=_why(error))
         ) from error
@@ -76,24 +76,24 @@ def _function(module: ModuleType, name: str, text: str) -> Callable[[str, str], 
     known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     raise ConfigError(
         _("--metric {metric}: function {name!r} not found; the file defines: {known}.",
-          metric=text, name=name, known=", ".join(known) or _("none")) + closest(name, known)
+          metric=text, name=name, known=listed(known) or _("none")) + closest(name, known)
     )  # fmt: skip
 
 
 def _call(function: Callable[[str, str], Any], prediction: str, reference: str, path: Path, text: str) -> float:
-    """The number that it gives for one example."""
-    texts = {"prediction": _short(prediction), "reference": _short(reference)}
+    """The score that the function gives to one answer."""
+    texts = {"prediction": _quoted(prediction), "reference": _quoted(reference)}
     example = _("prediction {prediction!r}, reference {reference!r}", **texts)
     try:
         found = function(prediction, reference)
-    except Exception as error:  # the same
+    except Exception as error:  # user code, as above
         names = {"metric": text, "where": _where(error, path), "why": _why(error), "example": example}
         raise ConfigError(_("--metric {metric}: {where}: {why} ({example})", **names)) from error
     if isinstance(found, Real) and math.isfinite(found):
         return float(found)
     raise ConfigError(
         _("--metric {metric}: must return a finite number, but returned {found} ({example})",
-          metric=text, found=repr(found)[:SHOWN], example=example)
+          metric=text, found=repr(found)[:MAX_QUOTED], example=example)
     )  # fmt: skip
 
 
@@ -110,5 +110,5 @@ def _why(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+def _quoted(text: str) -> str:
+    return text if len(text) <= MAX_QUOTED else text[:MAX_QUOTED] + "…"

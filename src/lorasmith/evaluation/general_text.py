@@ -1,25 +1,25 @@
-"""A small text on everyday things in English and Chinese, to see what a training made a model forget.
+"""A small general text in English and Chinese, on which `lorasmith eval --forget` detects forgetting.
 
-general.jsonl was written for this program and is given to everyone (CC0 1.0).
+general.jsonl was written for lorasmith and is free for any use (CC0 1.0).
 """
 
-import json
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from lorasmith.config.files import parse_json
 from lorasmith.model.row import IGNORED, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NAME = "general.jsonl"
+GENERAL_TEXT = "general.jsonl"
 
 
 def general_examples(tokenizer: "PreTrainedTokenizerBase", limit: int | None = None) -> list[Example]:
-    """Each text as an example in which every token is learned; cut after `limit` tokens, None: never."""
-    lines = (files("lorasmith.evaluation") / NAME).read_text("utf-8").splitlines()
-    return [_example(tokenizer(json.loads(line)["text"])["input_ids"][:limit], i) for i, line in enumerate(lines, 1)]
+    """Each text as an example with a loss on every token, truncated to `limit` tokens (None: not truncated)."""
+    lines = (files("lorasmith.evaluation") / GENERAL_TEXT).read_text("utf-8").splitlines()
+    return [_example(tokenizer(parse_json(line)["text"])["input_ids"][:limit], i) for i, line in enumerate(lines, 1)]
 
 
 def _example(ids: list[int], line: int) -> Example:
-    return Example(ids, [*ids[1:], IGNORED], [1.0] * len(ids), f"{NAME}:{line}")
+    return Example(ids, [*ids[1:], IGNORED], [1.0] * len(ids), f"{GENERAL_TEXT}:{line}")

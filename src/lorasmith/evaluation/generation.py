@@ -1,63 +1,185 @@
-"""Held-out questions that are answered for real, and the figures of the answers: for `eval` and at every evaluation.
+"""Generation evaluation: prompts taken from held-out examples, the answers generated for them, and their scores.
 
-One way for both, so that a training shows what `eval` will say of its adapter.
+`lorasmith eval --generate` and `training.generate` both evaluate here, so the scores during training are those that
+`eval` reports for the adapter afterwards.
+
+Prompts are taken from the tokens of an encoded example rather than from its file. A prompt therefore consists of the
+very ids that preceded the answer in training, whatever the format of the row.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from torch import Tensor
 
 from lorasmith.config.sampling import SamplingConfig
+from lorasmith.data.rows.conversation import Message, RowError
 from lorasmith.data.template.encoding import Template
-from lorasmith.evaluation.answers import Answer, Question, answers_to, questions_of
-from lorasmith.evaluation.loss import evaluating
-from lorasmith.evaluation.metrics import Metric, built_in, mean, score
+from lorasmith.engine.engine import Engine, generate
+from lorasmith.engine.request import Finish, Request
+from lorasmith.errors import DataError
+from lorasmith.evaluation.loss import eval_mode
+from lorasmith.evaluation.metrics import Metric, answer_statistics, built_in_metrics, mean_metric
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
 from lorasmith.model.row import Example
 from lorasmith.report import Report
 
-ENDED = "ended"  # judges how a reply ended, not its text
+ENDED = "ended"  # key of the one metric that judges how an answer ended instead of its text
+PLACEHOLDER = "\N{OPEN BOX}"  # user text that occurs in no template
 
 
 @dataclass(frozen=True)
-class Quiz:
-    """Questions with known answers, how they are answered, and every metric of the answers, the user's own last."""
+class Prompt:
+    """A prompt with a known answer.
 
-    questions: list[Question]
+    ids: what the model is given; text: its last message, for display; reference: the answer in the data; source:
+    where the row stands ('rows.jsonl:7').
+    """
+
+    ids: list[int]
+    text: str
+    reference: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated answer, and how it ended: 'stop', or 'length' if it reached the token limit."""
+
+    text: str
+    finish: Finish
+
+
+@dataclass(frozen=True)
+class GenerationEvaluation:
+    """Prompts, the settings to answer them with, and the metrics that score the answers; custom metrics come last."""
+
+    prompts: list[Prompt]
     metrics: list[Metric]
     sampling: SamplingConfig
     stop_ids: tuple[int, ...]
 
     @classmethod
-    def of(
+    def from_examples(
         cls,
         examples: Sequence[Example],
         template: Template,
         count: int,
         sampling: SamplingConfig,
-        own: Sequence[Metric] = (),
-    ) -> "Quiz":
-        """Of the first `count` examples that ask something. Raises DataError where none does, MissingExtraError."""
-        questions = questions_of(examples, template, count)
-        ended = mean(ENDED, _("ended with a stop token"), lambda finish, _reference: 100.0 * (finish == "stop"))
-        metrics = [*built_in([question.reference for question in questions]), ended, *own]
-        return cls(questions, metrics, sampling, template.stop_ids)
+        custom: Sequence[Metric] = (),
+    ) -> "GenerationEvaluation":
+        """Take the prompts from the first `count` examples that have one.
 
-    def answers(self, base: Base, adapter: str | None, report: Report | None = None, task: str = "") -> list[Answer]:
-        """A reply to each question from `adapter` (None: the base alone), without dropout and without gradient.
-
-        No generator of a training is drawn from, and the model comes back in the mode in which it was.
+        Raises DataError if none does, MissingExtraError if the packages that compute the metrics are not installed.
         """
-        with evaluating(base):
-            return answers_to(self.questions, base, adapter, self.sampling, self.stop_ids, report, task)
+        prompts = prompts_from_examples(examples, template, count)
+        ended = mean_metric(ENDED, _("ended with a stop token"), lambda finish, _reference: 100.0 * (finish == "stop"))
+        metrics = [*built_in_metrics([prompt.reference for prompt in prompts]), ended, *custom]
+        return cls(prompts, metrics, sampling, template.stop_ids)
 
-    def numbers(self, metric: Metric, answers: Sequence[Answer]) -> Tensor:
-        """(examples, numbers): the metric's numbers of each answer, float64."""
-        replies = [answer.finish if metric.key == ENDED else answer.text for answer in answers]
-        return score(metric, replies, [question.reference for question in self.questions])
+    def generate(self, base: Base, adapter: str | None, report: Report | None = None, task: str = "") -> list[Answer]:
+        """Answer each prompt with `adapter` (None: the base model alone), without dropout and without gradient.
 
-    def figures(self, answers: Sequence[Answer]) -> list[float]:
-        """What each of `metrics` comes to over all answers."""
-        return [metric.total(self.numbers(metric, answers).sum(0).tolist()) for metric in self.metrics]
+        No random generator of the training is advanced, and the model is left in the mode that it was in.
+        """
+        with eval_mode(base):
+            return generate_answers(self.prompts, base, adapter, self.sampling, self.stop_ids, report, task)
+
+    def statistics(self, metric: Metric, answers: Sequence[Answer]) -> Tensor:
+        """The metric's statistics of each answer, float64 of shape (answers, statistics)."""
+        predictions = [answer.finish if metric.key == ENDED else answer.text for answer in answers]
+        return answer_statistics(metric, predictions, [prompt.reference for prompt in self.prompts])
+
+    def scores(self, answers: Sequence[Answer]) -> list[float]:
+        """The score of all answers under each of `metrics`."""
+        return [metric.aggregate(self.statistics(metric, answers).sum(0).tolist()) for metric in self.metrics]
+
+
+def prompts_from_examples(examples: Sequence[Example], template: Template, count: int) -> list[Prompt]:
+    """The last prompt and answer of each of the first `count` examples that have one.
+
+    Plain text has no prompt, and truncated answers are no reference: both are skipped. Raises DataError if nothing is
+    left.
+    """
+    prompts: list[Prompt] = []
+    before, after = _user_frame(template)
+    for example in examples:
+        if len(prompts) == count:
+            break
+        start, end, last = _last_answer(example)
+        if start < 2 or example.ids[end - 1] not in template.stop_ids:
+            continue
+        asked = str(template.tokenizer.decode(example.ids[last:start]))
+        text = asked.removesuffix(after).partition(before)[2] if before and before in asked else ""
+        prompts.append(
+            Prompt(
+                example.ids[:start],
+                text.strip() or _plain_text(template, example.ids[last:start]),
+                _plain_text(template, example.ids[start:end]),
+                example.source,
+            )
+        )
+    if not prompts:
+        raise DataError(
+            _(
+                "--generate: none of the {examples} held-out examples has a prompt and a complete answer (they "
+                "are plain text, or truncated). Remove --generate, or give a file with prompts and answers.",
+                examples=len(examples),
+            )
+        )
+    return prompts
+
+
+def generate_answers(
+    prompts: Sequence[Prompt],
+    base: Base,
+    adapter: str | None,
+    sampling: SamplingConfig,
+    stop_ids: Sequence[int],
+    report: Report | None = None,
+    task: str = "",
+) -> list[Answer]:
+    """The answer to each prompt by `adapter` (None: the base model alone), all decoded as one batch."""
+    requests = [Request(prompt.ids, sampling, adapter, stop_ids) for prompt in prompts]
+    texts, finish = [""] * len(prompts), list[Finish](["length"] * len(prompts))
+    done = 0
+    for event in generate(Engine(base), requests):
+        texts[event.key] += event.text
+        if event.finish:
+            finish[event.key] = event.finish
+            done += 1
+            if report:
+                report.progress(task, done, len(prompts))
+    return [Answer(text.strip(), end) for text, end in zip(texts, finish, strict=True)]
+
+
+def _last_answer(example: Example) -> tuple[int, int, int]:
+    """(start, end, last): the last answer is tokens [start, end), and its user message begins at token `last`."""
+    learned = [i + 1 for i in example.learned]  # targets[i] is token i + 1
+    if not learned:
+        return 0, 0, 0
+    end = start = learned[-1] + 1
+    known = set(learned)
+    while start - 1 in known:
+        start -= 1
+    return start, end, max((i + 1 for i in learned if i < start), default=0)
+
+
+def _user_frame(template: Template) -> tuple[str, str]:
+    """What the template writes right before and right after any user message; empty if that cannot be told."""
+    conversation = (Message("user", PLACEHOLDER), Message("assistant", "."), Message("user", PLACEHOLDER))
+    try:
+        parts = template.render(conversation).split(PLACEHOLDER)
+    except RowError:  # the template accepts a single user message only
+        return "", ""
+    if len(parts) != 3:
+        return "", ""
+    first, between, after = parts
+    common = takewhile(lambda pair: pair[0] == pair[1], zip(reversed(first), reversed(between), strict=False))
+    return "".join(letter for letter, _same in common)[::-1], after
+
+
+def _plain_text(template: Template, ids: list[int]) -> str:
+    return str(template.tokenizer.decode(ids, skip_special_tokens=True)).strip()

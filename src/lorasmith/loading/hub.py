@@ -1,6 +1,7 @@
-"""A base of a hub: `org/name` of Hugging Face, `modelscope:org/name`; its cache and its variables are its client's own.
+"""Download models from a hub: `org/name` from Hugging Face, `modelscope:org/name` from ModelScope.
 
-A hub is asked only where its name is given, no such folder is here, and the cache does not hold it already.
+The clients keep their own cache and environment variables (HF_HOME, HF_ENDPOINT, HF_TOKEN, ...). The network is used
+only if no folder of that name exists and the model is not in the cache.
 """
 
 import math
@@ -11,25 +12,28 @@ from typing import Any
 
 from lorasmith.errors import MissingExtraError, ModelError, first_line
 from lorasmith.i18n import _
-from lorasmith.loading.hub_client import bar_of, quiet_hub, why_refused
+from lorasmith.loading.hub_client import failure_reason, progress_bar_class, quiet_hub
 from lorasmith.report import Report
 
-NAME = re.compile(r"(?:(?P<hub>hf|modelscope):)?(?P<id>[\w.-]+/[\w.-]+)", re.ASCII)
-FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]  # no pickled weights
+HUB_NAME = re.compile(r"(?:(?P<hub>hf|modelscope):)?(?P<id>[\w.-]+/[\w.-]+)", re.ASCII)
+FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]  # to download: no pickled weights
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether it can name a model of a hub; what lies in a folder that exists is a folder that is missing."""
-    match = NAME.fullmatch(name)
+    """Whether `name` can be the name of a model on a hub.
+
+    If its first part is an existing folder, it is taken for the path of a folder that does not exist.
+    """
+    match = HUB_NAME.fullmatch(name)
     return match is not None and (match["hub"] is not None or not Path(match["id"]).parent.is_dir())
 
 
 def hub_folder(name: str, report: Report) -> Path:
-    """The folder with the model's files in the client's cache; fetched where it is not there.
+    """The folder of the model in the cache of the hub's client, downloaded if it is not there.
 
-    Raises ModelError that says what was tried and how to go on from a folder; MissingExtraError without the client.
+    Raises ModelError if it cannot be downloaded, MissingExtraError if the ModelScope client is not installed.
     """
-    match = NAME.fullmatch(name)
+    match = HUB_NAME.fullmatch(name)
     assert match is not None
     return (_modelscope if match["hub"] == "modelscope" else _hugging_face)(match["id"], report)
 
@@ -37,23 +41,25 @@ def hub_folder(name: str, report: Report) -> Path:
 def _hugging_face(name: str, report: Report) -> Path:
     hub: Any = import_module("huggingface_hub")
     refused = (OSError, ValueError, RuntimeError, hub.errors.HTTPError)
-    try:  # of the same files: else the client takes a cache without the others for half of one
-        kept = Path(hub.snapshot_download(name, allow_patterns=FILES, local_files_only=True))
-        if any(kept.glob("*.safetensors")):
-            return kept
+    try:  # with the same allow_patterns, or the client considers a cache without the other files incomplete
+        cached = Path(hub.snapshot_download(name, allow_patterns=FILES, local_files_only=True))
+        if any(cached.glob("*.safetensors")):
+            return cached
     except refused:
-        pass  # nothing of it is in the cache, or not all
+        pass  # not in the cache, or incomplete
     try:
         info = hub.HfApi().model_info(name, files_metadata=True, timeout=10)
-        total = _say_what_comes(info, hub.constants.ENDPOINT, report)
+        total = _announce_download(info, hub.constants.ENDPOINT, report)
         task = _("downloading {name}", name=name)
         with quiet_hub():
-            folder = hub.snapshot_download(name, allow_patterns=FILES, tqdm_class=bar_of(report, task, total))
+            folder = hub.snapshot_download(
+                name, allow_patterns=FILES, tqdm_class=progress_bar_class(report, task, total)
+            )
         report.progress(task, total, total)
         return Path(folder)
     except refused as error:
-        why = why_refused(error, f"{hub.constants.ENDPOINT}/{name}")
-        raise _unreachable(name, hub.constants.ENDPOINT, why) from error
+        why = failure_reason(error, f"{hub.constants.ENDPOINT}/{name}")
+        raise _download_error(name, hub.constants.ENDPOINT, why) from error
 
 
 def _modelscope(name: str, report: Report) -> Path:
@@ -69,11 +75,11 @@ def _modelscope(name: str, report: Report) -> Path:
     try:
         return Path(modelscope.snapshot_download(name))
     except (OSError, ValueError, RuntimeError) as error:
-        raise _unreachable(name, "https://modelscope.cn", first_line(error).rstrip(".")) from error
+        raise _download_error(name, "https://modelscope.cn", first_line(error).rstrip(".")) from error
 
 
-def _say_what_comes(info: Any, endpoint: str, report: Report) -> int:
-    """The megabytes of all files that come, begun ones included."""
+def _announce_download(info: Any, endpoint: str, report: Report) -> int:
+    """Report size and licence; return the megabytes of all files to download, partly downloaded ones in full."""
     card, sizes = info.card_data or {}, {Path(file.rfilename): file.size or 0 for file in info.siblings or ()}
     size = sum(size for path, size in sizes.items() if path.match("*.safetensors"))
     report.say(
@@ -88,7 +94,7 @@ def _say_what_comes(info: Any, endpoint: str, report: Report) -> int:
     return max(1, math.ceil(sum(size for path, size in sizes.items() if any(map(path.match, FILES))) / 1e6))
 
 
-def _unreachable(name: str, endpoint: str, why: str) -> ModelError:
+def _download_error(name: str, endpoint: str, why: str) -> ModelError:
     return ModelError(
         _(
             "model.model: {name!r} is not a folder or GGUF file on this machine, and it could not be "

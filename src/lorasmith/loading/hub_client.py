@@ -1,4 +1,4 @@
-"""huggingface_hub, as models and data sets are fetched with it: why it gave nothing, in words; its progress as ours."""
+"""Helpers for downloads of models and data sets with huggingface_hub: failures in words, progress reports."""
 
 import io
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from lorasmith.i18n import _
 from lorasmith.report import Report
 
 
-def why_refused(error: Exception, page: str) -> str:
-    """Why nothing came, as a part of a sentence; `page` is where a person sees the repository."""
+def failure_reason(error: Exception, page: str) -> str:
+    """Why a download failed, as part of a sentence. page: URL of the repository's web page."""
     hub: Any = import_module("huggingface_hub")
     if isinstance(error, hub.errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # why it had to look into its cache
+        error = error.__cause__  # the client falls back on its cache; this is why
     if isinstance(error, hub.errors.GatedRepoError):
         return _("access is restricted: request it at {page}, then set HF_TOKEN", page=page)
     if isinstance(error, hub.errors.RepositoryNotFoundError):
@@ -28,7 +28,7 @@ def why_refused(error: Exception, page: str) -> str:
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Within it the client shows no bar and no warning of its own: that it tries again is no news."""
+    """Silence the client's progress bars and its warnings about retries inside the block."""
     hub: Any = import_module("huggingface_hub")
     bars, verbosity = hub.utils.are_progress_bars_disabled(), hub.utils.logging.get_verbosity()
     hub.utils.disable_progress_bars()
@@ -41,8 +41,11 @@ def quiet_hub() -> Iterator[None]:
             hub.utils.enable_progress_bars()
 
 
-def bar_of(report: Report, task: str, total: int) -> Any:
-    """The class of bars that snapshot_download is to make: the bytes of all files, in megabytes of `total`."""
+def progress_bar_class(report: Report, task: str, total: int) -> Any:
+    """A tqdm class for snapshot_download that reports to `report` instead of drawing.
+
+    Progress is in megabytes of all files, out of `total`.
+    """
     tqdm: Any = import_module("tqdm")
 
     class Bar(tqdm.tqdm):  # type: ignore[misc]
@@ -50,7 +53,7 @@ def bar_of(report: Report, task: str, total: int) -> Any:
             super().__init__(*words, **named, file=io.StringIO())
 
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
-            if self.unit == "B" and pos is None:  # others count files; with a position, the bar is being closed
+            if self.unit == "B" and pos is None:  # other bars count files; a bar with a position is being closed
                 report.progress(task, min(int(self.n / 1e6), total - 1), total)
 
     return Bar

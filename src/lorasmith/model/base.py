@@ -58,9 +58,14 @@ class Base:
 
     @property
     def decoder(self) -> nn.Module:
-        """The model without its head."""
-        decoder: nn.Module = self.model.get_decoder()
-        return decoder
+        """The model without its head: what it calls its decoder, or the part that is a model by itself.
+
+        Llama 4's text model calls itself its decoder, and ModernBERT's decoder is its head.
+        """
+        named = self.model.get_decoder()
+        parts = [named, *self.model.children()]
+        others = (part for part in parts if isinstance(part, PreTrainedModel) and part is not self.model)
+        return next(others, named)
 
     @property
     def output_embedding(self) -> nn.Module:

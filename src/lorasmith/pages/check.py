@@ -1,21 +1,21 @@
-"""What `check` found as one HTML file that needs nothing else, to send to a colleague."""
+"""The result of `lorasmith check` as a self-contained HTML page."""
 
 from pathlib import Path
 
 from lorasmith.i18n import _
-from lorasmith.pages.page import rendered
-from lorasmith.preflight.check import Checked
-from lorasmith.preflight.facts import lines
-from lorasmith.training.checkpoint import write_file
+from lorasmith.pages.page import render_template
+from lorasmith.preflight.check import CheckResult
+from lorasmith.preflight.facts import labelled_facts
+from lorasmith.system.writing import write_file
 
 
-def write_page(checked: Checked, file: Path) -> None:
-    """Write the page; raises RunError where it cannot be written."""
-    write_file(file, page(checked), is_run=False)
+def write_page(result: CheckResult, file: Path) -> None:
+    """Write the page. Raises RunError if it cannot be written."""
+    write_file(file, render_page(result), is_run=False)
 
 
-def page(checked: Checked) -> str:
-    """The page as text. Everything from outside is escaped."""
+def render_page(result: CheckResult) -> str:
+    """The page as HTML. Texts of the data are escaped."""
     words = {
         "title": _("Preflight check"),
         "problems": _("Problems to fix first"),
@@ -30,6 +30,6 @@ def page(checked: Checked) -> str:
         "no_stop": _("it does NOT end with a stop token, because it was truncated"),
         "ready": _("Ready to train."),
     }
-    most = max((bar.rows for bar in checked.lengths), default=1)
-    facts = list(lines(checked.facts)) if checked.facts else []
-    return rendered("check.html", checked=checked, facts=facts, most=most, words=words)
+    most = max((bar.rows for bar in result.lengths), default=1)
+    facts = list(labelled_facts(result.facts)) if result.facts else []
+    return render_template("check.html", checked=result, facts=facts, most=most, words=words)

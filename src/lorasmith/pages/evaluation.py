@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file to send: nothing in it is fetched, and it is light or dark as its reader is."""
+"""An evaluation as a self-contained HTML page, in light or dark as the reader's system is set."""
 
 import math
 from collections.abc import Sequence
@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lorasmith.evaluation.results import Evaluation
-from lorasmith.i18n import _
-from lorasmith.pages.page import rendered
+from lorasmith.i18n import _, counted, listed
+from lorasmith.pages.page import render_template
 from lorasmith.runs.plot import smooth
-from lorasmith.training.checkpoint import write_file
+from lorasmith.system.writing import write_file
 from lorasmith.training.history import read_losses
 from lorasmith.version import installed_version
 
-WIDTH, HEIGHT = 640, 200  # of the curve, in the units of its picture
-MOST_POINTS = 500  # of a curve: more cannot be seen
+WIDTH, HEIGHT = 640, 200  # of a loss curve, in units of its SVG
+MOST_POINTS = 500  # of a curve; more cannot be seen
 
 
-class Curve(NamedTuple):
-    """The loss of a run: lines as points of SVG, and the ends of both axes."""
+class LossCurve(NamedTuple):
+    """The loss of a run: lines and dots as points of an SVG, and the ends of the loss and step axes."""
 
     name: str
     training: str
@@ -31,14 +31,14 @@ class Curve(NamedTuple):
 
 
 def write_page(evaluation: Evaluation, runs: Sequence[Path], path: Path) -> None:
-    """Write `path`; `runs` are the folders of the adapters in their order. Raises RunError if it cannot be written."""
+    """Write the page to `path`; `runs` are the folders of the adapters, in order. Raises RunError if that fails."""
     named = zip(evaluation.adapters, runs, strict=True)
-    found = [curve for adapter, run in named if (curve := curve_of(run, adapter.name))]
-    text = rendered(
+    curves = [curve for adapter, run in named if (curve := loss_curve(run, adapter.name))]
+    text = render_template(
         "eval.html",
         e=evaluation,
         groups=list(evaluation.groups()),
-        curves=found,
+        curves=curves,
         width=WIDTH,
         height=HEIGHT,
         version=installed_version() or "",
@@ -47,28 +47,28 @@ def write_page(evaluation: Evaluation, runs: Sequence[Path], path: Path) -> None
     write_file(path, text, is_run=False)
 
 
-def curve_of(run: Path, name: str) -> Curve | None:
-    """The loss curve of a run folder; None for a bare adapter, or where fewer than two steps were written."""
+def loss_curve(run: Path, name: str) -> LossCurve | None:
+    """The loss curve of a run folder; None for an adapter folder, or with fewer than two finite losses."""
     if not (run / "metrics.jsonl").is_file():
         return None
-    training, measured = read_losses(run)
+    training, held_out = read_losses(run)
     finite = [(step, loss) for step, loss in training if math.isfinite(loss)]
     if len(finite) < 2:
         return None
     steps, losses = zip(*finite, strict=True)
     smoothed = list(zip(steps, smooth(losses), strict=True))
     thinned = [*smoothed[: -1 : math.ceil(len(smoothed) / MOST_POINTS)], smoothed[-1]]
-    values = [loss for _step, loss in [*smoothed, *measured]]
+    values = [loss for _step, loss in [*smoothed, *held_out]]
     low, high, last = min(values), max(values), steps[-1]
-    first = min(step for step, _loss in [*finite, *measured])
+    first = min(step for step, _loss in [*finite, *held_out])
 
     def place(point: tuple[int, float]) -> tuple[float, float]:
         across = (point[0] - first) / ((last - first) or 1)
         down = (high - point[1]) / ((high - low) or 1.0)
         return round(across * WIDTH, 1), round(down * HEIGHT, 1)
 
-    dots = [place(point) for point in measured]
-    return Curve(name, _line([place(point) for point in thinned]), _line(dots), dots, low, high, first, last)
+    dots = [place(point) for point in held_out]
+    return LossCurve(name, _line([place(point) for point in thinned]), _line(dots), dots, low, high, first, last)
 
 
 def _line(points: Sequence[tuple[float, float]]) -> str:
@@ -76,16 +76,16 @@ def _line(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _texts(evaluation: Evaluation) -> dict[str, str]:
-    """All words of the page that are not the evaluation's own."""
+    """The labels of the page."""
     return {
         "title": _("Evaluation"),
         "base": _("base"),
         "adapter": _("adapter"),
         "measured": _("evaluation data"),
         "examples": _(
-            "{examples} examples: {files}",
-            examples=evaluation.adapters[0].loss.examples,
-            files=", ".join(Path(file).name for file in evaluation.data),
+            "{examples}: {files}",
+            examples=counted(evaluation.adapters[0].loss.examples, _("1 example"), _("{count} examples")),
+            files=listed(Path(file).name for file in evaluation.data),
         ),
         "answered": _("generated answers"),
         "answers": _(

@@ -1,4 +1,4 @@
-"""Pages to send to a colleague, one HTML file each: nothing in them is fetched, everything from outside is escaped."""
+"""Render the HTML templates of this folder into self-contained pages that can be sent to a colleague."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
-def rendered(name: str, **values: Any) -> str:
-    """The page `name` of this folder as text."""
+def render_template(name: str, **values: Any) -> str:
+    """The template file `name` filled in with `values`, which are escaped. Raises UndefinedError if one is missing."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

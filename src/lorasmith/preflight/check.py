@@ -1,4 +1,4 @@
-"""All that `lorasmith check` finds out: facts, rows, lengths, problems and warnings, for any way of showing them."""
+"""The checks of `lorasmith check`: everything that a training would do, found out without training."""
 
 import tempfile
 import time
@@ -10,12 +10,12 @@ from lorasmith.config.toml import Config
 from lorasmith.data.dataset.prepare import read_files
 from lorasmith.errors import LorasmithError, ModelError, RunError
 from lorasmith.i18n import _
-from lorasmith.preflight.dry import dry_run
-from lorasmith.preflight.estimate import Expected, expect
-from lorasmith.preflight.facts import Facts, facts_of
+from lorasmith.preflight.dry_run import dry_run
+from lorasmith.preflight.estimate import Estimate, estimate
+from lorasmith.preflight.facts import Facts, collect_facts
 from lorasmith.preflight.lengths import Bar, histogram
-from lorasmith.preflight.measured import place_of, recall, remember
-from lorasmith.preflight.rows import Shown, shown_rows, stops
+from lorasmith.preflight.measurements import load_measurement, measurement_path, save_measurement
+from lorasmith.preflight.rows import RowPreview, ends_with_stop_token, preview_rows
 from lorasmith.report import Report
 from lorasmith.training.assemble import Assembled, assemble, recompute_activations
 from lorasmith.training.distributed import World
@@ -24,9 +24,12 @@ from lorasmith.training.run_folder import check_folder, check_space
 
 
 @dataclass(frozen=True)
-class Checked:
-    """`problems` make a training wrong or impossible; `warnings` do not. Facts and rows are None or empty without base
-    or rows. `notes` say what was done to rows."""
+class CheckResult:
+    """What a check found.
+
+    problems: what makes a training fail or go wrong; warnings: what does not; notes: what was done to the rows. Facts,
+    rows and lengths are None or empty if the base model or the data could not be loaded.
+    """
 
     problems: list[str]
     warnings: list[str] = field(default_factory=list)
@@ -34,56 +37,56 @@ class Checked:
     facts: Facts | None = None
     max_length: int = 0
     stop_tokens: tuple[str, ...] = ()
-    rows: list[Shown] = field(default_factory=list)
+    rows: list[RowPreview] = field(default_factory=list)
     lengths: list[Bar] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
-        """2 where a training would be wrong, else 0."""
+        """2 if there are problems, else 0."""
         return 2 if self.problems else 0
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, for a program."""
+        """Plain values for JSON; the keys are the names of the fields."""
         return asdict(self)
 
 
-class _Listening(Report):
-    """Keeps sentences for later, lets progress through."""
+class _CollectingReport(Report):
+    """Collects messages and warnings, and passes progress on."""
 
     def __init__(self, outer: Report) -> None:
-        self.said, self.warned, self.outer = list[str](), list[str](), outer
+        self.notes, self.warnings, self.outer = list[str](), list[str](), outer
 
     def say(self, text: str) -> None:
-        self.said.append(text)
+        self.notes.append(text)
 
     def warn(self, text: str) -> None:
-        self.warned.append(text)
+        self.warnings.append(text)
 
     def progress(self, task: str, done: int, total: int, **numbers: float) -> None:
         self.outer.progress(task, done, total, **numbers)
 
 
-def check(config: Config, report: Report | None = None) -> Checked:
-    """Everything that a training with `config` would do, as far as it can be found out; nothing is written for it."""
-    began, heard = time.perf_counter(), _Listening(report or Report())
+def check(config: Config, report: Report | None = None) -> CheckResult:
+    """Check a training with `config`: load everything and do a dry run. Nothing is written, except into the cache."""
+    began, collected = time.perf_counter(), _CollectingReport(report or Report())
     with tempfile.TemporaryDirectory(prefix="lorasmith-check-") as folder:
         try:
-            assembled = assemble(config, Path(folder), heard, World())
+            assembled = assemble(config, Path(folder), collected, World())
         except LorasmithError as error:
-            problems = [*error.problems, *(_of_files(config) if isinstance(error, ModelError) else [])]
-            return Checked([*problems, *_of_output(config, 0)], heard.warned, heard.said)
-        return _looked_at(assembled, config, heard, time.perf_counter() - began)
+            problems = [*error.problems, *(_data_problems(config) if isinstance(error, ModelError) else [])]
+            return CheckResult([*problems, *_output_problems(config, 0)], collected.warnings, collected.notes)
+        return _check_assembled(assembled, config, collected, time.perf_counter() - began)
 
 
-def _looked_at(assembled: Assembled, config: Config, heard: _Listening, start: float) -> Checked:
+def _check_assembled(assembled: Assembled, config: Config, collected: _CollectingReport, start: float) -> CheckResult:
+    """`start`: seconds that loading took."""
     job, template = assembled.job, assembled.template
-    rows, lengths = shown_rows(job.train, template), histogram(job.train, template.stop_ids)
-    expected = _measured(job, config, start)
-    facts = facts_of(job, expected)
-    return Checked(
-        problems=[*facts.problems, *_never_stops(job, template.stop_ids), *_of_output(config, _bytes(job))],
-        warnings=[*heard.warned, *facts.warnings],
-        notes=heard.said,
+    rows, lengths = preview_rows(job.train, template), histogram(job.train, template.stop_ids)
+    facts = collect_facts(job, _estimate(job, config, start))
+    return CheckResult(
+        problems=[*facts.problems, *_stop_problems(job, template.stop_ids), *_output_problems(config, _bytes(job))],
+        warnings=[*collected.warnings, *facts.warnings],
+        notes=collected.notes,
         facts=facts,
         max_length=assembled.data.max_length,
         stop_tokens=tuple(str(template.tokenizer.convert_ids_to_tokens(i)) for i in template.stop_ids),
@@ -92,28 +95,31 @@ def _looked_at(assembled: Assembled, config: Config, heard: _Listening, start: f
     )
 
 
-def _measured(job: Job, config: Config, start: float) -> Expected:
-    """From what was measured before, else from a dry run; it is left out where memory would not be enough for it."""
-    place = place_of(job, config)
-    known, recompute = recall(place), job.config.gradient_checkpointing
-    trial = expect(job, known, recompute)
+def _estimate(job: Job, config: Config, start: float) -> Estimate:
+    """Memory and time from an earlier measurement, else from a dry run.
+
+    The dry run recomputes activations if the trial step says that memory would not be enough without.
+    """
+    path = measurement_path(job, config)
+    known, recompute = load_measurement(path), job.config.gradient_checkpointing
+    trial = estimate(job, known, recompute)
     if known is not None:
         return trial
     if trial.recompute:
         recompute_activations(job.base)
-    found = dry_run(job, start)
-    if found is None:
+    measurement = dry_run(job, start)
+    if measurement is None:
         text = _("the loss of the first steps is not finite. Setting model.dtype to float32 usually fixes this.")
-        return Expected(recompute=trial.recompute, problems=[text])
+        return Estimate(recompute=trial.recompute, problems=[text])
     if trial.recompute == recompute:
-        remember(place, found)
-    after = expect(job, found, trial.recompute)
-    return Expected(after.peak_mib, after.free_mib, after.seconds, after.by, after.recompute, trial.warnings)
+        save_measurement(path, measurement)
+    after = estimate(job, measurement, trial.recompute)
+    return Estimate(after.peak_mib, after.free_mib, after.seconds, after.by, after.recompute, trial.warnings)
 
 
-def _never_stops(job: Job, stop_ids: tuple[int, ...]) -> list[str]:
-    """A problem where no row teaches the model to stop."""
-    if any(stops(example, stop_ids) for example in job.train):
+def _stop_problems(job: Job, stop_ids: tuple[int, ...]) -> list[str]:
+    """A problem if no row ends with a stop token, since the model would not learn to stop."""
+    if any(ends_with_stop_token(example, stop_ids) for example in job.train):
         return []
     return [
         _(
@@ -123,8 +129,8 @@ def _never_stops(job: Job, stop_ids: tuple[int, ...]) -> list[str]:
     ]
 
 
-def _of_files(config: Config) -> list[str]:
-    """What is wrong with the files of rows themselves, where there is no base to encode them for."""
+def _data_problems(config: Config) -> list[str]:
+    """What is wrong with the data files, if the base model to encode them for could not be loaded."""
     try:
         read_files(config.data, Report())
     except LorasmithError as error:
@@ -132,8 +138,8 @@ def _of_files(config: Config) -> list[str]:
     return []
 
 
-def _of_output(config: Config, adapter_bytes: int) -> list[str]:
-    """Why the run could not be written where --output says."""
+def _output_problems(config: Config, adapter_bytes: int) -> list[str]:
+    """Why the run could not be written to `output`."""
     if config.output is None:
         return []
     folder = Path(config.output).expanduser()
@@ -146,4 +152,5 @@ def _of_output(config: Config, adapter_bytes: int) -> list[str]:
 
 
 def _bytes(job: Job) -> int:
+    """Size of the adapter."""
     return int(job.parameters.values.nbytes)

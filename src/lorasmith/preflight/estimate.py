@@ -1,4 +1,4 @@
-"""Peak memory and time of a run before it begins, and what the machine has for it."""
+"""Estimates of the peak memory and the time of a run before it begins, and of the memory that is available for it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -7,23 +7,25 @@ from lorasmith.i18n import _, listed
 from lorasmith.model.base import Base
 from lorasmith.model.head import LARGEST
 from lorasmith.model.row import Row
-from lorasmith.preflight.measured import Measured, seconds_of
+from lorasmith.preflight.measurements import Measurement, estimate_seconds
 from lorasmith.system.memory import memory_mib, room_mib
 from lorasmith.training import loop
 from lorasmith.training.loop import Job
 
 # Measured with 135M parameters in bfloat16, rows of 900 and 1,400 tokens, 32 and 16 steps: 1,540 and 1,740 MiB.
-GROWTH = 1.9  # where shapes are compiled: what ever new ones add, in kernels and holes, to what the heaviest row keeps
-UNSEEN = 260  # MiB that two short examples cannot tell: an evaluation's rows of 2,048 tokens, and a checkpoint
-MANY = 12  # steps that add nearly all of it
+GROWTH = 1.9  # memory that compiling kernels for ever new shapes adds, relative to the activations of the heaviest row
+GROWTH_STEPS = 12  # steps after which nearly all of it has been added
+UNSEEN = 260  # MiB that a trial on two short examples does not show: evaluation rows of 2,048 tokens, and a checkpoint
 
 
 @dataclass(frozen=True)
-class Expected:
-    """`peak_mib`: of the process; `free_mib`: what it can have in all; `seconds`: of the run's parts. None: unknown.
+class Estimate:
+    """What a run will need.
 
-    `by`: what is known from: a 'dry step', a whole 'training' before, or the 'trial' of two short examples.
-    `recompute`: whether activations are computed again in backward.
+    peak_mib: peak memory of the process; free_mib: memory that the process can have in all; None if unknown.
+    seconds: time of each part of the run; empty if unknown.
+    by: its source: a 'dry step', an earlier identical 'training', or a 'trial' on two short examples.
+    recompute: whether activations are recomputed in the backward pass.
     """
 
     peak_mib: float | None = None
@@ -35,14 +37,14 @@ class Expected:
     problems: list[str] = field(default_factory=list)
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """(label, sentence)."""
-        ways = {
+        """The estimate for display: (label, sentence)."""
+        sources = {
             "dry step": _("measured in a dry run"),
             "training": _("measured in an earlier identical run"),
             "trial": _("estimated from a trial step on two short examples"),
         }
         if self.peak_mib is not None:
-            text = _("up to about {mib:,.0f} MiB ({way})", mib=self.peak_mib, way=ways[self.by])
+            text = _("up to about {mib:,.0f} MiB ({way})", mib=self.peak_mib, way=sources[self.by])
             if self.free_mib is not None:
                 text += _("; {free:,.0f} MiB available to this process", free=self.free_mib)
             yield _("memory"), text
@@ -60,21 +62,22 @@ class Expected:
         return _("about {time} ({parts})", time=duration(sum(self.seconds.values())), parts=parts)
 
 
-def expect(job: Job, measured: Measured | None, recompute: bool) -> Expected:
-    """What is to be expected of `job`; where the memory is not enough, activations are to be computed again.
+def estimate(job: Job, measurement: Measurement | None, recompute: bool) -> Estimate:
+    """Estimate `job` from a measurement, or else from the trial step on two short examples that `assemble` made.
 
-    `recompute`: they are in any case, and the trial then foretells nothing, because it did not.
+    If the memory is not enough, the estimate asks for activations to be recomputed. recompute: they are in any case;
+    the trial step then tells nothing, because it did not recompute.
     """
-    if measured is not None:
-        peak, by = measured.peak_mib, str(measured.by)
+    if measurement is not None:
+        peak, by = measurement.peak_mib, str(measurement.by)
     elif recompute:
-        return Expected(recompute=True)
+        return Estimate(recompute=True)
     else:
-        found = expected_mib(job.base, loop.heaviest_row(job), job.parameters.values.numel())
+        found = estimate_peak_mib(job.base, loop.heaviest_row(job), job.parameters.values.numel())
         if found is None:
-            return Expected()
+            return Estimate()
         peak, by = found, "trial"
-    seconds = seconds_of(job, measured) if measured else {}
+    seconds = estimate_seconds(job, measurement) if measurement else {}
     room, warnings = room_mib(job.base.device), list[str]()
     if room is not None and peak > room and not recompute:
         recompute = True
@@ -87,11 +90,11 @@ def expect(job: Job, measured: Measured | None, recompute: bool) -> Expected:
                 room=room,
             )
         )
-    return Expected(peak, room, seconds, by, recompute, warnings)
+    return Estimate(peak, room, seconds, by, recompute, warnings)
 
 
 def duration(seconds: float) -> str:
-    """4 s, 1 min 05 s, 2 h 10 min."""
+    """'4 s', '1 min 05 s', '2 h 10 min'."""
     whole = round(seconds)
     if whole < 60:
         return _("{s} s", s=whole)
@@ -100,23 +103,24 @@ def duration(seconds: float) -> str:
     return _("{h} h {min:02} min", h=whole // 3600, min=whole % 3600 // 60)
 
 
-def expected_mib(base: Base, row: Row, trained: int) -> float | None:
-    """The peak of a training on a CPU whose heaviest row is `row`, with `trained` numbers; None where it is not known.
+def estimate_peak_mib(base: Base, row: Row, trained: int) -> float | None:
+    """Peak memory of a training on a CPU whose heaviest row is `row`; None if it cannot be told.
 
-    From what the trial step of `speed_up` kept for backward, token by token.
+    trained: number of trainable parameters. Follows from the bytes per token that the trial step of `speed_up` kept for
+    its backward pass.
     """
     now = memory_mib()
     if now is None or base.device.type != "cpu" or base.layout != "packed" or not base.kept_per_token:
         return None
-    optimiser = 4 * 4 * trained  # values, gradient and two moments in float32
-    words = int(base.model.config.get_text_config().vocab_size)
-    head = 2 * min(LARGEST, len(row.at_N)) * words * base.dtype.itemsize
+    optimizer = 4 * 4 * trained  # values, gradient and two moments in float32
+    vocabulary = int(base.model.config.get_text_config().vocab_size)
+    head = 2 * min(LARGEST, len(row.at_N)) * vocabulary * base.dtype.itemsize
     kept = row.tokens * base.kept_per_token / 2**20
-    return now + UNSEEN + kept + growth_mib(base, row, MANY) + (optimiser + head) / 2**20
+    return now + UNSEEN + kept + growth_mib(base, row, GROWTH_STEPS) + (optimizer + head) / 2**20
 
 
 def growth_mib(base: Base, row: Row, steps: int) -> float:
-    """What rows of ever new lengths add to the peak in `steps` more steps, `row` being the heaviest."""
+    """MiB that rows of new lengths add to the peak in `steps` more steps, if `row` is the heaviest."""
     if not base.compiles_shapes:
         return 0.0
-    return GROWTH * row.tokens * base.kept_per_token / 2**20 * min(1.0, max(0, steps) / MANY)
+    return GROWTH * row.tokens * base.kept_per_token / 2**20 * min(1.0, max(0, steps) / GROWTH_STEPS)

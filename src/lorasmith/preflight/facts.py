@@ -1,4 +1,4 @@
-"""What is about to happen, in ten lines, with the reason of each choice; said by `check` and by every training."""
+"""The training plan in about ten lines, with the reason of each choice: shown by `check` and before every training."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,26 +8,26 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lorasmith.config.training import TrainingConfig
-from lorasmith.data.dataset.fit import in_rows
-from lorasmith.evaluation.loss import FEWEST
-from lorasmith.i18n import _
+from lorasmith.data.dataset.fit import rows_text
+from lorasmith.evaluation.loss import MIN_EXAMPLES
+from lorasmith.i18n import _, counted, listed
 from lorasmith.lora.inject import Counts, count
 from lorasmith.lora.target import in_words
 from lorasmith.model.base import Base
-from lorasmith.preflight.estimate import Expected
-from lorasmith.preflight.suggest import passes, rate_for
+from lorasmith.preflight.estimate import Estimate
+from lorasmith.preflight.suggest import suggested_epochs, suggested_learning_rate
 from lorasmith.system.device import dtype_name
 from lorasmith.training.loop import Job
 from lorasmith.training.optim import learning_rate, warmup_steps
 
-LABEL = 9  # columns
-HALF = 2  # bytes of a number in the file of a base
-USUAL_RATE = 2e-4  # of LoRA's and QLoRA's papers; docs/decisions.md
+LABEL = 9  # columns of a label
+HALF = 2  # bytes per parameter in the file of a base model
+USUAL_RATE = 2e-4  # from the LoRA and QLoRA papers; see docs/decisions.md
 
 
 @dataclass(frozen=True)
 class Facts:
-    """One training before its first step. Paths are the base's own; tokens are those of one pass."""
+    """A training before its first step. Module paths are the base model's own; tokens are those of one epoch."""
 
     model: str
     dtype: str
@@ -50,13 +50,13 @@ class Facts:
     warmup: int
     answered: int
     answer_tokens: int
-    expected: Expected
+    expected: Estimate
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
-def facts_of(job: Job, expected: Expected) -> Facts:
-    """What `job` will do; nothing is computed but numbers."""
+def collect_facts(job: Job, expected: Estimate) -> Facts:
+    """Collect what `job` will do; no forward pass is made."""
     base, adapter = job.base, job.base.adapters[job.adapter]
     trainable, parameters = count(base.model, adapter)
     return Facts(
@@ -79,7 +79,7 @@ def facts_of(job: Job, expected: Expected) -> Facts:
         learning_rate=job.config.learning_rate,
         schedule=job.config.schedule,
         warmup=warmup_steps(job.config, len(job.plan)),
-        answered=len(job.quiz.questions) if job.quiz else 0,
+        answered=len(job.generation.prompts) if job.generation else 0,
         answer_tokens=job.config.max_new_tokens,
         expected=expected,
         warnings=[*_warnings(job), *expected.warnings],
@@ -87,25 +87,25 @@ def facts_of(job: Job, expected: Expected) -> Facts:
     )
 
 
-def said(facts: Facts) -> Iterator[str]:
-    """The lines as text, their labels one under another."""
-    for label, text in lines(facts):
+def fact_lines(facts: Facts) -> Iterator[str]:
+    """The facts as lines of text, with their labels in one column."""
+    for label, text in labelled_facts(facts):
         yield label + " " * (LABEL - cell_len(label)) + text
 
 
-def lines(facts: Facts) -> Iterator[tuple[str, str]]:
-    """(label, sentence), in the order in which they are read."""
+def labelled_facts(facts: Facts) -> Iterator[tuple[str, str]]:
+    """The facts for display: (label, sentence), in reading order."""
     why = facts.why
     yield _("base"), _base(facts)
-    yield _("layout"), why["layout"]
+    yield _("layout"), why["layout"] if facts.layout == "packed" else _("padded: {reason}", reason=why["layout"])
     yield _("fast"), _("{parts} (verified equal to the standard step)", parts=why["fast"])
     if "plain" in why:
         yield _("normal"), _("not accelerated, because results differ: {parts}", parts=why["plain"])
     for pattern, paths in facts.targets.items():
         yield _("target"), _("{pattern} matches {modules}", pattern=pattern, modules=in_words(paths))
     for name, paths in facts.saved.items():
-        yield _("full"), _("{name} is copied and trained in full: {modules}", name=name, modules=", ".join(paths))
-    yield _("layers"), _without(facts)
+        yield _("full"), _("{name} is copied and trained in full: {modules}", name=name, modules=listed(paths))
+    yield _("layers"), _unadapted(facts)
     yield _("params"), str(Counts(facts.trainable, facts.parameters))
     yield _("steps"), _steps(facts)
     yield _("rate"), _rate(facts)
@@ -124,7 +124,7 @@ def _base(facts: Facts) -> str:
     )
 
 
-def _without(facts: Facts) -> str:
+def _unadapted(facts: Facts) -> str:
     if not facts.without_adapter:
         return _("every linear layer has an adapter")
     return _("linear layers without an adapter: {modules}", modules=in_words(facts.without_adapter))
@@ -132,24 +132,23 @@ def _without(facts: Facts) -> str:
 
 def _steps(facts: Facts) -> str:
     text = _(
-        "{steps} steps of {examples} examples; {all:,} examples with {tokens:,} tokens per epoch, {held_out:,} "
-        "held out",
-        steps=facts.steps,
-        examples=facts.step_examples,
-        all=facts.examples,
+        "{steps} of {examples}; {all} with {tokens:,} tokens per epoch, {held_out:,} held out",
+        steps=steps_text(facts.steps),
+        examples=examples_text(facts.step_examples),
+        all=examples_text(facts.examples),
         tokens=facts.tokens,
         held_out=facts.held_out,
     )
-    few = 0 < facts.held_out < FEWEST
-    return text + (_(" (fewer than {fewest}, too few to detect a difference)", fewest=FEWEST) if few else "")
+    few = 0 < facts.held_out < MIN_EXAMPLES
+    return text + (_(" (fewer than {fewest}, too few to detect a difference)", fewest=MIN_EXAMPLES) if few else "")
 
 
 def _rate(facts: Facts) -> str:
     return _(
-        "learning rate {rate:g} ({schedule}, {warmup} warmup steps): {why}",
+        "learning rate {rate:g} ({schedule}, {warmup}): {why}",
         rate=facts.learning_rate,
         schedule=facts.schedule,
-        warmup=facts.warmup,
+        warmup=counted(facts.warmup, _("1 warmup step"), _("{count} warmup steps")),
         why=facts.why["learning_rate"],
     )
 
@@ -158,7 +157,7 @@ def _answers(facts: Facts) -> str:
     return _(
         "replies to {rows} of the held-out set at every evaluation, up to {tokens} tokens each; not included "
         "in the estimated time",
-        rows=in_rows(facts.answered),
+        rows=rows_text(facts.answered),
         tokens=facts.answer_tokens,
     )
 
@@ -171,7 +170,7 @@ def _why_rate(config: TrainingConfig) -> str:
 
 
 def _without_adapter(base: Base, adapter: str) -> list[str]:
-    """Linear layers that no pattern matched, with the base's own names."""
+    """Paths of the linear layers that no pattern matched, as the base model without adapters names them."""
     found = base.adapters[adapter].targets
     taken = {*found.adapted, *(path for paths in found.saved.values() for path in paths)}
     linear = [path for path, module in base.model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
@@ -183,12 +182,11 @@ def _without_adapter(base: Base, adapter: str) -> list[str]:
 def _warnings(job: Job) -> Iterator[str]:
     yield from _few_steps(job)
     steps = len(job.plan)
-    if (warmup := warmup_steps(job.config, steps)) >= steps and not _is_still(job):
+    if (warmup := warmup_steps(job.config, steps)) >= steps and not _never_learns(job):
         yield _(
-            "training.warmup: {warmup} warmup steps in a run of {steps} steps: the learning rate never reaches "
-            "its peak.",
-            warmup=warmup,
-            steps=steps,
+            "training.warmup: {warmup} in a run of {steps}: the learning rate never reaches its peak.",
+            warmup=counted(warmup, _("1 warmup step"), _("{count} warmup steps")),
+            steps=steps_text(steps),
         )
     if job.config.eval_every and not (job.held_out or job.config.samples):
         yield _("training.eval_every: no examples are held out, so there is nothing to evaluate on.")
@@ -199,34 +197,44 @@ def _warnings(job: Job) -> Iterator[str]:
 
 
 def _few_steps(job: Job) -> Iterator[str]:
-    """A small file with nothing said of passes: the first reply would be the base's own, and nobody would know why."""
+    """A warning if the data is small and no number of epochs is set: one epoch would hardly change the replies."""
     steps, given = len(job.plan), job.config.model_fields_set
-    epochs = passes(steps)
+    epochs = suggested_epochs(steps)
     if epochs == 1 or given & {"epochs", "max_steps"}:
         return
     flags = f"--epochs {epochs}"
     size = HALF * sum(p.numel() for p in job.base.model.parameters())
-    rate, _why = rate_for(epochs * steps, size)
+    rate, _why = suggested_learning_rate(epochs * steps, size)
     if "learning_rate" not in given and rate != job.config.learning_rate:
         flags += f" --learning-rate {rate:g}"
     yield _(
-        "training.epochs: the data is small, and one epoch ({steps} steps) will hardly change the replies. Try "
+        "training.epochs: the data is small, and one epoch ({steps}) will hardly change the replies. Try "
         "{flags}; lorasmith init suggests all values.",
-        steps=steps,
+        steps=steps_text(steps),
         flags=flags,
     )
 
 
 def _problems(job: Job) -> Iterator[str]:
-    if _is_still(job):
+    if _never_learns(job):
         yield _(
-            "training.warmup: the learning rate is 0 at all {steps} steps, so nothing would be learned. Train "
+            "training.warmup: the learning rate is 0 at every step ({steps}), so nothing would be learned. Train "
             "for more steps (training.epochs, training.max_steps) or shorten training.warmup.",
-            steps=len(job.plan),
+            steps=steps_text(len(job.plan)),
         )
 
 
-def _is_still(job: Job) -> bool:
+def _never_learns(job: Job) -> bool:
     """Whether the learning rate is zero at every step."""
     steps = len(job.plan)
     return not any(learning_rate(job.config, steps, k) for k in range(steps))
+
+
+def steps_text(count: int) -> str:
+    """'1 step', '2,000 steps'."""
+    return counted(count, _("1 step"), _("{count} steps"))
+
+
+def examples_text(count: int) -> str:
+    """'1 example', '2,000 examples'."""
+    return counted(count, _("1 example"), _("{count} examples"))

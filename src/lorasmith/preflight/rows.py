@@ -1,4 +1,4 @@
-"""Rows as the model sees them: which text is learned, which is only read, and where a reply stops."""
+"""Previews of encoded rows: which text is trained on, which is only context, and where a reply stops."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -6,77 +6,81 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from lorasmith.data.template.encoding import Template
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.model.row import IGNORED, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Kind = Literal["read", "learned", "stop"]
+SpanKind = Literal["read", "learned", "stop"]
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Text of one kind. 'stop' is learned too, and a reply ends with it."""
+class TextSpan:
+    """A part of a row of one kind: 'read' is context only; 'learned' is trained on, and so is 'stop', a stop token."""
 
-    kind: Kind
+    kind: SpanKind
     text: str
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One row for a reader. `why` it is shown; `stops`: whether its last learned token is a stop token."""
+class RowPreview:
+    """One row for display. why: why it is shown; stops: whether its last target is a stop token."""
 
     why: str
     source: str
     tokens: int
     learned: int
     stops: bool
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TextSpan, ...]
 
 
-def shown_rows(examples: Sequence[Example], template: Template) -> list[Shown]:
-    """The first row, the longest, and one that was cut, where there is one."""
+def preview_rows(examples: Sequence[Example], template: Template) -> list[RowPreview]:
+    """The first row, the longest, and a truncated one if there is any."""
     longest = max(range(len(examples)), key=lambda i: examples[i].useful_length)
-    cut = next((i for i, example in enumerate(examples) if not stops(example, template.stop_ids)), None)
+    truncated = next(
+        (i for i, example in enumerate(examples) if not ends_with_stop_token(example, template.stop_ids)), None
+    )
     reasons: dict[int, list[str]] = {0: [_("the first row")]}
     reasons.setdefault(longest, []).append(_("the longest row"))
-    if cut is not None:
-        reasons.setdefault(cut, []).append(_("a truncated row"))
-    return [_shown(examples[i], ", ".join(why), template) for i, why in reasons.items()]
+    if truncated is not None:
+        reasons.setdefault(truncated, []).append(_("a truncated row"))
+    return [_preview(examples[i], listed(why), template) for i, why in reasons.items()]
 
 
-def stops(example: Example, stop_ids: Collection[int]) -> bool:
-    """Whether the last learned token is one that ends a reply; where not, the row was cut."""
+def ends_with_stop_token(example: Example, stop_ids: Collection[int]) -> bool:
+    """Whether the last target is a stop token; if it is not, the row was truncated."""
     return example.useful_length > 0 and example.targets[example.useful_length - 1] in stop_ids
 
 
-def pieces_of(example: Example, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]) -> tuple[Piece, ...]:
+def text_spans(
+    example: Example, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]
+) -> tuple[TextSpan, ...]:
     """The whole row as text, split where its kind changes."""
-    kinds: list[Kind] = ["read"]
-    for target in example.targets[:-1]:  # what position i must predict is token i + 1
+    kinds: list[SpanKind] = ["read"]
+    for target in example.targets[:-1]:  # the target of position i is token i + 1
         kinds.append("read" if target == IGNORED else "stop" if target in stop_ids else "learned")
-    pieces, end = [], 0
+    spans, end = [], 0
     for kind, group in groupby(kinds):
         start, end = end, end + len(list(group))
-        pieces.append(Piece(kind, _text(tokenizer, example.ids, start, end)))
-    return tuple(pieces)
+        spans.append(TextSpan(kind, _text(tokenizer, example.ids, start, end)))
+    return tuple(spans)
 
 
 def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int], start: int, end: int) -> str:
-    """What tokens [start, end) add to the text before them: alone, some tokenizers drop their first blank."""
+    """The text that tokens [start, end) add: decoded alone, some tokenizers drop a leading space."""
     before, whole = (str(tokenizer.decode(ids[:to], clean_up_tokenization_spaces=False)) for to in (start, end))
     if whole.startswith(before):
         return whole[len(before) :]
     return str(tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False))
 
 
-def _shown(example: Example, why: str, template: Template) -> Shown:
-    return Shown(
+def _preview(example: Example, why: str, template: Template) -> RowPreview:
+    return RowPreview(
         why=why,
         source=example.source,
         tokens=len(example.ids),
         learned=example.n_targets,
-        stops=stops(example, template.stop_ids),
-        pieces=pieces_of(example, template.tokenizer, template.stop_ids),
+        stops=ends_with_stop_token(example, template.stop_ids),
+        pieces=text_spans(example, template.tokenizer, template.stop_ids),
     )

@@ -1,6 +1,7 @@
-"""A configuration for files of examples, each value with its reason. Reads the examples and the base's tokenizer only.
+"""Suggest a configuration for given data, as `lorasmith init` writes it, with the reason for each value.
 
-What the user has set stays. The rules are plain arithmetic over rows and lengths, all of them in this file.
+Only the data and the tokenizer of the base model are read. Values that the user has set are kept; the rules for the
+others are plain arithmetic over the number of rows and their lengths, all of it in this module.
 """
 
 import math
@@ -18,25 +19,29 @@ from lorasmith.data.dataset.prepare import prepare_rows, read_files
 from lorasmith.data.read.files import Found
 from lorasmith.data.rows.conversation import Record
 from lorasmith.data.template.encoding import Template
-from lorasmith.evaluation.loss import FEWEST
-from lorasmith.i18n import _
+from lorasmith.evaluation.loss import MIN_EXAMPLES
+from lorasmith.i18n import _, listed
 from lorasmith.loading.load import find_folder, load_tokenizer, max_positions
 from lorasmith.report import Report, Warnings
-from lorasmith.training.checkpoint import write_file
+from lorasmith.system.writing import write_file
 
-UNCUT = 2**30  # tokens: looking at lengths, nothing is cut
-LONGEST = 2048  # tokens of one example that are suggested at most: training.row_tokens, one forward
-ROUND = 64  # max_length is a multiple of it: a few tokens of room for rows that come later
-FEW_TOO_LONG = 0.05  # part of the rows that may be left out whole
-HELD_OUT, MOST_HELD_OUT = 0.05, 200  # a part of the rows, and where more costs time and tells little
+UNLIMITED = 2**30  # tokens: nothing is truncated while lengths are counted
+LONGEST = 2048  # most tokens of an example that are suggested: training.row_tokens, so that it fits one forward pass
+ROUND = 64  # max_length is rounded up to a multiple of it, to leave a few tokens for rows added later
+FEW_TOO_LONG = 0.05  # fraction of the rows that may be dropped
+HELD_OUT, MOST_HELD_OUT = 0.05, 200  # fraction and number of rows; more cost time and tell little
 ENOUGH_STEPS, MOST_EPOCHS, EVALUATIONS = 60, 8, 5
-FEW_STEPS, SMALL_BASE = 100, 1_000_000_000  # steps; bytes of a base that bears a higher learning rate
-PROMPTS, PROMPT_LENGTH = 2, 200  # samples, and the characters of one
+FEW_STEPS, SMALL_BASE = 100, 1_000_000_000  # steps, and bytes of a base model: below both, a higher learning rate
+PROMPTS, PROMPT_LENGTH = 2, 200  # number of training.samples, and most characters of one
 
 
 @dataclass(frozen=True)
-class Look:
-    """What was found. `lengths`: tokens of each example up to its last learned one; `limit`: what the base can hold."""
+class DataSummary:
+    """The properties of the data and the base model that the suggestions follow from.
+
+    form: formats of the rows, for display; different: number of distinct rows; lengths: tokens of each example up to
+    its last target; learned: number of target tokens; limit: context length of the model, None if it has none.
+    """
 
     form: str
     rows: int
@@ -63,45 +68,45 @@ class Look:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A configuration that trains as it stands, and the reason of each value that follows from the examples."""
+    """A configuration that can be trained as it is, and the reason for each value that follows from the data."""
 
     config: Config
     reasons: dict[str, str]
-    look: Look
+    summary: DataSummary
 
     def to_toml(self) -> str:
-        """The file: every key under one line that says why, or else what it is."""
+        """The TOML file: above every key, a comment with its reason or else its description."""
         about = {"output": str(Config.model_fields["output"].description)}
         for name, part in SECTIONS.items():
             about |= {f"{name}.{key}": str(field.description) for key, field in part.model_fields.items()}
         return to_toml(self.config, about | self.reasons)
 
     def write(self, path: Path) -> None:
-        """Under its name only once it is whole. Raises RunError where the disk refuses."""
+        """Write the TOML file atomically. Raises RunError if it cannot be written."""
         write_file(path, self.to_toml(), is_run=False)
 
 
 def suggest(config: Config, report: Report | None = None) -> Suggestion:
-    """Values for what `config` leaves open. Raises LorasmithError: no files, a bad row, no tokenizer."""
+    """Suggest values for options that `config` does not set. Raises LorasmithError: bad data, or no tokenizer."""
     report = report or Report()
-    look = look_at(config, report)
+    summary = summarize_data(config, report)
     reasons: dict[str, str] = {}
-    data = _filled(config.data, "data", _for_data(look), reasons)
+    data = _filled(config.data, "data", _for_data(summary), reasons)
     config = config.model_copy(update={"data": data})
-    training = _filled(config.training, "training", _for_training(look, config), reasons)
-    return Suggestion(config.model_copy(update={"training": training}), reasons, look)
+    training = _filled(config.training, "training", _for_training(summary, config), reasons)
+    return Suggestion(config.model_copy(update={"training": training}), reasons, summary)
 
 
-def look_at(config: Config, report: Report) -> Look:
-    """Read and encode every row, uncut. Raises DataError with every bad row, ModelError without a tokenizer."""
+def summarize_data(config: Config, report: Report) -> DataSummary:
+    """Read and encode all rows, untruncated. Raises DataError with every bad row, ModelError without a tokenizer."""
     files = read_files(config.data.model_copy(update={"held_out": 0.0}), report)
     records = [record for found in files for record in found.records]
     folder = find_folder(config.model.model, report)
     tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
     template = Template.of(tokenizer, config.data.template, system=config.data.system)
-    uncut = config.data.model_copy(update={"held_out": 0.0, "max_length": UNCUT, "too_long": "truncate"})
+    uncut = config.data.model_copy(update={"held_out": 0.0, "max_length": UNLIMITED, "too_long": "truncate"})
     examples = prepare_rows(records, None, uncut, template, None, Warnings(report)).train
-    return Look(
+    return DataSummary(
         form=_forms(files),
         rows=len(records),
         different=len({tuple(example.ids) for example in examples}),
@@ -114,15 +119,15 @@ def look_at(config: Config, report: Report) -> Look:
 
 
 def _filled(part: Any, name: str, chosen: dict[str, tuple[Any, str]], reasons: dict[str, str]) -> Any:
-    """`part` with the chosen values where the user set none; their reasons are added to `reasons`."""
-    own = {key: value for key, (value, _why) in chosen.items() if key not in part.model_fields_set}
-    reasons |= {f"{name}.{key}": chosen[key][1] for key in own}
-    return type(part).model_validate(part.model_dump() | own)
+    """`part` with the chosen values for options that the user did not set; adds their reasons to `reasons`."""
+    suggested = {key: value for key, (value, _why) in chosen.items() if key not in part.model_fields_set}
+    reasons |= {f"{name}.{key}": chosen[key][1] for key in suggested}
+    return type(part).model_validate(part.model_dump() | suggested)
 
 
-def _for_data(look: Look) -> dict[str, tuple[Any, str]]:
-    longest = max(look.lengths)
-    bound = min(LONGEST, look.limit or LONGEST)
+def _for_data(summary: DataSummary) -> dict[str, tuple[Any, str]]:
+    longest = max(summary.lengths)
+    bound = min(LONGEST, summary.limit or LONGEST)
     if longest <= bound:
         length = min(bound, math.ceil(longest / ROUND) * ROUND)
         why = _("the longest row has {longest:,} tokens, so nothing is truncated", longest=longest)
@@ -135,20 +140,20 @@ def _for_data(look: Look) -> dict[str, tuple[Any, str]]:
         )
     else:
         length = bound
-        why = _("the longest row has {longest:,} tokens; {why}", longest=longest, why=_bound_by(look))
-        policy = _policy(look, bound)
-    return {"max_length": (length, why), "too_long": policy, "held_out": _held_out(look.rows)}
+        why = _("the longest row has {longest:,} tokens; {why}", longest=longest, why=_bound_by(summary))
+        policy = _policy(summary, bound)
+    return {"max_length": (length, why), "too_long": policy, "held_out": _held_out(summary.rows)}
 
 
-def _bound_by(look: Look) -> str:
-    if look.limit is not None and look.limit <= LONGEST:
-        return _("the model's context length is {limit:,}", limit=look.limit)
+def _bound_by(summary: DataSummary) -> str:
+    if summary.limit is not None and summary.limit <= LONGEST:
+        return _("the model's context length is {limit:,}", limit=summary.limit)
     return _("more than {bound:,} would need a lot of memory", bound=LONGEST)
 
 
-def _policy(look: Look, length: int) -> tuple[str, str]:
-    longer = sum(tokens > length for tokens in look.lengths)
-    part = longer / len(look.lengths)
+def _policy(summary: DataSummary, length: int) -> tuple[str, str]:
+    longer = sum(tokens > length for tokens in summary.lengths)
+    part = longer / len(summary.lengths)
     if part <= FEW_TOO_LONG:
         return "drop", _(
             "{longer:,} rows ({part:.1%}) are longer; they are dropped, so that none is trained on without its end",
@@ -163,50 +168,50 @@ def _policy(look: Look, length: int) -> tuple[str, str]:
 
 
 def _held_out(rows: int) -> tuple[float, str]:
-    """Whole rows: at least as many as an interval needs, as long as four times as many are left to learn from."""
-    wanted = max(FEWEST, min(MOST_HELD_OUT, round(HELD_OUT * rows)))
+    """A number of rows: at least as many as a confidence interval needs, but at most a fifth of all."""
+    wanted = max(MIN_EXAMPLES, min(MOST_HELD_OUT, round(HELD_OUT * rows)))
     count = min(wanted, rows // 5)
     if not count:
         return 0.0, _("{rows} rows are too few to hold any out, so the adapter cannot be evaluated", rows=rows)
-    if count < FEWEST:
+    if count < MIN_EXAMPLES:
         return float(count), _(
             "a fifth of {rows} rows; with {fewest} or more the evaluation would be more reliable",
             rows=rows,
-            fewest=FEWEST,
+            fewest=MIN_EXAMPLES,
         )
     return float(count), _("{part:.0%} of {rows:,} rows, never trained on", part=count / rows, rows=rows)
 
 
-def _for_training(look: Look, config: Config) -> dict[str, tuple[Any, str]]:
+def _for_training(summary: DataSummary, config: Config) -> dict[str, tuple[Any, str]]:
     share, given = config.data.held_out, config.training
-    rows = look.rows if isinstance(share, str) else look.rows - int(share if share >= 1 else share * look.rows)
+    rows = summary.rows if isinstance(share, str) else summary.rows - int(share if share >= 1 else share * summary.rows)
     batch = given.batch_size if "batch_size" in given.model_fields_set else 8 if rows >= 64 else 4 if rows >= 16 else 2
     per_epoch = math.ceil(rows / (batch * given.accumulate))
-    epochs = passes(per_epoch)
-    steps = given.max_steps or math.ceil(round(per_epoch * _set(given, "epochs", epochs), 6))
+    epochs = suggested_epochs(per_epoch)
+    steps = given.max_steps or math.ceil(round(per_epoch * _value_or(given, "epochs", epochs), 6))
     chosen: dict[str, tuple[Any, str]] = {
         "batch_size": (batch, _("{steps:,} steps per epoch over {rows:,} rows", steps=per_epoch, rows=rows)),
         "epochs": (float(epochs), _epochs(epochs, per_epoch)),
-        "learning_rate": rate_for(steps, look.base_bytes),
+        "learning_rate": suggested_learning_rate(steps, summary.base_bytes),
     }
     if share or isinstance(share, str):
         every = max(1, steps // EVALUATIONS)
         chosen["eval_every"] = every, _("{times} evaluations in {steps:,} steps; the best adapter is kept",
                                         times=steps // every, steps=steps)  # fmt: skip
-    if look.prompts:
+    if summary.prompts:
         chosen["samples"] = (
-            look.prompts,
+            summary.prompts,
             _("taken from your data and answered at every evaluation, so that you can see it learn"),
         )
     return chosen
 
 
-def passes(per_epoch: int) -> int:
-    """How often the examples should be seen, when one pass is so many steps."""
+def suggested_epochs(per_epoch: int) -> int:
+    """Number of epochs for data of which one epoch is `per_epoch` steps."""
     return max(1, min(MOST_EPOCHS, math.ceil(ENOUGH_STEPS / per_epoch)))
 
 
-def _set(part: BaseModel, key: str, otherwise: Any) -> Any:
+def _value_or(part: BaseModel, key: str, otherwise: Any) -> Any:
     return getattr(part, key) if key in part.model_fields_set else otherwise
 
 
@@ -218,8 +223,8 @@ def _epochs(epochs: int, per_epoch: int) -> str:
     )
 
 
-def rate_for(steps: int, base_bytes: int) -> tuple[float, str]:
-    """A learning rate for so many steps on a base of this size, and why."""
+def suggested_learning_rate(steps: int, base_bytes: int) -> tuple[float, str]:
+    """A learning rate for a training of `steps` steps on a base model of `base_bytes` bytes, and the reason."""
     if steps < FEW_STEPS and base_bytes < SMALL_BASE:
         return 1e-3, _(
             "higher than LoRA's usual 2e-4, because the base model is small and there are only {steps} steps; "
@@ -230,15 +235,15 @@ def rate_for(steps: int, base_bytes: int) -> tuple[float, str]:
 
 
 def _forms(files: Sequence[Found]) -> str:
-    """What the rows are, counted over all files."""
+    """The number of rows of each format, over all files."""
     counts: Counter[str] = Counter()
     for found in files:
         counts[found.form] += len(found.records)
-    return ", ".join(f"{count:,} {form}" for form, count in counts.items())
+    return listed(f"{count:,} {form}" for form, count in counts.items())
 
 
 def _prompts(records: Sequence[Record], template: Template) -> tuple[str, ...]:
-    """The first short ones of rows that one user message begins: a sample has no system text before it."""
+    """The first short user messages that begin a conversation; samples during training have no system message."""
     found: dict[str, None] = {}
     for record in records:
         first = template.conversation(record).messages[0]

@@ -1,6 +1,5 @@
-"""Trained adapters against their base on held-out examples: loss, answers, and what was forgotten."""
+"""Evaluate trained adapters against their base model on held-out examples: loss, generated answers, forgetting."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -10,34 +9,36 @@ import torch
 
 from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.data import DataConfig
+from lorasmith.config.files import parse_json
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import Config, load_config
 from lorasmith.data.dataset.prepare import prepare
 from lorasmith.errors import AdapterError, ConfigError, DataError, RunError
-from lorasmith.evaluation.custom_metric import own_metrics
-from lorasmith.evaluation.general_text import NAME as GENERAL
-from lorasmith.evaluation.general_text import general_examples
-from lorasmith.evaluation.generation import Quiz
-from lorasmith.evaluation.loss import HeldOut, compare, held_out
-from lorasmith.evaluation.metrics import Metric, Scored, compare_scores, require_extra
-from lorasmith.evaluation.results import Evaluation, Forgotten, Measured, Sample
-from lorasmith.i18n import _
+from lorasmith.evaluation.custom_metric import custom_metrics
+from lorasmith.evaluation.general_text import GENERAL_TEXT, general_examples
+from lorasmith.evaluation.generation import GenerationEvaluation
+from lorasmith.evaluation.loss import ExampleLosses, compare, evaluate_loss
+from lorasmith.evaluation.metrics import Metric, MetricComparison, compare_metric, require_eval_extra
+from lorasmith.evaluation.results import AdapterEvaluation, ComparedAnswers, Evaluation, Forgetting
+from lorasmith.i18n import _, listed
 from lorasmith.lora.inject import HALF
 from lorasmith.model.row import Example
 from lorasmith.model.verify import speed_up
 from lorasmith.report import Report, Warnings
-from lorasmith.runs.leakage import seen_in_training
-from lorasmith.training.run_folder import CONFIG, ENVIRONMENT
+from lorasmith.runs.leakage import leakage_warnings
+from lorasmith.training.files import CONFIG, ENVIRONMENT
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to measure beside the loss.
+class EvaluationOptions:
+    """What to evaluate, and on which examples.
 
-    files: examples of the user's own, all of them measured, and `limits` says how long; without, the ones held out.
-    answers: to how many of them base and adapters reply; `sampling` how; `metrics` of the user's own ('my.py:score').
-    forget: a file on which to see what was forgotten; "": the general text that the package carries; None: neither.
+    files: evaluate on all rows of these files; by default, on the examples that the run held out.
+    limits: how rows of `files` are read and truncated.
+    answers: number of examples for which answers are generated and scored, with `sampling`.
+    metrics: custom metrics for the answers ('my.py:score').
+    forget: a file on which to evaluate forgetting; "" for the general text of this package; None for neither.
     """
 
     files: tuple[str, ...] = ()
@@ -50,53 +51,59 @@ class Wanted:
 
 def evaluate(
     paths: Sequence[str | Path],
-    wanted: Wanted | None = None,
+    options: EvaluationOptions | None = None,
     model: ModelConfig | None = None,
     report: Report | None = None,
 ) -> Evaluation:
-    """Base and adapters on the same examples, paired: with the seed of the first run's training, as in its summary.
+    """Evaluate the adapters in `paths` (run or adapter folders) and their base model on the same examples.
+
+    The bootstrap uses the seed of the first run's training, so the intervals are those of the run's summary.
 
     Raises:
-        ConfigError: limits without files, or a metric of the user's own that cannot be used.
-        MissingExtraError: answers are wanted, and what compares them is not installed.
-        DataError: no files are given and the run held nothing out; or what `prepare` raises.
+        ConfigError: limits without files, or a custom metric that cannot be used.
+        MissingExtraError: answers are to be scored, and the packages for it are not installed.
+        DataError: no files are given and the run held nothing out; or see `prepare`.
         RunError: the run's data changed since its training, or the runs held out different examples.
         AdapterError, ModelError: see `open_adapters`; also an adapter that changes no loss.
     """
-    report, wanted = report or Report(), wanted or Wanted()
+    report, options = report or Report(), options or EvaluationOptions()
     runs = [Path(path).expanduser() for path in paths]
-    own = _checked(wanted)
+    custom = _checked(options)
     session = open_adapters(runs, model, report)
-    config = load_config(runs[0] / CONFIG, {}) if _is_run(runs[0]) else None
+    config = load_config(runs[0] / CONFIG, {}) if _is_run_folder(runs[0]) else None
     seed = config.training.seed if config else 0
-    if wanted.files:
-        examples = _of_files(session, wanted.files, wanted.limits or DataConfig(), report)
-        for text in seen_in_training(session, examples, report):
+    if options.files:
+        examples = _read_examples(session, options.files, options.limits or DataConfig(), report)
+        for text in leakage_warnings(session, examples, report):
             report.warn(text)
     else:
-        examples = _of_runs(session, runs, config, report)
-    if session.base.dtype in HALF:  # run as its training ran it: other kernels give another fourth digit
+        examples = _held_out_by_all(session, runs, config, report)
+    if session.base.dtype in HALF:  # the kernels of its training: others would change the fourth digit of the loss
         speed_up(session.base, session.names[0], [token for example in examples[:16] for token in example.ids])
-    others = _of_another_text(session, wanted.forget, report)
-    quiz = Quiz.of(examples, session.template, wanted.answers, wanted.sampling, own) if wanted.answers else None
-    losses = [compare(*pair, seed) for pair in _losses(session, examples, _("held-out loss"), report)]
-    forgotten = _forgotten(session, others, seed, report)
-    samples = _samples(session, quiz, report)
-    scores = _scores(samples, quiz, len(losses), seed)
-    names, folders = session.names, map(str, session.folders.values())
+    forgetting_examples = _forgetting_examples(session, options.forget, report)
+    generation = None
+    if options.answers:
+        generation = GenerationEvaluation.from_examples(
+            examples, session.template, options.answers, options.sampling, custom
+        )
+    losses = [compare(*pair, seed) for pair in _evaluate_losses(session, examples, _("held-out loss"), report)]
+    forgotten = _evaluate_forgetting(session, forgetting_examples, seed, report)
+    samples = _compare_answers(session, generation, report)
+    scores = _compare_metrics(samples, generation, len(losses), seed)
+    names, folders = session.names, [str(folder.path) for folder in session.folders.values()]
     return Evaluation(
         base=session.base.source,
-        data=wanted.files or _own_files(config),
-        forget_data=wanted.forget if wanted.forget != "" else GENERAL,
-        adapters=tuple(map(Measured, names, folders, losses, scores, forgotten)),
+        data=options.files or _held_out_files(config),
+        forget_data=options.forget if options.forget != "" else GENERAL_TEXT,
+        adapters=tuple(map(AdapterEvaluation, names, folders, losses, scores, forgotten)),
         samples=samples,
     )
 
 
-def _checked(wanted: Wanted) -> list[Metric]:
-    """The user's own metrics, and everything that can be refused before a model is loaded."""
+def _checked(options: EvaluationOptions) -> list[Metric]:
+    """The custom metrics. Raises for every option that is wrong, before a model is loaded."""
     problems = []
-    if wanted.limits is not None and not wanted.files:
+    if options.limits is not None and not options.files:
         problems.append(
             _(
                 "data.map, data.max_length and data.too_long only apply to files that you give: the run's "
@@ -104,35 +111,37 @@ def _checked(wanted: Wanted) -> list[Metric]:
                 "eval RUN FILE"
             )
         )
-    if wanted.metrics and not wanted.answers:
+    if options.metrics and not options.answers:
         problems.append(
             _("--metric scores generated answers, but none are requested. Request some, for example with --generate 50")
         )
-    own = list[Metric]()
+    custom = list[Metric]()
     try:
-        own = own_metrics(wanted.metrics)
+        custom = custom_metrics(options.metrics)
     except ConfigError as error:
         problems += error.problems
     if problems:
         raise ConfigError(*problems)
-    if wanted.answers:
-        require_extra()
-    return own
+    if options.answers:
+        require_eval_extra()
+    return custom
 
 
-def _losses(session: Session, examples: Sequence[Example], what: str, report: Report) -> list[tuple[HeldOut, HeldOut]]:
-    """(base, adapter) for each adapter. Raises AdapterError for one that changes no loss by a single bit."""
-    before = held_out(session.base, examples, None, report, _("{what} of the base model", what=what))
+def _evaluate_losses(
+    session: Session, examples: Sequence[Example], what: str, report: Report
+) -> list[tuple[ExampleLosses, ExampleLosses]]:
+    """(base model, adapter) for each adapter. Raises AdapterError for one that changes no bit of any loss."""
+    before = evaluate_loss(session.base, examples, None, report, _("{what} of the base model", what=what))
     pairs = []
     for name, folder in session.folders.items():
         of = _("the adapter") if len(session.folders) == 1 else name
-        after = held_out(session.base, examples, name, report, _("{what} of {name}", what=what, name=of))
+        after = evaluate_loss(session.base, examples, name, report, _("{what} of {name}", what=what, name=of))
         if torch.equal(before.losses, after.losses):
             raise AdapterError(
                 _(
                     "{folder}: this adapter has no effect: on all {examples} examples its loss is bit-for-bit "
                     "equal to the base model's. Check that it was trained and that its lora_alpha is above 0.",
-                    folder=folder,
+                    folder=folder.path,
                     examples=len(examples),
                 )
             )
@@ -140,66 +149,74 @@ def _losses(session: Session, examples: Sequence[Example], what: str, report: Re
     return pairs
 
 
-def _of_another_text(session: Session, forget: str | None, report: Report) -> list[Example]:
-    """What to see on what was forgotten; nothing where that is not asked."""
+def _forgetting_examples(session: Session, forget: str | None, report: Report) -> list[Example]:
+    """The examples on which to evaluate forgetting; empty if it is not to be evaluated."""
     if forget is None:
         return []
     if not forget:
         return general_examples(session.base.tokenizer, session.base.max_positions)
-    return _of_files(session, [forget], DataConfig(too_long="truncate"), report)
+    return _read_examples(session, [forget], DataConfig(too_long="truncate"), report)
 
 
-def _forgotten(
+def _evaluate_forgetting(
     session: Session, examples: Sequence[Example], seed: int, report: Report
-) -> list[Forgotten] | list[None]:
+) -> list[Forgetting] | list[None]:
     if not examples:
         return [None] * len(session.folders)
-    pairs = _losses(session, examples, _("forgetting-check loss"), report)
-    return [Forgotten(*astuple(compare(*pair, seed))) for pair in pairs]
+    pairs = _evaluate_losses(session, examples, _("forgetting-check loss"), report)
+    return [Forgetting(*astuple(compare(*pair, seed))) for pair in pairs]
 
 
-def _samples(session: Session, quiz: Quiz | None, report: Report) -> tuple[Sample, ...]:
-    """Replies of the base and of every adapter to the same questions."""
-    if quiz is None:
+def _compare_answers(
+    session: Session, generation: GenerationEvaluation | None, report: Report
+) -> tuple[ComparedAnswers, ...]:
+    """The answers of the base model and of every adapter to the same prompts."""
+    if generation is None:
         return ()
-    replies = []
+    answers = []
     for name in (None, *session.names):
         task = _("answers of {name}", name=_("the base model") if name is None else name)
-        replies.append(quiz.answers(session.base, name, report, task))
-    rows = zip(quiz.questions, *replies, strict=True)
-    return tuple(Sample(q.text, q.reference, q.source, base, tuple(rest)) for q, base, *rest in rows)
+        answers.append(generation.generate(session.base, name, report, task))
+    rows = zip(generation.prompts, *answers, strict=True)
+    return tuple(ComparedAnswers(p.text, p.reference, p.source, base, tuple(rest)) for p, base, *rest in rows)
 
 
-def _scores(samples: Sequence[Sample], quiz: Quiz | None, adapters: int, seed: int) -> list[tuple[Scored, ...]]:
-    """For each adapter, every metric."""
-    if quiz is None:
+def _compare_metrics(
+    samples: Sequence[ComparedAnswers], generation: GenerationEvaluation | None, adapters: int, seed: int
+) -> list[tuple[MetricComparison, ...]]:
+    """For each adapter, its comparison with the base model under every metric."""
+    if generation is None:
         return [()] * adapters
-    columns = list(zip(*(sample.answers for sample in samples), strict=True))
-    found = []
-    for metric in quiz.metrics:
-        before, *after = [quiz.numbers(metric, column) for column in columns]
-        found.append([compare_scores(metric, before, other, seed) for other in after])
-    return list(zip(*found, strict=True))
+    systems = list(zip(*(sample.answers for sample in samples), strict=True))
+    by_metric = []
+    for metric in generation.metrics:
+        before, *after = [generation.statistics(metric, answers) for answers in systems]
+        by_metric.append([compare_metric(metric, before, other, seed) for other in after])
+    return list(zip(*by_metric, strict=True))
 
 
-def _own_files(config: Config | None) -> tuple[str, ...]:
-    """Where the examples that a run held out come from."""
+def _held_out_files(config: Config | None) -> tuple[str, ...]:
+    """The files that a run's held-out examples come from."""
     if config is None:
         return ()
     share = config.data.held_out
     return (share,) if isinstance(share, str) else config.data.data
 
 
-def _of_files(session: Session, files: Sequence[str], limits: DataConfig, report: Report) -> list[Example]:
+def _read_examples(session: Session, files: Sequence[str], limits: DataConfig, report: Report) -> list[Example]:
+    """All rows of `files`, encoded with the template of the adapters."""
     config = limits.model_copy(update={"data": tuple(files), "held_out": 0.0})
     return prepare(config, session.template, session.base.max_positions, Warnings(report)).train
 
 
-def _of_runs(session: Session, runs: Sequence[Path], config: Config | None, report: Report) -> list[Example]:
-    """What the first run held out. Raises RunError where another one held out something else, and so may know it."""
-    found = _of_run(session, runs[0], config, report)
+def _held_out_by_all(session: Session, runs: Sequence[Path], config: Config | None, report: Report) -> list[Example]:
+    """The examples that the first run held out.
+
+    Raises RunError if another run held out different ones: it may have been trained on these.
+    """
+    examples = _held_out_by(session, runs[0], config, report)
     first = _environment(runs[0]).get("held_out_sha256")
-    others = [run for run in runs[1:] if not _is_run(run) or _environment(run).get("held_out_sha256") != first]
+    others = [run for run in runs[1:] if not _is_run_folder(run) or _environment(run).get("held_out_sha256") != first]
     if others:
         raise RunError(
             *(
@@ -213,15 +230,15 @@ def _of_runs(session: Session, runs: Sequence[Path], config: Config | None, repo
                 for run in others
             )
         )
-    return found
+    return examples
 
 
-def _is_run(path: Path) -> bool:
+def _is_run_folder(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def _of_run(session: Session, run: Path, config: Config | None, report: Report) -> list[Example]:
-    """The run's held-out examples, drawn again from its files and proved to be the same."""
+def _held_out_by(session: Session, run: Path, config: Config | None, report: Report) -> list[Example]:
+    """The run's held-out examples, read again from its files and checked by their fingerprint."""
     if config is None:
         raise DataError(
             _(
@@ -237,7 +254,7 @@ def _of_run(session: Session, run: Path, config: Config | None, report: Report) 
                 "{run}: the data has changed since training ({files}), so the held-out examples cannot be "
                 "reconstructed. Restore the original files, or give another one: lorasmith eval RUN FILE",
                 run=run,
-                files=", ".join(config.data.data),
+                files=listed(config.data.data),
             )
         )
     if not now.held_out:
@@ -248,7 +265,7 @@ def _of_run(session: Session, run: Path, config: Config | None, report: Report) 
 def _environment(run: Path) -> dict[str, Any]:
     path = run / ENVIRONMENT
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise RunError(
             _(

@@ -1,55 +1,55 @@
-"""Whether an adapter is measured on rows that it learned from: as far as its run's folder and files still tell."""
+"""Leakage: whether an adapter is evaluated on rows that it was trained on, as far as its run folder can tell."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lorasmith.adapters.session import Session
+from lorasmith.config.files import read_object
 from lorasmith.config.toml import load_config
-from lorasmith.data.dataset.fit import NAMED, in_rows
-from lorasmith.data.dataset.prepare import alike, prepare
+from lorasmith.data.dataset.fit import MAX_PLACES, rows_text
+from lorasmith.data.dataset.prepare import leaked_sources, prepare
 from lorasmith.data.rows.conversation import places
-from lorasmith.errors import LorasmithError
+from lorasmith.errors import LorasmithError, RunError
 from lorasmith.i18n import _
 from lorasmith.model.row import Example
 from lorasmith.report import Report, Warnings
-from lorasmith.training.run_folder import CONFIG, ENVIRONMENT
+from lorasmith.training.files import CONFIG, ENVIRONMENT
 
 
-def seen_in_training(session: Session, examples: Sequence[Example], report: Report) -> Iterator[str]:
-    """A sentence for each adapter whose run learned from some of `examples`.
+def leakage_warnings(session: Session, examples: Sequence[Example], report: Report) -> Iterator[str]:
+    """A warning for each adapter whose run was trained on some of `examples`.
 
-    Nothing of an adapter without a run, or whose files are gone or changed: then nobody can tell.
+    Nothing can be told, and nothing is said, of an adapter without a run folder, or whose training data was changed or
+    removed since.
     """
     for name, folder in session.folders.items():
-        learned = _learned(folder, session, _Progress(report))
-        if both := alike(learned, examples):
+        trained_on = _training_examples(folder.path, session, _ProgressOnly(report))
+        if leaked := leaked_sources(trained_on, examples):
             yield _(
                 "{name} was trained on {rows} of the evaluation data, so its results look better than they "
                 "are: {places}.",
-                rows=in_rows(len(both)),
+                rows=rows_text(len(leaked)),
                 name=name,
-                places=places(both, NAMED),
+                places=places(leaked, MAX_PLACES),
             )
 
 
-class _Progress(Warnings):
-    """What the training's own rows were warned of is no news."""
+class _ProgressOnly(Warnings):
+    """Drops the warnings about the training data: they were given when the adapter was trained."""
 
     def warn(self, text: str) -> None:
-        """Nobody is told."""
+        """Say nothing."""
 
 
-def _learned(folder: Path, session: Session, report: Report) -> list[Example]:
-    """What the run of an adapter folder (or of a checkpoint) learned from, proved to be the same; else nothing."""
+def _training_examples(folder: Path, session: Session, report: Report) -> list[Example]:
+    """What the run of an adapter folder, or of a checkpoint, was trained on, if its fingerprint is the same."""
     runs = [place for place in list(folder.absolute().parents)[:2] if (place / ENVIRONMENT).is_file()]
     if not runs:
         return []
     try:
         config = load_config(runs[0] / CONFIG, {})
-        then = json.loads((runs[0] / ENVIRONMENT).read_text("utf-8"))
+        then = read_object(runs[0] / ENVIRONMENT, RunError)
         now = prepare(config.data, session.template, session.base.max_positions, report, config.training.seed)
-    except (LorasmithError, OSError, ValueError):
+    except LorasmithError:
         return []
-    is_same = isinstance(then, dict) and then.get("train_sha256") == now.train_sha256
-    return now.train if is_same else []
+    return now.train if then.get("train_sha256") == now.train_sha256 else []

@@ -1,24 +1,22 @@
 """The runs in a folder, told by their files alone. Loads no torch.
 
-A training holds a lock on its RUN/config.toml: it ends with the process, however that ends, so a run that was killed is
-not taken for one that goes on.
+A training holds a lock in its folder that ends with the process, however that ends, so a run that was killed is not
+taken for one that goes on.
 """
 
-import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-from lorasmith.config.toml import read_toml
+from lorasmith.config.files import read_toml
 from lorasmith.errors import LorasmithError, RunError
 from lorasmith.i18n import _
-from lorasmith.training.history import METRICS, read_losses
+from lorasmith.system.locking import is_locked
+from lorasmith.training.files import ADAPTER, CHECKPOINTS, CONFIG, LOCK, METRICS, SUMMARY, checkpoints_in
+from lorasmith.training.history import read_losses
+from lorasmith.training.summary import Summary, read_summary
 
-CONFIG, SUMMARY = "config.toml", "summary.json"
 State = Literal["finished", "running", "interrupted", "broken"]
 
 
@@ -51,39 +49,8 @@ def find_runs(folder: Path) -> list[RunInfo]:
     return sorted((_info(place) for place in places), key=lambda info: (info.date, info.run), reverse=True)
 
 
-@contextmanager
-def in_use(folder: Path) -> Iterator[None]:
-    """Within it `is_in_use` is true, in this process and in others."""
-    with (folder / CONFIG).open("rb") as file:
-        _lock(file)
-        yield
-
-
-def is_in_use(folder: Path) -> bool:
-    """Whether a process trains the run in `folder`; False where the file system has no locks."""
-    try:
-        with (folder / CONFIG).open("rb") as file:
-            return not _lock(file, shared=True)
-    except OSError:
-        return False
-
-
-def _lock(file: IO[bytes], shared: bool = False) -> bool:
-    """Whether nobody else has it. Where there are no locks nobody seems to."""
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def _is_run(path: Path) -> bool:
+    """What is listed: also a run that is broken."""
     known = (CONFIG, SUMMARY, METRICS)
     return path.is_dir() and not path.name.startswith(".") and any((path / name).is_file() for name in known)
 
@@ -93,7 +60,8 @@ def _info(run: Path) -> RunInfo:
     try:
         config = read_toml(run / CONFIG)
         found |= {"base": str(config["model"]["model"]), "data": tuple(map(str, config["data"]["data"]))}
-        found |= _finished(run) if (run / SUMMARY).is_file() else _unfinished(run)
+        summary = read_summary(run)
+        found |= _finished(summary) if summary else _unfinished(run)
     except LorasmithError as error:
         found |= {"state": "broken", "problem": str(error)}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -103,19 +71,18 @@ def _info(run: Path) -> RunInfo:
     return RunInfo(str(run), **losses | found, adapter_bytes=_bytes(run), date=_date(run))
 
 
-def _finished(run: Path) -> dict[str, Any]:
-    summary = json.loads((run / SUMMARY).read_text("utf-8"))
+def _finished(summary: Summary) -> dict[str, Any]:
     return {
         "state": "finished",
-        "step": int(summary["steps"]),
-        "loss_before": summary["loss_before"],
-        "loss_after": summary["loss_after"],
-        "stopped_early": bool(summary.get("stopped_early", False)),  # not there before 0.2
+        "step": summary.steps,
+        "loss_before": summary.loss_before,
+        "loss_after": summary.loss_after,
+        "stopped_early": summary.stopped_early,
     }
 
 
 def _unfinished(run: Path) -> dict[str, Any]:
-    running = is_in_use(run)
+    running = is_locked(run / LOCK)
     training, measured = read_losses(run) if (run / METRICS).is_file() else ([], [])
     return {
         "state": "running" if running else "interrupted",
@@ -125,19 +92,14 @@ def _unfinished(run: Path) -> dict[str, Any]:
     }
 
 
-def _checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """Whole checkpoints by their step, rising."""
-    places = [(place.name.removeprefix("step-"), place) for place in run.glob("checkpoints/step-*")]
-    return sorted((int(step), place) for step, place in places if step.isdecimal())
-
-
 def _saved(run: Path) -> int:
-    return _checkpoints(run)[-1][0] if _checkpoints(run) else 0
+    found = checkpoints_in(run / CHECKPOINTS)
+    return found[-1][0] if found else 0
 
 
 def _bytes(run: Path) -> int | None:
     """Of the adapter's weights: the finished one's, else the last checkpoint's."""
-    places = [run / "adapter", *(place for _step, place in reversed(_checkpoints(run)))]
+    places = [run / ADAPTER, *(place for _step, place in reversed(checkpoints_in(run / CHECKPOINTS)))]
     files = [place / "adapter_model.safetensors" for place in places]
     return next((file.stat().st_size for file in files if file.is_file()), None)
 

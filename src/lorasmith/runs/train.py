@@ -1,5 +1,6 @@
 """One configuration: from data to a run folder.
 
+RUN/.lorasmith         says that the folder is ours; beside it .lorasmith.lock, while a process trains
 RUN/config.toml        everything resolved, with the reasons of what was chosen
 RUN/environment.json   versions, processor, threads
 RUN/metrics.jsonl      one line a step or evaluation
@@ -15,7 +16,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,35 +25,36 @@ import torch
 from lorasmith.config.toml import Config
 from lorasmith.data.dataset.prepare import Prepared, read_files
 from lorasmith.data.template.encoding import Template
-from lorasmith.errors import Interrupted, MissingExtraError, RunError, TrainingError
-from lorasmith.evaluation.loss import HeldOut, compare, held_out
+from lorasmith.errors import Interrupted, MissingExtraError, TrainingError
+from lorasmith.evaluation.loss import ExampleLosses, compare, evaluate_loss
 from lorasmith.i18n import _
 from lorasmith.lora.files import has_effect
 from lorasmith.model.base import Base
-from lorasmith.preflight.estimate import expect
-from lorasmith.preflight.facts import facts_of, said
-from lorasmith.preflight.measured import Measured, of_run, place_of, recall, remember
+from lorasmith.preflight.estimate import estimate
+from lorasmith.preflight.facts import collect_facts, fact_lines
+from lorasmith.preflight.measurements import (
+    Measurement,
+    load_measurement,
+    measurement_of_run,
+    measurement_path,
+    save_measurement,
+)
 from lorasmith.report import Report
-from lorasmith.runs.listing import in_use
 from lorasmith.runs.plot import plot_loss
 from lorasmith.system.device import dtype_name
 from lorasmith.system.memory import peak_memory_mib
+from lorasmith.system.writing import write_file, writing
 from lorasmith.training import checkpoint, loop
 from lorasmith.training.assemble import ADAPTER, assemble, recompute_activations
-from lorasmith.training.checkpoint import State, write_file, writing
+from lorasmith.training.checkpoint import State
 from lorasmith.training.distributed import World, join, leave
+from lorasmith.training.files import ADAPTER as ADAPTER_FOLDER
+from lorasmith.training.files import PICTURE, SUMMARY, recover_run
 from lorasmith.training.finish import finish_adapter
 from lorasmith.training.history import require_tensorboard
-from lorasmith.training.run_folder import (
-    SUMMARY,
-    Summary,
-    begin,
-    check_folder,
-    check_space,
-    choose_folder,
-    located,
-    read_summary,
-)
+from lorasmith.training.resume import restored_state
+from lorasmith.training.run_folder import begin, check_folder, check_space, choose_folder, in_use, located
+from lorasmith.training.summary import Summary, read_summary
 from lorasmith.version import installed_version
 
 
@@ -66,16 +68,17 @@ def train(config: Config, report: Report | None = None, resume: bool = False, ov
     report = report if report is not None and world.is_first else Report()
     try:
         folder = choose_folder(config, world)
-        config = check_folder(folder, config, resume, overwrite)
-        if config.training.tensorboard:
-            require_tensorboard()
-        world.wait()  # nobody writes before all have looked
-        finished = read_summary(folder) if resume else None
-        if finished is not None:
-            report.say(_("{run} has already finished: {summary}", run=folder, summary=finished))
-            return finished
-        with _resumable(folder) if resume else nullcontext():
-            return _Training(config, folder, report, world).run(resume, started)
+        with in_use(folder, world, report, resume):
+            config = check_folder(folder, config, resume, overwrite)
+            if config.training.tensorboard:
+                require_tensorboard()
+            world.wait()  # nobody writes before all have looked
+            finished = read_summary(folder) if resume else None
+            if finished is not None:
+                report.say(_("{run} has already finished: {summary}", run=folder, summary=finished))
+                return finished
+            with _resumable(folder) if resume else nullcontext():
+                return _Training(config, folder, report, world).run(resume, started)
     finally:
         if world.is_ours:
             leave()
@@ -94,11 +97,11 @@ class _Training:
         files = read_files(config.data, report)  # a bad row is told before a base is loaded
         assembled = assemble(config, self.folder, report, self.world, files)
         job, template, data = assembled.job, assembled.template, assembled.data
-        place = place_of(job, config)
-        self._describe(job, recall(place))
+        measured = measurement_path(job, config)
+        self._describe(job, load_measurement(measured))
         state = self._restore(job) if resume else self._begin(job, template, data)
         is_whole = state.step == 0 and self.recompute == config.training.gradient_checkpointing
-        with _resumable(self.folder), closing(job.metrics), self._in_use():
+        with _resumable(self.folder), closing(job.metrics):
             begun = time.perf_counter()
             before = self._measure_base(job)
             evaluated = time.perf_counter() - begun
@@ -111,18 +114,15 @@ class _Training:
             after = finish_adapter(job, state)
             summary = self._summarise(job, state, before, after, time.perf_counter() - started)
         if is_whole and self.world.is_first:
-            remember(place, of_run(job, begun - started, evaluated, state.seconds, summary.seconds))
+            seconds = begun - started, evaluated, state.seconds, summary.seconds
+            save_measurement(measured, measurement_of_run(job, *seconds))
         return summary
 
-    def _in_use(self) -> AbstractContextManager[None]:
-        """What `lorasmith list` knows a running training by; one process does it for all."""
-        return in_use(self.folder) if self.world.is_first else nullcontext()
-
-    def _describe(self, job: loop.Job, measured: Measured | None) -> None:
+    def _describe(self, job: loop.Job, measurement: Measurement | None) -> None:
         """What is about to happen, before it costs time. Raises TrainingError where it would come to nothing."""
-        facts = facts_of(job, expect(job, measured, self.recompute))
+        facts = collect_facts(job, estimate(job, measurement, self.recompute))
         self.recompute = facts.expected.recompute
-        for line in said(facts):
+        for line in fact_lines(facts):
             self.report.say(line)
         for text in facts.warnings:
             self.report.warn(text)
@@ -135,16 +135,18 @@ class _Training:
             check_space(self.folder, job.parameters.values.nbytes)
             reasons = {f"model.{key}": why for key, why in job.base.why.items()}
             resolved = _resolved(self.config, self.folder, job.base, template, data)
-            begin(self.folder, resolved, reasons, job.settings | _versions())
+            begin(self.folder, resolved, reasons, job.origin.settings | _versions())
         self.world.wait()
         return State()
 
     def _restore(self, job: loop.Job) -> State:
         """The last checkpoint put back."""
-        found = checkpoint.latest(job.checkpoints)
-        state = self._read(job, found) if found else State()
         if self.world.is_first:
-            checkpoint.sweep(self.folder)
+            recover_run(self.folder)
+        self.world.wait()
+        found = checkpoint.latest(job.checkpoints)
+        state = restored_state(job, found, self.folder, self.report)
+        if self.world.is_first:
             job.metrics.rewind(state.step)
         self.world.wait()
         if found is None:
@@ -154,41 +156,20 @@ class _Training:
         self.report.say(_("Resuming after step {step} of {steps}", step=state.step, steps=len(job.plan)))
         return state
 
-    def _read(self, job: loop.Job, found: Path) -> State:
-        state, settings = checkpoint.read_state(found)
-        for key in ("train_sha256", "held_out_sha256"):
-            if settings.get(key) != job.settings[key]:
-                raise RunError(
-                    _(
-                        "{folder}: the training data has changed since this run started. Restore the original "
-                        "data, or start again with --overwrite.",
-                        folder=self.folder,
-                    )
-                )
-        for key, value in settings.items():
-            if job.settings.get(key) != value:
-                self.report.warn(
-                    _(
-                        "{key} was {then} and is now {now}; the remaining steps will not be bit-for-bit reproducible",
-                        key=key,
-                        then=value,
-                        now=job.settings[key],
-                    )
-                )
-        return state
-
-    def _measure_base(self, job: loop.Job) -> HeldOut | None:
+    def _measure_base(self, job: loop.Job) -> ExampleLosses | None:
         if not job.held_out:
             return None
-        return held_out(job.base, job.held_out, None, self.report, _("held-out loss of the base model"), self.world)
+        return evaluate_loss(
+            job.base, job.held_out, None, self.report, _("held-out loss of the base model"), self.world
+        )
 
-    def _note_the_base(self, job: loop.Job, before: HeldOut | None) -> None:
+    def _note_the_base(self, job: loop.Job, before: ExampleLosses | None) -> None:
         if before:
             loop.note(job, 0, before, None)
         loop.ask(job, 0, None)
 
     def _summarise(
-        self, job: loop.Job, state: State, before: HeldOut | None, after: HeldOut | None, seconds: float
+        self, job: loop.Job, state: State, before: ExampleLosses | None, after: ExampleLosses | None, seconds: float
     ) -> Summary:
         compared = compare(before, after, self.config.training.seed) if before and after else None
         summary = Summary(
@@ -212,11 +193,11 @@ class _Training:
         if self.world.is_first:
             self._plot()
             write_file(self.folder / SUMMARY, json.dumps(asdict(summary), indent=2) + "\n")
-        self.report.say(_("Finished. The adapter is in {folder}", folder=self.folder / "adapter"))
+        self.report.say(_("Finished. The adapter is in {folder}", folder=self.folder / ADAPTER_FOLDER))
         return summary
 
     def _plot(self) -> None:
-        target = self.folder / "loss.png"
+        target = self.folder / PICTURE
         try:
             with writing(target):
                 plot_loss([self.folder], target)

@@ -8,18 +8,20 @@ $XDG_CACHE_HOME/lorasmith (or ~/.cache/lorasmith)
 └── models/      converted models, each a plain Hugging Face folder
 """
 
+import glob
 import os
 import shutil
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from lorasmith.errors import ModelError
 from lorasmith.i18n import _, foreign
 from lorasmith.report import Report
+from lorasmith.system.locking import flock
+from lorasmith.system.writing import NEW, new_file, new_folder
+
+PRIVATE = 0o700
 
 
 def cache_folder() -> Path:
@@ -37,9 +39,8 @@ def alone(target: Path, report: Report) -> Iterator[None]:
     """
     _prepare(target.parent)
     with (target.parent / f".{target.name}.lock").open("a") as file:
-        locked = _lock(file, target, report)
-        if locked:
-            for leftover in target.parent.glob(f".{target.name}.part-*"):  # a program was killed while it wrote
+        if _lock(file.fileno(), target, report):
+            for leftover in target.parent.glob(f".{glob.escape(target.name)}{NEW}*"):  # of a program that was killed
                 shutil.rmtree(leftover, ignore_errors=True)
         yield
 
@@ -48,35 +49,24 @@ def alone(target: Path, report: Report) -> Iterator[None]:
 def staged(target: Path) -> Iterator[Path]:
     """An empty folder beside `target`; it becomes `target` when the block ends well, and vanishes when it does not."""
     _prepare(target.parent)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
-    try:
+    with new_folder(target, replace=False) as folder:  # another program's, without locks, is as good as ours
         yield folder
-        follow_umask(folder)
-        _rename(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep(place: Path, most: int, write: Callable[[Path], object]) -> None:
     """Have `place` written, whole or not at all; of the files beside it with its ending the oldest beyond `most` go.
 
+    The user alone may look into its folder and read it.
+
     What is kept so is a gain of time alone: where the cache cannot be written, nothing is kept and nothing is said.
     """
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=place.parent) as folder:
-            write(Path(folder) / place.name)
-            (Path(folder) / place.name).replace(place)
+        place.parent.chmod(PRIVATE)
+        with new_file(place, private=True) as staging:
+            write(staging)
         for path in sorted(place.parent.glob(f"*{place.suffix}"), key=lambda path: path.stat().st_mtime)[:-most]:
             path.unlink(missing_ok=True)
-
-
-def follow_umask(folder: Path) -> None:
-    """Give a folder and all in it the modes that files get anywhere: mkdtemp and safetensors make private ones."""
-    umask = os.umask(0)  # there is no way to read it without setting it
-    os.umask(umask)
-    for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -111,24 +101,10 @@ def _prepare(folder: Path) -> None:
         )
 
 
-def _lock(file: IO[str], target: Path, report: Report) -> bool:
-    if sys.platform == "win32":
-        return False
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+def _lock(handle: int, target: Path, report: Report) -> bool:
+    """Whether this program has the lock, for which it waits; False where there are none."""
+    got = flock(handle)
+    if got is False:
         report.say(_("Another process is creating {target}; waiting for it to finish.", target=target))
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:  # a network file system without locks
-        return False
-    return True
-
-
-def _rename(folder: Path, target: Path) -> None:
-    try:
-        folder.replace(target)
-    except OSError:  # on a file system without locks another program was first: its folder is as good as ours
-        if not target.is_dir():
-            raise
+        got = flock(handle, wait=True)
+    return got is True

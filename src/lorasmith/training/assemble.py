@@ -1,5 +1,6 @@
 """From a configuration to a job that could begin: base, rows, adapter, plan. The same for `train` and for `check`."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +12,24 @@ import transformers
 from lorasmith.adapters.folder import end_ids, write_adapter
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import Config
+from lorasmith.config.training import MOST_STEPS
 from lorasmith.data.dataset.plan import Plan, plan
 from lorasmith.data.dataset.prepare import Prepared, prepare
 from lorasmith.data.read.files import Found
 from lorasmith.data.template.encoding import Template
-from lorasmith.errors import LorasmithError
-from lorasmith.evaluation.custom_metric import own_metrics
-from lorasmith.evaluation.generation import Quiz
-from lorasmith.evaluation.metrics import Metric, require_extra
+from lorasmith.errors import ConfigError, LorasmithError
+from lorasmith.evaluation.custom_metric import custom_metrics
+from lorasmith.evaluation.generation import GenerationEvaluation
+from lorasmith.evaluation.metrics import Metric, require_eval_extra
 from lorasmith.i18n import _
 from lorasmith.loading.load import load_base
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
+from lorasmith.model.untrained import refuse_untrained
 from lorasmith.model.verify import speed_up
 from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
+from lorasmith.training.checkpoint import Origin
 from lorasmith.training.distributed import World
 from lorasmith.training.history import Metrics
 from lorasmith.training.loop import Job
@@ -34,6 +38,7 @@ from lorasmith.training.run_folder import located
 from lorasmith.training.samples import Samples
 
 ADAPTER = "default"
+FREE = {"log_every", "save_every", "samples", "metric", "tensorboard"}  # of training: they leave the adapter as it is
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,9 @@ def assemble(
 
     Raises LorasmithError: the problems of the rows and of the adapter's patterns come together.
     """
-    own = own_metrics(config.training.metric)
+    custom = custom_metrics(config.training.metric)
     if config.training.generate:
-        require_extra()
+        require_eval_extra()
     if "model" not in config.model.model_fields_set:
         report.say(
             _(
@@ -75,8 +80,10 @@ def assemble(
         rows, lambda: inject(base.model, config.lora, base.router, ADAPTER, config.training.seed)
     )
     base.adapters[ADAPTER] = adapter
-    speed_up(base, ADAPTER, [token for example in data.train[:16] for token in example.ids])
-    return Assembled(_job(config, base, template, data, own, folder, report, world), template, data)
+    first = [token for example in data.train[:16] for token in example.ids]
+    refuse_untrained(base, ADAPTER, first)
+    speed_up(base, ADAPTER, first)
+    return Assembled(_job(config, base, template, data, custom, folder, report, world), template, data)
 
 
 def together(*parts: Callable[[], Any]) -> list[Any]:
@@ -105,7 +112,7 @@ def _job(
     base: Base,
     template: Template,
     data: Prepared,
-    own: Sequence[Metric],
+    custom: Sequence[Metric],
     folder: Path,
     report: Report,
     world: World,
@@ -133,28 +140,43 @@ def _job(
         folder=folder,
         metrics=Metrics(folder, config.training.tensorboard),
         samples=Samples.of(base, template, config.training.samples),
-        quiz=_quiz(config, template, data, own),
-        settings=_settings(base, data, world),
+        generation=_generation_evaluation(config, template, data, custom),
+        origin=Origin(_settings(base, data, world), _options(config)),
         write_adapter=write,
         report=report,
     )
 
 
-def _quiz(config: Config, template: Template, data: Prepared, own: Sequence[Metric]) -> Quiz | None:
+def _generation_evaluation(
+    config: Config, template: Template, data: Prepared, custom: Sequence[Metric]
+) -> GenerationEvaluation | None:
     """What training.generate asks for; None where it asks for nothing, or nothing is held out."""
     count, sampling = config.training.generate, SamplingConfig(max_new_tokens=config.training.max_new_tokens)
-    return Quiz.of(data.held_out, template, count, sampling, own) if count and data.held_out else None
+    if not count or not data.held_out:
+        return None
+    return GenerationEvaluation.from_examples(data.held_out, template, count, sampling, custom)
 
 
 def _plan(config: Config, base: Base, data: Prepared) -> Plan:
     lengths = [example.useful_length for example in data.train]
     n_targets = [example.n_targets for example in data.train]
-    return plan(lengths, n_targets, config.training, config.training.seed, base.layout)
+    made = plan(lengths, n_targets, config.training, config.training.seed, base.layout)
+    if len(made) > MOST_STEPS:
+        raise ConfigError(
+            _(
+                "training.epochs: {epochs:g} passes are {steps:,} steps, and a run can have {most:,}. Give fewer "
+                "passes, or a larger training.batch_size.",
+                epochs=config.training.epochs,
+                steps=len(made),
+                most=MOST_STEPS,
+            )
+        )
+    return made
 
 
 def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:
     """What a resumed run must share to be the same bit for bit."""
-    return {
+    return {f"base_{part}": value for part, value in base.identity.items()} | {
         "dtype": dtype_name(base.dtype),
         "device": str(base.device),
         "layout": base.layout,
@@ -165,4 +187,15 @@ def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:
         "transformers": transformers.__version__,
         "train_sha256": data.train_sha256,
         "held_out_sha256": data.held_out_sha256,
+    }
+
+
+def _options(config: Config) -> dict[str, str]:
+    """What of the configuration decides the adapter, beside base and examples; values as JSON."""
+    parts = {"lora": config.lora.model_dump(mode="json"), "training": config.training.model_dump(mode="json")}
+    return {
+        f"{part}.{key}": json.dumps(value, ensure_ascii=False)
+        for part, values in parts.items()
+        for key, value in values.items()
+        if key not in FREE
     }

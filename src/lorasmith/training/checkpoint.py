@@ -1,24 +1,24 @@
 """A checkpoint: everything that the next step depends on, named only once it is whole (law 7)."""
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import BaseModel, Field, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from lorasmith.config.values import read_back
 from lorasmith.errors import RunError
-from lorasmith.i18n import _, foreign
-from lorasmith.system.cache import follow_umask
+from lorasmith.i18n import _
+from lorasmith.system.writing import discard, write_folder, writing
+from lorasmith.training.files import CHECKPOINT_FILES, STATE, TENSORS, checkpoint_name, checkpoints_in
 from lorasmith.training.optim import FlatParameters
 
-VERSION = 1
-STATE, TENSORS = "state.json", "state.safetensors"
+VERSION, READ = 2, (1, 2)  # 1 had no options
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names
 
 
@@ -33,67 +33,33 @@ class State:
     best_step: int | None = None
 
 
-@contextmanager
-def writing(path: Path, is_run: bool = True) -> Iterator[None]:
-    """Within it, a disk that refuses (full, over quota, read-only) is a RunError that names `path`."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        why = foreign(error.strerror) if isinstance(error, OSError) and error.strerror else error
-        text = _(
-            "{path}: cannot be written: {why}. Files that were complete before are unchanged. Free some space "
-            "or choose another --output",
-            path=path,
-            why=why,
-        )
-        raise RunError(
-            text + (_("; use --resume to continue a run that has already started.") if is_run else ".")
-        ) from error
+@dataclass(frozen=True)
+class Origin:
+    """Which training a checkpoint is of: settings of machine, base and examples; options that decide the adapter."""
+
+    settings: dict[str, str]
+    options: dict[str, str]
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None], is_run: bool = True) -> None:
-    """Fill a hidden folder beside `folder`, then give it the name in one move: half-written, it never has it.
-
-    `is_run`: it is part of a run, which a RunError then says how to go on with.
-    """
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        with writing(folder, is_run):
-            staging.mkdir(parents=True)
-            fill(staging)
-            follow_umask(staging)
-            if folder.exists():
-                old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
-                folder.rename(old)
-                staging.rename(folder)
-                shutil.rmtree(old)
-            else:
-                staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+class _Version(BaseModel):
+    version: int
 
 
-def write_file(path: Path, text: str, is_run: bool = True) -> None:
-    """Write a file under another name, then rename it; `is_run` as for `write_folder`."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with writing(path, is_run):
-            staging.write_text(text, "utf-8")
-            staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
+class _Saved(BaseModel):
+    """What state.json holds."""
 
-
-def sweep(run: Path) -> None:
-    """Remove what a killed process left half-written in a run folder."""
-    for left in [*run.glob(".*"), *run.glob("checkpoints/.*")]:
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    settings: dict[str, str]
+    options: dict[str, str] = {}
+    step: PositiveInt
+    tokens: PositiveInt
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    best_loss: Annotated[float, Field(allow_inf_nan=False)] | None
+    best_step: PositiveInt | None
 
 
 def save(
     checkpoints: Path, state: State, parameters: FlatParameters, optimizer: torch.optim.Optimizer,
-    settings: dict[str, str], write_adapter: Callable[[Path], None],
+    origin: Origin, write_adapter: Callable[[Path], None],
 ) -> Path:  # fmt: skip
     """Write checkpoints/step-N, an adapter folder with the optimiser's state in it.
 
@@ -108,48 +74,61 @@ def save(
             **{name: moments[name] for name in MOMENTS},
         }
         save_file({name: t.cpu().clone() for name, t in tensors.items()}, folder / TENSORS)
-        text = json.dumps({"version": VERSION, "settings": settings, **asdict(state)}, indent=2)
+        text = json.dumps({"version": VERSION, **asdict(origin), **asdict(state)}, indent=2)
         (folder / STATE).write_text(text + "\n", "utf-8")
 
-    folder = checkpoints / f"step-{state.step:06d}"
+    folder = checkpoints / checkpoint_name(state.step)
     write_folder(folder, fill)
-    for other in [*checkpoints.glob("step-*"), *checkpoints.glob("best-*")]:
+    for _step, other in [*checkpoints_in(checkpoints), *checkpoints_in(checkpoints, "best")]:
         if other.name not in (folder.name, best_name(state)):
-            shutil.rmtree(other)
+            _drop(other)
     return folder
+
+
+def _drop(folder: Path) -> None:
+    """Remove a checkpoint, unless somebody keeps a file of their own in it."""
+    with writing(folder):
+        if {path.name for path in folder.iterdir()} <= CHECKPOINT_FILES:
+            discard(folder)
 
 
 def best_name(state: State) -> str:
     """The name of the best adapter's folder: by its step, so that an older checkpoint still finds its own."""
-    return f"best-{state.best_step or 0:06d}"
+    return checkpoint_name(state.best_step or 0, "best")
 
 
 def latest(checkpoints: Path) -> Path | None:
     """The newest whole checkpoint, or None."""
-    return max(checkpoints.glob("step-*"), key=lambda folder: int(folder.name.removeprefix("step-")), default=None)
+    found = checkpoints_in(checkpoints)
+    return found[-1][1] if found else None
 
 
-def read_state(folder: Path) -> tuple[State, dict[str, str]]:
-    """State and recorded settings of a checkpoint. Raises RunError where it is of another version or broken."""
+def read_state(folder: Path) -> tuple[State, Origin]:
+    """State and origin of a checkpoint. Raises RunError where it is of another version or broken."""
+    path = folder / STATE
     try:
-        raw = dict(json.loads((folder / STATE).read_text("utf-8")))
-        version = raw.pop("version")
-        if version != VERSION:
+        version = read_back(path, _Version).version
+        if version not in READ:
             raise RunError(
                 _(
                     "{path}: written by another version ({version}); this version of lorasmith reads {known}. "
                     "Start again with --overwrite.",
-                    path=folder / STATE,
+                    path=path,
                     version=version,
-                    known=VERSION,
+                    known=", ".join(map(str, READ)),
                 )
             )
-        settings = dict(raw.pop("settings"))
-        return State(**raw), settings
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        saved = read_back(path, _Saved)
+        if folder.name != checkpoint_name(saved.step):
+            raise ValueError(_("it belongs to step {step}", step=saved.step))
+        if (saved.best_loss is not None and saved.best_step is None) or (saved.best_step or 0) > saved.step:
+            raise ValueError(_("best_loss and best_step contradict each other"))
+    except (OSError, ValueError) as error:
         raise RunError(
-            _("{path}: cannot be read: {error}. Start again with --overwrite.", path=folder / STATE, error=error)
+            _("{path}: cannot be read: {error}. Start again with --overwrite.", path=path, error=error)
         ) from None
+    state = State(**saved.model_dump(exclude={"settings", "options"}))
+    return state, Origin(saved.settings, saved.options)
 
 
 @torch.no_grad()
@@ -162,7 +141,8 @@ def restore(folder: Path, parameters: FlatParameters, optimizer: torch.optim.Opt
         raise RunError(
             _("{path}: cannot be read: {error}. Start again with --overwrite.", path=folder / TENSORS, error=error)
         ) from None
-    if any(tensor.shape != parameters.values.shape for tensor in (values, *moments)):
+    wanted = parameters.values
+    if any((tensor.shape, tensor.dtype) != (wanted.shape, wanted.dtype) for tensor in (values, *moments)):
         raise RunError(
             _(
                 "{folder}: the saved adapter does not have the size of the configured one. Start again with "

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import torch
 
-from lorasmith.evaluation.loss import HeldOut, held_out
+from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
 from lorasmith.i18n import _
 from lorasmith.lora.files import read_weights
-from lorasmith.training import checkpoint
+from lorasmith.system.writing import write_folder
 from lorasmith.training.checkpoint import State
+from lorasmith.training.files import ADAPTER
 from lorasmith.training.loop import Job, ask, best_folder, measure
 
 
-def finish_adapter(job: Job, state: State) -> HeldOut | None:
+def finish_adapter(job: Job, state: State) -> ExampleLosses | None:
     """Fill adapter/ with the best adapter by held-out loss, or the last where none was measured; its losses.
 
     The last one is measured first, but after an early stop: there it has been, and it is not the best.
@@ -24,16 +25,16 @@ def finish_adapter(job: Job, state: State) -> HeldOut | None:
         if last is None or state.best_loss is None or last.loss <= state.best_loss:
             state.best_loss, state.best_step = last.loss if last else None, state.step
             if job.world.is_first:
-                checkpoint.write_folder(job.folder / "adapter", job.write_adapter)
+                write_folder(job.folder / ADAPTER, job.write_adapter)
             return last
     best = best_folder(job, state)
     if job.world.is_first:
-        checkpoint.write_folder(job.folder / "adapter", lambda folder: _copy(best, folder))
+        write_folder(job.folder / ADAPTER, lambda folder: _copy(best, folder))
     job.world.wait()
     _put_weights(job, best)
     job.report.say(_("Keeping the adapter from step {step}, which has the best held-out loss", step=state.best_step))
     task = _("held-out loss of the best adapter")
-    return held_out(job.base, job.held_out, job.adapter, job.report, task, job.world)
+    return evaluate_loss(job.base, job.held_out, job.adapter, job.report, task, job.world)
 
 
 def _copy(source: Path, folder: Path) -> None:

@@ -11,18 +11,20 @@ import torch
 from lorasmith.config.training import TrainingConfig
 from lorasmith.data.dataset.plan import Plan
 from lorasmith.errors import ConfigError, Interrupted, TrainingError
-from lorasmith.evaluation.generation import Quiz
-from lorasmith.evaluation.loss import HeldOut, held_out
-from lorasmith.i18n import _
+from lorasmith.evaluation.generation import GenerationEvaluation
+from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
+from lorasmith.i18n import _, counted, listed
 from lorasmith.lora.files import has_effect
 from lorasmith.model.base import Base
 from lorasmith.model.forward import row_of
 from lorasmith.model.row import Example, Row, Step, flatten
 from lorasmith.report import Report
 from lorasmith.system.memory import peak_memory_mib
+from lorasmith.system.writing import write_folder
 from lorasmith.training import checkpoint
-from lorasmith.training.checkpoint import State
+from lorasmith.training.checkpoint import Origin, State
 from lorasmith.training.distributed import World
+from lorasmith.training.files import CHECKPOINTS
 from lorasmith.training.history import Metrics
 from lorasmith.training.interrupt import deferred
 from lorasmith.training.optim import FlatParameters, learning_rate
@@ -48,15 +50,15 @@ class Job:
     folder: Path
     metrics: Metrics
     samples: Samples
-    quiz: Quiz | None
-    settings: dict[str, str]
+    generation: GenerationEvaluation | None
+    origin: Origin
     write_adapter: Callable[[Path], None]
     report: Report
 
     @property
     def checkpoints(self) -> Path:
         """Where checkpoints lie."""
-        return self.folder / "checkpoints"
+        return self.folder / CHECKPOINTS
 
 
 def train(job: Job, state: State) -> None:
@@ -72,7 +74,7 @@ def train(job: Job, state: State) -> None:
     def answer() -> None:
         job.report.warn(_("stopping after the current step has been saved; press Ctrl-C again to quit immediately"))
 
-    left = sum(_tokens(job, k) for k in range(state.step, len(job.plan)))
+    left = job.plan.total([len(example.ids) for example in job.train], state.step)
     with deferred(answer) as wish:
         while state.step < len(job.plan):
             # before the next step, not behind the last one: a run that stopped in between then measures too
@@ -128,7 +130,7 @@ def evaluate(job: Job, state: State) -> None:
     if has_effect(job.base.adapters[job.adapter].parameters) and (state.best_loss is None or loss < state.best_loss):
         state.best_loss, state.best_step = loss, state.step
         if job.world.is_first:
-            checkpoint.write_folder(best_folder(job, state), job.write_adapter)
+            write_folder(best_folder(job, state), job.write_adapter)
 
 
 def _evaluate_or_save(job: Job, state: State) -> None:
@@ -143,36 +145,30 @@ def _evaluate_or_save(job: Job, state: State) -> None:
         raise ConfigError(*error.problems, where) from error
 
 
-def measure(job: Job, state: State, task: str) -> HeldOut:
+def measure(job: Job, state: State, task: str) -> ExampleLosses:
     """The held-out losses of the adapter as it is now, written down."""
-    found = held_out(job.base, job.held_out, job.adapter, job.report, task, job.world)
+    found = evaluate_loss(job.base, job.held_out, job.adapter, job.report, task, job.world)
     note(job, state.step, found, job.adapter)
     return found
 
 
-def note(job: Job, step: int, found: HeldOut, adapter: str | None) -> None:
+def note(job: Job, step: int, found: ExampleLosses, adapter: str | None) -> None:
     """Answer the held-out rows of training.generate, and write their figures down with the losses `found`."""
     if not job.world.is_first:
         return
     figures = list[float]()
-    metrics = job.quiz.metrics if job.quiz else []
-    if job.quiz:
-        figures = job.quiz.figures(job.quiz.answers(job.base, adapter, job.report, _("answers to held-out examples")))
-        shown = ", ".join(f"{m.name} {value:.{m.digits}f}" for m, value in zip(metrics, figures, strict=True))
-        count = len(job.quiz.questions)
-        if adapter is None:
-            job.report.say(
-                _("Scores of the base model ({count} held-out answers): {figures}", count=count, figures=shown)
-            )
-        else:
-            job.report.say(
-                _(
-                    "Scores after step {step} ({count} held-out answers): {figures}",
-                    count=count,
-                    step=step,
-                    figures=shown,
-                )
-            )
+    metrics = job.generation.metrics if job.generation else []
+    if job.generation:
+        figures = job.generation.scores(
+            job.generation.generate(job.base, adapter, job.report, _("answers to held-out examples"))
+        )
+        shown = listed(f"{m.name} {value:.{m.digits}f}" for m, value in zip(metrics, figures, strict=True))
+        answers = counted(len(job.generation.prompts), _("1 held-out answer"), _("{count} held-out answers"))
+        job.report.say(
+            _("Scores of the base model ({answers}): {figures}", answers=answers, figures=shown)
+            if adapter is None
+            else _("Scores after step {step} ({answers}): {figures}", step=step, answers=answers, figures=shown)
+        )
     keys = [Path(metric.key).name for metric in metrics]  # a function keeps its name where its file is told otherwise
     job.metrics.append({"step": step, "held_out_loss": found.loss, **dict(zip(keys, figures, strict=True))})
 
@@ -185,7 +181,8 @@ def ask(job: Job, step: int, adapter: str | None) -> None:
     job.report.say(_("Answers after step {step}:", step=step) if step else _("Answers of the base model:"))
     for prompt, answer in zip(prompts, job.samples.answers(adapter), strict=True):
         job.metrics.append_sample(step, prompt, answer)
-        job.report.say(f"  > {_shown(prompt)}\n    {_shown(answer) or _('(empty)')}")
+        shown = _shown(answer) or _("(empty)")
+        job.report.say(f"  > {_shown(prompt)}\n    {shown}")
 
 
 def patience_is_over(job: Job, state: State) -> bool:
@@ -207,8 +204,8 @@ def save(job: Job, state: State) -> Path:
 
 
 def _write(job: Job, state: State) -> Path:
-    checkpoint.save(job.checkpoints, state, job.parameters, job.optimizer, job.settings, job.write_adapter)
-    return job.checkpoints / f"step-{state.step:06d}"
+    job.metrics.sync()  # what a resumed run does not do again
+    return checkpoint.save(job.checkpoints, state, job.parameters, job.optimizer, job.origin, job.write_adapter)
 
 
 def save_is_due(job: Job, step: int) -> bool:
@@ -287,6 +284,6 @@ def _stop_unfinite(job: Job, state: State, log: Log) -> None:
             loss=float(log.loss),
             norm=float(log.grad_norm),
             kept=kept,
-            rows=", ".join(sources[:8]) + (", ..." if len(sources) > 8 else ""),
+            rows=listed([*sources[:8], *(["..."] if len(sources) > 8 else [])]),
         )
     )

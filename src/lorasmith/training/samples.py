@@ -9,7 +9,7 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine, replies
 from lorasmith.engine.request import Request
 from lorasmith.errors import ConfigError
-from lorasmith.evaluation.loss import evaluating
+from lorasmith.evaluation.loss import eval_mode
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
 
@@ -51,5 +51,5 @@ class Samples:
         No generator of the training is drawn from, and the model comes back in the mode in which it was.
         """
         requests = [Request(ids, SAMPLING, adapter, self.stop_ids) for ids in self.ids]
-        with evaluating(self.base):
+        with eval_mode(self.base):
             return [reply.text for reply in replies(Engine(self.base), requests)]

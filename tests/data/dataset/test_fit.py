@@ -3,7 +3,7 @@
 import pytest
 
 from lorasmith.config.data import DataConfig
-from lorasmith.data.dataset.fit import cut_left, pieces
+from lorasmith.data.dataset.fit import split_text, truncate_left
 from lorasmith.data.dataset.prepare import prepare_rows
 from lorasmith.data.rows.conversation import Message, Record
 from lorasmith.data.template.encoding import Template
@@ -51,7 +51,7 @@ def test_the_first_turns_go_and_the_system_text_stays(make, name):
     assert example.n_targets == wanted.n_targets
     lost = whole.n_targets - wanted.n_targets
     length = wanted.useful_length + 1
-    text = f"data.data: the beginning of 1 row cut to leave {length} tokens; answer tokens lost in all: {lost}."
+    text = f"data.data: truncated the beginning of 1 row to fit into {length} tokens; answer tokens lost: {lost}."
     assert said == [text]
 
 
@@ -80,7 +80,7 @@ def test_each_answer_of_a_rewriting_template_is_cut_for_itself(make):
         assert len(example.ids) <= 100
         assert learned(template, example) == f"<think>\n\n</think>\n\nsky {i} is blue.<|im_end|>"
         assert "Be kind." in template.tokenizer.decode(example.ids)
-    assert said == ["data.data: the beginning of 1 row cut to leave 100 tokens; answer tokens lost in all: 0."]
+    assert said == ["data.data: truncated the beginning of 1 row to fit into 100 tokens; answer tokens lost: 0."]
 
 
 def test_an_answer_that_does_not_fit_is_never_cut_but_left_out(make):
@@ -88,9 +88,9 @@ def test_an_answer_that_does_not_fit_is_never_cut_but_left_out(make):
     long = {"messages": [chat(1)["messages"][1], {"role": "assistant", "content": "sky " * 80}]}
     made, said = prepared(template, [chat(1), long], max_length=70, too_long="truncate-left")
     assert [example.source for example in made.train] == ["train.jsonl:1"]
-    assert said[-1] == "data.data: 1 row left out, the answer does not fit in 70 tokens: train.jsonl line 2."
+    assert said[-1] == "data.data: skipped 1 row whose answer does not fit into 70 tokens: train.jsonl line 2."
     conversation = template.conversation(Record(long, "a:1"))
-    assert cut_left(conversation, template, "answers", 1000) == template.encode_row(conversation)
+    assert truncate_left(conversation, template, "answers", 1000) == template.encode_row(conversation)
 
 
 def test_plain_text_in_pieces_learns_every_token_once(make):
@@ -101,21 +101,23 @@ def test_plain_text_in_pieces_learns_every_token_once(make):
     parts = made.train[:-1]
     assert all(len(part.ids) <= 30 for part in parts)
     assert [t for part in parts for t in part.targets if t != IGNORED] == whole.ids[1:]
-    assert said == [f"data.data: 1 row became {len(parts)} pieces of at most 30 tokens."]
-    assert pieces(whole, len(whole.ids)) == [whole]
+    assert said == [f"data.data: split 1 row into {len(parts)} pieces of at most 30 tokens."]
+    assert split_text(whole, len(whole.ids)) == [whole]
     (end,) = prepared(template, [{"text": text}], max_length=30, too_long="truncate-left")[0].train
     assert end.ids == whole.ids[-30:]
 
 
 def test_conversations_are_not_split(make):
     rows = [chat(1), {"text": "blue " * 50}, chat(9), chat(8)]
-    with pytest.raises(DataError, match=r"'split' makes pieces of plain text only, and 2 rows too long are") as caught:
+    with pytest.raises(DataError, match=r"'split' works for plain text only, but found 2 rows with") as caught:
         prepared(Template.of(make("chatml")), rows, max_length=70, too_long="split")
     assert "(train.jsonl lines 3-4)" in str(caught.value)
 
 
 def test_plain_text_that_is_too_long_is_told_of_pieces(make):
-    with pytest.raises(DataError, match=r"longer than 20 tokens: 1 row of 2, .*Plain text can also become pieces"):
+    with pytest.raises(
+        DataError, match=r"found 1 row of 2 longer than 20 tokens, .*Plain text can also be split into pieces"
+    ):
         prepared(Template.of(make()), [{"text": "blue"}, {"text": "sky " * 50}], max_length=20)
 
 
@@ -133,10 +135,13 @@ def test_weights_are_part_of_the_fingerprint_and_of_the_example(make):
     assert light.train_sha256 != plain.train_sha256
 
 
-def test_tools_that_nobody_sees_and_a_clock_that_stands_still_are_said(make):
+def test_tools_that_nobody_sees_are_refused_and_a_clock_that_stands_still_is_said(make):
     row = chat(1) | {"tools": [{"type": "function", "function": {"name": "look"}}]}
-    made, said = prepared(Template.of(make("llama3")), [row])
-    assert any(text.startswith("The template shows today's date: it stands still at 26 July") for text in made.notes)
-    assert any(text.startswith("The template does not show tools: of 1 row the model sees neither") for text in said)
+    made, _said = prepared(Template.of(make("llama3")), [chat(1)])
+    assert any(
+        text.startswith("The chat template inserts the current date, which is fixed to 26 July") for text in made.notes
+    )
+    with pytest.raises(DataError, match=r"line 1: the template has no place for 'tools', so the model would never"):
+        prepared(Template.of(make("llama3")), [row])
     assert prepared(Template.of(make("tools")), [row])[1] == []
     assert Message("user", "a")._asdict() == {"role": "user", "content": "a"}

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.config.training import TrainingConfig
-from lorasmith.data.dataset.plan import PADDED_ROWS, Plan, plan, rows_of
+from lorasmith.data.dataset.plan import PADDED_ROWS, Plan, pack_rows, plan
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=40)
 LAYOUTS = st.sampled_from(["packed", "padded"])
@@ -30,6 +30,19 @@ def test_every_example_stands_once_in_each_whole_epoch(made):
     for first in range(0, len(made) - per_epoch + 1, per_epoch):
         seen = [i for k in range(first, first + per_epoch) for row in made[k] for i in row]
         assert sorted(seen) == list(range(len(made.lengths)))
+
+
+@given(plans(), st.integers(0, 30))
+def test_a_sum_over_all_steps_is_that_of_each(made, since):
+    since = min(since, len(made))
+    wanted = sum(made.lengths[i] for k in range(since, len(made)) for i in made.members(k))
+    assert made.total(made.lengths, since) == wanted
+
+
+def test_a_sum_over_a_million_steps_takes_no_time():
+    lengths = [3, 5, 7]
+    made = plan(lengths, lengths, TrainingConfig(batch_size=2, max_steps=999_999), 0, "packed")
+    assert made.total(lengths) == 499_999 * 15 + sum(lengths[i] for i in made.members(999_998))
 
 
 @given(plans())
@@ -151,7 +164,7 @@ def test_packed_rows_are_filled_longest_first():
 
 @given(LENGTHS, LAYOUTS, st.integers(1, 60))
 def test_rows_of_a_whole_set_hold_each_example_once(lengths, layout, row_tokens):
-    rows = rows_of(lengths, row_tokens, layout)
+    rows = pack_rows(lengths, row_tokens, layout)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
 
 

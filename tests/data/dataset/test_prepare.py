@@ -1,10 +1,11 @@
 import json
+import math
 import random
 
 import pytest
 
 from lorasmith.config.data import DataConfig
-from lorasmith.data.dataset.prepare import LARGEST_PART, Prepared, fingerprint, prepare
+from lorasmith.data.dataset.prepare import MAX_HELD_OUT, Prepared, fingerprint, prepare
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import ConfigError, DataError
 from lorasmith.report import Report
@@ -52,9 +53,9 @@ def test_counts_are_said_in_a_sentence(run):
     made, heard = run([alpaca(n) for n in range(40)])
     assert (len(made.train), len(made.held_out)) == (38, 2)
     tokens, targets = sum(e.useful_length for e in made.train), sum(e.n_targets for e in made.train)
-    assert heard.said[0].endswith("train.jsonl: alpaca, 40 rows, none left out.")
+    assert heard.said[0].endswith("train.jsonl: alpaca format, 40 rows, none skipped.")
     assert heard.said[1:] == [
-        f"38 rows to learn from, 2 held out; {tokens:,} tokens a pass, {targets:,} of them learned "
+        f"38 rows to train on, 2 held out; {tokens:,} tokens per epoch, {targets:,} of them trained on "
         f"({targets / tokens:.0%})."
     ]
     assert heard.warned == []
@@ -72,8 +73,8 @@ def test_the_encoding_of_many_rows_shows_progress(run):
 
 @pytest.mark.parametrize(
     ("asked", "rows", "held"),
-    [(0.05, 100, 5), (0.05, 19, 0), (0.29, 100, 29), (0.9, 500, LARGEST_PART), (0, 10, 0), (1, 10, 1), (300, 400, 300),
-     ("3", 10, 3), ("0.2", 10, 2)],
+    [(0.05, 100, 5), (0.05, 19, 0), (0.29, 100, 29), (0.9, 500, MAX_HELD_OUT), (0, 10, 0), (1, 10, 1), (300, 400, 300),
+     (3.0, 10, 3), (0.2, 10, 2)],
 )  # fmt: skip
 def test_held_out_as_a_number_or_a_part(run, asked, rows, held):
     made, _heard = run([alpaca(n) for n in range(rows)], held_out=asked)
@@ -95,24 +96,24 @@ def test_held_out_rows_are_drawn_by_the_seed(run):
 
 def test_a_part_of_too_few_rows_is_said(run):
     _made, heard = run([alpaca(n) for n in range(5)])
-    assert heard.said[1] == "No row is held out: a part of 0.05 of 5 rows is less than one."
+    assert heard.said[1] == "No rows are held out: the fraction 0.05 of 5 rows is less than one row."
 
 
 def test_held_out_as_a_file(run):
     made, heard = run([alpaca(1), alpaca(2)], held_out="test.jsonl", more={"test.jsonl": [alpaca(3), alpaca(2)]})
     assert (len(made.train), len(made.held_out)) == (2, 2)
-    assert "1 row of those held out also among those to learn from" in heard.warned[0]
+    assert "The training data contains 1 row of the held-out data" in heard.warned[0]
     assert heard.warned[0].endswith("test.jsonl line 2.")
 
 
-@pytest.mark.parametrize("value", [-1, 1.5, "-0.1", "nan", "inf"])
+@pytest.mark.parametrize("value", [-1, 1.5, -0.1, math.nan, math.inf, 1e300])
 def test_held_out_that_cannot_be(run, value):
-    with pytest.raises(ConfigError, match=r"data\.held_out: .*; give a file, a whole number of rows"):
+    with pytest.raises(ConfigError, match=r"data\.held_out: .*\. Give a file, a whole number of rows"):
         run([alpaca(1)], held_out=value)
 
 
 def test_nothing_left_to_learn_from(run):
-    with pytest.raises(DataError, match="10 rows held out leave none of 10 to learn from"):
+    with pytest.raises(DataError, match="holding out 10 of 10 rows leaves none to train on"):
         run([alpaca(n) for n in range(10)], held_out=10)
 
 
@@ -129,11 +130,14 @@ def test_too_long_is_an_error_by_default_and_counts_what_would_be_lost(run):
     lost = sum(max(0, e.useful_length + 1 - 30) for e in whole.train)
     longest = max(e.useful_length + 1 for e in whole.train)
     (text,) = caught.value.problems
-    assert text.startswith(f"data.data: longer than 30 tokens: 2 rows of 5, the longest {longest}; {lost} of their")
+    assert text.startswith(
+        f"data.data: found 2 rows of 5 longer than 30 tokens, the longest with {longest}; "
+        f"truncating them would lose {lost} answer tokens "
+    )
     assert "train.jsonl lines 2, 4)" in text
     made, _heard = run(LONG, held_out=0, max_length=longest)
     assert made.train == whole.train
-    with pytest.raises(DataError, match=r"1 row of 5.* 1 of their answer tokens"):
+    with pytest.raises(DataError, match=r"1 row of 5.* would lose 1 answer tokens"):
         run(LONG, held_out=0, max_length=longest - 1)
 
 
@@ -149,7 +153,7 @@ def test_truncate_cuts_the_end_and_says_so(run):
     assert [e.ids for e in made.train] == [e.ids[:30] for e in whole.train]
     assert made.train[1].targets == [*whole.train[1].targets[:29], -100]
     lost = sum(a.n_targets - b.n_targets for a, b in zip(whole.train, made.train, strict=True))
-    assert heard.warned == [f"data.data: 2 rows cut at 30 tokens; answer tokens lost in all: {lost}."]
+    assert heard.warned == [f"data.data: truncated 2 rows to 30 tokens; answer tokens lost: {lost}."]
 
 
 def test_a_row_that_loses_its_answer_by_cutting_is_left_out_and_counted(run):
@@ -157,8 +161,8 @@ def test_a_row_that_loses_its_answer_by_cutting_is_left_out_and_counted(run):
     made, heard = run(rows, held_out=0, max_length=30, too_long="truncate")
     assert lines(made.train) == [1]
     assert len(heard.warned) == 1
-    assert "1 row left out, no answer begins within 30 tokens: " in heard.warned[0]
-    with pytest.raises(DataError, match="no row is left to learn from"):
+    assert "skipped 1 row without an answer in the first 30 tokens: " in heard.warned[0]
+    with pytest.raises(DataError, match="no rows are left to train on"):
         run(rows[1:], max_length=30, too_long="truncate")
 
 
@@ -166,7 +170,7 @@ def test_drop_leaves_out_what_does_not_fit(run):
     made, heard = run(LONG, held_out=0, max_length=30, too_long="drop")
     assert lines(made.train) == [1, 3, 5]
     assert len(heard.warned) == 1
-    assert "2 rows left out as longer than 30 tokens: " in heard.warned[0]
+    assert "skipped 2 rows longer than 30 tokens: " in heard.warned[0]
 
 
 def test_context_after_the_last_answer_is_cut_without_a_word(run):
@@ -183,7 +187,7 @@ def test_the_models_limit(run):
     assert run(LONG, limit=300)[0].max_length == 300
     assert run(LONG, limit=5000)[0].max_length == 1024
     assert run(LONG, limit=5000, max_length=2000)[0].max_length == 2000
-    with pytest.raises(ConfigError, match="301 is more than the 300 tokens"):
+    with pytest.raises(ConfigError, match="301 is more than the model's context length of 300 tokens"):
         run(LONG, limit=300, max_length=301)
 
 
@@ -204,7 +208,9 @@ def test_bad_rows_of_all_files_are_told_at_once(run):
 def test_rows_that_the_template_refuses_are_told_at_once(run):
     bad = {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "sky?"},
                         {"role": "assistant", "content": "blue"}]}  # fmt: skip
-    with pytest.raises(DataError, match=r"train\.jsonl lines 2-3: the chat template refuses it: System role"):
+    with pytest.raises(
+        DataError, match=r"train\.jsonl lines 2-3: the chat template rejected this conversation: System role"
+    ):
         run([{"messages": bad["messages"][1:]}, bad, bad], "gemma")
 
 
@@ -214,7 +220,7 @@ def test_a_rewriting_template_splits_rows_and_holds_out_whole_ones(run):
     assert (len(made.train), len(made.held_out)) == (6, 2)
     assert len(set(lines(made.held_out))) == 1
     assert any("4 rows became 8 examples" in text for text in heard.said)
-    assert any(text.startswith("3 rows to learn from, 1 held out;") for text in heard.said)
+    assert any(text.startswith("3 rows to train on, 1 held out;") for text in heard.said)
 
 
 def test_columns_under_other_names_in_both_files(run):
@@ -225,7 +231,7 @@ def test_columns_under_other_names_in_both_files(run):
         "more": {"test.jsonl": rows[:1]},
     }
     made, _heard = run(rows, **options)
-    assert made.train == run([alpaca(n) for n in range(4)], held_out="0")[0].train
+    assert made.train == run([alpaca(n) for n in range(4)], held_out=0)[0].train
     with pytest.raises(DataError, match=r"data\.map: output=reply: .*train\.jsonl has no column 'reply'"):
         run(rows, map={"output": "reply"})
 
@@ -245,19 +251,19 @@ def test_files_with_weights_share_an_epoch_and_nothing_held_out_is_repeated(run)
     from_b = [example.source for example in made.train if "b.jsonl" in example.source]
     assert (len(made.train), len(from_b), len(made.held_out)) == (50, 20, 10)
     assert {e.source for e in made.train}.isdisjoint(e.source for e in made.held_out)
-    assert sum("in an epoch" in text for text in heard.said) == 2
+    assert sum("of the epoch" in text for text in heard.said) == 2
     assert made.notes == tuple(heard.said)
 
 
 def test_a_stop_token_within_an_answer_is_warned_of(run):
     _made, heard = run([alpaca(1), alpaca(2, "blue<eos>grey"), alpaca(3)], held_out=0)
     assert len(heard.warned) == 1
-    assert "A stop token stands within an answer of 1 row;" in heard.warned[0]
+    assert "In 1 row, an answer contains a stop token before its end;" in heard.warned[0]
     assert heard.warned[0].endswith("train.jsonl line 2.")
 
 
 def test_no_file_named(make):
-    with pytest.raises(ConfigError, match=r"data\.data: no file"):
+    with pytest.raises(ConfigError, match=r"data\.data: no training data"):
         prepare(DataConfig(), Template.of(make()), None)
 
 

@@ -110,9 +110,9 @@ def test_what_was_found_is_said(write):
     found = look(path)
     assert (found.form, len(found.records), [record.fields for record in found.records[:1]]) == ("alpaca", 4, [ROW])
     assert [note.replace(f"{path.parent}/", "") for note in found.notes] == [
-        "a.jsonl: alpaca, 4 rows, none left out.",
-        "a.jsonl: not used, with the number of rows that have it: 'id' (1).",
-        "2 of its rows say the same as one before, and are kept: a.jsonl lines 2, 4.",
+        "a.jsonl: alpaca format, 4 rows, none skipped.",
+        "a.jsonl: unused keys, with the number of rows that have them: 'id' (1).",
+        "Duplicates of earlier rows, which are kept: 2 (a.jsonl lines 2, 4).",
     ]
     chat = CHAT | {"messages": [*CHAT["messages"][:1], CHAT["messages"][1] | {"thinking": "Well"}]}
     assert look(write("b.jsonl", [chat])).notes[1].endswith(": 'messages.thinking' (1).")
@@ -134,9 +134,9 @@ def test_real_rows():
         pytest.skip("no shared/data beside this checkout")
     found = look(file)
     assert (found.form, len(found.records)) == ("alpaca", 1000)
-    assert found.notes[0] == f"{file}: alpaca, 1,000 rows, none left out."
+    assert found.notes[0] == f"{file}: alpaca format, 1,000 rows, none skipped."
     twice = 1000 - len({tuple(row.values()) for row in json.loads(file.read_bytes())})
-    assert found.notes[1].startswith(f"{twice} of its rows say the same as one before")
+    assert found.notes[1].startswith(f"Duplicates of earlier rows, which are kept: {twice} (")
     assert all(len(conversation(record).messages) == 2 for record in found.records)
 
 
@@ -149,7 +149,9 @@ def test_a_folder_of_datasets(tmp_path):
         (CHAT, f"{tmp_path}/one row 2"),
     ]
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "both")
-    assert problems(tmp_path / "both") == ["data.data: both holds several data sets. Name one: both/train, both/test."]
+    assert problems(tmp_path / "both") == [
+        "data.data: both contains several splits. Give one of them: both/train, both/test."
+    ]
     assert len(read(tmp_path / "both" / "train")) == 2
     datasets.Dataset.from_list([ROW, ROW | {"output": ""}]).save_to_disk(tmp_path / "bad")
     assert problems(tmp_path / "bad")[0].startswith("data.data: bad row 2: 'output' is empty")
@@ -168,26 +170,30 @@ def test_a_folder_of_datasets_without_the_package(tmp_path, monkeypatch):
 def test_a_missing_file_names_a_similar_one(write):
     path = write("train.jsonl", [ROW])
     assert problems(path.with_name("trian.jsonl")) == [
-        "data.data: trian.jsonl: no such file or folder. Did you mean train.jsonl?"
+        "data.data: trian.jsonl does not exist. Did you mean train.jsonl?"
     ]
     assert problems(path.with_name("train.json"))[0].endswith("Did you mean train.jsonl?")
-    assert problems(path.with_name("zzz")) == ["data.data: zzz: no such file or folder."]
-    with pytest.raises(DataError, match=r"There is no folder .*nowhere either\."):
+    assert problems(path.with_name("zzz")) == ["data.data: zzz does not exist."]
+    with pytest.raises(DataError, match=r"The folder .*nowhere does not exist either\."):
         read(path.parent / "nowhere" / "train.jsonl")
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_an_empty_file(write, content):
-    assert problems(write("a.jsonl", content)) == ["data.data: a.jsonl is empty. Name a file with at least one row."]
+    assert problems(write("a.jsonl", content)) == ["data.data: a.jsonl is empty. Give a file with at least one row."]
 
 
 def test_an_empty_list(write):
-    assert problems(write("a.json", "[ ]")) == ["data.data: a.json holds no rows. Name a file with at least one."]
+    assert problems(write("a.json", "[ ]")) == [
+        "data.data: a.json contains no rows. Give a file with at least one row."
+    ]
 
 
 def test_a_folder_that_is_no_data_set(write):
     folder = write("b.jsonl", [ROW]).parent
-    assert problems(folder)[0].endswith("is a folder that `datasets` did not save. Name a file in it: b.jsonl.")
+    assert problems(folder)[0].endswith(
+        "is a folder, but not one saved by `datasets`. Give one of the files in it: b.jsonl."
+    )
 
 
 @pytest.mark.parametrize(
@@ -198,7 +204,7 @@ def test_a_folder_that_is_no_data_set(write):
         (f"[{json.dumps(ROW)},\n]", "line 2, column 1: not valid JSON: "),
         (f"[{json.dumps(ROW)},\n", "line 2, column 1: not valid JSON: the file ends in the middle of the list"),
         ('[{"instruction": "a', "line 1, column 18: not valid JSON: "),
-        (f"[{json.dumps(ROW)}]\n[", "line 2, column 1: not valid JSON: something follows"),
+        (f"[{json.dumps(ROW)}]\n[", "line 2, column 1: not valid JSON: there is more text after"),
     ],
     ids=["colon", "comma", "trailing comma", "end", "in a text", "second list"],
 )
@@ -220,38 +226,41 @@ def test_every_broken_line_of_jsonl_is_told(write):
 
 def test_one_object_over_many_lines_is_no_list(write):
     assert problems(write("a.json", json.dumps({"data": [ROW], "v": 1}, indent=2))) == [
-        "data.data: a.json is one object ('data', 'v'), not rows. Write a list of rows in [ ], or one row on each line."
+        "data.data: a.json is a single JSON object ('data', 'v'), not a list of rows. Write the rows as "
+        "a list in [ ], or one row per line."
     ]
 
 
 def test_files_that_are_not_utf8_json(write):
     chinese = '{"instruction": "考试", "output": "好"}\n'
     assert problems(write("a.jsonl", json.dumps(ROW).encode() + b"\n" + chinese.encode("gb18030"))) == [
-        "data.data: a.jsonl line 2: byte 18 of the line is not UTF-8. Save the file as UTF-8."
+        "data.data: a.jsonl line 2: byte 18 of this line is not valid UTF-8. Save the file as UTF-8."
     ]
     assert problems(write("a.json", b"[\n" + chinese.encode("gb18030") + b"]")) == [
-        "data.data: a.json line 2 is not UTF-8. Save the file as UTF-8."
+        "data.data: a.json line 2 is not valid UTF-8. Save the file as UTF-8."
     ]
-    assert problems(write("b.jsonl", chinese.encode("utf-16"))) == ["data.data: b.jsonl is UTF-16. Save it as UTF-8."]
-    assert problems(write("a.xlsx", "PK"))[0].startswith("data.data: a.xlsx cannot be read. ")
+    assert problems(write("b.jsonl", chinese.encode("utf-16"))) == [
+        "data.data: b.jsonl is encoded in UTF-16. Save it as UTF-8."
+    ]
+    assert problems(write("a.xlsx", "PK"))[0].startswith("data.data: a.xlsx is not in a supported format. ")
 
 
 def test_all_bad_rows_are_told_at_once_and_the_same_fault_once(write):
     rows = [ROW | {"output": ""}] * 30 + [ROW, {"a": 1}]
     empty, columns = problems(write("a.jsonl", rows))
     assert empty.startswith("data.data: a.jsonl lines 1-30: 'output' is empty")
-    assert columns.startswith("data.data: a.jsonl line 32: the row has 'a'")
+    assert columns.startswith("data.data: a.jsonl line 32: this row has 'a'")
 
 
 def test_many_different_faults_are_counted_after_the_twentieth(write):
     texts = problems(write("a.jsonl", [{f"key{n}": 1} for n in range(LISTED + 7)]))
     assert len(texts) == LISTED + 1
-    assert texts[-1] == "data.data: and 7 more rows with problems."
+    assert texts[-1] == "data.data: 7 more rows have problems."
 
 
 def test_places_of_several_files():
     assert places(["a:b.json:3", "d row 4", "a:b.json:7", "x"]) == "a:b.json lines 3, 7; d row 4; x"
-    assert places([f"a:{n}" for n in (9, 1, 2, 3, 5, 6)], listed=1) == "a lines 1-3 and 3 more"  # rows, not runs
+    assert places([f"a:{n}" for n in (9, 1, 2, 3, 5, 6)], most=1) == "a lines 1-3 and 3 more"  # rows, not runs
     Problems("data.data").raise_any()  # nothing found, nothing raised
 
 

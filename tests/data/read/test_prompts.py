@@ -28,5 +28,7 @@ def test_prompts_of_all_forms(tmp_path):
 
 def test_a_plain_text_asks_nothing(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "Hi"}\n{"text": "Once"}\n', "utf-8")
-    with pytest.raises(DataError, match=r"a\.jsonl line 2: a plain text asks nothing\. Write it as 'prompt'\.$"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl line 2: a 'text' row is not a prompt\. Rename the key to 'prompt'\.$"
+    ):
         read_prompts(tmp_path / "a.jsonl")

@@ -56,21 +56,33 @@ def test_a_row_of_csv_knows_the_line_where_it_begins(rows):
 
 def test_all_rows_with_too_few_or_too_many_cells_are_told(refused):
     few, many, empty = refused("a.csv", 'instruction,output\na,b\nc\n"d\n",e,f\ng,\n')
-    assert few.startswith("data.data: a.csv line 3: cells in the row: 1, in the header: 2 ('instruction', 'output').")
-    assert many.startswith("data.data: a.csv line 4: cells in the row: 3")
+    assert few.startswith(
+        "data.data: a.csv line 3: expected 2 cells as in the header ('instruction', 'output'), found 1."
+    )
+    assert many.startswith(
+        "data.data: a.csv line 4: expected 2 cells as in the header ('instruction', 'output'), found 3."
+    )
     assert empty.startswith("data.data: a.csv line 6: 'output' is empty")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("a.csv", 'instruction,output\na,b\nc,"d\ne,f\n', "a.csv line 3: not valid CSV: a quote is opened and never"),
-        ("a.tsv", 'instruction\toutput\n"a" b\tc\n', "a.tsv line 2: not valid CSV: a quote stands within a cell"),
-        ("a.csv", "a,a,b\n1,2,3\n", "a.csv: several columns are called 'a'."),
-        ("a.csv", "instruction;output\na;b\n", "a.csv: its first line has one column, 'instruction;output'. Are its"),
-        ("a.csv", "instruction,output\n", "a.csv holds no rows."),
-        ("a.csv", b"instruction,output\na,b\n" + "考,好".encode("gb18030"), "a.csv line 3 is not UTF-8."),
-        ("a.parquet", b"no parquet", "a.parquet: not a whole Parquet file: "),
+        ("a.csv", 'instruction,output\na,b\nc,"d\ne,f\n', "a.csv line 3: not valid CSV: a quote is opened but never"),
+        (
+            "a.tsv",
+            'instruction\toutput\n"a" b\tc\n',
+            "a.tsv line 2: not valid CSV: quotes within a quoted cell must be doubled",
+        ),
+        ("a.csv", "a,a,b\n1,2,3\n", "a.csv: several columns are named 'a'."),
+        (
+            "a.csv",
+            "instruction;output\na;b\n",
+            "a.csv: the first line has a single column, 'instruction;output'. If the",
+        ),
+        ("a.csv", "instruction,output\n", "a.csv contains no rows."),
+        ("a.csv", b"instruction,output\na,b\n" + "考,好".encode("gb18030"), "a.csv line 3 is not valid UTF-8."),
+        ("a.parquet", b"no parquet", "a.parquet is not a valid Parquet file: "),
     ],
 )
 def test_tables_that_cannot_be_read(refused, name, content, text):
@@ -107,11 +119,11 @@ def test_lists_in_cells_are_json(rows, refused, name, separator):
 
 
 BAD_LISTS = [
-    "13: 'messages' is a list as Python prints it, not as JSON. Write it with json.dumps.",
-    "14: 'messages' is empty, so there is nothing to learn from it.",
+    "13: 'messages' holds a Python literal, not JSON. Write it with json.dumps.",
+    "14: 'messages' is empty, so there is nothing to train on. Add ",
     "15: 'messages' must be a list of messages, found text.",
-    "16: 'messages' is text that is no valid JSON, at its line 9, column 12: ",
-    "25: no message has role 'gpt', so there is nothing to learn from it.",
+    "16: 'messages' is not valid JSON (line 9, column 12 of its text): ",
+    "25: no message has the role 'gpt', so there is nothing to train on.",
     "26: 'tools' must be a list of function schemas, found a list.",
 ]
 
@@ -132,5 +144,7 @@ def test_parquet(tmp_path, monkeypatch):
     parquet.write_table(pyarrow.Table.from_pylist(texts), path)
     assert [r.fields for r in look(path).records][1] == {"messages": TALK, "tools": TOOLS}
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(MissingExtraError, match=r"a\.parquet needs pyarrow, .*pip install 'lorasmith\[data\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"a\.parquet requires the package pyarrow\. .*pip install 'lorasmith\[data\]'"
+    ):
         look(path)

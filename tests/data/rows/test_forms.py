@@ -63,35 +63,37 @@ def test_the_form_of_a_file(seen, row, form):
 def test_most_rows_decide_and_the_others_are_told_with_what_they_are(refused):
     rows = [PROMPT, ROW, ROW, TEXT, ROW, {"instruction": "a", "ouput": "b"}]
     assert refused(*rows) == [
-        'data.data: a.jsonl line 1: the row is prompt/completion (\'prompt\', \'completion\'), most rows of the file '
-        'are alpaca, like {"instruction": ..., "output": ...}. Write it like them, or put it into a file of its own.',
-        'data.data: a.jsonl line 4: the row is text (\'text\'), most rows of the file are alpaca, like '
-        '{"instruction": ..., "output": ...}. Write it like them, or put it into a file of its own.',
-        "data.data: a.jsonl line 6: the row has 'instruction', 'ouput'; the rows of the file are alpaca, like "
-        '{"instruction": ..., "output": ...}. Should \'ouput\' be \'output\'?',
+        "data.data: a.jsonl line 1: this row is in prompt/completion format ('prompt', 'completion'), but most rows of "
+        'the file are in alpaca format, such as {"instruction": ..., "output": ...}. Convert it, or move it to a file '
+        "of its own.",
+        "data.data: a.jsonl line 4: this row is in text format ('text'), but most rows of the file are in alpaca "
+        'format, such as {"instruction": ..., "output": ...}. Convert it, or move it to a file of its own.',
+        "data.data: a.jsonl line 6: this row has 'instruction', 'ouput'; the rows of the file are in alpaca format, "
+        'such as {"instruction": ..., "output": ...}. Should \'ouput\' be \'output\'?',
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("row", "end"),
     [
-        ({"prompt": "a", "response": "b"}, 'nearest is prompt/completion, like {"prompt": ..., "completion": ...}. '
-         "Should 'response' be 'completion'? --map completion=response reads it so."),
-        ({"question": "a", "answer": "b", "id": 3}, 'nearest is alpaca, like {"instruction": ..., "output": ...}. '
-         "Should 'question' be 'instruction'? Should 'answer' be 'output'? "
-         "--map instruction=question output=answer reads it so."),
-        ({"问题": "a", "回答": "b"}, "--map instruction=问题 output=回答 reads it so."),
-        ({"Conversation": []}, "--map messages=Conversation reads it so."),
-        ({"instruction": "a", "ouput": "b"}, "--map output=ouput reads it so."),
-        ({}, "the row has no keys; known are {\"messages\": ...}, {\"conversations\": ...}, {\"instruction\": ..., "
-         "\"output\": ...}, {\"prompt\": ..., \"completion\": ...}, {\"text\": ...}. "
+        ({"prompt": "a", "response": "b"}, "the closest format is prompt/completion, such as "
+         '{"prompt": ..., "completion": ...}. Should \'response\' be \'completion\'? If so, '
+         "use --map completion=response."),
+        ({"question": "a", "answer": "b", "id": 3}, "the closest format is alpaca, such as "
+         '{"instruction": ..., "output": ...}. Should \'question\' be \'instruction\'? '
+         "Should 'answer' be 'output'? If so, use --map instruction=question output=answer."),
+        ({"问题": "a", "回答": "b"}, "If so, use --map instruction=问题 output=回答."),
+        ({"Conversation": []}, "If so, use --map messages=Conversation."),
+        ({"instruction": "a", "ouput": "b"}, "If so, use --map output=ouput."),
+        ({}, 'this row has no keys; supported formats are {"messages": ...}, {"conversations": ...}, '
+         '{"instruction": ..., "output": ...}, {"prompt": ..., "completion": ...}, {"text": ...}. '
          "Say which column is which, for example: --map instruction=COLUMN output=COLUMN"),
         ({"frage": "a", "antwort": "b", "datum": 3}, "for example: --map instruction=frage output=antwort"),
     ],
 )  # fmt: skip
 def test_columns_that_nobody_knows_are_told_with_the_nearest_form(refused, row, end):
     (text,) = refused(row)
-    assert text.startswith("data.data: a.jsonl line 1: the row has ")
+    assert text.startswith("data.data: a.jsonl line 1: this row has ")
     assert text.endswith(end)
 
 
@@ -102,7 +104,9 @@ def test_other_columns_by_map(seen):
     assert seen(ROW, renamed={"instruction": "question"}).form == "alpaca"  # read as it is
     swapped = seen({"input": "a", "output": "b", "instruction": "c"}, renamed={"input": "output", "output": "input"})
     assert swapped.records[0].fields == {"instruction": "c", "input": "b", "output": "a"}
-    with pytest.raises(ConfigError, match=r"instruction=frage: .*a.jsonl has no column 'frage'. It has 'question', 'a"):
+    with pytest.raises(
+        ConfigError, match=r"instruction=frage: .*a.jsonl has no column 'frage'\. Its columns are 'question', 'a"
+    ):
         seen({"question": "Ask", "answer": "Answer"}, renamed={"instruction": "frage", "output": "answer"})
 
 
@@ -179,9 +183,9 @@ def test_a_content_of_parts_is_their_text(made):
 def test_rows_with_more_than_text_are_left_out_and_told(seen, refused, tmp_path):
     image = {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, *CHAT["messages"][1:]]}
     found = seen(CHAT, image, image, CHAT | {"id": 1})
-    why = "left out: a message has a part of type 'image_url', and only text can be learned."
+    why = "skipped: a message has a part of type 'image_url', but only text is supported."
     assert [record.source.rpartition(":")[2] for record in found.records] == ["1", "4"]
-    assert found.notes[0] == f"{tmp_path}/a.jsonl: chat, 2 rows, 2 left out."
+    assert found.notes[0] == f"{tmp_path}/a.jsonl: chat format, 2 rows, 2 skipped."
     assert found.left_out == (f"{tmp_path}/a.jsonl lines 2-3: {why}",)
     assert refused(image) == [f"data.data: a.jsonl line 1: {why}"]
     with pytest.raises(DataError, match="a part of type 'image_url'"):
@@ -201,53 +205,55 @@ def chat(**message):
         (ROW | {"output": 3}, "'output' must be text, found a number."),
         (ROW | {"instruction": None}, "'instruction' must be text, found null."),
         (ROW | {"input": ["a"]}, "'input' must be text, found a list."),
-        (ROW | {"output": " \n"}, "'output' is empty, so there is nothing to learn from it. Drop the row or "
-         "add an answer."),
-        (ROW | {"output": "\ud83d"}, "'output' holds half a character"),
+        (ROW | {"output": " \n"}, "'output' is empty, so there is nothing to train on. Fill it in, or remove the row."),
         ({"messages": "Hi"}, "'messages' must be a list of messages, found text."),
         ({"messages": []}, "'messages' is empty"),
         ({"messages": ["Hi"]}, "message 1 must be an object with 'role' and 'content', found text."),
-        ({"messages": [{"role": "user", "text": "Hi"}]}, "message 1 has no 'content', only 'role', 'text'. "
-         'A message is {"role": ..., "content": ...}.'),
-        ({"messages": [{"role": "bot", "content": "Hi"}]}, "message 1 has the role 'bot'; known are 'system', 'user', "
-         "'assistant', 'tool'."),
-        ({"messages": [{"role": ["user"], "content": "Hi"}]}, "message 1 has the role ['user']; known are"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "message 1 (user): 'content': part 1 must be "
-         "like {\"type\": \"text\", \"text\": ...}, found 'type'."),
-        (chat(content=[{"type": "image"}, "Hello"]), "message 2 (assistant): 'content': part 2 must be like"),
-        (chat(content=[{"type": "text", "text": " "}]), "message 2 (assistant): it is empty"),
-        ({"messages": str(CHAT["messages"])}, "'messages' is a list as Python prints it, not as JSON. Write it with"),
-        ({"messages": "[" * 10**5}, "'messages' is text, nested too deeply to be read."),
+        ({"messages": [{"role": "user", "text": "Hi"}]}, "message 1 has no 'content', only 'role', "
+         '\'text\'. A message looks like {"role": ..., "content": ...}.'),
+        ({"messages": [{"role": "bot", "content": "Hi"}]}, "message 1 has the unknown role 'bot'; "
+         "supported roles are 'system', 'user', 'assistant', 'tool'."),
+        ({"messages": [{"role": ["user"], "content": "Hi"}]}, "message 1 has the unknown role ['user']; "
+         "supported roles are"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "message 1 (user): 'content': part 1 must "
+         'look like {"type": "text", "text": ...}, found \'type\'.'),
+        (chat(content=[{"type": "image"}, "Hello"]), "message 2 (assistant): 'content': part 2 must look like"),
+        (chat(content=[{"type": "text", "text": " "}]), "message 2 (assistant): the message is empty"),
+        ({"messages": str(CHAT["messages"])}, "'messages' holds a Python literal, not JSON. Write it with"),
+        ({"messages": "[" * 10**5}, "'messages' is text that is not valid JSON: nested too deeply."),
         ({"messages": '{"role": "user"}'}, "'messages' must be a list of messages, found an object."),
-        ({"messages": [{"role": "user", "content": "\udc00"}]}, "message 1 (user): 'content' holds half a character"),
         ({"messages": CHAT["messages"][:1]}, "no message has the role 'assistant', so there is nothing to train on. "
-         "Drop the row or add an answer."),
-        ({"messages": [*CHAT["messages"], {"role": "assistant", "content": ""}]}, "message 3 (assistant): it is empty"),
+         "Add an answer, or remove the row."),
+        ({"messages": [*CHAT["messages"], {"role": "assistant", "content": ""}]}, "message 3 "
+         "(assistant): the message is empty"),
         ({"conversations": [{"role": "user", "content": "a"}, {"from": "gpt", "value": "b"}]}, "message 2 has "
          "no 'role', only 'from', 'value'."),
-        ({"conversations": [{"from": "human", "value": "Hi"}]}, "no message has role 'gpt', so there is nothing"),
-        ({"conversations": [{"from": "Humans", "value": "Hi"}]}, "message 1 has the role 'Humans'; known are 'human', "
-         "'gpt', 'system', 'function_call', 'observation'. Did you mean 'human'?"),
-        ({"conversations": [{"from": "function", "value": "sun"}]}, "message 1 (function): its text must be a call as "
-         'JSON, {"name": ..., "arguments": {...}}. What a function gave back has the role \'observation\'.'),
+        ({"conversations": [{"from": "human", "value": "Hi"}]}, "no message has the role 'gpt', so there is nothing"),
+        ({"conversations": [{"from": "Humans", "value": "Hi"}]}, "message 1 has the unknown role 'Humans'; "
+         "supported roles are 'human', 'gpt', 'system', 'function_call', 'observation'. Did you mean 'human'?"),
+        ({"conversations": [{"from": "function", "value": "sun"}]}, "message 1 (function): the text must be a "
+         'function call in JSON, such as {"name": ..., "arguments": {...}}. For the result of a function, use the role '
+         "'observation'."),
         (chat(tool_calls=[{"function": {"name": "f", "arguments": "{"}}]), "message 2 (assistant): 'tool_calls' must "
          "be a list like "),
-        ({"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}, "only an answer can have 'tool"),
+        ({"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}, "only an assistant message "
+         "can have 'tool"),
         (chat(learn="no"), "message 2 (assistant): 'learn' must be true or false, found text."),
-        (chat(weight=-1), "message 2 (assistant): 'weight' must be 0 or more, found -1."),
+        (chat(weight=-1), "message 2 (assistant): 'weight' must be between 0 and 1000000, found -1."),
         (chat(weight=True), "message 2 (assistant): 'weight' must be a number, found true or false."),
-        (chat(learn=False), "every answer has 'learn' false or 'weight' 0, so there is nothing to learn from it."),
-        (CHAT | {"tools": "[{"}, "'tools' is text that is no valid JSON, at its line 1, column 3: "),
+        (chat(learn=False), "every answer has 'learn' false or 'weight' 0, so there is nothing to train on."),
+        (CHAT | {"tools": "[{"}, "'tools' is not valid JSON (line 1, column 3 of its text): "),
         (CHAT | {"tools": ["weather"]}, "'tools' must be a list of function schemas, found a list."),
         (CHAT | {"system": 3}, "'system' must be text, found a number."),
-        (CHAT | {"system": "a", "messages": [{"role": "system", "content": "b"}, *CHAT["messages"]]}, "Keep one of"),
-        (ROW | {"history": "Hi"}, "'history' must be a list of pairs of question and answer, found text."),
-        (ROW | {"history": '[["Hi", "Hello"]'}, "'history' is text that is no valid JSON, at its line 1, column 17: "),
-        (ROW | {"history": [["Hi"]]}, "'history' 1 must be a pair of texts: a question and its answer."),
-        (ROW | {"history": [["Hi", " "]]}, "'history' 1: its answer is empty."),
-        (PROMPT | {"completion": ""}, "'completion' is empty, so there is nothing to learn from it."),
+        (CHAT | {"system": "a", "messages": [{"role": "system", "content": "b"}, *CHAT["messages"]]}, "Keep only "
+         "one of"),
+        (ROW | {"history": "Hi"}, "'history' must be a list of pairs [question, answer], found text."),
+        (ROW | {"history": '[["Hi", "Hello"]'}, "'history' is not valid JSON (line 1, column 17 of its text): "),
+        (ROW | {"history": [["Hi"]]}, "'history': item 1 must be a pair of texts [question, answer]."),
+        (ROW | {"history": [["Hi", " "]]}, "'history': the answer of item 1 is empty."),
+        (PROMPT | {"completion": ""}, "'completion' is empty, so there is nothing to train on."),
         (PROMPT | {"prompt": None}, "'prompt' must be text, found null."),
-        (TEXT | {"text": " "}, "'text' is empty, so there is nothing to learn from it."),
+        (TEXT | {"text": " "}, "'text' is empty, so there is nothing to train on."),
         (TEXT | {"text": ["a"]}, "'text' must be text, found a list."),
     ],
 )  # fmt: skip

@@ -65,7 +65,7 @@ def test_alpaca_goes_on_with_a_second_question(make):
     )
     bare = make()
     bare.eos_token = None
-    with pytest.raises(ModelError, match="'alpaca' ends each answer with the tokenizer's eos token"):
+    with pytest.raises(ModelError, match="'alpaca' ends each answer with the tokenizer's EOS token"):
         Template.of(bare, "alpaca")
 
 
@@ -87,21 +87,23 @@ def test_a_jinja_file(make, tmp_path):
 
 def test_a_file_that_cannot_be_used(make, tmp_path):
     path = tmp_path / "chat.jinja"
-    with pytest.raises(ConfigError, match=r"chat\.jinja' is none of auto, model, .*cannot be read: No such file"):
+    with pytest.raises(
+        ConfigError, match=r"chat\.jinja' is not one of auto, model, .*cannot be read as a file: No such file"
+    ):
         Template.of(make(), str(path))
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match=r"chat\.jinja: byte 0 is no UTF-8"):
+    with pytest.raises(ConfigError, match=r"chat\.jinja: byte 0 is not valid UTF-8"):
         Template.of(make(), str(path))
     path.write_text(" \n")
     with pytest.raises(ConfigError, match=r"chat\.jinja is empty"):
         Template.of(make(), str(path))
     path.write_text("{% for m in messages %}\n{{ m.content }\n{% endfor %}")
-    with pytest.raises(ConfigError, match=r"chat\.jinja line 2: no valid Jinja: unexpected '}'"):
+    with pytest.raises(ConfigError, match=r"chat\.jinja line 2: invalid Jinja: unexpected '}'"):
         Template.of(make(), str(path))
 
 
 def test_a_name_that_is_none_is_refused_before_anything_is_loaded():
-    with pytest.raises(ValueError, match=r"'chatm' is none of auto, .*\. Did you mean 'chatml'\?"):
+    with pytest.raises(ValueError, match=r"'chatm' is not one of auto, .*\. Did you mean 'chatml'\?"):
         DataConfig(template="chatm")
     assert DataConfig(template="./mine").template == "./mine"
 
@@ -119,11 +121,14 @@ def test_a_system_text_stands_before_conversations_that_have_none(make):
 
 
 def test_a_system_text_that_the_template_cannot_show(make):
-    with pytest.raises(ConfigError, match=r"^data\.system: .*refuses it: System role not supported\. Leave it out"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^data\.system: .*rejected this conversation: System role not supported\. Remove the system message",
+    ):
         Template.of(make("gemma"), system="Be brief.")
     deaf = make("chatml")
     deaf.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content + '<eos>' }}{% endfor %}"
-    with pytest.raises(ConfigError, match=r"^data\.system: this template does not show a system text"):
+    with pytest.raises(ConfigError, match=r"^data\.system: this template ignores system messages"):
         Template.of(deaf, system="Be brief.")
 
 

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from lorasmith.data.dataset.fit import cut
+from lorasmith.data.dataset.fit import truncate
 from lorasmith.data.rows.conversation import Message, Record
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError, ConfigError, DataError, ModelError
@@ -98,7 +98,7 @@ def test_a_template_that_rewrites_earlier_turns_gives_an_example_for_each_answer
 
 def test_a_prompt_that_the_answer_does_not_continue_is_refused(make):
     template = Template.of(make("thought"))
-    with pytest.raises(DataError, match=r"^a\.json line 2: this template shows an answer in another way"):
+    with pytest.raises(DataError, match=r"^a\.json line 2: this template renders an answer differently"):
         template.encode(TWO_TURNS[:2], "a.json:2")
     assert template.render(TWO_TURNS[:3]).endswith("<thought>")  # chat with the base still works
 
@@ -106,13 +106,16 @@ def test_a_prompt_that_the_answer_does_not_continue_is_refused(make):
 def test_a_template_without_a_stop_token_is_refused(make):
     template = Template.of(make("endless"))
     assert template.stop_ids == (template.tokenizer.eos_token_id,)
-    with pytest.raises(DataError, match=r"without a stop token \('<eos>'\), so the model would never learn to stop"):
+    with pytest.raises(
+        DataError,
+        match=r"the answer does not end with a stop token \('<eos>'\), so the model would never learn to stop",
+    ):
         template.encode(TWO_TURNS)
 
 
 def test_what_the_template_itself_refuses_names_the_row(make):
     template = Template.of(make("gemma"))
-    with pytest.raises(DataError, match=r"^x\.jsonl line 5: .*refuses it: System role not supported"):
+    with pytest.raises(DataError, match=r"^x\.jsonl line 5: .*rejected this conversation: System role not supported"):
         template.encode([Message("system", "Be brief."), *TWO_TURNS], "x.jsonl:5")
 
 
@@ -130,7 +133,7 @@ def test_an_answer_to_nothing_is_refused(make, kind):
 def test_auto_is_the_models_own_template_where_there_is_one(make):
     assert Template.of(make("chatml")).kind == "model"
     assert Template.of(make()).kind == "human-assistant"
-    with pytest.raises(ConfigError, match="no chat template"):
+    with pytest.raises(ConfigError, match="requires a chat template, but this model's tokenizer has none"):
         Template.of(make(), "model")
     bare = make()
     bare.eos_token = None
@@ -152,7 +155,7 @@ def process_func(example, tokenizer, max_length=256):
 
 
 def assert_equals_tutorial(template: Template, fields: dict[str, str]) -> None:
-    example = cut(template.encode(template.conversation(Record(fields, "x:1")).messages), 256)
+    example = truncate(template.encode(template.conversation(Record(fields, "x:1")).messages), 256)
     ids, labels = process_func(fields, template.tokenizer)
     assert example.ids == ids
     assert example.targets == [*labels[1:], IGNORED]
@@ -219,17 +222,19 @@ def test_saved_and_loaded_it_encodes_the_same(make, name):
 
 def test_another_tokenizer_is_refused_with_the_token_that_differs(make):
     data = Template.of(make("chatml")).to_json()
-    with pytest.raises(AdapterError, match=r"token \d+ of a probe is \d+ '.+', then it was \d+\.") as caught:
+    with pytest.raises(
+        AdapterError, match=r"token \d+ of a test conversation is \d+ '.+', but was \d+ in training\."
+    ) as caught:
         Template.from_json(data, make("chatml", ["lorem ipsum dolor sit amet"]))
     at = int(re.search(r"token (\d+) of", str(caught.value))[1])
     assert at > 0
-    assert f"then it was {data['golden'][0]['ids'][at]}." in str(caught.value)
+    assert f"but was {data['golden'][0]['ids'][at]} in training." in str(caught.value)
 
 
 def test_another_stop_token_or_version_is_refused(make):
     data = Template.of(make("chatml")).to_json()
     data["stop"][0]["token"] = "<|end|>"
-    with pytest.raises(AdapterError, match=re.escape("stop token 1 is '<|im_end|>', then it was '<|end|>'")):
+    with pytest.raises(AdapterError, match=re.escape("stop token 1 is '<|im_end|>', but was '<|end|>' in training")):
         Template.from_json(data, make("chatml"))
     with pytest.raises(AdapterError, match="version 99"):
         Template.from_json(data | {"version": 99}, make("chatml"))

@@ -64,11 +64,13 @@ def test_messages_say_what_they_count(make):
 def test_a_row_that_teaches_nothing_or_not_to_stop_is_refused(make):
     template = Template.of(make("chatml"))
     silent = ANSWER._replace(learn=False)
-    with pytest.raises(DataError, match=r"^a\.jsonl line 1: nothing in it is learned: its answers have 'learn' false"):
+    with pytest.raises(
+        DataError, match=r"^a\.jsonl line 1: nothing in this row is trained on: its answers have 'learn' false"
+    ):
         template.encode_row(row(ASK, silent))
-    with pytest.raises(DataError, match=r"the last token that is learned, '.+', is none at which generation stops"):
+    with pytest.raises(DataError, match=r"the last token that is trained on, '.+', is not a stop token"):
         template.encode_row(row(ASK, silent), "all")
-    with pytest.raises(DataError, match="messages before one answer have different 'learn' or 'weight'"):
+    with pytest.raises(DataError, match="the messages before an answer must all have the same 'learn' and 'weight'"):
         template.encode_row(row(Message("system", "Be kind.", learn=False), ASK, ANSWER), "all")
 
 
@@ -89,5 +91,5 @@ def test_plain_text_is_learned_whole_with_eos_at_its_end(make, name):
         assert learned(template, example) == text + "<eos>"
         assert example.targets == [*example.ids[1:], IGNORED]
     without = dataclasses.replace(template, stop_ids=(1,))
-    with pytest.raises(DataError, match="plain text ends with the tokenizer's eos token"):
+    with pytest.raises(DataError, match="plain text must end with the tokenizer's EOS token"):
         without.encode_row(Conversation((), "a:1", text=text))

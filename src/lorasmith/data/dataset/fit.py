@@ -1,4 +1,4 @@
-"""Rows that are longer than allowed: refused, cut at either end, made into pieces or left out, and what that costs."""
+"""Rows longer than `data.max_length`, handled as `data.too_long` says: refused, truncated, split or dropped."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -10,33 +10,41 @@ from lorasmith.data.rows.conversation import Conversation, Message, RowError, pl
 from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.marks import Draft
 from lorasmith.errors import DataError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, counted
 from lorasmith.model.row import IGNORED, Example
 from lorasmith.report import Report
 
-NAMED = 5  # rows that a sentence names before it only counts
-REPORTED = 200  # rows between two lines of progress
+MAX_PLACES = 5  # rows that a message names; the others are only counted
+REPORT_EVERY = 200  # rows between two progress updates
 
 
 @dataclass
-class Side:
-    """The rows of one side, and the examples of each; a row is several where its template rewrites earlier turns."""
+class DataSplit:
+    """The rows of the training data or of the held-out data, and the examples that each row is encoded to.
+
+    A row is several examples if its template rewrites earlier turns. option: 'data.data' or 'data.held_out', for
+    messages.
+    """
 
     option: str
     conversations: list[Conversation]
     rows: list[list[Example]]
 
 
-def cut(example: Example, length: int) -> Example:
-    """The first `length` tokens: its last token has nothing left to predict."""
+def truncate(example: Example, length: int) -> Example:
+    """The first `length` tokens of `example`; the last of them has no target."""
     if len(example.ids) <= length:
         return example
     targets = [*example.targets[: length - 1], IGNORED]
     return Example(example.ids[:length], targets, example.weights[:length], example.source)
 
 
-def pieces(example: Example, length: int) -> list[Example]:
-    """Plain text in pieces of `length` tokens. A piece begins with the last token before it: all others are learned."""
+def split_text(example: Example, length: int) -> list[Example]:
+    """Split plain text into pieces of `length` tokens.
+
+    Pieces overlap by one token, which has no target in the first piece and is context in the next: every token is
+    trained on once.
+    """
     starts = range(0, max(len(example.ids) - 1, 1), length - 1)
     parts = (slice(start, start + length) for start in starts)
     return [
@@ -45,89 +53,91 @@ def pieces(example: Example, length: int) -> list[Example]:
     ]
 
 
-def refuse(sides: Sequence[Side], cfg: DataConfig, length: int) -> None:
-    """Raise DataError for rows that `cfg.too_long` 'error' or 'split' does not take, those of all sides together."""
+def refuse_too_long(splits: Sequence[DataSplit], cfg: DataConfig, length: int) -> None:
+    """Raise DataError with all rows that are too long for `cfg.too_long` 'error' or 'split'."""
     texts = []
-    for side in sides:
+    for split in splits:
         too_long = [
             (row, n)
-            for row, conversation in zip(side.rows, side.conversations, strict=True)
+            for row, conversation in zip(split.rows, split.conversations, strict=True)
             if (n := _lost(row, length)) and (cfg.too_long == "error" or conversation.text is None)
         ]
         if too_long:
-            texts.append(_too_long(side, too_long, length) if cfg.too_long == "error" else _unsplit(side, too_long))
+            texts.append(_too_long(split, too_long, length) if cfg.too_long == "error" else _unsplit(split, too_long))
     if texts:
         raise DataError(*texts)
 
 
-def _too_long(side: Side, lost: list[tuple[list[Example], int]], length: int) -> str:
+def _too_long(split: DataSplit, lost: list[tuple[list[Example], int]], length: int) -> str:
     text = _(
         "{option}: found {rows} of {all} longer than {length} tokens, the longest with {longest}; truncating "
         "them would lose {tokens} answer tokens ({places}). Raise data.max_length, or set data.too_long to "
         "'truncate' to cut off the end, to 'truncate-left' to cut off the beginning, or to 'drop' to skip "
         "these rows.",
-        option=side.option,
-        rows=in_rows(len(lost)),
-        all=f"{len(side.rows):,}",
+        option=split.option,
+        rows=rows_text(len(lost)),
+        all=f"{len(split.rows):,}",
         length=f"{length:,}",
         longest=f"{max(_longest(row) for row, _n in lost):,}",
         tokens=f"{sum(n for _row, n in lost):,}",
-        places=places([row[0].source for row, _n in lost], NAMED),
+        places=places([row[0].source for row, _n in lost], MAX_PLACES),
     )
-    if any(conversation.text is not None for conversation in side.conversations):
+    if any(conversation.text is not None for conversation in split.conversations):
         text += " " + _("Plain text can also be split into pieces: 'split'.")
     return text
 
 
-def _unsplit(side: Side, rows: list[tuple[list[Example], int]]) -> str:
+def _unsplit(split: DataSplit, rows: list[tuple[list[Example], int]]) -> str:
     return _(
         "{option}: data.too_long 'split' works for plain text only, but found {rows} with conversations that "
         "are too long, the longest with {longest} tokens ({places}). Set data.too_long to 'truncate-left', or "
         "raise data.max_length.",
-        option=side.option,
-        rows=in_rows(len(rows)),
+        option=split.option,
+        rows=rows_text(len(rows)),
         longest=f"{max(_longest(row) for row, _n in rows):,}",
-        places=places([row[0].source for row, _n in rows], NAMED),
+        places=places([row[0].source for row, _n in rows], MAX_PLACES),
     )
 
 
-def fit(side: Side, template: Template, cfg: DataConfig, length: int, report: Report) -> list[str]:
-    """Make the rows of `side` at most `length` tokens long; sentences that say what was cut, left out and lost."""
-    total = len(side.rows) if cfg.too_long == "truncate-left" else 0  # which encodes anew; the others take no time
-    kept, left_out = list[tuple[Conversation, list[Example]]](), list[str]()
+def fit(split: DataSplit, template: Template, cfg: DataConfig, length: int, report: Report) -> list[str]:
+    """Shorten the rows of `split` to `length` tokens, in place; return messages about what was truncated or lost."""
+    total = (
+        len(split.rows) if cfg.too_long == "truncate-left" else 0
+    )  # this encodes rows again; the other ways take no time
+    kept, dropped = list[tuple[Conversation, list[Example]]](), list[str]()
     shortened = tokens = parts = 0
-    for done, (conversation, row) in enumerate(zip(side.conversations, side.rows, strict=True), 1):
+    for done, (conversation, row) in enumerate(zip(split.conversations, split.rows, strict=True), 1):
         lost = _lost(row, length)
-        if total > REPORTED and (done % REPORTED == 0 or done == total):
+        if total > REPORT_EVERY and (done % REPORT_EVERY == 0 or done == total):
             report.progress(_("truncating"), done, total)
-        short = _short(conversation, row, template, cfg, length) if lost else [cut(e, length) for e in row]
+        short = _short(conversation, row, template, cfg, length) if lost else [truncate(e, length) for e in row]
         if not short:
-            left_out.append(row[0].source)
+            dropped.append(row[0].source)
         else:
             kept.append((conversation, short))
             shortened += lost > 0
             parts += len(short) if lost else 0
-        tokens += _learned(row) - _learned(short)
-    side.conversations, side.rows = [one for one, _row in kept], [row for _one, row in kept]
-    said = [_cut_text(side.option, cfg, length, shortened, tokens, parts)] if shortened else []
-    return said + ([_left_out_text(side.option, cfg, length, left_out)] if left_out else [])
+        tokens += _target_tokens(row) - _target_tokens(short)
+    split.conversations, split.rows = [one for one, _row in kept], [row for _one, row in kept]
+    messages = [_truncated_text(split.option, cfg, length, shortened, tokens, parts)] if shortened else []
+    return messages + ([_dropped_text(split.option, cfg, length, dropped)] if dropped else [])
 
 
 def _short(
     row: Conversation, examples: list[Example], template: Template, cfg: DataConfig, length: int
 ) -> list[Example]:
-    """What `cfg.too_long` leaves of a row that is too long."""
+    """The examples of a row that is too long, shortened as `cfg.too_long` says; empty if it is dropped."""
     if cfg.too_long == "drop":
         return []
     if cfg.too_long == "split":
-        return [piece for example in examples for piece in pieces(example, length)]
+        return [piece for example in examples for piece in split_text(example, length)]
     if cfg.too_long == "truncate-left":
-        return cut_left(row, template, cfg.learn, length)
-    return [short for short in (cut(example, length) for example in examples) if short.n_targets]
+        return truncate_left(row, template, cfg.learn, length)
+    return [short for short in (truncate(example, length) for example in examples) if short.n_targets]
 
 
-def _cut_text(option: str, cfg: DataConfig, length: int, rows: int, tokens: int, parts: int) -> str:
-    numbers = {"option": option, "length": f"{length:,}", "tokens": f"{tokens:,}", "cut": in_rows(rows)}
+def _truncated_text(option: str, cfg: DataConfig, length: int, rows: int, tokens: int, parts: int) -> str:
+    numbers = {"option": option, "length": f"{length:,}", "tokens": f"{tokens:,}", "cut": rows_text(rows)}
     if cfg.too_long == "split":
         return _("{option}: split {cut} into {parts} pieces of at most {length} tokens.", **numbers, parts=f"{parts:,}")
     if cfg.too_long == "truncate-left":
@@ -138,12 +148,12 @@ def _cut_text(option: str, cfg: DataConfig, length: int, rows: int, tokens: int,
     return _("{option}: truncated {cut} to {length} tokens; answer tokens lost: {tokens}.", **numbers)
 
 
-def _left_out_text(option: str, cfg: DataConfig, length: int, sources: list[str]) -> str:
+def _dropped_text(option: str, cfg: DataConfig, length: int, sources: list[str]) -> str:
     values = {
         "option": option,
         "length": f"{length:,}",
-        "rows": in_rows(len(sources)),
-        "places": places(sources, NAMED),
+        "rows": rows_text(len(sources)),
+        "places": places(sources, MAX_PLACES),
     }
     if cfg.too_long == "drop":
         return _("{option}: skipped {rows} longer than {length} tokens: {places}.", **values)
@@ -152,22 +162,25 @@ def _left_out_text(option: str, cfg: DataConfig, length: int, sources: list[str]
     return _("{option}: skipped {rows} without an answer in the first {length} tokens: {places}.", **values)
 
 
-# -- the beginning cut off ------------------------------------------------------------------------------------------
+# -- truncate-left --------------------------------------------------------------------------------------------------
 
 
-def cut_left(row: Conversation, template: Template, learn: str, length: int) -> list[Example]:
-    """The row's examples, each without its first turns, or with only the end of its last question; none where that
-    is not enough. The system text stays, and no answer that is learned is cut within.
+def truncate_left(row: Conversation, template: Template, learn: str, length: int) -> list[Example]:
+    """The row's examples without their first turns or, if that is not enough, with the end of the last user message.
+
+    The system message stays, and no answer is truncated: an example whose answer alone is too long is left out.
     """
     if row.text is not None:
         (example,) = template.encode_row(row)
         ids, targets = example.ids[-length:], example.targets[-length:]
         return [Example(ids, targets, example.weights[-length:], row.source)]
-    found = (_draft_cut_left(draft, row, template, learn, length) for draft in template.drafts(row, learn))
-    return [cut(example, length) for example in found if example]
+    found = (_truncate_draft_left(draft, row, template, learn, length) for draft in template.drafts(row, learn))
+    return [truncate(example, length) for example in found if example]
 
 
-def _draft_cut_left(draft: Draft, row: Conversation, template: Template, learn: str, length: int) -> Example | None:
+def _truncate_draft_left(
+    draft: Draft, row: Conversation, template: Template, learn: str, length: int
+) -> Example | None:
     whole = draft.example(row.source)
     if _longest([whole]) <= length:
         return whole
@@ -175,14 +188,14 @@ def _draft_cut_left(draft: Draft, row: Conversation, template: Template, learn: 
     head = list(takewhile(lambda message: message.role == "system", messages))
     rest = range(len(head), len(messages))
     starts = [i for i in rest if messages[i].role == "user" and (i == len(head) or messages[i - 1].role != "user")]
-    if learn != "all":  # what another example of this row teaches is context here
+    if learn != "all":  # the answers of the row's other examples are only context here
         messages = [m if i >= draft.first else m._replace(learn=False) for i, m in enumerate(messages)]
 
     def since(start: int) -> Example | None:
         try:
             short = replace(row, messages=(*head, *messages[start:]))
             return template.drafts(short, learn)[-1].example(row.source)
-        except RowError:  # none of its last answers is learned
+        except RowError:  # none of the remaining answers is trained on
             return None
 
     def is_short(start: int) -> bool:
@@ -200,12 +213,12 @@ def _draft_cut_left(draft: Draft, row: Conversation, template: Template, learn: 
 def _without_tokens(
     example: Example | None, messages: Sequence[Message], row: Conversation, template: Template, length: int
 ) -> Example | None:
-    """One question and its answers with the question's first tokens left out; None where there are too few of them."""
+    """One user message and its answers, without the message's first tokens; None if that is still too long."""
     if example is None:
         return None
-    asked = list(takewhile(lambda message: message.role != "assistant", messages))
-    other = [message if message.role == "system" else message._replace(content="?") for message in asked]
-    prompt, bare = template.encode_prompt(asked, row.tools), template.encode_prompt(other, row.tools)
+    prompt_messages = list(takewhile(lambda message: message.role != "assistant", messages))
+    other = [message if message.role == "system" else message._replace(content="?") for message in prompt_messages]
+    prompt, bare = template.encode_prompt(prompt_messages, row.tools), template.encode_prompt(other, row.tools)
     head = sum(1 for _pair in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, bare, strict=False)))
     end, first = _longest([example]), min(head, len(prompt))
     resume = end - (length - first)
@@ -213,25 +226,25 @@ def _without_tokens(
         return None
     kept = [*range(first), *range(resume, end)]
     targets = [example.targets[i] for i in kept]
-    for at in (first - 1, len(kept) - 1):  # what followed them does no more
+    for at in (first - 1, len(kept) - 1):  # their next token was removed
         targets[at] = IGNORED
     return Example([example.ids[i] for i in kept], targets, [example.weights[i] for i in kept], row.source)
 
 
-def _learned(row: Sequence[Example]) -> int:
+def _target_tokens(row: Sequence[Example]) -> int:
     return sum(example.n_targets for example in row)
 
 
 def _lost(row: Sequence[Example], length: int) -> int:
-    """Learned tokens that do not fit: the target of position i is token i + 1."""
+    """Number of target tokens beyond `length`; the target of position i is token i + 1."""
     return sum(target != IGNORED for example in row for target in example.targets[length - 1 :])
 
 
 def _longest(row: Sequence[Example]) -> int:
-    """Tokens up to the last learned one, itself counted."""
+    """Tokens up to and including the last target, of the longest example."""
     return max(example.useful_length for example in row) + 1
 
 
-def in_rows(count: int) -> str:
-    """'1 row', '2,000 rows'."""
-    return _("1 row") if count == 1 else _("{count} rows", count=f"{count:,}")
+def rows_text(count: int) -> str:
+    """'1 row', '2,000 rows': part of a sentence."""
+    return counted(count, _("1 row"), _("{count} rows"))

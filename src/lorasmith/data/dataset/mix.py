@@ -1,4 +1,4 @@
-"""Several files with weights: what part of an epoch comes from each. `a.jsonl:0.7 b.parquet:0.3`."""
+"""Mixing files by weight: `a.jsonl:0.7 b.parquet:0.3` says which part of an epoch comes from each file."""
 
 import math
 import random
@@ -15,19 +15,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Mix:
-    """The weight of each file, and the file of each row by its source."""
+    """The weight of each file, and the file of each row, by the row's source."""
 
     weights: Mapping[str, float]
     file_of: Mapping[str, str]
 
 
-def weighted(words: Sequence[str]) -> list[tuple[str, float | None]]:
-    """Each file and its weight. A path that exists with the colon in its name wins over a weight.
+def parse_weights(words: Sequence[str]) -> list[tuple[str, float | None]]:
+    """The name and the weight (None if not given) of each file. A file whose name has a colon takes precedence.
 
-    Raises ConfigError, with all that is wrong, for a weight that cannot be, a file named twice with weights, and for
-    weights that only some files have.
+    Raises ConfigError for an invalid weight, for a file given twice with weights, and if only some files have weights.
     """
-    pairs = [(name, float(part[1:]) if part else None) for name, part in map(without_weight, words)]
+    pairs = [(name, float(part[1:]) if part else None) for name, part in map(split_weight, words)]
     problems = [
         _("data.data: {word}: the weight must be a number greater than 0.", word=word)
         for word, (_name, weight) in zip(words, pairs, strict=True)
@@ -50,8 +49,8 @@ def weighted(words: Sequence[str]) -> list[tuple[str, float | None]]:
     return pairs
 
 
-def without_weight(word: str) -> tuple[str, str]:
-    """The name of a file or data set, and ':0.7' or nothing."""
+def split_weight(word: str) -> tuple[str, str]:
+    """Split 'a.jsonl:0.7' into ('a.jsonl', ':0.7'); the second part is empty without a weight."""
     name, colon, number = word.rpartition(":")
     if not colon or Path(word).exists():
         return word, ""
@@ -62,11 +61,11 @@ def without_weight(word: str) -> tuple[str, str]:
     return name, f":{number}"
 
 
-def mixed(rows: Sequence[T], source: Callable[[T], str], mix: Mix, seed: int) -> tuple[list[T], list[str]]:
-    """As many rows as there are, of each file as many as its weight says; and a sentence for each file.
+def mix_rows(rows: Sequence[T], source: Callable[[T], str], mix: Mix, seed: int) -> tuple[list[T], list[str]]:
+    """An epoch of `len(rows)` rows in which each file has the share that its weight says; and a message for each file.
 
-    A file with too few rows repeats all of them, and once more some that the seed draws; of one with too many, the
-    seed draws some.
+    A file with too few rows is repeated whole, and the rest is sampled from it without replacement, as are the rows of
+    a file with too many.
     """
     by_file: dict[str, list[T]] = {name: [] for name in mix.weights}
     for row in rows:
@@ -76,9 +75,9 @@ def mixed(rows: Sequence[T], source: Callable[[T], str], mix: Mix, seed: int) ->
     for index, (name, count) in enumerate(_counts(weights, len(rows)).items()):
         found = by_file[name]
         whole, rest = divmod(count, len(found))
-        drawn = sorted(random.Random(f"mix-{seed}-{index}").sample(range(len(found)), rest))
-        taken += found * whole + [found[i] for i in drawn]
-        notes.append(_said(name, count, len(rows), len(found)))
+        sampled = sorted(random.Random(f"mix-{seed}-{index}").sample(range(len(found)), rest))
+        taken += found * whole + [found[i] for i in sampled]
+        notes.append(_describe(name, count, len(rows), len(found)))
     return taken, notes
 
 
@@ -92,7 +91,7 @@ def _counts(weights: Mapping[str, float], total: int) -> dict[str, int]:
     return counts
 
 
-def _said(name: str, count: int, total: int, there: int) -> str:
+def _describe(name: str, count: int, total: int, there: int) -> str:
     numbers = {"file": name, "count": f"{count:,}", "part": f"{count / total:.0%}", "there": f"{there:,}"}
     if count < there:
         text = _("{file}: {count} of its {there} rows per epoch, {part} of the epoch; {left} unused.")

@@ -1,33 +1,35 @@
-"""From files to examples: read, encode, cut to length, hold some out; and say in sentences what was done to rows."""
+"""From data files to examples: read, encode, fit to the maximum length, hold some out, and report what was done."""
 
-import math
 import random
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 
 from lorasmith.config.data import DataConfig
-from lorasmith.data.dataset import encoded
-from lorasmith.data.dataset.fit import NAMED, REPORTED, Side, fit, in_rows, refuse
-from lorasmith.data.dataset.mix import Mix, mixed, weighted
+from lorasmith.data.dataset.encoded_cache import encoded_path, load_encoded, save_encoded
+from lorasmith.data.dataset.fit import MAX_PLACES, REPORT_EVERY, DataSplit, fit, refuse_too_long, rows_text
+from lorasmith.data.dataset.mix import Mix, mix_rows, parse_weights
 from lorasmith.data.read.files import Found, look, require_columns
 from lorasmith.data.rows.conversation import Problems, Record, RowError, places
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import ConfigError, DataError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.model.row import IGNORED, Example
 from lorasmith.report import Report
 
-USUAL_LENGTH = 1024  # tokens of one example where neither the user nor the model says less
-LARGEST_PART = 200  # rows held out where a part is asked for: more costs time and tells little
+DEFAULT_MAX_LENGTH = 1024  # tokens; less if the model's context is shorter
+MAX_ROWS = 1_000_000_000  # held out
+MAX_HELD_OUT = 200  # rows held out by a fraction: more cost time and tell little
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a training learns from, and what it is measured on. max_length in tokens; notes are what was said of it.
+    """The examples to train on and to evaluate on.
 
-    The fingerprints (sha256 over ids, targets, weights) tell a resumed run whether these are still the same examples.
+    max_length: in tokens; notes: the messages that were reported. By the fingerprints (sha256 of ids, targets and
+    weights) a resumed run or a later evaluation tells whether the data is still the same.
     """
 
     train: list[Example]
@@ -39,16 +41,16 @@ class Prepared:
 
 
 def read_files(cfg: DataConfig, report: Report) -> list[Found]:
-    """All files of `cfg`, the held-out one last: needs no model, so it comes before one is loaded.
+    """Read all files of `cfg`, the held-out file last. Needs no model, so bad rows are found before one is loaded.
 
-    Raises ConfigError for a setting that cannot be, DataError with every bad row.
+    Raises ConfigError for an invalid setting, DataError with every bad row.
     """
-    share = _share(cfg)
+    share = _held_out_share(cfg)
     if not cfg.data:
         raise ConfigError(_("data.data: no training data is given. Give a JSON, JSONL, CSV or Parquet file."))
-    sources = [(path, "data.data") for path, _weight in weighted(cfg.data)]
+    sources = [(path, "data.data") for path, _weight in parse_weights(cfg.data)]
     sources += [(share, "data.held_out")] if isinstance(share, str) else []
-    return _looked(sources, cfg, report)
+    return _read_all(sources, cfg, report)
 
 
 def prepare(
@@ -59,27 +61,29 @@ def prepare(
     seed: int = 0,
     files: Sequence[Found] | None = None,
 ) -> Prepared:
-    """Make the examples of all files of `cfg`, read already as `files` or now; `limit`: the tokens that the model can
-    hold, None for any.
+    """The examples of all files of `cfg`.
 
-    Raises ConfigError for a setting that cannot be, DataError with every bad row for rows that cannot.
+    limit: context length of the model in tokens, None if it has none; files: what `read_files` returned, if the files
+    were read already.
+
+    Raises ConfigError for an invalid setting, DataError with every bad row.
     """
-    report, share, weights = report or Report(), _share(cfg), weighted(cfg.data)
+    report, share, weights = report or Report(), _held_out_share(cfg), parse_weights(cfg.data)
     _max_length(cfg, limit)
     files = read_files(cfg, report) if files is None else files
     for note in (note for found in files for note in found.notes):
         report.say(note)
     notes = [note for found in files for note in (*found.notes, *found.left_out)]
-    learned = files[: len(weights)]
+    train = files[: len(weights)]
     held_out = files[-1].records if isinstance(share, str) else None
-    mix = _mix(weights, learned)
-    records = [record for found in learned for record in found.records]
+    mix = _mix(weights, train)
+    records = [record for found in train for record in found.records]
     made = prepare_rows(records, held_out, cfg, template, limit, report, seed, mix)
     return replace(made, notes=(*notes, *made.notes))
 
 
-def _looked(sources: Sequence[tuple[str, str]], cfg: DataConfig, report: Report) -> list[Found]:
-    """Every file read; what is wrong with any of them is told together, and then of which rows nothing is learned."""
+def _read_all(sources: Sequence[tuple[str, str]], cfg: DataConfig, report: Report) -> list[Found]:
+    """Read every file, and warn of rows that are left out. Raises DataError with the problems of all files."""
     files, problems = list[Found](), dict[str, None]()
     for name, option in sources:
         try:
@@ -92,12 +96,12 @@ def _looked(sources: Sequence[tuple[str, str]], cfg: DataConfig, report: Report)
         for text in found.left_out:
             report.warn(text)
     columns = dict.fromkeys(column for found in files for column in found.columns)
-    require_columns(cfg.map, columns, ", ".join(found.name for found in files))
+    require_columns(cfg.map, columns, listed(found.name for found in files))
     return files
 
 
 def _mix(weights: Sequence[tuple[str, float | None]], files: Sequence[Found]) -> Mix | None:
-    """None where the files have no weights: then each row stands once."""
+    """How to mix the files; None if they have no weights, and every row is used once."""
     known = {name: weight for name, weight in weights if weight is not None}
     if not known:
         return None
@@ -114,39 +118,40 @@ def prepare_rows(
     seed: int = 0,
     mix: Mix | None = None,
 ) -> Prepared:
-    """The same for rows that are read already; `held_out` None: drawn from `train` as `cfg.held_out` says.
+    """As `prepare`, for rows that were read already. held_out: None to sample from `train` as `cfg.held_out` says.
 
-    With a `mix`, what is left to learn from is repeated or drawn by its weights: never what is held out.
+    With a `mix`, the rows that remain for training are repeated or sampled by its weights; held-out rows never are.
     """
     report, length = report or Report(), _max_length(cfg, limit)
     files = {"data.data": train} if held_out is None else {"data.data": train, "data.held_out": held_out}
-    sides = _encode(files, template, cfg.learn, report)
+    splits = _encode(files, template, cfg.learn, report)
     notes = _Notes(report)
-    notes.say(_split(sides))
-    notes.say(_clock(template))
-    notes.warn(_unseen_tools(sides, template))
-    if cfg.learn != "all":  # of which stop tokens within a row are a part
-        notes.warn(_stops_inside(sides, template))
+    notes.say(_rewriting_note(splits))
+    notes.say(_date_note(template))
+    if cfg.learn != "all":  # else the stop tokens between the turns are trained on as well
+        notes.warn(_inner_stop_warning(splits, template))
     if cfg.too_long in ("error", "split"):
-        refuse(sides, cfg, length)
-    for side in sides:
-        for text in fit(side, template, cfg, length, report):
+        refuse_too_long(splits, cfg, length)
+    for split in splits:
+        for text in fit(split, template, cfg, length, report):
             notes.warn(text)
-    if not sides[0].rows:
+    if not splits[0].rows:
         raise DataError(_("data.data: no rows are left to train on. Add more rows, or raise data.max_length."))
     if held_out is None:
-        sides.append(_drawn(sides[0], _share(cfg), seed, notes))
+        splits.append(_hold_out(splits[0], _held_out_share(cfg), seed, notes))
     if mix is not None:
-        sides[0].rows, said = mixed(sides[0].rows, lambda row: row[0].source, mix, seed)
-        for text in said:
+        splits[0].rows, texts = mix_rows(splits[0].rows, lambda row: row[0].source, mix, seed)
+        for text in texts:
             notes.say(text)
-    learned, measured = ([example for row in side.rows for example in row] for side in sides)
-    notes.warn(_overlap(learned, measured))
-    notes.say(_summary(sides, learned))
-    return Prepared(learned, measured, length, tuple(notes.texts), fingerprint(learned), fingerprint(measured))
+    training, evaluation = ([example for row in split.rows for example in row] for split in splits)
+    notes.warn(_leakage_warning(training, evaluation))
+    notes.say(_summary(splits, training))
+    return Prepared(training, evaluation, length, tuple(notes.texts), fingerprint(training), fingerprint(evaluation))
 
 
 class _Notes:
+    """Passes messages on to a report, and keeps them."""
+
     def __init__(self, report: Report) -> None:
         self.report, self.texts = report, list[str]()
 
@@ -161,18 +166,16 @@ class _Notes:
             self.report.warn(text)
 
 
-def _share(cfg: DataConfig) -> float | str:
-    """How many rows (1 and more), what part of them (below 1), or the file. Raises ConfigError."""
-    value = cfg.held_out
-    try:
-        number = float(value)
-    except ValueError:
-        return str(value)
-    if not math.isfinite(number) or number < 0 or (number > 1 and number != int(number)):
+def _held_out_share(cfg: DataConfig) -> float | str:
+    """`data.held_out` as a number of rows (1 or more), a fraction of them (below 1), or a file. Raises ConfigError."""
+    number = cfg.held_out
+    if isinstance(number, str):
+        return number
+    if not 0 <= number <= MAX_ROWS or (number > 1 and number != int(number)):  # NaN is refused as well
         raise ConfigError(
             _(
                 "data.held_out: invalid value {value}. Give a file, a whole number of rows, or a fraction from 0 to 1.",
-                value=value,
+                value=number,
             )
         )
     return number
@@ -180,7 +183,7 @@ def _share(cfg: DataConfig) -> float | str:
 
 def _max_length(cfg: DataConfig, limit: int | None) -> int:
     if cfg.max_length is None:
-        return min(USUAL_LENGTH, limit or USUAL_LENGTH)
+        return min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
     if limit is not None and cfg.max_length > limit:
         raise ConfigError(
             _(
@@ -192,42 +195,51 @@ def _max_length(cfg: DataConfig, limit: int | None) -> int:
     return cfg.max_length
 
 
-def _encode(files: dict[str, Sequence[Record]], template: Template, learn: str, report: Report) -> list[Side]:
-    """The sides with their examples; every row that the template refuses is found before one is raised."""
-    total, done, sides, texts = sum(map(len, files.values())), 0, [], list[str]()
+def _encode(files: dict[str, Sequence[Record]], template: Template, learn: str, report: Report) -> list[DataSplit]:
+    """Encode the rows of each split. Raises DataError with every row that the template refuses."""
+    total, done, splits, texts, caches = sum(map(len, files.values())), 0, [], list[str](), set[Path]()
     for option, records in files.items():
-        problems, side = Problems(option), Side(option, [], [])
+        problems, split = Problems(option), DataSplit(option, [], [])
         for record in records:
             try:
-                side.conversations.append(template.conversation(record))
+                split.conversations.append(template.conversation(record))
             except RowError as error:
                 problems.add(error.source, error.text)
-        place = encoded.place_of(side.conversations, template, learn)
-        known = encoded.recall(place, side.conversations) if place else None
-        for row in side.conversations if known is None else ():
+        path = encoded_path(split.conversations, template, learn)
+        cached = load_encoded(path, split.conversations) if path else None
+        for row in split.conversations if cached is None else ():
             try:
-                side.rows.append(template.encode_row(row, learn))
+                split.rows.append(template.encode_row(row, learn))
             except RowError as error:
                 problems.add(error.source, error.text)
             done += 1
-            if total > REPORTED and (done % REPORTED == 0 or done == total):
+            if total > REPORT_EVERY and (done % REPORT_EVERY == 0 or done == total):
                 report.progress(_("encoding"), done, total)
-        if known is not None:
-            side.rows, done = known, done + len(known)
-        elif place and not problems.sources:
-            encoded.remember(place, side.rows)
-        sides.append(side)
+        if cached is not None:
+            split.rows, done = cached, done + len(cached)
+        elif path and not problems.sources:
+            save_encoded(path, split.rows)
+        caches |= {path.parent} if path and path.is_file() else set()
+        splits.append(split)
         texts += problems.texts()
     if texts:
         raise DataError(*texts)
-    return sides
+    if caches:
+        report.say(
+            _(
+                "Encoded copies of these rows are kept in {folder} for the next run; only you can read them. "
+                "To remove them, delete that folder.",
+                folder=caches.pop(),
+            )
+        )
+    return splits
 
 
-def _drawn(side: Side, share: float | str, seed: int, notes: _Notes) -> Side:
-    """Takes the held-out rows out of `side`, by a permutation of its rows that the seed decides."""
+def _hold_out(train: DataSplit, share: float | str, seed: int, notes: _Notes) -> DataSplit:
+    """Move a random sample of the rows of `train`, which depends on the seed only, into a split of their own."""
     assert isinstance(share, float)
-    rows = side.rows
-    count = int(share) if share >= 1 else min(LARGEST_PART, int(round(share * len(rows), 6)))
+    rows = train.rows
+    count = int(share) if share >= 1 else min(MAX_HELD_OUT, int(round(share * len(rows), 6)))
     if count >= len(rows):
         raise DataError(
             _(
@@ -241,19 +253,22 @@ def _drawn(side: Side, share: float | str, seed: int, notes: _Notes) -> Side:
             _(
                 "No rows are held out: the fraction {share} of {rows} is less than one row.",
                 share=share,
-                rows=in_rows(len(rows)),
+                rows=rows_text(len(rows)),
             )
         )
     order = list(range(len(rows)))
     random.Random(f"held-out-{seed}").shuffle(order)
     chosen = set(order[:count])
-    held_out = Side("data.held_out", [side.conversations[i] for i in sorted(chosen)], [rows[i] for i in sorted(chosen)])
-    side.conversations = [one for i, one in enumerate(side.conversations) if i not in chosen]
-    side.rows = [row for i, row in enumerate(rows) if i not in chosen]
+    places_held_out = sorted(chosen)
+    held_out = DataSplit(
+        "data.held_out", [train.conversations[i] for i in places_held_out], [rows[i] for i in places_held_out]
+    )
+    train.conversations = [one for i, one in enumerate(train.conversations) if i not in chosen]
+    train.rows = [row for i, row in enumerate(rows) if i not in chosen]
     return held_out
 
 
-def _clock(template: Template) -> str:
+def _date_note(template: Template) -> str:
     if not template.text or not template.jinja.has_clock:
         return ""
     return _(
@@ -262,41 +277,28 @@ def _clock(template: Template) -> str:
     )
 
 
-def _unseen_tools(sides: list[Side], template: Template) -> str:
-    """Says that a template does not show tools, which the first row that has any tells of."""
-    rows = [row for side in sides for row in side.conversations if row.tools or any(m.tool_calls for m in row.messages)]
-    if not rows or not template.ignores_tools(rows[0]):
-        return ""
-    return _(
-        "The chat template ignores tools: in {rows}, the model sees neither the tools nor the tool calls "
-        "({places}). Use the template of a model that supports tools, or a Jinja file.",
-        rows=in_rows(len(rows)),
-        places=places([row.source for row in rows], NAMED),
-    )
-
-
-def _split(sides: list[Side]) -> str:
-    several = [row for side in sides for row in side.rows if len(row) > 1]
+def _rewriting_note(splits: list[DataSplit]) -> str:
+    several = [row for split in splits for row in split.rows if len(row) > 1]
     if not several:
         return ""
     return _(
         "The chat template rewrites earlier turns when later ones follow: {rows} became {examples} examples, "
         "so that the model trains on each answer with the same context as at inference.",
-        rows=in_rows(len(several)),
+        rows=rows_text(len(several)),
         examples=f"{sum(map(len, several)):,}",
     )
 
 
-def _stops_inside(sides: list[Side], template: Template) -> str:
-    """An answer that holds a stop token before its end teaches to stop there, and then what no one will see."""
+def _inner_stop_warning(splits: list[DataSplit], template: Template) -> str:
+    """A warning if an answer contains a stop token before its end, since generation will stop there."""
     stops = frozenset(template.stop_ids)
-    inside = [row[0].source for side in sides for row in side.rows if any(_has_inner_stop(e, stops) for e in row)]
+    inside = [row[0].source for split in splits for row in split.rows if any(_has_inner_stop(e, stops) for e in row)]
     if not inside:
         return ""
     return _(
         "In {rows}, an answer contains a stop token before its end; replies will stop there: {places}.",
-        rows=in_rows(len(inside)),
-        places=places(inside, NAMED),
+        rows=rows_text(len(inside)),
+        places=places(inside, MAX_PLACES),
     )
 
 
@@ -305,31 +307,31 @@ def _has_inner_stop(example: Example, stops: frozenset[int]) -> bool:
     return any(target in stops and following != IGNORED for target, following in pairs)
 
 
-def alike(learned: Sequence[Example], measured: Sequence[Example]) -> list[str]:
-    """Where those of `measured` stand whose tokens are those of one of `learned`."""
-    seen = {tuple(example.ids) for example in learned} if measured else set()
-    return [example.source for example in measured if tuple(example.ids) in seen]
+def leaked_sources(training: Sequence[Example], evaluation: Sequence[Example]) -> list[str]:
+    """Leakage: the sources of the `evaluation` examples whose tokens are those of a `training` example."""
+    known = {tuple(example.ids) for example in training} if evaluation else set()
+    return [example.source for example in evaluation if tuple(example.ids) in known]
 
 
-def _overlap(learned: Sequence[Example], measured: Sequence[Example]) -> str:
-    both = alike(learned, measured)
-    if not both:
+def _leakage_warning(training: Sequence[Example], evaluation: Sequence[Example]) -> str:
+    leaked = leaked_sources(training, evaluation)
+    if not leaked:
         return ""
     return _(
         "The training data contains {rows} of the held-out data, so the held-out loss looks better than it is: "
         "{places}.",
-        rows=in_rows(len(both)),
-        places=places(both, NAMED),
+        rows=rows_text(len(leaked)),
+        places=places(leaked, MAX_PLACES),
     )
 
 
-def _summary(sides: list[Side], learned: Sequence[Example]) -> str:
-    tokens, targets = sum(e.useful_length for e in learned), sum(e.n_targets for e in learned)
+def _summary(splits: list[DataSplit], training: Sequence[Example]) -> str:
+    tokens, targets = sum(e.useful_length for e in training), sum(e.n_targets for e in training)
     return _(
         "{rows} to train on, {held_out} held out; {tokens} tokens per epoch, {targets} of them trained on "
         "({part:.0%}).",
-        rows=in_rows(len(sides[0].rows)),
-        held_out=f"{len(sides[1].rows):,}",
+        rows=rows_text(len(splits[0].rows)),
+        held_out=f"{len(splits[1].rows):,}",
         tokens=f"{tokens:,}",
         targets=f"{targets:,}",
         part=targets / tokens,
@@ -337,7 +339,7 @@ def _summary(sides: list[Side], learned: Sequence[Example]) -> str:
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """sha256 over ids, targets and weights that are not all 1, in order, as hexadecimal digits."""
+    """sha256 of the examples in order, in hexadecimal: their ids, targets, and weights if any of them is not 1."""
     digest = sha256()
     for example in examples:
         digest.update(array("q", [len(example.ids), *example.ids, *example.targets]).tobytes())

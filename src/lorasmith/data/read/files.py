@@ -21,7 +21,7 @@ from lorasmith.data.rows.conversation import Problems, Record, places, quoted
 from lorasmith.data.rows.forms import Form, recognised, row_problem
 from lorasmith.data.rows.messages import USED
 from lorasmith.errors import ConfigError, DataError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, counted, listed
 from lorasmith.report import Report
 
 __all__ = ["ROW_FILES", "Found", "look", "read", "require_columns", "rows_of"]
@@ -125,9 +125,7 @@ def rows_of(source: Source) -> Iterator[tuple[str, object]]:
         children = (replace(source, name=child.name) for child in path.iterdir())
         files = sorted(child.name for child in children if child.suffix in ROW_FILES)
         hint = (
-            _("Give one of the files in it: {files}.", files=", ".join(files[:5]))
-            if files
-            else _("Give a file instead.")
+            _("Give one of the files in it: {files}.", files=listed(files[:5])) if files else _("Give a file instead.")
         )
         raise DataError(_("{option}: {file} is a folder, but not one saved by `datasets`.", **source.said) + " " + hint)
     if path.exists():
@@ -195,7 +193,7 @@ def _under_our_names(row: Mapping[str, object], renamed: Mapping[str, str]) -> d
 def _notes(
     source: Source, form: Form, rows: Sequence[tuple[str, dict[str, object]]], records: Sequence[Record]
 ) -> Iterator[str]:
-    count = _("1 row") if len(records) == 1 else _("{count} rows", count=f"{len(records):,}")
+    count = counted(len(records), _("1 row"), _("{count} rows"))
     said = {"file": source.name, "form": form.name, "rows": count}
     left_out = len(rows) - len(records)
     if left_out:
@@ -204,7 +202,7 @@ def _notes(
         yield _("{file}: {form} format, {rows}, none skipped.", **said)
     unused = _unused(form, (row for _at, row in rows))
     if unused:
-        named = ", ".join(f"'{key}' ({n:,})" for key, n in unused.items())
+        named = listed(f"'{key}' ({n:,})" for key, n in unused.items())
         yield _("{file}: unused keys, with the number of rows that have them: {keys}.", file=source.name, keys=named)
     again = _repeated(records)
     if again:

@@ -3,11 +3,12 @@
 Both become records that end with an answer that nobody reads: `template.conversation(record).messages[:-1]` is asked.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from lorasmith.config.files import Malformed, parse_json
 from lorasmith.data.read.files import ROW_FILES, not_an_object, rows_of
+from lorasmith.data.read.json_rows import not_json
 from lorasmith.data.read.stream import Broken, Source
 from lorasmith.data.rows.cells import unfolded
 from lorasmith.data.rows.conversation import Problems, Record
@@ -32,7 +33,7 @@ def read_prompts(path: Path) -> list[Record]:
     """
     source = Source(str(path), "--file", Report())
     if source.suffix in ROW_FILES:
-        return _records(rows_of(source))
+        return _records(rows_of(source), source.option)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -51,22 +52,22 @@ def parse_prompts(lines: Iterable[str], rows: bool, source: str) -> list[Record]
     """The same from lines: with `rows` each a JSON object, else each a prompt; empty ones are passed over."""
     numbered = [(f"{source}:{number}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if rows:
-        return _records([(at, _object(line)) for at, line in numbered])
+        return _records([(at, _object(line)) for at, line in numbered], _("prompts"))
     return [as_record(line, at) for at, line in numbered]
 
 
 def _object(line: str) -> object:
     """The row, or the sentence that says why there is none."""
     try:
-        row: object = json.loads(line)
-    except json.JSONDecodeError as error:
-        return Broken(_("not valid JSON at column {column}: {why}.", column=error.colno, why=foreign(error.msg)))
+        row: object = parse_json(line)
+    except Malformed as error:
+        return Broken(not_json(error))
     return row
 
 
-def _records(rows: Iterable[tuple[str, object]]) -> list[Record]:
+def _records(rows: Iterable[tuple[str, object]], option: str) -> list[Record]:
     """Each row by its own form: what is asked needs no one form, because nothing is learned from it."""
-    problems, found = Problems(_("prompts")), []
+    problems, found = Problems(option), []
     for source, row in rows:
         if not isinstance(row, dict):
             problems.add(source, str(row) if isinstance(row, Broken) else not_an_object(row))

@@ -64,7 +64,7 @@ def _decoded(stream: BinaryIO, source: Source) -> Iterator[str]:
 
 
 def _header(cells: list[str], source: Source) -> list[str]:
-    names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, 1)]
+    names = [cell.strip() or _("column {number}", number=number) for number, cell in enumerate(cells, 1)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(

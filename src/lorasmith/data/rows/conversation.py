@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lorasmith.config.values import ranges, spelled
 from lorasmith.errors import DataError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 
 ROLES = ("system", "user", "assistant", "tool")
 LISTED = 20  # problems, or places of one problem, that a message lists before it only counts
@@ -77,11 +77,6 @@ class RowError(DataError):
         self.text = text
 
 
-def is_unicode(text: str) -> bool:
-    """False for half of a surrogate pair, which JSON can write and no tokenizer can read."""
-    return not any("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else True
-
-
 def kind_of(value: object) -> str:
     """What a value is, for a reader."""
     if value is None:
@@ -97,24 +92,24 @@ def kind_of(value: object) -> str:
 
 def quoted(keys: Iterable[object]) -> str:
     """'a', 'b'."""
-    return ", ".join(f"'{key}'" for key in keys)
+    return listed(f"'{key}'" for key in keys)
 
 
-def places(sources: Sequence[str], listed: int = LISTED) -> str:
+def places(sources: Sequence[str], most: int = LISTED) -> str:
     """Where rows stand, for a reader: 'train.jsonl line 812', or 'train.jsonl lines 3, 5, 9 and 17 more'."""
     numbers: dict[tuple[str, str], list[str]] = {}
     for source in sources:
         match = re.fullmatch(r"(.*?)(:| row )(\d+)", source, re.DOTALL)
         key, number = ((match[1], match[2]), match[3]) if match else ((source, ""), "")
         numbers.setdefault(key, []).append(number)
-    return "; ".join(_in_one_file(file, mark, found, listed) for (file, mark), found in numbers.items())
+    return "; ".join(_in_one_file(file, mark, found, most) for (file, mark), found in numbers.items())
 
 
-def _in_one_file(file: str, mark: str, numbers: list[str], listed: int) -> str:
+def _in_one_file(file: str, mark: str, numbers: list[str], most: int) -> str:
     if not mark:
         return file
     parts = ranges(map(int, numbers))
-    shown, more = ", ".join(map(spelled, parts[:listed])), sum(map(len, parts[listed:]))
+    shown, more = listed(map(spelled, parts[:most])), sum(map(len, parts[most:]))
     if more:
         shown = _("{numbers} and {more} more", numbers=shown, more=f"{more:,}")
     if mark == ":":

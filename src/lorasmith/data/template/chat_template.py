@@ -15,7 +15,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from lorasmith.config.data import TEMPLATES
 from lorasmith.data.rows.conversation import Message, RowError
 from lorasmith.errors import ConfigError
-from lorasmith.i18n import _, foreign
+from lorasmith.i18n import _, foreign, listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -150,7 +150,7 @@ def template_text(kind: str, tokenizer: "PreTrainedTokenizerBase") -> str:
             _(
                 "data.template: 'chatml' needs the tokens {tokens}, which this model's tokenizer does not have. "
                 "Use 'human-assistant' or 'alpaca'.",
-                tokens=", ".join(missing),
+                tokens=listed(missing),
             )
         )
     return OWN[kind]
@@ -164,7 +164,7 @@ def _from_file(path: Path) -> str:
             _(
                 "data.template: '{path}' is not one of {known}, and it cannot be read as a file: {why}.",
                 path=path,
-                known=", ".join(TEMPLATES),
+                known=listed(TEMPLATES),
                 why=foreign(error.strerror),
             )
         ) from None

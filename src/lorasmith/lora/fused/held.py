@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError
-from lorasmith.lora.files import CONFIG, WEIGHTS, lora_config, misfits, read_config, read_weights, useless
+from lorasmith.lora.files import WEIGHTS, misfits
 from lorasmith.lora.fused.bank import AdapterWeights, Factors
 from lorasmith.lora.inject import PEFT_PREFIX, plain_paths, rank_and_alpha
 from lorasmith.lora.target import find_targets
@@ -24,15 +24,6 @@ class Contents(NamedTuple):
     folder: Path
     config: LoraConfig
     tensors: dict[str, Tensor]
-
-
-def read_contents(folder: Path, dtype: torch.dtype) -> Contents:
-    """The adapter of `folder` in `dtype`; touches no model. Raises AdapterError, also for one that changes nothing."""
-    config, tensors = lora_config(read_config(folder), folder / CONFIG), read_weights(folder)
-    if problems := useless(tensors):
-        raise AdapterError(*(f"{folder / WEIGHTS}: {problem}" for problem in problems))
-    # copied, also where the dtype is the file's: a mapped file that somebody shortens would end the server
-    return Contents(folder, config, {key: tensor.to(dtype, copy=True) for key, tensor in tensors.items()})
 
 
 def held_weights(

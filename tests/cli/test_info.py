@@ -1,0 +1,70 @@
+"""info as it is typed: what people read, and the line that programs read."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_verbs import as_json, refused, said
+from tests.support.peft_folder import peft_folder
+from tests.support.tiny import model_folder, trained
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    run = tmp_path_factory.mktemp("verbs") / "run"
+    trained(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that PEFT made, and options that have lines of their own."""
+    options = {"use_rslora": True, "rank_pattern": {"q_proj": 9}, "alpha_pattern": {"v_proj": 3}}
+    return peft_folder(tmp_path_factory.mktemp("theirs"), target_modules="all-linear", **options)
+
+
+def test_info_is_readable_at_width_80(capsys, run):
+    lines = said(capsys, "info", run).splitlines()
+    labels = [line[:10].rstrip() for line in lines]
+    assert [label for label in labels if label] == [
+        "adapter", "base", "LoRA", "targets", "size", "template", "data", "run", "held out",
+    ]  # fmt: skip
+    assert all(len(line) <= 80 for line in lines if not any(name in line for name in (str(run), str(model_folder()))))
+    assert "LoRA      r 8, lora_alpha 16" in lines
+    text = " ".join(line[10:] for line in lines)
+    assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in text
+    assert "parameters in 28 tensors, " in text
+    assert "model, replies end with <eos> <|im_end|>" in text
+    assert "4 steps, " in text
+
+
+def test_info_of_a_folder_that_peft_made(capsys, theirs):
+    lines = said(capsys, "info", theirs).splitlines()
+    assert "LoRA      r 4, lora_alpha 8, scaled by lora_alpha / sqrt(r) (use_rslora)" in lines
+    assert "ranks     q_proj=9" in lines
+    assert "alphas    v_proj=3" in lines
+    assert "template  not stored: the adapter was made by another tool" in lines
+
+
+def test_info_for_programs(capsys, run):
+    found = as_json(capsys, "info", run)
+    assert (found["r"], found["template"]) == (8, "model")
+    assert found["summary"] == json.loads((run / "summary.json").read_text("utf-8"))
+
+
+def test_info_of_many_modules_names_some(capsys, tmp_path):
+    names = [f"model.layers.{i}.mlp.{name}_proj" for i in range(2) for name in ("up", "gate", "down")]
+    names += [f"model.layers.{i}.self_attn.{name}_proj" for i in range(2) for name in ("q", "k", "v", "o")]
+    lines = said(capsys, "info", peft_folder(tmp_path, target_modules=names)).splitlines()
+    text = " ".join(" ".join(lines).split())
+    assert text.count("_proj") == 12
+    assert "_proj and 2 more size" in text
+    assert all(len(line) <= 80 for line in lines if "/" not in line)
+
+
+def test_info_of_nothing(capsys, tmp_path):
+    assert refused(capsys, "info", tmp_path / "x") == f"{tmp_path / 'x'}: the folder does not exist."
+    (tmp_path / "config.toml").touch()
+    assert "this run has not finished" in refused(capsys, "info", tmp_path)
