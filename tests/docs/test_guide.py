@@ -39,7 +39,7 @@ COMMANDS = {"start": 14, "guide": 21, "concepts": 5, "serving": 3, "scale": 2}  
 BODIES = {"serving": 2}  # that curl sends
 INLINE = {"start": 6, "guide": 12, "concepts": 6, "serving": 7, "scale": 1}  # flags in the sentences, at least
 FAR_EAST = re.compile(r"[\u3000-\u9fff\uff00-\uffef]")
-LABELS = ("base", "rows", "fast", "target", "without", "trained", "steps", "rate", "memory", "time")
+LABELS = ("base", "layout", "fast", "target", "layers", "params", "steps", "rate", "memory", "time")
 SHELL_WORDS = {"make", ".", "lorasmith", "python", "curl", "printf", "torchrun", "lm_eval"}
 BODY_OF = {"chat/completions": ChatRequest, "completions": CompletionRequest, "adapters": AdapterRequest}
 # Flags of other programs that the sentences name.

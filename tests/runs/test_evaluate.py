@@ -98,7 +98,7 @@ def test_data_that_is_gone_is_named(run):
 def test_a_run_that_does_not_say_what_it_held_out(run, text):
     path = run / "environment.json"
     path.unlink() if text is None else path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(RunError, match="held[ -]out"):
+    with pytest.raises(RunError, match=r"held[ -]out"):
         loss_of(run)
 
 
