@@ -52,7 +52,7 @@ def test_an_address_that_is_taken(runs: Path, refused):
 def test_nothing_to_serve(runs: Path, tmp_path: Path, refused):
     shutil.copytree(runs / "unfinished", tmp_path / "mine" / "unfinished")
     unfinished, why = refused(tmp_path / "mine", "--port", "0")
-    assert unfinished.startswith("mine/unfinished: this run is not finished")
+    assert unfinished.startswith("mine/unfinished: this run has not finished")
     assert why == "no adapter can be served, and no base model is given. Give one with --model."
 
 
@@ -62,7 +62,7 @@ def test_nothing_that_vllm_could_serve(runs: Path, tmp_path: Path, refused):
     config = tmp_path / "mine" / "loud" / "adapter" / CONFIG
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
     unfinished, *refusals = refused(tmp_path / "mine", "--print-vllm")
-    assert unfinished.startswith("left out: mine/unfinished: ")
+    assert unfinished.startswith("skipped: mine/unfinished: ")
     assert refusals == ["vLLM cannot serve loud: it uses DoRA", "no adapters are left that vLLM can serve."]
 
 
