@@ -1,6 +1,6 @@
 """The figures of a bench as Markdown, beside what must and should be reached.
 
-python -m bench.table bench.json [docs/performance.md]      rewrites what stands between the two markers there
+python -m bench.table bench.json [PAGE ...]      rewrites what stands between the two markers of docs/performance*.md
 """
 
 import argparse
@@ -14,7 +14,7 @@ from bench.breakdown import PARTS
 from bench.programs import ROOT
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
-PAGE = ROOT / "docs" / "performance.md"
+PAGES = tuple(ROOT / "docs" / name for name in ("performance.md", "performance.zh.md"))
 
 
 class Goal(NamedTuple):
@@ -169,18 +169,20 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Rewrite the page; 2: it has no place for the table."""
+    """Rewrite the pages; 2: one has no place for the table, and none is written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", type=Path)
-    parser.add_argument("page", type=Path, nargs="?", default=PAGE)
+    parser.add_argument("pages", type=Path, nargs="*", default=PAGES)
     args = parser.parse_args(words)
-    table = render(json.loads(args.json.read_text("utf-8")))
-    try:
-        page = rewrite(args.page.read_text("utf-8"), table)
-    except (OSError, ValueError) as error:
-        print(f"{args.page}: {error}", file=sys.stderr)
-        return 2
-    args.page.write_text(page, "utf-8")
+    table, pages = render(json.loads(args.json.read_text("utf-8"))), dict[Path, str]()
+    for path in args.pages:
+        try:
+            pages[path] = rewrite(path.read_text("utf-8"), table)
+        except (OSError, ValueError) as error:
+            print(f"{path}: {error}", file=sys.stderr)
+            return 2
+    for path, page in pages.items():
+        path.write_text(page, "utf-8")
     return 0
 
 

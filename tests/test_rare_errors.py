@@ -153,7 +153,7 @@ CASES: dict[str, tuple[Callable[[], Words], str]] = {
     ),
     "nested too deeply": (
         lambda: ["train", write("deep.jsonl", '{"prompt": "a", "completion": "b"}\n' + "[" * 10**5), *TRAIN],
-        "data.data: deep.jsonl line 2: the JSON is nested too deeply to be parsed.",
+        "data.data: deep.jsonl line 2: not valid JSON: nested too deeply.",
     ),
     "folder that datasets cannot read": (
         lambda: ["train", str(Path(write("done/state.json", "{}")).parent), *TRAIN],
@@ -161,15 +161,11 @@ CASES: dict[str, tuple[Callable[[], Words], str]] = {
     ),
     "calls that nobody shows": (
         only_calls,
-        (
-            "calls.jsonl line 1: message 2 (assistant) contains only tool calls, which this template does "
-            "not show, so the model would learn to reply with nothing. Use a template that supports tools, "
-            "or remove the row."
-        ),
+        "calls.jsonl line 1: the template does not show 'tool_calls', so the model would never see them. Use a ",
     ),
     "checkpoint of another version": (
         of_another_version,
-        "state.json: written by another version (0); this version of lorasmith reads 1.",
+        "state.json: written by another version (0); this version of lorasmith reads 1, 2.",
     ),
     "checkpoint with half of its state": (without_its_step, "state.json: cannot be read: "),
     "checkpoint of another size": (of_another_size, "the saved adapter does not have the size of the configured one."),

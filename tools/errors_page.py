@@ -17,16 +17,18 @@ HEADS = {
 
 *[中文](errors.zh.md)*
 
-Every message that ends a command with exit code 2, under its literal text: search this page for a part of what you saw.
-`{name}` stands for what the message filled in. In Python the same texts are exceptions of `lorasmith.errors`.
-Made from the code by `make docs`.
+On this page you can find out what an error message means and how to fix it. It lists every message that ends a command
+with exit code 2, in its exact words: search the page for a part of the message that you saw. `{name}` stands for what
+the message filled in. In Python, the same messages are exceptions of `lorasmith.errors`.
+The page is generated from the code by `make docs`.
 """,
     "zh": """# 错误
 
 *[English](errors.md)*
 
-这里按原文列出所有使命令以退出码 2 结束的信息，中英文对照：请在本页搜索你看到的文字。`{name}` 代表信息中填入的内容。
-在 Python 里，同样的文字是 `lorasmith.errors` 中的异常。本页由 `make docs` 从代码生成。
+在这一页可以查到一条错误信息是什么意思、怎样解决。这里按原文列出所有使命令以退出码 2 结束的信息，中英文对照：
+请在本页搜索你看到的信息的一部分。`{name}` 代表信息中填入的内容。
+在 Python 里，同样的信息是 `lorasmith.errors` 中的异常。本页由 `make docs` 从代码生成。
 """,
 }
 

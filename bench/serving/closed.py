@@ -17,7 +17,7 @@ import torch
 from bench.serving.llamacpp import KINDS, LlamaCpp, about, why_not
 from bench.serving.peers import Peers, generate_batch
 from bench.state import say
-from lorasmith.adapters.folder import end_ids
+from lorasmith.adapters.folder import AdapterFolder, end_ids
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.data.rows.conversation import Message
@@ -25,8 +25,7 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Request
 from lorasmith.loading.load import load_base
-from lorasmith.lora.held import read_contents
-from lorasmith.serve.adapters import offer
+from lorasmith.serve.registry import offer
 
 REQUESTS, NEW, ADAPTERS = 16, 32, 8
 ALIKE = 0.8  # of llama.cpp's tokens, the least that transformers must choose too
@@ -46,7 +45,8 @@ class Ours:
         self.engine = Engine(self.base, slots=REQUESTS, prepack=True)
         before, start = resident(), time.perf_counter()
         for folder in folders:
-            offer(self.base, folder.name, read_contents(folder, self.base.dtype), folder.name)
+            adapter = AdapterFolder.read(folder)
+            offer(self.base, folder.name, adapter, adapter.contents(self.base.dtype))
         size = sum((folder / "adapter_model.safetensors").stat().st_size for folder in folders)
         self.registered = {
             "adapters": len(folders),
@@ -80,13 +80,15 @@ class Ours:
 
     def switches(self) -> dict[str, float]:
         """Milliseconds until an adapter can be used: one that waits in memory, and one that is in its columns."""
-        bank = self.base.bank
-        assert bank is not None
+        decoder = self.base.decoding
+        assert decoder is not None
+        assert decoder.bank is not None
+        bank = decoder.bank
         cold, hot = [], []
         for name in [*self.names[: 2 * ADAPTERS]] * 4:
             for times in (cold, hot):
                 start = time.perf_counter()
-                moved = bank.hold(name, self.base.ranks[name], {name})
+                moved = bank.hold(name, decoder.held[name], {name})
                 times.append((time.perf_counter() - start) * 1e3)
                 assert moved == (times is cold) or times is cold
             if times is hot:

@@ -7,6 +7,7 @@
     ├── AdapterError         an adapter folder does not fit: its base, its keys, its effect
     ├── RunError             a run folder exists already, is unfinished, or cannot be resumed
     ├── TrainingError        a training stopped itself: the loss is no longer a number
+    ├── OutOfMemoryError     an allocation failed; what it was for is given up, the rest goes on
     └── MissingExtraError    an optional package is needed; the text says how to install it
 
 The command line prints the problems, without traceback, and exits with `exit_code`.
@@ -47,8 +48,19 @@ class TrainingError(LorasmithError):
     """A training stopped itself before it could do harm."""
 
 
+class OutOfMemoryError(LorasmithError):
+    """An allocation failed: of the machine's memory, of a container's, or of a card's."""
+
+
 class MissingExtraError(LorasmithError):
     """An optional package is needed; the text says how to install it."""
+
+
+# What a library raises where it cannot do what it is given. Caught only around calls of one, and told in a sentence.
+LIBRARY_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
 
 
 class Interrupted(KeyboardInterrupt):

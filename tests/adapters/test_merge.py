@@ -22,8 +22,9 @@ from lorasmith.config.model import ModelConfig
 from lorasmith.data.rows.conversation import Message
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError, ModelError, RunError
-from lorasmith.loading.load import load_base
+from lorasmith.loading.load import load_base, load_tokenizer
 from lorasmith.lora.inject import inject
+from lorasmith.model.identity import identity
 from lorasmith.system.locking import locked
 from tests.support.families import distance, embedding, logits_of, stir
 from tests.support.tiny import CHATML, Watch, model_folder
@@ -298,7 +299,7 @@ def test_a_model_with_code_of_its_own(tmp_path, monkeypatch):
     trusted = ModelConfig(trust_remote_code=True, dtype="float32")
     adapter = adapter_of(model_folder(), tmp_path / "adapter")
     about = json.loads((adapter / "lorasmith.json").read_text())
-    about["base"] = {"model": str(base), "identity": {}}
+    about["base"] = {"model": str(base), "identity": identity(base, load_tokenizer(model_folder()))}
     (adapter / "lorasmith.json").write_text(json.dumps(about))
     with pytest.raises(ModelError, match="--trust-remote-code"):
         merge_run(adapter, tmp_path / "merged", FLOAT32)

@@ -10,6 +10,7 @@ from lorasmith.cli.main import main
 from lorasmith.config.toml import load_config
 from lorasmith.errors import LorasmithError
 from lorasmith.preflight.check import check
+from tests.support.checks import config
 from tests.support.tiny import Watch, flags, row, rows_file, settings, trained
 
 Capture = pytest.CaptureFixture[str]
@@ -26,6 +27,30 @@ def found(capsys: Capture, files: str, **changes: Any) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(line)
     assert code == (2 if result["problems"] else 0)
     return result
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_steps": 10**12}, "training.max_steps: invalid value '1000000000000': must be at most 999999"),
+        ({"max_steps": None, "epochs": 1e300}, "training.epochs: invalid value '1e+300': must be at most 999999"),
+        ({"max_steps": None, "epochs": 999_999, "batch_size": 1}, "training.epochs: 999999 passes are 8,999,991 steps"),
+        ({"r": 10**12}, "lora.r: invalid value '1000000000000': must be at most 1000000"),
+        ({"r": 10**6}, "would have rank 1000000, and the layers of this model can have 32 at most"),
+        ({"lora_alpha": 1e300}, "lora.lora_alpha: invalid value '1e+300': must be at most 1000000"),
+    ],
+)
+def test_numbers_beyond_all_sense_are_refused_at_once(files, capsys, given, said):
+    options = {name: value for name, value in settings(**given).items() if value is not None}
+    assert main(["check", files, *flags(options)]) == 2
+    assert said in "".join(capsys.readouterr())
+
+
+def test_it_ends_at_once_for_the_longest_run_there_is(files):
+    found = check(config(files, max_steps=999_999, eval_every=7, save_every=5))
+    assert found.facts is not None
+    assert found.facts.steps == 999_999
+    assert min(found.facts.expected.seconds.values()) > 0
 
 
 def test_what_it_says_is_what_a_training_then_does(tmp_path, capsys):

@@ -44,7 +44,7 @@ def test_several_adapters_in_a_table_of_80_columns(capsys, runs, own):
         "chrF",
         "BLEU",
         "ROUGE-L",
-        "ended with a stop token",
+        "reached stop token",
     ):
         at = next(i for i, line in enumerate(lines) if line.startswith(f"{measure} (base)"))
         assert [line.split()[0] for line in lines[at + 1 : at + 3]] == ["short", "long"]

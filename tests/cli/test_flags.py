@@ -40,7 +40,8 @@ def test_every_flag_reaches_its_field(tmp_path):
         "lora": {
             "r": 3, "lora_alpha": 4.0, "lora_dropout": 0.5, "target_modules": ("x", "y"), "exclude_modules": "z",
             "layers_to_transform": (1, 2), "rank_pattern": {"a=b": 3}, "alpha_pattern": {"c": 2.5},
-            "modules_to_save": ("h",), "bias": "all", "use_rslora": True, "init_lora_weights": "gaussian",
+            "modules_to_save": ("h",), "bias": "all", "use_rslora": True, "use_dora": True,
+            "init_lora_weights": "gaussian",
         },
         "training": {
             "batch_size": 2, "accumulate": 3, "epochs": 0.5, "max_steps": 4, "learning_rate": 1e-3,
@@ -107,6 +108,8 @@ def test_a_pair_without_a_value_is_refused():
 
 def test_columns_are_mapped_from_names_that_rows_have():
     assert typed("a", "--map", "instruction=frage", "output=a b").data.map == {"instruction": "frage", "output": "a b"}
+    assert typed("a", "--map", "output=a=b").data.map == {"output": "a=b"}
+    assert typed("a", "--rank-pattern", "(?=q)q_proj=4").lora.rank_pattern == {"(?=q)q_proj": 4}
     with pytest.raises(
         ConfigError,
         match=r"data\.map: unknown column 'question': no row format uses it; known columns are completion, ",

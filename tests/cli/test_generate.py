@@ -92,6 +92,14 @@ def test_tools_of_a_row_are_shown_to_the_template(talkers, capsys, tmp_path):
     assert with_tools == wanted.text != bare
 
 
+def test_tools_that_the_template_does_not_show_are_refused(talkers, capsys, tmp_path):
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    rows = [{"messages": [{"role": "user", "content": "hi"}]} | more for more in ({}, {"tools": tools})]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), "utf-8")
+    assert generate(talkers[0], "--file", str(tmp_path / "rows.jsonl"), "--json") == 2
+    assert "rows.jsonl line 2: the template has no place for 'tools'" in capsys.readouterr().err
+
+
 def test_rows_from_a_pipe(talkers, expected, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO('{"instruction": "hi"}\n'))
     assert generate(talkers[0]) == 0

@@ -25,6 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     "modules_to_save": {"modules_to_save": ("lm_head",)},
     "bias": {"bias": "lora_only"},
     "use_rslora": {"use_rslora": True},
+    "use_dora": {"use_dora": True},
     "init_lora_weights": {"init_lora_weights": "gaussian"},
 }
 
@@ -63,7 +64,7 @@ def test_bias_all_trains_more_than_bias_of_targets() -> None:
     ("options", "said"),
     [
         ({"r": 0}, "r: invalid value 0: must be greater than 0"),
-        ({"r": True}, "invalid value true: must be a number"),
+        ({"r": True}, "r: invalid value True: must be a whole number"),
         ({"lora_alpha": 0}, "greater than 0"),
         ({"lora_alpha": float("inf")}, "finite number"),
         ({"lora_alpha": float("nan")}, "finite number"),

@@ -119,11 +119,11 @@ def test_gradient_checkpointing_computes_twice_and_learns_the_same(tmp_path, mon
 def test_too_little_memory_turns_checkpointing_on_and_says_so(tmp_path, monkeypatch):
     from lorasmith.preflight import estimate as expected
     from lorasmith.report import Report
-    from lorasmith.system import memory
+    from lorasmith.system import memory as memory
 
     heard = []
     monkeypatch.setattr(Report, "warn", lambda self, text: heard.append(text))
-    monkeypatch.setattr(memory, "available_mib", lambda: 0.0)
+    monkeypatch.setattr(memory, "available_mib", lambda _device: 0.0)
     monkeypatch.setattr(expected, "estimate_peak_mib", lambda *_: 1e6)
     twice = calls(monkeypatch, tmp_path / "tight")
     monkeypatch.undo()
@@ -178,6 +178,6 @@ def test_a_number_is_finite(field, value):
 
 
 def test_checkpoints_at_every_so_many_steps_or_none():
-    with pytest.raises(ConfigError, match=r"^training\.save_every: invalid value -1: must be at least 0, or epoch$"):
+    with pytest.raises(ConfigError, match=r"^training\.save_every: invalid value -1: must be at least 0 or 'epoch'$"):
         load_config(None, {"training": {"save_every": -1}})
-    assert load_config(None, {"training": {"save_every": "0"}}).training.save_every == 0
+    assert load_config(None, {"training": {"save_every": 0}}).training.save_every == 0

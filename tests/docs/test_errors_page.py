@@ -18,7 +18,7 @@ def test_texts_are_found_where_they_are_raised_returned_and_collected():
         ("ConfigError", "unknown option {flag}."),  # handed on to another file
         (
             "ConfigError",
-            "the values of rank_pattern and alpha_pattern must be greater than 0",
+            "the values of rank_pattern and alpha_pattern must be greater than 0, up to {most}",
         ),  # a ValueError for pydantic
         ("DataError", "two answers follow each other. Put a message with the role 'user' between them."),
         (
@@ -27,7 +27,8 @@ def test_texts_are_found_where_they_are_raised_returned_and_collected():
         ),
     ):
         assert (error, text) in found, text
-    assert not [text for _error, text in found if text in ("training", "options", "finished: {folder}")]
+    said = {text for _error, text in found}
+    assert not said & {"training", "options", "Finished. The adapter is in {folder}", ", "}
 
 
 def test_a_class_that_extends_one_of_its_own_name_is_no_endless_chain():

@@ -5,6 +5,7 @@ import re
 import shlex
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from lorasmith.cli.flags import config_of
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.toml import Config, load_config
 from lorasmith.data.rows.forms import recognised, row_problem
+from lorasmith.engine.kv_cache import KVCache
 from lorasmith.i18n import _, speaking
-from lorasmith.serve.metrics import Metrics
+from lorasmith.serve.metrics import ServerMetrics
 from lorasmith.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest
 from tests.support.paths import ROOT
 
@@ -39,7 +41,7 @@ COMMANDS = {"start": 14, "guide": 21, "concepts": 5, "serving": 3, "scale": 2}  
 BODIES = {"serving": 2}  # that curl sends
 INLINE = {"start": 6, "guide": 12, "concepts": 6, "serving": 7, "scale": 1}  # flags in the sentences, at least
 FAR_EAST = re.compile(r"[\u3000-\u9fff\uff00-\uffef]")
-LABELS = ("base", "rows", "fast", "target", "without", "trained", "steps", "rate", "memory", "time")
+LABELS = ("base", "layout", "fast", "target", "layers", "params", "steps", "rate", "memory", "time")
 SHELL_WORDS = {"make", ".", "lorasmith", "python", "curl", "printf", "torchrun", "lm_eval"}
 BODY_OF = {"chat/completions": ChatRequest, "completions": CompletionRequest, "adapters": AdapterRequest}
 # Flags of other programs that the sentences name.
@@ -155,9 +157,10 @@ def test_every_request_is_one_that_the_server_reads(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAIRS["serving"])
 def test_every_metric_and_field_is_there(name: str) -> None:
-    told = {family.name: family for family in Metrics().registry.collect()}
+    engine = SimpleNamespace(cache=KVCache(8), preemptions=0)
+    told = {family.name: family for family in ServerMetrics(engine, 1).registry.collect()}
     named = re.findall(r"`(lorasmith:\w+)`", prose(name))
-    assert len(named) == 9
+    assert len(named) == 12
     assert {metric.removesuffix("_total") for metric in named} <= set(told)
     fields = {*ChatRequest.model_fields, *CompletionRequest.model_fields}
     table = re.findall(r"^\| [^|]+ \| (`[a-z_]+`[^|-]*) \|$", text(name), re.MULTILINE)

@@ -13,7 +13,7 @@ from tests.support.families import CONFIGS, PADDED
 from tests.support.fast_base import SMOLLM3, fast_base
 from tests.support.paths import ROOT
 
-PAGE = ROOT / "docs/performance.md"
+PAGES = tuple(ROOT / "docs" / name for name in ("performance.md", "performance.zh.md"))
 BEGIN, END = "<!-- families -->", "<!-- /families -->"
 NAMED = ("llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi3", "gpt2", "olmo2", "granite", "smollm3")
 FAMILIES = tuple(dict.fromkeys((*NAMED, *CONFIGS)))
@@ -37,14 +37,14 @@ def table() -> str:
 def between(text: str) -> str:
     """What stands between the markers."""
     found = re.fullmatch(f".*{BEGIN}\n\n(.*)\n\n{END}.*", text, re.DOTALL)
-    assert found, f"{PAGE}: no lines {BEGIN} and {END}"
+    assert found, f"no lines {BEGIN} and {END}"
     return found[1]
 
 
 @pytest.fixture(scope="module")
 def lines() -> list[str]:
-    """The rows of the page's table."""
-    return between(PAGE.read_text("utf-8")).splitlines()[2:]
+    """The rows of the table."""
+    return between(PAGES[0].read_text("utf-8")).splitlines()[2:]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -57,6 +57,14 @@ def test_the_page_has_these_families_and_no_other(lines: list[str]) -> None:
     assert set(FAMILIES) == {*CONFIGS, *SMOLLM3}
 
 
+def test_both_languages_have_the_same_tables_and_figures() -> None:
+    english, chinese = (page.read_text("utf-8") for page in PAGES)
+    assert between(english) == between(chinese)
+    for shape in (r"<!-- bench -->.*<!-- /bench -->", r"^#+ ", r"^(?:- |\d+\. )", r"(?<![\d.,])\d+\.\d+"):
+        found = [sorted(re.findall(shape, text, re.MULTILINE | re.DOTALL)) for text in (english, chinese)]
+        assert found[0] == found[1], shape
+
+
 def test_every_packed_family_attends_by_hand_and_shares_prefixes(lines: list[str]) -> None:
     for family, row in zip(FAMILIES, lines, strict=True):
         fast = row.split(" | ")[1].split(", ")
@@ -65,11 +73,13 @@ def test_every_packed_family_attends_by_hand_and_shares_prefixes(lines: list[str
 
 
 def main() -> None:
-    """Write the table into the page."""
-    before, rest = PAGE.read_text("utf-8").split(BEGIN)
-    _old, after = rest.split(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}", "utf-8")
-    sys.stdout.write(f"{PAGE}\n")
+    """Write the table into both pages."""
+    made = table()
+    for page in PAGES:
+        before, rest = page.read_text("utf-8").split(BEGIN)
+        _old, after = rest.split(END)
+        page.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{after}", "utf-8")
+        sys.stdout.write(f"{page}\n")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def test_every_make_target_and_file_exists(name):
     links = re.findall(r"\]\(([^)]+)\)", text(name))
     assert len(links) >= 9
     for link in links:
-        assert (ROOT / link).is_file(), link
+        file, _sign, part = link.partition("#")
+        assert (ROOT / file).is_file(), link
+        assert not part or re.search(rf"^#+ {part}$", text(file), re.MULTILINE | re.IGNORECASE), link
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -10,17 +10,18 @@ import torch
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.packed import Found, Packed, what_decodes
-from lorasmith.engine.score import prompt_logprobs
+from lorasmith.engine.runner import Packed
+from lorasmith.engine.scoring import prompt_logprobs
+from lorasmith.engine.self_test import decoder_of
 from lorasmith.errors import ModelError
-from lorasmith.lora.bank import STEP, Change, Ranks
+from lorasmith.lora.fused.bank import STEP, AdapterWeights, Factors
+from lorasmith.lora.fused.products import FEW
 from lorasmith.lora.inject import inject
-from lorasmith.lora.product import FEW
 from lorasmith.model.base import Base
-from lorasmith.model.decoding import bank_of, decoding, ranks_of
+from lorasmith.model.decoder import Decoder, weights_of
 from lorasmith.model.forward import hidden
 from lorasmith.model.row import Example, flatten
-from lorasmith.serve.adapters import withdraw
+from lorasmith.serve.registry import withdraw
 from tests.support.decoding import base_of, logits_of_steps, prompts, request, run
 from tests.support.families import no_casts_down, stir
 
@@ -30,7 +31,7 @@ GROUPED = (*STACKED, "gemma3_text", "olmo2", "granite")
 
 @pytest.mark.parametrize("family", [*GROUPED, "gpt2", "opt"])
 def test_what_is_recognised_is_found_by_structure_and_tried(family: str) -> None:
-    found = what_decodes(base_of(family))
+    found = decoder_of(base_of(family))
     assert (found.problem, found.plain) == (None, "")
     assert found.bank is not None
     assert bool(found.bank.groups) == (family in GROUPED)
@@ -39,7 +40,7 @@ def test_what_is_recognised_is_found_by_structure_and_tried(family: str) -> None
 
 def plainly(base: Base) -> Packed:
     """A layout that runs the model's own modules with the adapters that are in them."""
-    return Packed(base, 16, 512, 2**15, Found(None))
+    return Packed(base, 16, 512, 2**15, Decoder(base))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -68,13 +69,16 @@ def test_groups_and_stack_equal_modules(family: str, dtype: torch.dtype) -> None
 
 def test_columns_are_used_again_and_grow() -> None:
     base = base_of("llama", torch.float64)
-    bank = bank_of(base)
+    decoder = Decoder(base)
+    decoder.group(as_stack=False)
+    bank = decoder.bank
+    assert bank is not None
     path = next(iter(bank.groups[0].layers))
     layer = bank.groups[0].layers[path]
 
-    def ranks(r: int, version: int = 0) -> Ranks:
-        change = Change(torch.full((r, layer.in_features), 0.1 * r), torch.full((r, layer.out_features), 0.5))
-        return Ranks(lambda: {path: change}, r, lambda: version)
+    def ranks(r: int, version: int = 0) -> AdapterWeights:
+        change = Factors(torch.full((r, layer.in_features), 0.1 * r), torch.full((r, layer.out_features), 0.5))
+        return AdapterWeights(lambda: {path: change}, r, lambda: version)
 
     assert bank.hold("a", ranks(8), {"a"})
     assert not bank.hold("a", ranks(8), {"a"})  # it is there
@@ -111,7 +115,7 @@ def test_weights_are_still_those_of_the_model() -> None:
     run(engine, [request(prompts(5)[0], "a0")])
     for name, parameter in base.model.named_parameters():
         assert torch.equal(parameter, before[name])
-    group = engine._layout.found.bank.groups[0]  # type: ignore[attr-defined]
+    group = engine._layout.decoder.bank.groups[0]  # type: ignore[attr-defined]
     assert {layer.weight.untyped_storage().data_ptr() for layer in group.layers.values()} == {
         group.W_OI.untyped_storage().data_ptr()
     }
@@ -120,7 +124,7 @@ def test_weights_are_still_those_of_the_model() -> None:
 def test_a_stack_that_computes_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     base = base_of("llama")
     monkeypatch.setattr("lorasmith.model.stack.gated", lambda gate, up, gelu: gate * up)
-    found = what_decodes(base)
+    found = decoder_of(base)
     assert (found.problem, found.has_stack, found.plain) == (None, False, "")
     assert found.bank is not None
 
@@ -130,8 +134,8 @@ def test_groups_that_fail_leave_the_modules(monkeypatch: pytest.MonkeyPatch) -> 
         raise ModelError("no such product")
 
     base = base_of("llama")
-    monkeypatch.setattr("lorasmith.lora.bank.Together.__call__", fails)
-    found = what_decodes(base)
+    monkeypatch.setattr("lorasmith.lora.fused.bank.BankedLinears.__call__", fails)
+    found = decoder_of(base)
     assert (found.problem, found.bank) == (None, None)
     assert "no such product" in found.plain
     monkeypatch.undo()
@@ -152,7 +156,7 @@ def test_outside_of_a_step_the_model_is_its_own() -> None:
 
 def test_ranks_of_an_adapter_know_its_changes() -> None:
     base = base_of("llama", adapters=2)
-    first, second = (ranks_of(base, base.adapters[name]) for name in ("a0", "a1"))
+    first, second = (weights_of(base, base.adapters[name]) for name in ("a0", "a1"))
     assert (first.r, second.r) == (2, 5)
     assert first.version() != second.version()
     before = first.version()
@@ -160,15 +164,13 @@ def test_ranks_of_an_adapter_know_its_changes() -> None:
     with torch.no_grad():
         next(iter(base.adapters["a0"].parameters.values())).add_(0)
     assert first.version() != before
-    with decoding(base, None, None):
-        assert base.stack is None
 
 
 @pytest.mark.parametrize("whole", ["q_proj", "down_proj", "mlp", "input_layernorm"])
 def test_what_an_adapter_trains_whole_is_its_own_in_rows_with_others(whole: str) -> None:
     """It came when the layers were in groups already; they are again when it is gone."""
     base = base_of("llama", torch.float64)
-    bank = what_decodes(base).bank
+    bank = decoder_of(base).bank
     assert bank is not None
     paths = bank.paths
     target = "k_proj" if whole == "mlp" else "up_proj"
@@ -199,7 +201,7 @@ def test_what_came_whole_after_the_layers_were_in_groups_is_scored_as_it_is() ->
     for is_late in (False, True):
         base = base_of("llama", torch.float64)
         if is_late:
-            what_decodes(base)
+            decoder_of(base)
         base.adapters["w"] = inject(base.model, config, base.router, "w")
         stir(base.adapters["w"])
         (told,) = prompt_logprobs(base, [request(prompts(7)[0], "w")])
@@ -213,28 +215,30 @@ def test_a_model_with_something_trained_whole_groups_the_rest() -> None:
     stir(base.adapters["s"])
     asked = [request(ids, name) for ids, name in zip(prompts(3, 5), (None, "s"), strict=True)]
     assert run(Engine(base), asked) == [run(Engine(base), [one])[0] for one in asked]
-    assert base.bank is not None
-    assert {path.split(".")[3] for path in base.bank.paths} == {"self_attn"}
+    assert base.decoding is not None
+    assert base.decoding.bank is not None
+    assert {path.split(".")[3] for path in base.decoding.bank.paths} == {"self_attn"}
 
 
 def test_a_copy_of_a_module_copies_no_bank() -> None:
     """Not a norm that an adapter trains whole: the bank holds the weights of all layers."""
     base = base_of("llama")
-    what_decodes(base)
+    decoder_of(base)
     norm = base.model.get_submodule("model.norm")
-    assert norm.bank is base.bank
+    assert norm.decoder is base.decoding
     twin = copy.deepcopy(norm)
-    assert (twin.bank, twin.together) == (None, ())
+    assert (twin.decoder, twin.banked) == (None, ())
 
 
 def test_columns_of_no_numbers_disturb_nobody_once_they_are_free() -> None:
     base = base_of("llama", adapters=1)
     (ids,), engine = prompts(9), Engine(base)
     expected = run(engine, [request(ids, "a0")])
-    assert base.bank is not None
-    path, layer = next(iter(base.bank.groups[0].layers.items()))
-    broken = Change(torch.full((4, layer.in_features), torch.nan), torch.ones(4, layer.out_features))
-    base.ranks["broken"] = Ranks(lambda: {path: broken}, 4, lambda: 0)
+    assert base.decoding is not None
+    assert base.decoding.bank is not None
+    path, layer = next(iter(base.decoding.bank.groups[0].layers.items()))
+    broken = Factors(torch.full((4, layer.in_features), torch.nan), torch.ones(4, layer.out_features))
+    base.decoding.held["broken"] = AdapterWeights(lambda: {path: broken}, 4, lambda: 0)
     with pytest.raises(ModelError, match="NaN"):  # which empties the bank
         run(engine, [request(ids, "broken")])
     assert run(engine, [request(ids, "a0")]) == expected

@@ -11,8 +11,8 @@ import torch
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.engine.engine import Engine, generate, replies
-from lorasmith.engine.packed import Packed
 from lorasmith.engine.request import Reply, Request
+from lorasmith.engine.runner import Packed
 from lorasmith.errors import AdapterError, DataError, ModelError
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base

@@ -6,20 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasmith.adapters.folder import write_adapter
+from lorasmith.adapters.folder import AdapterFolder, write_adapter
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.model import ModelConfig
 from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.score import prompt_logprobs
+from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.loading.load import load_base
-from lorasmith.lora.held import read_contents
+from lorasmith.lora.fused.products import FEW, prepacked
 from lorasmith.lora.inject import inject
-from lorasmith.lora.product import FEW, prepacked
 from lorasmith.model.base import Base, Head
 from lorasmith.model.forward import hidden
 from lorasmith.model.row import Example, flatten
-from lorasmith.serve.adapters import offer, withdraw
+from lorasmith.serve.registry import offer, withdraw
 from tests.support import tiny
 from tests.support.decoding import base_of, logits_of_steps, prompts, request, run
 from tests.support.families import stir
@@ -39,9 +38,10 @@ def test_prepacked_weights_equal_plain_ones(family: str, dtype: torch.dtype) -> 
     for prepack in (False, True):
         base = base_of(family, dtype, adapters=3)
         engine = Engine(base, prepack=prepack)
-        assert base.bank is not None
-        assert base.bank.is_prepacked == prepack
-        assert all((group.packed is not None) == prepack for group in base.bank.groups)
+        assert base.decoding is not None
+        assert base.decoding.bank is not None
+        assert base.decoding.is_prepacked == prepack
+        assert all((group.packed is not None) == prepack for group in base.decoding.bank.groups)
         for lengths in ((5, 1, 3, 7, 2, 4), (FEW - 8, 9, 30, 31, 40, 33)):
             asked = [
                 request(ids, name, stop=False, max_new_tokens=1 if dtype == torch.bfloat16 else 5)
@@ -62,10 +62,11 @@ def test_the_model_has_its_weights_back() -> None:
     base = base_of("llama", adapters=1)
     before = {name: p.detach().clone() for name, p in base.model.named_parameters()}
     Engine(base, prepack=True)
-    assert base.bank is not None
+    assert base.decoding is not None
+    assert base.decoding.bank is not None
     with pytest.raises((RuntimeError, ZeroDivisionError)):
         hidden(base, flatten([Example(ids := prompts(6)[0], ids, [1.0] * 6, "x")], 6.0, None))
-    base.bank.unpack()
+    base.decoding.close()
     for name, parameter in base.model.named_parameters():
         assert torch.equal(parameter, before[name])
 
@@ -81,12 +82,13 @@ def test_an_adapter_with_modules_of_its_own_joins_and_leaves(tmp_path: Path) -> 
     for prepack in (False, True):
         base = _base()
         engine = Engine(base, prepack=prepack)
-        offer(base, "saved", read_contents(tmp_path, base.dtype), "1")
+        adapter = AdapterFolder.read(tmp_path)
+        offer(base, "saved", adapter, adapter.contents(base.dtype))
         asked[prepack] = run(engine, [request(ids, name, stop=False) for name in ("saved", None)])
-        assert base.packed_head is None
+        assert base.decoding.packed_head is None
         withdraw(base, "saved")
         asked[prepack] += run(engine, [request(ids, None, stop=False)])
-        assert (base.packed_head is not None) == prepack
+        assert (base.decoding.packed_head is not None) == prepack
     assert asked[True] == asked[False]
     assert asked[True][0] != asked[True][1] == asked[True][2]
 
@@ -109,7 +111,7 @@ def test_a_head_that_the_model_calls_itself_is_not_prepacked() -> None:
     assert run(Engine(base, prepack=True), [request(prompts(7)[0])]) == run(
         Engine(base_of("llama")), [request(prompts(7)[0])]
     )
-    assert base.packed_head is None
+    assert base.decoding.packed_head is None
 
 
 def _base() -> Base:

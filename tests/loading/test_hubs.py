@@ -130,5 +130,5 @@ def test_a_broken_download_is_told_in_a_line_and_leaves_no_half_of_anything(
     folder = find_folder("org/tiny", report)
     assert folder.name == SHA
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == TINY
-    assert report.tasks[-1] == "fetching org/tiny"
+    assert report.tasks[-1] == "downloading org/tiny"
     assert len(look("org/MyRows").records) == 12

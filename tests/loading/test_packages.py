@@ -233,7 +233,7 @@ def test_two_programs_at_once_fetch_once() -> None:
         program.stdin.flush()
     output = "".join(program.communicate(timeout=60)[0] for program in programs)
     assert [program.returncode for program in programs] == [0, 0]
-    assert output.count("Taking a tiny model") == 1
+    assert output.count("Extracting a tiny model") == 1
     assert output.count("Another process is creating") == 1
 
 

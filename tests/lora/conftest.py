@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lorasmith.lora import siblings
+from lorasmith.lora.fused import linears
 
 
 class Passes:
@@ -12,13 +12,13 @@ class Passes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        right = siblings.AdaptedLinear.apply
+        right = linears.AdaptedLinear.apply
 
         def apply(*args: Any) -> Any:
             self.count += 1
             return right(*args)
 
-        monkeypatch.setattr(siblings.AdaptedLinear, "apply", apply)
+        monkeypatch.setattr(linears.AdaptedLinear, "apply", apply)
 
 
 @pytest.fixture

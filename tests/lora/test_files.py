@@ -62,11 +62,11 @@ def test_no_folder_or_no_adapter_in_it(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"is not an adapter folder: it does not contain adapter_config\.json"):
         read_config(tmp_path)
     (tmp_path / CONFIG).write_text("{")
-    with pytest.raises(AdapterError, match="invalid JSON"):
+    with pytest.raises(AdapterError, match="not valid JSON"):
         read_config(tmp_path)
-    for text in ('{"peft_type": "IA3"}', "[]"):
+    for text, why in (('{"peft_type": "IA3"}', "peft_type is not LORA"), ("[]", r"must be a JSON object, found \[\]")):
         (tmp_path / CONFIG).write_text(text)
-        with pytest.raises(AdapterError, match="peft_type is not LORA"):
+        with pytest.raises(AdapterError, match=why):
             read_config(tmp_path)
 
 
@@ -134,7 +134,7 @@ def test_a_broken_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"use_dora": True}, "use_dora"),
+        ({"use_bdlora": True}, "use_bdlora"),
         ({"lora_bias": True, "use_qalora": True}, "lora_bias, use_qalora"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
         ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
@@ -150,7 +150,7 @@ def test_an_option_that_is_not_understood_is_refused_by_name(folder: Path, optio
 @pytest.mark.parametrize(
     "options",
     [
-        {"use_dora": False, "megatron_config": None, "loftq_config": {}, "some_option_of_2030": None},
+        {"use_bdlora": False, "megatron_config": None, "loftq_config": {}, "some_option_of_2030": None},
         {"init_lora_weights": "orthogonal"},
         {"init_lora_weights": False},
         {"layers_to_transform": 1, "target_modules": "q_proj"},
@@ -208,3 +208,19 @@ def test_dtypes_of_the_file_are_taken_into_the_masters(folder: Path, dtype: torc
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float8_e4m3fn])
 def test_weights_of_odd_kinds_are_looked_at_too(dtype):
     assert has_effect({"q.lora_A.weight": torch.ones(2, 2).to(dtype), "q.lora_B.weight": torch.ones(2, 2).to(dtype)})
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, torch.uint8])
+def test_matrices_that_are_no_real_numbers_are_refused_by_name(folder: Path, dtype: torch.dtype) -> None:
+    change(folder, A=torch.ones(4, 32).to(dtype), B=torch.ones(32, 4).to(dtype))
+    name = str(dtype).removeprefix("torch.")
+    assert problems(folder) == (
+        f"{KEY.format('A')} holds {name}; an adapter's matrices hold floating-point numbers, such as float32.",
+    )
+
+
+@pytest.mark.parametrize("key", ["r", "lora_alpha", "lora_dropout", "bias"])
+def test_null_is_no_value_of_a_number(folder: Path, key: str) -> None:
+    configure(folder, **{key: None})
+    (problem,) = problems(folder)
+    assert f"{CONFIG}: {key}: " in problem

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
 from lorasmith.config.lora import LoraConfig
+from lorasmith.errors import AdapterError
 from lorasmith.lora.init import initialise
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, LowRank, SavedModule, master_dtype, plain_low_rank
 from lorasmith.lora.router import Router
@@ -125,7 +126,8 @@ def by_the_book(module: LoRALayer, x: Tensor, adapter: str | None) -> Tensor:
     y: Tensor = module.base_layer(x)
     if adapter is None:
         return y
-    return y + module.scaling[adapter] * (x @ module.lora_A[adapter].weight.t()) @ module.lora_B[adapter].weight.t()
+    A, B = module.updates[adapter].matrices
+    return y + module.updates[adapter].scaling * (x @ A.t()) @ B.t()
 
 
 @pytest.mark.parametrize("kind", [lambda: nn.Linear(I, O), lambda: nn.Linear(I, O, bias=False), lambda: Conv1D(O, I)])
@@ -249,6 +251,49 @@ def test_whole_module_is_taken_by_slices(shape: tuple[int, ...]) -> None:
         changed = module.modules_to_save["a"](x).reshape(6, width)
         torch.testing.assert_close(y.reshape(6, width)[:2], changed[:2])
         assert y.shape == (*x.shape[:-1], width) if x.is_floating_point() else (*x.shape, width)
+
+
+class Block(nn.Module):
+    """Called with keywords, gives a tuple, and has a mark that its caller looks at: as attention does."""
+
+    kind = "sliding"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(I, I, dtype=torch.bfloat16)
+
+    def forward(self, hidden_states: Tensor, mask: Tensor | None = None) -> tuple[Tensor, None]:
+        return self.proj(hidden_states), None
+
+
+def test_a_whole_block_is_called_as_it_is_called_without_us() -> None:
+    module, x = SavedModule(Block(), Router()), torch.randn(2, 3, I).bfloat16()
+    module.add("a")
+    module.router.active = "a"
+    assert module.sees_more_than_its_input
+    assert not SavedModule(nn.Linear(I, O), Router()).sees_more_than_its_input
+    y, nothing = module(hidden_states=x, mask=None)
+    assert nothing is None
+    assert (y.dtype, y.shape) == (torch.bfloat16, x.shape)
+    assert torch.equal(y, module.original_module(x)[0])
+    y.sum().backward()
+    assert module.modules_to_save["a"].proj.weight.grad is not None
+    assert module.kind == "sliding", "what it does not have, the block has"
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = module.no_such_thing
+    assert copy.deepcopy(module).kind == "sliding"
+
+
+def test_a_whole_block_takes_no_row_of_several_adapters() -> None:
+    module, x = SavedModule(Block(), Router()), torch.randn(1, 6, I).bfloat16()
+    module.add("a")
+    module.router.route((("a", 0, 2), (None, 2, 6)))
+    with pytest.raises(
+        AdapterError, match="a Block that is trained whole cannot compute several adapters in one batch"
+    ):
+        module(hidden_states=x)
+    module.router.route((("a", 0, 6),))
+    assert module(hidden_states=x)[0].shape == x.shape
 
 
 @pytest.mark.parametrize(

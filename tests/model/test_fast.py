@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
 
 from lorasmith.config.training import TrainingConfig
-from lorasmith.lora.product import share_memory
+from lorasmith.lora.fused.products import share_memory
 from lorasmith.model import fast
 from lorasmith.model.base import Base
 from lorasmith.model.fast import Fast, FastAttention, FastGatedMLP, FastRMSNorm

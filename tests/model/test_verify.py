@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorasmith.lora import siblings
+from lorasmith.lora.fused import linears
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.model import attention, fast, forward, head
 from lorasmith.model import row as row_module
@@ -113,13 +113,13 @@ def wrong_head(patch: pytest.MonkeyPatch) -> None:
 
 
 def wrong_linear(patch: pytest.MonkeyPatch) -> None:
-    right = siblings.product
-    patch.setattr(siblings, "product", lambda x, w, bias=None: right(x, w, bias).mul_(1.01))
+    right = linears.product
+    patch.setattr(linears, "product", lambda x, w, bias=None: right(x, w, bias).mul_(1.01))
 
 
 def wrong_linear_backward(patch: pytest.MonkeyPatch) -> None:
-    right = siblings.sum_of_products
-    patch.setattr(siblings, "sum_of_products", lambda xs, ws: right(xs, ws).mul_(1.1))
+    right = linears.sum_of_products
+    patch.setattr(linears, "sum_of_products", lambda xs, ws: right(xs, ws).mul_(1.1))
 
 
 def wrong_prefix(patch: pytest.MonkeyPatch) -> None:
@@ -277,12 +277,12 @@ def test_a_fresh_adapter_is_stirred_for_the_trial(monkeypatch: pytest.MonkeyPatc
         for key, p in adapter.parameters.items():
             if "lora_B" in key:
                 p.zero_()
-    right = siblings.AdaptedLinear.backward
+    right = linears.AdaptedLinear.backward
 
     def backward(ctx: Any, *dy: Tensor) -> tuple[Tensor | None, ...]:
         return tuple(None if g is None else g * 2 if g.dim() == 2 and len(g) == 4 else g for g in right(ctx, *dy))
 
-    monkeypatch.setattr(siblings.AdaptedLinear, "backward", staticmethod(backward))
+    monkeypatch.setattr(linears.AdaptedLinear, "backward", staticmethod(backward))
     speed_up(base, "default", IDS)
     assert base.fast == ALL - {"linear layers"}
 

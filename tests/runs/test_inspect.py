@@ -97,7 +97,7 @@ def test_an_adapter_without_weights(run):
     weights.write_bytes(weights.read_bytes()[:100])
     assert refused(run).startswith(f"{weights}: not a valid safetensors file")
     weights.unlink()
-    assert refused(run) == f"{run / 'adapter'}: no adapter_model.safetensors in it."
+    assert refused(run) == f"{run / 'adapter'} does not contain adapter_model.safetensors."
     (run / "adapter" / "adapter_model.bin").touch()
     assert "is a pickle" in refused(run)
 
@@ -116,13 +116,20 @@ def test_an_adapter_config_with_a_wrong_value(run, key, value):
     assert refused(run).startswith(f"{path}: {key}: ")
 
 
+def test_a_variant_of_lora_is_named(run):
+    path = run / "adapter" / "adapter_config.json"
+    assert inspect_folder(run)["variants"] == []
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"use_dora": True}), "utf-8")
+    assert inspect_folder(run)["variants"] == ["use_dora"]
+
+
 def test_an_adapter_that_cannot_be_loaded_here_is_shown(run):
     path = run / "adapter" / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"use_dora": True}), "utf-8")
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"use_qalora": True}), "utf-8")
     assert inspect_folder(run)["r"] == 8
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '{"version": 2}', "\xff"])
+@pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '{"version": 2}', '{"version": true}', "\xff"])
 def test_a_malformed_lorasmith_json(run, text):
     path = run / "adapter" / "lorasmith.json"
     path.write_bytes(text.encode("latin-1"))
@@ -135,6 +142,8 @@ def test_a_malformed_lorasmith_json(run, text):
         (("base",), 3),
         (("base", "model"), None),
         (("base", "identity"), []),
+        (("template", "version"), True),
+        (("template", "stop"), [{"id": "3", "token": None}]),
         (("template", "kind"), "mine"),
         (("template", "stop"), [7]),
         (("template", "golden"), {}),
@@ -154,11 +163,22 @@ def test_a_lorasmith_json_with_a_wrong_or_missing_key(run, place, value, is_ther
     assert refused(run).startswith(f"{path}: {'.'.join(place)}")
 
 
+@pytest.mark.parametrize(
+    "identity", [{}, {"config": "a", "tensors": "b"}, {"config": "a", "tensors": "b", "tokenizer": 3}]
+)
+def test_an_identity_that_would_fit_any_base_is_refused(run, identity):
+    path = run / "adapter" / "lorasmith.json"
+    about = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(about | {"base": about["base"] | {"identity": identity}}), "utf-8")
+    with pytest.raises(AdapterError, match=r"lorasmith\.json: base\.identity\.tokenizer: "):
+        inspect_folder(run)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", "\xff"])
 def test_a_malformed_summary(run, text):
     path = run / "summary.json"
     path.write_bytes(text.encode("latin-1"))
-    assert refused(run).startswith(f"{path}: not a valid run summary (")
+    assert refused(run).startswith((f"{path}: not a valid run summary (", f"{path}: not valid JSON: "))
 
 
 @pytest.mark.parametrize(("key", "value"), [("loss_after", "low"), ("interval", [1.0]), ("steps", None)])

@@ -163,7 +163,7 @@ def test_without_held_out_rows_the_last_is_kept_and_nothing_is_claimed(tmp_path)
     watch = Watch()
     summary = trained(tmp_path / "run", watch, held_out=0, eval_every=2)
     assert (summary.loss_before, summary.loss_after, summary.interval) == (None, None, None)
-    assert [text for text in watch.warned if "nothing is held out" in text]
+    assert [text for text in watch.warned if "no examples are held out" in text]
     assert read_summary(tmp_path / "run") == summary
     assert not any("held_out_loss" in line for line in metrics(tmp_path / "run"))
 
@@ -268,9 +268,12 @@ def test_a_config_toml_makes_no_run_of_a_folder(tmp_path, config):
         train(files, output=site, config=tmp_path / "my.toml", resume=True, **settings())
     assert main(["train", files, "--output", str(site), "--resume", *flags(settings())]) == 2
     assert tree(site) == before
-    (site / "metrics.jsonl").write_text("{}\n", "utf-8")  # nor do two names
+    shutil.rmtree(site / ".git")
+    (site / "thesis.txt").unlink()
+    for name in ("metrics.jsonl", "summary.json", "environment.json"):  # nor do names alone
+        (site / name).write_text("{}\n", "utf-8")
     before = tree(site)
-    with pytest.raises(RunError, match="--overwrite does not replace it"):
+    with pytest.raises(RunError, match="mysite was not written by `lorasmith train`"):
         train(files, output=site, overwrite=True, **settings())
     assert tree(site) == before
 
@@ -451,13 +454,13 @@ def test_a_broken_checkpoint_is_one_sentence(tmp_path, name):
 
 def test_an_unfinished_run_has_no_adapter_to_talk_to(tmp_path):
     stopped_at(tmp_path / "run", 3)
-    with pytest.raises(AdapterError, match=r"this run is not finished.*--resume"):
+    with pytest.raises(AdapterError, match=r"this run has not finished.*--resume"):
         open_adapters([tmp_path / "run"])
 
 
 def test_no_data_is_said_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "assemble", lambda *_args: pytest.fail("loaded a model"))
-    with pytest.raises(ConfigError, match=r"^data\.data: no file of examples is named"):
+    with pytest.raises(ConfigError, match=r"^data\.data: no training data is given"):
         train(output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from lorasmith.config.model import ModelConfig
-from lorasmith.engine.score import ROW, rows_of
+from lorasmith.engine.scoring import ROW, rows_of
 from lorasmith.loading.load import load_base
 from lorasmith.lora.files import load_adapter
 from lorasmith.model.probe import native_attention
-from lorasmith.serve.calls import Held, parse_calls
+from lorasmith.serve.tool_calls import ToolCallStream, parse_tool_calls
 from tests.support.serving import Running, said, user
 
 HI = "What do cats eat?"
@@ -36,13 +36,13 @@ def test_models_say_what_they_are(served: Running):
 
 
 def test_echo_with_logprobs_scores_the_prompt_as_lm_eval_asks(served: Running):
-    base, ids = served.desk.registry.base, [5, 9, 40, 41, 60]
+    base, ids = served.manager.registry.base, [5, 9, 40, 41, 60]
     reply = served.client().completions.create(
         model="loud", prompt=[ids, ids[:3]], max_tokens=1, logprobs=1, echo=True, temperature=0, seed=1
     )
     first, second = (choice.logprobs for choice in reply.choices)
     other = load_base(ModelConfig(model=str(base.folder), dtype="float32", device="cpu"))
-    load_adapter(other.model, other.router, served.desk.registry.versions["loud"].found.folder)
+    load_adapter(other.model, other.router, served.manager.registry.versions["loud"].discovered.folder)
     with torch.no_grad(), native_attention(other):
         logits = other.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     wanted = [float(logits[i, ids[i + 1]]) for i in range(len(ids) - 1)]
@@ -73,6 +73,7 @@ def test_json_where_it_is_asked_for(served: Running):
 @pytest.mark.parametrize("prompt", ["What do", ["What do", "cats"], [5, 9, 40], [[5, 9], [40]]])
 def test_prompts_in_all_four_forms(served: Running, prompt):
     reply = served.client().completions.create(model="calm", prompt=prompt, max_tokens=3, n=2)
+    assert reply.id.startswith("cmpl-")
     many = isinstance(prompt, list) and not isinstance(prompt[0], int)
     assert [choice.index for choice in reply.choices] == list(range(2 * (len(prompt) if many else 1)))
 
@@ -86,6 +87,18 @@ def test_seeds_repeat_and_choices_differ(served: Running):
     assert len(set(texts)) == 3
 
 
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+CALLED = [
+    {"role": "user", "content": HI},
+    {
+        "role": "assistant",
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    },
+    {"role": "tool", "content": "1", "tool_call_id": "1"},
+    {"role": "user", "content": HI},
+]
+
+
 @pytest.mark.parametrize(
     ("changes", "param", "says"),
     [
@@ -96,6 +109,11 @@ def test_seeds_repeat_and_choices_differ(served: Running):
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "role 'user'"),
         ({"messages": []}, "messages", "messages"),
         ({"extra_body": {"tool_choice": "required"}}, "tool_choice", "none"),
+        ({"tools": TOOLS}, "messages", "the template has no place for 'tools'"),
+        ({"messages": CALLED}, "messages", "the template does not show 'tool_calls'"),
+        ({"extra_body": {"temperature": True}}, "temperature", "a number"),
+        ({"extra_body": {"max_tokens": "5"}}, "max_tokens", "a whole number"),
+        ({"extra_body": {"seed": 1.0}}, "seed", "a whole number"),
     ],
 )
 def test_a_wrong_field_is_named(served: Running, changes, param, says):
@@ -110,6 +128,13 @@ def test_curl_is_told_what_is_wrong_with_a_body(served: Running):
     assert curl(chat, "-d", "{")[0] == 400
     assert curl(chat, "-d", "[]")[0] == 400
     assert curl(chat, "-d", "[" * 100_000)[0] == 400
+    assert (
+        curl(chat, "-d", json.dumps({"model": "calm", "messages": user(HI)})[:-1] + ', "seed": ' + "9" * 5000 + "}")[0]
+        == 400
+    )
+    deep = {"type": "function", "function": {"name": "f", "arguments": "[" * 100_000}}
+    called = [*user(HI), {"role": "assistant", "tool_calls": [deep]}, *user(HI)]
+    assert curl(chat, "-d", json.dumps({"model": "calm", "messages": called}))[0] == 400
     half = json.dumps({"model": "calm", "messages": user("\ud800")})  # of a pair of surrogates
     assert curl(chat, "-d", half)[0] == 400
     status, body = curl(chat, "-X", "PUT")
@@ -131,11 +156,11 @@ def test_health_ready_and_metrics(served: Running):
 
 def test_calls_of_tools_are_read_where_they_are_json():
     text = 'Well.\n<tool_call>\n{"name": "find", "arguments": {"word": "猫"}}\n</tool_call>'
-    content, calls = parse_calls(text)
+    content, calls = parse_tool_calls(text)
     assert content == "Well."
     assert calls[0]["function"] == {"name": "find", "arguments": '{"word": "猫"}'}
-    assert parse_calls("<tool_call>find</tool_call>") == ("<tool_call>find</tool_call>", [])
-    held = Held()
+    assert parse_tool_calls("<tool_call>find</tool_call>") == ("<tool_call>find</tool_call>", [])
+    held = ToolCallStream()
     assert "".join(map(held.push, text)) == "Well.\n"
     assert held.close()[1][0]["function"]["name"] == "find"
 
@@ -156,7 +181,7 @@ def test_more_replies_than_can_ever_wait_are_refused_before_they_are_made(served
 
 
 def test_an_error_of_our_own_has_openais_form(served: Running, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("lorasmith.serve.app.ask_chat", lambda *_args: 1 / 0)
+    monkeypatch.setattr("lorasmith.serve.app.parse_chat", lambda *_args: 1 / 0)
     with pytest.raises(openai.InternalServerError) as caught:
         served.client().chat.completions.create(model="calm", messages=user(HI))
     assert caught.value.type == "server_error"

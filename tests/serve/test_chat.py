@@ -32,6 +32,7 @@ def test_a_stream_says_the_same(served: Running):
     pieces = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices) == said(whole)
     assert pieces[0].choices[0].delta.role == "assistant"
+    assert {one.id.partition("-")[0] for one in (whole, *pieces)} == {"chatcmpl"}  # as OpenAI's
     assert pieces[-1].usage == whole.usage
     assert pieces[-2].choices[0].finish_reason == whole.choices[0].finish_reason
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from hashlib import sha256
 from pathlib import Path
@@ -19,13 +18,13 @@ import pytest
 from lorasmith.cli.main import main
 from lorasmith.errors import AdapterError
 from lorasmith.report import Report
-from lorasmith.serve import app, desk, registry, replies
-from lorasmith.serve.found import inside, look
-from lorasmith.serve.keys import Key
+from lorasmith.serve import app, registry, request_manager, responses
+from lorasmith.serve.auth import Key
+from lorasmith.serve.discovery import discover, inside
 from lorasmith.serve.vllm import vllm_command
 from lorasmith.serve.worker import Gone
 from tests.support import tiny
-from tests.support.serving import Running, running, said, user
+from tests.support.serving import Running, ask, running, said, slow, user, wait_for
 
 COMMAND = [sys.executable, "-c", "import sys; from lorasmith.cli.main import main; sys.exit(main(sys.argv[1:]))"]
 HI = "What do cats eat?"
@@ -34,17 +33,6 @@ LONG = {"messages": user(HI), "max_tokens": 90, "temperature": 0, "extra_body": 
 
 def post(served: Running, body: dict, key: str = "") -> tuple[int, dict]:
     return ask(served, "POST", "/v1/adapters", body, key)
-
-
-def ask(served: Running, method: str, path: str, body: dict | None = None, key: str = "") -> tuple[int, dict]:
-    data = None if body is None else json.dumps(body).encode()
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    request = urllib.request.Request(served.url + path, data, headers, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=20) as reply:
-            return reply.status, json.load(reply)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
 
 
 @pytest.fixture
@@ -72,8 +60,8 @@ def test_an_adapter_is_added_replaced_and_taken_away(own_runs: Path):
         assert ask(served, "DELETE", "/v1/adapters/new")[0] == 200
         with pytest.raises(openai.NotFoundError):
             client.chat.completions.create(**asked)
-        wait_for(lambda: not [name for name in served.desk.registry.base.adapters if name.startswith("new@")])
-        assert ask(served, "DELETE", f"/v1/adapters/{served.desk.registry.base_name}")[0] == 400
+        wait_for(lambda: not [name for name in served.manager.registry.base.adapters if name.startswith("new@")])
+        assert ask(served, "DELETE", f"/v1/adapters/{served.manager.registry.base_name}")[0] == 400
 
 
 def test_paths_out_of_the_folder_are_refused(own_runs: Path, runs: Path):
@@ -88,17 +76,17 @@ def test_paths_out_of_the_folder_are_refused(own_runs: Path, runs: Path):
             status, body = post(served, {"name": "x", "path": path})
             assert status == 400, path
             assert body["error"]["message"]
-        assert "x" not in served.desk.registry.versions
+        assert "x" not in served.manager.registry.versions
         assert post(served, {"name": "../x"})[1]["error"]["param"] == "name"
     with pytest.raises(AdapterError, match="started with individual runs"):
-        inside(look([own_runs / "loud"]).roots, "calm")
+        inside(discover([own_runs / "loud"]).roots, "calm")
 
 
 def test_an_adapter_is_read_beside_the_replies_and_a_broken_one_ends_nothing(own_runs: Path, monkeypatch):
     with running(own_runs, context=120) as served:
         may_read, reading, client = threading.Event(), threading.Event(), served.client()
-        read = registry.read_contents
-        monkeypatch.setattr(registry, "read_contents", lambda *a: (reading.set(), may_read.wait(10), read(*a))[2])
+        read = registry.read
+        monkeypatch.setattr(registry, "read", lambda *a: (reading.set(), may_read.wait(10), read(*a))[2])
         answers: list[tuple[int, dict]] = []
         adding = threading.Thread(target=lambda: answers.append(post(served, {"name": "new", "path": "loud"})))
         adding.start()
@@ -108,15 +96,15 @@ def test_an_adapter_is_read_beside_the_replies_and_a_broken_one_ends_nothing(own
         may_read.set()
         adding.join()
         assert answers[0][0] == 200
-        monkeypatch.setattr(registry, "read_contents", lambda *_args: None)  # a kind of broken that nobody thought of
+        monkeypatch.setattr(registry, "read", lambda *_args: None)  # a kind of broken that nobody thought of
         assert post(served, {"name": "other", "path": "loud"})[0] == 500
         said(client.chat.completions.create(model="new", messages=user(HI), max_tokens=4))
 
 
 def test_a_long_text_holds_nobody_up_and_keeps_its_adapter(own_runs: Path, monkeypatch: pytest.MonkeyPatch):
     with running(own_runs, context=120) as served:
-        may_go, begun, ask_chat = threading.Event(), threading.Event(), app.ask_chat
-        monkeypatch.setattr(app, "ask_chat", lambda *a: (begun.set(), may_go.wait(30), ask_chat(*a))[2])
+        may_go, begun, parse_chat = threading.Event(), threading.Event(), app.parse_chat
+        monkeypatch.setattr(app, "parse_chat", lambda *a: (begun.set(), may_go.wait(30), parse_chat(*a))[2])
         answers: list[str] = []
         asked = {"model": "loud", "messages": user(HI), "max_tokens": 4}
         asking = threading.Thread(
@@ -133,7 +121,7 @@ def test_a_long_text_holds_nobody_up_and_keeps_its_adapter(own_runs: Path, monke
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_what_is_asked_of_the_model_as_it_breaks_is_told_so(runs: Path, monkeypatch: pytest.MonkeyPatch):
     with running(runs) as served:
-        worker, stepping, gate = served.desk.worker, threading.Event(), threading.Event()
+        worker, stepping, gate = served.manager.worker, threading.Event(), threading.Event()
         monkeypatch.setattr(worker.engine, "step", lambda: (stepping.set(), gate.wait(10), 1 / 0))
         stream = threading.Thread(
             target=lambda: ask(served, "POST", "/v1/completions", {"model": "calm", "prompt": "x"})
@@ -154,13 +142,13 @@ def test_the_second_signal_tells_those_who_listen(runs: Path, monkeypatch: pytes
         stream = served.client().chat.completions.create(model="loud", **LONG, stream=True)
         next(iter(stream))
         for _time in range(2):
-            served.desk.worker._loop.call_soon_threadsafe(served.server.handle_exit, signal.SIGINT, None)
+            served.manager.worker._loop.call_soon_threadsafe(served.server.handle_exit, signal.SIGINT, None)
         with pytest.raises(openai.APIError, match="the server shut down"):
             list(stream)
 
 
 def test_a_stream_that_waits_is_kept_alive(runs: Path, monkeypatch: pytest.MonkeyPatch):
-    for module in (desk, replies):
+    for module in (request_manager, responses):
         monkeypatch.setattr(module, "BEAT", 0.1)
     with running(runs, slots=1) as served:
         slow(served, monkeypatch)
@@ -174,31 +162,18 @@ def test_a_stream_that_waits_is_kept_alive(runs: Path, monkeypatch: pytest.Monke
         assert text.endswith("data: [DONE]\n\n")
 
 
-def wait_for(true) -> None:
-    end = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def slow(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step takes so long that what happens meanwhile can be seen."""
-    step = served.desk.worker.engine.step
-    monkeypatch.setattr(served.desk.worker.engine, "step", lambda: (time.sleep(0.02), step())[1])
-
-
 def test_a_client_that_leaves_frees_its_place(runs: Path, monkeypatch: pytest.MonkeyPatch):
     with running(runs, slots=1, queue=1) as served:
         slow(served, monkeypatch)
-        engine, client, cancelled = served.desk.worker.engine, served.client(), []
+        engine, client, cancelled = served.manager.worker.engine, served.client(), []
         cancel = engine.cancel
         monkeypatch.setattr(engine, "cancel", lambda key: (cancelled.append(key), cancel(key)))
         with client.chat.completions.create(model="loud", **LONG, stream=True) as pieces:
             next(iter(pieces))
-        wait_for(lambda: not served.desk.under_way and not engine.busy)
+        wait_for(lambda: not served.manager.under_way and not engine.busy)
         with pytest.raises(openai.APITimeoutError):
             client.with_options(timeout=0.2).chat.completions.create(model="loud", **LONG)
-        wait_for(lambda: not served.desk.under_way and not engine.busy)
+        wait_for(lambda: not served.manager.under_way and not engine.busy)
         assert len(cancelled) == 2
 
 
@@ -225,7 +200,7 @@ def test_adapters_take_turns(runs: Path, monkeypatch: pytest.MonkeyPatch):
         threads = [threading.Thread(target=one, args=("loud",)) for _n in range(6)]
         for thread in threads:
             thread.start()
-        wait_for(lambda: len(served.desk.under_way) + len(order) == 6)
+        wait_for(lambda: len(served.manager.under_way) + len(order) == 6)
         threads.append(threading.Thread(target=one, args=("calm",)))
         threads[-1].start()
         for thread in threads:
@@ -267,7 +242,7 @@ def test_the_command_serves_until_it_is_told_to_end(runs: Path):
         assert line, shown
         shown += line
     assert "calm" in shown
-    assert "invalid JSON" in shown
+    assert "not valid JSON" in shown
     assert "not finished" in shown
     url = next(word for word in shown.split() if word.startswith("http://"))
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20)
@@ -291,20 +266,20 @@ def test_vllm_is_told_the_folder_of_a_packaged_base(runs: Path, tmp_path: Path, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = tmp_path / "lorasmith" / "models" / "smollm2-135m-instruct"
     shutil.copytree(tiny.model_folder(), folder)
-    command, _problems = vllm_command(look([runs]), "smollm2-135m-instruct", Report())
+    command, _problems = vllm_command(discover([runs]), "smollm2-135m-instruct", Report())
     assert command.startswith(f"vllm serve {folder} --served-model-name smollm2-135m-instruct --enable-lora ")
 
 
 def test_vllm_is_told_whole_paths(runs: Path, monkeypatch: pytest.MonkeyPatch):
     base = tiny.model_folder()
     monkeypatch.setenv("HOME", str(base.parent))
-    command, _problems = vllm_command(look([runs]), f"~/{base.name}", Report())
+    command, _problems = vllm_command(discover([runs]), f"~/{base.name}", Report())
     assert command.startswith(f"vllm serve {base} --served-model-name {base.name} ")
 
 
 def test_vllm_takes_a_folder_with_a_comma_for_json(runs: Path, tmp_path: Path):
     own = Path(shutil.copytree(runs, tmp_path / "a,b"))
-    command, _problems = vllm_command(look([own]), "org/base", Report())
+    command, _problems = vllm_command(discover([own]), "org/base", Report())
     _before, _flag, modules = command.partition(" --lora-modules ")
     told = [json.loads(word) for word in shlex.split(modules)]
     assert {"name": "calm", "path": f"{own}/calm/adapter"} in told
@@ -314,7 +289,7 @@ def test_vllm_takes_a_folder_with_a_comma_for_json(runs: Path, tmp_path: Path):
 def test_vllm_takes_patterns_of_ranks_from_a_version_on(own_runs: Path):
     path = own_runs / "loud" / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rank_pattern": {"q_proj": 20}}))
-    command, problems = vllm_command(look([own_runs]), "base", Report())
+    command, problems = vllm_command(discover([own_runs]), "base", Report())
     assert "loud=" in command
     assert "--max-lora-rank 32" in command
     assert any(problem.startswith("loud: requires vLLM 0.32 or later") for problem in problems)
@@ -323,6 +298,6 @@ def test_vllm_takes_patterns_of_ranks_from_a_version_on(own_runs: Path):
 def test_what_vllm_refuses_is_named(own_runs: Path):
     path = own_runs / "loud" / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"modules_to_save": ["lm_head"], "bias": "all"}))
-    command, problems = vllm_command(look([own_runs]), "base", Report())
+    command, problems = vllm_command(discover([own_runs]), "base", Report())
     assert "loud=" not in command
     assert sum("vLLM cannot serve loud" in problem for problem in problems) == 2

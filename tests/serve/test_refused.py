@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from lorasmith.cli.main import main
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.serving import ServeConfig
+from lorasmith.errors import AdapterError
 from lorasmith.lora.files import CONFIG, WEIGHTS
 from lorasmith.report import Report
-from lorasmith.serve.found import look
-from lorasmith.serve.start import open_desk
+from lorasmith.serve.discovery import describe, discover
+from lorasmith.serve.startup import open_manager
 from tests.support import tiny
 
 
@@ -78,10 +79,22 @@ def test_adapters_that_break_the_answers_or_have_the_name_of_the_base_are_left_o
     file = tmp_path / "torn" / "adapter" / WEIGHTS
     save_file({key: weight * 1e30 for key, weight in load_file(file).items()}, file)
     model = ModelConfig(model=str(base), dtype="float32", device="cpu")
-    shelf = look([tmp_path])
-    desk = open_desk(shelf, model, ServeConfig(), None, Report())
-    assert desk.registry.names() == [base.name, "loud"]
-    assert sorted(text.replace(f"{tmp_path}/", "") for text in shelf.problems) == [
+    discovery = discover([tmp_path])
+    manager = open_manager(discovery, model, ServeConfig(), None, Report())
+    assert manager.registry.names() == [base.name, "loud"]
+    held = manager.registry.base.decoding.held
+    assert [name.partition("@")[0] for name in held] == ["loud"]  # and none of the others is loaded
+    assert sorted(text.replace(f"{tmp_path}/", "") for text in discovery.problems) == [
         f"{base.name!r} is the name of the base model. Choose another name for the adapter.",
         "torn/adapter: the adapter has no effect on the model's output, or makes it NaN or infinite.",
     ]
+
+
+@pytest.mark.parametrize("name", ["loud", ""])
+def test_a_name_that_is_taken_or_none_is_refused_before_anything_is_loaded(runs: Path, name: str):
+    model = ModelConfig(model=str(tiny.model_folder()), dtype="float32", device="cpu")
+    registry = open_manager(discover([runs / "loud"]), model, ServeConfig(), None, Report()).registry
+    before = list(registry.base.decoding.held)
+    with pytest.raises(AdapterError, match="cannot be the name of another adapter"):
+        registry.put(describe(name, runs / "calm"))
+    assert (list(registry.base.decoding.held), len(registry.names())) == (before, 2)

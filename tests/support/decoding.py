@@ -8,6 +8,7 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.engine.engine import Engine, generate
 from lorasmith.engine.request import Chunk, Event, Request
+from lorasmith.engine.runner import Packed
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
 from lorasmith.model.probe import native_attention
@@ -88,3 +89,16 @@ def logits_of_steps(engine: Engine, act: Callable[[], object]) -> dict[int, torc
     engine._layout.run = spy  # type: ignore[method-assign]
     act()
     return {key: torch.stack(found[key]) for key in sorted(found)}
+
+
+def packed(engine: Engine) -> Packed:
+    assert isinstance(engine._layout, Packed)
+    return engine._layout
+
+
+def tokens_through(engine: Engine) -> list[int]:
+    """How many tokens each forward of the engine had."""
+    seen: list[int] = []
+    inner = packed(engine).run
+    packed(engine).run = lambda chunks: seen.append(sum(c.length for c in chunks)) or inner(chunks)  # type: ignore[method-assign, func-returns-value]
+    return seen

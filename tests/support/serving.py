@@ -1,7 +1,11 @@
 """A server on a free port over a tiny model with three adapters that answer differently."""
 
+import json
 import shutil
 import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import pytest
 import torch
 
 from lorasmith.adapters.folder import write_adapter
@@ -20,11 +25,11 @@ from lorasmith.loading.load import load_base
 from lorasmith.lora.inject import inject
 from lorasmith.report import Report
 from lorasmith.serve.app import make_app
-from lorasmith.serve.desk import Desk
-from lorasmith.serve.found import look
-from lorasmith.serve.keys import Key
+from lorasmith.serve.auth import Key
+from lorasmith.serve.discovery import discover
+from lorasmith.serve.request_manager import RequestManager
 from lorasmith.serve.server import DrainingServer, listen
-from lorasmith.serve.start import open_desk
+from lorasmith.serve.startup import open_manager
 from tests.support import tiny
 from tests.support.families import stir
 
@@ -33,7 +38,7 @@ from tests.support.families import stir
 class Running:
     """A server in a thread of this process."""
 
-    desk: Desk
+    manager: RequestManager
     server: DrainingServer
     url: str
     runs: Path
@@ -66,13 +71,13 @@ def running(runs: Path, keys: list[Key] | None = None, **settings: Any) -> Itera
     options = ServeConfig(port=0, **settings)
     model = ModelConfig(model=str(tiny.model_folder()), dtype="float32", device="cpu")
     with listen(options) as socket:
-        desk = open_desk(look([runs]), model, options, keys, Report())
+        manager = open_manager(discover([runs]), model, options, keys, Report())
         torch.set_num_threads(1)
-        server = DrainingServer(make_app(desk), desk)
+        server = DrainingServer(make_app(manager), manager)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
         thread.start()
         try:
-            yield Running(desk, server, f"http://127.0.0.1:{socket.getsockname()[1]}", runs)
+            yield Running(manager, server, f"http://127.0.0.1:{socket.getsockname()[1]}", runs)
         finally:
             server.should_exit = True
             thread.join(10)
@@ -85,3 +90,27 @@ def said(reply: Any) -> str:
 
 def user(text: str) -> list[Any]:
     return [{"role": "user", "content": text}]
+
+
+def ask(served: Running, method: str, path: str, body: dict | None = None, key: str = "") -> tuple[int, dict]:
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(served.url + path, data, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def wait_for(true) -> None:
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def slow(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes so long that what happens meanwhile can be seen."""
+    step = served.manager.worker.engine.step
+    monkeypatch.setattr(served.manager.worker.engine, "step", lambda: (time.sleep(0.02), step())[1])

@@ -1,40 +1,64 @@
-"""What an adapter folder of lorasmith holds beside PEFT's files: lorasmith.json, and what must agree when it is used.
-
-It carries the one encoding (template, stop tokens, golden ids) and the base's identity.
-"""
+"""An adapter folder: PEFT's two files, and lorasmith.json with the one encoding and the identity of the base."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ValidationError
+import torch
+from pydantic import ValidationError
+from torch import Tensor
 
-from lorasmith.config.values import wrong_values
+from lorasmith.config.files import parse_object
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.values import Typed, wrong_values
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, foreign, listed
-from lorasmith.lora.files import CONFIG, read_config, save_adapter
+from lorasmith.lora.files import (
+    CONFIG,
+    WEIGHTS,
+    lora_config,
+    parse_config,
+    parse_weights,
+    put_adapter,
+    save_adapter,
+    useless,
+    weights_file,
+    weights_shapes,
+)
+from lorasmith.lora.fused.held import Contents
 from lorasmith.model.base import Base
 
 NAME, VERSION = "lorasmith.json", 1
 
 
-class _Base(BaseModel):
+class _Identity(Typed):
+    """As model/identity.py makes it: an empty one would fit any base."""
+
+    config: str
+    tensors: str
+    tokenizer: str
+
+
+class _Base(Typed):
     model: str
-    identity: dict[str, str]
+    identity: _Identity
 
 
-class _Stop(BaseModel):
+class _Stop(Typed):
     id: int
     token: str | None
 
 
-class _Golden(BaseModel):
+class _Golden(Typed):
     messages: list[dict[str, str]]
     ids: list[int]
 
 
-class _Template(BaseModel):
+class _Template(Typed):
     version: int
     kind: Literal["model", "human-assistant", "alpaca", "chatml", "file"]
     chat_template: str
@@ -43,12 +67,114 @@ class _Template(BaseModel):
     golden: list[_Golden]
 
 
-class _About(BaseModel):
+class _About(Typed):
     """What lorasmith.json must hold; of the notes nothing is asked."""
 
     base: _Base
     template: _Template
     notes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter folder, each file of it read once: all that anybody asks of it follows from those bytes.
+
+    `hash` is the SHA-256 of what was read, and `tensors` came out of the same bytes: a folder that another training
+    replaces meanwhile is either the old one or the new one. After a `glance` both are empty.
+    """
+
+    path: Path
+    raw: Mapping[str, Any]  # adapter_config.json, as PEFT has it
+    about: Mapping[str, Any] | None  # lorasmith.json; None where another tool made the adapter
+    shapes: Mapping[str, tuple[int, ...]]
+    size: int  # bytes of the weights
+    hash: str = ""
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """All of it. Raises AdapterError where a file is missing or broken."""
+        contents, raw, about = _read_small(path)
+        weights = weights_file(path).read_bytes()
+        digests = [sha256(content).digest() for content in (contents[0], weights, *contents[1:])]
+        tensors = parse_weights(weights, path / WEIGHTS)
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        return cls(path, raw, about, shapes, len(weights), sha256(b"".join(digests)).hexdigest(), tensors)
+
+    @classmethod
+    def glance(cls, path: Path) -> Self:
+        """What it says of itself, without the numbers in its weights. Raises AdapterError as `read` does."""
+        _contents, raw, about = _read_small(path)
+        weights = weights_file(path)
+        return cls(path, raw, about, weights_shapes(weights), weights.stat().st_size)
+
+    def without_tensors(self) -> Self:
+        """The same, once the tensors have been put where they are needed."""
+        return replace(self, tensors={})
+
+    @property
+    def config(self) -> LoraConfig:
+        """What its layers are. Raises AdapterError where it holds options of PEFT that cannot be computed here."""
+        return lora_config(self.raw, self.path / CONFIG)
+
+    @property
+    def base(self) -> str:
+        """The base model that it names. Raises AdapterError where it names none."""
+        name = self.about["base"]["model"] if self.about else self.raw.get("base_model_name_or_path")
+        if not name:
+            raise AdapterError(
+                _("{folder}: the adapter does not name its base model. Specify it with --model.", folder=self.path)
+            )
+        return str(name)
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """What the training noted: its data, its dtype, its held-out loss."""
+        return self.about["notes"] if self.about else {}
+
+    def template(self, base: Base) -> Template:
+        """Its own encoding, verified on this base and tokenizer; the base's where another tool made the adapter.
+
+        Raises:
+            AdapterError: another base or tokenizer than the adapter was trained on; says in what they differ.
+        """
+        if self.about is None:
+            return Template.of(base.tokenizer, "auto", end_ids(base))
+        here, then = base.identity, self.about["base"]["identity"]
+        differing = [part for part in then if here.get(part) != then[part]]
+        if differing:
+            raise AdapterError(
+                _(
+                    "{folder}: {base} is not the base model that this adapter was trained on ({then}); they "
+                    "differ in: {parts}. Specify the right one with --model.",
+                    folder=self.path,
+                    base=base.source,
+                    then=self.about["base"]["model"],
+                    parts=listed(map(foreign, differing)),
+                )
+            )
+        return Template.from_json(self.about["template"], base.tokenizer)
+
+    def put_on(self, base: Base, name: str) -> None:
+        """Make it an adapter of `base` under `name`, the active one. Raises AdapterError as `load_adapter` does."""
+        base.adapters[name] = put_adapter(base.model, base.router, self.config, self.tensors, self.path, name)
+
+    def contents(self, dtype: torch.dtype) -> Contents:
+        """Its tensors in `dtype`, for serving. Touches no model. Raises AdapterError for one that changes nothing."""
+        if problems := useless(self.tensors):
+            raise AdapterError(*(f"{self.path / WEIGHTS}: {problem}" for problem in problems))
+        return Contents(self.path, self.config, {key: tensor.to(dtype) for key, tensor in self.tensors.items()})
+
+
+def _read_small(path: Path) -> tuple[list[bytes], dict[str, Any], dict[str, Any] | None]:
+    """The bytes of adapter_config.json and, where it is there, of lorasmith.json, and what they say."""
+    raw, about = path / CONFIG, path / NAME
+    if not raw.is_file():
+        raise AdapterError(
+            _("{folder} is not an adapter folder: it does not contain {name}.", folder=path, name=CONFIG)
+        )
+    contents = [file.read_bytes() for file in (raw, about) if file.is_file()]
+    return contents, parse_config(contents[0], raw), _parse_about(contents[1], about) if len(contents) > 1 else None
 
 
 def write_adapter(base: Base, adapter: str, template: Template, folder: Path, notes: dict[str, Any]) -> None:
@@ -88,17 +214,11 @@ def find_adapter(path: Path) -> Path:
     raise AdapterError(_("{path}: not a run or adapter folder ({name} not found).", path=path, name=CONFIG))
 
 
-def read_about(folder: Path) -> dict[str, Any] | None:
-    """lorasmith.json of an adapter folder; None where another tool made the adapter. Raises AdapterError."""
-    path = folder / NAME
-    if not path.is_file():
-        return None
-    try:
-        about = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise AdapterError(_("{path}: invalid JSON: {error}", path=path, error=error)) from None
-    version = about.get("version") if isinstance(about, dict) else None
-    if version != VERSION:
+def _parse_about(content: bytes, path: Path) -> dict[str, Any]:
+    """The content of a lorasmith.json, which was read from `path`. Raises AdapterError."""
+    about = parse_object(content, path, AdapterError)
+    version = about.get("version")
+    if type(version) is not int or version != VERSION:
         raise AdapterError(
             _(
                 "{path}: unsupported version {found}; this version of lorasmith reads version {known}.",
@@ -111,43 +231,7 @@ def read_about(folder: Path) -> dict[str, Any] | None:
         _About.model_validate(about)
     except ValidationError as error:
         raise AdapterError(*(f"{path}: {text}" for text in wrong_values(error, _About))) from None
-    return about  # type: ignore[no-any-return]
-
-
-def base_of(folder: Path) -> str:
-    """The base model that the adapter names. Raises AdapterError where it names none."""
-    about = read_about(folder)
-    name = about["base"]["model"] if about else read_config(folder).get("base_model_name_or_path")
-    if not name:
-        raise AdapterError(
-            _("{folder}: the adapter does not name its base model. Specify it with --model.", folder=folder)
-        )
-    return str(name)
-
-
-def template_for(folder: Path, base: Base) -> Template:
-    """The adapter's own encoding, verified on this base and tokenizer.
-
-    Raises:
-        AdapterError: another base or tokenizer than the adapter was trained on; says in what they differ.
-    """
-    about = read_about(folder)
-    if about is None:
-        return Template.of(base.tokenizer, "auto", end_ids(base))
-    here, then = base.identity, about["base"]["identity"]
-    differing = [part for part in then if here.get(part) != then[part]]
-    if differing:
-        raise AdapterError(
-            _(
-                "{folder}: {base} is not the base model that this adapter was trained on ({then}); they differ "
-                "in: {parts}. Specify the right one with --model.",
-                folder=folder,
-                base=base.source,
-                then=about["base"]["model"],
-                parts=listed(map(foreign, differing)),
-            )
-        )
-    return Template.from_json(about["template"], base.tokenizer)
+    return about
 
 
 def end_ids(base: Base) -> tuple[int, ...]:

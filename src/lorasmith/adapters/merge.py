@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from lorasmith.adapters.folder import end_ids, read_about
+from lorasmith.adapters.folder import end_ids
 from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.model import ModelConfig
 from lorasmith.data.template.encoding import PROBES
@@ -178,7 +178,7 @@ def _refuse_existing(folder: Path, overwrite: bool) -> None:
 def _refuse_own_parts(folder: Path, session: Session) -> None:
     """--overwrite would remove what is being merged."""
     target = folder.resolve()
-    for part in (session.base.folder.resolve(), session.folders[session.names[0]].resolve()):
+    for part in (session.base.folder.resolve(), session.folders[session.names[0]].path.resolve()):
         if part.is_relative_to(target):
             raise RunError(
                 _(
@@ -225,7 +225,7 @@ def _save(plain: PreTrainedModel, session: Session, folder: Path) -> None:
 def _say_as_trained(plain: PreTrainedModel, session: Session) -> None:
     """Template, system text and stop tokens of the training, where they are not what the base has of itself."""
     template, tokenizer = session.template, session.base.tokenizer
-    if read_about(session.folders[session.names[0]]) is None:
+    if session.folders[session.names[0]].about is None:
         return  # made by another tool, which says nothing of them
     own = tokenizer.get_chat_template() if tokenizer.chat_template else None
     if template.as_jinja() != own:

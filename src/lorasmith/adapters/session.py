@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorasmith.adapters.folder import base_of, find_adapter, read_about, template_for
+from lorasmith.adapters.folder import AdapterFolder, find_adapter
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.values import check
@@ -16,7 +16,6 @@ from lorasmith.engine.request import Request
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.loading.load import load_base
-from lorasmith.lora.files import load_adapter
 from lorasmith.model.base import Base
 from lorasmith.report import Report
 from lorasmith.system.device import choose_device, choose_dtype
@@ -28,7 +27,7 @@ class Session:
 
     base: Base
     template: Template
-    folders: dict[str, Path]
+    folders: dict[str, AdapterFolder]
 
     @property
     def names(self) -> list[str]:
@@ -70,17 +69,17 @@ def open_adapters(
         ModelError: the base cannot be loaded.
     """
     report = report or Report()
-    folders = _named([find_adapter(Path(path).expanduser()) for path in paths])
+    folders = _named([AdapterFolder.read(find_adapter(Path(path).expanduser())) for path in paths])
     base = load_base(base_settings(next(iter(folders.values())), config or ModelConfig(), report), report)
     templates = {}
     for name, folder in folders.items():
-        templates[name] = template_for(folder, base)
-        base.adapters[name] = load_adapter(base.model, base.router, folder, name)
-        if read_about(folder) is None:
+        templates[name] = folder.template(base)
+        folder.put_on(base, name)
+        if folder.about is None:
             report.warn(
                 _(
                     "{folder}: the adapter was made by another tool, so the model's own chat template is used.",
-                    folder=folder,
+                    folder=folder.path,
                 )
             )
     template = next(iter(templates.values()))
@@ -95,23 +94,22 @@ def open_adapters(
             )
     base.router.active = next(iter(folders))
     base.model.eval()
-    return Session(base, template, folders)
+    return Session(base, template, {name: folder.without_tensors() for name, folder in folders.items()})
 
 
-def base_settings(adapter: Path | None, config: ModelConfig, report: Report) -> ModelConfig:
+def base_settings(adapter: AdapterFolder | None, config: ModelConfig, report: Report) -> ModelConfig:
     """How to load the base: what `config` says, the rest as the adapter in this folder was trained over it."""
     settings = config.model_dump(exclude_unset=True)
     if adapter is not None:
-        settings["model"] = settings.get("model") or base_of(adapter)
+        settings["model"] = settings.get("model") or adapter.base
         if settings.get("dtype", "auto") == "auto":
             settings["dtype"] = _trained_dtype(adapter, settings.get("device", "auto"), report)
     return ModelConfig(**settings)
 
 
-def _trained_dtype(folder: Path, device: str, report: Report) -> str:
+def _trained_dtype(adapter: AdapterFolder, device: str, report: Report) -> str:
     """The base's dtype in training, so that it answers as it was measured; what the machine is fast at elsewhere."""
-    about = read_about(folder)
-    trained = str(about["notes"].get("dtype", "auto")) if about else "auto"
+    trained = str(adapter.notes.get("dtype", "auto"))
     chosen, why = choose_dtype("auto", choose_device(device)[0])
     if trained in ("auto", "float32", "float64") or trained == str(chosen).removeprefix("torch."):
         return trained
@@ -125,11 +123,11 @@ def _trained_dtype(folder: Path, device: str, report: Report) -> str:
     return "auto"
 
 
-def _named(folders: Sequence[Path]) -> dict[str, Path]:
+def _named(folders: Sequence[AdapterFolder]) -> dict[str, AdapterFolder]:
     """A name for each adapter folder: its own, or its run's; a number behind it where two are alike."""
-    named: dict[str, Path] = {}
+    named: dict[str, AdapterFolder] = {}
     for folder in folders:
-        full = folder.resolve()
+        full = folder.path.resolve()
         stem = (full.parent.name if full.name == "adapter" else full.name).replace(".", "-") or "adapter"
         name, number = stem, 2
         while name in named:

@@ -8,7 +8,7 @@ import argparse
 import types
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -18,7 +18,7 @@ from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingFlags
 from lorasmith.config.serving import ServeConfig
 from lorasmith.config.toml import SECTIONS, Config, load_config
-from lorasmith.config.values import check, closest
+from lorasmith.config.values import Word, check, closest
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 
@@ -146,7 +146,8 @@ def config_problems(args: argparse.Namespace) -> tuple[str, ...]:
 def kinds_of(annotation: Any) -> list[Any]:
     """The alternatives of a union, None left out."""
     parts = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return [part for part in parts if part is not type(None)]
+    plain = (get_args(part)[0] if get_origin(part) is Annotated else part for part in parts)
+    return [part for part in plain if part is not type(None)]
 
 
 def _is_many(kinds: list[Any]) -> bool:
@@ -155,17 +156,33 @@ def _is_many(kinds: list[Any]) -> bool:
 
 def _value(kinds: list[Any], value: Any) -> Any:
     """The words of one flag as the field takes them; what does not fit goes on as it is, to be refused there."""
+    if isinstance(value, str):
+        value = Word(value)
+    elif isinstance(value, list):
+        value = [Word(word) for word in value]
     if isinstance(value, list) and str in kinds and len(value) == 1:
         return value[0]  # one value is an expression, several are names
     if isinstance(value, list) and any(get_origin(kind) is dict for kind in kinds):
-        pairs = [word.rpartition("=") for word in value]  # the last one: an expression may hold others
-        return {name: number for name, _equals, number in pairs} if all(name for name, *_rest in pairs) else value
+        return _pairs(kinds, value)
     if float in kinds and str in kinds:
         try:
             return float(value)
         except ValueError:
             return value
     return value
+
+
+def _pairs(kinds: list[Any], words: list[str]) -> Any:
+    """NAME=VALUE of each word.
+
+    Split at the last `=` before a number, whose name is an expression that may hold others; at the first before a
+    text, whose name is one of ours and which may hold others itself.
+    """
+    is_text = any(get_args(kind)[1] is str for kind in kinds if get_origin(kind) is dict)
+    pairs = [word.partition("=") if is_text else word.rpartition("=") for word in words]
+    if not all(name and equals for name, equals, _text in pairs):
+        return words
+    return {name: Word(text) for name, _equals, text in pairs}
 
 
 def _metavar(kinds: list[Any]) -> str:

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         prompts = [template.conversation(record) for record in records]
 
         def events(conversations: Sequence[Conversation]) -> Iterator["Event"]:
-            ids = [template.encode_prompt(one.messages[:-1], one.tools) for one in conversations]
+            ids = [template.encode_prompt(one.messages[:-1], one.tools, one.source) for one in conversations]
             requests = [Request(one, settings, adapter, template.stop_ids) for one in ids]
             return generate(Engine(session.base, prepack=True), requests)
 

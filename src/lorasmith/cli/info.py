@@ -65,7 +65,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
 def _options(facts: dict[str, Any]) -> str:
     text = _("r {r}, lora_alpha {alpha}", r=facts["r"], alpha=facts["lora_alpha"])
-    return text + (_(", scaled by lora_alpha / sqrt(r) (use_rslora)") if facts["use_rslora"] else "")
+    text += _(", scaled by lora_alpha / sqrt(r) (use_rslora)") if facts["use_rslora"] else ""
+    return text + "".join(f", {flag}" for flag in facts["variants"])
 
 
 def _run(summary: dict[str, Any] | None) -> list[str]:

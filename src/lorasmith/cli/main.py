@@ -4,16 +4,20 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from io import TextIOWrapper
 from typing import TextIO
 
+from lorasmith.cli.streams import open_closed, outliving_readers, silence_unread
 from lorasmith.errors import ConfigError, LorasmithError
 from lorasmith.i18n import LANGUAGES, _, foreign, lend_to_argparse, listed
+from lorasmith.system.memory import enough_memory
 from lorasmith.version import installed_version
 
 # The machine says no.
-OUR_FAULT_IS_NOT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+OUR_FAULT_IS_NOT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO)
+LASTING = ("train", "demo", "merge", "serve")  # what they do is there for itself, whoever reads what they say
 
 
 # Threads of libgomp that wait for each other spin 300,000 turns before they sleep: beside one other busy program that
@@ -44,6 +48,7 @@ def verbs() -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; 0: done, 2: the user can mend it, 130: Ctrl-C, 141: the reader of our pipe went away."""
+    open_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a reply may hold what this terminal cannot write
@@ -55,11 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(*error.problems)
         return error.exit_code
     except KeyboardInterrupt as stop:  # Interrupted has a text: where the work was saved
-        if str(stop):
-            print(stop, file=sys.stderr)
+        with suppress(OSError):  # the terminal may be gone
+            print(stop, end="\n" if str(stop) else "", file=sys.stderr, flush=True)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains while it leaves
         return 141
     except OSError as error:
         if error.errno not in OUR_FAULT_IS_NOT:
@@ -71,15 +75,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             else _("could not write the output: {why}", why=why)
         )
         return 2
+    finally:
+        silence_unread()
 
 
 def tell(*problems: str) -> None:
     """Each problem on standard error, wrapped at words in a terminal."""
     from lorasmith.cli.screen import Screen  # rich is for those who see something of it: not for every --version
 
-    screen = Screen(json=True)
-    for problem in problems:
-        screen.fail(problem)
+    with outliving_readers():
+        screen = Screen(json=True)
+        for problem in problems:
+            screen.fail(problem)
 
 
 def dispatch(argv: list[str]) -> int:
@@ -102,7 +109,8 @@ def dispatch(argv: list[str]) -> int:
         return int(done.code or 0)
     if problems:
         raise ConfigError(*problems, *import_module("lorasmith.cli.flags").config_problems(args))
-    return int(module.run(args))
+    with enough_memory(), outliving_readers() if verb in LASTING else nullcontext():
+        return int(module.run(args))
 
 
 def everywhere(argv: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """What a terminal, or a pipe, shows of a long piece of work: live bars in the one, plain lines in the other."""
 
+import errno
 import os
 import re
 import sys
@@ -26,6 +27,14 @@ LINE_SECONDS = 10.0  # ... or after so many seconds in any case
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+class _Console(Console):
+    """rich's own leaves the program where a reader went away; ours lets the command line decide."""
+
+    def on_broken_pipe(self) -> None:
+        """Raises BrokenPipeError."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 class Screen(Report):
     """For people: stdout, or stderr with `json`, so that stdout holds the JSON line only. A context manager."""
 
@@ -33,7 +42,7 @@ class Screen(Report):
         self, json: bool = False, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.plain = bool(os.environ.get("LORASMITH_PLAIN"))  # --plain, or set by who always wants it
-        self.console = Console(
+        self.console = _Console(
             file=file or (sys.stderr if json else sys.stdout),
             highlight=False,
             emoji=False,

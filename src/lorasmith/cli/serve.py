@@ -13,8 +13,8 @@ from lorasmith.errors import ConfigError, MissingExtraError
 from lorasmith.i18n import _
 
 if TYPE_CHECKING:
-    from lorasmith.serve.desk import Desk
-    from lorasmith.serve.found import Shelf
+    from lorasmith.serve.discovery import Discovery
+    from lorasmith.serve.request_manager import RequestManager
 
 
 def parser() -> Parser:
@@ -37,22 +37,22 @@ def run(args: argparse.Namespace) -> int:
     model, settings = base_of(args), check(ServeConfig, given(args).get("serve", {}), "serve")
     paths = [Path(path).expanduser() for path in args.runs]
     with importing():
-        from lorasmith.serve.found import look
-    shelf = look(paths)
+        from lorasmith.serve.discovery import discover
+    discovery = discover(paths)
     with Screen() as screen:
         if args.print_vllm:
             from lorasmith.serve.vllm import vllm_command
 
             base = model.model if "model" in model.model_fields_set else None
-            command, problems = vllm_command(shelf, base, screen)
+            command, problems = vllm_command(discovery, base, screen)
             for problem in problems:
                 screen.warn(problem)
             print(command)
             return 0
-        return serve(shelf, args, settings, screen)
+        return serve(discovery, args, settings, screen)
 
 
-def serve(shelf: "Shelf", args: argparse.Namespace, settings: ServeConfig, screen: Screen) -> int:
+def serve(discovery: "Discovery", args: argparse.Namespace, settings: ServeConfig, screen: Screen) -> int:
     """Loads, shows what there is, serves."""
     with importing():
         try:
@@ -64,8 +64,8 @@ def serve(shelf: "Shelf", args: argparse.Namespace, settings: ServeConfig, scree
             raise MissingExtraError(
                 _("lorasmith serve requires {name}. Install it with: pip install 'lorasmith[serve]'", name=error.name)
             ) from None
-        from lorasmith.serve.keys import read_keys
-        from lorasmith.serve.start import open_desk
+        from lorasmith.serve.auth import read_keys
+        from lorasmith.serve.startup import open_manager
     if settings.keys is None and is_public(settings.host):
         raise ConfigError(
             _(
@@ -76,27 +76,27 @@ def serve(shelf: "Shelf", args: argparse.Namespace, settings: ServeConfig, scree
         )
     keys = read_keys(Path(settings.keys).expanduser()) if settings.keys else None
     with listen(settings) as socket:
-        desk = open_desk(shelf, base_of(args), settings, keys, screen)
-        show(desk, shelf, socket.getsockname()[1], screen)
-        server = DrainingServer(make_app(desk), desk)
-        desk.worker.on_death = server.give_up
+        manager = open_manager(discovery, base_of(args), settings, keys, screen)
+        show(manager, discovery, socket.getsockname()[1], screen)
+        server = DrainingServer(make_app(manager), manager)
+        manager.worker.on_death = server.give_up
         server.run(sockets=[socket])
     return 1 if server.has_failed else 0
 
 
-def show(desk: "Desk", shelf: "Shelf", port: int, screen: Screen) -> None:
+def show(manager: "RequestManager", discovery: "Discovery", port: int, screen: Screen) -> None:
     """The start screen: base, adapters, what was left out, address, an example."""
-    registry, base = desk.registry, desk.registry.base
-    for problem in shelf.problems:
+    registry, base = manager.registry, manager.registry.base
+    for problem in discovery.problems:
         screen.warn(_("skipped: {problem}", problem=problem))
     dtype, device = str(base.dtype).removeprefix("torch."), base.device
     screen.say(_("base model: {name} ({dtype}, {device})", name=registry.base_name, dtype=dtype, device=device))
-    found = [version.found for version in registry.versions.values() if version.found is not None]
+    found = [version.discovered for version in registry.versions.values() if version.discovered is not None]
     rows = [
         (
             one.name,
             str(one.rank),
-            f"{one.facts['bytes'] / 1e6:.1f}",
+            f"{one.adapter.size / 1e6:.1f}",
             ", ".join(one.data) or "-",
             "-" if one.loss is None else f"{one.loss:.3f}",
             one.hash[:12],
@@ -108,11 +108,39 @@ def show(desk: "Desk", shelf: "Shelf", port: int, screen: Screen) -> None:
         screen.table(headings, [[row] for row in rows])
     else:
         screen.say(_("No adapter can be served; only the base model is available."))
-    if desk.worker.engine.why:
-        screen.say(_("requests run in padded batches: {why}", why=desk.worker.engine.why))
-    host = f"[{desk.settings.host}]" if ":" in desk.settings.host else desk.settings.host
+    if manager.worker.engine.why:
+        screen.say(_("requests run in padded batches: {why}", why=manager.worker.engine.why))
+    show_memory(manager, screen)
+    host = f"[{manager.settings.host}]" if ":" in manager.settings.host else manager.settings.host
     address = f"http://{host}:{port}"
     screen.say(_("Serving at {address} (press Ctrl-C to stop)", address=address))
     body = f'{{"model": "{registry.names()[-1]}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
-    key = ' -H "Authorization: Bearer $KEY"' if desk.keys else ""
+    key = ' -H "Authorization: Bearer $KEY"' if manager.keys else ""
     screen.say(f"curl {address}/v1/chat/completions{key} \\\n  -H 'Content-Type: application/json' \\\n  -d '{body}'")
+
+
+def show_memory(manager: "RequestManager", screen: Screen) -> None:
+    """How many requests fit: as many as there are slots, or fewer where memory is what ends first."""
+    cache, admitted = manager.worker.engine.cache, manager.registry.base.max_positions
+    if cache is None:
+        return
+    screen.say(
+        _(
+            "KV cache: {tokens:,} tokens ({mib:,.0f} MiB). Requests at once: {slots} of up to {each:,} tokens each, "
+            "or {fitting} of the whole context of {context:,}.",
+            tokens=cache.limit,
+            mib=manager.cache_mib,
+            slots=manager.settings.slots,
+            each=min(cache.share(manager.settings.slots), manager.context),
+            fitting=manager.fitting,
+            context=manager.context,
+        )
+    )
+    if manager.context < min(manager.settings.context or 2**62, admitted or 2**62):
+        screen.warn(
+            _(
+                "The context is {context:,} tokens, because the KV cache holds no more. "
+                "--cache-tokens sets how many it holds.",
+                context=manager.context,
+            )
+        )

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
-from lorasmith.config.values import closest
+from lorasmith.config.values import Typed, closest
 from lorasmith.i18n import _, listed
 
 Learn = Literal["answers", "last-answer", "all"]
@@ -17,7 +17,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class DataConfig(BaseModel):
+class DataConfig(Typed):
     """The examples to learn from and the ones held out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,7 +35,7 @@ class DataConfig(BaseModel):
     map: Annotated[
         dict[str, str],
         Field(description=_("Columns with other names than expected, as in instruction=question output=answer")),
-    ] = {}
+    ] = {}  # noqa: RUF012  pydantic copies it
     held_out: Annotated[
         float | str,
         Field(
@@ -67,6 +67,7 @@ class DataConfig(BaseModel):
         int | None,
         Field(
             gt=1,
+            le=10_000_000,
             description=_(
                 "Maximum length of an example in tokens; defaults to 1024, or to the model's context length if "
                 "that is shorter"

@@ -1,11 +1,9 @@
 """Options of LoRA, by the paper's and PEFT's names. Pydantic only: loads no torch."""
 
-import math
 import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
@@ -15,10 +13,12 @@ from pydantic import (
     model_validator,
 )
 
-from lorasmith.config.values import TOGETHER, wrong_values
+from lorasmith.config.values import TOGETHER, Typed, wrong_values
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 
+MOST_RANK = 1_000_000  # no base has wider layers; `inject` refuses what is more than those of its own
+MOST_ALPHA = 1_000_000
 _SIGNS = re.compile(r"[*+?^$()\[\]{}|\\]")  # what stands in an expression and never in a module's name
 
 
@@ -27,7 +27,7 @@ def is_name(pattern: str) -> bool:
     return not _SIGNS.search(pattern)
 
 
-class LoraConfig(BaseModel):
+class LoraConfig(Typed):
     """What is learned: y = W0 x + (lora_alpha / r) B A x (arXiv:2106.09685, section 4.1).
 
     Raises ConfigError with a line for each wrong option.
@@ -35,11 +35,12 @@ class LoraConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    r: Annotated[int, Field(gt=0, description=_("LoRA rank: the inner dimension of A and B"))] = 8
+    r: Annotated[int, Field(gt=0, le=MOST_RANK, description=_("LoRA rank: the inner dimension of A and B"))] = 8
     lora_alpha: Annotated[
         float,
         Field(
             gt=0,
+            le=MOST_ALPHA,
             allow_inf_nan=False,
             description=_("LoRA alpha: the update is scaled by lora_alpha / r; twice r is a common choice"),
         ),
@@ -67,11 +68,11 @@ class LoraConfig(BaseModel):
     rank_pattern: Annotated[
         dict[str, int],
         Field(description=_("Different r for modules whose path ends with the given name or expression")),
-    ] = {}
+    ] = {}  # noqa: RUF012  pydantic copies it
     alpha_pattern: Annotated[
         dict[str, float],
         Field(description=_("Different lora_alpha for modules whose path ends with the given name or expression")),
-    ] = {}
+    ] = {}  # noqa: RUF012  pydantic copies it
     modules_to_save: Annotated[
         tuple[str, ...], Field(description=_("Modules to train in full, as a copy that is saved with the adapter"))
     ] = ()
@@ -85,6 +86,10 @@ class LoraConfig(BaseModel):
                 "Use rank-stabilised LoRA (arXiv:2312.03732): scale by lora_alpha / sqrt(r) instead of lora_alpha / r"
             )
         ),
+    ] = False
+    use_dora: Annotated[
+        bool,
+        Field(description=_("learn the length of each weight row apart from its direction, DoRA (arXiv:2402.09353)")),
     ] = False
     init_lora_weights: Annotated[
         Literal["default", "gaussian"],
@@ -115,13 +120,6 @@ class LoraConfig(BaseModel):
                 )
         return value
 
-    @field_validator("r", "lora_alpha", "lora_dropout", mode="before")
-    @classmethod
-    def _number(cls, value: Any) -> Any:
-        if isinstance(value, bool):  # Python would count True as 1
-            raise ValueError(_("invalid value {value}: must be a number", value=str(value).lower()))
-        return value
-
     @model_validator(mode="after")
     def _sensible(self) -> Self:
         expressions = [("rank_pattern", k) for k in self.rank_pattern] + [
@@ -144,10 +142,10 @@ class LoraConfig(BaseModel):
                         error=error,
                     )
                 ) from None
-        if any(r < 1 for r in self.rank_pattern.values()) or not all(
-            0 < a < math.inf for a in self.alpha_pattern.values()
-        ):
-            raise ValueError(_("the values of rank_pattern and alpha_pattern must be greater than 0"))
+        ranks, alphas = self.rank_pattern.values(), self.alpha_pattern.values()
+        if not all(0 < r <= MOST_RANK for r in ranks) or not all(0 < alpha <= MOST_ALPHA for alpha in alphas):
+            most = max(MOST_RANK, MOST_ALPHA)
+            raise ValueError(_("rank_pattern and alpha_pattern must hold numbers above 0, up to {most}", most=most))
         if not self.target_modules:  # with modules_to_save alone PEFT could not read the adapter
             raise ValueError(_("no module would be adapted: name modules in target_modules, or use all-linear"))
         return self

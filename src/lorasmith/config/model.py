@@ -2,12 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from lorasmith.config.values import Typed
 from lorasmith.i18n import _
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Typed):
     """The pretrained model that stays frozen."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

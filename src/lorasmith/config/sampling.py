@@ -2,19 +2,24 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from lorasmith.config.values import Typed
 from lorasmith.i18n import _
 
+# In a type, because the API's default is another.
+Temperature = Annotated[
+    float, Field(ge=0, allow_inf_nan=False, description=_("Sampling temperature; 0 means greedy decoding"))
+]
+Top = Annotated[int, Field(ge=0, le=20)]  # how many of the likeliest tokens are reported
 
-class SamplingFlags(BaseModel):
-    """What the command line offers. Greedy unless a temperature is given."""
+
+class Sampling(Typed):
+    """What has one name and one meaning everywhere: on the command line, in the library and in the API of a server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    temperature: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description=_("Sampling temperature; 0 means greedy decoding"))
-    ] = 0.0
+    temperature: Temperature = 0.0
     top_p: Annotated[
         float,
         Field(
@@ -57,7 +62,19 @@ class SamplingFlags(BaseModel):
         float,
         Field(ge=-2, le=2, description=_("Subtracted from the logits of tokens in the reply, once per occurrence")),
     ] = 0.0
-    max_new_tokens: Annotated[int, Field(gt=0, description=_("Maximum number of tokens in a reply"))] = 256
+
+    @property
+    def penalises(self) -> bool:
+        """Whether a token's logit depends on the tokens before it."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+class SamplingFlags(Sampling):
+    """What the command line offers. Greedy unless a temperature is given."""
+
+    max_new_tokens: Annotated[int, Field(gt=0, le=10_000_000, description=_("Maximum number of tokens in a reply"))] = (
+        256
+    )
     stop: Annotated[
         tuple[str, ...], Field(description=_("Strings that end the reply, in addition to the template's stop tokens"))
     ] = ()
@@ -66,14 +83,9 @@ class SamplingFlags(BaseModel):
         bool, Field(description=_("Make the reply a single JSON object; requires lorasmith[serve]"))
     ] = False
 
-    @property
-    def penalises(self) -> bool:
-        """Whether a token's logit depends on the tokens before it."""
-        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
-
 
 class SamplingConfig(SamplingFlags):
     """That, and what only a program can look at."""
 
     # how many of the likeliest tokens to report beside each that is chosen; 0: that one alone
-    logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+    logprobs: Top | None = None

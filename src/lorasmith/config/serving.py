@@ -2,12 +2,13 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from lorasmith.config.values import Typed
 from lorasmith.i18n import _
 
 
-class ServeConfig(BaseModel):
+class ServeConfig(Typed):
     """One address, one base, any number of adapters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,28 +27,43 @@ class ServeConfig(BaseModel):
         ),
     ] = None
     slots: Annotated[
-        int, Field(gt=0, description=_("Maximum number of requests answered at the same time; others wait"))
+        int, Field(gt=0, le=4096, description=_("Maximum number of requests answered at the same time; others wait"))
     ] = 16
     queue: Annotated[
-        int, Field(ge=0, description=_("Maximum number of waiting requests; further ones are refused with status 429"))
+        int,
+        Field(
+            ge=0,
+            le=1_000_000,
+            description=_("Maximum number of waiting requests; further ones are refused with status 429"),
+        ),
     ] = 256
     cache_tokens: Annotated[
         int | None,
-        Field(gt=0, description=_("Size of the KV cache in tokens; a quarter of the free memory if not given")),
+        Field(
+            gt=0,
+            le=1_000_000_000,
+            description=_("Size of the KV cache in tokens; a quarter of the free memory if not given"),
+        ),
     ] = None
     context: Annotated[
         int | None,
         Field(
             gt=1,
+            le=10_000_000,
             description=_(
                 "Maximum length of prompt and reply together, in tokens; the model's context length if not given"
             ),
         ),
     ] = None
-    body_mib: Annotated[float, Field(gt=0, allow_inf_nan=False, description=_("Maximum size of a request in MiB"))] = (
-        4.0
-    )
+    body_mib: Annotated[
+        float, Field(gt=0, le=1024, allow_inf_nan=False, description=_("Maximum size of a request in MiB"))
+    ] = 4.0
     drain: Annotated[
         float,
-        Field(ge=0, allow_inf_nan=False, description=_("Grace period for running requests at shutdown, in seconds")),
+        Field(
+            ge=0,
+            le=86_400,
+            allow_inf_nan=False,
+            description=_("Grace period for running requests at shutdown, in seconds"),
+        ),
     ] = 30.0

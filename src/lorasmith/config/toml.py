@@ -5,7 +5,6 @@ Each part's config.py owns its defaults and help texts; this file composes them,
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,15 +12,15 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from lorasmith.config.data import DataConfig
+from lorasmith.config.files import read_toml
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.training import TrainingConfig
-from lorasmith.config.values import check
-from lorasmith.errors import ConfigError
-from lorasmith.i18n import _, foreign
+from lorasmith.config.values import Typed, check
+from lorasmith.i18n import _
 
 
-class Config(BaseModel):
+class Config(Typed):
     """Everything that decides a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,20 +53,6 @@ def load_config(path: Path | None, flags: Mapping[str, Any]) -> Config:
         elif isinstance(below, dict):  # else the file's `lora = 3` stays, to be refused
             values[name] = {**below, **value}
     return check(Config, values)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The values of a TOML file; raises ConfigError that names the file, the line and the column."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(_("{path}: cannot be read: {why}", path=path, why=foreign(error.strerror))) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            _("{path}: invalid UTF-8 at byte {at}; save the file as UTF-8", path=path, at=error.start)
-        ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(_("{path}: invalid TOML: {why}", path=path, why=error)) from None
 
 
 def to_toml(config: Config, reasons: Mapping[str, str]) -> str:

@@ -1,12 +1,13 @@
 """What pydantic refuses, in our words: of options, and of the small JSON files that are read back. Loads no torch."""
 
+import types
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
@@ -15,6 +16,63 @@ M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 BOUNDS = ("gt", "ge", "lt", "le")  # pydantic's names for them
 TOGETHER = {"together": True}  # the context in which a part leaves its problems to who checks the whole
+SHOWN = 80  # letters of a wrong value
+
+
+class Word(str):
+    """A word of the command line, text whatever it means; a file and Python say themselves what is a number."""
+
+    __slots__ = ()
+
+
+class Typed(BaseModel):
+    """A model that takes no value for one of another kind: `true` is not 1, `"8"` is not 8, and 8.0 is not 8."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if not _fits(value, kind):
+            raise PydanticCustomError("wrong_kind", "{wanted}", {"wanted": _(" or ").join(_kinds_in_words(kind))})
+        return value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind; what is neither text, number nor a list or mapping of them is left to pydantic."""
+    parts, origin = get_args(kind), get_origin(kind)
+    if isinstance(value, Word):
+        return True
+    if origin is Annotated:
+        return _fits(value, parts[0])
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is None or kind is type(None):
+        return value is None
+    if origin is Literal:
+        return not isinstance(value, bool | int | float) or any(value is part for part in parts)
+    if origin in (list, tuple):
+        return not isinstance(value, list | tuple) or all(_fits(one, parts[0]) for one in value)
+    if origin is dict:
+        return not isinstance(value, dict) or all(_fits(one, parts[1]) for one in value.values())
+    plain = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}.get(kind)
+    return plain is None or (isinstance(value, plain) and (kind is bool or not isinstance(value, bool)))
+
+
+def _kinds_in_words(kind: Any) -> list[str]:
+    """What a field takes, each of its kinds."""
+    parts, origin = get_args(kind), get_origin(kind)
+    if origin is Annotated:
+        return _kinds_in_words(parts[0])
+    if origin in (Union, types.UnionType):
+        return list(dict.fromkeys(word for part in parts for word in _kinds_in_words(part)))
+    if origin in (list, tuple, dict):
+        if origin is dict:
+            return [_("pairs of a name and {kind}", kind=_(" or ").join(_kinds_in_words(parts[1])))]
+        return [_("a list of whole numbers") if parts[0] is int else _("a list of texts")]
+    if origin is Literal:
+        return [repr(part) for part in parts]
+    plain = {bool: _("true or false"), int: _("a whole number"), float: _("a number"), str: _("text")}
+    return [plain[kind]] if kind in plain else []
 
 
 def check(model: type[M], values: Mapping[str, Any], prefix: str = "") -> M:
@@ -67,19 +125,28 @@ def wrong_values(error: ValidationError, model: type[BaseModel], prefix: str = "
         elif detail["type"] == "value_error":
             lines.append(_own_words(key, str(detail["ctx"]["error"]), part))
         else:
-            shown.setdefault(key, detail["input"])
+            shown.setdefault(key, _shown(detail["input"]))
             if (text := _wanted(detail)) not in wanted.setdefault(key, []):
                 wanted[key].append(text)
     for key, texts in wanted.items():
         lines.append(
             _(
-                "{key}: invalid value {value!r}: must be {wanted}",
+                "{key}: invalid value {value}: must be {wanted}",
                 key=key,
                 value=shown[key],
                 wanted=_(" or ").join(texts),
             )
         )
     return lines
+
+
+def _shown(value: Any) -> str:
+    """A wrong value as Python writes it, a long one its beginning."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write out whole numbers of thousands of digits
+        return "..."
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
@@ -136,7 +203,7 @@ def _wanted(detail: ErrorDetails) -> str:
 
 def bound_text(name: str, bound: float) -> str:
     """A bound of a number in words; `name` is one of `BOUNDS`."""
-    bound = int(bound) if bound == int(bound) else bound
+    bound = int(bound) if bound == int(bound) and abs(bound) < 1e15 else bound
     texts = {
         "gt": _("greater than {bound}", bound=bound),
         "ge": _("at least {bound}", bound=bound),

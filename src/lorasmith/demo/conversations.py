@@ -1,11 +1,11 @@
 """The data of the demo: conversations between two people, from the package `chitchat-dataset` (MIT licence)."""
 
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
+from lorasmith.config.files import parse_json
 from lorasmith.data.rows.conversation import Message, Record
 from lorasmith.data.rows.forms import conversation
 from lorasmith.errors import DataError
@@ -69,7 +69,7 @@ def conversations(dataset: Path) -> list[Record]:
     A record has `messages` and the source 'chitchat:ID'. Raises DataError if the file is not the data set.
     """
     try:
-        content = json.loads(dataset.read_bytes())
+        content = parse_json(dataset.read_bytes())
         return list(_records(content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(

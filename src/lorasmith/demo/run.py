@@ -6,12 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lorasmith.adapters.session import open_adapters
+from lorasmith.config.files import read_json
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import Config, load_config
 from lorasmith.data.read.files import read
 from lorasmith.data.rows.conversation import Message, Record
 from lorasmith.data.template.encoding import Template
 from lorasmith.demo.conversations import demo_split
+from lorasmith.errors import RunError
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import packaged_model
 from lorasmith.loading.load import load_tokenizer
@@ -77,9 +79,17 @@ def demo(report: Report, steps: int = STEPS, output: str = RUN, overwrite: bool 
         summary = train(config, report, resume=resume, overwrite=overwrite)
         replies = [asdict(reply) for reply in _replies(folder, held_out_file, report)]
         write_file(folder / SAMPLES, json.dumps(replies, indent=2, ensure_ascii=False) + "\n")
-    samples = [BeforeAfter(**sample) for sample in json.loads((folder / SAMPLES).read_text("utf-8"))]
+    samples = _saved_replies(folder / SAMPLES)
     steps_done, losses = zip(*read_losses(folder)[0], strict=True)
     return DemoResult(summary, samples, list(zip(steps_done, smooth(losses), strict=True)))
+
+
+def _saved_replies(path: Path) -> list[BeforeAfter]:
+    """The replies that were saved with the run. Raises RunError if the file contains something else."""
+    try:
+        return [BeforeAfter(**reply) for reply in read_json(path, RunError)]
+    except TypeError as error:
+        raise RunError(_("{path}: not a valid file of samples: {error}", path=path, error=error)) from None
 
 
 def _replies(run: Path, held_out_file: Path, report: Report) -> list[BeforeAfter]:

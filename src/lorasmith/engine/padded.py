@@ -31,9 +31,16 @@ class Padded:
         self._ended: set[int] = set()
         self._keys: Any = None
         self._mask_BL = torch.empty(0, 0, dtype=torch.long)
+        self.longest: int | None = None
         accepted = inspect.signature(base.model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._has_cache = "past_key_values" in accepted
+        self._last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+
+    def admits(self, lengths: Sequence[int]) -> bool:
+        """Memory is not looked at: the cache is the model's own."""
+        del lengths
+        return True
 
     def schedule(self, waiting: deque[Running]) -> list[Chunk]:
         """All that is left of the batch; a new one where nothing is, sorted so that an adapter is a range of rows."""
@@ -43,6 +50,8 @@ class Padded:
                 chosen.append(waiting.popleft())
             self._batch = sorted(chosen, key=lambda run: run.request.adapter or "")
             self._ended, self._keys = set(), None
+            for row, run in enumerate(self._batch):
+                run.slot = row
         return [Chunk(run, run.pending) for run in self._batch if run.key not in self._ended]
 
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -94,7 +103,7 @@ class Padded:
         router = self.base.router
         router.route(self._slices(ids_BN.shape[1]))
         if not self.base.head.direct:
-            out = self.base.model(**inputs)
+            out = self.base.model(**inputs, **self._last)
             self._keys = getattr(out, "past_key_values", None)
             last: Tensor = out.logits[:, -1]
             return last

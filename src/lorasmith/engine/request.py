@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from lorasmith.config.sampling import SamplingConfig
-from lorasmith.engine.json_mode import JsonObject
-from lorasmith.engine.logprobs import TokenLogprobs
-from lorasmith.engine.penalty import Seen
-from lorasmith.engine.text import Stream
+from lorasmith.engine.detokenizer import Detokenizer
+from lorasmith.engine.sampling.json_mode import JsonObject
+from lorasmith.engine.sampling.logprobs import TokenLogprobs
+from lorasmith.engine.sampling.penalty import Seen
 
 Finish = Literal["stop", "length"]
 
@@ -57,7 +57,7 @@ class Running:
     ids: list[int]
     limit: int  # length of `ids` at which it ends
     stop_ids: frozenset[int]
-    stream: Stream
+    detokenizer: Detokenizer
     version: Hashable = None  # what its keys and values depend on, besides its tokens: from when it got its place
     past: int = 0
     slot: int = -1
@@ -67,7 +67,7 @@ class Running:
 
     def __post_init__(self) -> None:
         self.seen = Seen(self.request.ids) if self.request.sampling.penalises else None
-        self.json = JsonObject(self.stream.tokenizer) if self.request.sampling.json_object else None
+        self.json = JsonObject(self.detokenizer.tokenizer) if self.request.sampling.json_object else None
 
     @property
     def pending(self) -> int:
@@ -85,12 +85,12 @@ class Running:
         if self.seen is not None:
             self.seen.add(token)
         if token in self.stop_ids:
-            return Event(self.key, token, self.stream.close(), "stop", self.told)
-        text, is_full = self.stream.push(token), len(self.ids) >= self.limit
+            return Event(self.key, token, self.detokenizer.close(), "stop", self.told)
+        text, is_full = self.detokenizer.push(token), len(self.ids) >= self.limit
         is_whole = self.json is not None and self.json.push(token)
         if is_full or is_whole:
-            text += self.stream.close()
-        is_stopped = self.stream.stopped or is_whole
+            text += self.detokenizer.close()
+        is_stopped = self.detokenizer.stopped or is_whole
         return Event(self.key, token, text, "stop" if is_stopped else "length" if is_full else None, self.told)
 
 

@@ -1,15 +1,14 @@
 """From a folder, a GGUF file, the demo's or a hub's name to a Base. safetensors only; offline but for a hub's name."""
 
 import difflib
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from lorasmith.config.files import read_object
 from lorasmith.config.model import ModelConfig
 from lorasmith.errors import ModelError, first_line
 from lorasmith.i18n import _, listed
@@ -17,6 +16,7 @@ from lorasmith.loading.gguf import PACKAGED, cached_gguf, packaged_model
 from lorasmith.loading.hub import hub_folder, is_hub_name
 from lorasmith.loading.weights import is_stored_as, tensor_by_tensor
 from lorasmith.model.base import Base, positions_of
+from lorasmith.model.fits import REFUSALS, config_problems, left_over, refused
 from lorasmith.model.probe import probe
 from lorasmith.model.verify import recognise
 from lorasmith.report import Report
@@ -40,8 +40,8 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
     use_all_cores()
     if device.type == "cpu":
         keep_freed_memory()
-    tokenizer = load_tokenizer(folder, config.trust_remote_code)
     settings = _without_dropout(_read_config(folder, config.trust_remote_code))
+    tokenizer = load_tokenizer(folder, config.trust_remote_code)
     try:
         mapped = is_stored_as(folder, dtype)
         with quiet_transformers(), nullcontext() if mapped else tensor_by_tensor():
@@ -49,16 +49,16 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
                 folder, config=settings, dtype=dtype, use_safetensors=True, local_files_only=True,
                 trust_remote_code=config.trust_remote_code, output_loading_info=True,
             )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            _("{folder}: transformers cannot load this model: {error}", folder=folder, error=first_line(error))
-        ) from error
+    except REFUSALS as error:
+        raise refused(folder, error, settings) from error
     model, info = loaded
     if info["missing_keys"]:  # transformers would fill them with random numbers
         keys = listed(sorted(info["missing_keys"])[:3])
         raise ModelError(
             _("{folder}: missing weights {keys}; the model's files are incomplete.", folder=folder, keys=keys)
         )
+    if problems := left_over(folder, model, info["unexpected_keys"]):
+        raise ModelError(*problems)
     model.requires_grad_(False)
     nn.Module.to(model, device)
     base = Base(model.train(), tokenizer, config.model, folder, dtype, device)
@@ -100,7 +100,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except REFUSALS as error:
         raise ModelError(
             _("{folder}: the tokenizer cannot be read: {error}", folder=folder, error=first_line(error))
         ) from error
@@ -123,10 +123,9 @@ def max_positions(folder: Path, trust_remote_code: bool = False) -> int | None:
 def _check_folder(folder: Path, trust_remote_code: bool) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(_("{folder} is not a model folder: it does not contain config.json.", folder=folder))
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except ValueError as error:
-        raise ModelError(_("{path}: invalid JSON: {error}", path=folder / "config.json", error=error)) from None
+    config = read_object(folder / "config.json", ModelError)
+    if problems := config_problems(folder / "config.json", config):
+        raise ModelError(*problems)
     if "auto_map" in config and not trust_remote_code:
         raise ModelError(
             _(
@@ -149,10 +148,8 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
 def _read_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            _("{folder}: transformers does not support this model: {error}", folder=folder, error=first_line(error))
-        ) from error
+    except REFUSALS as error:
+        raise refused(folder, error) from error
 
 
 def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:

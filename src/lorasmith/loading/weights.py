@@ -5,7 +5,6 @@ memory of the process (for 135 million parameters 1,122 MiB instead of 615), and
 their own.
 """
 
-import json
 import os
 import threading
 from collections.abc import Iterator
@@ -17,6 +16,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import modeling_utils
+
+from lorasmith.config.files import read_object
+from lorasmith.errors import ModelError
 
 _STORED = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _transformers: Any = modeling_utils  # safe_open is not part of its public interface
@@ -44,7 +46,7 @@ def _files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return [folder / "model.safetensors"]
-    return sorted({folder / name for name in json.loads(index.read_text("utf-8")).get("weight_map", {}).values()})
+    return sorted({folder / name for name in read_object(index, ModelError).get("weight_map", {}).values()})
 
 
 @contextmanager

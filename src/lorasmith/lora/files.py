@@ -8,24 +8,28 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lorasmith.config.files import parse_object
 from lorasmith.config.lora import LoraConfig, is_name
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
 from lorasmith.lora.inject import PEFT_PREFIX, Adapter, inject, remove
-from lorasmith.lora.layer import LoRALayer
+from lorasmith.lora.layer import LoRALayer, known_update
 from lorasmith.lora.merge import plain_name
 from lorasmith.lora.router import Router
 from lorasmith.lora.target import ends_with, is_adaptable
+from lorasmith.lora.variant import VARIANTS, flags_of
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_OPTIONS = ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora")  # the same here and in PEFT
+# What PEFT takes where adapter_config.json does not say: not what LoraConfig here takes, whose lora_alpha is 16.
+PEFT_DEFAULTS = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none", "use_rslora": False}
 _UNDERSTOOD = {  # by this program, or without influence on the answers; any other option that is set is refused
-    *_OPTIONS, "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern",
+    *PEFT_DEFAULTS, "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern",
     "modules_to_save", "init_lora_weights", "peft_type", "task_type", "base_model_name_or_path", "inference_mode",
     "auto_mapping", "peft_version", "revision", "fan_in_fan_out", "layers_pattern", "megatron_core", "runtime_config",
     "eva_config", "qalora_group_size",
@@ -36,7 +40,14 @@ _STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of init_lora_weights
 def save_adapter(
     adapter: Adapter, model: PreTrainedModel, folder: Path, base: str, extras: Mapping[str, str] | None = None
 ) -> None:
-    """Write `adapter` into `folder` (made if it is not there): PEFT's two files and `extras`, name -> text."""
+    """Write `adapter` into `folder` (made if it is not there): PEFT's two files and `extras`, name -> text.
+
+    Raises AdapterError where it adds to a layer what no variant in the table adds.
+    """
+    for path in adapter.targets.adapted:
+        layer = model.get_submodule(path)
+        if isinstance(layer, LoRALayer):
+            known_update(layer, adapter.name)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: p.detach().cpu().clone().contiguous() for key, p in adapter.parameters.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -51,9 +62,7 @@ def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str
     """adapter_config.json as PEFT 0.14 and later read it."""
     config, layers = adapter.config, dict(model.named_modules())
     first = next((layers[p] for p in adapter.targets.adapted), None)
-    own = config.model_dump(
-        include={"r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "rank_pattern", "alpha_pattern"}
-    )
+    own = config.model_dump(include={*PEFT_DEFAULTS, "rank_pattern", "alpha_pattern", *flags_of(config)})
     alpha = own["lora_alpha"]
     return own | {
         "peft_type": "LORA",
@@ -97,11 +106,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AdapterError(
             _("{folder} is not an adapter folder: it does not contain {name}.", folder=folder, name=CONFIG)
         )
-    try:
-        raw: Any = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise AdapterError(_("{path}: invalid JSON: {error}", path=path, error=error)) from None
-    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
+    return parse_config(path.read_bytes(), path)
+
+
+def parse_config(content: bytes, path: Path) -> dict[str, Any]:
+    """The content of an adapter_config.json, which was read from `path`. Raises AdapterError as `read_config` does."""
+    raw = parse_object(content, path, AdapterError)
+    if raw.get("peft_type") != "LORA":
         raise AdapterError(_("{path}: peft_type is not LORA; only LoRA adapters can be loaded.", path=path))
     return raw
 
@@ -112,7 +123,8 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
     Raises:
         AdapterError: an option that is not supported, or a wrong value; all of them, by name.
     """
-    refused = sorted(key for key, value in raw.items() if value and key not in _UNDERSTOOD)
+    flags = VARIANTS.keys() & LoraConfig.model_fields.keys()
+    refused = sorted(key for key, value in raw.items() if value and key not in _UNDERSTOOD | flags)
     init = raw.get("init_lora_weights", True)
     if init not in _STARTS:
         refused.append(f"init_lora_weights={init}")
@@ -124,12 +136,14 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
                 keys=", ".join(refused),
             )
         )
-    known = {key: raw[key] for key in _OPTIONS if raw.get(key) is not None}
+    known = {key: raw.get(key, default) for key, default in PEFT_DEFAULTS.items()}
+    known |= {key: raw[key] for key in flags if raw.get(key) is not None}
     targets, layers = raw.get("target_modules") or (), raw.get("layers_to_transform")
     try:
         return LoraConfig.model_validate(
             {
                 **known,
+                "use_rslora": known["use_rslora"] or False,  # null means no there
                 "target_modules": sorted(targets, key=str) if isinstance(targets, list) else targets,
                 "exclude_modules": raw.get("exclude_modules") or None,
                 "layers_to_transform": [layers] if isinstance(layers, int) else layers,
@@ -145,6 +159,11 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of an adapter folder, under PEFT's keys. Raises AdapterError; pickled weights are refused."""
+    return parse_weights(weights_file(folder).read_bytes(), folder / WEIGHTS)
+
+
+def weights_file(folder: Path) -> Path:
+    """Where the weights of an adapter folder are. Raises AdapterError where there are none, or a pickle."""
     path = folder / WEIGHTS
     if not path.is_file():
         hint = ""
@@ -154,10 +173,23 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
                 "safetensors with PEFT first."
             )
         raise AdapterError(_("{folder} does not contain {name}.", folder=folder, name=WEIGHTS) + hint)
+    return path
+
+
+def parse_weights(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that was read from `path`, in memory of their own. Raises AdapterError."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        return load_tensors(content)
     except SafetensorError as error:
+        raise AdapterError(_("{path}: not a valid safetensors file: {error}", path=path, error=error)) from None
+
+
+def weights_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a safetensors file, from its beginning alone. Raises AdapterError."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
         raise AdapterError(_("{path}: not a valid safetensors file: {error}", path=path, error=error)) from None
 
 
@@ -165,12 +197,23 @@ def load_adapter(model: PreTrainedModel, router: Router, folder: Path, name: str
     """Put the adapter of `folder` on `model`, under `name`, and make it the active one.
 
     Raises:
-        AdapterError: keys missing, unknown or of another shape (all listed), or an adapter that changes nothing.
+        AdapterError: keys missing, unknown or of another shape (all listed), targets that this base does not have, or
+            an adapter that changes nothing.
     """
-    config = lora_config(read_config(folder), folder / CONFIG)
-    tensors = read_weights(folder)
-    before = router.active
-    adapter = inject(model, config, router, name, strict=False)
+    return put_adapter(
+        model, router, lora_config(read_config(folder), folder / CONFIG), read_weights(folder), folder, name
+    )
+
+
+def put_adapter(
+    model: PreTrainedModel, router: Router, config: LoraConfig, tensors: Mapping[str, Tensor], folder: Path, name: str
+) -> Adapter:
+    """The same with what was read from `folder`, which is named in errors."""
+    tensors, before = dict(tensors), router.active
+    try:
+        adapter = inject(model, config, router, name, strict=False)
+    except ConfigError as error:
+        raise AdapterError(*(f"{folder / CONFIG}: {problem}" for problem in error.problems)) from None
     problems = _without_base(tensors, adapter, model)
     problems += misfits(adapter.parameters, tensors)
     problems = problems or useless(tensors)
@@ -226,6 +269,11 @@ def _some(keys: list[str]) -> str:
 
 def useless(tensors: Mapping[str, Tensor]) -> list[str]:
     """Why these tensors of an adapter file can do nothing good, in words; empty where they can."""
+    if odd := sorted(key for key, tensor in tensors.items() if not tensor.is_floating_point()):
+        found = str(tensors[odd[0]].dtype).removeprefix("torch.")
+        text = _("{key} holds {found}; an adapter's matrices hold floating-point numbers, such as float32.", key=odd[0],
+                 found=found)  # fmt: skip
+        return [text]
     broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
     if broken:
         return [_("{key} contains NaN or infinity: the training diverged, or the file is damaged.", key=broken[0])]
@@ -235,10 +283,13 @@ def useless(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def has_effect(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether an adapter's tensors, under PEFT's keys, change anything: A and B not zero, or a whole module."""
+    """Whether an adapter's tensors, under PEFT's keys, change anything: A and B not zero, or a whole module.
+
+    What a variant has beside A and B says nothing: it does not start at zero.
+    """
     pairs = [(key, key.replace("lora_B.", "lora_A.")) for key in tensors if ".lora_B." in key]
     pairs += [(key, key[:-1] + "B") for key in tensors if key.endswith("lora_embedding_A")]
-    if tensors.keys() - {key for pair in pairs for key in pair}:
+    if any(key for key in tensors if ".lora_" not in key):
         return True  # a module trained whole, or a bias
     sizes = ([float(tensors[key].detach().float().abs().sum()) for key in pair if key in tensors] for pair in pairs)
     return any(all(math.isfinite(size) and size > 0 for size in pair) for pair in sizes)

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer
@@ -21,13 +21,20 @@ def initialise(layer: LoRALayer | LoRAEmbedding, adapter: str, config: LoraConfi
     else:
         zero, drawn = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
     nn.init.zeros_(zero)
-    if drawn.is_meta:
-        return
-    values = torch.empty(drawn.shape, dtype=torch.float32)
+    if not drawn.is_meta:
+        drawn.copy_(_drawn(layer, drawn.shape, config, generator))
+    if isinstance(layer, LoRALayer):
+        layer.updates[adapter].start()
+
+
+def _drawn(
+    layer: LoRALayer | LoRAEmbedding, shape: torch.Size, config: LoraConfig, generator: torch.Generator
+) -> Tensor:
+    values = torch.empty(shape, dtype=torch.float32)
     if config.init_lora_weights == "gaussian":
-        nn.init.normal_(values, std=1 / min(drawn.shape), generator=generator)
+        nn.init.normal_(values, std=1 / min(shape), generator=generator)
     elif isinstance(layer, LoRAEmbedding):
         nn.init.normal_(values, generator=generator)
     else:
         nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
-    drawn.copy_(values)
+    return values

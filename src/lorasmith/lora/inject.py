@@ -15,6 +15,7 @@ from lorasmith.lora.init import initialise
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
 from lorasmith.lora.router import Router
 from lorasmith.lora.target import Targets, find_targets, is_key_of
+from lorasmith.lora.variant import misplaced, variant_of
 
 Wrapper = LoRALayer | LoRAEmbedding | SavedModule
 HALF = (torch.bfloat16, torch.float16)
@@ -60,7 +61,8 @@ def inject(
     The logits do not change: B starts at zero, copies are equal (law 1). strict: see `find_targets`.
 
     Raises:
-        ConfigError: a pattern matches nothing, or something that LoRA cannot go on; or biases in half precision.
+        ConfigError: a pattern matches nothing, or something that LoRA or its variant cannot go on; or biases in half
+            precision.
         AdapterError: the name is taken, or another adapter trains what this one would. The model is then unchanged.
     """
     plain = _PlainView(model)
@@ -80,7 +82,11 @@ def inject(
     _refuse_rounded_biases(model, config)
     with plain:
         targets = find_targets(model, config, strict)
+        problems = misplaced(config, {path: model.get_submodule(path) for path in targets.adapted})
+    if problems:
+        raise ConfigError(*problems)
     plain.refuse_clashes(targets)
+    _refuse_ranks(model, config, targets)
     if not plain.adapters:
         model.requires_grad_(False)
     parameters: dict[str, nn.Parameter] = {}
@@ -100,12 +106,12 @@ def inject(
 def remove(model: PreTrainedModel, name: str) -> None:
     """Take the adapter out of every layer; a wrapper without adapters gives way to what it wraps."""
     for path, wrapper in _wrappers(model).items():
-        if name in _names(wrapper):
+        if name in adapters_of(wrapper):
             wrapper.remove(name)
-        if not _names(wrapper):
+        if not adapters_of(wrapper):
             _put(model, path, _original(wrapper))
             if isinstance(wrapper, LoRALayer):
-                wrapper.siblings.remove(wrapper)
+                wrapper.fused_linears.remove(wrapper)
 
 
 def count(model: PreTrainedModel, adapter: Adapter) -> Counts:
@@ -124,7 +130,7 @@ class _PlainView:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.wrappers = model, _wrappers(model)
-        self.adapters = {name for wrapper in self.wrappers.values() for name in _names(wrapper)}
+        self.adapters = {name for wrapper in self.wrappers.values() for name in adapters_of(wrapper)}
         own = (p for n, p in model.named_parameters() if n.endswith("bias") and ".modules_to_save." not in n)
         self.has_trained_bias = any(p.requires_grad for p in own)
 
@@ -167,9 +173,11 @@ def _wrappers(model: nn.Module) -> dict[str, Wrapper]:
     return {p: m for p, m in model.named_modules() if isinstance(m, LoRALayer | LoRAEmbedding | SavedModule)}
 
 
-def _names(wrapper: Wrapper) -> list[str]:
+def adapters_of(wrapper: Wrapper) -> list[str]:
     """The adapters on a wrapper."""
-    return list(wrapper.modules_to_save if isinstance(wrapper, SavedModule) else wrapper.scaling)
+    if isinstance(wrapper, SavedModule):
+        return list(wrapper.modules_to_save)
+    return list(wrapper.updates if isinstance(wrapper, LoRALayer) else wrapper.scaling)
 
 
 def _original(wrapper: Wrapper) -> nn.Module:
@@ -217,7 +225,7 @@ def _add(
     if isinstance(layer, LoRAEmbedding):
         layer.add(name, r, config.scaling(r, alpha), device)
     else:
-        layer.add(name, r, config.scaling(r, alpha), config.lora_dropout, device)
+        layer.add(name, r, config.scaling(r, alpha), config.lora_dropout, device, variant_of(config))
     layer.train(layer.base_layer.training)
     initialise(layer, name, config, generator)
 
@@ -225,12 +233,40 @@ def _add(
 def _own_parameters(layer: LoRALayer | LoRAEmbedding, name: str) -> dict[str, nn.Parameter]:
     if isinstance(layer, LoRAEmbedding):
         return {"lora_embedding_A": layer.lora_embedding_A[name], "lora_embedding_B": layer.lora_embedding_B[name]}
-    A, B = layer.matrices(name)
-    return {"lora_A.weight": A, "lora_B.weight": B}
+    return layer.updates[name].parameters
 
 
 def _key(path: str, part: str) -> str:
     return f"{PEFT_PREFIX}{path}.{part}"
+
+
+def _refuse_ranks(model: PreTrainedModel, config: LoraConfig, targets: Targets) -> None:
+    """B A of a layer [O, I] has at most rank min(O, I): a rank beyond that of every layer only takes memory.
+
+    PEFT takes any; one that is beyond some of the layers alone (the small ones of grouped queries) is usual.
+    """
+    ranks = {path: rank_and_alpha(config, path)[0] for path in targets.adapted}
+    if not ranks:
+        return
+    most = max(_largest_rank(model.get_submodule(path)) for path in ranks)
+    path = max(ranks, key=lambda path: ranks[path])
+    if ranks[path] > most:
+        raise ConfigError(
+            _(
+                "lora.r: {path} would have rank {rank}, and the layers of this model can have {most} at most. "
+                "Use a smaller rank; 8 to 64 is usual.",
+                path=path,
+                rank=ranks[path],
+                most=most,
+            )
+        )
+
+
+def _largest_rank(module: nn.Module) -> int:
+    """Of a change to a module that LoRA adapts, wrapped already or not; a 4-bit weight's own shape is another."""
+    base = module.base_layer if isinstance(module, LoRALayer | LoRAEmbedding) else module
+    shape = (base.num_embeddings, base.embedding_dim) if isinstance(base, nn.Embedding) else _shape(base)
+    return min(shape)
 
 
 def _refuse_rounded_biases(model: PreTrainedModel, config: LoraConfig) -> None:

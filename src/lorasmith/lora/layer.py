@@ -8,15 +8,21 @@ The base is called as it is (Linear, Conv1D, Embedding, 4-bit) and the update is
 
 import copy
 from collections.abc import Sequence
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import PretrainedConfig
 
+from lorasmith.errors import AdapterError
+from lorasmith.i18n import _
+from lorasmith.lora.fused.linears import FusedLinears
 from lorasmith.lora.router import Router, Slice
-from lorasmith.lora.siblings import Siblings
+from lorasmith.lora.update import Update
+from lorasmith.lora.variant import refuse_unknown
 
 Bounds = tuple[tuple[int, int], ...]
 
@@ -81,72 +87,116 @@ def master_dtype(module: nn.Module) -> torch.dtype:
 
 
 class LoRALayer(nn.Module):
-    """A frozen linear layer and its adapters, under PEFT's names: base_layer, lora_A.<adapter>, lora_B.<adapter>."""
+    """A frozen linear layer and its adapters, under PEFT's names: base_layer, lora_A.<adapter>, lora_B.<adapter>.
+
+    `updates` says for each adapter what it adds; the modules here hold its parameters.
+    """
 
     def __init__(self, base_layer: nn.Module, in_features: int, out_features: int, router: Router) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.lora_A, self.lora_B, self.lora_dropout = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        self.scaling: dict[str, float] = {}
+        self.updates: dict[str, Update] = {}
         self.in_features, self.out_features, self.router = in_features, out_features, router
-        self.siblings = Siblings(router, [self])
+        self.fused_linears = FusedLinears(router, [self])
 
-    def add(self, adapter: str, r: int, scaling: float, dropout: float, device: torch.device) -> None:
-        """Make A [r, I] and B [O, r] of `adapter`, in `master_dtype`, not yet initialised."""
+    def add(
+        self,
+        adapter: str,
+        r: int,
+        scaling: float,
+        dropout: float,
+        device: torch.device,
+        variant: type[Update] = Update,
+    ) -> None:
+        """Make A [r, I] and B [O, r] of `adapter`, and what else `variant` has, in `master_dtype`, not yet initialised.
+
+        Raises AdapterError for a variant that is not in the table.
+        """
+        refuse_unknown(variant)
         dtype = master_dtype(self.base_layer)
         self.lora_A[adapter] = nn.Linear(self.in_features, r, bias=False, device=device, dtype=dtype)
         self.lora_B[adapter] = nn.Linear(r, self.out_features, bias=False, device=device, dtype=dtype)
         self.lora_dropout[adapter] = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.scaling[adapter] = scaling
+        for name, shape in variant.parts(self).items():
+            if not hasattr(self, name):
+                setattr(self, name, nn.ParameterDict())
+            getattr(self, name)[adapter] = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.updates[adapter] = variant(self, adapter, scaling)
 
     def remove(self, adapter: str) -> None:
         """Forget `adapter`."""
-        for store in (self.lora_A, self.lora_B, self.lora_dropout, self.scaling):
+        parts = [getattr(self, name) for name in self.updates[adapter].parts(self)]
+        for store in (self.lora_A, self.lora_B, self.lora_dropout, self.updates, *parts):
             del store[adapter]
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's own: models look at its dtype. Training refuses one that computes with it: model/untrained.py."""
+        return self.base_layer.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's own."""
+        return self.base_layer.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """W x + (lora_alpha / r) B A x, each token with the adapter that the router names. x [..., I] -> [..., O]."""
-        fused = None if args or kwargs else self.siblings.output(self, x)
+        fused = None if args or kwargs else self.fused_linears.output(self, x)
         return self.alone(x, *args, **kwargs) if fused is None else fused
 
-    def is_plain(self, adapter: str | None) -> bool:
-        """Whether `adapter` is on it, without dropout, and its base is nothing but a frozen nn.Linear."""
-        base = self.base_layer
-        if adapter not in self.scaling or type(base) is not nn.Linear or torch.compiler.is_compiling():
-            return False
-        dropout = self.lora_dropout[adapter]
-        trained = any(p.requires_grad for p in base.parameters())
-        return not trained and not (isinstance(dropout, nn.Dropout) and dropout.training)
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether all that its adapters add is plain low rank. A subclass may do anything."""
+        return type(self) is LoRALayer and all(update.is_low_rank for update in self.updates.values())
+
+    def fusable(self, adapter: str | None) -> Update | None:
+        """What `adapter` adds, if several layers may be computed as one: plain low rank, no dropout, and a base that is
+        nothing but a frozen nn.Linear. None elsewhere.
+        """
+        update, base = self.updates.get(adapter or ""), self.base_layer
+        if update is None or type(base) is not nn.Linear or torch.compiler.is_compiling():
+            return None
+        if type(self) is not LoRALayer or not update.is_low_rank or update.drops:
+            return None
+        return None if any(p.requires_grad for p in base.parameters()) else update
 
     def alone(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The same for any base and any adapters: the base is called, and the update added in place."""
         y: Tensor = self.base_layer(x, *args, **kwargs)
         slices = self._own(self.router.slices_of(x.numel() // x.shape[-1]))
+        if others := [s for s in slices if not self.updates[s[0]].is_low_rank]:
+            y = self._add_variants(y, x, others)
+            slices = [s for s in slices if s not in others]
         if not slices:
             return y
         if self.router.stacked and len(slices) > 1:
             return self._add_stacked(y, x, slices)
         dropped: dict[str, Tensor] = {}
         for adapter, start, end in slices:
-            dropout = self.lora_dropout[adapter]
-            if isinstance(dropout, nn.Dropout) and dropout.training:
+            update = self.updates[adapter]
+            if update.drops:
                 # another x per adapter: such slices go one by one
-                y = self._add(y, dropped.setdefault(adapter, dropout(x)), [(adapter, start, end)])
+                y = self._add(y, dropped.setdefault(adapter, update.dropout(x)), [(adapter, start, end)])
         return self._add(y, x, [s for s in slices if s[0] not in dropped])
 
     def _own(self, slices: Sequence[Slice]) -> list[tuple[str, int, int]]:
-        return [(adapter, start, end) for adapter, start, end in slices if adapter in self.scaling and adapter]
+        return [(adapter, start, end) for adapter, start, end in slices if adapter in self.updates and adapter]
 
-    def matrices(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """A [r, I] and B [O, r] of `adapter`."""
-        A, B = (store.get_parameter(f"{adapter}.weight") for store in (self.lora_A, self.lora_B))
-        return A, B
+    def _add_variants(self, y: Tensor, x: Tensor, slices: Sequence[tuple[str, int, int]]) -> Tensor:
+        """Each slice by its update's own forward. A copy: others write into y, and a variant may keep what it gave."""
+        x_TI, y_TO, pieces, done = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), list[Tensor](), 0
+        for adapter, start, end in slices:
+            pieces += [y_TO[done:start], self.updates[adapter].forward(x_TI[start:end], y_TO[start:end])]
+            done = end
+        return torch.cat([*pieces, y_TO[done:]]).view(y.shape)
 
     def _add(self, y: Tensor, x: Tensor, slices: Sequence[tuple[str, int, int]]) -> Tensor:
         if not slices:
             return y
-        AB = [matrix for s in slices for matrix in self.matrices(s[0])]
-        bounds, scales = tuple((s[1], s[2]) for s in slices), tuple(self.scaling[s[0]] for s in slices)
+        updates = [self.updates[s[0]] for s in slices]
+        AB = [matrix for update in updates for matrix in update.matrices]
+        bounds, scales = tuple((s[1], s[2]) for s in slices), tuple(update.scaling for update in updates)
         if torch.compiler.is_compiling():  # it gets functions that write in place wrong (pytorch issue 180642)
             return plain_low_rank(y, x, bounds, scales, *AB)
         added: Tensor = LowRank.apply(y, x, bounds, scales, *AB)  # type: ignore[no-untyped-call]
@@ -155,9 +205,10 @@ class LoRALayer(nn.Module):
     @torch.no_grad()
     def _add_stacked(self, y: Tensor, x: Tensor, slices: Sequence[tuple[str, int, int]]) -> Tensor:
         """All adapters as one thin product, times a 0-1 mask: for decoding, where a row holds few tokens of each."""
-        A, B = zip(*(self.matrices(adapter) for adapter, _start, _end in slices), strict=True)
+        updates = [self.updates[adapter] for adapter, _start, _end in slices]
+        A, B = zip(*(update.matrices for update in updates), strict=True)
         A_KI = torch.cat(A).to(x.dtype)
-        B_OK = torch.cat([b * self.scaling[s[0]] for b, s in zip(B, slices, strict=True)], dim=1).to(x.dtype)
+        B_OK = torch.cat([b * update.scaling for b, update in zip(B, updates, strict=True)], dim=1).to(x.dtype)
         x_TI, y_TO = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         mask_TK, column = x.new_zeros(len(x_TI), len(A_KI)), 0
         for a, (_adapter, start, end) in zip(A, slices, strict=True):
@@ -165,6 +216,20 @@ class LoRALayer(nn.Module):
             column += len(a)
         y_TO.addmm_(F.linear(x_TI, A_KI) * mask_TK, B_OK.t())
         return y
+
+
+def known_update(layer: LoRALayer, adapter: str) -> Update:
+    """What `adapter` adds to `layer`, for files and merges. Raises AdapterError where that is not in the table."""
+    if type(layer) is not LoRALayer:
+        raise AdapterError(
+            _(
+                "{kind} is a subclass of LoRALayer, so it can be neither saved nor merged: make it a variant "
+                "(lora/variant.py).",
+                kind=type(layer).__name__,
+            )
+        )
+    refuse_unknown(type(layer.updates[adapter]))
+    return layer.updates[adapter]
 
 
 class LoRAEmbedding(nn.Module):
@@ -189,6 +254,11 @@ class LoRAEmbedding(nn.Module):
         """Forget `adapter`."""
         for store in (self.lora_embedding_A, self.lora_embedding_B, self.scaling):
             del store[adapter]
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's own, as in LoRALayer."""
+        return self.base_layer.weight
 
     def forward(self, ids: Tensor) -> Tensor:
         """E[ids] + (lora_alpha / r) B A[:, ids], times the embedding's own scale where it has one (Gemma)."""
@@ -217,36 +287,63 @@ class SavedModule(nn.Module):
 
     def add(self, adapter: str) -> nn.Module:
         """A trainable copy of the original, in `master_dtype`, for `adapter`."""
-        module = copy.deepcopy(self.original_module).to(master_dtype(self.original_module)).requires_grad_(True)
+        kept = [v for m in self.original_module.modules() for v in vars(m).values() if isinstance(v, PretrainedConfig)]
+        own = copy.deepcopy(self.original_module, {id(config): config for config in kept})  # it says how to attend
+        module = own.to(master_dtype(self.original_module)).requires_grad_(True)
         self.modules_to_save[adapter] = module
         return module
-
-    def _call(self, adapter: str | None, x: Tensor) -> Tensor:
-        """x through the copy of `adapter`, or the original where it has none, computed in the original's dtype."""
-        if adapter is None or adapter not in self.modules_to_save:
-            y: Tensor = self.original_module(x)
-            return y
-        module, dtype = self.modules_to_save[adapter], next(self.original_module.parameters()).dtype
-        if isinstance(module, nn.Embedding):
-            return module(x).to(dtype)  # type: ignore[no-any-return]
-        cast = {name: p.to(dtype) for name, p in module.named_parameters()}
-        return torch.func.functional_call(module, cast, (x,))  # type: ignore[no-any-return]
 
     def remove(self, adapter: str) -> None:
         """Forget `adapter`."""
         del self.modules_to_save[adapter]
 
-    @property
-    def weight(self) -> Tensor:
-        """The original's weight: what transformers asks an embedding or a head for."""
-        weight: Tensor = self.original_module.weight  # type: ignore[assignment]
-        return weight
+    def __getattr__(self, name: str) -> Any:
+        """What it does not have itself, the original has: models ask a layer for its kind and a head for its weight."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("original_module"), name)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Each token through the copy of its adapter. x [B, T] of ids, or [B, T, I]."""
-        slices = self.router.slices_of(x.numel() if not x.is_floating_point() else x.numel() // x.shape[-1])
+    @property
+    def sees_more_than_its_input(self) -> bool:
+        """Whether it is called with more than one tensor of tokens, as attention and whole layers are."""
+        kinds = type(self.original_module).__mro__  # a fast class takes anything and hands it on
+        forwards = [signature(kind.__dict__["forward"]).parameters for kind in kinds if "forward" in kind.__dict__]
+        several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        named = [[p for p in parameters.values() if p.kind not in several] for parameters in forwards]
+        return any(len(parameters) > 2 for parameters in named)  # itself, and its input
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Each token through the copy of its adapter. One tensor of ids [B, T] or states [B, T, I] can be parted.
+
+        Raises AdapterError where a row of several adapters comes with more than that: attention looks at other tokens.
+        """
+        slices = self.router.slices or (Slice(self.router.active, 0, 0),)
         if len(slices) == 1:
-            return self._call(slices[0].adapter, x)
-        x_T = x.reshape(-1) if not x.is_floating_point() else x.reshape(-1, x.shape[-1])
+            return self._call(slices[0].adapter, *args, **kwargs)
+        if kwargs or len(args) > 1:
+            raise AdapterError(
+                _(
+                    "modules_to_save: a {kind} that is trained whole cannot compute several adapters in one batch, "
+                    "because it looks at more than one token at a time. Use one adapter at a time, or merge it.",
+                    kind=type(self.original_module).__name__,
+                )
+            )
+        return self._parted(*args)
+
+    def _parted(self, x: Tensor) -> Tensor:
+        ids = not x.is_floating_point()
+        slices = self.router.slices_of(x.numel() if ids else x.numel() // x.shape[-1])
+        x_T = x.reshape(-1) if ids else x.reshape(-1, x.shape[-1])
         y_TO = torch.cat([self._call(s.adapter, x_T[s.start : s.end]) for s in slices])
-        return y_TO.view(*(x.shape[:-1] if x.is_floating_point() else x.shape), y_TO.shape[-1])
+        return y_TO.view(*(x.shape if ids else x.shape[:-1]), y_TO.shape[-1])
+
+    def _call(self, adapter: str | None, *args: Any, **kwargs: Any) -> Any:
+        """The copy of `adapter`, or the original where it has none, computed in the original's dtype."""
+        if adapter is None or adapter not in self.modules_to_save:
+            return self.original_module(*args, **kwargs)
+        module, dtype = self.modules_to_save[adapter], next(self.original_module.parameters()).dtype
+        if isinstance(module, nn.Embedding):
+            return module(*args, **kwargs).to(dtype)
+        cast = {name: p.to(dtype) for name, p in module.named_parameters()}
+        return torch.func.functional_call(module, cast, args, kwargs)

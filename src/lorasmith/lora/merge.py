@@ -10,20 +10,24 @@ from transformers.pytorch_utils import Conv1D
 
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.inject import Adapter
-from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
+from lorasmith.lora.inject import Adapter, adapters_of
+from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule, known_update
 
 
 @torch.no_grad()
-def update(layer: LoRALayer | LoRAEmbedding, adapter: str) -> Tensor:
-    """(lora_alpha / r) B A in the shape of the base's weight, in float64 on its device."""
+def merged_weight(layer: LoRALayer | LoRAEmbedding, adapter: str) -> Tensor:
+    """The base's weight and what `adapter` adds to it, in the base's shape, in float64 on its device.
+
+    Raises AdapterError where it adds what no variant in the table adds.
+    """
+    weight: Tensor = layer.base_layer.weight  # type: ignore[assignment]
+    W = weight.double()
     if isinstance(layer, LoRAEmbedding):
         A_RV, B_OR = layer.lora_embedding_A[adapter].double(), layer.lora_embedding_B[adapter].double()
         delta_VO: Tensor = (B_OR @ A_RV).t() * layer.scaling[adapter]
-        return delta_VO
-    A_RI, B_OR = (matrix.double() for matrix in layer.matrices(adapter))
-    delta_OI = B_OR @ A_RI * layer.scaling[adapter]
-    return delta_OI.t() if isinstance(layer.base_layer, Conv1D) else delta_OI
+        return W + delta_VO
+    update = known_update(layer, adapter)
+    return update.merged(W.t()).t().contiguous() if isinstance(layer.base_layer, Conv1D) else update.merged(W)
 
 
 @torch.no_grad()
@@ -39,10 +43,9 @@ def merged_weights(model: PreTrainedModel, adapter: Adapter, dtype: torch.dtype 
     named = ((plain_name(name), p) for name, p in model.named_parameters() if id(p) in mine)
     weights = {name: p.to(dtype) for name, p in named if name is not None}  # biases are trained in the base itself
     for path, module in model.named_modules():
-        if isinstance(module, LoRALayer | LoRAEmbedding) and adapter.name in module.scaling:
-            W: Tensor = module.base_layer.weight  # type: ignore[assignment]
-            _refuse_quantised(path, module.base_layer, W)
-            weights[f"{path}.weight"] = (W.double() + update(module, adapter.name)).to(dtype)
+        if isinstance(module, LoRALayer | LoRAEmbedding) and adapter.name in adapters_of(module):
+            _refuse_quantised(path, module.base_layer)
+            weights[f"{path}.weight"] = merged_weight(module, adapter.name).to(dtype)
         elif isinstance(module, SavedModule) and adapter.name in module.modules_to_save:
             copy = module.modules_to_save[adapter.name]
             weights |= {f"{path}.{name}": p.to(dtype) for name, p in copy.named_parameters()}
@@ -56,7 +59,8 @@ def plain_name(name: str) -> str | None:
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
-def _refuse_quantised(path: str, layer: nn.Module, weight: Tensor) -> None:
+def _refuse_quantised(path: str, layer: nn.Module) -> None:
+    weight: Tensor = layer.weight  # type: ignore[assignment]
     if not weight.dtype.is_floating_point:
         raise AdapterError(
             _(

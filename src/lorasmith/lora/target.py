@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorasmith.config.lora import LoraConfig, is_name
 from lorasmith.config.values import ranges, spelled
-from lorasmith.errors import ConfigError
+from lorasmith.errors import LIBRARY_ERRORS, ConfigError
 from lorasmith.i18n import _
 
 ALL_LINEAR = "all-linear"
@@ -51,7 +52,21 @@ def in_words(paths: Sequence[str]) -> str:
 
 def is_adaptable(module: nn.Module) -> bool:
     """Whether LoRA can be put on this module: y = W x with one W, or an embedding."""
+    if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
+        return _answers_as_linear(module)
     return isinstance(module, nn.Linear | Conv1D | nn.Embedding)
+
+
+@torch.no_grad()
+def _answers_as_linear(module: nn.Linear) -> bool:
+    """Whether a kind of Linear with a forward of its own makes [1, O] of [1, I]; routers give tuples or take more."""
+    weight = module.weight
+    dtype = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
+    try:
+        y = module(torch.zeros(1, module.in_features, dtype=dtype, device=weight.device))
+    except LIBRARY_ERRORS:
+        return False
+    return isinstance(y, torch.Tensor) and y.shape == (1, module.out_features)
 
 
 def ends_with(path: str, name: str) -> bool:
@@ -110,7 +125,8 @@ def _patterns(value: str | Iterable[str]) -> list[str]:
 def _matching(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: str) -> list[str]:
     if pattern == ALL_LINEAR:
         head = model.get_output_embeddings()
-        return [p for p, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+        linear = {p: m for p, m in modules.items() if isinstance(m, nn.Linear | Conv1D)}
+        return [p for p, m in linear.items() if is_adaptable(m) and m is not head]
     return [p for p in modules if _is_meant(p, pattern)]
 
 

@@ -30,11 +30,14 @@ _HARMLESS = {
 }  # fmt: skip
 
 
-SEEN = "_lorasmith_seen"  # on an attention module: what it asked for, so that fast.py need not guess it
+class Noting(nn.Module):
+    """An attention module that keeps what it asked `attend` for, so that fast.py need not guess it."""
+
+    how: dict[str, Any] | None = None  # scaling and window
 
 
 class Cache(Protocol):
-    """Keys and values of earlier tokens. See engine/kv.py."""
+    """Keys and values of earlier tokens. See engine/kv_cache.py."""
 
     def begin(self, spans: Sequence[Span], device: torch.device) -> Sequence[Group]:
         """Make room for a row's tokens and group its spans: once, before its forward."""
@@ -84,7 +87,8 @@ def attend(
         )
     q_THD, k_THD, v_THD = (t[0].transpose(0, 1) for t in (query, key, value))  # how they lie in memory
     how = (query.shape[3] ** -0.5 if scaling is None else scaling, sliding_window)
-    module.__dict__[SEEN] = {"scaling": how[0], "sliding_window": sliding_window}
+    if isinstance(module, Noting):
+        module.__dict__["how"] = {"scaling": how[0], "sliding_window": sliding_window}
     if kv is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         return attend_cached(q_THD, k_THD, v_THD, row, kv, layer, *how)[None], None
@@ -123,12 +127,9 @@ def _sdpa(
     q_THD: Tensor, kv: Sequence[tuple[Tensor, ...]], groups: Sequence[Group], scaling: float, window: int | None
 ) -> Tensor:
     """Each group by torch's own function: keys and values [G, Hkv, S, D] of each -> [T, Hq, D]."""
-    if groups[0].is_row:
-        (group,), ((k_GHSD, v_GHSD),) = groups, kv
-        repeat = q_THD.shape[1] // k_GHSD.shape[1]
-        q_GHRD = q_THD.reshape(group.pieces, -1, repeat, q_THD.shape[2])
-        mask = group.added(window, repeat, q_THD.dtype)
-        return F.scaled_dot_product_attention(q_GHRD, k_GHSD, v_GHSD, attn_mask=mask, scale=scaling).flatten(1, 2)
+    if all(group.rows is not None for group in groups):
+        parts = [_in_order(q_THD, k, v, group, scaling, window) for group, (k, v) in zip(groups, kv, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
     out_THD = q_THD.new_empty(len(q_THD) + 1, q_THD.shape[1], kv[0][1].shape[3])  # and a place for fillers
     for group, (k_GHSD, v_GHSD) in zip(groups, kv, strict=True):
         q_GHQD = _take(q_THD, group.from_T, group, k_GHSD.shape[1]).unflatten(0, (group.pieces, -1))
@@ -138,6 +139,16 @@ def _sdpa(
         keeps = torch.is_grad_enabled()  # autograd wants it out of place
         out_THD = (out_THD.index_copy if keeps else out_THD.index_copy_)(0, group.to_T, o_THD)
     return out_THD[:-1]
+
+
+def _in_order(
+    q_THD: Tensor, k_GHSD: Tensor, v_GHSD: Tensor, group: Group, scaling: float, window: int | None
+) -> Tensor:
+    """Of a group that is a part of the row, one token a piece: no token is looked for by its place."""
+    repeat = q_THD.shape[1] // k_GHSD.shape[1]
+    q_GHRD = q_THD[group.rows].reshape(group.pieces, -1, repeat, q_THD.shape[2])
+    mask = group.added(window, repeat, q_THD.dtype)
+    return F.scaled_dot_product_attention(q_GHRD, k_GHSD, v_GHSD, attn_mask=mask, scale=scaling).flatten(1, 2)
 
 
 class _ByHand(torch.autograd.Function):

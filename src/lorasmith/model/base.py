@@ -1,19 +1,20 @@
 """A causal language model as the rest of lorasmith sees it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lorasmith.lora.bank import Bank, Ranks
 from lorasmith.lora.inject import Adapter
 from lorasmith.lora.router import Router
 from lorasmith.model.identity import identity
+
+if TYPE_CHECKING:
+    from lorasmith.model.decoder import Decoder
 
 Layout = Literal["packed", "padded"]
 
@@ -48,10 +49,7 @@ class Base:
     why: dict[str, str] = field(default_factory=dict)
     router: Router = field(default_factory=Router)
     adapters: dict[str, Adapter] = field(default_factory=dict)
-    ranks: dict[str, Ranks] = field(default_factory=dict)  # adapters that are not in the model: see lora/held.py
-    bank: Bank | None = None  # where the engine computes them; None: it cannot
-    packed_head: torch.Tensor | None = None  # its weight as oneDNN reads it, while the head is nothing else
-    stack: Callable[..., torch.Tensor] | None = None  # what runs instead of the decoder while the engine does: stack.py
+    decoding: "Decoder | None" = None  # what decodes faster than its own modules, once an engine asked for it
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -60,9 +58,14 @@ class Base:
 
     @property
     def decoder(self) -> nn.Module:
-        """The model without its head."""
-        decoder: nn.Module = self.model.get_decoder()
-        return decoder
+        """The model without its head: what it calls its decoder, or the part that is a model by itself.
+
+        Llama 4's text model calls itself its decoder, and ModernBERT's decoder is its head.
+        """
+        named = self.model.get_decoder()
+        parts = [named, *self.model.children()]
+        others = (part for part in parts if isinstance(part, PreTrainedModel) and part is not self.model)
+        return next(others, named)
 
     @property
     def output_embedding(self) -> nn.Module:

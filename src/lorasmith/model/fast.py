@@ -8,19 +8,20 @@ own forward remains the plain path, which runs where `plain` is set. See verify.
 
 from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorasmith.lora.bank import Bank, Together
+from lorasmith.lora.fused.bank import BankedLinears
+from lorasmith.lora.fused.linears import FusedWeights, Recompute, can_recompute, recompute_of
 from lorasmith.lora.layer import LoRALayer
-from lorasmith.lora.siblings import Again, Stack, again_of, can_be_made_again
-from lorasmith.model.attention import SEEN, attend
+from lorasmith.model.attention import Noting, attend
 
-_SIGNED = "_lorasmith_signed"
+if TYPE_CHECKING:
+    from lorasmith.model.decoder import Decoder
 
 
 class Fast(nn.Module):
@@ -28,17 +29,17 @@ class Fast(nn.Module):
 
     part: str
     plain: bool
-    bank: Bank | None = None  # while it is on, the engine runs and wants no gradient: see decoding.py
-    together: Sequence[Together] = ()  # its layers in groups that get the same input
+    decoder: "Decoder | None" = None  # while it is on, the engine runs and wants no gradient
+    banked: Sequence[BankedLinears] = ()  # the decoder's, of this module's layers
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is none of the bank's modules; with them it would copy all their weights."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("bank", "together")}
+        """A copy is none of the decoder's modules; with it, it would copy all their weights."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("decoder", "banked")}
 
     @property
     def infers(self) -> bool:
         """Whether this call is the engine's."""
-        return self.bank is not None and self.bank.on
+        return self.decoder is not None and self.decoder.is_on
 
     def layer(self, name: str, x: Tensor) -> Tensor:
         """The child `name` of x."""
@@ -61,7 +62,7 @@ class FastRMSNorm(Fast):
         eps, offset, wide = self.variant
         w = weight.to(torch.promote_types(x.dtype, torch.float32)) + offset if wide else weight
         y, r = _RMSNorm.apply(x, w, eps, wide)  # type: ignore[no-untyped-call]
-        can_be_made_again(y, partial(_normed, w=w, wide=wide), x, r)
+        can_recompute(y, partial(_normed, w=w, wide=wide), x, r)
         return y
 
 
@@ -77,31 +78,31 @@ class FastGatedMLP(Fast):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """x [..., H] -> [..., H]."""
-        if self.infers and self.together and len(args) == 1 and not kwargs:
-            gate, up = self.together[0](args[0].flatten(0, -2)).chunk(2, -1)
-            return self.together[1](gated(gate, up, self.gelu)).view(args[0].shape)
+        if self.infers and self.banked and len(args) == 1 and not kwargs:
+            gate, up = self.banked[0](args[0].flatten(0, -2)).chunk(2, -1)
+            return self.banked[1](gated(gate, up, self.gelu)).view(args[0].shape)
         if self.plain or len(args) != 1 or kwargs:
             return super().forward(*args, **kwargs)
         (x,) = args
         first = ("gate_up_proj",) if hasattr(self, "gate_up_proj") else ("gate_proj", "up_proj")
-        wide, down = self._stack(first, x), self._stack(("down_proj",), x)
+        wide, down = self._fused(first, x), self._fused(("down_proj",), x)
         if wide and down:
             AB = *wide[1], *down[1]
-            return _GatedMLP.apply(x, again_of(x), self.gelu, wide[0], down[0], *AB)  # type: ignore[no-untyped-call]
+            return _GatedMLP.apply(x, recompute_of(x), self.gelu, wide[0], down[0], *AB)  # type: ignore[no-untyped-call]
         parts = [self.layer(name, x) for name in first]
         gate, up = parts if len(parts) == 2 else parts[0].chunk(2, -1)
         out: Tensor = _Gated.apply(gate, up, self.gelu)  # type: ignore[no-untyped-call]
-        can_be_made_again(out, partial(gated, gelu=self.gelu), gate, up)
+        can_recompute(out, partial(gated, gelu=self.gelu), gate, up)
         return self.layer("down_proj", out)
 
-    def _stack(self, names: Sequence[str], x: Tensor) -> tuple[Stack, list[Tensor]] | None:
+    def _fused(self, names: Sequence[str], x: Tensor) -> tuple[FusedWeights, list[Tensor]] | None:
         """Layers that compute in one pass for as many tokens as x has, and their matrices."""
         layers = [getattr(self, name) for name in names]
-        together = isinstance(layers[0], LoRALayer) and layers[0].siblings.layers == layers
-        return layers[0].siblings.stack_for(x) if together and not any(map(_is_watched, layers)) else None
+        together = isinstance(layers[0], LoRALayer) and layers[0].fused_linears.layers == layers
+        return layers[0].fused_linears.weights_for(x) if together and not any(map(_is_watched, layers)) else None
 
 
-class FastAttention(Fast):
+class FastAttention(Fast, Noting):
     """Attention with rotary embedding (arXiv:2104.09864) in a packed row; elsewhere its own forward.
 
     Scaling and window are those that its own forward was seen to ask for.
@@ -112,9 +113,9 @@ class FastAttention(Fast):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """hidden_states [1, T, H] -> ([1, T, H], None)."""
-        how, rotation = self.__dict__.get(SEEN), kwargs.get("position_embeddings")
+        how, rotation = self.how, kwargs.get("position_embeddings")
         unusual = args or not {"hidden_states", "row"} <= kwargs.keys()
-        if self.infers and self.together and not unusual and how is not None and rotation is not None:
+        if self.infers and self.banked and not unusual and how is not None and rotation is not None:
             return self._infer(how, **kwargs)
         if self.plain or how is None or rotation is None or unusual:
             return super().forward(*args, **kwargs)
@@ -136,16 +137,18 @@ class FastAttention(Fast):
         self, how: dict[str, Any], hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any
     ) -> tuple[Tensor, None]:
         """The same without gradient: q and k are rotated in one pass where nothing comes between."""
-        wide, o_proj = self.together
+        assert self.decoder is not None
+        (wide, o_proj), (cos, sin) = self.banked, position_embeddings
+        rotation = cos.unsqueeze(2), self.decoder.signed(sin)
         widths = [wide.widths[0] + wide.widths[1], wide.widths[2]]
         qk, v = (part[None].unflatten(2, (-1, self.head_dim)) for part in wide(hidden_states[0]).split(widths, dim=1))
         q, k = qk.split([wide.widths[0] // self.head_dim, wide.widths[1] // self.head_dim], dim=2)
         rotates = getattr(self, "use_rope", True)
         if hasattr(self, "q_norm"):
             q, k = self._normed("q_norm", q), self._normed("k_norm", k)
-            q, k = (_turned(t, *position_embeddings) for t in (q, k)) if rotates else (q, k)
+            q, k = (_turned(t, *rotation) for t in (q, k)) if rotates else (q, k)
         elif rotates:
-            q, k = _turned(qk, *position_embeddings).split([q.shape[2], k.shape[2]], dim=2)
+            q, k = _turned(qk, *rotation).split([q.shape[2], k.shape[2]], dim=2)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         out, _none = attend(self, q, k, v, kwargs.pop("attention_mask", None), **how, **kwargs)
         return o_proj(out[0].flatten(1))[None], None
@@ -220,13 +223,21 @@ class _GatedMLP(torch.autograd.Function):
     """The whole MLP; keeps its input, or what that is computed from, and a thin product."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, again: Again | None, gelu: bool, wide: Stack, down: Stack, *AB: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        recompute: Recompute | None,
+        gelu: bool,
+        wide: FusedWeights,
+        down: FusedWeights,
+        *AB: Tensor,
+    ) -> Tensor:
         """x [..., H] -> [..., H]; wide: gate and up. AB: the matrices of all, gate's first."""
         x_TH, (of_wide, of_down) = x.reshape(-1, x.shape[-1]), wide.parted(AB)
         both_TI, _thin = wide.forward(x_TH, of_wide)
         gate, up = both_TI.chunk(2, -1)
         y_TH, h_TK = down.forward(gated(gate, up, gelu), of_down)
-        ctx.compute, kept = again or (None, [x_TH])
+        ctx.compute, kept = recompute or (None, [x_TH])
         ctx.save_for_backward(h_TK, *AB, *kept)
         ctx.gelu, ctx.wide, ctx.down, ctx.shape = gelu, wide, down, x.shape
         return y_TH.view(*x.shape[:-1], -1)
@@ -294,15 +305,10 @@ class _Rotary(torch.autograd.Function):
         return _rotated(dy, cos, sin.roll(sin.shape[-1] // 2, -1), 1), None, None
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _turned(x: Tensor, cos: Tensor, signed: Tensor) -> Tensor:
     """_rotated for few tokens: fewer operators, each over all of x. [1, T, heads, D], laid out anew."""
-    signed = getattr(sin, _SIGNED, None)
-    if signed is None:
-        half = sin.shape[-1] // 2
-        signed = torch.cat([-sin[..., :half], sin[..., half:]], -1).unsqueeze(2)
-        setattr(sin, _SIGNED, signed)  # the same for all layers of this row
     x = x.contiguous()
-    return torch.addcmul(x * cos.unsqueeze(2), x.roll(x.shape[-1] // 2, -1), signed).to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), signed).to(x.dtype)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:

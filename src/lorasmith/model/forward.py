@@ -37,8 +37,8 @@ def hidden(base: Base, row: Row, kv: Cache | None = None) -> Tensor:
 
 def _packed(base: Base, row: Row, kv: Cache | None) -> Tensor:
     base.router.route(row.slots, stacked=kv is not None and is_thin(row.slots))
-    if kv is not None and base.stack is not None:
-        return base.stack(row.ids_T, row.position_T, kv.begin(row.spans, row.ids_T.device), kv)
+    if kv is not None and base.decoding is not None and base.decoding.stack is not None:
+        return base.decoding.stack(row.ids_T, row.position_T, kv.begin(row.spans, row.ids_T.device), kv)
     out = base.decoder(**packed_inputs(base, row, kv))
     states: Tensor = out.last_hidden_state[0]
     return states

@@ -32,7 +32,8 @@ class Group:
     past: int = 0  # earlier tokens that each sees
     where: slice | None = None  # the G places in the cache, where they are neighbours
     fillers: Tensor | None = None  # places among the G * L that are no token's
-    is_row: bool = False  # each token of the row is one piece, in order
+    pool: int = 0  # which part of the cache its places are in
+    rows: slice | None = None  # its tokens in the row, where each is one piece and they are in order
     masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None, repeat: int) -> Tensor:

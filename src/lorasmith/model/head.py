@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorasmith.lora.product import product_of_packed
+from lorasmith.lora.fused.products import product_of_packed
 from lorasmith.lora.router import Slice
 from lorasmith.model.attention import Cache
 from lorasmith.model.base import Base
@@ -88,7 +88,7 @@ def label_slices(row: Row) -> list[Slice]:
 
 def logits(base: Base, states_NH: Tensor) -> Tensor:
     """Logits [N, V] of hidden states [N, H], as the model itself computes them. The router must be set."""
-    packed_VH = base.packed_head
+    packed_VH = base.decoding.packed_head if base.decoding else None
     out: Tensor = base.output_embedding(states_NH) if packed_VH is None else product_of_packed(states_NH, packed_VH)
     out = out if base.head.scale == 1 else out * base.head.scale
     cap = base.head.softcap

@@ -8,6 +8,9 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
+from lorasmith.config.files import read_object
+from lorasmith.errors import ModelError
+
 # keys of config.json that may change while the model stays the same
 _VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "quantization_config"}
 _TENSORS, _VALUES = 24, 64
@@ -15,7 +18,7 @@ _TENSORS, _VALUES = 24, 64
 
 def identity(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Hashes of config, tensors and tokenizer of a model folder: 16 hex digits each. Reads a few kilobytes."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config = read_object(folder / "config.json", ModelError)
     stable = {key: value for key, value in config.items() if key not in _VOLATILE}
     return {
         "config": _digest(json.dumps(stable, sort_keys=True)),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lorasmith.errors import ModelError, first_line
+from lorasmith.errors import LIBRARY_ERRORS, ModelError, first_line
 from lorasmith.i18n import _
 from lorasmith.lora.router import Slice
 from lorasmith.model import attention
@@ -30,7 +30,18 @@ def probe(base: Base) -> None:
     base.native = str(base.model.config._attn_implementation)
     base.layout = "padded"
     first, second = _two_examples(base)
-    alone = _alone(base, second)
+    try:
+        alone = _alone(base, second)
+    except LIBRARY_ERRORS as error:
+        raise ModelError(
+            _(
+                "{folder}: {kind} cannot be used as a language model of plain text: a forward pass with token ids "
+                "alone fails ({error}).",
+                folder=base.folder,
+                kind=type(base.model).__name__,
+                error=f"{type(error).__name__}: {first_line(error)}",
+            )
+        ) from error
     base.head, base.why["head"] = _find_head(base, alone)
     reason = _packing_problem(base, first, second, alone)
     if reason is None:
@@ -89,9 +100,12 @@ def _find_head(base: Base, alone: Alone) -> tuple[Head, str]:
     head = Head(scale=float(scale), softcap=getattr(config, "final_logit_softcapping", None))
     if base.model.get_output_embeddings() is None:
         return Head(direct=False), _("the model's own logits: it has no output embedding")
-    with torch.no_grad():
-        output = base.output_embedding(alone.states) * head.scale
-        ours = output if head.softcap is None else torch.tanh(output / head.softcap) * head.softcap
+    try:
+        with torch.no_grad():
+            output = base.output_embedding(alone.states) * head.scale
+    except LIBRARY_ERRORS:  # RemBERT's takes what other layers made of the states
+        output = torch.full_like(alone.logits, torch.nan)
+    ours = output if head.softcap is None else torch.tanh(output / head.softcap) * head.softcap
     if _difference(ours, alone.logits) <= TOLERANCE[base.dtype]:
         return head, _("computed only at the labels: verified to equal the model's logits")
     return Head(direct=False), _("the model's own logits: its head is more than a linear layer")
@@ -107,7 +121,7 @@ def _packing_problem(base: Base, first: Example, second: Example, alone: Alone) 
         packed, gradient = _states_and_gradient(base, row, only=row.spans[1].start)
         with torch.no_grad():
             changed = hidden(base, _row(base, other, second))
-    except (ModelError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+    except (ModelError, *LIBRARY_ERRORS) as error:
         return _("its attention does not support packed rows ({error})", error=first_line(error))
     start = row.spans[1].start
     if not torch.equal(packed[start:], changed[start:]) or bool(gradient[:start].any()):
@@ -137,7 +151,7 @@ def _embedded_leaf(model: PreTrainedModel) -> Iterator[list[Tensor]]:
 
     def hook(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         leaves.append(output.detach().requires_grad_(True))
-        return leaves[-1]
+        return leaves[-1].clone()  # some models write into it, which a leaf refuses
 
     handle = model.get_input_embeddings().register_forward_hook(hook)
     try:

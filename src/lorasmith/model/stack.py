@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lorasmith.lora.bank import Together
-from lorasmith.model.attention import SEEN, Cache, attend_cached
+from lorasmith.lora.fused.bank import BankedLinears
+from lorasmith.model.attention import Cache, attend_cached
 from lorasmith.model.base import Base
 from lorasmith.model.fast import FastAttention, FastGatedMLP, FastRMSNorm, gated
 from lorasmith.model.group import Group
@@ -47,10 +47,10 @@ class Block:
 
     number: int
     norms: tuple[Norm, Norm]
-    qkv: Together
-    o_proj: Together
-    gate_up: Together
-    down: Together
+    qkv: BankedLinears
+    o_proj: BankedLinears
+    gate_up: BankedLinears
+    down: BankedLinears
     head_norms: tuple[Norm, ...]  # of q and k (Qwen3), or none
     head_dim: int
     how: dict[str, Any]  # scaling and window
@@ -72,7 +72,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Stack:
+class DecoderStack:
     """All layers between the embedding and the head."""
 
     model: PreTrainedModel
@@ -92,7 +92,7 @@ class Stack:
         return self.norm(x_TH)
 
 
-def stack_of(base: Base) -> Stack | None:
+def stack_of(base: Base) -> DecoderStack | None:
     """The model's decoder as a stack, if it is built like one. Its attention must have run once."""
     decoder = base.decoder
     children = dict(decoder.named_children())
@@ -103,7 +103,7 @@ def stack_of(base: Base) -> Stack | None:
     norm = _norm(children["norm"])
     if norm is None or len(blocks) < len(layers):
         return None
-    return Stack(base.model, children["rotary_emb"], blocks, norm)
+    return DecoderStack(base.model, children["rotary_emb"], blocks, norm)
 
 
 def _block(layer: nn.Module) -> Block | None:
@@ -113,7 +113,7 @@ def _block(layer: nn.Module) -> Block | None:
     attention, mlp = parts["self_attn"], parts["mlp"]
     if not isinstance(attention, FastAttention) or not isinstance(mlp, FastGatedMLP):
         return None
-    grouped = len(attention.together) == len(mlp.together) == 2 and SEEN in attention.__dict__
+    grouped = len(attention.banked) == len(mlp.banked) == 2 and attention.how is not None
     norms = [_norm(parts[name]) for name in ("input_layernorm", "post_attention_layernorm")]
     head_norms = [_norm(getattr(attention, name)) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
     found = [norm for norm in (*norms, *head_norms) if norm is not None]
@@ -123,13 +123,13 @@ def _block(layer: nn.Module) -> Block | None:
     return Block(
         number=int(attention.layer_idx),  # type: ignore[arg-type]
         norms=(found[0], found[1]),
-        qkv=attention.together[0],
-        o_proj=attention.together[1],
-        gate_up=mlp.together[0],
-        down=mlp.together[1],
+        qkv=attention.banked[0],
+        o_proj=attention.banked[1],
+        gate_up=mlp.banked[0],
+        down=mlp.banked[1],
         head_norms=tuple(found[2:]),
         head_dim=attention.head_dim,
-        how=attention.__dict__[SEEN],
+        how=attention.how or {},
         gelu=mlp.gelu,
     )
 

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lorasmith.errors import ModelError, first_line
+from lorasmith.errors import LIBRARY_ERRORS, ModelError, first_line
 from lorasmith.i18n import _, foreign, listed
+from lorasmith.lora.fused.linears import FusedLinears
 from lorasmith.lora.inject import HALF
 from lorasmith.lora.layer import LoRALayer
-from lorasmith.lora.siblings import Siblings
 from lorasmith.model.base import Base
 from lorasmith.model.fast import Fast, FastAttention, FastGatedMLP, FastRMSNorm, activated, fast_class
 from lorasmith.model.forward import row_of
@@ -56,7 +56,8 @@ def recognise(model: nn.Module) -> None:
 def _norm(module: nn.Module) -> list[dict[str, Any]]:
     """The variants of RMSNorm that this may be; none where it is something else."""
     eps, weight = _eps(module), getattr(module, "weight", None)
-    if not type(module).__name__.endswith("RMSNorm") or eps is None or weight is None or weight.dim() != 1:
+    is_norm = type(module).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and weight.dim() == 1
+    if not is_norm or eps is None:  # falcon_mamba's weight is a buffer
         return []
     return [{"variant": (eps, offset, wide)} for offset, wide in ((0.0, False), (0.0, True), (1.0, True))]
 
@@ -92,7 +93,7 @@ def _difference(module: nn.Module, mixin: type[Fast], options: dict[str, Any]) -
         module.__class__ = fast_class(mixin, original)  # type: ignore[arg-type]
         module.__dict__ |= options | {"plain": False}
         found = _output_and_gradient(module, x)
-    except (TypeError, ValueError, RuntimeError):  # it wants more than x
+    except LIBRARY_ERRORS:  # it wants more than x
         return float("inf")
     finally:
         module.__class__ = original
@@ -145,7 +146,7 @@ def speed_up(base: Base, adapter: str, ids: Sequence[int]) -> None:
     step = _step_of(base, adapter, ids)
     with _stirred(base, adapter):
         use(base, frozenset())
-        wanted, candidates = link_siblings(base, step), parts_of(base)
+        wanted, candidates = link_fused_linears(base, step), parts_of(base)
         problems = _problems(base, step, wanted, candidates)
         if problems:
             each = {part: _problems(base, step, wanted, frozenset({part})) for part in sorted(candidates)}
@@ -170,7 +171,7 @@ def _problems(
     use(base, parts)
     try:
         loss, gradient = step()
-    except (ModelError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+    except (ModelError, *LIBRARY_ERRORS) as error:
         return _("it fails with an error: {error}", error=first_line(error))
     right, right_gradient = wanted
     limits = _STEP[base.dtype]
@@ -182,21 +183,26 @@ def _problems(
 
 
 def _step_of(base: Base, adapter: str, ids: Sequence[int]) -> Callable[[], tuple[Tensor, Tensor]]:
-    """A step on two short examples that begin alike: its loss, and all gradients of the adapter as one vector."""
-    begin = (list(ids) * 16)[:16]
-    texts = begin, [*begin[:SHARED], *reversed(begin[:SHARED])]
-    examples = [Example(text, [*text[1:], text[0]], [1.0] * len(text), "trial") for text in texts]
+    """A trial step: its loss, and all gradients of the adapter as one vector."""
     parameters = list(base.adapters[adapter].parameters.values())
 
     def step() -> tuple[Tensor, Tensor]:
-        row = row_of(base, examples, float(sum(len(e.ids) for e in examples)), adapter)
         with counted(base.model) as kept:
-            loss = loss_sum(base, row)
-        base.kept_per_token = sum(kept.values()) / row.tokens
+            loss, tokens = trial_loss(base, adapter, ids)
+        base.kept_per_token = sum(kept.values()) / tokens
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         return loss.detach(), torch.cat([g.flatten() for g in gradients])
 
     return step
+
+
+def trial_loss(base: Base, adapter: str, ids: Sequence[int]) -> tuple[Tensor, int]:
+    """The loss of a step on two short examples that begin alike, and the tokens of its row."""
+    begin = (list(ids) * 16)[:16]
+    texts = begin, [*begin[:SHARED], *reversed(begin[:SHARED])]
+    examples = [Example(text, [*text[1:], text[0]], [1.0] * len(text), "trial") for text in texts]
+    row = row_of(base, examples, float(sum(len(e.ids) for e in examples)), adapter)
+    return loss_sum(base, row), row.tokens
 
 
 @contextmanager
@@ -218,7 +224,7 @@ def _stirred(base: Base, adapter: str) -> Iterator[None]:
                 p.copy_(before)
 
 
-def link_siblings(base: Base, forward: Callable[[], Result]) -> Result:
+def link_fused_linears(base: Base, forward: Callable[[], Result]) -> Result:
     """Find out, in one forward, which LoRA layers get the same tensor, and let those compute in one pass."""
     inputs: list[tuple[LoRALayer, Tensor]] = []
     layers = [module for module in base.model.modules() if isinstance(module, LoRALayer)]
@@ -233,8 +239,8 @@ def link_siblings(base: Base, forward: Callable[[], Result]) -> Result:
     for layer, x in inputs:  # `inputs` keeps the tensors, so that an id is one of them
         together.setdefault((id(x), getattr(layer.base_layer, "bias", None) is None), []).append(layer)
     for group in together.values():
-        siblings = Siblings(base.router, group)
-        siblings.stack()  # now, so that what the old weights leave free is taken by the next ones
+        fused_linears = FusedLinears(base.router, group)
+        fused_linears.join()  # now, so that what the old weights leave free is taken by the next ones
         for layer in group:
-            layer.siblings = siblings
+            layer.fused_linears = fused_linears
     return result

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import TypeAdapter
 
+from lorasmith.config.files import parse_json
 from lorasmith.config.toml import Config
 from lorasmith.system.cache import cache_folder, keep
 from lorasmith.system.memory import peak_memory_mib
-from lorasmith.training.loop import Job, due, save_is_due
+from lorasmith.training.loop import Job
 from lorasmith.version import installed_version
 
 FORMAT = "1"
@@ -75,8 +77,8 @@ def measurement_path(job: Job, config: Config) -> Path:
 def load_measurement(path: Path) -> Measurement | None:
     """The measurement of an earlier run, or None."""
     try:
-        return Measurement(**json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+        return TypeAdapter(Measurement).validate_python(parse_json(path.read_bytes()))
+    except (OSError, ValueError):  # pydantic's error and ours are ValueErrors
         return None
 
 
@@ -116,17 +118,19 @@ def estimate_seconds(job: Job, measurement: Measurement) -> dict[str, float]:
 
 def _evaluations(job: Job) -> int:
     """Number of evaluations: before, after, and those of `eval_every` in between."""
-    return 2 + sum(due(job.config.eval_every, step) for step in range(1, len(job.plan)))
+    every = job.config.eval_every
+    return 2 + ((len(job.plan) - 1) // every if every else 0)
 
 
 def _saves(job: Job) -> int:
     """Number of checkpoints, and the adapter at the end."""
-    return 1 + sum(save_is_due(job, step) for step in range(1, len(job.plan) + 1))
+    every = job.plan.steps_per_epoch if job.config.save_every == "epoch" else job.config.save_every
+    return 2 + ((len(job.plan) - 1) // every if every else 0)
 
 
 def training_tokens(job: Job) -> int:
     """Tokens of the whole training, without those after the last target of an example."""
-    return sum(job.plan.lengths[i] for k in range(len(job.plan)) for i in job.plan.members(k))
+    return job.plan.total(job.plan.lengths)
 
 
 def held_out_tokens(job: Job) -> int:

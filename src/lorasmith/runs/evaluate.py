@@ -1,6 +1,5 @@
 """Evaluate trained adapters against their base model on held-out examples: loss, generated answers, forgetting."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.data import DataConfig
+from lorasmith.config.files import parse_json
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import Config, load_config
@@ -90,7 +90,7 @@ def evaluate(
     forgotten = _evaluate_forgetting(session, forgetting_examples, seed, report)
     samples = _compare_answers(session, generation, report)
     scores = _compare_metrics(samples, generation, len(losses), seed)
-    names, folders = session.names, map(str, session.folders.values())
+    names, folders = session.names, [str(folder.path) for folder in session.folders.values()]
     return Evaluation(
         base=session.base.source,
         data=options.files or _held_out_files(config),
@@ -141,7 +141,7 @@ def _evaluate_losses(
                 _(
                     "{folder}: this adapter has no effect: on all {examples} examples its loss is bit-for-bit "
                     "equal to the base model's. Check that it was trained and that its lora_alpha is above 0.",
-                    folder=folder,
+                    folder=folder.path,
                     examples=len(examples),
                 )
             )
@@ -265,7 +265,7 @@ def _held_out_by(session: Session, run: Path, config: Config | None, report: Rep
 def _environment(run: Path) -> dict[str, Any]:
     path = run / ENVIRONMENT
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise RunError(
             _(

@@ -1,24 +1,28 @@
 """What `lorasmith info` shows of a run or adapter folder: read from a few small files, without loading a model."""
 
+import json
 import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from lorasmith.adapters.folder import find_adapter, read_about
-from lorasmith.config.values import wrong_values
+from lorasmith.adapters.folder import AdapterFolder, find_adapter
+from lorasmith.config.files import read_json
+from lorasmith.config.values import Typed, wrong_values
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.files import CONFIG, WEIGHTS, read_config, read_weights
+from lorasmith.lora.files import CONFIG, PEFT_DEFAULTS
+from lorasmith.lora.variant import VARIANTS
 from lorasmith.training.files import SUMMARY
 from lorasmith.training.summary import Summary
 
 
-class _Config(BaseModel):
+class _Config(Typed):
     """The part of adapter_config.json that is shown; an adapter that lorasmith cannot load can still be inspected."""
+
+    model_config = ConfigDict(extra="allow")
 
     base_model_name_or_path: str | None = None
     r: int
@@ -36,22 +40,26 @@ def inspect_folder(path: str | Path) -> dict[str, Any]:
     Raises AdapterError if the folder holds no adapter, or not yet, or if one of its files is missing or malformed.
     """
     path = Path(path).expanduser()
-    folder = find_adapter(path)
-    config, about = _config(folder), read_about(folder)
-    shapes = _shapes(folder)
+    return facts_of(AdapterFolder.glance(find_adapter(path)), path)
+
+
+def facts_of(adapter: AdapterFolder, path: Path) -> dict[str, Any]:
+    """The same of an adapter that was read already; `path` is the run that holds it, or the folder itself."""
+    config, about = _config(adapter), adapter.about
     return {
-        "folder": str(folder),
+        "folder": str(adapter.path),
         "base": about["base"]["model"] if about else config.base_model_name_or_path,
         "r": config.r,
         "lora_alpha": config.lora_alpha,
         "use_rslora": bool(config.use_rslora),
+        "variants": [flag for flag in VARIANTS if (config.model_extra or {}).get(flag)],
         "rank_pattern": config.rank_pattern or {},
         "alpha_pattern": config.alpha_pattern or {},
         "target_modules": sorted(targets) if isinstance(targets := config.target_modules, list) else targets or [],
         "modules_to_save": config.modules_to_save or [],
-        "tensors": len(shapes),
-        "parameters": sum(math.prod(shape) for shape in shapes),
-        "bytes": (folder / WEIGHTS).stat().st_size,
+        "tensors": len(adapter.shapes),
+        "parameters": sum(map(math.prod, adapter.shapes.values())),
+        "bytes": adapter.size,
         "template": about["template"]["kind"] if about else None,
         "stop": [stop["token"] for stop in about["template"]["stop"]] if about else None,
         "system": about["template"].get("system", "") if about else None,
@@ -61,27 +69,18 @@ def inspect_folder(path: str | Path) -> dict[str, Any]:
     }
 
 
-def _config(folder: Path) -> _Config:
+def _config(adapter: AdapterFolder) -> _Config:
     try:
-        return _Config.model_validate(read_config(folder))
+        return _Config.model_validate(PEFT_DEFAULTS | dict(adapter.raw))
     except ValidationError as error:
-        raise AdapterError(*(f"{folder / CONFIG}: {text}" for text in wrong_values(error, _Config))) from None
-
-
-def _shapes(folder: Path) -> list[list[int]]:
-    try:
-        with safe_open(folder / WEIGHTS, framework="np") as file:
-            return [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError):
-        read_weights(folder)  # raises an AdapterError that says what is wrong
-        raise
+        raise AdapterError(*(f"{adapter.path / CONFIG}: {text}" for text in wrong_values(error, _Config))) from None
 
 
 def _summary(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return asdict(TypeAdapter(Summary).validate_json(path.read_bytes()))
+        return asdict(TypeAdapter(Summary).validate_json(json.dumps(read_json(path, AdapterError)), strict=True))
     except ValidationError as error:
         first = error.errors()[0]
         raise AdapterError(

@@ -1,15 +1,15 @@
 """Leakage: whether an adapter is evaluated on rows that it was trained on, as far as its run folder can tell."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lorasmith.adapters.session import Session
+from lorasmith.config.files import read_object
 from lorasmith.config.toml import load_config
 from lorasmith.data.dataset.fit import MAX_PLACES, rows_text
 from lorasmith.data.dataset.prepare import leaked_sources, prepare
 from lorasmith.data.rows.conversation import places
-from lorasmith.errors import LorasmithError
+from lorasmith.errors import LorasmithError, RunError
 from lorasmith.i18n import _
 from lorasmith.model.row import Example
 from lorasmith.report import Report, Warnings
@@ -23,7 +23,7 @@ def leakage_warnings(session: Session, examples: Sequence[Example], report: Repo
     removed since.
     """
     for name, folder in session.folders.items():
-        trained_on = _training_examples(folder, session, _ProgressOnly(report))
+        trained_on = _training_examples(folder.path, session, _ProgressOnly(report))
         if leaked := leaked_sources(trained_on, examples):
             yield _(
                 "{name} was trained on {rows} of the evaluation data, so its results look better than they "
@@ -48,9 +48,8 @@ def _training_examples(folder: Path, session: Session, report: Report) -> list[E
         return []
     try:
         config = load_config(runs[0] / CONFIG, {})
-        then = json.loads((runs[0] / ENVIRONMENT).read_text("utf-8"))
+        then = read_object(runs[0] / ENVIRONMENT, RunError)
         now = prepare(config.data, session.template, session.base.max_positions, report, config.training.seed)
-    except (LorasmithError, OSError, ValueError):
+    except LorasmithError:
         return []
-    is_same = isinstance(then, dict) and then.get("train_sha256") == now.train_sha256
-    return now.train if is_same else []
+    return now.train if then.get("train_sha256") == now.train_sha256 else []

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from lorasmith.config.toml import read_toml
+from lorasmith.config.files import read_toml
 from lorasmith.errors import LorasmithError, RunError
 from lorasmith.i18n import _
 from lorasmith.system.locking import is_locked

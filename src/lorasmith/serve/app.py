@@ -1,8 +1,7 @@
 """The routes: OpenAI's, those for adapters, and those that watch the server."""
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -16,21 +15,31 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from lorasmith.config.files import Malformed, parse_json
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.values import wrong_values
 from lorasmith.engine.request import Request
-from lorasmith.engine.score import prompt_logprobs, rows_of
+from lorasmith.engine.scoring import prompt_logprobs, rows_of
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
-from lorasmith.serve.ask import Asked, ask_chat, ask_completion
-from lorasmith.serve.desk import Desk, Events, failure_of
-from lorasmith.serve.door import allowed, limited
-from lorasmith.serve.failure import Failure
-from lorasmith.serve.logprobs import Scored, scored_prompt
+from lorasmith.serve.auth import allowed, limited
+from lorasmith.serve.failure import Failure, failure_of
 from lorasmith.serve.pages import page_routes
 from lorasmith.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest
 from lorasmith.serve.registry import Version
-from lorasmith.serve.replies import Choice, Envelope, chat_body, chat_stream, completion_body, completion_stream, whole
+from lorasmith.serve.request_manager import Events, RequestManager
+from lorasmith.serve.request_parsing import ParsedRequest, parse_chat, parse_completion
+from lorasmith.serve.responses import (
+    Choice,
+    Envelope,
+    Scored,
+    chat_body,
+    chat_stream,
+    completion_body,
+    completion_stream,
+    scored_prompt,
+    whole,
+)
 from lorasmith.serve.worker import Gone
 
 LONGEST = 2000  # letters of a message: a client's own text may stand in it
@@ -39,164 +48,168 @@ T = TypeVar("T")
 C = TypeVar("C", ChatRequest, CompletionRequest)
 
 
-def make_app(desk: Desk) -> Any:
+def make_app(manager: RequestManager) -> Any:
     """The whole application, its worker started and stopped with it; an ASGI callable."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        desk.worker.start(asyncio.get_running_loop())
+        manager.worker.start(asyncio.get_running_loop())
         yield
-        desk.worker.stop()
+        manager.worker.stop()
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)  # FastAPI's pages would load scripts from elsewhere
-    app.state.desk = desk
+    app.state.manager = manager
     app.add_exception_handler(Failure, _failed)
     app.add_exception_handler(LorasmithError, _failed)
     app.add_exception_handler(Gone, _failed)
     app.add_exception_handler(HTTPException, _failed)
     app.add_exception_handler(Exception, _failed)  # goes on to uvicorn too, which logs it
-    add_watching(app, desk)
-    add_models(app, desk)
-    add_answers(app, desk)
+    add_watching(app, manager)
+    add_models(app, manager)
+    add_answers(app, manager)
     app.include_router(page_routes())
-    return limited(app, desk.settings.body_mib)
+    return limited(app, manager.settings.body_mib)
 
 
-def add_watching(app: FastAPI, desk: Desk) -> None:
+def add_watching(app: FastAPI, manager: RequestManager) -> None:
     """Is it there, does it take requests, how is it doing."""
 
     @app.get("/health")
     async def health() -> Response:
-        return Response(status_code=200 if desk.worker.is_alive else 503)
+        return Response(status_code=200 if manager.worker.is_alive else 503)
 
     @app.get("/ready")
     async def ready() -> Response:
-        return Response(status_code=503 if desk.is_draining or not desk.worker.is_alive else 200)
+        return Response(status_code=503 if manager.is_draining or not manager.worker.is_alive else 200)
 
     @app.get("/metrics")
     async def metrics(request: Http) -> Response:
-        allowed(desk, request, needs_all=True)
-        return Response(desk.metrics_text(), media_type=CONTENT_TYPE_LATEST)
+        allowed(manager, request, needs_all=True)
+        return Response(manager.metrics_text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def add_models(app: FastAPI, desk: Desk) -> None:
+def add_models(app: FastAPI, manager: RequestManager) -> None:
     """Which models there are; adapters come and go."""
 
     @app.get("/v1/models")
     async def models(request: Http) -> dict[str, Any]:
-        names = desk.registry.names(allowed(desk, request))
-        return {"object": "list", "data": [model_body(desk, desk.registry.versions[name]) for name in names]}
+        names = manager.registry.names(allowed(manager, request))
+        return {"object": "list", "data": [model_body(manager, manager.registry.versions[name]) for name in names]}
 
     @app.get("/v1/models/{name:path}")
     async def model(request: Http, name: str) -> dict[str, Any]:
-        return model_body(desk, desk.registry.find(name, allowed(desk, request)))
+        return model_body(manager, manager.registry.find(name, allowed(manager, request)))
 
     @app.post("/v1/adapters")
     async def register(request: Http) -> dict[str, Any]:
-        allowed(desk, request, needs_all=True)
+        allowed(manager, request, needs_all=True)
         body = await read_body(request, AdapterRequest)
-        version = await desk.registry.register(body.name, body.path or body.name, desk.worker)
-        return model_body(desk, version)
+        version = await manager.registry.register(body.name, body.path or body.name, manager.worker)
+        return model_body(manager, version)
 
     @app.delete("/v1/adapters/{name}")
     async def drop(request: Http, name: str) -> dict[str, Any]:
-        allowed(desk, request, needs_all=True)
-        await desk.registry.drop(name, desk.worker)
+        allowed(manager, request, needs_all=True)
+        await manager.registry.drop(name, manager.worker)
         return {"id": name, "object": "model", "deleted": True}
 
 
-def add_answers(app: FastAPI, desk: Desk) -> None:
+def add_answers(app: FastAPI, manager: RequestManager) -> None:
     """Chat and plain completions."""
 
     @app.post("/v1/chat/completions")
     async def chat(request: Http) -> Response:
-        body, version = await addressed(desk, request, ChatRequest)
-        with desk.registry.using(version, desk.worker):
-            asked = await asyncio.to_thread(ask_chat, body, version, desk.context)  # long texts take seconds
-            events = desk.open(asked, version)
+        body, version = await addressed(manager, request, ChatRequest)
+        with manager.registry.using(version, manager.worker):
+            parsed = await read(manager, request, partial(parse_chat, body, version, manager.context))
+            events = manager.open(parsed, version)
         envelope = Envelope("chat.completion", body.model, version.template.tokenizer, bool(body.tools))
         if body.stream:
             shown = await started(request, events)
-            return Streamed(chat_stream(shown, envelope, asked, body.stream_options), events)
-        choices = await unless_gone(request, whole(events, len(asked.requests)))
-        return JSONResponse(chat_body(envelope, choices, asked))
+            return Streamed(chat_stream(shown, envelope, parsed, body.stream_options), events)
+        choices = await unless_gone(request, whole(events, len(parsed.requests)))
+        return JSONResponse(chat_body(envelope, choices, parsed))
 
     @app.post("/v1/completions")
     async def completions(request: Http) -> Response:
-        body, version = await addressed(desk, request, CompletionRequest)
-        with desk.registry.using(version, desk.worker):
-            asked = await asyncio.to_thread(ask_completion, body, version, desk.context)
+        body, version = await addressed(manager, request, CompletionRequest)
+        with manager.registry.using(version, manager.worker):
+            parsed = await read(manager, request, partial(parse_completion, body, version, manager.context))
             envelope = Envelope("text_completion", body.model, version.template.tokenizer)
-            echo = echoed(body, asked, version)
+            echo = echoed(body, parsed, version)
             if not body.stream:
-                choices, scores = await unless_gone(request, completed(desk, body, asked, version))
-                return JSONResponse(completion_body(envelope, choices, asked, echo, scores))
+                choices, scores = await unless_gone(request, completed(manager, body, parsed, version))
+                return JSONResponse(completion_body(envelope, choices, parsed, echo, scores))
             if body.echo and body.logprobs is not None:
                 raise Failure(400, _("echo with logprobs cannot be streamed. Set stream to false."), "stream")
-            if not asked.requests:
+            if not parsed.requests:
                 raise Failure(400, _("max_tokens: 0 is only allowed with echo."), "max_tokens")
-            events = desk.open(asked, version)
+            events = manager.open(parsed, version)
         shown = await started(request, events)
-        return Streamed(completion_stream(shown, envelope, asked, body.stream_options, echo), events)
+        return Streamed(completion_stream(shown, envelope, parsed, body.stream_options, echo), events)
+
+
+async def read(manager: RequestManager, request: Http, work: Callable[[], ParsedRequest]) -> ParsedRequest:
+    """What `work` makes of the request's body; it is given up when the client leaves."""
+    return await unless_gone(request, manager.parsing.run(len(await request.body()), work))
 
 
 async def completed(
-    desk: Desk, body: CompletionRequest, asked: Asked, version: Version
+    manager: RequestManager, body: CompletionRequest, parsed: ParsedRequest, version: Version
 ) -> tuple[list[Choice], list[list[Scored]]]:
     """The choices, and the prompts' tokens scored where `echo` and `logprobs` ask for it."""
     scores: list[list[Scored]] = []
     if body.echo and body.logprobs is not None:
         looked = SamplingConfig(logprobs=body.logprobs)
-        for row in rows_of(list(map(len, asked.prompts))):  # one by one, so that those who are answered do not wait
-            prompts = [asked.prompts[i] for i in row]
+        for row in rows_of(list(map(len, parsed.prompts))):  # one by one, so that those who are answered do not wait
+            prompts = [parsed.prompts[i] for i in row]
             wanted = [Request(prompt, looked, version.adapter) for prompt in prompts]
-            found = await desk.worker.call(partial(prompt_logprobs, desk.registry.base, wanted))
+            found = await manager.worker.call(partial(prompt_logprobs, manager.registry.base, wanted))
             scores += map(scored_prompt, prompts, found)
-    if not asked.requests:
-        return [Choice() for _choice in range(len(asked.prompts) * asked.n)], scores
-    return await whole(desk.open(asked, version), len(asked.requests)), scores
+    if not parsed.requests:
+        return [Choice() for _choice in range(len(parsed.prompts) * parsed.n)], scores
+    return await whole(manager.open(parsed, version), len(parsed.requests)), scores
 
 
-def echoed(body: CompletionRequest, asked: Asked, version: Version) -> list[str]:
+def echoed(body: CompletionRequest, parsed: ParsedRequest, version: Version) -> list[str]:
     """The prompts' texts, where they are to stand before the replies."""
-    return [str(version.template.tokenizer.decode(prompt)) for prompt in asked.prompts] if body.echo else []
+    return [str(version.template.tokenizer.decode(prompt)) for prompt in parsed.prompts] if body.echo else []
 
 
-def model_body(desk: Desk, version: Version) -> dict[str, Any]:
+def model_body(manager: RequestManager, version: Version) -> dict[str, Any]:
     """One model, as /v1/models lists it."""
     named = {"id": version.name, "object": "model", "created": version.created, "owned_by": "lorasmith"}
-    shown = named | {"max_model_len": desk.context, "root": desk.registry.base_name}
-    found = version.found
+    shown = named | {"max_model_len": manager.context, "root": manager.registry.base_name}
+    found = version.discovered
     if found is None:
         return shown | {"parent": None}
     return shown | {
-        "parent": desk.registry.base_name,
+        "parent": manager.registry.base_name,
         "hash": found.hash,
         "rank": found.rank,
-        "bytes": found.facts["bytes"],
+        "bytes": found.adapter.size,
         "data": found.data,
         "held_out_loss": found.loss,
         "effect": version.effect,
     }
 
 
-async def addressed(desk: Desk, request: Http, kind: type[C]) -> tuple[C, Version]:
+async def addressed(manager: RequestManager, request: Http, kind: type[C]) -> tuple[C, Version]:
     """The request's body, and the version that its model means now."""
-    names = allowed(desk, request)
+    names = allowed(manager, request)
     body = await read_body(request, kind)
-    if body.choices > desk.most:
+    if body.choices > manager.most:
         text = _("{wanted} replies were requested, but this server returns at most {most} per request.",
-                 wanted=body.choices, most=desk.most)  # fmt: skip
+                 wanted=body.choices, most=manager.most)  # fmt: skip
         raise Failure(400, text, "n")
-    return body, desk.registry.find(body.model, names)
+    return body, manager.registry.find(body.model, names)
 
 
 async def read_body(request: Http, model: type[M]) -> M:
     """The request's JSON as `model`. Raises Failure 400 that names the field."""
     try:
-        raw = json.loads(await request.body())
-        json.dumps(raw, ensure_ascii=False).encode()  # half a character (a lone surrogate) is no text for a tokenizer
-    except (ValueError, RecursionError) as error:
+        raw = parse_json(await request.body())
+    except Malformed as error:
         raise Failure(400, _("the request body is not valid JSON: {error}", error=error)) from None
     if not isinstance(raw, dict):
         raise Failure(400, _("the request body must be a JSON object."))

@@ -2,6 +2,10 @@
 
 from typing import Any
 
+from lorasmith.errors import LorasmithError, ModelError, OutOfMemoryError
+from lorasmith.i18n import _
+from lorasmith.serve.worker import Gone
+
 TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -31,3 +35,15 @@ class Failure(Exception):
         """Retry-After where it helps to try again, how to log in where that is missing."""
         headers = {} if self.retry is None else {"Retry-After": str(self.retry)}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
+
+def failure_of(error: Exception) -> Failure:
+    """What the client is told of an error from the model's thread."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, Gone):
+        return Failure(503, _("the server shut down before the reply was complete."))
+    if isinstance(error, (OutOfMemoryError, MemoryError)):
+        return Failure(503, str(error) or _("There is not enough memory for this request."), retry=10)
+    status = 500 if isinstance(error, ModelError) or not isinstance(error, LorasmithError) else 400
+    return Failure(status, str(error) if isinstance(error, LorasmithError) else _("internal server error."))

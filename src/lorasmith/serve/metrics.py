@@ -1,9 +1,11 @@
 """What Prometheus is told, under vLLM's names with our prefix, so that its dashboards carry over."""
 
 from collections import Counter as Count
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from lorasmith.engine.engine import Engine
 
 PREFIX = "lorasmith:"
 FIRST = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80)  # seconds to the first token
@@ -11,17 +13,24 @@ BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 
 WHOLE = (0.1, 0.3, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 
 
-class Metrics:
+class ServerMetrics:
     """Numbers of one server, by model. For the loop's thread."""
 
-    def __init__(self, cache_use: Callable[[], float] = lambda: 0.0) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, engine: Engine, fitting: int) -> None:
+        self.registry, self._engine, cache = CollectorRegistry(), engine, engine.cache
         self.running = self._gauge("num_requests_running", "Requests that have a place in the batch.")
-        self.waiting = self._gauge("num_requests_waiting", "Requests that wait for a place.")
-        self.cache = Gauge(
-            f"{PREFIX}kv_cache_usage_perc", "Part of the key/value cache in use, 0 to 1.", registry=self.registry
-        )
-        self.cache.set_function(cache_use)
+        self.waiting = self._gauge("num_requests_waiting", "Requests that wait for a slot or for memory.")
+        if cache is not None:
+            text = "Part of the KV cache in use, 0 to 1."
+            usage = Gauge(f"{PREFIX}kv_cache_usage_perc", text, registry=self.registry)
+            usage.set_function(lambda: cache.reserved / cache.limit)
+            text = "Tokens that the KV cache holds."
+            Gauge(f"{PREFIX}kv_cache_tokens", text, registry=self.registry).set(cache.limit)
+        text = "Requests of the whole context that run at once."
+        Gauge(f"{PREFIX}max_concurrency", text, registry=self.registry).set(fitting)
+        text = "How often a request lost its place because memory was short, and was computed again."
+        self.preemptions = Counter(f"{PREFIX}num_preemptions", text, registry=self.registry)
+        self._preempted = 0
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens of replies.")
         self.success = self._counter("request_success", "Requests that came to their end.", "finished_reason")
@@ -35,6 +44,8 @@ class Metrics:
             gauge.clear()
             for name in {*models, *names}:
                 gauge.labels(name).set(names[name])
+        self.preemptions.inc(self._engine.preemptions - self._preempted)
+        self._preempted = self._engine.preemptions
         return generate_latest(self.registry)
 
     def _gauge(self, name: str, text: str) -> Gauge:

@@ -5,15 +5,17 @@ A field that would change the answer and is not known is refused, never ignored.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
+
+from lorasmith.config.sampling import Sampling, Temperature, Top
+from lorasmith.config.values import Typed
 
 MOST_CHOICES = 64  # answers to one request
 
 Strings = str | list[str]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
-class _Strict(BaseModel):
+class _Strict(Typed):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -25,21 +27,16 @@ class StreamOptions(_Strict):
     include_obfuscation: bool = False
 
 
-class _Sampled(_Strict):
-    """What chat and completion requests share."""
+class _Sampled(Sampling):
+    """What chat and completion requests share: all of the engine's sampling, and OpenAI's words for the rest."""
 
     model: str
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     stop: Strings | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    temperature: Temperature = 1.0  # OpenAI's default
+    top_k: Annotated[int, Field(ge=-1, description=Sampling.model_fields["top_k"].description)] = 0
     seed: int | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # What says who asks, or what happens here in any case: changes no answer.
@@ -50,22 +47,32 @@ class _Sampled(_Strict):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
+    @field_validator("top_k")
+    @classmethod
+    def _all_tokens(cls, top_k: int) -> int:
+        return max(top_k, 0)  # vLLM's word for all of them is -1
 
-class Part(BaseModel):
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The engine's part of it."""
+        return {name: getattr(self, name) for name in Sampling.model_fields}
+
+
+class Part(Typed):
     """A piece of a message; of other types than text there is none here."""
 
     type: Literal["text"]
     text: str
 
 
-class Function(BaseModel):
+class Function(Typed):
     """A call's function; `arguments` is JSON text."""
 
     name: str
     arguments: str | dict[str, Any] = ""
 
 
-class Call(BaseModel):
+class Call(Typed):
     """A call of a tool in an answer that came before."""
 
     id: str | None = None
@@ -73,7 +80,7 @@ class Call(BaseModel):
     function: Function
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(Typed):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -96,7 +103,7 @@ class ChatRequest(_Sampled):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Top | None = None
     response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["none", "auto"] | None = None
@@ -113,7 +120,7 @@ class CompletionRequest(_Sampled):
 
     prompt: str | list[str] | list[int] | list[list[int]]
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: Top | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
 
     @property

@@ -8,18 +8,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorasmith.adapters.folder import end_ids, template_for
+from lorasmith.adapters.folder import AdapterFolder, end_ids
 from lorasmith.config.values import closest
 from lorasmith.data.template.encoding import Template
 from lorasmith.engine.request import Request
-from lorasmith.engine.score import prompt_logprobs
+from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.held import Contents, read_contents
+from lorasmith.lora.fused.held import Contents, held_weights
+from lorasmith.lora.inject import remove
+from lorasmith.lora.layer import SavedModule
+from lorasmith.lora.variant import flags_of
 from lorasmith.model.base import Base
-from lorasmith.serve.adapters import offer, withdraw
+from lorasmith.model.decoder import unpacked
+from lorasmith.serve.discovery import ALLOWED, DiscoveredAdapter, inside, read
 from lorasmith.serve.failure import Failure
-from lorasmith.serve.found import ALLOWED, Found, describe, inside
 from lorasmith.serve.worker import Worker
 
 PROBE = "Why is the sky blue?"  # what the effect of an adapter is measured on
@@ -33,7 +36,7 @@ class Version:
     name: str
     adapter: str | None
     template: Template
-    found: Found | None = None
+    discovered: DiscoveredAdapter | None = None
     effect: float = 0.0
     created: int = field(default_factory=lambda: int(time.time()))
     users: int = 0
@@ -74,10 +77,13 @@ class Registry:
             version.users -= 1
             self.withdraw_if_idle(version, worker)
 
-    def put(self, found: Found) -> Version:
+    def put(self, found: DiscoveredAdapter) -> Version:
         """Load an adapter and give it its name, before the worker runs. Raises AdapterError."""
-        version = load(self.base, found, read_contents(found.folder, self.base.dtype))
         self._refuse_base(found.name)
+        if found.name in self.versions or not ALLOWED.fullmatch(found.name):
+            raise AdapterError(_("{name!r} cannot be the name of another adapter. Rename its folder.", name=found.name))
+        whole = found.whole()
+        version = load(self.base, whole, whole.adapter.contents(self.base.dtype))
         self.versions[found.name] = version
         return version
 
@@ -92,13 +98,13 @@ class Registry:
             )
         self._refuse_base(name)
         async with self._changing:
-            found = await asyncio.to_thread(lambda: describe(name, inside(self.roots, path)))
+            found = await asyncio.to_thread(lambda: read(name, inside(self.roots, path)))
             before = self.versions.get(name)
-            if before is not None and before.found is not None and before.found.hash == found.hash:
+            if before is not None and before.discovered is not None and before.discovered.hash == found.hash:
                 return before
             version = self._revived(found)
             if version is None:
-                contents = await asyncio.to_thread(read_contents, found.folder, self.base.dtype)
+                contents = await asyncio.to_thread(found.adapter.contents, self.base.dtype)
                 version = await worker.call(lambda: load(self.base, found, contents))
             self.versions[name] = version
             self._retire(before, worker)
@@ -119,7 +125,7 @@ class Registry:
             del self._retired[adapter]
             worker.do(lambda: withdraw(self.base, adapter))
 
-    def _revived(self, found: Found) -> Version | None:
+    def _revived(self, found: DiscoveredAdapter) -> Version | None:
         """The same content under the same name as one that is about to leave."""
         version = self._retired.pop(found.internal, None)
         if version is not None:
@@ -139,13 +145,13 @@ class Registry:
             self.withdraw_if_idle(version, worker)
 
 
-def load(base: Base, found: Found, contents: Contents) -> Version:
+def load(base: Base, found: DiscoveredAdapter, contents: Contents) -> Version:
     """Put it on the base and run a short text through it, which measures its effect and warms it. Raises AdapterError.
 
     For the thread that owns the model.
     """
-    template = template_for(found.folder, base)
-    offer(base, found.internal, contents, found.hash)
+    template = found.adapter.template(base)
+    offer(base, found.internal, found.adapter, contents)
     try:
         effect = effect_of(base, found.internal)
         if not 0 < effect < float("inf"):
@@ -157,7 +163,7 @@ def load(base: Base, found: Found, contents: Contents) -> Version:
     except BaseException:
         withdraw(base, found.internal)
         raise
-    return Version(found.name, found.internal, template, found, effect)
+    return Version(found.name, found.internal, template, found.without_tensors(), effect)
 
 
 def effect_of(base: Base, adapter: str) -> float:
@@ -166,3 +172,63 @@ def effect_of(base: Base, adapter: str) -> float:
     own, others = prompt_logprobs(base, [Request(ids, adapter=None), Request(ids, adapter=adapter)])
     changes = [abs(a.logprob - b.logprob) for a, b in zip(own, others, strict=True) if a and b]
     return max(changes) if all(map(math.isfinite, changes)) else math.nan
+
+
+def offer(base: Base, internal_name: str, adapter: AdapterFolder, contents: Contents) -> None:
+    """Make the adapter one that requests can name. Raises AdapterError; the base is then as it was.
+
+    It waits in memory until it is used; only one that changes embeddings, whole modules or other layers than those
+    that decode in groups gets modules in the model. `contents`: those of `adapter` in the base's dtype.
+    """
+    decoder = base.decoding
+    paths = decoder.bank.paths if decoder and decoder.bank else frozenset[str]()
+    weights = held_weights(base.model, contents, paths, adapter.hash) if paths else None
+    if decoder and weights:
+        decoder.held[internal_name] = weights
+        return
+    with unpacked(base):
+        adapter.put_on(base, internal_name)
+        base.router.active = None
+    if blocks := _blocks(base, internal_name):
+        withdraw(base, internal_name)
+        text = _(
+            "{path}: the adapter trains it whole, and it looks at more than one token at a time, so it cannot share a "
+            "batch with other adapters. Merge the adapter into its base and serve that.",
+            path=blocks[0],
+        )
+        raise AdapterError(text)
+    lost = decoder.lost() if decoder else []
+    if lost and (flags := flags_of(contents.config)):
+        withdraw(base, internal_name)
+        raise AdapterError(
+            _(
+                "{path}: an adapter with {flag} cannot share this layer with one that was loaded before it. Load it "
+                "first, or serve it by itself.",
+                path=lost[0],
+                flag=flags[0],
+            )
+        )
+    if lost:
+        withdraw(base, internal_name)
+        text = _(
+            "{path}: another adapter has LoRA on this module, and this adapter trains a neighbouring module in "
+            "full. They cannot be served together.",
+            path=lost[0],
+        )
+        raise AdapterError(text)
+
+
+def _blocks(base: Base, name: str) -> list[str]:
+    """Modules that this adapter trains whole and that compute for one adapter only at a time, such as attention."""
+    saved = [path for paths in base.adapters[name].targets.saved.values() for path in paths]
+    modules = {path: base.model.get_submodule(path) for path in saved}
+    return [path for path, m in modules.items() if isinstance(m, SavedModule) and m.sees_more_than_its_input]
+
+
+def withdraw(base: Base, internal_name: str) -> None:
+    """Take it off again; no request may use it any more."""
+    if base.decoding is not None and base.decoding.drop(internal_name):
+        return
+    with unpacked(base):
+        remove(base.model, internal_name)
+        del base.adapters[internal_name]

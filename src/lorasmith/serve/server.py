@@ -10,7 +10,7 @@ import uvicorn
 from lorasmith.config.serving import ServeConfig
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _, foreign
-from lorasmith.serve.desk import Desk
+from lorasmith.serve.request_manager import RequestManager
 
 LOOK = 0.05  # seconds between two looks whether all requests are through
 
@@ -18,11 +18,11 @@ LOOK = 0.05  # seconds between two looks whether all requests are through
 class DrainingServer(uvicorn.Server):
     """Ends in two steps: no new requests, then, once the running ones are through or their time is over, all of it."""
 
-    def __init__(self, app: Any, desk: Desk) -> None:
+    def __init__(self, app: Any, manager: RequestManager) -> None:
         super().__init__(
             uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5, lifespan="on")
         )
-        self.desk = desk
+        self.manager = manager
         self.has_failed = False
         self._signals = 0
         self._ending: asyncio.Task[None] | None = None
@@ -32,7 +32,7 @@ class DrainingServer(uvicorn.Server):
         self._signals += 1
         self.force_exit = self._signals > 2
         if self._signals == 1:
-            self.desk.is_draining = True
+            self.manager.is_draining = True
             asyncio.get_event_loop().call_soon_threadsafe(self._begin_to_end)
 
     def give_up(self) -> None:
@@ -43,10 +43,10 @@ class DrainingServer(uvicorn.Server):
         self._ending = asyncio.create_task(self._end())
 
     async def _end(self) -> None:
-        end = asyncio.get_running_loop().time() + self.desk.settings.drain
-        while self.desk.under_way and self._signals < 2 and asyncio.get_running_loop().time() < end:
+        end = asyncio.get_running_loop().time() + self.manager.settings.drain
+        while self.manager.under_way and self._signals < 2 and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(LOOK)
-        self.desk.worker.end()
+        self.manager.worker.end()
         self.should_exit = True
 
 

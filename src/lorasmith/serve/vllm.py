@@ -3,15 +3,12 @@
 import json
 import shlex
 from pathlib import Path
-from typing import Any
 
-from lorasmith.adapters.folder import base_of
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import PACKAGED, cached_gguf, packaged_model
-from lorasmith.lora.files import CONFIG
 from lorasmith.report import Report
-from lorasmith.serve.found import Found, Shelf
+from lorasmith.serve.discovery import DiscoveredAdapter, Discovery
 
 # What vLLM's --max-lora-rank admits: MaxLoRARanks in its vllm/config/lora.py.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -19,22 +16,22 @@ EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head")
 PATTERNS = "0.32"  # the first whose vllm/lora/peft_helper.py reads rank_pattern and alpha_pattern
 
 
-def vllm_command(shelf: Shelf, model: str | None, report: Report) -> tuple[str, list[str]]:
+def vllm_command(discovery: Discovery, model: str | None, report: Report) -> tuple[str, list[str]]:
     """The command for those that vLLM takes, and a line for each that it does not, with the reason.
 
     `model`: the base, where it is not what the adapters name. Raises AdapterError where none can be taken, ModelError
     where the base is a packaged model or a GGUF file that cannot be made a folder.
     """
-    problems = [_("skipped: {problem}", problem=problem) for problem in shelf.problems]
-    taken: list[Found] = []
-    for found in shelf.found.values():
+    problems = [_("skipped: {problem}", problem=problem) for problem in discovery.problems]
+    taken: list[DiscoveredAdapter] = []
+    for found in discovery.adapters.values():
         refused = vllm_refuses(found)
         problems += [_("vLLM cannot serve {name}: {reason}", name=found.name, reason=reason) for reason in refused]
         taken += [] if refused else [found]
-    base = model or next((base_of(found.folder) for found in taken), None)
+    base = model or next((found.adapter.base for found in taken), None)
     if base is None or not taken:
         raise AdapterError(*problems, _("no adapters are left that vLLM can serve."))
-    others = [found.name for found in taken if model is None and base_of(found.folder) != base]
+    others = [found.name for found in taken if model is None and found.adapter.base != base]
     told = [*problems]
     if others:
         text = _("{names}: trained on another base model than {base}; each base model needs its own command.",
@@ -42,7 +39,9 @@ def vllm_command(shelf: Shelf, model: str | None, report: Report) -> tuple[str, 
         told.append(text)
         taken = [found for found in taken if found.name not in others]
     rank = next(rank for rank in RANKS if rank >= max(found.rank for found in taken))
-    patterned = [found.name for found in taken if found.facts["rank_pattern"] or found.facts["alpha_pattern"]]
+    patterned = [
+        found.name for found in taken if found.adapter.raw.get("rank_pattern") or found.adapter.raw.get("alpha_pattern")
+    ]
     if patterned:
         text = _("{names}: requires vLLM {version} or later; earlier versions ignore rank_pattern and alpha_pattern.",
                  names=", ".join(patterned), version=PATTERNS)  # fmt: skip
@@ -62,16 +61,15 @@ def _place(base: str, report: Report) -> str:
     return str(packaged_model(base, report)) if base in PACKAGED else base
 
 
-def _module(found: Found) -> str:
+def _module(found: DiscoveredAdapter) -> str:
     """NAME=FOLDER, or JSON where a comma would make vLLM take it for JSON."""
     folder = str(found.folder.absolute())
     return json.dumps({"name": found.name, "path": folder}) if "," in folder else f"{found.name}={folder}"
 
 
-def vllm_refuses(found: Found) -> list[str]:
+def vllm_refuses(found: DiscoveredAdapter) -> list[str]:
     """Why vLLM does not load an adapter, or not on every base; empty where it serves it."""
-    raw: dict[str, Any] = json.loads((found.folder / CONFIG).read_text("utf-8"))
-    reasons = []
+    raw, reasons = found.adapter.raw, []
     if found.rank > RANKS[-1]:
         reasons.append(_("its rank {rank} is higher than the maximum of {most}", rank=found.rank, most=RANKS[-1]))
     if raw.get("modules_to_save"):

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,13 +18,16 @@ from typing import TypeVar
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Event, Request
 from lorasmith.errors import LorasmithError
+from lorasmith.i18n import _
+from lorasmith.system.memory import enough_memory
 
 T = TypeVar("T")
 log = logging.getLogger("lorasmith.serve")
+QUIET = 60.0  # seconds in which it is not said again that memory is short
 
 
 @dataclass(eq=False)
-class Job:
+class PendingRequest:
     """One request on its way, the choice `index` of an answer. `events` belongs to the loop; choices may share one.
 
     An exception in it is the last that comes.
@@ -31,7 +35,7 @@ class Job:
 
     request: Request
     index: int = 0
-    events: "asyncio.Queue[tuple[Job, Event | Exception]]" = field(default_factory=asyncio.Queue)
+    events: "asyncio.Queue[tuple[PendingRequest, Event | Exception]]" = field(default_factory=asyncio.Queue)
     key: int | None = None  # the engine's, once it has a place
     is_over: bool = False
 
@@ -48,9 +52,10 @@ class Worker:
         self.is_alive = False
         self.on_death: Callable[[], None] = lambda: None  # in the loop, when the thread ends unasked
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._lines: OrderedDict[str | None, deque[Job]] = OrderedDict()
-        self._running: dict[int, Job] = {}
+        self._lines: OrderedDict[str | None, deque[PendingRequest]] = OrderedDict()
+        self._running: dict[int, PendingRequest] = {}
         self._is_ending = False
+        self._said_short, self._preemptions = -QUIET, 0
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to answer; events arrive in `loop`."""
@@ -67,11 +72,11 @@ class Worker:
         self.end()
         self._thread.join()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: PendingRequest) -> None:
         """Put the job into its adapter's line."""
         self._put(lambda: self._line_up(job))
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: PendingRequest) -> None:
         """Forget the job: its place is free at the next step. One that is over is no error."""
         self._put(lambda: self._forget(job))
 
@@ -87,7 +92,8 @@ class Worker:
             try:
                 if not self.is_alive:
                     raise Gone
-                settle: Callable[[], None] = partial(_succeed, done, work())
+                with enough_memory():
+                    settle: Callable[[], None] = partial(_succeed, done, work())
             except Exception as error:  # noqa: BLE001 (raised where it was asked; the thread goes on)
                 settle = partial(_fail, done, error)
             self._loop.call_soon_threadsafe(settle)
@@ -127,9 +133,12 @@ class Worker:
             command()
 
     def _feed(self) -> None:
-        """Give free places to those that wait, one of each adapter in turn."""
+        """Give free places to those that wait, one of each adapter in turn, as far as memory reaches."""
         while self._lines and len(self._running) < self.slots:
             adapter, line = next(iter(self._lines.items()))
+            if not self.engine.has_room(line[0].request):
+                self._say_short()
+                return
             job = line.popleft()
             self._lines.move_to_end(adapter)
             if not line:
@@ -142,6 +151,17 @@ class Worker:
             else:
                 self._running[job.key] = job
 
+    def _say_short(self) -> None:
+        """That memory and not --slots is what requests wait for."""
+        now = time.monotonic()
+        if now - self._said_short >= QUIET:
+            self._said_short = now
+            log.warning("%s", _(
+                "Requests wait for memory, not for slots: {running} of {slots} slots are in use and the KV cache is "
+                "full. A larger --cache-tokens, a smaller --context or shorter replies let more run at once.",
+                running=sum(map(self.engine.is_running, self._running)), slots=self.slots,
+            ))  # fmt: skip
+
     def _step(self) -> None:
         try:
             events = self.engine.step()
@@ -152,19 +172,22 @@ class Worker:
                 self._forget(job)
             self._tell([(job, error) for job in failed])
             return
-        told: list[tuple[Job, Event | Exception]] = [(self._running[event.key], event) for event in events]
+        if self.engine.preemptions > self._preemptions:
+            self._preemptions = self.engine.preemptions
+            self._say_short()
+        told: list[tuple[PendingRequest, Event | Exception]] = [(self._running[event.key], event) for event in events]
         for event in events:
             if event.finish:
                 self._running.pop(event.key).is_over = True
         self._tell(told)
 
-    def _line_up(self, job: Job) -> None:
+    def _line_up(self, job: PendingRequest) -> None:
         if not self.is_alive:
             self._tell([(job, Gone())])
         elif not job.is_over:
             self._lines.setdefault(job.request.adapter, deque()).append(job)
 
-    def _forget(self, job: Job) -> None:
+    def _forget(self, job: PendingRequest) -> None:
         if job.is_over or not self.is_alive:
             return
         job.is_over = True
@@ -180,13 +203,13 @@ class Worker:
     def _end(self) -> None:
         self._is_ending = True
 
-    def _tell(self, events: "list[tuple[Job, Event | Exception]]") -> None:
+    def _tell(self, events: "list[tuple[PendingRequest, Event | Exception]]") -> None:
         """One call into the loop for a whole step."""
         if events and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_deliver, events)
 
 
-def _deliver(events: "list[tuple[Job, Event | Exception]]") -> None:
+def _deliver(events: "list[tuple[PendingRequest, Event | Exception]]") -> None:
     for job, event in events:
         job.events.put_nowait((job, event))
 

@@ -21,6 +21,8 @@ from lorasmith.report import Report
 from lorasmith.system.locking import flock
 from lorasmith.system.writing import NEW, new_file, new_folder
 
+PRIVATE = 0o700
+
 
 def cache_folder() -> Path:
     """$XDG_CACHE_HOME/lorasmith, or ~/.cache/lorasmith where that is not set (or not absolute: the XDG rule)."""
@@ -54,11 +56,14 @@ def staged(target: Path) -> Iterator[Path]:
 def keep(place: Path, most: int, write: Callable[[Path], object]) -> None:
     """Have `place` written, whole or not at all; of the files beside it with its ending the oldest beyond `most` go.
 
+    The user alone may look into its folder and read it.
+
     What is kept so is a gain of time alone: where the cache cannot be written, nothing is kept and nothing is said.
     """
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(place) as staging:
+        place.parent.chmod(PRIVATE)
+        with new_file(place, private=True) as staging:
             write(staging)
         for path in sorted(place.parent.glob(f"*{place.suffix}"), key=lambda path: path.stat().st_mtime)[:-most]:
             path.unlink(missing_ok=True)

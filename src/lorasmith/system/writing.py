@@ -63,14 +63,20 @@ def write_folder(folder: Path, fill: Callable[[Path], None], is_run: bool = True
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """An empty file beside `path` to write into; it becomes `path` when the block ends well. Raises OSError."""
+def new_file(path: Path, private: bool = False) -> Iterator[Path]:
+    """An empty file beside `path` to write into; it becomes `path` when the block ends well. Raises OSError.
+
+    `private`: only the user can read it, whatever the umask says.
+    """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}{NEW}", dir=path.parent)
     os.close(handle)
     staging = Path(name)
     try:
         yield staging
-        follow_umask(staging)
+        if private:
+            staging.chmod(0o600)
+        else:
+            follow_umask(staging)
         sync(staging)
         staging.replace(path)
         sync(path.parent)

@@ -12,11 +12,12 @@ import transformers
 from lorasmith.adapters.folder import end_ids, write_adapter
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import Config
+from lorasmith.config.training import MOST_STEPS
 from lorasmith.data.dataset.plan import Plan, plan
 from lorasmith.data.dataset.prepare import Prepared, prepare
 from lorasmith.data.read.files import Found
 from lorasmith.data.template.encoding import Template
-from lorasmith.errors import LorasmithError
+from lorasmith.errors import ConfigError, LorasmithError
 from lorasmith.evaluation.custom_metric import custom_metrics
 from lorasmith.evaluation.generation import GenerationEvaluation
 from lorasmith.evaluation.metrics import Metric, require_eval_extra
@@ -24,6 +25,7 @@ from lorasmith.i18n import _
 from lorasmith.loading.load import load_base
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
+from lorasmith.model.untrained import refuse_untrained
 from lorasmith.model.verify import speed_up
 from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
@@ -78,7 +80,9 @@ def assemble(
         rows, lambda: inject(base.model, config.lora, base.router, ADAPTER, config.training.seed)
     )
     base.adapters[ADAPTER] = adapter
-    speed_up(base, ADAPTER, [token for example in data.train[:16] for token in example.ids])
+    first = [token for example in data.train[:16] for token in example.ids]
+    refuse_untrained(base, ADAPTER, first)
+    speed_up(base, ADAPTER, first)
     return Assembled(_job(config, base, template, data, custom, folder, report, world), template, data)
 
 
@@ -156,7 +160,18 @@ def _generation_evaluation(
 def _plan(config: Config, base: Base, data: Prepared) -> Plan:
     lengths = [example.useful_length for example in data.train]
     n_targets = [example.n_targets for example in data.train]
-    return plan(lengths, n_targets, config.training, config.training.seed, base.layout)
+    made = plan(lengths, n_targets, config.training, config.training.seed, base.layout)
+    if len(made) > MOST_STEPS:
+        raise ConfigError(
+            _(
+                "training.epochs: {epochs:g} passes are {steps:,} steps, and a run can have {most:,}. Give fewer "
+                "passes, or a larger training.batch_size.",
+                epochs=config.training.epochs,
+                steps=len(made),
+                most=MOST_STEPS,
+            )
+        )
+    return made
 
 
 def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:

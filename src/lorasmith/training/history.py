@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lorasmith.config.files import read_objects
 from lorasmith.errors import MissingExtraError, RunError
 from lorasmith.i18n import _, foreign
 from lorasmith.system.writing import sync, write_file, writing
@@ -57,9 +58,8 @@ class Metrics:
         self._void_from = step + 1
         for path in (self.folder / METRICS, self.folder / SAMPLES):
             if path.is_file():
-                lines = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
-                kept = [line for line in lines if _was_done(json.loads(line), step)]
-                write_file(path, "".join(line + "\n" for line in kept))
+                kept = [values for values in read_objects(path, RunError) if _was_done(values, step)]
+                write_file(path, "".join(json.dumps(values, ensure_ascii=False) + "\n" for values in kept))
 
     def sync(self) -> None:
         """What was written outlasts a loss of power too."""
@@ -98,16 +98,14 @@ def read_losses(run: Path) -> tuple[Points, Points]:
     Raises RunError where there is no such file, or something else in it.
     """
     path = run / METRICS
+    if not path.is_file():
+        why = foreign("No such file or directory")
+        raise RunError(_("{path}: cannot be read: {why}. Give a run folder.", path=path, why=why))
     try:
-        whole = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
-        lines = [json.loads(line) for line in whole]
+        lines = read_objects(path, RunError)
         training = [(int(line["step"]), float(line["loss"])) for line in lines if "loss" in line]
         measured = [(int(line["step"]), float(line["held_out_loss"])) for line in lines if "held_out_loss" in line]
-    except OSError as error:
-        raise RunError(
-            _("{path}: cannot be read: {why}. Give a run folder.", path=path, why=foreign(error.strerror))
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, OverflowError, KeyError, TypeError) as error:
         raise RunError(_("{path}: not a valid metrics file: {error}", path=path, error=error)) from None
     return training, measured
 

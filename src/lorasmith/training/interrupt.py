@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+HANG_UP = getattr(signal, "SIGHUP", None)  # the terminal, or the connection to it, is gone; Windows has none
+
 
 class Wish:
     """Whether somebody asked to stop."""
@@ -16,24 +18,29 @@ class Wish:
 
 @contextmanager
 def deferred(answer: Callable[[], None]) -> Iterator[Wish]:
-    """Within it, the first SIGINT or SIGTERM sets the wish and calls `answer`; the next one does what it always did."""
+    """Within it, the first SIGINT, SIGTERM or SIGHUP sets the wish and calls `answer`; the next does as always.
+
+    But SIGHUP, which shell and system both send when a terminal goes, counts once. A signal that the program was
+    started to ignore, as with nohup, stays ignored.
+    """
     wish = Wish()
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield wish
         return
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = [number for number in (signal.SIGINT, signal.SIGTERM, HANG_UP) if number is not None]
     before = {number: signal.getsignal(number) for number in signals}
+    heard = [number for number in signals if before[number] is not signal.SIG_IGN]
 
-    def on_signal(number: int, _frame: FrameType | None) -> None:
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
         wish.came = True
-        for each in signals:
-            signal.signal(each, before[each])
+        for each in heard:
+            signal.signal(each, signal.SIG_IGN if each == HANG_UP else before[each])
         answer()
 
-    for number in signals:
+    for number in heard:
         signal.signal(number, on_signal)
     try:
         yield wish
     finally:
-        for number in signals:
+        for number in heard:
             signal.signal(number, before[number])

@@ -74,7 +74,7 @@ def train(job: Job, state: State) -> None:
     def answer() -> None:
         job.report.warn(_("stopping after the current step has been saved; press Ctrl-C again to quit immediately"))
 
-    left = sum(_tokens(job, k) for k in range(state.step, len(job.plan)))
+    left = job.plan.total([len(example.ids) for example in job.train], state.step)
     with deferred(answer) as wish:
         while state.step < len(job.plan):
             # before the next step, not behind the last one: a run that stopped in between then measures too

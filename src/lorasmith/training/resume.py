@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lorasmith.adapters.folder import read_about
+from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.config.values import read_back
 from lorasmith.errors import RunError
 from lorasmith.i18n import _, foreign, listed
@@ -58,7 +58,7 @@ def _environment(folder: Path) -> Origin:
 
 def _identity(checkpoint: Path) -> dict[str, str]:
     """The base's identity, as the checkpoint's adapter names it. Raises AdapterError."""
-    about = read_about(checkpoint)
+    about = AdapterFolder.glance(checkpoint).about
     return {f"{BASE}{part}": value for part, value in about["base"]["identity"].items()} if about else {}
 
 

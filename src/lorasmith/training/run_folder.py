@@ -14,6 +14,7 @@ from typing import Any
 from lorasmith.adapters.folder import lasting
 from lorasmith.config.data import TEMPLATES
 from lorasmith.config.toml import Config, load_config, to_toml
+from lorasmith.config.values import read_back
 from lorasmith.data.dataset.mix import split_weight
 from lorasmith.errors import ConfigError, RunError
 from lorasmith.i18n import _
@@ -162,7 +163,7 @@ def _is_used(folder: Path) -> bool:
 
 def _refuse_of_others(folder: Path) -> None:
     """Raise RunError where a folder is not a run, or holds what no training writes."""
-    if not (is_marked(folder, "run") or (is_run(folder) and _is_config(folder / CONFIG))):
+    if not (is_marked(folder, "run") or _is_of_0_1_0(folder)):
         raise RunError(
             _(
                 "{folder} was not written by `lorasmith train`, so --overwrite does not replace it. Choose another "
@@ -181,12 +182,13 @@ def _refuse_of_others(folder: Path) -> None:
         )
 
 
-def _is_config(path: Path) -> bool:
+def _is_of_0_1_0(folder: Path) -> bool:
+    """Whether a training before there were markers wrote it: by what is in its two first files."""
     try:
-        load_config(path, {})
-    except ConfigError:
+        load_config(folder / CONFIG, {})
+        return read_back(folder / ENVIRONMENT, dict[str, str]).keys() >= {"lorasmith", "train_sha256"}
+    except (ConfigError, OSError, ValueError):
         return False
-    return True
 
 
 def begin(folder: Path, config: Config, reasons: dict[str, str], environment: dict[str, str]) -> None:

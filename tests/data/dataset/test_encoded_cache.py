@@ -1,14 +1,20 @@
 """Rows encoded before: the same examples, for as long as nothing that decides their tokens has changed."""
 
 import dataclasses
+import os
+import stat
 
 import pytest
 
+from lorasmith.config.data import DataConfig
 from lorasmith.data.dataset import encoded_cache
 from lorasmith.data.dataset.encoded_cache import encoded_path, load_encoded, save_encoded
-from lorasmith.data.rows.conversation import Conversation, Message
+from lorasmith.data.dataset.prepare import prepare_rows
+from lorasmith.data.rows.conversation import Conversation, Message, Record
 from lorasmith.data.template.encoding import Template
 from lorasmith.model.row import Example
+from lorasmith.system.cache import cache_folder
+from tests.support.tiny import Watch
 
 
 def row(i: int, answer: str = "blue", **of_the_answer) -> Conversation:
@@ -54,6 +60,34 @@ def test_the_place_follows_all_that_decides_tokens_and_weights(make):
     paths |= {encoded_path(ROWS, other, "answers") for other in others} | {encoded_path(ROWS, template, "all")}
     assert len(paths) == len(lasts) + 3
     assert encoded_path(ROWS, Template.of(make(None)), "answers") in paths
+
+
+def test_nobody_else_can_read_them(make):
+    template = Template.of(make(None))
+    place = encoded_path(ROWS, template, "answers")
+    place.parent.mkdir(parents=True)
+    place.parent.chmod(0o755)  # as an earlier version made it
+    before = os.umask(0)
+    save_encoded(place, examples(template, ROWS))
+    os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (place.parent, place)] == [0o700, 0o600]
+    place.parent.chmod(0o755)
+    assert load_encoded(place, ROWS) is not None
+    assert stat.S_IMODE(place.parent.stat().st_mode) == 0o700
+
+
+def test_who_trains_is_told_where_they_are(make):
+    template, watch = Template.of(make("chatml")), Watch()
+    row = [{"role": "user", "content": "sky?"}, {"role": "assistant", "content": "blue"}]
+    records = [Record({"messages": row}, f"a.jsonl:{i}") for i in range(1, 81)]
+    for _time in range(2):  # made, then found again
+        watch.said.clear()
+        prepare_rows(records, None, DataConfig(), template, None, watch)
+        (text,) = [text for text in watch.said if text.startswith("Encoded copies of these rows are kept in ")]
+        assert str(cache_folder() / "rows") in text
+    watch.said.clear()
+    prepare_rows(records[:20], None, DataConfig(), template, None, watch)
+    assert not any("Encoded copies" in text for text in watch.said)
 
 
 def test_few_rows_are_encoded_anew(make):

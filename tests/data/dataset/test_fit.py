@@ -101,7 +101,7 @@ def test_plain_text_in_pieces_learns_every_token_once(make):
     parts = made.train[:-1]
     assert all(len(part.ids) <= 30 for part in parts)
     assert [t for part in parts for t in part.targets if t != IGNORED] == whole.ids[1:]
-    assert said == [f"data.data: 1 row became {len(parts)} pieces of at most 30 tokens."]
+    assert said == [f"data.data: split 1 row into {len(parts)} pieces of at most 30 tokens."]
     assert split_text(whole, len(whole.ids)) == [whole]
     (end,) = prepared(template, [{"text": text}], max_length=30, too_long="truncate-left")[0].train
     assert end.ids == whole.ids[-30:]
@@ -135,12 +135,13 @@ def test_weights_are_part_of_the_fingerprint_and_of_the_example(make):
     assert light.train_sha256 != plain.train_sha256
 
 
-def test_tools_that_nobody_sees_and_a_clock_that_stands_still_are_said(make):
+def test_tools_that_nobody_sees_are_refused_and_a_clock_that_stands_still_is_said(make):
     row = chat(1) | {"tools": [{"type": "function", "function": {"name": "look"}}]}
-    made, said = prepared(Template.of(make("llama3")), [row])
+    made, _said = prepared(Template.of(make("llama3")), [chat(1)])
     assert any(
         text.startswith("The chat template inserts the current date, which is fixed to 26 July") for text in made.notes
     )
-    assert any(text.startswith("The chat template ignores tools: in 1 row, the model sees neither") for text in said)
+    with pytest.raises(DataError, match=r"line 1: the template has no place for 'tools', so the model would never"):
+        prepared(Template.of(make("llama3")), [row])
     assert prepared(Template.of(make("tools")), [row])[1] == []
     assert Message("user", "a")._asdict() == {"role": "user", "content": "a"}

@@ -32,6 +32,19 @@ def test_every_example_stands_once_in_each_whole_epoch(made):
         assert sorted(seen) == list(range(len(made.lengths)))
 
 
+@given(plans(), st.integers(0, 30))
+def test_a_sum_over_all_steps_is_that_of_each(made, since):
+    since = min(since, len(made))
+    wanted = sum(made.lengths[i] for k in range(since, len(made)) for i in made.members(k))
+    assert made.total(made.lengths, since) == wanted
+
+
+def test_a_sum_over_a_million_steps_takes_no_time():
+    lengths = [3, 5, 7]
+    made = plan(lengths, lengths, TrainingConfig(batch_size=2, max_steps=999_999), 0, "packed")
+    assert made.total(lengths) == 499_999 * 15 + sum(lengths[i] for i in made.members(999_998))
+
+
 @given(plans())
 def test_a_step_has_its_examples_and_its_counts(made):
     for k in range(len(made)):

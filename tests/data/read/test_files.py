@@ -242,14 +242,14 @@ def test_files_that_are_not_utf8_json(write):
     assert problems(write("b.jsonl", chinese.encode("utf-16"))) == [
         "data.data: b.jsonl is encoded in UTF-16. Save it as UTF-8."
     ]
-    assert problems(write("a.xlsx", "PK"))[0].startswith("data.data: a.xlsx cannot be read. ")
+    assert problems(write("a.xlsx", "PK"))[0].startswith("data.data: a.xlsx is not in a supported format. ")
 
 
 def test_all_bad_rows_are_told_at_once_and_the_same_fault_once(write):
     rows = [ROW | {"output": ""}] * 30 + [ROW, {"a": 1}]
     empty, columns = problems(write("a.jsonl", rows))
     assert empty.startswith("data.data: a.jsonl lines 1-30: 'output' is empty")
-    assert columns.startswith("data.data: a.jsonl line 32: the row has 'a'")
+    assert columns.startswith("data.data: a.jsonl line 32: this row has 'a'")
 
 
 def test_many_different_faults_are_counted_after_the_twentieth(write):
@@ -260,7 +260,7 @@ def test_many_different_faults_are_counted_after_the_twentieth(write):
 
 def test_places_of_several_files():
     assert places(["a:b.json:3", "d row 4", "a:b.json:7", "x"]) == "a:b.json lines 3, 7; d row 4; x"
-    assert places([f"a:{n}" for n in (9, 1, 2, 3, 5, 6)], listed=1) == "a lines 1-3 and 3 more"  # rows, not runs
+    assert places([f"a:{n}" for n in (9, 1, 2, 3, 5, 6)], most=1) == "a lines 1-3 and 3 more"  # rows, not runs
     Problems("data.data").raise_any()  # nothing found, nothing raised
 
 

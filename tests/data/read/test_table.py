@@ -80,7 +80,7 @@ def test_all_rows_with_too_few_or_too_many_cells_are_told(refused):
             "instruction;output\na;b\n",
             "a.csv: the first line has a single column, 'instruction;output'. If the",
         ),
-        ("a.csv", "instruction,output\n", "a.csv holds no rows."),
+        ("a.csv", "instruction,output\n", "a.csv contains no rows."),
         ("a.csv", b"instruction,output\na,b\n" + "考,好".encode("gb18030"), "a.csv line 3 is not valid UTF-8."),
         ("a.parquet", b"no parquet", "a.parquet is not a valid Parquet file: "),
     ],
@@ -120,7 +120,7 @@ def test_lists_in_cells_are_json(rows, refused, name, separator):
 
 BAD_LISTS = [
     "13: 'messages' holds a Python literal, not JSON. Write it with json.dumps.",
-    "14: 'messages' is empty, so there is nothing to learn from it.",
+    "14: 'messages' is empty, so there is nothing to train on. Add ",
     "15: 'messages' must be a list of messages, found text.",
     "16: 'messages' is not valid JSON (line 9, column 12 of its text): ",
     "25: no message has the role 'gpt', so there is nothing to train on.",
@@ -144,5 +144,7 @@ def test_parquet(tmp_path, monkeypatch):
     parquet.write_table(pyarrow.Table.from_pylist(texts), path)
     assert [r.fields for r in look(path).records][1] == {"messages": TALK, "tools": TOOLS}
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(MissingExtraError, match=r"a\.parquet needs pyarrow, .*pip install 'lorasmith\[data\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"a\.parquet requires the package pyarrow\. .*pip install 'lorasmith\[data\]'"
+    ):
         look(path)

@@ -65,7 +65,7 @@ def test_alpaca_goes_on_with_a_second_question(make):
     )
     bare = make()
     bare.eos_token = None
-    with pytest.raises(ModelError, match="'alpaca' ends each answer with the tokenizer's eos token"):
+    with pytest.raises(ModelError, match="'alpaca' ends each answer with the tokenizer's EOS token"):
         Template.of(bare, "alpaca")
 
 

@@ -98,7 +98,7 @@ def test_a_template_that_rewrites_earlier_turns_gives_an_example_for_each_answer
 
 def test_a_prompt_that_the_answer_does_not_continue_is_refused(make):
     template = Template.of(make("thought"))
-    with pytest.raises(DataError, match=r"^a\.json line 2: this template shows an answer in another way"):
+    with pytest.raises(DataError, match=r"^a\.json line 2: this template renders an answer differently"):
         template.encode(TWO_TURNS[:2], "a.json:2")
     assert template.render(TWO_TURNS[:3]).endswith("<thought>")  # chat with the base still works
 
@@ -106,13 +106,16 @@ def test_a_prompt_that_the_answer_does_not_continue_is_refused(make):
 def test_a_template_without_a_stop_token_is_refused(make):
     template = Template.of(make("endless"))
     assert template.stop_ids == (template.tokenizer.eos_token_id,)
-    with pytest.raises(DataError, match=r"without a stop token \('<eos>'\), so the model would never learn to stop"):
+    with pytest.raises(
+        DataError,
+        match=r"the answer does not end with a stop token \('<eos>'\), so the model would never learn to stop",
+    ):
         template.encode(TWO_TURNS)
 
 
 def test_what_the_template_itself_refuses_names_the_row(make):
     template = Template.of(make("gemma"))
-    with pytest.raises(DataError, match=r"^x\.jsonl line 5: .*refuses it: System role not supported"):
+    with pytest.raises(DataError, match=r"^x\.jsonl line 5: .*rejected this conversation: System role not supported"):
         template.encode([Message("system", "Be brief."), *TWO_TURNS], "x.jsonl:5")
 
 
@@ -225,7 +228,7 @@ def test_another_tokenizer_is_refused_with_the_token_that_differs(make):
         Template.from_json(data, make("chatml", ["lorem ipsum dolor sit amet"]))
     at = int(re.search(r"token (\d+) of", str(caught.value))[1])
     assert at > 0
-    assert f"but was {data['golden'][0]['ids'][at]}." in str(caught.value)
+    assert f"but was {data['golden'][0]['ids'][at]} in training." in str(caught.value)
 
 
 def test_another_stop_token_or_version_is_refused(make):

@@ -1,8 +1,10 @@
 """Turns by prefix differences, and the quick way to the same turns."""
 
+from dataclasses import replace
+
 import pytest
 
-from lorasmith.data.rows.conversation import Conversation, Message
+from lorasmith.data.rows.conversation import Conversation, Message, RowError
 from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.turns import Pattern, prefix_turns
 from lorasmith.errors import DataError
@@ -74,11 +76,11 @@ def test_marks_that_agree_are_accepted_and_others_refused_with_the_token(make):
         Template.of(make("mismarked")).encode(chat, "a.jsonl:2")
     text = str(caught.value)
     assert text.startswith("a.jsonl line 2: token ")
-    assert "('<|im_end|>') is learned by what the template adds" in text
-    assert "not learned by its {% generation %} marks" in text
+    assert "('<|im_end|>') is trained on according to the text that the template adds" in text
+    assert "not trained on according to its {% generation %} tags" in text
 
 
-def test_tools_are_shown_or_said_to_be_ignored(make):
+def test_tools_are_shown_or_refused(make):
     call = {"type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
     messages = (
         Message("user", "sky?"),
@@ -88,7 +90,15 @@ def test_tools_are_shown_or_said_to_be_ignored(make):
     )
     row = Conversation(messages, "a:1", ({"type": "function", "function": {"name": "look"}},))
     shown, blind = Template.of(make("tools")), Template.of(make("chatml"))
-    assert (shown.ignores_tools(row), blind.ignores_tools(row)) == (False, True)
+    for kind in (blind, Template.of(make("chatml"), "human-assistant"), Template.of(make("chatml"), "alpaca")):
+        with pytest.raises(RowError, match=r"^a line 1: the template has no place for 'tools'"):
+            kind.encode_row(row)
+        with pytest.raises(RowError, match=r"^a line 1: the template does not show 'tool_calls'"):
+            kind.encode_row(replace(row, tools=()))
+        with pytest.raises(RowError, match=r"^b line 2: the template has no place for 'tools'"):
+            kind.encode_prompt(messages[:1], row.tools, "b:2")
+        with pytest.raises(RowError, match=r"^the template does not show 'tool_calls'"):
+            kind.encode_prompt(messages[:3])
     (example,) = shown.encode_row(row)
     assert (
         shown.encode_prompt(messages[:3], row.tools) == example.ids[: len(shown.encode_prompt(messages[:3], row.tools))]

@@ -2,7 +2,8 @@
 
 $XDG_CACHE_HOME/lorasmith/rows/KEY.safetensors      ids, targets, weights, lengths; at most `FILES` of them
 
-KEY is a hash of everything that determines the tokens: rows, template, `data.learn`, tokenizer and versions.
+KEY is a hash of everything that determines the tokens: rows, template, `data.learn`, tokenizer and versions. The files
+contain the user's texts, so only the user can read them, and every training says where they are.
 """
 
 import json
@@ -21,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from lorasmith.data.rows.conversation import Conversation
 from lorasmith.data.template.encoding import Template
 from lorasmith.model.row import Example
-from lorasmith.system.cache import cache_folder, keep
+from lorasmith.system.cache import PRIVATE, cache_folder, keep
 from lorasmith.version import installed_version
 
-FORMAT = "2"
+FORMAT = "3"
 MIN_ROWS = 64  # fewer rows are encoded faster than they are found in the cache
 FILES = 16
 
@@ -59,6 +60,7 @@ def load_encoded(path: Path, rows: Sequence[Conversation]) -> list[list[Example]
     try:
         tensors = load_file(path)
         os.utime(path)  # the least recently used files are deleted first
+        path.parent.chmod(PRIVATE)  # earlier versions let others read it
     except (OSError, SafetensorError):
         return None
     ids, targets, weights = (tensors[name].tolist() for name in ("ids", "targets", "weights"))

@@ -96,6 +96,15 @@ class Plan:
         mine = set(_distribute([self.lengths[i] for i in members], world)[rank])
         return self._rows([i for place, i in enumerate(members) if place in mine])
 
+    def total(self, values: Sequence[int], since: int = 0) -> int:
+        """The sum of `values`, one an example, over all steps from `since` on; whole epochs are multiplied."""
+        return self._until(values, self.steps) - self._until(values, since)
+
+    def _until(self, values: Sequence[int], k: int) -> int:
+        epoch, place = divmod(k, self.steps_per_epoch)
+        order = _order(len(self.lengths), self.seed, epoch)[: place * self.step_examples] if place else ()
+        return epoch * sum(values) + sum(values[i] for i in order)
+
     def _rows(self, members: Sequence[int]) -> list[list[int]]:
         rows = pack_rows([self.lengths[i] for i in members], self.row_tokens, self.layout)
         return [[members[i] for i in row] for row in rows]

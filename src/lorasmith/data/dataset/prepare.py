@@ -1,11 +1,11 @@
 """From data files to examples: read, encode, fit to the maximum length, hold some out, and report what was done."""
 
-import math
 import random
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 
 from lorasmith.config.data import DataConfig
 from lorasmith.data.dataset.encoded_cache import encoded_path, load_encoded, save_encoded
@@ -20,6 +20,7 @@ from lorasmith.model.row import IGNORED, Example
 from lorasmith.report import Report
 
 DEFAULT_MAX_LENGTH = 1024  # tokens; less if the model's context is shorter
+MAX_ROWS = 1_000_000_000  # held out
 MAX_HELD_OUT = 200  # rows held out by a fraction: more cost time and tell little
 
 
@@ -127,7 +128,6 @@ def prepare_rows(
     notes = _Notes(report)
     notes.say(_rewriting_note(splits))
     notes.say(_date_note(template))
-    notes.warn(_tools_warning(splits, template))
     if cfg.learn != "all":  # else the stop tokens between the turns are trained on as well
         notes.warn(_inner_stop_warning(splits, template))
     if cfg.too_long in ("error", "split"):
@@ -168,16 +168,14 @@ class _Notes:
 
 def _held_out_share(cfg: DataConfig) -> float | str:
     """`data.held_out` as a number of rows (1 or more), a fraction of them (below 1), or a file. Raises ConfigError."""
-    value = cfg.held_out
-    try:
-        number = float(value)
-    except ValueError:
-        return str(value)
-    if not math.isfinite(number) or number < 0 or (number > 1 and number != int(number)):
+    number = cfg.held_out
+    if isinstance(number, str):
+        return number
+    if not 0 <= number <= MAX_ROWS or (number > 1 and number != int(number)):  # NaN is refused as well
         raise ConfigError(
             _(
                 "data.held_out: invalid value {value}. Give a file, a whole number of rows, or a fraction from 0 to 1.",
-                value=value,
+                value=number,
             )
         )
     return number
@@ -199,7 +197,7 @@ def _max_length(cfg: DataConfig, limit: int | None) -> int:
 
 def _encode(files: dict[str, Sequence[Record]], template: Template, learn: str, report: Report) -> list[DataSplit]:
     """Encode the rows of each split. Raises DataError with every row that the template refuses."""
-    total, done, splits, texts = sum(map(len, files.values())), 0, [], list[str]()
+    total, done, splits, texts, caches = sum(map(len, files.values())), 0, [], list[str](), set[Path]()
     for option, records in files.items():
         problems, split = Problems(option), DataSplit(option, [], [])
         for record in records:
@@ -221,10 +219,19 @@ def _encode(files: dict[str, Sequence[Record]], template: Template, learn: str, 
             split.rows, done = cached, done + len(cached)
         elif path and not problems.sources:
             save_encoded(path, split.rows)
+        caches |= {path.parent} if path and path.is_file() else set()
         splits.append(split)
         texts += problems.texts()
     if texts:
         raise DataError(*texts)
+    if caches:
+        report.say(
+            _(
+                "Encoded copies of these rows are kept in {folder} for the next run; only you can read them. "
+                "To remove them, delete that folder.",
+                folder=caches.pop(),
+            )
+        )
     return splits
 
 
@@ -267,21 +274,6 @@ def _date_note(template: Template) -> str:
     return _(
         "The chat template inserts the current date, which is fixed to 26 July 2024 for training and for all "
         "replies afterwards."
-    )
-
-
-def _tools_warning(splits: list[DataSplit], template: Template) -> str:
-    """A warning if rows have tools and the template ignores those of the first such row."""
-    rows = [
-        row for split in splits for row in split.conversations if row.tools or any(m.tool_calls for m in row.messages)
-    ]
-    if not rows or not template.ignores_tools(rows[0]):
-        return ""
-    return _(
-        "The chat template ignores tools: in {rows}, the model sees neither the tools nor the tool calls "
-        "({places}). Use the template of a model that supports tools, or a Jinja file.",
-        rows=rows_text(len(rows)),
-        places=places([row.source for row in rows], MAX_PLACES),
     )
 
 

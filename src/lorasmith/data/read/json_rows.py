@@ -1,14 +1,14 @@
 """JSON lines, and one JSON list: every row knows the line where it begins."""
 
 import codecs
-import json
 import re
 from collections.abc import Iterator
 
+from lorasmith.config.files import Malformed, parse_item, parse_json
 from lorasmith.data.read.stream import Broken, Source, opened
 from lorasmith.data.rows.conversation import quoted
 from lorasmith.errors import DataError
-from lorasmith.i18n import _, foreign
+from lorasmith.i18n import _
 
 BLANK = re.compile(r"[ \t\n\r]*")
 ITEMS = 10_000  # of a list between two lines of progress
@@ -31,22 +31,27 @@ def json_lines(source: Source) -> Iterator[tuple[str, object]]:
 
 def _line(line: bytes) -> object:
     try:
-        row: object = json.loads(line.decode("utf-8").rstrip("\r\n"))
+        row: object = parse_json(line.decode("utf-8").rstrip("\r\n"))
     except UnicodeDecodeError as error:
         return Broken(_("byte {byte} of this line is not valid UTF-8. Save the file as UTF-8.", byte=error.start + 1))
-    except json.JSONDecodeError as error:
-        return Broken(_("not valid JSON at column {column}: {why}.", column=error.colno, why=foreign(error.msg)))
-    except RecursionError:
-        return Broken(_("the JSON is nested too deeply to be parsed."))
+    except Malformed as error:
+        return Broken(not_json(error))
     return row
+
+
+def not_json(error: Malformed) -> str:
+    """The sentence for a line, whose place is known already."""
+    if error.column is None:
+        return _("not valid JSON: {why}.", why=error.why)
+    return _("not valid JSON at column {column}: {why}.", column=error.column, why=error.why)
 
 
 def _refuse_one_object(source: Source) -> None:
     """A file that is one object over many lines: say that, instead of a problem for each of its lines."""
     try:
         with opened(source) as file:
-            whole = json.loads(file.read().decode("utf-8-sig"))
-    except (ValueError, RecursionError):
+            whole = parse_json(file.read())
+    except Malformed:
         return
     keys = quoted(whole) if isinstance(whole, dict) else ""
     raise DataError(
@@ -61,15 +66,15 @@ def _refuse_one_object(source: Source) -> None:
 
 def json_list(source: Source) -> Iterator[tuple[str, object]]:
     """Item by item, so that each knows the line where it begins. Raises DataError at the first that is no JSON."""
-    text, decoder, line, counted, done = _text(source), json.JSONDecoder(), 1, 0, 0
+    text, line, counted, done = _text(source), 1, 0, 0
     at = _after_blank(text, text.index("[") + 1)
     end = "]" if text[at : at + 1] == "]" else ","
     while end == ",":
         line, counted = line + text.count("\n", counted, at), at
         try:
-            item, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise DataError(_broken(source, text, error.pos, foreign(error.msg))) from error
+            item, at = parse_item(text, at)
+        except Malformed as error:
+            raise DataError(_broken(source, text, at if error.at is None else error.at, error.why)) from error
         yield f"{source.name}:{line}", item
         done += 1
         if done % ITEMS == 0:

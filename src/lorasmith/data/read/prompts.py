@@ -3,11 +3,12 @@
 Both become records that end with an answer that nobody reads: `template.conversation(record).messages[:-1]` is asked.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from lorasmith.config.files import Malformed, parse_json
 from lorasmith.data.read.files import ROW_FILES, not_an_object, rows_of
+from lorasmith.data.read.json_rows import not_json
 from lorasmith.data.read.stream import Broken, Source
 from lorasmith.data.rows.cells import unfolded
 from lorasmith.data.rows.conversation import Problems, Record
@@ -58,9 +59,9 @@ def parse_prompts(lines: Iterable[str], rows: bool, source: str) -> list[Record]
 def _object(line: str) -> object:
     """The row, or the sentence that says why there is none."""
     try:
-        row: object = json.loads(line)
-    except json.JSONDecodeError as error:
-        return Broken(_("not valid JSON at column {column}: {why}.", column=error.colno, why=foreign(error.msg)))
+        row: object = parse_json(line)
+    except Malformed as error:
+        return Broken(not_json(error))
     return row
 
 

@@ -1,9 +1,9 @@
 """Lists that a cell holds as JSON text, as CSV, TSV and many Parquet files have them."""
 
-import json
 from typing import Any
 
-from lorasmith.i18n import _, foreign
+from lorasmith.config.files import Malformed, parse_json
+from lorasmith.i18n import _
 
 LISTS = ("messages", "conversations", "tools", "history")  # columns that no row means as text
 
@@ -18,25 +18,25 @@ def json_problem(key: str, text: str) -> str | None:
     if not text.lstrip().startswith(("[", "{")):
         return None
     try:
-        json.loads(text)
-    except RecursionError:
-        return _("'{key}' contains JSON that cannot be parsed: it is nested too deeply.", key=key)
-    except json.JSONDecodeError as error:
+        parse_json(text)
+    except Malformed as error:
         if text.lstrip(" \t\r\n[").startswith("{'"):
             return _("'{key}' holds a Python literal, not JSON. Write it with json.dumps.", key=key)
+        if error.line is None:
+            return _("'{key}' is text that is not valid JSON: {why}.", key=key, why=error.why)
         return _(
             "'{key}' is not valid JSON (line {line}, column {column} of its text): {why}.",
             key=key,
-            line=error.lineno,
-            column=error.colno,
-            why=foreign(error.msg),
+            line=error.line,
+            column=error.column,
+            why=error.why,
         )
     return None
 
 
 def _read(text: str) -> object:
     try:
-        found: object = json.loads(text)
-    except (ValueError, RecursionError):
+        found: object = parse_json(text)
+    except Malformed:
         return text
     return found if isinstance(found, list | dict) else text

@@ -77,11 +77,6 @@ class RowError(DataError):
         self.text = text
 
 
-def is_unicode(text: str) -> bool:
-    """False for half of a surrogate pair, which JSON can write and no tokenizer can read."""
-    return not any("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else True
-
-
 def kind_of(value: object) -> str:
     """What a value is, for a reader."""
     if value is None:

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from itertools import islice
 
 from lorasmith.data.rows.cells import json_problem
-from lorasmith.data.rows.conversation import Conversation, Message, Record, RowError, is_unicode, kind_of, quoted
+from lorasmith.data.rows.conversation import Conversation, Message, Record, RowError, kind_of, quoted
 from lorasmith.data.rows.messages import left_out, messages_of, messages_problem, tools_problem
 from lorasmith.i18n import _, listed
 
@@ -213,10 +213,6 @@ def _text_problem(fields: Fields, required: Iterable[str], optional: Iterable[st
             continue
         if not isinstance(value, str):
             return _("'{key}' must be text, found {found}.", key=key, found=kind_of(value))
-        if not is_unicode(value):
-            return _(
-                "'{key}' contains an unpaired surrogate (half a character). Save the file again as UTF-8.", key=key
-            )
     return None
 
 
@@ -239,11 +235,6 @@ def _history_problem(history: object) -> str | None:
         if not pair[1].strip():
             return _(
                 "'history': the answer of item {number} is empty. Add an answer, or remove the pair.", number=number
-            )
-        if not all(map(is_unicode, pair)):
-            return _(
-                "'{key}' contains an unpaired surrogate (half a character). Save the file again as UTF-8.",
-                key="history",
             )
     return None
 

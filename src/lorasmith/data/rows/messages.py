@@ -3,17 +3,17 @@
 A content is a text, or a list of parts like {"type": "text", "text": ...}.
 """
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from lorasmith.config.files import parse_json
 from lorasmith.data.rows.cells import json_problem
-from lorasmith.data.rows.conversation import ROLES, Message, is_unicode, kind_of, quoted
+from lorasmith.data.rows.conversation import ROLES, Message, kind_of, quoted
 from lorasmith.i18n import _
 
+HEAVIEST = 1_000_000  # beyond it the other tokens of a step count nothing
 CALL = "call"  # a ShareGPT message that calls functions: an answer whose text is the calls as JSON
 
 
@@ -121,7 +121,7 @@ def _message(message: dict[str, object], style: Style) -> Message:
     role, content = style.roles[str(message[style.role])], message.get(style.content)
     calls: object = message.get("tool_calls")
     if role == CALL:
-        role, calls, content = "assistant", json.loads(str(content)), ""
+        role, calls, content = "assistant", parse_json(str(content)), ""
     listed: list[Any] = calls if isinstance(calls, list) else [calls] if calls else []
     learn, weight = message.get("learn"), message.get("weight")
     return Message(
@@ -144,7 +144,7 @@ def _call(call: dict[str, object]) -> dict[str, object]:
     function = call.get("function") or call
     assert isinstance(function, dict)
     arguments = function.get("arguments")
-    arguments = json.loads(arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
+    arguments = parse_json(arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
     made: dict[str, object] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     return {"id": call["id"], **made} if call.get("id") is not None else made
 
@@ -199,11 +199,6 @@ def _content_problem(message: dict[str, object], style: Style) -> str | None:
     if any(part["type"] != "text" for part in _parts(content)):
         return None  # the row is left out
     content = _text(content)
-    if not is_unicode(content):
-        return _(
-            "'{key}' contains an unpaired surrogate (half a character). Save the file again as UTF-8.",
-            key=style.content,
-        )
     if role == "assistant" and not content.strip() and not message.get("tool_calls"):
         return _("the message is empty, so there is nothing to train on. Add an answer, or remove the row.")
     return None
@@ -224,7 +219,7 @@ def _calls_problem(message: dict[str, object], style: Style) -> str | None:
     role = style.roles[str(message[style.role])]
     if role == CALL:
         try:
-            calls = json.loads(str(message[style.content]))
+            calls = parse_json(str(message[style.content]))
         except ValueError:
             calls = "?"
         calls = calls if isinstance(calls, list) else [calls]
@@ -255,7 +250,7 @@ def _is_call(call: object) -> bool:
     arguments = function.get("arguments")
     if isinstance(arguments, str) and arguments.strip():
         try:
-            arguments = json.loads(arguments)
+            arguments = parse_json(arguments)
         except ValueError:
             return False
     return not arguments or isinstance(arguments, dict)
@@ -269,6 +264,6 @@ def _learning_problem(message: dict[str, object]) -> str | None:
         return None
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         return _("'weight' must be a number, found {found}.", found=kind_of(weight))
-    if not math.isfinite(weight) or weight < 0:
-        return _("'weight' must be 0 or more, found {weight}.", weight=weight)
+    if not 0 <= weight <= HEAVIEST:  # not so of NaN either
+        return _("'weight' must be between 0 and {most}, found {weight}.", most=HEAVIEST, weight=str(weight)[:40])
     return None

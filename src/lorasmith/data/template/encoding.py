@@ -171,7 +171,7 @@ class Template:
             weight = 0.0 if learn == "last-answer" and turn.at < last else _weight(messages[turn.at])
             asked = _asked_weight(messages[turn.first : turn.at], row.source) if learn == "all" else 0.0
             is_whole = not weight or (learn == "all" and turn.at < last)
-            end = len(answer) if is_whole else self._end(turn, answer, messages[turn.at], row.source)
+            end = len(answer) if is_whole else self._end(turn, answer, row.source)
             drafts[-1].add(turn, prompt, asked, answer, weight, end)
         if self.text and self.jinja.marks_answers and self.tokenizer.is_fast:  # only these say where a token stands
             for draft in drafts:
@@ -179,16 +179,24 @@ class Template:
                 compare_marks(draft, since, self.jinja, messages, row)
         return self._checked(drafts[-1:] if learn == "all" else drafts, row.source)
 
-    def encode_prompt(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[int]:
+    def encode_prompt(self, messages: Sequence[Message], tools: Sequence[Any] = (), source: str = "") -> list[int]:
         """The ids after which the model is to answer `messages`, whose last is not an answer.
 
         Equal to what stands before that answer in training. Raises RowError where the template refuses them.
         """
+        return self.ids_of(self.prompt_texts(messages, tools, source))
+
+    def prompt_texts(self, messages: Sequence[Message], tools: Sequence[Any] = (), source: str = "") -> list[str]:
+        """The prompt in the pieces that are tokenised one by one. Raises RowError as `encode_prompt`."""
         if not messages or messages[-1].role == "assistant":
-            raise RowError("", _("the last message must be one to answer, such as one with the role 'user'."))
-        turns = list(self._turns(self.with_system(messages), "", tools))
+            raise RowError(source, _("the last message must be one to answer, such as one with the role 'user'."))
+        turns = list(self._turns(self.with_system(messages), source, tools))
         since = max(i for i, turn in enumerate(turns) if turn.restart)
-        return [i for ids in self._pieces([t for turn in turns[since:] for t in turn[:2] if t]) for i in ids]
+        return [text for turn in turns[since:] for text in turn[:2] if text]
+
+    def ids_of(self, texts: list[str]) -> list[int]:
+        """Tokens of the pieces of a prompt, end to end."""
+        return [i for ids in self._pieces(texts) for i in ids]
 
     def render(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> str:
         """The text that the model sees, for a reader; with the prompt of the next answer where one is awaited."""
@@ -196,18 +204,6 @@ class Template:
         for turn in self._turns(self.with_system(messages), "", tools):
             text = ("" if turn.restart else text) + turn.prompt + (turn.answer or "")
         return text
-
-    def ignores_tools(self, row: Conversation) -> bool:
-        """Whether the row has tools, or calls of tools, and its text is the same without them."""
-
-        def text(messages: Sequence[Message], tools: Sequence[Any]) -> str:
-            return "".join(turn.prompt + (turn.answer or "") for turn in self._turns(messages, row.source, tools))
-
-        messages = self.with_system(row.messages)
-        bare = [message._replace(tool_calls=()) for message in messages]
-        shown = text(messages, row.tools)
-        no_tools = bool(row.tools) and text(messages, ()) == shown
-        return no_tools or (bare != list(messages) and text(bare, row.tools) == shown)
 
     def as_jinja(self) -> str:
         """The same as a chat template of transformers, the system text in it."""
@@ -296,7 +292,7 @@ class Template:
         found: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return found
 
-    def _end(self, turn: Turn, answer: list[int], message: Message, source: str) -> int:
+    def _end(self, turn: Turn, answer: list[int], source: str) -> int:
         """How many tokens of a learned answer are learned: the line break after its stop token is context only."""
         if turn.answer is None:
             raise RowError(
@@ -314,17 +310,6 @@ class Template:
                     "the answer does not end with a stop token ({stops}), so the model would never learn to "
                     "stop. Use data.template 'human-assistant'.",
                     stops=listed(repr(self._token(i)) for i in self.stop_ids),
-                ),
-            )
-        said = message.content.strip() or self.tokenizer.decode(answer[:end], skip_special_tokens=True)
-        if not str(said).strip():
-            raise RowError(
-                source,
-                _(
-                    "message {number} (assistant) contains only tool calls, which this template does not show, "
-                    "so the model would learn to reply with nothing. Use a template that supports tools, or "
-                    "remove the row.",
-                    number=turn.at + 1,
                 ),
             )
         return end
@@ -370,9 +355,38 @@ class Template:
             raise RowError(
                 source, _("the first message is an answer, but nothing was asked. Begin with the role 'user'.")
             )
+        if tools or any(message.tool_calls for message in messages):
+            self._refuse_unseen_tools(messages, source, tools)
         if self.kind == "human-assistant":
             return human_turns(messages, str(self.tokenizer.eos_token), source)
         return jinja_turns(self.jinja, self._pattern, messages, source, tools)
+
+    def _refuse_unseen_tools(self, messages: Sequence[Message], source: str, tools: Sequence[Any]) -> None:
+        """Raises RowError where the text is the same without the tools, or without the calls of them."""
+        bare = [message._replace(tool_calls=()) for message in messages]
+
+        def text(messages: Sequence[Message], tools: Sequence[Any]) -> str:
+            if self.kind == "human-assistant":  # it shows roles and contents alone
+                return ""
+            return self.jinja.render(messages, messages[-1].role != "assistant", source, tools)
+
+        shown = text(messages, tools)
+        if tools and text(messages, ()) == shown:
+            raise RowError(
+                source,
+                _(
+                    "the template has no place for 'tools', so the model would never see them. Use a model whose chat "
+                    "template shows tools, or a Jinja file that does, or leave 'tools' out."
+                ),
+            )
+        if bare != list(messages) and text(bare, tools) == shown:
+            raise RowError(
+                source,
+                _(
+                    "the template does not show 'tool_calls', so the model would never see them. Use a model whose "
+                    "chat template shows tools, or a Jinja file that does, or leave these messages out."
+                ),
+            )
 
     def _check_system(self) -> None:
         """Raises ConfigError where the template refuses a system text, or leaves it out."""

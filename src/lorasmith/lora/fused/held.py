@@ -1,0 +1,70 @@
+"""An adapter held for serving alone: nothing of it is in the model, its matrices wait until a request needs them."""
+
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lorasmith.config.lora import LoraConfig
+from lorasmith.errors import AdapterError
+from lorasmith.lora.files import WEIGHTS, misfits
+from lorasmith.lora.fused.bank import AdapterWeights, Factors
+from lorasmith.lora.inject import PEFT_PREFIX, plain_paths, rank_and_alpha
+from lorasmith.lora.target import find_targets
+from lorasmith.lora.update import Update
+from lorasmith.lora.variant import variant_of
+
+
+class Contents(NamedTuple):
+    """An adapter folder, read: tensors under PEFT's keys, in memory of their own."""
+
+    folder: Path
+    config: LoraConfig
+    tensors: dict[str, Tensor]
+
+
+def held_weights(
+    model: PreTrainedModel, contents: Contents, paths: Collection[str], version: Hashable
+) -> AdapterWeights | None:
+    """The adapter as what waits in memory; None where it changes more than the linear layers at
+    `paths`, or is a variant of LoRA.
+
+    `version`: another one whenever the content is. Raises AdapterError: keys missing, unknown or of another shape.
+    """
+    config, tensors = contents.config, contents.tensors
+    with plain_paths(model):
+        targets = find_targets(model, config, strict=False)
+        layers = dict(model.named_modules())
+    is_low_rank = variant_of(config) is Update
+    if targets.saved or config.bias != "none" or not is_low_rank or not set(targets.adapted) <= set(paths):
+        return None
+    wanted: dict[str, Tensor] = {}
+    for path in targets.adapted:
+        O, I = layers[path].out_features, layers[path].in_features
+        r, _alpha = rank_and_alpha(config, path)
+        wanted |= {_key(path, "A"): torch.empty(r, I, device="meta"), _key(path, "B"): torch.empty(O, r, device="meta")}
+    if problems := misfits(wanted, tensors):
+        raise AdapterError(*(f"{contents.folder / WEIGHTS}: {problem}" for problem in problems))
+    changes = _changes(config, targets.adapted, tensors)
+    return AdapterWeights(lambda: changes, max(len(change.A_RI) for change in changes.values()), lambda: version)
+
+
+def _key(path: str, matrix: str) -> str:
+    return f"{PEFT_PREFIX}{path}.lora_{matrix}.weight"
+
+
+def _changes(config: LoraConfig, paths: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Factors]:
+    """All matrices in one piece of memory: hundreds of small ones take up to a quarter more, for the gaps between."""
+    pairs = [(tensors[_key(path, "A")], tensors[_key(path, "B")]) for path in paths]
+    sizes = [matrix.numel() for pair in pairs for matrix in pair]
+    parts = iter(pairs[0][0].new_empty(sum(sizes)).split(sizes))
+    changes = {}
+    for path, (A_RI, B_OR) in zip(paths, pairs, strict=True):
+        change = Factors(next(parts).view(A_RI.shape), next(parts).view(B_OR.shape[::-1]))
+        change.A_RI.copy_(A_RI)
+        torch.mul(B_OR.t(), config.scaling(*rank_and_alpha(config, path)), out=change.B_RO)
+        changes[path] = change
+    return changes

@@ -1,0 +1,133 @@
+"""Who may come in: API keys, pages of this machine; and how much they may carry.
+
+Keys are in a file of hashes, so that who reads it learns none; each may name the models that it may use.
+"""
+
+import hashlib
+import hmac
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lorasmith.errors import ConfigError
+from lorasmith.i18n import _, foreign
+from lorasmith.serve.failure import Failure
+
+if TYPE_CHECKING:
+    from lorasmith.serve.request_manager import RequestManager
+
+HASH = re.compile(r"[0-9a-fA-F]{64}")
+
+
+@dataclass(frozen=True)
+class Key:
+    """`models`: what it may use; None: all of them, and to add and take away adapters."""
+
+    hash: str
+    models: frozenset[str] | None
+
+
+def read_keys(path: Path) -> list[Key]:
+    """A key a line: SHA-256 in hex, then names; # begins a comment. Raises ConfigError with every wrong line."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = foreign(error.strerror) if isinstance(error, OSError) else str(error)
+        raise ConfigError(_("--keys {path}: cannot be read: {why}", path=path, why=why)) from None
+    keys, problems = [], []
+    for number, line in enumerate(lines, 1):
+        words = line.split("#")[0].split()
+        if not words:
+            continue
+        if HASH.fullmatch(words[0]):
+            keys.append(Key(words[0].lower(), frozenset(words[1:]) or None))
+        else:
+            problems.append(
+                _(
+                    "--keys {path} line {number}: must begin with the SHA-256 of a key (64 hex digits). To "
+                    "create it: printf %s KEY | sha256sum",
+                    path=path,
+                    number=number,
+                )
+            )
+    if not keys and not problems:
+        problems = [_("--keys {path}: contains no keys, so nobody could use the server.", path=path)]
+    if problems:
+        raise ConfigError(*problems)
+    return keys
+
+
+def find_key(keys: list[Key], given: str) -> Key | None:
+    """The key that was given. Every hash is compared, so that time tells nothing."""
+    own = hashlib.sha256(given.encode()).hexdigest()
+    return [None, *(key for key in keys if hmac.compare_digest(key.hash, own))][-1]
+
+
+def allowed(manager: "RequestManager", request: Request, needs_all: bool = False) -> frozenset[str] | None:
+    """The models that this client may use; None: all. `needs_all`: only who may use all of them comes in.
+
+    Raises Failure 401 without a key that is known, 403 where it does not reach so far, or a foreign page asks.
+    """
+    if manager.keys is None:
+        refuse_foreign_page(manager, request)
+        return None
+    kind, _space, given = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not given:
+        raise Failure(
+            401, _("an API key is required: send the header 'Authorization: Bearer KEY'."), code="invalid_api_key"
+        )
+    key = find_key(manager.keys, given.strip())
+    if key is None:
+        raise Failure(401, _("this API key is not valid."), code="invalid_api_key")
+    if needs_all and key.models is not None:
+        raise Failure(403, _("this API key is limited to some models, but this request concerns all of them."))
+    return key.models
+
+
+def refuse_foreign_page(manager: "RequestManager", request: Request) -> None:
+    """Without keys the address is this machine's own: a page from elsewhere in its browser must not use it.
+
+    Its Origin tells it, or the Host where its name was bound to this address (DNS rebinding). Raises Failure 403.
+    """
+    own = {"localhost", "127.0.0.1", "::1", manager.settings.host}
+    scheme, _to, page = request.headers.get("origin", "").partition("://")
+    asked = [request.headers.get("host", "")] + ([page] if scheme in ("http", "https", "null") else [])
+    for address in asked:
+        if re.sub(r":\d+$", "", address).strip("[]").lower() not in own:
+            text = _("requests from or to {address!r} are not allowed: without --keys, the server only accepts "
+                    "pages and host names of this machine.",
+                     address=address)  # fmt: skip
+            raise Failure(403, text)
+
+
+def limited(app: ASGIApp, mib: float) -> ASGIApp:
+    """`app` behind a guard that reads no more than `mib` MiB of a request."""
+    limit = int(mib * 2**20)
+    text = _("the request is larger than {mib:g} MiB.", mib=mib)
+
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > limit:
+            failure = Failure(413, text, code="request_too_large")
+            return await JSONResponse(failure.body, 413, {"Connection": "close"})(scope, receive, send)
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > limit:
+                raise HTTPException(413, text)
+            return message
+
+        return await app(scope, counted, send)
+
+    return guard

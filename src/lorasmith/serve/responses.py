@@ -1,0 +1,245 @@
+"""What goes back to the client: whole answers, and the same as a stream of server-sent events.
+
+Both have the form of OpenAI's reference; `usage` counts the stop token among the reply's.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from lorasmith.engine.request import Event
+from lorasmith.engine.sampling.logprobs import TokenLogprobs
+from lorasmith.serve.failure import Failure
+from lorasmith.serve.protocol import StreamOptions
+from lorasmith.serve.request_manager import BEAT, Events
+from lorasmith.serve.request_parsing import ParsedRequest
+from lorasmith.serve.tool_calls import ToolCallStream, parse_tool_calls
+
+Scored = tuple[
+    int, float | None, Sequence[tuple[int, float]]
+]  # a token, its log probability, the likeliest with theirs
+
+
+def scored(event: Event) -> Scored | None:
+    """What the engine says of a new token, if it was asked to."""
+    found = event.logprobs
+    return None if found is None else (event.token, found.logprob, found.top)
+
+
+def chat_form(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Scored]) -> dict[str, Any]:
+    """{"content": [{"token", "logprob", "bytes", "top_logprobs"}]}."""
+
+    def one(token: int, value: float | None) -> dict[str, Any]:
+        text = str(tokenizer.decode([token]))
+        return {"token": text, "logprob": value, "bytes": list(text.encode())}
+
+    content = [one(token, own) | {"top_logprobs": [one(*pair) for pair in top]} for token, own, top in tokens]
+    return {"content": content, "refusal": None}
+
+
+def completion_form(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Scored], offset: int = 0) -> dict[str, Any]:
+    """{"tokens", "token_logprobs", "top_logprobs", "text_offset"}; the first token of an echo has no probability."""
+    texts, offsets, tops = [], [], []
+    for token, own, top in tokens:
+        texts.append(str(tokenizer.decode([token])))
+        offsets.append(offset)
+        offset += len(texts[-1])
+        likeliest: dict[str, float] = {}
+        for other, value in top:  # the likeliest first: of two with one text it stays
+            likeliest.setdefault(str(tokenizer.decode([other])), value)
+        tops.append(None if own is None else likeliest)
+    own_values = [own for _token, own, _top in tokens]
+    return {"tokens": texts, "token_logprobs": own_values, "top_logprobs": tops, "text_offset": offsets}
+
+
+def scored_prompt(ids: Sequence[int], found: Sequence[TokenLogprobs | None]) -> list[Scored]:
+    """What engine.scoring says of a prompt's tokens."""
+    pairs = zip(ids, found, strict=True)
+    return [(token, None, ()) if told is None else (token, told.logprob, told.top) for token, told in pairs]
+
+
+@dataclass
+class Choice:
+    """One answer as it grows."""
+
+    text: str = ""
+    tokens: int = 0
+    scores: list[Scored] = field(default_factory=list)
+    finish: str | None = None
+
+    def take(self, event: Event) -> None:
+        """One more token."""
+        self.text += event.text
+        self.tokens += 1
+        self.finish = event.finish
+        self.scores += [score] if (score := scored(event)) else []
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What every piece of one answer carries. `kind`: chat.completion or text_completion."""
+
+    kind: str
+    model: str
+    tokenizer: PreTrainedTokenizerBase
+    has_tools: bool = False
+    number: str = field(default_factory=lambda: secrets.token_hex(12))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def id(self) -> str:
+        """With the beginnings that OpenAI's have."""
+        return f"{'chatcmpl' if self.kind == 'chat.completion' else 'cmpl'}-{self.number}"
+
+    def body(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """An object of the API."""
+        chunk = ".chunk" if self.kind == "chat.completion" and choices and "delta" in choices[0] else ""
+        named = {"id": self.id, "object": self.kind + chunk, "created": self.created, "model": self.model}
+        return named | {"choices": choices} | more
+
+
+async def whole(events: Events, count: int) -> list[Choice]:
+    """All answers, complete."""
+    choices = [Choice() for _choice in range(count)]
+    async for told in events:
+        if told is not None:
+            choices[told[0].index].take(told[1])
+    return choices
+
+
+def usage(parsed: ParsedRequest, tokens: int) -> dict[str, int]:
+    """Counts of tokens."""
+    prompt = parsed.prompt_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+
+
+def chat_body(envelope: Envelope, choices: Sequence[Choice], parsed: ParsedRequest) -> dict[str, Any]:
+    """The answer to a chat request."""
+    made = []
+    for index, choice in enumerate(choices):
+        text, calls = parse_tool_calls(choice.text) if envelope.has_tools else (choice.text, [])
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message |= {"content": text or None, "tool_calls": calls}
+        finish = "tool_calls" if calls else choice.finish
+        own = chat_form(envelope.tokenizer, choice.scores) if choice.scores else None
+        made.append({"index": index, "message": message, "logprobs": own, "finish_reason": finish})
+    return envelope.body(made, usage=usage(parsed, sum(choice.tokens for choice in choices)))
+
+
+def completion_body(
+    envelope: Envelope,
+    choices: Sequence[Choice],
+    parsed: ParsedRequest,
+    echo: Sequence[str],
+    scores: Sequence[list[Scored]],
+) -> dict[str, Any]:
+    """The answer to a completion request. `echo`: texts of the prompts, `scores`: of their tokens, where asked for."""
+    made = []
+    for index, choice in enumerate(choices):
+        before = echo[index // parsed.n] if echo else ""
+        tokens = [*(scores[index // parsed.n] if scores else []), *choice.scores]
+        offset = 0 if scores else len(before)
+        own = completion_form(envelope.tokenizer, tokens, offset) if tokens else None
+        text = before + choice.text
+        made.append({"index": index, "text": text, "logprobs": own, "finish_reason": choice.finish or "length"})
+    return envelope.body(made, usage=usage(parsed, sum(choice.tokens for choice in choices)))
+
+
+async def chat_stream(
+    events: Events, envelope: Envelope, parsed: ParsedRequest, options: StreamOptions | None
+) -> AsyncIterator[str]:
+    """Server-sent events of a chat request; an error after the first is one of them."""
+    count = len(parsed.requests)
+    held = [ToolCallStream() for _choice in range(count)] if envelope.has_tools else []
+    first = [_delta(index, {"role": "assistant", "content": ""}) for index in range(count)]
+
+    def deltas(index: int, event: Event) -> Iterator[dict[str, Any]]:
+        text, calls = event.text, list[dict[str, Any]]()
+        if held:
+            text = held[index].push(event.text)
+        score = scored(event)
+        own = chat_form(envelope.tokenizer, [score]) if score else None
+        if text or own:
+            yield _delta(index, {"content": text}, own)
+        if event.finish:
+            if held:
+                rest, calls = held[index].close()
+                yield _delta(index, {"content": rest} if not calls else {"tool_calls": _numbered(calls)})
+            yield _delta(index, {}, finish="tool_calls" if calls else event.finish)
+
+    async for piece in _stream(events, envelope, parsed, options, first, deltas):
+        yield piece
+
+
+async def completion_stream(
+    events: Events, envelope: Envelope, parsed: ParsedRequest, options: StreamOptions | None, echo: Sequence[str]
+) -> AsyncIterator[str]:
+    """The same of a completion request."""
+    lengths = [len(echo[index // parsed.n]) if echo else 0 for index in range(len(parsed.requests))]
+    first = [_piece(index, echo[index // parsed.n]) for index in range(len(lengths))] if echo else []
+
+    def pieces(index: int, event: Event) -> Iterator[dict[str, Any]]:
+        score = scored(event)
+        own = completion_form(envelope.tokenizer, [score], lengths[index]) if score else None
+        lengths[index] += len(event.text)
+        if event.text or own or event.finish:
+            yield _piece(index, event.text, own, event.finish)
+
+    async for piece in _stream(events, envelope, parsed, options, first, pieces):
+        yield piece
+
+
+async def _stream(
+    events: Events,
+    envelope: Envelope,
+    parsed: ParsedRequest,
+    options: StreamOptions | None,
+    first: list[dict[str, Any]],
+    pieces: Any,
+) -> AsyncIterator[str]:
+    wants_usage, tokens = options is not None and options.include_usage, 0
+    more: dict[str, Any] = {"usage": None} if wants_usage else {}
+    try:
+        for choice in first:
+            yield _event(envelope.body([choice], **more))
+        shown = time.monotonic()
+        async for told in events:
+            if told is not None:
+                tokens += 1
+                for choice in pieces(told[0].index, told[1]):
+                    yield _event(envelope.body([choice], **more))
+                    shown = time.monotonic()
+            if time.monotonic() - shown >= BEAT:  # also while a tool's call is held back
+                yield ": still at it\n\n"
+                shown = time.monotonic()
+    except Failure as failure:
+        yield _event(failure.body)
+        return
+    if wants_usage:
+        kind = {"object": "chat.completion.chunk"} if envelope.kind == "chat.completion" else {}
+        yield _event(envelope.body([], usage=usage(parsed, tokens)) | kind)
+    yield "data: [DONE]\n\n"
+
+
+def _delta(
+    index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _piece(index: int, text: str, logprobs: dict[str, Any] | None = None, finish: str | None = None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _numbered(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"index": index} | call for index, call in enumerate(calls)]
+
+
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"

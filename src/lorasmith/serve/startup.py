@@ -1,0 +1,56 @@
+"""Base and adapters loaded, and the manager that serves them."""
+
+from pathlib import Path
+
+from lorasmith.adapters.session import base_settings
+from lorasmith.config.model import ModelConfig
+from lorasmith.config.serving import ServeConfig
+from lorasmith.engine.engine import CACHE, Engine
+from lorasmith.engine.kv_cache import FIRST_CAPACITY, bytes_per_token
+from lorasmith.errors import AdapterError, OutOfMemoryError
+from lorasmith.i18n import _
+from lorasmith.loading.load import load_base
+from lorasmith.model.base import Base
+from lorasmith.report import Report
+from lorasmith.serve.auth import Key
+from lorasmith.serve.discovery import Discovery
+from lorasmith.serve.registry import Registry
+from lorasmith.serve.request_manager import RequestManager
+from lorasmith.serve.worker import Worker
+from lorasmith.system.memory import available_mib, enough_memory
+
+
+def open_manager(
+    discovery: Discovery, model: ModelConfig, settings: ServeConfig, keys: list[Key] | None, report: Report
+) -> RequestManager:
+    """Load the base (that of the first adapter where `model` names none), then every adapter that fits it.
+
+    One that does not fit is told with its reason and left out. Raises ModelError, and AdapterError where no base is
+    named.
+    """
+    first = next(iter(discovery.adapters.values()), None)
+    if first is None and "model" not in model.model_fields_set:
+        raise AdapterError(
+            *discovery.problems, _("no adapter can be served, and no base model is given. Give one with --model.")
+        )
+    base = load_base(base_settings(first.adapter if first else None, model, report), report)
+    with enough_memory():
+        cache = settings.cache_tokens or cache_tokens(base)
+        engine = Engine(base, slots=settings.slots, cache_tokens=cache, prepack=True)
+    place = Path(base.source)
+    registry = Registry(base, place.name or place.resolve().name, discovery.roots)  # `.` has no name
+    for done, found in enumerate(discovery.adapters.values(), 1):
+        try:
+            with enough_memory():
+                registry.put(found)
+        except (AdapterError, OutOfMemoryError) as error:
+            discovery.problems.extend(error.problems)
+        report.progress(_("adapters"), done, len(discovery.adapters))
+    return RequestManager(registry, Worker(engine, settings.slots), settings, keys)
+
+
+def cache_tokens(base: Base) -> int:
+    """As many as a quarter of the free memory holds, 2**15 where the system does not say what is free."""
+    free = available_mib(base.device)
+    tokens = CACHE if free is None else int(free * 2**20 / 4 / bytes_per_token(base.model.config, base.dtype))
+    return max(tokens, FIRST_CAPACITY)

@@ -1,0 +1,181 @@
+"""An adapter folder, each of its files read once: what it knows, and that hash and tensors are of the same bytes."""
+
+import json
+import shutil
+import sys
+from collections import Counter
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+from lorasmith.serve.adapters import offer
+from lorasmith.serve.found import look, read
+from safetensors.torch import load_file
+
+from lorasmith.adapters.folder import NAME, AdapterFolder, find_adapter, write_adapter
+from lorasmith.adapters.session import open_adapters
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.model import ModelConfig
+from lorasmith.data.template.encoding import Template
+from lorasmith.engine.engine import Engine
+from lorasmith.errors import AdapterError
+from lorasmith.loading.load import load_base
+from lorasmith.lora.files import CONFIG, WEIGHTS
+from lorasmith.lora.inject import inject
+from lorasmith.model.base import Base
+from lorasmith.runs.inspect import inspect_folder
+from lorasmith.serve.registry import Registry, load
+from tests.support.families import stir
+from tests.support.peft_folder import peft_folder
+from tests.support.tiny import model_folder, trained
+
+FILES = [CONFIG, WEIGHTS, NAME]
+_opened: list[str] = []
+
+
+def _listen(event: str, args: tuple[object, ...]) -> None:
+    if event == "open" and isinstance(args[0], str) and args[0].endswith((".json", ".safetensors")):
+        _opened.append(args[0])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is only read."""
+    folder = tmp_path_factory.mktemp("adapter") / "run"
+    trained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(run: Path, tmp_path: Path) -> Path:
+    """A copy of its adapter, to spoil."""
+    return Path(shutil.copytree(run / "adapter", tmp_path / "mine"))
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return load_base(ModelConfig(model=str(model_folder()), dtype="float32", device="cpu"))
+
+
+def reads_of(folder: Path) -> Counter[str]:
+    """How often each file of it was opened since the last call."""
+    found = Counter(Path(name).name for name in _opened if Path(name).parent == folder)
+    _opened.clear()
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _opens() -> None:
+    sys.addaudithook(_listen)  # there is no way to take one off again; it only notes
+
+
+def test_it_knows_all_that_is_in_its_files(run: Path, base: Base) -> None:
+    one = AdapterFolder.read(run / "adapter")
+    tensors = load_file(run / "adapter" / WEIGHTS)
+    assert one.tensors.keys() == tensors.keys() == one.shapes.keys()
+    assert all(torch.equal(one.tensors[key], tensor) for key, tensor in tensors.items())
+    assert one.shapes == {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    assert one.size == (run / "adapter" / WEIGHTS).stat().st_size
+    assert one.hash == sha256(b"".join(sha256((run / "adapter" / n).read_bytes()).digest() for n in FILES)).hexdigest()
+    assert (one.config.r, one.base, one.notes["dtype"]) == (8, str(model_folder()), "float32")
+    assert one.template(base).stop_ids
+    assert one.about is not None
+    assert one.about["base"]["identity"] == base.identity
+
+
+def test_a_glance_is_the_same_without_the_numbers(run: Path) -> None:
+    one, glance = AdapterFolder.read(run / "adapter"), AdapterFolder.glance(run / "adapter")
+    assert (glance.hash, glance.tensors) == ("", {})
+    assert (glance.raw, glance.about, glance.shapes, glance.size) == (one.raw, one.about, one.shapes, one.size)
+    assert one.without_tensors().tensors == {}
+    assert one.without_tensors().hash == one.hash
+
+
+def test_a_folder_of_another_tool_has_the_bases_template(tmp_path: Path, base: Base) -> None:
+    one = AdapterFolder.read(peft_folder(tmp_path, target_modules=["q_proj"]))
+    assert (one.about, one.notes) == (None, {})
+    assert one.template(base).to_json() == Template.of(base.tokenizer, "auto", one.template(base).stop_ids).to_json()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_another_byte_is_another_hash(folder: Path, name: str) -> None:
+    before = AdapterFolder.read(folder).hash
+    if name == WEIGHTS:
+        content = bytearray((folder / name).read_bytes())
+        content[-3] ^= 1
+        (folder / name).write_bytes(content)
+    else:
+        (folder / name).write_text((folder / name).read_text("utf-8") + "\n", "utf-8")
+    assert AdapterFolder.read(folder).hash != before
+
+
+def test_the_hash_is_of_what_was_read_even_where_the_folder_is_replaced_meanwhile(folder: Path, base: Base) -> None:
+    one = AdapterFolder.read(folder)
+    for name in FILES:
+        (folder / name).unlink()
+    found = one.contents(base.dtype)
+    assert found.config.r == 8
+    assert all(torch.equal(found.tensors[key], one.tensors[key]) for key in one.tensors)
+    one.put_on(base, "gone")
+    assert "gone" in base.adapters
+    del base.adapters["gone"]
+
+
+def test_each_file_is_read_once_on_the_way_to_an_adapter_that_is_served(run: Path) -> None:
+    own = load_base(ModelConfig(model=str(model_folder()), dtype="float32", device="cpu"))
+    registry, folder = Registry(own, "base", []), run / "adapter"
+    Engine(own)
+    (found,) = look([run]).found.values()
+    reads_of(folder)
+    assert registry.put(found).found is not None
+    assert reads_of(folder) == dict.fromkeys(FILES, 1)
+    later = read("later", run)
+    version = load(own, later, later.adapter.contents(own.dtype))
+    assert reads_of(folder) == dict.fromkeys(FILES, 1)
+    assert version.found is not None
+    assert version.found.hash == registry.versions["run"].found.hash  # type: ignore[union-attr]
+    assert version.found.adapter.tensors == {}, "it waits in one place only"
+
+
+def test_each_file_is_read_once_to_open_it(run: Path) -> None:
+    reads_of(run / "adapter")
+    session = open_adapters([run], ModelConfig(device="cpu"))
+    assert reads_of(run / "adapter") == dict.fromkeys(FILES, 1)
+    assert session.folders["run"].tensors == {}
+
+
+def test_info_shows_pefts_defaults_where_the_file_does_not_say(folder: Path) -> None:
+    raw = json.loads((folder / CONFIG).read_text("utf-8"))
+    (folder / CONFIG).write_text(json.dumps({k: v for k, v in raw.items() if k not in ("lora_alpha", "r")}), "utf-8")
+    assert (inspect_folder(folder)["r"], inspect_folder(folder)["lora_alpha"]) == (8, 8)
+
+
+@pytest.mark.parametrize("read_it", [AdapterFolder.read, AdapterFolder.glance])
+def test_what_is_missing_or_broken_is_said(folder: Path, read_it: object) -> None:
+    assert callable(read_it)
+    (folder / WEIGHTS).write_bytes(b"\x08")
+    with pytest.raises(AdapterError, match="not a readable safetensors file"):
+        read_it(folder)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(AdapterError, match=rf"no {WEIGHTS} in it"):
+        read_it(folder)
+    (folder / CONFIG).unlink()
+    with pytest.raises(AdapterError, match=rf"no {CONFIG} in it"):
+        read_it(folder)
+    with pytest.raises(AdapterError, match="neither a run nor an adapter folder"):
+        find_adapter(folder)
+
+
+def test_a_block_that_is_trained_whole_is_not_served_beside_others(tmp_path: Path) -> None:
+    own, other = (load_base(ModelConfig(model=str(model_folder()), dtype="float32", device="cpu")) for _ in range(2))
+    config = LoraConfig(r=2, target_modules=("up_proj",), modules_to_save=("self_attn",))
+    other.adapters["block"] = inject(other.model, config, other.router, "block")
+    stir(other.adapters["block"])
+    write_adapter(other, "block", Template.of(other.tokenizer), tmp_path, {})
+    one = AdapterFolder.read(tmp_path)
+    with pytest.raises(
+        AdapterError, match=r"model\.layers\.0\.self_attn: the adapter trains it whole, and it looks at"
+    ):
+        offer(own, "block", one, one.contents(own.dtype))
+    assert own.adapters == {}

@@ -1,0 +1,75 @@
+"""The bound holds for every text, and there is none where a tokenizer leaves text out."""
+
+import random
+from typing import Any
+
+import pytest
+import tiny
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from lorasmith.data.template.token_bytes import bytes_of_token
+
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+FALLBACK = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def made(vocab: list[str], merges: tuple[tuple[str, str], ...] = (), **parts: Any) -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.BPE({token: i for i, token in enumerate(vocab)}, list(merges), **parts.pop("model", {})))
+    for name, part in parts.items():
+        setattr(core, name, part)
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+BYTES = {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=False), "decoder": decoders.ByteLevel()}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "wanted"),
+    [
+        (made([*ALPHABET, "ab", "abab"], (("a", "b"), ("ab", "ab")), **BYTES), 4),
+        (made(ALPHABET, **BYTES, normalizer=normalizers.NFC()), 3),
+        (
+            made(
+                [*FALLBACK, "▁"],
+                model={"byte_fallback": True},
+                normalizer=normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
+            ),
+            6,  # the name of a byte
+        ),
+        (made(ALPHABET[1:], **BYTES), None),  # a byte that it does not know it leaves out
+        (made(ALPHABET, **BYTES, normalizer=normalizers.Strip()), None),
+        (made(ALPHABET, pre_tokenizer=pre_tokenizers.WhitespaceSplit()), None),
+        (
+            made(
+                ALPHABET,
+                pre_tokenizer=pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "removed"), BYTES["pre_tokenizer"]]),
+            ),
+            None,
+        ),
+    ],
+)
+def test_the_bound_is_known_where_nothing_is_left_out(tokenizer: PreTrainedTokenizerFast, wanted: int | None):
+    assert bytes_of_token(tokenizer) == wanted
+
+
+def test_a_special_token_that_takes_blanks_with_it_has_no_bound():
+    tokenizer = made(ALPHABET, **BYTES)
+    tokenizer.add_tokens([AddedToken("<longer than any>")])
+    assert bytes_of_token(made(ALPHABET, **BYTES)) == 1
+    assert bytes_of_token(tokenizer) == len("<longer than any>")
+    eating = made(ALPHABET, **BYTES)
+    eating.add_tokens([AddedToken("<mask>", lstrip=True)])
+    assert bytes_of_token(eating) is None
+
+
+def test_no_text_has_fewer_tokens():
+    tokenizer = tiny.tokenizer("llama")
+    most = bytes_of_token(tokenizer)
+    assert most is not None
+    draw = random.Random(1)
+    pieces = [*tiny.LINES, "<|im_start|>", " ", "\n\n", "🙂", "ế", "각", "\u0301", "\x00"]
+    for _time in range(300):
+        text = "".join(draw.choices(pieces, k=draw.randint(1, 9)))
+        text = text[draw.randint(0, len(text) // 2) :]
+        assert len(text.encode()) <= most * len(tokenizer(text, add_special_tokens=False)["input_ids"]), repr(text)

@@ -1,0 +1,193 @@
+"""Places and memory: as many at once as there are slots; who must wait is computed again, and answers the same."""
+
+import pytest
+import torch
+
+from lorasmith.engine import kv_cache, scheduler
+from lorasmith.engine.engine import Engine
+from lorasmith.engine.kv_cache import KEPT, SMALL, KVCache
+from lorasmith.engine.prefix_cache import BLOCK
+from lorasmith.errors import AdapterError, DataError, OutOfMemoryError
+from lorasmith.model.row import Span
+from tests.support.decoding import base_of, drain, packed, prompts, request, run, tokens_through
+from tests.support.families import no_casts_down
+
+
+@pytest.fixture(autouse=True)
+def _small_regions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regions that suit a model of 64 positions."""
+    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 8)
+    monkeypatch.setattr(kv_cache, "DOUBLED", 32)
+    monkeypatch.setattr(scheduler, "SPARE", 2)
+
+
+def test_slots_and_not_the_longest_reply_decide_how_many_run() -> None:
+    """Each might come to 64 positions, and the cache holds 80 tokens: five short ones run at once all the same."""
+    engine = Engine(base_of("llama"), slots=5, cache_tokens=80)
+    keys = [engine.add(request(ids, stop=False, max_new_tokens=60)) for ids in prompts(5, 6, 4, 5, 6)]
+    assert {event.key for event in engine.step()} == set(keys)
+    assert all(map(engine.is_running, keys))
+    assert engine.preemptions == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
+def test_who_loses_a_place_answers_as_if_alone(family: str) -> None:
+    """Seeds, penalties and adapters; memory for about two of six, and never more taken than there is."""
+    base = base_of(family, torch.float64, adapters=2)
+    names = (None, "a0", "a1", "a0", None, "a1")
+    asked = [
+        request(ids, name, stop=False, max_new_tokens=20, temperature=1.0, seed=seed, repetition_penalty=1.3)
+        for seed, (ids, name) in enumerate(zip(prompts(9, 5, 17, 6, 12, 3), names, strict=True))
+    ]
+    with no_casts_down():
+        expected = [run(Engine(base), [one])[0] for one in asked]
+        engine, found = Engine(base, slots=6, tokens=16, cache_tokens=64), dict[int, list[int]]()
+        for one in asked:
+            engine.add(one)
+        while engine.busy:
+            for event in engine.step():
+                found.setdefault(event.key, []).append(event.token)
+            assert packed(engine).cache.allocated <= 64
+    assert [found[key] for key in sorted(found)] == expected
+    assert engine.preemptions > 0
+
+
+def test_the_newest_goes_and_comes_back_first() -> None:
+    engine = Engine(base_of("llama"), slots=4, cache_tokens=32)
+    first, second = (engine.add(request(ids, stop=False, max_new_tokens=20)) for ids in prompts(6, 6))
+    while not engine.preemptions:
+        engine.step()
+    third = engine.add(request(prompts(4)[0], stop=False, max_new_tokens=2))
+    assert (engine.is_running(first), engine.is_running(second)) == (True, False)
+    ends = [event.key for event in drain(engine) if event.finish]
+    assert ends.index(second) < ends.index(third) or not engine.is_running(third)
+    assert ends[0] == first
+
+
+def test_one_that_waits_for_memory_can_be_cancelled() -> None:
+    engine = Engine(base_of("llama"), slots=4, cache_tokens=32)
+    first, second = (engine.add(request(ids, stop=False, max_new_tokens=20)) for ids in prompts(6, 6))
+    while not engine.preemptions:
+        engine.step()
+    engine.cancel(second)
+    assert {event.key for event in drain(engine)} == {first}
+    assert packed(engine).cache.reserved == 0
+
+
+def test_a_known_beginning_is_not_computed_again_after_a_wait() -> None:
+    base = base_of("llama")
+    engine = Engine(base, slots=4, cache_tokens=16 * BLOCK)
+    long, other = prompts(5 * BLOCK, 5 * BLOCK)
+    asked = [request(ids, stop=False, max_new_tokens=20) for ids in (long, other)]
+    expected = [run(Engine(base), [one])[0] for one in asked]
+    packed(engine).cache.limit = 12 * BLOCK
+    seen = tokens_through(engine)
+    assert run(engine, asked) == expected
+    assert engine.preemptions == 1
+    assert max(seen[1:]) < 5 * BLOCK
+
+
+def test_a_reply_ends_where_the_cache_does_whoever_else_is_there() -> None:
+    base = base_of("llama")
+    asked = [request(ids, stop=False, max_new_tokens=60) for ids in prompts(5, 9)]
+    alone = [run(Engine(base, cache_tokens=30), [one])[0] for one in asked]
+    assert [len(ids) for ids in alone] == [25, 21]
+    assert run(Engine(base, cache_tokens=30), asked) == alone
+    with pytest.raises(DataError, match="30"):
+        Engine(base, cache_tokens=30).add(request(prompts(30)[0]))
+
+
+def test_room_is_told_before_a_request_is_queued() -> None:
+    engine = Engine(base_of("llama"), slots=4, cache_tokens=32)
+    one = request(prompts(12)[0], stop=False)
+    assert engine.has_room(one)
+    engine.add(one)
+    assert engine.has_room(one)
+    engine.add(one)
+    assert not engine.has_room(one)
+
+
+def test_a_piece_of_a_prompt_is_shorter_where_much_stands_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "LARGEST_MASK", 200)
+    base, (ids,) = base_of("llama"), prompts(50)
+    engine = Engine(base, tokens=16)
+    seen = tokens_through(engine)
+    asked = [request(ids, stop=False, max_new_tokens=2)]
+    assert run(engine, asked) == run(Engine(base), asked)
+    assert [n * sum(seen[: i + 1]) <= 200 for i, n in enumerate(seen[:-1])] == [True] * (len(seen) - 1)
+    assert max(seen[-5:]) < seen[0] == 12
+
+
+def test_memory_of_a_long_request_is_given_back() -> None:
+    """Also beside one that goes on; and the tokens of that one stay."""
+    base = base_of("llama")
+    engine = Engine(base)
+    cache = packed(engine).cache
+    long, short = (request(ids, stop=False, max_new_tokens=n) for ids, n in zip(prompts(60, 5), (2, 30), strict=True))
+    expected = run(Engine(base), [short])[0]
+    packed(engine).scheduler.cache.limit = 2**20
+    key = engine.add(short)
+    for _n in range(30):
+        engine.add(long)
+    tokens, most = [], 0
+    while engine.busy:
+        tokens += [event.token for event in engine.step() if event.key == key]
+        most = max(most, cache.allocated)
+    assert tokens == expected
+    assert most > KEPT * SMALL / 4
+    assert cache.allocated <= KEPT * SMALL
+
+
+def test_a_cache_never_takes_more_than_its_limit_and_keeps_what_is_there() -> None:
+    """Requests grow, come and go at random; keys are the numbers of their requests and places."""
+    cache, generator = KVCache(200), torch.Generator().manual_seed(0)
+    lengths: dict[int, int] = {}
+    for _time in range(400):
+        slot = int(torch.randint(12, (1,), generator=generator))
+        if slot in lengths and int(torch.randint(4, (1,), generator=generator)) == 0:
+            cache.release(slot)
+            del lengths[slot]
+            continue
+        past = lengths.get(slot, 0)
+        length = min(int(torch.randint(1, 9, (1,), generator=generator)), 200 - past)
+        if not length or not cache.reserve(slot, past + length):
+            assert cache.reserved + cache.capacity_of(past + length) > 200
+            continue
+        cache.begin([Span(0, length, past, slot)], torch.device("cpu"))
+        new = torch.tensor([[[float(slot)], [float(i)]] for i in range(past, past + length)])
+        for layer in range(2):
+            cache.extend(layer, new, -new)
+        lengths[slot] = past + length
+        assert cache.allocated <= 200
+        for other, known in lengths.items():
+            for (_layer, which), tensor in cache.tensors(other):
+                sign = -1 if which else 1
+                wanted = torch.tensor([[[other]] * known, [[i] for i in range(known)]], dtype=torch.float)
+                assert torch.equal(tensor[:, :known] * sign, wanted)
+    assert lengths
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_an_allocation_that_fails_is_told_and_the_next_requests_are_answered(family: str) -> None:
+    base = base_of(family)
+    engine, one = Engine(base), request(prompts(5)[0], stop=False)
+    expected = run(engine, [one])
+
+    def fails(*_args: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    hook = base.model.get_input_embeddings().register_forward_hook(fails)
+    with pytest.raises(OutOfMemoryError, match="not enough memory"):
+        run(engine, [one])
+    hook.remove()
+    assert run(engine, [one]) == expected
+
+
+def test_all_of_several_requests_are_queued_or_none() -> None:
+    engine = Engine(base_of("llama", adapters=1))
+    first = engine.add(request([4, 5], stop=False, max_new_tokens=3))
+    with pytest.raises(AdapterError, match="b0"):
+        run(engine, [request([4]), request([5], "b0")])
+    with pytest.raises(DataError, match="empty"):
+        engine.add_all([request([4]), request([])])
+    assert {event.key for event in drain(engine)} == {first}

@@ -1,0 +1,98 @@
+"""Texts that are far too long are refused unread; long ones are read one after the other, and short ones pass them."""
+
+import threading
+from pathlib import Path
+
+import openai
+import pytest
+
+from lorasmith.data.template.encoding import Template
+from lorasmith.serve import request_parsing
+from tests.support.serving import Running, ask, running, said, user, wait_for
+
+HI = "What do cats eat?"
+LONG = "cats eat mice " * (3_600_000 // 14)
+
+
+class Gate:
+    """Tokenising of long prompts waits at it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open, self.inside, self.most, self.total = threading.Event(), 0, 0, 0
+        ids_of, lock = Template.ids_of, threading.Lock()
+
+        def waits(template: Template, texts: list[str]) -> list[int]:
+            if sum(map(len, texts)) < 2**16:
+                return ids_of(template, texts)
+            with lock:
+                self.inside, self.total = self.inside + 1, self.total + 1
+                self.most = max(self.most, self.inside)
+            assert self.open.wait(20)
+            with lock:
+                self.inside -= 1
+            return [5] * 1000
+
+        monkeypatch.setattr(Template, "ids_of", waits)
+
+
+def ask_in_thread(served: Running, text: str, codes: list[str]) -> threading.Thread:
+    body = {"model": "calm", "messages": user(text), "max_tokens": 2}
+    work = lambda: codes.append(ask(served, "POST", "/v1/chat/completions", body)[1]["error"]["code"])  # noqa: E731
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_a_text_that_is_too_long_however_it_is_read_is_not_tokenised(served: Running, monkeypatch) -> None:
+    gate = Gate(monkeypatch)
+    with pytest.raises(openai.BadRequestError, match=r"at least \d+ tokens; .* at most 120") as caught:
+        served.client().chat.completions.create(model="calm", messages=user(LONG))
+    assert caught.value.code == "context_length_exceeded"
+    for prompt in (LONG, [HI, LONG]):
+        with pytest.raises(openai.BadRequestError, match="at least"):
+            served.client().completions.create(model="calm", prompt=prompt)
+    assert gate.total == 0
+
+
+def test_a_short_chat_passes_long_ones(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a tokenizer says nothing of how long a text may be."""
+    monkeypatch.setattr(request_parsing, "bytes_of_token", lambda _tokenizer: None)
+    gate, codes = Gate(monkeypatch), list[str]()
+    with running(runs, context=120) as served:
+        threads = [ask_in_thread(served, LONG, codes) for _n in range(12)]
+        wait_for(lambda: gate.inside and served.manager.parsing._waiting == 12)
+        assert said(served.client().chat.completions.create(model="calm", messages=user(HI), max_tokens=2))
+        gate.open.set()
+        for thread in threads:
+            thread.join()
+    assert (gate.most, gate.total) == (1, 12)
+    assert set(codes) == {"context_length_exceeded"}
+
+
+def test_more_long_texts_than_may_wait_are_told_to_come_later(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_parsing, "bytes_of_token", lambda _tokenizer: None)
+    monkeypatch.setattr(request_parsing, "MOST_LONG", 2)
+    gate, codes = Gate(monkeypatch), list[str]()
+    with running(runs, context=120) as served:
+        threads = [ask_in_thread(served, LONG, codes) for _n in range(2)]
+        wait_for(lambda: served.manager.parsing._waiting == 2)
+        with pytest.raises(openai.RateLimitError) as caught:
+            served.client().chat.completions.create(model="calm", messages=user(LONG))
+        assert int(caught.value.response.headers["retry-after"]) == 10
+        gate.open.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_who_leaves_is_not_read_any_more(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_parsing, "bytes_of_token", lambda _tokenizer: None)
+    gate, codes = Gate(monkeypatch), list[str]()
+    with running(runs, context=120) as served:
+        first = ask_in_thread(served, LONG, codes)
+        wait_for(lambda: gate.inside == 1)
+        with pytest.raises(openai.APITimeoutError):
+            served.client().with_options(timeout=0.5).chat.completions.create(model="calm", messages=user(LONG))
+        wait_for(lambda: served.manager.parsing._waiting == 1)
+        gate.open.set()
+        first.join()
+    assert gate.total == 1
