@@ -25,7 +25,7 @@ def test_a_function_and_what_lies_beside_it(tmp_path):
         ("def score(p, r): ...\n", "scores",
          "function 'scores' not found; the file defines: score. Did you mean 'score'?"),
         ("score = 3\n", "score", "function 'score' not found; the file defines: none"),
-        (None, "score", "no such file"),
+        (None, "score", "my.py does not exist"),
         ("", "a b", "must name a file and a function in it, such as my.py:score"),
     ],
 )  # fmt: skip

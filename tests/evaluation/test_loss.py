@@ -70,7 +70,7 @@ def test_the_interval_of_two_examples_is_what_a_hand_counts():
     assert found.difference == pytest.approx(-0.25)
     assert (found.low, found.high) == (pytest.approx(-1.0), pytest.approx(0.5))
     assert not found.is_significant
-    assert str(found).endswith("over 2 held out: too few examples to tell; hold out more with --held-out")
+    assert str(found).endswith("on 2 held-out examples: too few examples to tell; hold out more with --held-out")
 
 
 def test_an_example_counts_by_its_tokens():

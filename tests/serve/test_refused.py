@@ -62,7 +62,7 @@ def test_nothing_that_vllm_could_serve(runs: Path, tmp_path: Path, refused):
     config = tmp_path / "mine" / "loud" / "adapter" / CONFIG
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
     unfinished, *refusals = refused(tmp_path / "mine", "--print-vllm")
-    assert unfinished.startswith("left out: mine/unfinished: ")
+    assert unfinished.startswith("skipped: mine/unfinished: ")
     assert refusals == ["vLLM cannot serve loud: it uses DoRA", "no adapters are left that vLLM can serve."]
 
 
