@@ -49,8 +49,9 @@ def test_bytes_are_progress_in_megabytes_and_files_are_not(capfd):
     report = Progress()
     bar_class = progress_bar_class(report, "downloading x", 4)
     with bar_class(total=4_000_000, unit="B", mininterval=0, miniters=1) as bar:
-        bar.update(2_500_000)
-        bar.refresh()
+        for arrived in (2_500_000, 1_500_000):
+            bar.update(arrived)
+            bar.refresh()
     with bar_class(total=3, unit="it", mininterval=0, miniters=1) as files:
         files.update(3)
     assert ("downloading x", 2, 4) in report.seen

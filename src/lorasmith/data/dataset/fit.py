@@ -42,8 +42,8 @@ def truncate(example: Example, length: int) -> Example:
 def split_text(example: Example, length: int) -> list[Example]:
     """Split plain text into pieces of `length` tokens.
 
-    Pieces overlap by one token, which has no target in the first piece and is context in the next: every token is
-    trained on once.
+    Pieces overlap by one token: the last token of a piece has no target there, and predicts the next token in the next
+    piece. So every token but the first is a target once.
     """
     starts = range(0, max(len(example.ids) - 1, 1), length - 1)
     parts = (slice(start, start + length) for start in starts)
