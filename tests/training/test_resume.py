@@ -181,7 +181,7 @@ def test_sigkill_in_the_middle_then_resume_equals_uninterrupted(tmp_path):
     assert not list(run.glob("**/.*"))
 
 
-@pytest.mark.parametrize(("where", "done"), [("run", 1), ("training.loop", 4)])
+@pytest.mark.parametrize(("where", "done"), [("runs.train", 1), ("training.loop", 4)])
 def test_ctrl_c_in_the_first_or_the_last_evaluation_says_how_to_go_on(tmp_path, monkeypatch, where, done):
     run, calls = tmp_path / "run", []
 
