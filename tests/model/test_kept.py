@@ -6,7 +6,6 @@ import torch
 from lorasmith.model.head import loss_sum
 from lorasmith.model.kept import counted
 from lorasmith.preflight.estimate import expected_mib, growth_mib
-from lorasmith.system import memory
 from tests.support.families import examples, one_row
 from tests.support.fast_base import fast_base
 
@@ -33,7 +32,7 @@ def test_the_peak_grows_with_the_row_and_is_not_foretold_where_nothing_was_tried
 
 def test_a_system_that_does_not_say_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     base, _adapter = fast_base("llama", torch.float32)
-    monkeypatch.setattr(memory, "memory_mib", lambda: None)
+    monkeypatch.setattr("lorasmith.preflight.estimate.memory_mib", lambda: None)
     assert expected_mib(base, one_row(examples((5, 6))), 1000) is None
 
 
