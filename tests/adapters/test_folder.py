@@ -14,6 +14,7 @@ from lorasmith.serve.found import look, read
 from safetensors.torch import load_file
 
 from lorasmith.adapters.folder import NAME, AdapterFolder, find_adapter, write_adapter
+from lorasmith.adapters.merge import merge_run
 from lorasmith.adapters.session import open_adapters
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.model import ModelConfig
@@ -179,3 +180,15 @@ def test_a_block_that_is_trained_whole_is_not_served_beside_others(tmp_path: Pat
     ):
         offer(own, "block", one, one.contents(own.dtype))
     assert own.adapters == {}
+
+
+def test_a_run_that_trained_a_block_whole_is_opened_and_merged(tmp_path: Path) -> None:
+    summary = trained(tmp_path / "run", target_modules=["up_proj"], modules_to_save=["self_attn"])
+    assert summary.loss_after is not None
+    assert summary.loss_before is not None
+    assert summary.loss_after < summary.loss_before
+    session = open_adapters([tmp_path / "run"], ModelConfig(dtype="float32", device="cpu"))
+    assert session.generate("Why is the sky blue?", temperature=0) != session.generate(
+        "Why is the sky blue?", adapter=None, temperature=0
+    )
+    assert merge_run(tmp_path / "run", tmp_path / "merged", ModelConfig(device="cpu")).holds

@@ -205,7 +205,7 @@ def test_both_answers_are_shown_and_the_merge_certified(ran: Ran) -> None:
     session = load(ran.run, dtype="float32")
     answer = session.generate(QUESTION, max_new_tokens=200)
     assert f"\nadapter, greedy: {answer}\n" in ran.out
-    assert re.search(r"^Merged model: float32: relative logit error \S+ ", ran.out, re.MULTILINE)
+    assert re.search(r"^merged: float32: relative logit error \S+ ", ran.out, re.MULTILINE)
     assert ran.out.split("\nmerged, sampled: ")[1].strip()
 
 

@@ -97,8 +97,8 @@ def test_an_adapter_of_another_family(folder: Path) -> None:
         load_adapter(tiny_base("gpt2").model, tiny_base("gpt2").router, folder)
     found = problems(folder, "opt")
     assert len(found) == 2
-    assert found[0].startswith("lacks base_model.model.model.decoder.layers.0")
-    assert found[1].startswith("holds base_model.model.model.layers.0")
+    assert found[0].startswith("missing base_model.model.model.decoder.layers.0")
+    assert found[1].startswith("unexpected base_model.model.model.layers.0")
 
 
 def test_an_adapter_without_effect(folder: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_pickle_is_not_read(folder: Path) -> None:
     assert "adapter_model.bin is a pickle file, which can run code when it is loaded" in problem
     (folder / "adapter_model.bin").unlink()
     (problem,) = problems(folder)
-    assert problem.endswith(f"no {WEIGHTS} in it.")
+    assert problem.endswith(f"{folder} does not contain {WEIGHTS}.")
 
 
 def test_a_broken_file(folder: Path) -> None:

@@ -226,10 +226,11 @@ def test_transformers_own_generate_uses_the_active_adapter(family: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_biases_in_half_precision_are_not_trained(bias: Any, dtype: torch.dtype) -> None:
     model = tiny("gpt2", dtype)
-    with pytest.raises(
-        ConfigError,
-        match=rf"^lora\.bias: '{bias}' trains .*, but this base model is in half precision, .*\. Load it with --dtype float32\.$",
-    ):
+    text = (
+        rf"^lora\.bias: '{bias}' trains .*, but this base model is in half precision, .*\. "
+        r"Load it with --dtype float32\.$"
+    )
+    with pytest.raises(ConfigError, match=text):
         inject(model, LoraConfig(bias=bias), Router())
     assert not any(isinstance(module, LoRALayer) for module in model.modules())
     inject(tiny("gpt2", torch.float32), LoraConfig(bias=bias), Router())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorasmith.engine import packed
+from lorasmith.engine import self_test
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.engine.self_test import decoder_of
@@ -66,8 +66,8 @@ def test_it_is_thrown_away_whole(family: str, prepack: bool, dtype: torch.dtype)
 
 def test_it_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     base, tried = base_of("llama"), []
-    right = packed._try
-    monkeypatch.setattr(packed, "_try", lambda decoder: tried.append(decoder) or right(decoder))
+    right = self_test._try
+    monkeypatch.setattr(self_test, "_try", lambda decoder: tried.append(decoder) or right(decoder))
     Engine(base)
     Engine(base)
     assert tried == [base.decoding] == [decoder_of(base)]
@@ -81,7 +81,7 @@ def test_one_that_could_not_be_tried_is_not_kept(monkeypatch: pytest.MonkeyPatch
 
     base = base_of("llama")
     before = state(base.model)
-    monkeypatch.setattr(packed, "_near", interrupt)
+    monkeypatch.setattr(self_test, "_near", interrupt)
     with pytest.raises(KeyboardInterrupt):
         decoder_of(base)
     assert base.decoding is None

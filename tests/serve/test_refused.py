@@ -52,7 +52,7 @@ def test_an_address_that_is_taken(runs: Path, refused):
 def test_nothing_to_serve(runs: Path, tmp_path: Path, refused):
     shutil.copytree(runs / "unfinished", tmp_path / "mine" / "unfinished")
     unfinished, why = refused(tmp_path / "mine", "--port", "0")
-    assert unfinished.startswith("mine/unfinished: this run is not finished")
+    assert unfinished.startswith("mine/unfinished: this run has not finished")
     assert why == "no adapter can be served, and no base model is given. Give one with --model."
 
 

@@ -49,7 +49,7 @@ def test_lora_and_a_module_trained_whole_beside_it_exclude_each_other(tmp_path: 
     paths = base.decoding.bank.paths
     offer_folder(base, "lora", tmp_path / "lora")
     for name in ("whole", "beside"):
-        with pytest.raises(AdapterError, match="v_proj: another adapter has LoRA on it"):
+        with pytest.raises(AdapterError, match="v_proj: another adapter has LoRA on this module"):
             offer_folder(base, name, tmp_path / name)
         assert (list(base.adapters), base.decoding.bank.paths) == ([], paths)
     withdraw(base, "lora")

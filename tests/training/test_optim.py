@@ -152,7 +152,7 @@ def test_the_best_is_no_adapter_without_effect(tmp_path, monkeypatch):
         loss = next(measured, None)
         return evaluate_loss(*args) if loss is None else SimpleNamespace(loss=loss)  # the last one is real
 
-    monkeypatch.setattr("lorasmith.training.loop.evaluate_loss", measure)
+    monkeypatch.setattr("lorasmith.training.evaluator.evaluate_loss", measure)
     trained(run, max_steps=4, warmup=1, eval_every=1)
     assert [path.name for path in (run / "checkpoints").glob("best-*")] == ["best-000002"]
     assert has_effect(load_file(run / "adapter" / "adapter_model.safetensors"))

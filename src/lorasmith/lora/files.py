@@ -180,7 +180,7 @@ def parse_weights(content: bytes, path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file that was read from `path`, in memory of their own. Raises AdapterError."""
     try:
         return load_tensors(content)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # KeyError: of a dtype that torch does not have
         raise AdapterError(_("{path}: not a valid safetensors file: {error}", path=path, error=error)) from None
 
 

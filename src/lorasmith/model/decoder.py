@@ -1,8 +1,8 @@
 """What decodes a base faster than its own modules: the adapter bank, the decoder stack and packed weights.
 
-A base has one Decoder, in `base.decoding`: the engine makes and tries it (decoder_of in engine/packed.py), serving and
-scoring ask it, and `close` throws it away whole. It changes nothing of the model but two attributes that Fast modules
-have for it and, while it is prepacked, the weights.
+A base has one Decoder, in `base.decoding`: the engine makes and tries it (decoder_of in engine/self_test.py), serving
+and scoring ask it, and `close` throws it away whole. It changes nothing of the model but two attributes that Fast
+modules have for it and, while it is prepacked, the weights.
 """
 
 from collections.abc import Collection, Iterator

@@ -79,7 +79,7 @@ def collect_facts(job: Job, expected: Estimate) -> Facts:
         learning_rate=job.config.learning_rate,
         schedule=job.config.schedule,
         warmup=warmup_steps(job.config, len(job.plan)),
-        answered=len(job.generation.prompts) if job.generation else 0,
+        answered=len(job.evaluator.generation.prompts) if job.evaluator.generation else 0,
         answer_tokens=job.config.max_new_tokens,
         expected=expected,
         warnings=[*_warnings(job), *expected.warnings],

@@ -26,7 +26,7 @@ from lorasmith.config.toml import Config
 from lorasmith.data.dataset.prepare import Prepared, read_files
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import Interrupted, MissingExtraError, TrainingError
-from lorasmith.evaluation.loss import ExampleLosses, compare, evaluate_loss
+from lorasmith.evaluation.loss import ExampleLosses, compare
 from lorasmith.i18n import _
 from lorasmith.lora.files import has_effect
 from lorasmith.model.base import Base
@@ -50,7 +50,6 @@ from lorasmith.training.checkpoint import State
 from lorasmith.training.distributed import World, join, leave
 from lorasmith.training.files import ADAPTER as ADAPTER_FOLDER
 from lorasmith.training.files import PICTURE, SUMMARY, recover_run
-from lorasmith.training.finish import finish_adapter
 from lorasmith.training.history import require_tensorboard
 from lorasmith.training.resume import restored_state
 from lorasmith.training.run_folder import begin, check_folder, check_space, choose_folder, in_use, located
@@ -101,17 +100,17 @@ class _Training:
         self._describe(job, load_measurement(measured))
         state = self._restore(job) if resume else self._begin(job, template, data)
         is_whole = state.step == 0 and self.recompute == config.training.gradient_checkpointing
-        with _resumable(self.folder), closing(job.metrics):
+        with _resumable(self.folder), closing(job.history):
             begun = time.perf_counter()
-            before = self._measure_base(job)
+            before = job.evaluator.base_losses()
             evaluated = time.perf_counter() - begun
             if state.step == 0:
-                self._note_the_base(job, before)
+                job.evaluator.record_base(before)
             if self.recompute:
                 recompute_activations(job.base)
             loop.train(job, state)
             _refuse_without_effect(job)
-            after = finish_adapter(job, state)
+            after = job.evaluator.finish(state, is_last=state.step == len(job.plan))
             summary = self._summarise(job, state, before, after, time.perf_counter() - started)
         if is_whole and self.world.is_first:
             seconds = begun - started, evaluated, state.seconds, summary.seconds
@@ -147,7 +146,7 @@ class _Training:
         found = checkpoint.latest(job.checkpoints)
         state = restored_state(job, found, self.folder, self.report)
         if self.world.is_first:
-            job.metrics.rewind(state.step)
+            job.history.rewind(state.step)
         self.world.wait()
         if found is None:
             self.report.say(_("No checkpoint in {folder} yet; starting from the beginning", folder=self.folder))
@@ -155,18 +154,6 @@ class _Training:
         checkpoint.restore(found, job.parameters, job.optimizer, state.step)
         self.report.say(_("Resuming after step {step} of {steps}", step=state.step, steps=len(job.plan)))
         return state
-
-    def _measure_base(self, job: loop.Job) -> ExampleLosses | None:
-        if not job.held_out:
-            return None
-        return evaluate_loss(
-            job.base, job.held_out, None, self.report, _("held-out loss of the base model"), self.world
-        )
-
-    def _note_the_base(self, job: loop.Job, before: ExampleLosses | None) -> None:
-        if before:
-            loop.note(job, 0, before, None)
-        loop.ask(job, 0, None)
 
     def _summarise(
         self, job: loop.Job, state: State, before: ExampleLosses | None, after: ExampleLosses | None, seconds: float

@@ -31,7 +31,8 @@ from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
 from lorasmith.training.checkpoint import Origin
 from lorasmith.training.distributed import World
-from lorasmith.training.history import Metrics
+from lorasmith.training.evaluator import Evaluator
+from lorasmith.training.history import History
 from lorasmith.training.loop import Job
 from lorasmith.training.optim import FlatParameters, make_optimizer
 from lorasmith.training.run_folder import located
@@ -127,6 +128,7 @@ def _job(
     def write(folder: Path) -> None:
         write_adapter(base, ADAPTER, template, folder, notes)
 
+    history = History(folder, config.training.tensorboard)
     return Job(
         base=base,
         adapter=ADAPTER,
@@ -134,13 +136,22 @@ def _job(
         optimizer=make_optimizer(parameters, config.training),
         plan=_plan(config, base, data),
         train=data.train,
-        held_out=data.held_out,
         config=config.training,
         world=world,
         folder=folder,
-        metrics=Metrics(folder, config.training.tensorboard),
-        samples=Samples.of(base, template, config.training.samples),
-        generation=_generation_evaluation(config, template, data, custom),
+        history=history,
+        evaluator=Evaluator(
+            base=base,
+            adapter=ADAPTER,
+            examples=data.held_out,
+            generation=_generation_evaluation(config, template, data, custom),
+            samples=Samples.of(base, template, config.training.samples),
+            history=history,
+            folder=folder,
+            write_adapter=write,
+            world=world,
+            report=report,
+        ),
         origin=Origin(_settings(base, data, world), _options(config)),
         write_adapter=write,
         report=report,

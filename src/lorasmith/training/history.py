@@ -32,7 +32,7 @@ def require_tensorboard() -> None:
         )
 
 
-class Metrics:
+class History:
     """The three of one run folder. Raises RunError where the disk refuses."""
 
     def __init__(self, folder: Path, tensorboard: bool = False) -> None:

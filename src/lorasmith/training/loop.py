@@ -11,27 +11,21 @@ import torch
 from lorasmith.config.training import TrainingConfig
 from lorasmith.data.dataset.plan import Plan
 from lorasmith.errors import ConfigError, Interrupted, TrainingError
-from lorasmith.evaluation.generation import GenerationEvaluation
-from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
-from lorasmith.i18n import _, counted, listed
-from lorasmith.lora.files import has_effect
+from lorasmith.i18n import _, listed
 from lorasmith.model.base import Base
 from lorasmith.model.forward import row_of
 from lorasmith.model.row import Example, Row, Step, flatten
 from lorasmith.report import Report
 from lorasmith.system.memory import peak_memory_mib
-from lorasmith.system.writing import write_folder
 from lorasmith.training import checkpoint
 from lorasmith.training.checkpoint import Origin, State
 from lorasmith.training.distributed import World
+from lorasmith.training.evaluator import Evaluator
 from lorasmith.training.files import CHECKPOINTS
-from lorasmith.training.history import Metrics
+from lorasmith.training.history import History
 from lorasmith.training.interrupt import deferred
 from lorasmith.training.optim import FlatParameters, learning_rate
-from lorasmith.training.samples import Samples
 from lorasmith.training.step import Log, train_step
-
-SHOWN = 200  # characters of a sample on the screen
 
 
 @dataclass(frozen=True)
@@ -44,16 +38,19 @@ class Job:
     optimizer: torch.optim.Optimizer
     plan: Plan
     train: Sequence[Example]
-    held_out: Sequence[Example]
     config: TrainingConfig
     world: World
     folder: Path
-    metrics: Metrics
-    samples: Samples
-    generation: GenerationEvaluation | None
+    history: History
+    evaluator: Evaluator
     origin: Origin
     write_adapter: Callable[[Path], None]
     report: Report
+
+    @property
+    def held_out(self) -> Sequence[Example]:
+        """The examples that are only evaluated; there may be none."""
+        return self.evaluator.examples
 
     @property
     def checkpoints(self) -> Path:
@@ -120,23 +117,10 @@ def heaviest_row(job: Job) -> Row:
     return max(laid, key=lambda row: row.tokens, default=flatten([], 1.0))
 
 
-def evaluate(job: Job, state: State) -> None:
-    """Held-out loss and answers now; the best adapter so far is kept in checkpoints/best-STEP."""
-    ask(job, state.step, job.adapter)
-    if not job.held_out:
-        return
-    loss = measure(job, state, _("held-out loss")).loss
-    # during the warm-up's first step an adapter is still the base: that is no adapter to keep
-    if has_effect(job.base.adapters[job.adapter].parameters) and (state.best_loss is None or loss < state.best_loss):
-        state.best_loss, state.best_step = loss, state.step
-        if job.world.is_first:
-            write_folder(best_folder(job, state), job.write_adapter)
-
-
 def _evaluate_or_save(job: Job, state: State) -> None:
-    """`evaluate`; where a measure of the user's own fails, nothing that was learned is lost by it."""
+    """Evaluate the adapter; if a custom metric fails, the training is saved first, so that nothing is lost."""
     try:
-        evaluate(job, state)
+        job.evaluator.evaluate(state)
     except ConfigError as error:
         folder = _write(job, state)  # the first process alone judges, and the others end with it: nobody is waited for
         where = _(
@@ -145,55 +129,10 @@ def _evaluate_or_save(job: Job, state: State) -> None:
         raise ConfigError(*error.problems, where) from error
 
 
-def measure(job: Job, state: State, task: str) -> ExampleLosses:
-    """The held-out losses of the adapter as it is now, written down."""
-    found = evaluate_loss(job.base, job.held_out, job.adapter, job.report, task, job.world)
-    note(job, state.step, found, job.adapter)
-    return found
-
-
-def note(job: Job, step: int, found: ExampleLosses, adapter: str | None) -> None:
-    """Answer the held-out rows of training.generate, and write their figures down with the losses `found`."""
-    if not job.world.is_first:
-        return
-    figures = list[float]()
-    metrics = job.generation.metrics if job.generation else []
-    if job.generation:
-        figures = job.generation.scores(
-            job.generation.generate(job.base, adapter, job.report, _("answers to held-out examples"))
-        )
-        shown = listed(f"{m.name} {value:.{m.digits}f}" for m, value in zip(metrics, figures, strict=True))
-        answers = counted(len(job.generation.prompts), _("1 held-out answer"), _("{count} held-out answers"))
-        job.report.say(
-            _("Scores of the base model ({answers}): {figures}", answers=answers, figures=shown)
-            if adapter is None
-            else _("Scores after step {step} ({answers}): {figures}", step=step, answers=answers, figures=shown)
-        )
-    keys = [Path(metric.key).name for metric in metrics]  # a function keeps its name where its file is told otherwise
-    job.metrics.append({"step": step, "held_out_loss": found.loss, **dict(zip(keys, figures, strict=True))})
-
-
-def ask(job: Job, step: int, adapter: str | None) -> None:
-    """Answer the prompts of training.samples, show the answers and write them down."""
-    prompts = job.samples.prompts
-    if not prompts or not job.world.is_first:
-        return
-    job.report.say(_("Answers after step {step}:", step=step) if step else _("Answers of the base model:"))
-    for prompt, answer in zip(prompts, job.samples.answers(adapter), strict=True):
-        job.metrics.append_sample(step, prompt, answer)
-        shown = _shown(answer) or _("(empty)")
-        job.report.say(f"  > {_shown(prompt)}\n    {shown}")
-
-
 def patience_is_over(job: Job, state: State) -> bool:
     """Whether training.patience evaluations have passed since the best one; told by their steps alone."""
     config, best = job.config, state.best_step
     return bool(config.patience) and best is not None and state.step - best >= config.patience * config.eval_every
-
-
-def best_folder(job: Job, state: State) -> Path:
-    """Where the best adapter so far lies."""
-    return job.checkpoints / checkpoint.best_name(state)
 
 
 def save(job: Job, state: State) -> Path:
@@ -204,7 +143,7 @@ def save(job: Job, state: State) -> Path:
 
 
 def _write(job: Job, state: State) -> Path:
-    job.metrics.sync()  # what a resumed run does not do again
+    job.history.sync()  # what a resumed run does not do again
     return checkpoint.save(job.checkpoints, state, job.parameters, job.optimizer, job.origin, job.write_adapter)
 
 
@@ -232,7 +171,7 @@ def _advance(job: Job, state: State, log: Log, seconds: float, tokens_left: int)
     rate = state.tokens / state.seconds
     memory = peak_memory_mib(job.base.device)
     if job.world.is_first and (due(job.config.log_every, state.step) or state.step == len(job.plan)):
-        job.metrics.append({
+        job.history.append({
             "step": state.step, "epoch": job.plan.epoch(k), "loss": loss, "grad_norm": float(log.grad_norm),
             "learning_rate": job.optimizer.param_groups[0]["lr"], "tokens": state.tokens,
             "targets": job.plan.targets(k), "tokens_per_second": tokens / seconds, "seconds": state.seconds,
@@ -258,12 +197,6 @@ def _stop_early(job: Job, state: State) -> None:
             patience=job.config.patience,
         )
     )
-
-
-def _shown(text: str) -> str:
-    """One line of at most `SHOWN` characters; the file has it whole."""
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."
 
 
 def _stop_unfinite(job: Job, state: State, log: Log) -> None:
