@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lorasmith.serve.found import look, read
+from lorasmith.serve.discovery import look, read
 from safetensors.torch import load_file
 
 from lorasmith.adapters.folder import NAME, AdapterFolder, find_adapter, write_adapter

@@ -174,7 +174,7 @@ def test_a_summary_with_text_for_a_number_is_refused(made, tmp_path, capsys):
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"steps": "1"}))
     assert main(["info", str(run)]) == 2
-    assert "summary.json: not what a training writes there (steps: " in capsys.readouterr().err
+    assert "summary.json: not a valid run summary (steps: " in capsys.readouterr().err
 
 
 def test_a_weight_that_no_float_can_hold_is_refused(tmp_path, monkeypatch, capsys):

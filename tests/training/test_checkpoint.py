@@ -227,7 +227,7 @@ def test_a_checkpoint_of_more_steps_than_the_training_has(run):
 def test_tensors_of_another_type(run):
     path = state(run).with_name("state.safetensors")
     save_file({name: tensor.to(torch.int32) for name, tensor in load_file(path).items()}, path)
-    with pytest.raises(RunError, match="its adapter has another size than this configuration's"):
+    with pytest.raises(RunError, match="the saved adapter does not have the size of the configured one"):
         train(output=run, resume=True)
 
 
@@ -317,7 +317,7 @@ def test_rows_that_changed_before_the_first_checkpoint_are_refused(tmp_path):
     with pytest.raises(ZeroDivisionError):
         trained(run, Watch(lambda step: 1 // (2 - step)))
     rows_file(tmp_path / "rows.jsonl", range(1, 13))
-    with pytest.raises(RunError, match="the examples have changed since"):
+    with pytest.raises(RunError, match="the training data has changed since this run started"):
         train(output=run, resume=True)
     (run / "environment.json").write_text("[]", "utf-8")
     with pytest.raises(RunError, match=r"environment\.json: not readable: "):
