@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lorasmith.serve.adapters import offer
 from lorasmith.serve.found import look, read
 from safetensors.torch import load_file
 
@@ -26,7 +25,7 @@ from lorasmith.lora.files import CONFIG, WEIGHTS
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
 from lorasmith.runs.inspect import inspect_folder
-from lorasmith.serve.registry import Registry, load
+from lorasmith.serve.registry import Registry, load, offer
 from tests.support.families import stir
 from tests.support.peft_folder import peft_folder
 from tests.support.tiny import model_folder, trained

@@ -138,7 +138,7 @@ def test_a_kill_between_two_renames_loses_no_checkpoint(run, whole, form, new):
     (run / ".metrics.jsonl.4242").write_text("half a li")
     watch = Watch()
     train(output=run, resume=True, report=watch)
-    assert "resumed after step 2 of 4" in watch.said
+    assert "Resuming after step 2 of 4" in watch.said
     assert names(place) == {"step-000004"}
     assert {name for name in names(run) if name.startswith(".")} == {".lorasmith"}
     assert (metrics(run), adapter_bytes(run)) == (metrics(whole), adapter_bytes(whole))
@@ -184,7 +184,7 @@ def test_a_step_that_is_saved_again_is_never_without_a_whole_checkpoint(tmp_path
 )
 def test_a_state_that_is_no_state_is_one_sentence(run, text):
     state(run).write_bytes(text.encode("latin-1"))
-    with pytest.raises(RunError, match=r"state\.json: .*Start anew with --overwrite") as caught:
+    with pytest.raises(RunError, match=r"state\.json: .*Start again with --overwrite") as caught:
         train(output=run, resume=True)
     assert len(caught.value.problems) == 1
 
@@ -204,7 +204,7 @@ def test_a_state_that_is_no_state_is_one_sentence(run, text):
 )
 def test_a_state_with_a_wrong_value_is_one_sentence(run, key, value):
     change(state(run), **{key: value})
-    with pytest.raises(RunError, match=r"state\.json: .*Start anew with --overwrite") as caught:
+    with pytest.raises(RunError, match=r"state\.json: .*Start again with --overwrite") as caught:
         train(output=run, resume=True)
     assert len(caught.value.problems) == 1
 
@@ -317,7 +317,7 @@ def test_rows_that_changed_before_the_first_checkpoint_are_refused(tmp_path):
     with pytest.raises(ZeroDivisionError):
         trained(run, Watch(lambda step: 1 // (2 - step)))
     rows_file(tmp_path / "rows.jsonl", range(1, 13))
-    with pytest.raises(RunError, match="the examples are no longer the ones that this run began with"):
+    with pytest.raises(RunError, match="the examples have changed since"):
         train(output=run, resume=True)
     (run / "environment.json").write_text("[]", "utf-8")
     with pytest.raises(RunError, match=r"environment\.json: not readable: "):

@@ -4,6 +4,7 @@ It is a file that is there while it is held; one that a killed process left is n
 belongs to an open file: another descriptor of the same process neither shares nor drops it.
 """
 
+import errno
 import os
 import socket
 import sys
@@ -73,7 +74,10 @@ def _taken(path: Path, folder: Path, made: list[Path]) -> tuple[int, bool]:
     end = time.monotonic() + PATIENCE
     while True:
         missing = [place for place in (path.parent, *path.parent.parents) if not place.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # a file is where a folder must be
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from None
         made += [place for place in reversed(missing) if place not in made]
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
