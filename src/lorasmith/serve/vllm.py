@@ -7,6 +7,7 @@ from pathlib import Path
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import PACKAGED, cached_gguf, packaged_model
+from lorasmith.lora.variant import VARIANTS
 from lorasmith.report import Report
 from lorasmith.serve.discovery import DiscoveredAdapter, Discovery
 
@@ -76,8 +77,7 @@ def vllm_refuses(found: DiscoveredAdapter) -> list[str]:
         reasons.append(_("modules_to_save contains {names}", names=", ".join(raw["modules_to_save"])))
     if raw.get("bias", "none") != "none":
         reasons.append(_("bias is {value!r}", value=raw["bias"]))
-    if raw.get("use_dora"):
-        reasons.append(_("it uses DoRA"))
+    reasons += [_("{flag} is set", flag=flag) for flag in VARIANTS if raw.get(flag)]
     targets = raw.get("target_modules") or []
     names = [str(target).rpartition(".")[2] for target in targets] if isinstance(targets, list) else []
     if touched := [name for name in EMBEDDINGS if name in names]:
