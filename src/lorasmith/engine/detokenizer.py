@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-HALF = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer shows for bytes that are no whole character
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer shows for bytes that are no whole character
 
 
 class Detokenizer:
@@ -18,16 +18,16 @@ class Detokenizer:
         self.tokenizer, self._stops = tokenizer, [stop for stop in stops if stop]
         self._ids: list[int] = []
         self._start, self._read = 0, 0  # tokens [start, read) are text already and kept as context
-        self._held = ""  # text that may be the beginning of a stop text
+        self._withheld = ""  # text that may be the beginning of a stop text
 
     def push(self, token: int) -> str:
         """The text that is certain once `token` follows; often empty for one that ends inside a character."""
         self._ids.append(token)
         known, text = self._decode(self._start, self._read), self._decode(self._start, len(self._ids))
-        if text.endswith(HALF) or len(text) <= len(known):
+        if text.endswith(REPLACEMENT) or len(text) <= len(known):
             return ""
         self._start, self._read = self._read, len(self._ids)
-        return self._certain(text[len(known) :])
+        return self._release(text[len(known) :])
 
     def close(self) -> str:
         """The rest, when no token follows: also the beginning of a stop text, but not half a character at its end."""
@@ -35,18 +35,18 @@ class Detokenizer:
             return ""
         known, text = self._decode(self._start, self._read), self._decode(self._start, len(self._ids))
         self._start = self._read = len(self._ids)
-        certain = self._certain(text[len(known) :].rstrip(HALF))
-        rest, self._held = self._held, ""
+        certain = self._release(text[len(known) :].rstrip(REPLACEMENT))
+        rest, self._withheld = self._withheld, ""
         return certain + rest
 
-    def _certain(self, text: str) -> str:
-        text = self._held + text
+    def _release(self, text: str) -> str:
+        text = self._withheld + text
         found = [at for at in map(text.find, self._stops) if at >= 0]
         if found:
-            self.stopped, self._held = True, ""
+            self.stopped, self._withheld = True, ""
             return text[: min(found)]
         held = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - held :]
+        self._withheld = text[len(text) - held :]
         return text[: len(text) - held]
 
     def _decode(self, start: int, end: int) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lorasmith.engine.detokenizer import Detokenizer
 from lorasmith.engine.kv_cache import KVCache
 from lorasmith.engine.padded import Padded
-from lorasmith.engine.request import Chunk, Event, Finish, Reply, Request, Running
+from lorasmith.engine.request import Chunk, Event, Finish, Reply, Request, RunningRequest
 from lorasmith.engine.runner import Packed
 from lorasmith.engine.sampling.next_token import next_tokens
 from lorasmith.engine.self_test import decoder_of
@@ -22,7 +22,7 @@ from lorasmith.i18n import _
 from lorasmith.model.base import Base
 from lorasmith.system.memory import enough_memory
 
-CACHE = 2**15  # tokens in the key/value cache, or the model's whole context where that is longer
+DEFAULT_CACHE_TOKENS = 2**15  # tokens in the key/value cache, or the model's whole context where that is longer
 
 
 class Layout(Protocol):
@@ -35,13 +35,13 @@ class Layout(Protocol):
     def admits(self, lengths: Sequence[int]) -> bool:
         """Whether there is memory for requests of so many tokens beside those that run."""
 
-    def schedule(self, waiting: deque[Running]) -> list[Chunk]:
+    def schedule(self, waiting: deque[RunningRequest]) -> list[Chunk]:
         """What goes through the model in this step."""
 
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits of the chunks after which a token is chosen."""
 
-    def release(self, run: Running) -> None:
+    def release(self, run: RunningRequest) -> None:
         """The request has ended or was cancelled."""
 
     def clear(self) -> None:
@@ -64,12 +64,12 @@ class Engine:
         self.base, self.slots = base, slots
         self._decoder = decoder_of(base)
         self.why = self._decoder.problem
-        most = cache_tokens or max(CACHE, base.max_positions or 0)
+        most = cache_tokens or max(DEFAULT_CACHE_TOKENS, base.max_positions or 0)
         self._layout: Layout = Padded(base, slots) if self.why else Packed(base, slots, tokens, most, self._decoder)
         if prepack:
             self._decoder.prepack()
-        self._waiting: deque[Running] = deque()
-        self._live: dict[int, Running] = {}
+        self._waiting: deque[RunningRequest] = deque()
+        self._live: dict[int, RunningRequest] = {}
         self._next_key = 0
 
     @property
@@ -149,7 +149,7 @@ class Engine:
         finally:
             self.base.router.route(None)
 
-    def _postprocess(self, ready: Sequence[Running], tokens: Sequence[int]) -> list[Event]:
+    def _postprocess(self, ready: Sequence[RunningRequest], tokens: Sequence[int]) -> list[Event]:
         events = [run.accept(token) for run, token in zip(ready, tokens, strict=True)]
         for run, event in zip(ready, events, strict=True):
             if event.finish:
@@ -157,7 +157,7 @@ class Engine:
                 self._layout.release(run)
         return events
 
-    def _admit(self, request: Request, key: int) -> Running:
+    def _admit(self, request: Request, key: int) -> RunningRequest:
         known = self.base.adapters | self._decoder.held
         if request.adapter is not None and request.adapter not in known:
             names = ", ".join(map(repr, known)) or _("none")
@@ -174,7 +174,7 @@ class Engine:
             raise DataError(text)
         settings, tokenizer = request.sampling, self.base.tokenizer
         special = tokenizer.get_added_vocab() if settings.stop else {}  # shown in no text, so no text can be searched
-        return Running(
+        return RunningRequest(
             key=key,
             request=request,
             ids=list(request.ids),

@@ -20,9 +20,14 @@ from lorasmith.model.row import Span
 from lorasmith.system.device import give_back_memory
 
 FIRST_CAPACITY = 128  # tokens of the smallest region
-DOUBLED = 1024  # up to here capacities double; beyond, a quarter is added, since there reading costs more than a pool
-KEPT, SMALL = 4, 512  # memory is kept for later requests up to so many times what is in use, or this many tokens
-RETURNED = 2**26  # bytes that are worth being handed back to the system
+LAST_DOUBLED = (
+    1024  # up to here capacities double; beyond, a quarter is added, since there reading costs more than a pool
+)
+KEEP_RATIO, KEEP_TOKENS = (
+    4,
+    512,
+)  # memory is kept for later requests up to so many times what is in use, or this many tokens
+RETURN_BYTES = 2**26  # bytes that are worth being handed back to the system
 
 
 class Region(NamedTuple):
@@ -69,7 +74,7 @@ class KVCache:
     def capacity_of(self, tokens: int) -> int:
         """What a request of so many tokens takes."""
         step = FIRST_CAPACITY if tokens <= FIRST_CAPACITY else 2 ** (tokens - 1).bit_length()
-        if tokens > DOUBLED:
+        if tokens > LAST_DOUBLED:
             step = 2 ** ((tokens - 1).bit_length() - 3)
         return max(min(-(-tokens // step) * step, self.limit), tokens)
 
@@ -95,7 +100,7 @@ class KVCache:
             more = min((self.limit - self.allocated) // capacity, max(1, pool.places))
             if more < 1:  # what nobody needs makes room
                 wanted = {other: region.capacity for other, region in self._regions.items()}
-                self._arrange(wanted | {slot: capacity})
+                self._rearrange(wanted | {slot: capacity})
                 return True
             self._grow(capacity, pool, pool.places + more)
         region = Region(capacity, heapq.heappop(pool.free))
@@ -111,8 +116,8 @@ class KVCache:
         """The request needs it no more."""
         region = self._regions.pop(slot)
         heapq.heappush(self._pools[region.capacity].free, region.place)
-        if self.allocated > KEPT * max(self.reserved, SMALL):
-            self._arrange({other: region.capacity for other, region in self._regions.items()})
+        if self.allocated > KEEP_RATIO * max(self.reserved, KEEP_TOKENS):
+            self._rearrange({other: region.capacity for other, region in self._regions.items()})
 
     def clear(self) -> None:
         """Forget everything, but for which layers there are."""
@@ -184,7 +189,7 @@ class KVCache:
             heapq.heappush(pool.free, place)
         pool.places = places
 
-    def _arrange(self, capacities: Mapping[int, int]) -> None:
+    def _rearrange(self, capacities: Mapping[int, int]) -> None:
         """Regions of these capacities by slot, and no other memory; what the requests have stays.
 
         Layer by layer, so that at no time more is taken than before or after and one layer.
@@ -206,7 +211,7 @@ class KVCache:
                     new[place, :, :kept] = old[old_place, :, :kept]
             for pool in old_pools.values():
                 pool.layers.pop(layer, None)
-        if (old_tokens - self.allocated) * self._bytes() >= RETURNED:
+        if (old_tokens - self.allocated) * self._bytes() >= RETURN_BYTES:
             give_back_memory()
 
     def _bytes(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorasmith.engine.request import Chunk, Running
+from lorasmith.engine.request import Chunk, RunningRequest
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
 from lorasmith.model.head import logits
@@ -27,7 +27,7 @@ class Padded:
 
     def __init__(self, base: Base, slots: int) -> None:
         self.base, self.slots = base, slots
-        self._batch: list[Running] = []
+        self._batch: list[RunningRequest] = []
         self._ended: set[int] = set()
         self._keys: Any = None
         self._mask_BL = torch.empty(0, 0, dtype=torch.long)
@@ -42,10 +42,10 @@ class Padded:
         del lengths
         return True
 
-    def schedule(self, waiting: deque[Running]) -> list[Chunk]:
+    def schedule(self, waiting: deque[RunningRequest]) -> list[Chunk]:
         """All that is left of the batch; a new one where nothing is, sorted so that an adapter is a range of rows."""
         if not self._batch:
-            chosen: list[Running] = []
+            chosen: list[RunningRequest] = []
             while waiting and len(chosen) < self.slots and self._fits([*chosen, waiting[0]]):
                 chosen.append(waiting.popleft())
             self._batch = sorted(chosen, key=lambda run: run.request.adapter or "")
@@ -64,7 +64,7 @@ class Padded:
             run.past += length
         return logits_BV.index_select(0, at_C).float()
 
-    def release(self, run: Running) -> None:
+    def release(self, run: RunningRequest) -> None:
         """The request has ended: its row goes on unread until the batch is over."""
         self._ended.add(run.key)
         if len(self._ended) == len(self._batch):
@@ -74,7 +74,7 @@ class Padded:
         """Forget all requests: the model's cache may hold half of a step."""
         self._batch, self._keys = [], None
 
-    def _fits(self, batch: Sequence[Running]) -> bool:
+    def _fits(self, batch: Sequence[RunningRequest]) -> bool:
         """Whether the model can look at the longest prompt and the longest reply together: padding takes places too."""
         limit = self.base.max_positions
         new = max(run.limit - len(run.ids) for run in batch)

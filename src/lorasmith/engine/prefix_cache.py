@@ -18,7 +18,7 @@ from lorasmith.engine.kv_cache import KVCache
 BLOCK = 8  # tokens: what templates begin with ends somewhere
 
 
-class Prefixes:
+class PrefixCache:
     """At most `tokens` tokens of prompts, in tensors [N, H, BLOCK, D] for each layer, which grow as they are needed."""
 
     def __init__(self, tokens: int) -> None:
@@ -37,7 +37,7 @@ class Prefixes:
         The last token is never among them: its logits are wanted.
         """
         found: list[int] = []
-        for name in _names(version, ids[:-1]):
+        for name in _block_hashes(version, ids[:-1]):
             if name not in self._at:
                 break
             self._at.move_to_end(name)
@@ -51,7 +51,7 @@ class Prefixes:
 
     def save(self, version: Hashable, ids: Sequence[int], cache: KVCache, slot: int) -> None:
         """Keep the whole blocks of a prompt whose keys and values stand in the cache."""
-        names = list(_names(version, ids))[: self.limit]
+        names = list(_block_hashes(version, ids))[: self.limit]
         new = [i for i, name in enumerate(names) if name not in self._at]
         for name in names:  # first, so that none of them makes room for another
             if name in self._at:
@@ -88,7 +88,7 @@ class Prefixes:
         return self._stores[key]
 
 
-def _names(version: Hashable, ids: Sequence[int]) -> Iterator[bytes]:
+def _block_hashes(version: Hashable, ids: Sequence[int]) -> Iterator[bytes]:
     """The name of each whole block of `ids`."""
     name = repr(version).encode()
     for start in range(0, len(ids) - BLOCK + 1, BLOCK):

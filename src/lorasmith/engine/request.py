@@ -8,7 +8,7 @@ from lorasmith.config.sampling import SamplingConfig
 from lorasmith.engine.detokenizer import Detokenizer
 from lorasmith.engine.sampling.json_mode import JsonObject
 from lorasmith.engine.sampling.logprobs import TokenLogprobs
-from lorasmith.engine.sampling.penalty import Seen
+from lorasmith.engine.sampling.penalty import TokenCounts
 
 Finish = Literal["stop", "length"]
 
@@ -49,7 +49,7 @@ class Reply(NamedTuple):
 
 
 @dataclass(eq=False, slots=True)
-class Running:
+class RunningRequest:
     """A request inside the engine. `ids` is prompt and reply; `past` of them are in the cache, at place `slot`."""
 
     key: int
@@ -61,12 +61,14 @@ class Running:
     version: Hashable = None  # what its keys and values depend on, besides its tokens: from when it got its place
     past: int = 0
     slot: int = -1
-    seen: Seen | None = field(init=False)  # where a penalty needs it
+    token_counts: TokenCounts | None = field(init=False)  # where a penalty needs it
     json: JsonObject | None = field(init=False)
-    told: TokenLogprobs | None = field(init=False, default=None)  # of the token that was chosen and not accepted yet
+    logprobs: TokenLogprobs | None = field(
+        init=False, default=None
+    )  # of the token that was chosen and not accepted yet
 
     def __post_init__(self) -> None:
-        self.seen = Seen(self.request.ids) if self.request.sampling.penalises else None
+        self.token_counts = TokenCounts(self.request.ids) if self.request.sampling.penalises else None
         self.json = JsonObject(self.detokenizer.tokenizer) if self.request.sampling.json_object else None
 
     @property
@@ -82,22 +84,22 @@ class Running:
     def accept(self, token: int) -> Event:
         """Append the token that was chosen; what it adds to the text, and whether this ends the reply."""
         self.ids.append(token)
-        if self.seen is not None:
-            self.seen.add(token)
+        if self.token_counts is not None:
+            self.token_counts.add(token)
         if token in self.stop_ids:
-            return Event(self.key, token, self.detokenizer.close(), "stop", self.told)
+            return Event(self.key, token, self.detokenizer.close(), "stop", self.logprobs)
         text, is_full = self.detokenizer.push(token), len(self.ids) >= self.limit
         is_whole = self.json is not None and self.json.push(token)
         if is_full or is_whole:
             text += self.detokenizer.close()
         is_stopped = self.detokenizer.stopped or is_whole
-        return Event(self.key, token, text, "stop" if is_stopped else "length" if is_full else None, self.told)
+        return Event(self.key, token, text, "stop" if is_stopped else "length" if is_full else None, self.logprobs)
 
 
 class Chunk(NamedTuple):
     """The next `length` tokens of a request that go through the model in this step."""
 
-    running: Running
+    running: RunningRequest
     length: int
 
     @property

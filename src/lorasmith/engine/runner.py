@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lorasmith.engine.kv_cache import KVCache
-from lorasmith.engine.prefix_cache import Prefixes
-from lorasmith.engine.request import Chunk, Running
+from lorasmith.engine.prefix_cache import PrefixCache
+from lorasmith.engine.request import Chunk, RunningRequest
 from lorasmith.engine.scheduler import Scheduler
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
@@ -18,7 +18,7 @@ from lorasmith.model.decoder import Decoder
 from lorasmith.model.head import next_logits
 from lorasmith.model.row import Row, Span
 
-PREFIXES = 2**14  # tokens of beginnings that are worth keeping
+MAX_PREFIX_TOKENS = 2**14  # tokens of beginnings that are worth keeping
 
 
 class Packed:
@@ -29,7 +29,7 @@ class Packed:
 
     def __init__(self, base: Base, slots: int, tokens: int, cache_tokens: int, decoder: Decoder) -> None:
         self.base, self.decoder = base, decoder
-        self.cache, self.prefixes = KVCache(cache_tokens), Prefixes(min(cache_tokens // 4, PREFIXES))
+        self.cache, self.prefixes = KVCache(cache_tokens), PrefixCache(min(cache_tokens // 4, MAX_PREFIX_TOKENS))
         self.scheduler = Scheduler(self.cache, slots, tokens)
         self._held: set[str] = set()
 
@@ -42,7 +42,7 @@ class Packed:
         """Whether requests of so many tokens would get their places in the next step."""
         return self.scheduler.admits(lengths)
 
-    def schedule(self, waiting: deque[Running]) -> list[Chunk]:
+    def schedule(self, waiting: deque[RunningRequest]) -> list[Chunk]:
         """This step's pieces in the order that is computed fastest; takes from `waiting` what finds a place."""
         chunks = self.scheduler.schedule(waiting, self._begin)
 
@@ -64,7 +64,7 @@ class Packed:
                 self.prefixes.save(run.version, run.ids, self.cache, run.slot)
         return logits_NV
 
-    def release(self, run: Running) -> None:
+    def release(self, run: RunningRequest) -> None:
         """The request has ended: its place is free from the next step on."""
         self.scheduler.release(run)
 
@@ -75,13 +75,13 @@ class Packed:
         self.decoder.clear()
         self._held = set()
 
-    def _begin(self, run: Running) -> None:
+    def _begin(self, run: RunningRequest) -> None:
         """It has got its place: what is known of its beginning goes there."""
         self._held = set()
         run.version = self._version(run)
         run.past = self.prefixes.load(run.version, run.ids, self.cache, run.slot)
 
-    def _version(self, run: Running) -> Hashable:
+    def _version(self, run: RunningRequest) -> Hashable:
         """What its adapter is now; None: the base alone."""
         name = run.request.adapter
         return None if name is None else self.decoder.weights(name).version()

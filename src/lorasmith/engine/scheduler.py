@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from lorasmith.engine.kv_cache import KVCache
-from lorasmith.engine.request import Chunk, Running
+from lorasmith.engine.request import Chunk, RunningRequest
 
-SPARE = 64  # tokens that all running requests can grow by before one that joins would have to leave again
-LARGEST_MASK = 2**21  # new tokens x earlier ones of a piece of a prompt: what attention's mask holds for each head
+HEADROOM = 64  # tokens that all running requests can grow by before one that joins would have to leave again
+MAX_MASK = 2**21  # new tokens x earlier ones of a piece of a prompt: what attention's mask holds for each head
 
 
 class Scheduler:
@@ -24,10 +24,10 @@ class Scheduler:
     def __init__(self, cache: KVCache, slots: int, tokens: int) -> None:
         self.cache, self.slots, self.tokens = cache, slots, max(tokens, slots)
         self.preemptions = 0  # how often one lost its place
-        self.running: list[Running] = []  # the oldest first
+        self.running: list[RunningRequest] = []  # the oldest first
         self._free = list(range(slots))  # a heap
 
-    def schedule(self, waiting: deque[Running], begin: Callable[[Running], None]) -> list[Chunk]:
+    def schedule(self, waiting: deque[RunningRequest], begin: Callable[[RunningRequest], None]) -> list[Chunk]:
         """This step's pieces; takes from `waiting` what finds a place, and tells `begin` of it."""
         self._grow(waiting)
         answering = [run for run in self.running if run.pending == 1]
@@ -52,10 +52,10 @@ class Scheduler:
     def admits(self, lengths: Sequence[int]) -> bool:
         """Whether there is memory for requests of so many tokens beside those that run, all of which go on a while."""
         wanted = [*lengths, *(len(run.ids) for run in self.running)]
-        taken = sum(self.cache.capacity_of(min(length + SPARE, self.cache.limit)) for length in wanted)
+        taken = sum(self.cache.capacity_of(min(length + HEADROOM, self.cache.limit)) for length in wanted)
         return len(wanted) == 1 or taken <= self.cache.limit
 
-    def release(self, run: Running) -> None:
+    def release(self, run: RunningRequest) -> None:
         """It needs its place no more."""
         self.running.remove(run)
         self.cache.release(run.slot)
@@ -66,7 +66,7 @@ class Scheduler:
         """No request is left; the cache is cleared by who owns it."""
         self.running, self._free = [], list(range(self.slots))
 
-    def _grow(self, waiting: deque[Running]) -> None:
+    def _grow(self, waiting: deque[RunningRequest]) -> None:
         """Memory for the tokens of this step, from the oldest request on; where there is none, the newest goes."""
         for run in list(self.running):
             while run.slot >= 0 and not self.cache.reserve(run.slot, len(run.ids)):
@@ -77,7 +77,7 @@ class Scheduler:
                 self.preemptions += 1
 
 
-def _piece(run: Running, room: int) -> Chunk:
+def _piece(run: RunningRequest, room: int) -> Chunk:
     """The next tokens of a prompt: fewer where many stand before them, since each of them looks at all."""
     length = min(run.pending, room)
-    return Chunk(run, min(length, max(1, LARGEST_MASK // (run.past + length))) if length else 0)
+    return Chunk(run, min(length, max(1, MAX_MASK // (run.past + length))) if length else 0)

@@ -22,7 +22,7 @@ from lorasmith.model.forward import hidden, packed_inputs, padded_inputs, padded
 from lorasmith.model.head import CHUNK, logits
 from lorasmith.model.row import IGNORED, Example, Row
 
-ROW = 1024  # tokens that go through the model at once; a longer prompt goes alone
+BATCH_TOKENS = 1024  # tokens that go through the model at once; a longer prompt goes alone
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def prompt_logprobs(base: Base, requests: Sequence[Request]) -> list[list[TokenL
     base.model.eval()
     found: list[list[TokenLogprobs | None]] = [[None] * min(1, len(request.ids)) for request in requests]
     try:
-        for at in _rows(requests):
+        for at in _batches(requests):
             with scoring(base, requests[at[0]].adapter):
                 _score(base, [requests[i] for i in at], [found[i] for i in at])
     finally:
@@ -51,20 +51,20 @@ def prompt_logprobs(base: Base, requests: Sequence[Request]) -> list[list[TokenL
     return found
 
 
-def _rows(requests: Sequence[Request]) -> Iterator[list[int]]:
-    """Places of requests that share a row: one adapter, at most ROW tokens. A prompt of one token has none to score."""
+def _batches(requests: Sequence[Request]) -> Iterator[list[int]]:
+    """Places of requests that share a row: one adapter, at most BATCH_TOKENS tokens. A prompt of one token has none to score."""
     order = sorted((i for i, one in enumerate(requests) if len(one.ids) > 1), key=lambda i: requests[i].adapter or "")
     for _adapter, group in groupby(order, key=lambda i: requests[i].adapter):
         own = list(group)
-        for places in rows_of([len(requests[i].ids) for i in own]):
+        for places in prompt_batches([len(requests[i].ids) for i in own]):
             yield [own[place] for place in places]
 
 
-def rows_of(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Places of prompts of these lengths that go together: at most ROW tokens, or one that is longer."""
+def prompt_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Places of prompts of these lengths that go together: at most BATCH_TOKENS tokens, or one that is longer."""
     chosen: list[int] = []
     for place, length in enumerate(lengths):
-        if chosen and sum(lengths[k] for k in chosen) + length > ROW:
+        if chosen and sum(lengths[k] for k in chosen) + length > BATCH_TOKENS:
             yield chosen
             chosen = []
         chosen.append(place)

@@ -26,7 +26,7 @@ def decoder_of(base: Base) -> Decoder:
     if base.decoding is None:
         decoder = base.decoding = Decoder(base)
         try:
-            _try(decoder)
+            _self_test(decoder)
         except BaseException:
             decoder.close()
             raise
@@ -34,7 +34,7 @@ def decoder_of(base: Base) -> Decoder:
 
 
 @torch.no_grad()
-def _try(decoder: Decoder) -> None:
+def _self_test(decoder: Decoder) -> None:
     base = decoder.base
     if base.layout != "packed":
         decoder.problem = base.why.get("layout", "")
@@ -44,13 +44,13 @@ def _try(decoder: Decoder) -> None:
     texts = ids[:5], ids[5:]
     try:
         expected = hidden(base, _pieces(texts, (0, 0), (5, 7)).to(base.device))[[4, 11]]
-        found = _in_pieces(base, texts)
+        actual = _in_pieces(base, texts)
     except _FAILURES as error:
         decoder.problem = _("its attention does not work with a KV cache ({error})", error=first_line(error))
         return
     finally:
         base.router.route(None)
-    if not _near(found, expected, base):
+    if not _is_close(actual, expected, base):
         decoder.problem = _("processing a text in pieces gives different results from processing it at once")
         return
     for as_stack in (True, False):
@@ -67,12 +67,12 @@ def _difference_of(decoder: Decoder, texts: Sequence[Sequence[int]], expected: T
     base = decoder.base
     try:
         with decoder.running():
-            found = _in_pieces(base, texts)
+            actual = _in_pieces(base, texts)
     except _FAILURES as error:
         return _("it fails with an error: {error}", error=first_line(error))
     finally:
         base.router.route(None)
-    return "" if _near(found, expected, base) else _("the optimised forward pass gives different results")
+    return "" if _is_close(actual, expected, base) else _("the optimised forward pass gives different results")
 
 
 _FAILURES = (ModelError, TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError)
@@ -85,8 +85,8 @@ def _in_pieces(base: Base, texts: Sequence[Sequence[int]]) -> Tensor:
     return hidden(base, _pieces(texts, (4, 1), (5, 7)).to(base.device), cache)[[0, 6]]
 
 
-def _near(found: Tensor, expected: Tensor, base: Base) -> bool:
-    difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+def _is_close(actual: Tensor, expected: Tensor, base: Base) -> bool:
+    difference = float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
     return difference <= TOLERANCE[base.dtype]
 
 

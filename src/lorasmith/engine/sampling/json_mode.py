@@ -30,7 +30,7 @@ WS: /[ ]|\n[ \t]{0,20}/
 STRING: /"([^"\\\x00-\x1f]|\\(["\\\/bfnrt]|u[0-9a-fA-F]{4}))*"/
 NUMBER: /-?(0|[1-9][0-9]{0,15})(\.[0-9]{1,16})?([eE][+\-]?[0-9]{1,3})?/
 """
-SAMPLE = '{"a": [-1.5e+20, true, false, null], "\\u00e9": {}}'  # what a tokenizer must be able to spell
+TEST_JSON = '{"a": [-1.5e+20, true, false, null], "\\u00e9": {}}'  # what a tokenizer must be able to spell
 
 
 class JsonObject:
@@ -45,9 +45,9 @@ class JsonObject:
     def restrict(self, logits_V: Tensor) -> None:
         """-inf in place for each token that must not follow; a text has no token beyond the tokenizer's own."""
         bias = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8)  # 0: must not follow
-        barred = torch.from_numpy(bias == 0).to(logits_V.device)
-        own = min(len(barred), len(logits_V))
-        logits_V[:own].masked_fill_(barred[:own], -torch.inf)
+        forbidden = torch.from_numpy(bias == 0).to(logits_V.device)
+        own = min(len(forbidden), len(logits_V))
+        logits_V[:own].masked_fill_(forbidden[:own], -torch.inf)
         logits_V[own:] = -torch.inf
 
     def push(self, token: int) -> bool:
@@ -63,11 +63,11 @@ _matchers: WeakKeyDictionary[PreTrainedTokenizerBase, "LLMatcher"] = WeakKeyDict
 def _matcher_of(tokenizer: PreTrainedTokenizerBase) -> "LLMatcher":
     """At the beginning of a text; made once for each tokenizer, which takes about a second."""
     if tokenizer not in _matchers:
-        _matchers[tokenizer] = _make(tokenizer)
+        _matchers[tokenizer] = _build_matcher(tokenizer)
     return _matchers[tokenizer]
 
 
-def _make(tokenizer: PreTrainedTokenizerBase) -> "LLMatcher":
+def _build_matcher(tokenizer: PreTrainedTokenizerBase) -> "LLMatcher":
     try:
         from llguidance import LLMatcher
         from llguidance.hf import from_tokenizer
@@ -79,7 +79,7 @@ def _make(tokenizer: PreTrainedTokenizerBase) -> "LLMatcher":
         raise MissingExtraError(text) from error
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         words = from_tokenizer(tokenizer)
-        if words.decode_str(words.tokenize_str(SAMPLE)) == SAMPLE:
+        if words.decode_str(words.tokenize_str(TEST_JSON)) == TEST_JSON:
             return LLMatcher(words, LLMatcher.grammar_from_lark(GRAMMAR), log_level=0)
     raise ConfigError(
         _("sampling.json_object: this model's tokenizer cannot represent every JSON text. Turn the option off.")

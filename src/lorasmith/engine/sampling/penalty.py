@@ -15,10 +15,10 @@ from torch import Tensor
 
 from lorasmith.config.sampling import SamplingConfig
 
-STRONGEST = 1e9  # repetition penalty: one beyond it chooses no other token, and may make a logit infinite
+MAX_REPETITION = 1e9  # repetition penalty: one beyond it chooses no other token, and may make a logit infinite
 
 
-class Seen:
+class TokenCounts:
     """The distinct tokens of a request and how often its reply holds each; a new token costs the same at any length."""
 
     def __init__(self, prompt: Iterable[int]) -> None:
@@ -47,27 +47,27 @@ class Seen:
         return torch.from_numpy(self._counts[: len(self._place)])
 
 
-class Penalised(NamedTuple):
+class PenalizedRow(NamedTuple):
     """A row of logits whose request has a penalty."""
 
     row: int
-    seen: Seen
+    token_counts: TokenCounts
     sampling: SamplingConfig
 
 
-def penalise(logits_NV: Tensor, penalised: Sequence[Penalised]) -> None:
+def apply_penalties(logits_NV: Tensor, penalised: Sequence[PenalizedRow]) -> None:
     """Change the logits in place: first repetition, then presence and frequency. A neutral penalty changes no bit."""
     if not penalised:
         return
-    ids = [one.seen.ids_I for one in penalised]
+    ids = [one.token_counts.ids_I for one in penalised]
     lengths = torch.tensor([len(own_I) for own_I in ids])
     settings = [
-        (min(max(s.repetition_penalty, 1 / STRONGEST), STRONGEST), s.presence_penalty, s.frequency_penalty)
+        (min(max(s.repetition_penalty, 1 / MAX_REPETITION), MAX_REPETITION), s.presence_penalty, s.frequency_penalty)
         for s in (one.sampling for one in penalised)
     ]
     device = logits_NV.device
     row_I = torch.tensor([one.row for one in penalised]).repeat_interleave(lengths).to(device)
-    counts_I = torch.cat([one.seen.counts_I for one in penalised]).to(device)
+    counts_I = torch.cat([one.token_counts.counts_I for one in penalised]).to(device)
     settings_I3 = torch.tensor(settings, dtype=torch.float32).repeat_interleave(lengths, 0).to(device)
     repetition_I, presence_I, frequency_I = settings_I3.unbind(1)
     at = row_I, torch.cat(ids).to(device)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lorasmith.config.sampling import SamplingConfig
 
-FIRST_LOOK = 128  # candidates that nearly always hold top_p; a row's likeliest 128 take 0.1 ms, sorting it 15 ms
-MOST = 2**31  # words of any vocabulary: a top_k beyond it says nothing, and one beyond 2**63 is no int64
-WIDER = 16  # how many times more candidates each further look has
+FIRST_CANDIDATES = 128  # candidates that nearly always hold top_p; a row's likeliest 128 take 0.1 ms, sorting it 15 ms
+MAX_TOP_K = 2**31  # words of any vocabulary: a top_k beyond it says nothing, and one beyond 2**63 is no int64
+WIDENING = 16  # how many times more candidates each further look has
 _GOLDEN, _A, _B = (x - 2**64 for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
@@ -34,7 +34,7 @@ class Rules(NamedTuple):
     def of(cls, settings: Sequence[SamplingConfig], places: Sequence[int], device: torch.device) -> Self:
         """`places`: how many tokens each reply has already."""
         real = torch.tensor([[s.temperature, s.top_p, s.min_p] for s in settings], dtype=torch.float32).to(device)
-        top_k = [min(s.top_k, MOST) for s in settings]
+        top_k = [min(s.top_k, MAX_TOP_K) for s in settings]
         whole = torch.tensor([[k, s.seed, n] for k, s, n in zip(top_k, settings, places, strict=True)]).to(device)
         temperature_D1, top_p_D1, min_p_D1 = real.split(1, 1)
         top_k_D1, seed_D1, place_D1 = whole.split(1, 1)
@@ -49,10 +49,10 @@ class Rules(NamedTuple):
 def sample(logits_DV: Tensor, rules: Rules) -> Tensor:
     """A token of each row [D]. Where a logit is -inf, its token is never sampled."""
     above_DV = (logits_DV - logits_DV.amax(-1, keepdim=True)).div_(rules.temperature_D1)
-    return _race(torch.softmax(above_DV, -1, out=above_DV), rules, FIRST_LOOK)
+    return _race(torch.softmax(above_DV, -1, out=above_DV), rules, FIRST_CANDIDATES)
 
 
-def keep(best_DK: Tensor, rules: Rules) -> Tensor:
+def filter_probabilities(best_DK: Tensor, rules: Rules) -> Tensor:
     """Probabilities in falling order [D, K] -> 0 for those that top_k, top_p or min_p drop. Equals stay together."""
     top_k_D1, top_p_D1 = rules.top_k_D1, rules.top_p_D1
     last_D1 = best_DK.gather(1, (top_k_D1 - 1).clamp(0, best_DK.shape[1] - 1))
@@ -66,24 +66,24 @@ def keep(best_DK: Tensor, rules: Rules) -> Tensor:
 
 
 def _race(probability_DV: Tensor, rules: Rules, look: int) -> Tensor:
-    """Among `look` candidates; again with more where a rule may keep more.
+    """Among `look` candidates; again with more where a rule may filter_probabilities more.
 
     Where no rule cuts, all other tokens run as one, which samples one of them where it wins.
     """
     words = probability_DV.shape[1]
     best_DK, ids_DK = probability_DV.topk(min(look, words))
-    kept_DK = keep(best_DK, rules)
+    kept_DK = filter_probabilities(best_DK, rules)
     score_D1, place_D1 = (kept_DK / _exponential(rules.key_D1, ids_DK)).max(-1, keepdim=True)
     tokens_D = ids_DK.gather(1, place_D1)[:, 0]
     if look >= words:
         return tokens_D
     more_D1 = kept_DK[:, -1:] > 0
     is_free_D1 = (rules.top_k_D1 == 0) & (rules.top_p_D1 >= 1) & (rules.min_p_D1 == 0)
-    if wider_R := _rows(more_D1 & ~is_free_D1):
-        tokens_D[wider_R] = _race(probability_DV[wider_R], rules.rows(wider_R), look * WIDER)
+    if wider_R := _true_rows(more_D1 & ~is_free_D1):
+        tokens_D[wider_R] = _race(probability_DV[wider_R], rules.rows(wider_R), look * WIDENING)
     rest_D1 = (1 - kept_DK.sum(-1, keepdim=True)).clamp(min=0)
     rest_wins_D1 = rest_D1 / _exponential(rules.key_D1, torch.full_like(place_D1, -1)) > score_D1
-    if rest_R := _rows(more_D1 & is_free_D1 & rest_wins_D1):
+    if rest_R := _true_rows(more_D1 & is_free_D1 & rest_wins_D1):
         rest_RV = probability_DV[rest_R].scatter(1, ids_DK[rest_R], 0)
         ids_1V = torch.arange(words, device=rest_RV.device)[None]
         score_R, found_R = (rest_RV / _exponential(rules.key_D1[rest_R], ids_1V)).max(-1)
@@ -111,5 +111,5 @@ def _shift(x: Tensor, by: int) -> Tensor:
     return (x >> by) & ((1 << (64 - by)) - 1)
 
 
-def _rows(where_D1: Tensor) -> list[int]:
+def _true_rows(where_D1: Tensor) -> list[int]:
     return [int(i) for i in where_D1[:, 0].nonzero()[:, 0].tolist()]
