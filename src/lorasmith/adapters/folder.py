@@ -18,18 +18,17 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, foreign, listed
 from lorasmith.lora.files import (
-    CONFIG,
-    WEIGHTS,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    invalid_values,
+    load_adapter,
     lora_config,
     parse_config,
     parse_weights,
-    put_adapter,
     save_adapter,
-    useless,
     weights_file,
     weights_shapes,
 )
-from lorasmith.lora.fused.held import Contents
 from lorasmith.model.base import Base
 
 NAME, VERSION = "lorasmith.json", 1
@@ -97,7 +96,7 @@ class AdapterFolder:
         contents, raw, about = _read_small(path)
         weights = weights_file(path).read_bytes()
         digests = [sha256(content).digest() for content in (contents[0], weights, *contents[1:])]
-        tensors = parse_weights(weights, path / WEIGHTS)
+        tensors = parse_weights(weights, path / ADAPTER_WEIGHTS)
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         return cls(path, raw, about, shapes, len(weights), sha256(b"".join(digests)).hexdigest(), tensors)
 
@@ -115,7 +114,7 @@ class AdapterFolder:
     @property
     def config(self) -> LoraConfig:
         """What its layers are. Raises AdapterError where it holds options of PEFT that cannot be computed here."""
-        return lora_config(self.raw, self.path / CONFIG)
+        return lora_config(self.raw, self.path / ADAPTER_CONFIG)
 
     @property
     def base(self) -> str:
@@ -155,23 +154,23 @@ class AdapterFolder:
             )
         return Template.from_json(self.about["template"], base.tokenizer)
 
-    def put_on(self, base: Base, name: str) -> None:
-        """Make it an adapter of `base` under `name`, the active one. Raises AdapterError as `load_adapter` does."""
-        base.adapters[name] = put_adapter(base.model, base.router, self.config, self.tensors, self.path, name)
+    def load_into(self, base: Base, name: str) -> None:
+        """Add it to `base` as the active adapter `name`. Raises AdapterError as `load_adapter` does."""
+        base.adapters[name] = load_adapter(base.model, base.router, self.config, self.tensors, self.path, name)
 
-    def contents(self, dtype: torch.dtype) -> Contents:
-        """Its tensors in `dtype`, for serving. Touches no model. Raises AdapterError for one that changes nothing."""
-        if problems := useless(self.tensors):
-            raise AdapterError(*(f"{self.path / WEIGHTS}: {problem}" for problem in problems))
-        return Contents(self.path, self.config, {key: tensor.to(dtype) for key, tensor in self.tensors.items()})
+    def tensors_in(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Its tensors cast to `dtype`, for serving. Raises AdapterError if it has no effect or invalid values."""
+        if problems := invalid_values(self.tensors):
+            raise AdapterError(*(f"{self.path / ADAPTER_WEIGHTS}: {problem}" for problem in problems))
+        return {key: tensor.to(dtype) for key, tensor in self.tensors.items()}
 
 
 def _read_small(path: Path) -> tuple[list[bytes], dict[str, Any], dict[str, Any] | None]:
     """The bytes of adapter_config.json and, where it is there, of lorasmith.json, and what they say."""
-    raw, about = path / CONFIG, path / NAME
+    raw, about = path / ADAPTER_CONFIG, path / NAME
     if not raw.is_file():
         raise AdapterError(
-            _("{folder} is not an adapter folder: it does not contain {name}.", folder=path, name=CONFIG)
+            _("{folder} is not an adapter folder: it does not contain {name}.", folder=path, name=ADAPTER_CONFIG)
         )
     contents = [file.read_bytes() for file in (raw, about) if file.is_file()]
     return contents, parse_config(contents[0], raw), _parse_about(contents[1], about) if len(contents) > 1 else None
@@ -199,7 +198,7 @@ def lasting(name: str) -> str:
 def find_adapter(path: Path) -> Path:
     """The adapter folder that `path` is or, as a run, holds. Raises AdapterError where there is none."""
     for folder in (path, path / "adapter"):
-        if (folder / CONFIG).is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
             return folder
     if not path.exists():
         raise AdapterError(_("{path}: the folder does not exist.", path=path))
@@ -211,7 +210,7 @@ def find_adapter(path: Path) -> Path:
                 path=path,
             )
         )
-    raise AdapterError(_("{path}: not a run or adapter folder ({name} not found).", path=path, name=CONFIG))
+    raise AdapterError(_("{path}: not a run or adapter folder ({name} not found).", path=path, name=ADAPTER_CONFIG))
 
 
 def _parse_about(content: bytes, path: Path) -> dict[str, Any]:

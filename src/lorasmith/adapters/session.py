@@ -74,7 +74,7 @@ def open_adapters(
     templates = {}
     for name, folder in folders.items():
         templates[name] = folder.template(base)
-        folder.put_on(base, name)
+        folder.load_into(base, name)
         if folder.about is None:
             report.warn(
                 _(

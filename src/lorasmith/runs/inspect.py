@@ -13,7 +13,7 @@ from lorasmith.config.files import read_json
 from lorasmith.config.values import Typed, wrong_values
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.files import CONFIG, PEFT_DEFAULTS
+from lorasmith.lora.files import ADAPTER_CONFIG, PEFT_DEFAULTS
 from lorasmith.lora.variant import VARIANTS
 from lorasmith.training.files import SUMMARY
 from lorasmith.training.summary import Summary
@@ -73,7 +73,9 @@ def _config(adapter: AdapterFolder) -> _Config:
     try:
         return _Config.model_validate(PEFT_DEFAULTS | dict(adapter.raw))
     except ValidationError as error:
-        raise AdapterError(*(f"{adapter.path / CONFIG}: {text}" for text in wrong_values(error, _Config))) from None
+        raise AdapterError(
+            *(f"{adapter.path / ADAPTER_CONFIG}: {text}" for text in wrong_values(error, _Config))
+        ) from None
 
 
 def _summary(path: Path) -> dict[str, Any] | None:
