@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from lorasmith import train
 from lorasmith.report import Report
 from lorasmith.system.transformers_logging import quiet_transformers
-from lorasmith.training.summary import Summary
+from lorasmith.training.run_files import Summary
 from tests.support.families import CONFIGS
 
 LINES = (

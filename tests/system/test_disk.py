@@ -14,7 +14,7 @@ import pytest
 from lorasmith import train
 from lorasmith.cli.main import main
 from lorasmith.runs import train as run_module
-from lorasmith.training.summary import read_summary
+from lorasmith.training.run_files import read_summary
 from tests.support.tiny import adapter_bytes, flags, rows_file, settings, trained
 
 

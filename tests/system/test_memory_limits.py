@@ -9,7 +9,7 @@ import torch
 from lorasmith.cli.main import main
 from lorasmith.errors import OutOfMemoryError
 from lorasmith.system import memory as memory
-from lorasmith.system.memory import available_mib, enough_memory, room_mib
+from lorasmith.system.memory import available_mib, convert_memory_errors, usable_mib
 
 MIB, NONE = 2**20, 9223372036854771712  # the second: what version 1 shows without a limit
 
@@ -43,7 +43,7 @@ SECOND = {
 def test_without_groups_the_machine_decides(machine):
     machine({})
     assert available_mib() == 8000
-    assert room_mib(torch.device("cpu")) == 8050
+    assert usable_mib(torch.device("cpu")) == 8050
 
 
 def test_the_tightest_of_nested_groups_decides(machine):
@@ -59,7 +59,7 @@ def test_the_tightest_of_nested_groups_decides(machine):
 def test_the_limit_of_the_group_itself(machine):
     machine(SECOND | second("/user.slice/job.scope", 700 * MIB, 300) | second("/user.slice", 2000 * MIB, 900))
     assert available_mib() == 400
-    assert room_mib(torch.device("cpu")) == 450
+    assert usable_mib(torch.device("cpu")) == 450
 
 
 def test_the_limit_at_which_the_kernel_slows_a_group_down(machine):
@@ -109,24 +109,24 @@ def test_on_a_card_its_own_memory_decides(machine, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 300 * MIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 100 * MIB)
     assert available_mib(torch.device("cuda")) == 700
-    assert room_mib(torch.device("cuda")) == 800
+    assert usable_mib(torch.device("cuda")) == 800
 
 
 @pytest.mark.parametrize(
     "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")]
 )
 def test_an_allocation_that_fails_is_one_sentence(error):
-    with pytest.raises(OutOfMemoryError, match="not enough memory"), enough_memory():
+    with pytest.raises(OutOfMemoryError, match="not enough memory"), convert_memory_errors():
         raise error
 
 
 def test_what_torch_says_on_this_machine_is_known():
-    with pytest.raises(OutOfMemoryError), enough_memory():
+    with pytest.raises(OutOfMemoryError), convert_memory_errors():
         torch.empty(2**60, dtype=torch.uint8)
 
 
 def test_another_error_stays_as_it_is():
-    with pytest.raises(RuntimeError, match="shapes"), enough_memory():
+    with pytest.raises(RuntimeError, match="shapes"), convert_memory_errors():
         raise RuntimeError("shapes do not match")
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from lorasmith import train
 from lorasmith.errors import Interrupted, LorasmithError, RunError
 from lorasmith.training.checkpoint import latest
-from lorasmith.training.files import checkpoint_name, checkpoints_in
+from lorasmith.training.run_files import checkpoint_name, checkpoints_in
 from tests.support.tiny import Watch, adapter_bytes, metrics, model_folder, rows_file, settings, trained
 
 OFTEN = {"save_every": 1, "eval_every": 1}

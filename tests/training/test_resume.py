@@ -18,7 +18,7 @@ from lorasmith.config.toml import load_config
 from lorasmith.errors import Interrupted
 from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
 from lorasmith.runs.listing import find_runs
-from lorasmith.training.summary import read_summary
+from lorasmith.training.run_files import read_summary
 from tests.support.tiny import Watch, adapter_bytes, flags, metrics, rows_file, settings, trained
 
 STEPS = 8

@@ -16,7 +16,7 @@ from lorasmith.errors import Interrupted
 from lorasmith.evaluation.loss import evaluate_loss
 from lorasmith.training import loop
 from lorasmith.training.distributed import join, leave
-from lorasmith.training.summary import read_summary
+from lorasmith.training.run_files import read_summary
 from tests.support.families import adapted, distance, example
 from tests.support.tiny import Watch, adapter_bytes, losses, metrics, model_folder, trained
 

@@ -21,8 +21,8 @@ from lorasmith.model.row import Row, Step, flatten
 from lorasmith.training import assemble as assembly
 from lorasmith.training.distributed import World
 from lorasmith.training.optim import FlatParameters, make_optimizer
+from lorasmith.training.run_files import read_summary
 from lorasmith.training.step import Log, train_step
-from lorasmith.training.summary import read_summary
 from tests.support.families import adapted, example, tiny_base
 from tests.support.tiny import flags, model_folder, rows_file, settings, trained
 

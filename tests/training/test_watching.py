@@ -14,8 +14,8 @@ from lorasmith.config.sampling import SamplingConfig
 from lorasmith.data.read.prompts import as_record
 from lorasmith.errors import ConfigError, MissingExtraError
 from lorasmith.runs.evaluate import EvaluationOptions, evaluate
-from lorasmith.training.samples import SAMPLING
-from lorasmith.training.summary import read_summary
+from lorasmith.training.evaluator import SAMPLING
+from lorasmith.training.run_files import read_summary
 from tests.support.tiny import Watch, adapter_bytes, flags, losses, metrics, rows_file, settings, trained
 
 PROMPTS = ("Why is the sky blue? (0)", "考试有哪些技巧？")

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 from lorasmith.model.group import Group
 from lorasmith.model.row import Span
-from lorasmith.system.device import give_back_memory
+from lorasmith.system.memory import release_freed_memory
 
 FIRST_CAPACITY = 128  # tokens of the smallest region
 DOUBLED = 1024  # up to here capacities double; beyond, a quarter is added, since there reading costs more than a pool
@@ -117,7 +117,7 @@ class KVCache:
     def clear(self) -> None:
         """Forget everything, but for which layers there are."""
         self._regions, self._pools = {}, {}
-        give_back_memory()
+        release_freed_memory()
 
     def begin(self, spans: Sequence[Span], device: torch.device) -> Sequence[Group]:
         """Make room for a row's tokens and group its spans: once, before its forward."""
@@ -207,7 +207,7 @@ class KVCache:
             for pool in old_pools.values():
                 pool.layers.pop(layer, None)
         if (old_tokens - self.allocated) * self._bytes() >= RETURNED:
-            give_back_memory()
+            release_freed_memory()
 
     def _bytes(self) -> int:
         """Of one token in all layers."""

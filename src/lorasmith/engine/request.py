@@ -66,7 +66,7 @@ class Running:
     told: TokenLogprobs | None = field(init=False, default=None)  # of the token that was chosen and not accepted yet
 
     def __post_init__(self) -> None:
-        self.seen = Seen(self.request.ids) if self.request.sampling.penalises else None
+        self.seen = Seen(self.request.ids) if self.request.sampling.penalizes else None
         self.json = JsonObject(self.detokenizer.tokenizer) if self.request.sampling.json_object else None
 
     @property

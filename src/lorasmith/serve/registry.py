@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorasmith.adapters.folder import AdapterFolder, end_ids
-from lorasmith.config.values import closest
+from lorasmith.config.values import did_you_mean
 from lorasmith.data.template.encoding import Template
 from lorasmith.engine.request import Request
 from lorasmith.engine.scoring import prompt_logprobs
@@ -61,7 +61,7 @@ class Registry:
         """The version that a new request takes. Raises Failure 404 with the nearest name."""
         names = self.names(allowed)
         if name not in names:
-            text = _("model {name!r} does not exist.", name=name) + closest(name, names)
+            text = _("model {name!r} does not exist.", name=name) + did_you_mean(name, names)
             shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
             text += " " + _("Available models: {names}.", names=shown or _("none"))
             raise Failure(404, text, "model", "model_not_found")
@@ -187,7 +187,7 @@ def offer(base: Base, internal_name: str, adapter: AdapterFolder, contents: Cont
         decoder.held[internal_name] = weights
         return
     with unpacked(base):
-        adapter.put_on(base, internal_name)
+        adapter.attach(base, internal_name)
         base.router.active = None
     if blocks := _blocks(base, internal_name):
         withdraw(base, internal_name)

@@ -40,7 +40,9 @@ def vllm_command(discovery: Discovery, model: str | None, report: Report) -> tup
         taken = [found for found in taken if found.name not in others]
     rank = next(rank for rank in RANKS if rank >= max(found.rank for found in taken))
     patterned = [
-        found.name for found in taken if found.adapter.raw.get("rank_pattern") or found.adapter.raw.get("alpha_pattern")
+        found.name
+        for found in taken
+        if found.adapter.peft_config.get("rank_pattern") or found.adapter.peft_config.get("alpha_pattern")
     ]
     if patterned:
         text = _("{names}: requires vLLM {version} or later; earlier versions ignore rank_pattern and alpha_pattern.",
@@ -69,7 +71,7 @@ def _module(found: DiscoveredAdapter) -> str:
 
 def vllm_refuses(found: DiscoveredAdapter) -> list[str]:
     """Why vLLM does not load an adapter, or not on every base; empty where it serves it."""
-    raw, reasons = found.adapter.raw, []
+    raw, reasons = found.adapter.peft_config, []
     if found.rank > RANKS[-1]:
         reasons.append(_("its rank {rank} is higher than the maximum of {most}", rank=found.rank, most=RANKS[-1]))
     if raw.get("modules_to_save"):
