@@ -16,7 +16,7 @@ class FlatParameters:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        tensors = list(parameters.values())
+        self.tensors = tensors = list(parameters.values())
         self.values = nn.Parameter(torch.cat([p.detach().flatten() for p in tensors]))
         # the loss and the stop request follow the gradient, to be summed over the ranks in the same all-reduce
         self.reduced = self.values.new_zeros(self.values.numel() + 2)
@@ -31,6 +31,13 @@ class FlatParameters:
     def _split(flat: Tensor, tensors: list[nn.Parameter]) -> list[Tensor]:
         pieces = flat.split([p.numel() for p in tensors])
         return [piece.view(p.shape) for piece, p in zip(pieces, tensors, strict=True)]
+
+    def changed(self) -> None:
+        """Let the tensors know that `values` has changed: whoever keeps a copy of one compares its version.
+
+        They share the memory of `values`, but not its version counter.
+        """
+        torch.autograd.graph.increment_version(self.tensors)
 
     def zero(self) -> None:
         """Zero the gradient, the loss and the stop request for the next step."""

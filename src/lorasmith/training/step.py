@@ -56,4 +56,5 @@ def train_step(
     # the fused kernel skips the update if found_inf is 1, so the host need not wait for the loss
     optimizer.found_inf = (~(torch.isfinite(parameters.loss) & torch.isfinite(norm))).float()  # type: ignore[attr-defined]
     optimizer.step()
+    parameters.changed()
     return Log(parameters.loss.clone(), norm, parameters.stop.clone())
