@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lorasmith.serve.adapters import offer
-from lorasmith.serve.found import look, read
 from safetensors.torch import load_file
 
 from lorasmith.adapters.folder import NAME, AdapterFolder, find_adapter, write_adapter
@@ -26,7 +24,8 @@ from lorasmith.lora.files import CONFIG, WEIGHTS
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
 from lorasmith.runs.inspect import inspect_folder
-from lorasmith.serve.registry import Registry, load
+from lorasmith.serve.discovery import discover, read
+from lorasmith.serve.registry import Registry, load, offer
 from tests.support.families import stir
 from tests.support.peft_folder import peft_folder
 from tests.support.tiny import model_folder, trained
@@ -132,16 +131,16 @@ def test_each_file_is_read_once_on_the_way_to_an_adapter_that_is_served(run: Pat
     own = load_base(ModelConfig(model=str(model_folder()), dtype="float32", device="cpu"))
     registry, folder = Registry(own, "base", []), run / "adapter"
     Engine(own)
-    (found,) = look([run]).found.values()
+    (found,) = discover([run]).adapters.values()
     reads_of(folder)
-    assert registry.put(found).found is not None
+    assert registry.put(found).discovered is not None
     assert reads_of(folder) == dict.fromkeys(FILES, 1)
     later = read("later", run)
     version = load(own, later, later.adapter.contents(own.dtype))
     assert reads_of(folder) == dict.fromkeys(FILES, 1)
-    assert version.found is not None
-    assert version.found.hash == registry.versions["run"].found.hash  # type: ignore[union-attr]
-    assert version.found.adapter.tensors == {}, "it waits in one place only"
+    assert version.discovered is not None
+    assert version.discovered.hash == registry.versions["run"].discovered.hash  # type: ignore[union-attr]
+    assert version.discovered.adapter.tensors == {}, "it waits in one place only"
 
 
 def test_each_file_is_read_once_to_open_it(run: Path) -> None:
@@ -161,15 +160,15 @@ def test_info_shows_pefts_defaults_where_the_file_does_not_say(folder: Path) -> 
 def test_what_is_missing_or_broken_is_said(folder: Path, read_it: object) -> None:
     assert callable(read_it)
     (folder / WEIGHTS).write_bytes(b"\x08")
-    with pytest.raises(AdapterError, match="not a readable safetensors file"):
+    with pytest.raises(AdapterError, match="not a valid safetensors file"):
         read_it(folder)
     (folder / WEIGHTS).unlink()
-    with pytest.raises(AdapterError, match=rf"no {WEIGHTS} in it"):
+    with pytest.raises(AdapterError, match=rf"does not contain {WEIGHTS}"):
         read_it(folder)
     (folder / CONFIG).unlink()
-    with pytest.raises(AdapterError, match=rf"no {CONFIG} in it"):
+    with pytest.raises(AdapterError, match=rf"does not contain {CONFIG}"):
         read_it(folder)
-    with pytest.raises(AdapterError, match="neither a run nor an adapter folder"):
+    with pytest.raises(AdapterError, match="not a run or adapter folder"):
         find_adapter(folder)
 
 

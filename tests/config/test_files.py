@@ -10,7 +10,7 @@ import pytest
 from lorasmith.adapters.folder import NAME
 from lorasmith.cli.main import main
 from lorasmith.config.files import MAX_DEPTH, Malformed, parse_json, read_objects, read_toml
-from lorasmith.demo.run import _kept_samples
+from lorasmith.demo.run import _saved_replies
 from lorasmith.errors import ConfigError, RunError
 from lorasmith.lora.files import CONFIG
 from lorasmith.preflight.measurements import Measurement, load_measurement, save_measurement
@@ -157,7 +157,7 @@ def test_files_with_a_byte_order_mark_are_read(made, tmp_path, monkeypatch, caps
 def test_samples_of_a_demo_that_somebody_changed(tmp_path, content):
     (tmp_path / "samples.json").write_text(content)
     with pytest.raises(RunError, match=r"samples\.json: not "):
-        _kept_samples(tmp_path / "samples.json")
+        _saved_replies(tmp_path / "samples.json")
 
 
 def test_a_measurement_of_other_kinds_is_measured_again(tmp_path):
@@ -174,7 +174,7 @@ def test_a_summary_with_text_for_a_number_is_refused(made, tmp_path, capsys):
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"steps": "1"}))
     assert main(["info", str(run)]) == 2
-    assert "summary.json: not what a training writes there (steps: " in capsys.readouterr().err
+    assert "summary.json: not a valid run summary (steps: " in capsys.readouterr().err
 
 
 def test_a_weight_that_no_float_can_hold_is_refused(tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@
 """
 
 import types
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from lorasmith.config.files import parse_json
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 
@@ -91,8 +93,10 @@ def read_back(path: Path, kind: type[T]) -> T:
 
     Raises OSError, or ValueError with a message for the user.
     """
+    content = path.read_bytes().removeprefix(BOM_UTF8)
+    parse_json(content)  # for its messages: pydantic's are English
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
+        return TypeAdapter(kind).validate_json(content, strict=True)
     except ValidationError as error:
         raise ValueError(_first_problem(error)) from None
 
