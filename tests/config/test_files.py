@@ -12,7 +12,7 @@ from lorasmith.cli.main import main
 from lorasmith.config.files import MAX_DEPTH, Malformed, parse_json, read_objects, read_toml
 from lorasmith.demo.run import _saved_replies
 from lorasmith.errors import ConfigError, RunError
-from lorasmith.lora.files import CONFIG
+from lorasmith.lora.files import ADAPTER_CONFIG
 from lorasmith.preflight.measurements import Measurement, load_measurement, save_measurement
 from lorasmith.training.checkpoint import STATE
 from tests.support.tiny import flags, rows_file, settings, trained
@@ -100,7 +100,7 @@ def test_toml_that_a_windows_editor_saved_is_read(tmp_path):
 
 TRAIN = flags(settings(max_steps=1))
 PLACES: dict[str, list[str]] = {  # file -> the words that read it; the last three are made with the content in them
-    f"done/adapter/{CONFIG}": ["info", "done"],
+    f"done/adapter/{ADAPTER_CONFIG}": ["info", "done"],
     f"done/adapter/{NAME}": ["info", "done"],
     "done/summary.json": ["info", "done"],
     "done/metrics.jsonl": ["plot", "done"],
@@ -143,7 +143,7 @@ def test_a_broken_file_is_a_message_that_names_it(made, tmp_path, monkeypatch, c
 
 def test_files_with_a_byte_order_mark_are_read(made, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(shutil.copytree(made, tmp_path / "here"))
-    names = [f"done/adapter/{CONFIG}", f"done/adapter/{NAME}", "done/summary.json", "done/config.toml"]
+    names = [f"done/adapter/{ADAPTER_CONFIG}", f"done/adapter/{NAME}", "done/summary.json", "done/config.toml"]
     for file in [*map(Path, names), *Path("done/checkpoints").glob(f"*/{STATE}")]:
         file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert main(["info", "done"]) == 0

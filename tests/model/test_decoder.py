@@ -66,8 +66,8 @@ def test_it_is_thrown_away_whole(family: str, prepack: bool, dtype: torch.dtype)
 
 def test_it_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     base, tried = base_of("llama"), []
-    right = self_test._try
-    monkeypatch.setattr(self_test, "_try", lambda decoder: tried.append(decoder) or right(decoder))
+    right = self_test._self_test
+    monkeypatch.setattr(self_test, "_self_test", lambda decoder: tried.append(decoder) or right(decoder))
     Engine(base)
     Engine(base)
     assert tried == [base.decoding] == [decoder_of(base)]

@@ -21,18 +21,17 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, foreign, listed
 from lorasmith.lora.files import (
-    CONFIG,
-    WEIGHTS,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    invalid_values,
+    load_adapter,
     lora_config,
     parse_config,
     parse_weights,
-    put_adapter,
     save_adapter,
-    useless,
     weights_file,
     weights_shapes,
 )
-from lorasmith.lora.fused.held import Contents
 from lorasmith.model.base import Base
 
 NAME, VERSION = "lorasmith.json", 1
@@ -100,7 +99,7 @@ class AdapterFolder:
         contents, peft_config, metadata = _read_json_files(path)
         weights = weights_file(path).read_bytes()
         digests = [sha256(content).digest() for content in (contents[0], weights, *contents[1:])]
-        tensors = parse_weights(weights, path / WEIGHTS)
+        tensors = parse_weights(weights, path / ADAPTER_WEIGHTS)
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         return cls(path, peft_config, metadata, shapes, len(weights), sha256(b"".join(digests)).hexdigest(), tensors)
 
@@ -118,7 +117,7 @@ class AdapterFolder:
     @property
     def config(self) -> LoraConfig:
         """The LoRA options of its layers. Raises AdapterError for PEFT options that are not supported."""
-        return lora_config(self.peft_config, self.path / CONFIG)
+        return lora_config(self.peft_config, self.path / ADAPTER_CONFIG)
 
     @property
     def base(self) -> str:
@@ -157,23 +156,23 @@ class AdapterFolder:
             )
         return Template.from_json(self.metadata["template"], base.tokenizer)
 
-    def attach(self, base: Base, name: str) -> None:
-        """Add it to `base` as the active adapter `name`. Raises AdapterError as `lora.files.load_adapter` does."""
-        base.adapters[name] = put_adapter(base.model, base.router, self.config, self.tensors, self.path, name)
+    def load_into(self, base: Base, name: str) -> None:
+        """Add it to `base` as the active adapter `name`. Raises AdapterError as `load_adapter` does."""
+        base.adapters[name] = load_adapter(base.model, base.router, self.config, self.tensors, self.path, name)
 
-    def contents(self, dtype: torch.dtype) -> Contents:
-        """Its tensors in `dtype`, for serving; no model is needed. Raises AdapterError if it has no effect."""
-        if problems := useless(self.tensors):
-            raise AdapterError(*(f"{self.path / WEIGHTS}: {problem}" for problem in problems))
-        return Contents(self.path, self.config, {key: tensor.to(dtype) for key, tensor in self.tensors.items()})
+    def tensors_in(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Its tensors cast to `dtype`, for serving. Raises AdapterError if it has no effect or invalid values."""
+        if problems := invalid_values(self.tensors):
+            raise AdapterError(*(f"{self.path / ADAPTER_WEIGHTS}: {problem}" for problem in problems))
+        return {key: tensor.to(dtype) for key, tensor in self.tensors.items()}
 
 
 def _read_json_files(path: Path) -> tuple[list[bytes], dict[str, Any], dict[str, Any] | None]:
     """The bytes of adapter_config.json and of lorasmith.json, if there is one, and the parsed content of both."""
-    config, metadata = path / CONFIG, path / NAME
+    config, metadata = path / ADAPTER_CONFIG, path / NAME
     if not config.is_file():
         raise AdapterError(
-            _("{folder} is not an adapter folder: it does not contain {name}.", folder=path, name=CONFIG)
+            _("{folder} is not an adapter folder: it does not contain {name}.", folder=path, name=ADAPTER_CONFIG)
         )
     contents = [file.read_bytes() for file in (config, metadata) if file.is_file()]
     parsed = _parse_metadata(contents[1], metadata) if len(contents) > 1 else None
@@ -202,7 +201,7 @@ def absolute_if_exists(name: str) -> str:
 def find_adapter(path: Path) -> Path:
     """The adapter folder at `path`, which may also be a run folder. Raises AdapterError if there is none."""
     for folder in (path, path / "adapter"):
-        if (folder / CONFIG).is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
             return folder
     if not path.exists():
         raise AdapterError(_("{path}: the folder does not exist.", path=path))
@@ -214,7 +213,7 @@ def find_adapter(path: Path) -> Path:
                 path=path,
             )
         )
-    raise AdapterError(_("{path}: not a run or adapter folder ({name} not found).", path=path, name=CONFIG))
+    raise AdapterError(_("{path}: not a run or adapter folder ({name} not found).", path=path, name=ADAPTER_CONFIG))
 
 
 def _parse_metadata(content: bytes, path: Path) -> dict[str, Any]:

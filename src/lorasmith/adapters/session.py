@@ -80,7 +80,7 @@ def open_adapters(
     templates = {}
     for name, folder in folders.items():
         templates[name] = folder.template(base)
-        folder.attach(base, name)
+        folder.load_into(base, name)
         if folder.metadata is None:
             report.warn(
                 _(

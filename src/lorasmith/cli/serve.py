@@ -132,7 +132,7 @@ def show_memory(manager: "RequestManager", screen: Screen) -> None:
             mib=manager.cache_mib,
             slots=manager.settings.slots,
             each=min(cache.share(manager.settings.slots), manager.context),
-            fitting=manager.fitting,
+            fitting=manager.max_concurrency,
             context=manager.context,
         )
     )

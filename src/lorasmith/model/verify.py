@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lorasmith.errors import LIBRARY_ERRORS, ModelError, first_line
 from lorasmith.i18n import _, foreign, listed
 from lorasmith.lora.fused.linears import FusedLinears
-from lorasmith.lora.inject import HALF
+from lorasmith.lora.inject import HALF_PRECISION
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.model.base import Base
 from lorasmith.model.fast import Fast, FastAttention, FastGatedMLP, FastRMSNorm, activated, fast_class
@@ -105,7 +105,7 @@ def _difference(module: nn.Module, mixin: type[Fast], options: dict[str, Any]) -
 def _best(module: nn.Module, mixin: type[Fast], tries: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The options with which the fast class is nearest, where that is near enough."""
     dtype = next(module.parameters()).dtype
-    if mixin is FastRMSNorm and dtype in HALF:  # small enough to look closely
+    if mixin is FastRMSNorm and dtype in HALF_PRECISION:  # small enough to look closely
         wide = copy.deepcopy(module).float()
         tries = [options for options in tries if _difference(wide, mixin, options) <= _MODULE[torch.float32]]
     off, number = min(((_difference(module, mixin, o), i) for i, o in enumerate(tries)), default=(float("inf"), 0))
@@ -240,7 +240,7 @@ def link_fused_linears(base: Base, forward: Callable[[], Result]) -> Result:
         together.setdefault((id(x), getattr(layer.base_layer, "bias", None) is None), []).append(layer)
     for group in together.values():
         fused_linears = FusedLinears(base.router, group)
-        fused_linears.join()  # now, so that what the old weights leave free is taken by the next ones
+        fused_linears.fuse()  # now, so that what the old weights leave free is taken by the next ones
         for layer in group:
             layer.fused_linears = fused_linears
     return result

@@ -22,7 +22,7 @@ from lorasmith.evaluation.loss import ExampleLosses, compare, evaluate_loss
 from lorasmith.evaluation.metrics import Metric, MetricComparison, compare_metric, require_eval_extra
 from lorasmith.evaluation.results import AdapterEvaluation, ComparedAnswers, Evaluation, Forgetting
 from lorasmith.i18n import _, listed
-from lorasmith.lora.inject import HALF
+from lorasmith.lora.inject import HALF_PRECISION
 from lorasmith.model.row import Example
 from lorasmith.model.verify import speed_up
 from lorasmith.report import Report, WarningsOnly
@@ -78,7 +78,9 @@ def evaluate(
             report.warn(text)
     else:
         examples = _held_out_by_all(session, runs, config, report)
-    if session.base.dtype in HALF:  # the kernels of its training: others would change the fourth digit of the loss
+    if (
+        session.base.dtype in HALF_PRECISION
+    ):  # the kernels of its training: others would change the fourth digit of the loss
         speed_up(session.base, session.names[0], [token for example in examples[:16] for token in example.ids])
     forgetting_examples = _forgetting_examples(session, options.forget, report)
     generation = None

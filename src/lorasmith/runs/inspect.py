@@ -13,7 +13,7 @@ from lorasmith.config.files import read_json
 from lorasmith.config.values import Typed, validation_messages
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.files import CONFIG, PEFT_DEFAULTS
+from lorasmith.lora.files import ADAPTER_CONFIG, PEFT_DEFAULTS
 from lorasmith.lora.variant import VARIANTS
 from lorasmith.training.run_files import SUMMARY, Summary
 
@@ -73,7 +73,7 @@ def _config(adapter: AdapterFolder) -> _Config:
         return _Config.model_validate(PEFT_DEFAULTS | dict(adapter.peft_config))
     except ValidationError as error:
         raise AdapterError(
-            *(f"{adapter.path / CONFIG}: {text}" for text in validation_messages(error, _Config))
+            *(f"{adapter.path / ADAPTER_CONFIG}: {text}" for text in validation_messages(error, _Config))
         ) from None
 
 

@@ -69,13 +69,13 @@ def find_key(keys: list[Key], given: str) -> Key | None:
     return [None, *(key for key in keys if hmac.compare_digest(key.hash, own))][-1]
 
 
-def allowed(manager: "RequestManager", request: Request, needs_all: bool = False) -> frozenset[str] | None:
+def authorize(manager: "RequestManager", request: Request, needs_all: bool = False) -> frozenset[str] | None:
     """The models that this client may use; None: all. `needs_all`: only who may use all of them comes in.
 
     Raises Failure 401 without a key that is known, 403 where it does not reach so far, or a foreign page asks.
     """
     if manager.keys is None:
-        refuse_foreign_page(manager, request)
+        refuse_foreign_origin(manager, request)
         return None
     kind, _space, given = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not given:
@@ -90,7 +90,7 @@ def allowed(manager: "RequestManager", request: Request, needs_all: bool = False
     return key.models
 
 
-def refuse_foreign_page(manager: "RequestManager", request: Request) -> None:
+def refuse_foreign_origin(manager: "RequestManager", request: Request) -> None:
     """Without keys the address is this machine's own: a page from elsewhere in its browser must not use it.
 
     Its Origin tells it, or the Host where its name was bound to this address (DNS rebinding). Raises Failure 403.
@@ -106,7 +106,7 @@ def refuse_foreign_page(manager: "RequestManager", request: Request) -> None:
             raise Failure(403, text)
 
 
-def limited(app: ASGIApp, mib: float) -> ASGIApp:
+def limit_body(app: ASGIApp, mib: float) -> ASGIApp:
     """`app` behind a guard that reads no more than `mib` MiB of a request."""
     limit = int(mib * 2**20)
     text = _("the request is larger than {mib:g} MiB.", mib=mib)

@@ -10,11 +10,11 @@ from typing import Any
 from lorasmith.adapters.folder import NAME, AdapterFolder, find_adapter
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.files import CONFIG, PEFT_DEFAULTS, WEIGHTS
+from lorasmith.lora.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_DEFAULTS
 from lorasmith.runs.inspect import facts_of
 from lorasmith.training.run_files import RUN_CONFIG
 
-ALLOWED = re.compile(r"\w[\w.-]{0,99}")  # of a name, which is what requests say
+MODEL_NAME = re.compile(r"\w[\w.-]{0,99}")  # of a name, which is what requests say
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DiscoveredAdapter:
 
     @property
     def internal(self) -> str:
-        """Its name inside the engine: another one whenever its content is another, and without a dot."""
+        """Its name resolve_inside the engine: another one whenever its content is another, and without a dot."""
         return f"{self.name.replace('.', '~')}@{self.hash[:12]}"
 
     @property
@@ -81,31 +81,31 @@ def discover(paths: Sequence[Path]) -> Discovery:
         raise AdapterError(*missing)
     discovery = Discovery()
     for path in paths:
-        if _is_own(path):
-            _put(discovery, path)
+        if _is_run_or_adapter(path):
+            _add(discovery, path)
             continue
         discovery.roots.append(path)
         for inner in sorted(path.iterdir()):
-            if inner.is_dir() and not inner.name.startswith(".") and _is_own(inner):
-                _put(discovery, inner)
+            if inner.is_dir() and not inner.name.startswith(".") and _is_run_or_adapter(inner):
+                _add(discovery, inner)
     return discovery
 
 
 def describe(name: str, path: Path) -> DiscoveredAdapter:
     """The adapter of a run or adapter folder, under this name, without what is in its weights. Raises AdapterError."""
-    return _found(name, path, AdapterFolder.read_header(find_adapter(path)))
+    return _discovered(name, path, AdapterFolder.read_header(find_adapter(path)))
 
 
 def read(name: str, place: Path) -> DiscoveredAdapter:
     """The same with its tensors and its hash: each file is read once. Raises AdapterError."""
-    return _found(name, place, AdapterFolder.read(find_adapter(place)))
+    return _discovered(name, place, AdapterFolder.read(find_adapter(place)))
 
 
-def _found(name: str, place: Path, adapter: AdapterFolder) -> DiscoveredAdapter:
+def _discovered(name: str, place: Path, adapter: AdapterFolder) -> DiscoveredAdapter:
     return DiscoveredAdapter(name, adapter, facts_of(adapter, place)["summary"])  # it raises where a value is wrong
 
 
-def inside(roots: Collection[Path], relative: str) -> Path:
+def resolve_inside(roots: Collection[Path], relative: str) -> Path:
     """The run or adapter folder at `relative` under one of `roots`. Raises AdapterError for any way out of them."""
     asked = Path(relative)
     if asked.is_absolute() or ".." in asked.parts or "\\" in relative or "\0" in relative:
@@ -125,22 +125,22 @@ def inside(roots: Collection[Path], relative: str) -> Path:
         if not os.path.isdir(place):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
             continue
         folder = find_adapter(place)
-        files = [place, folder, *(folder / name for name in (CONFIG, WEIGHTS, NAME))]
+        files = [place, folder, *(folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, NAME))]
         if not all(file.resolve().is_relative_to(root) for file in files):
             raise AdapterError(_("path {path!r}: a link points outside the folder of runs.", path=relative))
         return place
     raise AdapterError(_("path {path!r}: does not exist in the folder of runs.", path=relative))
 
 
-def _is_own(path: Path) -> bool:
+def _is_run_or_adapter(path: Path) -> bool:
     """Whether it looks like a run or an adapter, whole or not."""
-    return any((path / name).is_file() for name in (CONFIG, RUN_CONFIG)) or (path / "adapter").is_dir()
+    return any((path / name).is_file() for name in (ADAPTER_CONFIG, RUN_CONFIG)) or (path / "adapter").is_dir()
 
 
-def _put(discovery: Discovery, path: Path) -> None:
+def _add(discovery: Discovery, path: Path) -> None:
     full = path.resolve()
     name = full.parent.name if full.name == "adapter" else full.name
-    if not ALLOWED.fullmatch(name):
+    if not MODEL_NAME.fullmatch(name):
         discovery.problems.append(
             _("{path}: a model name may only contain letters, digits, '-', '.' and '_'. Rename the folder.", path=path)
         )

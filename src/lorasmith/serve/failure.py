@@ -4,7 +4,7 @@ from typing import Any
 
 from lorasmith.errors import LorasmithError, ModelError, OutOfMemoryError
 from lorasmith.i18n import _
-from lorasmith.serve.worker import Gone
+from lorasmith.serve.worker import WorkerStopped
 
 TYPES = {
     401: "authentication_error",
@@ -41,7 +41,7 @@ def failure_of(error: Exception) -> Failure:
     """What the client is told of an error from the model's thread."""
     if isinstance(error, Failure):
         return error
-    if isinstance(error, Gone):
+    if isinstance(error, WorkerStopped):
         return Failure(503, _("the server shut down before the reply was complete."))
     if isinstance(error, (OutOfMemoryError, MemoryError)):
         return Failure(503, str(error) or _("There is not enough memory for this request."), retry=10)

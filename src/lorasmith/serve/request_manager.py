@@ -11,13 +11,15 @@ from lorasmith.i18n import _
 from lorasmith.serve.auth import Key
 from lorasmith.serve.failure import Failure, failure_of
 from lorasmith.serve.metrics import ServerMetrics
-from lorasmith.serve.registry import Registry, Version
+from lorasmith.serve.registry import ModelVersion, Registry
 from lorasmith.serve.request_parsing import ParsedRequest, ParsingThreads
 from lorasmith.serve.worker import PendingRequest, Worker
 
-UNKNOWN_CONTEXT = 4096  # tokens, where the model does not say what it admits
+DEFAULT_CONTEXT = 4096  # tokens, where the model does not say what it admits
 
-BEAT = 15.0  # seconds of silence after which who listens is told that it goes on: proxies cut what is silent for longer
+HEARTBEAT = (
+    15.0  # seconds of silence after which who listens is told that it goes on: proxies cut what is silent for longer
+)
 
 Events = AsyncGenerator[tuple[PendingRequest, Event] | None]  # None: nothing came for so long
 
@@ -27,40 +29,40 @@ class RequestManager:
 
     def __init__(self, registry: Registry, worker: Worker, settings: ServeConfig, keys: list[Key] | None) -> None:
         self.registry, self.worker, self.settings, self.keys = registry, worker, settings, keys
-        limit = registry.base.max_positions or settings.context or UNKNOWN_CONTEXT
+        limit = registry.base.max_positions or settings.context or DEFAULT_CONTEXT
         self.context = min(limit, settings.context or limit)
         if (cache := worker.engine.cache) is not None:
             self.context = min(self.context, cache.limit)
-        self.most = settings.slots + settings.queue  # requests under way
-        self.metrics = ServerMetrics(worker.engine, self.fitting)
-        self.under_way: dict[PendingRequest, str] = {}  # with its model's name
+        self.max_requests = settings.slots + settings.queue  # requests under way
+        self.metrics = ServerMetrics(worker.engine, self.max_concurrency)
+        self.in_flight: dict[PendingRequest, str] = {}  # with its model's name
         self.parsing = ParsingThreads()
         self.is_draining = False
         self._seconds = 1.0  # that a request took lately
 
-    def open(self, parsed: ParsedRequest, version: Version) -> Events:
+    def open(self, parsed: ParsedRequest, version: ModelVersion) -> Events:
         """Send the requests on their way; their events as they come. Leaving the iterator cancels what is left.
 
         Raises Failure 503 while the server ends, 429 where too many wait already.
         """
-        room = self.most - len(self.under_way)
+        room = self.max_requests - len(self.in_flight)
         if self.is_draining or not self.worker.is_alive:
             raise Failure(503, _("the server is shutting down and accepts no new requests."), retry=10)
         if len(parsed.requests) > room:
             text = _("the queue has no room for this request: {waiting} requests are running or waiting. Try again "
                     "later.",
-                     waiting=len(self.under_way))  # fmt: skip
+                     waiting=len(self.in_flight))  # fmt: skip
             raise Failure(429, text, code="queue_full", retry=self._retry_after())
         jobs = [PendingRequest(request, index) for index, request in enumerate(parsed.requests)]
         for job in jobs:
             job.events = jobs[0].events
-            self.under_way[job] = version.name
+            self.in_flight[job] = version.name
         version.users += 1
         self.metrics.prompt_tokens.labels(version.name).inc(parsed.prompt_tokens)
         return self._events(jobs, version)
 
     @property
-    def fitting(self) -> int:
+    def max_concurrency(self) -> int:
         """How many requests of the whole context the slots and the KV cache hold at once."""
         slots, cache = self.settings.slots, self.worker.engine.cache
         return slots if cache is None else min(slots, cache.limit // cache.capacity_of(self.context))
@@ -74,12 +76,12 @@ class RequestManager:
     def metrics_text(self) -> bytes:
         """For Prometheus."""
         running, waiting = list[str](), list[str]()
-        for job, name in self.under_way.items():
+        for job, name in self.in_flight.items():
             has_place = job.key is not None and self.worker.engine.is_running(job.key)
             (running if has_place else waiting).append(name)
         return self.metrics.text(running, waiting, self.registry.names())
 
-    async def _events(self, jobs: Sequence[PendingRequest], version: Version) -> Events:
+    async def _events(self, jobs: Sequence[PendingRequest], version: ModelVersion) -> Events:
         left, began = set(jobs), time.monotonic()
         last: dict[PendingRequest, float] = {}
         try:
@@ -87,7 +89,7 @@ class RequestManager:
                 self.worker.submit(job)
             while left:
                 try:
-                    async with asyncio.timeout(BEAT):
+                    async with asyncio.timeout(HEARTBEAT):
                         job, event = await jobs[0].events.get()
                 except TimeoutError:
                     yield None
@@ -98,15 +100,15 @@ class RequestManager:
                 last[job] = time.monotonic()
                 if event.finish:
                     left.discard(job)
-                    self.under_way.pop(job, None)
+                    self.in_flight.pop(job, None)
                 yield job, event
         finally:
             for job in left:
                 self.worker.cancel(job)
             for job in jobs:
-                self.under_way.pop(job, None)
+                self.in_flight.pop(job, None)
             version.users -= 1
-            self.registry.withdraw_if_idle(version, self.worker)
+            self.registry.detach_if_idle(version, self.worker)
 
     def _measure(self, name: str, event: Event, began: float, last: float | None) -> None:
         now, metrics = time.monotonic(), self.metrics

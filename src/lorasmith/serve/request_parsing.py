@@ -16,14 +16,14 @@ from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
 from lorasmith.serve.failure import Failure
 from lorasmith.serve.protocol import ChatMessage, ChatRequest, CompletionRequest
-from lorasmith.serve.registry import Version
+from lorasmith.serve.registry import ModelVersion
 
 DEFAULT_COMPLETION = 16  # tokens, as OpenAI's
-OUR_NAMES = {"max_new_tokens": "max_tokens", "json_object": "response_format"}
+API_NAMES = {"max_new_tokens": "max_tokens", "json_object": "response_format"}
 
 
-SHORT = 2**16  # bytes of a body that is read beside others
-MOST_LONG = 16  # bodies beyond it that may wait
+MAX_SHORT_BODY = 2**16  # bytes of a body that is read beside others
+MAX_LONG_WAITING = 16  # bodies beyond it that may wait
 
 
 class ParsingThreads:
@@ -35,9 +35,9 @@ class ParsingThreads:
 
     async def run(self, size: int, work: Callable[[], "ParsedRequest"]) -> "ParsedRequest":
         """`work()` for a body of `size` bytes. Raises Failure 429 where too many long ones wait already."""
-        if size <= SHORT:
+        if size <= MAX_SHORT_BODY:
             return await asyncio.to_thread(work)
-        if self._waiting >= MOST_LONG:
+        if self._waiting >= MAX_LONG_WAITING:
             text = _("{waiting} long requests are being read, and no more may wait. Try again later.",
                      waiting=self._waiting)  # fmt: skip
             raise Failure(429, text, code="queue_full", retry=10)
@@ -62,7 +62,7 @@ class ParsedRequest:
         return sum(map(len, self.prompts))
 
 
-def parse_chat(body: ChatRequest, version: Version, context: int) -> ParsedRequest:
+def parse_chat(body: ChatRequest, version: ModelVersion, context: int) -> ParsedRequest:
     """Raises Failure 400 where the template refuses the messages, or they are too long."""
     tools = body.tools if body.tools and body.tool_choice != "none" else []
     prompt = encode_chat(body.messages, version, tools, context)
@@ -74,7 +74,7 @@ def parse_chat(body: ChatRequest, version: Version, context: int) -> ParsedReque
     return ParsedRequest([prompt], requests(body, version, [prompt], [wanted or room], own), body.n or 1)
 
 
-def parse_completion(body: CompletionRequest, version: Version, context: int) -> ParsedRequest:
+def parse_completion(body: CompletionRequest, version: ModelVersion, context: int) -> ParsedRequest:
     """The same for plain prompts; no requests where no token is asked for. Raises Failure 400."""
     prompts = prompts_of(body.prompt, version, context)
     wanted = DEFAULT_COMPLETION if body.max_tokens is None else body.max_tokens
@@ -88,10 +88,12 @@ def parse_completion(body: CompletionRequest, version: Version, context: int) ->
     return ParsedRequest(prompts, requests(body, version, prompts, rooms, {"logprobs": body.logprobs}), body.n or 1)
 
 
-def encode_chat(messages: Sequence[ChatMessage], version: Version, tools: Sequence[Any], context: int) -> list[int]:
+def encode_chat(
+    messages: Sequence[ChatMessage], version: ModelVersion, tools: Sequence[Any], context: int
+) -> list[int]:
     """The prompt as the adapter saw such ones in training. Raises Failure 400 for one that is surely too long."""
     try:
-        texts = version.template.prompt_texts(messages_of([_plain(message) for message in messages]), tools)
+        texts = version.template.prompt_texts(messages_of([_message_fields(message) for message in messages]), tools)
         refuse_too_long(texts, version, context)
         return version.template.ids_of(texts)
     except LorasmithError as error:
@@ -103,7 +105,7 @@ def encode_chat(messages: Sequence[ChatMessage], version: Version, tools: Sequen
 
 
 def prompts_of(
-    prompt: str | list[str] | list[int] | list[list[int]], version: Version, context: int
+    prompt: str | list[str] | list[int] | list[list[int]], version: ModelVersion, context: int
 ) -> list[list[int]]:
     """A text, several, token ids, or several lists of them, as lists of ids. Raises Failure 400."""
     listed: list[Any] = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else list(prompt)
@@ -121,7 +123,7 @@ def prompts_of(
     return ids
 
 
-def refuse_too_long(texts: Sequence[str], version: Version, context: int) -> None:
+def refuse_too_long(texts: Sequence[str], version: ModelVersion, context: int) -> None:
     """Raises Failure 400 for a prompt that has more tokens than are admitted however it is tokenised: that is slow."""
     most = bytes_of_token(version.template.tokenizer)
     if most is None:
@@ -146,7 +148,7 @@ def room_for(prompt: Sequence[int], wanted: int | None, context: int) -> int:
 
 def requests(
     body: ChatRequest | CompletionRequest,
-    version: Version,
+    version: ModelVersion,
     prompts: Sequence[list[int]],
     rooms: Sequence[int],
     own: dict[str, Any],
@@ -168,10 +170,10 @@ def _sampling(values: dict[str, Any]) -> SamplingConfig:
         return check(SamplingConfig, values)
     except LorasmithError as error:
         key = str(error).split(":")[0]
-        raise Failure(400, str(error), OUR_NAMES.get(key, key)) from None
+        raise Failure(400, str(error), API_NAMES.get(key, key)) from None
 
 
-def _plain(message: ChatMessage) -> dict[str, object]:
+def _message_fields(message: ChatMessage) -> dict[str, object]:
     """As data.messages reads it."""
     shown: dict[str, object] = message.model_dump(exclude_none=True)
     return shown | {"role": "system" if message.role == "developer" else message.role}

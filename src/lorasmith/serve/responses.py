@@ -1,4 +1,4 @@
-"""What goes back to the client: whole answers, and the same as a stream of server-sent events.
+"""What goes back to the client: collect answers, and the same as a stream of server-sent events.
 
 Both have the form of OpenAI's reference; `usage` counts the stop token among the reply's.
 """
@@ -16,22 +16,22 @@ from lorasmith.engine.request import Event
 from lorasmith.engine.sampling.logprobs import TokenLogprobs
 from lorasmith.serve.failure import Failure
 from lorasmith.serve.protocol import StreamOptions
-from lorasmith.serve.request_manager import BEAT, Events
+from lorasmith.serve.request_manager import HEARTBEAT, Events
 from lorasmith.serve.request_parsing import ParsedRequest
 from lorasmith.serve.tool_calls import ToolCallStream, parse_tool_calls
 
-Scored = tuple[
+ScoredToken = tuple[
     int, float | None, Sequence[tuple[int, float]]
 ]  # a token, its log probability, the likeliest with theirs
 
 
-def scored(event: Event) -> Scored | None:
+def score_of(event: Event) -> ScoredToken | None:
     """What the engine says of a new token, if it was asked to."""
     found = event.logprobs
     return None if found is None else (event.token, found.logprob, found.top)
 
 
-def chat_form(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Scored]) -> dict[str, Any]:
+def chat_logprobs(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
     """{"content": [{"token", "logprob", "bytes", "top_logprobs"}]}."""
 
     def one(token: int, value: float | None) -> dict[str, Any]:
@@ -42,7 +42,9 @@ def chat_form(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Scored]) -> d
     return {"content": content, "refusal": None}
 
 
-def completion_form(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Scored], offset: int = 0) -> dict[str, Any]:
+def completion_logprobs(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[ScoredToken], offset: int = 0
+) -> dict[str, Any]:
     """{"tokens", "token_logprobs", "top_logprobs", "text_offset"}; the first token of an echo has no probability."""
     texts, offsets, tops = [], [], []
     for token, own, top in tokens:
@@ -57,7 +59,7 @@ def completion_form(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Scored]
     return {"tokens": texts, "token_logprobs": own_values, "top_logprobs": tops, "text_offset": offsets}
 
 
-def scored_prompt(ids: Sequence[int], found: Sequence[TokenLogprobs | None]) -> list[Scored]:
+def scored_prompt(ids: Sequence[int], found: Sequence[TokenLogprobs | None]) -> list[ScoredToken]:
     """What engine.scoring says of a prompt's tokens."""
     pairs = zip(ids, found, strict=True)
     return [(token, None, ()) if told is None else (token, told.logprob, told.top) for token, told in pairs]
@@ -69,7 +71,7 @@ class Choice:
 
     text: str = ""
     tokens: int = 0
-    scores: list[Scored] = field(default_factory=list)
+    scores: list[ScoredToken] = field(default_factory=list)
     finish: str | None = None
 
     def take(self, event: Event) -> None:
@@ -77,7 +79,7 @@ class Choice:
         self.text += event.text
         self.tokens += 1
         self.finish = event.finish
-        self.scores += [score] if (score := scored(event)) else []
+        self.scores += [score] if (score := score_of(event)) else []
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Envelope:
         return named | {"choices": choices} | more
 
 
-async def whole(events: Events, count: int) -> list[Choice]:
+async def collect(events: Events, count: int) -> list[Choice]:
     """All answers, complete."""
     choices = [Choice() for _choice in range(count)]
     async for told in events:
@@ -127,7 +129,7 @@ def chat_body(envelope: Envelope, choices: Sequence[Choice], parsed: ParsedReque
         if calls:
             message |= {"content": text or None, "tool_calls": calls}
         finish = "tool_calls" if calls else choice.finish
-        own = chat_form(envelope.tokenizer, choice.scores) if choice.scores else None
+        own = chat_logprobs(envelope.tokenizer, choice.scores) if choice.scores else None
         made.append({"index": index, "message": message, "logprobs": own, "finish_reason": finish})
     return envelope.body(made, usage=usage(parsed, sum(choice.tokens for choice in choices)))
 
@@ -137,7 +139,7 @@ def completion_body(
     choices: Sequence[Choice],
     parsed: ParsedRequest,
     echo: Sequence[str],
-    scores: Sequence[list[Scored]],
+    scores: Sequence[list[ScoredToken]],
 ) -> dict[str, Any]:
     """The answer to a completion request. `echo`: texts of the prompts, `scores`: of their tokens, where asked for."""
     made = []
@@ -145,7 +147,7 @@ def completion_body(
         before = echo[index // parsed.n] if echo else ""
         tokens = [*(scores[index // parsed.n] if scores else []), *choice.scores]
         offset = 0 if scores else len(before)
-        own = completion_form(envelope.tokenizer, tokens, offset) if tokens else None
+        own = completion_logprobs(envelope.tokenizer, tokens, offset) if tokens else None
         text = before + choice.text
         made.append({"index": index, "text": text, "logprobs": own, "finish_reason": choice.finish or "length"})
     return envelope.body(made, usage=usage(parsed, sum(choice.tokens for choice in choices)))
@@ -156,20 +158,20 @@ async def chat_stream(
 ) -> AsyncIterator[str]:
     """Server-sent events of a chat request; an error after the first is one of them."""
     count = len(parsed.requests)
-    held = [ToolCallStream() for _choice in range(count)] if envelope.has_tools else []
+    tool_streams = [ToolCallStream() for _choice in range(count)] if envelope.has_tools else []
     first = [_delta(index, {"role": "assistant", "content": ""}) for index in range(count)]
 
     def deltas(index: int, event: Event) -> Iterator[dict[str, Any]]:
         text, calls = event.text, list[dict[str, Any]]()
-        if held:
-            text = held[index].push(event.text)
-        score = scored(event)
-        own = chat_form(envelope.tokenizer, [score]) if score else None
+        if tool_streams:
+            text = tool_streams[index].push(event.text)
+        score = score_of(event)
+        own = chat_logprobs(envelope.tokenizer, [score]) if score else None
         if text or own:
             yield _delta(index, {"content": text}, own)
         if event.finish:
-            if held:
-                rest, calls = held[index].close()
+            if tool_streams:
+                rest, calls = tool_streams[index].close()
                 yield _delta(index, {"content": rest} if not calls else {"tool_calls": _numbered(calls)})
             yield _delta(index, {}, finish="tool_calls" if calls else event.finish)
 
@@ -185,8 +187,8 @@ async def completion_stream(
     first = [_piece(index, echo[index // parsed.n]) for index in range(len(lengths))] if echo else []
 
     def pieces(index: int, event: Event) -> Iterator[dict[str, Any]]:
-        score = scored(event)
-        own = completion_form(envelope.tokenizer, [score], lengths[index]) if score else None
+        score = score_of(event)
+        own = completion_logprobs(envelope.tokenizer, [score], lengths[index]) if score else None
         lengths[index] += len(event.text)
         if event.text or own or event.finish:
             yield _piece(index, event.text, own, event.finish)
@@ -215,7 +217,7 @@ async def _stream(
                 for choice in pieces(told[0].index, told[1]):
                     yield _event(envelope.body([choice], **more))
                     shown = time.monotonic()
-            if time.monotonic() - shown >= BEAT:  # also while a tool's call is held back
+            if time.monotonic() - shown >= HEARTBEAT:  # also while a tool's call is tool_streams back
                 yield ": still at it\n\n"
                 shown = time.monotonic()
     except Failure as failure:

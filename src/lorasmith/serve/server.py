@@ -12,7 +12,7 @@ from lorasmith.errors import ConfigError
 from lorasmith.i18n import _, foreign
 from lorasmith.serve.request_manager import RequestManager
 
-LOOK = 0.05  # seconds between two looks whether all requests are through
+POLL_SECONDS = 0.05  # seconds between two looks whether all requests are through
 
 
 class DrainingServer(uvicorn.Server):
@@ -44,8 +44,8 @@ class DrainingServer(uvicorn.Server):
 
     async def _end(self) -> None:
         end = asyncio.get_running_loop().time() + self.manager.settings.drain
-        while self.manager.under_way and self._signals < 2 and asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(LOOK)
+        while self.manager.in_flight and self._signals < 2 and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(POLL_SECONDS)
         self.manager.worker.end()
         self.should_exit = True
 

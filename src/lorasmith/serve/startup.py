@@ -5,7 +5,7 @@ from pathlib import Path
 from lorasmith.adapters.session import base_settings
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.serving import ServeConfig
-from lorasmith.engine.engine import CACHE, Engine
+from lorasmith.engine.engine import DEFAULT_CACHE_TOKENS, Engine
 from lorasmith.engine.kv_cache import FIRST_CAPACITY, bytes_per_token
 from lorasmith.errors import AdapterError, OutOfMemoryError
 from lorasmith.i18n import _
@@ -52,5 +52,7 @@ def open_manager(
 def cache_tokens(base: Base) -> int:
     """As many as a quarter of the free memory holds, 2**15 where the system does not say what is free."""
     free = available_mib(base.device)
-    tokens = CACHE if free is None else int(free * 2**20 / 4 / bytes_per_token(base.model.config, base.dtype))
+    tokens = (
+        DEFAULT_CACHE_TOKENS if free is None else int(free * 2**20 / 4 / bytes_per_token(base.model.config, base.dtype))
+    )
     return max(tokens, FIRST_CAPACITY)

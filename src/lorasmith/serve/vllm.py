@@ -11,9 +11,9 @@ from lorasmith.report import Report
 from lorasmith.serve.discovery import DiscoveredAdapter, Discovery
 
 # What vLLM's --max-lora-rank admits: MaxLoRARanks in its vllm/config/lora.py.
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head")
-PATTERNS = "0.32"  # the first whose vllm/lora/peft_helper.py reads rank_pattern and alpha_pattern
+PATTERNS_SINCE = "0.32"  # the first whose vllm/lora/peft_helper.py reads rank_pattern and alpha_pattern
 
 
 def vllm_command(discovery: Discovery, model: str | None, report: Report) -> tuple[str, list[str]]:
@@ -38,7 +38,7 @@ def vllm_command(discovery: Discovery, model: str | None, report: Report) -> tup
                  names=", ".join(others), base=base)  # fmt: skip
         told.append(text)
         taken = [found for found in taken if found.name not in others]
-    rank = next(rank for rank in RANKS if rank >= max(found.rank for found in taken))
+    rank = next(rank for rank in VLLM_RANKS if rank >= max(found.rank for found in taken))
     patterned = [
         found.name
         for found in taken
@@ -46,14 +46,16 @@ def vllm_command(discovery: Discovery, model: str | None, report: Report) -> tup
     ]
     if patterned:
         text = _("{names}: requires vLLM {version} or later; earlier versions ignore rank_pattern and alpha_pattern.",
-                 names=", ".join(patterned), version=PATTERNS)  # fmt: skip
+                 names=", ".join(patterned), version=PATTERNS_SINCE)  # fmt: skip
         told.append(text)
     flags = ["--served-model-name", Path(base).name]  # what lorasmith serve calls it
     flags += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(len(taken))]
-    return shlex.join(["vllm", "serve", _place(base, report), *flags, "--lora-modules", *map(_module, taken)]), told
+    return shlex.join(
+        ["vllm", "serve", _model_argument(base, report), *flags, "--lora-modules", *map(_lora_module, taken)]
+    ), told
 
 
-def _place(base: str, report: Report) -> str:
+def _model_argument(base: str, report: Report) -> str:
     """What vLLM reads the base from: a folder where it is one or is made into one here, else a hub's name."""
     path = Path(base).expanduser()
     if path.is_dir():
@@ -63,7 +65,7 @@ def _place(base: str, report: Report) -> str:
     return str(packaged_model(base, report)) if base in PACKAGED else base
 
 
-def _module(found: DiscoveredAdapter) -> str:
+def _lora_module(found: DiscoveredAdapter) -> str:
     """NAME=FOLDER, or JSON where a comma would make vLLM take it for JSON."""
     folder = str(found.folder.absolute())
     return json.dumps({"name": found.name, "path": folder}) if "," in folder else f"{found.name}={folder}"
@@ -72,8 +74,8 @@ def _module(found: DiscoveredAdapter) -> str:
 def vllm_refuses(found: DiscoveredAdapter) -> list[str]:
     """Why vLLM does not load an adapter, or not on every base; empty where it serves it."""
     raw, reasons = found.adapter.peft_config, []
-    if found.rank > RANKS[-1]:
-        reasons.append(_("its rank {rank} is higher than the maximum of {most}", rank=found.rank, most=RANKS[-1]))
+    if found.rank > VLLM_RANKS[-1]:
+        reasons.append(_("its rank {rank} is higher than the maximum of {most}", rank=found.rank, most=VLLM_RANKS[-1]))
     if raw.get("modules_to_save"):
         reasons.append(_("modules_to_save contains {names}", names=", ".join(raw["modules_to_save"])))
     if raw.get("bias", "none") != "none":

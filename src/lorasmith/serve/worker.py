@@ -23,7 +23,7 @@ from lorasmith.system.memory import convert_memory_errors
 
 T = TypeVar("T")
 log = logging.getLogger("lorasmith.serve")
-QUIET = 60.0  # seconds in which it is not said again that memory is short
+WARN_INTERVAL = 60.0  # seconds in which it is not said again that memory is short
 
 
 @dataclass(eq=False)
@@ -40,7 +40,7 @@ class PendingRequest:
     is_over: bool = False
 
 
-class Gone(Exception):
+class WorkerStopped(Exception):
     """The model's thread has ended, so nothing more can be answered."""
 
 
@@ -52,10 +52,10 @@ class Worker:
         self.is_alive = False
         self.on_death: Callable[[], None] = lambda: None  # in the loop, when the thread ends unasked
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._lines: OrderedDict[str | None, deque[PendingRequest]] = OrderedDict()
+        self._queues: OrderedDict[str | None, deque[PendingRequest]] = OrderedDict()
         self._running: dict[int, PendingRequest] = {}
         self._is_ending = False
-        self._said_short, self._preemptions = -QUIET, 0
+        self._warned_at, self._preemptions = -WARN_INTERVAL, 0
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to answer; events arrive in `loop`."""
@@ -74,7 +74,7 @@ class Worker:
 
     def submit(self, job: PendingRequest) -> None:
         """Put the job into its adapter's line."""
-        self._put(lambda: self._line_up(job))
+        self._put(lambda: self._enqueue(job))
 
     def cancel(self, job: PendingRequest) -> None:
         """Forget the job: its place is free at the next step. One that is over is no error."""
@@ -85,13 +85,13 @@ class Worker:
         self._put(lambda: work() if self.is_alive else None)
 
     async def call(self, work: Callable[[], T]) -> T:
-        """`work()` between two steps, in the model's thread; raises what it raises, and Gone where it cannot run."""
+        """`work()` between two steps, in the model's thread; raises what it raises, or WorkerStopped if it cannot run."""
         done: asyncio.Future[T] = self._loop.create_future()
 
         def run() -> None:
             try:
                 if not self.is_alive:
-                    raise Gone
+                    raise WorkerStopped
                 with convert_memory_errors():
                     settle: Callable[[], None] = partial(_succeed, done, work())
             except Exception as error:  # noqa: BLE001 (raised where it was asked; the thread goes on)
@@ -109,7 +109,7 @@ class Worker:
     def _work(self) -> None:
         try:
             while not self._is_ending:
-                if not self.engine.busy and not self._lines:
+                if not self.engine.busy and not self._queues:
                     self._inbox.get()()
                 self._take_commands()
                 self._feed()
@@ -117,8 +117,8 @@ class Worker:
                     self._step()
         finally:  # also after an exception, which threading prints with its traceback
             self.is_alive = False
-            waiting = [job for line in self._lines.values() for job in line]
-            self._tell([(job, Gone()) for job in (*self._running.values(), *waiting)])
+            waiting = [job for line in self._queues.values() for job in line]
+            self._send([(job, WorkerStopped()) for job in (*self._running.values(), *waiting)])
             self._take_commands()
             if not self._is_ending:
                 self._loop.call_soon_threadsafe(self.on_death)
@@ -134,28 +134,28 @@ class Worker:
 
     def _feed(self) -> None:
         """Give free places to those that wait, one of each adapter in turn, as far as memory reaches."""
-        while self._lines and len(self._running) < self.slots:
-            adapter, line = next(iter(self._lines.items()))
+        while self._queues and len(self._running) < self.slots:
+            adapter, line = next(iter(self._queues.items()))
             if not self.engine.has_room(line[0].request):
-                self._say_short()
+                self._warn_memory_short()
                 return
             job = line.popleft()
-            self._lines.move_to_end(adapter)
+            self._queues.move_to_end(adapter)
             if not line:
-                del self._lines[adapter]
+                del self._queues[adapter]
             try:
                 job.key = self.engine.add(job.request)
             except LorasmithError as error:
                 job.is_over = True
-                self._tell([(job, error)])
+                self._send([(job, error)])
             else:
                 self._running[job.key] = job
 
-    def _say_short(self) -> None:
+    def _warn_memory_short(self) -> None:
         """That memory and not --slots is what requests wait for."""
         now = time.monotonic()
-        if now - self._said_short >= QUIET:
-            self._said_short = now
+        if now - self._warned_at >= WARN_INTERVAL:
+            self._warned_at = now
             log.warning("%s", _(
                 "Requests wait for memory, not for slots: {running} of {slots} slots are in use and the KV cache is "
                 "full. A larger --cache-tokens, a smaller --context or shorter replies let more run at once.",
@@ -170,40 +170,40 @@ class Worker:
             failed = list(self._running.values())
             for job in failed:
                 self._forget(job)
-            self._tell([(job, error) for job in failed])
+            self._send([(job, error) for job in failed])
             return
         if self.engine.preemptions > self._preemptions:
             self._preemptions = self.engine.preemptions
-            self._say_short()
+            self._warn_memory_short()
         told: list[tuple[PendingRequest, Event | Exception]] = [(self._running[event.key], event) for event in events]
         for event in events:
             if event.finish:
                 self._running.pop(event.key).is_over = True
-        self._tell(told)
+        self._send(told)
 
-    def _line_up(self, job: PendingRequest) -> None:
+    def _enqueue(self, job: PendingRequest) -> None:
         if not self.is_alive:
-            self._tell([(job, Gone())])
+            self._send([(job, WorkerStopped())])
         elif not job.is_over:
-            self._lines.setdefault(job.request.adapter, deque()).append(job)
+            self._queues.setdefault(job.request.adapter, deque()).append(job)
 
     def _forget(self, job: PendingRequest) -> None:
         if job.is_over or not self.is_alive:
             return
         job.is_over = True
-        line = self._lines.get(job.request.adapter)
+        line = self._queues.get(job.request.adapter)
         if job.key is not None:
             self.engine.cancel(job.key)
             del self._running[job.key]
         elif line is not None and job in line:
             line.remove(job)
             if not line:
-                del self._lines[job.request.adapter]
+                del self._queues[job.request.adapter]
 
     def _end(self) -> None:
         self._is_ending = True
 
-    def _tell(self, events: "list[tuple[PendingRequest, Event | Exception]]") -> None:
+    def _send(self, events: "list[tuple[PendingRequest, Event | Exception]]") -> None:
         """One call into the loop for a whole step."""
         if events and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_deliver, events)
