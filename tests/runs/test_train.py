@@ -14,12 +14,11 @@ from safetensors.torch import load_file
 from lorasmith import train
 from lorasmith.adapters.session import open_adapters
 from lorasmith.cli.main import main
-from lorasmith.config.toml import Config, load_config
+from lorasmith.config.toml import load_config
 from lorasmith.errors import AdapterError, ConfigError, DataError, ModelError, RunError
 from lorasmith.runs import train as run_module
 from lorasmith.runs.evaluate import evaluate
 from lorasmith.system import ownership
-from lorasmith.training import run_folder
 from lorasmith.training.run_files import is_run_file, read_summary
 from tests.support.tiny import Watch, adapter_bytes, flags, losses, metrics, model_folder, rows_file, settings, trained
 
@@ -487,18 +486,6 @@ def test_relative_paths_are_written_as_they_are_from_anywhere(tmp_path, monkeypa
     assert evaluate([tmp_path / "run"]).adapters[0].loss.after == pytest.approx(summary.loss_after)
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text("utf-8"))
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
-
-
-def test_a_packaged_name_stays_a_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert run_folder.with_absolute_paths(Config()).model.model == "smollm2-135m-instruct"
-
-
-def test_the_files_of_a_run_keep_their_weights_and_hubs_their_names(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.jsonl").touch()
-    config = load_config(None, {"data": {"data": ["a.jsonl:0.7", "org/name:0.3"]}})
-    assert run_folder.with_absolute_paths(config).data.data == (f"{tmp_path}/a.jsonl:0.7", "org/name:0.3")
 
 
 def test_a_run_may_go_on_on_another_device(tmp_path, monkeypatch):

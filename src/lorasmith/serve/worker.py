@@ -85,7 +85,7 @@ class Worker:
         self._put(lambda: work() if self.is_alive else None)
 
     async def call(self, work: Callable[[], T]) -> T:
-        """`work()` between two steps, in the model's thread; raises what it raises, or WorkerStopped if it cannot run."""
+        """`work()` between two steps, in the model's thread; raises what it raises. WorkerStopped if it cannot run."""
         done: asyncio.Future[T] = self._loop.create_future()
 
         def run() -> None:
