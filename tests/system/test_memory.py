@@ -1,5 +1,8 @@
 """The least of what machine, control groups and card leave; an allocation that fails is one sentence."""
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -138,3 +141,32 @@ def test_the_command_line_says_it_without_a_traceback(monkeypatch: pytest.Monkey
     monkeypatch.setattr("lorasmith.cli.main.import_module", lambda _name: module)
     assert main(["info", "x"]) == 2
     assert "not enough memory" in capsys.readouterr().err
+
+
+def test_freed_memory_is_kept_and_can_be_returned():
+    """In a process of its own, because these settings of the allocator last."""
+    code = """
+import ctypes
+from lorasmith.system.memory import keep_freed_memory, memory_mib, release_freed_memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+before = memory_mib()
+keep_freed_memory()
+assert memory_mib() - before < 50, "only address space is reserved"
+block = libc.malloc(200 * 2**20)
+ctypes.memset(block, 1, 200 * 2**20)
+libc.free(block)
+assert memory_mib() - before > 150, "freed memory stays for the next step"
+release_freed_memory()
+assert memory_mib() - before < 50, "and goes back when asked"
+"""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("these settings are glibc's")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_this_process_uses_is_at_most_its_peak():
+    used = memory.memory_mib()
+    if used is None:
+        pytest.skip("this system does not tell")
+    assert 0 < used <= memory.peak_memory_mib(torch.device("cpu")) + 1
