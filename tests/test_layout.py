@@ -9,8 +9,7 @@ MOST_LOOSE, LONGEST = 8, 400
 PACKAGE, TESTS = ROOT / "src" / "lorasmith", ROOT / "tests"
 
 # Modules whose tests are in a file of another name, because it tests them together with what they are made for.
-ELSEWHERE: dict[str, str] = {
-}
+ELSEWHERE: dict[str, str] = {}
 
 
 def place(source: str) -> str:

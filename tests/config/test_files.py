@@ -9,7 +9,7 @@ import pytest
 
 from lorasmith.adapters.folder import NAME
 from lorasmith.cli.main import main
-from lorasmith.config.files import DEEPEST, Malformed, parse_json, read_objects, read_toml
+from lorasmith.config.files import MAX_DEPTH, Malformed, parse_json, read_objects, read_toml
 from lorasmith.demo.run import _saved_replies
 from lorasmith.errors import ConfigError, RunError
 from lorasmith.lora.files import ADAPTER_CONFIG
@@ -21,7 +21,7 @@ NINES = "9" * 5000
 BAD = {  # content -> what is said of it
     "many digits": ('{"a": ' + NINES + "}", "a number of more than 4300 digits"),
     "many brackets": ("[" * 10**5, "nested too deeply"),
-    "deep": ("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), "nested too deeply"),
+    "deep": ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "nested too deeply"),
     "half a character": ('{"a": "\\ud83d"}', "\\ud83d is half a character (a lone surrogate)"),
     "half of a name": ('{"\\udc00": 1}', "\\udc00 is half a character (a lone surrogate)"),
     "not UTF-8": (b'{"a": "\xff"}', "is not UTF-8"),
@@ -52,7 +52,7 @@ def test_the_place_is_told_where_it_is_known():
 
 def test_what_is_harmless_is_read():
     assert parse_json(b'\xef\xbb\xbf {"a": "\\ud83d\\ude00"}\n') == {"a": "😀"}
-    assert parse_json("[" * DEEPEST + "]" * DEEPEST)
+    assert parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH)
     assert parse_json(json.dumps([[]] * 1000))
 
 

@@ -56,7 +56,7 @@ CASES: dict[str, tuple[Any, See]] = {
     "seed": (1, first_batch),
 }
 ELSEWHERE = {"gradient_checkpointing", "row_tokens", "save_every"}  # tests of their own below ...
-ELSEWHERE |= {"patience", "samples", "tensorboard"}  # ... and in test_watching.py
+ELSEWHERE |= {"patience", "samples", "tensorboard"}  # ... and in test_loop.py, test_evaluator.py and test_history.py
 ELSEWHERE |= {"generate", "max_new_tokens", "metric"}  # the same
 
 

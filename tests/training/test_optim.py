@@ -24,7 +24,7 @@ from lorasmith.lora.inject import inject
 from lorasmith.lora.router import Router
 from lorasmith.model.row import Example
 from lorasmith.training.optim import learning_rate, warmup_steps
-from lorasmith.training.summary import read_summary
+from lorasmith.training.run_files import read_summary
 from tests.support.families import distance
 from tests.support.tiny import Watch, losses, model_folder, rows_file, settings, tokenizer, trained
 

@@ -41,7 +41,9 @@ def vllm_command(discovery: Discovery, model: str | None, report: Report) -> tup
         taken = [found for found in taken if found.name not in others]
     rank = next(rank for rank in VLLM_RANKS if rank >= max(found.rank for found in taken))
     patterned = [
-        found.name for found in taken if found.adapter.raw.get("rank_pattern") or found.adapter.raw.get("alpha_pattern")
+        found.name
+        for found in taken
+        if found.adapter.peft_config.get("rank_pattern") or found.adapter.peft_config.get("alpha_pattern")
     ]
     if patterned:
         text = _("{names}: requires vLLM {version} or later; earlier versions ignore rank_pattern and alpha_pattern.",
@@ -72,7 +74,7 @@ def _lora_module(found: DiscoveredAdapter) -> str:
 
 def vllm_refuses(found: DiscoveredAdapter) -> list[str]:
     """Reasons why vLLM cannot load the adapter, or not on every base model; empty if it can."""
-    raw, reasons = found.adapter.raw, []
+    raw, reasons = found.adapter.peft_config, []
     if found.rank > VLLM_RANKS[-1]:
         reasons.append(_("its rank {rank} is higher than the maximum of {most}", rank=found.rank, most=VLLM_RANKS[-1]))
     if raw.get("modules_to_save"):
