@@ -1,4 +1,4 @@
-"""The plan of the source: few modules outside the rooms, files of one idea, and tests where their module's name says."""
+"""The plan of the source: few modules outside the rooms, small files, and tests where their module's name says."""
 
 import pytest
 from tools.layout import loose, rooms, sources

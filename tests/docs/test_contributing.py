@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md says how the code is laid out as it is: the picture of the layers, the rooms, and files that exist."""
+"""CONTRIBUTING.md describes the code as it is: the picture of the layers, the rooms, and files that exist."""
 
 import re
 

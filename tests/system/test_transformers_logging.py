@@ -13,7 +13,7 @@ def test_settings_are_restored_even_after_an_error(bars, verbosity):
     (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
     logging.set_verbosity(verbosity)
     try:
-        with pytest.raises(ZeroDivisionError), quiet_transformers():
+        with pytest.raises(ZeroDivisionError), quiet_transformers():  # noqa: PT012
             assert logging.get_verbosity() == logging.ERROR
             assert not logging.is_progress_bar_enabled()
             raise ZeroDivisionError
