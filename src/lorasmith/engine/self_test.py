@@ -11,30 +11,30 @@ from lorasmith.errors import ModelError, first_line
 from lorasmith.i18n import _
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
-from lorasmith.model.decoder import Decoder
+from lorasmith.model.fast.decoder import FastDecoder
 from lorasmith.model.forward import hidden
 from lorasmith.model.probe import TOLERANCE
 from lorasmith.model.row import Row, Span
 
 
-def decoder_of(base: Base) -> Decoder:
+def decoder_of(base: Base) -> FastDecoder:
     """What decodes this base, made once: in flat rows with a cache, in the bank and as a stack, where that is right.
 
     Tried on two short texts, which costs as much as six steps. The probe at load tries rows without a cache; some
     families take those with a mask of their own and no `attend`.
     """
-    if base.decoding is None:
-        decoder = base.decoding = Decoder(base)
+    if base.fast_decoder is None:
+        decoder = base.fast_decoder = FastDecoder(base)
         try:
             _try(decoder)
         except BaseException:
             decoder.close()
             raise
-    return base.decoding
+    return base.fast_decoder
 
 
 @torch.no_grad()
-def _try(decoder: Decoder) -> None:
+def _try(decoder: FastDecoder) -> None:
     base = decoder.base
     if base.layout != "packed":
         decoder.problem = base.why.get("layout", "")
@@ -62,7 +62,7 @@ def _try(decoder: Decoder) -> None:
     decoder.plain = why
 
 
-def _difference_of(decoder: Decoder, texts: Sequence[Sequence[int]], expected: Tensor) -> str:
+def _difference_of(decoder: FastDecoder, texts: Sequence[Sequence[int]], expected: Tensor) -> str:
     """Why layers in the bank, or all as a stack, cannot decode; empty where they can."""
     base = decoder.base
     try:

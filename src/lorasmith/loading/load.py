@@ -14,11 +14,11 @@ from lorasmith.errors import ModelError, first_line
 from lorasmith.i18n import _, listed
 from lorasmith.loading.gguf import PACKAGED, cached_gguf, packaged_model
 from lorasmith.loading.hub import hub_folder, is_hub_name
+from lorasmith.loading.validate import LOAD_ERRORS, config_problems, refused, unexpected_weights
 from lorasmith.loading.weights import is_stored_as, tensor_by_tensor
 from lorasmith.model.base import Base, positions_of
-from lorasmith.model.fits import REFUSALS, config_problems, left_over, refused
+from lorasmith.model.fast.recognize import recognize_modules
 from lorasmith.model.probe import probe
-from lorasmith.model.verify import recognise
 from lorasmith.report import Report
 from lorasmith.system.device import choose_device, choose_dtype, keep_freed_memory, use_all_cores
 from lorasmith.system.gc_pause import at_rest
@@ -49,7 +49,7 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
                 folder, config=settings, dtype=dtype, use_safetensors=True, local_files_only=True,
                 trust_remote_code=config.trust_remote_code, output_loading_info=True,
             )  # fmt: skip
-    except REFUSALS as error:
+    except LOAD_ERRORS as error:
         raise refused(folder, error, settings) from error
     model, info = loaded
     if info["missing_keys"]:  # transformers would fill them with random numbers
@@ -57,14 +57,14 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
         raise ModelError(
             _("{folder}: missing weights {keys}; the model's files are incomplete.", folder=folder, keys=keys)
         )
-    if problems := left_over(folder, model, info["unexpected_keys"]):
+    if problems := unexpected_weights(folder, model, info["unexpected_keys"]):
         raise ModelError(*problems)
     model.requires_grad_(False)
     nn.Module.to(model, device)
     base = Base(model.train(), tokenizer, config.model, folder, dtype, device)
     base.why |= {"device": why_device, "dtype": why_dtype}
     with quiet_transformers():  # it warns where a model's attention cannot be chosen: the verdict says so
-        recognise(base.model)
+        recognize_modules(base.model)
         probe(base)
     return base
 
@@ -100,7 +100,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except REFUSALS as error:
+    except LOAD_ERRORS as error:
         raise ModelError(
             _("{folder}: the tokenizer cannot be read: {error}", folder=folder, error=first_line(error))
         ) from error
@@ -148,7 +148,7 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
 def _read_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
-    except REFUSALS as error:
+    except LOAD_ERRORS as error:
         raise refused(folder, error) from error
 
 

@@ -132,7 +132,7 @@ class LoRALayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base's own: models look at its dtype. Training refuses one that computes with it: model/untrained.py."""
+        """The base's own: models look at its dtype. model/target_check.py finds those that compute with it."""
         return self.base_layer.weight  # type: ignore[return-value]
 
     @property

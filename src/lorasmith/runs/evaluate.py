@@ -24,7 +24,7 @@ from lorasmith.evaluation.results import AdapterEvaluation, ComparedAnswers, Eva
 from lorasmith.i18n import _, listed
 from lorasmith.lora.inject import HALF
 from lorasmith.model.row import Example
-from lorasmith.model.verify import speed_up
+from lorasmith.model.verify import enable_fast_parts
 from lorasmith.report import Report, Warnings
 from lorasmith.runs.leakage import leakage_warnings
 from lorasmith.training.files import CONFIG, ENVIRONMENT
@@ -79,7 +79,7 @@ def evaluate(
     else:
         examples = _held_out_by_all(session, runs, config, report)
     if session.base.dtype in HALF:  # the kernels of its training: others would change the fourth digit of the loss
-        speed_up(session.base, session.names[0], [token for example in examples[:16] for token in example.ids])
+        enable_fast_parts(session.base, session.names[0], [token for example in examples[:16] for token in example.ids])
     forgetting_examples = _forgetting_examples(session, options.forget, report)
     generation = None
     if options.answers:

@@ -20,7 +20,7 @@ from lorasmith.lora.inject import remove
 from lorasmith.lora.layer import SavedModule
 from lorasmith.lora.variant import flags_of
 from lorasmith.model.base import Base
-from lorasmith.model.decoder import unpacked
+from lorasmith.model.fast.decoder import unpacked
 from lorasmith.serve.discovery import ALLOWED, DiscoveredAdapter, inside, read
 from lorasmith.serve.failure import Failure
 from lorasmith.serve.worker import Worker
@@ -180,7 +180,7 @@ def offer(base: Base, internal_name: str, adapter: AdapterFolder, contents: Cont
     It waits in memory until it is used; only one that changes embeddings, whole modules or other layers than those
     that decode in groups gets modules in the model. `contents`: those of `adapter` in the base's dtype.
     """
-    decoder = base.decoding
+    decoder = base.fast_decoder
     paths = decoder.bank.paths if decoder and decoder.bank else frozenset[str]()
     weights = held_weights(base.model, contents, paths, adapter.hash) if paths else None
     if decoder and weights:
@@ -227,7 +227,7 @@ def _blocks(base: Base, name: str) -> list[str]:
 
 def withdraw(base: Base, internal_name: str) -> None:
     """Take it off again; no request may use it any more."""
-    if base.decoding is not None and base.decoding.drop(internal_name):
+    if base.fast_decoder is not None and base.fast_decoder.drop(internal_name):
         return
     with unpacked(base):
         remove(base.model, internal_name)

@@ -19,7 +19,7 @@ from lorasmith.errors import LIBRARY_ERRORS, ModelError, first_line
 from lorasmith.i18n import _
 
 CONFIG = "config.json"
-REFUSALS = (*LIBRARY_ERRORS, SafetensorError, StrictDataclassError)  # what transformers raises of a folder
+LOAD_ERRORS = (*LIBRARY_ERRORS, SafetensorError, StrictDataclassError)  # what transformers raises of a folder
 _NUMBERED = re.compile(r"(.*?)\.(\d+)\.(.*)")  # the stack of layers, a layer's number, a tensor in it
 _ATTENTION = ("attn_implementation", "_attn_implementation")
 _AT_LEAST_ONE = (
@@ -105,7 +105,7 @@ def refused(folder: Path, error: Exception, settings: PretrainedConfig | None = 
         return ModelError(
             _("{folder}: transformers does not support this model: {error}", folder=folder, error=_named(error))
         )
-    problems = other_shapes(folder, settings)
+    problems = shape_mismatches(folder, settings)
     return ModelError(
         *problems or [_("{folder}: transformers cannot load this model: {error}", folder=folder, error=_named(error))]
     )
@@ -127,12 +127,12 @@ def _key_of(raw: Mapping[str, Any], value: Any) -> str | None:
     return None
 
 
-def other_shapes(folder: Path, settings: PretrainedConfig) -> list[str]:
+def shape_mismatches(folder: Path, settings: PretrainedConfig) -> list[str]:
     """The tensors of a folder that have another shape than a model of this config; found without its weights."""
     try:
         with torch.device("meta"):
             wanted = dict(AutoModelForCausalLM.from_config(settings).named_parameters())
-    except REFUSALS:
+    except LOAD_ERRORS:
         return []  # then this is what the error was about
     problems = []
     for path in sorted(folder.glob("*.safetensors")):
@@ -160,7 +160,7 @@ def _shapes(path: Path) -> Iterator[tuple[str, list[int]]]:
         return  # transformers said what is wrong with it
 
 
-def left_over(folder: Path, model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
+def unexpected_weights(folder: Path, model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
     """What the weights hold that a model of this config has no place for: whole layers, or biases of its layers.
 
     Other parts (an encoder for images, layers that predict further tokens) are left out knowingly by transformers.
