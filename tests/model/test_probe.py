@@ -164,7 +164,7 @@ ONE = attention_groups((Span(0, 3),), torch.device("cpu"))
 @pytest.mark.parametrize(
     ("keywords", "named"),
     [
-        ({}, "the row"),
+        ({}, "does not pass the packed row on"),
         ({"row": ONE, "softcap": 5.0}, "softcap"),
         ({"row": ONE, "s_aux": torch.ones(2)}, "s_aux"),
         ({"row": ONE, "dropout": 0.1}, "dropout"),

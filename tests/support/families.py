@@ -59,7 +59,7 @@ PADDED = {  # the families that cannot be packed, and why
     "bloom": "attend to each other",  # ALiBi from the mask: knows no position ids
     "falcon": "attend to each other",
     "gemma2": "softcap",
-    "stablelm": "the row",  # its layers do not hand keywords on
+    "stablelm": "does not pass the packed row on",  # its layers do not hand keywords on
 }
 EMBEDDINGS = {"gpt2": "wte", "bloom": "word_embeddings", "falcon": "word_embeddings", "gpt_neox": "embed_in"}
 ONE_LINEAR = {

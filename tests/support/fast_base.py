@@ -4,6 +4,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import Tensor, nn
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.lora.inject import Adapter, inject
@@ -35,3 +36,10 @@ def fast_base(family: str, dtype: torch.dtype = torch.float64, **options: Any) -
     base, adapter = plain_base(family, dtype, **options)
     enable_fast_parts(base, "default", IDS)
     return base, adapter
+
+
+def output_and_gradient(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = x.clone().requires_grad_(True)
+    y = module(leaf)
+    direction = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+    return y.detach(), torch.autograd.grad(y, leaf, direction)[0]
