@@ -14,7 +14,7 @@ from lorasmith.config.data import DataConfig
 from lorasmith.data.dataset.prepare import prepare
 from lorasmith.data.read.files import read
 from lorasmith.data.template.encoding import Template
-from lorasmith.loading.load import load_tokenizer
+from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.model.row import Example
 
 ALPACA_FILE = ROOT.parent / "shared" / "data" / "alpaca_zh_demo.json"

@@ -95,7 +95,7 @@ def test_base_and_rows_are_fetched_once_and_then_needed_no_more(hub: Hub, tmp_pa
 )
 def test_what_a_hub_refuses_is_told_in_a_line(asked_here: Hub, name: str, why: str) -> None:
     from lorasmith.data.read.files import look
-    from lorasmith.loading.load import find_folder
+    from lorasmith.loading.folder import find_folder
 
     with pytest.raises(ModelError) as caught:
         find_folder(f"org/{name}", Watch())
@@ -112,7 +112,7 @@ def test_a_broken_download_is_told_in_a_line_and_leaves_no_half_of_anything(
     asked_here: Hub, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from lorasmith.data.read.files import look
-    from lorasmith.loading.load import find_folder
+    from lorasmith.loading.folder import find_folder
 
     asked_here.broken |= {"tokenizer.json", "train.jsonl"}
     for _again in range(2):  # the second one must not take what came of the first for a whole model

@@ -16,8 +16,8 @@ from lorasmith.demo.conversations import demo_split
 from lorasmith.errors import RunError
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import packaged_model
-from lorasmith.loading.load import load_tokenizer
 from lorasmith.loading.packages import CHITCHAT, fetch_package
+from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.report import Report
 from lorasmith.runs.plot import smooth
 from lorasmith.runs.train import train

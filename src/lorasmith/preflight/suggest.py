@@ -21,7 +21,8 @@ from lorasmith.data.rows.conversation import Record
 from lorasmith.data.template.encoding import Template
 from lorasmith.evaluation.loss import MIN_EXAMPLES
 from lorasmith.i18n import _, listed
-from lorasmith.loading.load import find_folder, load_tokenizer, max_positions
+from lorasmith.loading.folder import find_folder, max_positions
+from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.report import Report, Warnings
 from lorasmith.system.writing import write_file
 
