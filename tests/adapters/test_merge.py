@@ -435,7 +435,7 @@ def test_equal_logits_are_certified():
     assert (found.error, found.limit, found.agreeing, found.positions) == (0, FLOAT32_LIMIT, 3, 3)
     assert found.holds
     assert "float32: relative logit error 0.0e+00 (limit 1.0e-04)" in str(found)
-    assert "the same at 3 of 3 positions" in str(found)
+    assert "the top token agrees at 3 of 3 positions" in str(found)
 
 
 def test_the_error_is_the_root_mean_square_relative_to_the_logits():

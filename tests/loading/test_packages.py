@@ -203,11 +203,11 @@ import lorasmith.loading.packages as fetch
 from lorasmith.report import Report
 class Out(Report):
     def say(self, text): print(text, flush=True)
-take = fetch._take
+take = fetch._copy_out
 def slow(*arguments):
     time.sleep(1.5)
     take(*arguments)
-fetch._take = slow
+fetch._copy_out = slow
 sys.stdin.readline()
 print(fetch.fetch_package(fetch.Package(**json.loads(sys.argv[1])), Out()))
 """

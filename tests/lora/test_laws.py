@@ -129,7 +129,7 @@ def test_quantised_base_is_not_merged() -> None:
     layer = base.model.get_submodule("model.layers.1.self_attn.q_proj")
     assert isinstance(layer, LoRALayer)
     layer.base_layer.weight = nn.Parameter(torch.ones(32, 32, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(AdapterError, match=r"layers\.1\.self_attn\.q_proj: the base is quantised"):
+    with pytest.raises(AdapterError, match=r"layers\.1\.self_attn\.q_proj: the base model is quantised"):
         merged_weights(base.model, adapter)
 
 

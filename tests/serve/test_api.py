@@ -104,7 +104,7 @@ CALLED = [
     [
         ({"temperature": -1}, "temperature", "at least 0"),
         ({"extra_body": {"temprature": 1}}, "temprature", "Did you mean 'temperature'"),
-        ({"max_tokens": 5000}, "max_tokens", "at most 120"),
+        ({"max_tokens": 5000}, "max_tokens", "context length of 120 tokens"),
         ({"max_tokens": 0}, "max_tokens", "at least 1"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "role 'user'"),
         ({"messages": []}, "messages", "messages"),

@@ -142,7 +142,7 @@ def test_a_loss_that_is_no_number_stops_before_the_optimiser(tmp_path, capsys):
     files, bad, good = rows_file(tmp_path / "rows.jsonl"), tmp_path / "bad", tmp_path / "good"
     assert main(["train", files, "--output", str(bad), *flags(options)]) == 2
     out, err = capsys.readouterr()
-    assert err.startswith("error: step 2: loss nan, gradient norm nan: not finite, so the optimiser did not move")
+    assert err.startswith("error: step 2: loss nan, gradient norm nan: not finite, so the optimiser step was skipped")
     assert len(err.splitlines()) == 1
     assert len([word for word in err.split() if "rows.jsonl" in word]) == options["batch_size"]
     assert str(bad / "checkpoints" / "step-000001") in err

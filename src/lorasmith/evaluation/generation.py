@@ -75,7 +75,7 @@ class GenerationEvaluation:
         Raises DataError if none does, MissingExtraError if the packages that compute the metrics are not installed.
         """
         prompts = prompts_from_examples(examples, template, count)
-        ended = mean_metric(ENDED, _("ended with a stop token"), lambda finish, _reference: 100.0 * (finish == "stop"))
+        ended = mean_metric(ENDED, _("reached stop token"), lambda finish, _reference: 100.0 * (finish == "stop"))
         metrics = [*built_in_metrics([prompt.reference for prompt in prompts]), ended, *custom]
         return cls(prompts, metrics, sampling, template.stop_ids)
 

@@ -151,6 +151,7 @@ def restore(folder: Path, parameters: FlatParameters, optimizer: torch.optim.Opt
             )
         )
     parameters.values.copy_(values)
+    parameters.changed()
     device = parameters.values.device
     optimizer.state[parameters.values] = {"step": torch.tensor(float(step), device=device)} | {
         name: moment.to(device) for name, moment in zip(MOMENTS, moments, strict=True)

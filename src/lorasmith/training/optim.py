@@ -17,7 +17,7 @@ class FlatParameters:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        tensors = list(parameters.values())
+        self.tensors = tensors = list(parameters.values())
         self.values = nn.Parameter(torch.cat([p.detach().flatten() for p in tensors]))
         # behind the gradient, what else is summed over the ranks in the same all-reduce: the loss, a wish to stop
         self.reduced = self.values.new_zeros(self.values.numel() + 2)
@@ -32,6 +32,13 @@ class FlatParameters:
     def _split(flat: Tensor, tensors: list[nn.Parameter]) -> list[Tensor]:
         pieces = flat.split([p.numel() for p in tensors])
         return [piece.view(p.shape) for piece, p in zip(pieces, tensors, strict=True)]
+
+    def changed(self) -> None:
+        """Let the tensors know that `values` has changed: whoever keeps a copy of one compares its version.
+
+        They share the memory of `values`, but not its version counter.
+        """
+        torch.autograd.graph.increment_version(self.tensors)
 
     def zero(self) -> None:
         """Start the next step: no gradient, no loss, no wish to stop."""

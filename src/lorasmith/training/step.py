@@ -48,4 +48,5 @@ def train_step(
     # the fused kernel leaves everything as it is where found_inf is 1, so no host has to look first
     optimizer.found_inf = (~(torch.isfinite(parameters.loss) & torch.isfinite(norm))).float()  # type: ignore[attr-defined]
     optimizer.step()
+    parameters.changed()
     return Log(parameters.loss.clone(), norm, parameters.stop.clone())

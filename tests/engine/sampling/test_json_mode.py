@@ -137,6 +137,6 @@ def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_tokenizer_that_cannot_spell_it_is_refused_before_anything_runs() -> None:
     engine = Engine(base_of("llama"))
     assert isinstance(engine.base.tokenizer, Letters)
-    with pytest.raises(ConfigError, match="tokenizer cannot spell"):
+    with pytest.raises(ConfigError, match="tokenizer cannot represent every JSON text"):
         engine.add(request([4], json_object=True))
     assert not engine.busy
