@@ -1,6 +1,6 @@
 """Which texts of the package a user meets as an error, and under which class: read from the code, without running it.
 
-A text belongs to an error where it is an argument of it, is added to a `Problems` or is a `Broken` row, or reaches one
+A text belongs to an error where it is an argument of it, is added to a `Problems` or is a `BadRow` row, or reaches one
 of these by way of variables, lists that are appended to, and functions that return or yield it.
 """
 
@@ -19,9 +19,9 @@ HANDED_ON = (
     ("reading.py", "_not_json", "RunError"),
     ("reading.py", "_not_an_object", "AdapterError"),
     ("reading.py", "_not_an_object", "ModelError"),
-    ("data/rows/forms.py", "_alpaca_problem", "DataError"),
-    ("data/rows/forms.py", "_prompt_problem", "DataError"),
-    ("data/rows/forms.py", "_plain_problem", "DataError"),
+    ("data/rows/formats.py", "_alpaca_problem", "DataError"),
+    ("data/rows/formats.py", "_prompt_problem", "DataError"),
+    ("data/rows/formats.py", "_plain_problem", "DataError"),
 )
 # What pydantic and argparse catch, and config.py and flags.py turn into a ConfigError.
 ALIASES = {"ValueError": "ConfigError", "ArgumentTypeError": "ConfigError"}
@@ -97,7 +97,7 @@ def _raises(function: Function, package: Package) -> Iterator[tuple[ast.AST, str
         if not isinstance(node, ast.Call):
             continue
         name = _name(node.func)
-        if name == "Broken" or (name == "add" and _names(node.func) == {"problems"}):
+        if name == "BadRow" or (name == "add" and _names(node.func) == {"problems"}):
             yield node.args[-1], "DataError"
         elif (name not in ALIASES or _has_text(node)) and (error := package.error_class(name)):
             yield node, error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import openai
 import pytest
-import tiny
+from tests.support import tiny
 import torch
 
 from lorasmith.config.model import ModelConfig

@@ -10,7 +10,7 @@ from lorasmith.i18n import _, listed
 Learn = Literal["answers", "last-answer", "all"]
 TooLong = Literal["error", "truncate", "truncate-left", "split", "drop"]
 TEMPLATES = ("auto", "model", "human-assistant", "alpaca", "chatml")  # any other name is a file's
-# What the forms of data/rows/forms.py read; a test holds the two together.
+# What the forms of data/rows/formats.py read; a test holds the two together.
 COLUMNS = (
     "completion", "conversations", "history", "input", "instruction", "messages", "output", "prompt", "system", "text",
     "tools",

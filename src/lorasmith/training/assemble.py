@@ -15,7 +15,7 @@ from lorasmith.config.toml import Config
 from lorasmith.config.training import MOST_STEPS
 from lorasmith.data.dataset.plan import Plan, plan
 from lorasmith.data.dataset.prepare import Prepared, prepare
-from lorasmith.data.read.files import Found
+from lorasmith.data.read.files import DataFile
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import ConfigError, LorasmithError
 from lorasmith.evaluation.custom_metric import custom_metrics
@@ -52,7 +52,7 @@ class Assembled:
 
 
 def assemble(
-    config: Config, folder: Path, report: Report, world: World, files: Sequence[Found] | None = None
+    config: Config, folder: Path, report: Report, world: World, files: Sequence[DataFile] | None = None
 ) -> Assembled:
     """Load the base, encode the rows, put the adapter on; nothing is written into `folder`.
 

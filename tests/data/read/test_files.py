@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from lorasmith.data.read.files import look, read
-from lorasmith.data.rows.conversation import LISTED, Message, Problems, places
-from lorasmith.data.rows.forms import conversation
+from lorasmith.data.read.files import read_file, read_records
+from lorasmith.data.rows.conversation import MAX_LISTED, Message, Problems, places
+from lorasmith.data.rows.formats import to_conversation
 from lorasmith.errors import DataError, MissingExtraError
 from lorasmith.report import Report
 from tests.support.paths import SHARED
@@ -34,7 +34,7 @@ def write(tmp_path):
 def problems(path) -> list[str]:
     """What reading it raises, each with the path shortened to its name."""
     with pytest.raises(DataError) as caught:
-        read(path)
+        read_records(path)
     return [text.replace(f"{path.parent}/", "") for text in caught.value.problems]
 
 
@@ -43,21 +43,21 @@ def problems(path) -> list[str]:
 
 def test_jsonl_knows_its_lines(write):
     path = write("a.jsonl", b"\xef\xbb\xbf" + json.dumps(ROW).encode() + b"\r\n\n  \n" + json.dumps(OTHER).encode())
-    first, second = read(path)
+    first, second = read_records(path)
     assert (first.fields, first.source) == (ROW, f"{path}:1")
     assert (second.fields, second.source) == (OTHER, f"{path}:4")
 
 
 def test_only_a_line_feed_ends_a_row(write):
     row = ROW | {"output": "one\u2028two\u0085three"}
-    assert [record.fields for record in read(write("a.jsonl", [row, ROW]))] == [row, ROW]
+    assert [record.fields for record in read_records(write("a.jsonl", [row, ROW]))] == [row, ROW]
 
 
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 def test_a_json_list_knows_the_line_where_each_row_begins(write, bom):
     text = bom + "\n[\n" + json.dumps(ROW, indent=1) + ",\n\n" + json.dumps(ROW) + ", " + json.dumps(OTHER) + "\n]\n"
     path = write("a.json", text)
-    assert [(record.fields, record.source) for record in read(path)] == [
+    assert [(record.fields, record.source) for record in read_records(path)] == [
         (ROW, f"{path}:3"),
         (ROW, f"{path}:9"),
         (OTHER, f"{path}:9"),
@@ -65,8 +65,8 @@ def test_a_json_list_knows_the_line_where_each_row_begins(write, bom):
 
 
 def test_the_name_of_a_file_does_not_decide_its_form(write):
-    assert len(read(write("lines.json", [ROW, ROW]))) == 2
-    assert len(read(write("list.jsonl", json.dumps([ROW, ROW])))) == 2
+    assert len(read_records(write("lines.json", [ROW, ROW]))) == 2
+    assert len(read_records(write("list.jsonl", json.dumps([ROW, ROW])))) == 2
 
 
 @pytest.mark.parametrize("blanks", ["", " "])
@@ -76,7 +76,7 @@ def test_an_alpaca_row_is_a_question_and_its_answer(write, blanks):
         {"instruction": "Ask", "output": "Answer"},
         {"instruction": "Ask", "input": None, "output": "Answer"},
     ]
-    found = [conversation(record).messages for record in read(write("a.jsonl", rows))]
+    found = [to_conversation(record).messages for record in read_records(write("a.jsonl", rows))]
     assert found == [
         (Message("user", user), Message("assistant", answer))
         for user, answer in [("Ask\n\nthis", " Answer "), ("Ask", "Answer"), ("Ask", "Answer")]
@@ -91,7 +91,7 @@ def test_packed_files(write, name):
         else "\n".join(map(json.dumps, [ROW, OTHER] * 9)).encode()
     )
     path = write(name, packed(name, content))
-    assert [record.fields for record in read(path)] == [ROW, OTHER] * 9
+    assert [record.fields for record in read_records(path)] == [ROW, OTHER] * 9
     path = write(f"cut-{name}", packed(name, content)[:-6])
     assert problems(path)[0].startswith(f"data.data: cut-{name}: cannot be read: ")
     assert problems(write(f"bad-{name}", b"no packed file"))[0].startswith(f"data.data: bad-{name}: cannot be read: ")
@@ -107,15 +107,15 @@ def packed(name: str, content: bytes) -> bytes:
 def test_what_was_found_is_said(write):
     rows = [ROW | {"id": 7}, ROW, OTHER, ROW | {"id": 0, "input": ""}]
     path = write("a.jsonl", rows)
-    found = look(path)
-    assert (found.form, len(found.records), [record.fields for record in found.records[:1]]) == ("alpaca", 4, [ROW])
+    found = read_file(path)
+    assert (found.format, len(found.records), [record.fields for record in found.records[:1]]) == ("alpaca", 4, [ROW])
     assert [note.replace(f"{path.parent}/", "") for note in found.notes] == [
         "a.jsonl: alpaca format, 4 rows, none skipped.",
         "a.jsonl: unused keys, with the number of rows that have them: 'id' (1).",
         "Duplicates of earlier rows, which are kept: 2 (a.jsonl lines 2, 4).",
     ]
     chat = CHAT | {"messages": [*CHAT["messages"][:1], CHAT["messages"][1] | {"thinking": "Well"}]}
-    assert look(write("b.jsonl", [chat])).notes[1].endswith(": 'messages.thinking' (1).")
+    assert read_file(write("b.jsonl", [chat])).notes[1].endswith(": 'messages.thinking' (1).")
 
 
 def test_a_large_file_shows_its_progress(write, monkeypatch):
@@ -123,7 +123,7 @@ def test_a_large_file_shows_its_progress(write, monkeypatch):
     path, steps = write("a.jsonl", [ROW]), []
     report = Report()
     report.progress = lambda task, done, total: steps.append((task, done, total))
-    look(path, report=report)
+    read_file(path, report=report)
     assert steps[-1] == ("reading a.jsonl", path.stat().st_size, path.stat().st_size)
 
 
@@ -132,19 +132,19 @@ def test_real_rows():
     file = SHARED / "data" / "alpaca_zh_demo.json"
     if not file.is_file():
         pytest.skip("no shared/data beside this checkout")
-    found = look(file)
-    assert (found.form, len(found.records)) == ("alpaca", 1000)
+    found = read_file(file)
+    assert (found.format, len(found.records)) == ("alpaca", 1000)
     assert found.notes[0] == f"{file}: alpaca format, 1,000 rows, none skipped."
     twice = 1000 - len({tuple(row.values()) for row in json.loads(file.read_bytes())})
     assert found.notes[1].startswith(f"Duplicates of earlier rows, which are kept: {twice} (")
-    assert all(len(conversation(record).messages) == 2 for record in found.records)
+    assert all(len(to_conversation(record).messages) == 2 for record in found.records)
 
 
 def test_a_folder_of_datasets(tmp_path):
     datasets = pytest.importorskip("datasets", reason="the extra lorasmith[data] is not installed")
     rows = datasets.Dataset.from_list([CHAT, CHAT])
     rows.save_to_disk(tmp_path / "one")
-    assert [(r.fields, r.source) for r in read(tmp_path / "one")] == [
+    assert [(r.fields, r.source) for r in read_records(tmp_path / "one")] == [
         (CHAT, f"{tmp_path}/one row 1"),
         (CHAT, f"{tmp_path}/one row 2"),
     ]
@@ -152,7 +152,7 @@ def test_a_folder_of_datasets(tmp_path):
     assert problems(tmp_path / "both") == [
         "data.data: both contains several splits. Give one of them: both/train, both/test."
     ]
-    assert len(read(tmp_path / "both" / "train")) == 2
+    assert len(read_records(tmp_path / "both" / "train")) == 2
     datasets.Dataset.from_list([ROW, ROW | {"output": ""}]).save_to_disk(tmp_path / "bad")
     assert problems(tmp_path / "bad")[0].startswith("data.data: bad row 2: 'output' is empty")
 
@@ -161,7 +161,7 @@ def test_a_folder_of_datasets_without_the_package(tmp_path, monkeypatch):
     (tmp_path / "state.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=re.escape("pip install 'lorasmith[data]'")):
-        read(tmp_path)
+        read_records(tmp_path)
 
 
 # -- what cannot ----------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_a_missing_file_names_a_similar_one(write):
     assert problems(path.with_name("train.json"))[0].endswith("Did you mean train.jsonl?")
     assert problems(path.with_name("zzz")) == ["data.data: zzz does not exist."]
     with pytest.raises(DataError, match=r"The folder .*nowhere does not exist either\."):
-        read(path.parent / "nowhere" / "train.jsonl")
+        read_records(path.parent / "nowhere" / "train.jsonl")
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])
@@ -253,8 +253,8 @@ def test_all_bad_rows_are_told_at_once_and_the_same_fault_once(write):
 
 
 def test_many_different_faults_are_counted_after_the_twentieth(write):
-    texts = problems(write("a.jsonl", [{f"key{n}": 1} for n in range(LISTED + 7)]))
-    assert len(texts) == LISTED + 1
+    texts = problems(write("a.jsonl", [{f"key{n}": 1} for n in range(MAX_LISTED + 7)]))
+    assert len(texts) == MAX_LISTED + 1
     assert texts[-1] == "data.data: 7 more rows have problems."
 
 
@@ -268,4 +268,4 @@ def test_a_line_that_ends_too_early_is_named_at_its_end(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"instruction": "a", "output": "b"}\n{"instruction":"c","output":\n', "utf-8")
     with pytest.raises(DataError, match=r"line 2: not valid JSON at column 29"):
-        list(read(str(path)))
+        list(read_records(str(path)))

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from lorasmith.data.read.prompts import UNREAD, read_prompts
+from lorasmith.data.read.prompts import PLACEHOLDER_ANSWER, read_prompts
 from lorasmith.data.rows.conversation import Message
-from lorasmith.data.rows.forms import conversation
+from lorasmith.data.rows.formats import to_conversation
 from lorasmith.errors import DataError
 
 ASKED = [{"from": "human", "value": "Hi"}]
@@ -22,8 +22,10 @@ ROWS = [
 def test_prompts_of_all_forms(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, ROWS)), "utf-8")
     (tmp_path / "a.csv").write_text('id,prompt\n1,"Hi"\n', "utf-8")
-    found = [conversation(record).messages for name in ("a.jsonl", "a.csv") for record in read_prompts(tmp_path / name)]
-    assert found == [(Message("user", "Hi"), Message("assistant", UNREAD))] * 6
+    found = [
+        to_conversation(record).messages for name in ("a.jsonl", "a.csv") for record in read_prompts(tmp_path / name)
+    ]
+    assert found == [(Message("user", "Hi"), Message("assistant", PLACEHOLDER_ANSWER))] * 6
 
 
 def test_a_plain_text_asks_nothing(tmp_path):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from lorasmith.data.read.files import look
+from lorasmith.data.read.files import read_file
 from lorasmith.data.rows.conversation import Conversation, Message, Record
-from lorasmith.data.rows.forms import conversation
+from lorasmith.data.rows.formats import to_conversation
 from lorasmith.errors import ConfigError, DataError
 
 ROW = {"instruction": "Ask", "input": "", "output": "Answer"}
@@ -25,7 +25,7 @@ def seen(tmp_path):
     def seen(*rows, **options):
         path = tmp_path / "a.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-        return look(path, **options)
+        return read_file(path, **options)
 
     return seen
 
@@ -33,7 +33,7 @@ def seen(tmp_path):
 @pytest.fixture
 def made(seen):
     """`made(row)`: the conversation of the only row of a file."""
-    return lambda row: conversation(seen(row).records[0])
+    return lambda row: to_conversation(seen(row).records[0])
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def refused(seen, tmp_path):
      (ROW | TEXT, "alpaca"), (CHAT | TEXT | PROMPT, "chat"), (ROW | {"messages": None}, "alpaca")],
 )  # fmt: skip
 def test_the_form_of_a_file(seen, row, form):
-    assert seen(row, row).form == form
+    assert seen(row, row).format == form
 
 
 def test_most_rows_decide_and_the_others_are_told_with_what_they_are(refused):
@@ -100,8 +100,8 @@ def test_columns_that_nobody_knows_are_told_with_the_nearest_form(refused, row, 
 def test_other_columns_by_map(seen):
     rows = {"question": "Ask", "answer": "Answer", "output": "not this one", "id": 1}
     found = seen(rows, renamed={"instruction": "question", "output": "answer"})
-    assert (found.form, found.records[0].fields) == ("alpaca", {"instruction": "Ask", "output": "Answer"})
-    assert seen(ROW, renamed={"instruction": "question"}).form == "alpaca"  # read as it is
+    assert (found.format, found.records[0].fields) == ("alpaca", {"instruction": "Ask", "output": "Answer"})
+    assert seen(ROW, renamed={"instruction": "question"}).format == "alpaca"  # read as it is
     swapped = seen({"input": "a", "output": "b", "instruction": "c"}, renamed={"input": "output", "output": "input"})
     assert swapped.records[0].fields == {"instruction": "c", "input": "b", "output": "a"}
     with pytest.raises(
@@ -186,10 +186,10 @@ def test_rows_with_more_than_text_are_left_out_and_told(seen, refused, tmp_path)
     why = "skipped: a message has a part of type 'image_url', but only text is supported."
     assert [record.source.rpartition(":")[2] for record in found.records] == ["1", "4"]
     assert found.notes[0] == f"{tmp_path}/a.jsonl: chat format, 2 rows, 2 skipped."
-    assert found.left_out == (f"{tmp_path}/a.jsonl lines 2-3: {why}",)
+    assert found.skipped == (f"{tmp_path}/a.jsonl lines 2-3: {why}",)
     assert refused(image) == [f"data.data: a.jsonl line 1: {why}"]
     with pytest.raises(DataError, match="a part of type 'image_url'"):
-        conversation(Record(image, "row"))
+        to_conversation(Record(image, "row"))
 
 
 # -- rows that cannot be learned from -------------------------------------------------------------------------------
