@@ -7,7 +7,6 @@ from pathlib import Path
 
 import openai
 import pytest
-from tests.support import tiny
 import torch
 
 from lorasmith.config.model import ModelConfig
@@ -16,6 +15,7 @@ from lorasmith.loading.load import load_base
 from lorasmith.serve import startup
 from lorasmith.serve.startup import cache_tokens
 from lorasmith.system import memory
+from tests.support import tiny
 from tests.support.serving import Running, running, said, slow, user, wait_for
 
 HI = "What do cats eat?"
