@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from lorasmith.adapters.folder import NAME
 from lorasmith.cli.main import main
 from lorasmith.errors import Interrupted
-from lorasmith.lora.files import CONFIG
-from lorasmith.training.files import STATE, TENSORS
+from lorasmith.lora.files import ADAPTER_CONFIG
+from lorasmith.training.run_files import STATE, TENSORS
 from tests.support.tiny import Watch, flags, rows_file, settings, trained
 
 Words = list[str]
@@ -70,12 +70,12 @@ def checkpoint() -> Path:
 
 def without_base() -> Words:
     (Path("done/adapter") / NAME).unlink()
-    change(Path("done/adapter") / CONFIG, base_model_name_or_path=None)
+    change(Path("done/adapter") / ADAPTER_CONFIG, base_model_name_or_path=None)
     return ["generate", "done", "hi"]
 
 
 def rank_0() -> Words:
-    change(Path("done/adapter") / CONFIG, r=0)
+    change(Path("done/adapter") / ADAPTER_CONFIG, r=0)
     return ["generate", "done", "hi"]
 
 

@@ -1,6 +1,6 @@
 """Which texts of the package a user meets as an error, and under which class: read from the code, without running it.
 
-A text belongs to an error where it is an argument of it, is added to a `Problems` or is a `BadRow` row, or reaches one
+A text belongs to an error where it is an argument of it, is added to a `Problems` or is a `Broken` row, or reaches one
 of these by way of variables, lists that are appended to, and functions that return or yield it.
 """
 
@@ -14,16 +14,16 @@ SOURCE = Path(__file__).parents[1] / "src" / "lorasmith"
 # Functions whose texts another part raises: by module, name and class.
 HANDED_ON = (
     ("cli/flags.py", "read", "ConfigError"),
-    ("reading.py", "_not_json", "AdapterError"),
-    ("reading.py", "_not_json", "ModelError"),
-    ("reading.py", "_not_json", "RunError"),
-    ("reading.py", "_not_an_object", "AdapterError"),
-    ("reading.py", "_not_an_object", "ModelError"),
+    ("config/files.py", "_not_json", "AdapterError"),
+    ("config/files.py", "_not_json", "ModelError"),
+    ("config/files.py", "_not_json", "RunError"),
+    ("config/files.py", "_not_an_object", "AdapterError"),
+    ("config/files.py", "_not_an_object", "ModelError"),
     ("data/rows/formats.py", "_alpaca_problem", "DataError"),
     ("data/rows/formats.py", "_prompt_problem", "DataError"),
     ("data/rows/formats.py", "_plain_problem", "DataError"),
 )
-# What pydantic and argparse catch, and config.py and flags.py turn into a ConfigError.
+# What pydantic and argparse catch, and config/values.py and cli/flags.py turn into a ConfigError.
 ALIASES = {"ValueError": "ConfigError", "ArgumentTypeError": "ConfigError"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -87,6 +87,8 @@ def error_texts() -> tuple[ErrorText, ...]:
                 for raised, error in _raises(function, package):
                     _Flow(package, error, found).follow(module, function, raised)
     for module, name, error in HANDED_ON:
+        if (module, name) not in package.functions:
+            raise KeyError(f"HANDED_ON: {module} has no function {name}")
         _Flow(package, error, found).called(module, name)
     return tuple(sorted(found, key=lambda one: (one.error, one.module, found[one])))
 
@@ -97,7 +99,7 @@ def _raises(function: Function, package: Package) -> Iterator[tuple[ast.AST, str
         if not isinstance(node, ast.Call):
             continue
         name = _name(node.func)
-        if name == "BadRow" or (name == "add" and _names(node.func) == {"problems"}):
+        if name == "Broken" or (name == "add" and _names(node.func) == {"problems"}):
             yield node.args[-1], "DataError"
         elif (name not in ALIASES or _has_text(node)) and (error := package.error_class(name)):
             yield node, error

@@ -25,7 +25,7 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Request
 from lorasmith.loading.load import load_base
-from lorasmith.serve.registry import offer
+from lorasmith.serve.registry import attach
 
 REQUESTS, NEW, ADAPTERS = 16, 32, 8
 ALIKE = 0.8  # of llama.cpp's tokens, the least that transformers must choose too
@@ -46,7 +46,7 @@ class Ours:
         before, start = resident(), time.perf_counter()
         for folder in folders:
             adapter = AdapterFolder.read(folder)
-            offer(self.base, folder.name, adapter, adapter.contents(self.base.dtype))
+            attach(self.base, folder.name, adapter, adapter.tensors_in(self.base.dtype))
         size = sum((folder / "adapter_model.safetensors").stat().st_size for folder in folders)
         self.registered = {
             "adapters": len(folders),

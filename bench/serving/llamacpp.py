@@ -20,7 +20,7 @@ import torch
 from safetensors.numpy import load_file
 
 from lorasmith.loading.folder import find_folder
-from lorasmith.lora.files import CONFIG, WEIGHTS
+from lorasmith.lora.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lorasmith.report import Report
 
 KINDS = {"f16": gguf.GGMLQuantizationType.F16, "q8_0": gguf.GGMLQuantizationType.Q8_0}
@@ -146,8 +146,10 @@ def write_adapter(file: Path, folder: Path, config: dict[str, Any]) -> None:
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(json.loads((folder / CONFIG).read_text())["lora_alpha"]))
-    for name, weight in load_file(folder / WEIGHTS).items():
+    writer.add_float32(
+        gguf.Keys.Adapter.LORA_ALPHA, float(json.loads((folder / ADAPTER_CONFIG).read_text())["lora_alpha"])
+    )
+    for name, weight in load_file(folder / ADAPTER_WEIGHTS).items():
         module, _dot, half = name.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
         array = _turned(module, weight, config) if half == "lora_B" else weight
         writer.add_tensor(f"{_name(module, config)}.{half.lower()}", np.ascontiguousarray(array, np.float32))

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lorasmith.serve.adapters import offer
-from lorasmith.serve.found import look, read
 from safetensors.torch import load_file
 
 from lorasmith.adapters.folder import NAME, AdapterFolder, find_adapter, write_adapter
@@ -22,16 +20,17 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine
 from lorasmith.errors import AdapterError
 from lorasmith.loading.load import load_base
-from lorasmith.lora.files import CONFIG, WEIGHTS
+from lorasmith.lora.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
 from lorasmith.runs.inspect import inspect_folder
-from lorasmith.serve.registry import Registry, load
+from lorasmith.serve.discovery import discover, read
+from lorasmith.serve.registry import Registry, attach, load_version
 from tests.support.families import stir
 from tests.support.peft_folder import peft_folder
 from tests.support.tiny import model_folder, trained
 
-FILES = [CONFIG, WEIGHTS, NAME]
+FILES = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, NAME]
 _opened: list[str] = []
 
 
@@ -73,36 +72,41 @@ def _opens() -> None:
 
 def test_it_knows_all_that_is_in_its_files(run: Path, base: Base) -> None:
     one = AdapterFolder.read(run / "adapter")
-    tensors = load_file(run / "adapter" / WEIGHTS)
+    tensors = load_file(run / "adapter" / ADAPTER_WEIGHTS)
     assert one.tensors.keys() == tensors.keys() == one.shapes.keys()
     assert all(torch.equal(one.tensors[key], tensor) for key, tensor in tensors.items())
     assert one.shapes == {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    assert one.size == (run / "adapter" / WEIGHTS).stat().st_size
+    assert one.size == (run / "adapter" / ADAPTER_WEIGHTS).stat().st_size
     assert one.hash == sha256(b"".join(sha256((run / "adapter" / n).read_bytes()).digest() for n in FILES)).hexdigest()
     assert (one.config.r, one.base, one.notes["dtype"]) == (8, str(model_folder()), "float32")
     assert one.template(base).stop_ids
-    assert one.about is not None
-    assert one.about["base"]["identity"] == base.identity
+    assert one.metadata is not None
+    assert one.metadata["base"]["identity"] == base.identity
 
 
 def test_a_glance_is_the_same_without_the_numbers(run: Path) -> None:
-    one, glance = AdapterFolder.read(run / "adapter"), AdapterFolder.glance(run / "adapter")
+    one, glance = AdapterFolder.read(run / "adapter"), AdapterFolder.read_header(run / "adapter")
     assert (glance.hash, glance.tensors) == ("", {})
-    assert (glance.raw, glance.about, glance.shapes, glance.size) == (one.raw, one.about, one.shapes, one.size)
+    assert (glance.peft_config, glance.metadata, glance.shapes, glance.size) == (
+        one.peft_config,
+        one.metadata,
+        one.shapes,
+        one.size,
+    )
     assert one.without_tensors().tensors == {}
     assert one.without_tensors().hash == one.hash
 
 
 def test_a_folder_of_another_tool_has_the_bases_template(tmp_path: Path, base: Base) -> None:
     one = AdapterFolder.read(peft_folder(tmp_path, target_modules=["q_proj"]))
-    assert (one.about, one.notes) == (None, {})
+    assert (one.metadata, one.notes) == (None, {})
     assert one.template(base).to_json() == Template.of(base.tokenizer, "auto", one.template(base).stop_ids).to_json()
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_another_byte_is_another_hash(folder: Path, name: str) -> None:
     before = AdapterFolder.read(folder).hash
-    if name == WEIGHTS:
+    if name == ADAPTER_WEIGHTS:
         content = bytearray((folder / name).read_bytes())
         content[-3] ^= 1
         (folder / name).write_bytes(content)
@@ -115,10 +119,10 @@ def test_the_hash_is_of_what_was_read_even_where_the_folder_is_replaced_meanwhil
     one = AdapterFolder.read(folder)
     for name in FILES:
         (folder / name).unlink()
-    found = one.contents(base.dtype)
-    assert found.config.r == 8
-    assert all(torch.equal(found.tensors[key], one.tensors[key]) for key in one.tensors)
-    one.put_on(base, "gone")
+    tensors = one.tensors_in(base.dtype)
+    assert one.config.r == 8
+    assert all(torch.equal(tensors[key], one.tensors[key]) for key in one.tensors)
+    one.load_into(base, "gone")
     assert "gone" in base.adapters
     del base.adapters["gone"]
 
@@ -127,16 +131,16 @@ def test_each_file_is_read_once_on_the_way_to_an_adapter_that_is_served(run: Pat
     own = load_base(ModelConfig(model=str(model_folder()), dtype="float32", device="cpu"))
     registry, folder = Registry(own, "base", []), run / "adapter"
     Engine(own)
-    (found,) = look([run]).found.values()
+    (found,) = discover([run]).adapters.values()
     reads_of(folder)
-    assert registry.put(found).found is not None
+    assert registry.put(found).discovered is not None
     assert reads_of(folder) == dict.fromkeys(FILES, 1)
     later = read("later", run)
-    version = load(own, later, later.adapter.contents(own.dtype))
+    version = load_version(own, later, later.adapter.tensors_in(own.dtype))
     assert reads_of(folder) == dict.fromkeys(FILES, 1)
-    assert version.found is not None
-    assert version.found.hash == registry.versions["run"].found.hash  # type: ignore[union-attr]
-    assert version.found.adapter.tensors == {}, "it waits in one place only"
+    assert version.discovered is not None
+    assert version.discovered.hash == registry.versions["run"].discovered.hash  # type: ignore[union-attr]
+    assert version.discovered.adapter.tensors == {}, "it waits in one place only"
 
 
 def test_each_file_is_read_once_to_open_it(run: Path) -> None:
@@ -147,24 +151,26 @@ def test_each_file_is_read_once_to_open_it(run: Path) -> None:
 
 
 def test_info_shows_pefts_defaults_where_the_file_does_not_say(folder: Path) -> None:
-    raw = json.loads((folder / CONFIG).read_text("utf-8"))
-    (folder / CONFIG).write_text(json.dumps({k: v for k, v in raw.items() if k not in ("lora_alpha", "r")}), "utf-8")
+    raw = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
+    (folder / ADAPTER_CONFIG).write_text(
+        json.dumps({k: v for k, v in raw.items() if k not in ("lora_alpha", "r")}), "utf-8"
+    )
     assert (inspect_folder(folder)["r"], inspect_folder(folder)["lora_alpha"]) == (8, 8)
 
 
-@pytest.mark.parametrize("read_it", [AdapterFolder.read, AdapterFolder.glance])
+@pytest.mark.parametrize("read_it", [AdapterFolder.read, AdapterFolder.read_header])
 def test_what_is_missing_or_broken_is_said(folder: Path, read_it: object) -> None:
     assert callable(read_it)
-    (folder / WEIGHTS).write_bytes(b"\x08")
-    with pytest.raises(AdapterError, match="not a readable safetensors file"):
+    (folder / ADAPTER_WEIGHTS).write_bytes(b"\x08")
+    with pytest.raises(AdapterError, match="not a valid safetensors file"):
         read_it(folder)
-    (folder / WEIGHTS).unlink()
-    with pytest.raises(AdapterError, match=rf"no {WEIGHTS} in it"):
+    (folder / ADAPTER_WEIGHTS).unlink()
+    with pytest.raises(AdapterError, match=rf"does not contain {ADAPTER_WEIGHTS}"):
         read_it(folder)
-    (folder / CONFIG).unlink()
-    with pytest.raises(AdapterError, match=rf"no {CONFIG} in it"):
+    (folder / ADAPTER_CONFIG).unlink()
+    with pytest.raises(AdapterError, match=rf"does not contain {ADAPTER_CONFIG}"):
         read_it(folder)
-    with pytest.raises(AdapterError, match="neither a run nor an adapter folder"):
+    with pytest.raises(AdapterError, match="not a run or adapter folder"):
         find_adapter(folder)
 
 
@@ -178,7 +184,7 @@ def test_a_block_that_is_trained_whole_is_not_served_beside_others(tmp_path: Pat
     with pytest.raises(
         AdapterError, match=r"model\.layers\.0\.self_attn: the adapter trains it whole, and it looks at"
     ):
-        offer(own, "block", one, one.contents(own.dtype))
+        attach(own, "block", one, one.tensors_in(own.dtype))
     assert own.adapters == {}
 
 

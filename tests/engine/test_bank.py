@@ -14,14 +14,14 @@ from lorasmith.engine.runner import Packed
 from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.engine.self_test import decoder_of
 from lorasmith.errors import ModelError
-from lorasmith.lora.fused.bank import STEP, AdapterWeights, Factors
-from lorasmith.lora.fused.products import FEW
+from lorasmith.lora.fused.bank import COLUMN_STEP, AdapterWeights, Factors
+from lorasmith.lora.fused.products import FEW_TOKENS
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
 from lorasmith.model.fast.decoder import FastDecoder, adapter_weights
 from lorasmith.model.forward import hidden
 from lorasmith.model.row import Example, flatten
-from lorasmith.serve.registry import withdraw
+from lorasmith.serve.registry import detach
 from tests.support.decoding import base_of, logits_of_steps, prompts, request, run
 from tests.support.families import no_casts_down, stir
 
@@ -52,7 +52,7 @@ def test_groups_and_stack_equal_modules(family: str, dtype: torch.dtype) -> None
     base.adapters["p"] = inject(base.model, pattern, base.router, "p")
     stir(base.adapters["p"], seed=5)
     names = ("a1", None, "p", "a2", "a0", "a1")
-    for lengths in ((5, 1, 3, 7, 2, 4), (FEW - 8, 9, 30, 31, 40, 33)):
+    for lengths in ((5, 1, 3, 7, 2, 4), (FEW_TOKENS - 8, 9, 30, 31, 40, 33)):
         asked = [
             request(ids, name, stop=False, max_new_tokens=5) for ids, name in zip(prompts(*lengths), names, strict=True)
         ]
@@ -85,12 +85,12 @@ def test_columns_are_used_again_and_grow() -> None:
     assert bank.hold("a", ranks(8, version=1), {"a"})  # it is another one now
     for i in range(7):
         bank.hold(f"b{i}", ranks(8), {"a", f"b{i}"})
-    assert bank.columns == STEP
+    assert bank.columns == COLUMN_STEP
     bank.hold("c", ranks(8), {"a", "c"})  # over the least recently used that nobody needs: b0
-    assert bank.columns == STEP
+    assert bank.columns == COLUMN_STEP
     assert bank.hold("b0", ranks(8), {"b0"})
-    bank.hold("wide", ranks(STEP), {"wide", "b0"})
-    assert bank.columns == 2 * STEP
+    bank.hold("wide", ranks(COLUMN_STEP), {"wide", "b0"})
+    assert bank.columns == 2 * COLUMN_STEP
 
 
 def test_an_adapter_that_was_trained_on_answers_anew() -> None:
@@ -191,7 +191,7 @@ def test_what_an_adapter_trains_whole_is_its_own_in_rows_with_others(whole: str)
     for key, rows in expected.items():
         torch.testing.assert_close(found[key], rows, rtol=1e-9, atol=1e-9)
     assert (bank.paths < paths) == (whole != "input_layernorm")
-    withdraw(base, "whole")
+    detach(base, "whole")
     assert bank.paths == paths
 
 
@@ -243,7 +243,7 @@ def test_columns_of_no_numbers_disturb_nobody_once_they_are_free() -> None:
         run(engine, [request(ids, "broken")])
     assert run(engine, [request(ids, "a0")]) == expected
     prompt_logprobs(base, [request(ids, "broken")])  # as a server tries what it loads
-    withdraw(base, "broken")
+    detach(base, "broken")
     assert run(engine, [request(ids, "a0")]) == expected
 
 
@@ -256,6 +256,6 @@ def test_an_adapter_that_is_gone_is_not_kept() -> None:
         kept.append(weakref.ref(next(iter(base.adapters[name].parameters.values()))))
         run(engine, [request(prompts(4)[0], name)])
         if name != "z":
-            withdraw(base, name)
+            detach(base, name)
     gc.collect()
     assert [one() is None for one in kept] == [True, True, False]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from lorasmith.engine.detokenizer import HALF, Detokenizer
+from lorasmith.engine.detokenizer import REPLACEMENT, Detokenizer
 from tests.support.spellers import byte_level, pieces, sentence_piece
 
 TEXT = "Zwölf 考试有哪些技巧？ naïve 🙂👩‍👩‍👧 is  it?\n\tdone 𝄞!"
@@ -27,7 +27,7 @@ def test_deltas_join_to_the_text_and_hold_no_half_character() -> None:
     assert len(ids) > len(TEXT)  # characters of several tokens are among them
     found = deltas(Detokenizer(tokenizer), ids)
     assert "".join(found) == TEXT
-    assert not any(HALF in delta for delta in found)
+    assert not any(REPLACEMENT in delta for delta in found)
     assert found[-1] == ""
 
 
@@ -37,7 +37,7 @@ def test_deltas_keep_spaces_and_bytes_of_sentence_pieces() -> None:
     whole = tokenizer.decode(ids)
     found = deltas(Detokenizer(tokenizer), ids)
     assert "".join(found) == whole == "is itdone?🙂  done试e\na it"
-    assert not any(HALF in delta for delta in found)
+    assert not any(REPLACEMENT in delta for delta in found)
 
 
 @pytest.mark.parametrize("cut", [1, 2])

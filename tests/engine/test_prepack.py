@@ -13,12 +13,12 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.loading.load import load_base
-from lorasmith.lora.fused.products import FEW, prepacked
+from lorasmith.lora.fused.products import FEW_TOKENS, prepacked
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base, Head
 from lorasmith.model.forward import hidden
 from lorasmith.model.row import Example, flatten
-from lorasmith.serve.registry import offer, withdraw
+from lorasmith.serve.registry import attach, detach
 from tests.support import tiny
 from tests.support.decoding import base_of, logits_of_steps, prompts, request, run
 from tests.support.families import stir
@@ -42,7 +42,7 @@ def test_prepacked_weights_equal_plain_ones(family: str, dtype: torch.dtype) -> 
         assert base.fast_decoder.bank is not None
         assert base.fast_decoder.is_prepacked == prepack
         assert all((group.packed is not None) == prepack for group in base.fast_decoder.bank.groups)
-        for lengths in ((5, 1, 3, 7, 2, 4), (FEW - 8, 9, 30, 31, 40, 33)):
+        for lengths in ((5, 1, 3, 7, 2, 4), (FEW_TOKENS - 8, 9, 30, 31, 40, 33)):
             asked = [
                 request(ids, name, stop=False, max_new_tokens=1 if dtype == torch.bfloat16 else 5)
                 for ids, name in zip(prompts(*lengths), names, strict=True)
@@ -83,10 +83,10 @@ def test_an_adapter_with_modules_of_its_own_joins_and_leaves(tmp_path: Path) -> 
         base = _base()
         engine = Engine(base, prepack=prepack)
         adapter = AdapterFolder.read(tmp_path)
-        offer(base, "saved", adapter, adapter.contents(base.dtype))
+        attach(base, "saved", adapter, adapter.tensors_in(base.dtype))
         asked[prepack] = run(engine, [request(ids, name, stop=False) for name in ("saved", None)])
         assert base.fast_decoder.packed_head is None
-        withdraw(base, "saved")
+        detach(base, "saved")
         asked[prepack] += run(engine, [request(ids, None, stop=False)])
         assert (base.fast_decoder.packed_head is not None) == prepack
     assert asked[True] == asked[False]

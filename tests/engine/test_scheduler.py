@@ -5,7 +5,7 @@ import torch
 
 from lorasmith.engine import kv_cache, scheduler
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.kv_cache import KEPT, SMALL, KVCache
+from lorasmith.engine.kv_cache import KEEP_RATIO, KEEP_TOKENS, KVCache
 from lorasmith.engine.prefix_cache import BLOCK
 from lorasmith.errors import AdapterError, DataError, OutOfMemoryError
 from lorasmith.model.row import Span
@@ -17,8 +17,8 @@ from tests.support.families import no_casts_down
 def _small_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Regions that suit a model of 64 positions."""
     monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 8)
-    monkeypatch.setattr(kv_cache, "DOUBLED", 32)
-    monkeypatch.setattr(scheduler, "SPARE", 2)
+    monkeypatch.setattr(kv_cache, "LAST_DOUBLED", 32)
+    monkeypatch.setattr(scheduler, "HEADROOM", 2)
 
 
 def test_slots_and_not_the_longest_reply_decide_how_many_run() -> None:
@@ -108,7 +108,7 @@ def test_room_is_told_before_a_request_is_queued() -> None:
 
 
 def test_a_piece_of_a_prompt_is_shorter_where_much_stands_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "LARGEST_MASK", 200)
+    monkeypatch.setattr(scheduler, "MAX_MASK", 200)
     base, (ids,) = base_of("llama"), prompts(50)
     engine = Engine(base, tokens=16)
     seen = tokens_through(engine)
@@ -134,8 +134,8 @@ def test_memory_of_a_long_request_is_given_back() -> None:
         tokens += [event.token for event in engine.step() if event.key == key]
         most = max(most, cache.allocated)
     assert tokens == expected
-    assert most > KEPT * SMALL / 4
-    assert cache.allocated <= KEPT * SMALL
+    assert most > KEEP_RATIO * KEEP_TOKENS / 4
+    assert cache.allocated <= KEEP_RATIO * KEEP_TOKENS
 
 
 def test_a_cache_never_takes_more_than_its_limit_and_keeps_what_is_there() -> None:

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.lora.dora import MAGNITUDE, DoRA
-from lorasmith.lora.files import load_adapter, save_adapter
+from lorasmith.lora.files import save_adapter
 from lorasmith.lora.inject import inject
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.merge import merged_weights
@@ -135,5 +136,5 @@ def test_a_folder_of_peft_with_an_embedding_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         AdapterError, match=r"adapter_config\.json: lora\.use_dora: model\.embed_tokens is an embedding"
     ):
-        load_adapter(base.model, base.router, tmp_path)
+        AdapterFolder.read(tmp_path).load_into(base, "default")
     assert torch.equal(logits_of(base), before)

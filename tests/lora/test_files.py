@@ -8,8 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.errors import AdapterError
-from lorasmith.lora.files import CONFIG, WEIGHTS, has_effect, load_adapter, lora_config, read_config, save_adapter
+from lorasmith.lora.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    has_effect,
+    save_adapter,
+)
 from tests.support.families import adapted, logits_of, tiny, tiny_base
 
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
@@ -24,50 +30,54 @@ def folder(tmp_path: Path) -> Path:
 
 
 def problems(folder: Path, family: str = "llama") -> tuple[str, ...]:
-    """What load_adapter says; the model and its router stay as they were."""
+    """The messages when the folder is loaded; the model and its router stay as they were."""
     base = tiny_base(family)
     base.router.active = "before"
     with pytest.raises(AdapterError) as caught:
-        load_adapter(base.model, base.router, folder)
+        AdapterFolder.read(folder).load_into(base, "default")
     assert base.router.active == "before"
     base.router.active = None
     assert [n for n, _m in base.model.named_modules()] == [n for n, _m in tiny(family).named_modules()]
     assert torch.equal(logits_of(base), logits_of(tiny(family)))
-    return tuple(problem.removeprefix(f"{folder}/").removeprefix(f"{WEIGHTS}: ") for problem in caught.value.problems)
+    return tuple(
+        problem.removeprefix(f"{folder}/").removeprefix(f"{ADAPTER_WEIGHTS}: ") for problem in caught.value.problems
+    )
 
 
 def change(folder: Path, **tensors: torch.Tensor | None) -> None:
     """Set tensors of layer 0's q_proj, A= or B=; None takes it out; other names are whole keys."""
-    found = load_file(folder / WEIGHTS)
+    found = load_file(folder / ADAPTER_WEIGHTS)
     for name, value in tensors.items():
         key = KEY.format(name) if name in "AB" else name
         found.pop(key, None)
         if value is not None:
             found[key] = value
-    save_file(found, folder / WEIGHTS)
+    save_file(found, folder / ADAPTER_WEIGHTS)
 
 
 def configure(folder: Path, **options: Any) -> None:
-    path = folder / CONFIG
+    path = folder / ADAPTER_CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | options))
 
 
 def test_two_files_a_small_one_and_a_readable_one(folder: Path) -> None:
-    assert sorted(p.name for p in folder.iterdir()) == [CONFIG, WEIGHTS]
-    assert set(load_file(folder / WEIGHTS)) == {KEY.format(m).replace("s.0", f"s.{i}") for m in "AB" for i in (0, 1)}
-    assert (folder / CONFIG).read_text().startswith("{\n  ")
+    assert sorted(p.name for p in folder.iterdir()) == [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+    assert set(load_file(folder / ADAPTER_WEIGHTS)) == {
+        KEY.format(m).replace("s.0", f"s.{i}") for m in "AB" for i in (0, 1)
+    }
+    assert (folder / ADAPTER_CONFIG).read_text().startswith("{\n  ")
 
 
 def test_no_folder_or_no_adapter_in_it(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"is not an adapter folder: it does not contain adapter_config\.json"):
-        read_config(tmp_path)
-    (tmp_path / CONFIG).write_text("{")
+        AdapterFolder.read(tmp_path)
+    (tmp_path / ADAPTER_CONFIG).write_text("{")
     with pytest.raises(AdapterError, match="not valid JSON"):
-        read_config(tmp_path)
+        AdapterFolder.read(tmp_path)
     for text, why in (('{"peft_type": "IA3"}', "peft_type is not LORA"), ("[]", r"must be a JSON object, found \[\]")):
-        (tmp_path / CONFIG).write_text(text)
+        (tmp_path / ADAPTER_CONFIG).write_text(text)
         with pytest.raises(AdapterError, match=why):
-            read_config(tmp_path)
+            AdapterFolder.read(tmp_path)
 
 
 def test_missing_keys(folder: Path) -> None:
@@ -94,7 +104,7 @@ def test_unknown_keys_and_wrong_shapes_come_together(folder: Path) -> None:
 
 def test_an_adapter_of_another_family(folder: Path) -> None:
     with pytest.raises(Exception, match="'q_proj' matches no module; this model has wte"):
-        load_adapter(tiny_base("gpt2").model, tiny_base("gpt2").router, folder)
+        AdapterFolder.read(folder).load_into(tiny_base("gpt2"), "default")
     found = problems(folder, "opt")
     assert len(found) == 2
     assert found[0].startswith("missing base_model.model.model.decoder.layers.0")
@@ -116,17 +126,17 @@ def test_an_adapter_that_holds_no_numbers(folder: Path) -> None:
 
 
 def test_a_pickle_is_not_read(folder: Path) -> None:
-    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+    (folder / ADAPTER_WEIGHTS).rename(folder / "adapter_model.bin")
     (problem,) = problems(folder)
     assert "adapter_model.bin is a pickle file, which can run code when it is loaded" in problem
     (folder / "adapter_model.bin").unlink()
     (problem,) = problems(folder)
-    assert problem.endswith(f"{folder} does not contain {WEIGHTS}.")
+    assert problem.endswith(f"{folder} does not contain {ADAPTER_WEIGHTS}.")
 
 
 def test_a_broken_file(folder: Path) -> None:
-    data = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
+    data = (folder / ADAPTER_WEIGHTS).read_bytes()
+    (folder / ADAPTER_WEIGHTS).write_bytes(data[: len(data) // 2])
     (problem,) = problems(folder)
     assert "not a valid safetensors file" in problem
 
@@ -158,13 +168,13 @@ def test_an_option_that_is_not_understood_is_refused_by_name(folder: Path, optio
 )
 def test_options_that_change_nothing_are_not_refused(folder: Path, options: dict[str, Any]) -> None:
     configure(folder, **options)
-    assert lora_config(read_config(folder), folder).r == 4
+    assert AdapterFolder.read(folder).config.r == 4
 
 
 def test_a_wrong_value_names_the_file(folder: Path) -> None:
     configure(folder, r="eight")
     (problem,) = problems(folder)
-    assert CONFIG in problem
+    assert ADAPTER_CONFIG in problem
     assert "r: " in problem
 
 
@@ -175,7 +185,7 @@ def test_a_base_with_another_embedding_is_refused(tmp_path: Path) -> None:
     own = tiny("llama").model.embed_tokens.weight
     change(tmp_path, **{key: own.detach().bfloat16()})
     again = tiny_base("llama")
-    load_adapter(again.model, again.router, tmp_path)  # its own embedding, rounded: PEFT saves it
+    AdapterFolder.read(tmp_path).load_into(again, "default")  # its own embedding, rounded: PEFT saves it
     assert torch.equal(logits_of(again), logits_of(base))
     for other in (own + 1, torch.cat([own, own[:2]])):
         change(tmp_path, **{key: other.detach()})
@@ -188,8 +198,8 @@ def test_several_folders_on_one_base(folder: Path, tmp_path: Path) -> None:
     other, adapter = adapted("llama", modules_to_save=("lm_head",), r=2)
     save_adapter(adapter, other.model, tmp_path / "other", "")
     base = tiny_base("llama")
-    load_adapter(base.model, base.router, folder, "one")
-    load_adapter(base.model, base.router, tmp_path / "other", "two")
+    AdapterFolder.read(folder).load_into(base, "one")
+    AdapterFolder.read(tmp_path / "other").load_into(base, "two")
     assert base.router.active == "two"
     assert torch.equal(logits_of(base), logits_of(other))
     base.router.active = "one"
@@ -198,11 +208,14 @@ def test_several_folders_on_one_base(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_dtypes_of_the_file_are_taken_into_the_masters(folder: Path, dtype: torch.dtype) -> None:
-    save_file({key: t.to(dtype) for key, t in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+    save_file({key: t.to(dtype) for key, t in load_file(folder / ADAPTER_WEIGHTS).items()}, folder / ADAPTER_WEIGHTS)
     base = tiny_base("llama", torch.bfloat16)
-    adapter = load_adapter(base.model, base.router, folder)
+    AdapterFolder.read(folder).load_into(base, "default")
+    adapter = base.adapters["default"]
     assert {p.dtype for p in adapter.parameters.values()} == {torch.float32}
-    assert torch.equal(adapter.parameters[KEY.format("A")], load_file(folder / WEIGHTS)[KEY.format("A")].float())
+    assert torch.equal(
+        adapter.parameters[KEY.format("A")], load_file(folder / ADAPTER_WEIGHTS)[KEY.format("A")].float()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float8_e4m3fn])
@@ -223,4 +236,4 @@ def test_matrices_that_are_no_real_numbers_are_refused_by_name(folder: Path, dty
 def test_null_is_no_value_of_a_number(folder: Path, key: str) -> None:
     configure(folder, **{key: None})
     (problem,) = problems(folder)
-    assert f"{CONFIG}: {key}: " in problem
+    assert f"{ADAPTER_CONFIG}: {key}: " in problem

@@ -270,8 +270,8 @@ def test_a_whole_block_is_called_as_it_is_called_without_us() -> None:
     module, x = SavedModule(Block(), Router()), torch.randn(2, 3, I).bfloat16()
     module.add("a")
     module.router.active = "a"
-    assert module.sees_more_than_its_input
-    assert not SavedModule(nn.Linear(I, O), Router()).sees_more_than_its_input
+    assert module.takes_several_inputs
+    assert not SavedModule(nn.Linear(I, O), Router()).takes_several_inputs
     y, nothing = module(hidden_states=x, mask=None)
     assert nothing is None
     assert (y.dtype, y.shape) == (torch.bfloat16, x.shape)

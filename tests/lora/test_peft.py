@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorasmith.lora.files import PEFT_DEFAULTS, load_adapter, read_weights, save_adapter
+from lorasmith.adapters.folder import AdapterFolder
+from lorasmith.lora.files import PEFT_DEFAULTS, read_weights, save_adapter
 from lorasmith.lora.inject import Adapter
 from lorasmith.model.base import Base
 from tests.support.families import (
@@ -125,7 +126,8 @@ def test_our_folder_in_peft_and_here(family: str, case: str, tmp_path: Path) -> 
         theirs = peft.PeftModel.from_pretrained(tiny(family), tmp_path, is_trainable=True)
     assert_same(base, adapter, theirs)
     again = tiny_base(family)
-    loaded = load_adapter(again.model, again.router, tmp_path)
+    AdapterFolder.read(tmp_path).load_into(again, "default")
+    loaded = again.adapters["default"]
     assert torch.equal(logits_of(again), logits_of(base))
     assert loaded.parameters.keys() == adapter.parameters.keys()
     assert (tmp_path / "note.txt").read_text() == "opaque"
@@ -137,7 +139,8 @@ def test_pefts_folder_here(family: str, case: str, tmp_path: Path) -> None:
     theirs = of_peft(case, family)
     theirs.save_pretrained(tmp_path)
     base = tiny_base(family)
-    adapter = load_adapter(base.model, base.router, tmp_path)
+    AdapterFolder.read(tmp_path).load_into(base, "default")
+    adapter = base.adapters["default"]
     assert_same(base, adapter, theirs)
 
 
@@ -211,7 +214,8 @@ def test_a_folder_of_peft_with_patterns_that_match_nothing_and_dotted_paths_load
             p.data += 0.1
     theirs.save_pretrained(tmp_path)
     base = tiny_base("llama")
-    adapter = load_adapter(base.model, base.router, tmp_path)
+    AdapterFolder.read(tmp_path).load_into(base, "default")
+    adapter = base.adapters["default"]
     assert len(adapter.targets.adapted) == 3
     assert distance(own_logits(base), own_logits(theirs)) < LIMIT
 
@@ -230,7 +234,7 @@ def test_an_option_that_the_file_does_not_say_is_pefts_default(key: str, tmp_pat
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
     base = tiny_base("llama")
-    load_adapter(base.model, base.router, tmp_path)
+    AdapterFolder.read(tmp_path).load_into(base, "default")
     read = peft.PeftModel.from_pretrained(tiny("llama"), tmp_path)
     assert distance(own_logits(base), own_logits(read)) < LIMIT
 
@@ -243,7 +247,7 @@ def test_a_file_that_says_next_to_nothing_is_read_as_peft_reads_it(tmp_path: Pat
     model.save_pretrained(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": ["c_attn"]}')
     base = tiny_base("gpt2")
-    load_adapter(base.model, base.router, tmp_path)
+    AdapterFolder.read(tmp_path).load_into(base, "default")
     assert distance(own_logits(base), own_logits(model)) < LIMIT
 
 
@@ -257,5 +261,5 @@ def test_a_block_that_is_called_with_keywords_is_trained_whole_as_in_peft(
     save_adapter(adapter, base.model, tmp_path, "the/base")
     assert_same(base, adapter, peft.PeftModel.from_pretrained(tiny(family), tmp_path, is_trainable=True))
     again = tiny_base(family)
-    load_adapter(again.model, again.router, tmp_path)
+    AdapterFolder.read(tmp_path).load_into(again, "default")
     assert torch.equal(logits_of(again), logits_of(base))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.engine.engine import Engine, generate
@@ -21,7 +22,7 @@ from lorasmith.engine.padded import Padded
 from lorasmith.engine.request import Request
 from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.errors import AdapterError, ConfigError
-from lorasmith.lora.files import CONFIG, has_effect, load_adapter, read_weights, save_adapter
+from lorasmith.lora.files import ADAPTER_CONFIG, has_effect, read_weights, save_adapter
 from lorasmith.lora.inject import Adapter, inject, remove
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.merge import merged_weights
@@ -317,10 +318,10 @@ def test_merged_equals_unmerged(family: str) -> None:
 def test_a_saved_variant_is_refused_by_name_where_no_option_knows_it(tmp_path: Path) -> None:
     base, adapter = base_with("llama", use_gain=True)
     save_adapter(adapter, base.model, tmp_path, "")
-    assert json.loads((tmp_path / CONFIG).read_text())["use_gain"] is True
+    assert json.loads((tmp_path / ADAPTER_CONFIG).read_text())["use_gain"] is True
     assert any(key.endswith(GAIN) for key in read_weights(tmp_path))
     with pytest.raises(AdapterError, match="use_gain"):
-        load_adapter(tiny_base("llama").model, base.router, tmp_path)
+        AdapterFolder.read(tmp_path).load_into(tiny_base("llama"), "default")
 
 
 def test_parts_of_a_variant_alone_are_no_effect() -> None:
@@ -368,7 +369,7 @@ class Subclass(LoRALayer):
     """Nobody knows it."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return 2 * super().alone(x, *args, **kwargs)
+        return 2 * super().unfused(x, *args, **kwargs)
 
 
 def test_an_update_that_is_not_in_the_table_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,10 @@ import openai
 import pytest
 import torch
 
+from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.config.model import ModelConfig
-from lorasmith.engine.scoring import ROW, rows_of
+from lorasmith.engine.scoring import BATCH_TOKENS, prompt_batches
 from lorasmith.loading.load import load_base
-from lorasmith.lora.files import load_adapter
 from lorasmith.model.probe import native_attention
 from lorasmith.serve.tool_calls import ToolCallStream, parse_tool_calls
 from tests.support.serving import Running, said, user
@@ -42,7 +42,7 @@ def test_echo_with_logprobs_scores_the_prompt_as_lm_eval_asks(served: Running):
     )
     first, second = (choice.logprobs for choice in reply.choices)
     other = load_base(ModelConfig(model=str(base.folder), dtype="float32", device="cpu"))
-    load_adapter(other.model, other.router, served.manager.registry.versions["loud"].discovered.folder)
+    AdapterFolder.read(served.manager.registry.versions["loud"].discovered.folder).load_into(other, "default")
     with torch.no_grad(), native_attention(other):
         logits = other.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     wanted = [float(logits[i, ids[i + 1]]) for i in range(len(ids) - 1)]
@@ -188,8 +188,8 @@ def test_an_error_of_our_own_has_openais_form(served: Running, monkeypatch: pyte
 
 
 def test_prompts_are_scored_in_rows():
-    long, short = [1] * (ROW - 1), [1, 2]
-    assert list(rows_of(list(map(len, [short, short, long, short])))) == [[0, 1], [2], [3]]
+    long, short = [1] * (BATCH_TOKENS - 1), [1, 2]
+    assert list(prompt_batches(list(map(len, [short, short, long, short])))) == [[0, 1], [2], [3]]
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,13 @@ import pytest
 
 from lorasmith.cli.main import main
 from lorasmith.errors import AdapterError
+from lorasmith.lora.variant import VARIANTS
 from lorasmith.report import Report
 from lorasmith.serve import app, registry, request_manager, responses
 from lorasmith.serve.auth import Key
-from lorasmith.serve.discovery import discover, inside
+from lorasmith.serve.discovery import discover, resolve_inside
 from lorasmith.serve.vllm import vllm_command
-from lorasmith.serve.worker import Gone
+from lorasmith.serve.worker import WorkerStopped
 from tests.support import tiny
 from tests.support.serving import Running, ask, running, said, slow, user, wait_for
 
@@ -79,7 +80,7 @@ def test_paths_out_of_the_folder_are_refused(own_runs: Path, runs: Path):
         assert "x" not in served.manager.registry.versions
         assert post(served, {"name": "../x"})[1]["error"]["param"] == "name"
     with pytest.raises(AdapterError, match="started with individual runs"):
-        inside(discover([own_runs / "loud"]).roots, "calm")
+        resolve_inside(discover([own_runs / "loud"]).roots, "calm")
 
 
 def test_an_adapter_is_read_beside_the_replies_and_a_broken_one_ends_nothing(own_runs: Path, monkeypatch):
@@ -131,7 +132,7 @@ def test_what_is_asked_of_the_model_as_it_breaks_is_told_so(runs: Path, monkeypa
         late = asyncio.run_coroutine_threadsafe(worker.call(lambda: 1), worker._loop)
         wait_for(lambda: worker._inbox.qsize() == 1)
         gate.set()
-        with pytest.raises(Gone):
+        with pytest.raises(WorkerStopped):
             late.result(10)
         stream.join()
 
@@ -149,7 +150,7 @@ def test_the_second_signal_tells_those_who_listen(runs: Path, monkeypatch: pytes
 
 def test_a_stream_that_waits_is_kept_alive(runs: Path, monkeypatch: pytest.MonkeyPatch):
     for module in (request_manager, responses):
-        monkeypatch.setattr(module, "BEAT", 0.1)
+        monkeypatch.setattr(module, "HEARTBEAT", 0.1)
     with running(runs, slots=1) as served:
         slow(served, monkeypatch)
         first = served.client().chat.completions.create(model="loud", **LONG, stream=True)
@@ -170,10 +171,10 @@ def test_a_client_that_leaves_frees_its_place(runs: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(engine, "cancel", lambda key: (cancelled.append(key), cancel(key)))
         with client.chat.completions.create(model="loud", **LONG, stream=True) as pieces:
             next(iter(pieces))
-        wait_for(lambda: not served.manager.under_way and not engine.busy)
+        wait_for(lambda: not served.manager.in_flight and not engine.busy)
         with pytest.raises(openai.APITimeoutError):
             client.with_options(timeout=0.2).chat.completions.create(model="loud", **LONG)
-        wait_for(lambda: not served.manager.under_way and not engine.busy)
+        wait_for(lambda: not served.manager.in_flight and not engine.busy)
         assert len(cancelled) == 2
 
 
@@ -200,7 +201,7 @@ def test_adapters_take_turns(runs: Path, monkeypatch: pytest.MonkeyPatch):
         threads = [threading.Thread(target=one, args=("loud",)) for _n in range(6)]
         for thread in threads:
             thread.start()
-        wait_for(lambda: len(served.manager.under_way) + len(order) == 6)
+        wait_for(lambda: len(served.manager.in_flight) + len(order) == 6)
         threads.append(threading.Thread(target=one, args=("calm",)))
         threads[-1].start()
         for thread in threads:
@@ -301,3 +302,12 @@ def test_what_vllm_refuses_is_named(own_runs: Path):
     command, problems = vllm_command(discover([own_runs]), "base", Report())
     assert "loud=" not in command
     assert sum("vLLM cannot serve loud" in problem for problem in problems) == 2
+
+
+def test_vllm_is_given_no_variant_of_lora_whatever_comes_into_the_table(own_runs: Path, monkeypatch):
+    monkeypatch.setitem(VARIANTS, "use_gain", VARIANTS["use_dora"])
+    path = own_runs / "loud" / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_gain": True}))
+    command, problems = vllm_command(discover([own_runs]), "base", Report())
+    assert "loud=" not in command
+    assert "vLLM cannot serve loud: use_gain is set" in problems

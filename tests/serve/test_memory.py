@@ -24,7 +24,7 @@ HI = "What do cats eat?"
 @pytest.fixture
 def _small_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 32)
-    monkeypatch.setattr(scheduler, "SPARE", 4)
+    monkeypatch.setattr(scheduler, "HEADROOM", 4)
 
 
 def metrics(served: Running) -> dict[str, float]:
@@ -83,7 +83,7 @@ def test_what_waits_for_memory_is_not_called_running(runs: Path, monkeypatch: py
         slow(served, monkeypatch)
         ask = {"messages": user(HI), "max_tokens": 60, "model": "calm"}
         threads = in_threads(lambda: served.client().chat.completions.create(**ask), 4)
-        wait_for(lambda: len(served.manager.under_way) == 4)
+        wait_for(lambda: len(served.manager.in_flight) == 4)
         wait_for(lambda: metrics(served)['lorasmith:num_requests_waiting{model_name="calm"}'] >= 1)
         found = metrics(served)
         assert found['lorasmith:num_requests_running{model_name="calm"}'] <= 3
@@ -95,7 +95,7 @@ def test_the_context_is_no_longer_than_the_cache(runs: Path) -> None:
     with running(runs, cache_tokens=40) as served:
         (model, *_rest) = served.client().models.list()
         assert model.max_model_len == 40
-        with pytest.raises(openai.BadRequestError, match="at most 40"):
+        with pytest.raises(openai.BadRequestError, match="context length of 40 tokens"):
             served.client().completions.create(model="calm", prompt=[5] * 39, max_tokens=4)
         assert served.client().completions.create(model="calm", prompt=[5] * 39, max_tokens=1).choices
 
@@ -133,7 +133,7 @@ def test_an_adapter_for_which_memory_is_short_is_refused_alone(runs: Path, monke
         def fails(*_args: object) -> None:
             raise MemoryError
 
-        monkeypatch.setattr("lorasmith.serve.registry.offer", fails)
+        monkeypatch.setattr("lorasmith.serve.registry.attach", fails)
         with pytest.raises(openai.InternalServerError, match="not enough memory"):
             served.client().post("/adapters", body={"name": "new", "path": "loud"}, cast_to=object)
         assert "new" not in registry.names()

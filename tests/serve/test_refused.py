@@ -13,7 +13,7 @@ from lorasmith.cli.main import main
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.serving import ServeConfig
 from lorasmith.errors import AdapterError
-from lorasmith.lora.files import CONFIG, WEIGHTS
+from lorasmith.lora.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lorasmith.report import Report
 from lorasmith.serve.discovery import describe, discover
 from lorasmith.serve.startup import open_manager
@@ -59,11 +59,11 @@ def test_nothing_to_serve(runs: Path, tmp_path: Path, refused):
 def test_nothing_that_vllm_could_serve(runs: Path, tmp_path: Path, refused):
     for name in ("unfinished", "loud"):
         shutil.copytree(runs / name, tmp_path / "mine" / name)
-    config = tmp_path / "mine" / "loud" / "adapter" / CONFIG
+    config = tmp_path / "mine" / "loud" / "adapter" / ADAPTER_CONFIG
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
     unfinished, *refusals = refused(tmp_path / "mine", "--print-vllm")
     assert unfinished.startswith("skipped: mine/unfinished: ")
-    assert refusals == ["vLLM cannot serve loud: it uses DoRA", "no adapters are left that vLLM can serve."]
+    assert refusals == ["vLLM cannot serve loud: use_dora is set", "no adapters are left that vLLM can serve."]
 
 
 def test_the_extra_is_named(runs: Path, monkeypatch: pytest.MonkeyPatch, refused):
@@ -76,7 +76,7 @@ def test_adapters_that_break_the_answers_or_have_the_name_of_the_base_are_left_o
     base = tiny.model_folder()
     for name in ("torn", base.name, "loud"):
         shutil.copytree(runs / "loud", tmp_path / name)
-    file = tmp_path / "torn" / "adapter" / WEIGHTS
+    file = tmp_path / "torn" / "adapter" / ADAPTER_WEIGHTS
     save_file({key: weight * 1e30 for key, weight in load_file(file).items()}, file)
     model = ModelConfig(model=str(base), dtype="float32", device="cpu")
     discovery = discover([tmp_path])

@@ -16,7 +16,7 @@ from lorasmith.errors import AdapterError
 from lorasmith.loading.load import load_base
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
-from lorasmith.serve.registry import offer, withdraw
+from lorasmith.serve.registry import attach, detach
 from tests.support import tiny
 from tests.support.families import stir
 
@@ -27,7 +27,7 @@ def base_of() -> Base:
 
 def offer_folder(base: Base, name: str, folder: Path) -> None:
     adapter = AdapterFolder.read(folder)
-    offer(base, name, adapter, adapter.contents(base.dtype))
+    attach(base, name, adapter, adapter.tensors_in(base.dtype))
 
 
 def test_lora_and_a_module_trained_whole_beside_it_exclude_each_other(tmp_path: Path) -> None:
@@ -52,11 +52,11 @@ def test_lora_and_a_module_trained_whole_beside_it_exclude_each_other(tmp_path: 
         with pytest.raises(AdapterError, match="v_proj: another adapter has LoRA on this module"):
             offer_folder(base, name, tmp_path / name)
         assert (list(base.adapters), base.fast_decoder.bank.paths) == ([], paths)
-    withdraw(base, "lora")
+    detach(base, "lora")
     offer_folder(base, "whole", tmp_path / "whole")
     with pytest.raises(AdapterError, match="v_proj: another adapter trains this module in full"):
         offer_folder(base, "lora", tmp_path / "lora")
-    withdraw(base, "whole")
+    detach(base, "whole")
     offer_folder(base, "lora", tmp_path / "lora")
     assert (list(base.adapters), base.fast_decoder.bank.paths, list(base.fast_decoder.held)) == ([], paths, ["lora"])
 
@@ -76,7 +76,7 @@ def test_a_variant_of_lora_is_served_by_its_own_layers(tmp_path: Path) -> None:
     offer_folder(base, "lora", tmp_path / "lora")
     with pytest.raises(AdapterError, match="an adapter with use_dora cannot share this layer"):
         offer_folder(base, "dora", tmp_path / "dora")
-    withdraw(base, "lora")
+    detach(base, "lora")
     offer_folder(base, "dora", tmp_path / "dora")
     offer_folder(base, "lora", tmp_path / "lora")
     assert list(base.adapters) == ["dora", "lora"]

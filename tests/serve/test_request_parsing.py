@@ -71,7 +71,7 @@ def test_a_short_chat_passes_long_ones(runs: Path, monkeypatch: pytest.MonkeyPat
 
 def test_more_long_texts_than_may_wait_are_told_to_come_later(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_parsing, "max_bytes_per_token", lambda _tokenizer: None)
-    monkeypatch.setattr(request_parsing, "MOST_LONG", 2)
+    monkeypatch.setattr(request_parsing, "MAX_LONG_WAITING", 2)
     gate, codes = Gate(monkeypatch), list[str]()
     with running(runs, context=120) as served:
         threads = [ask_in_thread(served, LONG, codes) for _n in range(2)]

@@ -1,6 +1,6 @@
-"""The one decoding engine: chat, generate, the trainer's samples and a server all decode here.
+"""The inference engine, used by chat, generate, the server and the samples during training.
 
-It knows tokens and adapters' names; prompts, templates and HTTP are its callers'.
+It works on token ids and adapter names; chat templates and HTTP are up to the callers.
 """
 
 from collections import deque
@@ -13,49 +13,54 @@ from torch import Tensor
 from lorasmith.engine.detokenizer import Detokenizer
 from lorasmith.engine.kv_cache import KVCache
 from lorasmith.engine.padded import Padded
-from lorasmith.engine.request import Chunk, Event, Finish, Reply, Request, Running
+from lorasmith.engine.request import Chunk, Event, Finish, Reply, Request, RunningRequest
 from lorasmith.engine.runner import Packed
 from lorasmith.engine.sampling.next_token import next_tokens
 from lorasmith.engine.self_test import decoder_of
 from lorasmith.errors import AdapterError, DataError
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
-from lorasmith.system.memory import enough_memory
+from lorasmith.system.memory import convert_memory_errors
 
-CACHE = 2**15  # tokens in the key/value cache, or the model's whole context where that is longer
+DEFAULT_CACHE_TOKENS = 2**15  # size of the KV cache, unless the model's context length is larger
 
 
 class Layout(Protocol):
-    """How requests become forwards of the model: Packed, or Padded where the probe says so."""
+    """How requests are batched: `Packed`, or `Padded` for models that do not support packed rows."""
 
     @property
     def longest(self) -> int | None:
-        """Tokens of the longest request that its memory has room for; None: any."""
+        """The maximum length of a request, prompt and reply, that fits into memory; None if there is no limit."""
 
     def admits(self, lengths: Sequence[int]) -> bool:
-        """Whether there is memory for requests of so many tokens beside those that run."""
+        """Whether new requests with these prompt lengths fit into memory besides the running ones."""
 
-    def schedule(self, waiting: deque[Running]) -> list[Chunk]:
-        """What goes through the model in this step."""
+    def schedule(self, waiting: deque[RunningRequest]) -> list[Chunk]:
+        """The chunks to compute in this step; may take requests from `waiting`."""
 
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Logits of the chunks after which a token is chosen."""
+        """The logits [N, V] of the N chunks that complete their request's prompt or last token."""
 
-    def release(self, run: Running) -> None:
-        """The request has ended or was cancelled."""
+    def release(self, run: RunningRequest) -> None:
+        """Free the resources of a request that has ended or was canceled."""
 
     def clear(self) -> None:
-        """All requests are over: a step of theirs has failed."""
+        """Drop all requests after a step has failed."""
 
 
 class Engine:
-    """Decodes many requests together, each with its own adapter, sampling and seed.
+    """Generates replies to many requests in one batch, each with its own adapter, sampling settings and seed.
 
-    A request's answer does not depend on the others, up to rounding of its logits. `slots`: requests at once;
-    `tokens`: tokens a step, so that a long prompt goes in pieces beside the answers of others; `cache_tokens`: bound of
-    the key/value cache, which is taken as it is needed (both: packed models only).
-    The model is put into eval mode: adapters' dropout is for training. `why`: the reason for padded batches, or None.
-    `prepack`: the base only decodes from now on, and its weights may be kept in the order that is fastest for that.
+    A reply does not depend on the other requests, up to rounding of the logits. The model is put into eval mode.
+
+    Args:
+        base: the model, with its adapters.
+        slots: the maximum number of running requests.
+        tokens: the maximum number of tokens per step. Longer prompts are computed in chunks (packed layout only).
+        cache_tokens: the maximum size of the KV cache, which is allocated on demand (packed layout only).
+        prepack: whether weights may be replaced by oneDNN's packed format; the model can then only decode.
+
+    `why` is the reason for using padded batches, or None.
     """
 
     def __init__(
@@ -64,48 +69,49 @@ class Engine:
         self.base, self.slots = base, slots
         self._decoder = decoder_of(base)
         self.why = self._decoder.problem
-        most = cache_tokens or max(CACHE, base.max_positions or 0)
+        most = cache_tokens or max(DEFAULT_CACHE_TOKENS, base.max_positions or 0)
         self._layout: Layout = Padded(base, slots) if self.why else Packed(base, slots, tokens, most, self._decoder)
         if prepack:
             self._decoder.prepack()
-        self._waiting: deque[Running] = deque()
-        self._live: dict[int, Running] = {}
+        self._waiting: deque[RunningRequest] = deque()
+        self._live: dict[int, RunningRequest] = {}
         self._next_key = 0
 
     @property
     def busy(self) -> bool:
-        """Whether a step would do something."""
+        """Whether there are unfinished requests."""
         return bool(self._live)
 
     @property
     def cache(self) -> KVCache | None:
-        """The key/value cache; None in padded batches, whose cache is the model's."""
+        """The KV cache; None with padded batches, which use the cache of transformers."""
         return self._layout.cache if isinstance(self._layout, Packed) else None
 
     @property
     def preemptions(self) -> int:
-        """How often a request lost its place, because memory was short, and was computed again."""
+        """How often a request was preempted for lack of memory, to be recomputed later."""
         return self._layout.scheduler.preemptions if isinstance(self._layout, Packed) else 0
 
     def is_running(self, key: int) -> bool:
-        """Whether a request has a place: it moves with each step."""
+        """Whether the request has a slot, as opposed to waiting for one."""
         run = self._live.get(key)
         return run is not None and run.slot >= 0
 
     def has_room(self, request: Request) -> bool:
-        """Whether there is memory for one more request, behind those that wait in the engine already."""
+        """Whether there is memory for one more request after those already waiting in the engine."""
         lengths = [len(run.ids) for run in self._waiting]
         return not self.busy or self._layout.admits([*lengths, len(request.ids)])
 
     def add(self, request: Request) -> int:
-        """Queue a request; its key names it in events.
+        """Queue a request and return its key, which identifies it in events.
 
-        Raises DataError where the prompt is empty or longer than the model admits, AdapterError for an unknown name.
+        Raises DataError if the prompt is empty or too long, AdapterError if the adapter is not loaded, and ConfigError
+        or MissingExtraError if JSON mode is not available.
         """
         return self.add_all([request])[0]
 
     def add_all(self, requests: Iterable[Request]) -> list[int]:
-        """Queue all of these, or none where one of them cannot be answered. Raises as `add`."""
+        """Queue all of these requests, or none of them if one is invalid. Raises as `add`."""
         runs = [self._admit(request, self._next_key + i) for i, request in enumerate(requests)]
         self._next_key += len(runs)
         self._live |= {run.key: run for run in runs}
@@ -113,7 +119,7 @@ class Engine:
         return [run.key for run in runs]
 
     def cancel(self, key: int) -> None:
-        """Forget a request; its place is free at the next step. One that has ended already is no error."""
+        """Cancel a request and free its slot. Does nothing if it has ended already."""
         run = self._live.pop(key, None)
         if run is not None and run in self._waiting:
             self._waiting.remove(run)
@@ -122,20 +128,20 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> list[Event]:
-        """One forward of the model: a token for every request whose prompt is through.
+        """Run the model once: generates a token for every request whose prompt is complete.
 
-        What it raises ends all requests that the engine has; new ones find it as it was. OutOfMemoryError where an
+        An exception cancels all requests; the engine can then be used for new ones. Raises OutOfMemoryError if an
         allocation failed.
         """
         try:
-            with enough_memory():
+            with convert_memory_errors():
                 chunks = self._layout.schedule(self._waiting)
                 if not chunks:
                     return []
                 ready = [chunk.running for chunk in chunks if chunk.is_last]
                 tokens = next_tokens(self._forward(chunks), ready)
                 return self._postprocess(ready, tokens)
-        except BaseException:  # an interrupt too, which may come in the middle of anything
+        except BaseException:  # KeyboardInterrupt too, which can leave any state half updated
             self._live.clear()
             self._waiting.clear()
             self._layout.clear()
@@ -149,7 +155,7 @@ class Engine:
         finally:
             self.base.router.route(None)
 
-    def _postprocess(self, ready: Sequence[Running], tokens: Sequence[int]) -> list[Event]:
+    def _postprocess(self, ready: Sequence[RunningRequest], tokens: Sequence[int]) -> list[Event]:
         events = [run.accept(token) for run, token in zip(ready, tokens, strict=True)]
         for run, event in zip(ready, events, strict=True):
             if event.finish:
@@ -157,7 +163,7 @@ class Engine:
                 self._layout.release(run)
         return events
 
-    def _admit(self, request: Request, key: int) -> Running:
+    def _admit(self, request: Request, key: int) -> RunningRequest:
         known = self.base.adapters | self._decoder.held
         if request.adapter is not None and request.adapter not in known:
             names = ", ".join(map(repr, known)) or _("none")
@@ -173,8 +179,8 @@ class Engine:
                      tokens=len(request.ids), limit=limit)  # fmt: skip
             raise DataError(text)
         settings, tokenizer = request.sampling, self.base.tokenizer
-        special = tokenizer.get_added_vocab() if settings.stop else {}  # shown in no text, so no text can be searched
-        return Running(
+        special = tokenizer.get_added_vocab() if settings.stop else {}  # stop on their ids: the text omits them
+        return RunningRequest(
             key=key,
             request=request,
             ids=list(request.ids),
@@ -185,9 +191,9 @@ class Engine:
 
 
 def generate(engine: Engine, requests: Iterable[Request]) -> Iterator[Event]:
-    """Events of these requests as they come; keys count from 0 in their order. Leaving early cancels the rest.
+    """Yield the events of these requests; keys are their indices. Closing the iterator cancels unfinished requests.
 
-    Events of other requests that the engine has meanwhile are lost, so two of these must not take turns.
+    Events of other requests in the engine are discarded, so two such iterators must not be interleaved.
     """
     order = {key: i for i, key in enumerate(engine.add_all(requests))}
     left = set(order)
@@ -205,7 +211,7 @@ def generate(engine: Engine, requests: Iterable[Request]) -> Iterator[Event]:
 
 
 def replies(engine: Engine, requests: Sequence[Request]) -> list[Reply]:
-    """The finished answers, in the order of the requests."""
+    """Generate all replies, in the order of the requests."""
     texts: list[list[str]] = [[] for _request in requests]
     ids: list[list[int]] = [[] for _request in requests]
     finish: list[Finish] = ["length"] * len(requests)

@@ -1,9 +1,9 @@
-"""The key/value cache of the packed layout: a region for each running request, which moves to a larger one as it grows.
+"""The KV cache of the packed layout: a contiguous region per running request, which moves to a larger one as it grows.
 
-    K = places of a pool, C = capacity of its regions in tokens, H = key heads, D = head size, T = tokens of the row
+    K = places in a pool, C = capacity of a region in tokens, H = key heads, D = head size, T = tokens of the row
 
-Regions of one capacity stand beside each other in a pool, so that attention reads them where they are: gathering blocks
-would cost a quarter of a step (docs/decisions.md). Capacities are few, so that a step reads few pools.
+Regions of the same capacity form a pool, so that attention can read them in place: gathering blocks, as in paged
+attention, would take a quarter of a step (docs/decisions.md). There are few capacities, so a step reads few pools.
 """
 
 import heapq
@@ -17,16 +17,18 @@ from transformers import PretrainedConfig
 
 from lorasmith.model.groups import AttentionGroup
 from lorasmith.model.row import Span
-from lorasmith.system.device import give_back_memory
+from lorasmith.system.memory import release_freed_memory
 
 FIRST_CAPACITY = 128  # tokens of the smallest region
-DOUBLED = 1024  # up to here capacities double; beyond, a quarter is added, since there reading costs more than a pool
-KEPT, SMALL = 4, 512  # memory is kept for later requests up to so many times what is in use, or this many tokens
-RETURNED = 2**26  # bytes that are worth being handed back to the system
+# Capacities are powers of two up to here and four steps per power of two beyond: unused space in a long region costs
+# more reading time than an additional pool.
+LAST_DOUBLED = 1024
+KEEP_RATIO, KEEP_TOKENS = 4, 512  # free memory is kept up to this multiple of what is in use, or of this many tokens
+RETURN_BYTES = 2**26  # minimum number of freed bytes to return to the system
 
 
 class Region(NamedTuple):
-    """Where a request's keys and values are: a pool by its capacity, and the place in it."""
+    """The location of a request's keys and values: the pool, identified by its capacity, and the place in it."""
 
     capacity: int
     place: int
@@ -37,53 +39,56 @@ class Pool:
 
     def __init__(self) -> None:
         self.places = 0
-        self.free: list[int] = []  # a heap: low places first keep the used part dense
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.free: list[int] = []  # heap of free places; taking the lowest keeps the used ones dense
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values of each layer
 
 
 class KVCache:
-    """model.attention.Cache whose requests have at most `limit` tokens together, their spare places counted.
+    """Implements model.attention.Cache, for regions of at most `limit` tokens in total.
 
-    Tensors are made at each layer's first keys: heads and sizes may differ. A region is free again when its request
-    ends; what it held is overwritten or masked.
+    Tensors are created when a layer first stores keys, since the number of heads and their size may differ by layer.
+    Freed regions are not zeroed; old content is overwritten or masked.
     """
 
     def __init__(self, limit: int = 2**62) -> None:
         self.limit = limit
         self._regions: dict[int, Region] = {}  # by the request's slot
-        self._pools: dict[int, Pool] = {}
-        self._like: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values of each layer for no place at all
-        self._at: dict[tuple[int, int], Tensor] = {}  # of a pool and its heads: see `_places`
-        self._spans: dict[int, list[Span]] = {}  # of the row, by pool
+        self._pools: dict[int, Pool] = {}  # by capacity
+        self._like: dict[int, tuple[Tensor, Tensor]] = {}  # empty keys and values of each layer, as templates
+        self._at: dict[tuple[int, int], Tensor] = {}  # indices by pool and number of heads, see `_places`
+        self._spans: dict[int, list[Span]] = {}  # the current row's spans by pool
 
     @property
     def reserved(self) -> int:
-        """Tokens of the regions that requests have."""
+        """Total capacity in tokens of the regions in use."""
         return sum(region.capacity for region in self._regions.values())
 
     @property
     def allocated(self) -> int:
-        """Tokens that memory is taken for."""
+        """Total capacity in tokens for which memory is allocated."""
         return sum(capacity * pool.places for capacity, pool in self._pools.items())
 
     def capacity_of(self, tokens: int) -> int:
-        """What a request of so many tokens takes."""
+        """The capacity of the region for a request of this many tokens."""
         step = FIRST_CAPACITY if tokens <= FIRST_CAPACITY else 2 ** (tokens - 1).bit_length()
-        if tokens > DOUBLED:
+        if tokens > LAST_DOUBLED:
             step = 2 ** ((tokens - 1).bit_length() - 3)
         return max(min(-(-tokens // step) * step, self.limit), tokens)
 
     def share(self, requests: int) -> int:
-        """Tokens that each of so many requests can have at once."""
+        """The maximum number of tokens per request if this many requests run at once."""
         whole = self.limit // requests
         return next((tokens for tokens in range(whole, 0, -1) if self.capacity_of(tokens) <= whole), 0)
 
     def region(self, slot: int) -> Region:
-        """That of a request; regions in their order are read fastest."""
+        """The region of a request. Requests in the order of their regions are read fastest."""
         return self._regions[slot]
 
     def reserve(self, slot: int, tokens: int) -> bool:
-        """Room for so many tokens of a request; what it has stays. False, and nothing changes, beyond the limit."""
+        """Make room for this many tokens of a request, keeping its content.
+
+        Returns False and changes nothing if this would exceed the limit.
+        """
         before = self._regions.get(slot)
         if before is not None and tokens <= before.capacity:
             return True
@@ -93,9 +98,9 @@ class KVCache:
         pool = self._pools.setdefault(capacity, Pool())
         if not pool.free:
             more = min((self.limit - self.allocated) // capacity, max(1, pool.places))
-            if more < 1:  # what nobody needs makes room
+            if more < 1:  # free the memory of unused places in other pools
                 wanted = {other: region.capacity for other, region in self._regions.items()}
-                self._arrange(wanted | {slot: capacity})
+                self._rearrange(wanted | {slot: capacity})
                 return True
             self._grow(capacity, pool, pool.places + more)
         region = Region(capacity, heapq.heappop(pool.free))
@@ -108,19 +113,19 @@ class KVCache:
         return True
 
     def release(self, slot: int) -> None:
-        """The request needs it no more."""
+        """Free the region of a request."""
         region = self._regions.pop(slot)
         heapq.heappush(self._pools[region.capacity].free, region.place)
-        if self.allocated > KEPT * max(self.reserved, SMALL):
-            self._arrange({other: region.capacity for other, region in self._regions.items()})
+        if self.allocated > KEEP_RATIO * max(self.reserved, KEEP_TOKENS):
+            self._rearrange({other: region.capacity for other, region in self._regions.items()})
 
     def clear(self) -> None:
-        """Forget everything, but for which layers there are."""
+        """Drop all requests and free all memory."""
         self._regions, self._pools = {}, {}
-        give_back_memory()
+        release_freed_memory()
 
     def begin(self, spans: Sequence[Span], device: torch.device) -> Sequence[AttentionGroup]:
-        """Make room for a row's tokens and group its spans: once, before its forward."""
+        """Reserve room for a row's tokens and group its spans for attention. Called once before each forward pass."""
         self._spans, self._at = {}, {}
         for span in spans:
             has_room = self.reserve(span.slot, span.past + span.length)
@@ -131,11 +136,11 @@ class KVCache:
         single = sorted((pair for pair in own if pair[1].length == 1), key=lambda pair: pair[0])
         parts = [list(pairs) for _capacity, pairs in groupby(single, key=lambda pair: pair[0])]
         parts += [[pair] for pair in own if pair[1].length > 1]
-        parts.sort(key=lambda pairs: pairs[0][1].start)  # as they stand in the row
+        parts.sort(key=lambda pairs: pairs[0][1].start)  # in the order of the row
         return [_group(pairs[0][0], [span for _capacity, span in pairs], spans[-1].end, device) for pairs in parts]
 
     def extend(self, layer: int, k_THD: Tensor, v_THD: Tensor) -> None:
-        """Append the row's keys and values behind what each span's slot holds."""
+        """Append the row's keys and values [T, H, D] to the region of each span's slot."""
         if layer not in self._like:
             k, v = (t.new_empty(0, t.shape[1], 0, t.shape[2]) for t in (k_THD, v_THD))
             self._like[layer] = k, v
@@ -151,7 +156,7 @@ class KVCache:
                 store.view(-1, store.shape[3]).index_copy_(0, at, own.reshape(-1, store.shape[3]))
 
     def _places(self, capacity: int, heads: int, device: torch.device) -> Tensor:
-        """Of the row's tokens in a pool seen as [K * H * C, D], [tokens * H]."""
+        """Indices [tokens * H] of the row's tokens in a pool that is viewed as [K * H * C, D]."""
         key = capacity, heads
         if key not in self._at:
             starts = [self._regions[span.slot].place * heads * capacity + span.past for span in self._spans[capacity]]
@@ -162,13 +167,13 @@ class KVCache:
         return self._at[key]
 
     def read(self, layer: int, group: AttentionGroup) -> tuple[Tensor, Tensor]:
-        """Keys and values [G, H, S, D] of a group, its new tokens included; a view where its places are neighbours."""
+        """Keys and values [G, H, S, D] of a group, including its new tokens; a view if its places are contiguous."""
         k, v = self._pools[group.pool].layers[layer]
         where = group.keys if group.cache_slice is None else group.cache_slice
         return k[where, :, : group.longest], v[where, :, : group.longest]
 
     def tensors(self, slot: int) -> Iterator[tuple[tuple[int, int], Tensor]]:
-        """All keys (0) and values (1) of a request by layer, [H, C, D]: views."""
+        """Views [H, C, D] of a request's keys and values, with ids (layer, 0) and (layer, 1)."""
         region = self._regions[slot]
         for layer, pair in self._pools[region.capacity].layers.items():
             yield from (((layer, i), tensor[region.place]) for i, tensor in enumerate(pair))
@@ -184,10 +189,10 @@ class KVCache:
             heapq.heappush(pool.free, place)
         pool.places = places
 
-    def _arrange(self, capacities: Mapping[int, int]) -> None:
-        """Regions of these capacities by slot, and no other memory; what the requests have stays.
+    def _rearrange(self, capacities: Mapping[int, int]) -> None:
+        """Reallocate all pools so that they hold exactly regions of these capacities by slot, keeping their content.
 
-        Layer by layer, so that at no time more is taken than before or after and one layer.
+        Works layer by layer, so that at most one layer is allocated twice.
         """
         before, old_pools, old_tokens = self._regions, self._pools, self.allocated
         order = sorted(capacities, key=lambda slot: before.get(slot, Region(2**62, 0)))
@@ -206,16 +211,16 @@ class KVCache:
                     new[place, :, :kept] = old[old_place, :, :kept]
             for pool in old_pools.values():
                 pool.layers.pop(layer, None)
-        if (old_tokens - self.allocated) * self._bytes() >= RETURNED:
-            give_back_memory()
+        if (old_tokens - self.allocated) * self._bytes() >= RETURN_BYTES:
+            release_freed_memory()
 
     def _bytes(self) -> int:
-        """Of one token in all layers."""
+        """Bytes per token in all layers."""
         return sum(t.shape[1] * t.shape[3] * t.element_size() for pair in self._like.values() for t in pair)
 
 
 def bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
-    """What keys and values of one token take in a model of this config."""
+    """Bytes that the keys and values of one token take in a model of this config."""
     text = config.get_text_config()
     heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
     size = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
@@ -223,16 +228,16 @@ def bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
 
 
 def _zeros(like: tuple[Tensor, Tensor], places: int, capacity: int) -> tuple[Tensor, Tensor]:
-    """Zeros, because a masked key weighs 0, and 0 times garbage may be NaN."""
+    """Zeros [K, H, C, D]: masked values are multiplied by 0, and 0 * NaN is NaN, so memory must be initialized."""
     k, v = (t.new_zeros(places, t.shape[1], capacity, t.shape[3]) for t in like)
     return k, v
 
 
 def _group(pool: int, spans: Sequence[Span], tokens: int, device: torch.device) -> AttentionGroup:
-    """One piece of a prompt, or single tokens in the order of their places, so that the cache is read in place.
+    """A group for one chunk of a prompt, or for single tokens in the order of their places.
 
-    `spans` with their places for slots. Idle places between them are read too, with a filler for a query, unless they
-    are the greater part.
+    `spans` have places instead of slots. To read the cache in place, unused places between them are read too, with a
+    dummy query, unless these are the majority.
     """
     by_place = {span.slot: span for span in spans}
     low, high = min(by_place), max(by_place) + 1

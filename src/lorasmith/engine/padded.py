@@ -1,4 +1,4 @@
-"""Left-padded batches, for families that the probe does not let into a packed row (Bloom, GPT-J, recurrent ones)."""
+"""The padded layout: left-padded batches, for models that do not support packed rows (Bloom, GPT-J, recurrent ones)."""
 
 import inspect
 from collections import deque
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorasmith.engine.request import Chunk, Running
+from lorasmith.engine.request import Chunk, RunningRequest
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
 from lorasmith.model.head import logits
@@ -17,17 +17,17 @@ from lorasmith.model.probe import native_attention
 
 
 class Padded:
-    """At most `slots` requests in a batch, padded on the left, with the cache that the model itself makes.
+    """Static batches of up to `slots` requests, with the KV cache of transformers.
 
-    A batch runs until all its requests have ended; only then the waiting ones begin. A model without a key/value
-    cache goes through the whole text again for each token: slow, and the same.
+    A batch runs until all its requests have ended; only then do waiting requests start. A model without a KV cache
+    recomputes the whole text for each token.
 
-        B = requests of the batch, those that have ended included; L = tokens so far; N = new tokens of each
+        B = requests of the batch, including ended ones; L = tokens so far; N = new tokens of each
     """
 
     def __init__(self, base: Base, slots: int) -> None:
         self.base, self.slots = base, slots
-        self._batch: list[Running] = []
+        self._batch: list[RunningRequest] = []
         self._ended: set[int] = set()
         self._keys: Any = None
         self._mask_BL = torch.empty(0, 0, dtype=torch.long)
@@ -38,14 +38,14 @@ class Padded:
         self._last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
     def admits(self, lengths: Sequence[int]) -> bool:
-        """Memory is not looked at: the cache is the model's own."""
+        """Always True: the memory of the model's own cache is not limited."""
         del lengths
         return True
 
-    def schedule(self, waiting: deque[Running]) -> list[Chunk]:
-        """All that is left of the batch; a new one where nothing is, sorted so that an adapter is a range of rows."""
+    def schedule(self, waiting: deque[RunningRequest]) -> list[Chunk]:
+        """The unfinished requests of the batch; starts a new batch, sorted by adapter, if there are none."""
         if not self._batch:
-            chosen: list[Running] = []
+            chosen: list[RunningRequest] = []
             while waiting and len(chosen) < self.slots and self._fits([*chosen, waiting[0]]):
                 chosen.append(waiting.popleft())
             self._batch = sorted(chosen, key=lambda run: run.request.adapter or "")
@@ -55,7 +55,7 @@ class Padded:
         return [Chunk(run, run.pending) for run in self._batch if run.key not in self._ended]
 
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Logits [chunks, V], float32, one row for each chunk."""
+        """Logits [chunks, V] in float32."""
         with native_attention(self.base):
             logits_BV = self._forward(self._inputs())
         rows = {run.key: i for i, run in enumerate(self._batch)}
@@ -64,24 +64,24 @@ class Padded:
             run.past += length
         return logits_BV.index_select(0, at_C).float()
 
-    def release(self, run: Running) -> None:
-        """The request has ended: its row goes on unread until the batch is over."""
+    def release(self, run: RunningRequest) -> None:
+        """Mark the request as ended. Its row stays in the batch, ignored, until the batch is complete."""
         self._ended.add(run.key)
         if len(self._ended) == len(self._batch):
             self._batch, self._keys = [], None
 
     def clear(self) -> None:
-        """Forget all requests: the model's cache may hold half of a step."""
+        """Drop all requests and the cache, which may be half updated."""
         self._batch, self._keys = [], None
 
-    def _fits(self, batch: Sequence[Running]) -> bool:
-        """Whether the model can look at the longest prompt and the longest reply together: padding takes places too."""
+    def _fits(self, batch: Sequence[RunningRequest]) -> bool:
+        """Whether the longest prompt plus the longest reply fit into the context: padding takes positions too."""
         limit = self.base.max_positions
         new = max(run.limit - len(run.ids) for run in batch)
         return len(batch) == 1 or limit is None or max(len(run.ids) for run in batch) + new <= limit
 
     def _inputs(self) -> Tensor:
-        """The tokens [B, N] that the cache does not hold; the mask grows along. Rows that have ended repeat a token."""
+        """The tokens [B, N] that are not in the cache yet; extends the mask. Ended rows repeat their last token."""
         device = self.base.device
         if self._keys is not None:
             self._mask_BL = torch.cat([self._mask_BL, self._mask_BL.new_ones(len(self._batch), 1)], 1)
@@ -93,7 +93,7 @@ class Padded:
         return torch.tensor([[0] * pad + run.ids for pad, run in zip(pads, self._batch, strict=True)], device=device)
 
     def _forward(self, ids_BN: Tensor) -> Tensor:
-        """Logits [B, V] of the last tokens; sets the router twice, in tokens of the batch and in rows of the head."""
+        """Logits [B, V] of the last tokens. The router is set once for the tokens and once for the rows of the head."""
         inputs: dict[str, Any] = {"input_ids": ids_BN, "attention_mask": self._mask_BL, "use_cache": self._has_cache}
         if self._takes_positions:
             position_BL = (self._mask_BL.cumsum(-1) - 1).clamp(min=0)
@@ -113,7 +113,7 @@ class Padded:
         return logits(self.base, out.last_hidden_state[:, -1])
 
     def _slices(self, tokens: int) -> list[Slice]:
-        """The batch's adapters, each `tokens` tokens a row."""
+        """The adapter of each row, for `tokens` tokens per row."""
         slices, first = [], 0
         for adapter, group in groupby(self._batch, key=lambda run: run.request.adapter):
             last = first + len(list(group))

@@ -1,9 +1,9 @@
-"""What prompts began with before: keys and values kept in blocks, found by what the tokens and the adapter are.
+"""Prefix caching: reuses the keys and values of earlier prompts that begin with the same tokens.
 
     N = blocks, H = key heads, D = head size
 
-A block's name is the hash of all tokens up to its end and of the adapter's content, so that an adapter that was trained
-on, renamed or loaded anew never sees another's blocks. The least recently used blocks make room.
+A block is identified by a hash of all tokens up to its end and of the adapter's version, so that an adapter that was
+trained further, renamed or reloaded never uses stale blocks. The least recently used blocks are evicted.
 """
 
 import hashlib
@@ -15,45 +15,45 @@ from torch import Tensor
 
 from lorasmith.engine.kv_cache import KVCache
 
-BLOCK = 8  # tokens: what templates begin with ends somewhere
+BLOCK = 8  # tokens per block: small, because the prefix that chat templates share is short
 
 
-class Prefixes:
-    """At most `tokens` tokens of prompts, in tensors [N, H, BLOCK, D] for each layer, which grow as they are needed."""
+class PrefixCache:
+    """Holds blocks of up to `tokens` tokens in total, in tensors [N, H, BLOCK, D] per layer that grow on demand."""
 
     def __init__(self, tokens: int) -> None:
         self.limit = tokens // BLOCK
-        self._at: OrderedDict[bytes, int] = OrderedDict()  # a block's name -> its place; the least recently used first
+        self._at: OrderedDict[bytes, int] = OrderedDict()  # block hash -> place, least recently used first
         self._stores: dict[tuple[int, int], Tensor] = {}
 
     @property
     def blocks(self) -> int:
-        """How many are held."""
+        """Number of cached blocks."""
         return len(self._at)
 
     def load(self, version: Hashable, ids: Sequence[int], cache: KVCache, slot: int) -> int:
-        """Copy what is known of the beginning of `ids` into its region of the cache; how many tokens that is.
+        """Copy the cached prefix of `ids` into the region of `slot`; returns its number of tokens.
 
-        The last token is never among them: its logits are wanted.
+        The last token is never included, because its logits are needed.
         """
-        found: list[int] = []
-        for name in _names(version, ids[:-1]):
+        places: list[int] = []
+        for name in _block_hashes(version, ids[:-1]):
             if name not in self._at:
                 break
             self._at.move_to_end(name)
-            found.append(self._at[name])
-        if found:
-            at_N = torch.tensor(found)
+            places.append(self._at[name])
+        if places:
+            at_N = torch.tensor(places)
             for key, tensor in cache.tensors(slot):
                 blocks = self._stores[key].index_select(0, at_N.to(tensor.device))
-                _blocks_of(tensor, len(found)).copy_(blocks)
-        return len(found) * BLOCK
+                _blocks_of(tensor, len(places)).copy_(blocks)
+        return len(places) * BLOCK
 
     def save(self, version: Hashable, ids: Sequence[int], cache: KVCache, slot: int) -> None:
-        """Keep the whole blocks of a prompt whose keys and values stand in the cache."""
-        names = list(_names(version, ids))[: self.limit]
+        """Store the full blocks of a prompt whose keys and values are in the region of `slot`."""
+        names = list(_block_hashes(version, ids))[: self.limit]
         new = [i for i, name in enumerate(names) if name not in self._at]
-        for name in names:  # first, so that none of them makes room for another
+        for name in names:  # before adding, so that these are not evicted for one another
             if name in self._at:
                 self._at.move_to_end(name)
         for i in new:
@@ -66,7 +66,7 @@ class Prefixes:
                 blocks = _blocks_of(tensor, len(names))
                 store = self._room(key, blocks)
                 store.index_copy_(0, at_N.to(tensor.device), blocks[new])
-        except BaseException:  # an interrupt too: a name whose block was not copied means another's
+        except BaseException:  # KeyboardInterrupt too: a hash without its data would refer to another block's data
             self._at.clear()
             raise
 
@@ -88,8 +88,8 @@ class Prefixes:
         return self._stores[key]
 
 
-def _names(version: Hashable, ids: Sequence[int]) -> Iterator[bytes]:
-    """The name of each whole block of `ids`."""
+def _block_hashes(version: Hashable, ids: Sequence[int]) -> Iterator[bytes]:
+    """The hash of each full block of `ids`, each including all tokens before it."""
     name = repr(version).encode()
     for start in range(0, len(ids) - BLOCK + 1, BLOCK):
         name = hashlib.blake2b(name + repr(ids[start : start + BLOCK]).encode(), digest_size=16).digest()
@@ -97,6 +97,6 @@ def _names(version: Hashable, ids: Sequence[int]) -> Iterator[bytes]:
 
 
 def _blocks_of(tensor: Tensor, number: int) -> Tensor:
-    """The first blocks [number, H, BLOCK, D] of a request's region in a cache [H, C, D]: a view."""
+    """A view [number, H, BLOCK, D] of the first blocks of a region [H, C, D]."""
     blocks: Tensor = tensor[:, : number * BLOCK].unflatten(1, (number, BLOCK))
     return blocks.transpose(0, 1)

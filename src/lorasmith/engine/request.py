@@ -1,4 +1,4 @@
-"""What a caller asks of the engine, and what comes back."""
+"""Requests to the engine, the events and replies it returns, and its internal state of a request."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -8,17 +8,14 @@ from lorasmith.config.sampling import SamplingConfig
 from lorasmith.engine.detokenizer import Detokenizer
 from lorasmith.engine.sampling.json_mode import JsonObject
 from lorasmith.engine.sampling.logprobs import TokenLogprobs
-from lorasmith.engine.sampling.penalty import Seen
+from lorasmith.engine.sampling.penalty import TokenCounts
 
 Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt to continue. `ids` from data.template's `encode_prompt`, `stop_ids` from the same template.
-
-    `adapter`: a name in base.adapters; None: the base alone.
-    """
+    """A prompt to continue. `ids` and `stop_ids` come from a Template; `adapter` None means the base model."""
 
     ids: Sequence[int]
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -27,10 +24,10 @@ class Request:
 
 
 class Event(NamedTuple):
-    """One new token of request `key` and the text that is now complete; both are final.
+    """One new token of the request `key`, and the text that became final with it.
 
-    `finish` on the last: 'stop' (a stop token, a stop text, or a whole JSON object where one was asked for), 'length'
-    (as long as allowed, or as the model admits). `logprobs` where the sampling asks for them.
+    `finish` is set on the last event: 'stop' (stop token, stop text, or a complete JSON object in JSON mode) or
+    'length' (max_new_tokens or the context length was reached). `logprobs` is set if the request asks for them.
     """
 
     key: int
@@ -41,7 +38,7 @@ class Event(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """A finished request: its text, without what stopped it, and its tokens, the stop token included."""
+    """A finished reply: its text without the stop text, and its tokens including the stop token."""
 
     text: str
     ids: list[int]
@@ -49,58 +46,58 @@ class Reply(NamedTuple):
 
 
 @dataclass(eq=False, slots=True)
-class Running:
-    """A request inside the engine. `ids` is prompt and reply; `past` of them are in the cache, at place `slot`."""
+class RunningRequest:
+    """The state of a request in the engine. `ids` is prompt and reply, of which the first `past` tokens are cached."""
 
     key: int
     request: Request
     ids: list[int]
-    limit: int  # length of `ids` at which it ends
+    limit: int  # maximum length of `ids`
     stop_ids: frozenset[int]
     detokenizer: Detokenizer
-    version: Hashable = None  # what its keys and values depend on, besides its tokens: from when it got its place
+    version: Hashable = None  # version of the adapter when the request got its slot; part of the prefix cache's keys
     past: int = 0
-    slot: int = -1
-    seen: Seen | None = field(init=False)  # where a penalty needs it
-    json: JsonObject | None = field(init=False)
-    told: TokenLogprobs | None = field(init=False, default=None)  # of the token that was chosen and not accepted yet
+    slot: int = -1  # -1 while it waits
+    token_counts: TokenCounts | None = field(init=False)  # if a penalty is set
+    json: JsonObject | None = field(init=False)  # in JSON mode
+    logprobs: TokenLogprobs | None = field(init=False, default=None)  # of the sampled token, until `accept`
 
     def __post_init__(self) -> None:
-        self.seen = Seen(self.request.ids) if self.request.sampling.penalises else None
+        self.token_counts = TokenCounts(self.request.ids) if self.request.sampling.penalizes else None
         self.json = JsonObject(self.detokenizer.tokenizer) if self.request.sampling.json_object else None
 
     @property
     def pending(self) -> int:
-        """Tokens that are not in the cache yet: the rest of the prompt, or the newest token."""
+        """Number of tokens that are not cached yet: the rest of the prompt, or the last token."""
         return len(self.ids) - self.past
 
     @property
     def replied(self) -> int:
-        """Tokens of the reply so far."""
+        """Number of tokens of the reply so far."""
         return len(self.ids) - len(self.request.ids)
 
     def accept(self, token: int) -> Event:
-        """Append the token that was chosen; what it adds to the text, and whether this ends the reply."""
+        """Append a sampled token; returns the event with its text, and `finish` if the reply is complete."""
         self.ids.append(token)
-        if self.seen is not None:
-            self.seen.add(token)
+        if self.token_counts is not None:
+            self.token_counts.add(token)
         if token in self.stop_ids:
-            return Event(self.key, token, self.detokenizer.close(), "stop", self.told)
+            return Event(self.key, token, self.detokenizer.close(), "stop", self.logprobs)
         text, is_full = self.detokenizer.push(token), len(self.ids) >= self.limit
         is_whole = self.json is not None and self.json.push(token)
         if is_full or is_whole:
             text += self.detokenizer.close()
         is_stopped = self.detokenizer.stopped or is_whole
-        return Event(self.key, token, text, "stop" if is_stopped else "length" if is_full else None, self.told)
+        return Event(self.key, token, text, "stop" if is_stopped else "length" if is_full else None, self.logprobs)
 
 
 class Chunk(NamedTuple):
-    """The next `length` tokens of a request that go through the model in this step."""
+    """The next `length` tokens of a request, to be computed in this step."""
 
-    running: Running
+    running: RunningRequest
     length: int
 
     @property
     def is_last(self) -> bool:
-        """Whether a new token follows: nothing of the request is left behind this piece."""
+        """Whether this chunk completes the pending tokens, so that a new token is sampled after it."""
         return self.length == self.running.pending

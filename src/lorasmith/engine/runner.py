@@ -1,4 +1,4 @@
-"""Continuous batching: every step is one flat row of prompt pieces and newest tokens, sorted by adapter."""
+"""The packed layout: continuous batching, where each step computes one row of prompt chunks and newest tokens."""
 
 from collections import deque
 from collections.abc import Hashable, Sequence
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lorasmith.engine.kv_cache import KVCache
-from lorasmith.engine.prefix_cache import Prefixes
-from lorasmith.engine.request import Chunk, Running
+from lorasmith.engine.prefix_cache import PrefixCache
+from lorasmith.engine.request import Chunk, RunningRequest
 from lorasmith.engine.scheduler import Scheduler
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
@@ -18,43 +18,43 @@ from lorasmith.model.fast.decoder import FastDecoder
 from lorasmith.model.head import next_logits
 from lorasmith.model.row import Row, Span
 
-PREFIXES = 2**14  # tokens of beginnings that are worth keeping
+MAX_PREFIX_TOKENS = 2**14  # maximum size of the prefix cache
 
 
 class Packed:
-    """At most `slots` requests at once, `tokens` tokens a step; a request joins or leaves at any step.
+    """Runs up to `slots` requests with up to `tokens` tokens per step; requests start and end at any step.
 
-    The cache holds `cache_tokens` of running requests, and a quarter of that of the beginnings of earlier prompts.
+    The KV cache holds up to `cache_tokens` tokens of running requests, and the prefix cache up to a quarter of that.
     """
 
     def __init__(self, base: Base, slots: int, tokens: int, cache_tokens: int, decoder: FastDecoder) -> None:
         self.base, self.decoder = base, decoder
-        self.cache, self.prefixes = KVCache(cache_tokens), Prefixes(min(cache_tokens // 4, PREFIXES))
+        self.cache, self.prefixes = KVCache(cache_tokens), PrefixCache(min(cache_tokens // 4, MAX_PREFIX_TOKENS))
         self.scheduler = Scheduler(self.cache, slots, tokens)
-        self._held: set[str] = set()
+        self._held: set[str] = set()  # adapters known to have a slot in the bank
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest request that has room."""
+        """The size of the KV cache."""
         return self.cache.limit
 
     def admits(self, lengths: Sequence[int]) -> bool:
-        """Whether requests of so many tokens would get their places in the next step."""
+        """Whether there is memory for new requests with these prompt lengths."""
         return self.scheduler.admits(lengths)
 
-    def schedule(self, waiting: deque[Running]) -> list[Chunk]:
-        """This step's pieces in the order that is computed fastest; takes from `waiting` what finds a place."""
+    def schedule(self, waiting: deque[RunningRequest]) -> list[Chunk]:
+        """The chunks of this step in the order that is computed fastest; starts waiting requests if there is room."""
         chunks = self.scheduler.schedule(waiting, self._begin)
 
         def place(chunk: Chunk) -> tuple[int, int]:
             return self.cache.region(chunk.running.slot)
 
         if self.decoder.bank is not None and all(chunk.length == 1 for chunk in chunks):
-            return sorted(chunks, key=place)  # attention reads the cache in this order
+            return sorted(chunks, key=place)  # so that attention reads the cache in order
         return sorted(chunks, key=lambda chunk: (chunk.running.request.adapter or "", place(chunk)))
 
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Logits [N, V], float32, of the chunks that are their request's last, in order."""
+        """Logits [N, V] in float32 of the chunks with `is_last`, in order."""
         with self._adapters(chunks):
             logits_NV = next_logits(self.base, flat_row(chunks).to(self.base.device), self.cache)
         for chunk in chunks:
@@ -64,39 +64,39 @@ class Packed:
                 self.prefixes.save(run.version, run.ids, self.cache, run.slot)
         return logits_NV
 
-    def release(self, run: Running) -> None:
-        """The request has ended: its place is free from the next step on."""
+    def release(self, run: RunningRequest) -> None:
+        """Free the slot of a request."""
         self.scheduler.release(run)
 
     def clear(self) -> None:
-        """Forget all requests and what they left: half a step, or what is no number, which a mask does not hide."""
+        """Drop all requests, the cache and the bank's content, which may be half updated or contain NaN."""
         self.scheduler.clear()
         self.cache.clear()
         self.decoder.clear()
         self._held = set()
 
-    def _begin(self, run: Running) -> None:
-        """It has got its place: what is known of its beginning goes there."""
+    def _begin(self, run: RunningRequest) -> None:
+        """Load the cached prefix of a request that just got its slot."""
         self._held = set()
         run.version = self._version(run)
         run.past = self.prefixes.load(run.version, run.ids, self.cache, run.slot)
 
-    def _version(self, run: Running) -> Hashable:
-        """What its adapter is now; None: the base alone."""
+    def _version(self, run: RunningRequest) -> Hashable:
+        """The current version of the request's adapter; None for the base model."""
         name = run.request.adapter
         return None if name is None else self.decoder.weights(name).version()
 
     def _adapters(self, chunks: Sequence[Chunk]) -> AbstractContextManager[None]:
-        """Within it the adapters of these chunks have their slots in the bank, and layers compute there."""
+        """Put the adapters of these chunks into the bank; inside the block, layers are computed there."""
         names = {name for chunk in chunks if (name := chunk.running.request.adapter) is not None}
-        if not names <= self._held or not self.decoder.holds(names):  # since the last step somebody has come
+        if not names <= self._held or not self.decoder.holds(names):
             self.decoder.hold(names)
             self._held = names
         return self.decoder.running()
 
 
 def flat_row(chunks: Sequence[Chunk]) -> Row:
-    """The chunks end to end; `at_N` are the last tokens of those that get a new one."""
+    """The row of these chunks, concatenated. `at_N` are the last tokens of chunks with `is_last`."""
     ids: list[int] = []
     positions: list[int] = []
     spans: list[Span] = []

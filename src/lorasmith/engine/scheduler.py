@@ -1,7 +1,7 @@
-"""Which requests go through the model in the next step: places, memory, and who waits when either is short.
+"""The scheduler of the packed layout: decides which requests run, and how many tokens of each a step computes.
 
-Memory is taken as replies grow. When it is short, the newest request loses its place, waits before all others, and is
-computed again from its tokens (as vLLM preempts by recomputation): what it has said stays, and what it will say.
+Memory is allocated as replies grow. When it runs out, the newest request is preempted: it returns to the front of the
+queue and its tokens are recomputed later, as in vLLM. Its reply does not change.
 """
 
 import heapq
@@ -9,26 +9,26 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from lorasmith.engine.kv_cache import KVCache
-from lorasmith.engine.request import Chunk, Running
+from lorasmith.engine.request import Chunk, RunningRequest
 
-SPARE = 64  # tokens that all running requests can grow by before one that joins would have to leave again
-LARGEST_MASK = 2**21  # new tokens x earlier ones of a piece of a prompt: what attention's mask holds for each head
+HEADROOM = 64  # tokens by which every running request must be able to grow before another one is started
+MAX_MASK = 2**21  # maximum size of a prompt chunk's attention mask: its tokens times all tokens up to its end
 
 
 class Scheduler:
-    """At most `slots` requests, `tokens` tokens a step, as much as `cache` holds.
+    """Schedules up to `slots` requests and `tokens` tokens per step, within the limit of `cache`.
 
-    Requests that already answer come first, one token each; the rest of the step goes to prompts, the oldest first.
+    Generating requests come first, with one token each; the rest of the step is filled with prompts, oldest first.
     """
 
     def __init__(self, cache: KVCache, slots: int, tokens: int) -> None:
         self.cache, self.slots, self.tokens = cache, slots, max(tokens, slots)
-        self.preemptions = 0  # how often one lost its place
-        self.running: list[Running] = []  # the oldest first
-        self._free = list(range(slots))  # a heap
+        self.preemptions = 0
+        self.running: list[RunningRequest] = []  # oldest first
+        self._free = list(range(slots))  # heap of free slots
 
-    def schedule(self, waiting: deque[Running], begin: Callable[[Running], None]) -> list[Chunk]:
-        """This step's pieces; takes from `waiting` what finds a place, and tells `begin` of it."""
+    def schedule(self, waiting: deque[RunningRequest], begin: Callable[[RunningRequest], None]) -> list[Chunk]:
+        """The chunks of this step. Starts requests from `waiting` if there is room, and calls `begin` for each."""
         self._grow(waiting)
         answering = [run for run in self.running if run.pending == 1]
         room = self.tokens - len(answering)
@@ -50,24 +50,24 @@ class Scheduler:
         return [chunk for chunk in chunks if chunk.length]
 
     def admits(self, lengths: Sequence[int]) -> bool:
-        """Whether there is memory for requests of so many tokens beside those that run, all of which go on a while."""
+        """Whether new requests with these prompt lengths fit into memory, with headroom for all running requests."""
         wanted = [*lengths, *(len(run.ids) for run in self.running)]
-        taken = sum(self.cache.capacity_of(min(length + SPARE, self.cache.limit)) for length in wanted)
+        taken = sum(self.cache.capacity_of(min(length + HEADROOM, self.cache.limit)) for length in wanted)
         return len(wanted) == 1 or taken <= self.cache.limit
 
-    def release(self, run: Running) -> None:
-        """It needs its place no more."""
+    def release(self, run: RunningRequest) -> None:
+        """Free the slot and the memory of a request."""
         self.running.remove(run)
         self.cache.release(run.slot)
         heapq.heappush(self._free, run.slot)
         run.slot = -1
 
     def clear(self) -> None:
-        """No request is left; the cache is cleared by who owns it."""
+        """Drop all requests. Clearing the cache is up to the caller."""
         self.running, self._free = [], list(range(self.slots))
 
-    def _grow(self, waiting: deque[Running]) -> None:
-        """Memory for the tokens of this step, from the oldest request on; where there is none, the newest goes."""
+    def _grow(self, waiting: deque[RunningRequest]) -> None:
+        """Reserve memory for this step's tokens, oldest request first; preempts the newest if there is none left."""
         for run in list(self.running):
             while run.slot >= 0 and not self.cache.reserve(run.slot, len(run.ids)):
                 newest = self.running[-1]
@@ -77,7 +77,7 @@ class Scheduler:
                 self.preemptions += 1
 
 
-def _piece(run: Running, room: int) -> Chunk:
-    """The next tokens of a prompt: fewer where many stand before them, since each of them looks at all."""
+def _piece(run: RunningRequest, room: int) -> Chunk:
+    """The next chunk of a prompt of at most `room` tokens; shorter if many tokens precede it, to bound the mask."""
     length = min(run.pending, room)
-    return Chunk(run, min(length, max(1, LARGEST_MASK // (run.past + length))) if length else 0)
+    return Chunk(run, min(length, max(1, MAX_MASK // (run.past + length))) if length else 0)

@@ -1,8 +1,8 @@
-"""What the model itself thought of every token of a prompt: `echo` with `logprobs` of the completions API.
+"""Logprobs of prompt tokens, for `echo` with `logprobs` in the completions API.
 
     N = scored tokens of a row, C = chunk, V = vocabulary
 
-Exact, in rows without a cache; what prompts of one adapter begin with alike is computed once.
+Computed in rows without a KV cache. A prefix that prompts of the same adapter share is computed once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,17 +22,16 @@ from lorasmith.model.forward import hidden, packed_inputs, padded_inputs, padded
 from lorasmith.model.head import CHUNK, logits
 from lorasmith.model.row import IGNORED, Example, Row
 
-ROW = 1024  # tokens that go through the model at once; a longer prompt goes alone
+BATCH_TOKENS = 1024  # maximum tokens of a batch of prompts; a longer prompt is a batch of its own
 
 
 @torch.no_grad()
 def prompt_logprobs(base: Base, requests: Sequence[Request]) -> list[list[TokenLogprobs | None]]:
-    """For each request, for each token of its prompt: its logprob after those before it, and the likeliest there.
+    """The logprobs of each prompt's tokens, given the tokens before them.
 
-    The first token of a prompt has None: nothing stands before it. How many of the likeliest: `sampling.logprobs` of
-    the request, None counts as 0; the rest of its sampling is not looked at. A token is the model's own greedy choice
-    where `top[0][0]` is it. Called from the thread that steps the engine; an engine's requests are not touched.
-    Raises DataError where a prompt is longer than the model admits.
+    The first token of a prompt gets None. `sampling.logprobs` of a request is the number of top logprobs per token
+    (None means 0); its other settings are ignored. Must be called from the thread that runs the engine, whose requests
+    are not affected. Raises DataError if a prompt exceeds the context length.
     """
     for request in requests:
         if base.max_positions is not None and len(request.ids) > base.max_positions:
@@ -41,30 +40,30 @@ def prompt_logprobs(base: Base, requests: Sequence[Request]) -> list[list[TokenL
                      tokens=len(request.ids), limit=base.max_positions)  # fmt: skip
             raise DataError(text)
     base.model.eval()
-    found: list[list[TokenLogprobs | None]] = [[None] * min(1, len(request.ids)) for request in requests]
+    scores: list[list[TokenLogprobs | None]] = [[None] * min(1, len(request.ids)) for request in requests]
     try:
-        for at in _rows(requests):
+        for at in _batches(requests):
             with scoring(base, requests[at[0]].adapter):
-                _score(base, [requests[i] for i in at], [found[i] for i in at])
+                _score(base, [requests[i] for i in at], [scores[i] for i in at])
     finally:
         base.router.route(None)
-    return found
+    return scores
 
 
-def _rows(requests: Sequence[Request]) -> Iterator[list[int]]:
-    """Places of requests that share a row: one adapter, at most ROW tokens. A prompt of one token has none to score."""
+def _batches(requests: Sequence[Request]) -> Iterator[list[int]]:
+    """Indices of the requests of each batch, which share an adapter. Prompts of a single token are left out."""
     order = sorted((i for i, one in enumerate(requests) if len(one.ids) > 1), key=lambda i: requests[i].adapter or "")
     for _adapter, group in groupby(order, key=lambda i: requests[i].adapter):
         own = list(group)
-        for places in rows_of([len(requests[i].ids) for i in own]):
+        for places in prompt_batches([len(requests[i].ids) for i in own]):
             yield [own[place] for place in places]
 
 
-def rows_of(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Places of prompts of these lengths that go together: at most ROW tokens, or one that is longer."""
+def prompt_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of prompts, by their lengths, that form a batch: at most BATCH_TOKENS tokens, or one longer prompt."""
     chosen: list[int] = []
     for place, length in enumerate(lengths):
-        if chosen and sum(lengths[k] for k in chosen) + length > ROW:
+        if chosen and sum(lengths[k] for k in chosen) + length > BATCH_TOKENS:
             yield chosen
             chosen = []
         chosen.append(place)
@@ -72,25 +71,24 @@ def rows_of(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield chosen
 
 
-def _score(base: Base, requests: Sequence[Request], found: Sequence[list[TokenLogprobs | None]]) -> None:
-    """Append to each list of `found` what its request's prompt gets; all requests are of one adapter."""
+def _score(base: Base, requests: Sequence[Request], scores: Sequence[list[TokenLogprobs | None]]) -> None:
+    """Append the logprobs of each request's prompt to its list in `scores`; all requests use the same adapter."""
     examples = [Example(list(one.ids), [*one.ids[1:], IGNORED], [1.0] * len(one.ids), "prompt") for one in requests]
     adapter = requests[0].adapter
-    lists = [own for own, one in zip(found, requests, strict=True) for _token in one.ids[1:]]
+    lists = [own for own, one in zip(scores, requests, strict=True) for _token in one.ids[1:]]
     tops = [one.sampling.logprobs or 0 for one in requests for _token in one.ids[1:]]
     row = row_of(base, examples, 1.0, adapter)
     targets, first = row.target_N.tolist(), 0
     for logits_CV in _logits(base, row, adapter):
         last = first + len(logits_CV)
-        for own, told in zip(
-            lists[first:last], logprobs_of(logits_CV, targets[first:last], tops[first:last]), strict=True
-        ):
-            own.append(told)
+        logprobs = logprobs_of(logits_CV, targets[first:last], tops[first:last])
+        for own, of_token in zip(lists[first:last], logprobs, strict=True):
+            own.append(of_token)
         first = last
 
 
 def _logits(base: Base, row: Row, adapter: str | None) -> Iterator[Tensor]:
-    """Logits [C, V] at the row's labels, in order; from the whole model where its head is more than a linear layer."""
+    """Logits [C, V] at the row's targets, in order. Uses the full model if its head is more than a linear layer."""
     if not base.head.direct:
         yield _logits_of_model(base, row)
         return

@@ -1,4 +1,4 @@
-"""Whether a model decodes in flat rows with a cache, in groups of layers and as a stack: tried on it, once."""
+"""A self-test of each model: are packed rows with a KV cache, the adapter bank and the decoder stack correct?"""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -18,15 +18,15 @@ from lorasmith.model.row import Row, Span
 
 
 def decoder_of(base: Base) -> FastDecoder:
-    """What decodes this base, made once: in flat rows with a cache, in the bank and as a stack, where that is right.
+    """The FastDecoder of this base model, created on first use with every optimization that passes the self-test.
 
-    Tried on two short texts, which costs as much as six steps. The probe at load tries rows without a cache; some
-    families take those with a mask of their own and no `attend`.
+    The test runs two short texts, which takes as long as six decoding steps. It is needed in addition to the probe at
+    load, which tests packed rows without a KV cache.
     """
     if base.fast_decoder is None:
         decoder = base.fast_decoder = FastDecoder(base)
         try:
-            _try(decoder)
+            _self_test(decoder)
         except BaseException:
             decoder.close()
             raise
@@ -34,7 +34,7 @@ def decoder_of(base: Base) -> FastDecoder:
 
 
 @torch.no_grad()
-def _try(decoder: FastDecoder) -> None:
+def _self_test(decoder: FastDecoder) -> None:
     base = decoder.base
     if base.layout != "packed":
         decoder.problem = base.why.get("layout", "")
@@ -44,13 +44,13 @@ def _try(decoder: FastDecoder) -> None:
     texts = ids[:5], ids[5:]
     try:
         expected = hidden(base, _pieces(texts, (0, 0), (5, 7)).to(base.device))[[4, 11]]
-        found = _in_pieces(base, texts)
+        actual = _in_pieces(base, texts)
     except _FAILURES as error:
         decoder.problem = _("its attention does not work with a KV cache ({error})", error=first_line(error))
         return
     finally:
         base.router.route(None)
-    if not _near(found, expected, base):
+    if not _is_close(actual, expected, base):
         decoder.problem = _("processing a text in pieces gives different results from processing it at once")
         return
     for as_stack in (True, False):
@@ -63,35 +63,35 @@ def _try(decoder: FastDecoder) -> None:
 
 
 def _difference_of(decoder: FastDecoder, texts: Sequence[Sequence[int]], expected: Tensor) -> str:
-    """Why layers in the bank, or all as a stack, cannot decode; empty where they can."""
+    """Why decoding in the bank, or with the decoder stack, gives wrong results; empty if it does not."""
     base = decoder.base
     try:
         with decoder.running():
-            found = _in_pieces(base, texts)
+            actual = _in_pieces(base, texts)
     except _FAILURES as error:
         return _("it fails with an error: {error}", error=first_line(error))
     finally:
         base.router.route(None)
-    return "" if _near(found, expected, base) else _("the optimised forward pass gives different results")
+    return "" if _is_close(actual, expected, base) else _("the optimised forward pass gives different results")
 
 
 _FAILURES = (ModelError, TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError)
 
 
 def _in_pieces(base: Base, texts: Sequence[Sequence[int]]) -> Tensor:
-    """The last states of two texts whose beginnings went into the cache first."""
+    """The last hidden states of two texts whose first tokens were put into the cache in an earlier pass."""
     cache = KVCache()
     hidden(base, _pieces(texts, (0, 0), (4, 1)).to(base.device), cache)
     return hidden(base, _pieces(texts, (4, 1), (5, 7)).to(base.device), cache)[[0, 6]]
 
 
-def _near(found: Tensor, expected: Tensor, base: Base) -> bool:
-    difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+def _is_close(actual: Tensor, expected: Tensor, base: Base) -> bool:
+    difference = float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
     return difference <= TOLERANCE[base.dtype]
 
 
 def _pieces(texts: Sequence[Sequence[int]], starts: Sequence[int], ends: Sequence[int]) -> Row:
-    """Tokens [start, end) of each text, whose number is its place in the cache."""
+    """A row of tokens [start, end) of each text. The index of a text is its slot in the cache."""
     lengths = [end - start for start, end in zip(starts, ends, strict=True)]
     offsets = [0, *accumulate(lengths)]
     return Row(

@@ -1,8 +1,9 @@
-"""DoRA: LoRA gives the direction of each row of the weight, a vector m its length (arXiv:2402.09353, equation 5).
+"""DoRA: weight-decomposed low-rank adaptation (arXiv:2402.09353, equation 5).
 
-    y = m / ||W + s B A|| * (W x + s B A x) + bias        one norm for each output
+    y = m / ||W + s B A|| * (W x + s B A x) + bias        one norm per output feature
 
-For the gradient the norm is a constant (section 4.3).
+LoRA sets the direction of each row of the weight and a trained vector m its length. The norm is treated as a constant
+in backward (section 4.3).
 """
 
 from typing import TYPE_CHECKING
@@ -21,28 +22,28 @@ MAGNITUDE = "lora_magnitude_vector"  # PEFT's name
 
 
 class DoRA(Update):
-    """m starts as the norm of W's rows, so that a fresh adapter changes nothing."""
+    """The DoRA update. m starts as the norm of W's rows, so a fresh adapter does not change the output."""
 
     @classmethod
     def problem(cls, base: nn.Module) -> str:
-        """The norm needs W itself."""
+        """Why DoRA cannot be added to `base`: the norm is computed from W, so W must not be quantized."""
         quantised = isinstance(base, nn.Linear | Conv1D) and not base.weight.dtype.is_floating_point
         return _("DoRA needs unquantised weights. Load the base unquantised, or train plain LoRA.") if quantised else ""
 
     @classmethod
     def parts(cls, layer: "LoRALayer") -> dict[str, tuple[int, ...]]:
-        """m [O]."""
+        """The magnitude vector m [O]."""
         return {MAGNITUDE: (layer.out_features,)}
 
     @torch.no_grad()
     def start(self) -> None:
-        """B is zero."""
+        """Set m to the norm of W's rows (B is still zero)."""
         self.part(MAGNITUDE).copy_(self._norm(self._weight()))
 
     def forward(self, x_TI: Tensor, y_TO: Tensor) -> Tensor:
-        """The change is added to y: so a fresh adapter leaves its every bit."""
+        """y plus the difference to the DoRA output, so that a fresh adapter leaves y bit for bit unchanged."""
         base, m_O = self.layer.base_layer, self.part(MAGNITUDE)
-        if self.drops:  # W x has to be of the same input
+        if self.drops:  # W x must see the same dropped-out input as B A x
             x_TI = self.dropout(x_TI)
         of_W: Tensor = base(x_TI) if self.drops else y_TO
         bias: Tensor | None = getattr(base, "bias", None)
@@ -52,7 +53,7 @@ class DoRA(Update):
         return y_TO + added_TO.to(y_TO.dtype)
 
     def merged(self, W_OI: Tensor) -> Tensor:
-        """m / ||W + s B A|| * (W + s B A)."""
+        """The merged weight m / ||W + s B A|| * (W + s B A) [O, I]."""
         scale_O = self.part(MAGNITUDE).double() / self._norm(W_OI)
         return scale_O[:, None] * super().merged(W_OI)
 
@@ -62,7 +63,7 @@ class DoRA(Update):
 
     @torch.no_grad()
     def _norm(self, W_OI: Tensor) -> Tensor:
-        """||W + s B A|| [O], in the dtype of the adapter, or W's where that is wider."""
+        """||W + s B A|| [O], in the wider of the adapter's dtype and W's."""
         A, B = self.matrices
         dtype = torch.promote_types(W_OI.dtype, A.dtype)
         norm_O: Tensor = torch.linalg.vector_norm(W_OI.to(dtype) + self.scaling * (B.to(dtype) @ A.to(dtype)), dim=1)

@@ -1,4 +1,4 @@
-"""How a fresh adapter starts: B at zero, so that it changes nothing; A random."""
+"""Initialization of a new adapter: A random, B zero, so that the model's output does not change."""
 
 import math
 
@@ -11,23 +11,23 @@ from lorasmith.lora.layer import LoRAEmbedding, LoRALayer
 
 @torch.no_grad()
 def initialise(layer: LoRALayer | LoRAEmbedding, adapter: str, config: LoraConfig, generator: torch.Generator) -> None:
-    """Fill A and B of `adapter` in place, drawing on the CPU so that every device starts the same.
+    """Initialize A and B of `adapter` in place. Random numbers come from the CPU, so the device makes no difference.
 
-    default: A Kaiming-uniform with a = sqrt(5), as torch's Linear and PEFT; gaussian: A from N(0, 1/r).
-    An embedding starts with A at zero and B from N(0, 1), as PEFT and loralib do.
+    default: A Kaiming-uniform with a = sqrt(5), as in torch's Linear and PEFT; gaussian: A from N(0, 1/r).
+    For an embedding, A is zero and B from N(0, 1), as in PEFT and loralib.
     """
     if isinstance(layer, LoRAEmbedding):
-        zero, drawn = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
+        zero, random = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
     else:
-        zero, drawn = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
+        zero, random = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
     nn.init.zeros_(zero)
-    if not drawn.is_meta:
-        drawn.copy_(_drawn(layer, drawn.shape, config, generator))
+    if not random.is_meta:
+        random.copy_(_random(layer, random.shape, config, generator))
     if isinstance(layer, LoRALayer):
         layer.updates[adapter].start()
 
 
-def _drawn(
+def _random(
     layer: LoRALayer | LoRAEmbedding, shape: torch.Size, config: LoraConfig, generator: torch.Generator
 ) -> Tensor:
     values = torch.empty(shape, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Wrap the modules that a LoraConfig matches, freeze the rest, and count what is trained."""
+"""Adding adapters to a model and removing them: wraps the modules that a LoraConfig selects and freezes the rest."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -14,17 +14,17 @@ from lorasmith.i18n import _
 from lorasmith.lora.init import initialise
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
 from lorasmith.lora.router import Router
-from lorasmith.lora.target import Targets, find_targets, is_key_of
-from lorasmith.lora.variant import misplaced, variant_of
+from lorasmith.lora.target import Targets, find_targets, key_matches
+from lorasmith.lora.variant import variant_of, variant_problems
 
 Wrapper = LoRALayer | LoRAEmbedding | SavedModule
-HALF = (torch.bfloat16, torch.float16)
-PEFT_PREFIX = "base_model.model."  # what PEFT's wrapper puts before every path in its files
+HALF_PRECISION = (torch.bfloat16, torch.float16)
+PEFT_PREFIX = "base_model.model."  # prefix of every key in PEFT's files
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter inside a model. `parameters` are its trainable tensors under the keys of PEFT's files."""
+    """An adapter in a model. `parameters` holds its trainable tensors by the keys of PEFT's files."""
 
     name: str
     config: LoraConfig
@@ -32,8 +32,8 @@ class Adapter:
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
 
 
-class Counts(NamedTuple):
-    """Numbers of parameters; tied ones count once. Printed in PEFT's words."""
+class ParameterCounts(NamedTuple):
+    """Numbers of parameters; tied parameters count once. Formatted like PEFT's print_trainable_parameters."""
 
     trainable: int
     total: int
@@ -56,16 +56,16 @@ def inject(
     seed: int = 0,
     strict: bool = True,
 ) -> Adapter:
-    """Put a fresh adapter on `model` and make it the active one. Everything that is not its own is frozen.
+    """Add a new adapter to `model`, make it the active one and freeze all other parameters.
 
-    The logits do not change: B starts at zero, copies are equal (law 1). strict: see `find_targets`.
+    The logits do not change: B starts at zero, and fully trained modules start as copies. strict: see `find_targets`.
 
     Raises:
-        ConfigError: a pattern matches nothing, or something that LoRA or its variant cannot go on; or biases in half
-            precision.
-        AdapterError: the name is taken, or another adapter trains what this one would. The model is then unchanged.
+        ConfigError: a pattern matches no module, or one that LoRA or the variant does not support; or biases in half
+            precision would be trained.
+        AdapterError: the name is in use, or the adapter conflicts with another one. The model is then unchanged.
     """
-    plain = _PlainView(model)
+    plain = _Unwrapped(model)
     if name in plain.adapters or "." in name:
         raise AdapterError(
             _("the adapter name {name!r} is already in use or contains a dot. Choose another name.", name=name)
@@ -82,7 +82,7 @@ def inject(
     _refuse_rounded_biases(model, config)
     with plain:
         targets = find_targets(model, config, strict)
-        problems = misplaced(config, {path: model.get_submodule(path) for path in targets.adapted})
+        problems = variant_problems(config, {path: model.get_submodule(path) for path in targets.adapted})
     if problems:
         raise ConfigError(*problems)
     plain.refuse_clashes(targets)
@@ -92,41 +92,43 @@ def inject(
     parameters: dict[str, nn.Parameter] = {}
     generator = torch.Generator().manual_seed(seed)
     for path in targets.adapted:
-        layer = _wrapped(model, path, router)
-        _add(layer, path, name, config, generator)
+        layer = _wrap(model, path, router)
+        _add_adapter(layer, path, name, config, generator)
         parameters |= {_key(path, part): p for part, p in _own_parameters(layer, name).items()}
     for path in (path for paths in targets.saved.values() for path in paths):
-        saved = _saved(model, path, router)
+        saved = _wrap_whole(model, path, router)
         parameters |= {_key(path, part): p for part, p in saved.add(name).named_parameters()}
-    parameters |= _biases(model, config, parameters)
+    parameters |= _trained_biases(model, config, parameters)
     router.active = name
     return Adapter(name, config, targets, parameters)
 
 
 def remove(model: PreTrainedModel, name: str) -> None:
-    """Take the adapter out of every layer; a wrapper without adapters gives way to what it wraps."""
+    """Remove the adapter from every layer. Wrappers without any adapters left are replaced by the original modules."""
     for path, wrapper in _wrappers(model).items():
         if name in adapters_of(wrapper):
             wrapper.remove(name)
         if not adapters_of(wrapper):
-            _put(model, path, _original(wrapper))
+            _replace(model, path, _original(wrapper))
             if isinstance(wrapper, LoRALayer):
                 wrapper.fused_linears.remove(wrapper)
 
 
-def count(model: PreTrainedModel, adapter: Adapter) -> Counts:
-    """How many parameters the adapter trains, and how many there are."""
-    return Counts(sum(p.numel() for p in adapter.parameters.values()), sum(p.numel() for p in model.parameters()))
+def count(model: PreTrainedModel, adapter: Adapter) -> ParameterCounts:
+    """The number of parameters that the adapter trains, and of all parameters of the model."""
+    return ParameterCounts(
+        sum(p.numel() for p in adapter.parameters.values()), sum(p.numel() for p in model.parameters())
+    )
 
 
 def rank_and_alpha(config: LoraConfig, path: str) -> tuple[int, float]:
-    """r and lora_alpha of the module at `path`: the first key of rank_pattern and of alpha_pattern that means it."""
-    r = next((r for key, r in config.rank_pattern.items() if is_key_of(key, path)), config.r)
-    return r, next((alpha for key, alpha in config.alpha_pattern.items() if is_key_of(key, path)), config.lora_alpha)
+    """r and lora_alpha of the module at `path`: the first match in rank_pattern and alpha_pattern, or the defaults."""
+    r = next((r for key, r in config.rank_pattern.items() if key_matches(key, path)), config.r)
+    return r, next((alpha for key, alpha in config.alpha_pattern.items() if key_matches(key, path)), config.lora_alpha)
 
 
-class _PlainView:
-    """Within `with`, the model's wrappers stand aside, so that patterns see the paths of the base alone."""
+class _Unwrapped:
+    """Context manager that temporarily puts the original modules in place of the wrappers; see `unwrapped`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.wrappers = model, _wrappers(model)
@@ -136,14 +138,14 @@ class _PlainView:
 
     def __enter__(self) -> None:
         for path, wrapper in self.wrappers.items():
-            _put(self.model, path, _original(wrapper))
+            _replace(self.model, path, _original(wrapper))
 
     def __exit__(self, *exc: object) -> None:
         for path, wrapper in self.wrappers.items():
-            _put(self.model, path, wrapper)
+            _replace(self.model, path, wrapper)
 
     def refuse_clashes(self, targets: Targets) -> None:
-        """Raise AdapterError where one adapter would train a module whole and another put LoRA on it or in it."""
+        """Raise AdapterError if a module would be fully trained by one adapter and have LoRA from another."""
         saved = [path for paths in targets.saved.values() for path in paths]
         problems = []
         for path, wrapper in self.wrappers.items():
@@ -160,9 +162,9 @@ class _PlainView:
             raise AdapterError(*problems)
 
 
-def plain_paths(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Within it the model's wrappers stand aside, so that its modules have the paths of the base alone."""
-    return _PlainView(model)
+def unwrapped(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Remove the model's wrappers inside the block, so that modules have the paths of the base model."""
+    return _Unwrapped(model)
 
 
 def _is_inside(path: str, outer: str) -> bool:
@@ -174,7 +176,7 @@ def _wrappers(model: nn.Module) -> dict[str, Wrapper]:
 
 
 def adapters_of(wrapper: Wrapper) -> list[str]:
-    """The adapters on a wrapper."""
+    """The names of the adapters on a wrapper."""
     if isinstance(wrapper, SavedModule):
         return list(wrapper.modules_to_save)
     return list(wrapper.updates if isinstance(wrapper, LoRALayer) else wrapper.scaling)
@@ -184,12 +186,12 @@ def _original(wrapper: Wrapper) -> nn.Module:
     return wrapper.original_module if isinstance(wrapper, SavedModule) else wrapper.base_layer
 
 
-def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _dot, child = path.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
 
-def _wrapped(model: nn.Module, path: str, router: Router) -> LoRALayer | LoRAEmbedding:
+def _wrap(model: nn.Module, path: str, router: Router) -> LoRALayer | LoRAEmbedding:
     module = model.get_submodule(path)
     if isinstance(module, LoRALayer | LoRAEmbedding):
         return module
@@ -197,27 +199,27 @@ def _wrapped(model: nn.Module, path: str, router: Router) -> LoRALayer | LoRAEmb
     if isinstance(module, nn.Embedding):
         layer = LoRAEmbedding(module, router)
     else:
-        layer = LoRALayer(module, *_shape(module), router)
-    _put(model, path, layer)
+        layer = LoRALayer(module, *_features(module), router)
+    _replace(model, path, layer)
     return layer
 
 
-def _saved(model: nn.Module, path: str, router: Router) -> SavedModule:
+def _wrap_whole(model: nn.Module, path: str, router: Router) -> SavedModule:
     module = model.get_submodule(path)
     if not isinstance(module, SavedModule):
         module = SavedModule(module, router).train(module.training)
-        _put(model, path, module)
+        _replace(model, path, module)
     return module
 
 
-def _shape(module: nn.Module) -> tuple[int, int]:
+def _features(module: nn.Module) -> tuple[int, int]:
     """(in_features, out_features); Conv1D stores its weight as [in, out]."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     return module.weight.shape[0], module.weight.shape[1]  # type: ignore[index, return-value]
 
 
-def _add(
+def _add_adapter(
     layer: LoRALayer | LoRAEmbedding, path: str, name: str, config: LoraConfig, generator: torch.Generator
 ) -> None:
     r, alpha = rank_and_alpha(config, path)
@@ -241,9 +243,9 @@ def _key(path: str, part: str) -> str:
 
 
 def _refuse_ranks(model: PreTrainedModel, config: LoraConfig, targets: Targets) -> None:
-    """B A of a layer [O, I] has at most rank min(O, I): a rank beyond that of every layer only takes memory.
+    """Raise ConfigError if a rank exceeds min(O, I) of every adapted layer, which would only waste memory.
 
-    PEFT takes any; one that is beyond some of the layers alone (the small ones of grouped queries) is usual.
+    A rank that exceeds it in some of the layers, such as k and v of grouped-query attention, is common and allowed.
     """
     ranks = {path: rank_and_alpha(config, path)[0] for path in targets.adapted}
     if not ranks:
@@ -263,15 +265,15 @@ def _refuse_ranks(model: PreTrainedModel, config: LoraConfig, targets: Targets) 
 
 
 def _largest_rank(module: nn.Module) -> int:
-    """Of a change to a module that LoRA adapts, wrapped already or not; a 4-bit weight's own shape is another."""
+    """min(O, I) of a module, wrapped or not. Not taken from the weight: a 4-bit weight has another shape."""
     base = module.base_layer if isinstance(module, LoRALayer | LoRAEmbedding) else module
-    shape = (base.num_embeddings, base.embedding_dim) if isinstance(base, nn.Embedding) else _shape(base)
+    shape = (base.num_embeddings, base.embedding_dim) if isinstance(base, nn.Embedding) else _features(base)
     return min(shape)
 
 
 def _refuse_rounded_biases(model: PreTrainedModel, config: LoraConfig) -> None:
-    """The base's biases have no copy in float32: in half precision every step would round them."""
-    half = [n for n, p in model.named_parameters() if n.endswith("bias") and p.dtype in HALF]
+    """Raise ConfigError for trained biases in half precision: they have no float32 copy, so each step would round."""
+    half = [n for n, p in model.named_parameters() if n.endswith("bias") and p.dtype in HALF_PRECISION]
     if config.bias != "none" and half:
         raise ConfigError(
             _(
@@ -283,8 +285,8 @@ def _refuse_rounded_biases(model: PreTrainedModel, config: LoraConfig) -> None:
         )
 
 
-def _biases(model: nn.Module, config: LoraConfig, own: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """The base's biases that `bias` asks to train, under PEFT's keys."""
+def _trained_biases(model: nn.Module, config: LoraConfig, own: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Unfreeze the base model's biases that the option `bias` selects; returns them by PEFT's keys."""
     if config.bias == "none":
         return {}
     mine = {id(p) for p in own.values()}

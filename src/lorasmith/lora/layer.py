@@ -1,9 +1,10 @@
-"""The mathematics of LoRA on one screen.
+"""LoRA layers: wrappers around the base model's modules that add each adapter's update.
 
     y_BTO = W x_BTI + (lora_alpha / r) B A x_BTI        (LoRA, arXiv:2106.09685, section 4.1)
 
-    B = batch, T = tokens, I = in_features, O = out_features, R = rank; matrices A_RI and B_OR.
-The base is called as it is (Linear, Conv1D, Embedding, 4-bit) and the update is added in place.
+    B = batch, T = tokens, I = in_features, O = out_features, R = rank; matrices A_RI and B_OR
+
+The base layer (Linear, Conv1D, Embedding, 4-bit) is called unchanged and the update is added to its output in place.
 """
 
 import copy
@@ -22,21 +23,21 @@ from lorasmith.i18n import _
 from lorasmith.lora.fused.linears import FusedLinears
 from lorasmith.lora.router import Router, Slice
 from lorasmith.lora.update import Update
-from lorasmith.lora.variant import refuse_unknown
+from lorasmith.lora.variant import require_registered
 
 Bounds = tuple[tuple[int, int], ...]
 
 
 class LowRank(torch.autograd.Function):
-    """y += s (x A^T) B^T in place, slice by slice of the tokens. x [..., I], y [..., O], any floating dtype.
+    """y += s (x A^T) B^T in place, for each slice of the tokens. x [..., I] and y [..., O] in any floating dtype.
 
-    A and B stay in their own dtype (float32) and are cast once per forward; their gradients come back in it.
-    `plain_low_rank` is the same in plain torch, and what torch.compile gets.
+    A and B keep their own dtype (float32), in which their gradients are returned, and are cast once per forward.
+    `plain_low_rank` computes the same in plain torch.
     """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, bounds: Bounds, scales: tuple[float, ...], *AB: Tensor) -> Tensor:
-        """Add to y; keep x, h = x A^T and the cast A and B for backward."""
+        """Add to y; save x, h = x A^T and the cast A and B for backward."""
         x_TI, y_TO = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         saved: list[Tensor] = [x_TI]
         for (start, end), s, A, B in zip(bounds, scales, AB[0::2], AB[1::2], strict=True):
@@ -52,7 +53,7 @@ class LowRank(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of y, x (where needed), A and B; the base's weight has none."""
+        """Gradients of y, x (if required), A and B."""
         x_TI, *saved = ctx.saved_tensors
         dy_TO = dy.reshape(-1, dy.shape[-1])
         covered = sum(end - start for start, end in ctx.bounds) == len(x_TI)
@@ -66,13 +67,13 @@ class LowRank(torch.autograd.Function):
             if dx_TI is not None:
                 torch.mm(dh_TR, A_RI, out=dx_TI[start:end])
             dA_RI = dh_TR.t() @ x_SI
-            dB_RO = h_TR.t() @ dy_SO * s  # B's gradient transposed: the thin side first is the fast layout
+            dB_RO = h_TR.t() @ dy_SO * s  # transposed: the product is faster with the narrow matrix first
             gradients += [dA_RI.to(ctx.dtypes[2 * i]), dB_RO.t().to(ctx.dtypes[2 * i + 1])]
         return dy, None if dx_TI is None else dx_TI.view(ctx.shape), None, None, *gradients
 
 
 def plain_low_rank(y: Tensor, x: Tensor, bounds: Bounds, scales: tuple[float, ...], *AB: Tensor) -> Tensor:
-    """What LowRank computes, written as the paper has it: the oracle of the tests, and for torch.compile."""
+    """What LowRank computes, written as in the paper. Used under torch.compile, and as the reference in tests."""
     x_TI, y_TO = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
     update = torch.zeros_like(y_TO)
     for (start, end), s, A, B in zip(bounds, scales, AB[0::2], AB[1::2], strict=True):
@@ -81,15 +82,15 @@ def plain_low_rank(y: Tensor, x: Tensor, bounds: Bounds, scales: tuple[float, ..
 
 
 def master_dtype(module: nn.Module) -> torch.dtype:
-    """What a module's adapters and copies are trained in: float32, whatever the base is held in (float64: float64)."""
+    """The dtype in which a module's adapters and copies are trained: float32, or float64 for a float64 base."""
     dtype = next(module.parameters()).dtype
     return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
 
 
 class LoRALayer(nn.Module):
-    """A frozen linear layer and its adapters, under PEFT's names: base_layer, lora_A.<adapter>, lora_B.<adapter>.
+    """A frozen linear layer with its adapters, in PEFT's structure: base_layer, lora_A.<adapter>, lora_B.<adapter>.
 
-    `updates` says for each adapter what it adds; the modules here hold its parameters.
+    `updates` maps each adapter to the Update that computes it; the parameters are in this module.
     """
 
     def __init__(self, base_layer: nn.Module, in_features: int, out_features: int, router: Router) -> None:
@@ -109,11 +110,11 @@ class LoRALayer(nn.Module):
         device: torch.device,
         variant: type[Update] = Update,
     ) -> None:
-        """Make A [r, I] and B [O, r] of `adapter`, and what else `variant` has, in `master_dtype`, not yet initialised.
+        """Create the uninitialized parameters of `adapter` in `master_dtype`: A [r, I], B [O, r], those of `variant`.
 
-        Raises AdapterError for a variant that is not in the table.
+        Raises AdapterError if `variant` is not registered.
         """
-        refuse_unknown(variant)
+        require_registered(variant)
         dtype = master_dtype(self.base_layer)
         self.lora_A[adapter] = nn.Linear(self.in_features, r, bias=False, device=device, dtype=dtype)
         self.lora_B[adapter] = nn.Linear(r, self.out_features, bias=False, device=device, dtype=dtype)
@@ -125,34 +126,35 @@ class LoRALayer(nn.Module):
         self.updates[adapter] = variant(self, adapter, scaling)
 
     def remove(self, adapter: str) -> None:
-        """Forget `adapter`."""
+        """Remove `adapter`."""
         parts = [getattr(self, name) for name in self.updates[adapter].parts(self)]
         for store in (self.lora_A, self.lora_B, self.lora_dropout, self.updates, *parts):
             del store[adapter]
 
     @property
     def weight(self) -> Tensor:
-        """The base's own: models look at its dtype. model/target_check.py finds those that compute with it."""
+        """The base layer's weight: models read its dtype. For those that compute with it, see model/target_check.py."""
         return self.base_layer.weight  # type: ignore[return-value]
 
     @property
     def bias(self) -> Tensor | None:
-        """The base's own."""
+        """The base layer's bias."""
         return self.base_layer.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """W x + (lora_alpha / r) B A x, each token with the adapter that the router names. x [..., I] -> [..., O]."""
+        """W x + (lora_alpha / r) B A x, each token with the adapter chosen by the router. x [..., I] -> [..., O]."""
         fused = None if args or kwargs else self.fused_linears.output(self, x)
-        return self.alone(x, *args, **kwargs) if fused is None else fused
+        return self.unfused(x, *args, **kwargs) if fused is None else fused
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether all that its adapters add is plain low rank. A subclass may do anything."""
+        """Whether all adapters of this layer are plain low rank. False for a subclass, which may compute anything."""
         return type(self) is LoRALayer and all(update.is_low_rank for update in self.updates.values())
 
     def fusable(self, adapter: str | None) -> Update | None:
-        """What `adapter` adds, if several layers may be computed as one: plain low rank, no dropout, and a base that is
-        nothing but a frozen nn.Linear. None elsewhere.
+        """The update of `adapter` if this layer can be fused with others, else None.
+
+        It can if the update is plain low rank without dropout and the base layer is a frozen nn.Linear.
         """
         update, base = self.updates.get(adapter or ""), self.base_layer
         if update is None or type(base) is not nn.Linear or torch.compiler.is_compiling():
@@ -161,10 +163,10 @@ class LoRALayer(nn.Module):
             return None
         return None if any(p.requires_grad for p in base.parameters()) else update
 
-    def alone(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The same for any base and any adapters: the base is called, and the update added in place."""
+    def unfused(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The same as `forward` for any base layer and any adapters, without fusing: call the base, add the updates."""
         y: Tensor = self.base_layer(x, *args, **kwargs)
-        slices = self._own(self.router.slices_of(x.numel() // x.shape[-1]))
+        slices = self._active_slices(self.router.slices_of(x.numel() // x.shape[-1]))
         if others := [s for s in slices if not self.updates[s[0]].is_low_rank]:
             y = self._add_variants(y, x, others)
             slices = [s for s in slices if s not in others]
@@ -176,15 +178,15 @@ class LoRALayer(nn.Module):
         for adapter, start, end in slices:
             update = self.updates[adapter]
             if update.drops:
-                # another x per adapter: such slices go one by one
+                # dropout gives each adapter its own x, so such slices are added one by one
                 y = self._add(y, dropped.setdefault(adapter, update.dropout(x)), [(adapter, start, end)])
         return self._add(y, x, [s for s in slices if s[0] not in dropped])
 
-    def _own(self, slices: Sequence[Slice]) -> list[tuple[str, int, int]]:
+    def _active_slices(self, slices: Sequence[Slice]) -> list[tuple[str, int, int]]:
         return [(adapter, start, end) for adapter, start, end in slices if adapter in self.updates and adapter]
 
     def _add_variants(self, y: Tensor, x: Tensor, slices: Sequence[tuple[str, int, int]]) -> Tensor:
-        """Each slice by its update's own forward. A copy: others write into y, and a variant may keep what it gave."""
+        """Compute each slice with its update's own forward. Returns a new tensor, as variants may save their output."""
         x_TI, y_TO, pieces, done = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), list[Tensor](), 0
         for adapter, start, end in slices:
             pieces += [y_TO[done:start], self.updates[adapter].forward(x_TI[start:end], y_TO[start:end])]
@@ -197,14 +199,14 @@ class LoRALayer(nn.Module):
         updates = [self.updates[s[0]] for s in slices]
         AB = [matrix for update in updates for matrix in update.matrices]
         bounds, scales = tuple((s[1], s[2]) for s in slices), tuple(update.scaling for update in updates)
-        if torch.compiler.is_compiling():  # it gets functions that write in place wrong (pytorch issue 180642)
+        if torch.compiler.is_compiling():  # torch.compile miscompiles in-place functions (pytorch issue 180642)
             return plain_low_rank(y, x, bounds, scales, *AB)
         added: Tensor = LowRank.apply(y, x, bounds, scales, *AB)  # type: ignore[no-untyped-call]
         return added
 
     @torch.no_grad()
     def _add_stacked(self, y: Tensor, x: Tensor, slices: Sequence[tuple[str, int, int]]) -> Tensor:
-        """All adapters as one thin product, times a 0-1 mask: for decoding, where a row holds few tokens of each."""
+        """Add all adapters with one masked low-rank product. Faster in decoding, with few tokens per adapter."""
         updates = [self.updates[adapter] for adapter, _start, _end in slices]
         A, B = zip(*(update.matrices for update in updates), strict=True)
         A_KI = torch.cat(A).to(x.dtype)
@@ -218,8 +220,8 @@ class LoRALayer(nn.Module):
         return y
 
 
-def known_update(layer: LoRALayer, adapter: str) -> Update:
-    """What `adapter` adds to `layer`, for files and merges. Raises AdapterError where that is not in the table."""
+def registered_update(layer: LoRALayer, adapter: str) -> Update:
+    """The update of `adapter` in `layer`, to save or merge it. Raises AdapterError if its class is not registered."""
     if type(layer) is not LoRALayer:
         raise AdapterError(
             _(
@@ -228,12 +230,12 @@ def known_update(layer: LoRALayer, adapter: str) -> Update:
                 kind=type(layer).__name__,
             )
         )
-    refuse_unknown(type(layer.updates[adapter]))
+    require_registered(type(layer.updates[adapter]))
     return layer.updates[adapter]
 
 
 class LoRAEmbedding(nn.Module):
-    """A frozen embedding and its adapters, under PEFT's names: lora_embedding_A.<adapter> [R, V], _B [O, R]."""
+    """A frozen embedding with its adapters, in PEFT's structure: lora_embedding_A.<adapter> [R, V], _B [O, R]."""
 
     def __init__(self, base_layer: nn.Embedding, router: Router) -> None:
         super().__init__()
@@ -243,7 +245,7 @@ class LoRAEmbedding(nn.Module):
         self.router = router
 
     def add(self, adapter: str, r: int, scaling: float, device: torch.device) -> None:
-        """Make A [r, V] and B [O, r] of `adapter`, in `master_dtype`, not yet initialised. No dropout, as in PEFT."""
+        """Create A [r, V] and B [O, r] of `adapter` in `master_dtype`, uninitialized. No dropout, as in PEFT."""
         dtype = master_dtype(self.base_layer)
         V, O = self.base_layer.num_embeddings, self.base_layer.embedding_dim
         self.lora_embedding_A[adapter] = nn.Parameter(torch.empty(r, V, device=device, dtype=dtype))
@@ -251,17 +253,17 @@ class LoRAEmbedding(nn.Module):
         self.scaling[adapter] = scaling
 
     def remove(self, adapter: str) -> None:
-        """Forget `adapter`."""
+        """Remove `adapter`."""
         for store in (self.lora_embedding_A, self.lora_embedding_B, self.scaling):
             del store[adapter]
 
     @property
     def weight(self) -> Tensor:
-        """The base's own, as in LoRALayer."""
+        """The base layer's weight."""
         return self.base_layer.weight
 
     def forward(self, ids: Tensor) -> Tensor:
-        """E[ids] + (lora_alpha / r) B A[:, ids], times the embedding's own scale where it has one (Gemma)."""
+        """E[ids] + (lora_alpha / r) B A[:, ids], multiplied by the embedding's scale if it has one (Gemma)."""
         y: Tensor = self.base_layer(ids)
         ids_T, y_TO = ids.reshape(-1), y.reshape(-1, y.shape[-1])
         pieces = []
@@ -277,7 +279,7 @@ class LoRAEmbedding(nn.Module):
 
 
 class SavedModule(nn.Module):
-    """A module trained whole, in a copy per adapter (PEFT's modules_to_save); the original stays frozen."""
+    """A fully trained module, with one copy per adapter (PEFT's modules_to_save); the original stays frozen."""
 
     def __init__(self, original_module: nn.Module, router: Router) -> None:
         super().__init__()
@@ -286,37 +288,39 @@ class SavedModule(nn.Module):
         self.router = router
 
     def add(self, adapter: str) -> nn.Module:
-        """A trainable copy of the original, in `master_dtype`, for `adapter`."""
+        """Create a trainable copy of the original in `master_dtype` for `adapter`, and return it."""
         kept = [v for m in self.original_module.modules() for v in vars(m).values() if isinstance(v, PretrainedConfig)]
-        own = copy.deepcopy(self.original_module, {id(config): config for config in kept})  # it says how to attend
+        # configs are shared rather than copied, because they select the attention implementation
+        own = copy.deepcopy(self.original_module, {id(config): config for config in kept})
         module = own.to(master_dtype(self.original_module)).requires_grad_(True)
         self.modules_to_save[adapter] = module
         return module
 
     def remove(self, adapter: str) -> None:
-        """Forget `adapter`."""
+        """Remove `adapter`."""
         del self.modules_to_save[adapter]
 
     def __getattr__(self, name: str) -> Any:
-        """What it does not have itself, the original has: models ask a layer for its kind and a head for its weight."""
+        """Fall back to the original's attributes: models read a layer's attention type or a head's weight."""
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("original_module"), name)
 
     @property
-    def sees_more_than_its_input(self) -> bool:
-        """Whether it is called with more than one tensor of tokens, as attention and whole layers are."""
-        kinds = type(self.original_module).__mro__  # a fast class takes anything and hands it on
+    def takes_several_inputs(self) -> bool:
+        """Whether its forward has more than one parameter, as those of attention and of decoder layers do."""
+        kinds = type(self.original_module).__mro__  # all classes, since a fast subclass accepts and forwards anything
         forwards = [signature(kind.__dict__["forward"]).parameters for kind in kinds if "forward" in kind.__dict__]
         several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
         named = [[p for p in parameters.values() if p.kind not in several] for parameters in forwards]
-        return any(len(parameters) > 2 for parameters in named)  # itself, and its input
+        return any(len(parameters) > 2 for parameters in named)  # more than self and one input
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Each token through the copy of its adapter. One tensor of ids [B, T] or states [B, T, I] can be parted.
+        """Run each token through its adapter's copy.
 
-        Raises AdapterError where a row of several adapters comes with more than that: attention looks at other tokens.
+        With several adapters in a batch, the only argument must be ids [B, T] or states [B, T, I], which can be split.
+        Raises AdapterError otherwise: the tokens of an attention layer, for example, depend on each other.
         """
         slices = self.router.slices or (Slice(self.router.active, 0, 0),)
         if len(slices) == 1:
@@ -329,9 +333,9 @@ class SavedModule(nn.Module):
                     kind=type(self.original_module).__name__,
                 )
             )
-        return self._parted(*args)
+        return self._split_by_adapter(*args)
 
-    def _parted(self, x: Tensor) -> Tensor:
+    def _split_by_adapter(self, x: Tensor) -> Tensor:
         ids = not x.is_floating_point()
         slices = self.router.slices_of(x.numel() if ids else x.numel() // x.shape[-1])
         x_T = x.reshape(-1) if ids else x.reshape(-1, x.shape[-1])
@@ -339,7 +343,7 @@ class SavedModule(nn.Module):
         return y_TO.view(*(x.shape if ids else x.shape[:-1]), y_TO.shape[-1])
 
     def _call(self, adapter: str | None, *args: Any, **kwargs: Any) -> Any:
-        """The copy of `adapter`, or the original where it has none, computed in the original's dtype."""
+        """Call the copy of `adapter`, or the original if there is none, in the original's dtype."""
         if adapter is None or adapter not in self.modules_to_save:
             return self.original_module(*args, **kwargs)
         module, dtype = self.modules_to_save[adapter], next(self.original_module.parameters()).dtype

@@ -1,6 +1,6 @@
-"""Merging as a pure function: new weights, the model untouched.
+"""Merging an adapter into new weights; the model itself is not modified.
 
-W' = W + (lora_alpha / r) B A        (arXiv:2106.09685, section 4.1, "No Additional Inference Latency")
+W' = W + (lora_alpha / r) B A        (LoRA, arXiv:2106.09685, section 4.1, "No Additional Inference Latency")
 """
 
 import torch
@@ -11,14 +11,14 @@ from transformers.pytorch_utils import Conv1D
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.inject import Adapter, adapters_of
-from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule, known_update
+from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule, registered_update
 
 
 @torch.no_grad()
 def merged_weight(layer: LoRALayer | LoRAEmbedding, adapter: str) -> Tensor:
-    """The base's weight and what `adapter` adds to it, in the base's shape, in float64 on its device.
+    """The weight of `layer` with `adapter` merged into it: float64, in the base weight's shape and on its device.
 
-    Raises AdapterError where it adds what no variant in the table adds.
+    Raises AdapterError if the adapter uses an unregistered variant.
     """
     weight: Tensor = layer.base_layer.weight  # type: ignore[assignment]
     W = weight.double()
@@ -26,22 +26,22 @@ def merged_weight(layer: LoRALayer | LoRAEmbedding, adapter: str) -> Tensor:
         A_RV, B_OR = layer.lora_embedding_A[adapter].double(), layer.lora_embedding_B[adapter].double()
         delta_VO: Tensor = (B_OR @ A_RV).t() * layer.scaling[adapter]
         return W + delta_VO
-    update = known_update(layer, adapter)
+    update = registered_update(layer, adapter)
     return update.merged(W.t()).t().contiguous() if isinstance(layer.base_layer, Conv1D) else update.merged(W)
 
 
 @torch.no_grad()
 def merged_weights(model: PreTrainedModel, adapter: Adapter, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """The weights that change, under the base's own names: W + B A, copies trained whole, trained biases.
+    """The weights that the adapter changes, by their names in the base model.
 
-    Each is summed in float64 and then rounded to `dtype`, so that only one is wide at a time.
+    These are W + B A, fully trained modules and trained biases. Each is computed in float64 and then rounded to
+    `dtype`, one at a time to save memory.
 
-    Raises:
-        AdapterError: the base is quantised, so that W + B A would be rounded onto its few levels.
+    Raises AdapterError if a base weight is quantized, since rounding would lose the update.
     """
     mine = {id(p) for p in adapter.parameters.values()}
     named = ((plain_name(name), p) for name, p in model.named_parameters() if id(p) in mine)
-    weights = {name: p.to(dtype) for name, p in named if name is not None}  # biases are trained in the base itself
+    weights = {name: p.to(dtype) for name, p in named if name is not None}  # biases, which are trained in place
     for path, module in model.named_modules():
         if isinstance(module, LoRALayer | LoRAEmbedding) and adapter.name in adapters_of(module):
             _refuse_quantised(path, module.base_layer)
@@ -53,7 +53,7 @@ def merged_weights(model: PreTrainedModel, adapter: Adapter, dtype: torch.dtype 
 
 
 def plain_name(name: str) -> str | None:
-    """A parameter's name as the base alone has it, or None where it belongs to an adapter."""
+    """The name of a parameter in the base model without adapters; None if it belongs to an adapter."""
     if ".lora_" in name or ".modules_to_save." in name:
         return None
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")

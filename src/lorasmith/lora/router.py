@@ -1,11 +1,11 @@
-"""Which adapter each token of the row uses: one Router shared by all layers, set before each forward."""
+"""The router tells all LoRA layers which adapter each token of a batch uses. It is set before each forward pass."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 
 class Slice(NamedTuple):
-    """Tokens [start, end), counted over all leading dimensions, use `adapter`; None is the base alone."""
+    """Tokens [start, end), counted over all leading dimensions, use `adapter`; None is the base model."""
 
     adapter: str | None
     start: int
@@ -13,27 +13,27 @@ class Slice(NamedTuple):
 
 
 class Router:
-    """The current row's slices; without slices every token uses `active`. Switching is one assignment.
+    """The slices of the current forward pass; without slices, every token uses the adapter `active`.
 
-    `stacked` asks for all adapters as one product under a mask: the faster form when a row holds few tokens of
-    many adapters (decoding); slices are faster when it holds many (training, prefill). Both give the same numbers.
+    `stacked` makes layers compute all adapters in one masked product, which is faster for few tokens of many adapters
+    (decoding). Otherwise they compute slice by slice, which is faster for many tokens (training, prefill).
     """
 
     def __init__(self) -> None:
         self.active: str | None = None
         self.slices: tuple[Slice, ...] | None = None
         self.stacked = False
-        self.turn = 0  # which forward this is
-        self.fused = True  # layers with the same input may compute in one pass
+        self.turn = 0  # number of the forward pass, to invalidate what is cached within one
+        self.fused = True  # whether layers with the same input may be fused
 
     def route(self, slices: Sequence[tuple[str | None, int, int]] | None, stacked: bool = False) -> None:
-        """Set the slices of the next forward; None returns to `active` for every token."""
+        """Set the slices of the next forward pass; None returns to `active` for every token."""
         self.slices = None if slices is None else tuple(Slice(*s) for s in slices)
         self.stacked = stacked
         self.turn += 1
 
     def slices_of(self, tokens: int) -> tuple[Slice, ...]:
-        """The slices of a row of `tokens` tokens. One adapter for all: whatever part of the row a layer sees."""
+        """The slices of an input of `tokens` tokens, which may be part of the batch if that uses a single adapter."""
         if self.slices is None:
             return (Slice(self.active, 0, tokens),)
         if len(self.slices) == 1:

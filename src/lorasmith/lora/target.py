@@ -1,4 +1,4 @@
-"""Patterns -> modules, and what each pattern matched. A pattern that matches nothing is an error."""
+"""Selecting the modules that a LoraConfig adapts. A pattern that matches no module is an error."""
 
 import difflib
 import re
@@ -12,46 +12,46 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorasmith.config.lora import LoraConfig, is_name
-from lorasmith.config.values import ranges, spelled
+from lorasmith.config.values import range_text, ranges
 from lorasmith.errors import LIBRARY_ERRORS, ConfigError
 from lorasmith.i18n import _
 
 ALL_LINEAR = "all-linear"
-_LAYER_NUMBER = re.compile(r".*\.[^.]*\.(\d+)\.")  # PEFT's way of finding a layer's number in a module path
+_LAYER_NUMBER = re.compile(r".*\.[^.]*\.(\d+)\.")  # as PEFT finds the number of a layer in a module path
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Module paths: `matched` by each pattern of target_modules, and `saved` by each name of modules_to_save."""
+    """Module paths `matched` by each pattern of target_modules, and `saved` for each name in modules_to_save."""
 
     matched: dict[str, list[str]] = field(default_factory=dict)
     saved: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def adapted(self) -> list[str]:
-        """Every path that gets an A and a B, once, in the model's order of the first pattern that names it."""
+        """The paths of all modules that get an A and a B, without duplicates."""
         return list(dict.fromkeys(path for paths in self.matched.values() for path in paths))
 
 
 def layer_number(path: str) -> int | None:
-    """The number of the layer that a module path lies in, or None."""
+    """The number of the decoder layer that contains the module, or None."""
     found = _LAYER_NUMBER.match(path)
     return int(found[1]) if found else None
 
 
-def in_words(paths: Sequence[str]) -> str:
-    """`11 modules: 11 x query_key_value, layers 1, 10-19`, or the paths where they are few."""
+def describe_modules(paths: Sequence[str]) -> str:
+    """A description such as `11 modules: 11 x query_key_value, layers 1, 10-19`, or up to three paths."""
     if len(paths) <= 3:
         return ", ".join(paths)
     names = Counter(path.rpartition(".")[2] for path in paths)
     kinds = ", ".join(f"{n} x {name}" for name, n in names.items())
     text = _("{count} modules: {kinds}", count=len(paths), kinds=kinds)
     numbers = [number for path in paths if (number := layer_number(path)) is not None]
-    return text + (", " + _("layers {numbers}", numbers=", ".join(map(spelled, ranges(numbers)))) if numbers else "")
+    return text + (", " + _("layers {numbers}", numbers=", ".join(map(range_text, ranges(numbers)))) if numbers else "")
 
 
 def is_adaptable(module: nn.Module) -> bool:
-    """Whether LoRA can be put on this module: y = W x with one W, or an embedding."""
+    """Whether LoRA supports this module: a linear layer with a single weight, or an embedding."""
     if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
         return _answers_as_linear(module)
     return isinstance(module, nn.Linear | Conv1D | nn.Embedding)
@@ -59,7 +59,7 @@ def is_adaptable(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _answers_as_linear(module: nn.Linear) -> bool:
-    """Whether a kind of Linear with a forward of its own makes [1, O] of [1, I]; routers give tuples or take more."""
+    """Whether a Linear subclass with its own forward maps [1, I] to [1, O]. MoE routers return tuples, for example."""
     weight = module.weight
     dtype = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
     try:
@@ -70,20 +70,22 @@ def _answers_as_linear(module: nn.Linear) -> bool:
 
 
 def ends_with(path: str, name: str) -> bool:
-    """Whether the last parts of a module path are `name`."""
+    """Whether `path` is `name` or ends with its components."""
     return path == name or path.endswith("." + name)
 
 
-def is_key_of(key: str, path: str) -> bool:
-    """Whether a key of rank_pattern or alpha_pattern means the module at `path` (PEFT's matching)."""
+def key_matches(key: str, path: str) -> bool:
+    """Whether a key of rank_pattern or alpha_pattern matches the module at `path`, as in PEFT."""
     return re.match(rf"(.*\.)?({key})$", path) is not None
 
 
 def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True) -> Targets:
-    """What `config` matches in `model` (unwrapped). Raises ConfigError with every problem at once.
+    """The modules that `config` selects in `model`, which must be unwrapped.
 
-    strict: a pattern of exclude_modules, rank_pattern or alpha_pattern that matches nothing is a problem too. Not so
-    in an adapter that is there already: it says what it is, whatever else its patterns hold.
+    With `strict`, patterns in exclude_modules, rank_pattern and alpha_pattern that match nothing are errors too. It is
+    off for existing adapters, whose files may contain such patterns.
+
+    Raises ConfigError that lists every problem.
     """
     modules = dict(model.named_modules())
     problems: list[str] = []
@@ -104,11 +106,11 @@ def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True
                     pattern=pattern,
                 )
             )
-        paths = _without(paths, config, problems)
+        paths = _filtered(paths, config, problems)
         problems += _unsuitable(model, modules, pattern, paths)
         matched[pattern] = paths
     if strict:
-        problems += _unused(config, modules, [path for paths in matched.values() for path in paths])
+        problems += _unused_patterns(config, modules, [path for paths in matched.values() for path in paths])
     if not problems and not any(matched.values()):
         problems.append(
             _("lora.exclude_modules and lora.layers_to_transform exclude everything that target_modules matches")
@@ -127,26 +129,26 @@ def _matching(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: st
         head = model.get_output_embeddings()
         linear = {p: m for p, m in modules.items() if isinstance(m, nn.Linear | Conv1D)}
         return [p for p, m in linear.items() if is_adaptable(m) and m is not head]
-    return [p for p in modules if _is_meant(p, pattern)]
+    return [p for p in modules if _matches(p, pattern)]
 
 
-def _is_meant(path: str, pattern: str) -> bool:
+def _matches(path: str, pattern: str) -> bool:
     return ends_with(path, pattern) if is_name(pattern) else re.fullmatch(pattern, path) is not None
 
 
-def _unused(config: LoraConfig, modules: dict[str, nn.Module], adapted: list[str]) -> list[str]:
-    """A problem for each pattern that takes out no module, or that gives none another r or alpha."""
+def _unused_patterns(config: LoraConfig, modules: dict[str, nn.Module], adapted: list[str]) -> list[str]:
+    """A message for each pattern of exclude_modules, rank_pattern and alpha_pattern that has no effect."""
     adaptable = [path for path, module in modules.items() if is_adaptable(module)]
     problems = [
         _no_match("lora.exclude_modules", pattern, modules)
         for pattern in _patterns(config.exclude_modules or ())
-        if not any(_is_meant(path, pattern) for path in adaptable)
+        if not any(_matches(path, pattern) for path in adaptable)
     ]
     for option, keys in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         for key in keys:
-            if not any(is_key_of(key, path) for path in adaptable):
+            if not any(key_matches(key, path) for path in adaptable):
                 problems.append(_no_match(f"lora.{option}", key, modules))
-            elif adapted and not any(is_key_of(key, path) for path in adapted):
+            elif adapted and not any(key_matches(key, path) for path in adapted):
                 text = _(
                     "lora.{option}: {key!r} matches none of the modules in target_modules.", option=option, key=key
                 )
@@ -154,10 +156,10 @@ def _unused(config: LoraConfig, modules: dict[str, nn.Module], adapted: list[str
     return problems
 
 
-def _without(paths: list[str], config: LoraConfig, problems: list[str]) -> list[str]:
-    """Take out exclude_modules and keep layers_to_transform."""
+def _filtered(paths: list[str], config: LoraConfig, problems: list[str]) -> list[str]:
+    """The paths that exclude_modules and layers_to_transform leave; appends messages to `problems`."""
     for pattern in _patterns(config.exclude_modules or ()):
-        paths = [p for p in paths if not _is_meant(p, pattern)]
+        paths = [p for p in paths if not _matches(p, pattern)]
     if config.layers_to_transform is None:
         return paths
     numbers = {path: number for path in paths if (number := layer_number(path)) is not None}
@@ -200,7 +202,7 @@ def _unsuitable(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: 
 
 
 def is_tied(model: PreTrainedModel, module: nn.Module) -> bool:
-    """Whether the module is one end of the tied pair input embedding - output head: one storage, two modules."""
+    """Whether the module is the input embedding or output head and the two share their weight."""
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     if None in ends or not any(module is end for end in ends):
         return False
@@ -220,9 +222,9 @@ def _no_match(key: str, pattern: str, modules: dict[str, nn.Module]) -> str:
     if close:
         return text + " " + _("Did you mean {close!r}?", close=close[0])
     if not is_name(pattern):
-        return text + " " + _("An expression must match the whole path, such as {path!r}.", path=_a_path(modules))
+        return text + " " + _("An expression must match the whole path, such as {path!r}.", path=_example_path(modules))
     return text
 
 
-def _a_path(modules: dict[str, nn.Module]) -> str:
+def _example_path(modules: dict[str, nn.Module]) -> str:
     return next((p for p, m in modules.items() if isinstance(m, nn.Linear | Conv1D)), "")

@@ -1,11 +1,11 @@
-"""What one adapter adds to one linear layer: the only object that says so.
+"""The update that one adapter adds to one linear layer. Variants of LoRA subclass it.
 
     y_TO += s B A x_TI        (LoRA, arXiv:2106.09685, section 4.1)
 
     T = tokens, I = in_features, O = out_features, R = rank
 
-Whatever computes for several layers or adapters at once (fused linears and MLPs, the adapter bank, the decoder stack)
-asks `is_low_rank` first. An update that is more than plain low rank runs by its own `forward`, in its own layer.
+Optimized code paths that compute several layers or adapters at once (fused linears and MLPs, the adapter bank, the
+decoder stack) support only plain low-rank updates and check `is_low_rank`. Other updates run their own `forward`.
 """
 
 from typing import TYPE_CHECKING
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 
 class Update:
-    """Plain low rank, and what a variant overrides: `forward` and `merged`, with `parts` and `start` where it has more
-    parameters than A and B. See variant.py for the table of variants.
+    """A plain low-rank update: y += s B A x.
+
+    A variant overrides `forward` and `merged`, and `parts` and `start` if it has parameters besides A and B. Variants
+    are registered in variant.py.
     """
 
     def __init__(self, layer: "LoRALayer", adapter: str, scaling: float) -> None:
@@ -27,7 +29,7 @@ class Update:
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether it adds s B A x and nothing else. No subclass is taken for it, whatever it leaves as it is."""
+        """Whether the update is exactly s B A x. Always False for a subclass."""
         return type(self) is Update
 
     @property
@@ -38,48 +40,48 @@ class Update:
 
     @property
     def dropout(self) -> nn.Module:
-        """What the input of A goes through."""
+        """The dropout module applied to the input of A."""
         return self.layer.lora_dropout[self.adapter]
 
     @property
     def drops(self) -> bool:
-        """Whether dropout changes the input of A now."""
+        """Whether dropout is currently active."""
         return isinstance(self.dropout, nn.Dropout) and self.dropout.training
 
     def part(self, name: str) -> nn.Parameter:
-        """One of its `parts`."""
+        """The parameter `name` of `parts`."""
         parameter: nn.Parameter = getattr(self.layer, name)[self.adapter]
         return parameter
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """All that it trains, under the names of PEFT's files, behind the path of the layer."""
+        """Its trainable parameters by their names in PEFT's files, relative to the layer."""
         A, B = self.matrices
         return {"lora_A.weight": A, "lora_B.weight": B, **{name: self.part(name) for name in self.parts(self.layer)}}
 
     def low_rank(self, x_TI: Tensor) -> Tensor:
-        """s B A x [T, O] in x's dtype, by autograd's own formula."""
+        """s B A x [T, O] in x's dtype, differentiated by autograd."""
         A, B = self.matrices
         return self.scaling * F.linear(F.linear(x_TI, A.to(x_TI.dtype)), B.to(x_TI.dtype))
 
     @classmethod
     def problem(cls, base: nn.Module) -> str:
-        """Why it cannot go on a layer with this base; empty where it can."""
+        """Why this update cannot be added to the layer `base`; empty if it can."""
         return ""
 
     @classmethod
     def parts(cls, layer: "LoRALayer") -> dict[str, tuple[int, ...]]:
-        """Its parameters beside A and B: names as in PEFT's files, which begin with lora_, and shapes."""
+        """The shapes of its parameters besides A and B, by their names in PEFT's files, which start with `lora_`."""
         return {}
 
     def start(self) -> None:
-        """Fill `parts`, once A and B have their first values; the layer must then give what its base gives."""
+        """Initialize `parts`, after A and B. The layer's output must then equal that of its base layer."""
 
     def forward(self, x_TI: Tensor, y_TO: Tensor) -> Tensor:
-        """The layer's output [T, O] for these tokens; y = W x is the base's, and is not written to."""
+        """The layer's output [T, O] for these tokens, given the base layer's y = W x, which must not be modified."""
         return y_TO + self.low_rank(self.dropout(x_TI)).to(y_TO.dtype)
 
     def merged(self, W_OI: Tensor) -> Tensor:
-        """The one weight that gives what base and update give together. W in float64."""
+        """The weight [O, I] that is equivalent to the base weight W (float64) with this update."""
         A, B = self.matrices
         return W_OI + B.double() @ A.double() * self.scaling

@@ -1,6 +1,6 @@
-"""The variants of LoRA, by the flag of PEFT's LoraConfig that asks for each.
+"""The registry of LoRA variants, by the flag in PEFT's LoraConfig that selects each.
 
-To add one: a subclass of Update in a file of its own, a line here, and the flag among the options of config/lora.py.
+To add a variant, write a subclass of Update in its own file, register it here, and add the flag to config/lora.py.
 """
 
 from torch import nn
@@ -17,12 +17,12 @@ VARIANTS: dict[str, type[Update]] = {
 
 
 def flags_of(config: LoraConfig) -> list[str]:
-    """The flags of VARIANTS that are set."""
+    """The flags in VARIANTS that `config` sets."""
     return [flag for flag in VARIANTS if getattr(config, flag, False)]
 
 
 def variant_of(config: LoraConfig) -> type[Update]:
-    """What an adapter with this config adds to a layer. Raises ConfigError where it asks for two variants at once."""
+    """The Update class that `config` selects. Raises ConfigError if it selects more than one variant."""
     flags = flags_of(config)
     if len(flags) > 1:
         raise ConfigError(
@@ -31,8 +31,8 @@ def variant_of(config: LoraConfig) -> type[Update]:
     return VARIANTS[flags[0]] if flags else Update
 
 
-def misplaced(config: LoraConfig, layers: dict[str, nn.Module]) -> list[str]:
-    """Why the variant cannot go on some of these layers, by path; plain LoRA goes on all of them."""
+def variant_problems(config: LoraConfig, layers: dict[str, nn.Module]) -> list[str]:
+    """A message for each of these layers, by path, that the selected variant does not support."""
     variant, problems = variant_of(config), []
     if variant is Update:
         return []
@@ -50,8 +50,8 @@ def misplaced(config: LoraConfig, layers: dict[str, nn.Module]) -> list[str]:
     return problems
 
 
-def refuse_unknown(kind: type[Update]) -> None:
-    """Raises AdapterError for a class that is not in the table: nobody would know what it does to a file or a merge."""
+def require_registered(kind: type[Update]) -> None:
+    """Raise AdapterError if `kind` is not registered: such an update could not be saved or merged correctly."""
     if kind is not Update and kind not in VARIANTS.values():
         raise AdapterError(
             _("{kind} is not a registered variant of LoRA: add it to VARIANTS in lora/variant.py.", kind=kind.__name__)

@@ -20,8 +20,8 @@ from lorasmith.model.fast.modules import FastModule
 from lorasmith.model.forward import row_of
 from lorasmith.model.head import loss_sum
 from lorasmith.model.row import SHARED, Example
-from lorasmith.system.device import give_back_memory, keep_freed_memory
-from lorasmith.system.gc_pause import at_rest
+from lorasmith.system.gc_pause import gc_paused
+from lorasmith.system.memory import keep_freed_memory, release_freed_memory
 
 # the largest relative difference of two correct steps, in the loss and in the norm of the gradients; one rounding in
 # bfloat16 is 0.4%
@@ -52,7 +52,7 @@ def fast_candidates(base: Base) -> frozenset[str]:
     return frozenset(own | {"attention", "prefix"} if base.layout == "packed" else own - {"rotary"})
 
 
-@at_rest()
+@gc_paused()
 def enable_fast_parts(base: Base, adapter: str, ids: Sequence[int]) -> None:
     """Link layers that share their input, and switch on the fast parts whose results equal those of the plain step.
 
@@ -73,7 +73,7 @@ def enable_fast_parts(base: Base, adapter: str, ids: Sequence[int]) -> None:
                 _problem(base, step, wanted, candidates)  # measures the memory of the plain step
         use_fast_parts(base, candidates)
     if base.device.type == "cpu":
-        give_back_memory()  # that the trial used
+        release_freed_memory()  # that the trial used
         keep_freed_memory()
     base.why["fast"] = listed(map(foreign, sorted(candidates))) or _("none")
     if problems:
@@ -175,7 +175,7 @@ def link_fused_linears(base: Base, forward: Callable[[], Result]) -> Result:
         together.setdefault((id(x), getattr(layer.base_layer, "bias", None) is None), []).append(layer)
     for group in together.values():
         fused_linears = FusedLinears(base.router, group)
-        fused_linears.join()  # one group at a time, so that each reuses the memory that the last one freed
+        fused_linears.fuse()  # one group at a time, so that each reuses the memory that the last one freed
         for layer in group:
             layer.fused_linears = fused_linears
     return result

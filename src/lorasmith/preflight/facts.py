@@ -11,8 +11,8 @@ from lorasmith.config.training import TrainingConfig
 from lorasmith.data.dataset.fit import rows_text
 from lorasmith.evaluation.loss import MIN_EXAMPLES
 from lorasmith.i18n import _, counted, listed
-from lorasmith.lora.inject import Counts, count
-from lorasmith.lora.target import in_words
+from lorasmith.lora.inject import ParameterCounts, count
+from lorasmith.lora.target import describe_modules
 from lorasmith.model.base import Base
 from lorasmith.preflight.estimate import Estimate
 from lorasmith.preflight.suggest import suggested_epochs, suggested_learning_rate
@@ -102,11 +102,11 @@ def labelled_facts(facts: Facts) -> Iterator[tuple[str, str]]:
     if "plain" in why:
         yield _("normal"), _("not accelerated, because results differ: {parts}", parts=why["plain"])
     for pattern, paths in facts.targets.items():
-        yield _("target"), _("{pattern} matches {modules}", pattern=pattern, modules=in_words(paths))
+        yield _("target"), _("{pattern} matches {modules}", pattern=pattern, modules=describe_modules(paths))
     for name, paths in facts.saved.items():
         yield _("full"), _("{name} is copied and trained in full: {modules}", name=name, modules=listed(paths))
     yield _("layers"), _unadapted(facts)
-    yield _("params"), str(Counts(facts.trainable, facts.parameters))
+    yield _("params"), str(ParameterCounts(facts.trainable, facts.parameters))
     yield _("steps"), _steps(facts)
     yield _("rate"), _rate(facts)
     if facts.answered:
@@ -127,7 +127,7 @@ def _base(facts: Facts) -> str:
 def _unadapted(facts: Facts) -> str:
     if not facts.without_adapter:
         return _("every linear layer has an adapter")
-    return _("linear layers without an adapter: {modules}", modules=in_words(facts.without_adapter))
+    return _("linear layers without an adapter: {modules}", modules=describe_modules(facts.without_adapter))
 
 
 def _steps(facts: Facts) -> str:

@@ -1,14 +1,15 @@
-"""The routes: OpenAI's, those for adapters, and those that watch the server."""
+"""The HTTP routes: OpenAI's API, loading and unloading adapters, health and metrics, and the page in the browser."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Response
 from fastapi import Request as Http
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi.sse import EventSourceResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
@@ -17,39 +18,46 @@ from starlette.types import Receive, Scope, Send
 
 from lorasmith.config.files import Malformed, parse_json
 from lorasmith.config.sampling import SamplingConfig
-from lorasmith.config.values import wrong_values
+from lorasmith.config.values import validation_messages
 from lorasmith.engine.request import Request
-from lorasmith.engine.scoring import prompt_logprobs, rows_of
+from lorasmith.engine.scoring import prompt_batches, prompt_logprobs
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
-from lorasmith.serve.auth import allowed, limited
-from lorasmith.serve.failure import Failure, failure_of
-from lorasmith.serve.pages import page_routes
-from lorasmith.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest
-from lorasmith.serve.registry import Version
-from lorasmith.serve.request_manager import Events, RequestManager
+from lorasmith.serve.auth import authorize, limit_body
+from lorasmith.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, Failure
+from lorasmith.serve.registry import ModelVersion
+from lorasmith.serve.request_manager import Events, RequestManager, failure_of
 from lorasmith.serve.request_parsing import ParsedRequest, parse_chat, parse_completion
 from lorasmith.serve.responses import (
     Choice,
     Envelope,
-    Scored,
+    ScoredToken,
     chat_body,
     chat_stream,
+    collect,
     completion_body,
     completion_stream,
     scored_prompt,
-    whole,
 )
-from lorasmith.serve.worker import Gone
+from lorasmith.serve.worker import WorkerStopped
 
-LONGEST = 2000  # letters of a message: a client's own text may stand in it
+MAX_MESSAGE = 2000  # maximum characters of an error message, which may quote the client's text
+PAGE = Path(__file__).parent / "page"
+# Defined here rather than looked up: Windows may map .js to plain text, which browsers refuse to run.
+PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+PAGE_FILES = frozenset(path.name for path in PAGE.iterdir() if path.suffix in PAGE_TYPES)
+PAGE_HEADERS = {
+    "Cache-Control": "no-cache",  # modules of different versions do not fit together
+    "Content-Security-Policy": "frame-ancestors 'none'",  # not allowed in a meta tag; the rest is in index.html
+    "X-Content-Type-Options": "nosniff",
+}
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 C = TypeVar("C", ChatRequest, CompletionRequest)
 
 
 def make_app(manager: RequestManager) -> Any:
-    """The whole application, its worker started and stopped with it; an ASGI callable."""
+    """The ASGI application. Starts the worker on startup and stops it on shutdown."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -57,22 +65,22 @@ def make_app(manager: RequestManager) -> Any:
         yield
         manager.worker.stop()
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None)  # FastAPI's pages would load scripts from elsewhere
+    app = FastAPI(lifespan=lifespan, openapi_url=None)  # FastAPI's documentation pages load scripts from a CDN
     app.state.manager = manager
     app.add_exception_handler(Failure, _failed)
     app.add_exception_handler(LorasmithError, _failed)
-    app.add_exception_handler(Gone, _failed)
+    app.add_exception_handler(WorkerStopped, _failed)
     app.add_exception_handler(HTTPException, _failed)
-    app.add_exception_handler(Exception, _failed)  # goes on to uvicorn too, which logs it
-    add_watching(app, manager)
-    add_models(app, manager)
-    add_answers(app, manager)
-    app.include_router(page_routes())
-    return limited(app, manager.settings.body_mib)
+    app.add_exception_handler(Exception, _failed)  # uvicorn logs these too
+    add_health_routes(app, manager)
+    add_model_routes(app, manager)
+    add_completion_routes(app, manager)
+    add_page_routes(app)
+    return limit_body(app, manager.settings.body_mib)
 
 
-def add_watching(app: FastAPI, manager: RequestManager) -> None:
-    """Is it there, does it take requests, how is it doing."""
+def add_health_routes(app: FastAPI, manager: RequestManager) -> None:
+    """Liveness, readiness and Prometheus metrics."""
 
     @app.get("/health")
     async def health() -> Response:
@@ -84,171 +92,183 @@ def add_watching(app: FastAPI, manager: RequestManager) -> None:
 
     @app.get("/metrics")
     async def metrics(request: Http) -> Response:
-        allowed(manager, request, needs_all=True)
+        authorize(manager, request, needs_all=True)
         return Response(manager.metrics_text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def add_models(app: FastAPI, manager: RequestManager) -> None:
-    """Which models there are; adapters come and go."""
+def add_model_routes(app: FastAPI, manager: RequestManager) -> None:
+    """Listing models, and loading and unloading adapters."""
 
     @app.get("/v1/models")
     async def models(request: Http) -> dict[str, Any]:
-        names = manager.registry.names(allowed(manager, request))
+        names = manager.registry.names(authorize(manager, request))
         return {"object": "list", "data": [model_body(manager, manager.registry.versions[name]) for name in names]}
 
     @app.get("/v1/models/{name:path}")
     async def model(request: Http, name: str) -> dict[str, Any]:
-        return model_body(manager, manager.registry.find(name, allowed(manager, request)))
+        return model_body(manager, manager.registry.find(name, authorize(manager, request)))
 
     @app.post("/v1/adapters")
     async def register(request: Http) -> dict[str, Any]:
-        allowed(manager, request, needs_all=True)
+        authorize(manager, request, needs_all=True)
         body = await read_body(request, AdapterRequest)
         version = await manager.registry.register(body.name, body.path or body.name, manager.worker)
         return model_body(manager, version)
 
     @app.delete("/v1/adapters/{name}")
     async def drop(request: Http, name: str) -> dict[str, Any]:
-        allowed(manager, request, needs_all=True)
+        authorize(manager, request, needs_all=True)
         await manager.registry.drop(name, manager.worker)
         return {"id": name, "object": "model", "deleted": True}
 
 
-def add_answers(app: FastAPI, manager: RequestManager) -> None:
-    """Chat and plain completions."""
+def add_completion_routes(app: FastAPI, manager: RequestManager) -> None:
+    """Chat completions and completions."""
 
     @app.post("/v1/chat/completions")
     async def chat(request: Http) -> Response:
-        body, version = await addressed(manager, request, ChatRequest)
+        body, version = await parse_body(manager, request, ChatRequest)
         with manager.registry.using(version, manager.worker):
-            parsed = await read(manager, request, partial(parse_chat, body, version, manager.context))
+            parsed = await parse_in_thread(manager, request, partial(parse_chat, body, version, manager.context))
             events = manager.open(parsed, version)
         envelope = Envelope("chat.completion", body.model, version.template.tokenizer, bool(body.tools))
         if body.stream:
-            shown = await started(request, events)
-            return Streamed(chat_stream(shown, envelope, parsed, body.stream_options), events)
-        choices = await unless_gone(request, whole(events, len(parsed.requests)))
+            shown = await after_first(request, events)
+            return StreamingReply(chat_stream(shown, envelope, parsed, body.stream_options), events)
+        choices = await cancel_on_disconnect(request, collect(events, len(parsed.requests)))
         return JSONResponse(chat_body(envelope, choices, parsed))
 
     @app.post("/v1/completions")
     async def completions(request: Http) -> Response:
-        body, version = await addressed(manager, request, CompletionRequest)
+        body, version = await parse_body(manager, request, CompletionRequest)
         with manager.registry.using(version, manager.worker):
-            parsed = await read(manager, request, partial(parse_completion, body, version, manager.context))
+            parsed = await parse_in_thread(manager, request, partial(parse_completion, body, version, manager.context))
             envelope = Envelope("text_completion", body.model, version.template.tokenizer)
-            echo = echoed(body, parsed, version)
+            echo = echo_texts(body, parsed, version)
             if not body.stream:
-                choices, scores = await unless_gone(request, completed(manager, body, parsed, version))
+                choices, scores = await cancel_on_disconnect(request, complete(manager, body, parsed, version))
                 return JSONResponse(completion_body(envelope, choices, parsed, echo, scores))
             if body.echo and body.logprobs is not None:
                 raise Failure(400, _("echo with logprobs cannot be streamed. Set stream to false."), "stream")
             if not parsed.requests:
                 raise Failure(400, _("max_tokens: 0 is only allowed with echo."), "max_tokens")
             events = manager.open(parsed, version)
-        shown = await started(request, events)
-        return Streamed(completion_stream(shown, envelope, parsed, body.stream_options, echo), events)
+        shown = await after_first(request, events)
+        return StreamingReply(completion_stream(shown, envelope, parsed, body.stream_options, echo), events)
 
 
-async def read(manager: RequestManager, request: Http, work: Callable[[], ParsedRequest]) -> ParsedRequest:
-    """What `work` makes of the request's body; it is given up when the client leaves."""
-    return await unless_gone(request, manager.parsing.run(len(await request.body()), work))
+def add_page_routes(app: FastAPI) -> None:
+    """The chat page. It needs no API key, since it asks for one itself."""
+
+    @app.get("/")
+    @app.get("/page/{name}")
+    async def page(name: str = "index.html") -> FileResponse:
+        if name not in PAGE_FILES:
+            raise HTTPException(404)
+        return FileResponse(PAGE / name, media_type=PAGE_TYPES[Path(name).suffix], headers=PAGE_HEADERS)
 
 
-async def completed(
-    manager: RequestManager, body: CompletionRequest, parsed: ParsedRequest, version: Version
-) -> tuple[list[Choice], list[list[Scored]]]:
-    """The choices, and the prompts' tokens scored where `echo` and `logprobs` ask for it."""
-    scores: list[list[Scored]] = []
+async def parse_in_thread(manager: RequestManager, request: Http, work: Callable[[], ParsedRequest]) -> ParsedRequest:
+    """Run `work`, which parses the request's body, in a thread; abandoned if the client disconnects."""
+    return await cancel_on_disconnect(request, manager.parsing.run(len(await request.body()), work))
+
+
+async def complete(
+    manager: RequestManager, body: CompletionRequest, parsed: ParsedRequest, version: ModelVersion
+) -> tuple[list[Choice], list[list[ScoredToken]]]:
+    """The choices, and the logprobs of the prompts' tokens if `echo` and `logprobs` are set."""
+    scores: list[list[ScoredToken]] = []
     if body.echo and body.logprobs is not None:
-        looked = SamplingConfig(logprobs=body.logprobs)
-        for row in rows_of(list(map(len, parsed.prompts))):  # one by one, so that those who are answered do not wait
-            prompts = [parsed.prompts[i] for i in row]
-            wanted = [Request(prompt, looked, version.adapter) for prompt in prompts]
-            found = await manager.worker.call(partial(prompt_logprobs, manager.registry.base, wanted))
-            scores += map(scored_prompt, prompts, found)
+        settings = SamplingConfig(logprobs=body.logprobs)
+        # a worker call per batch, so that running requests continue in between
+        for batch in prompt_batches(list(map(len, parsed.prompts))):
+            prompts = [parsed.prompts[i] for i in batch]
+            requests = [Request(prompt, settings, version.adapter) for prompt in prompts]
+            logprobs = await manager.worker.call(partial(prompt_logprobs, manager.registry.base, requests))
+            scores += map(scored_prompt, prompts, logprobs)
     if not parsed.requests:
         return [Choice() for _choice in range(len(parsed.prompts) * parsed.n)], scores
-    return await whole(manager.open(parsed, version), len(parsed.requests)), scores
+    return await collect(manager.open(parsed, version), len(parsed.requests)), scores
 
 
-def echoed(body: CompletionRequest, parsed: ParsedRequest, version: Version) -> list[str]:
-    """The prompts' texts, where they are to stand before the replies."""
+def echo_texts(body: CompletionRequest, parsed: ParsedRequest, version: ModelVersion) -> list[str]:
+    """The texts of the prompts if `echo` is set, else an empty list."""
     return [str(version.template.tokenizer.decode(prompt)) for prompt in parsed.prompts] if body.echo else []
 
 
-def model_body(manager: RequestManager, version: Version) -> dict[str, Any]:
-    """One model, as /v1/models lists it."""
-    named = {"id": version.name, "object": "model", "created": version.created, "owned_by": "lorasmith"}
-    shown = named | {"max_model_len": manager.context, "root": manager.registry.base_name}
-    found = version.discovered
-    if found is None:
-        return shown | {"parent": None}
-    return shown | {
+def model_body(manager: RequestManager, version: ModelVersion) -> dict[str, Any]:
+    """A model as an item of /v1/models."""
+    common = {"id": version.name, "object": "model", "created": version.created, "owned_by": "lorasmith"}
+    common |= {"max_model_len": manager.context, "root": manager.registry.base_name}
+    adapter = version.discovered
+    if adapter is None:
+        return common | {"parent": None}
+    return common | {
         "parent": manager.registry.base_name,
-        "hash": found.hash,
-        "rank": found.rank,
-        "bytes": found.adapter.size,
-        "data": found.data,
-        "held_out_loss": found.loss,
+        "hash": adapter.hash,
+        "rank": adapter.rank,
+        "bytes": adapter.adapter.size,
+        "data": adapter.data,
+        "held_out_loss": adapter.loss,
         "effect": version.effect,
     }
 
 
-async def addressed(manager: RequestManager, request: Http, kind: type[C]) -> tuple[C, Version]:
-    """The request's body, and the version that its model means now."""
-    names = allowed(manager, request)
+async def parse_body(manager: RequestManager, request: Http, kind: type[C]) -> tuple[C, ModelVersion]:
+    """The request's body, and the current version of the model it names. Raises Failure."""
+    names = authorize(manager, request)
     body = await read_body(request, kind)
-    if body.choices > manager.most:
+    if body.choices > manager.max_requests:
         text = _("{wanted} replies were requested, but this server returns at most {most} per request.",
-                 wanted=body.choices, most=manager.most)  # fmt: skip
+                 wanted=body.choices, most=manager.max_requests)  # fmt: skip
         raise Failure(400, text, "n")
     return body, manager.registry.find(body.model, names)
 
 
 async def read_body(request: Http, model: type[M]) -> M:
-    """The request's JSON as `model`. Raises Failure 400 that names the field."""
+    """Parse the request's JSON body. Raises Failure 400, which names the invalid field."""
     try:
         raw = parse_json(await request.body())
     except Malformed as error:
         raise Failure(400, _("the request body is not valid JSON: {error}", error=error)) from None
     if not isinstance(raw, dict):
         raise Failure(400, _("the request body must be a JSON object."))
-    try:  # null asks for nothing, whatever the field: clients send their defaults so
+    try:  # some clients send null for fields that are not set
         return model.model_validate({key: value for key, value in raw.items() if value is not None})
     except ValidationError as error:
         param = str((error.errors(include_url=False)[0]["loc"] or ("",))[0])
-        raise Failure(400, "\n".join(wrong_values(error, model)), param or None) from None
+        raise Failure(400, "\n".join(validation_messages(error, model)), param or None) from None
 
 
-class Streamed(EventSourceResponse):
-    """Server-sent events; however it ends, what it comes from is closed at once, which frees the request's place."""
+class StreamingReply(EventSourceResponse):
+    """A response of server-sent events. However it ends, it closes `events`, which frees the requests' slots."""
 
-    def __init__(self, pieces: AsyncIterator[str], events: AsyncGenerator[Any]) -> None:
-        super().__init__(pieces, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, lines: AsyncIterator[str], events: AsyncGenerator[Any]) -> None:
+        super().__init__(lines, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self.events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As an ASGI application."""
+        """Send the response, as an ASGI application."""
         try:
             await super().__call__(scope, receive, send)
         finally:
             await self.events.aclose()
 
 
-async def started(request: Http, events: Events) -> Events:
-    """`events` once the first is there: until then an error is an answer with its own status."""
-    first = await unless_gone(request, anext(events))
+async def after_first(request: Http, events: Events) -> Events:
+    """`events`, after waiting for the first one: an error before that gets a response with its own status code."""
+    first = await cancel_on_disconnect(request, anext(events))
 
-    async def all_of_them() -> Events:
+    async def chained() -> Events:
         yield first
         async for event in events:
             yield event
 
-    return all_of_them()
+    return chained()
 
 
-async def unless_gone(request: Http, work: Awaitable[T]) -> T:
-    """What `work` comes to; it is given up when the client leaves."""
+async def cancel_on_disconnect(request: Http, work: Awaitable[T]) -> T:
+    """Await `work`, but cancel it and raise Failure 499 if the client disconnects."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -267,7 +287,7 @@ async def unless_gone(request: Http, work: Awaitable[T]) -> T:
 
 
 async def _failed(_request: Http, error: Exception) -> Response:
-    """Every error in OpenAI's form."""
+    """The response for an exception, in OpenAI's format."""
     if isinstance(error, HTTPException):
         failure = Failure(error.status_code, str(error.detail))
     elif isinstance(error, Failure):
@@ -275,6 +295,6 @@ async def _failed(_request: Http, error: Exception) -> Response:
     else:
         failure = failure_of(error)
     body = failure.body
-    if len(failure.text) > LONGEST:
-        body["error"]["message"] = failure.text[:LONGEST] + " ..."
+    if len(failure.text) > MAX_MESSAGE:
+        body["error"]["message"] = failure.text[:MAX_MESSAGE] + " ..."
     return JSONResponse(body, failure.status, failure.headers)

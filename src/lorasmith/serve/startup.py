@@ -1,11 +1,11 @@
-"""Base and adapters loaded, and the manager that serves them."""
+"""Starting a server: loads the base model and the adapters, and sizes the KV cache."""
 
 from pathlib import Path
 
 from lorasmith.adapters.session import base_settings
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.serving import ServeConfig
-from lorasmith.engine.engine import CACHE, Engine
+from lorasmith.engine.engine import DEFAULT_CACHE_TOKENS, Engine
 from lorasmith.engine.kv_cache import FIRST_CAPACITY, bytes_per_token
 from lorasmith.errors import AdapterError, OutOfMemoryError
 from lorasmith.i18n import _
@@ -17,16 +17,17 @@ from lorasmith.serve.discovery import Discovery
 from lorasmith.serve.registry import Registry
 from lorasmith.serve.request_manager import RequestManager
 from lorasmith.serve.worker import Worker
-from lorasmith.system.memory import available_mib, enough_memory
+from lorasmith.system.memory import available_mib, convert_memory_errors
 
 
 def open_manager(
     discovery: Discovery, model: ModelConfig, settings: ServeConfig, keys: list[Key] | None, report: Report
 ) -> RequestManager:
-    """Load the base (that of the first adapter where `model` names none), then every adapter that fits it.
+    """Load the base model and all adapters that fit it; the base defaults to that of the first adapter.
 
-    One that does not fit is told with its reason and left out. Raises ModelError, and AdapterError where no base is
-    named.
+    Adapters that cannot be loaded are left out, with a message in `discovery.problems`.
+
+    Raises ModelError if the base cannot be loaded, AdapterError if none is given and there are no adapters.
     """
     first = next(iter(discovery.adapters.values()), None)
     if first is None and "model" not in model.model_fields_set:
@@ -34,14 +35,14 @@ def open_manager(
             *discovery.problems, _("no adapter can be served, and no base model is given. Give one with --model.")
         )
     base = load_base(base_settings(first.adapter if first else None, model, report), report)
-    with enough_memory():
+    with convert_memory_errors():
         cache = settings.cache_tokens or cache_tokens(base)
         engine = Engine(base, slots=settings.slots, cache_tokens=cache, prepack=True)
     place = Path(base.source)
     registry = Registry(base, place.name or place.resolve().name, discovery.roots)  # `.` has no name
     for done, found in enumerate(discovery.adapters.values(), 1):
         try:
-            with enough_memory():
+            with convert_memory_errors():
                 registry.put(found)
         except (AdapterError, OutOfMemoryError) as error:
             discovery.problems.extend(error.problems)
@@ -50,7 +51,9 @@ def open_manager(
 
 
 def cache_tokens(base: Base) -> int:
-    """As many as a quarter of the free memory holds, 2**15 where the system does not say what is free."""
+    """The size of the KV cache that takes a quarter of the free memory; a default if that is unknown."""
     free = available_mib(base.device)
-    tokens = CACHE if free is None else int(free * 2**20 / 4 / bytes_per_token(base.model.config, base.dtype))
+    if free is None:
+        return DEFAULT_CACHE_TOKENS
+    tokens = int(free * 2**20 / 4 / bytes_per_token(base.model.config, base.dtype))
     return max(tokens, FIRST_CAPACITY)

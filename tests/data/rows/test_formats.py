@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from lorasmith.config.data import COLUMNS
 from lorasmith.data.read.files import read_file
 from lorasmith.data.rows.conversation import Message, Record
-from lorasmith.data.rows.formats import to_conversation
+from lorasmith.data.rows.formats import FORMATS, to_conversation
 from lorasmith.errors import ConfigError, DataError
 
 ROW = {"instruction": "Ask", "input": "", "output": "Answer"}
@@ -46,7 +47,11 @@ def refused(seen, tmp_path):
     return refused
 
 
-# -- the form of a file ---------------------------------------------------------------------------------------------
+def test_the_columns_that_map_may_name_are_those_of_the_row_formats():
+    assert sorted(COLUMNS) == sorted({key for one in FORMATS for key in one.keys})
+
+
+# -- the format of a file ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

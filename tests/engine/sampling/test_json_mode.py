@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.engine.detokenizer import Detokenizer
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.request import Event, Request, Running
+from lorasmith.engine.request import Event, Request, RunningRequest
 from lorasmith.engine.sampling.json_mode import JsonObject
 from lorasmith.engine.sampling.next_token import next_tokens
 from lorasmith.errors import ConfigError, MissingExtraError
@@ -107,8 +107,8 @@ def test_a_reply_is_whole_or_cut(temperature: float) -> None:
     for seed in range(8):
         settings = SamplingConfig(temperature=temperature, json_object=True, seed=seed, presence_penalty=0.5)
         stop = frozenset([tokenizer.eos_token_id])
-        one = Running(0, Request([5], settings), [5], 61, stop, Detokenizer(tokenizer))
-        free = Running(1, Request([5], SamplingConfig()), [5], 61, stop, Detokenizer(tokenizer))
+        one = RunningRequest(0, Request([5], settings), [5], 61, stop, Detokenizer(tokenizer))
+        free = RunningRequest(1, Request([5], SamplingConfig()), [5], 61, stop, Detokenizer(tokenizer))
         texts: list[str] = []
         event: Event | None = None
         generator = torch.Generator().manual_seed(seed)

@@ -14,15 +14,15 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.sampling import Sampling, SamplingConfig
 from lorasmith.engine.detokenizer import Detokenizer
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.request import Request, Running
+from lorasmith.engine.request import Request, RunningRequest
 from lorasmith.engine.sampling import sample as sampling
 from lorasmith.engine.sampling.logprobs import logprobs_of
 from lorasmith.engine.sampling.next_token import next_tokens
-from lorasmith.engine.sampling.penalty import Penalised, Seen, penalise
-from lorasmith.engine.sampling.sample import Rules, keep, sample
+from lorasmith.engine.sampling.penalty import PenalizedRow, TokenCounts, apply_penalties
+from lorasmith.engine.sampling.sample import Rules, filter_probabilities, sample
 from lorasmith.errors import ModelError
 from tests.support.decoding import base_of, drain, prompts, request, run
 from tests.support.families import logits_of
@@ -30,9 +30,9 @@ from tests.support.families import logits_of
 CPU = torch.device("cpu")
 
 
-def running(ids: list[int], **settings: object) -> Running:
+def running(ids: list[int], **settings: object) -> RunningRequest:
     request = Request(list(ids), SamplingConfig.model_validate(settings))
-    return Running(0, request, ids, 99, frozenset(), Detokenizer(None))  # type: ignore[arg-type]
+    return RunningRequest(0, request, ids, 99, frozenset(), Detokenizer(None))  # type: ignore[arg-type]
 
 
 def rules_of(*settings: dict[str, float], place: int = 0) -> Rules:
@@ -42,14 +42,14 @@ def rules_of(*settings: dict[str, float], place: int = 0) -> Rules:
 def kept(logits: Tensor, rules: Rules) -> Tensor:
     """Probabilities [N, V] after the rules, each row adding up to 1."""
     found = (logits / rules.temperature_D1).softmax(-1).sort(descending=True)
-    rest = torch.zeros_like(logits).scatter(1, found.indices, keep(found.values, rules))
+    rest = torch.zeros_like(logits).scatter(1, found.indices, filter_probabilities(found.values, rules))
     return rest / rest.sum(-1, keepdim=True)
 
 
 def test_penalties_are_transformers_and_openais() -> None:
     """Rows of all kinds at once; the reply's tokens came one by one, more than there was room for at first."""
     logits, prompt, reply = torch.randn(4, 300), [3, 7, 7, 3, 299, 0], [5, 7, 5, *range(100, 250), 5]
-    seen = Seen(prompt)
+    seen = TokenCounts(prompt)
     for token in reply:
         seen.add(token)
     settings = [
@@ -58,8 +58,10 @@ def test_penalties_are_transformers_and_openais() -> None:
         {"frequency_penalty": -0.25, "presence_penalty": 1.5},
     ]
     found, counts = logits.clone(), torch.bincount(torch.tensor(reply), minlength=300)
-    rows = [Penalised(i, seen, SamplingConfig.model_validate(one)) for i, one in zip((0, 1, 3), settings, strict=True)]
-    penalise(found, rows)
+    rows = [
+        PenalizedRow(i, seen, SamplingConfig.model_validate(one)) for i, one in zip((0, 1, 3), settings, strict=True)
+    ]
+    apply_penalties(found, rows)
     for i, _seen, own in rows:
         expected = RepetitionPenaltyLogitsProcessor(own.repetition_penalty)(
             torch.tensor([prompt + reply]), logits[i : i + 1].clone()
@@ -72,7 +74,7 @@ def test_penalties_are_transformers_and_openais() -> None:
 def test_a_neutral_penalty_changes_no_bit() -> None:
     logits = torch.randn(1, 50)
     found = logits.clone()
-    penalise(found, [Penalised(0, Seen([1, 2, 3]), SamplingConfig())])
+    apply_penalties(found, [PenalizedRow(0, TokenCounts([1, 2, 3]), SamplingConfig())])
     assert torch.equal(found, logits)
 
 
@@ -103,7 +105,7 @@ def test_top_p_and_min_p_are_transformers(top_k: int, temperature: float) -> Non
 
 
 def test_top_p_keeps_words_as_likely_as_the_last() -> None:
-    """Which of them a sort puts first is chance; transformers keeps some, we keep all."""
+    """Which of them a sort puts first is chance; transformers keeps some, we filter_probabilities all."""
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0, -9.0]])
     assert (kept(logits, rules_of({"top_p": 0.3}))[0] > 0).tolist() == [True, True, True, True, False]
 
@@ -114,9 +116,9 @@ def test_few_candidates_draw_what_all_would(monkeypatch: pytest.MonkeyPatch) -> 
     for place in range(40):
         settings = ({"top_p": 0.9}, {"top_k": 3}, {"top_k": 50, "top_p": 0.99}, {"min_p": 0.01})
         rules = rules_of(*({"temperature": 1.0, "seed": place} | one for one in settings), place=place)
-        monkeypatch.setattr(sampling, "FIRST_LOOK", 300)
+        monkeypatch.setattr(sampling, "FIRST_CANDIDATES", 300)
         expected = sample(logits, rules)
-        monkeypatch.setattr(sampling, "FIRST_LOOK", 4)
+        monkeypatch.setattr(sampling, "FIRST_CANDIDATES", 4)
         assert torch.equal(sample(logits, rules), expected)
 
 
@@ -124,7 +126,7 @@ def test_few_candidates_draw_what_all_would(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("rules", [{}, {"top_k": 8}, {"min_p": 0.05}])
 def test_drawn_as_often_as_likely(rules: dict[str, float], look: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chi squared over 12 words, 11 degrees of freedom: above 31.3 once in a thousand seeds."""
-    monkeypatch.setattr(sampling, "FIRST_LOOK", look)
+    monkeypatch.setattr(sampling, "FIRST_CANDIDATES", look)
     logits, n, settings = torch.randn(1, 12), 8000, {"temperature": 0.7} | rules
     many = [SamplingConfig.model_validate(settings | {"seed": seed}) for seed in range(80)]
     drawn = Rules.of([one for one in many for _ in range(n // 80)], list(range(n // 80)) * 80, CPU)
@@ -173,7 +175,7 @@ def test_settings_beyond_what_a_tensor_holds_draw_no_barred_token(settings: dict
     for seed in range(20):
         logits, barred = 5 * torch.randn(1, 40), torch.arange(40) > 2
         one = running(list(range(40)), **({"temperature": 1.0, "seed": seed} | settings))
-        penalise(logits, [Penalised(0, Seen(range(40)), one.request.sampling)])
+        apply_penalties(logits, [PenalizedRow(0, TokenCounts(range(40)), one.request.sampling)])
         assert logits.isfinite().all()
         assert int(sample(logits.masked_fill(barred, -torch.inf), Rules.of([one.request.sampling], [0], CPU))) < 3
 
@@ -191,13 +193,13 @@ def test_logprobs_are_of_the_models_own_distribution() -> None:
     for own, token, one in zip(logits.log_softmax(-1), tokens, runs, strict=True):
         asked = one.request.sampling.logprobs
         if asked is None:
-            assert one.told is None
+            assert one.logprobs is None
             continue
-        assert one.told is not None
-        assert one.told.logprob == pytest.approx(float(own[token]), abs=1e-6)
+        assert one.logprobs is not None
+        assert one.logprobs.logprob == pytest.approx(float(own[token]), abs=1e-6)
         best = own.topk(asked)
-        assert [k for k, _ in one.told.top] == best.indices.tolist()
-        assert [p for _, p in one.told.top] == pytest.approx(best.values.tolist(), abs=1e-6)
+        assert [k for k, _ in one.logprobs.top] == best.indices.tolist()
+        assert [p for _, p in one.logprobs.top] == pytest.approx(best.values.tolist(), abs=1e-6)
 
 
 def test_more_likeliest_than_words() -> None:
@@ -224,6 +226,30 @@ def test_events_carry_logprobs_of_the_logits_that_chose() -> None:
 def test_not_a_number_is_said() -> None:
     with pytest.raises(ModelError, match="NaN"):
         next_tokens(torch.tensor([[0.0, float("nan"), 1.0]]), [running([1])])
+
+
+# A value of each parameter under which other tokens are sampled than without it, at temperature 1.
+CHANGES = {
+    "temperature": 0.3, "top_p": 0.3, "top_k": 2, "min_p": 0.5, "repetition_penalty": 5.0, "presence_penalty": 2.0,
+    "frequency_penalty": 2.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", Sampling.model_fields)
+def test_every_parameter_changes_what_is_sampled(name: str) -> None:
+    """The API and the command line offer whatever config/sampling.py defines, so nothing there may do nothing."""
+    assert name in CHANGES, f"{name} has no value here: show that it changes something, or take it out"
+    logits = torch.randn(1, 50).expand(64, -1)
+
+    def tokens(**settings: float) -> list[int]:
+        rows = [running([1, 2, 3], **{"temperature": 1.0, "seed": seed} | settings) for seed in range(64)]
+        for row in rows:
+            for token in range(25):
+                if row.seen is not None:
+                    row.seen.add(token)
+        return next_tokens(logits.clone(), rows)
+
+    assert tokens(**{name: CHANGES[name]}) != tokens()
 
 
 SEEDED = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lorasmith.lora.fused.linears import joined_weights
+from lorasmith.lora.fused.linears import fuse_weights
 from tests.support.families import distance
 from tests.support.fused_layers import RANKS, WIDTHS, I, T, formula, layers, tokens, trained, with_gradients
 
@@ -23,7 +23,7 @@ def test_each_layer_gets_what_it_would_alone(bias: bool, shape: tuple[int, ...],
     inputs = [x, *trained(made)]
     ours = with_gradients([one(x) for one in made], inputs)
     assert passes.count == 1
-    for wanted in (with_gradients([one.alone(x) for one in made], inputs), with_gradients(formula(made, x), inputs)):
+    for wanted in (with_gradients([one.unfused(x) for one in made], inputs), with_gradients(formula(made, x), inputs)):
         assert all(o.shape == w.shape and distance(o, w) < 1e-12 for o, w in zip(ours, wanted, strict=True))
 
 
@@ -45,7 +45,7 @@ def test_with_b_zero_no_bit_changes(dtype: torch.dtype) -> None:
     for one in made:
         nn.init.zeros_(one.lora_B["a"].weight)
     ours = [one(x) for one in made]
-    weight, bias = joined_weights([one.base_layer for one in made])
+    weight, bias = fuse_weights([one.base_layer for one in made])
     whole = nn.functional.linear(x, weight, bias).split(WIDTHS, dim=-1)
     assert all(torch.equal(o, w) for o, w in zip(ours, whole, strict=True))
 
@@ -135,7 +135,7 @@ def test_weights_become_parts_of_one_buffer_and_keep_their_values(bias: bool) ->
     linears = [one.base_layer for one in made]
     before = [{k: v.clone() for k, v in one.state_dict().items()} for one in made]
     parameters = [p for one in linears for p in one.parameters()]
-    weight, b = joined_weights(linears)
+    weight, b = fuse_weights(linears)
     assert torch.equal(weight, torch.cat([one.weight for one in linears]))
     assert (b is not None) == bias
     assert b is None or torch.equal(b, torch.cat([one.bias for one in linears]))
@@ -149,16 +149,16 @@ def test_weights_become_parts_of_one_buffer_and_keep_their_values(bias: bool) ->
 
 def test_weights_are_stacked_once() -> None:
     linears = [one.base_layer for one in layers(bias=True)]
-    places = [t.data_ptr() for t in joined_weights(linears) if t is not None]
-    assert [t.data_ptr() for t in joined_weights(linears) if t is not None] == places
+    places = [t.data_ptr() for t in fuse_weights(linears) if t is not None]
+    assert [t.data_ptr() for t in fuse_weights(linears) if t is not None] == places
 
 
 def test_weights_in_one_buffer_in_another_order_are_stacked_again() -> None:
     linears = [one.base_layer for one in layers()]
     wanted = torch.cat([linears[i].weight for i in (2, 0)])
-    joined_weights(linears)
-    assert torch.equal(joined_weights([linears[2], linears[0]])[0], wanted)
-    assert torch.equal(joined_weights([linears[2], linears[0]])[0], wanted)
+    fuse_weights(linears)
+    assert torch.equal(fuse_weights([linears[2], linears[0]])[0], wanted)
+    assert torch.equal(fuse_weights([linears[2], linears[0]])[0], wanted)
 
 
 def test_a_copy_has_a_buffer_of_its_own() -> None:
@@ -169,7 +169,7 @@ def test_a_copy_has_a_buffer_of_its_own() -> None:
         for one in made:
             one.base_layer.weight.zero_()
     assert all(torch.equal(one(x), w) for one, w in zip(twin, wanted, strict=True))
-    assert joined_weights([one.base_layer for one in twin])[0].any()
+    assert fuse_weights([one.base_layer for one in twin])[0].any()
 
 
 def test_loaded_weights_are_used() -> None:

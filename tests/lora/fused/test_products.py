@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorasmith.lora.fused import products as product_module
-from lorasmith.lora.fused.products import product, share_memory, side_by_side, sum_of_products
+from lorasmith.lora.fused.products import concat_columns, product, share_memory, sum_of_products
 from tests.support.families import distance
 
 ROUNDING = {torch.float64: 1e-15, torch.float32: 1e-6, torch.bfloat16: 2**-7}  # of one sum, in another order
@@ -112,7 +112,7 @@ def columns(*widths: int) -> tuple[Tensor, Sequence[Tensor]]:
 def test_columns_of_one_buffer_need_no_copy(widths: tuple[int, ...]) -> None:
     whole, parts = columns(*widths)
     with Copies() as copies:
-        out = side_by_side(parts)
+        out = concat_columns(parts)
     assert torch.equal(out, whole)
     assert (out.data_ptr(), out.stride(), copies.count) == (whole.data_ptr(), whole.stride(), 0)
 
@@ -121,7 +121,7 @@ def test_columns_further_inside_a_buffer_need_no_copy() -> None:
     """Parts of the lower half of the rows."""
     (buffer,) = matrices((2 * T, 12))
     lower = buffer[T:]
-    out = side_by_side(lower.split([7, 5], dim=1))
+    out = concat_columns(lower.split([7, 5], dim=1))
     assert torch.equal(out, lower)
     assert share_memory(out, buffer)
 
@@ -142,7 +142,7 @@ COPIED: dict[str, Callable[[], Sequence[Tensor]]] = {
 def test_everything_else_is_copied(case: str) -> None:
     parts = COPIED[case]()
     with Copies() as copies:
-        out = side_by_side(parts)
+        out = concat_columns(parts)
     assert torch.equal(out, torch.cat(list(parts), dim=1))
     assert copies.count == 1
 
@@ -151,7 +151,7 @@ def test_rows_shifted_inside_one_buffer_are_copied() -> None:
     """The same buffer and strides, but the second part begins a row later."""
     (whole,) = matrices((T + 1, 12))
     parts = whole[:T, :7], whole[1:, 7:]
-    assert torch.equal(side_by_side(parts), torch.cat(parts, dim=1))
+    assert torch.equal(concat_columns(parts), torch.cat(parts, dim=1))
 
 
 def test_share_memory() -> None:

@@ -66,8 +66,8 @@ def test_it_is_thrown_away_whole(family: str, prepack: bool, dtype: torch.dtype)
 
 def test_it_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     base, tried = base_of("llama"), []
-    right = self_test._try
-    monkeypatch.setattr(self_test, "_try", lambda decoder: tried.append(decoder) or right(decoder))
+    right = self_test._self_test
+    monkeypatch.setattr(self_test, "_self_test", lambda decoder: tried.append(decoder) or right(decoder))
     Engine(base)
     Engine(base)
     assert tried == [base.fast_decoder] == [decoder_of(base)]
@@ -81,7 +81,7 @@ def test_one_that_could_not_be_tried_is_not_kept(monkeypatch: pytest.MonkeyPatch
 
     base = base_of("llama")
     before = state(base.model)
-    monkeypatch.setattr(self_test, "_near", interrupt)
+    monkeypatch.setattr(self_test, "_is_close", interrupt)
     with pytest.raises(KeyboardInterrupt):
         decoder_of(base)
     assert base.fast_decoder is None

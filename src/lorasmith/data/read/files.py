@@ -7,7 +7,7 @@ JSON Lines. All bad rows of a file are collected before an error is raised.
 import codecs
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -26,8 +26,11 @@ from lorasmith.report import Report
 
 __all__ = ["ROW_FILES", "DataFile", "iter_rows", "read_file", "read_records", "require_columns"]
 
-JSON_FILES = (".json", ".jsonl", ".ndjson")
-ROW_FILES = frozenset((*JSON_FILES, *SEPARATORS, ".parquet"))
+Reader = Callable[[Source], Iterator[tuple[str, object]]]
+
+BINARY_READERS: dict[str, Reader] = {".parquet": parquet_rows}  # by suffix
+TEXT_READERS: dict[str, Reader] = dict.fromkeys(SEPARATORS, csv_rows)  # for UTF-8; other suffixes are read as JSON
+ROW_FILES = frozenset((*BINARY_READERS, *TEXT_READERS, ".json", ".jsonl", ".ndjson"))
 UNSUPPORTED_FILES = frozenset(
     {".arrow", ".xls", ".xlsx", ".ods", ".txt", ".md", ".pdf", ".docx", ".zip", ".tar", ".bz2", ".xz"}
 )
@@ -153,16 +156,16 @@ def _file_rows(source: Source) -> Iterator[tuple[str, object]]:
                 **source.placeholders,
             )
         )
-    if source.suffix == ".parquet":
-        return parquet_rows(source)
+    if source.suffix in BINARY_READERS:
+        return BINARY_READERS[source.suffix](source)
     with open_source(source) as file:
         start = file.read(4096)
     if not start.strip():
         raise DataError(_("{option}: {file} is empty. Give a file with at least one row.", **source.placeholders))
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(_("{option}: {file} is encoded in UTF-16. Save it as UTF-8.", **source.placeholders))
-    if source.suffix in SEPARATORS:
-        return csv_rows(source)
+    if source.suffix in TEXT_READERS:
+        return TEXT_READERS[source.suffix](source)
     return json_list(source) if start.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[" else json_lines(source)
 
 

@@ -13,7 +13,7 @@ from lorasmith.data.read.json_rows import not_json
 from lorasmith.data.read.stream import BadRow, Source
 from lorasmith.data.rows.cells import parse_list_cells
 from lorasmith.data.rows.conversation import Problems, Record
-from lorasmith.data.rows.formats import recognize_format, row_problem
+from lorasmith.data.rows.formats import answer_column, recognize_format, row_problem
 from lorasmith.data.rows.messages import OPENAI, detect_style
 from lorasmith.errors import DataError
 from lorasmith.i18n import _, foreign
@@ -96,6 +96,4 @@ def _with_an_answer(row: dict[str, object]) -> dict[str, object]:
             asked = messages[:-1] if style.roles.get(str(last.get(style.role))) == "assistant" else messages
             answered = [*asked, {style.role: answer, style.content: PLACEHOLDER_ANSWER}] if asked else []
             return {**row, key: answered}
-    if "prompt" in row and "instruction" not in row:
-        return {**row, "completion": PLACEHOLDER_ANSWER}
-    return {**row, "output": PLACEHOLDER_ANSWER}
+    return {**row, answer_column(row): PLACEHOLDER_ANSWER}

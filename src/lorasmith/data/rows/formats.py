@@ -4,7 +4,7 @@ A file has the format that most of its rows have. A row in another format is an 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -132,6 +132,12 @@ def recognize_format(rows: Iterable[Fields]) -> RowFormat | None:
             counts.update([row_format.name] if row_format else [])
     votes = filled or named  # columns with only nulls, as in Parquet, count only if no row has values
     return max(FORMATS, key=lambda one: votes[one.name]) if votes else None
+
+
+def answer_column(columns: Collection[str]) -> str:
+    """The column for the answer in a row that has these other columns, such as 'completion' beside 'prompt'."""
+    pairs = (one.required for one in FORMATS if len(one.required) > 1)
+    return next((required[-1] for required in pairs if required[0] in columns), "output")
 
 
 def row_problem(fields: Fields, row_format: RowFormat | None) -> str | None:

@@ -84,6 +84,37 @@ def _turn(prompt: str, answer: str | None, before: str | None, first: int, at: i
     return Turn(prompt[len(before) :], answer, False, first, at)
 
 
+def refuse_unseen_tools(
+    jinja: JinjaTemplate | None, messages: Sequence[Message], source: str, tools: Sequence[Any]
+) -> None:
+    """Raise RowError if the template ignores the tools, or the function calls.
+
+    jinja: the template; None for one that has no place for either.
+    """
+    bare = [message._replace(tool_calls=()) for message in messages]
+
+    def text(messages: Sequence[Message], tools: Sequence[Any]) -> str:
+        return jinja.render(messages, messages[-1].role != "assistant", source, tools) if jinja else ""
+
+    shown = text(messages, tools)
+    if tools and text(messages, ()) == shown:
+        raise RowError(
+            source,
+            _(
+                "the template has no place for 'tools', so the model would never see them. Use a model whose chat "
+                "template shows tools, or a Jinja file that does, or leave 'tools' out."
+            ),
+        )
+    if bare != list(messages) and text(bare, tools) == shown:
+        raise RowError(
+            source,
+            _(
+                "the template does not show 'tool_calls', so the model would never see them. Use a model whose "
+                "chat template shows tools, or a Jinja file that does, or leave these messages out."
+            ),
+        )
+
+
 # -- templates of constant texts ------------------------------------------------------------------------------------
 
 # Contents that no template contains, so that they can be found in the rendered text.

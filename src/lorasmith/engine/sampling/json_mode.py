@@ -1,6 +1,6 @@
-"""JSON mode: only tokens that keep the reply a piece of one JSON object; it ends with the object's last brace.
+"""JSON mode: restricts sampling to tokens with which the reply is one JSON object, and ends it with the closing brace.
 
-The package llguidance (Rust, MIT) does the work: which tokens of a vocabulary may follow, in well under a millisecond.
+Uses the package llguidance (Rust, MIT), which computes the allowed tokens in well under a millisecond.
 """
 
 from typing import TYPE_CHECKING
@@ -17,8 +17,8 @@ from lorasmith.i18n import _
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-# Between two signs a blank, or a new line with its indent: a small model would say blanks for ever. Numbers are short
-# for the same reason. llguidance's own grammar from a schema does not hold a bound on blanks (its issues 240, 247).
+# Whitespace and numbers are bounded, because small models would generate them endlessly. The grammar that llguidance
+# makes from a JSON schema cannot bound whitespace (its issues 240, 247).
 GRAMMAR = r"""
 start: object
 object: "{" (_ws? pair (_ws? "," _ws? pair)*)? _ws? "}"
@@ -30,28 +30,28 @@ WS: /[ ]|\n[ \t]{0,20}/
 STRING: /"([^"\\\x00-\x1f]|\\(["\\\/bfnrt]|u[0-9a-fA-F]{4}))*"/
 NUMBER: /-?(0|[1-9][0-9]{0,15})(\.[0-9]{1,16})?([eE][+\-]?[0-9]{1,3})?/
 """
-SAMPLE = '{"a": [-1.5e+20, true, false, null], "\\u00e9": {}}'  # what a tokenizer must be able to spell
+TEST_JSON = '{"a": [-1.5e+20, true, false, null], "\\u00e9": {}}'  # a tokenizer must encode it without loss
 
 
 class JsonObject:
-    """Where in its JSON text one reply stands.
+    """The state of JSON mode in one reply.
 
-    Raises MissingExtraError where llguidance is missing, ConfigError where the tokenizer cannot spell JSON.
+    Raises MissingExtraError if llguidance is not installed, ConfigError if the tokenizer cannot represent all JSON.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._matcher = _matcher_of(tokenizer).deep_copy()
 
     def restrict(self, logits_V: Tensor) -> None:
-        """-inf in place for each token that must not follow; a text has no token beyond the tokenizer's own."""
-        bias = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8)  # 0: must not follow
-        barred = torch.from_numpy(bias == 0).to(logits_V.device)
-        own = min(len(barred), len(logits_V))
-        logits_V[:own].masked_fill_(barred[:own], -torch.inf)
+        """Set the logits of forbidden tokens to -inf in place, including those beyond the tokenizer's vocabulary."""
+        bias = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8)  # 0 for forbidden tokens
+        forbidden = torch.from_numpy(bias == 0).to(logits_V.device)
+        own = min(len(forbidden), len(logits_V))
+        logits_V[:own].masked_fill_(forbidden[:own], -torch.inf)
         logits_V[own:] = -torch.inf
 
     def push(self, token: int) -> bool:
-        """Take the token that was chosen; whether the object is whole now."""
+        """Advance by the sampled token; returns whether the object is complete."""
         taken = self._matcher.consume_token(token)
         assert taken, self._matcher.get_error()
         return bool(self._matcher.is_accepting())
@@ -61,13 +61,13 @@ _matchers: WeakKeyDictionary[PreTrainedTokenizerBase, "LLMatcher"] = WeakKeyDict
 
 
 def _matcher_of(tokenizer: PreTrainedTokenizerBase) -> "LLMatcher":
-    """At the beginning of a text; made once for each tokenizer, which takes about a second."""
+    """A matcher at the beginning of a text. Cached for each tokenizer, because building it takes about a second."""
     if tokenizer not in _matchers:
-        _matchers[tokenizer] = _make(tokenizer)
+        _matchers[tokenizer] = _build_matcher(tokenizer)
     return _matchers[tokenizer]
 
 
-def _make(tokenizer: PreTrainedTokenizerBase) -> "LLMatcher":
+def _build_matcher(tokenizer: PreTrainedTokenizerBase) -> "LLMatcher":
     try:
         from llguidance import LLMatcher
         from llguidance.hf import from_tokenizer
@@ -79,7 +79,7 @@ def _make(tokenizer: PreTrainedTokenizerBase) -> "LLMatcher":
         raise MissingExtraError(text) from error
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         words = from_tokenizer(tokenizer)
-        if words.decode_str(words.tokenize_str(SAMPLE)) == SAMPLE:
+        if words.decode_str(words.tokenize_str(TEST_JSON)) == TEST_JSON:
             return LLMatcher(words, LLMatcher.grammar_from_lark(GRAMMAR), log_level=0)
     raise ConfigError(
         _("sampling.json_object: this model's tokenizer cannot represent every JSON text. Turn the option off.")

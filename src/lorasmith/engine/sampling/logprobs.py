@@ -1,4 +1,4 @@
-"""What the model itself thought of a token: of its own distribution, before penalties, temperature and any mask.
+"""Logprobs of sampled tokens under the model's own distribution, before penalties, temperature and masks.
 
 N = tokens, V = vocabulary
 """
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 class TokenLogprobs(NamedTuple):
-    """Natural logarithms of probabilities: of the token, and of the likeliest ones (token id, logprob), best first."""
+    """The natural log probability of a token, and the most likely tokens as (token id, logprob), best first."""
 
     logprob: float
     top: tuple[tuple[int, float], ...]
 
 
 def logprobs_of(logits_NV: Tensor, tokens: Sequence[int], tops: Sequence[int]) -> list[TokenLogprobs]:
-    """Of each row its token's logprob and that of the tops[n] likeliest, float32 (float64 logits: float64)."""
+    """Logprobs of `tokens[n]` and of the `tops[n]` most likely tokens in row n; float32, or float64 like the logits."""
     log_NV = logits_NV.log_softmax(-1, dtype=None if logits_NV.dtype == torch.float64 else torch.float32)
     own = log_NV.gather(1, torch.tensor(tokens, device=log_NV.device)[:, None])[:, 0].tolist()
     most = min(max(tops, default=0), log_NV.shape[1])

@@ -1,34 +1,34 @@
-"""How the next tokens are chosen from their logits, all requests of a step at once.
+"""Choosing the next tokens of all requests of a step from their logits.
 
     N = requests that get a token, V = vocabulary
 
-What a request gets depends on its own row, seed and settings alone, not on what else is decoded.
+A request's token depends only on its own logits, seed and settings, not on the other requests.
 """
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from lorasmith.engine.request import Running
+from lorasmith.engine.request import RunningRequest
 from lorasmith.engine.sampling.logprobs import logprobs_of
-from lorasmith.engine.sampling.penalty import Penalised, penalise
+from lorasmith.engine.sampling.penalty import PenalizedRow, apply_penalties
 from lorasmith.engine.sampling.sample import Rules, sample
 from lorasmith.errors import ModelError
 from lorasmith.i18n import _
 
 
-def next_tokens(logits_NV: Tensor, runs: Sequence[Running]) -> list[int]:
-    """The next token of each request, and in `run.told` its logprobs where asked for. Raises ModelError at a NaN.
+def next_tokens(logits_NV: Tensor, runs: Sequence[RunningRequest]) -> list[int]:
+    """The next token of each request. Also sets `logprobs` of the requests that ask for them.
 
-    logits_NV float32, changed in place by penalties and JSON mode.
+    logits_NV is float32 and is modified in place. Raises ModelError if it contains NaN.
     """
     if not runs:
         return []
     asked = [i for i, run in enumerate(runs) if run.request.sampling.logprobs is not None]
-    own_NV = logits_NV[asked] if asked else None  # a copy, before anything changes them
-    _restrict(logits_NV, runs)
+    own_NV = logits_NV[asked] if asked else None  # a copy, before they are modified
+    _penalize_and_mask(logits_NV, runs)
     best_N, tokens_N = logits_NV.max(-1)
-    if best_N.isnan().any():  # a NaN anywhere in a row is its largest
+    if best_N.isnan().any():  # max propagates NaN
         raise ModelError(
             _(
                 "the model produced NaN logits. Try --dtype float32; if that does not help, the weights of the "
@@ -42,19 +42,20 @@ def next_tokens(logits_NV: Tensor, runs: Sequence[Running]) -> list[int]:
         tokens_N[sampled] = sample(logits_NV if len(sampled) == len(runs) else logits_NV[sampled], rules)
     tokens = [int(token) for token in tokens_N.tolist()]
     if own_NV is not None:
-        _tell(own_NV, [runs[i] for i in asked], [tokens[i] for i in asked])
+        _record_logprobs(own_NV, [runs[i] for i in asked], [tokens[i] for i in asked])
     return tokens
 
 
-def _restrict(logits_NV: Tensor, runs: Sequence[Running]) -> None:
-    penalised = [Penalised(i, run.seen, run.request.sampling) for i, run in enumerate(runs) if run.seen is not None]
-    penalise(logits_NV, penalised)
+def _penalize_and_mask(logits_NV: Tensor, runs: Sequence[RunningRequest]) -> None:
+    counts = [run.token_counts for run in runs]
+    penalized = [PenalizedRow(i, c, runs[i].request.sampling) for i, c in enumerate(counts) if c is not None]
+    apply_penalties(logits_NV, penalized)
     for i, run in enumerate(runs):
         if run.json is not None:
             run.json.restrict(logits_NV[i])
 
 
-def _tell(logits_NV: Tensor, runs: Sequence[Running], tokens: Sequence[int]) -> None:
+def _record_logprobs(logits_NV: Tensor, runs: Sequence[RunningRequest], tokens: Sequence[int]) -> None:
     tops = [run.request.sampling.logprobs or 0 for run in runs]
-    for run, told in zip(runs, logprobs_of(logits_NV, tokens, tops), strict=True):
-        run.told = told
+    for run, logprobs in zip(runs, logprobs_of(logits_NV, tokens, tops), strict=True):
+        run.logprobs = logprobs

@@ -1,9 +1,9 @@
-"""Tokens that were there already become less likely (or more), all rows of a step at once.
+"""Repetition, presence and frequency penalties, applied to all rows of a step at once.
 
-    N = requests that get a token, V = vocabulary, I = distinct tokens of all penalised requests
+    N = requests that get a token, V = vocabulary, I = distinct tokens of all penalized requests
 
-Repetition as in CTRL (arXiv:1909.05858, section 4.1) over prompt and reply; presence and frequency as OpenAI defines
-them, over the reply alone.
+The repetition penalty (CTRL, arXiv:1909.05858, section 4.1) covers prompt and reply. Presence and frequency penalties,
+as defined by OpenAI, cover only the reply.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from lorasmith.config.sampling import SamplingConfig
 
-STRONGEST = 1e9  # repetition penalty: one beyond it chooses no other token, and may make a logit infinite
+MAX_REPETITION = 1e9  # larger repetition penalties have no further effect, but could make a logit infinite
 
 
-class Seen:
-    """The distinct tokens of a request and how often its reply holds each; a new token costs the same at any length."""
+class TokenCounts:
+    """The distinct tokens of a request and how often each is in its reply. Adding a token takes constant time."""
 
     def __init__(self, prompt: Iterable[int]) -> None:
         self._place = {token: i for i, token in enumerate(dict.fromkeys(prompt))}
@@ -29,7 +29,7 @@ class Seen:
         self._counts = np.zeros(spare, dtype=np.float32)
 
     def add(self, token: int) -> None:
-        """One more token of the reply."""
+        """Add a token of the reply."""
         place = self._place.setdefault(token, len(self._place))
         if place == len(self._ids):
             self._ids, self._counts = (np.concatenate([a, np.zeros_like(a)]) for a in (self._ids, self._counts))
@@ -38,36 +38,36 @@ class Seen:
 
     @property
     def ids_I(self) -> Tensor:
-        """The distinct tokens; like `counts_I` a view, valid until the next `add`."""
+        """The distinct token ids, int64. Like `counts_I` a view that is valid until the next `add`."""
         return torch.from_numpy(self._ids[: len(self._place)])
 
     @property
     def counts_I(self) -> Tensor:
-        """How often each is in the reply, float32."""
+        """How often each token is in the reply, float32."""
         return torch.from_numpy(self._counts[: len(self._place)])
 
 
-class Penalised(NamedTuple):
+class PenalizedRow(NamedTuple):
     """A row of logits whose request has a penalty."""
 
     row: int
-    seen: Seen
+    token_counts: TokenCounts
     sampling: SamplingConfig
 
 
-def penalise(logits_NV: Tensor, penalised: Sequence[Penalised]) -> None:
-    """Change the logits in place: first repetition, then presence and frequency. A neutral penalty changes no bit."""
+def apply_penalties(logits_NV: Tensor, penalised: Sequence[PenalizedRow]) -> None:
+    """Apply the penalties in place: first repetition, then presence and frequency. Neutral ones do not change a bit."""
     if not penalised:
         return
-    ids = [one.seen.ids_I for one in penalised]
+    ids = [one.token_counts.ids_I for one in penalised]
     lengths = torch.tensor([len(own_I) for own_I in ids])
     settings = [
-        (min(max(s.repetition_penalty, 1 / STRONGEST), STRONGEST), s.presence_penalty, s.frequency_penalty)
+        (min(max(s.repetition_penalty, 1 / MAX_REPETITION), MAX_REPETITION), s.presence_penalty, s.frequency_penalty)
         for s in (one.sampling for one in penalised)
     ]
     device = logits_NV.device
     row_I = torch.tensor([one.row for one in penalised]).repeat_interleave(lengths).to(device)
-    counts_I = torch.cat([one.seen.counts_I for one in penalised]).to(device)
+    counts_I = torch.cat([one.token_counts.counts_I for one in penalised]).to(device)
     settings_I3 = torch.tensor(settings, dtype=torch.float32).repeat_interleave(lengths, 0).to(device)
     repetition_I, presence_I, frequency_I = settings_I3.unbind(1)
     at = row_I, torch.cat(ids).to(device)

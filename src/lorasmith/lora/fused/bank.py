@@ -1,12 +1,12 @@
-"""The adapter bank: the adapters that are in use, beside the frozen weights that they change, for inference.
+"""The adapter bank: all adapters that running requests use, applied to a batch in one pass (inference only).
 
-    T = tokens, I = inputs, O = outputs of the L layers that get the same input, C = columns, one for each rank
+    T = tokens, I = inputs, O = outputs of the L layers with the same input, C = columns, one per unit of rank
     y = W x^T + s B (mask * A x^T)        (LoRA, arXiv:2106.09685, section 4.1, for all adapters at once)
 
-An adapter's slot is a range of columns. A token's mask is 1 in those of its own adapter. An adapter is copied in when a
-request needs it, over one that nobody needs any more. A has L rows for each column, those of one adapter together
-(layer by layer), so that what is in use of A and B is one piece from their beginning. Each layer by itself
-(`LoRALayer.alone`) is the oracle. Only plain low rank can be here: see update.py.
+An adapter's slot is a range of columns, and a token's mask is 1 in the columns of its own adapter. An adapter is copied
+into the bank when a request needs it, replacing the least recently used one that is idle. A has L rows for each column;
+the rows of one adapter are adjacent, layer by layer, so the part in use is a prefix of A and of B. Only plain low-rank
+updates can be in the bank (see update.py). The reference implementation is `LoRALayer.unfused`.
 """
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -16,29 +16,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorasmith.lora.fused.linears import joined_weights
-from lorasmith.lora.fused.products import FEW, prepacked, product, product_of_few, product_of_packed
+from lorasmith.lora.fused.linears import fuse_weights
+from lorasmith.lora.fused.products import FEW_TOKENS, prepacked, product, product_of_few, product_of_packed
 from lorasmith.lora.router import Router
 
-# tokens of one adapter: up to so many on average, all adapters go in one product under a mask
-THIN = {torch.bfloat16: 64, torch.float16: 64}
-STEP = 64  # columns are made room for in multiples of so many
+# Up to this many tokens per adapter on average, one masked product for all adapters is faster than one product each.
+MASKED_TOKENS = {torch.bfloat16: 64, torch.float16: 64}
+COLUMN_STEP = 64  # the bank grows in multiples of this many columns
 AdapterSlot = tuple[int, int]  # an adapter's columns [first, last)
 
 
 class Factors(NamedTuple):
-    """What an adapter does to one layer: y += B A x, the scaling already in B, which lies transposed."""
+    """The low-rank factors of one layer: y += B A x. B is transposed and already multiplied by the scaling."""
 
     A_RI: Tensor
     B_RO: Tensor
 
 
 class AdapterWeights(NamedTuple):
-    """An adapter's changes by the path of the layer, read when they are needed; `version` changes when they do."""
+    """The factors of an adapter by the path of the layer, read on demand."""
 
     read: Callable[[], Mapping[str, Factors]]
     r: int  # the largest rank
-    version: Callable[[], Hashable]
+    version: Callable[[], Hashable]  # returns another value once the weights have changed
 
 
 class BankSlice(NamedTuple):
@@ -51,21 +51,24 @@ class BankSlice(NamedTuple):
 
 
 class AdapterBank:
-    """Slots for the adapters of running requests, the same ones in each group of layers."""
+    """Slots for the adapters of running requests. An adapter has the same columns in every group of layers."""
 
     def __init__(self, router: Router, groups: Sequence[Mapping[str, nn.Linear]]) -> None:
         self.router = router
         self.groups = [BankedLinears(self, layers) for layers in groups]
         self._order = [path for layers in groups for path in layers]
-        self.paths = frozenset(self._order)  # of layers that compute here
+        self.paths = frozenset(self._order)  # layers that are computed in the bank
         self.columns = 0
-        self._at: dict[str, AdapterSlot] = {}  # adapter -> its columns; the least recently used first
-        self._views: dict[AdapterSlot, list[Factors]] = {}  # where each layer's matrices go; around them: zeros
+        self._at: dict[str, AdapterSlot] = {}  # adapter -> its columns, least recently used first
+        self._views: dict[AdapterSlot, list[Factors]] = {}  # the parts of A and B for each layer; all else is zero
         self._versions: dict[str, Hashable] = {}
         self._turn, self._masks, self._slices, self.used = -1, dict[int, Tensor](), list[BankSlice](), 0
 
     def hold(self, adapter: str, ranks: AdapterWeights, needed: Collection[str]) -> bool:
-        """Copy the adapter in if it is not there as it is now; whether it had to. `needed`: what must stay."""
+        """Copy the adapter into the bank unless its current version is there; returns whether it was copied.
+
+        Adapters in `needed` are not evicted.
+        """
         version = ranks.version()
         if self._versions.get(adapter) == version:
             self._at[adapter] = self._at.pop(adapter)
@@ -79,7 +82,7 @@ class AdapterBank:
 
     @torch.no_grad()
     def _put(self, changes: Mapping[str, Factors], slot: AdapterSlot) -> None:
-        """Copy an adapter in, all matrices in one call: a switch is mostly the time of the calls."""
+        """Copy an adapter's matrices in a single call: the call overhead dominates the time of a switch."""
         if slot not in self._views:
             self._empty(slot)
             others = {p: views for p, views in self._views.items() if p[1] <= slot[0] or slot[1] <= p[0]}
@@ -87,7 +90,7 @@ class AdapterBank:
         to, of = list[Tensor](), list[Tensor]()
         for path, (A, B) in zip(self._order, self._views[slot], strict=True):
             r = len(changes[path].A_RI) if path in changes else 0
-            if r < len(A):  # a smaller rank than the adapter's largest, or a layer that it leaves as it is
+            if r < len(A):  # a layer with a smaller rank than the adapter's largest, or one that is not adapted
                 A.zero_()
                 B.zero_()
                 A, B = A[:r], B[:r]
@@ -98,17 +101,17 @@ class AdapterBank:
             torch._foreach_copy_(to, of)
 
     def has(self, adapters: Iterable[str]) -> bool:
-        """Whether all of them have their columns."""
+        """Whether all these adapters are in the bank."""
         return all(adapter in self._at for adapter in adapters)
 
     def drop(self, adapter: str) -> None:
-        """Forget the adapter; its columns are free, and empty: a mask does not hide what is no number."""
+        """Remove the adapter and zero its columns: the mask would not hide a NaN left there."""
         self._versions.pop(adapter, None)
         if adapter in self._at:
             self._empty(self._at.pop(adapter))
 
     def clear(self) -> None:
-        """Forget all adapters."""
+        """Remove all adapters."""
         self._at, self._versions = {}, {}
         self._empty((0, self.columns))
 
@@ -118,28 +121,29 @@ class AdapterBank:
                 part.zero_()
 
     def prepack(self) -> None:
-        """Keep the weights of the groups that are in use in oneDNN's order, and no other, until `unpack`."""
+        """Replace the weights of the groups in use by oneDNN's packed format, until `unpack`."""
         for group in self.groups:
             if self.paths.issuperset(group.layers):
                 group.prepack()
 
     def unpack(self) -> None:
-        """Give all layers their weights back."""
+        """Restore the weights of all layers."""
         for group in self.groups:
             group.unpack()
 
     def slices(self, tokens: int) -> list[BankSlice]:
-        """The pieces of the row that have an adapter here; found once a forward."""
+        """The slices of a row whose adapter is in the bank; computed once per forward pass."""
         if self._turn != self.router.turn:
             routed = self.router.slices_of(tokens)
             self._slices = [BankSlice(s.start, s.end, *self._at[s.adapter]) for s in routed if s.adapter in self._at]
             last = max((piece.last for piece in self._slices), default=0)
-            self.used = min(1 << (last - 1).bit_length(), self.columns) if last else 0  # few sizes: each is a kernel
+            # rounded to a power of two, because each distinct size needs its own kernel
+            self.used = min(1 << (last - 1).bit_length(), self.columns) if last else 0
             self._turn, self._masks = self.router.turn, {}
         return self._slices
 
     def mask(self, tokens: int, layers: int, like: Tensor) -> Tensor:
-        """1 where a token's adapter has a column, [used * L, T]; made once a forward."""
+        """[used * L, T] in `like`'s dtype: 1 in the columns of a token's adapter. Computed once per forward pass."""
         pieces = self.slices(tokens)
         if layers not in self._masks:
             mask_CT = torch.zeros(self.used, tokens)
@@ -149,7 +153,7 @@ class AdapterBank:
         return self._masks[layers]
 
     def _room(self, r: int, needed: Collection[str]) -> int:
-        """The first of r free columns: a gap, or what was least recently used, or new ones."""
+        """The first of r free columns: in a gap, in place of idle adapters, or at the end after growing."""
         while (gap := self._gap(r)) is None:
             idle = next((name for name in self._at if name not in needed), None)
             if idle is None:
@@ -168,33 +172,36 @@ class AdapterBank:
 
     def _grow(self, r: int) -> None:
         used = max((end for _start, end in self._at.values()), default=0)
-        self.columns = -(-max(used + r, 2 * self.columns) // STEP) * STEP
+        self.columns = -(-max(used + r, 2 * self.columns) // COLUMN_STEP) * COLUMN_STEP
         for group in self.groups:
             group.grow(self.columns)
         self._turn, self._views = -1, {}
 
 
 class BankedLinears:
-    """Frozen linear layers with the same input, computed as one, each token with its own adapter."""
+    """Frozen linear layers with the same input, computed as one, each token with its own adapter.
+
+    The layers' weights become views of one fused weight; while it is packed for oneDNN they are empty.
+    """
 
     def __init__(self, bank: AdapterBank, layers: Mapping[str, nn.Linear]) -> None:
         self.bank, self.layers = bank, layers
-        self.W_OI, self.bias_O = joined_weights(list(layers.values()))
-        self.packed: Tensor | None = None  # where it is, the layers have no weights
+        self.W_OI, self.bias_O = fuse_weights(list(layers.values()))
+        self.packed: Tensor | None = None  # in oneDNN's format
         self.widths = [layer.out_features for layer in layers.values()]
         self._A_KI, self._B_KO = (self.W_OI.new_zeros(0, size) for size in reversed(self.W_OI.shape))
-        self._in_use = 0, self._A_KI, self._B_KO  # columns up to the last one in use
+        self._in_use = 0, self._A_KI, self._B_KO  # number of columns in use, and A and B up to there
 
     @torch.no_grad()
     def __call__(self, x_TI: Tensor) -> Tensor:
-        """[T, I] -> [T, O], whose columns may lie next to each other in memory."""
+        """[T, I] -> [T, O]. The result may be column-major."""
         tokens, slices = len(x_TI), self.bank.slices(len(x_TI))
         if self.packed is not None:
             y_TO = product_of_packed(x_TI, self.packed, self.bias_O)
         else:
-            y_TO = product_of_few(x_TI, self.W_OI) if tokens <= FEW else product(x_TI, self.W_OI.t())
+            y_TO = product_of_few(x_TI, self.W_OI) if tokens <= FEW_TOKENS else product(x_TI, self.W_OI.t())
             y_TO = y_TO if self.bias_O is None else y_TO.add_(self.bias_O)
-        if slices and (tokens <= FEW or tokens <= THIN.get(x_TI.dtype, 16) * len(slices)):
+        if slices and (tokens <= FEW_TOKENS or tokens <= MASKED_TOKENS.get(x_TI.dtype, 16) * len(slices)):
             return self._add_under_mask(y_TO, x_TI)
         for start, end, first, last in slices:
             A_KI, B_KO = self.columns(first, last)
@@ -202,36 +209,36 @@ class BankedLinears:
         return y_TO
 
     def _add_under_mask(self, y_TO: Tensor, x_TI: Tensor) -> Tensor:
-        if self._in_use[0] != self.bank.used:  # a slice costs as much as a small product
+        if self._in_use[0] != self.bank.used:  # cached, since slicing costs as much as a small product
             self._in_use = self.bank.used, *self.columns(0, self.bank.used)
         _used, A_KI, B_KO = self._in_use
         h_KT = torch.mm(A_KI, x_TI.t()).mul_(self.bank.mask(len(x_TI), len(self.widths), x_TI))
         return y_TO.addmm_(h_KT.t(), B_KO)
 
     def prepack(self) -> None:
-        """Keep W in oneDNN's order alone, if the processor has it; a layer called by itself fails then."""
+        """Keep W only in oneDNN's packed format, if the processor supports it; calling a single layer then fails."""
         if self.packed is None and (packed := prepacked(self.W_OI)) is not None:
-            # no rows: for a weight on the meta device F.linear gives garbage without a word
+            # a weight without rows makes such a call fail; with one on the meta device F.linear returns garbage
             self.packed, self.W_OI = packed, self.W_OI.new_empty(0, self.W_OI.shape[1])
             self._put_weights([self.W_OI for _width in self.widths])
 
     def unpack(self) -> None:
-        """Give the layers their weights back, bit for bit."""
+        """Restore the weights of the layers, bit for bit."""
         if self.packed is not None:
             self.W_OI, self.packed = self.packed.to_dense(), None
             self._put_weights(self.W_OI.split(self.widths))
 
     def _put_weights(self, parts: Sequence[Tensor]) -> None:
         for layer, part_OI in zip(self.layers.values(), parts, strict=True):
-            layer.weight.data = part_OI  # the parameter stays the same
+            layer.weight.data = part_OI  # keeps the Parameter object
 
     def columns(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """A [K, I] and B [K, O] of these columns, K = L for each."""
+        """A [K, I] and B [K, O] of these columns, where K = L rows per column."""
         n = len(self.widths)
         return self._A_KI[first * n : last * n], self._B_KO[first * n : last * n]
 
     def views(self, first: int, last: int) -> Iterator[Factors]:
-        """Where in these columns the matrices of each layer go."""
+        """The parts of A and B in these columns that belong to each layer."""
         (A_KI, B_KO), r, column = self.columns(first, last), last - first, 0
         for i, width in enumerate(self.widths):
             rows = slice(i * r, (i + 1) * r)
@@ -239,7 +246,7 @@ class BankedLinears:
             column += width
 
     def grow(self, columns: int) -> None:
-        """Room for more columns; what is in them stays."""
+        """Enlarge A and B to this many columns; their content is kept."""
         before = self._A_KI, self._B_KO
         self._A_KI, self._B_KO = (old.new_zeros(len(self.widths) * columns, old.shape[1]) for old in before)
         for new, old in zip((self._A_KI, self._B_KO), before, strict=True):

@@ -1,8 +1,7 @@
-"""An adapter held for serving alone: nothing of it is in the model, its matrices wait until a request needs them."""
+"""Held adapters: kept in memory for serving, outside the model, until a request needs them in the adapter bank."""
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,32 +9,30 @@ from transformers import PreTrainedModel
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError
-from lorasmith.lora.files import WEIGHTS, misfits
+from lorasmith.lora.files import ADAPTER_WEIGHTS, mismatches
 from lorasmith.lora.fused.bank import AdapterWeights, Factors
-from lorasmith.lora.inject import PEFT_PREFIX, plain_paths, rank_and_alpha
+from lorasmith.lora.inject import PEFT_PREFIX, rank_and_alpha, unwrapped
 from lorasmith.lora.target import find_targets
 from lorasmith.lora.update import Update
 from lorasmith.lora.variant import variant_of
 
 
-class Contents(NamedTuple):
-    """An adapter folder, read: tensors under PEFT's keys, in memory of their own."""
-
-    folder: Path
-    config: LoraConfig
-    tensors: dict[str, Tensor]
-
-
 def held_weights(
-    model: PreTrainedModel, contents: Contents, paths: Collection[str], version: Hashable
+    model: PreTrainedModel,
+    config: LoraConfig,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    paths: Collection[str],
+    version: Hashable,
 ) -> AdapterWeights | None:
-    """The adapter as what waits in memory; None where it changes more than the linear layers at
-    `paths`, or is a variant of LoRA.
+    """The weights of an adapter that was read from `folder`, for the adapter bank.
 
-    `version`: another one whenever the content is. Raises AdapterError: keys missing, unknown or of another shape.
+    None if the adapter changes anything besides the linear layers at `paths`, or is a variant of LoRA. `version`
+    identifies the content; `tensors` has PEFT's keys and the base model's dtype.
+
+    Raises AdapterError if keys are missing or unknown, or shapes are wrong.
     """
-    config, tensors = contents.config, contents.tensors
-    with plain_paths(model):
+    with unwrapped(model):
         targets = find_targets(model, config, strict=False)
         layers = dict(model.named_modules())
     is_low_rank = variant_of(config) is Update
@@ -46,8 +43,8 @@ def held_weights(
         O, I = layers[path].out_features, layers[path].in_features
         r, _alpha = rank_and_alpha(config, path)
         wanted |= {_key(path, "A"): torch.empty(r, I, device="meta"), _key(path, "B"): torch.empty(O, r, device="meta")}
-    if problems := misfits(wanted, tensors):
-        raise AdapterError(*(f"{contents.folder / WEIGHTS}: {problem}" for problem in problems))
+    if problems := mismatches(wanted, tensors):
+        raise AdapterError(*(f"{folder / ADAPTER_WEIGHTS}: {problem}" for problem in problems))
     changes = _changes(config, targets.adapted, tensors)
     return AdapterWeights(lambda: changes, max(len(change.A_RI) for change in changes.values()), lambda: version)
 
@@ -57,7 +54,7 @@ def _key(path: str, matrix: str) -> str:
 
 
 def _changes(config: LoraConfig, paths: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Factors]:
-    """All matrices in one piece of memory: hundreds of small ones take up to a quarter more, for the gaps between."""
+    """The factors by layer, in a single allocation: hundreds of small ones would take up to a quarter more memory."""
     pairs = [(tensors[_key(path, "A")], tensors[_key(path, "B")]) for path in paths]
     sizes = [matrix.numel() for pair in pairs for matrix in pair]
     parts = iter(pairs[0][0].new_empty(sum(sizes)).split(sizes))

@@ -1,4 +1,4 @@
-"""Products of many tokens with a frozen weight, in the form that the processor is fastest at. The numbers are the same.
+"""Matrix products with a frozen weight, in the layout that the processor computes fastest.
 
 T = tokens, I = inputs, O = outputs
 """
@@ -10,22 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FEW = 64  # tokens: up to so many, W x^T is up to twice as fast as x W^T on a CPU
+FEW_TOKENS = 64  # up to this many tokens, W x^T is up to twice as fast as x W^T on a CPU
 
 
 def product_of_few(x_TI: Tensor, W_OI: Tensor) -> Tensor:
-    """x W^T for at most FEW tokens, [T, O], whose columns lie next to each other in memory."""
+    """x W^T for at most FEW_TOKENS tokens: [T, O], column-major."""
     tokens = len(x_TI)
     if tokens == 1 and x_TI.dtype != torch.float32:
-        x_TI = x_TI.expand(2, -1)  # oneDNN reads a matrix for one vector half as fast as for two
+        x_TI = x_TI.expand(2, -1)  # oneDNN is twice as slow for a single vector as for two
     return torch.mm(W_OI, x_TI.t())[:, :tokens].t()
 
 
 def prepacked(W_OI: Tensor) -> Tensor | None:
-    """W in the order that oneDNN reads it in, for `product_of_packed`: few tokens take half as long, or less.
+    """W in oneDNN's packed format for `product_of_packed`, which takes half the time or less for few tokens.
 
-    None where this processor, device or dtype has no such product, or it gives something else altogether. The operators
-    are those that torch.compile freezes weights with.
+    None if this processor, device or dtype does not support it, or if its result is wrong. The operators are those that
+    torch.compile uses for frozen weights.
     """
     if W_OI.device.type != "cpu" or W_OI.dtype not in (torch.float32, torch.bfloat16):
         return None
@@ -41,13 +41,13 @@ def prepacked(W_OI: Tensor) -> Tensor | None:
 
 
 def product_of_packed(x_TI: Tensor, W_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """x W^T + bias, [T, O]; W prepacked or not."""
+    """x W^T + bias [T, O], for W from `prepacked` or a plain one."""
     out_TO: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, W_OI, bias_O, "none", [], "")
     return out_TO
 
 
 def product(x_TI: Tensor, w_IO: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """x w + bias, [T, O]."""
+    """x w + bias [T, O]."""
     pieces = _pieces(len(x_TI), w_IO.shape[1], x_TI)
     out_TO = x_TI.new_empty(len(x_TI), w_IO.shape[1])
     for x, out in zip(x_TI.chunk(pieces), out_TO.chunk(pieces), strict=True):
@@ -59,7 +59,7 @@ def product(x_TI: Tensor, w_IO: Tensor, bias_O: Tensor | None = None) -> Tensor:
 
 
 def sum_of_products(xs: Sequence[Tensor], ws: Sequence[Tensor]) -> Tensor:
-    """x1 w1 + x2 w2 + ..., [T, O], in one buffer."""
+    """x1 w1 + x2 w2 + ... [T, O], accumulated in one buffer."""
     out_TO = product(xs[0], ws[0])
     pieces = _pieces(len(out_TO), out_TO.shape[1], out_TO)
     for x_TI, w_IO in zip(xs[1:], ws[1:], strict=True):
@@ -69,23 +69,24 @@ def sum_of_products(xs: Sequence[Tensor], ws: Sequence[Tensor]) -> Tensor:
 
 
 def _pieces(rows: int, columns: int, like: Tensor) -> int:
-    """In how many pieces of rows. Two threads of oneDNN share a tall product of bfloat16 badly: 1.4 to 1.7 times slower
-    than in pieces with fewer rows than columns (docs/decisions.md). A rule and no stopwatch: a resumed run must choose
-    alike.
+    """Number of row blocks to compute separately.
+
+    With two threads, oneDNN is 1.4 to 1.7 times slower on a tall bfloat16 product than on blocks with fewer rows than
+    columns (docs/decisions.md). A fixed rule rather than a measurement, so that a resumed run makes the same choice.
     """
     tall = 448 <= columns <= rows <= 2 * columns
     badly_shared = like.dtype == torch.bfloat16 and like.device.type == "cpu" and torch.get_num_threads() == 2
     return rows // columns + 1 if tall and badly_shared else 1
 
 
-def side_by_side(parts: Sequence[Tensor]) -> Tensor:
-    """Matrices [T, O1], [T, O2], ... as one [T, O]: without a copy where they are the columns of one buffer already."""
-    whole = joined(parts, dim=1)
+def concat_columns(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate [T, O1], [T, O2], ... to [T, O], without a copy if they already are the columns of one buffer."""
+    whole = adjacent(parts, dim=1)
     return torch.cat(list(parts), dim=1) if whole is None else whole
 
 
-def joined(parts: Sequence[Tensor], dim: int) -> Tensor | None:
-    """The contiguous tensor whose pieces along `dim` these are, one after the other; None where there is none."""
+def adjacent(parts: Sequence[Tensor], dim: int) -> Tensor | None:
+    """The contiguous tensor of which `parts` are consecutive slices along `dim`, or None if they are not adjacent."""
     first, shape = parts[0], list(parts[0].shape)
     shape[dim] = sum(part.shape[dim] for part in parts)
     stride = [prod(shape[i + 1 :]) for i in range(len(shape))]
@@ -98,5 +99,5 @@ def joined(parts: Sequence[Tensor], dim: int) -> Tensor | None:
 
 
 def share_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are parts of one buffer."""
+    """Whether two tensors share a storage."""
     return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)

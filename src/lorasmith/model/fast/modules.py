@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lorasmith.lora.fused.bank import BankedLinears
-from lorasmith.lora.fused.linears import FusedWeights, Recompute, can_recompute, recompute_of
+from lorasmith.lora.fused.linears import FusedWeights, Recompute, mark_recomputable, recompute_of
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.model.attention import RemembersOptions, attend
 
@@ -63,7 +63,7 @@ class FastRMSNorm(FastModule):
         eps, offset, wide = self.variant
         w = weight.to(torch.promote_types(x.dtype, torch.float32)) + offset if wide else weight
         y, r = _RMSNorm.apply(x, w, eps, wide)  # type: ignore[no-untyped-call]
-        can_recompute(y, partial(_normed, w=w, wide=wide), x, r)
+        mark_recomputable(y, partial(_normed, w=w, wide=wide), x, r)
         return y
 
 
@@ -93,7 +93,7 @@ class FastGatedMLP(FastModule):
         parts = [self.layer(name, x) for name in first]
         gate, up = parts if len(parts) == 2 else parts[0].chunk(2, -1)
         out: Tensor = _Gated.apply(gate, up, self.gelu)  # type: ignore[no-untyped-call]
-        can_recompute(out, partial(gated, gelu=self.gelu), gate, up)
+        mark_recomputable(out, partial(gated, gelu=self.gelu), gate, up)
         return self.layer("down_proj", out)
 
     def _fused(self, names: Sequence[str], x: Tensor) -> tuple[FusedWeights, list[Tensor]] | None:
@@ -234,7 +234,7 @@ class _GatedMLP(torch.autograd.Function):
         *AB: Tensor,
     ) -> Tensor:
         """x [..., H] -> [..., H]. wide: gate and up; AB: the LoRA matrices of gate, up and down, in this order."""
-        x_TH, (of_wide, of_down) = x.reshape(-1, x.shape[-1]), wide.parted(AB)
+        x_TH, (of_wide, of_down) = x.reshape(-1, x.shape[-1]), wide.split_AB(AB)
         both_TI, _thin = wide.forward(x_TH, of_wide)
         gate, up = both_TI.chunk(2, -1)
         y_TH, h_TK = down.forward(gated(gate, up, gelu), of_down)
@@ -248,8 +248,8 @@ class _GatedMLP(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, if it needs one, and of each A and B."""
         h_TK, *saved = ctx.saved_tensors
-        of_wide, saved = ctx.wide.parted(saved)
-        of_down, kept = ctx.down.parted(saved)
+        of_wide, saved = ctx.wide.split_AB(saved)
+        of_down, kept = ctx.down.split_AB(saved)
         x_TH = ctx.compute(*kept).reshape(-1, ctx.shape[-1]) if ctx.compute else kept[0]
         both_TI, thin_TK = ctx.wide.forward(x_TH, of_wide)
         gate, up = both_TI.chunk(2, -1)

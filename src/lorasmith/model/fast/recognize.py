@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lorasmith.errors import LIBRARY_ERRORS
-from lorasmith.lora.inject import HALF
+from lorasmith.lora.inject import HALF_PRECISION
 from lorasmith.model.fast.modules import FastAttention, FastGatedMLP, FastModule, FastRMSNorm, activated, fast_class
 
 # the largest difference of two correct computations of a module, relative to the largest value
@@ -93,7 +93,7 @@ def _difference(module: nn.Module, mixin: type[FastModule], options: Options) ->
 def _best(module: nn.Module, mixin: type[FastModule], candidates: list[Options]) -> Options | None:
     """The options with the smallest difference, or None if that is above the tolerance."""
     dtype = next(module.parameters()).dtype
-    if mixin is FastRMSNorm and dtype in HALF:  # in half precision the variants are too similar to tell apart
+    if mixin is FastRMSNorm and dtype in HALF_PRECISION:  # in half precision the variants are too similar to tell apart
         wide = copy.deepcopy(module).float()
         candidates = [one for one in candidates if _difference(wide, mixin, one) <= _TOLERANCE[torch.float32]]
     differences = ((_difference(module, mixin, one), i) for i, one in enumerate(candidates))
