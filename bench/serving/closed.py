@@ -80,7 +80,7 @@ class Ours:
 
     def switches(self) -> dict[str, float]:
         """Milliseconds until an adapter can be used: one that waits in memory, and one that is in its columns."""
-        decoder = self.base.decoding
+        decoder = self.base.fast_decoder
         assert decoder is not None
         assert decoder.bank is not None
         bank = decoder.bank

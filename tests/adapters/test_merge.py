@@ -22,7 +22,8 @@ from lorasmith.config.model import ModelConfig
 from lorasmith.data.rows.conversation import Message
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError, ModelError, RunError
-from lorasmith.loading.load import load_base, load_tokenizer
+from lorasmith.loading.load import load_base
+from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.lora.inject import inject
 from lorasmith.model.identity import identity
 from lorasmith.system.locking import locked

@@ -82,7 +82,7 @@ def test_adapters_that_break_the_answers_or_have_the_name_of_the_base_are_left_o
     discovery = discover([tmp_path])
     manager = open_manager(discovery, model, ServeConfig(), None, Report())
     assert manager.registry.names() == [base.name, "loud"]
-    held = manager.registry.base.decoding.held
+    held = manager.registry.base.fast_decoder.held
     assert [name.partition("@")[0] for name in held] == ["loud"]  # and none of the others is loaded
     assert sorted(text.replace(f"{tmp_path}/", "") for text in discovery.problems) == [
         f"{base.name!r} is the name of the base model. Choose another name for the adapter.",
@@ -94,7 +94,7 @@ def test_adapters_that_break_the_answers_or_have_the_name_of_the_base_are_left_o
 def test_a_name_that_is_taken_or_none_is_refused_before_anything_is_loaded(runs: Path, name: str):
     model = ModelConfig(model=str(tiny.model_folder()), dtype="float32", device="cpu")
     registry = open_manager(discover([runs / "loud"]), model, ServeConfig(), None, Report()).registry
-    before = list(registry.base.decoding.held)
+    before = list(registry.base.fast_decoder.held)
     with pytest.raises(AdapterError, match="cannot be the name of another adapter"):
         registry.put(describe(name, runs / "calm"))
-    assert (list(registry.base.decoding.held), len(registry.names())) == (before, 2)
+    assert (list(registry.base.fast_decoder.held), len(registry.names())) == (before, 2)

@@ -44,21 +44,21 @@ def test_lora_and_a_module_trained_whole_beside_it_exclude_each_other(tmp_path: 
         stir(own.adapters[name])
         write_adapter(own, name, Template.of(own.tokenizer), tmp_path / name, {"data": []})
     Engine(base)
-    assert base.decoding is not None
-    assert base.decoding.bank is not None
-    paths = base.decoding.bank.paths
+    assert base.fast_decoder is not None
+    assert base.fast_decoder.bank is not None
+    paths = base.fast_decoder.bank.paths
     offer_folder(base, "lora", tmp_path / "lora")
     for name in ("whole", "beside"):
         with pytest.raises(AdapterError, match="v_proj: another adapter has LoRA on this module"):
             offer_folder(base, name, tmp_path / name)
-        assert (list(base.adapters), base.decoding.bank.paths) == ([], paths)
+        assert (list(base.adapters), base.fast_decoder.bank.paths) == ([], paths)
     detach(base, "lora")
     offer_folder(base, "whole", tmp_path / "whole")
     with pytest.raises(AdapterError, match="v_proj: another adapter trains this module in full"):
         offer_folder(base, "lora", tmp_path / "lora")
     detach(base, "whole")
     offer_folder(base, "lora", tmp_path / "lora")
-    assert (list(base.adapters), base.decoding.bank.paths, list(base.decoding.held)) == ([], paths, ["lora"])
+    assert (list(base.adapters), base.fast_decoder.bank.paths, list(base.fast_decoder.held)) == ([], paths, ["lora"])
 
 
 def test_a_variant_of_lora_is_served_by_its_own_layers(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from lorasmith.adapters.folder import end_ids
 from lorasmith.adapters.output import OutputFolder, output_folder
 from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.model import ModelConfig
-from lorasmith.data.template.encoding import PROBES
+from lorasmith.data.template.golden import PROBES
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.merge import merged_weights, plain_name

@@ -245,8 +245,8 @@ def test_every_parameter_changes_what_is_sampled(name: str) -> None:
         rows = [running([1, 2, 3], **{"temperature": 1.0, "seed": seed} | settings) for seed in range(64)]
         for row in rows:
             for token in range(25):
-                if row.seen is not None:
-                    row.seen.add(token)
+                if row.token_counts is not None:
+                    row.token_counts.add(token)
         return next_tokens(logits.clone(), rows)
 
     assert tokens(**{name: CHANGES[name]}) != tokens()
