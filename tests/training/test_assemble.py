@@ -1,4 +1,4 @@
-"""From a configuration to a job: problems of all parts come together, and a checkpoint knows what decided the adapter."""
+"""From a configuration to a job: the problems of all parts come together, and its origin is complete."""
 
 import json
 from pathlib import Path
