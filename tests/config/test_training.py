@@ -103,6 +103,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, run: Path, **options: Any) -> int:
     monkeypatch.setattr(
         "lorasmith.training.assemble.speed_up", lambda base, *_: base.why.update(fast="")
     )  # it computes a few short steps of its own
+    monkeypatch.setattr("lorasmith.training.assemble.refuse_untrained", lambda *_: None)  # as does this
     monkeypatch.setattr(LoRALayer, "forward", counted)
     trained(run, **BASE | {"held_out": 0} | options)
     monkeypatch.undo()

@@ -81,7 +81,7 @@ def test_one_that_could_not_be_tried_is_not_kept(monkeypatch: pytest.MonkeyPatch
 
     base = base_of("llama")
     before = state(base.model)
-    monkeypatch.setattr(self_test, "_near", interrupt)
+    monkeypatch.setattr(self_test, "_is_close", interrupt)
     with pytest.raises(KeyboardInterrupt):
         decoder_of(base)
     assert base.decoding is None

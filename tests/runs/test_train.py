@@ -338,7 +338,7 @@ def test_a_start_that_was_killed_before_it_had_begun_leaves_a_folder_that_may_be
     (run / ".lorasmith.lock").write_text("1 here", "utf-8")
     (run / "environment.json").write_text("{}", "utf-8")
     (run / ".config.toml.lorasmith-new-abcd1234").write_text("half", "utf-8")
-    with pytest.raises(RunError, match="no run to resume there"):
+    with pytest.raises(RunError, match=r"no run to resume \(config\.toml not found\)"):
         trained(run, resume=True)
     trained(run)
     assert {path.name for path in run.iterdir()} == FILES

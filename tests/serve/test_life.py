@@ -17,6 +17,7 @@ import pytest
 
 from lorasmith.cli.main import main
 from lorasmith.errors import AdapterError
+from lorasmith.lora.variant import VARIANTS
 from lorasmith.report import Report
 from lorasmith.serve import app, registry, request_manager, responses
 from lorasmith.serve.auth import Key
@@ -301,3 +302,12 @@ def test_what_vllm_refuses_is_named(own_runs: Path):
     command, problems = vllm_command(discover([own_runs]), "base", Report())
     assert "loud=" not in command
     assert sum("vLLM cannot serve loud" in problem for problem in problems) == 2
+
+
+def test_vllm_is_given_no_variant_of_lora_whatever_comes_into_the_table(own_runs: Path, monkeypatch):
+    monkeypatch.setitem(VARIANTS, "use_gain", VARIANTS["use_dora"])
+    path = own_runs / "loud" / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_gain": True}))
+    command, problems = vllm_command(discover([own_runs]), "base", Report())
+    assert "loud=" not in command
+    assert "vLLM cannot serve loud: use_gain is set" in problems

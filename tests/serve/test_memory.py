@@ -7,7 +7,6 @@ from pathlib import Path
 
 import openai
 import pytest
-import tiny
 import torch
 
 from lorasmith.config.model import ModelConfig
@@ -16,6 +15,7 @@ from lorasmith.loading.load import load_base
 from lorasmith.serve import startup
 from lorasmith.serve.startup import cache_tokens
 from lorasmith.system import memory
+from tests.support import tiny
 from tests.support.serving import Running, running, said, slow, user, wait_for
 
 HI = "What do cats eat?"
@@ -95,7 +95,7 @@ def test_the_context_is_no_longer_than_the_cache(runs: Path) -> None:
     with running(runs, cache_tokens=40) as served:
         (model, *_rest) = served.client().models.list()
         assert model.max_model_len == 40
-        with pytest.raises(openai.BadRequestError, match="at most 40"):
+        with pytest.raises(openai.BadRequestError, match="context length of 40 tokens"):
             served.client().completions.create(model="calm", prompt=[5] * 39, max_tokens=4)
         assert served.client().completions.create(model="calm", prompt=[5] * 39, max_tokens=1).choices
 

@@ -63,7 +63,7 @@ def test_nothing_that_vllm_could_serve(runs: Path, tmp_path: Path, refused):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
     unfinished, *refusals = refused(tmp_path / "mine", "--print-vllm")
     assert unfinished.startswith("skipped: mine/unfinished: ")
-    assert refusals == ["vLLM cannot serve loud: it uses DoRA", "no adapters are left that vLLM can serve."]
+    assert refusals == ["vLLM cannot serve loud: use_dora is set", "no adapters are left that vLLM can serve."]
 
 
 def test_the_extra_is_named(runs: Path, monkeypatch: pytest.MonkeyPatch, refused):

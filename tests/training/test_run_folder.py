@@ -106,7 +106,7 @@ def test_a_full_disk_is_one_message(small_disk, capsys, left):
 
 def test_a_run_that_is_a_disk_of_its_own(small_disk, capsys):
     """Its folder cannot be renamed."""
-    assert_full_disk_is_one_message(small_disk, capsys, r=32)
+    assert_full_disk_is_one_message(small_disk, capsys, r=32, target_modules="all-linear")
     train(rows_file(small_disk.parent / "rows.jsonl"), output=small_disk, overwrite=True, **settings())
 
 

@@ -145,7 +145,9 @@ class LoraConfig(Typed):
         ranks, alphas = self.rank_pattern.values(), self.alpha_pattern.values()
         if not all(0 < r <= MAX_RANK for r in ranks) or not all(0 < alpha <= MAX_ALPHA for alpha in alphas):
             most = max(MAX_RANK, MAX_ALPHA)
-            raise ValueError(_("rank_pattern and alpha_pattern must hold numbers above 0, up to {most}", most=most))
+            raise ValueError(
+                _("the values of rank_pattern and alpha_pattern must be greater than 0, up to {most}", most=most)
+            )
         if not self.target_modules:  # PEFT cannot load an adapter with modules_to_save only
             raise ValueError(_("no module would be adapted: name modules in target_modules, or use all-linear"))
         return self

@@ -1,14 +1,15 @@
-"""The routes: OpenAI's, those for adapters, and those that watch the server."""
+"""The HTTP routes: OpenAI's API, loading and unloading adapters, health and metrics, and the page in the browser."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Response
 from fastapi import Request as Http
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi.sse import EventSourceResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
@@ -23,11 +24,9 @@ from lorasmith.engine.scoring import prompt_batches, prompt_logprobs
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
 from lorasmith.serve.auth import authorize, limit_body
-from lorasmith.serve.failure import Failure, failure_of
-from lorasmith.serve.pages import page_routes
-from lorasmith.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest
+from lorasmith.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, Failure
 from lorasmith.serve.registry import ModelVersion
-from lorasmith.serve.request_manager import Events, RequestManager
+from lorasmith.serve.request_manager import Events, RequestManager, failure_of
 from lorasmith.serve.request_parsing import ParsedRequest, parse_chat, parse_completion
 from lorasmith.serve.responses import (
     Choice,
@@ -42,14 +41,23 @@ from lorasmith.serve.responses import (
 )
 from lorasmith.serve.worker import WorkerStopped
 
-MAX_MESSAGE = 2000  # letters of a message: a client's own text may stand in it
+MAX_MESSAGE = 2000  # maximum characters of an error message, which may quote the client's text
+PAGE = Path(__file__).parent / "page"
+# Defined here rather than looked up: Windows may map .js to plain text, which browsers refuse to run.
+PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+PAGE_FILES = frozenset(path.name for path in PAGE.iterdir() if path.suffix in PAGE_TYPES)
+PAGE_HEADERS = {
+    "Cache-Control": "no-cache",  # modules of different versions do not fit together
+    "Content-Security-Policy": "frame-ancestors 'none'",  # not allowed in a meta tag; the rest is in index.html
+    "X-Content-Type-Options": "nosniff",
+}
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 C = TypeVar("C", ChatRequest, CompletionRequest)
 
 
 def make_app(manager: RequestManager) -> Any:
-    """The whole application, its worker started and stopped with it; an ASGI callable."""
+    """The ASGI application. Starts the worker on startup and stops it on shutdown."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -57,22 +65,22 @@ def make_app(manager: RequestManager) -> Any:
         yield
         manager.worker.stop()
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None)  # FastAPI's pages would load scripts from elsewhere
+    app = FastAPI(lifespan=lifespan, openapi_url=None)  # FastAPI's documentation pages load scripts from a CDN
     app.state.manager = manager
     app.add_exception_handler(Failure, _failed)
     app.add_exception_handler(LorasmithError, _failed)
     app.add_exception_handler(WorkerStopped, _failed)
     app.add_exception_handler(HTTPException, _failed)
-    app.add_exception_handler(Exception, _failed)  # goes on to uvicorn too, which logs it
+    app.add_exception_handler(Exception, _failed)  # uvicorn logs these too
     add_health_routes(app, manager)
     add_model_routes(app, manager)
     add_completion_routes(app, manager)
-    app.include_router(page_routes())
+    add_page_routes(app)
     return limit_body(app, manager.settings.body_mib)
 
 
 def add_health_routes(app: FastAPI, manager: RequestManager) -> None:
-    """Is it there, does it take requests, how is it doing."""
+    """Liveness, readiness and Prometheus metrics."""
 
     @app.get("/health")
     async def health() -> Response:
@@ -89,7 +97,7 @@ def add_health_routes(app: FastAPI, manager: RequestManager) -> None:
 
 
 def add_model_routes(app: FastAPI, manager: RequestManager) -> None:
-    """Which models there are; adapters come and go."""
+    """Listing models, and loading and unloading adapters."""
 
     @app.get("/v1/models")
     async def models(request: Http) -> dict[str, Any]:
@@ -115,7 +123,7 @@ def add_model_routes(app: FastAPI, manager: RequestManager) -> None:
 
 
 def add_completion_routes(app: FastAPI, manager: RequestManager) -> None:
-    """Chat and plain completions."""
+    """Chat completions and completions."""
 
     @app.post("/v1/chat/completions")
     async def chat(request: Http) -> Response:
@@ -149,55 +157,65 @@ def add_completion_routes(app: FastAPI, manager: RequestManager) -> None:
         return StreamingReply(completion_stream(shown, envelope, parsed, body.stream_options, echo), events)
 
 
+def add_page_routes(app: FastAPI) -> None:
+    """The chat page. It needs no API key, since it asks for one itself."""
+
+    @app.get("/")
+    @app.get("/page/{name}")
+    async def page(name: str = "index.html") -> FileResponse:
+        if name not in PAGE_FILES:
+            raise HTTPException(404)
+        return FileResponse(PAGE / name, media_type=PAGE_TYPES[Path(name).suffix], headers=PAGE_HEADERS)
+
+
 async def parse_in_thread(manager: RequestManager, request: Http, work: Callable[[], ParsedRequest]) -> ParsedRequest:
-    """What `work` makes of the request's body; it is given up when the client leaves."""
+    """Run `work`, which parses the request's body, in a thread; abandoned if the client disconnects."""
     return await cancel_on_disconnect(request, manager.parsing.run(len(await request.body()), work))
 
 
 async def complete(
     manager: RequestManager, body: CompletionRequest, parsed: ParsedRequest, version: ModelVersion
 ) -> tuple[list[Choice], list[list[ScoredToken]]]:
-    """The choices, and the prompts' tokens scored where `echo` and `logprobs` ask for it."""
+    """The choices, and the logprobs of the prompts' tokens if `echo` and `logprobs` are set."""
     scores: list[list[ScoredToken]] = []
     if body.echo and body.logprobs is not None:
-        looked = SamplingConfig(logprobs=body.logprobs)
-        for row in prompt_batches(
-            list(map(len, parsed.prompts))
-        ):  # one by one, so that those who are answered do not wait
-            prompts = [parsed.prompts[i] for i in row]
-            wanted = [Request(prompt, looked, version.adapter) for prompt in prompts]
-            found = await manager.worker.call(partial(prompt_logprobs, manager.registry.base, wanted))
-            scores += map(scored_prompt, prompts, found)
+        settings = SamplingConfig(logprobs=body.logprobs)
+        # a worker call per batch, so that running requests continue in between
+        for batch in prompt_batches(list(map(len, parsed.prompts))):
+            prompts = [parsed.prompts[i] for i in batch]
+            requests = [Request(prompt, settings, version.adapter) for prompt in prompts]
+            logprobs = await manager.worker.call(partial(prompt_logprobs, manager.registry.base, requests))
+            scores += map(scored_prompt, prompts, logprobs)
     if not parsed.requests:
         return [Choice() for _choice in range(len(parsed.prompts) * parsed.n)], scores
     return await collect(manager.open(parsed, version), len(parsed.requests)), scores
 
 
 def echo_texts(body: CompletionRequest, parsed: ParsedRequest, version: ModelVersion) -> list[str]:
-    """The prompts' texts, where they are to stand before the replies."""
+    """The texts of the prompts if `echo` is set, else an empty list."""
     return [str(version.template.tokenizer.decode(prompt)) for prompt in parsed.prompts] if body.echo else []
 
 
 def model_body(manager: RequestManager, version: ModelVersion) -> dict[str, Any]:
-    """One model, as /v1/models lists it."""
-    named = {"id": version.name, "object": "model", "created": version.created, "owned_by": "lorasmith"}
-    shown = named | {"max_model_len": manager.context, "root": manager.registry.base_name}
-    found = version.discovered
-    if found is None:
-        return shown | {"parent": None}
-    return shown | {
+    """A model as an item of /v1/models."""
+    common = {"id": version.name, "object": "model", "created": version.created, "owned_by": "lorasmith"}
+    common |= {"max_model_len": manager.context, "root": manager.registry.base_name}
+    adapter = version.discovered
+    if adapter is None:
+        return common | {"parent": None}
+    return common | {
         "parent": manager.registry.base_name,
-        "hash": found.hash,
-        "rank": found.rank,
-        "bytes": found.adapter.size,
-        "data": found.data,
-        "held_out_loss": found.loss,
+        "hash": adapter.hash,
+        "rank": adapter.rank,
+        "bytes": adapter.adapter.size,
+        "data": adapter.data,
+        "held_out_loss": adapter.loss,
         "effect": version.effect,
     }
 
 
 async def parse_body(manager: RequestManager, request: Http, kind: type[C]) -> tuple[C, ModelVersion]:
-    """The request's body, and the version that its model means now."""
+    """The request's body, and the current version of the model it names. Raises Failure."""
     names = authorize(manager, request)
     body = await read_body(request, kind)
     if body.choices > manager.max_requests:
@@ -208,14 +226,14 @@ async def parse_body(manager: RequestManager, request: Http, kind: type[C]) -> t
 
 
 async def read_body(request: Http, model: type[M]) -> M:
-    """The request's JSON as `model`. Raises Failure 400 that names the field."""
+    """Parse the request's JSON body. Raises Failure 400, which names the invalid field."""
     try:
         raw = parse_json(await request.body())
     except Malformed as error:
         raise Failure(400, _("the request body is not valid JSON: {error}", error=error)) from None
     if not isinstance(raw, dict):
         raise Failure(400, _("the request body must be a JSON object."))
-    try:  # null asks for nothing, whatever the field: clients send their defaults so
+    try:  # some clients send null for fields that are not set
         return model.model_validate({key: value for key, value in raw.items() if value is not None})
     except ValidationError as error:
         param = str((error.errors(include_url=False)[0]["loc"] or ("",))[0])
@@ -223,14 +241,14 @@ async def read_body(request: Http, model: type[M]) -> M:
 
 
 class StreamingReply(EventSourceResponse):
-    """Server-sent events; however it ends, what it comes from is closed at once, which frees the request's place."""
+    """A response of server-sent events. However it ends, it closes `events`, which frees the requests' slots."""
 
-    def __init__(self, pieces: AsyncIterator[str], events: AsyncGenerator[Any]) -> None:
-        super().__init__(pieces, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, lines: AsyncIterator[str], events: AsyncGenerator[Any]) -> None:
+        super().__init__(lines, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self.events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As an ASGI application."""
+        """Send the response, as an ASGI application."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -238,19 +256,19 @@ class StreamingReply(EventSourceResponse):
 
 
 async def after_first(request: Http, events: Events) -> Events:
-    """`events` once the first is there: until then an error is an answer with its own status."""
+    """`events`, after waiting for the first one: an error before that gets a response with its own status code."""
     first = await cancel_on_disconnect(request, anext(events))
 
-    async def all_of_them() -> Events:
+    async def chained() -> Events:
         yield first
         async for event in events:
             yield event
 
-    return all_of_them()
+    return chained()
 
 
 async def cancel_on_disconnect(request: Http, work: Awaitable[T]) -> T:
-    """What `work` comes to; it is given up when the client leaves."""
+    """Await `work`, but cancel it and raise Failure 499 if the client disconnects."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -269,7 +287,7 @@ async def cancel_on_disconnect(request: Http, work: Awaitable[T]) -> T:
 
 
 async def _failed(_request: Http, error: Exception) -> Response:
-    """Every error in OpenAI's form."""
+    """The response for an exception, in OpenAI's format."""
     if isinstance(error, HTTPException):
         failure = Failure(error.status_code, str(error.detail))
     elif isinstance(error, Failure):

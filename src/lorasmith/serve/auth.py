@@ -1,6 +1,6 @@
-"""Who may come in: API keys, pages of this machine; and how much they may carry.
+"""Access control: API keys, protection against pages of other sites, and the limit on the size of requests.
 
-Keys are in a file of hashes, so that who reads it learns none; each may name the models that it may use.
+The file of keys contains their SHA-256 hashes, each optionally followed by the models that the key may use.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _, foreign
-from lorasmith.serve.failure import Failure
+from lorasmith.serve.protocol import Failure
 
 if TYPE_CHECKING:
     from lorasmith.serve.request_manager import RequestManager
@@ -27,14 +27,17 @@ HASH = re.compile(r"[0-9a-fA-F]{64}")
 
 @dataclass(frozen=True)
 class Key:
-    """`models`: what it may use; None: all of them, and to add and take away adapters."""
+    """An API key. `models` None: it may use all models, and load and unload adapters."""
 
     hash: str
     models: frozenset[str] | None
 
 
 def read_keys(path: Path) -> list[Key]:
-    """A key a line: SHA-256 in hex, then names; # begins a comment. Raises ConfigError with every wrong line."""
+    """Read a file with one key per line: its SHA-256 in hex, then names of models; # begins a comment.
+
+    Raises ConfigError that lists every invalid line.
+    """
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -64,15 +67,16 @@ def read_keys(path: Path) -> list[Key]:
 
 
 def find_key(keys: list[Key], given: str) -> Key | None:
-    """The key that was given. Every hash is compared, so that time tells nothing."""
+    """The matching key, or None. Compares every hash in constant time, so that timing reveals nothing."""
     own = hashlib.sha256(given.encode()).hexdigest()
     return [None, *(key for key in keys if hmac.compare_digest(key.hash, own))][-1]
 
 
 def authorize(manager: "RequestManager", request: Request, needs_all: bool = False) -> frozenset[str] | None:
-    """The models that this client may use; None: all. `needs_all`: only who may use all of them comes in.
+    """The models that this client may use; None means all.
 
-    Raises Failure 401 without a key that is known, 403 where it does not reach so far, or a foreign page asks.
+    Raises Failure 401 without a valid key, and 403 if `needs_all` is set and the key is limited to some models, or if
+    the server has no keys and the request comes from a page of another site.
     """
     if manager.keys is None:
         refuse_foreign_origin(manager, request)
@@ -91,9 +95,9 @@ def authorize(manager: "RequestManager", request: Request, needs_all: bool = Fal
 
 
 def refuse_foreign_origin(manager: "RequestManager", request: Request) -> None:
-    """Without keys the address is this machine's own: a page from elsewhere in its browser must not use it.
+    """Without keys, only this machine can reach the server, but pages of other sites in its browser must not use it.
 
-    Its Origin tells it, or the Host where its name was bound to this address (DNS rebinding). Raises Failure 403.
+    Checks the Origin header, and the Host header against DNS rebinding. Raises Failure 403.
     """
     own = {"localhost", "127.0.0.1", "::1", manager.settings.host}
     scheme, _to, page = request.headers.get("origin", "").partition("://")
@@ -107,7 +111,7 @@ def refuse_foreign_origin(manager: "RequestManager", request: Request) -> None:
 
 
 def limit_body(app: ASGIApp, mib: float) -> ASGIApp:
-    """`app` behind a guard that reads no more than `mib` MiB of a request."""
+    """Wrap the ASGI application `app` to reject request bodies of more than `mib` MiB."""
     limit = int(mib * 2**20)
     text = _("the request is larger than {mib:g} MiB.", mib=mib)
 

@@ -1,4 +1,4 @@
-"""Which adapters a folder of runs holds, by their files alone; what cannot be served is told with its reason."""
+"""Finding the adapters in run folders, from their files alone, without loading a model."""
 
 import os
 import re
@@ -14,12 +14,12 @@ from lorasmith.lora.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_DEFAULTS
 from lorasmith.runs.inspect import facts_of
 from lorasmith.training.run_files import RUN_CONFIG
 
-MODEL_NAME = re.compile(r"\w[\w.-]{0,99}")  # of a name, which is what requests say
+MODEL_NAME = re.compile(r"\w[\w.-]{0,99}")  # valid names of models in requests
 
 
 @dataclass(frozen=True)
 class DiscoveredAdapter:
-    """An adapter on disk under a name. `summary`: what its run came to; None where it is no run's."""
+    """An adapter on disk, by the name under which it is served. `summary` of its run; None if it is not in a run."""
 
     name: str
     adapter: AdapterFolder
@@ -27,47 +27,47 @@ class DiscoveredAdapter:
 
     @property
     def folder(self) -> Path:
-        """The adapter folder itself."""
+        """The adapter folder."""
         return self.adapter.path
 
     @property
     def hash(self) -> str:
-        """SHA-256 of its files' content; empty before it was read."""
+        """SHA-256 of the content of its files; empty until the weights are read."""
         return self.adapter.hash
 
     def whole(self) -> "DiscoveredAdapter":
-        """The same, read now: its tensors and its hash. Raises AdapterError."""
+        """A copy with tensors and hash, which are read now. Raises AdapterError."""
         return replace(self, adapter=AdapterFolder.read(self.folder))
 
     def without_tensors(self) -> "DiscoveredAdapter":
-        """The same, once its tensors wait for requests elsewhere."""
+        """A copy without its tensors, once they have been loaded elsewhere."""
         return replace(self, adapter=self.adapter.without_tensors())
 
     @property
     def internal(self) -> str:
-        """Its name resolve_inside the engine: another one whenever its content is another, and without a dot."""
+        """Its name in the engine, which is unique to its content and contains no dot."""
         return f"{self.name.replace('.', '~')}@{self.hash[:12]}"
 
     @property
     def rank(self) -> int:
-        """The largest rank of its modules."""
+        """The largest rank of any of its modules."""
         raw: dict[str, Any] = PEFT_DEFAULTS | dict(self.adapter.peft_config)
         return int(max([raw["r"], *(raw.get("rank_pattern") or {}).values()]))
 
     @property
     def data(self) -> list[str]:
-        """Names of the files that it learned from; none where another tool made it."""
+        """Names of the files it was trained on; empty if it was made by another tool."""
         return [Path(name).name for name in self.adapter.notes.get("data", [])]
 
     @property
     def loss(self) -> float | None:
-        """Held-out loss after the training, in nats a token."""
+        """Held-out loss after training, in nats per token."""
         return (self.summary or {}).get("loss_after")
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """What was found at the start. `roots`: the folders under which later adapters may lie."""
+    """The adapters found at startup, messages about those that cannot be served, and the folders of runs (`roots`)."""
 
     adapters: dict[str, DiscoveredAdapter] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -75,7 +75,10 @@ class Discovery:
 
 
 def discover(paths: Sequence[Path]) -> Discovery:
-    """Every adapter in these folders of runs, runs and adapter folders. Raises AdapterError where one is not there."""
+    """Find all adapters in these paths: folders of runs, run folders or adapter folders.
+
+    Raises AdapterError if a path does not exist.
+    """
     missing = [_("{path}: the folder does not exist.", path=path) for path in paths if not path.is_dir()]
     if missing:
         raise AdapterError(*missing)
@@ -92,21 +95,24 @@ def discover(paths: Sequence[Path]) -> Discovery:
 
 
 def describe(name: str, path: Path) -> DiscoveredAdapter:
-    """The adapter of a run or adapter folder, under this name, without what is in its weights. Raises AdapterError."""
+    """The adapter of a run or adapter folder, without reading its weights. Raises AdapterError."""
     return _discovered(name, path, AdapterFolder.read_header(find_adapter(path)))
 
 
 def read(name: str, place: Path) -> DiscoveredAdapter:
-    """The same with its tensors and its hash: each file is read once. Raises AdapterError."""
+    """The adapter of a run or adapter folder, with its tensors and hash. Raises AdapterError."""
     return _discovered(name, place, AdapterFolder.read(find_adapter(place)))
 
 
 def _discovered(name: str, place: Path, adapter: AdapterFolder) -> DiscoveredAdapter:
-    return DiscoveredAdapter(name, adapter, facts_of(adapter, place)["summary"])  # it raises where a value is wrong
+    return DiscoveredAdapter(name, adapter, facts_of(adapter, place)["summary"])  # raises AdapterError too
 
 
 def resolve_inside(roots: Collection[Path], relative: str) -> Path:
-    """The run or adapter folder at `relative` under one of `roots`. Raises AdapterError for any way out of them."""
+    """The run or adapter folder at the path `relative` in one of `roots`.
+
+    Raises AdapterError if it does not exist, or if the path or a link leads out of the root.
+    """
     asked = Path(relative)
     if asked.is_absolute() or ".." in asked.parts or "\\" in relative or "\0" in relative:
         text = _(
@@ -122,7 +128,7 @@ def resolve_inside(roots: Collection[Path], relative: str) -> Path:
         )
     for root in (root.resolve() for root in roots):
         place = root / asked
-        if not os.path.isdir(place):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
+        if not os.path.isdir(place):  # noqa: PTH112 (Path.is_dir raises if a name is too long)
             continue
         folder = find_adapter(place)
         files = [place, folder, *(folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, NAME))]
@@ -133,7 +139,7 @@ def resolve_inside(roots: Collection[Path], relative: str) -> Path:
 
 
 def _is_run_or_adapter(path: Path) -> bool:
-    """Whether it looks like a run or an adapter, whole or not."""
+    """Whether the folder looks like a run or an adapter, even an incomplete one."""
     return any((path / name).is_file() for name in (ADAPTER_CONFIG, RUN_CONFIG)) or (path / "adapter").is_dir()
 
 

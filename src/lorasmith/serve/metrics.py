@@ -1,4 +1,4 @@
-"""What Prometheus is told, under vLLM's names with our prefix, so that its dashboards carry over."""
+"""Prometheus metrics. Names and buckets are those of vLLM with another prefix, so that its dashboards can be reused."""
 
 from collections import Counter as Count
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ WHOLE = (0.1, 0.3, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 
 
 class ServerMetrics:
-    """Numbers of one server, by model. For the loop's thread."""
+    """The metrics of a server, labeled by model. Belongs to the event loop's thread."""
 
     def __init__(self, engine: Engine, max_concurrency: int) -> None:
         self.registry, self._engine, cache = CollectorRegistry(), engine, engine.cache
@@ -39,7 +39,10 @@ class ServerMetrics:
         self.whole = self._histogram("e2e_request_latency_seconds", "Until the last token, waiting included.", WHOLE)
 
     def text(self, running: Iterable[str], waiting: Iterable[str], models: Iterable[str]) -> bytes:
-        """All of it in Prometheus' text form; the names of the models of requests that run and wait now."""
+        """All metrics in Prometheus' text format.
+
+        `running` and `waiting` are the models of the current requests, one name per request; `models` are all models.
+        """
         for gauge, names in ((self.running, Count(running)), (self.waiting, Count(waiting))):
             gauge.clear()
             for name in {*models, *names}:

@@ -1,6 +1,6 @@
-"""What clients may ask, in OpenAI's words and those that vLLM adds. Loads no torch.
+"""The schema of the HTTP API: requests and errors of OpenAI's API, with vLLM's extensions. Does not load torch.
 
-A field that would change the answer and is not known is refused, never ignored.
+Unknown fields are rejected rather than ignored, since they might change the reply.
 """
 
 from typing import Annotated, Any, Literal
@@ -10,9 +10,41 @@ from pydantic import ConfigDict, Field, field_validator
 from lorasmith.config.sampling import Sampling, Temperature, TopLogprobs
 from lorasmith.config.values import Typed
 
-MOST_CHOICES = 64  # answers to one request
+MAX_CHOICES = 64  # maximum number of replies per prompt
+ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+}
 
 Strings = str | list[str]
+
+
+class Failure(Exception):
+    """An error response, in the format that the openai package turns into its exceptions.
+
+    `param`: the field that is wrong; `code`: OpenAI's name of the error; `retry`: seconds until a retry makes sense.
+    """
+
+    def __init__(
+        self, status: int, text: str, param: str | None = None, code: str | None = None, retry: int | None = None
+    ) -> None:
+        super().__init__(text)
+        self.status, self.text, self.param, self.code, self.retry = status, text, param, code, retry
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """{"error": {"message", "type", "param", "code"}}."""
+        kind = ERROR_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.text, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Retry-After, if `retry` is set, and WWW-Authenticate for status 401."""
+        headers = {} if self.retry is None else {"Retry-After": str(self.retry)}
+        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
 class _Strict(Typed):
@@ -20,7 +52,7 @@ class _Strict(Typed):
 
 
 class StreamOptions(_Strict):
-    """What a stream says besides the text."""
+    """Options of streamed replies."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
@@ -28,10 +60,10 @@ class StreamOptions(_Strict):
 
 
 class _Sampled(Sampling):
-    """What chat and completion requests share: all of the engine's sampling, and OpenAI's words for the rest."""
+    """Fields shared by chat and completion requests: the engine's sampling settings, and the rest of OpenAI's API."""
 
     model: str
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: Strings | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Temperature = 1.0  # OpenAI's default
@@ -39,7 +71,7 @@ class _Sampled(Sampling):
     seed: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # What says who asks, or what happens here in any case: changes no answer.
+    # Accepted and ignored, because they do not change the reply.
     user: str | None = None
     store: bool | None = None
     metadata: dict[str, Any] | None = None
@@ -50,30 +82,30 @@ class _Sampled(Sampling):
     @field_validator("top_k")
     @classmethod
     def _all_tokens(cls, top_k: int) -> int:
-        return max(top_k, 0)  # vLLM's word for all of them is -1
+        return max(top_k, 0)  # vLLM uses -1 for all tokens
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """The engine's part of it."""
+        """The values of the engine's sampling settings."""
         return {name: getattr(self, name) for name in Sampling.model_fields}
 
 
 class Part(Typed):
-    """A piece of a message; of other types than text there is none here."""
+    """A part of a message; only text is supported."""
 
     type: Literal["text"]
     text: str
 
 
 class Function(Typed):
-    """A call's function; `arguments` is JSON text."""
+    """The function of a tool call; `arguments` is usually a JSON text."""
 
     name: str
     arguments: str | dict[str, Any] = ""
 
 
 class Call(Typed):
-    """A call of a tool in an answer that came before."""
+    """A tool call in an earlier reply."""
 
     id: str | None = None
     type: Literal["function"] = "function"
@@ -111,7 +143,7 @@ class ChatRequest(_Sampled):
 
     @property
     def choices(self) -> int:
-        """Replies that are asked for."""
+        """The number of replies requested."""
         return self.n or 1
 
 
@@ -125,13 +157,13 @@ class CompletionRequest(_Sampled):
 
     @property
     def choices(self) -> int:
-        """Replies that are asked for."""
+        """The number of replies requested."""
         is_one = isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int))
         return (self.n or 1) * (1 if is_one else len(self.prompt))
 
 
 class AdapterRequest(_Strict):
-    """POST /v1/adapters: `path` is relative to the folder that the server was started with; `name` where not given."""
+    """POST /v1/adapters. `path` is relative to the folder of runs; the default is `name`."""
 
     name: str
     path: str | None = None

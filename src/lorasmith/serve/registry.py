@@ -27,7 +27,7 @@ from lorasmith.lora.variant import flags_of
 from lorasmith.model.base import Base
 from lorasmith.model.decoder import unpacked
 from lorasmith.serve.discovery import MODEL_NAME, DiscoveredAdapter, read, resolve_inside
-from lorasmith.serve.failure import Failure
+from lorasmith.serve.protocol import Failure
 from lorasmith.serve.worker import Worker
 
 EFFECT_PROMPT = "Why is the sky blue?"  # text on which the effect of an adapter is measured

@@ -1,4 +1,4 @@
-"""Between the routes and the worker: who may come in, what is under way, what is measured of it."""
+"""The request manager, between the HTTP routes and the worker: admits requests, tracks and measures them."""
 
 import asyncio
 import time
@@ -7,25 +7,24 @@ from collections.abc import AsyncGenerator, Sequence
 from lorasmith.config.serving import ServeConfig
 from lorasmith.engine.kv_cache import bytes_per_token
 from lorasmith.engine.request import Event
+from lorasmith.errors import LorasmithError, ModelError, OutOfMemoryError
 from lorasmith.i18n import _
 from lorasmith.serve.auth import Key
-from lorasmith.serve.failure import Failure, failure_of
 from lorasmith.serve.metrics import ServerMetrics
+from lorasmith.serve.protocol import Failure
 from lorasmith.serve.registry import ModelVersion, Registry
 from lorasmith.serve.request_parsing import ParsedRequest, ParsingThreads
-from lorasmith.serve.worker import PendingRequest, Worker
+from lorasmith.serve.worker import PendingRequest, Worker, WorkerStopped
 
-DEFAULT_CONTEXT = 4096  # tokens, where the model does not say what it admits
+DEFAULT_CONTEXT = 4096  # context length of models that do not specify it
+# Seconds of silence after which a stream sends a comment, because proxies close connections that are silent for longer.
+HEARTBEAT = 15.0
 
-HEARTBEAT = (
-    15.0  # seconds of silence after which who listens is told that it goes on: proxies cut what is silent for longer
-)
-
-Events = AsyncGenerator[tuple[PendingRequest, Event] | None]  # None: nothing came for so long
+Events = AsyncGenerator[tuple[PendingRequest, Event] | None]  # None: no event for HEARTBEAT seconds
 
 
 class RequestManager:
-    """Everything that the routes share. `keys` None: nobody needs one."""
+    """The state shared by all routes. `keys` None: clients need no API key."""
 
     def __init__(self, registry: Registry, worker: Worker, settings: ServeConfig, keys: list[Key] | None) -> None:
         self.registry, self.worker, self.settings, self.keys = registry, worker, settings, keys
@@ -33,17 +32,17 @@ class RequestManager:
         self.context = min(limit, settings.context or limit)
         if (cache := worker.engine.cache) is not None:
             self.context = min(self.context, cache.limit)
-        self.max_requests = settings.slots + settings.queue  # requests under way
+        self.max_requests = settings.slots + settings.queue
         self.metrics = ServerMetrics(worker.engine, self.max_concurrency)
-        self.in_flight: dict[PendingRequest, str] = {}  # with its model's name
+        self.in_flight: dict[PendingRequest, str] = {}  # request -> name of its model
         self.parsing = ParsingThreads()
         self.is_draining = False
-        self._seconds = 1.0  # that a request took lately
+        self._seconds = 1.0  # moving average of the duration of requests
 
     def open(self, parsed: ParsedRequest, version: ModelVersion) -> Events:
-        """Send the requests on their way; their events as they come. Leaving the iterator cancels what is left.
+        """Submit the requests and return an iterator over their events. Closing it cancels unfinished requests.
 
-        Raises Failure 503 while the server ends, 429 where too many wait already.
+        Raises Failure 503 if the server is shutting down, and 429 if the queue is full.
         """
         room = self.max_requests - len(self.in_flight)
         if self.is_draining or not self.worker.is_alive:
@@ -63,18 +62,18 @@ class RequestManager:
 
     @property
     def max_concurrency(self) -> int:
-        """How many requests of the whole context the slots and the KV cache hold at once."""
+        """The number of requests of maximum length that can run at once."""
         slots, cache = self.settings.slots, self.worker.engine.cache
         return slots if cache is None else min(slots, cache.limit // cache.capacity_of(self.context))
 
     @property
     def cache_mib(self) -> float:
-        """What the KV cache may take."""
+        """The maximum size of the KV cache in MiB."""
         base, cache = self.registry.base, self.worker.engine.cache
         return cache.limit * bytes_per_token(base.model.config, base.dtype) / 2**20 if cache else 0.0
 
     def metrics_text(self) -> bytes:
-        """For Prometheus."""
+        """All metrics in Prometheus' text format."""
         running, waiting = list[str](), list[str]()
         for job, name in self.in_flight.items():
             has_place = job.key is not None and self.worker.engine.is_running(job.key)
@@ -123,5 +122,17 @@ class RequestManager:
             self._seconds += 0.2 * (now - began - self._seconds)
 
     def _retry_after(self) -> int:
-        """Seconds until a place in the line should be free."""
+        """Estimated seconds until there is room in the queue."""
         return max(1, min(60, round(self._seconds / self.settings.slots)))
+
+
+def failure_of(error: Exception) -> Failure:
+    """The response for an error that was raised in the model's thread. Unexpected errors are not described."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, WorkerStopped):
+        return Failure(503, _("the server shut down before the reply was complete."))
+    if isinstance(error, (OutOfMemoryError, MemoryError)):
+        return Failure(503, str(error) or _("There is not enough memory for this request."), retry=10)
+    status = 500 if isinstance(error, ModelError) or not isinstance(error, LorasmithError) else 400
+    return Failure(status, str(error) if isinstance(error, LorasmithError) else _("internal server error."))

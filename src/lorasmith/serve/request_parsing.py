@@ -1,4 +1,4 @@
-"""From a client's request to requests of the engine: prompts, sampling, limits."""
+"""Converting API requests to engine requests: encodes prompts, maps sampling settings and checks limits."""
 
 import asyncio
 import secrets
@@ -14,27 +14,25 @@ from lorasmith.data.template.token_bytes import bytes_of_token
 from lorasmith.engine.request import Request
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
-from lorasmith.serve.failure import Failure
-from lorasmith.serve.protocol import ChatMessage, ChatRequest, CompletionRequest
+from lorasmith.serve.protocol import ChatMessage, ChatRequest, CompletionRequest, Failure
 from lorasmith.serve.registry import ModelVersion
 
-DEFAULT_COMPLETION = 16  # tokens, as OpenAI's
-API_NAMES = {"max_new_tokens": "max_tokens", "json_object": "response_format"}
+DEFAULT_COMPLETION = 16  # tokens, as in OpenAI's API
+API_NAMES = {"max_new_tokens": "max_tokens", "json_object": "response_format"}  # where ours differ from the API's
 
-
-MAX_SHORT_BODY = 2**16  # bytes of a body that is read beside others
-MAX_LONG_WAITING = 16  # bodies beyond it that may wait
+MAX_SHORT_BODY = 2**16  # bytes; larger request bodies are parsed one at a time
+MAX_LONG_WAITING = 16  # maximum number of such bodies that may wait
 
 
 class ParsingThreads:
-    """Threads in which bodies become requests: long ones one after the other, so that short ones pass them by."""
+    """Parses request bodies in threads: long ones one at a time, so that they do not delay short ones."""
 
     def __init__(self) -> None:
         self._long = ThreadPoolExecutor(1, "long texts")
         self._waiting = 0
 
     async def run(self, size: int, work: Callable[[], "ParsedRequest"]) -> "ParsedRequest":
-        """`work()` for a body of `size` bytes. Raises Failure 429 where too many long ones wait already."""
+        """Run `work`, which parses a body of `size` bytes. Raises Failure 429 if too many long bodies are waiting."""
         if size <= MAX_SHORT_BODY:
             return await asyncio.to_thread(work)
         if self._waiting >= MAX_LONG_WAITING:
@@ -50,7 +48,7 @@ class ParsingThreads:
 
 @dataclass(frozen=True)
 class ParsedRequest:
-    """The engine's requests in the order of the choices: `n` for each of `prompts`."""
+    """The engine requests of an API request, in the order of its choices: `n` for each prompt."""
 
     prompts: list[list[int]]
     requests: list[Request]
@@ -58,12 +56,12 @@ class ParsedRequest:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of all prompts, each counted once."""
+        """Total number of tokens of the prompts, each counted once."""
         return sum(map(len, self.prompts))
 
 
 def parse_chat(body: ChatRequest, version: ModelVersion, context: int) -> ParsedRequest:
-    """Raises Failure 400 where the template refuses the messages, or they are too long."""
+    """Parse a chat request. Raises Failure 400 if the template rejects the messages, or they are too long."""
     tools = body.tools if body.tools and body.tool_choice != "none" else []
     prompt = encode_chat(body.messages, version, tools, context)
     wanted = body.max_completion_tokens or body.max_tokens
@@ -75,7 +73,7 @@ def parse_chat(body: ChatRequest, version: ModelVersion, context: int) -> Parsed
 
 
 def parse_completion(body: CompletionRequest, version: ModelVersion, context: int) -> ParsedRequest:
-    """The same for plain prompts; no requests where no token is asked for. Raises Failure 400."""
+    """Parse a completion request; `requests` is empty for max_tokens 0. Raises Failure 400."""
     prompts = prompts_of(body.prompt, version, context)
     wanted = DEFAULT_COMPLETION if body.max_tokens is None else body.max_tokens
     if not wanted and not body.echo:
@@ -91,14 +89,14 @@ def parse_completion(body: CompletionRequest, version: ModelVersion, context: in
 def encode_chat(
     messages: Sequence[ChatMessage], version: ModelVersion, tools: Sequence[Any], context: int
 ) -> list[int]:
-    """The prompt as the adapter saw such ones in training. Raises Failure 400 for one that is surely too long."""
+    """Encode a conversation with the template that the adapter was trained with. Raises Failure 400."""
     try:
         texts = version.template.prompt_texts(messages_of([_message_fields(message) for message in messages]), tools)
         refuse_too_long(texts, version, context)
         return version.template.ids_of(texts)
     except LorasmithError as error:
         raise Failure(400, str(error), "messages") from None
-    except ValueError as error:  # a call's arguments that are no JSON
+    except ValueError as error:  # the arguments of a tool call are not JSON
         raise Failure(
             400, _("messages: the arguments of a tool call are not valid JSON: {error}", error=error), "messages"
         ) from None
@@ -107,7 +105,7 @@ def encode_chat(
 def prompts_of(
     prompt: str | list[str] | list[int] | list[list[int]], version: ModelVersion, context: int
 ) -> list[list[int]]:
-    """A text, several, token ids, or several lists of them, as lists of ids. Raises Failure 400."""
+    """Token ids of the prompts of a completion request: one or several, as text or ids. Raises Failure 400."""
     listed: list[Any] = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else list(prompt)
     tokenizer = version.template.tokenizer
     words = len(tokenizer)
@@ -124,7 +122,7 @@ def prompts_of(
 
 
 def refuse_too_long(texts: Sequence[str], version: ModelVersion, context: int) -> None:
-    """Raises Failure 400 for a prompt that has more tokens than are admitted however it is tokenised: that is slow."""
+    """Raise Failure 400 if texts of so many bytes exceed the context length in any case: tokenizing them is slow."""
     most = bytes_of_token(version.template.tokenizer)
     if most is None:
         return
@@ -136,7 +134,7 @@ def refuse_too_long(texts: Sequence[str], version: ModelVersion, context: int) -
 
 
 def room_for(prompt: Sequence[int], wanted: int | None, context: int) -> int:
-    """Tokens that a reply can have. Raises Failure 400 where prompt and reply are longer than is admitted."""
+    """The maximum length of a reply in tokens. Raises Failure 400 if prompt and reply exceed the context length."""
     room = context - len(prompt)
     if room < max(wanted or 1, 0):
         text = _("the prompt ({tokens} tokens) and the reply ({wanted} tokens) do not fit into the context length "
@@ -153,16 +151,19 @@ def requests(
     rooms: Sequence[int],
     own: dict[str, Any],
 ) -> list[Request]:
-    """`n` requests for each prompt, alike but for their seeds. Raises Failure 400 for what cannot be asked."""
+    """`n` engine requests for each prompt, which differ in their seeds. Raises Failure 400 for invalid settings.
+
+    `rooms`: the maximum length of the replies to each prompt; `own`: settings besides those in `body.sampling`.
+    """
     seed = secrets.randbits(32) if body.seed is None else body.seed
     values = own | body.sampling | {"stop": (body.stop,) if isinstance(body.stop, str) else body.stop}
     known = {key: value for key, value in values.items() if value is not None}
-    found = []
+    made = []
     for prompt, room in zip(prompts, rooms, strict=True):
         for choice in range(body.n or 1):
             settings = known | {"max_new_tokens": room, "seed": (seed + choice) % 2**32}
-            found.append(Request(prompt, _sampling(settings), version.adapter, version.template.stop_ids))
-    return found
+            made.append(Request(prompt, _sampling(settings), version.adapter, version.template.stop_ids))
+    return made
 
 
 def _sampling(values: dict[str, Any]) -> SamplingConfig:
@@ -174,6 +175,6 @@ def _sampling(values: dict[str, Any]) -> SamplingConfig:
 
 
 def _message_fields(message: ChatMessage) -> dict[str, object]:
-    """As data.messages reads it."""
+    """The message as data/rows/messages.py reads it."""
     shown: dict[str, object] = message.model_dump(exclude_none=True)
     return shown | {"role": "system" if message.role == "developer" else message.role}

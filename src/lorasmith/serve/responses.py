@@ -1,6 +1,6 @@
-"""What goes back to the client: collect answers, and the same as a stream of server-sent events.
+"""Building responses in OpenAI's format: complete JSON bodies, and streams of server-sent events.
 
-Both have the form of OpenAI's reference; `usage` counts the stop token among the reply's.
+`usage` counts the stop token as part of the reply.
 """
 
 import json
@@ -14,25 +14,23 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.request import Event
 from lorasmith.engine.sampling.logprobs import TokenLogprobs
-from lorasmith.serve.failure import Failure
-from lorasmith.serve.protocol import StreamOptions
+from lorasmith.serve.protocol import Failure, StreamOptions
 from lorasmith.serve.request_manager import HEARTBEAT, Events
 from lorasmith.serve.request_parsing import ParsedRequest
 from lorasmith.serve.tool_calls import ToolCallStream, parse_tool_calls
 
-ScoredToken = tuple[
-    int, float | None, Sequence[tuple[int, float]]
-]  # a token, its log probability, the likeliest with theirs
+# A token id, its logprob (None for the first token of a prompt), and the most likely token ids with their logprobs.
+ScoredToken = tuple[int, float | None, Sequence[tuple[int, float]]]
 
 
 def score_of(event: Event) -> ScoredToken | None:
-    """What the engine says of a new token, if it was asked to."""
-    found = event.logprobs
-    return None if found is None else (event.token, found.logprob, found.top)
+    """The logprobs of a new token, if they were requested."""
+    logprobs = event.logprobs
+    return None if logprobs is None else (event.token, logprobs.logprob, logprobs.top)
 
 
 def chat_logprobs(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
-    """{"content": [{"token", "logprob", "bytes", "top_logprobs"}]}."""
+    """The `logprobs` of a chat completion: {"content": [{"token", "logprob", "bytes", "top_logprobs"}]}."""
 
     def one(token: int, value: float | None) -> dict[str, Any]:
         text = str(tokenizer.decode([token]))
@@ -45,29 +43,32 @@ def chat_logprobs(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[ScoredTok
 def completion_logprobs(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[ScoredToken], offset: int = 0
 ) -> dict[str, Any]:
-    """{"tokens", "token_logprobs", "top_logprobs", "text_offset"}; the first token of an echo has no probability."""
+    """The `logprobs` of a completion: {"tokens", "token_logprobs", "top_logprobs", "text_offset"}.
+
+    `offset`: the position of the first token in the text.
+    """
     texts, offsets, tops = [], [], []
     for token, own, top in tokens:
         texts.append(str(tokenizer.decode([token])))
         offsets.append(offset)
         offset += len(texts[-1])
         likeliest: dict[str, float] = {}
-        for other, value in top:  # the likeliest first: of two with one text it stays
+        for other, value in top:  # most likely first; if tokens have the same text, the first one counts
             likeliest.setdefault(str(tokenizer.decode([other])), value)
         tops.append(None if own is None else likeliest)
     own_values = [own for _token, own, _top in tokens]
     return {"tokens": texts, "token_logprobs": own_values, "top_logprobs": tops, "text_offset": offsets}
 
 
-def scored_prompt(ids: Sequence[int], found: Sequence[TokenLogprobs | None]) -> list[ScoredToken]:
-    """What engine.scoring says of a prompt's tokens."""
-    pairs = zip(ids, found, strict=True)
-    return [(token, None, ()) if told is None else (token, told.logprob, told.top) for token, told in pairs]
+def scored_prompt(ids: Sequence[int], logprobs: Sequence[TokenLogprobs | None]) -> list[ScoredToken]:
+    """The tokens of a prompt with their logprobs from engine/scoring.py."""
+    pairs = zip(ids, logprobs, strict=True)
+    return [(token, None, ()) if one is None else (token, one.logprob, one.top) for token, one in pairs]
 
 
 @dataclass
 class Choice:
-    """One answer as it grows."""
+    """One choice of a response, built up token by token."""
 
     text: str = ""
     tokens: int = 0
@@ -75,7 +76,7 @@ class Choice:
     finish: str | None = None
 
     def take(self, event: Event) -> None:
-        """One more token."""
+        """Add a token."""
         self.text += event.text
         self.tokens += 1
         self.finish = event.finish
@@ -84,7 +85,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Envelope:
-    """What every piece of one answer carries. `kind`: chat.completion or text_completion."""
+    """The fields common to all chunks of a response. `kind`: chat.completion or text_completion."""
 
     kind: str
     model: str
@@ -95,33 +96,33 @@ class Envelope:
 
     @property
     def id(self) -> str:
-        """With the beginnings that OpenAI's have."""
+        """The id of the response, with OpenAI's prefixes."""
         return f"{'chatcmpl' if self.kind == 'chat.completion' else 'cmpl'}-{self.number}"
 
     def body(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """An object of the API."""
+        """A response, or a chunk of a stream, with these choices."""
         chunk = ".chunk" if self.kind == "chat.completion" and choices and "delta" in choices[0] else ""
         named = {"id": self.id, "object": self.kind + chunk, "created": self.created, "model": self.model}
         return named | {"choices": choices} | more
 
 
 async def collect(events: Events, count: int) -> list[Choice]:
-    """All answers, complete."""
+    """All choices, once they are complete."""
     choices = [Choice() for _choice in range(count)]
-    async for told in events:
-        if told is not None:
-            choices[told[0].index].take(told[1])
+    async for item in events:
+        if item is not None:
+            choices[item[0].index].take(item[1])
     return choices
 
 
 def usage(parsed: ParsedRequest, tokens: int) -> dict[str, int]:
-    """Counts of tokens."""
+    """The `usage` of a response."""
     prompt = parsed.prompt_tokens
     return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
 
 
 def chat_body(envelope: Envelope, choices: Sequence[Choice], parsed: ParsedRequest) -> dict[str, Any]:
-    """The answer to a chat request."""
+    """The response to a chat request."""
     made = []
     for index, choice in enumerate(choices):
         text, calls = parse_tool_calls(choice.text) if envelope.has_tools else (choice.text, [])
@@ -141,7 +142,10 @@ def completion_body(
     echo: Sequence[str],
     scores: Sequence[list[ScoredToken]],
 ) -> dict[str, Any]:
-    """The answer to a completion request. `echo`: texts of the prompts, `scores`: of their tokens, where asked for."""
+    """The response to a completion request.
+
+    `echo`: the texts of the prompts, `scores`: the logprobs of their tokens; empty if not requested.
+    """
     made = []
     for index, choice in enumerate(choices):
         before = echo[index // parsed.n] if echo else ""
@@ -156,7 +160,7 @@ def completion_body(
 async def chat_stream(
     events: Events, envelope: Envelope, parsed: ParsedRequest, options: StreamOptions | None
 ) -> AsyncIterator[str]:
-    """Server-sent events of a chat request; an error after the first is one of them."""
+    """The server-sent events of a chat request. An error is sent as an event."""
     count = len(parsed.requests)
     tool_streams = [ToolCallStream() for _choice in range(count)] if envelope.has_tools else []
     first = [_delta(index, {"role": "assistant", "content": ""}) for index in range(count)]
@@ -182,7 +186,7 @@ async def chat_stream(
 async def completion_stream(
     events: Events, envelope: Envelope, parsed: ParsedRequest, options: StreamOptions | None, echo: Sequence[str]
 ) -> AsyncIterator[str]:
-    """The same of a completion request."""
+    """The server-sent events of a completion request. An error is sent as an event."""
     lengths = [len(echo[index // parsed.n]) if echo else 0 for index in range(len(parsed.requests))]
     first = [_piece(index, echo[index // parsed.n]) for index in range(len(lengths))] if echo else []
 
@@ -210,16 +214,16 @@ async def _stream(
     try:
         for choice in first:
             yield _event(envelope.body([choice], **more))
-        shown = time.monotonic()
-        async for told in events:
-            if told is not None:
+        sent = time.monotonic()
+        async for item in events:
+            if item is not None:
                 tokens += 1
-                for choice in pieces(told[0].index, told[1]):
+                for choice in pieces(item[0].index, item[1]):
                     yield _event(envelope.body([choice], **more))
-                    shown = time.monotonic()
-            if time.monotonic() - shown >= HEARTBEAT:  # also while a tool's call is tool_streams back
+                    sent = time.monotonic()
+            if time.monotonic() - sent >= HEARTBEAT:  # also while a tool call is withheld
                 yield ": still at it\n\n"
-                shown = time.monotonic()
+                sent = time.monotonic()
     except Failure as failure:
         yield _event(failure.body)
         return

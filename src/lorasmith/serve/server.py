@@ -1,4 +1,4 @@
-"""uvicorn around the app: an address, and an end that lets running requests finish."""
+"""The HTTP server: uvicorn, listening on an address, with a graceful shutdown that lets running requests finish."""
 
 import asyncio
 import socket
@@ -12,11 +12,14 @@ from lorasmith.errors import ConfigError
 from lorasmith.i18n import _, foreign
 from lorasmith.serve.request_manager import RequestManager
 
-POLL_SECONDS = 0.05  # seconds between two looks whether all requests are through
+POLL_SECONDS = 0.05  # interval at which the shutdown checks for running requests
 
 
 class DrainingServer(uvicorn.Server):
-    """Ends in two steps: no new requests, then, once the running ones are through or their time is over, all of it."""
+    """A uvicorn server that shuts down gracefully: it stops accepting requests, then waits for the running ones.
+
+    It waits for at most the grace period (settings.drain).
+    """
 
     def __init__(self, app: Any, manager: RequestManager) -> None:
         super().__init__(
@@ -28,7 +31,7 @@ class DrainingServer(uvicorn.Server):
         self._ending: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first SIGTERM or Ctrl-C begins the end; the second does not wait for requests, the third for nothing."""
+        """Handle SIGTERM or Ctrl-C: the first starts a graceful shutdown, the second does not wait, the third exits."""
         self._signals += 1
         self.force_exit = self._signals > 2
         if self._signals == 1:
@@ -36,7 +39,7 @@ class DrainingServer(uvicorn.Server):
             asyncio.get_event_loop().call_soon_threadsafe(self._begin_to_end)
 
     def give_up(self) -> None:
-        """The model's thread broke, which it printed: nothing more can be answered."""
+        """Exit with an error, because the model's thread has failed (it has printed its traceback)."""
         self.has_failed = self.should_exit = True
 
     def _begin_to_end(self) -> None:
@@ -51,7 +54,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def listen(settings: ServeConfig) -> socket.socket:
-    """The socket at the address. Raises ConfigError where it is taken or not ours."""
+    """Open a socket on the configured address. Raises ConfigError if it is in use or not available."""
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
@@ -67,7 +70,7 @@ def listen(settings: ServeConfig) -> socket.socket:
 
 
 def is_public(host: str) -> bool:
-    """Whether other machines can reach it."""
+    """Whether other machines can reach the address `host`; True if unknown."""
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
     except OSError:

@@ -1,4 +1,4 @@
-"""Base and adapters loaded, and the manager that serves them."""
+"""Starting a server: loads the base model and the adapters, and sizes the KV cache."""
 
 from pathlib import Path
 
@@ -23,10 +23,11 @@ from lorasmith.system.memory import available_mib, convert_memory_errors
 def open_manager(
     discovery: Discovery, model: ModelConfig, settings: ServeConfig, keys: list[Key] | None, report: Report
 ) -> RequestManager:
-    """Load the base (that of the first adapter where `model` names none), then every adapter that fits it.
+    """Load the base model and all adapters that fit it; the base defaults to that of the first adapter.
 
-    One that does not fit is told with its reason and left out. Raises ModelError, and AdapterError where no base is
-    named.
+    Adapters that cannot be loaded are left out, with a message in `discovery.problems`.
+
+    Raises ModelError if the base cannot be loaded, AdapterError if none is given and there are no adapters.
     """
     first = next(iter(discovery.adapters.values()), None)
     if first is None and "model" not in model.model_fields_set:
@@ -50,9 +51,9 @@ def open_manager(
 
 
 def cache_tokens(base: Base) -> int:
-    """As many as a quarter of the free memory holds, 2**15 where the system does not say what is free."""
+    """The size of the KV cache that takes a quarter of the free memory; a default if that is unknown."""
     free = available_mib(base.device)
-    tokens = (
-        DEFAULT_CACHE_TOKENS if free is None else int(free * 2**20 / 4 / bytes_per_token(base.model.config, base.dtype))
-    )
+    if free is None:
+        return DEFAULT_CACHE_TOKENS
+    tokens = int(free * 2**20 / 4 / bytes_per_token(base.model.config, base.dtype))
     return max(tokens, FIRST_CAPACITY)

@@ -1,4 +1,4 @@
-"""Calls of tools in a reply's text, where the template has the form that most have: <tool_call>{...}</tool_call>."""
+"""Parsing tool calls in replies, in the most common format: <tool_call>{...}</tool_call>."""
 
 import json
 import re
@@ -12,7 +12,7 @@ CALL = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
 
 
 def parse_tool_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
-    """The text before the calls, and the calls as OpenAI writes them; the whole text and none where one is not JSON."""
+    """The text before the tool calls, and the calls in OpenAI's format. If a call is not valid JSON, all is text."""
     calls = []
     for body in CALL.findall(text):
         try:
@@ -28,22 +28,21 @@ def parse_tool_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
 
 
 class ToolCallStream:
-    """A reply's text as it streams, from a call on kept back until its end."""
+    """Filters the text of a streamed reply: withholds everything from the first tool call on."""
 
     def __init__(self) -> None:
-        self._kept = ""
+        self._buffer = ""
 
     def push(self, text: str) -> str:
-        """What can be shown already."""
-        self._kept += text
-        at = self._kept.find(OPEN)
+        """Add text; returns what can be sent, which excludes a possible beginning of the tag."""
+        self._buffer += text
+        at = self._buffer.find(OPEN)
         if at < 0:
-            at = len(self._kept) - max(
-                n for n in range(len(OPEN)) if OPEN.startswith(self._kept[len(self._kept) - n :])
-            )
-        shown, self._kept = self._kept[:at], self._kept[at:]
+            size = len(self._buffer)
+            at = size - max(n for n in range(len(OPEN)) if OPEN.startswith(self._buffer[size - n :]))
+        shown, self._buffer = self._buffer[:at], self._buffer[at:]
         return shown
 
     def close(self) -> tuple[str, list[dict[str, Any]]]:
-        """The rest: a text, or calls."""
-        return parse_tool_calls(self._kept)
+        """The remaining text and the tool calls, at the end of the reply."""
+        return parse_tool_calls(self._buffer)

@@ -1,4 +1,4 @@
-"""The command that serves the same adapters with vLLM, and what vLLM would refuse of them."""
+"""The vLLM command that serves the same adapters, and the reasons why vLLM cannot serve some of them."""
 
 import json
 import shlex
@@ -7,20 +7,21 @@ from pathlib import Path
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import PACKAGED, cached_gguf, packaged_model
+from lorasmith.lora.variant import VARIANTS
 from lorasmith.report import Report
 from lorasmith.serve.discovery import DiscoveredAdapter, Discovery
 
-# What vLLM's --max-lora-rank admits: MaxLoRARanks in its vllm/config/lora.py.
+# Allowed values of vLLM's --max-lora-rank: MaxLoRARanks in vllm/config/lora.py.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head")
-PATTERNS_SINCE = "0.32"  # the first whose vllm/lora/peft_helper.py reads rank_pattern and alpha_pattern
+PATTERNS_SINCE = "0.32"  # first version whose vllm/lora/peft_helper.py reads rank_pattern and alpha_pattern
 
 
 def vllm_command(discovery: Discovery, model: str | None, report: Report) -> tuple[str, list[str]]:
-    """The command for those that vLLM takes, and a line for each that it does not, with the reason.
+    """The command, and messages about adapters that are left out or need attention.
 
-    `model`: the base, where it is not what the adapters name. Raises AdapterError where none can be taken, ModelError
-    where the base is a packaged model or a GGUF file that cannot be made a folder.
+    `model`: the base model, if it is not the one named by the adapters. Raises AdapterError if vLLM can serve none of
+    the adapters, ModelError if the base is a packaged model or GGUF file that cannot be converted to a folder.
     """
     problems = [_("skipped: {problem}", problem=problem) for problem in discovery.problems]
     taken: list[DiscoveredAdapter] = []
@@ -48,7 +49,7 @@ def vllm_command(discovery: Discovery, model: str | None, report: Report) -> tup
         text = _("{names}: requires vLLM {version} or later; earlier versions ignore rank_pattern and alpha_pattern.",
                  names=", ".join(patterned), version=PATTERNS_SINCE)  # fmt: skip
         told.append(text)
-    flags = ["--served-model-name", Path(base).name]  # what lorasmith serve calls it
+    flags = ["--served-model-name", Path(base).name]  # as in lorasmith serve
     flags += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(len(taken))]
     return shlex.join(
         ["vllm", "serve", _model_argument(base, report), *flags, "--lora-modules", *map(_lora_module, taken)]
@@ -56,7 +57,7 @@ def vllm_command(discovery: Discovery, model: str | None, report: Report) -> tup
 
 
 def _model_argument(base: str, report: Report) -> str:
-    """What vLLM reads the base from: a folder where it is one or is made into one here, else a hub's name."""
+    """vLLM's model argument: a model folder, created for GGUF files and packaged models, or a name on a hub."""
     path = Path(base).expanduser()
     if path.is_dir():
         return str(path.absolute())
@@ -66,13 +67,13 @@ def _model_argument(base: str, report: Report) -> str:
 
 
 def _lora_module(found: DiscoveredAdapter) -> str:
-    """NAME=FOLDER, or JSON where a comma would make vLLM take it for JSON."""
+    """NAME=FOLDER, or JSON if the folder contains a comma, which vLLM would misinterpret."""
     folder = str(found.folder.absolute())
     return json.dumps({"name": found.name, "path": folder}) if "," in folder else f"{found.name}={folder}"
 
 
 def vllm_refuses(found: DiscoveredAdapter) -> list[str]:
-    """Why vLLM does not load an adapter, or not on every base; empty where it serves it."""
+    """Reasons why vLLM cannot load the adapter, or not on every base model; empty if it can."""
     raw, reasons = found.adapter.peft_config, []
     if found.rank > VLLM_RANKS[-1]:
         reasons.append(_("its rank {rank} is higher than the maximum of {most}", rank=found.rank, most=VLLM_RANKS[-1]))
@@ -80,8 +81,7 @@ def vllm_refuses(found: DiscoveredAdapter) -> list[str]:
         reasons.append(_("modules_to_save contains {names}", names=", ".join(raw["modules_to_save"])))
     if raw.get("bias", "none") != "none":
         reasons.append(_("bias is {value!r}", value=raw["bias"]))
-    if raw.get("use_dora"):
-        reasons.append(_("it uses DoRA"))
+    reasons += [_("{flag} is set", flag=flag) for flag in VARIANTS if raw.get(flag)]
     targets = raw.get("target_modules") or []
     names = [str(target).rpartition(".")[2] for target in targets] if isinstance(targets, list) else []
     if touched := [name for name in EMBEDDINGS if name in names]:

@@ -1,7 +1,7 @@
-"""The one thread that owns the engine: commands come in, events go out to the asyncio loop.
+"""The worker: a thread that owns the model and the engine. It receives commands and sends events to the event loop.
 
-Requests wait here in a line for each adapter and are taken in turn, so that none starves another; the engine gets only
-as many as it has places.
+Waiting requests are queued per adapter and served round-robin, so that no adapter starves another. The engine gets only
+as many requests as it has slots.
 """
 
 import asyncio
@@ -23,34 +23,34 @@ from lorasmith.system.memory import convert_memory_errors
 
 T = TypeVar("T")
 log = logging.getLogger("lorasmith.serve")
-WARN_INTERVAL = 60.0  # seconds in which it is not said again that memory is short
+WARN_INTERVAL = 60.0  # minimum seconds between warnings about short memory
 
 
 @dataclass(eq=False)
 class PendingRequest:
-    """One request on its way, the choice `index` of an answer. `events` belongs to the loop; choices may share one.
+    """A request to the worker, for the choice `index` of a response.
 
-    An exception in it is the last that comes.
+    `events` belongs to the event loop; the choices of a response share one queue. An exception is the last item.
     """
 
     request: Request
     index: int = 0
     events: "asyncio.Queue[tuple[PendingRequest, Event | Exception]]" = field(default_factory=asyncio.Queue)
-    key: int | None = None  # the engine's, once it has a place
+    key: int | None = None  # its key in the engine, once submitted to it
     is_over: bool = False
 
 
 class WorkerStopped(Exception):
-    """The model's thread has ended, so nothing more can be answered."""
+    """The worker's thread has ended, so the request cannot be completed."""
 
 
 class Worker:
-    """Runs `engine` in a thread of its own. Every method is for the loop's thread, but for those with an underscore."""
+    """Runs `engine` in its own thread. Public methods are called from the event loop's thread."""
 
     def __init__(self, engine: Engine, slots: int) -> None:
         self.engine, self.slots = engine, slots
         self.is_alive = False
-        self.on_death: Callable[[], None] = lambda: None  # in the loop, when the thread ends unasked
+        self.on_death: Callable[[], None] = lambda: None  # called in the event loop if the thread fails
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._queues: OrderedDict[str | None, deque[PendingRequest]] = OrderedDict()
         self._running: dict[int, PendingRequest] = {}
@@ -58,34 +58,37 @@ class Worker:
         self._warned_at, self._preemptions = -WARN_INTERVAL, 0
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to answer; events arrive in `loop`."""
+        """Start the thread; events are delivered in `loop`."""
         self._loop, self.is_alive = loop, True
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
     def end(self) -> None:
-        """Let the thread end after the step that it is in; what still runs is told so."""
+        """Make the thread end after its current step; unfinished requests get WorkerStopped."""
         self._inbox.put(self._end)
 
     def stop(self) -> None:
-        """The same, and wait for it."""
+        """End the thread and wait for it."""
         self.end()
         self._thread.join()
 
     def submit(self, job: PendingRequest) -> None:
-        """Put the job into its adapter's line."""
+        """Queue a request."""
         self._put(lambda: self._enqueue(job))
 
     def cancel(self, job: PendingRequest) -> None:
-        """Forget the job: its place is free at the next step. One that is over is no error."""
+        """Cancel a request. Does nothing if it has ended."""
         self._put(lambda: self._forget(job))
 
     def do(self, work: Callable[[], None]) -> None:
-        """`work()` between two steps, in the model's thread, once what was asked before is done."""
+        """Run `work` in the worker's thread between two steps, after earlier commands."""
         self._put(lambda: work() if self.is_alive else None)
 
     async def call(self, work: Callable[[], T]) -> T:
-        """`work()` between two steps, in the model's thread; raises what it raises. WorkerStopped if it cannot run."""
+        """Run `work` in the worker's thread between two steps, and return its result.
+
+        Raises what `work` raises, or WorkerStopped if the thread has ended.
+        """
         done: asyncio.Future[T] = self._loop.create_future()
 
         def run() -> None:
@@ -94,7 +97,7 @@ class Worker:
                     raise WorkerStopped
                 with convert_memory_errors():
                     settle: Callable[[], None] = partial(_succeed, done, work())
-            except Exception as error:  # noqa: BLE001 (raised where it was asked; the thread goes on)
+            except Exception as error:  # noqa: BLE001 (raised in the caller; the thread goes on)
                 settle = partial(_fail, done, error)
             self._loop.call_soon_threadsafe(settle)
 
@@ -103,7 +106,7 @@ class Worker:
 
     def _put(self, command: Callable[[], None]) -> None:
         self._inbox.put(command)
-        if not self.is_alive:  # the thread may have looked for the last time already
+        if not self.is_alive:  # the thread may never look into the inbox again
             self._take_commands()
 
     def _work(self) -> None:
@@ -124,16 +127,16 @@ class Worker:
                 self._loop.call_soon_threadsafe(self.on_death)
 
     def _take_commands(self) -> None:
-        """All that came since; what they are answered with may bring more, which waits for the next step."""
+        """Run the commands in the inbox; those that arrive meanwhile wait for the next step."""
         for _command in range(self._inbox.qsize()):
             try:
                 command = self._inbox.get_nowait()
-            except queue.Empty:  # after the end the loop takes them too
+            except queue.Empty:  # once the thread ends, the event loop's thread takes commands too
                 return
             command()
 
     def _feed(self) -> None:
-        """Give free places to those that wait, one of each adapter in turn, as far as memory reaches."""
+        """Pass waiting requests to the engine, round-robin over adapters, while there are free slots and memory."""
         while self._queues and len(self._running) < self.slots:
             adapter, line = next(iter(self._queues.items()))
             if not self.engine.has_room(line[0].request):
@@ -152,7 +155,7 @@ class Worker:
                 self._running[job.key] = job
 
     def _warn_memory_short(self) -> None:
-        """That memory and not --slots is what requests wait for."""
+        """Log that requests wait for memory rather than for slots."""
         now = time.monotonic()
         if now - self._warned_at >= WARN_INTERVAL:
             self._warned_at = now
@@ -165,7 +168,7 @@ class Worker:
     def _step(self) -> None:
         try:
             events = self.engine.step()
-        except LorasmithError as error:  # whose fault it was is not known, so none of them goes on
+        except LorasmithError as error:  # it is unknown which request caused it, so all of them fail
             log.warning("%s", error)
             failed = list(self._running.values())
             for job in failed:
@@ -204,7 +207,7 @@ class Worker:
         self._is_ending = True
 
     def _send(self, events: "list[tuple[PendingRequest, Event | Exception]]") -> None:
-        """One call into the loop for a whole step."""
+        """Deliver the events of a step with a single call into the event loop."""
         if events and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_deliver, events)
 

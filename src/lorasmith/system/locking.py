@@ -5,6 +5,7 @@ locked. flock belongs to an open file, so opening the file a second time in one 
 the lock. Loads no torch.
 """
 
+import errno
 import os
 import socket
 import sys
@@ -75,7 +76,10 @@ def _taken(path: Path, folder: Path, made: list[Path]) -> tuple[int, bool]:
     end = time.monotonic() + TIMEOUT
     while True:
         missing = [place for place in (path.parent, *path.parent.parents) if not place.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # a file is where a folder must be
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from None
         made += [place for place in reversed(missing) if place not in made]
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)

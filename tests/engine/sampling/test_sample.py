@@ -14,7 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.sampling import Sampling, SamplingConfig
 from lorasmith.engine.detokenizer import Detokenizer
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Request, RunningRequest
@@ -226,6 +226,30 @@ def test_events_carry_logprobs_of_the_logits_that_chose() -> None:
 def test_not_a_number_is_said() -> None:
     with pytest.raises(ModelError, match="NaN"):
         next_tokens(torch.tensor([[0.0, float("nan"), 1.0]]), [running([1])])
+
+
+# A value of each parameter under which other tokens are sampled than without it, at temperature 1.
+CHANGES = {
+    "temperature": 0.3, "top_p": 0.3, "top_k": 2, "min_p": 0.5, "repetition_penalty": 5.0, "presence_penalty": 2.0,
+    "frequency_penalty": 2.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", Sampling.model_fields)
+def test_every_parameter_changes_what_is_sampled(name: str) -> None:
+    """The API and the command line offer whatever config/sampling.py defines, so nothing there may do nothing."""
+    assert name in CHANGES, f"{name} has no value here: show that it changes something, or take it out"
+    logits = torch.randn(1, 50).expand(64, -1)
+
+    def tokens(**settings: float) -> list[int]:
+        rows = [running([1, 2, 3], **{"temperature": 1.0, "seed": seed} | settings) for seed in range(64)]
+        for row in rows:
+            for token in range(25):
+                if row.seen is not None:
+                    row.seen.add(token)
+        return next_tokens(logits.clone(), rows)
+
+    assert tokens(**{name: CHANGES[name]}) != tokens()
 
 
 SEEDED = {
