@@ -52,12 +52,12 @@ bench-quick: setup-dev  ## the same in five minutes: one round, fewer rows, sett
 bench-serve: setup-dev  ## serving 100 adapters, beside PEFT and transformers, and under load: 25 minutes, alone on the machine
 	$(BIN)/python -m bench.serving $(ARGS)
 
-gpu: setup-dev  ## the tests that need a card
+gpu: setup-dev  ## the tests that need a GPU
 	@if ! $(BIN)/python -c 'import sys, torch; sys.exit(not torch.accelerator.is_available())'; then \
-	  echo 'There is no card here that torch can use, so no test was run.'; \
+	  echo 'torch finds no GPU here, so no test was run.'; \
 	else \
 	  $(BIN)/python -m pytest -m gpu -n 0 $(ARGS) || { \
-	    status=$$?; test $$status -eq 5 && echo 'No test that needs a card was found, so none was run.'; }; \
+	    status=$$?; test $$status -eq 5 && echo 'No test that needs a GPU was found, so none was run.'; }; \
 	fi
 
 clean:  ## remove .venv and everything built; runs/ and the user's cache stay

@@ -33,7 +33,7 @@ from lorasmith.loading.load import find_folder, load_tokenizer
 from lorasmith.model.row import flatten
 from lorasmith.report import Report
 from lorasmith.runs.train import train
-from lorasmith.training.files import ENVIRONMENT
+from lorasmith.training.run_files import ENVIRONMENT
 
 WARM = 2  # steps that are not measured
 PROFILED = 0.25  # of the others, at the end

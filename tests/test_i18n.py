@@ -13,7 +13,7 @@ from babel.messages.mofile import read_mo
 from tools import catalogue
 from tools.foreign import FOREIGN, PLURALS
 
-from lorasmith.i18n import VARIABLES, _, counted, foreign, language, speaking
+from lorasmith.i18n import VARIABLES, _, counted, foreign, language, using_language
 
 HAN = re.compile(r"[\u4e00-\u9fff]")
 
@@ -91,7 +91,7 @@ def test_a_text_without_translation_and_a_wrong_placeholder_would_be_found():
 
 
 def test_what_the_system_says_is_translated():
-    with speaking("zh"):
+    with using_language("zh"):
         assert foreign(os.strerror(2)) == "没有这个文件或文件夹"
         assert foreign("words of a library") == "words of a library"
         assert foreign(None) == ""

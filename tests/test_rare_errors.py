@@ -14,7 +14,7 @@ from lorasmith.adapters.folder import NAME
 from lorasmith.cli.main import main
 from lorasmith.errors import Interrupted
 from lorasmith.lora.files import ADAPTER_CONFIG
-from lorasmith.training.files import STATE, TENSORS
+from lorasmith.training.run_files import STATE, TENSORS
 from tests.support.tiny import Watch, flags, rows_file, settings, trained
 
 Words = list[str]

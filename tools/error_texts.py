@@ -14,16 +14,16 @@ SOURCE = Path(__file__).parents[1] / "src" / "lorasmith"
 # Functions whose texts another part raises: by module, name and class.
 HANDED_ON = (
     ("cli/flags.py", "read", "ConfigError"),
-    ("reading.py", "_not_json", "AdapterError"),
-    ("reading.py", "_not_json", "ModelError"),
-    ("reading.py", "_not_json", "RunError"),
-    ("reading.py", "_not_an_object", "AdapterError"),
-    ("reading.py", "_not_an_object", "ModelError"),
+    ("config/files.py", "_not_json", "AdapterError"),
+    ("config/files.py", "_not_json", "ModelError"),
+    ("config/files.py", "_not_json", "RunError"),
+    ("config/files.py", "_not_an_object", "AdapterError"),
+    ("config/files.py", "_not_an_object", "ModelError"),
     ("data/rows/forms.py", "_alpaca_problem", "DataError"),
     ("data/rows/forms.py", "_prompt_problem", "DataError"),
     ("data/rows/forms.py", "_plain_problem", "DataError"),
 )
-# What pydantic and argparse catch, and config.py and flags.py turn into a ConfigError.
+# What pydantic and argparse catch, and config/values.py and cli/flags.py turn into a ConfigError.
 ALIASES = {"ValueError": "ConfigError", "ArgumentTypeError": "ConfigError"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -87,6 +87,8 @@ def error_texts() -> tuple[ErrorText, ...]:
                 for raised, error in _raises(function, package):
                     _Flow(package, error, found).follow(module, function, raised)
     for module, name, error in HANDED_ON:
+        if (module, name) not in package.functions:
+            raise KeyError(f"HANDED_ON: {module} has no function {name}")
         _Flow(package, error, found).called(module, name)
     return tuple(sorted(found, key=lambda one: (one.error, one.module, found[one])))
 

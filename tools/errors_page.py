@@ -7,7 +7,7 @@ import re
 import sys
 from dataclasses import dataclass
 
-from lorasmith.i18n import _, speaking
+from lorasmith.i18n import _, using_language
 from tools.error_texts import ErrorText, error_texts
 from tools.pages import block, code, notes, places, write
 
@@ -68,7 +68,7 @@ def page(language: str) -> str:
 
 def _entry(one: ErrorText, notes: Notes, language: str) -> list[str]:
     """A text as a heading, further lines of it under it, in Chinese the English text too, then the note."""
-    with speaking(language):
+    with using_language(language):
         first, *further = shown_as(_(one.text)).split("\n")
     lines = [f"### {code(first)}", ""]
     if further:

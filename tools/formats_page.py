@@ -17,7 +17,7 @@ from lorasmith.cli.check_result import row_text
 from lorasmith.data.read.files import look
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import DataError
-from lorasmith.i18n import speaking
+from lorasmith.i18n import using_language
 from lorasmith.preflight.rows import text_spans
 from tools.format_files import MADE, shown
 from tools.pages import block, code, notes, places, table, write
@@ -30,7 +30,7 @@ def page(language: str) -> str:
     """The whole page in `en` or `zh`."""
     known = notes("formats")
     words = known["words"][language]
-    with TemporaryDirectory() as folder, chdir(folder), speaking(language), private_cache(Path(folder)):
+    with TemporaryDirectory() as folder, chdir(folder), using_language(language), private_cache(Path(folder)):
         Path("tools.jinja").write_text(known["tools"], "utf-8")
         lines = [known["head"][language], f"## {words['files']}", "", words["about_files"], ""]
         for one in known["file"]:

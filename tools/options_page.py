@@ -16,7 +16,7 @@ from lorasmith.cli.main import verbs
 from lorasmith.config.data import DataConfig
 from lorasmith.config.toml import SECTIONS, Config, to_toml
 from lorasmith.config.values import BOUNDS, bound_text
-from lorasmith.i18n import _, speaking
+from lorasmith.i18n import _, using_language
 from tools.pages import block, code, notes, places, table, write
 
 PAGES = places("options")
@@ -29,7 +29,7 @@ def page(language: str) -> str:
     """The whole page in `en` or `zh`."""
     known = notes("options")
     words = known["words"][language]
-    with speaking(language):
+    with using_language(language):
         lines = [known["head"][language], f"## {words['verbs']}", "", words["everywhere"], ""]
         lines += table(words["flag_head"], map(_flag, _own(_parser("train"), EVERYWHERE)))
         for verb in verbs():

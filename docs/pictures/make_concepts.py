@@ -32,7 +32,7 @@ from lorasmith.model.row import IGNORED, Example, Row, flatten
 from lorasmith.report import Report
 from lorasmith.runs.train import train
 from lorasmith.training.history import read_losses
-from lorasmith.training.summary import read_summary
+from lorasmith.training.run_files import read_summary
 
 HERE, STEPS = Path(__file__).parent, 20
 RUNS: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ from lorasmith import LoraConfig, load, train
 from lorasmith.adapters.merge import merge_run
 from lorasmith.cli.screen import Screen
 from lorasmith.config.model import ModelConfig
-from lorasmith.data.dataset.fit import cut
+from lorasmith.data.dataset.fit import truncate
 from lorasmith.data.read.files import read
 from lorasmith.data.rows.conversation import Message, Record
 from lorasmith.data.template.encoding import Template
@@ -67,7 +67,7 @@ def show_row(row: Record, model: Path) -> None:
     """Step 3: one row as the model will see it, and what of it is learned."""
     tokenizer = load_tokenizer(model)
     template = Template.of(tokenizer, DATA["template"])
-    example = cut(template.encode(template.conversation(row).messages), DATA["max_length"])
+    example = truncate(template.encode(template.conversation(row).messages), DATA["max_length"])
     learned = [target for target in example.targets if target != IGNORED]
     print("\nrow 2")
     print("input_ids:", tokenizer.decode(example.ids))

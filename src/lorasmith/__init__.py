@@ -1,4 +1,4 @@
-"""lorasmith: from a pretrained language model and a file of examples to a tested LoRA adapter.
+"""lorasmith: train, evaluate and serve LoRA adapters for language models.
 
 from lorasmith import LoraConfig, load, train
 
@@ -18,7 +18,7 @@ __all__ = ["LoraConfig", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads what is asked for, when it is asked for (PEP 562): `import lorasmith` alone loads no torch."""
+    """Import a public name when it is first used (PEP 562), because `import lorasmith` must not load torch."""
     if name == "LoraConfig":
         from lorasmith.config.lora import LoraConfig
 

@@ -1,4 +1,4 @@
-"""The Python interface: what the command line does, in two functions."""
+"""The Python interface: `train` and `load`, exported by the package."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +8,13 @@ from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.toml import SECTIONS, load_config
-from lorasmith.config.values import check, closest
+from lorasmith.config.values import check, did_you_mean
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 from lorasmith.report import Report
 from lorasmith.runs import train as run
+from lorasmith.training.run_files import Summary
 from lorasmith.training.run_folder import resumed_config
-from lorasmith.training.summary import Summary
 
 
 def train(
@@ -28,20 +28,21 @@ def train(
     overwrite: bool = False,
     **options: Any,
 ) -> Summary:
-    """Train an adapter on `data` and return what it came to; its run folder is `output`.
+    """Train an adapter on `data`, write it to the run folder `output` and return the results.
 
     Args:
-        data: one or several files of examples.
-        lora: rank, targets and the like; its defaults where not given.
-        output: the run folder; runs/NAME-DATE where not given.
-        config: a TOML file whose values stand under the ones given here.
-        report: who is told about the progress; nobody where not given.
-        resume, overwrite: go on with the run in `output`, or replace it.
-        options: any other option by its name: model="...", learning_rate=1e-4, max_length=512.
+        data: one or several data files.
+        lora: the LoRA options, such as rank and target modules.
+        output: the run folder; runs/NAME-DATE by default.
+        config: a TOML file with options; the arguments here override it.
+        report: receives messages and progress; silent by default.
+        resume: continue the run in `output`.
+        overwrite: replace the run in `output`.
+        options: any other option by its name, such as model="...", learning_rate=1e-4 or max_length=512.
 
     Raises:
-        LorasmithError: what the user can mend, every problem at once.
-        Interrupted: Ctrl-C came, and what was done is saved.
+        LorasmithError: one or several problems that the user can fix.
+        Interrupted: the user pressed Ctrl-C; the progress is saved.
     """
     files = [data] if isinstance(data, str | Path) else list(data)
     flags: dict[str, Any] = {"data": {"data": tuple(map(str, files))}} if files else {}
@@ -58,9 +59,16 @@ def train(
 
 
 def load(*paths: str | Path, model: str | None = None, report: Report | None = None, **options: Any) -> Session:
-    """A base with the adapters of these run or adapter folders on it: `.generate(prompt)`, `.base`, `.template`.
+    """Load a base model with the adapters of these run or adapter folders; call `.generate(prompt)` on the result.
 
-    `model` names another copy of the base than the adapter does; options: dtype, device, trust_remote_code.
+    Args:
+        paths: run or adapter folders whose adapters have the same base model.
+        model: name or path of the base model, if it is not the one that the adapter names.
+        report: receives messages and progress; silent by default.
+        options: dtype, device or trust_remote_code.
+
+    Raises:
+        LorasmithError: an adapter or the base model cannot be loaded, or they do not match.
     """
     settings = {**options, **({"model": model} if model else {})}
     return open_adapters(paths, check(ModelConfig, settings, "model"), report)
@@ -71,4 +79,4 @@ def _section_of(option: str) -> str:
         if option in part.model_fields:
             return name
     known = [key for part in SECTIONS.values() for key in part.model_fields]
-    raise ConfigError(_("unknown option {option}.", option=option) + closest(option, known))
+    raise ConfigError(_("unknown option {option}.", option=option) + did_you_mean(option, known))

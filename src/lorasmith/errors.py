@@ -1,21 +1,21 @@
-"""Every error that a user can cause. Imports nothing.
+"""The exceptions for everything that a user can cause or fix. Imports nothing.
 
     LorasmithError
     ├── ConfigError          an option or a key of the configuration is wrong
-    ├── DataError            a file of examples cannot be read, or a row cannot be learned from
+    ├── DataError            a data file cannot be read, or a row cannot be trained on
     ├── ModelError           a base model cannot be found, read or trusted
-    ├── AdapterError         an adapter folder does not fit: its base, its keys, its effect
-    ├── RunError             a run folder exists already, is unfinished, or cannot be resumed
-    ├── TrainingError        a training stopped itself: the loss is no longer a number
-    ├── OutOfMemoryError     an allocation failed; what it was for is given up, the rest goes on
-    └── MissingExtraError    an optional package is needed; the text says how to install it
+    ├── AdapterError         an adapter is invalid, does not match its base model, or has no effect
+    ├── RunError             a run folder already exists, is unfinished, or cannot be resumed
+    ├── TrainingError        training cannot continue, such as after a NaN loss
+    ├── OutOfMemoryError     an allocation failed; other requests or runs can go on
+    └── MissingExtraError    an optional package is not installed; the message says how to install it
 
-The command line prints the problems, without traceback, and exits with `exit_code`.
+The command line prints the problems without a traceback and exits with `exit_code`.
 """
 
 
 class LorasmithError(Exception):
-    """One or several problems, each a whole sentence that says where, what was found and what to do."""
+    """One or several problems. Each is a full sentence that says where the problem is and how to fix it."""
 
     exit_code = 2
 
@@ -29,7 +29,7 @@ class ConfigError(LorasmithError):
 
 
 class DataError(LorasmithError):
-    """A file of examples cannot be read, or a row cannot be learned from."""
+    """A data file cannot be read, or a row cannot be trained on."""
 
 
 class ModelError(LorasmithError):
@@ -37,26 +37,27 @@ class ModelError(LorasmithError):
 
 
 class AdapterError(LorasmithError):
-    """An adapter folder does not fit: its base, its keys or its effect."""
+    """An adapter is invalid, does not match its base model, or has no effect."""
 
 
 class RunError(LorasmithError):
-    """A run folder exists already, is unfinished or cannot be resumed."""
+    """A run folder already exists, is unfinished or cannot be resumed."""
 
 
 class TrainingError(LorasmithError):
-    """A training stopped itself before it could do harm."""
+    """Training cannot continue or would not succeed."""
 
 
 class OutOfMemoryError(LorasmithError):
-    """An allocation failed: of the machine's memory, of a container's, or of a card's."""
+    """An allocation failed, in the memory of the machine, of a container or of a GPU."""
 
 
 class MissingExtraError(LorasmithError):
-    """An optional package is needed; the text says how to install it."""
+    """An optional package is not installed; the message says how to install it."""
 
 
-# What a library raises where it cannot do what it is given. Caught only around calls of one, and told in a sentence.
+# What libraries raise for input that they cannot handle. Caught only around a call of a library, to turn it into a
+# message.
 LIBRARY_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
     ValueError,
@@ -64,9 +65,9 @@ LIBRARY_ERRORS = (
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C came and the work was saved; the text says where. The command line exits with 130."""
+    """The user pressed Ctrl-C and the work was saved; the message says where. The command line exits with 130."""
 
 
 def first_line(error: BaseException) -> str:
-    """What a library says, which may be many lines: the first that is not empty, or else the kind of the error."""
+    """The first non-empty line of a library's error message, or the type of the error if the message is empty."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

@@ -1,32 +1,32 @@
-"""What a long piece of work tells the person who waits for it. The terminal's own is cli/screen.py."""
+"""How long-running work reports messages and progress. cli/screen.py has the implementation for terminals."""
 
 
 class Report:
-    """Says nothing: the default of the Python interface. Subclasses show it."""
+    """Ignores everything, which is the default in Python. Subclass it to show messages and progress."""
 
     def say(self, text: str) -> None:
-        """One finished line for the reader."""
+        """A message."""
 
     def warn(self, text: str) -> None:
-        """One line that the reader should not miss."""
+        """A warning."""
 
     def progress(self, task: str, done: int, total: int, **numbers: float) -> None:
-        """`done` of `total` steps of `task`; numbers: loss, tokens_per_second, seconds_left, memory_mib.
+        """`done` of `total` units of `task` are done; the task ends when they are equal.
 
-        done == total ends it.
+        numbers: any of loss, tokens_per_second, seconds_left, memory_mib.
         """
 
 
-class Warnings(Report):
-    """Passes on warnings and progress only: where a part says of a training what does not hold for its caller."""
+class WarningsOnly(Report):
+    """Forwards warnings and progress but no messages, for callers that reuse parts of a training."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
 
     def warn(self, text: str) -> None:
-        """To the reader."""
+        """Forward the warning."""
         self.report.warn(text)
 
     def progress(self, task: str, done: int, total: int, **numbers: float) -> None:
-        """To the reader."""
+        """Forward the progress."""
         self.report.progress(task, done, total, **numbers)

@@ -1,10 +1,10 @@
-"""Which lorasmith this is."""
+"""The installed version of lorasmith."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 
 def installed_version() -> str | None:
-    """The version that pip knows; None where lorasmith runs from its folder without being installed."""
+    """The version of the installed package, or None if lorasmith runs from its source folder."""
     try:
         return version("lorasmith")
     except PackageNotFoundError:

@@ -7,7 +7,7 @@ from lorasmith.config.toml import load_config
 from lorasmith.data.rows.conversation import Message
 from lorasmith.errors import RunError
 from lorasmith.runs.evaluate import evaluate
-from lorasmith.training.files import CONFIG
+from lorasmith.training.run_files import RUN_CONFIG
 from tests.support.tiny import trained
 
 JINJA = (
@@ -21,7 +21,7 @@ def test_a_template_file_and_a_system_text_are_needed_for_training_only(tmp_path
     file = tmp_path / "chat.jinja"
     file.write_text(JINJA, "utf-8")
     summary = trained(tmp_path / "run", template="./chat.jinja", system="Be kind.", learn="last-answer")
-    config = load_config(tmp_path / "run" / CONFIG, {}).data
+    config = load_config(tmp_path / "run" / RUN_CONFIG, {}).data
     assert (config.template, config.system, config.learn) == (str(file), "Be kind.", "last-answer")
     assert trained(tmp_path / "run", resume=True, template="./chat.jinja", system="Be kind.", learn="last-answer")
     with pytest.raises(RunError, match=r"data\.system: was 'Be kind\.', now 'Be brief\.'"):

@@ -80,21 +80,26 @@ def test_it_knows_all_that_is_in_its_files(run: Path, base: Base) -> None:
     assert one.hash == sha256(b"".join(sha256((run / "adapter" / n).read_bytes()).digest() for n in FILES)).hexdigest()
     assert (one.config.r, one.base, one.notes["dtype"]) == (8, str(model_folder()), "float32")
     assert one.template(base).stop_ids
-    assert one.about is not None
-    assert one.about["base"]["identity"] == base.identity
+    assert one.metadata is not None
+    assert one.metadata["base"]["identity"] == base.identity
 
 
 def test_a_glance_is_the_same_without_the_numbers(run: Path) -> None:
-    one, glance = AdapterFolder.read(run / "adapter"), AdapterFolder.glance(run / "adapter")
+    one, glance = AdapterFolder.read(run / "adapter"), AdapterFolder.read_header(run / "adapter")
     assert (glance.hash, glance.tensors) == ("", {})
-    assert (glance.raw, glance.about, glance.shapes, glance.size) == (one.raw, one.about, one.shapes, one.size)
+    assert (glance.peft_config, glance.metadata, glance.shapes, glance.size) == (
+        one.peft_config,
+        one.metadata,
+        one.shapes,
+        one.size,
+    )
     assert one.without_tensors().tensors == {}
     assert one.without_tensors().hash == one.hash
 
 
 def test_a_folder_of_another_tool_has_the_bases_template(tmp_path: Path, base: Base) -> None:
     one = AdapterFolder.read(peft_folder(tmp_path, target_modules=["q_proj"]))
-    assert (one.about, one.notes) == (None, {})
+    assert (one.metadata, one.notes) == (None, {})
     assert one.template(base).to_json() == Template.of(base.tokenizer, "auto", one.template(base).stop_ids).to_json()
 
 
@@ -153,7 +158,7 @@ def test_info_shows_pefts_defaults_where_the_file_does_not_say(folder: Path) -> 
     assert (inspect_folder(folder)["r"], inspect_folder(folder)["lora_alpha"]) == (8, 8)
 
 
-@pytest.mark.parametrize("read_it", [AdapterFolder.read, AdapterFolder.glance])
+@pytest.mark.parametrize("read_it", [AdapterFolder.read, AdapterFolder.read_header])
 def test_what_is_missing_or_broken_is_said(folder: Path, read_it: object) -> None:
     assert callable(read_it)
     (folder / ADAPTER_WEIGHTS).write_bytes(b"\x08")

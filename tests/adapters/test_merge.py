@@ -382,7 +382,7 @@ def test_a_merge_that_was_killed_between_two_renames_lost_nothing(tmp_path):
     before = (out / "model.safetensors").read_bytes()
     out.rename(tmp_path / ".merged.lorasmith-old")
     shutil.copytree(model_folder(), tmp_path / ".merged.lorasmith-new-abcd1234")
-    with pytest.raises(RunError, match="exists already"):
+    with pytest.raises(RunError, match="already exists"):
         merge_run(run, out, FLOAT32)
     assert (out / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged"]

@@ -8,7 +8,7 @@ import pytest
 from lorasmith.cli.demo import show
 from lorasmith.cli.screen import Screen
 from lorasmith.demo.run import BeforeAfter, DemoResult
-from lorasmith.training.summary import read_summary
+from lorasmith.training.run_files import read_summary
 from tests.support.tiny import trained
 
 

@@ -13,7 +13,7 @@ from lorasmith.cli import demo, main
 from lorasmith.cli.flags import Parser
 from lorasmith.cli.main import verbs
 from lorasmith.errors import DataError
-from lorasmith.i18n import speaking
+from lorasmith.i18n import using_language
 
 HEAVY = ("torch", "transformers", "datasets", "matplotlib")
 
@@ -95,7 +95,7 @@ def test_the_language_may_stand_before_and_behind_the_verb(capsys, monkeypatch, 
         monkeypatch.setenv(name, "")
     assert main.main(argv) == 2
     assert capsys.readouterr().err.endswith("plot。你是不是想写 'train'？\n")
-    assert main.everywhere(["generate", "run", "--plain", "--", "--lang", "zh"]) == [
+    assert main.take_global_options(["generate", "run", "--plain", "--", "--lang", "zh"]) == [
         "generate", "run", "--", "--lang", "zh"
     ]  # fmt: skip
     assert main.os.environ["LORASMITH_PLAIN"] == "1"
@@ -109,7 +109,7 @@ def test_an_unknown_language_is_refused(capsys, argv):
 
 def test_help_fits_into_a_terminal_in_chinese_too(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    with speaking("zh"):
+    with using_language("zh"):
         about = " ".join(["训练、评估和使用语言模型的适配器。"] * 6)
         assert max(map(cell_len, Parser("demo", "", about).format_help().splitlines())) <= 60
         main.show_help(main.sys.stdout)

@@ -100,7 +100,7 @@ def test_a_signal_saves_the_step_in_hand(tmp_path, number):
     work.send_signal(number)
     _out, err = work.communicate(timeout=30)
     assert work.returncode == 130
-    assert re.search(r"^stopped after step \d+; saved in ", err, re.MULTILINE)
+    assert re.search(r"^Stopped after step \d+; saved in ", err, re.MULTILINE)
     assert "Traceback" not in err
     assert is_saved(run)
 

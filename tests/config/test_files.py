@@ -9,8 +9,8 @@ import pytest
 
 from lorasmith.adapters.folder import NAME
 from lorasmith.cli.main import main
-from lorasmith.config.files import DEEPEST, Malformed, parse_json, read_objects, read_toml
-from lorasmith.demo.run import _kept_samples
+from lorasmith.config.files import MAX_DEPTH, Malformed, parse_json, read_objects, read_toml
+from lorasmith.demo.run import _saved_replies
 from lorasmith.errors import ConfigError, RunError
 from lorasmith.lora.files import ADAPTER_CONFIG
 from lorasmith.preflight.measurements import Measurement, load_measurement, save_measurement
@@ -21,7 +21,7 @@ NINES = "9" * 5000
 BAD = {  # content -> what is said of it
     "many digits": ('{"a": ' + NINES + "}", "a number of more than 4300 digits"),
     "many brackets": ("[" * 10**5, "nested too deeply"),
-    "deep": ("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), "nested too deeply"),
+    "deep": ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "nested too deeply"),
     "half a character": ('{"a": "\\ud83d"}', "\\ud83d is half a character (a lone surrogate)"),
     "half of a name": ('{"\\udc00": 1}', "\\udc00 is half a character (a lone surrogate)"),
     "not UTF-8": (b'{"a": "\xff"}', "is not UTF-8"),
@@ -52,7 +52,7 @@ def test_the_place_is_told_where_it_is_known():
 
 def test_what_is_harmless_is_read():
     assert parse_json(b'\xef\xbb\xbf {"a": "\\ud83d\\ude00"}\n') == {"a": "😀"}
-    assert parse_json("[" * DEEPEST + "]" * DEEPEST)
+    assert parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH)
     assert parse_json(json.dumps([[]] * 1000))
 
 
@@ -157,7 +157,7 @@ def test_files_with_a_byte_order_mark_are_read(made, tmp_path, monkeypatch, caps
 def test_samples_of_a_demo_that_somebody_changed(tmp_path, content):
     (tmp_path / "samples.json").write_text(content)
     with pytest.raises(RunError, match=r"samples\.json: not "):
-        _kept_samples(tmp_path / "samples.json")
+        _saved_replies(tmp_path / "samples.json")
 
 
 def test_a_measurement_of_other_kinds_is_measured_again(tmp_path):
@@ -174,7 +174,7 @@ def test_a_summary_with_text_for_a_number_is_refused(made, tmp_path, capsys):
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"steps": "1"}))
     assert main(["info", str(run)]) == 2
-    assert "summary.json: not what a training writes there (steps: " in capsys.readouterr().err
+    assert "summary.json: not a valid run summary (steps: " in capsys.readouterr().err
 
 
 def test_a_weight_that_no_float_can_hold_is_refused(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import SECTIONS, Config, load_config, to_toml
-from lorasmith.config.values import Word, check
+from lorasmith.config.values import CommandLineText, check
 from lorasmith.errors import ConfigError
 
 
@@ -39,7 +39,7 @@ def test_all_problems_come_at_once_each_with_the_way_out(tmp_path):
     text = (
         '[lora]\nr = 0\ntarget_moduls = ["a"]\nsched = 1\n[training]\nlora_alpha = 1\nschedule = "cosin"\n[trainin]\n'
     )
-    assert problems(toml(tmp_path, text), {"training": {"save_every": "x", "beta1": Word("1")}}) == [
+    assert problems(toml(tmp_path, text), {"training": {"save_every": "x", "beta1": CommandLineText("1")}}) == [
         "lora.r: invalid value 0: must be greater than 0",
         "lora.sched: unknown key.",
         "lora.target_moduls: unknown key. Did you mean 'target_modules'?",
@@ -94,7 +94,7 @@ def test_a_list_of_one_name_stays_a_list_and_a_text_an_expression(tmp_path):
 
 def test_a_part_alone_is_checked_in_the_same_voice():
     with pytest.raises(ConfigError) as caught:
-        check(SamplingConfig, {"temperature": Word("-1"), "topp": 1}, "sampling")
+        check(SamplingConfig, {"temperature": CommandLineText("-1"), "topp": 1}, "sampling")
     assert sorted(caught.value.problems) == [
         "sampling.temperature: invalid value '-1': must be at least 0",
         "sampling.topp: unknown key. Did you mean 'top_p'?",

@@ -56,7 +56,7 @@ CASES: dict[str, tuple[Any, See]] = {
     "seed": (1, first_batch),
 }
 ELSEWHERE = {"gradient_checkpointing", "row_tokens", "save_every"}  # tests of their own below ...
-ELSEWHERE |= {"patience", "samples", "tensorboard"}  # ... and in test_watching.py
+ELSEWHERE |= {"patience", "samples", "tensorboard"}  # ... and in test_loop.py, test_evaluator.py and test_history.py
 ELSEWHERE |= {"generate", "max_new_tokens", "metric"}  # the same
 
 
@@ -103,6 +103,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, run: Path, **options: Any) -> int:
     monkeypatch.setattr(
         "lorasmith.training.assemble.speed_up", lambda base, *_: base.why.update(fast="")
     )  # it computes a few short steps of its own
+    monkeypatch.setattr("lorasmith.training.assemble.refuse_untrained", lambda *_: None)  # as does this
     monkeypatch.setattr(LoRALayer, "forward", counted)
     trained(run, **BASE | {"held_out": 0} | options)
     monkeypatch.undo()

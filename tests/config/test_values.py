@@ -9,8 +9,8 @@ from pydantic import BaseModel
 
 from lorasmith.cli.flags import FLAG_SECTIONS, default_text, kinds_of
 from lorasmith.config.toml import load_config
-from lorasmith.config.training import MOST_STEPS
-from lorasmith.config.values import SHOWN, Word, check
+from lorasmith.config.training import MAX_STEPS
+from lorasmith.config.values import SHOWN, CommandLineText, check
 from lorasmith.errors import ConfigError
 
 HUGE = (1e300, -1e300, math.inf, -math.inf, math.nan, 10**12, -(10**12), 10**400, 10**5000, -1)
@@ -69,11 +69,17 @@ def test_patterns_have_the_bounds_of_what_they_replace(pattern, value):
 
 
 def test_a_word_of_the_command_line_is_text_that_may_be_a_number():
-    assert load_config(None, {"lora": {"r": Word("4")}, "training": {"epochs": Word("1e1")}}).training.epochs == 10
-    with pytest.raises(ConfigError, match=r"^training\.max_steps: '1000000000000' must be at most 999999$"):
-        load_config(None, {"training": {"max_steps": Word("1000000000000")}})
-    with pytest.raises(ConfigError, match=r"^lora\.r: '99+\.\.\. must be "):
-        load_config(None, {"lora": {"r": Word("9" * 5000)}})
+    assert (
+        load_config(
+            None, {"lora": {"r": CommandLineText("4")}, "training": {"epochs": CommandLineText("1e1")}}
+        ).training.epochs
+        == 10
+    )
+    wrong = r"^training\.max_steps: invalid value '1000000000000': must be at most 999999$"
+    with pytest.raises(ConfigError, match=wrong):
+        load_config(None, {"training": {"max_steps": CommandLineText("1000000000000")}})
+    with pytest.raises(ConfigError, match=r"^lora\.r: invalid value '99+\.\.\.: must be "):
+        load_config(None, {"lora": {"r": CommandLineText("9" * 5000)}})
 
 
 def test_defaults_are_within_their_bounds_and_a_long_value_is_cut():
@@ -83,4 +89,4 @@ def test_defaults_are_within_their_bounds_and_a_long_value_is_cut():
     with pytest.raises(ConfigError) as caught:
         load_config(None, {"training": {"schedule": "x" * 5000}})
     assert len(str(caught.value)) < SHOWN + 100
-    assert load_config(None, {"training": {"max_steps": MOST_STEPS}}).training.max_steps == MOST_STEPS
+    assert load_config(None, {"training": {"max_steps": MAX_STEPS}}).training.max_steps == MAX_STEPS

@@ -16,7 +16,7 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.config.toml import Config, load_config
 from lorasmith.data.rows.forms import recognised, row_problem
 from lorasmith.engine.kv_cache import KVCache
-from lorasmith.i18n import _, speaking
+from lorasmith.i18n import _, using_language
 from lorasmith.serve.metrics import ServerMetrics
 from lorasmith.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest
 from tests.support.paths import ROOT
@@ -232,7 +232,7 @@ def test_every_link_leads_somewhere(name: str) -> None:
 @pytest.mark.parametrize(("name", "language"), [("start.md", "en"), ("start.zh.md", "zh")])
 def test_the_screen_of_check_is_called_as_it_is(name: str, language: str) -> None:
     table = re.findall(r"^\| ([^|]*) \| [^|]* \|$", text(name), re.MULTILINE)
-    with speaking(language):
+    with using_language(language):
         labels = [_(label) for label in LABELS]
         assert [word for cell in table[2:6] for word in re.split("[、,] ?", cell)] == labels
         assert _("Lengths in tokens") in table

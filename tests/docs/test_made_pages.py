@@ -10,6 +10,7 @@ from tools.pages import notes
 
 from lorasmith.cli.main import verbs
 from lorasmith.config.toml import SECTIONS, Config, load_config
+from lorasmith.data.read.files import ROW_FILES
 from lorasmith.data.rows.forms import FORMS
 from tests.support.paths import ROOT
 
@@ -75,6 +76,11 @@ def test_every_variable_that_the_code_reads_is_on_the_page(language):
     found = {name for pair in reads.findall(code) for name in pair if name}
     assert len(found) >= 6
     assert {name for name in found if f"`{name}`" not in text(options_page, language)} == set()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_file_format_is_on_the_page(language):
+    assert {suffix for suffix in ROW_FILES if suffix not in text(formats_page, language)} == set()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

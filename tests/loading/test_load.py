@@ -208,7 +208,7 @@ def test_a_wrong_value_in_the_config_is_named(folder: Path, keys: dict[str, obje
 
 def test_a_config_that_is_no_object(folder: Path) -> None:
     (folder / "config.json").write_text("[1]")
-    assert said(folder) == "MODEL/config.json: must hold an object of keys and values, found [1]."
+    assert said(folder) == "MODEL/config.json: must be a JSON object, found [1]."
 
 
 def test_sizes_that_the_weights_do_not_have_are_named(folder: Path) -> None:

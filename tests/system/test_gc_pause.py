@@ -4,14 +4,14 @@ import gc
 
 import pytest
 
-from lorasmith.system.gc_pause import at_rest
+from lorasmith.system.gc_pause import gc_paused
 
 
 def test_it_rests_and_is_on_again_after_an_error() -> None:
     assert gc.isenabled()
 
     def load() -> None:
-        with at_rest():
+        with gc_paused():
             assert not gc.isenabled()
             raise KeyboardInterrupt
 
@@ -21,7 +21,7 @@ def test_it_rests_and_is_on_again_after_an_error() -> None:
 
 
 def test_the_last_of_several_puts_back_what_the_first_found() -> None:
-    first, second = at_rest(), at_rest()
+    first, second = gc_paused(), gc_paused()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
@@ -33,7 +33,7 @@ def test_the_last_of_several_puts_back_what_the_first_found() -> None:
 def test_where_it_was_off_it_stays_off() -> None:
     gc.disable()
     try:
-        with at_rest():
+        with gc_paused():
             pass
         assert not gc.isenabled()
     finally:

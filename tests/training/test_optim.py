@@ -1,7 +1,6 @@
 """Fifty steps against PEFT and torch's AdamW in plain torch; learning rates against transformers' schedules."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -19,13 +18,13 @@ from lorasmith.data.dataset.plan import plan
 from lorasmith.data.dataset.prepare import prepare
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import TrainingError
-from lorasmith.evaluation.loss import evaluate_loss
+from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
 from lorasmith.lora.files import has_effect
 from lorasmith.lora.inject import inject
 from lorasmith.lora.router import Router
 from lorasmith.model.row import Example
 from lorasmith.training.optim import learning_rate, warmup_steps
-from lorasmith.training.summary import read_summary
+from lorasmith.training.run_files import read_summary
 from tests.support.families import distance
 from tests.support.tiny import Watch, losses, model_folder, rows_file, settings, tokenizer, trained
 
@@ -150,7 +149,9 @@ def test_the_best_is_no_adapter_without_effect(tmp_path, monkeypatch):
 
     def measure(*args: Any) -> Any:
         loss = next(measured, None)
-        return evaluate_loss(*args) if loss is None else SimpleNamespace(loss=loss)  # the last one is real
+        return (
+            evaluate_loss(*args) if loss is None else ExampleLosses(torch.tensor([loss]), torch.ones(1))
+        )  # the last one is real
 
     monkeypatch.setattr("lorasmith.training.evaluator.evaluate_loss", measure)
     trained(run, max_steps=4, warmup=1, eval_every=1)

@@ -21,10 +21,10 @@ from lorasmith.model.row import Row, Step, flatten
 from lorasmith.training import assemble as assembly
 from lorasmith.training.distributed import World
 from lorasmith.training.optim import FlatParameters, make_optimizer
+from lorasmith.training.run_files import read_summary
 from lorasmith.training.step import Log, train_step
-from lorasmith.training.summary import read_summary
 from tests.support.families import adapted, example, tiny_base
-from tests.support.tiny import flags, model_folder, rows_file, settings, trained
+from tests.support.tiny import EXACT, assert_same_results, flags, model_folder, rows_file, settings, trained
 
 FAMILIES = ["llama", "gpt2", "bloom"]
 
@@ -167,3 +167,19 @@ def test_a_first_step_without_a_number_says_that_nothing_was_learned(tmp_path, c
 
 def row_loss(base: Base) -> torch.Tensor:
     return torch.stack([p.sum() for p in base.adapters["default"].parameters.values()]).sum()
+
+
+# --- law 4: any split of a step into rows and micro-batches is the same step
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+@pytest.mark.parametrize(
+    "split",
+    [{"row_tokens": 1}, {"row_tokens": 100}, {"batch_size": 1, "accumulate": 8}, {"batch_size": 2, "accumulate": 4}],
+)
+def test_any_split_into_rows_and_micro_batches_is_the_same_step(tmp_path, family, split):
+    options = EXACT | {"model": str(model_folder(family)), "batch_size": 8}
+    trained(tmp_path / "whole", **options)
+    trained(tmp_path / "split", **options | split)
+    assert_same_results(tmp_path / "split", tmp_path / "whole")

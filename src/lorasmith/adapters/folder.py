@@ -1,4 +1,7 @@
-"""An adapter folder: PEFT's two files, and lorasmith.json with the one encoding and the identity of the base."""
+"""Adapter folders: PEFT's two files, plus lorasmith.json with the chat template and the identity of the base model.
+
+`AdapterFolder` reads a folder, `write_adapter` writes one, and `find_adapter` finds the one inside a run.
+"""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from lorasmith.config.files import parse_object
 from lorasmith.config.lora import LoraConfig
-from lorasmith.config.values import Typed, wrong_values
+from lorasmith.config.values import Typed, validation_messages
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, foreign, listed
@@ -35,7 +38,7 @@ NAME, VERSION = "lorasmith.json", 1
 
 
 class _Identity(Typed):
-    """As model/identity.py makes it: an empty one would fit any base."""
+    """The hashes that model/identity.py computes. All are required, because an empty identity would fit any base."""
 
     config: str
     tensors: str
@@ -66,8 +69,8 @@ class _Template(Typed):
     golden: list[_Golden]
 
 
-class _About(Typed):
-    """What lorasmith.json must hold; of the notes nothing is asked."""
+class _Metadata(Typed):
+    """The required content of lorasmith.json; `notes` may hold anything."""
 
     base: _Base
     template: _Template
@@ -76,50 +79,50 @@ class _About(Typed):
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """An adapter folder, each file of it read once: all that anybody asks of it follows from those bytes.
+    """An adapter folder in memory. Each file is read exactly once, and everything here comes from those bytes.
 
-    `hash` is the SHA-256 of what was read, and `tensors` came out of the same bytes: a folder that another training
-    replaces meanwhile is either the old one or the new one. After a `glance` both are empty.
+    So `hash`, the SHA-256 over all files, always belongs to `tensors`, even if a training replaces the folder at the
+    same time. After `read_header` both are empty.
     """
 
     path: Path
-    raw: Mapping[str, Any]  # adapter_config.json, as PEFT has it
-    about: Mapping[str, Any] | None  # lorasmith.json; None where another tool made the adapter
+    peft_config: Mapping[str, Any]  # content of adapter_config.json
+    metadata: Mapping[str, Any] | None  # content of lorasmith.json; None if another tool made the adapter
     shapes: Mapping[str, tuple[int, ...]]
-    size: int  # bytes of the weights
+    size: int  # of the weights file, in bytes
     hash: str = ""
     tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """All of it. Raises AdapterError where a file is missing or broken."""
-        contents, raw, about = _read_small(path)
+        """Read the whole folder. Raises AdapterError if a file is missing or broken."""
+        contents, peft_config, metadata = _read_json_files(path)
         weights = weights_file(path).read_bytes()
         digests = [sha256(content).digest() for content in (contents[0], weights, *contents[1:])]
         tensors = parse_weights(weights, path / ADAPTER_WEIGHTS)
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        return cls(path, raw, about, shapes, len(weights), sha256(b"".join(digests)).hexdigest(), tensors)
+        return cls(path, peft_config, metadata, shapes, len(weights), sha256(b"".join(digests)).hexdigest(), tensors)
 
     @classmethod
-    def glance(cls, path: Path) -> Self:
-        """What it says of itself, without the numbers in its weights. Raises AdapterError as `read` does."""
-        _contents, raw, about = _read_small(path)
+    def read_header(cls, path: Path) -> Self:
+        """Read everything but the tensors themselves. Raises AdapterError as `read` does."""
+        _contents, peft_config, metadata = _read_json_files(path)
         weights = weights_file(path)
-        return cls(path, raw, about, weights_shapes(weights), weights.stat().st_size)
+        return cls(path, peft_config, metadata, weights_shapes(weights), weights.stat().st_size)
 
     def without_tensors(self) -> Self:
-        """The same, once the tensors have been put where they are needed."""
+        """A copy without tensors, to free their memory once the model holds them."""
         return replace(self, tensors={})
 
     @property
     def config(self) -> LoraConfig:
-        """What its layers are. Raises AdapterError where it holds options of PEFT that cannot be computed here."""
-        return lora_config(self.raw, self.path / ADAPTER_CONFIG)
+        """The LoRA options of its layers. Raises AdapterError for PEFT options that are not supported."""
+        return lora_config(self.peft_config, self.path / ADAPTER_CONFIG)
 
     @property
     def base(self) -> str:
-        """The base model that it names. Raises AdapterError where it names none."""
-        name = self.about["base"]["model"] if self.about else self.raw.get("base_model_name_or_path")
+        """The name or path of its base model. Raises AdapterError if it does not name one."""
+        name = self.metadata["base"]["model"] if self.metadata else self.peft_config.get("base_model_name_or_path")
         if not name:
             raise AdapterError(
                 _("{folder}: the adapter does not name its base model. Specify it with --model.", folder=self.path)
@@ -128,18 +131,17 @@ class AdapterFolder:
 
     @property
     def notes(self) -> Mapping[str, Any]:
-        """What the training noted: its data, its dtype, its held-out loss."""
-        return self.about["notes"] if self.about else {}
+        """What training recorded: data files, maximum length and dtype; empty if another tool made the adapter."""
+        return self.metadata["notes"] if self.metadata else {}
 
     def template(self, base: Base) -> Template:
-        """Its own encoding, verified on this base and tokenizer; the base's where another tool made the adapter.
+        """The template that it was trained with, or the base model's own if another tool made the adapter.
 
-        Raises:
-            AdapterError: another base or tokenizer than the adapter was trained on; says in what they differ.
+        Raises AdapterError if `base` or its tokenizer is not the one that the adapter was trained on.
         """
-        if self.about is None:
+        if self.metadata is None:
             return Template.of(base.tokenizer, "auto", end_ids(base))
-        here, then = base.identity, self.about["base"]["identity"]
+        here, then = base.identity, self.metadata["base"]["identity"]
         differing = [part for part in then if here.get(part) != then[part]]
         if differing:
             raise AdapterError(
@@ -148,11 +150,11 @@ class AdapterFolder:
                     "differ in: {parts}. Specify the right one with --model.",
                     folder=self.path,
                     base=base.source,
-                    then=self.about["base"]["model"],
+                    then=self.metadata["base"]["model"],
                     parts=listed(map(foreign, differing)),
                 )
             )
-        return Template.from_json(self.about["template"], base.tokenizer)
+        return Template.from_json(self.metadata["template"], base.tokenizer)
 
     def load_into(self, base: Base, name: str) -> None:
         """Add it to `base` as the active adapter `name`. Raises AdapterError as `load_adapter` does."""
@@ -165,38 +167,39 @@ class AdapterFolder:
         return {key: tensor.to(dtype) for key, tensor in self.tensors.items()}
 
 
-def _read_small(path: Path) -> tuple[list[bytes], dict[str, Any], dict[str, Any] | None]:
-    """The bytes of adapter_config.json and, where it is there, of lorasmith.json, and what they say."""
-    raw, about = path / ADAPTER_CONFIG, path / NAME
-    if not raw.is_file():
+def _read_json_files(path: Path) -> tuple[list[bytes], dict[str, Any], dict[str, Any] | None]:
+    """The bytes of adapter_config.json and of lorasmith.json, if there is one, and the parsed content of both."""
+    config, metadata = path / ADAPTER_CONFIG, path / NAME
+    if not config.is_file():
         raise AdapterError(
             _("{folder} is not an adapter folder: it does not contain {name}.", folder=path, name=ADAPTER_CONFIG)
         )
-    contents = [file.read_bytes() for file in (raw, about) if file.is_file()]
-    return contents, parse_config(contents[0], raw), _parse_about(contents[1], about) if len(contents) > 1 else None
+    contents = [file.read_bytes() for file in (config, metadata) if file.is_file()]
+    parsed = _parse_metadata(contents[1], metadata) if len(contents) > 1 else None
+    return contents, parse_config(contents[0], config), parsed
 
 
 def write_adapter(base: Base, adapter: str, template: Template, folder: Path, notes: dict[str, Any]) -> None:
-    """Write one adapter of `base` for PEFT, vLLM and lorasmith. `notes` is free: data, held-out loss."""
-    about = {
+    """Write one adapter of `base` so that PEFT, vLLM and lorasmith can load it; `notes` may hold any JSON."""
+    metadata = {
         "version": VERSION,
-        "base": {"model": lasting(base.source), "identity": base.identity},
+        "base": {"model": absolute_if_exists(base.source), "identity": base.identity},
         "template": template.to_json(),
         "notes": notes,
     }
-    text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-    source = lasting(base.source if Path(base.source).expanduser().is_dir() else str(base.folder))
+    text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
+    source = absolute_if_exists(base.source if Path(base.source).expanduser().is_dir() else str(base.folder))
     save_adapter(base.adapters[adapter], base.model, folder, source, {NAME: text})
 
 
-def lasting(name: str) -> str:
-    """A path as it is from any working directory; a name that is no path here stays."""
+def absolute_if_exists(name: str) -> str:
+    """The absolute path of an existing file or folder; any other name, such as that of a model, is returned as is."""
     path = Path(name).expanduser()
     return str(path.absolute()) if path.exists() else name
 
 
 def find_adapter(path: Path) -> Path:
-    """The adapter folder that `path` is or, as a run, holds. Raises AdapterError where there is none."""
+    """The adapter folder at `path`, which may also be a run folder. Raises AdapterError if there is none."""
     for folder in (path, path / "adapter"):
         if (folder / ADAPTER_CONFIG).is_file():
             return folder
@@ -213,10 +216,10 @@ def find_adapter(path: Path) -> Path:
     raise AdapterError(_("{path}: not a run or adapter folder ({name} not found).", path=path, name=ADAPTER_CONFIG))
 
 
-def _parse_about(content: bytes, path: Path) -> dict[str, Any]:
-    """The content of a lorasmith.json, which was read from `path`. Raises AdapterError."""
-    about = parse_object(content, path, AdapterError)
-    version = about.get("version")
+def _parse_metadata(content: bytes, path: Path) -> dict[str, Any]:
+    """Parse and check a lorasmith.json that was read from `path`. Raises AdapterError."""
+    metadata = parse_object(content, path, AdapterError)
+    version = metadata.get("version")
     if type(version) is not int or version != VERSION:
         raise AdapterError(
             _(
@@ -227,13 +230,13 @@ def _parse_about(content: bytes, path: Path) -> dict[str, Any]:
             )
         )
     try:
-        _About.model_validate(about)
+        _Metadata.model_validate(metadata)
     except ValidationError as error:
-        raise AdapterError(*(f"{path}: {text}" for text in wrong_values(error, _About))) from None
-    return about
+        raise AdapterError(*(f"{path}: {text}" for text in validation_messages(error, _Metadata))) from None
+    return metadata
 
 
 def end_ids(base: Base) -> tuple[int, ...]:
-    """Token ids at which the model's own generation config ends a reply."""
+    """The token ids that end a reply according to the model's generation config."""
     ends = getattr(base.model.generation_config, "eos_token_id", None)
     return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)

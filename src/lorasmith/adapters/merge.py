@@ -1,4 +1,4 @@
-"""Base and adapter as one plain transformers folder, with a certificate that it answers as the adapter does."""
+"""Merging an adapter into its base model as a plain transformers folder, checked against the adapter's logits."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,20 +20,21 @@ from lorasmith.model.probe import native_attention
 from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
 from lorasmith.system.locking import locked
-from lorasmith.system.ownership import is_marked, mark, marked_files, named, of_others
+from lorasmith.system.ownership import foreign_entries, is_marked, mark, marked_files, short_list
 from lorasmith.system.transformers_logging import quiet_transformers
 from lorasmith.system.writing import recover, write_folder, writing
 
-FLOAT32_LIMIT = 1e-4  # relative; summing W + B A in another order than W x + B (A x) gives about 1e-6
-MARGIN = 1.2  # rounding W + B A moves as much as rounding W does, now more and now less: up to 1.1 times was seen
+FLOAT32_LIMIT = 1e-4  # relative error; computing (W + B A) x instead of W x + B (A x) gives about 1e-6
+MARGIN = 1.2  # rounding W + B A changes the logits about as much as rounding W: up to 1.1 times as much was observed
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """How far the merged model's logits are from the adapter's on the probe conversations.
+    """How closely the merged model's logits match the adapter's on the probe conversations.
 
-    error: root mean square, relative to that of the logits; limit: what is allowed. agreeing of positions: where the
-    likeliest next token is the same, counted where rounding could not have changed it.
+    `error` is the root mean square difference relative to that of the logits, and `limit` is its allowed maximum.
+    `positions` counts the positions whose most likely token rounding cannot change, and `agreeing` those of them
+    where both models predict the same token.
     """
 
     folder: str
@@ -46,7 +47,7 @@ class Certificate:
 
     @property
     def holds(self) -> bool:
-        """Whether the merged model may be used in the adapter's place."""
+        """Whether the merged model can replace the adapter."""
         return self.error <= self.limit and self.agreeing == self.positions
 
     def __str__(self) -> str:
@@ -68,17 +69,19 @@ def merge_run(
     overwrite: bool = False,
     report: Report | None = None,
 ) -> Certificate:
-    """Merge the adapter of a run or adapter folder into its base and write `output`, a plain model with its tokenizer.
+    """Merge the adapter of a run or adapter folder into its base model, and write a plain model folder to `output`.
 
-    `config.dtype` is the dtype that is saved; where it is auto, the base's own. The sum is taken in float64 over the
-    base in float32, then rounded once. The folder gets its name only after it was read back and compared.
+    The weights are saved in `config.dtype`, or, if that is auto, in the dtype of the base model on disk. They are
+    added in float64, starting from the base model in float32, and rounded once. The folder appears under its name
+    only after it has been loaded again and compared.
 
     Raises:
-        RunError: `output` is there already, holds the base or the adapter itself, or cannot be written.
-        AdapterError: no adapter, another base, or a merged model whose logits are further off than rounding explains.
+        RunError: `output` already exists, contains the base model or the adapter, or cannot be written.
+        AdapterError: there is no adapter, it belongs to another base model, or the merged model's logits differ by
+            more than rounding explains.
     """
     report, folder = report or Report(), Path(output).expanduser()
-    place = folder.resolve()  # through a link, and of a folder that has a name
+    place = folder.resolve()  # follow a link, and give "." a name
     with ExitStack() as stack:
         with writing(folder, is_run=False):
             stack.enter_context(locked(place.parent / f".{place.name}.lorasmith-lock", folder))
@@ -90,7 +93,7 @@ def _merge(path: str | Path, folder: Path, config: ModelConfig, overwrite: bool,
     _refuse_existing(folder, overwrite)
     wide = config.model_dump(exclude_unset=True) | {"dtype": "float32"}
     session = open_adapters([path], ModelConfig(**wide), report)
-    _refuse_own_parts(folder, session)
+    _refuse_own_sources(folder, session)
     dtype = _dtype_on_disk(session, config) if config.dtype == "auto" else getattr(torch, config.dtype)
     report.say(_("Merging in {dtype}", dtype=dtype_name(dtype)))
     plain, untied = _merged_model(session, dtype, config.trust_remote_code)
@@ -107,7 +110,7 @@ def _merge(path: str | Path, folder: Path, config: ModelConfig, overwrite: bool,
         _refuse_wrong(certificate)
         certificates.append(certificate)
         mark(staging, "model", sorted(str(one.relative_to(staging)) for one in staging.rglob("*")))
-        _refuse_existing(folder, overwrite)  # what came meanwhile
+        _refuse_existing(folder, overwrite)  # another process may have written there in the meantime
 
     write_folder(folder.resolve(), fill, is_run=False)
     report.say(str(certificates[0]))
@@ -129,10 +132,14 @@ def certify(
     merged: Sequence[Tensor],
     untied: bool,
 ) -> Certificate:
-    """Compare logits [L, V] of each probe: the adapter's in float32, over the rounded base, and of the merged model.
+    """Compare the logits of each probe, float tensors of shape [L, V] for L tokens and V entries of the vocabulary.
 
-    The limit is 1e-4, or in a narrower dtype 1.2 times what rounding the base itself moves. The likeliest token must
-    agree wherever its lead is more than two logits can be moved by that.
+    wanted: of the adapter on the base model in float32.
+    rounded: of the adapter on the base model rounded to `dtype`.
+    merged: of the merged model.
+
+    The limit is 1e-4, or, if it is larger, 1.2 times the error that rounding the base model alone causes. The most
+    likely token must agree wherever its lead over the second is larger than that rounding can undo.
     """
     a, r, m = (torch.cat([t.double() for t in side]) for side in (wanted, rounded, merged))
     size = a.pow(2).mean().sqrt()
@@ -146,7 +153,7 @@ def certify(
 
 
 def _refuse_existing(folder: Path, overwrite: bool) -> None:
-    """Raise RunError where something is there that is not to be replaced, or that merging did not write."""
+    """Raise RunError if `folder` exists and must not be replaced, or contains anything that merging did not write."""
     if folder.exists() and not folder.is_dir():
         raise RunError(_("{folder} is a file, not a folder. Choose another --output.", folder=folder))
     if not folder.exists() or not any(folder.iterdir()):
@@ -164,19 +171,19 @@ def _refuse_existing(folder: Path, overwrite: bool) -> None:
             )
         )
     files = marked_files(folder)
-    if others := of_others(folder, lambda path: str(path) in files):
+    if others := foreign_entries(folder, lambda path: str(path) in files):
         raise RunError(
             _(
                 "{folder} contains {names}, which lorasmith did not write, so --overwrite does not replace it. Move "
                 "what you want to keep, remove the rest, or choose another --output.",
                 folder=folder,
-                names=named(others),
+                names=short_list(others),
             )
         )
 
 
-def _refuse_own_parts(folder: Path, session: Session) -> None:
-    """--overwrite would remove what is being merged."""
+def _refuse_own_sources(folder: Path, session: Session) -> None:
+    """Raise RunError if --overwrite would remove the base model or the adapter that is being merged."""
     target = folder.resolve()
     for part in (session.base.folder.resolve(), session.folders[session.names[0]].path.resolve()):
         if part.is_relative_to(target):
@@ -203,7 +210,7 @@ def _refuse_wrong(certificate: Certificate) -> None:
 
 
 def _probes(session: Session) -> list[list[int]]:
-    """Token ids of the probe conversations, as far as the model can look; bare text where the template refuses one."""
+    """Token ids of the probe conversations, cut to the context length; plain text if the template rejects one."""
     template, limit = session.template, session.base.max_positions
     found = []
     for probe in PROBES:
@@ -216,17 +223,17 @@ def _probes(session: Session) -> list[list[int]]:
 
 
 def _save(plain: PreTrainedModel, session: Session, folder: Path) -> None:
-    _say_as_trained(plain, session)
-    with quiet_transformers():  # a bar of its own
+    _set_encoding(plain, session)
+    with quiet_transformers():  # it would show a progress bar
         plain.save_pretrained(folder)
         session.base.tokenizer.save_pretrained(folder)
 
 
-def _say_as_trained(plain: PreTrainedModel, session: Session) -> None:
-    """Template, system text and stop tokens of the training, where they are not what the base has of itself."""
+def _set_encoding(plain: PreTrainedModel, session: Session) -> None:
+    """Save the template, system message and stop tokens of the training, if they differ from the base model's."""
     template, tokenizer = session.template, session.base.tokenizer
-    if session.folders[session.names[0]].about is None:
-        return  # made by another tool, which says nothing of them
+    if session.folders[session.names[0]].metadata is None:
+        return  # made by another tool, which does not record them
     own = tokenizer.get_chat_template() if tokenizer.chat_template else None
     if template.as_jinja() != own:
         tokenizer.chat_template = template.as_jinja()
@@ -236,7 +243,7 @@ def _say_as_trained(plain: PreTrainedModel, session: Session) -> None:
 
 @torch.no_grad()
 def _merged_model(session: Session, dtype: torch.dtype, trust_remote_code: bool) -> tuple[PreTrainedModel, bool]:
-    """A plain model with the merged weights in `dtype`, and whether embedding and head had to be untied."""
+    """A plain model with the merged weights in `dtype`, and whether its embedding and head had to be untied."""
     model = session.base.model
     merged = merged_weights(model, session.base.adapters[session.names[0]], dtype)
     kept = {plain_name(n): p for n, p in model.named_parameters(remove_duplicate=False)}
@@ -251,7 +258,7 @@ def _merged_model(session: Session, dtype: torch.dtype, trust_remote_code: bool)
 
 
 def _must_untie(model: PreTrainedModel, merged: dict[str, Tensor]) -> bool:
-    """Whether only one end of a tied pair has new weights."""
+    """Whether merging gives the tied embedding and head different weights."""
     if not model.config.get_text_config().tie_word_embeddings or model.get_output_embeddings() is None:
         return False
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
@@ -265,7 +272,7 @@ def _must_untie(model: PreTrainedModel, merged: dict[str, Tensor]) -> bool:
 def _load_plain(
     folder: Path, config: PretrainedConfig | None, dtype: torch.dtype, trust_remote_code: bool
 ) -> PreTrainedModel:
-    with quiet_transformers():  # an untied head is reported as missing before it is filled in
+    with quiet_transformers():  # it would report an untied head as missing, which is filled in afterwards
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, local_files_only=True, use_safetensors=True,
             trust_remote_code=trust_remote_code,
@@ -276,7 +283,7 @@ def _load_plain(
 
 @torch.no_grad()
 def _round_base(session: Session, dtype: torch.dtype) -> None:
-    """The base in `dtype`, the adapter as it is: what one would run instead of the merged model."""
+    """Round the base model's weights to `dtype` in place, but not the adapter's: the alternative to merging."""
     own = {id(p) for p in session.base.adapters[session.names[0]].parameters.values()}
     for parameter in session.base.model.parameters():
         if id(parameter) not in own:
@@ -284,7 +291,7 @@ def _round_base(session: Session, dtype: torch.dtype) -> None:
 
 
 def _logits_of_base(session: Session, probes: Sequence[list[int]]) -> list[Tensor]:
-    """The adapter's logits, the model used as transformers uses it."""
+    """The adapter's logits, computed with transformers' own attention."""
     with native_attention(session.base):
         return _logits(session.base.model, probes)
 
@@ -296,7 +303,7 @@ def _logits(model: PreTrainedModel, probes: Sequence[list[int]]) -> list[Tensor]
 
 
 def _config(session: Session, trust_remote_code: bool) -> PretrainedConfig:
-    """The base's own, with its dropouts."""
+    """The base model's config from disk; the loaded one has its dropouts set to 0."""
     config: PretrainedConfig = AutoConfig.from_pretrained(
         session.base.folder, local_files_only=True, trust_remote_code=trust_remote_code
     )

@@ -1,4 +1,4 @@
-"""A base with trained adapters on it, ready to be talked to, measured or merged."""
+"""A base model with trained adapters attached, ready to chat, to be evaluated or to be merged."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from lorasmith.system.device import choose_device, choose_dtype
 
 @dataclass(frozen=True)
 class Session:
-    """`template` is the one that the first adapter was trained with; `folders` are the adapters' by name."""
+    """A loaded base model, its adapters by name, and the template that all of them were trained with."""
 
     base: Base
     template: Template
@@ -31,13 +31,13 @@ class Session:
 
     @property
     def names(self) -> list[str]:
-        """The adapters, in the order in which they were given."""
+        """The names of the adapters, in the order in which they were given."""
         return list(self.folders)
 
     def reply(
         self, conversations: Sequence[Sequence[Message]], adapter: str | None, sampling: SamplingConfig | None = None
     ) -> list[str]:
-        """An answer to each conversation, decoded together; `adapter` None: the base alone."""
+        """An answer to each conversation, decoded in one batch; with `adapter` None, by the base model alone."""
         requests = [
             Request(
                 self.template.encode_prompt(messages), sampling or SamplingConfig(), adapter, self.template.stop_ids
@@ -47,10 +47,15 @@ class Session:
         return [reply.text for reply in replies(Engine(self.base), requests)]
 
     def generate(self, prompt: str | Sequence[str], adapter: str | None = "", **sampling: Any) -> Any:
-        """The answer to a prompt as text, or a list of answers to a list of prompts.
+        """The answer to a prompt, or a list of answers to a list of prompts.
 
-        `adapter`: a name in `names`, None for the base alone; the first one where not given. sampling: temperature,
-        top_p, max_new_tokens and the like (config/sampling.py). Raises ConfigError for an option that does not exist.
+        Args:
+            prompt: one or several user messages.
+            adapter: one of `names`, or None for the base model alone; the first adapter by default.
+            sampling: any field of `SamplingConfig`, such as temperature, top_p or max_new_tokens.
+
+        Raises:
+            ConfigError: an option is unknown or has an invalid value.
         """
         settings = check(SamplingConfig, sampling, "sampling")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -62,11 +67,12 @@ class Session:
 def open_adapters(
     paths: Sequence[str | Path], config: ModelConfig | None = None, report: Report | None = None
 ) -> Session:
-    """Load the base that the first adapter names (or `config.model`), and every adapter onto it, as evaluation sees it.
+    """Load the base model that the first adapter names (or `config.model`) in eval mode, and attach every adapter.
 
     Raises:
-        AdapterError: no adapter there, one for another base or tokenizer, or adapters with different encodings.
-        ModelError: the base cannot be loaded.
+        AdapterError: a path contains no adapter, an adapter belongs to another base model or tokenizer, or the
+            adapters were trained with different templates.
+        ModelError: the base model cannot be loaded.
     """
     report = report or Report()
     folders = _named([AdapterFolder.read(find_adapter(Path(path).expanduser())) for path in paths])
@@ -75,7 +81,7 @@ def open_adapters(
     for name, folder in folders.items():
         templates[name] = folder.template(base)
         folder.load_into(base, name)
-        if folder.about is None:
+        if folder.metadata is None:
             report.warn(
                 _(
                     "{folder}: the adapter was made by another tool, so the model's own chat template is used.",
@@ -98,7 +104,7 @@ def open_adapters(
 
 
 def base_settings(adapter: AdapterFolder | None, config: ModelConfig, report: Report) -> ModelConfig:
-    """How to load the base: what `config` says, the rest as the adapter in this folder was trained over it."""
+    """How to load the base model: as `config` says, and otherwise as it was loaded when the adapter was trained."""
     settings = config.model_dump(exclude_unset=True)
     if adapter is not None:
         settings["model"] = settings.get("model") or adapter.base
@@ -108,7 +114,7 @@ def base_settings(adapter: AdapterFolder | None, config: ModelConfig, report: Re
 
 
 def _trained_dtype(adapter: AdapterFolder, device: str, report: Report) -> str:
-    """The base's dtype in training, so that it answers as it was measured; what the machine is fast at elsewhere."""
+    """The dtype of the base model in training, so that results match; auto if that dtype would be slow here."""
     trained = str(adapter.notes.get("dtype", "auto"))
     chosen, why = choose_dtype("auto", choose_device(device)[0])
     if trained in ("auto", "float32", "float64") or trained == str(chosen).removeprefix("torch."):
@@ -124,7 +130,7 @@ def _trained_dtype(adapter: AdapterFolder, device: str, report: Report) -> str:
 
 
 def _named(folders: Sequence[AdapterFolder]) -> dict[str, AdapterFolder]:
-    """A name for each adapter folder: its own, or its run's; a number behind it where two are alike."""
+    """The adapter folders by name: the name of the folder or its run, with a number appended to duplicates."""
     named: dict[str, AdapterFolder] = {}
     for folder in folders:
         full = folder.path.resolve()

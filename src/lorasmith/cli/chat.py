@@ -13,7 +13,7 @@ from lorasmith.cli.flags import Parser, base_of, given
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen, printable
 from lorasmith.config.sampling import SamplingConfig
-from lorasmith.config.values import check, closest
+from lorasmith.config.values import check, did_you_mean
 from lorasmith.data.rows.conversation import Message
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _, listed
@@ -128,13 +128,16 @@ class Chat:
         elif word == "/adapter":
             text = _("Available adapters: {names}.", names=listed(self.names))
             if rest:
-                text += " " + _("Unknown adapter {name!r}.", name=rest) + closest(rest, self.names)
+                text += " " + _("Unknown adapter {name!r}.", name=rest) + did_you_mean(rest, self.names)
             self.screen.say(text)
         elif word == "/again":
             self._again()
         else:
             self.screen.say(
-                _("Unknown command {word}.", word=word) + closest(word, COMMANDS) + " " + _("Type /help for a list.")
+                _("Unknown command {word}.", word=word)
+                + did_you_mean(word, COMMANDS)
+                + " "
+                + _("Type /help for a list.")
             )
         return True
 

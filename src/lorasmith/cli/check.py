@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from lorasmith.cli.flags import Parser, config_of, page_of
+from lorasmith.cli.flags import Parser, config_of, html_path
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
 from lorasmith.i18n import _
@@ -25,7 +25,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Show the result; returns 0 if training can start, with or without warnings, else 2. Raises LorasmithError."""
-    config, page = config_of(args), page_of(args)
+    config, page = config_of(args), html_path(args)
     with importing():
         from lorasmith.preflight.check import check
     from lorasmith.cli.check_result import show

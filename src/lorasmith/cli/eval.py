@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorasmith.cli.flags import Parser, base_of, given, page_of, positive
+from lorasmith.cli.flags import Parser, base_of, given, html_path, positive
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
 from lorasmith.config.data import DataConfig
@@ -56,7 +56,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Print every metric of base model and adapters, and the interval of their difference. Raises LorasmithError."""
-    model, limits, page = base_of(args), _limits(args), page_of(args)
+    model, limits, page = base_of(args), _limits(args), html_path(args)
     sampling = check(SamplingConfig, given(args).get("sampling", {}), "sampling")
     runs = [args.run, *filter(is_adapter, args.words)]
     files = tuple(word for word in args.words if not is_adapter(word))

@@ -1,7 +1,7 @@
-"""Flags made from the fields of the configuration: one definition of every name, default and help text. Loads no torch.
+"""Command-line flags generated from the fields of the configuration, which define every name, default and help text.
 
-The parser hands over texts and knows no types: the configuration checks file and flags once, so that all problems
-come together.
+The parser does not convert types: the configuration validates the file and the flags together, so that all problems
+are reported at once. Loads no torch.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingFlags
 from lorasmith.config.serving import ServeConfig
 from lorasmith.config.toml import SECTIONS, Config, load_config
-from lorasmith.config.values import Word, check, closest
+from lorasmith.config.values import CommandLineText, check, did_you_mean
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 
@@ -27,7 +27,7 @@ FLAG_SECTIONS: dict[str, type[BaseModel]] = {**SECTIONS, "sampling": SamplingFla
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises ConfigError instead of leaving the program, and that never guesses an abbreviation."""
+    """An argparse parser that raises ConfigError instead of exiting, and accepts no abbreviated flags."""
 
     def __init__(self, verb: str, words: str, about: str) -> None:
         super().__init__(
@@ -40,41 +40,41 @@ class Parser(argparse.ArgumentParser):
         )
         self.own = self.add_argument_group(_("options"))
         self.own.add_argument("-h", "--help", action="help", help=_("Show this help message"))
-        # cli/main.py takes these two before a verb is imported; here they are for the help and for `closest`.
+        # cli/main.py handles these two before it imports a command; here they serve --help and `did_you_mean`
         self.own.add_argument("--lang", metavar="zh|en", help=_("Display language (default: from LANG)"))
         self.add_switch("--plain", _("Plain output for screen readers: no bars, boxes or colours; one fact per line"))
 
     def error(self, message: str) -> NoReturn:
-        """Raises ConfigError with argparse's sentence and the way to the help."""
+        """Raise ConfigError with argparse's message and a hint at --help."""
         raise ConfigError(_("{message} (see {prog} --help)", message=message, prog=self.prog))
 
     def add_section(self, name: str, only: Collection[str] | None = None) -> None:
-        """A flag for every field of a section (or for `only` some), under its heading; its key is `name.field`."""
+        """Add a flag for every field of a section, or only for those in `only`. The flag's dest is `name.field`."""
         group = self.add_argument_group(f"[{name}]")
         for key, field in FLAG_SECTIONS[name].model_fields.items():
             if only is None or key in only:
                 add_field(group, f"{name}.{key}", field)
 
     def add_switch(self, flag: str, text: str) -> None:
-        """A flag that is there or not."""
+        """Add a flag without a value."""
         self.own.add_argument(flag, action="store_true", help=text)
 
     def add_json(self) -> None:
-        """--json, which sends what people read to stderr."""
+        """Add --json, which moves all other output to standard error."""
         self.add_switch("--json", _("Print the result as one JSON object on the last line of standard output"))
 
     def add_html(self) -> None:
-        """--html, read by `page_of`."""
+        """Add --html, which `html_path` reads."""
         self.own.add_argument("--html", metavar="FILE", help=_("Also write the results to a self-contained HTML file"))
 
     def add_base(self) -> None:
-        """--model, --dtype, --device for verbs that read the base's name from RUN."""
+        """Add the flags of the base model, for commands that otherwise load the one that the adapter names."""
         text = _("Base model to use instead of the one named in the adapter")
         self.own.add_argument("--model", dest="model.model", metavar="TEXT", default=argparse.SUPPRESS, help=text)
         self.add_section("model", only=("dtype", "device", "trust_remote_code"))
 
     def add_config(self) -> None:
-        """--config, --output and the flags of every section."""
+        """Add --config, --output and the flags of every section."""
         self.own.add_argument(
             "--config", metavar="FILE", help=_("TOML configuration file; command-line options override it")
         )
@@ -83,23 +83,23 @@ class Parser(argparse.ArgumentParser):
             self.add_section(name)
 
     def read(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """What was given, and a line for each flag or word that the verb does not know."""
-        args, rest = self.parse_known_intermixed_args(argv)  # plain parsing loses `--output RUN DATA...`
+        """Parse `argv`. Returns the arguments, and one message per unknown flag or unexpected argument."""
+        args, rest = self.parse_known_intermixed_args(argv)  # parse_known_args fails on `--output RUN DATA...`
         known = [flag for action in self._actions for flag in action.option_strings]
         unknown = [word.split("=")[0] for word in rest if word.startswith("-")]
-        problems = [_("unknown option {flag}.", flag=flag) + closest(flag, known) for flag in unknown]
+        problems = [_("unknown option {flag}.", flag=flag) + did_you_mean(flag, known) for flag in unknown]
         return args, problems or [_("unexpected argument {word!r}", word=word) for word in rest]
 
 
 def positive(text: str) -> int:
-    """A whole number above 0, for a flag that is no field of the configuration."""
+    """An argparse type for a whole number above 0, for flags that are not fields of the configuration."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(_("invalid value {word!r}: must be a whole number above 0", word=text))
     return int(text)
 
 
 def add_field(group: Group, key: str, field: FieldInfo) -> None:
-    """The flag of one field: the last part of its key, with dashes."""
+    """Add the flag of one field, named after the last part of its key, with dashes."""
     flag = "--" + key.split(".")[-1].replace("_", "-")
     default = default_text(field.default)
     text = (field.description or "") + (_(" (default: {default})", default=default) if default else "")
@@ -113,7 +113,7 @@ def add_field(group: Group, key: str, field: FieldInfo) -> None:
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
-    """The configuration's flags that were given, by section: {"lora": {"r": "8"}, "output": "runs/x"}."""
+    """The flags that were given, by section: {"lora": {"r": "8"}, "output": "runs/x"}."""
     values: dict[str, Any] = {}
     for key, value in vars(args).items():
         section, dot, name = key.partition(".")
@@ -129,12 +129,12 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def config_of(args: argparse.Namespace) -> Config:
-    """--config's file with the flags over it; raises ConfigError with every problem."""
+    """The configuration of --config, overridden by the flags. Raises ConfigError that lists every problem."""
     return load_config(Path(args.config) if args.config else None, given(args))
 
 
 def config_problems(args: argparse.Namespace) -> tuple[str, ...]:
-    """What is wrong in the values that were given, for a message about something else."""
+    """The problems of the given values, to report them along with unknown flags."""
     try:
         if "config" in args:
             config_of(args)
@@ -144,7 +144,7 @@ def config_problems(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def kinds_of(annotation: Any) -> list[Any]:
-    """The alternatives of a union, None left out."""
+    """The types that an annotation allows, without None."""
     parts = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     plain = (get_args(part)[0] if get_origin(part) is Annotated else part for part in parts)
     return [part for part in plain if part is not type(None)]
@@ -155,13 +155,13 @@ def _is_many(kinds: list[Any]) -> bool:
 
 
 def _value(kinds: list[Any], value: Any) -> Any:
-    """The words of one flag as the field takes them; what does not fit goes on as it is, to be refused there."""
+    """A flag's value in the form that its field expects. Invalid values are left to the validation."""
     if isinstance(value, str):
-        value = Word(value)
+        value = CommandLineText(value)
     elif isinstance(value, list):
-        value = [Word(word) for word in value]
+        value = [CommandLineText(word) for word in value]
     if isinstance(value, list) and str in kinds and len(value) == 1:
-        return value[0]  # one value is an expression, several are names
+        return value[0]  # a single value may be a regular expression; several are names
     if isinstance(value, list) and any(get_origin(kind) is dict for kind in kinds):
         return _pairs(kinds, value)
     if float in kinds and str in kinds:
@@ -173,16 +173,16 @@ def _value(kinds: list[Any], value: Any) -> Any:
 
 
 def _pairs(kinds: list[Any], words: list[str]) -> Any:
-    """NAME=VALUE of each word.
+    """The NAME=VALUE words as a dict, or the words unchanged if one is not of that form.
 
-    Split at the last `=` before a number, whose name is an expression that may hold others; at the first before a
-    text, whose name is one of ours and which may hold others itself.
+    If values are numbers, NAME may be a regular expression that contains `=`, so split at the last one. If values are
+    text, NAME is one of ours and VALUE may contain `=`, so split at the first one.
     """
     is_text = any(get_args(kind)[1] is str for kind in kinds if get_origin(kind) is dict)
     pairs = [word.partition("=") if is_text else word.rpartition("=") for word in words]
     if not all(name and equals for name, equals, _text in pairs):
         return words
-    return {name: Word(text) for name, _equals, text in pairs}
+    return {name: CommandLineText(text) for name, _equals, text in pairs}
 
 
 def _metavar(kinds: list[Any]) -> str:
@@ -199,14 +199,14 @@ def _metavar(kinds: list[Any]) -> str:
 
 
 def default_text(value: Any) -> str:
-    """As it would be typed; nothing where the field is empty, because its help text says what then happens."""
+    """A default as the user would type it; empty if there is none, because the help text then explains it."""
     if value is None or value == () or value == {}:
         return ""
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def page_of(args: argparse.Namespace) -> Path | None:
-    """--html, whose folder must be there before minutes are spent. Raises ConfigError."""
+def html_path(args: argparse.Namespace) -> Path | None:
+    """The path of --html, or None. Raises ConfigError if its folder does not exist, before minutes are spent."""
     if args.html is None:
         return None
     path = Path(args.html).expanduser()
@@ -216,5 +216,5 @@ def page_of(args: argparse.Namespace) -> Path | None:
 
 
 def base_of(args: argparse.Namespace) -> ModelConfig:
-    """What --model, --dtype and the like say of the base; only the given ones are set."""
+    """The options of the base model from --model, --dtype and so on; only the given ones are set."""
     return check(ModelConfig, given(args).get("model", {}), "model")

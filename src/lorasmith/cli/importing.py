@@ -4,7 +4,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lorasmith.system.gc_pause import at_rest
+from lorasmith.system.gc_pause import gc_paused
 
 
 @contextmanager
@@ -13,6 +13,6 @@ def importing() -> Iterator[None]:
 
     For the command line only: objects that are garbage at the end of the block are never freed.
     """
-    with at_rest():
+    with gc_paused():
         yield
     gc.freeze()

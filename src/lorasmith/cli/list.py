@@ -1,4 +1,4 @@
-"""lorasmith list: the runs in a folder, the newest first."""
+"""lorasmith list: the runs in a folder, newest first."""
 
 import argparse
 import json
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from lorasmith.runs.listing import RunInfo
 
 FOLDER = "runs"
-OTHERS = 57  # columns that all but the name need at least
+OTHER_COLUMNS = 57  # minimum width of all columns but the run's name
 
 
 def parser() -> Parser:
-    """Which folder."""
+    """The arguments of the command."""
     about = _(
         "List the runs in a folder with their state, data, losses and size. Only reads their files; no model is loaded."
     )
@@ -37,7 +37,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints one table. Raises LorasmithError."""
+    """Print a table of runs. Raises LorasmithError."""
     from lorasmith.runs.listing import find_runs
 
     folder = Path(args.folder or FOLDER).expanduser()
@@ -62,11 +62,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def table(runs: Sequence["RunInfo"], width: int) -> Table:
-    """One line a run where its name fits; the name is never cut, because it is what one types."""
+    """A table of runs that fits `width` columns. Names of runs may wrap but are never cut, because users type them."""
     made = Table(box=None, width=width, padding=(0, 1, 0, 0), pad_edge=False)
     name, base, data = (max(map(cell_len, shown)) for shown in zip(*map(_names, runs), strict=True))
     run, state, step, on, rows, loss, size, date = _headings()
-    made.add_column(run, width=min(name, max(width - OTHERS, 10)), overflow="fold")
+    made.add_column(run, width=min(name, max(width - OTHER_COLUMNS, 10)), overflow="fold")
     made.add_column(state, no_wrap=True)
     made.add_column(step, justify="right", no_wrap=True)
     made.add_column(on, ratio=base, no_wrap=True, overflow="ellipsis")
@@ -91,7 +91,7 @@ def _headings() -> tuple[str, ...]:
 
 
 def _names(info: "RunInfo") -> tuple[str, str, str]:
-    """What the run, its base and its data are called in the table."""
+    """The names of the run, its base model and its data in the table."""
     return Path(info.run).name, Path(info.base).name, _data(info.data)
 
 
@@ -115,7 +115,7 @@ def _losses(info: "RunInfo") -> str:
 
 
 def _date(date: datetime) -> str:
-    """Digits alone, in any language: the hour of today, the day of this year, the month of an older one."""
+    """The time if it is today, else the month and day, or for older dates the year and month; digits only."""
     now = datetime.now().astimezone()
     if date.date() == now.date():
         return f"{date:%H:%M}"

@@ -1,4 +1,4 @@
-"""The command line: finds the verb, and is the only place where an error becomes a message. Loads no torch."""
+"""The entry point of the command line: runs a command and turns errors into messages and exit codes. Loads no torch."""
 
 import errno
 import os
@@ -9,27 +9,27 @@ from importlib import import_module
 from io import TextIOWrapper
 from typing import TextIO
 
-from lorasmith.cli.streams import open_closed, outliving_readers, silence_unread
+from lorasmith.cli.streams import discard_unwritable_output, ignoring_write_errors, reopen_closed_streams
 from lorasmith.errors import ConfigError, LorasmithError
-from lorasmith.i18n import LANGUAGES, _, foreign, lend_to_argparse, listed
-from lorasmith.system.memory import enough_memory
+from lorasmith.i18n import LANGUAGES, _, foreign, listed, translate_argparse
+from lorasmith.system.memory import convert_memory_errors
 from lorasmith.version import installed_version
 
-# The machine says no.
-OUR_FAULT_IS_NOT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO)
-LASTING = ("train", "demo", "merge", "serve")  # what they do is there for itself, whoever reads what they say
+# Errors of the system that are reported as a message; any other OSError is a bug and gets a traceback.
+SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO)
+IGNORE_BROKEN_PIPE = ("train", "demo", "merge", "serve")  # commands that finish even if nobody reads their output
 
 
-# Threads of libgomp that wait for each other spin 300,000 turns before they sleep: beside one other busy program that
-# made a training ten times slower. Must be set before torch is loaded; see docs/decisions.md.
+# Waiting threads of libgomp spin 300,000 times before they sleep, which made training ten times slower beside one
+# other busy process. Must be set before torch is loaded; see docs/decisions.md.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-# oneDNN keeps up to 1,024 kernels, one for every shape: half a GiB in a training, whose rows have many lengths. A step
-# needs fifty to a hundred, and fewer than it needs would be made again in every layer.
+# oneDNN caches up to 1,024 kernels, one per shape: half a GiB in training, where rows have many lengths. A step needs
+# 50 to 100; a smaller cache would rebuild kernels in every layer.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "160")
 
 
 def verbs() -> dict[str, str]:
-    """Every verb with what it does; a function, because the language is chosen after this file is read."""
+    """Every command with its description. A function, because the language is chosen after this module is imported."""
     return {
         "init": _("Suggest a training configuration from your data"),
         "train": _("Train an adapter on your data"),
@@ -47,52 +47,55 @@ def verbs() -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; 0: done, 2: the user can mend it, 130: Ctrl-C, 141: the reader of our pipe went away."""
-    open_closed()
+    """Run one command and return its exit code.
+
+    0: success; 2: a problem that the user can fix; 130: Ctrl-C; 141: the reader of our output closed the pipe.
+    """
+    reopen_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a reply may hold what this terminal cannot write
+            stream.reconfigure(errors="replace")  # a reply may contain characters that this terminal cannot encode
     try:
         code = dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
     except LorasmithError as error:
-        tell(*error.problems)
+        print_errors(*error.problems)
         return error.exit_code
-    except KeyboardInterrupt as stop:  # Interrupted has a text: where the work was saved
-        with suppress(OSError):  # the terminal may be gone
+    except KeyboardInterrupt as stop:  # Interrupted also says where the work was saved
+        with suppress(OSError):  # the terminal may be closed
             print(stop, end="\n" if str(stop) else "", file=sys.stderr, flush=True)
         return 130
     except BrokenPipeError:
         return 141
     except OSError as error:
-        if error.errno not in OUR_FAULT_IS_NOT:
+        if error.errno not in SYSTEM_ERRORS:
             raise
         why = foreign(error.strerror)
-        tell(
+        print_errors(
             _("{path}: {why}", path=error.filename, why=why)
             if error.filename
             else _("could not write the output: {why}", why=why)
         )
         return 2
     finally:
-        silence_unread()
+        discard_unwritable_output()
 
 
-def tell(*problems: str) -> None:
-    """Each problem on standard error, wrapped at words in a terminal."""
-    from lorasmith.cli.screen import Screen  # rich is for those who see something of it: not for every --version
+def print_errors(*problems: str) -> None:
+    """Print each problem to standard error."""
+    from lorasmith.cli.screen import Screen  # here, because rich would slow down --version
 
-    with outliving_readers():
+    with ignoring_write_errors():
         screen = Screen(json=True)
         for problem in problems:
             screen.fail(problem)
 
 
 def dispatch(argv: list[str]) -> int:
-    """The verb's exit code. Raises LorasmithError, and what the verb raises."""
-    argv = everywhere(argv)
-    lend_to_argparse()
+    """Run the command in `argv` and return its exit code. Raises whatever the command raises."""
+    argv = take_global_options(argv)
+    translate_argparse()
     if not argv or argv[0] in ("-h", "--help"):
         show_help(sys.stdout)
         return 0 if argv else 2
@@ -105,18 +108,19 @@ def dispatch(argv: list[str]) -> int:
     module = import_module(f"lorasmith.cli.{verb}")
     try:
         args, problems = module.parser().read(argv[1:])
-    except SystemExit as done:  # argparse leaves this way after --help
+    except SystemExit as done:  # argparse exits after --help
         return int(done.code or 0)
     if problems:
         raise ConfigError(*problems, *import_module("lorasmith.cli.flags").config_problems(args))
-    with enough_memory(), outliving_readers() if verb in LASTING else nullcontext():
+    with convert_memory_errors(), ignoring_write_errors() if verb in IGNORE_BROKEN_PIPE else nullcontext():
         return int(module.run(args))
 
 
-def everywhere(argv: list[str]) -> list[str]:
-    """`argv` without --lang and --plain, which any verb takes; they become variables, for programs started from here.
+def take_global_options(argv: list[str]) -> list[str]:
+    """Remove --lang and --plain from `argv` and set their environment variables, which child processes inherit.
 
-    Must come before a verb is imported: its options' texts are made then. Raises ConfigError for an unknown language.
+    Call this before importing a command, because its help texts are translated on import. Raises ConfigError for an
+    unknown language.
     """
     rest: list[str] = []
     words = iter(argv)
@@ -142,7 +146,7 @@ def _known_language(name: str) -> str:
 
 
 def show_help(file: TextIO) -> None:
-    """Every verb in one line."""
+    """Print the usage and one line per command."""
     print(_("usage: lorasmith COMMAND ...      lorasmith COMMAND --help"), end="\n\n", file=file)
     print(_("Train, evaluate and serve LoRA adapters for language models."), end="\n\n", file=file)
     for verb, text in verbs().items():
@@ -157,8 +161,8 @@ def show_help(file: TextIO) -> None:
 
 
 def _unknown_verb(verb: str) -> str:
-    from lorasmith.config.values import closest
+    from lorasmith.config.values import did_you_mean
 
-    return _("unknown command {verb!r}; available commands: {verbs}.", verb=verb, verbs=listed(verbs())) + closest(
+    return _("unknown command {verb!r}; available commands: {verbs}.", verb=verb, verbs=listed(verbs())) + did_you_mean(
         verb, verbs()
     )

@@ -1,4 +1,4 @@
-"""lorasmith merge: base and adapter as one plain model."""
+"""lorasmith merge: merge an adapter into its base model."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from lorasmith.i18n import _
 
 
 def parser() -> Parser:
-    """Which adapter, where to."""
+    """The arguments of the command."""
     about = _(
         "Merge an adapter into its base model and write a plain transformers folder, after checking that its "
         "logits match the adapter's."
@@ -26,7 +26,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Merges, compares, and only then names the folder. Raises LorasmithError."""
+    """Merge and check the result. Raises LorasmithError."""
     model = base_of(args)
     with importing():
         from lorasmith.adapters.merge import merge_run

@@ -1,4 +1,4 @@
-"""What a terminal, or a pipe, shows of a long piece of work: live bars in the one, plain lines in the other."""
+"""Output on a terminal, with live progress bars, tables and curves; or to a pipe, as plain lines."""
 
 import errno
 import os
@@ -21,14 +21,14 @@ from lorasmith.cli.wrap import hang, wrap
 from lorasmith.i18n import _, foreign, joined
 from lorasmith.report import Report
 
-WIDEST = 120  # columns of a table or a curve; more is hard to read
-LINE_PART, LINE_PAUSE = 0.05, 1.0  # a plain line after this part of a task, if so many seconds have passed ...
-LINE_SECONDS = 10.0  # ... or after so many seconds in any case
+WIDEST = 120  # columns of a table or curve; wider ones are hard to read
+LINE_PART, LINE_PAUSE = 0.05, 1.0  # print a plain line after this fraction of a task, at most one per so many seconds,
+LINE_SECONDS = 10.0  # and at least one per so many seconds
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class _Console(Console):
-    """rich's own leaves the program where a reader went away; ours lets the command line decide."""
+    """rich's console exits the process on a broken pipe; this one raises, so that cli/main.py decides."""
 
     def on_broken_pipe(self) -> None:
         """Raises BrokenPipeError."""
@@ -36,12 +36,16 @@ class _Console(Console):
 
 
 class Screen(Report):
-    """For people: stdout, or stderr with `json`, so that stdout holds the JSON line only. A context manager."""
+    """The report for the command line; use it as a context manager.
+
+    json: write to standard error, so that standard output contains only the JSON line.
+    clock: returns seconds; a test replaces it.
+    """
 
     def __init__(
         self, json: bool = False, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.plain = bool(os.environ.get("LORASMITH_PLAIN"))  # --plain, or set by who always wants it
+        self.plain = bool(os.environ.get("LORASMITH_PLAIN"))  # set by --plain or by the user
         self.console = _Console(
             file=file or (sys.stderr if json else sys.stdout),
             highlight=False,
@@ -63,19 +67,19 @@ class Screen(Report):
         self._stop()
 
     def say(self, text: str) -> None:
-        """One finished line; wrapped at words in a terminal, left whole in a pipe."""
+        """Print a message; wrapped at words on a terminal, one line in a pipe."""
         self._print(joined(printable(text)))
 
     def warn(self, text: str) -> None:
-        """The same, marked."""
+        """Print a message marked as a warning."""
         self._print(joined(_("warning: {what}", what=printable(text))), "yellow")
 
     def fail(self, text: str) -> None:
-        """What stands in the way, marked."""
+        """Print a message marked as an error."""
         self._print(joined(_("error: {problem}", problem=printable(text))), "bold red")
 
     def progress(self, task: str, done: int, total: int, **numbers: float) -> None:
-        """Moves the task's bar, or now and then prints a line; at done == total one line stays."""
+        """Advance the task's bar, or print a line now and then; a task that is done leaves one line."""
         parts = [number(name, value) for name, value in numbers.items()]
         if self.live and done < total:
             self._move(task, done, total, parts)
@@ -86,7 +90,7 @@ class Screen(Report):
             self._end(task)
 
     def curve(self, points: Sequence[tuple[int, float]], title: str) -> None:
-        """A small picture of (step, value) under a title; in words where it must be plain."""
+        """Print a small plot of (step, value) under a title, or a description in words with --plain."""
         if self.plain:
             for line in curve_in_words(points, title):
                 self._print(line)
@@ -96,7 +100,7 @@ class Screen(Report):
         self._print(curve(points, min(self.console.width, WIDEST) - 1, plain=ascii_only))
 
     def side_by_side(self, rows: Sequence[Sequence[str]], *headings: str) -> None:
-        """(prompt, reply, reply, ...): each prompt in a line, its replies under it, each in a column of its own."""
+        """Print rows of (prompt, reply, reply, ...): each prompt on a line, with its replies in columns below."""
         for prompt, *replies in rows:
             self._print("> " + printable(prompt), "bold")
             shown = [printable(reply).strip() or _("(empty)") for reply in replies]
@@ -106,12 +110,12 @@ class Screen(Report):
             table = self._table()
             for heading in headings:
                 table.add_column(Text(printable(heading), style="dim"), ratio=1, overflow="fold")
-            room = min(self.console.width, WIDEST) // len(shown) - 3  # rich breaks no line beside Chinese marks
+            room = min(self.console.width, WIDEST) // len(shown) - 3  # rich does not break lines at Chinese punctuation
             table.add_row(*(Text("\n".join(wrap(reply, room))) for reply in shown))
             self.console.print(table)
 
     def table(self, headings: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) -> None:
-        """Groups of rows, the first row of each marked; columns are as wide as their texts where there is room."""
+        """Print a table of groups of rows, the first row of each group in bold."""
         if self.plain:
             for row in (row for group in groups for row in group):
                 self._facts(headings, [printable(cell) for cell in row])
@@ -125,7 +129,7 @@ class Screen(Report):
         self.console.print(table)
 
     def _facts(self, headings: Sequence[str], row: Sequence[str]) -> None:
-        """A row of a table, one fact a line."""
+        """Print a row of a table as one `heading: cell` per line."""
         for heading, cell in zip(headings, row, strict=True):
             self._print(f"{printable(heading)}: {cell}" if heading else cell)
 
@@ -138,7 +142,7 @@ class Screen(Report):
         self.console.print(Text("\n".join(lines), style=style), soft_wrap=True)
 
     def _move(self, task: str, done: int, total: int, parts: list[str]) -> None:
-        """Shows the bar; what does not fit beside it at this width is left out, the last first."""
+        """Move the bar; numbers that do not fit beside it are left out, starting with the last."""
         if self._bars is None:
             columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=None))
             count = TextColumn("{task.fields[count]}", markup=False)
@@ -154,7 +158,7 @@ class Screen(Report):
         self._bars.update(self._tasks[task], completed=done, total=total, count="  ".join(shown))
 
     def _due(self, task: str, done: int, total: int) -> bool:
-        """Whether enough has happened since the task's last plain line."""
+        """Whether it is time for the task's next plain line."""
         now = self._clock()
         last, then = self._lines.get(task, (-total, now - LINE_PAUSE))
         due = now - then >= (LINE_PAUSE if done - last >= total * LINE_PART else LINE_SECONDS)
@@ -169,7 +173,7 @@ class Screen(Report):
             self._stop()
 
     def _stop(self) -> None:
-        """Gives the terminal back: nothing is redrawn, the cursor shows."""
+        """Stop redrawing and show the cursor again."""
         if self._bars is not None:
             self._bars.stop()
         self._bars = None
@@ -177,7 +181,7 @@ class Screen(Report):
 
 
 def number(name: str, value: float) -> str:
-    """One number of a progress line with its unit."""
+    """A named number of a progress line, with its unit."""
     if name == "loss":
         return _("loss {value:.3f}", value=value)
     if name == "tokens_per_second":
@@ -190,12 +194,12 @@ def number(name: str, value: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """0:07, 12:30, 3:05:00."""
+    """A duration as 0:07, 12:30 or 3:05:00."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def printable(text: str) -> str:
-    """Without control characters but line break and tab: a model's reply must not steer the terminal."""
+    """The text without control characters other than newline and tab, so that a reply cannot control the terminal."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))

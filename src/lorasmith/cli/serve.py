@@ -1,4 +1,4 @@
-"""lorasmith serve: every adapter of a folder behind one address, through the API that everyone's client speaks."""
+"""lorasmith serve: serve adapters and their base model with an OpenAI-compatible API."""
 
 import argparse
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> Parser:
-    """Which adapters, which base, where to listen."""
+    """The arguments of the command."""
     about = _(
         "Serve all adapters in a folder with an OpenAI-compatible API; requests choose an adapter with the model field."
     )
@@ -33,7 +33,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves until SIGTERM or Ctrl-C; 0 then. Raises LorasmithError."""
+    """Serve until SIGTERM or Ctrl-C, then return 0. Raises LorasmithError."""
     model, settings = base_of(args), check(ServeConfig, given(args).get("serve", {}), "serve")
     paths = [Path(path).expanduser() for path in args.runs]
     with importing():
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def serve(discovery: "Discovery", args: argparse.Namespace, settings: ServeConfig, screen: Screen) -> int:
-    """Loads, shows what there is, serves."""
+    """Load the base model and serve; returns 1 if the server failed. Raises LorasmithError."""
     with importing():
         try:
             from lorasmith.serve.app import make_app
@@ -85,7 +85,7 @@ def serve(discovery: "Discovery", args: argparse.Namespace, settings: ServeConfi
 
 
 def show(manager: "RequestManager", discovery: "Discovery", port: int, screen: Screen) -> None:
-    """The start screen: base, adapters, what was left out, address, an example."""
+    """Print the start screen: base model, adapters, skipped folders, address and an example request."""
     registry, base = manager.registry, manager.registry.base
     for problem in discovery.problems:
         screen.warn(_("skipped: {problem}", problem=problem))
@@ -120,7 +120,7 @@ def show(manager: "RequestManager", discovery: "Discovery", port: int, screen: S
 
 
 def show_memory(manager: "RequestManager", screen: Screen) -> None:
-    """How many requests fit: as many as there are slots, or fewer where memory is what ends first."""
+    """Print how many requests of which length fit into the KV cache at the same time."""
     cache, admitted = manager.worker.engine.cache, manager.registry.base.max_positions
     if cache is None:
         return

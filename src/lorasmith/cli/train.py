@@ -1,4 +1,4 @@
-"""lorasmith train: examples in, a tested adapter out."""
+"""lorasmith train: train an adapter and evaluate it."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from lorasmith.i18n import _
 
 
 def parser() -> Parser:
-    """The flags: the verb's own, then every field of the configuration."""
+    """The arguments of the command, including a flag for every field of the configuration."""
     parser = Parser("train", "DATA ...", _("Train a LoRA adapter on your data and evaluate it on held-out examples."))
     parser.own.add_argument("files", metavar="DATA", nargs="*", help=_("Training data files (same as --data)"))
     parser.add_switch("--resume", _("Resume the run in --output"))
@@ -23,7 +23,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains; 0 when the run is finished. Raises LorasmithError."""
+    """Train; returns 0 when the run has finished. Raises LorasmithError."""
     if args.resume and not args.config and "output" in args:
         from lorasmith.training.run_folder import resumed_config
 

@@ -1,16 +1,19 @@
-"""Which examples, how they are rendered, what of them is learned, and what happens to long ones. Loads no torch."""
+"""Options of the data: which examples, how they become text, what is trained on, and what to do with long ones.
+
+Loads no torch.
+"""
 
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from lorasmith.config.values import Typed, closest
+from lorasmith.config.values import Typed, did_you_mean
 from lorasmith.i18n import _, listed
 
 Learn = Literal["answers", "last-answer", "all"]
 TooLong = Literal["error", "truncate", "truncate-left", "split", "drop"]
-TEMPLATES = ("auto", "model", "human-assistant", "alpaca", "chatml")  # any other name is a file's
-# What the forms of data/rows/forms.py read; a test holds the two together.
+TEMPLATES = ("auto", "model", "human-assistant", "alpaca", "chatml")  # anything else is the path of a file
+# The columns that the row formats of data/rows/forms.py read; a test keeps the two in step.
 COLUMNS = (
     "completion", "conversations", "history", "input", "instruction", "messages", "output", "prompt", "system", "text",
     "tools",
@@ -18,7 +21,7 @@ COLUMNS = (
 
 
 class DataConfig(Typed):
-    """The examples to learn from and the ones held out."""
+    """The [data] section: the training examples and the held-out ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -94,7 +97,7 @@ class DataConfig(Typed):
             name=name,
             known=listed(TEMPLATES),
         )
-        raise ValueError(text + closest(name, TEMPLATES))
+        raise ValueError(text + did_you_mean(name, TEMPLATES))
 
     @field_validator("map")
     @classmethod

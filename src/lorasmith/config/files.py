@@ -1,8 +1,8 @@
-"""The one reader of JSON and the one of TOML: whatever is wrong with a text is a sentence that says where. No torch.
+"""The only readers of JSON and TOML files. Anything wrong with a file becomes one message with its position.
 
-Python's own readers raise four kinds of errors, two of them without a place: for numbers too long to convert
-(ValueError) and for brackets nested too deeply (RecursionError). They also let half a character (a lone surrogate)
-through, which no tokenizer, file or terminal takes. A byte order mark, which Windows' editors write, is passed over.
+Python's own parsers raise four kinds of exceptions, two of them without a position: ValueError for numbers with too
+many digits and RecursionError for deep nesting. They also accept lone surrogates, which tokenizers, files and
+terminals reject. A byte order mark, which editors on Windows write, is ignored. Loads no torch.
 """
 
 import json
@@ -16,15 +16,15 @@ from lorasmith.errors import ConfigError, LorasmithError, first_line
 from lorasmith.i18n import _, foreign
 
 BOM = "\ufeff"
-DEEPEST = 200  # lists and objects within each other; whatever reads a value later goes as deep
+MAX_DEPTH = 200  # of nested lists and objects; code that walks a value recurses as deep
 _DECODER = json.JSONDecoder()
-# Escapes of JSON one after another: pairs of halves, then halves alone (the group), then all others.
+# JSON's escapes, in this order: surrogate pairs, lone surrogates (the group), all others.
 _ESCAPES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)|\\.", re.DOTALL)
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Malformed(ValueError):
-    """A text that is not what it should be: `why` in the user's words; `line` and `column` where they are known."""
+    """Invalid JSON or TOML: the translated reason, and the line and column (counted from 1), if known."""
 
     def __init__(self, why: str, text: str = "", at: int | None = None) -> None:
         self.why = why.rstrip(".。")
@@ -35,7 +35,7 @@ class Malformed(ValueError):
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value that a whole text holds. Raises Malformed."""
+    """The value of a JSON text. Raises Malformed."""
     text = (_decoded(text) if isinstance(text, bytes) else text).removeprefix(BOM)
     value, end = parse_item(text, len(text) - len(text.lstrip(" \t\n\r")))
     if rest := text[end:].lstrip(" \t\n\r"):
@@ -44,7 +44,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_item(text: str, at: int) -> tuple[Any, int]:
-    """The value that begins at `at`, and where it ends. Raises Malformed."""
+    """The JSON value that starts at the index `at`, and the index after its end. Raises Malformed."""
     try:
         value, end = _DECODER.raw_decode(text, at)
     except json.JSONDecodeError as error:
@@ -53,9 +53,9 @@ def parse_item(text: str, at: int) -> tuple[Any, int]:
         raise Malformed(_("nested too deeply")) from None
     except ValueError:
         raise _too_long(text, at) from None
-    if text.count("[", at, end) + text.count("{", at, end) > DEEPEST and _is_deep(value):
+    if text.count("[", at, end) + text.count("{", at, end) > MAX_DEPTH and _is_deep(value):
         raise Malformed(_("nested too deeply"))
-    if _HALF.search(text, at, end):
+    if _SURROGATE.search(text, at, end):
         for escape in _ESCAPES.finditer(text, at, end):
             if escape[1]:
                 raise Malformed(_("{escape} is half a character (a lone surrogate)", escape=escape[1]), text,
@@ -64,7 +64,7 @@ def parse_item(text: str, at: int) -> tuple[Any, int]:
 
 
 def read_json(path: Path, error: type[LorasmithError]) -> Any:
-    """The value in a file. Raises `error`, which names the file and, where it is known, the line."""
+    """The value in a JSON file. Raises `error` with the file and, if known, the line."""
     try:
         return parse_json(path.read_bytes())
     except OSError as failure:
@@ -74,12 +74,12 @@ def read_json(path: Path, error: type[LorasmithError]) -> Any:
 
 
 def read_object(path: Path, error: type[LorasmithError]) -> dict[str, Any]:
-    """The object in a file, which may hold nothing else. Raises `error`."""
+    """The object in a JSON file. Raises `error`, also for any other value."""
     return _object(read_json(path, error), path, error)
 
 
 def parse_object(content: bytes, path: Path, error: type[LorasmithError]) -> dict[str, Any]:
-    """The object in the content of a file that was read from `path`. Raises `error`, as `read_object` does."""
+    """Like `read_object`, for content that was already read from `path`."""
     try:
         return _object(parse_json(content), path, error)
     except Malformed as failure:
@@ -93,7 +93,7 @@ def _object(value: Any, path: Path, error: type[LorasmithError]) -> dict[str, An
 
 
 def read_objects(path: Path, error: type[LorasmithError]) -> list[dict[str, Any]]:
-    """The objects of a file with one on each line, without a last line that is still being written. Raises `error`."""
+    """The objects of a JSON Lines file, without a last line that is still being written. Raises `error`."""
     try:
         text = path.read_text("utf-8")
     except OSError as failure:
@@ -101,7 +101,7 @@ def read_objects(path: Path, error: type[LorasmithError]) -> list[dict[str, Any]
     except UnicodeDecodeError as failure:
         raise error(_not_json(path, Malformed(_not_utf8(failure.start)))) from None
     found = []
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines also breaks within texts, at U+2028
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would also split strings at U+2028
         if not line.endswith("}"):
             continue
         try:
@@ -112,7 +112,7 @@ def read_objects(path: Path, error: type[LorasmithError]) -> list[dict[str, Any]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The values of a TOML file; raises ConfigError that names the file, the line and the column."""
+    """The values of a TOML file. Raises ConfigError with the file, line and column."""
     try:
         text = path.read_text("utf-8").removeprefix(BOM)
     except OSError as error:
@@ -134,9 +134,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether lists and objects lie more than `DEEPEST` within each other."""
+    """Whether lists and objects are nested more than `MAX_DEPTH` deep."""
     level: list[Any] = [value]
-    for _depth in range(DEEPEST):
+    for _depth in range(MAX_DEPTH):
         insides = (
             list(one.values()) if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
         )
@@ -152,7 +152,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _too_long(text: str, at: int) -> Malformed:
-    """For a ValueError without a place: Python converts whole numbers up to a limit, for the time that they take."""
+    """The error for a number with more digits than Python converts, which it reports without a position."""
     limit = sys.get_int_max_str_digits()
     digits = re.compile(rf"[\d_]{{{limit + 1},}}").search(text, at)
     return Malformed(_("a number of more than {limit} digits", limit=limit), text, digits.start() if digits else None)

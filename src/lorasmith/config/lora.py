@@ -1,4 +1,4 @@
-"""Options of LoRA, by the paper's and PEFT's names. Pydantic only: loads no torch."""
+"""Options of LoRA, named as in the paper and in PEFT. Loads no torch."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -13,34 +13,34 @@ from pydantic import (
     model_validator,
 )
 
-from lorasmith.config.values import TOGETHER, Typed, wrong_values
+from lorasmith.config.values import COLLECT_PROBLEMS, Typed, validation_messages
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 
-MOST_RANK = 1_000_000  # no base has wider layers; `inject` refuses what is more than those of its own
-MOST_ALPHA = 1_000_000
-_SIGNS = re.compile(r"[*+?^$()\[\]{}|\\]")  # what stands in an expression and never in a module's name
+MAX_RANK = 1_000_000  # wider than the layers of any model; `inject` checks against those of the base model
+MAX_ALPHA = 1_000_000
+_SIGNS = re.compile(r"[*+?^$()\[\]{}|\\]")  # occur in regular expressions but not in module names
 
 
 def is_name(pattern: str) -> bool:
-    """Whether a pattern is a module's name (matched at the end of a path), not an expression for the whole path."""
+    """Whether `pattern` is a module name, matched at the end of a path, rather than a regular expression."""
     return not _SIGNS.search(pattern)
 
 
 class LoraConfig(Typed):
-    """What is learned: y = W0 x + (lora_alpha / r) B A x (arXiv:2106.09685, section 4.1).
+    """The [lora] section: options of y = W0 x + (lora_alpha / r) B A x (arXiv:2106.09685, section 4.1).
 
-    Raises ConfigError with a line for each wrong option.
+    Raises ConfigError with one line per invalid option.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    r: Annotated[int, Field(gt=0, le=MOST_RANK, description=_("LoRA rank: the inner dimension of A and B"))] = 8
+    r: Annotated[int, Field(gt=0, le=MAX_RANK, description=_("LoRA rank: the inner dimension of A and B"))] = 8
     lora_alpha: Annotated[
         float,
         Field(
             gt=0,
-            le=MOST_ALPHA,
+            le=MAX_ALPHA,
             allow_inf_nan=False,
             description=_("LoRA alpha: the update is scaled by lora_alpha / r; twice r is a common choice"),
         ),
@@ -108,7 +108,7 @@ class LoraConfig(Typed):
     @field_validator("target_modules", "exclude_modules")
     @classmethod
     def _names(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-        # A list is PEFT's list of names: an expression in it would match nothing there.
+        # PEFT treats the items of a list as names, so a regular expression in one would match nothing there.
         for item in () if isinstance(value, str) else value or ():
             if not is_name(item):
                 raise ValueError(
@@ -143,25 +143,26 @@ class LoraConfig(Typed):
                     )
                 ) from None
         ranks, alphas = self.rank_pattern.values(), self.alpha_pattern.values()
-        if not all(0 < r <= MOST_RANK for r in ranks) or not all(0 < alpha <= MOST_ALPHA for alpha in alphas):
-            most = max(MOST_RANK, MOST_ALPHA)
-            raise ValueError(_("rank_pattern and alpha_pattern must hold numbers above 0, up to {most}", most=most))
-        if not self.target_modules:  # with modules_to_save alone PEFT could not read the adapter
+        if not all(0 < r <= MAX_RANK for r in ranks) or not all(0 < alpha <= MAX_ALPHA for alpha in alphas):
+            most = max(MAX_RANK, MAX_ALPHA)
+            raise ValueError(
+                _("the values of rank_pattern and alpha_pattern must be greater than 0, up to {most}", most=most)
+            )
+        if not self.target_modules:  # PEFT cannot load an adapter with modules_to_save only
             raise ValueError(_("no module would be adapted: name modules in target_modules, or use all-linear"))
         return self
 
-    @model_validator(mode="wrap")  # the last one, so that it hears what the others say
+    @model_validator(mode="wrap")  # defined last, so that it sees the errors of the others
     @classmethod
     def _in_our_words(cls, values: Any, check: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
-        """`LoraConfig(r=0)` in Python raises a ConfigError too; within a whole configuration the problems of all parts
-        are gathered first."""
-        if info.context == TOGETHER:
+        """Make `LoraConfig(r=0)` raise ConfigError; as part of a whole configuration, let that collect all problems."""
+        if info.context == COLLECT_PROBLEMS:
             return check(values)
         try:
             return check(values)
         except ValidationError as error:
-            raise ConfigError(*wrong_values(error, cls)) from None
+            raise ConfigError(*validation_messages(error, cls)) from None
 
     def scaling(self, r: int, alpha: float) -> float:
-        """The factor before B A x: alpha / r, or alpha / sqrt(r) with use_rslora (arXiv:2312.03732, section 3)."""
+        """The factor of B A x: alpha / r, or alpha / sqrt(r) with use_rslora (arXiv:2312.03732, section 3)."""
         return float(alpha / r**0.5) if self.use_rslora else alpha / r

@@ -1,4 +1,4 @@
-"""Which base model, on which device, in which dtype. Pydantic only: loads no torch."""
+"""Options of the base model: which one, on which device, in which dtype. Loads no torch."""
 
 from typing import Annotated, Literal
 
@@ -9,7 +9,7 @@ from lorasmith.i18n import _
 
 
 class ModelConfig(Typed):
-    """The pretrained model that stays frozen."""
+    """The [model] section: the pretrained model, whose weights stay frozen."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,7 @@
-"""How the next token is chosen and when a reply ends. Pydantic only: loads no torch."""
+"""Options of generation: how the next token is sampled and when a reply ends. Loads no torch.
+
+`Sampling` is shared by the command line, the library and the server's API; the classes below it add to that.
+"""
 
 from typing import Annotated
 
@@ -7,15 +10,15 @@ from pydantic import ConfigDict, Field
 from lorasmith.config.values import Typed
 from lorasmith.i18n import _
 
-# In a type, because the API's default is another.
+# A type of its own, because the API has another default.
 Temperature = Annotated[
     float, Field(ge=0, allow_inf_nan=False, description=_("Sampling temperature; 0 means greedy decoding"))
 ]
-Top = Annotated[int, Field(ge=0, le=20)]  # how many of the likeliest tokens are reported
+TopLogprobs = Annotated[int, Field(ge=0, le=20)]  # how many of the most likely tokens to report
 
 
 class Sampling(Typed):
-    """What has one name and one meaning everywhere: on the command line, in the library and in the API of a server."""
+    """The options that the command line, the library and the server's API share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,13 +67,13 @@ class Sampling(Typed):
     ] = 0.0
 
     @property
-    def penalises(self) -> bool:
-        """Whether a token's logit depends on the tokens before it."""
+    def penalizes(self) -> bool:
+        """Whether any penalty applies, so that logits depend on the tokens before."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 class SamplingFlags(Sampling):
-    """What the command line offers. Greedy unless a temperature is given."""
+    """The options of the command line. Decoding is greedy unless a temperature is given."""
 
     max_new_tokens: Annotated[int, Field(gt=0, le=10_000_000, description=_("Maximum number of tokens in a reply"))] = (
         256
@@ -85,7 +88,7 @@ class SamplingFlags(Sampling):
 
 
 class SamplingConfig(SamplingFlags):
-    """That, and what only a program can look at."""
+    """The options of the library: those of the command line, and log probabilities."""
 
-    # how many of the likeliest tokens to report beside each that is chosen; 0: that one alone
-    logprobs: Top | None = None
+    # how many of the most likely tokens to report besides the sampled one; 0 reports the sampled one only
+    logprobs: TopLogprobs | None = None

@@ -1,4 +1,4 @@
-"""Where the server listens and what it admits. Pydantic only: loads no torch."""
+"""Options of the server: where it listens and how much it accepts. Loads no torch."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from lorasmith.i18n import _
 
 
 class ServeConfig(Typed):
-    """One address, one base, any number of adapters."""
+    """The options of `lorasmith serve`: one address and one base model, with any number of adapters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

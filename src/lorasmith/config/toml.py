@@ -1,6 +1,6 @@
-"""The whole configuration of a run: every part's options, from a TOML file and from flags. Loads no torch.
+"""The whole configuration of a run: read from a TOML file and flags, checked, and written back. Loads no torch.
 
-Each part's config.py owns its defaults and help texts; this file composes them, checks them once, and writes them.
+The sections are defined beside this module, with their defaults and help texts; `Config` composes them.
 """
 
 import json
@@ -21,7 +21,7 @@ from lorasmith.i18n import _
 
 
 class Config(Typed):
-    """Everything that decides a run."""
+    """All options of a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,25 +41,25 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 
 def load_config(path: Path | None, flags: Mapping[str, Any]) -> Config:
-    """The file's values with `flags` over them ({"lora": {"r": 8}, "output": "runs/x"}), checked once.
+    """The values of the file at `path`, overridden by `flags` such as {"lora": {"r": 8}, "output": "runs/x"}.
 
-    Raises ConfigError that holds every problem, one a line.
+    Raises ConfigError that lists every problem, one per line.
     """
     values = read_toml(path) if path is not None else {}
     for name, value in flags.items():
         below = values.get(name, {})
         if name not in SECTIONS:
             values[name] = value
-        elif isinstance(below, dict):  # else the file's `lora = 3` stays, to be refused
+        elif isinstance(below, dict):  # otherwise keep the file's `lora = 3`, so that `check` refuses it
             values[name] = {**below, **value}
     return check(Config, values)
 
 
 def to_toml(config: Config, reasons: Mapping[str, str]) -> str:
-    """The configuration as a TOML file that load_config reads back equal.
+    """The configuration as TOML, which `load_config` reads back unchanged.
 
-    `reasons` ("model.dtype": "this CPU computes float32 fastest") stand as comments above their keys; one whose key is
-    no option ("model.layout") stands at the head of its section, one without a section at the head of the file.
+    reasons: comments by key, such as {"model.dtype": "this processor supports bfloat16"}. Each goes above its key; if
+        there is no such option ("model.layout"), at the top of the section, or of the file if there is no section.
     """
     left = dict(reasons)
     output = _entries({"output": config.output}, "", left)
@@ -73,7 +73,7 @@ def to_toml(config: Config, reasons: Mapping[str, str]) -> str:
 
 
 def _entries(values: dict[str, Any], prefix: str, reasons: dict[str, str]) -> list[str]:
-    """`key = value` lines under their reasons, which leave `reasons`; TOML has no null, so None is a comment."""
+    """The lines of a section. Removes the comments that it uses from `reasons`; None, unknown to TOML, is a comment."""
     lines = []
     for key, value in values.items():
         if (reason := reasons.pop(prefix + key, None)) is not None:
@@ -87,13 +87,13 @@ def _comment(key: str, reason: str) -> str:
 
 
 def _toml(value: Any) -> str:
-    """One value in TOML's writing."""
+    """One value in TOML syntax."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace(
             "\x7f", "\\u007f"
-        )  # JSON's escapes are TOML's, but for DEL
+        )  # TOML uses JSON's escapes, except for DEL
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (tuple, list)):

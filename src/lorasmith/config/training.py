@@ -1,4 +1,4 @@
-"""How the adapter is trained. Pydantic only: loads no torch."""
+"""Options of training: batch, schedule, optimizer, evaluation and checkpoints. Loads no torch."""
 
 from typing import Annotated, Literal, Self
 
@@ -7,22 +7,22 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from lorasmith.config.values import Typed
 from lorasmith.i18n import _
 
-MOST_STEPS = 999_999  # a checkpoint's name has six digits
-MOST_EXAMPLES, MOST_TOKENS = 1_000_000, 10_000_000
-LARGEST = 1e30  # of what AdamW computes with in float32
+MAX_STEPS = 999_999  # the name of a checkpoint has six digits
+MAX_EXAMPLES, MAX_TOKENS = 1_000_000, 10_000_000
+MAX_NUMBER = 1e30  # AdamW computes with these in float32
 
 
 class TrainingConfig(Typed):
-    """One run of AdamW over the examples. The source of each default stands in docs/decisions.md."""
+    """The [training] section. docs/decisions.md has the source of each default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    batch_size: Annotated[int, Field(gt=0, le=MOST_EXAMPLES, description=_("Examples per micro-batch"))] = 8
+    batch_size: Annotated[int, Field(gt=0, le=MAX_EXAMPLES, description=_("Examples per micro-batch"))] = 8
     accumulate: Annotated[
         int,
         Field(
             gt=0,
-            le=MOST_EXAMPLES,
+            le=MAX_EXAMPLES,
             description=_("Micro-batches per optimiser step; each step uses batch_size x accumulate examples"),
         ),
     ] = 1
@@ -30,14 +30,14 @@ class TrainingConfig(Typed):
         float,
         Field(
             gt=0,
-            le=MOST_STEPS,
+            le=MAX_STEPS,
             allow_inf_nan=False,
             description=_("Number of epochs; ignored if max_steps is set"),
         ),
     ] = 1.0
-    max_steps: Annotated[int | None, Field(gt=0, le=MOST_STEPS, description=_("Stop after this many steps"))] = None
+    max_steps: Annotated[int | None, Field(gt=0, le=MAX_STEPS, description=_("Stop after this many steps"))] = None
     learning_rate: Annotated[
-        float, Field(gt=0, le=LARGEST, allow_inf_nan=False, description=_("Peak learning rate"))
+        float, Field(gt=0, le=MAX_NUMBER, allow_inf_nan=False, description=_("Peak learning rate"))
     ] = 2e-4
     schedule: Annotated[
         Literal["cosine", "linear", "constant"], Field(description=_("Learning rate schedule after warmup"))
@@ -46,20 +46,20 @@ class TrainingConfig(Typed):
         float,
         Field(
             ge=0,
-            le=MOST_STEPS,
+            le=MAX_STEPS,
             allow_inf_nan=False,
             description=_("Number of warmup steps; a value below 1 is a fraction of all steps"),
         ),
     ] = 0.03
     beta1: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("AdamW beta1"))] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("AdamW beta2"))] = 0.999
-    eps: Annotated[float, Field(gt=0, le=LARGEST, allow_inf_nan=False, description=_("AdamW epsilon"))] = 1e-8
+    eps: Annotated[float, Field(gt=0, le=MAX_NUMBER, allow_inf_nan=False, description=_("AdamW epsilon"))] = 1e-8
     weight_decay: Annotated[
-        float, Field(ge=0, le=LARGEST, allow_inf_nan=False, description=_("AdamW weight decay (decoupled)"))
+        float, Field(ge=0, le=MAX_NUMBER, allow_inf_nan=False, description=_("AdamW weight decay (decoupled)"))
     ] = 0.0
     clip: Annotated[
         float,
-        Field(ge=0, le=LARGEST, allow_inf_nan=False, description=_("Maximum gradient norm; 0 disables clipping")),
+        Field(ge=0, le=MAX_NUMBER, allow_inf_nan=False, description=_("Maximum gradient norm; 0 disables clipping")),
     ] = 1.0
     gradient_checkpointing: Annotated[
         bool, Field(description=_("Recompute activations in the backward pass; saves memory but is slower"))
@@ -68,18 +68,18 @@ class TrainingConfig(Typed):
         int,
         Field(
             gt=0,
-            le=MOST_TOKENS,
+            le=MAX_TOKENS,
             description=_("Maximum number of tokens per forward pass; lower values need less memory"),
         ),
     ] = 2048
     log_every: Annotated[
-        int, Field(gt=0, le=MOST_STEPS, description=_("Write a line to metrics.jsonl every N steps"))
+        int, Field(gt=0, le=MAX_STEPS, description=_("Write a line to metrics.jsonl every N steps"))
     ] = 1
     eval_every: Annotated[
         int,
         Field(
             ge=0,
-            le=MOST_STEPS,
+            le=MAX_STEPS,
             description=_(
                 "Evaluate on the held-out examples every N steps; 0 evaluates only before and after training"
             ),
@@ -89,7 +89,7 @@ class TrainingConfig(Typed):
         int,
         Field(
             ge=0,
-            le=MOST_STEPS,
+            le=MAX_STEPS,
             description=_("Stop after this many evaluations without a better held-out loss; 0 disables early stopping"),
         ),
     ] = 0
@@ -100,12 +100,12 @@ class TrainingConfig(Typed):
         int,
         Field(
             ge=0,
-            le=MOST_EXAMPLES,
+            le=MAX_EXAMPLES,
             description=_("Number of held-out examples to answer at every evaluation, scored as in lorasmith eval"),
         ),
     ] = 0
     max_new_tokens: Annotated[
-        int, Field(gt=0, le=MOST_TOKENS, description=_("Maximum length of these answers in tokens"))
+        int, Field(gt=0, le=MAX_TOKENS, description=_("Maximum length of these answers in tokens"))
     ] = 256
     metric: Annotated[
         tuple[str, ...],
@@ -118,7 +118,7 @@ class TrainingConfig(Typed):
         ),
     ] = False
     save_every: Annotated[
-        Annotated[int, Field(ge=0, le=MOST_STEPS)] | Literal["epoch"],
+        Annotated[int, Field(ge=0, le=MAX_STEPS)] | Literal["epoch"],
         Field(
             description=_(
                 "Save a checkpoint every N steps, or once per epoch with 'epoch'; 0 saves only at the end and on Ctrl-C"

@@ -1,6 +1,10 @@
-"""What pydantic refuses, in our words: of options, and of the small JSON files that are read back. Loads no torch."""
+"""Validation with pydantic, with error messages in our own words and in the user's language. Loads no torch.
+
+`check` validates options, `read_back` the small JSON files that lorasmith wrote itself.
+"""
 
 import types
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,24 +13,25 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from lorasmith.config.files import parse_json
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
-BOUNDS = ("gt", "ge", "lt", "le")  # pydantic's names for them
-TOGETHER = {"together": True}  # the context in which a part leaves its problems to who checks the whole
-SHOWN = 80  # letters of a wrong value
+BOUNDS = ("gt", "ge", "lt", "le")  # pydantic's names
+COLLECT_PROBLEMS = {"collect": True}  # pydantic context: sections leave it to `check` to report their problems
+SHOWN = 80  # characters of an invalid value that a message shows
 
 
-class Word(str):
-    """A word of the command line, text whatever it means; a file and Python say themselves what is a number."""
+class CommandLineText(str):
+    """A value from the command line, where everything is text; it may stand for a number or a boolean."""
 
     __slots__ = ()
 
 
 class Typed(BaseModel):
-    """A model that takes no value for one of another kind: `true` is not 1, `"8"` is not 8, and 8.0 is not 8."""
+    """A model that converts no types: `true` is not 1, `"8"` is not 8, 8.0 is not 8. Except `CommandLineText`."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -38,9 +43,9 @@ class Typed(BaseModel):
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a kind; what is neither text, number nor a list or mapping of them is left to pydantic."""
+    """Whether a value has the annotated type. Types other than text, numbers, lists and dicts are left to pydantic."""
     parts, origin = get_args(kind), get_origin(kind)
-    if isinstance(value, Word):
+    if isinstance(value, CommandLineText):
         return True
     if origin is Annotated:
         return _fits(value, parts[0])
@@ -59,7 +64,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _kinds_in_words(kind: Any) -> list[str]:
-    """What a field takes, each of its kinds."""
+    """The types that a field accepts, each in words."""
     parts, origin = get_args(kind), get_origin(kind)
     if origin is Annotated:
         return _kinds_in_words(parts[0])
@@ -76,23 +81,28 @@ def _kinds_in_words(kind: Any) -> list[str]:
 
 
 def check(model: type[M], values: Mapping[str, Any], prefix: str = "") -> M:
-    """`values` as a `model`; raises ConfigError with a line for each wrong key, named with `prefix` before it."""
+    """Validate `values` as a `model`. Raises ConfigError with one line per invalid key, each prefixed with `prefix`."""
     try:
-        return model.model_validate(dict(values), context=TOGETHER)
+        return model.model_validate(dict(values), context=COLLECT_PROBLEMS)
     except ValidationError as error:
-        raise ConfigError(*wrong_values(error, model, prefix)) from None
+        raise ConfigError(*validation_messages(error, model, prefix)) from None
 
 
 def read_back(path: Path, kind: type[T]) -> T:
-    """A small JSON file that we wrote, as a model or dataclass. Raises OSError, and ValueError in words."""
+    """Read a small JSON file that lorasmith wrote, as a model, dataclass or dict type.
+
+    Raises OSError, or ValueError with a message for the user.
+    """
+    content = path.read_bytes().removeprefix(BOM_UTF8)
+    parse_json(content)  # for its messages: pydantic's are English
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
+        return TypeAdapter(kind).validate_json(content, strict=True)
     except ValidationError as error:
         raise ValueError(_first_problem(error)) from None
 
 
 def _first_problem(error: ValidationError) -> str:
-    """What is wrong with a file, at the first place where something is."""
+    """A message about the first problem."""
     detail = error.errors(include_url=False)[0]
     key = ".".join(map(str, detail["loc"]))
     if detail["type"] == "missing":
@@ -102,15 +112,15 @@ def _first_problem(error: ValidationError) -> str:
     return f"{key}: {detail['msg']}" if key else detail["msg"]
 
 
-def closest(word: str, known: Iterable[str]) -> str:
-    """A " Did you mean 'x'?" to put behind a sentence, or nothing."""
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A suggestion to append to a message, if one of `known` is similar to `word`; otherwise an empty string."""
     names, core = list(known), word.strip("-")
     near = [name for name in names if len(core) > 3 and core in name] or get_close_matches(word, names, n=1)
     return " " + _("Did you mean {near!r}?", near=near[0]) if near else ""
 
 
-def wrong_values(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    """One line for each wrong key: the branches of a union are joined by `or`."""
+def validation_messages(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """One message per invalid key; the alternatives of a union are joined by `or`."""
     lines: list[str] = []
     wanted: dict[str, list[str]] = {}
     shown: dict[str, Any] = {}
@@ -141,10 +151,10 @@ def wrong_values(error: ValidationError, model: type[BaseModel], prefix: str = "
 
 
 def _shown(value: Any) -> str:
-    """A wrong value as Python writes it, a long one its beginning."""
+    """The repr of an invalid value, shortened if it is long."""
     try:
         text = repr(value)
-    except ValueError:  # Python does not write out whole numbers of thousands of digits
+    except ValueError:  # Python refuses to format integers of thousands of digits
         return "..."
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
@@ -156,7 +166,7 @@ def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
 
 
 def _part(model: type[BaseModel], loc: list[str]) -> tuple[type[BaseModel], int]:
-    """The section that a place is in, and how deep it is."""
+    """The section that contains the location, and its depth."""
     depth = 0
     while depth < len(loc) and loc[depth] in _sections(model):
         model, depth = _sections(model)[loc[depth]], depth + 1
@@ -164,20 +174,20 @@ def _part(model: type[BaseModel], loc: list[str]) -> tuple[type[BaseModel], int]
 
 
 def _own_words(key: str, text: str, part: type[BaseModel]) -> str:
-    """A validator of a part wrote the sentence; one that begins with its field's name is joined to the section's."""
+    """A message of our own validators, prefixed with its key; one that begins with a field name completes the key."""
     names_field = text.split(":")[0] in part.model_fields and not key.endswith(text.split(":")[0])
     return f"{key}{'.' if names_field and key else ': ' if key else ''}{text}"
 
 
 def _unknown_key(key: str, word: str, part: type[BaseModel], model: type[BaseModel]) -> str:
-    """Names the key that was meant: in this section, else in another one."""
+    """A message about an unknown key that suggests the same key in another section, or a similar one in this."""
     homes = [f"{name}.{word}" for name, other in _sections(model).items() if word in other.model_fields]
-    hint = " " + _("Did you mean {near!r}?", near=homes[0]) if homes else closest(word, part.model_fields)
+    hint = " " + _("Did you mean {near!r}?", near=homes[0]) if homes else did_you_mean(word, part.model_fields)
     return _("{key}: unknown key.", key=key) + hint
 
 
 def _wanted(detail: ErrorDetails) -> str:
-    """What pydantic expected, in our words; its own words for a kind that no option of ours has yet."""
+    """What pydantic expected, in our words, or in its own for types that no option uses."""
     kind, ctx = detail["type"], detail.get("ctx", {})
     if (name := next((name for name in BOUNDS if name in ctx), None)) is not None:
         return bound_text(name, ctx[name])
@@ -202,7 +212,7 @@ def _wanted(detail: ErrorDetails) -> str:
 
 
 def bound_text(name: str, bound: float) -> str:
-    """A bound of a number in words; `name` is one of `BOUNDS`."""
+    """The bound of a number in words; `name` is one of `BOUNDS`."""
     bound = int(bound) if bound == int(bound) and abs(bound) < 1e15 else bound
     texts = {
         "gt": _("greater than {bound}", bound=bound),
@@ -214,7 +224,7 @@ def bound_text(name: str, bound: float) -> str:
 
 
 def ranges(numbers: Iterable[int]) -> list[range]:
-    """The numbers, each once, in ascending runs without a gap: 12, 10, 1, 11 -> 1 and 10 to 12."""
+    """The distinct numbers as ascending ranges without gaps: 12, 10, 1, 11 become 1 and 10 to 12."""
     found: list[range] = []
     for number in sorted(set(numbers)):
         if found and number == found[-1].stop:
@@ -224,6 +234,6 @@ def ranges(numbers: Iterable[int]) -> list[range]:
     return found
 
 
-def spelled(run: range) -> str:
-    """`1`, or `10-12`."""
-    return str(run.start) if len(run) == 1 else f"{run.start}-{run.stop - 1}"
+def range_text(numbers: range) -> str:
+    """The range as text: `1` or `10-12`."""
+    return str(numbers.start) if len(numbers) == 1 else f"{numbers.start}-{numbers.stop - 1}"

@@ -24,8 +24,8 @@ from lorasmith.runs.train import train
 from lorasmith.system.cache import cache_folder
 from lorasmith.system.writing import write_file
 from lorasmith.training.history import read_losses
+from lorasmith.training.run_files import Summary, read_summary
 from lorasmith.training.run_folder import resumed_config
-from lorasmith.training.summary import Summary, read_summary
 
 MODEL, RUN, SAMPLES = "smollm2-135m-instruct", "runs/demo", "samples.json"
 MAX_LENGTH, STEPS, BATCH = 128, 32, 8

@@ -20,7 +20,7 @@ from lorasmith.engine.self_test import decoder_of
 from lorasmith.errors import AdapterError, DataError
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
-from lorasmith.system.memory import enough_memory
+from lorasmith.system.memory import convert_memory_errors
 
 DEFAULT_CACHE_TOKENS = 2**15  # size of the KV cache, unless the model's context length is larger
 
@@ -134,7 +134,7 @@ class Engine:
         allocation failed.
         """
         try:
-            with enough_memory():
+            with convert_memory_errors():
                 chunks = self._layout.schedule(self._waiting)
                 if not chunks:
                     return []

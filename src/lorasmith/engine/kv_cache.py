@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 from lorasmith.model.group import Group
 from lorasmith.model.row import Span
-from lorasmith.system.device import give_back_memory
+from lorasmith.system.memory import release_freed_memory
 
 FIRST_CAPACITY = 128  # tokens of the smallest region
 # Capacities are powers of two up to here and four steps per power of two beyond: unused space in a long region costs
@@ -122,7 +122,7 @@ class KVCache:
     def clear(self) -> None:
         """Drop all requests and free all memory."""
         self._regions, self._pools = {}, {}
-        give_back_memory()
+        release_freed_memory()
 
     def begin(self, spans: Sequence[Span], device: torch.device) -> Sequence[Group]:
         """Reserve room for a row's tokens and group its spans for attention. Called once before each forward pass."""
@@ -212,7 +212,7 @@ class KVCache:
             for pool in old_pools.values():
                 pool.layers.pop(layer, None)
         if (old_tokens - self.allocated) * self._bytes() >= RETURN_BYTES:
-            give_back_memory()
+            release_freed_memory()
 
     def _bytes(self) -> int:
         """Bytes per token in all layers."""

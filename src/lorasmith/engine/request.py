@@ -63,7 +63,7 @@ class RunningRequest:
     logprobs: TokenLogprobs | None = field(init=False, default=None)  # of the sampled token, until `accept`
 
     def __post_init__(self) -> None:
-        self.token_counts = TokenCounts(self.request.ids) if self.request.sampling.penalises else None
+        self.token_counts = TokenCounts(self.request.ids) if self.request.sampling.penalizes else None
         self.json = JsonObject(self.detokenizer.tokenizer) if self.request.sampling.json_object else None
 
     @property

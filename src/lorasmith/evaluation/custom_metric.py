@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lorasmith.config.values import closest
+from lorasmith.config.values import did_you_mean
 from lorasmith.errors import ConfigError
 from lorasmith.evaluation.metrics import Metric, mean_metric
 from lorasmith.i18n import _, listed
@@ -76,7 +76,7 @@ def _function(module: ModuleType, name: str, text: str) -> Callable[[str, str], 
     known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     raise ConfigError(
         _("--metric {metric}: function {name!r} not found; the file defines: {known}.",
-          metric=text, name=name, known=listed(known) or _("none")) + closest(name, known)
+          metric=text, name=name, known=listed(known) or _("none")) + did_you_mean(name, known)
     )  # fmt: skip
 
 

@@ -102,7 +102,7 @@ class ProcessGroup(Protocol):
     def size(self) -> int:
         """Number of processes."""
 
-    def sum_(self, tensor: Tensor) -> None:
+    def all_reduce(self, tensor: Tensor) -> None:
         """Sum `tensor` over all processes, in place."""
 
 
@@ -132,7 +132,7 @@ def evaluate_loss(
                 report.progress(task, done, len(rows))
     if world and world.size > 1:
         summed = losses.to(base.device)  # the device on which the process group reduces gradients, too
-        world.sum_(summed)
+        world.all_reduce(summed)
         losses = summed.cpu()
     return ExampleLosses(losses, weights)
 

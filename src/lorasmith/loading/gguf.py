@@ -17,7 +17,7 @@ from lorasmith.errors import ModelError
 from lorasmith.i18n import _, foreign, listed
 from lorasmith.loading.packages import SMOLLM2, Package, fetch_package, licences
 from lorasmith.report import Report
-from lorasmith.system.cache import alone, cache_folder, require_space, staged
+from lorasmith.system.cache import cache_folder, exclusive_access, new_cache_folder, require_space
 from lorasmith.system.transformers_logging import quiet_transformers
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def convert_gguf(gguf: Path, folder: Path, report: Report, extra_files: Sequence
     read the file, if the disk is too small, or if `folder` exists and is not such a model.
     """
     _require_gguf(gguf)
-    with alone(folder, report):
+    with exclusive_access(folder, report):
         if is_complete(folder):  # another process converted it while this one waited
             return folder
         if folder.exists():
@@ -75,7 +75,7 @@ def convert_gguf(gguf: Path, folder: Path, report: Report, extra_files: Sequence
         report.say(
             _("Converting {file} to {folder} (only once; takes up to half a minute).", file=gguf.name, folder=folder)
         )
-        with staged(folder) as staging:
+        with new_cache_folder(folder) as staging:
             _convert(gguf, staging, report)
             for file in extra_files:
                 shutil.copy(file, staging)

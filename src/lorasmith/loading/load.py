@@ -20,12 +20,13 @@ from lorasmith.model.fits import REFUSALS, config_problems, left_over, refused
 from lorasmith.model.probe import probe
 from lorasmith.model.verify import recognise
 from lorasmith.report import Report
-from lorasmith.system.device import choose_device, choose_dtype, keep_freed_memory, use_all_cores
-from lorasmith.system.gc_pause import at_rest
+from lorasmith.system.device import choose_device, choose_dtype, use_all_cores
+from lorasmith.system.gc_pause import gc_paused
+from lorasmith.system.memory import keep_freed_memory
 from lorasmith.system.transformers_logging import quiet_transformers
 
 
-@at_rest()
+@gc_paused()
 def load_base(config: ModelConfig, report: Report | None = None) -> Base:
     """Load, check and probe the base model. Its dropouts are zero, its parameters frozen, `train()` equals `eval()`.
 

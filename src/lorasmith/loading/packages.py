@@ -21,7 +21,7 @@ from pathlib import Path
 from lorasmith.errors import ModelError
 from lorasmith.i18n import _
 from lorasmith.report import Report
-from lorasmith.system.cache import alone, cache_folder, require_space, staged
+from lorasmith.system.cache import cache_folder, exclusive_access, new_cache_folder, require_space
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ def fetch_package(package: Package, report: Report) -> Path:
     found = _installed(package) or _cached(package, folder)
     if found:
         return found
-    with alone(folder, report):
+    with exclusive_access(folder, report):
         if _cached(package, folder):  # another process downloaded it while this one waited
             return folder / package.file
         if folder.exists():
             report.warn(_("{folder} is damaged; downloading it again.", folder=folder))
             shutil.rmtree(folder)
         require_space(folder.parent, 3 * package.megabytes * 1_000_000)
-        with staged(folder) as staging:
+        with new_cache_folder(folder) as staging:
             _fill(staging, package, report)
     return folder / package.file
 

@@ -199,9 +199,7 @@ class LoRALayer(nn.Module):
         updates = [self.updates[s[0]] for s in slices]
         AB = [matrix for update in updates for matrix in update.matrices]
         bounds, scales = tuple((s[1], s[2]) for s in slices), tuple(update.scaling for update in updates)
-        if (
-            torch.compiler.is_compiling()
-        ):  # torch.compile miscompiles in-place functions (pytorch issue 180642)
+        if torch.compiler.is_compiling():  # torch.compile miscompiles in-place functions (pytorch issue 180642)
             return plain_low_rank(y, x, bounds, scales, *AB)
         added: Tensor = LowRank.apply(y, x, bounds, scales, *AB)  # type: ignore[no-untyped-call]
         return added

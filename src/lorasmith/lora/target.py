@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorasmith.config.lora import LoraConfig, is_name
-from lorasmith.config.values import ranges, spelled
+from lorasmith.config.values import range_text, ranges
 from lorasmith.errors import LIBRARY_ERRORS, ConfigError
 from lorasmith.i18n import _
 
@@ -47,7 +47,7 @@ def describe_modules(paths: Sequence[str]) -> str:
     kinds = ", ".join(f"{n} x {name}" for name, n in names.items())
     text = _("{count} modules: {kinds}", count=len(paths), kinds=kinds)
     numbers = [number for path in paths if (number := layer_number(path)) is not None]
-    return text + (", " + _("layers {numbers}", numbers=", ".join(map(spelled, ranges(numbers)))) if numbers else "")
+    return text + (", " + _("layers {numbers}", numbers=", ".join(map(range_text, ranges(numbers)))) if numbers else "")
 
 
 def is_adaptable(module: nn.Module) -> bool:

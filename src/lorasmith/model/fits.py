@@ -31,7 +31,7 @@ _AT_LEAST_ONE = (
 def config_problems(path: Path, raw: Any) -> list[str]:
     """What is wrong with values of a config.json that transformers takes, or stumbles over without naming the key."""
     if not isinstance(raw, dict):
-        return [_("{path}: must hold an object of keys and values, found {found}.", path=path, found=_shown(raw))]
+        return [_("{path}: must be a JSON object, found {found}.", path=path, found=_shown(raw))]
     problems = []
     for key in _AT_LEAST_ONE:
         if isinstance(raw.get(key), int) and raw[key] < 1:

@@ -23,8 +23,8 @@ from lorasmith.model.forward import row_of
 from lorasmith.model.head import loss_sum
 from lorasmith.model.kept import counted
 from lorasmith.model.row import SHARED, Example
-from lorasmith.system.device import give_back_memory, keep_freed_memory
-from lorasmith.system.gc_pause import at_rest
+from lorasmith.system.gc_pause import gc_paused
+from lorasmith.system.memory import keep_freed_memory, release_freed_memory
 
 # two right ways of computing one module: the largest difference, relative to the largest value
 _MODULE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -137,7 +137,7 @@ def parts_of(base: Base) -> frozenset[str]:
     return frozenset(own | {"attention", "prefix"} if base.layout == "packed" else own - {"rotary"})
 
 
-@at_rest()
+@gc_paused()
 def speed_up(base: Base, adapter: str, ids: Sequence[int]) -> None:
     """Before a training: link layers that share their input, and run fast what gives the plain step's numbers.
 
@@ -157,7 +157,7 @@ def speed_up(base: Base, adapter: str, ids: Sequence[int]) -> None:
                 _problems(base, step, wanted, candidates)  # for what it keeps
         use(base, candidates)
     if base.device.type == "cpu":
-        give_back_memory()  # of the trial
+        release_freed_memory()  # of the trial
         keep_freed_memory()
     base.why["fast"] = listed(map(foreign, sorted(candidates))) or _("none")
     if problems:

@@ -8,7 +8,7 @@ from lorasmith.model.base import Base
 from lorasmith.model.head import LARGEST
 from lorasmith.model.row import Row
 from lorasmith.preflight.measurements import Measurement, estimate_seconds
-from lorasmith.system.memory import memory_mib, room_mib
+from lorasmith.system.memory import memory_mib, usable_mib
 from lorasmith.training import loop
 from lorasmith.training.loop import Job
 
@@ -78,7 +78,7 @@ def estimate(job: Job, measurement: Measurement | None, recompute: bool) -> Esti
             return Estimate()
         peak, by = found, "trial"
     seconds = estimate_seconds(job, measurement) if measurement else {}
-    room, warnings = room_mib(job.base.device), list[str]()
+    room, warnings = usable_mib(job.base.device), list[str]()
     if room is not None and peak > room and not recompute:
         recompute = True
         warnings.append(

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from lorasmith.config.files import parse_json
 from lorasmith.config.toml import Config
-from lorasmith.system.cache import cache_folder, keep
+from lorasmith.system.cache import cache_folder, write_cached
 from lorasmith.system.memory import peak_memory_mib
 from lorasmith.training.loop import Job
 from lorasmith.version import installed_version
@@ -85,7 +85,7 @@ def load_measurement(path: Path) -> Measurement | None:
 def save_measurement(path: Path, measurement: Measurement) -> None:
     """Save it for the next run. A cache that cannot be written is no error: the next check measures again."""
     text = json.dumps(asdict(measurement), indent=2) + "\n"
-    keep(path, FILES, lambda staging: staging.write_text(text, "utf-8"))
+    write_cached(path, FILES, lambda staging: staging.write_text(text, "utf-8"))
 
 
 def measurement_of_run(job: Job, start: float, evaluated: float, trained: float, seconds: float) -> Measurement:

@@ -22,7 +22,7 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.evaluation.loss import MIN_EXAMPLES
 from lorasmith.i18n import _, listed
 from lorasmith.loading.load import find_folder, load_tokenizer, max_positions
-from lorasmith.report import Report, Warnings
+from lorasmith.report import Report, WarningsOnly
 from lorasmith.system.writing import write_file
 
 UNLIMITED = 2**30  # tokens: nothing is truncated while lengths are counted
@@ -105,7 +105,7 @@ def summarize_data(config: Config, report: Report) -> DataSummary:
     tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
     template = Template.of(tokenizer, config.data.template, system=config.data.system)
     uncut = config.data.model_copy(update={"held_out": 0.0, "max_length": UNLIMITED, "too_long": "truncate"})
-    examples = prepare_rows(records, None, uncut, template, None, Warnings(report)).train
+    examples = prepare_rows(records, None, uncut, template, None, WarningsOnly(report)).train
     return DataSummary(
         form=_forms(files),
         rows=len(records),

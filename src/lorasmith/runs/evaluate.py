@@ -25,9 +25,9 @@ from lorasmith.i18n import _, listed
 from lorasmith.lora.inject import HALF_PRECISION
 from lorasmith.model.row import Example
 from lorasmith.model.verify import speed_up
-from lorasmith.report import Report, Warnings
+from lorasmith.report import Report, WarningsOnly
 from lorasmith.runs.leakage import leakage_warnings
-from lorasmith.training.files import CONFIG, ENVIRONMENT
+from lorasmith.training.run_files import ENVIRONMENT, RUN_CONFIG
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def evaluate(
     runs = [Path(path).expanduser() for path in paths]
     custom = _checked(options)
     session = open_adapters(runs, model, report)
-    config = load_config(runs[0] / CONFIG, {}) if _is_run_folder(runs[0]) else None
+    config = load_config(runs[0] / RUN_CONFIG, {}) if _is_run_folder(runs[0]) else None
     seed = config.training.seed if config else 0
     if options.files:
         examples = _read_examples(session, options.files, options.limits or DataConfig(), report)
@@ -208,7 +208,7 @@ def _held_out_files(config: Config | None) -> tuple[str, ...]:
 def _read_examples(session: Session, files: Sequence[str], limits: DataConfig, report: Report) -> list[Example]:
     """All rows of `files`, encoded with the template of the adapters."""
     config = limits.model_copy(update={"data": tuple(files), "held_out": 0.0})
-    return prepare(config, session.template, session.base.max_positions, Warnings(report)).train
+    return prepare(config, session.template, session.base.max_positions, WarningsOnly(report)).train
 
 
 def _held_out_by_all(session: Session, runs: Sequence[Path], config: Config | None, report: Report) -> list[Example]:
@@ -236,7 +236,7 @@ def _held_out_by_all(session: Session, runs: Sequence[Path], config: Config | No
 
 
 def _is_run_folder(path: Path) -> bool:
-    return (path / CONFIG).is_file()
+    return (path / RUN_CONFIG).is_file()
 
 
 def _held_out_by(session: Session, run: Path, config: Config | None, report: Report) -> list[Example]:
@@ -249,7 +249,7 @@ def _held_out_by(session: Session, run: Path, config: Config | None, report: Rep
             )
         )
     then = _environment(run)
-    now = prepare(config.data, session.template, session.base.max_positions, Warnings(report), config.training.seed)
+    now = prepare(config.data, session.template, session.base.max_positions, WarningsOnly(report), config.training.seed)
     if then.get("held_out_sha256") != now.held_out_sha256:
         raise RunError(
             _(

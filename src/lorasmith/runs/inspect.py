@@ -10,13 +10,12 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from lorasmith.adapters.folder import AdapterFolder, find_adapter
 from lorasmith.config.files import read_json
-from lorasmith.config.values import Typed, wrong_values
+from lorasmith.config.values import Typed, validation_messages
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.files import ADAPTER_CONFIG, PEFT_DEFAULTS
 from lorasmith.lora.variant import VARIANTS
-from lorasmith.training.files import SUMMARY
-from lorasmith.training.summary import Summary
+from lorasmith.training.run_files import SUMMARY, Summary
 
 
 class _Config(Typed):
@@ -40,12 +39,12 @@ def inspect_folder(path: str | Path) -> dict[str, Any]:
     Raises AdapterError if the folder holds no adapter, or not yet, or if one of its files is missing or malformed.
     """
     path = Path(path).expanduser()
-    return facts_of(AdapterFolder.glance(find_adapter(path)), path)
+    return facts_of(AdapterFolder.read_header(find_adapter(path)), path)
 
 
 def facts_of(adapter: AdapterFolder, path: Path) -> dict[str, Any]:
     """The same of an adapter that was read already; `path` is the run that holds it, or the folder itself."""
-    config, about = _config(adapter), adapter.about
+    config, about = _config(adapter), adapter.metadata
     return {
         "folder": str(adapter.path),
         "base": about["base"]["model"] if about else config.base_model_name_or_path,
@@ -71,10 +70,10 @@ def facts_of(adapter: AdapterFolder, path: Path) -> dict[str, Any]:
 
 def _config(adapter: AdapterFolder) -> _Config:
     try:
-        return _Config.model_validate(PEFT_DEFAULTS | dict(adapter.raw))
+        return _Config.model_validate(PEFT_DEFAULTS | dict(adapter.peft_config))
     except ValidationError as error:
         raise AdapterError(
-            *(f"{adapter.path / ADAPTER_CONFIG}: {text}" for text in wrong_values(error, _Config))
+            *(f"{adapter.path / ADAPTER_CONFIG}: {text}" for text in validation_messages(error, _Config))
         ) from None
 
 

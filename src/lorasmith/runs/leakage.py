@@ -12,8 +12,8 @@ from lorasmith.data.rows.conversation import places
 from lorasmith.errors import LorasmithError, RunError
 from lorasmith.i18n import _
 from lorasmith.model.row import Example
-from lorasmith.report import Report, Warnings
-from lorasmith.training.files import CONFIG, ENVIRONMENT
+from lorasmith.report import Report, WarningsOnly
+from lorasmith.training.run_files import ENVIRONMENT, RUN_CONFIG
 
 
 def leakage_warnings(session: Session, examples: Sequence[Example], report: Report) -> Iterator[str]:
@@ -34,7 +34,7 @@ def leakage_warnings(session: Session, examples: Sequence[Example], report: Repo
             )
 
 
-class _ProgressOnly(Warnings):
+class _ProgressOnly(WarningsOnly):
     """Drops the warnings about the training data: they were given when the adapter was trained."""
 
     def warn(self, text: str) -> None:
@@ -47,7 +47,7 @@ def _training_examples(folder: Path, session: Session, report: Report) -> list[E
     if not runs:
         return []
     try:
-        config = load_config(runs[0] / CONFIG, {})
+        config = load_config(runs[0] / RUN_CONFIG, {})
         then = read_object(runs[0] / ENVIRONMENT, RunError)
         now = prepare(config.data, session.template, session.base.max_positions, report, config.training.seed)
     except LorasmithError:

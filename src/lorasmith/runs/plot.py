@@ -6,7 +6,7 @@ from typing import Any
 
 from lorasmith.errors import MissingExtraError
 from lorasmith.i18n import _
-from lorasmith.system.fonts import drawable_words
+from lorasmith.system.fonts import drawable_language
 from lorasmith.system.writing import new_file
 from lorasmith.training.history import Points, read_losses
 
@@ -30,7 +30,7 @@ def plot_loss(runs: Sequence[Path], target: Path) -> None:
         ) from None
     losses = [read_losses(run) for run in runs]
     matplotlib.use("Agg")
-    with drawable_words():
+    with drawable_language():
         _draw(short_names(runs) if len(runs) > 1 else [""], losses, target)
 
 

@@ -1,15 +1,15 @@
-"""One configuration: from data to a run folder.
+"""One training run, from a configuration to a run folder:
 
-RUN/.lorasmith         says that the folder is ours; beside it .lorasmith.lock, while a process trains
-RUN/config.toml        everything resolved, with the reasons of what was chosen
-RUN/environment.json   versions, processor, threads
-RUN/metrics.jsonl      one line a step or evaluation
-RUN/samples.jsonl      answers to training.samples at every evaluation, where there are any
-RUN/tensorboard/       the metrics as event files, where they are asked for
-RUN/checkpoints/       the last, and the best by held-out loss
-RUN/adapter/           the best if one was measured, else the last
-RUN/loss.png
-RUN/summary.json       written last: a run with it is finished
+RUN/.lorasmith         marks the folder as ours; .lorasmith.lock exists beside it while a process trains
+RUN/config.toml        all options as resolved, with the reasons for automatic choices
+RUN/environment.json   versions, processor, number of threads, hashes of base model and data
+RUN/metrics.jsonl      one line per step or evaluation
+RUN/samples.jsonl      answers to the prompts of training.samples at every evaluation
+RUN/tensorboard/       the metrics as event files, if training.tensorboard is on
+RUN/checkpoints/       the last checkpoint, and the best adapter by held-out loss
+RUN/adapter/           the best adapter by held-out loss, or the last one if nothing is held out
+RUN/loss.png           the loss curve
+RUN/summary.json       the results; written last, so a run that has it is finished
 """
 
 import json
@@ -48,30 +48,41 @@ from lorasmith.training import checkpoint, loop
 from lorasmith.training.assemble import ADAPTER, assemble, recompute_activations
 from lorasmith.training.checkpoint import State
 from lorasmith.training.distributed import World, join, leave
-from lorasmith.training.files import ADAPTER as ADAPTER_FOLDER
-from lorasmith.training.files import PICTURE, SUMMARY, recover_run
 from lorasmith.training.history import require_tensorboard
 from lorasmith.training.resume import restored_state
-from lorasmith.training.run_folder import begin, check_folder, check_space, choose_folder, in_use, located
-from lorasmith.training.summary import Summary, read_summary
+from lorasmith.training.run_files import ADAPTER as ADAPTER_FOLDER
+from lorasmith.training.run_files import LOSS_PLOT, SUMMARY, Summary, read_summary, recover_run
+from lorasmith.training.run_folder import (
+    check_folder,
+    check_space,
+    choose_folder,
+    run_lock,
+    start_run,
+    with_absolute_paths,
+)
 from lorasmith.version import installed_version
 
 
 def train(config: Config, report: Report | None = None, resume: bool = False, overwrite: bool = False) -> Summary:
-    """Train one adapter as `config` says and return what it came to; the run folder holds everything.
+    """Train one adapter as `config` says and return the results, which the run folder also holds.
 
-    Raises LorasmithError for what the user can mend, Interrupted after Ctrl-C; what was done is saved then.
+    resume: continue the run in `config.output`.
+    overwrite: replace the run in `config.output`.
+
+    Raises:
+        LorasmithError: a problem that the user can fix.
+        Interrupted: the user pressed Ctrl-C; the progress is saved.
     """
     started = time.perf_counter()
     world = join()
     report = report if report is not None and world.is_first else Report()
     try:
         folder = choose_folder(config, world)
-        with in_use(folder, world, report, resume):
+        with run_lock(folder, world, report, resume):
             config = check_folder(folder, config, resume, overwrite)
             if config.training.tensorboard:
                 require_tensorboard()
-            world.wait()  # nobody writes before all have looked
+            world.barrier()  # no process writes before all have checked the folder
             finished = read_summary(folder) if resume else None
             if finished is not None:
                 report.say(_("{run} has already finished: {summary}", run=folder, summary=finished))
@@ -79,31 +90,31 @@ def train(config: Config, report: Report | None = None, resume: bool = False, ov
             with _resumable(folder) if resume else nullcontext():
                 return _Training(config, folder, report, world).run(resume, started)
     finally:
-        if world.is_ours:
+        if world.owns_group:
             leave()
 
 
 class _Training:
-    """One run from the first file read to summary.json: the order of its parts, and what they hand on."""
+    """The phases of one run, from reading the data to writing summary.json."""
 
     def __init__(self, config: Config, folder: Path, report: Report, world: World) -> None:
         self.config, self.folder, self.report, self.world = config, folder, report, world
         self.recompute = config.training.gradient_checkpointing
 
     def run(self, resume: bool, started: float) -> Summary:
-        """Load, prepare, train, measure, write."""
+        """Load, prepare, train, evaluate, write. `started` is the perf_counter() at which the run began."""
         config, report = self.config, self.report
-        files = read_files(config.data, report)  # a bad row is told before a base is loaded
+        files = read_files(config.data, report)  # first, to report invalid rows before a base model is loaded
         assembled = assemble(config, self.folder, report, self.world, files)
         job, template, data = assembled.job, assembled.template, assembled.data
-        measured = measurement_path(job, config)
-        self._describe(job, load_measurement(measured))
-        state = self._restore(job) if resume else self._begin(job, template, data)
-        is_whole = state.step == 0 and self.recompute == config.training.gradient_checkpointing
+        measurements = measurement_path(job, config)
+        self._describe(job, load_measurement(measurements))
+        state = self._restore(job) if resume else self._start(job, template, data)
+        is_representative = state.step == 0 and self.recompute == config.training.gradient_checkpointing
         with _resumable(self.folder), closing(job.history):
-            begun = time.perf_counter()
+            prepared = time.perf_counter()
             before = job.evaluator.base_losses()
-            evaluated = time.perf_counter() - begun
+            evaluation_seconds = time.perf_counter() - prepared
             if state.step == 0:
                 job.evaluator.record_base(before)
             if self.recompute:
@@ -111,14 +122,14 @@ class _Training:
             loop.train(job, state)
             _refuse_without_effect(job)
             after = job.evaluator.finish(state, is_last=state.step == len(job.plan))
-            summary = self._summarise(job, state, before, after, time.perf_counter() - started)
-        if is_whole and self.world.is_first:
-            seconds = begun - started, evaluated, state.seconds, summary.seconds
-            save_measurement(measured, measurement_of_run(job, *seconds))
+            summary = self._summarize(job, state, before, after, time.perf_counter() - started)
+        if is_representative and self.world.is_first:
+            seconds = prepared - started, evaluation_seconds, state.seconds, summary.seconds
+            save_measurement(measurements, measurement_of_run(job, *seconds))
         return summary
 
     def _describe(self, job: loop.Job, measurement: Measurement | None) -> None:
-        """What is about to happen, before it costs time. Raises TrainingError where it would come to nothing."""
+        """Report what the run will do, need and cost. Raises TrainingError if it cannot succeed."""
         facts = collect_facts(job, estimate(job, measurement, self.recompute))
         self.recompute = facts.expected.recompute
         for line in fact_lines(facts):
@@ -128,34 +139,34 @@ class _Training:
         if facts.problems:
             raise TrainingError(*facts.problems)
 
-    def _begin(self, job: loop.Job, template: Template, data: Prepared) -> State:
-        """A fresh run folder."""
+    def _start(self, job: loop.Job, template: Template, data: Prepared) -> State:
+        """Write the first files of a new run."""
         if self.world.is_first:
             check_space(self.folder, job.parameters.values.nbytes)
             reasons = {f"model.{key}": why for key, why in job.base.why.items()}
             resolved = _resolved(self.config, self.folder, job.base, template, data)
-            begin(self.folder, resolved, reasons, job.origin.settings | _versions())
-        self.world.wait()
+            start_run(self.folder, resolved, reasons, job.origin.settings | _versions())
+        self.world.barrier()
         return State()
 
     def _restore(self, job: loop.Job) -> State:
-        """The last checkpoint put back."""
+        """Restore the last checkpoint."""
         if self.world.is_first:
             recover_run(self.folder)
-        self.world.wait()
-        found = checkpoint.latest(job.checkpoints)
-        state = restored_state(job, found, self.folder, self.report)
+        self.world.barrier()
+        saved = checkpoint.latest(job.checkpoints)
+        state = restored_state(job, saved, self.folder, self.report)
         if self.world.is_first:
             job.history.rewind(state.step)
-        self.world.wait()
-        if found is None:
+        self.world.barrier()
+        if saved is None:
             self.report.say(_("No checkpoint in {folder} yet; starting from the beginning", folder=self.folder))
             return state
-        checkpoint.restore(found, job.parameters, job.optimizer, state.step)
+        checkpoint.restore(saved, job.parameters, job.optimizer, state.step)
         self.report.say(_("Resuming after step {step} of {steps}", step=state.step, steps=len(job.plan)))
         return state
 
-    def _summarise(
+    def _summarize(
         self, job: loop.Job, state: State, before: ExampleLosses | None, after: ExampleLosses | None, seconds: float
     ) -> Summary:
         compared = compare(before, after, self.config.training.seed) if before and after else None
@@ -184,7 +195,7 @@ class _Training:
         return summary
 
     def _plot(self) -> None:
-        target = self.folder / PICTURE
+        target = self.folder / LOSS_PLOT
         try:
             with writing(target):
                 plot_loss([self.folder], target)
@@ -194,7 +205,7 @@ class _Training:
 
 @contextmanager
 def _resumable(folder: Path) -> Iterator[None]:
-    """Within it, Ctrl-C says how the run in `folder` goes on, unless something in it has said what it saved."""
+    """A context in which Ctrl-C raises Interrupted with the command that resumes the run in `folder`."""
     try:
         yield
     except Interrupted:
@@ -207,7 +218,7 @@ def _resumable(folder: Path) -> Iterator[None]:
 
 
 def _refuse_without_effect(job: loop.Job) -> None:
-    """Raise TrainingError where the training came to its end and taught nothing: such a run is not finished."""
+    """Raise TrainingError if the adapter still has no effect after the last step, so that the run never finishes."""
     if not has_effect(job.base.adapters[ADAPTER].parameters):
         raise TrainingError(
             _(
@@ -221,8 +232,8 @@ def _refuse_without_effect(job: loop.Job) -> None:
 
 
 def _resolved(config: Config, folder: Path, base: Base, template: Template, data: Prepared) -> Config:
-    """What was left to this program is written down, so that a resumed run cannot choose otherwise."""
-    config = located(config)
+    """The configuration with every automatic choice made explicit, so that a resumed run makes the same ones."""
+    config = with_absolute_paths(config)
     model = config.model.model_copy(update={"dtype": dtype_name(base.dtype), "device": str(base.device)})
     kind = config.data.template if template.kind == "file" else template.kind
     rows = config.data.model_copy(update={"template": kind, "max_length": data.max_length})

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from lorasmith.config.files import Malformed, parse_json
 from lorasmith.config.sampling import SamplingConfig
-from lorasmith.config.values import wrong_values
+from lorasmith.config.values import validation_messages
 from lorasmith.engine.request import Request
 from lorasmith.engine.scoring import prompt_batches, prompt_logprobs
 from lorasmith.errors import LorasmithError
@@ -237,7 +237,7 @@ async def read_body(request: Http, model: type[M]) -> M:
         return model.model_validate({key: value for key, value in raw.items() if value is not None})
     except ValidationError as error:
         param = str((error.errors(include_url=False)[0]["loc"] or ("",))[0])
-        raise Failure(400, "\n".join(wrong_values(error, model)), param or None) from None
+        raise Failure(400, "\n".join(validation_messages(error, model)), param or None) from None
 
 
 class StreamingReply(EventSourceResponse):

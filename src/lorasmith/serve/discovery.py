@@ -12,7 +12,7 @@ from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_DEFAULTS
 from lorasmith.runs.inspect import facts_of
-from lorasmith.training.files import CONFIG as RUN_CONFIG
+from lorasmith.training.run_files import RUN_CONFIG
 
 MODEL_NAME = re.compile(r"\w[\w.-]{0,99}")  # valid names of models in requests
 
@@ -51,7 +51,7 @@ class DiscoveredAdapter:
     @property
     def rank(self) -> int:
         """The largest rank of any of its modules."""
-        raw: dict[str, Any] = PEFT_DEFAULTS | dict(self.adapter.raw)
+        raw: dict[str, Any] = PEFT_DEFAULTS | dict(self.adapter.peft_config)
         return int(max([raw["r"], *(raw.get("rank_pattern") or {}).values()]))
 
     @property
@@ -96,7 +96,7 @@ def discover(paths: Sequence[Path]) -> Discovery:
 
 def describe(name: str, path: Path) -> DiscoveredAdapter:
     """The adapter of a run or adapter folder, without reading its weights. Raises AdapterError."""
-    return _discovered(name, path, AdapterFolder.glance(find_adapter(path)))
+    return _discovered(name, path, AdapterFolder.read_header(find_adapter(path)))
 
 
 def read(name: str, place: Path) -> DiscoveredAdapter:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from lorasmith.config.sampling import Sampling, Temperature, Top
+from lorasmith.config.sampling import Sampling, Temperature, TopLogprobs
 from lorasmith.config.values import Typed
 
 MAX_CHOICES = 64  # maximum number of replies per prompt
@@ -135,7 +135,7 @@ class ChatRequest(_Sampled):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Top | None = None
+    top_logprobs: TopLogprobs | None = None
     response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["none", "auto"] | None = None
@@ -152,7 +152,7 @@ class CompletionRequest(_Sampled):
 
     prompt: str | list[str] | list[int] | list[list[int]]
     echo: bool | None = None
-    logprobs: Top | None = None
+    logprobs: TopLogprobs | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
 
     @property

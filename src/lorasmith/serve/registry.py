@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lorasmith.adapters.folder import AdapterFolder, end_ids
-from lorasmith.config.values import closest
+from lorasmith.config.values import did_you_mean
 from lorasmith.data.template.encoding import Template
 from lorasmith.engine.request import Request
 from lorasmith.engine.scoring import prompt_logprobs
@@ -68,7 +68,7 @@ class Registry:
         """The current version of a model. Raises Failure 404, which suggests a similar name."""
         names = self.names(allowed)
         if name not in names:
-            text = _("model {name!r} does not exist.", name=name) + closest(name, names)
+            text = _("model {name!r} does not exist.", name=name) + did_you_mean(name, names)
             shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
             text += " " + _("Available models: {names}.", names=shown or _("none"))
             raise Failure(404, text, "model", "model_not_found")

@@ -17,7 +17,7 @@ from lorasmith.serve.discovery import Discovery
 from lorasmith.serve.registry import Registry
 from lorasmith.serve.request_manager import RequestManager
 from lorasmith.serve.worker import Worker
-from lorasmith.system.memory import available_mib, enough_memory
+from lorasmith.system.memory import available_mib, convert_memory_errors
 
 
 def open_manager(
@@ -35,14 +35,14 @@ def open_manager(
             *discovery.problems, _("no adapter can be served, and no base model is given. Give one with --model.")
         )
     base = load_base(base_settings(first.adapter if first else None, model, report), report)
-    with enough_memory():
+    with convert_memory_errors():
         cache = settings.cache_tokens or cache_tokens(base)
         engine = Engine(base, slots=settings.slots, cache_tokens=cache, prepack=True)
     place = Path(base.source)
     registry = Registry(base, place.name or place.resolve().name, discovery.roots)  # `.` has no name
     for done, found in enumerate(discovery.adapters.values(), 1):
         try:
-            with enough_memory():
+            with convert_memory_errors():
                 registry.put(found)
         except (AdapterError, OutOfMemoryError) as error:
             discovery.problems.extend(error.problems)

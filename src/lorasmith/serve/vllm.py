@@ -7,6 +7,7 @@ from pathlib import Path
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import PACKAGED, cached_gguf, packaged_model
+from lorasmith.lora.variant import VARIANTS
 from lorasmith.report import Report
 from lorasmith.serve.discovery import DiscoveredAdapter, Discovery
 
@@ -51,7 +52,7 @@ def vllm_command(discovery: Discovery, model: str | None, report: Report) -> tup
 
 
 def _has_patterns(adapter: DiscoveredAdapter) -> bool:
-    return bool(adapter.adapter.raw.get("rank_pattern") or adapter.adapter.raw.get("alpha_pattern"))
+    return bool(adapter.adapter.peft_config.get("rank_pattern") or adapter.adapter.peft_config.get("alpha_pattern"))
 
 
 def _model_argument(base: str, report: Report) -> str:
@@ -72,7 +73,7 @@ def _lora_module(adapter: DiscoveredAdapter) -> str:
 
 def vllm_refuses(adapter: DiscoveredAdapter) -> list[str]:
     """Reasons why vLLM cannot load the adapter, or not on every base model; empty if it can."""
-    raw, reasons = adapter.adapter.raw, []
+    raw, reasons = adapter.adapter.peft_config, []
     if adapter.rank > VLLM_RANKS[-1]:
         reasons.append(
             _("its rank {rank} is higher than the maximum of {most}", rank=adapter.rank, most=VLLM_RANKS[-1])
@@ -81,8 +82,7 @@ def vllm_refuses(adapter: DiscoveredAdapter) -> list[str]:
         reasons.append(_("modules_to_save contains {names}", names=", ".join(raw["modules_to_save"])))
     if raw.get("bias", "none") != "none":
         reasons.append(_("bias is {value!r}", value=raw["bias"]))
-    if raw.get("use_dora"):
-        reasons.append(_("it uses DoRA"))
+    reasons += [_("{flag} is set", flag=flag) for flag in VARIANTS if raw.get(flag)]
     targets = raw.get("target_modules") or []
     names = [str(target).rpartition(".")[2] for target in targets] if isinstance(targets, list) else []
     if touched := [name for name in EMBEDDINGS if name in names]:

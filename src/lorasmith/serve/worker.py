@@ -19,7 +19,7 @@ from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Event, Request
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
-from lorasmith.system.memory import enough_memory
+from lorasmith.system.memory import convert_memory_errors
 
 T = TypeVar("T")
 log = logging.getLogger("lorasmith.serve")
@@ -95,7 +95,7 @@ class Worker:
             try:
                 if not self.is_alive:
                     raise WorkerStopped
-                with enough_memory():
+                with convert_memory_errors():
                     settle: Callable[[], None] = partial(_succeed, done, work())
             except Exception as error:  # noqa: BLE001 (raised in the caller; the thread goes on)
                 settle = partial(_fail, done, error)

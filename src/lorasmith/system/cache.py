@@ -1,10 +1,10 @@
-"""The user's cache: where it is, one program at a time in it, and never anything half-made under a final name.
+"""The user's cache folder. Entries appear under their final name only when complete, and each has one writer at a time.
 
 $XDG_CACHE_HOME/lorasmith (or ~/.cache/lorasmith)
-├── data/        the demo's rows
-├── downloads/   wheels that the user put there, looked at before any registry
-├── measured/    what runs took; rows/: rows that were encoded
-├── packages/    NAME-VERSION: the files taken from a package
+├── data/        the rows of `lorasmith demo`
+├── downloads/   wheels that the user put there; searched before any package registry
+├── measured/    time and memory of earlier runs; rows/ holds encoded rows
+├── packages/    NAME-VERSION: files extracted from a Python package
 └── models/      converted models, each a plain Hugging Face folder
 """
 
@@ -25,40 +25,40 @@ PRIVATE = 0o700
 
 
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/lorasmith, or ~/.cache/lorasmith where that is not set (or not absolute: the XDG rule)."""
+    """$XDG_CACHE_HOME/lorasmith, or ~/.cache/lorasmith if the variable is unset or, as XDG demands, not absolute."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "lorasmith"
 
 
 @contextmanager
-def alone(target: Path, report: Report) -> Iterator[None]:
-    """Only one program at a time makes `target`; a second one says that it waits. Raises ModelError: not writable.
+def exclusive_access(target: Path, report: Report) -> Iterator[None]:
+    """Make sure that only one process at a time creates `target`; a second one reports that it waits.
 
-    The lock ends with the process that holds it, so a killed program leaves nothing to clean up. Where a platform or
-    file system has no such locks, both programs work and the first one's result stays (see `staged`).
+    The lock ends with the process that holds it, so a killed process leaves nothing to clean up. Without support for
+    locks, both processes work, and the first result stays (see `new_cache_folder`). Raises ModelError if the cache is
+    not writable.
     """
     _prepare(target.parent)
     with (target.parent / f".{target.name}.lock").open("a") as file:
         if _lock(file.fileno(), target, report):
-            for leftover in target.parent.glob(f".{glob.escape(target.name)}{NEW}*"):  # of a program that was killed
+            for leftover in target.parent.glob(f".{glob.escape(target.name)}{NEW}*"):  # of a killed process
                 shutil.rmtree(leftover, ignore_errors=True)
         yield
 
 
 @contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target`; it becomes `target` when the block ends well, and vanishes when it does not."""
+def new_cache_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder, which becomes `target` if the block succeeds and is removed if it raises."""
     _prepare(target.parent)
-    with new_folder(target, replace=False) as folder:  # another program's, without locks, is as good as ours
+    with new_folder(target, replace=False) as folder:  # without locks, another process' result is as good as ours
         yield folder
 
 
-def keep(place: Path, most: int, write: Callable[[Path], object]) -> None:
-    """Have `place` written, whole or not at all; of the files beside it with its ending the oldest beyond `most` go.
+def write_cached(place: Path, most: int, write: Callable[[Path], object]) -> None:
+    """Write the file `place` atomically, and delete the oldest files of the same suffix beyond `most`.
 
-    The user alone may look into its folder and read it.
-
-    What is kept so is a gain of time alone: where the cache cannot be written, nothing is kept and nothing is said.
+    Only the user can read the file and its folder. These files only save time, so errors of the file system are
+    ignored.
     """
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def keep(place: Path, most: int, write: Callable[[Path], object]) -> None:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raise ModelError, before anything is written, where fewer than `needed` bytes are free on `folder`'s disk."""
+    """Raise ModelError if fewer than `needed` bytes are free on the disk of `folder`."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ModelError(
@@ -85,6 +85,7 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 def _prepare(folder: Path) -> None:
+    """Create `folder`. Raises ModelError if it is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)
@@ -102,7 +103,7 @@ def _prepare(folder: Path) -> None:
 
 
 def _lock(handle: int, target: Path, report: Report) -> bool:
-    """Whether this program has the lock, for which it waits; False where there are none."""
+    """Wait for the lock on an open file. Returns False if locks are not supported."""
     got = flock(handle)
     if got is False:
         report.say(_("Another process is creating {target}; waiting for it to finish.", target=target))

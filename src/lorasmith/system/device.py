@@ -1,21 +1,20 @@
-"""Which device and which dtype: decided by what the machine says it can, with the reason beside the answer."""
+"""The choice of device, dtype and number of threads, with the reason for each choice."""
 
-import ctypes
 import os
-import platform
 
 import torch
 
 from lorasmith.errors import ConfigError, ModelError
 from lorasmith.i18n import _
 
-# of malloc.h and sys/mman.h
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _MADV_HUGEPAGE = -1, -3, 14
-_LARGE_PAGE, _RESERVED = 2**21, 3 * 2**29
-
 
 def choose_device(wanted: str) -> tuple[torch.device, str]:
-    """The device and why. Raises ConfigError for a name that is no device, ModelError for one that is not here."""
+    """The device and the reason for it.
+
+    Raises:
+        ConfigError: `wanted` is not the name of a device.
+        ModelError: this machine does not have the device.
+    """
     if wanted == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda"), _("a CUDA device is available")
@@ -37,7 +36,7 @@ def choose_device(wanted: str) -> tuple[torch.device, str]:
 
 
 def choose_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype of the frozen weights and why."""
+    """The dtype of the frozen weights and the reason for it; `wanted` is auto or the name of a torch dtype."""
     if wanted != "auto":
         dtype: torch.dtype = getattr(torch, wanted)
         return dtype, _("as requested")
@@ -55,45 +54,16 @@ def choose_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """float32 for torch.float32: how options and files write it."""
+    """The name of a dtype as options and files spell it: float32 for torch.float32."""
     return str(dtype).removeprefix("torch.")
 
 
 def use_all_cores() -> int:
-    """As many threads as cores that this process may use: containers report other numbers. Returns it."""
+    """Let torch use as many threads as this process may use cores, unless OMP_NUM_THREADS is set.
+
+    Returns the number of threads. In a container it can be smaller than the number of cores of the machine.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(cores, torch.get_num_threads()))
     return torch.get_num_threads()
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory for the next step, which takes the same again, and to have it in large pages.
-
-    A page of 4 KiB that a program touches for the first time costs up to 12 microseconds on a virtual machine: a third
-    of a short training went into that. Address space is reserved here, no memory; other C libraries are left alone.
-    """
-    libc = _glibc()
-    if libc is None:
-        return
-    libc.mallopt(_M_MMAP_THRESHOLD, 2**31 - 1)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.argtypes = [ctypes.c_void_p]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    start = libc.malloc(_RESERVED)
-    if start:
-        libc.free(start)  # untouched, it stays at the end of the heap
-        aligned = -(-start // _LARGE_PAGE) * _LARGE_PAGE
-        libc.madvise(aligned, start + _RESERVED - aligned, _MADV_HUGEPAGE)
-
-
-def give_back_memory() -> None:
-    """Hand freed memory back to the system once, where a part of the program has ended."""
-    libc = _glibc()
-    if libc is not None:
-        libc.malloc_trim(0)
-
-
-def _glibc() -> ctypes.CDLL | None:
-    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

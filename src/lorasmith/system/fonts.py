@@ -1,11 +1,11 @@
-"""Which language the words of a picture can be in: the user's where a font for it is installed, else English."""
+"""The language of text in pictures: the user's if a font for it is installed, otherwise English."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from lorasmith.i18n import language, speaking
+from lorasmith.i18n import language, using_language
 
-# The usual ones of Linux, macOS and Windows, the freely licensed first.
+# Common fonts with Chinese characters on Linux, macOS and Windows, freely licensed ones first.
 CHINESE = (
     "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
     "Noto Sans CJK JP", "PingFang SC", "Hiragino Sans GB", "Heiti SC", "Arial Unicode MS", "Microsoft YaHei", "SimHei",
@@ -13,8 +13,11 @@ CHINESE = (
 
 
 @contextmanager
-def drawable_words() -> Iterator[None]:
-    """Within it texts are in a language that matplotlib, which must be installed, has letters for."""
+def drawable_language() -> Iterator[None]:
+    """A context in which messages are in a language that matplotlib can draw, and matplotlib uses a font for it.
+
+    matplotlib must be installed.
+    """
     import matplotlib
     from matplotlib import font_manager
 
@@ -22,11 +25,11 @@ def drawable_words() -> Iterator[None]:
     family = [font] if font else []
     with (
         matplotlib.rc_context({"font.family": [*family, *matplotlib.rcParams["font.family"]]}),
-        speaking("zh" if font else "en"),
+        using_language("zh" if font else "en"),
     ):
         yield
 
 
 def chinese_font(installed: Collection[str]) -> str | None:
-    """The best of the fonts that are there; None where no one has Chinese letters."""
+    """The first font of `CHINESE` that is in `installed`, or None."""
     return next((name for name in CHINESE if name in installed), None)

@@ -1,9 +1,11 @@
-"""A lock on a folder that ends with the process that holds it, however that ends. Loads no torch.
+"""Lock files: a lock on a folder that is released when the process that holds it ends, however it ends.
 
-It is a file that is there while it is held; one that a killed process left is nobody's. The lock is flock's, which
-belongs to an open file: another descriptor of the same process neither shares nor drops it.
+The lock is flock(2)'s on a file that exists while the lock is held; a file that a killed process left behind is not
+locked. flock belongs to an open file, so opening the file a second time in one process neither shares nor releases
+the lock. Loads no torch.
 """
 
+import errno
 import os
 import socket
 import sys
@@ -15,15 +17,16 @@ from pathlib import Path
 from lorasmith.errors import RunError
 from lorasmith.i18n import _
 
-PATIENCE = 1.0  # seconds; who only looks whether it is held has it for an instant
+TIMEOUT = 1.0  # seconds to keep trying: `is_locked` holds a lock for an instant
 _FLAGS = os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) if sys.platform != "win32" else 0
 
 
 @contextmanager
 def locked(path: Path, folder: Path) -> Iterator[bool]:
-    """Hold the lock file `path` for `folder`; folders on the way to it are made, and go again if they stay empty.
+    """Hold the lock file `path`, which protects `folder`. Missing parent folders are removed again if they stay empty.
 
-    Yields False where the file system has no locks. Raises RunError where another process holds it, and OSError.
+    Yields False if the file system does not support locks. Raises RunError, which names `folder` and the holder, if
+    another process holds the lock, and OSError if the file cannot be created.
     """
     made: list[Path] = []
     try:
@@ -33,16 +36,16 @@ def locked(path: Path, folder: Path) -> Iterator[bool]:
             os.write(handle, f"{os.getpid()} {socket.gethostname()}\n".encode())
             yield has_locks
         finally:
-            path.unlink(missing_ok=True)  # while it is held: who opened it before finds that the name is gone
+            path.unlink(missing_ok=True)  # while still locked: a process that opened it earlier sees that it is gone
             os.close(handle)
     finally:
         for place in reversed(made):
-            with suppress(OSError):  # it is no longer empty
+            with suppress(OSError):  # not empty
                 place.rmdir()
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process, this one or another, holds the lock file `path`; nobody loses or misses it by that."""
+    """Whether this or another process holds the lock file `path`. Does not disturb whoever holds or wants it."""
     try:
         handle = os.open(path, os.O_RDONLY | _FLAGS)
     except OSError:
@@ -54,7 +57,7 @@ def is_locked(path: Path) -> bool:
 
 
 def flock(handle: int, shared: bool = False, wait: bool = False) -> bool | None:
-    """Lock an open file; False where another one has it, None where the system or the file system has no locks."""
+    """Lock an open file. Returns False if another holds the lock, and None if locks are not supported here."""
     if sys.platform == "win32":
         return None
     import fcntl
@@ -69,15 +72,18 @@ def flock(handle: int, shared: bool = False, wait: bool = False) -> bool | None:
 
 
 def _taken(path: Path, folder: Path, made: list[Path]) -> tuple[int, bool]:
-    """A descriptor that holds `path`, and whether there are locks; `made` gets the folders that were missing."""
-    end = time.monotonic() + PATIENCE
+    """Open and lock `path`; returns the descriptor and whether locks are supported. Folders created go into `made`."""
+    end = time.monotonic() + TIMEOUT
     while True:
         missing = [place for place in (path.parent, *path.parent.parents) if not place.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # a file is where a folder must be
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from None
         made += [place for place in reversed(missing) if place not in made]
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
-        except FileNotFoundError:  # the process that made the folder too took it away again
+        except FileNotFoundError:  # another process that had created the folder has just removed it
             if time.monotonic() > end:
                 raise
             continue
@@ -94,7 +100,7 @@ def _taken(path: Path, folder: Path, made: list[Path]) -> tuple[int, bool]:
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Whether `path` still names the open file: the process that held it takes it away when it ends."""
+    """Whether `path` still names the open file, which the previous holder removes when it ends."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
@@ -102,7 +108,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def _holder(handle: int) -> str:
-    """Who holds the lock, as it wrote down."""
+    """A description of the process that holds the lock, as it wrote it into the file."""
     number, _space, host = os.pread(handle, 300, 0).decode("utf-8", "replace").strip().partition(" ")
     if not number.isdecimal():
         return _("another process")

@@ -1,8 +1,8 @@
-"""Which folders are ours: those that say so in a small file, and hold nothing but what we wrote. Loads no torch.
+"""Which folders and files lorasmith wrote, so that overwriting never removes anything else. Loads no torch.
 
 FOLDER/.lorasmith    {"version": 1, "folder": "run"}, or "model" with the names of the files that were written with it
 
-By a file of another name nobody can tell whose folder it is: many programs have a config.toml or a config.json.
+Only this marker identifies a folder: many programs write a config.toml or a config.json.
 """
 
 import json
@@ -18,7 +18,7 @@ from lorasmith.i18n import _, listed
 from lorasmith.system.writing import remove, write_file
 
 MARKER, VERSION = ".lorasmith", 1
-NAMED = 3  # entries of others that a sentence names
+NAMED = 3  # paths that a message lists at most
 
 Kind = Literal["run", "model"]
 
@@ -30,25 +30,25 @@ class _Mark(BaseModel):
 
 
 def mark(folder: Path, kind: Kind, files: list[str] | None = None) -> None:
-    """Write into a folder whose it is. Raises RunError."""
+    """Write the marker into a folder. Raises RunError if it cannot be written."""
     what = {"version": VERSION, "folder": kind} | ({} if files is None else {"files": files})
     write_file(folder / MARKER, json.dumps(what, indent=2) + "\n", is_run=kind == "run")
 
 
 def is_marked(folder: Path, kind: Kind) -> bool:
-    """Whether the folder says that it is ours, and of this kind."""
+    """Whether the folder has a marker of this kind."""
     found = _read(folder)
     return found is not None and found.folder == kind
 
 
 def marked_files(folder: Path) -> frozenset[str]:
-    """The files that were written with the marker, as paths from the folder."""
+    """The files that the marker lists and the marker itself, as paths relative to the folder."""
     found = _read(folder)
     return frozenset([MARKER, *found.files] if found else ())
 
 
 def _read(folder: Path) -> _Mark | None:
-    """What the marker says; None where there is none that this version of lorasmith understands."""
+    """The content of the marker; None if there is none that this version of lorasmith can read."""
     path = folder / MARKER
     if path.is_symlink() or not path.is_file():
         return None
@@ -58,19 +58,22 @@ def _read(folder: Path) -> _Mark | None:
         return None
 
 
-def of_others(folder: Path, is_ours: Callable[[PurePath], bool]) -> list[str]:
-    """What in a folder we did not write, as paths from it, about which `is_ours` is asked. A link is never ours."""
+def foreign_entries(folder: Path, is_ours: Callable[[PurePath], bool]) -> list[str]:
+    """Everything in `folder` that lorasmith did not write, as relative paths. Links always count as foreign.
+
+    `is_ours` decides for each relative path.
+    """
     return sorted(str(path.relative_to(folder)) for path, ours in _walk(folder, folder, is_ours) if not ours)
 
 
-def named(paths: list[str]) -> str:
-    """Some of these paths, for a sentence."""
+def short_list(paths: list[str]) -> str:
+    """The first of these paths and the number of further ones, for a message."""
     shown = listed(paths[:NAMED])
     return shown if len(paths) <= NAMED else _("{names} and {more} more", names=shown, more=len(paths) - NAMED)
 
 
-def clear(folder: Path, is_ours: Callable[[PurePath], bool], keep: frozenset[str]) -> None:
-    """Remove what we wrote into a folder, but for `keep`; what others wrote stays, with the folders around it.
+def remove_own(folder: Path, is_ours: Callable[[PurePath], bool], keep: frozenset[str]) -> None:
+    """Remove everything in `folder` for which `is_ours` holds, except `keep` and folders with foreign entries.
 
     Raises OSError.
     """
@@ -85,7 +88,7 @@ def clear(folder: Path, is_ours: Callable[[PurePath], bool], keep: frozenset[str
 
 
 def _walk(place: Path, folder: Path, is_ours: Callable[[PurePath], bool]) -> Iterator[tuple[Path, bool]]:
-    """Everything below `place` and whether it is ours, a folder before what is in it; not into folders of others."""
+    """Every entry below `place` and whether it is ours, folders first; foreign folders are not entered."""
     with os.scandir(place) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:

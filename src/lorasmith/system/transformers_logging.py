@@ -1,4 +1,4 @@
-"""transformers without its own bars and warnings: what matters is said through the report, and checked."""
+"""Silencing transformers' own progress bars and warnings; lorasmith checks and reports what matters itself."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import Any
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Within it transformers shows nothing; afterwards its settings are what they were."""
+    """A context in which transformers prints only errors; its settings are restored afterwards."""
     logging: Any = import_module("transformers.utils.logging")  # Any: these functions are not annotated
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()

@@ -1,12 +1,12 @@
-"""Files and folders that get their names only once they are complete and on disk: the one way to write either.
+"""Atomic writing: a file or folder gets its name only when it is complete and on disk. Everything is written this way.
 
-A process that is killed while it writes leaves a hidden entry beside the name, and nothing else:
+A process that is killed while writing leaves at most these hidden entries beside NAME:
 
-    .NAME.lorasmith-new-XXXXXXXX   not complete, or not yet under its name
-    .NAME.lorasmith-old            the folder that was NAME until a new one took its place
+    .NAME.lorasmith-new-XXXXXXXX   the new version, incomplete or not yet renamed
+    .NAME.lorasmith-old            the previous version of a folder that is being replaced
 
-At every moment NAME or .NAME.lorasmith-old is complete; `recover` gives the old one its name back where the new one has
-not got it. A link is never followed, and nothing is removed that has another name.
+NAME or .NAME.lorasmith-old is complete at every moment, and `recover` renames the latter back if NAME is missing.
+Links are never followed, and nothing with another name is ever removed.
 """
 
 import errno
@@ -26,14 +26,14 @@ from lorasmith.i18n import _, foreign
 
 NEW, OLD = ".lorasmith-new-", ".lorasmith-old"
 LEFTOVER = re.compile(rf"\.(?P<name>.+)(?:{re.escape(NEW)}\w+|(?P<old>{re.escape(OLD)}))", re.ASCII | re.DOTALL)
-NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # what a file system says that cannot write a folder through
+NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # from file systems that cannot sync a folder
 
 
 @contextmanager
 def writing(path: Path, is_run: bool = True) -> Iterator[None]:
-    """Within it, a disk that refuses (full, over quota, read-only) is a RunError that names `path`.
+    """A context in which an error of the file system, such as a full disk, becomes a RunError that names `path`.
 
-    `is_run`: it is part of a run, which the RunError then says how to go on with.
+    is_run: `path` belongs to a run, so the message mentions --resume.
     """
     try:
         yield
@@ -51,22 +51,22 @@ def writing(path: Path, is_run: bool = True) -> Iterator[None]:
 
 
 def write_file(path: Path, text: str, is_run: bool = True) -> None:
-    """Write a text file; `is_run` as for `writing`, which every OSError passes."""
+    """Write a text file atomically, in UTF-8. Raises RunError; `is_run` as in `writing`."""
     with writing(path, is_run), new_file(path) as staging:
         staging.write_text(text, "utf-8")
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None], is_run: bool = True) -> None:
-    """Have `fill` write a folder, in the place of the one that is there; `is_run` as for `write_file`."""
+    """Write a folder atomically with `fill`, replacing an existing one. Raises RunError; `is_run` as in `writing`."""
     with writing(folder, is_run), new_folder(folder) as staging:
         fill(staging)
 
 
 @contextmanager
 def new_file(path: Path, private: bool = False) -> Iterator[Path]:
-    """An empty file beside `path` to write into; it becomes `path` when the block ends well. Raises OSError.
+    """Yield an empty file, which becomes `path` if the block succeeds and is removed if it raises. Raises OSError.
 
-    `private`: only the user can read it, whatever the umask says.
+    private: only the user can read it, whatever the umask says.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}{NEW}", dir=path.parent)
     os.close(handle)
@@ -76,7 +76,7 @@ def new_file(path: Path, private: bool = False) -> Iterator[Path]:
         if private:
             staging.chmod(0o600)
         else:
-            follow_umask(staging)
+            apply_umask(staging)
         sync(staging)
         staging.replace(path)
         sync(path.parent)
@@ -86,15 +86,15 @@ def new_file(path: Path, private: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
-    """An empty folder beside `folder` to fill; it becomes `folder` when the block ends well. Raises OSError.
+    """Yield an empty folder, which becomes `folder` if the block succeeds and is removed if it raises. Raises OSError.
 
-    Without `replace`, a folder that another process put there meanwhile stays.
+    replace: replace an existing folder; if false, a non-empty one stays and the new one is dropped.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}{NEW}", dir=folder.parent))
     try:
         yield staging
-        follow_umask(staging)
+        apply_umask(staging)
         for path in (*staging.rglob("*"), staging):
             sync(path)
         if replace or not (folder.is_dir() and any(folder.iterdir())):
@@ -104,13 +104,13 @@ def new_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
 
 
 def _put(staging: Path, folder: Path) -> None:
-    """Name a complete folder; the one that was there goes once the new name is on disk."""
+    """Rename a complete folder to its final name; the previous one is removed once the new name is on disk."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     old = folder.with_name(f".{folder.name}{OLD}")
     try:
-        if folder.is_dir() and any(folder.iterdir()):  # a rename goes over an empty one
-            remove(old)  # left by a process that was killed when the new one had its name already
+        if folder.is_dir() and any(folder.iterdir()):  # a rename can replace an empty folder
+            remove(old)  # of a process that was killed after it had renamed its new folder
             folder.rename(old)
         staging.rename(folder)
     finally:
@@ -121,9 +121,9 @@ def _put(staging: Path, folder: Path) -> None:
 
 
 def recover(place: Path, is_ours: Callable[[str], bool], leftover: re.Pattern[str] = LEFTOVER) -> None:
-    """Undo what killed processes left half-done in the folder `place`, of the names for which `is_ours` holds.
+    """Clean up after killed processes in the folder `place`: rename old versions back, remove incomplete new ones.
 
-    Nobody else may be writing there. Raises OSError.
+    Touches only entries whose NAME satisfies `is_ours`. No other process may be writing there. Raises OSError.
     """
     found = [(left, match) for left in place.iterdir() if (match := leftover.fullmatch(left.name))]
     for left, match in sorted(found, key=lambda one: one[0].lstat().st_mtime, reverse=True):
@@ -137,7 +137,7 @@ def recover(place: Path, is_ours: Callable[[str], bool], leftover: re.Pattern[st
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all in it; neither a link nor what it leads to. Raises OSError."""
+    """Remove a file or a folder with its content, but never a link or its target. Raises OSError."""
     if path.is_symlink():
         return
     if path.is_dir():
@@ -147,14 +147,14 @@ def remove(path: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder that never has its name while a part of it is gone already. Raises OSError."""
-    going = Path(tempfile.mkdtemp(prefix=f".{folder.name}{NEW}", dir=folder.parent))
-    folder.rename(going)  # over an empty folder
-    remove(going)
+    """Remove a folder, renaming it first so that it is never incomplete under its own name. Raises OSError."""
+    hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}{NEW}", dir=folder.parent))
+    folder.rename(hidden)  # replaces the empty folder
+    remove(hidden)
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or the names in a folder, on disk: they outlast a loss of power. Raises OSError."""
+    """Flush a file's content, or a folder's entries, to disk, so that they survive a power failure. Raises OSError."""
     if sys.platform == "win32":
         return
     handle = os.open(path, os.O_RDONLY)
@@ -167,9 +167,9 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def follow_umask(path: Path) -> None:
-    """Give a file, or a folder and all in it, the modes of any other: tempfile and safetensors make private ones."""
-    umask = os.umask(0)  # there is no way to read it without setting it
+def apply_umask(path: Path) -> None:
+    """Give a file, or a folder and its content, the usual modes: tempfile and safetensors create private files."""
+    umask = os.umask(0)  # it cannot be read without setting it
     os.umask(umask)
     for one in (path, *path.rglob("*")):
         if not one.is_symlink():

@@ -1,4 +1,4 @@
-"""From a configuration to a job that could begin: base, rows, adapter, plan. The same for `train` and for `check`."""
+"""From a configuration to a job that is ready to run: base model, examples, adapter, plan. For train and check."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ import transformers
 from lorasmith.adapters.folder import end_ids, write_adapter
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import Config
-from lorasmith.config.training import MOST_STEPS
+from lorasmith.config.training import MAX_STEPS
 from lorasmith.data.dataset.plan import Plan, plan
 from lorasmith.data.dataset.prepare import Prepared, prepare
 from lorasmith.data.read.files import Found
@@ -31,20 +31,20 @@ from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
 from lorasmith.training.checkpoint import Origin
 from lorasmith.training.distributed import World
-from lorasmith.training.evaluator import Evaluator
+from lorasmith.training.evaluator import Evaluator, Samples
 from lorasmith.training.history import History
 from lorasmith.training.loop import Job
 from lorasmith.training.optim import FlatParameters, make_optimizer
-from lorasmith.training.run_folder import located
-from lorasmith.training.samples import Samples
+from lorasmith.training.run_folder import with_absolute_paths
 
 ADAPTER = "default"
-FREE = {"log_every", "save_every", "samples", "metric", "tensorboard"}  # of training: they leave the adapter as it is
+# Options of [training] that do not affect the adapter, so a resumed run may change them.
+NO_EFFECT_ON_ADAPTER = {"log_every", "save_every", "samples", "metric", "tensorboard"}
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """A job before its first step, and what its rows were made with."""
+    """A job before its first step, with the template and the data that it was made from."""
 
     job: Job
     template: Template
@@ -54,11 +54,11 @@ class Assembled:
 def assemble(
     config: Config, folder: Path, report: Report, world: World, files: Sequence[Found] | None = None
 ) -> Assembled:
-    """Load the base, encode the rows, put the adapter on; nothing is written into `folder`.
+    """Load the base model, encode the examples and add the adapter. Writes nothing into the run's `folder`.
 
-    `files`: the examples, where they are read already.
+    files: the data files, if they have already been read.
 
-    Raises LorasmithError: the problems of the rows and of the adapter's patterns come together.
+    Raises LorasmithError, which reports problems of the data and of the adapter's target patterns together.
     """
     custom = custom_metrics(config.training.metric)
     if config.training.generate:
@@ -88,7 +88,7 @@ def assemble(
 
 
 def together(*parts: Callable[[], Any]) -> list[Any]:
-    """What each part returns. All are tried, so that the problems of all come in one LorasmithError."""
+    """The result of each part. All parts are called, so that one LorasmithError can report the problems of all."""
     results, errors = list[Any](), list[LorasmithError]()
     for part in parts:
         try:
@@ -103,7 +103,7 @@ def together(*parts: Callable[[], Any]) -> list[Any]:
 
 
 def recompute_activations(base: Base) -> None:
-    """Gradient checkpointing, under the name that this transformers has for it."""
+    """Enable gradient checkpointing, under the name that the installed transformers has for it."""
     new = getattr(base.model, "activation_checkpointing_enable", None)
     (new or base.model.gradient_checkpointing_enable)({"use_reentrant": False})
 
@@ -120,7 +120,7 @@ def _job(
 ) -> Job:
     parameters = FlatParameters(base.adapters[ADAPTER].parameters)
     notes = {
-        "data": list(located(config).data.data),
+        "data": list(with_absolute_paths(config).data.data),
         "max_length": data.max_length,
         "dtype": dtype_name(base.dtype),
     }
@@ -161,7 +161,7 @@ def _job(
 def _generation_evaluation(
     config: Config, template: Template, data: Prepared, custom: Sequence[Metric]
 ) -> GenerationEvaluation | None:
-    """What training.generate asks for; None where it asks for nothing, or nothing is held out."""
+    """The evaluation that training.generate asks for; None if it is 0 or nothing is held out."""
     count, sampling = config.training.generate, SamplingConfig(max_new_tokens=config.training.max_new_tokens)
     if not count or not data.held_out:
         return None
@@ -172,21 +172,21 @@ def _plan(config: Config, base: Base, data: Prepared) -> Plan:
     lengths = [example.useful_length for example in data.train]
     n_targets = [example.n_targets for example in data.train]
     made = plan(lengths, n_targets, config.training, config.training.seed, base.layout)
-    if len(made) > MOST_STEPS:
+    if len(made) > MAX_STEPS:
         raise ConfigError(
             _(
                 "training.epochs: {epochs:g} passes are {steps:,} steps, and a run can have {most:,}. Give fewer "
                 "passes, or a larger training.batch_size.",
                 epochs=config.training.epochs,
                 steps=len(made),
-                most=MOST_STEPS,
+                most=MAX_STEPS,
             )
         )
     return made
 
 
 def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:
-    """What a resumed run must share to be the same bit for bit."""
+    """Everything besides options that must not change for a resumed run to be bit for bit the same."""
     return {f"base_{part}": value for part, value in base.identity.items()} | {
         "dtype": dtype_name(base.dtype),
         "device": str(base.device),
@@ -202,11 +202,11 @@ def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:
 
 
 def _options(config: Config) -> dict[str, str]:
-    """What of the configuration decides the adapter, beside base and examples; values as JSON."""
+    """The options that affect the adapter, besides those of the base model and the data; values as JSON."""
     parts = {"lora": config.lora.model_dump(mode="json"), "training": config.training.model_dump(mode="json")}
     return {
         f"{part}.{key}": json.dumps(value, ensure_ascii=False)
         for part, values in parts.items()
         for key, value in values.items()
-        if key not in FREE
+        if key not in NO_EFFECT_ON_ADAPTER
     }

@@ -1,4 +1,4 @@
-"""A checkpoint: everything that the next step depends on, named only once it is whole (law 7)."""
+"""Checkpoints: everything that the next step needs, so that a resumed run equals an uninterrupted one bit for bit."""
 
 import json
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from lorasmith.config.values import read_back
 from lorasmith.errors import RunError
 from lorasmith.i18n import _
 from lorasmith.system.writing import discard, write_folder, writing
-from lorasmith.training.files import CHECKPOINT_FILES, STATE, TENSORS, checkpoint_name, checkpoints_in
 from lorasmith.training.optim import FlatParameters
+from lorasmith.training.run_files import CHECKPOINT_FILES, STATE, TENSORS, checkpoint_name, checkpoints_in
 
-VERSION, READ = 2, (1, 2)  # 1 had no options
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names
+VERSION, READABLE = 2, (1, 2)  # version 1 did not contain options
+MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names in AdamW's state
 
 
 @dataclass
 class State:
-    """How far a training is. The order of the data and the dropout follow from the step's number and the seed."""
+    """The progress of a training. The order of the data and dropout follow from the step and the seed alone."""
 
     step: int = 0
     tokens: int = 0
@@ -35,7 +35,7 @@ class State:
 
 @dataclass(frozen=True)
 class Origin:
-    """Which training a checkpoint is of: settings of machine, base and examples; options that decide the adapter."""
+    """What identifies a training: settings of machine, base model and data, and the options that affect the adapter."""
 
     settings: dict[str, str]
     options: dict[str, str]
@@ -46,7 +46,7 @@ class _Version(BaseModel):
 
 
 class _Saved(BaseModel):
-    """What state.json holds."""
+    """The content of state.json."""
 
     settings: dict[str, str]
     options: dict[str, str] = {}
@@ -61,9 +61,9 @@ def save(
     checkpoints: Path, state: State, parameters: FlatParameters, optimizer: torch.optim.Optimizer,
     origin: Origin, write_adapter: Callable[[Path], None],
 ) -> Path:  # fmt: skip
-    """Write checkpoints/step-N, an adapter folder with the optimiser's state in it.
+    """Write checkpoints/step-NNNNNN, an adapter folder that also contains the optimizer's state, and return it.
 
-    Other ones, and what was the best at other times, go once it is whole.
+    Once it is complete, earlier checkpoints and earlier best adapters are removed. Raises RunError.
     """
 
     def fill(folder: Path) -> None:
@@ -86,36 +86,36 @@ def save(
 
 
 def _drop(folder: Path) -> None:
-    """Remove a checkpoint, unless somebody keeps a file of their own in it."""
+    """Remove a checkpoint, unless it contains a file that lorasmith did not write."""
     with writing(folder):
         if {path.name for path in folder.iterdir()} <= CHECKPOINT_FILES:
             discard(folder)
 
 
 def best_name(state: State) -> str:
-    """The name of the best adapter's folder: by its step, so that an older checkpoint still finds its own."""
+    """The name of the best adapter's folder. It contains the step, so that an older checkpoint still finds its own."""
     return checkpoint_name(state.best_step or 0, "best")
 
 
 def latest(checkpoints: Path) -> Path | None:
-    """The newest whole checkpoint, or None."""
+    """The newest complete checkpoint, or None."""
     found = checkpoints_in(checkpoints)
     return found[-1][1] if found else None
 
 
 def read_state(folder: Path) -> tuple[State, Origin]:
-    """State and origin of a checkpoint. Raises RunError where it is of another version or broken."""
+    """The state and origin of a checkpoint. Raises RunError if it is broken or of an unsupported version."""
     path = folder / STATE
     try:
         version = read_back(path, _Version).version
-        if version not in READ:
+        if version not in READABLE:
             raise RunError(
                 _(
                     "{path}: written by another version ({version}); this version of lorasmith reads {known}. "
                     "Start again with --overwrite.",
                     path=path,
                     version=version,
-                    known=", ".join(map(str, READ)),
+                    known=", ".join(map(str, READABLE)),
                 )
             )
         saved = read_back(path, _Saved)
@@ -133,7 +133,7 @@ def read_state(folder: Path) -> tuple[State, Origin]:
 
 @torch.no_grad()
 def restore(folder: Path, parameters: FlatParameters, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Put the tensors of a checkpoint back into parameters and optimiser. Raises RunError where they do not fit."""
+    """Load the tensors of a checkpoint into parameters and optimizer. Raises RunError if they do not fit."""
     try:
         tensors = load_file(folder / TENSORS)
         values, *moments = (tensors[name] for name in ("values", *MOMENTS))
@@ -141,8 +141,8 @@ def restore(folder: Path, parameters: FlatParameters, optimizer: torch.optim.Opt
         raise RunError(
             _("{path}: cannot be read: {error}. Start again with --overwrite.", path=folder / TENSORS, error=error)
         ) from None
-    wanted = parameters.values
-    if any((tensor.shape, tensor.dtype) != (wanted.shape, wanted.dtype) for tensor in (values, *moments)):
+    own = parameters.values
+    if any((tensor.shape, tensor.dtype) != (own.shape, own.dtype) for tensor in (values, *moments)):
         raise RunError(
             _(
                 "{folder}: the saved adapter does not have the size of the configured one. Start again with "

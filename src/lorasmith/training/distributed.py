@@ -1,6 +1,7 @@
-"""Data parallel: the only importer of torch.distributed. torchrun sets the variables, or the caller has joined a group.
+"""Data parallelism; the only module that imports torch.distributed.
 
-Adapters are replicated; gradients meet in one all-reduce of one flat buffer, so the step is the single process' code.
+Every process has the whole adapter, and gradients are summed by one all-reduce of one flat buffer, so that a step is
+the same code as in a single process. The process group comes from torchrun, or from a caller that has initialized it.
 """
 
 import os
@@ -14,51 +15,51 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class World:
-    """This process' number and how many there are."""
+    """The rank of this process and the number of processes. Its methods communicate only if there are several."""
 
     rank: int = 0
     size: int = 1
-    is_ours: bool = False  # we joined the group, so we leave it
+    owns_group: bool = False  # `join` created the group, so `leave` must take it down
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and talks to the reader."""
+        """Whether this is the process that writes files and reports to the user."""
         return self.rank == 0
 
-    def sum_(self, tensor: Tensor) -> None:
-        """Add up `tensor` over all processes, in place."""
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Sum `tensor` over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
 
-    def agree(self, text: str) -> str:
-        """The first process' text, in all of them."""
+    def broadcast(self, text: str) -> str:
+        """The text that the first process passed, in every process."""
         texts = [text]
         if self.size > 1:
             dist.broadcast_object_list(texts)
         return texts[0]
 
-    def wait(self) -> None:
-        """Until all processes are here."""
+    def barrier(self) -> None:
+        """Wait until all processes have reached this call."""
         if self.size > 1:
             dist.barrier()
 
 
 def join() -> World:
-    """The group that torchrun describes or that the caller has joined; alone where there is none."""
-    is_ours = not dist.is_initialized()
-    if is_ours:
+    """Join the process group of torchrun or of the caller; a world of one process if there is neither."""
+    owns_group = not dist.is_initialized()
+    if owns_group:
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return World()
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local < torch.cuda.device_count():
             torch.cuda.set_device(local)
-        # which device the training takes is not known yet, so each kind of tensor gets its own way
+        # the training's device is not known yet, so each kind of tensor gets a backend
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
-    return World(dist.get_rank(), dist.get_world_size(), is_ours)
+    return World(dist.get_rank(), dist.get_world_size(), owns_group)
 
 
 def leave() -> None:
-    """Take the group down, so that the processes end without a warning."""
+    """Destroy the process group, so that the processes end without a warning."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,8 +1,8 @@
-"""What a training writes down as it goes: one line of metrics.jsonl a step or evaluation, and TensorBoard's events.
+"""The history of a run, written while it trains.
 
-RUN/metrics.jsonl    {"step": 4, "loss": 2.1, ...} after a step, {"step": 4, "held_out_loss": 2.3} of an evaluation
-RUN/samples.jsonl    {"step": 4, "prompt": ..., "answer": ...}, where training.samples names prompts
-RUN/tensorboard/     the numbers of metrics.jsonl, where training.tensorboard asks for them
+RUN/metrics.jsonl    {"step": 4, "loss": 2.1, ...} for a step, {"step": 4, "held_out_loss": 2.3} for an evaluation
+RUN/samples.jsonl    {"step": 4, "prompt": ..., "answer": ...} for each prompt of training.samples
+RUN/tensorboard/     the numbers of metrics.jsonl as event files, if training.tensorboard is on
 """
 
 import json
@@ -15,13 +15,13 @@ from lorasmith.config.files import read_objects
 from lorasmith.errors import MissingExtraError, RunError
 from lorasmith.i18n import _, foreign
 from lorasmith.system.writing import sync, write_file, writing
-from lorasmith.training.files import EVENTS, METRICS, SAMPLES
+from lorasmith.training.run_files import EVENTS, METRICS, SAMPLES
 
-Points = list[tuple[int, float]]
+Points = list[tuple[int, float]]  # (step, loss)
 
 
 def require_tensorboard() -> None:
-    """Raise MissingExtraError where the package that writes event files is not installed."""
+    """Raise MissingExtraError if the package that writes event files is not installed."""
     if find_spec("tensorboard") is None:
         raise MissingExtraError(
             _(
@@ -33,43 +33,43 @@ def require_tensorboard() -> None:
 
 
 class History:
-    """The three of one run folder. Raises RunError where the disk refuses."""
+    """Writes the history of the run in `folder`. Its methods raise RunError if a file cannot be written."""
 
     def __init__(self, folder: Path, tensorboard: bool = False) -> None:
         self.folder, self.tensorboard = folder, tensorboard
-        self._events: Any = None  # SummaryWriter, which has no annotations
-        self._void_from: int | None = None  # events from this step on are of a run that died
+        self._events: Any = None  # a SummaryWriter, which has no annotations
+        self._purge_from: int | None = None  # the first step whose events an interrupted run may have written already
 
     def append(self, values: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, which a killed process leaves there; an event for each number."""
+        """Append a line to metrics.jsonl, and an event for each number. The line survives if the process is killed."""
         self._line(METRICS, values)
         if self.tensorboard:
             self._event(values)
 
     def append_sample(self, step: int, prompt: str, answer: str) -> None:
-        """One line of samples.jsonl."""
+        """Append a line to samples.jsonl."""
         self._line(SAMPLES, {"step": step, "prompt": prompt, "answer": answer})
 
     def rewind(self, step: int) -> None:
-        """Take out what a run resumed after `step` writes again: later lines, and the evaluation before its next step.
+        """Remove what a run that resumes after `step` will write again: later lines, and the evaluation at `step`.
 
-        Later events are marked as void when the first new one is written.
+        Later events are marked as obsolete when the first new one is written.
         """
-        self._void_from = step + 1
+        self._purge_from = step + 1
         for path in (self.folder / METRICS, self.folder / SAMPLES):
             if path.is_file():
                 kept = [values for values in read_objects(path, RunError) if _was_done(values, step)]
                 write_file(path, "".join(json.dumps(values, ensure_ascii=False) + "\n" for values in kept))
 
     def sync(self) -> None:
-        """What was written outlasts a loss of power too."""
+        """Flush the files to disk, so that they survive a power failure."""
         for path in (self.folder / METRICS, self.folder / SAMPLES):
             if path.is_file():
                 with writing(path):
                     sync(path)
 
     def close(self) -> None:
-        """What was written is whole."""
+        """Close the event file."""
         if self._events is not None:
             self._events.close()
             self._events = None
@@ -85,7 +85,7 @@ class History:
             if self._events is None:
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._events = SummaryWriter(str(self.folder / EVENTS), purge_step=self._void_from)
+                self._events = SummaryWriter(str(self.folder / EVENTS), purge_step=self._purge_from)
             for name, value in values.items():
                 if name != "step":
                     self._events.add_scalar(name, value, step)
@@ -93,9 +93,9 @@ class History:
 
 
 def read_losses(run: Path) -> tuple[Points, Points]:
-    """(step, loss) of training and (step, held-out loss) of a run's metrics.jsonl, also while it is being written.
+    """The training losses and the held-out losses in a run's metrics.jsonl, which may still be growing.
 
-    Raises RunError where there is no such file, or something else in it.
+    Raises RunError if there is no such file or it has other content.
     """
     path = run / METRICS
     if not path.is_file():
@@ -104,11 +104,12 @@ def read_losses(run: Path) -> tuple[Points, Points]:
     try:
         lines = read_objects(path, RunError)
         training = [(int(line["step"]), float(line["loss"])) for line in lines if "loss" in line]
-        measured = [(int(line["step"]), float(line["held_out_loss"])) for line in lines if "held_out_loss" in line]
+        held_out = [(int(line["step"]), float(line["held_out_loss"])) for line in lines if "held_out_loss" in line]
     except (ValueError, OverflowError, KeyError, TypeError) as error:
         raise RunError(_("{path}: not a valid metrics file: {error}", path=path, error=error)) from None
-    return training, measured
+    return training, held_out
 
 
 def _was_done(values: Mapping[str, Any], step: int) -> bool:
+    """Whether a run that resumes after `step` does not write this line again."""
     return bool(values["step"] < step or (values["step"] == step and "loss" in values))

@@ -1,4 +1,4 @@
-"""Ctrl-C as a wish: the step in hand is finished and saved. A second one leaves at once."""
+"""Graceful stop on Ctrl-C: the current step is finished and saved. A second Ctrl-C stops at once."""
 
 import signal
 import threading
@@ -6,41 +6,42 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-HANG_UP = getattr(signal, "SIGHUP", None)  # the terminal, or the connection to it, is gone; Windows has none
+HANG_UP = getattr(signal, "SIGHUP", None)  # the terminal or the connection to it is gone; does not exist on Windows
 
 
-class Wish:
-    """Whether somebody asked to stop."""
+class StopRequest:
+    """Whether a signal has asked the training to stop."""
 
     def __init__(self) -> None:
-        self.came = False
+        self.is_set = False
 
 
 @contextmanager
-def deferred(answer: Callable[[], None]) -> Iterator[Wish]:
-    """Within it, the first SIGINT, SIGTERM or SIGHUP sets the wish and calls `answer`; the next does as always.
+def stop_on_signal(announce: Callable[[], None]) -> Iterator[StopRequest]:
+    """A context in which the first SIGINT, SIGTERM or SIGHUP sets the stop request and calls `announce`.
 
-    But SIGHUP, which shell and system both send when a terminal goes, counts once. A signal that the program was
-    started to ignore, as with nohup, stays ignored.
+    Further signals have their usual effect, except SIGHUP, which is ignored from then on: both the shell and the
+    system send it when a terminal closes. A signal that was ignored when the program started, as with nohup, stays
+    ignored. Outside the main thread, which alone can handle signals, the request is never set.
     """
-    wish = Wish()
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield wish
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
         return
     signals = [number for number in (signal.SIGINT, signal.SIGTERM, HANG_UP) if number is not None]
     before = {number: signal.getsignal(number) for number in signals}
-    heard = [number for number in signals if before[number] is not signal.SIG_IGN]
+    handled = [number for number in signals if before[number] is not signal.SIG_IGN]
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        wish.came = True
-        for each in heard:
+        request.is_set = True
+        for each in handled:
             signal.signal(each, signal.SIG_IGN if each == HANG_UP else before[each])
-        answer()
+        announce()
 
-    for number in heard:
+    for number in handled:
         signal.signal(number, on_signal)
     try:
-        yield wish
+        yield request
     finally:
-        for number in heard:
+        for number in handled:
             signal.signal(number, before[number])

@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluations, checkpoints and metrics, from a plan known whole beforehand."""
+"""The training loop: steps, evaluations, checkpoints and metrics, following a plan that is complete beforehand."""
 
 import heapq
 import time
@@ -21,16 +21,16 @@ from lorasmith.training import checkpoint
 from lorasmith.training.checkpoint import Origin, State
 from lorasmith.training.distributed import World
 from lorasmith.training.evaluator import Evaluator
-from lorasmith.training.files import CHECKPOINTS
 from lorasmith.training.history import History
-from lorasmith.training.interrupt import deferred
+from lorasmith.training.interrupt import stop_on_signal
 from lorasmith.training.optim import FlatParameters, learning_rate
+from lorasmith.training.run_files import CHECKPOINTS
 from lorasmith.training.step import Log, train_step
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a training needs. `folder` gets the metrics and checkpoints/; `write_adapter` fills a folder."""
+    """Everything that a training needs. `folder` is the run's; `write_adapter` writes the adapter into a folder."""
 
     base: Base
     adapter: str
@@ -49,43 +49,44 @@ class Job:
 
     @property
     def held_out(self) -> Sequence[Example]:
-        """The examples that are only evaluated; there may be none."""
+        """The examples that are only evaluated on; may be empty."""
         return self.evaluator.examples
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints lie."""
+        """The folder of the run's checkpoints."""
         return self.folder / CHECKPOINTS
 
 
 def train(job: Job, state: State) -> None:
-    """Run the steps that `state` has not done yet; `state` moves on, one step at a time.
+    """Run the remaining steps of the plan, updating `state` after each.
 
-    It stops before the last one where training.patience runs out, with a checkpoint.
+    If training.patience runs out, saves a checkpoint and returns before the last step.
 
     Raises:
-        TrainingError: the loss is no longer finite. The optimiser did not move; the last good state is saved.
-        Interrupted: Ctrl-C came; the state is saved.
+        TrainingError: the loss or gradient is no longer finite. The optimizer has not moved, and the last good state
+            is saved.
+        Interrupted: the user pressed Ctrl-C; the state is saved.
     """
 
-    def answer() -> None:
+    def announce() -> None:
         job.report.warn(_("stopping after the current step has been saved; press Ctrl-C again to quit immediately"))
 
-    left = job.plan.total([len(example.ids) for example in job.train], state.step)
-    with deferred(answer) as wish:
+    tokens_left = job.plan.total([len(example.ids) for example in job.train], state.step)
+    with stop_on_signal(announce) as stop_request:
         while state.step < len(job.plan):
-            # before the next step, not behind the last one: a run that stopped in between then measures too
-            if state.step and due(job.config.eval_every, state.step):
+            # evaluate before the next step rather than after the last one, so that a resumed run does not skip it
+            if state.step and is_due(job.config.eval_every, state.step):
                 _evaluate_or_save(job, state)
                 if patience_is_over(job, state):
                     _stop_early(job, state)
                     return
             started = time.perf_counter()
-            log = one_step(job, state.step, wish.came)
+            log = one_step(job, state.step, stop_request.is_set)
             if not log.is_finite():
-                _stop_unfinite(job, state, log)
-            left -= _tokens(job, state.step)
-            _advance(job, state, log, time.perf_counter() - started, left)
+                _stop_non_finite(job, state, log)
+            tokens_left -= _tokens(job, state.step)
+            _advance(job, state, log, time.perf_counter() - started, tokens_left)
             if bool(log.stop) and state.step < len(job.plan):
                 raise Interrupted(
                     _("Stopped after step {step}; saved in {folder}", step=state.step, folder=save(job, state))
@@ -95,7 +96,10 @@ def train(job: Job, state: State) -> None:
 
 
 def one_step(job: Job, k: int, stop: bool = False) -> Log:
-    """Step k of the plan on this rank. Its dropout follows from seed, step and rank, so that resume is a number."""
+    """Run step k of the plan on this rank; with `stop`, ask all ranks to stop after it.
+
+    Dropout is seeded by the run's seed, the step and the rank, so no generator state is needed to resume.
+    """
     torch.manual_seed(((job.config.seed * 1_000_003 + k) * 1_009 + job.world.rank) % 2**63)
     optimizer, total = job.optimizer, sum(job.train[i].weight for i in job.plan.members(k))
     optimizer.param_groups[0]["lr"] = learning_rate(job.config, len(job.plan), k)
@@ -108,13 +112,13 @@ def one_step(job: Job, k: int, stop: bool = False) -> Log:
 
 
 def heaviest_row(job: Job) -> Row:
-    """The row of this rank's whole training that holds most tokens."""
+    """The row with the most tokens that this rank will train on."""
     world = job.world
     steps = range(min(len(job.plan), job.plan.steps_per_epoch))
     rows = [row for k in steps for row in job.plan.of_rank(k, world.rank, world.size)]
     longest = heapq.nlargest(8, rows, key=lambda row: sum(job.plan.lengths[i] for i in row))
-    laid = [row_of(job.base, [job.train[i] for i in row], 1.0, job.adapter) for row in longest]
-    return max(laid, key=lambda row: row.tokens, default=flatten([], 1.0))
+    built = [row_of(job.base, [job.train[i] for i in row], 1.0, job.adapter) for row in longest]
+    return max(built, key=lambda row: row.tokens, default=flatten([], 1.0))
 
 
 def _evaluate_or_save(job: Job, state: State) -> None:
@@ -122,7 +126,9 @@ def _evaluate_or_save(job: Job, state: State) -> None:
     try:
         job.evaluator.evaluate(state)
     except ConfigError as error:
-        folder = _write(job, state)  # the first process alone judges, and the others end with it: nobody is waited for
+        folder = _write(
+            job, state
+        )  # without a barrier: only the first process runs metrics, and torchrun ends the others
         where = _(
             "Training progress is saved in {folder}; fix the problem, then continue with --resume.", folder=folder
         )
@@ -130,38 +136,38 @@ def _evaluate_or_save(job: Job, state: State) -> None:
 
 
 def patience_is_over(job: Job, state: State) -> bool:
-    """Whether training.patience evaluations have passed since the best one; told by their steps alone."""
+    """Whether the last training.patience evaluations brought no better held-out loss."""
     config, best = job.config, state.best_step
     return bool(config.patience) and best is not None and state.step - best >= config.patience * config.eval_every
 
 
 def save(job: Job, state: State) -> Path:
-    """A checkpoint of the state as it is."""
+    """Save a checkpoint of the current state and return its folder."""
     folder = _write(job, state) if job.world.is_first else job.checkpoints
-    job.world.wait()
+    job.world.barrier()
     return folder
 
 
 def _write(job: Job, state: State) -> Path:
-    job.history.sync()  # what a resumed run does not do again
+    job.history.sync()  # a resumed run does not write these lines again
     return checkpoint.save(job.checkpoints, state, job.parameters, job.optimizer, job.origin, job.write_adapter)
 
 
 def save_is_due(job: Job, step: int) -> bool:
-    """Whether a checkpoint belongs after `step` steps: every N, at the end of an epoch, and at the end."""
+    """Whether to save after `step` steps, as training.save_every says; always after the last one."""
     if step == len(job.plan):
         return True
     every = job.config.save_every
-    return step % job.plan.steps_per_epoch == 0 if every == "epoch" else due(every, step)
+    return step % job.plan.steps_per_epoch == 0 if every == "epoch" else is_due(every, step)
 
 
-def due(every: int, step: int) -> bool:
-    """Whether something that happens every `every` steps happens after `step` of them; 0: never."""
+def is_due(every: int, step: int) -> bool:
+    """Whether something that happens every `every` steps (0: never) happens after `step` steps."""
     return bool(every) and step % every == 0
 
 
 def _tokens(job: Job, k: int) -> int:
-    """Tokens of step k's examples, those after the last learned one counted too."""
+    """The number of tokens of step k's examples, including those after the last trained token."""
     return sum(len(job.train[i].ids) for i in job.plan.members(k))
 
 
@@ -170,7 +176,7 @@ def _advance(job: Job, state: State, log: Log, seconds: float, tokens_left: int)
     state.step, state.tokens, state.seconds = k + 1, state.tokens + tokens, state.seconds + seconds
     rate = state.tokens / state.seconds
     memory = peak_memory_mib(job.base.device)
-    if job.world.is_first and (due(job.config.log_every, state.step) or state.step == len(job.plan)):
+    if job.world.is_first and (is_due(job.config.log_every, state.step) or state.step == len(job.plan)):
         job.history.append({
             "step": state.step, "epoch": job.plan.epoch(k), "loss": loss, "grad_norm": float(log.grad_norm),
             "learning_rate": job.optimizer.param_groups[0]["lr"], "tokens": state.tokens,
@@ -184,7 +190,7 @@ def _advance(job: Job, state: State, log: Log, seconds: float, tokens_left: int)
 
 
 def _stop_early(job: Job, state: State) -> None:
-    """Say why, and save: a run that is killed while it is finished then stops here again."""
+    """Save and report why. With the checkpoint, a run that is killed before its summary stops here again."""
     save(job, state)
     job.report.say(
         _(
@@ -199,8 +205,8 @@ def _stop_early(job: Job, state: State) -> None:
     )
 
 
-def _stop_unfinite(job: Job, state: State, log: Log) -> None:
-    """Say which step and rows, keep the last good state, and stop."""
+def _stop_non_finite(job: Job, state: State, log: Log) -> None:
+    """Save the last good state, and raise TrainingError that names the step and its rows."""
     sources = sorted(job.train[i].source for i in job.plan.members(state.step))
     where = save(job, state) if state.step else None
     kept = (

@@ -1,4 +1,4 @@
-"""AdamW over one flat buffer, and the learning rate as a pure function of the step's number."""
+"""AdamW over one flat buffer, and the learning rate as a pure function of the step."""
 
 import math
 from collections.abc import Mapping
@@ -10,16 +10,15 @@ from lorasmith.config.training import TrainingConfig
 
 
 class FlatParameters:
-    """All trained tensors as views of one flat `values`, their gradients as views of one flat `gradient`.
+    """All trained parameters as views of one flat tensor `values`, and their gradients as views of `gradient`.
 
-    One buffer means one fused AdamW, one norm, one all-reduce. The gradients' views stay in place: they are zeroed,
-    never set to None.
+    So there is one fused AdamW update, one norm and one all-reduce. Gradients are zeroed in place, never set to None.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.tensors = tensors = list(parameters.values())
         self.values = nn.Parameter(torch.cat([p.detach().flatten() for p in tensors]))
-        # behind the gradient, what else is summed over the ranks in the same all-reduce: the loss, a wish to stop
+        # the loss and the stop request follow the gradient, to be summed over the ranks in the same all-reduce
         self.reduced = self.values.new_zeros(self.values.numel() + 2)
         self.gradient, self.loss, self.stop = self.reduced[:-2], self.reduced[-2], self.reduced[-1]
         self.values.grad = self.gradient
@@ -41,12 +40,12 @@ class FlatParameters:
         torch.autograd.graph.increment_version(self.tensors)
 
     def zero(self) -> None:
-        """Start the next step: no gradient, no loss, no wish to stop."""
+        """Zero the gradient, the loss and the stop request for the next step."""
         self.reduced.zero_()
 
 
 def make_optimizer(parameters: FlatParameters, config: TrainingConfig) -> torch.optim.AdamW:
-    """Fused AdamW (arXiv:1711.05101); moments in the parameters' dtype."""
+    """Fused AdamW (arXiv:1711.05101) with moments in the parameters' dtype."""
     return torch.optim.AdamW(
         [parameters.values],
         lr=config.learning_rate,
@@ -58,16 +57,17 @@ def make_optimizer(parameters: FlatParameters, config: TrainingConfig) -> torch.
 
 
 def warmup_steps(config: TrainingConfig, steps: int) -> int:
-    """The warm-up in steps; a value below 1 is a part of all steps, rounded down: a tiny run has none.
+    """The number of warmup steps of a run of `steps`. A value below 1 is a fraction of all steps, rounded down.
 
-    Its first step has a learning rate of 0, so a run of one step with a warm-up would learn nothing.
+    So a tiny run has no warmup: the first warmup step has a learning rate of 0, and a run of one step would learn
+    nothing.
     """
-    # Rounded first: 0.29 x 100 is 28.999999999999996, and that is 29 steps.
+    # round to 6 digits first: 0.29 * 100 is 28.999999999999996 and means 29 steps
     return int(round(config.warmup * steps, 6)) if config.warmup < 1 else int(config.warmup)
 
 
 def learning_rate(config: TrainingConfig, steps: int, k: int) -> float:
-    """The learning rate of step k of `steps`, as transformers' schedules: warm-up from 0, then the decay to 0."""
+    """The learning rate of step k of `steps`, equal to transformers' schedules: warmup from 0, then decay to 0."""
     warm = warmup_steps(config, steps)
     if k < warm:
         return config.learning_rate * k / warm

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of the training that is to go on: of its options, its base and its examples."""
+"""Resuming: checks that a checkpoint belongs to this training, with the same options, base model and data."""
 
 from pathlib import Path
 
@@ -8,23 +8,27 @@ from lorasmith.errors import RunError
 from lorasmith.i18n import _, foreign, listed
 from lorasmith.report import Report
 from lorasmith.training.checkpoint import Origin, State, best_name, read_state
-from lorasmith.training.files import ENVIRONMENT
 from lorasmith.training.loop import Job
+from lorasmith.training.run_files import ENVIRONMENT
 
-BASE = "base_"  # begins the names of the parts of a base's identity among the settings
+BASE = "base_"  # prefix of the settings that hold the base model's identity
 EXAMPLES = ("train_sha256", "held_out_sha256")
 
 
-def restored_state(job: Job, found: Path | None, folder: Path, report: Report) -> State:
-    """How far the run in `folder` is, by its checkpoint `found`, or by nothing but its environment.json.
+def restored_state(job: Job, saved: Path | None, folder: Path, report: Report) -> State:
+    """The state from which the run in `folder` continues: that of its checkpoint `saved`, or the start if it is None.
 
-    Raises RunError: a broken file, or another training, base or examples than those it began with.
+    Raises RunError if a file is broken, or if the run was started with other options, another base model or other
+    data. Warns of any other difference, such as the number of threads.
     """
-    state, then = (State(), _environment(folder)) if found is None else read_state(found)
-    if found is not None:
-        _refuse_beyond(found, state, job)
-        then = Origin(_identity(found) | then.settings, then.options)
-    problems = [*_of_options(found or folder, then.options, job.origin.options), *_of_base(folder, then.settings, job)]
+    state, then = (State(), _environment(folder)) if saved is None else read_state(saved)
+    if saved is not None:
+        _refuse_impossible(saved, state, job)
+        then = Origin(_identity(saved) | then.settings, then.options)
+    problems = [
+        *_changed_options(saved or folder, then.options, job.origin.options),
+        *_changed_base(folder, then.settings, job),
+    ]
     for key in EXAMPLES:
         if then.settings.get(key, job.origin.settings[key]) != job.origin.settings[key]:
             problems.append(
@@ -37,56 +41,56 @@ def restored_state(job: Job, found: Path | None, folder: Path, report: Report) -
             break
     if problems:
         raise RunError(*problems)
-    if found is not None:
+    if saved is not None:
         _warn(then.settings, job.origin.settings, report)
     return state
 
 
 def _environment(folder: Path) -> Origin:
-    """What a run without a checkpoint began with. Raises RunError."""
+    """What a run without a checkpoint was started with, as far as its environment.json says. Raises RunError."""
     path = folder / ENVIRONMENT
     if not path.is_file():
         return Origin({}, {})
     try:
-        found = read_back(path, dict[str, str])
+        settings = read_back(path, dict[str, str])
     except (OSError, ValueError) as error:
         raise RunError(
             _("{path}: cannot be read: {error}. Start again with --overwrite.", path=path, error=error)
         ) from None
-    return Origin(found, {})
+    return Origin(settings, {})
 
 
 def _identity(checkpoint: Path) -> dict[str, str]:
-    """The base's identity, as the checkpoint's adapter names it. Raises AdapterError."""
-    about = AdapterFolder.glance(checkpoint).about
-    return {f"{BASE}{part}": value for part, value in about["base"]["identity"].items()} if about else {}
+    """The identity of the base model, from the checkpoint's lorasmith.json. Raises AdapterError."""
+    metadata = AdapterFolder.read_header(checkpoint).metadata
+    return {f"{BASE}{part}": value for part, value in metadata["base"]["identity"].items()} if metadata else {}
 
 
-def _refuse_beyond(found: Path, state: State, job: Job) -> None:
-    """Raise RunError where a checkpoint is of no step of this training, or its best adapter is gone."""
+def _refuse_impossible(saved: Path, state: State, job: Job) -> None:
+    """Raise RunError if the checkpoint has more steps than this training, or its best adapter is missing."""
     if state.step > len(job.plan):
         raise RunError(
             _(
                 "{folder}: this checkpoint belongs to another training, because this one has only {steps} steps. "
                 "Remove it, or start again with --overwrite.",
-                folder=found,
+                folder=saved,
                 steps=len(job.plan),
             )
         )
-    best = found.with_name(best_name(state))
+    best = saved.with_name(best_name(state))
     if state.best_loss is not None and not best.is_dir():
         raise RunError(
             _(
                 "{folder} does not exist, but {path} refers to it as the best adapter so far. Restore it, or start "
                 "again with --overwrite.",
                 folder=best,
-                path=found,
+                path=saved,
             )
         )
 
 
-def _of_options(where: Path, then: dict[str, str], now: dict[str, str]) -> list[str]:
-    """A sentence and a line for each option that was another one; of those alone that both know."""
+def _changed_options(where: Path, then: dict[str, str], now: dict[str, str]) -> list[str]:
+    """A message and one line per option that has changed; options that only one version knows do not count."""
     differing = [
         _("{key}: was {before}, now {now}", key=key, before=value, now=now[key])
         for key, value in then.items()
@@ -102,8 +106,8 @@ def _of_options(where: Path, then: dict[str, str], now: dict[str, str]) -> list[
     return [text, *differing]
 
 
-def _of_base(folder: Path, then: dict[str, str], job: Job) -> list[str]:
-    """A sentence where the base is another one."""
+def _changed_base(folder: Path, then: dict[str, str], job: Job) -> list[str]:
+    """A message if the base model has changed, otherwise nothing."""
     now = job.origin.settings
     parts = [
         key.removeprefix(BASE) for key, value in now.items() if key.startswith(BASE) and then.get(key, value) != value
@@ -122,7 +126,7 @@ def _of_base(folder: Path, then: dict[str, str], job: Job) -> list[str]:
 
 
 def _warn(then: dict[str, str], now: dict[str, str], report: Report) -> None:
-    """Say what else is not as it was."""
+    """Warn of every other setting that has changed."""
     for key, value in now.items():
         if then.get(key, value) != value:
             report.warn(

@@ -1,6 +1,6 @@
-"""A run's folder: which one, whether it may be used, what is written first, and what says that it is finished.
+"""The folder of a run: choosing and locking it, checking that it may be used or resumed, and writing its first files.
 
-The files in it are listed in run.py.
+runs/train.py lists the files of a run folder, and run_files.py defines their names.
 """
 
 import json
@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lorasmith.adapters.folder import lasting
+from lorasmith.adapters.folder import absolute_if_exists
 from lorasmith.config.data import TEMPLATES
 from lorasmith.config.toml import Config, load_config, to_toml
 from lorasmith.config.values import read_back
@@ -20,67 +20,69 @@ from lorasmith.errors import ConfigError, RunError
 from lorasmith.i18n import _
 from lorasmith.report import Report
 from lorasmith.system.locking import locked
-from lorasmith.system.ownership import MARKER, clear, is_marked, mark, named, of_others
+from lorasmith.system.ownership import MARKER, foreign_entries, is_marked, mark, remove_own, short_list
 from lorasmith.system.writing import remove, sync, write_file, writing
 from lorasmith.training.distributed import World
-from lorasmith.training.files import (
+from lorasmith.training.run_files import (
     CHECKPOINTS,
-    CONFIG,
     ENVIRONMENT,
     LOCK,
+    RUN_CONFIG,
     SUMMARY,
     is_leftover,
-    is_of_run,
     is_run,
+    is_run_file,
     recover_run,
 )
 
-LEFT_OPEN = ("model.dtype", "model.device", "data.template", "data.max_length")  # their defaults say "you choose"
-COPIES = 11  # of the adapter, at most at once: adapter/, two checkpoints with values and moments, two of the best
-OTHER_BYTES = 2**20  # loss.png, metrics.jsonl and the like
+# Options whose default lets the first start choose; config.toml then holds the choice.
+CHOSEN_AT_START = ("model.dtype", "model.device", "data.template", "data.max_length")
+COPIES = 11  # of the adapter on disk: adapter/, two checkpoints with values and moments, two best adapters
+OTHER_BYTES = 2**20  # for loss.png, metrics.jsonl and the like
 
 
 def choose_folder(config: Config, world: World) -> Path:
-    """The folder that `config` names, else runs/NAME-DATE: one for all processes."""
+    """The folder that `config` names, or runs/NAME-DATE; the same in all processes."""
     if config.output:
         return Path(config.output).expanduser()
     name = Path(split_weight(config.data.data[0])[0]).stem.replace(":", "-") if config.data.data else "run"
-    return Path(world.agree(str(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")))
+    return Path(world.broadcast(str(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")))
 
 
 def resumed_config(output: str | Path) -> Path | None:
-    """The file that a run in `output` goes on with; None where there is none."""
-    began = Path(output).expanduser() / CONFIG
-    return began if began.is_file() else None
+    """The config.toml with which the run in `output` is resumed, or None if there is none."""
+    path = Path(output).expanduser() / RUN_CONFIG
+    return path if path.is_file() else None
 
 
-def located(config: Config) -> Config:
-    """`config` with the paths of its base, examples and template as they are from any working directory."""
+def with_absolute_paths(config: Config) -> Config:
+    """`config` with absolute paths of base model, data, template and metrics, so that any working directory will do."""
     data, model = config.data, config.model
-    files = tuple(lasting(name) + weight for name, weight in map(split_weight, data.data))
-    share = lasting(data.held_out) if isinstance(data.held_out, str) else data.held_out
-    template = data.template if data.template in TEMPLATES else lasting(data.template)
-    metric = tuple(_lasting_function(text) for text in config.training.metric)
+    files = tuple(absolute_if_exists(name) + weight for name, weight in map(split_weight, data.data))
+    share = absolute_if_exists(data.held_out) if isinstance(data.held_out, str) else data.held_out
+    template = data.template if data.template in TEMPLATES else absolute_if_exists(data.template)
+    metric = tuple(_absolute_function(text) for text in config.training.metric)
     return config.model_copy(
         update={
             "data": data.model_copy(update={"data": files, "held_out": share, "template": template}),
-            "model": model.model_copy(update={"model": lasting(model.model)}),
+            "model": model.model_copy(update={"model": absolute_if_exists(model.model)}),
             "training": config.training.model_copy(update={"metric": metric}),
         }
     )
 
 
-def _lasting_function(text: str) -> str:
-    """FILE.py:FUNCTION as it is from any working directory."""
+def _absolute_function(text: str) -> str:
+    """FILE.py:FUNCTION with an absolute path."""
     file, colon, name = text.rpartition(":")
-    return lasting(file) + colon + name
+    return absolute_if_exists(file) + colon + name
 
 
 @contextmanager
-def in_use(folder: Path, world: World, report: Report, resume: bool) -> Iterator[None]:
-    """Within it no other training takes the folder, which `list` then shows as running; one process asks for all.
+def run_lock(folder: Path, world: World, report: Report, resume: bool) -> Iterator[None]:
+    """Hold the folder's lock, which keeps other trainings out and makes `list` show the run as running.
 
-    Raises RunError, in every process, where another training has it or it cannot be written.
+    The first process takes it for all. Raises RunError, in every process, if another training holds the lock or the
+    folder cannot be written.
     """
     with ExitStack() as stack:
         problem = ""
@@ -89,7 +91,7 @@ def in_use(folder: Path, world: World, report: Report, resume: bool) -> Iterator
                 stack.enter_context(_locked(folder, report, resume))
             except RunError as error:
                 problem = str(error)
-        problem = world.agree(problem)
+        problem = world.broadcast(problem)
         if problem:
             raise RunError(problem)
         yield
@@ -97,7 +99,7 @@ def in_use(folder: Path, world: World, report: Report, resume: bool) -> Iterator
 
 @contextmanager
 def _locked(folder: Path, report: Report, resume: bool) -> Iterator[None]:
-    """Raises RunError."""
+    """Hold the lock in this process. Raises RunError."""
     if folder.exists() and not folder.is_dir():
         raise RunError(_("{folder} is a file, not a folder. Choose another --output.", folder=folder))
     if resume and not folder.is_dir():
@@ -117,15 +119,15 @@ def _locked(folder: Path, report: Report, resume: bool) -> Iterator[None]:
 
 
 def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> Config:
-    """What to train with, before anything is loaded: `config`, or what a resumed run began with.
+    """Check that the folder may be used, before anything is loaded; returns `config`, or that of the resumed run.
 
-    Raises RunError: a run is there and is not to be replaced, none is there to resume, it began otherwise, or
-    --overwrite would remove what others wrote.
+    Raises RunError if the folder is in use and neither flag is given, if there is no run to resume or it was started
+    with other settings, or if --overwrite would remove anything that lorasmith did not write.
     """
     if resume:
         if not is_run(folder):
             raise _nothing_to_resume(folder)
-        return _as_it_began(folder, config)
+        return _resumed_config(folder, config)
     if folder.exists() and not folder.is_dir():
         raise RunError(_("{folder} is a file, not a folder. Choose another --output.", folder=folder))
     if not _is_used(folder):
@@ -138,12 +140,12 @@ def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
                 folder=folder,
             )
         )
-    _refuse_of_others(folder)
+    _refuse_foreign(folder)
     return config
 
 
 def _nothing_to_resume(folder: Path) -> RunError:
-    if (folder / CONFIG).is_file():
+    if (folder / RUN_CONFIG).is_file():
         text = _(
             "{folder}: no run to resume there: its config.toml was not written by `lorasmith train`.",
             folder=folder,
@@ -153,17 +155,16 @@ def _nothing_to_resume(folder: Path) -> RunError:
 
 
 def _is_used(folder: Path) -> bool:
-    """Whether something is in it, but for what is there before a training begins to write."""
+    """Whether the folder contains anything but a lock, leftovers, or the first files of a run killed at its start."""
     if not folder.is_dir():
         return False
-    begun = is_marked(folder, "run")  # killed before it had its config.toml, it left nothing that one could lose
-    first = {LOCK, *((MARKER, ENVIRONMENT) if begun else ())}
+    first = {LOCK, *((MARKER, ENVIRONMENT) if is_marked(folder, "run") else ())}
     return any(path.name not in first and not is_leftover(path.name) for path in folder.iterdir())
 
 
-def _refuse_of_others(folder: Path) -> None:
-    """Raise RunError where a folder is not a run, or holds what no training writes."""
-    if not (is_marked(folder, "run") or _is_of_0_1_0(folder)):
+def _refuse_foreign(folder: Path) -> None:
+    """Raise RunError if the folder is not a run, or contains anything that training does not write."""
+    if not (is_marked(folder, "run") or _is_run_of_0_1_0(folder)):
         raise RunError(
             _(
                 "{folder} was not written by `lorasmith train`, so --overwrite does not replace it. Choose another "
@@ -171,48 +172,51 @@ def _refuse_of_others(folder: Path) -> None:
                 folder=folder,
             )
         )
-    if others := of_others(folder, is_of_run):
+    if others := foreign_entries(folder, is_run_file):
         raise RunError(
             _(
                 "{folder} contains {names}, which lorasmith did not write, so --overwrite does not replace it. Move "
                 "what you want to keep, remove the rest, or choose another --output.",
                 folder=folder,
-                names=named(others),
+                names=short_list(others),
             )
         )
 
 
-def _is_of_0_1_0(folder: Path) -> bool:
-    """Whether a training before there were markers wrote it: by what is in its two first files."""
+def _is_run_of_0_1_0(folder: Path) -> bool:
+    """Whether version 0.1.0, which wrote no marker, created this run; its first two files tell."""
     try:
-        load_config(folder / CONFIG, {})
+        load_config(folder / RUN_CONFIG, {})
         return read_back(folder / ENVIRONMENT, dict[str, str]).keys() >= {"lorasmith", "train_sha256"}
     except (ConfigError, OSError, ValueError):
         return False
 
 
-def begin(folder: Path, config: Config, reasons: dict[str, str], environment: dict[str, str]) -> None:
-    """Write what a run begins with, over the run that was there. Raises RunError."""
+def start_run(folder: Path, config: Config, reasons: dict[str, str], environment: dict[str, str]) -> None:
+    """Write the first files of a run, replacing a previous run in the folder. Raises RunError.
+
+    reasons: comments for config.toml, by key. environment: the content of environment.json.
+    """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if _is_used(folder):
-            _refuse_of_others(folder)  # what came while the base was loaded
+            _refuse_foreign(folder)  # again, because files may have appeared while the base model was loading
             mark(folder, "run")
-            remove(folder / SUMMARY)  # first, and the configuration not at all: what is left is an unfinished run
-            clear(folder, is_of_run, keep=frozenset({MARKER, LOCK, CONFIG}))
+            remove(folder / SUMMARY)  # first, and keep config.toml: a kill then leaves an unfinished run
+            remove_own(folder, is_run_file, keep=frozenset({MARKER, LOCK, RUN_CONFIG}))
         mark(folder, "run")
         recover_run(folder)
         write_file(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
-        write_file(folder / CONFIG, to_toml(config, reasons))
+        write_file(folder / RUN_CONFIG, to_toml(config, reasons))
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
         sync(folder)
         sync(folder.absolute().parent)
 
 
 def check_space(folder: Path, adapter_bytes: int) -> None:
-    """Raises RunError where the disk has no room for what a run writes."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    needed, free = COPIES * adapter_bytes + OTHER_BYTES, shutil.disk_usage(there).free
+    """Raise RunError if the disk has less space than a run with an adapter of this size can need."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    needed, free = COPIES * adapter_bytes + OTHER_BYTES, shutil.disk_usage(existing).free
     if free < needed:
         raise RunError(
             _(
@@ -225,17 +229,18 @@ def check_space(folder: Path, adapter_bytes: int) -> None:
         )
 
 
-def _as_it_began(folder: Path, config: Config) -> Config:
-    """The configuration in the folder; RunError names every value in which `config` differs from it.
+def _resumed_config(folder: Path, config: Config) -> Config:
+    """The configuration that the run in `folder` was started with.
 
-    Only the device may be another one: where the run began there may be a card, and none here.
+    Raises RunError that names every value in which `config` differs from it. Only the device may change, because the
+    run may continue on a machine without the same GPU.
     """
-    began = load_config(folder / CONFIG, {})
-    before, now, open_ = _flat(located(began)), _flat(located(config)), _flat(Config())
+    saved, default = load_config(folder / RUN_CONFIG, {}), _flat(Config())
+    before, now = _flat(with_absolute_paths(saved)), _flat(with_absolute_paths(config))
     differing = [
         _("{key}: was {before!r}, now {now!r}", key=key, before=value, now=now[key])
         for key, value in before.items()
-        if now[key] != value and key != "model.device" and not (key in LEFT_OPEN and now[key] == open_[key])
+        if now[key] != value and key != "model.device" and not (key in CHOSEN_AT_START and now[key] == default[key])
     ]
     if differing:
         raise RunError(
@@ -246,9 +251,9 @@ def _as_it_began(folder: Path, config: Config) -> Config:
             ),
             *differing,
         )
-    if now["model.device"] == open_["model.device"]:
-        return began
-    return began.model_copy(update={"model": began.model.model_copy(update={"device": config.model.device})})
+    if now["model.device"] == default["model.device"]:
+        return saved
+    return saved.model_copy(update={"model": saved.model.model_copy(update={"device": config.model.device})})
 
 
 def _flat(config: Config) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One optimiser step. The loss is sum of weight x token loss, the weights summing to 1 over all rows and ranks."""
+"""One optimizer step. The loss is the sum of weight x token loss; the weights sum to 1 over all rows and ranks."""
 
 from dataclasses import dataclass
 
@@ -14,14 +14,17 @@ from lorasmith.training.optim import FlatParameters
 
 @dataclass(frozen=True)
 class Log:
-    """Loss and gradient norm of one step and the wish to stop, over all ranks. Reading them waits for the device."""
+    """The loss, gradient norm and stop request of one step: scalar tensors, the same on all ranks.
+
+    `stop` counts the ranks that asked to stop. Reading a value waits for the device.
+    """
 
     loss: Tensor
     grad_norm: Tensor
     stop: Tensor
 
     def is_finite(self) -> bool:
-        """Whether the step was a step; if not, the optimiser did not move."""
+        """Whether loss and gradient norm are finite; if not, the optimizer has not changed the parameters."""
         return bool(torch.isfinite(self.loss) & torch.isfinite(self.grad_norm))
 
 
@@ -34,18 +37,23 @@ def train_step(
     world: World,
     stop: bool = False,
 ) -> Log:
-    """Forward, backward, one all-reduce, clip, AdamW. `step` holds this rank's rows; it may hold none."""
+    """Forward, backward, one all-reduce, gradient clipping and AdamW.
+
+    step: the rows of this rank, possibly none.
+    clip: maximum norm of the gradient; 0 disables clipping.
+    stop: this rank asks all ranks to stop after the step.
+    """
     parameters.zero()
     parameters.stop.fill_(stop)
     for row in step.rows:
         loss = loss_sum(base, row)
         loss.backward()
         parameters.loss += loss.detach()
-    world.sum_(parameters.reduced)
+    world.all_reduce(parameters.reduced)
     norm = parameters.gradient.norm()
     if clip:
         parameters.gradient.mul_((clip / (norm + 1e-6)).clamp(max=1.0))
-    # the fused kernel leaves everything as it is where found_inf is 1, so no host has to look first
+    # the fused kernel skips the update if found_inf is 1, so the host need not wait for the loss
     optimizer.found_inf = (~(torch.isfinite(parameters.loss) & torch.isfinite(norm))).float()  # type: ignore[attr-defined]
     optimizer.step()
     parameters.changed()

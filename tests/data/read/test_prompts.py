@@ -5,8 +5,9 @@ import json
 import pytest
 
 from lorasmith.data.read.prompts import UNREAD, read_prompts
+from lorasmith.data.rows import forms
 from lorasmith.data.rows.conversation import Message
-from lorasmith.data.rows.forms import conversation
+from lorasmith.data.rows.forms import FORMS, Form, conversation
 from lorasmith.errors import DataError
 
 ASKED = [{"from": "human", "value": "Hi"}]
@@ -24,6 +25,15 @@ def test_prompts_of_all_forms(tmp_path):
     (tmp_path / "a.csv").write_text('id,prompt\n1,"Hi"\n', "utf-8")
     found = [conversation(record).messages for name in ("a.jsonl", "a.csv") for record in read_prompts(tmp_path / name)]
     assert found == [(Message("user", "Hi"), Message("assistant", UNREAD))] * 6
+
+
+def test_a_new_row_format_is_asked_by_the_column_of_its_question(tmp_path, monkeypatch):
+    """What stands for the answer follows from the format's definition, wherever it comes from."""
+    theirs = Form("question/answer", ("question", "answer"), (), lambda _fields: None, FORMS[-1].conversation)
+    monkeypatch.setattr(forms, "FORMS", (*FORMS, theirs))
+    (tmp_path / "a.jsonl").write_text('{"question": "Hi"}\n', "utf-8")
+    (record,) = read_prompts(tmp_path / "a.jsonl")
+    assert record.fields == {"question": "Hi", "answer": UNREAD}
 
 
 def test_a_plain_text_asks_nothing(tmp_path):

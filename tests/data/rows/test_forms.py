@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from lorasmith.config.data import COLUMNS
 from lorasmith.data.read.files import look
 from lorasmith.data.rows.conversation import Conversation, Message, Record
-from lorasmith.data.rows.forms import conversation
+from lorasmith.data.rows.forms import FORMS, conversation
 from lorasmith.errors import ConfigError, DataError
 
 ROW = {"instruction": "Ask", "input": "", "output": "Answer"}
@@ -46,6 +47,10 @@ def refused(seen, tmp_path):
         return [text.replace(f"{tmp_path}/", "") for text in caught.value.problems]
 
     return refused
+
+
+def test_the_columns_that_map_may_name_are_those_of_the_row_formats():
+    assert sorted(COLUMNS) == sorted({key for form in FORMS for key in form.keys})
 
 
 # -- the form of a file ---------------------------------------------------------------------------------------------

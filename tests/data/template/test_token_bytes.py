@@ -4,11 +4,11 @@ import random
 from typing import Any
 
 import pytest
-import tiny
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lorasmith.data.template.token_bytes import bytes_of_token
+from tests.support import tiny
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 FALLBACK = [f"<0x{byte:02X}>" for byte in range(256)]

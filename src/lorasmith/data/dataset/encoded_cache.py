@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from lorasmith.data.rows.conversation import Conversation
 from lorasmith.data.template.encoding import Template
 from lorasmith.model.row import Example
-from lorasmith.system.cache import PRIVATE, cache_folder, keep
+from lorasmith.system.cache import PRIVATE, cache_folder, write_cached
 from lorasmith.version import installed_version
 
 FORMAT = "3"
@@ -84,4 +84,4 @@ def save_encoded(path: Path, rows: Sequence[Sequence[Example]]) -> None:
         "examples": torch.tensor([len(row) for row in rows], dtype=torch.int32),
     }
     with suppress(SafetensorError):
-        keep(path, FILES, lambda staging: save_file(tensors, staging))
+        write_cached(path, FILES, lambda staging: save_file(tensors, staging))

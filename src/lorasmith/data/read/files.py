@@ -7,7 +7,7 @@ JSON is told by its first character, not by its name: `[` begins one list, anyth
 import codecs
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -26,8 +26,11 @@ from lorasmith.report import Report
 
 __all__ = ["ROW_FILES", "Found", "look", "read", "require_columns", "rows_of"]
 
-JSON_FILES = (".json", ".jsonl", ".ndjson")
-ROW_FILES = frozenset((*JSON_FILES, *SEPARATORS, ".parquet"))
+Reader = Callable[[Source], Iterator[tuple[str, object]]]
+
+TABLES: dict[str, Reader] = {".parquet": parquet_rows}  # binary files, by the end of their name
+TEXTS: dict[str, Reader] = dict.fromkeys(SEPARATORS, csv_rows)  # UTF-8; under any other name it is JSON
+ROW_FILES = frozenset((*TABLES, *TEXTS, ".json", ".jsonl", ".ndjson"))
 OTHER_FILES = frozenset(
     {".arrow", ".xls", ".xlsx", ".ods", ".txt", ".md", ".pdf", ".docx", ".zip", ".tar", ".bz2", ".xz"}
 )
@@ -144,16 +147,16 @@ def _file_rows(source: Source) -> Iterator[tuple[str, object]]:
                 **source.said,
             )
         )
-    if source.suffix == ".parquet":
-        return parquet_rows(source)
+    if source.suffix in TABLES:
+        return TABLES[source.suffix](source)
     with opened(source) as file:
         start = file.read(4096)
     if not start.strip():
         raise DataError(_("{option}: {file} is empty. Give a file with at least one row.", **source.said))
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(_("{option}: {file} is encoded in UTF-16. Save it as UTF-8.", **source.said))
-    if source.suffix in SEPARATORS:
-        return csv_rows(source)
+    if source.suffix in TEXTS:
+        return TEXTS[source.suffix](source)
     return json_list(source) if start.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[" else json_lines(source)
 
 

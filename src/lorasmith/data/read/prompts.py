@@ -12,7 +12,7 @@ from lorasmith.data.read.json_rows import not_json
 from lorasmith.data.read.stream import Broken, Source
 from lorasmith.data.rows.cells import unfolded
 from lorasmith.data.rows.conversation import Problems, Record
-from lorasmith.data.rows.forms import recognised, row_problem
+from lorasmith.data.rows.forms import answer_column, recognised, row_problem
 from lorasmith.data.rows.messages import OPENAI, style_of
 from lorasmith.errors import DataError
 from lorasmith.i18n import _, foreign
@@ -93,6 +93,4 @@ def _with_an_answer(row: dict[str, object]) -> dict[str, object]:
             asked = messages[:-1] if style.roles.get(str(last.get(style.role))) == "assistant" else messages
             answered = [*asked, {style.role: answer, style.content: UNREAD}] if asked else []
             return {**row, key: answered}
-    if "prompt" in row and "instruction" not in row:
-        return {**row, "completion": UNREAD}
-    return {**row, "output": UNREAD}
+    return {**row, answer_column(row): UNREAD}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from lorasmith.config.values import ranges, spelled
+from lorasmith.config.values import range_text, ranges
 from lorasmith.errors import DataError
 from lorasmith.i18n import _, listed
 
@@ -109,7 +109,7 @@ def _in_one_file(file: str, mark: str, numbers: list[str], most: int) -> str:
     if not mark:
         return file
     parts = ranges(map(int, numbers))
-    shown, more = listed(map(spelled, parts[:most])), sum(map(len, parts[most:]))
+    shown, more = listed(map(range_text, parts[:most])), sum(map(len, parts[most:]))
     if more:
         shown = _("{numbers} and {more} more", numbers=shown, more=f"{more:,}")
     if mark == ":":

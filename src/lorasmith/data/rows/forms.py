@@ -4,7 +4,7 @@ A file has the form of most of its rows; a row of another form is a mistake to b
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -114,6 +114,12 @@ def conversation(record: Record, strip: bool = True) -> Conversation:
     if text is not None or form is None:
         raise RowError(record.source, text or "")
     return form.conversation(record.fields, record.source, strip)
+
+
+def answer_column(columns: Collection[str]) -> str:
+    """The column that would hold the answer to a row with these columns: 'completion' where there is a 'prompt'."""
+    pairs = (form.required for form in FORMS if len(form.required) > 1)
+    return next((required[-1] for required in pairs if required[0] in columns), "output")
 
 
 def recognised(rows: Iterable[Fields]) -> Form | None:

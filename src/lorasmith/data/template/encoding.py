@@ -21,7 +21,7 @@ from lorasmith.data.template.chat_template import (
     with_system_text,
 )
 from lorasmith.data.template.marks import Draft, compare_marks
-from lorasmith.data.template.turns import Pattern, Turn, human_turns, jinja_turns
+from lorasmith.data.template.turns import Pattern, Turn, human_turns, jinja_turns, refuse_unseen_tools
 from lorasmith.errors import AdapterError, ConfigError, ModelError
 from lorasmith.i18n import _, listed
 from lorasmith.model.row import Example
@@ -356,37 +356,10 @@ class Template:
                 source, _("the first message is an answer, but nothing was asked. Begin with the role 'user'.")
             )
         if tools or any(message.tool_calls for message in messages):
-            self._refuse_unseen_tools(messages, source, tools)
+            refuse_unseen_tools(None if self.kind == "human-assistant" else self.jinja, messages, source, tools)
         if self.kind == "human-assistant":
             return human_turns(messages, str(self.tokenizer.eos_token), source)
         return jinja_turns(self.jinja, self._pattern, messages, source, tools)
-
-    def _refuse_unseen_tools(self, messages: Sequence[Message], source: str, tools: Sequence[Any]) -> None:
-        """Raises RowError where the text is the same without the tools, or without the calls of them."""
-        bare = [message._replace(tool_calls=()) for message in messages]
-
-        def text(messages: Sequence[Message], tools: Sequence[Any]) -> str:
-            if self.kind == "human-assistant":  # it shows roles and contents alone
-                return ""
-            return self.jinja.render(messages, messages[-1].role != "assistant", source, tools)
-
-        shown = text(messages, tools)
-        if tools and text(messages, ()) == shown:
-            raise RowError(
-                source,
-                _(
-                    "the template has no place for 'tools', so the model would never see them. Use a model whose chat "
-                    "template shows tools, or a Jinja file that does, or leave 'tools' out."
-                ),
-            )
-        if bare != list(messages) and text(bare, tools) == shown:
-            raise RowError(
-                source,
-                _(
-                    "the template does not show 'tool_calls', so the model would never see them. Use a model whose "
-                    "chat template shows tools, or a Jinja file that does, or leave these messages out."
-                ),
-            )
 
     def _check_system(self) -> None:
         """Raises ConfigError where the template refuses a system text, or leaves it out."""

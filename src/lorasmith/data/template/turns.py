@@ -59,6 +59,35 @@ def jinja_turns(
     return iter(quick) if quick is not None else prefix_turns(jinja, messages, source, tools)
 
 
+def refuse_unseen_tools(jinja: Jinja | None, messages: Sequence[Message], source: str, tools: Sequence[Any]) -> None:
+    """Raises RowError where the text is the same without the tools, or without the calls of them.
+
+    `jinja` None: a template of roles and contents alone, which shows neither.
+    """
+    bare = [message._replace(tool_calls=()) for message in messages]
+
+    def text(messages: Sequence[Message], tools: Sequence[Any]) -> str:
+        return jinja.render(messages, messages[-1].role != "assistant", source, tools) if jinja else ""
+
+    shown = text(messages, tools)
+    if tools and text(messages, ()) == shown:
+        raise RowError(
+            source,
+            _(
+                "the template has no place for 'tools', so the model would never see them. Use a model whose chat "
+                "template shows tools, or a Jinja file that does, or leave 'tools' out."
+            ),
+        )
+    if bare != list(messages) and text(bare, tools) == shown:
+        raise RowError(
+            source,
+            _(
+                "the template does not show 'tool_calls', so the model would never see them. Use a model whose "
+                "chat template shows tools, or a Jinja file that does, or leave these messages out."
+            ),
+        )
+
+
 def prefix_turns(jinja: Jinja, messages: Sequence[Message], source: str, tools: Sequence[Any] = ()) -> Iterator[Turn]:
     """Prefix differences of the rendered conversation: stock templates mark no answers themselves."""
     text: str | None = ""

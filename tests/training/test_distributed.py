@@ -1,48 +1,22 @@
-"""Law 4: any split of a step into rows, micro-batches or processes is the same step."""
+"""Two processes are the same training as one: steps, evaluation, Ctrl-C and resuming."""
 
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
-from safetensors.torch import load_file
 
 from lorasmith.errors import Interrupted
 from lorasmith.evaluation.loss import evaluate_loss
 from lorasmith.training import loop
 from lorasmith.training.distributed import join, leave
-from lorasmith.training.summary import read_summary
-from tests.support.families import adapted, distance, example
-from tests.support.tiny import Watch, adapter_bytes, losses, metrics, model_folder, trained
-
-EXACT = {"dtype": "float64", "max_steps": 3}
-LIMIT = 2e-11
-
-
-def assert_same(run: Path, other: Path) -> None:
-    assert losses(run) == pytest.approx(losses(other), rel=LIMIT)
-    ours, theirs = (load_file(r / "adapter" / "adapter_model.safetensors") for r in (run, other))
-    assert ours.keys() == theirs.keys()
-    for key, tensor in theirs.items():
-        assert distance(ours[key], tensor) < LIMIT, key
-
-
-@pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
-@pytest.mark.parametrize(
-    "split",
-    [{"row_tokens": 1}, {"row_tokens": 100}, {"batch_size": 1, "accumulate": 8}, {"batch_size": 2, "accumulate": 4}],
-)
-def test_any_split_into_rows_and_micro_batches_is_the_same_step(tmp_path, family, split):
-    options = EXACT | {"model": str(model_folder(family)), "batch_size": 8}
-    trained(tmp_path / "whole", **options)
-    trained(tmp_path / "split", **options | split)
-    assert_same(tmp_path / "split", tmp_path / "whole")
+from lorasmith.training.run_files import read_summary
+from tests.support.families import adapted, example
+from tests.support.tiny import EXACT, Watch, adapter_bytes, assert_same_results, losses, metrics, model_folder, trained
 
 
 def in_two_processes(work: Callable[[int], None]) -> list[int | None]:
@@ -84,7 +58,7 @@ def test_two_processes_equal_one(tmp_path, family, split):
     options = EXACT | {"model": str(model_folder(family)), "eval_every": 1} | split
     trained(tmp_path / "one", **options)
     assert in_two_processes(lambda rank: trained(tmp_path / "two", **options)) == [0, 0]
-    assert_same(tmp_path / "two", tmp_path / "one")
+    assert_same_results(tmp_path / "two", tmp_path / "one")
     assert read_summary(tmp_path / "two").loss_after == pytest.approx(read_summary(tmp_path / "one").loss_after)
 
 
@@ -139,7 +113,7 @@ def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
     trained(tmp_path / "run", watch, resume=True, **options)
     assert [text for text in watch.warned if "processes was 2 and is now 1" in text]
     trained(tmp_path / "whole", **options)
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert_same_results(tmp_path / "run", tmp_path / "whole")
 
 
 def test_two_processes_measure_half_each_and_agree(tmp_path):

@@ -1,4 +1,4 @@
-"""A disk that is full: one message, nothing half-written has a name that says it is whole."""
+"""The run folder: absolute paths in its configuration, its lock, and a disk that is full."""
 
 import json
 import os
@@ -13,8 +13,14 @@ import pytest
 
 from lorasmith import train
 from lorasmith.cli.main import main
+from lorasmith.config.toml import Config, load_config
+from lorasmith.errors import RunError
+from lorasmith.report import Report
 from lorasmith.runs import train as run_module
-from lorasmith.training.summary import read_summary
+from lorasmith.system.locking import is_locked
+from lorasmith.training.distributed import World
+from lorasmith.training.run_files import read_summary
+from lorasmith.training.run_folder import check_folder, resumed_config, run_lock, start_run, with_absolute_paths
 from tests.support.tiny import adapter_bytes, flags, rows_file, settings, trained
 
 
@@ -100,5 +106,43 @@ def test_a_full_disk_is_one_message(small_disk, capsys, left):
 
 def test_a_run_that_is_a_disk_of_its_own(small_disk, capsys):
     """Its folder cannot be renamed."""
-    assert_full_disk_is_one_message(small_disk, capsys, r=64)
+    assert_full_disk_is_one_message(small_disk, capsys, r=32, target_modules="all-linear")
     train(rows_file(small_disk.parent / "rows.jsonl"), output=small_disk, overwrite=True, **settings())
+
+
+# --- paths
+
+
+def test_a_packaged_name_stays_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert with_absolute_paths(Config()).model.model == "smollm2-135m-instruct"
+
+
+def test_the_files_of_a_run_keep_their_weights_and_hubs_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").touch()
+    config = load_config(None, {"data": {"data": ["a.jsonl:0.7", "org/name:0.3"]}})
+    assert with_absolute_paths(config).data.data == (f"{tmp_path}/a.jsonl:0.7", "org/name:0.3")
+
+
+def test_one_training_at_a_time_uses_a_folder(tmp_path):
+    run = tmp_path / "run"
+    with run_lock(run, World(), Report(), resume=False):
+        assert is_locked(run / ".lorasmith.lock")
+        with pytest.raises(RunError, match="is in use by process"), run_lock(run, World(), Report(), resume=False):
+            pass
+    assert not run.exists(), "a folder that stayed empty is removed again"
+
+
+def test_a_resumed_run_is_trained_with_its_own_configuration(tmp_path):
+    run = tmp_path / "run"
+    start_run(run, load_config(None, {"lora": {"r": 4}}), {}, {"torch": "2"})
+    (run / "metrics.jsonl").touch()
+    assert resumed_config(run) == run / "config.toml"
+    same = load_config(run / "config.toml", {})
+    assert check_folder(run, same, resume=True, overwrite=False) == same
+    with pytest.raises(RunError, match=r"(?s)settings it was started with.*lora\.r: was 4, now 8"):
+        check_folder(run, Config(), resume=True, overwrite=False)
+    with pytest.raises(RunError, match="already exists"):
+        check_folder(run, same, resume=False, overwrite=False)
+    assert check_folder(run, Config(), resume=False, overwrite=True) == Config()

@@ -1,8 +1,6 @@
-"""What one watches a training by: samples, early stopping, event files. None of them changes a number of it."""
+"""Evaluation during training: samples and custom metrics change no number of it, and nothing is lost."""
 
 import json
-import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +10,25 @@ from lorasmith.adapters.session import open_adapters
 from lorasmith.cli.main import main
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.data.read.prompts import as_record
-from lorasmith.errors import ConfigError, MissingExtraError
+from lorasmith.errors import ConfigError
 from lorasmith.runs.evaluate import EvaluationOptions, evaluate
-from lorasmith.training.samples import SAMPLING
-from lorasmith.training.summary import read_summary
-from tests.support.tiny import Watch, adapter_bytes, flags, losses, metrics, rows_file, settings, trained
+from lorasmith.training.evaluator import SAMPLING
+from lorasmith.training.run_files import read_summary
+from tests.support.tiny import (
+    Crash,
+    Watch,
+    adapter_bytes,
+    crash_at,
+    flags,
+    metrics,
+    rows_file,
+    settings,
+    trained,
+)
 
 PROMPTS = ("Why is the sky blue? (0)", "考试有哪些技巧？")
 # dropout would show a generator that was drawn from; so would a mode that stays `eval`
 HARD = {"lora_dropout": 0.3, "eval_every": 2, "max_steps": 6, "save_every": 3}
-# the first steps help, the later ones do not
-WORSE = {"learning_rate": 0.5, "schedule": "constant", "eval_every": 1, "max_steps": 12}
-
-
-class Crash(Exception):
-    pass
-
-
-def crash_at(step: int) -> Watch:
-    def at_step(done: int) -> None:
-        if done == step:
-            raise Crash
-
-    return Watch(at_step)
 
 
 def samples(run: Path) -> list[dict[str, Any]]:
@@ -114,95 +108,9 @@ def test_a_prompt_that_is_too_long_stops_the_run_before_its_first_step(tmp_path,
     assert not (tmp_path / "run").exists()
 
 
-# --- early stopping
-
-
-@pytest.fixture(scope="module")
-def impatient(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Watch]:
-    run, watch = tmp_path_factory.mktemp("impatient") / "run", Watch()
-    trained(run, watch, patience=2, **WORSE)
-    return run, watch
-
-
-def test_patience_ends_the_run_and_keeps_the_best(impatient, tmp_path):
-    run, watch = impatient
-    summary = read_summary(run)
-    measured = {line["step"]: line["held_out_loss"] for line in metrics(run) if "held_out_loss" in line}
-    best = min((step for step in measured if step), key=lambda step: measured[step])
-    assert summary.stopped_early
-    assert (summary.best_step, summary.steps) == (best, best + 2)
-    assert summary.steps < WORSE["max_steps"], "choose another learning rate: this test needs a run that gets worse"
-    assert list(measured) == list(range(summary.steps + 1))  # each step measured once
-    assert len(losses(run)) == summary.steps
-    assert summary.loss_after == pytest.approx(measured[best])
-    kept = run / "checkpoints" / f"best-{best:06d}" / "adapter_model.safetensors"
-    assert adapter_bytes(run) == kept.read_bytes()
-    (said,) = [text for text in watch.said if text.startswith("Stopped early after step")]
-    assert f"since step {best} " in said
-    trained(tmp_path / "whole", **WORSE)
-    assert losses(tmp_path / "whole")[: summary.steps] == losses(run)
-    assert not read_summary(tmp_path / "whole").stopped_early
-
-
-@pytest.mark.parametrize("step", [1, 3])
-def test_a_run_that_stops_early_resumes_as_it_would_have_gone_on(impatient, tmp_path, step):
-    run = tmp_path / "run"
-    options = WORSE | {"patience": 2, "save_every": 1}
-    with pytest.raises(Crash):
-        trained(run, crash_at(step), **options)
-    trained(run, resume=True, **options)
-    assert metrics(run) == metrics(impatient[0])
-    assert adapter_bytes(run) == adapter_bytes(impatient[0])
-
-
-def test_killed_between_the_early_stop_and_the_summary(impatient, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-
-    def killed(*_args: object) -> None:
-        raise Crash
-
-    with monkeypatch.context() as patch:
-        patch.setattr("lorasmith.runs.train.plot_loss", killed)
-        with pytest.raises(Crash):
-            trained(run, patience=2, **WORSE)
-    assert read_summary(run) is None
-    trained(run, resume=True, patience=2, **WORSE)
-    assert metrics(run) == metrics(impatient[0])
-    assert read_summary(run).stopped_early
-    assert adapter_bytes(run) == adapter_bytes(impatient[0])
-
-
-def test_patience_needs_evaluations(tmp_path):
-    with pytest.raises(ConfigError, match=r"^training.patience: counts evaluations .* eval_every is 0"):
-        trained(tmp_path / "run", patience=2)
-
-
-# --- TensorBoard
-
-
-def test_without_tensorboard_the_error_names_the_extra_and_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'lorasmith\[tensorboard\]'"):
-        trained(tmp_path / "run", tensorboard=True)
-    assert not (tmp_path / "run").exists()
-
-
-def test_events_hold_what_metrics_hold_also_after_a_resume(tmp_path):
-    reading = import_module("tensorboard.backend.event_processing.event_accumulator")
-    run = tmp_path / "run"
-    with pytest.raises(Crash):
-        trained(run, crash_at(5), tensorboard=True, **HARD)
-    trained(run, resume=True, tensorboard=True, **HARD)
-    found = reading.EventAccumulator(str(run / "tensorboard")).Reload()
-    for name in ("loss", "held_out_loss", "learning_rate"):
-        wanted = {line["step"]: line[name] for line in metrics(run) if name in line}
-        events = {event.step: event.value for event in found.Scalars(name)}
-        assert events == pytest.approx(wanted, rel=1e-6), name  # an event holds float32
-
-
 # --- held-out rows that are answered
 
-QUIZ = {"generate": 3, "max_new_tokens": 8}
+GENERATE = {"generate": 3, "max_new_tokens": 8}
 ODD = "def length(prediction, reference):\n    return len(prediction) - len(reference)\n"
 
 
@@ -211,7 +119,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Watch]:
     run, watch = tmp_path_factory.mktemp("judged") / "run", Watch()
     judge = run.with_name("judge.py")
     judge.write_text(ODD, "utf-8")
-    trained(run, watch, metric=(f"{judge}:length",), **QUIZ, **HARD)
+    trained(run, watch, metric=(f"{judge}:length",), **GENERATE, **HARD)
     return run, watch
 
 
@@ -244,7 +152,7 @@ def test_answering_changes_no_number_of_the_training_and_a_resumed_run_measures_
     bare = [{key: value for key, value in line.items() if key not in figures(line) or "loss" in line}
             for line in metrics(judged[0])]  # fmt: skip
     assert bare == metrics(tmp_path / "without")
-    run, options = tmp_path / "run", QUIZ | HARD | {"metric": (f"{judged[0].parent / 'judge.py'}:length",)}
+    run, options = tmp_path / "run", GENERATE | HARD | {"metric": (f"{judged[0].parent / 'judge.py'}:length",)}
     with pytest.raises(Crash):
         trained(run, crash_at(5), **options)
     trained(run, resume=True, **options)

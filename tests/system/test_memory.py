@@ -1,5 +1,8 @@
 """The least of what machine, control groups and card leave; an allocation that fails is one sentence."""
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +12,7 @@ import torch
 from lorasmith.cli.main import main
 from lorasmith.errors import OutOfMemoryError
 from lorasmith.system import memory as memory
-from lorasmith.system.memory import available_mib, enough_memory, room_mib
+from lorasmith.system.memory import available_mib, convert_memory_errors, usable_mib
 
 MIB, NONE = 2**20, 9223372036854771712  # the second: what version 1 shows without a limit
 
@@ -43,7 +46,7 @@ SECOND = {
 def test_without_groups_the_machine_decides(machine):
     machine({})
     assert available_mib() == 8000
-    assert room_mib(torch.device("cpu")) == 8050
+    assert usable_mib(torch.device("cpu")) == 8050
 
 
 def test_the_tightest_of_nested_groups_decides(machine):
@@ -59,7 +62,7 @@ def test_the_tightest_of_nested_groups_decides(machine):
 def test_the_limit_of_the_group_itself(machine):
     machine(SECOND | second("/user.slice/job.scope", 700 * MIB, 300) | second("/user.slice", 2000 * MIB, 900))
     assert available_mib() == 400
-    assert room_mib(torch.device("cpu")) == 450
+    assert usable_mib(torch.device("cpu")) == 450
 
 
 def test_the_limit_at_which_the_kernel_slows_a_group_down(machine):
@@ -109,24 +112,24 @@ def test_on_a_card_its_own_memory_decides(machine, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 300 * MIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 100 * MIB)
     assert available_mib(torch.device("cuda")) == 700
-    assert room_mib(torch.device("cuda")) == 800
+    assert usable_mib(torch.device("cuda")) == 800
 
 
 @pytest.mark.parametrize(
     "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")]
 )
 def test_an_allocation_that_fails_is_one_sentence(error):
-    with pytest.raises(OutOfMemoryError, match="not enough memory"), enough_memory():
+    with pytest.raises(OutOfMemoryError, match="not enough memory"), convert_memory_errors():
         raise error
 
 
 def test_what_torch_says_on_this_machine_is_known():
-    with pytest.raises(OutOfMemoryError), enough_memory():
+    with pytest.raises(OutOfMemoryError), convert_memory_errors():
         torch.empty(2**60, dtype=torch.uint8)
 
 
 def test_another_error_stays_as_it_is():
-    with pytest.raises(RuntimeError, match="shapes"), enough_memory():
+    with pytest.raises(RuntimeError, match="shapes"), convert_memory_errors():
         raise RuntimeError("shapes do not match")
 
 
@@ -138,3 +141,32 @@ def test_the_command_line_says_it_without_a_traceback(monkeypatch: pytest.Monkey
     monkeypatch.setattr("lorasmith.cli.main.import_module", lambda _name: module)
     assert main(["info", "x"]) == 2
     assert "not enough memory" in capsys.readouterr().err
+
+
+def test_freed_memory_is_kept_and_can_be_returned():
+    """In a process of its own, because these settings of the allocator last."""
+    code = """
+import ctypes
+from lorasmith.system.memory import keep_freed_memory, memory_mib, release_freed_memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+before = memory_mib()
+keep_freed_memory()
+assert memory_mib() - before < 50, "only address space is reserved"
+block = libc.malloc(200 * 2**20)
+ctypes.memset(block, 1, 200 * 2**20)
+libc.free(block)
+assert memory_mib() - before > 150, "freed memory stays for the next step"
+release_freed_memory()
+assert memory_mib() - before < 50, "and goes back when asked"
+"""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("these settings are glibc's")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_this_process_uses_is_at_most_its_peak():
+    used = memory.memory_mib()
+    if used is None:
+        pytest.skip("this system does not tell")
+    assert 0 < used <= memory.peak_memory_mib(torch.device("cpu")) + 1
