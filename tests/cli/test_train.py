@@ -31,7 +31,7 @@ def test_flags_that_contradict_each_other(tmp_path, monkeypatch, capsys, words, 
 
 
 def test_train_says_which_base_where_none_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lorasmith.loading.load.packaged_model", lambda _name, _report: model_folder())
+    monkeypatch.setattr("lorasmith.loading.folder.packaged_model", lambda _name, _report: model_folder())
     options = settings()
     options.pop("model")
     assert main(["train", rows_file(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "run"), *flags(options)]) == 0

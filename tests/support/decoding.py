@@ -6,13 +6,14 @@ import torch
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.sampling import SamplingConfig
+from lorasmith.engine.detokenizer import Detokenizer
 from lorasmith.engine.engine import Engine, generate
-from lorasmith.engine.request import Chunk, Event, Request
+from lorasmith.engine.request import Chunk, Event, Request, RunningRequest
 from lorasmith.engine.runner import Packed
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
+from lorasmith.model.fast.recognize import recognize_modules
 from lorasmith.model.probe import native_attention
-from lorasmith.model.verify import recognise
 from tests.support.families import WORDS, stir, tiny_base
 
 STOP = 1
@@ -31,7 +32,7 @@ class Letters:
 def base_of(family: str, dtype: torch.dtype = torch.float32, adapters: int = 0) -> Base:
     """A probed base; its adapters a0, a1, ... differ in rank, scale and targets, and all change the answers."""
     base = tiny_base(family, dtype)
-    recognise(base.model)  # as load_base does
+    recognize_modules(base.model)  # as load_base does
     base.tokenizer = Letters()  # type: ignore[assignment]
     for i in range(adapters):
         config = LoraConfig(r=2 + 3 * i, lora_alpha=8, use_rslora=i == 1, lora_dropout=0.3 * (i == 2))
@@ -102,3 +103,9 @@ def tokens_through(engine: Engine) -> list[int]:
     inner = packed(engine).run
     packed(engine).run = lambda chunks: seen.append(sum(c.length for c in chunks)) or inner(chunks)  # type: ignore[method-assign, func-returns-value]
     return seen
+
+
+def running_request(ids: list[int], **settings: object) -> RunningRequest:
+    """The state of a request whose prompt is `ids`, in no engine."""
+    one = Request(list(ids), SamplingConfig.model_validate(settings))
+    return RunningRequest(0, one, ids, 99, frozenset(), Detokenizer(None))  # type: ignore[arg-type]

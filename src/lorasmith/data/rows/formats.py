@@ -1,0 +1,265 @@
+"""The supported row formats: recognize the format of a file, check its rows, and convert a row to a conversation.
+
+A file has the format that most of its rows have. A row in another format is an error, because it is probably a mistake.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import islice
+
+from lorasmith.data.rows.cells import json_problem
+from lorasmith.data.rows.conversation import Conversation, Message, Record, RowError, quoted, type_name
+from lorasmith.data.rows.messages import messages_problem, parse_messages, tools_problem, unsupported_content
+from lorasmith.i18n import _, listed
+
+Fields = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """A row format.
+
+    required: the columns by which it is recognized; optional: further columns that it reads. problem: why a row is
+    invalid, or None. conversation: converts fields; its arguments are those of `to_conversation`. skip_reason: why a
+    valid row cannot be used, or None.
+    """
+
+    name: str
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    problem: Callable[[Fields], str | None]
+    conversation: Callable[[Fields, str, bool], Conversation]
+    skip_reason: Callable[[Fields], str | None] = lambda _fields: None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All columns that the format reads."""
+        return (*self.required, *self.optional)
+
+    @property
+    def example(self) -> str:
+        """A row in this format, for messages."""
+        return "{" + ", ".join(f'"{key}": ...' for key in self.required) + "}"
+
+
+def _list_format(name: str, key: str) -> RowFormat:
+    def problem(fields: Fields) -> str | None:
+        text = messages_problem(key, fields[key]) or tools_problem(fields.get("tools")) or _text_problem(fields, ())
+        if text is None and fields.get("system") and parse_messages(_list(fields[key]))[0].role == "system":
+            text = _("'system' is set, but the first message has the role 'system' too. Keep only one of them.")
+        return text
+
+    def made(fields: Fields, source: str, _strip: bool) -> Conversation:
+        messages = parse_messages(_list(fields[key]))
+        return Conversation((*_system(fields), *messages), source, tuple(_list(fields.get("tools"))))
+
+    return RowFormat(
+        name, (key,), ("system", "tools"), problem, made, lambda fields: unsupported_content(_list(fields[key]))
+    )
+
+
+def _alpaca_problem(fields: Fields) -> str | None:
+    text = _text_problem(fields, ("instruction", "output"), ("input",))
+    return text or _empty(fields, "output") or _history_problem(fields.get("history"))
+
+
+def _alpaca(fields: Fields, source: str, strip: bool) -> Conversation:
+    asked = f"{fields['instruction']}\n{fields.get('input') or ''}"
+    pairs = [[str(text) for text in pair] for pair in _list(fields.get("history"))]
+    pairs.append([asked.strip() if strip else asked, str(fields["output"])])
+    return Conversation((*_system(fields), *(message for pair in pairs for message in _pair(pair))), source)
+
+
+def _prompt_problem(fields: Fields) -> str | None:
+    return _text_problem(fields, ("prompt", "completion")) or _empty(fields, "completion")
+
+
+def _prompt(fields: Fields, source: str, _strip: bool) -> Conversation:
+    return Conversation((*_system(fields), *_pair([str(fields["prompt"]), str(fields["completion"])])), source)
+
+
+def _plain_problem(fields: Fields) -> str | None:
+    return _text_problem(fields, ("text",)) or _empty(fields, "text")
+
+
+def _plain(fields: Fields, source: str, _strip: bool) -> Conversation:
+    return Conversation((), source, text=str(fields["text"]))
+
+
+# A row with the columns of several formats has the first of them.
+FORMATS = (
+    _list_format("chat", "messages"),
+    _list_format("ShareGPT", "conversations"),
+    RowFormat("alpaca", ("instruction", "output"), ("input", "history", "system"), _alpaca_problem, _alpaca),
+    RowFormat("prompt/completion", ("prompt", "completion"), ("system",), _prompt_problem, _prompt),
+    RowFormat("text", ("text",), (), _plain_problem, _plain),
+)
+# Other common names of columns. In an error message, the first one that a row has is suggested.
+COLUMN_SYNONYMS = {
+    "messages": ("message", "chat", "dialog", "dialogue", "conversation"),
+    "conversations": ("conversation",),
+    "instruction": ("question", "query", "prompt", "ask", "问题", "指令"),
+    "input": ("context",),
+    "output": ("response", "answer", "completion", "target", "reply", "label", "回答", "答案"),
+    "prompt": ("question", "query", "instruction", "input"),
+    "completion": ("response", "answer", "output", "target"),
+    "text": ("content", "document"),
+}
+
+
+def to_conversation(record: Record, strip: bool = True) -> Conversation:
+    """The conversation of a record. An alpaca row becomes a user message and an answer, after those of its history.
+
+    strip: remove whitespace around the user message of an alpaca row. Raises RowError if the row has no known format or
+    cannot be used.
+    """
+    row_format = recognize_format([record.fields])
+    text = row_problem(record.fields, row_format) or (row_format.skip_reason(record.fields) if row_format else None)
+    if text is not None or row_format is None:
+        raise RowError(record.source, text or "")
+    return row_format.conversation(record.fields, record.source, strip)
+
+
+def recognize_format(rows: Iterable[Fields]) -> RowFormat | None:
+    """The format that most rows have, or None if no row has the columns of any. If two have equally many: the first."""
+    filled: Counter[str] = Counter()
+    named: Counter[str] = Counter()
+    for row in rows:
+        for counts, columns in ((filled, {key for key in row if row[key] is not None}), (named, row.keys())):
+            row_format = _format_of(columns)
+            counts.update([row_format.name] if row_format else [])
+    votes = filled or named  # columns with only nulls, as in Parquet, count only if no row has values
+    return max(FORMATS, key=lambda one: votes[one.name]) if votes else None
+
+
+def answer_column(columns: Collection[str]) -> str:
+    """The column for the answer in a row that has these other columns, such as 'completion' beside 'prompt'."""
+    pairs = (one.required for one in FORMATS if len(one.required) > 1)
+    return next((required[-1] for required in pairs if required[0] in columns), "output")
+
+
+def row_problem(fields: Fields, row_format: RowFormat | None) -> str | None:
+    """Why this row is not a valid row in the format `row_format` of its file, as a sentence; None if it is."""
+    if row_format is None or not fields.keys() >= set(row_format.required):
+        return _columns_problem(fields, row_format)
+    return row_format.problem(fields)
+
+
+def _format_of(columns: Iterable[str]) -> RowFormat | None:
+    there = set(columns)
+    return next((one for one in FORMATS if there.issuperset(one.required)), None)
+
+
+def _columns_problem(fields: Fields, wanted: RowFormat | None) -> str:
+    other = _format_of(key for key in fields if fields[key] is not None)
+    if wanted is not None and other is not None:
+        return _(
+            "this row is in {other} format ({found}), but most rows of the file are in {form} format, such as "
+            "{example}. Convert it, or move it to a file of its own.",
+            other=other.name,
+            found=quoted(fields),
+            form=wanted.name,
+            example=wanted.example,
+        )
+    nearest, renamed = wanted or _nearest(fields), dict[str, str]()
+    text = _("this row has {found}; ", found=quoted(fields) or _("no keys"))
+    if wanted is not None:
+        text += _(
+            "the rows of the file are in {form} format, such as {example}.", form=wanted.name, example=wanted.example
+        )
+    elif nearest is None:
+        text += _(
+            "supported formats are {examples}. Say which column is which, for example: --map "
+            "instruction={first} output={second}",
+            examples=listed(one.example for one in FORMATS),
+            first=next(iter(fields), "COLUMN"),
+            second=next(islice(fields, 1, None), "COLUMN"),
+        )
+    else:
+        text += _("the closest format is {form}, such as {example}.", form=nearest.name, example=nearest.example)
+    if nearest is not None:
+        renamed = _renamed(fields, nearest)
+    for key, meant in renamed.items():
+        text += " " + _("Should '{key}' be '{wanted}'?", key=key, wanted=meant)
+    if renamed and wanted is None:
+        words = " ".join(f"{meant}={key}" for key, meant in renamed.items())
+        text += " " + _("If so, use --map {words}.", words=words)
+    return text
+
+
+def _nearest(fields: Fields) -> RowFormat | None:
+    """The format of which the row has the most columns, also under other names; None if it has none."""
+
+    def score(row_format: RowFormat) -> tuple[float, int]:
+        there = sum(key in fields for key in row_format.required)
+        return (there + len(set(_renamed(fields, row_format).values()) & set(row_format.required))) / len(
+            row_format.required
+        ), there
+
+    best = max(FORMATS, key=score)
+    return best if score(best)[0] else None
+
+
+def _renamed(fields: Fields, row_format: RowFormat) -> dict[str, str]:
+    """Columns of the row that probably are columns of the format: by a synonym, or else by a similar spelling."""
+    found: dict[str, str] = {}
+    lowered = {key.lower(): key for key in fields if key not in row_format.keys}
+    for wanted in row_format.keys:
+        if wanted in fields:
+            continue
+        left = {name: key for name, key in lowered.items() if key not in found}
+        names = [wanted, *COLUMN_SYNONYMS.get(wanted, ())]
+        name = next((name for name in names if name in left), None) or next(
+            iter(get_close_matches(wanted, list(left), 1, 0.75)), None
+        )
+        if name is not None:
+            found[left[name]] = wanted
+    return found
+
+
+def _text_problem(fields: Fields, required: Iterable[str], optional: Iterable[str] = ()) -> str | None:
+    """The problem of the first of these columns, or of 'system', that is not text; None if all are."""
+    for key in (*required, *optional, "system"):
+        value = fields.get(key)
+        if value is None and key not in required:
+            continue
+        if not isinstance(value, str):
+            return _("'{key}' must be text, found {found}.", key=key, found=type_name(value))
+    return None
+
+
+def _empty(fields: Fields, key: str) -> str | None:
+    if str(fields[key]).strip():
+        return None
+    return _("'{key}' is empty, so there is nothing to train on. Fill it in, or remove the row.", key=key)
+
+
+def _history_problem(history: object) -> str | None:
+    if not history:
+        return None
+    if isinstance(history, str) and (text := json_problem("history", history)):
+        return text
+    if not isinstance(history, list):
+        return _("'history' must be a list of pairs [question, answer], found {found}.", found=type_name(history))
+    for number, pair in enumerate(history, 1):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            return _("'history': item {number} must be a pair of texts [question, answer].", number=number)
+        if not pair[1].strip():
+            return _(
+                "'history': the answer of item {number} is empty. Add an answer, or remove the pair.", number=number
+            )
+    return None
+
+
+def _system(fields: Fields) -> tuple[Message, ...]:
+    return (Message("system", str(fields["system"])),) if fields.get("system") else ()
+
+
+def _pair(texts: list[str]) -> tuple[Message, Message]:
+    return Message("user", texts[0]), Message("assistant", texts[1])
+
+
+def _list(value: object) -> list[dict[str, object]]:
+    return value if isinstance(value, list) else []

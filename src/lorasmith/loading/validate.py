@@ -1,0 +1,219 @@
+"""Check the files of a model folder against its config.json, and turn errors of transformers into sentences.
+
+transformers passes on whatever its dependencies raise, and silently ignores weights that the config has no place for.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+from lorasmith.config.files import read_object
+from lorasmith.errors import LIBRARY_ERRORS, ModelError, first_line
+from lorasmith.i18n import _
+
+CONFIG = "config.json"
+LOAD_ERRORS = (*LIBRARY_ERRORS, SafetensorError, StrictDataclassError)  # what transformers raises for a model folder
+_NUMBERED = re.compile(r"(.*?)\.(\d+)\.(.*)")  # the list of layers, the index of a layer, a tensor in it
+_ATTENTION = ("attn_implementation", "_attn_implementation")
+_AT_LEAST_ONE = (
+    "vocab_size", "hidden_size", "n_embd", "intermediate_size", "num_hidden_layers", "n_layer", "num_attention_heads",
+    "n_head", "num_key_value_heads", "head_dim", "max_position_embeddings", "n_positions",
+)  # fmt: skip
+
+
+def config_problems(path: Path, raw: Mapping[str, Any]) -> list[str]:
+    """Wrong values in a config.json that transformers accepts, or rejects without naming the key; one text each."""
+    problems = []
+    for key in _AT_LEAST_ONE:
+        if isinstance(raw.get(key), int) and raw[key] < 1:
+            problems.append(_wrong(path, key, raw[key], _("a whole number of at least 1")))
+    for key in ("dtype", "torch_dtype"):
+        value = raw.get(key)
+        name = value.removeprefix("torch.") if isinstance(value, str) else value
+        if name not in (None, "auto") and not (isinstance(name, str) and _is_dtype(name)):
+            problems.append(_wrong(path, key, value, _("a dtype of torch, such as {example}", example='"bfloat16"')))
+    if (quantized := raw.get("quantization_config")) is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        if method not in (*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"):
+            expected = _(
+                "an object whose quant_method is one that transformers knows, such as {example}", example='"gptq"'
+            )
+            problems.append(_wrong(path, "quantization_config", quantized, expected))
+    return problems
+
+
+def _is_dtype(name: str) -> bool:
+    return isinstance(getattr(torch, name, None), torch.dtype)
+
+
+def _wrong(path: Path, key: str, value: Any, expected: str) -> str:
+    return _(
+        "{path}: {key} is {value}; it must be {expected}.", path=path, key=key, value=_shown(value), expected=expected
+    )
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)[:80]
+
+
+def load_error(folder: Path, error: Exception, settings: PretrainedConfig | None = None) -> ModelError:
+    """A ModelError for what transformers raised while reading `folder`; names the file and the key if possible.
+
+    settings: the config, if that was read already, so that reading the weights failed.
+    """
+    path = folder / CONFIG
+    raw = read_object(path, ModelError)
+    if isinstance(error, StrictDataclassError):
+        cause = first_line(error.__cause__ or error)
+        if isinstance(error, StrictDataclassFieldValidationError):
+            return ModelError(_("{path}: a key has a value of the wrong kind: {error}.", path=path, error=cause))
+        return ModelError(_("{path}: its values do not go together: {error}", path=path, error=cause))
+    if isinstance(error, KeyError) and (key := _key_of(raw, error.args[0])):
+        value = _shown(error.args[0])
+        return ModelError(
+            _(
+                "{path}: {key} is {value}, which this version of transformers does not know.",
+                path=path,
+                key=key,
+                value=value,
+            )
+        )
+    if isinstance(error, ImportError) and (
+        requesting := [key for key in (*_ATTENTION, "quantization_config") if raw.get(key)]
+    ):
+        text = _(
+            "{path}: {key} asks for a package that cannot be imported here: {error}",
+            path=path,
+            key=requesting[0],
+            error=first_line(error),
+        )
+        hint = (
+            _("Install it, or remove the key.")
+            if requesting[0] in _ATTENTION
+            else _("Install it, or use the model unquantised.")
+        )
+        return ModelError(f"{text.rstrip('.')}. {hint}")
+    if settings is None:
+        return ModelError(
+            _("{folder}: transformers does not support this model: {error}", folder=folder, error=_named(error))
+        )
+    problems = shape_mismatches(folder, settings)
+    return ModelError(
+        *problems or [_("{folder}: transformers cannot load this model: {error}", folder=folder, error=_named(error))]
+    )
+
+
+def _named(error: Exception) -> str:
+    """The message of a library's error, after its type if the message alone says too little."""
+    plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError | SafetensorError)
+    return first_line(error) if plain else f"{type(error).__name__}: {first_line(error)}"
+
+
+def _key_of(raw: Mapping[str, Any], value: Any) -> str | None:
+    """The dotted key that has this value, or None."""
+    for key, found in raw.items():
+        if found == value:
+            return key
+        if isinstance(found, dict) and (inner := _key_of(found, value)):
+            return f"{key}.{inner}"
+    return None
+
+
+def shape_mismatches(folder: Path, settings: PretrainedConfig) -> list[str]:
+    """Tensors whose shape differs from that in a model of this config, one text each, at most 3. Reads no weights."""
+    try:
+        with torch.device("meta"):
+            wanted = dict(AutoModelForCausalLM.from_config(settings).named_parameters())
+    except LOAD_ERRORS:
+        return []  # the config itself is the reason for the error
+    problems = []
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, shape in _shapes(path):
+            if name in wanted and tuple(shape) != (need := tuple(wanted[name].shape)):
+                problems.append(
+                    _(
+                        "{path}: {key} has the shape {found}; a model of this {config} needs {need}.",
+                        path=path,
+                        key=name,
+                        found=tuple(shape),
+                        config=CONFIG,
+                        need=need,
+                    )
+                )
+    return problems[:3]
+
+
+def _shapes(path: Path) -> Iterator[tuple[str, list[int]]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                yield name, file.get_slice(name).get_shape()
+    except (OSError, SafetensorError):
+        return  # transformers already reported what is wrong
+
+
+def unexpected_weights(folder: Path, model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
+    """Weights that a model of this config has no place for: whole layers, or tensors of its modules. One text each.
+
+    Other tensors in `unexpected` (an image encoder, layers that predict further tokens) are ignored, as transformers
+    means to.
+    """
+    names, modules = sorted(unexpected), dict(model.named_modules())
+    problems = []
+    if layers := _extra_layers(list(model.state_dict()), names):
+        problems.append(
+            _(
+                "{folder}: its weights hold {found} layers ({example}), and its {config} asks for {wanted}. Use the "
+                "{config} that belongs to these weights.",
+                folder=folder,
+                found=layers[1],
+                example=layers[2],
+                wanted=layers[0],
+                config=CONFIG,
+            )
+        )
+    for name in () if problems else names:
+        parent, _dot, kind = name.rpartition(".")
+        has_own = parent in modules and any(True for _p in modules[parent].parameters(recurse=False))
+        if kind in ("weight", "bias") and has_own:
+            problems.append(
+                _(
+                    "{folder}: its weights hold {key}, which a model of its {config} does not have. Use the {config} "
+                    "that belongs to these weights.",
+                    folder=folder,
+                    key=name,
+                    config=CONFIG,
+                )
+            )
+    return problems[:3]
+
+
+def _extra_layers(own: Sequence[str], unexpected: Sequence[str]) -> tuple[int, int, str] | None:
+    """Number of layers in the model and in the file, and a tensor of the first extra layer; None if there is none.
+
+    Only layers with the same tensors as those of the model count.
+    """
+    parts: dict[str, set[str]] = {}
+    counts: dict[str, int] = {}
+    for name in own:
+        if found := _NUMBERED.fullmatch(name):
+            parts.setdefault(found[1], set()).add(found[3])
+            counts[found[1]] = max(counts.get(found[1], 0), int(found[2]) + 1)
+    extra: dict[tuple[str, int], set[str]] = {}
+    for name in unexpected:
+        if (found := _NUMBERED.fullmatch(name)) and int(found[2]) >= counts.get(found[1], 0):
+            extra.setdefault((found[1], int(found[2])), set()).add(found[3])
+    alike = {(layers, n): rest for (layers, n), rest in extra.items() if rest <= parts.get(layers, set())}
+    if not alike:
+        return None
+    layers, first = min(alike)
+    last = max(n for other, n in alike if other == layers)
+    return counts.get(layers, 0), last + 1, f"{layers}.{first}.{min(alike[layers, first])}"
