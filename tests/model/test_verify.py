@@ -14,7 +14,8 @@ from lorasmith.lora.layer import LoRALayer
 from lorasmith.model import attention, forward, head
 from lorasmith.model import row as row_module
 from lorasmith.model.base import Base
-from lorasmith.model.fast.modules import FastModule, modules
+from lorasmith.model.fast import modules
+from lorasmith.model.fast.modules import FastModule
 from lorasmith.model.head import loss_sum
 from lorasmith.model.verify import enable_fast_parts, fast_candidates, saved_tensors, use_fast_parts
 from tests.support.families import CONFIGS, PADDED, adapted, distance, examples, far_apart, gradients, one_row

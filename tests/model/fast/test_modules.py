@@ -13,7 +13,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 from lorasmith.config.training import TrainingConfig
 from lorasmith.lora.fused.products import share_memory
 from lorasmith.model.base import Base
-from lorasmith.model.fast.modules import FastGatedMLP, FastModule, FastRMSNorm, modules
+from lorasmith.model.fast import modules
+from lorasmith.model.fast.modules import FastGatedMLP, FastModule, FastRMSNorm
 from lorasmith.model.fast.recognize import recognize_modules
 from lorasmith.model.forward import row_of
 from lorasmith.model.head import loss_sum
