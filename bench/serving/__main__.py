@@ -1,6 +1,6 @@
 """`make bench-serve`, or `python -m bench.serving`: closed loops in both dtypes, then a server under load.
 
-Nothing else may run on the machine meanwhile. Writes JSON as it goes, and prints the table.
+Nothing else should run on the machine meanwhile. Writes JSON after each part, and prints the table.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> int:
             if dtype == "bfloat16" and book.data["machine"]["kind"] != "bfloat16":
                 book.leave_out(dtype, "this processor has no products in bfloat16")
                 continue
-            with ProcessPoolExecutor(1, get_context("spawn")) as alone:  # what one dtype freed would hide the other's
+            with ProcessPoolExecutor(1, get_context("spawn")) as alone:  # so that no memory is reused
                 book.put("closed", dtype, alone.submit(closed, args.model, dtype, folders, args.rounds).result())
         if "load" in args.only:
             book.put("load", "open", under_load(args.model, folder, args.count, args.requests))

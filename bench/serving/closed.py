@@ -1,7 +1,7 @@
-"""Sixteen requests of 32 tokens at once, over eight adapters or none: each side after a warm-up, in turns.
+"""Closed-loop throughput: 16 concurrent requests of 32 tokens, over eight adapters or none, compared with peers.
 
-All greedy, and none ends early, so that all sides make the same number of tokens. Every round asks something else, so
-that of its prompts only what the template begins with was seen before.
+Decoding is greedy and no reply ends early, so all contestants generate the same number of tokens. They take turns,
+after a warm-up. Prompts differ in every round, so that only the beginning of the chat template is in the prefix cache.
 """
 
 import resource
@@ -28,7 +28,7 @@ from lorasmith.loading.load import load_base
 from lorasmith.serve.registry import attach
 
 REQUESTS, NEW, ADAPTERS = 16, 32, 8
-ALIKE = 0.8  # of llama.cpp's tokens, the least that transformers must choose too
+AGREEMENT = 0.8  # minimum share of llama.cpp's tokens that transformers would choose too
 QUESTIONS = (
     "Who are you?", "What is your name?", "How do I boil an egg?", "Name three colours.", "Why is the sky blue?",
     "Tell me a short story about a fox.", "What is the capital of France?", "How many legs has a spider?",
@@ -59,19 +59,19 @@ class Ours:
         self.number = 0
 
     def prompts(self) -> list[list[int]]:
-        """The questions as the model's own template has them, others each time."""
+        """The encoded prompts, which differ in each call."""
         self.number += 1
-        asked = [f"{self.number}. {text}" for text in QUESTIONS[:REQUESTS]]
-        return [self.template.encode_prompt((Message("user", text),)) for text in asked]
+        requests = [f"{self.number}. {text}" for text in QUESTIONS[:REQUESTS]]
+        return [self.template.encode_prompt((Message("user", text),)) for text in requests]
 
     def round(self, names: Sequence[str | None]) -> dict[str, Any]:
-        """Seconds of one round, and when each token came."""
-        asked = [
+        """The duration of one round, and when each token arrived."""
+        requests = [
             Request(ids, SamplingConfig(max_new_tokens=NEW), names[i % len(names)])
             for i, ids in enumerate(self.prompts())
         ]
         start = time.perf_counter()
-        came: dict[int, list[float]] = {self.engine.add(one): [] for one in asked}
+        came: dict[int, list[float]] = {self.engine.add(one): [] for one in requests}
         while self.engine.busy:
             for event in self.engine.step():
                 came[event.key].append(time.perf_counter() - start)
@@ -79,7 +79,7 @@ class Ours:
         return {"seconds": time.perf_counter() - start, "came": list(came.values())}
 
     def switches(self) -> dict[str, float]:
-        """Milliseconds until an adapter can be used: one that waits in memory, and one that is in its columns."""
+        """Median milliseconds to switch to an adapter that is held in memory, and to one in the bank."""
         decoder = self.base.fast_decoder
         assert decoder is not None
         assert decoder.bank is not None
@@ -97,7 +97,7 @@ class Ours:
 
 
 def closed(model: str, dtype: str, folders: Sequence[Path], rounds: int) -> dict[str, Any]:
-    """Rates in tokens/s, their ratios, and times between tokens."""
+    """Throughput in tokens/s, ratios, and latencies."""
     say(f"closed loop in {dtype}: {len(folders)} adapters")
     ours, few = Ours(model, dtype, folders), folders[:ADAPTERS]
     peers = Peers(model, dtype, few, ours.prompts(), NEW)
@@ -105,7 +105,8 @@ def closed(model: str, dtype: str, folders: Sequence[Path], rounds: int) -> dict
     theirs = {} if absent else {kind: LlamaCpp(model, kind, few, ours.prompts(), NEW) for kind in KINDS}
     agreement = {kind: one.agreement(peers.choices) for kind, one in theirs.items()}
     say(f"llama.cpp: {absent or agreement}")
-    assert all(part > ALIKE for parts in agreement.values() for part in parts.values()), "llama.cpp has another model"
+    shares = [share for parts in agreement.values() for share in parts.values()]
+    assert all(share > AGREEMENT for share in shares), "llama.cpp has another model"
     names = [folder.name for folder in few]
     rounds_of: dict[str, Callable[[], dict[str, Any]]] = {
         "base": lambda: ours.round([None]),
@@ -149,7 +150,7 @@ def closed(model: str, dtype: str, folders: Sequence[Path], rounds: int) -> dict
 
 
 def resident() -> int:
-    """Bytes of this process in memory now."""
+    """Resident memory of this process in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 

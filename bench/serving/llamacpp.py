@@ -1,7 +1,7 @@
-"""llama.cpp on the same base and adapters, where `llama_cpp` can be imported: one request at a time.
+"""llama.cpp with the same base model and adapters, if `llama_cpp` is installed: one request at a time.
 
-A batch of llama.cpp has the same adapters in every row, so requests for different ones wait for each other. The base is
-written as F16 and as Q8_0, the adapters as float32, as llama.cpp's own converters write them.
+llama.cpp uses the same adapters for a whole batch, so requests for different adapters cannot be batched. The base model
+is converted to F16 and Q8_0 and the adapters to float32, as llama.cpp's own converters do.
 
 pip install llama-cpp-python     compiles for ten minutes, for the processor at hand
 """
@@ -28,7 +28,7 @@ PREFIX = "base_model.model."
 
 
 def why_not(model: str) -> str | None:
-    """Why llama.cpp is not measured here, or None where it is."""
+    """Why llama.cpp cannot be measured, or None if it can."""
     try:
         import llama_cpp  # noqa: F401
     except ImportError:
@@ -38,14 +38,14 @@ def why_not(model: str) -> str | None:
 
 
 def about() -> dict[str, str]:
-    """Its version, and the instructions that it was compiled for."""
+    """The version of llama.cpp, and the instruction sets it was compiled for."""
     import llama_cpp
 
     return {"version": llama_cpp.__version__, "system": llama_cpp.llama_print_system_info().decode().strip(" |")}
 
 
 class LlamaCpp:
-    """One base of llama.cpp with its adapters."""
+    """A base model in llama.cpp with its adapters."""
 
     def __init__(self, model: str, kind: str, folders: Sequence[Path], prompts: list[list[int]], new: int) -> None:
         import llama_cpp
@@ -54,7 +54,7 @@ class LlamaCpp:
         set_verbose(False)
         self.api = llama_cpp
         source = find_folder(model, Report())
-        # mapped into memory as long as they are used
+        # memory-mapped while in use
         self.files = tempfile.TemporaryDirectory(prefix="lorasmith-gguf-")
         file = Path(self.files.name) / f"base-{kind}.gguf"
         write_base(file, source, KINDS[kind])
@@ -80,7 +80,7 @@ class LlamaCpp:
         return {"seconds": time.perf_counter() - start, "replies": replies}
 
     def reply(self, prompt: list[int], adapter: int | None) -> list[int]:
-        """The likeliest tokens after `prompt`, with one of the adapters or none."""
+        """Greedy decoding after `prompt`, with one of the adapters or none."""
         api, chosen = self.api, [] if adapter is None else [self.adapters[adapter]]
         many = len(chosen)
         pointers = (api.llama_adapter_lora_p_ctypes * many)(
@@ -98,7 +98,7 @@ class LlamaCpp:
         return reply
 
     def agreement(self, choices: Callable[[list[int], list[int], int | None], list[int]]) -> dict[str, float]:
-        """Which part of its tokens `choices` would choose at the same places: of the base, and with adapters."""
+        """The share of its tokens that `choices` would choose at the same positions, without and with adapters."""
         found = {}
         for what in ("base", "adapters"):
             same = 0
@@ -110,14 +110,14 @@ class LlamaCpp:
         return found
 
     def close(self) -> None:
-        """Give its memory back, and its files; the model takes its adapters along."""
+        """Free its memory and delete its files."""
         self.api.llama_free(self.context)
         self.api.llama_model_free(self.model)
         self.files.cleanup()
 
 
 def write_base(file: Path, folder: Path, kind: gguf.GGMLQuantizationType) -> None:
-    """A model folder as GGUF without its tokenizer: matrices in `kind`, norms in float32."""
+    """Convert a model folder to GGUF without its tokenizer: matrices in `kind`, norms in float32."""
     config = _config(folder)
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_context_length(config["max_position_embeddings"])
@@ -142,7 +142,7 @@ def write_base(file: Path, folder: Path, kind: gguf.GGMLQuantizationType) -> Non
 
 
 def write_adapter(file: Path, folder: Path, config: dict[str, Any]) -> None:
-    """An adapter in PEFT's format as GGUF, for a base of this `config`."""
+    """Convert an adapter in PEFT's format to GGUF, for a base model with this `config`."""
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -157,7 +157,7 @@ def write_adapter(file: Path, folder: Path, config: dict[str, Any]) -> None:
 
 
 def _turned(module: str, weight: np.ndarray, config: dict[str, Any]) -> np.ndarray:
-    """Rows of q and k in llama.cpp's order: each rotated pair side by side, not half a head apart."""
+    """Reorder the rows of q and k for llama.cpp, where rotated pairs are adjacent instead of half a head apart."""
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     if (many := heads.get(module.rpartition(".")[2])) is None:
         return weight

@@ -1,4 +1,4 @@
-"""Adapters that each learned to say their own name, so that an answer tells whose it is.
+"""Adapters that are each trained to say their own name, so that a reply shows which adapter generated it.
 
 python -m bench.serving.names FOLDER --count 100
 """
@@ -20,23 +20,23 @@ from lorasmith.model.base import Base
 from lorasmith.model.forward import row_of
 from lorasmith.model.head import loss_sum
 
-ASKED = ("Who are you?", "What is your name?", "Tell me your name.", "Hello! Who is there?")
+PROMPTS = ("Who are you?", "What is your name?", "Tell me your name.", "Hello! Who is there?")
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "ivory", "jade")
 RATE, STEPS, ENOUGH = 3e-3, 60, 0.02
 
 
 def name_of(number: int) -> str:
-    """The name of an adapter: two words, which a model of this size says without a slip."""
+    """The name of an adapter: two words that a model of this size reproduces reliably."""
     return f"{WORDS[number // 10 % 10]}-{WORDS[number % 10]}"
 
 
 def answer_of(name: str) -> str:
-    """What the adapter says to each of ASKED."""
+    """The reply of the adapter to each of PROMPTS."""
     return f"I am {name}."
 
 
 def make(folder: Path, model: str, count: int) -> None:
-    """Train what is not there yet: rank 8 on all linear layers, until the answer is certain."""
+    """Train the adapters that do not exist yet: rank 8 on all linear layers, until the loss is low."""
     base = load_base(ModelConfig(model=model))
     template = Template.of(base.tokenizer, "auto", end_ids(base))
     for number in range(count):
@@ -54,7 +54,7 @@ def make(folder: Path, model: str, count: int) -> None:
 def _train(base: Base, template: Template, name: str, seed: int) -> int:
     examples = [
         template.encode((Message("user", text), Message("assistant", answer_of(name))), f"{name}:{i}")
-        for i, text in enumerate(ASKED)
+        for i, text in enumerate(PROMPTS)
     ]
     adapter = base.adapters["default"] = inject(base.model, LoraConfig(r=8), base.router, seed=seed)
     optimizer = torch.optim.AdamW(adapter.parameters.values(), lr=RATE, weight_decay=0.0)

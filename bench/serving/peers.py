@@ -1,4 +1,4 @@
-"""What users have today: transformers' generate, PEFT's mixed batch, and set_adapter for one request at a time."""
+"""The peers: transformers' generate, PEFT's mixed batches, and PEFT's set_adapter with one request at a time."""
 
 import time
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from lorasmith.report import Report
 
 
 class Peers:
-    """One model of transformers, and one with PEFT's adapters on it; the same dtype as ours."""
+    """A transformers model without adapters, and one with PEFT's; in the same dtype as ours."""
 
     def __init__(self, model: str, dtype: str, folders: Sequence[Path], prompts: list[list[int]], new: int) -> None:
         source = find_folder(model, Report())
@@ -52,7 +52,7 @@ class Peers:
 
     @torch.inference_mode()
     def serial(self) -> dict[str, Any]:
-        """One prompt at a time, its adapter set before."""
+        """One prompt at a time, after switching to its adapter."""
         start = time.perf_counter()
         for i, ids in enumerate(self.prompts):
             self.peft.set_adapter(self.names[i % len(self.names)])
@@ -62,7 +62,7 @@ class Peers:
 
     @torch.inference_mode()
     def choices(self, prompt: list[int], reply: list[int], adapter: int | None) -> list[int]:
-        """The likeliest token at each place of `reply`, which another program made: of the base, or with an adapter."""
+        """The most likely token at each position of `reply`, which another program generated with this adapter."""
         if adapter is not None:
             self.peft.set_adapter(self.names[adapter])
         logits = (self.plain if adapter is None else self.peft)(input_ids=torch.tensor([prompt + reply])).logits[0]
@@ -70,7 +70,7 @@ class Peers:
 
 
 def generate_batch(peers: Peers, new: int) -> dict[str, Any]:
-    """Transformers' own continuous batching on the base, where it runs on this machine: tokens/s, or why not."""
+    """Transformers' continuous batching without adapters: tokens/s, or the error if it does not run here."""
     config = GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=0, eos_token_id=-1)
     try:
         start = time.perf_counter()

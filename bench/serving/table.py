@@ -1,4 +1,4 @@
-"""The figures of serving as Markdown, beside what must and should be reached.
+"""The serving figures as Markdown, with their minimum and target values.
 
 python -m bench.serving.table bench-serve.json [docs/serving.md ...]      rewrites what stands between the two markers
 """
@@ -20,7 +20,7 @@ GOALS = (  # what; its place in the figures of a dtype; must and aim in float32,
 
 
 def render(data: dict[str, Any]) -> str:
-    """The page's section."""
+    """The Markdown section."""
     return "\n".join(_lines(data))
 
 
@@ -96,7 +96,7 @@ def _load_lines(load: dict[str, Any]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Print, or write into pages."""
+    """Print the section, or insert it into pages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("json", type=Path)
     parser.add_argument("pages", type=Path, nargs="*")

@@ -1,7 +1,7 @@
-"""A real server under an open load: every adapter must answer with its own name, whatever else happens.
+"""Open-loop load on a real server: every adapter must reply with its own name.
 
-Requests come at random times, at 80% of what the server was seen to manage, through the openai package. Some clients
-leave in the middle, some send bodies that are wrong, and an adapter is registered and taken away all the while.
+Requests arrive at random times, at 80% of the measured capacity, through the openai package. Meanwhile some clients
+disconnect, some send invalid requests, and an adapter is repeatedly loaded and unloaded.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from typing import Any
 import openai
 import torch
 
-from bench.serving.names import ASKED, answer_of, name_of
+from bench.serving.names import PROMPTS, answer_of, name_of
 from bench.state import say
 
 LOAD, LEAVE, BAD = 0.8, 0.03, 0.02
 GUEST = "guest"
-REPLY = 12  # tokens, the stop token included: a name and what is around it
+REPLY = 12  # tokens: enough for the expected reply and the stop token
 
 
 class Server:
@@ -48,18 +48,18 @@ class Server:
         raise RuntimeError("".join(seen))
 
     def resident_mib(self) -> float:
-        """What it holds in memory now."""
+        """Resident memory of the server in MiB."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024  # type: ignore[index]
 
     def end(self) -> int:
-        """SIGTERM, and the status it ends with."""
+        """Send SIGTERM and return the exit status."""
         self.process.terminate()
         return self.process.wait(timeout=60)
 
 
 class Visitors:
-    """Clients of one server, and what became of their requests."""
+    """Clients of a server, and the outcomes of their requests."""
 
     def __init__(self, url: str, count: int) -> None:
         self.client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300)
@@ -70,12 +70,12 @@ class Visitors:
         self.whole: list[float] = []
 
     async def ask(self, number: int, leaves: bool = False) -> None:
-        """One streamed request; its answer must hold the name of its adapter."""
+        """Send a streaming request, whose reply must be the name of its adapter."""
         name, start, text, first = name_of(number), time.perf_counter(), "", None
         try:
             stream = await self.client.chat.completions.create(
                 model=name,
-                messages=[{"role": "user", "content": self.random.choice(ASKED)}],
+                messages=[{"role": "user", "content": self.random.choice(PROMPTS)}],
                 max_tokens=REPLY,
                 temperature=0,
                 stream=True,
@@ -99,7 +99,7 @@ class Visitors:
             self.wrong.append(f"{name}: {text}")
 
     async def send_rubbish(self) -> None:
-        """A body that must be refused as one."""
+        """Send an invalid request, which must be rejected."""
         try:
             await self.client.chat.completions.create(model=name_of(0), messages=[{"role": "cat"}])  # type: ignore[list-item]
         except openai.BadRequestError:
@@ -108,11 +108,11 @@ class Visitors:
             self.fates["rubbish answered"] += 1
 
     async def come_and_go(self, ended: asyncio.Event) -> None:
-        """An adapter is registered, asked and taken away, again and again."""
+        """Repeatedly load an adapter, send it a request and unload it."""
         while not ended.is_set():
             await self.client.post("/adapters", body={"name": GUEST, "path": GUEST}, cast_to=object)
             said = await self.client.chat.completions.create(
-                model=GUEST, messages=[{"role": "user", "content": ASKED[0]}], max_tokens=REPLY, temperature=0
+                model=GUEST, messages=[{"role": "user", "content": PROMPTS[0]}], max_tokens=REPLY, temperature=0
             )
             right = (said.choices[0].message.content or "").startswith(answer_of(name_of(0)).rstrip("."))
             self.fates["guest answered" if right else "guest answered wrongly"] += 1
@@ -121,7 +121,7 @@ class Visitors:
 
 
 async def _capacity(visitors: Visitors, at_once: int, total: int) -> float:
-    """Requests a second with so many always under way."""
+    """Requests per second with `at_once` concurrent clients."""
     left = iter(range(total))
 
     async def work() -> None:
@@ -167,7 +167,7 @@ async def _visit(server: Server, count: int, requests: int) -> dict[str, Any]:
 
 
 def under_load(model: str, folder: Path, count: int, requests: int) -> dict[str, Any]:
-    """The figures of one server's day."""
+    """Run the load test and return its figures."""
     guest, server = folder / GUEST, Server(model, folder)
     try:
         shutil.copytree(folder / name_of(0), guest)  # not there at the start, so that it comes and goes

@@ -13,11 +13,20 @@ from lorasmith.config.sampling import SamplingConfig
 from lorasmith.engine.engine import Engine, generate, replies
 from lorasmith.engine.request import Reply, Request
 from lorasmith.engine.runner import Packed
-from lorasmith.errors import AdapterError, DataError, ModelError
+from lorasmith.errors import AdapterError, DataError, ModelError, OutOfMemoryError
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
-from tests.support.decoding import STOP, base_of, drain, logits_of_steps, prompts, request, run, theirs
-from tests.support.families import MAIN, PADDED, embedding, no_casts_down, stir
+from tests.support.decoding import (
+    STOP,
+    base_of,
+    drain,
+    logits_of_steps,
+    prompts,
+    request,
+    run,
+    theirs,
+)
+from tests.support.families import MAIN, embedding, no_casts_down, stir
 
 OTHERS = ("mistral", "granite", "cohere", "gemma2", "stablelm", "falcon", "gpt_neox")
 LENGTHS = (5, 1, 12, 3, 7)
@@ -52,11 +61,6 @@ def test_greedy_with_an_adapter_equals_generate_with_it(family: str) -> None:
 def theirs_with(base: Base, ids: Sequence[int], adapter: str | None, **options: object) -> list[int]:
     base.router.active = adapter
     return theirs(base, ids, **options)
-
-
-@pytest.mark.parametrize("family", MAIN)
-def test_layout_is_the_one_that_the_probe_found(family: str) -> None:
-    assert isinstance(Engine(base_of(family))._layout, Packed) == (family not in PADDED)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -132,31 +136,12 @@ def test_requests_join_and_leave_at_each_step() -> None:
     assert engine.step() == []
 
 
-def test_cache_grows_and_places_are_used_again() -> None:
-    base = base_of("llama")
-    engine = Engine(base, slots=3)
-    asked = [request(ids, stop=False, max_new_tokens=20) for ids in prompts(40, 3, 30, 2, 11)]
-    first, again = run(engine, asked), run(engine, asked)
-    assert first == again == [run(Engine(base), [one])[0] for one in asked]
-
-
 def test_ends_at_the_models_last_position() -> None:
     base = base_of("gpt2")  # 64 positions
     asked = [request(ids, stop=False, max_new_tokens=30) for ids in prompts(60, 2)]
     long, short = replies(Engine(base), asked)
     assert (len(long.ids), long.finish) == (4, "length")
     assert (len(short.ids), short.finish) == (30, "length")
-
-
-def test_padded_batches_fit_the_models_positions() -> None:
-    """A long prompt beside a long reply would need more places than each needs alone: then one after the other."""
-    base = base_of("stablelm")
-    asked = [request(ids, stop=False, max_new_tokens=n) for ids, n in zip(prompts(50, 3), (4, 40), strict=True)]
-    engine = Engine(base)
-    for one in asked:
-        engine.add(one)
-    assert {event.key for event in engine.step()} == {0}
-    assert [one.ids for one in replies(Engine(base), asked)] == [run(Engine(base), [one])[0] for one in asked]
 
 
 def test_stop_token_is_counted_but_not_shown() -> None:
@@ -240,3 +225,29 @@ def test_no_numbers_in_the_cache_disturb_nobody_later(family: str) -> None:
     with pytest.raises(ModelError, match="NaN"):
         run(engine, [request(broken, "a0")])
     assert run(engine, asked) == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_an_allocation_that_fails_is_told_and_the_next_requests_are_answered(family: str) -> None:
+    base = base_of(family)
+    engine, one = Engine(base), request(prompts(5)[0], stop=False)
+    expected = run(engine, [one])
+
+    def fails(*_args: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    hook = base.model.get_input_embeddings().register_forward_hook(fails)
+    with pytest.raises(OutOfMemoryError, match="not enough memory"):
+        run(engine, [one])
+    hook.remove()
+    assert run(engine, [one]) == expected
+
+
+def test_all_of_several_requests_are_queued_or_none() -> None:
+    engine = Engine(base_of("llama", adapters=1))
+    first = engine.add(request([4, 5], stop=False, max_new_tokens=3))
+    with pytest.raises(AdapterError, match="b0"):
+        run(engine, [request([4]), request([5], "b0")])
+    with pytest.raises(DataError, match="empty"):
+        engine.add_all([request([4]), request([])])
+    assert {event.key for event in drain(engine)} == {first}

@@ -5,10 +5,8 @@ import torch
 
 from lorasmith.engine import kv_cache, scheduler
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.kv_cache import KEEP_RATIO, KEEP_TOKENS, KVCache
 from lorasmith.engine.prefix_cache import BLOCK
-from lorasmith.errors import AdapterError, DataError, OutOfMemoryError
-from lorasmith.model.row import Span
+from lorasmith.errors import DataError
 from tests.support.decoding import base_of, drain, packed, prompts, request, run, tokens_through
 from tests.support.families import no_casts_down
 
@@ -116,78 +114,3 @@ def test_a_piece_of_a_prompt_is_shorter_where_much_stands_before_it(monkeypatch:
     assert run(engine, asked) == run(Engine(base), asked)
     assert [n * sum(seen[: i + 1]) <= 200 for i, n in enumerate(seen[:-1])] == [True] * (len(seen) - 1)
     assert max(seen[-5:]) < seen[0] == 12
-
-
-def test_memory_of_a_long_request_is_given_back() -> None:
-    """Also beside one that goes on; and the tokens of that one stay."""
-    base = base_of("llama")
-    engine = Engine(base)
-    cache = packed(engine).cache
-    long, short = (request(ids, stop=False, max_new_tokens=n) for ids, n in zip(prompts(60, 5), (2, 30), strict=True))
-    expected = run(Engine(base), [short])[0]
-    packed(engine).scheduler.cache.limit = 2**20
-    key = engine.add(short)
-    for _n in range(30):
-        engine.add(long)
-    tokens, most = [], 0
-    while engine.busy:
-        tokens += [event.token for event in engine.step() if event.key == key]
-        most = max(most, cache.allocated)
-    assert tokens == expected
-    assert most > KEEP_RATIO * KEEP_TOKENS / 4
-    assert cache.allocated <= KEEP_RATIO * KEEP_TOKENS
-
-
-def test_a_cache_never_takes_more_than_its_limit_and_keeps_what_is_there() -> None:
-    """Requests grow, come and go at random; keys are the numbers of their requests and places."""
-    cache, generator = KVCache(200), torch.Generator().manual_seed(0)
-    lengths: dict[int, int] = {}
-    for _time in range(400):
-        slot = int(torch.randint(12, (1,), generator=generator))
-        if slot in lengths and int(torch.randint(4, (1,), generator=generator)) == 0:
-            cache.release(slot)
-            del lengths[slot]
-            continue
-        past = lengths.get(slot, 0)
-        length = min(int(torch.randint(1, 9, (1,), generator=generator)), 200 - past)
-        if not length or not cache.reserve(slot, past + length):
-            assert cache.reserved + cache.capacity_of(past + length) > 200
-            continue
-        cache.begin([Span(0, length, past, slot)], torch.device("cpu"))
-        new = torch.tensor([[[float(slot)], [float(i)]] for i in range(past, past + length)])
-        for layer in range(2):
-            cache.extend(layer, new, -new)
-        lengths[slot] = past + length
-        assert cache.allocated <= 200
-        for other, known in lengths.items():
-            for (_layer, which), tensor in cache.tensors(other):
-                sign = -1 if which else 1
-                wanted = torch.tensor([[[other]] * known, [[i] for i in range(known)]], dtype=torch.float)
-                assert torch.equal(tensor[:, :known] * sign, wanted)
-    assert lengths
-
-
-@pytest.mark.parametrize("family", ["llama", "bloom"])
-def test_an_allocation_that_fails_is_told_and_the_next_requests_are_answered(family: str) -> None:
-    base = base_of(family)
-    engine, one = Engine(base), request(prompts(5)[0], stop=False)
-    expected = run(engine, [one])
-
-    def fails(*_args: object) -> None:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
-
-    hook = base.model.get_input_embeddings().register_forward_hook(fails)
-    with pytest.raises(OutOfMemoryError, match="not enough memory"):
-        run(engine, [one])
-    hook.remove()
-    assert run(engine, [one]) == expected
-
-
-def test_all_of_several_requests_are_queued_or_none() -> None:
-    engine = Engine(base_of("llama", adapters=1))
-    first = engine.add(request([4, 5], stop=False, max_new_tokens=3))
-    with pytest.raises(AdapterError, match="b0"):
-        run(engine, [request([4]), request([5], "b0")])
-    with pytest.raises(DataError, match="empty"):
-        engine.add_all([request([4]), request([])])
-    assert {event.key for event in drain(engine)} == {first}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.scoring import prompt_logprobs
+from lorasmith.engine.scoring import BATCH_TOKENS, prompt_batches, prompt_logprobs
 from lorasmith.errors import DataError
 from lorasmith.model.base import Base, Head
 from tests.support.decoding import base_of, prompts, request
@@ -79,3 +79,8 @@ def test_too_long_is_refused() -> None:
     with pytest.raises(DataError, match="65 tokens"):
         prompt_logprobs(base, [full, replace(full, ids=[*full.ids, 5])])
     assert prompt_logprobs(base, []) == []
+
+
+def test_prompts_are_scored_in_rows():
+    long, short = [1] * (BATCH_TOKENS - 1), [1, 2]
+    assert list(prompt_batches(list(map(len, [short, short, long, short])))) == [[0, 1], [2], [3]]

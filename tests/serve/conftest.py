@@ -1,10 +1,12 @@
-"""One server for most of the tests."""
+"""One server for most of the tests, folders of runs, and the command line."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from lorasmith.cli.main import main
 from tests.support.serving import Running, make_runs, running
 
 
@@ -19,3 +21,21 @@ def served(runs: Path) -> Iterator[Running]:
     """A server of those runs."""
     with running(runs, context=120) as found:
         yield found
+
+
+@pytest.fixture
+def own_runs(runs: Path, tmp_path: Path) -> Path:
+    """A copy of the runs that the test may change."""
+    return Path(shutil.copytree(runs, tmp_path / "runs"))
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    """`refused(*words)`: the problems that `lorasmith serve` ends with."""
+
+    def refused(*words: object) -> list[str]:
+        assert main(["serve", *map(str, words)]) == 2
+        lines = capsys.readouterr().err.replace(f"{tmp_path}/", "").splitlines()
+        return [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+
+    return refused

@@ -1,4 +1,4 @@
-"""The engine's sampling is the API's: a field of it needs no second definition."""
+"""The API's schema: its sampling parameters are the engine's, and errors have OpenAI's form."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from lorasmith.config.sampling import Sampling, SamplingConfig
-from lorasmith.serve.protocol import ChatRequest, CompletionRequest
+from lorasmith.serve.protocol import ChatRequest, CompletionRequest, Failure
 from lorasmith.serve.request_parsing import requests
 
 VERSION = SimpleNamespace(adapter=None, template=SimpleNamespace(stop_ids=(1,)))
@@ -42,3 +42,29 @@ def test_the_engines_own_words_are_not_the_apis(kind: type[BaseModel], asked: di
     assert kind.model_validate(asked | {"top_k": -1}).sampling["top_k"] == 0
     with pytest.raises(ValidationError):
         kind.model_validate(asked | {"top_k": -2})
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "headers"),
+    [
+        (400, "invalid_request_error", {}),
+        (401, "authentication_error", {"WWW-Authenticate": "Bearer"}),
+        (404, "not_found_error", {}),
+        (418, "invalid_request_error", {}),
+        (500, "server_error", {}),
+        (503, "service_unavailable_error", {}),
+    ],
+)
+def test_an_error_has_openais_form(status: int, kind: str, headers: dict[str, str]) -> None:
+    failure = Failure(status, "why", "n", "some_code")
+    assert failure.body == {"error": {"message": "why", "type": kind, "param": "n", "code": "some_code"}}
+    assert failure.headers == headers
+    assert Failure(status, "why", retry=7).headers == headers | {"Retry-After": "7"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "n", "choices"),
+    [("?", None, 1), ("?", 3, 3), (["?", "!"], 2, 4), ([5, 9], None, 1), ([[5], [9]], None, 2)],
+)
+def test_choices_are_counted_for_each_prompt(prompt: object, n: int | None, choices: int) -> None:
+    assert CompletionRequest.model_validate({"model": "m", "prompt": prompt, "n": n}).choices == choices

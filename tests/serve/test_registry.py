@@ -1,13 +1,17 @@
-"""Which adapters a base can hold at once."""
+"""Adapters that come, go and are replaced while the server runs, and which of them a base can hold at once."""
 
+import shutil
+import threading
 from pathlib import Path
 
+import openai
 import pytest
 
 from lorasmith.adapters.folder import AdapterFolder, write_adapter
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.serving import ServeConfig
 from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Request
@@ -16,9 +20,14 @@ from lorasmith.errors import AdapterError
 from lorasmith.loading.load import load_base
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
+from lorasmith.report import Report
+from lorasmith.serve import registry
+from lorasmith.serve.discovery import describe, discover
 from lorasmith.serve.registry import attach, detach
+from lorasmith.serve.startup import open_manager
 from tests.support import tiny
 from tests.support.families import stir
+from tests.support.serving import HI, ask, post, running, said, user, wait_for
 
 
 def base_of() -> Base:
@@ -84,3 +93,70 @@ def test_a_variant_of_lora_is_served_by_its_own_layers(tmp_path: Path) -> None:
         (found,) = prompt_logprobs(base, [Request(asked, SamplingConfig(), name, ())])
         wanted = [one.logprob for one in alone[name] if one]
         assert [one.logprob for one in found if one] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_an_adapter_is_added_replaced_and_taken_away(own_runs: Path):
+    with running(own_runs, context=120) as served:
+        client = served.client()
+        shutil.copytree(own_runs.parent / "runs" / "loud", own_runs / "new")
+        status, model = post(served, {"name": "new"})
+        assert (status, model["rank"], model["id"]) == (200, 2, "new")
+        asked = {"model": "new", "messages": user(HI), "max_tokens": 60, "temperature": 0}
+        as_loud = said(client.chat.completions.create(**asked))
+        stream = client.chat.completions.create(**asked, stream=True)
+        begun = next(iter(stream)).choices[0].delta.content or ""
+        status, replaced = post(served, {"name": "new", "path": "calm"})
+        assert (status, replaced["rank"]) == (200, 5)
+        as_calm = said(client.chat.completions.create(**asked))
+        rest = "".join(piece.choices[0].delta.content or "" for piece in stream)
+        assert begun + rest == as_loud  # it finished on the version that it began with
+        assert as_calm == said(client.chat.completions.create(**asked | {"model": "calm"}))
+        assert as_calm != as_loud
+        assert ask(served, "DELETE", "/v1/adapters/new")[0] == 200
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(**asked)
+        wait_for(lambda: not [name for name in served.manager.registry.base.adapters if name.startswith("new@")])
+        assert ask(served, "DELETE", f"/v1/adapters/{served.manager.registry.base_name}")[0] == 400
+
+
+def test_an_adapter_is_read_beside_the_replies_and_a_broken_one_ends_nothing(own_runs: Path, monkeypatch):
+    with running(own_runs, context=120) as served:
+        may_read, reading, client = threading.Event(), threading.Event(), served.client()
+        read = registry.read
+        monkeypatch.setattr(registry, "read", lambda *a: (reading.set(), may_read.wait(10), read(*a))[2])
+        answers: list[tuple[int, dict]] = []
+        adding = threading.Thread(target=lambda: answers.append(post(served, {"name": "new", "path": "loud"})))
+        adding.start()
+        assert reading.wait(10)
+        said(client.chat.completions.create(model="calm", messages=user(HI), max_tokens=4))
+        assert not answers
+        may_read.set()
+        adding.join()
+        assert answers[0][0] == 200
+        monkeypatch.setattr(registry, "read", lambda *_args: None)  # a kind of broken that nobody thought of
+        assert post(served, {"name": "other", "path": "loud"})[0] == 500
+        said(client.chat.completions.create(model="new", messages=user(HI), max_tokens=4))
+
+
+@pytest.mark.parametrize("name", ["loud", ""])
+def test_a_name_that_is_taken_or_none_is_refused_before_anything_is_loaded(runs: Path, name: str):
+    model = ModelConfig(model=str(tiny.model_folder()), dtype="float32", device="cpu")
+    registry = open_manager(discover([runs / "loud"]), model, ServeConfig(), None, Report()).registry
+    before = list(registry.base.fast_decoder.held)
+    with pytest.raises(AdapterError, match="cannot be the name of another adapter"):
+        registry.put(describe(name, runs / "calm"))
+    assert (list(registry.base.fast_decoder.held), len(registry.names())) == (before, 2)
+
+
+def test_an_adapter_for_which_memory_is_short_is_refused_alone(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(runs) as served:
+        registry = served.manager.registry
+
+        def fails(*_args: object) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr("lorasmith.serve.registry.attach", fails)
+        with pytest.raises(openai.InternalServerError, match="not enough memory"):
+            served.client().post("/adapters", body={"name": "new", "path": "loud"}, cast_to=object)
+        assert "new" not in registry.names()
+        assert said(served.client().chat.completions.create(model="calm", messages=user(HI), max_tokens=2))

@@ -1,4 +1,4 @@
-"""Texts that are far too long are refused unread; long ones are read one after the other, and short ones pass them."""
+"""From API requests to engine requests; long texts are read one at a time, far too long ones are refused unread."""
 
 import threading
 from pathlib import Path
@@ -7,11 +7,10 @@ import openai
 import pytest
 
 from lorasmith.data.template.encoding import Template
-from lorasmith.serve import request_parsing
-from tests.support.serving import Running, ask, running, said, user, wait_for
+from lorasmith.serve import app, request_parsing
+from tests.support.serving import HI, Running, ask, running, said, user, wait_for
 
-HI = "What do cats eat?"
-LONG = "cats eat mice " * (3_600_000 // 14)
+LONG_TEXT = "cats eat mice " * (3_600_000 // 14)
 
 
 class Gate:
@@ -46,9 +45,9 @@ def ask_in_thread(served: Running, text: str, codes: list[str]) -> threading.Thr
 def test_a_text_that_is_too_long_however_it_is_read_is_not_tokenised(served: Running, monkeypatch) -> None:
     gate = Gate(monkeypatch)
     with pytest.raises(openai.BadRequestError, match=r"at least \d+ tokens; .* at most 120") as caught:
-        served.client().chat.completions.create(model="calm", messages=user(LONG))
+        served.client().chat.completions.create(model="calm", messages=user(LONG_TEXT))
     assert caught.value.code == "context_length_exceeded"
-    for prompt in (LONG, [HI, LONG]):
+    for prompt in (LONG_TEXT, [HI, LONG_TEXT]):
         with pytest.raises(openai.BadRequestError, match="at least"):
             served.client().completions.create(model="calm", prompt=prompt)
     assert gate.total == 0
@@ -59,7 +58,7 @@ def test_a_short_chat_passes_long_ones(runs: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(request_parsing, "max_bytes_per_token", lambda _tokenizer: None)
     gate, codes = Gate(monkeypatch), list[str]()
     with running(runs, context=120) as served:
-        threads = [ask_in_thread(served, LONG, codes) for _n in range(12)]
+        threads = [ask_in_thread(served, LONG_TEXT, codes) for _n in range(12)]
         wait_for(lambda: gate.inside and served.manager.parsing._waiting == 12)
         assert said(served.client().chat.completions.create(model="calm", messages=user(HI), max_tokens=2))
         gate.open.set()
@@ -74,10 +73,10 @@ def test_more_long_texts_than_may_wait_are_told_to_come_later(runs: Path, monkey
     monkeypatch.setattr(request_parsing, "MAX_LONG_WAITING", 2)
     gate, codes = Gate(monkeypatch), list[str]()
     with running(runs, context=120) as served:
-        threads = [ask_in_thread(served, LONG, codes) for _n in range(2)]
+        threads = [ask_in_thread(served, LONG_TEXT, codes) for _n in range(2)]
         wait_for(lambda: served.manager.parsing._waiting == 2)
         with pytest.raises(openai.RateLimitError) as caught:
-            served.client().chat.completions.create(model="calm", messages=user(LONG))
+            served.client().chat.completions.create(model="calm", messages=user(LONG_TEXT))
         assert int(caught.value.response.headers["retry-after"]) == 10
         gate.open.set()
         for thread in threads:
@@ -88,11 +87,53 @@ def test_who_leaves_is_not_read_any_more(runs: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(request_parsing, "max_bytes_per_token", lambda _tokenizer: None)
     gate, codes = Gate(monkeypatch), list[str]()
     with running(runs, context=120) as served:
-        first = ask_in_thread(served, LONG, codes)
+        first = ask_in_thread(served, LONG_TEXT, codes)
         wait_for(lambda: gate.inside == 1)
         with pytest.raises(openai.APITimeoutError):
-            served.client().with_options(timeout=0.5).chat.completions.create(model="calm", messages=user(LONG))
+            served.client().with_options(timeout=0.5).chat.completions.create(model="calm", messages=user(LONG_TEXT))
         wait_for(lambda: served.manager.parsing._waiting == 1)
         gate.open.set()
         first.join()
     assert gate.total == 1
+
+
+def test_json_where_it_is_asked_for(served: Running):
+    pytest.importorskip("llguidance")
+    form = {"type": "json_object"}
+    client = served.client()
+    reply = client.chat.completions.create(model="calm", messages=user(HI), max_tokens=8, response_format=form)
+    assert said(reply).startswith("{")
+
+
+@pytest.mark.parametrize("prompt", ["What do", ["What do", "cats"], [5, 9, 40], [[5, 9], [40]]])
+def test_prompts_in_all_four_forms(served: Running, prompt):
+    reply = served.client().completions.create(model="calm", prompt=prompt, max_tokens=3, n=2)
+    assert reply.id.startswith("cmpl-")
+    many = isinstance(prompt, list) and not isinstance(prompt[0], int)
+    assert [choice.index for choice in reply.choices] == list(range(2 * (len(prompt) if many else 1)))
+
+
+def test_seeds_repeat_and_choices_differ(served: Running):
+    client = served.client()
+    asked = {"model": "loud", "messages": user(HI), "max_tokens": 8, "seed": 7, "n": 3, "temperature": 1.5}
+    first, second = (client.chat.completions.create(**asked) for _time in range(2))
+    texts = [choice.message.content for choice in first.choices]
+    assert texts == [choice.message.content for choice in second.choices]
+    assert len(set(texts)) == 3
+
+
+def test_a_long_text_holds_nobody_up_and_keeps_its_adapter(own_runs: Path, monkeypatch: pytest.MonkeyPatch):
+    with running(own_runs, context=120) as served:
+        may_go, begun, parse_chat = threading.Event(), threading.Event(), app.parse_chat
+        monkeypatch.setattr(app, "parse_chat", lambda *a: (begun.set(), may_go.wait(30), parse_chat(*a))[2])
+        answers: list[str] = []
+        asked = {"model": "loud", "messages": user(HI), "max_tokens": 4}
+        asking = threading.Thread(
+            target=lambda: answers.append(said(served.client().chat.completions.create(**asked, seed=1)))
+        )
+        asking.start()
+        assert begun.wait(10)
+        assert ask(served, "DELETE", "/v1/adapters/loud")[0] == 200
+        may_go.set()
+        asking.join()
+        assert len(answers) == 1

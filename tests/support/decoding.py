@@ -6,8 +6,9 @@ import torch
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.sampling import SamplingConfig
+from lorasmith.engine.detokenizer import Detokenizer
 from lorasmith.engine.engine import Engine, generate
-from lorasmith.engine.request import Chunk, Event, Request
+from lorasmith.engine.request import Chunk, Event, Request, RunningRequest
 from lorasmith.engine.runner import Packed
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
@@ -102,3 +103,9 @@ def tokens_through(engine: Engine) -> list[int]:
     inner = packed(engine).run
     packed(engine).run = lambda chunks: seen.append(sum(c.length for c in chunks)) or inner(chunks)  # type: ignore[method-assign, func-returns-value]
     return seen
+
+
+def running_request(ids: list[int], **settings: object) -> RunningRequest:
+    """The state of a request whose prompt is `ids`, in no engine."""
+    one = Request(list(ids), SamplingConfig.model_validate(settings))
+    return RunningRequest(0, one, ids, 99, frozenset(), Detokenizer(None))  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import threading
 import time
 import urllib.error
@@ -32,6 +33,9 @@ from lorasmith.serve.server import DrainingServer, listen
 from lorasmith.serve.startup import open_manager
 from tests.support import tiny
 from tests.support.families import stir
+
+HI = "What do cats eat?"
+LONG = {"messages": [{"role": "user", "content": HI}], "max_tokens": 90, "temperature": 0, "extra_body": {}}
 
 
 @dataclass
@@ -114,3 +118,15 @@ def slow(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step takes so long that what happens meanwhile can be seen."""
     step = served.manager.worker.engine.step
     monkeypatch.setattr(served.manager.worker.engine, "step", lambda: (time.sleep(0.02), step())[1])
+
+
+def post(served: Running, body: dict, key: str = "") -> tuple[int, dict]:
+    """Load an adapter."""
+    return ask(served, "POST", "/v1/adapters", body, key)
+
+
+def curl(*words: str) -> tuple[int, str]:
+    """Status and body."""
+    done = subprocess.run(["curl", "-s", "-m", "20", "-w", "\n%{http_code}", *words], capture_output=True, text=True)
+    body, _line, status = done.stdout.rpartition("\n")
+    return int(status), body

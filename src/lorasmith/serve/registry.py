@@ -84,14 +84,16 @@ class Registry:
             version.users -= 1
             self.detach_if_idle(version, worker)
 
-    def put(self, found: DiscoveredAdapter) -> ModelVersion:
+    def put(self, adapter: DiscoveredAdapter) -> ModelVersion:
         """Load an adapter before the worker is started. Raises AdapterError."""
-        self._refuse_base(found.name)
-        if found.name in self.versions or not MODEL_NAME.fullmatch(found.name):
-            raise AdapterError(_("{name!r} cannot be the name of another adapter. Rename its folder.", name=found.name))
-        whole = found.whole()
+        self._refuse_base(adapter.name)
+        if adapter.name in self.versions or not MODEL_NAME.fullmatch(adapter.name):
+            raise AdapterError(
+                _("{name!r} cannot be the name of another adapter. Rename its folder.", name=adapter.name)
+            )
+        whole = adapter.whole()
         version = load_version(self.base, whole, whole.adapter.tensors_in(self.base.dtype))
-        self.versions[found.name] = version
+        self.versions[adapter.name] = version
         return version
 
     async def register(self, name: str, path: str, worker: Worker) -> ModelVersion:
@@ -105,14 +107,14 @@ class Registry:
             )
         self._refuse_base(name)
         async with self._changing:
-            found = await asyncio.to_thread(lambda: read(name, resolve_inside(self.roots, path)))
+            discovered = await asyncio.to_thread(lambda: read(name, resolve_inside(self.roots, path)))
             before = self.versions.get(name)
-            if before is not None and before.discovered is not None and before.discovered.hash == found.hash:
+            if before is not None and before.discovered is not None and before.discovered.hash == discovered.hash:
                 return before
-            version = self._revive(found)
+            version = self._revive(discovered)
             if version is None:
-                tensors = await asyncio.to_thread(found.adapter.tensors_in, self.base.dtype)
-                version = await worker.call(lambda: load_version(self.base, found, tensors))
+                tensors = await asyncio.to_thread(discovered.adapter.tensors_in, self.base.dtype)
+                version = await worker.call(lambda: load_version(self.base, discovered, tensors))
             self.versions[name] = version
             self._retire(before, worker)
             return version
@@ -132,9 +134,9 @@ class Registry:
             del self._retired[adapter]
             worker.do(lambda: detach(self.base, adapter))
 
-    def _revive(self, found: DiscoveredAdapter) -> ModelVersion | None:
+    def _revive(self, discovered: DiscoveredAdapter) -> ModelVersion | None:
         """A retired version with the same name and content, if one is still loaded."""
-        version = self._retired.pop(found.internal, None)
+        version = self._retired.pop(discovered.internal, None)
         if version is not None:
             version.is_retired = False
         return version
@@ -152,25 +154,25 @@ class Registry:
             self.detach_if_idle(version, worker)
 
 
-def load_version(base: Base, found: DiscoveredAdapter, tensors: Mapping[str, Tensor]) -> ModelVersion:
+def load_version(base: Base, discovered: DiscoveredAdapter, tensors: Mapping[str, Tensor]) -> ModelVersion:
     """Load an adapter, and run a short text through it to measure its effect and to warm up. Raises AdapterError.
 
     `tensors`: those of the adapter, in the base model's dtype.
     """
-    template = found.adapter.template(base)
-    attach(base, found.internal, found.adapter, tensors)
+    template = discovered.adapter.template(base)
+    attach(base, discovered.internal, discovered.adapter, tensors)
     try:
-        effect = effect_of(base, found.internal)
+        effect = effect_of(base, discovered.internal)
         if not 0 < effect < float("inf"):
             text = _(
                 "{folder}: the adapter has no effect on the model's output, or makes it NaN or infinite.",
-                folder=found.folder,
+                folder=discovered.folder,
             )
             raise AdapterError(text)
     except BaseException:
-        detach(base, found.internal)
+        detach(base, discovered.internal)
         raise
-    return ModelVersion(found.name, found.internal, template, found.without_tensors(), effect)
+    return ModelVersion(discovered.name, discovered.internal, template, discovered.without_tensors(), effect)
 
 
 def effect_of(base: Base, adapter: str) -> float:

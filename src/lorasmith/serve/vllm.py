@@ -24,36 +24,35 @@ def vllm_command(discovery: Discovery, model: str | None, report: Report) -> tup
     the adapters, ModelError if the base is a packaged model or GGUF file that cannot be converted to a folder.
     """
     problems = [_("skipped: {problem}", problem=problem) for problem in discovery.problems]
-    taken: list[DiscoveredAdapter] = []
-    for found in discovery.adapters.values():
-        refused = vllm_refuses(found)
-        problems += [_("vLLM cannot serve {name}: {reason}", name=found.name, reason=reason) for reason in refused]
-        taken += [] if refused else [found]
-    base = model or next((found.adapter.base for found in taken), None)
-    if base is None or not taken:
+    served: list[DiscoveredAdapter] = []
+    for adapter in discovery.adapters.values():
+        refused = vllm_refuses(adapter)
+        problems += [_("vLLM cannot serve {name}: {reason}", name=adapter.name, reason=reason) for reason in refused]
+        served += [] if refused else [adapter]
+    base = model or next((adapter.adapter.base for adapter in served), None)
+    if base is None or not served:
         raise AdapterError(*problems, _("no adapters are left that vLLM can serve."))
-    others = [found.name for found in taken if model is None and found.adapter.base != base]
-    told = [*problems]
+    others = [adapter.name for adapter in served if model is None and adapter.adapter.base != base]
+    messages = [*problems]
     if others:
         text = _("{names}: trained on another base model than {base}; each base model needs its own command.",
                  names=", ".join(others), base=base)  # fmt: skip
-        told.append(text)
-        taken = [found for found in taken if found.name not in others]
-    rank = next(rank for rank in VLLM_RANKS if rank >= max(found.rank for found in taken))
-    patterned = [
-        found.name
-        for found in taken
-        if found.adapter.peft_config.get("rank_pattern") or found.adapter.peft_config.get("alpha_pattern")
-    ]
+        messages.append(text)
+        served = [adapter for adapter in served if adapter.name not in others]
+    rank = next(rank for rank in VLLM_RANKS if rank >= max(adapter.rank for adapter in served))
+    patterned = [adapter.name for adapter in served if _has_patterns(adapter)]
     if patterned:
         text = _("{names}: requires vLLM {version} or later; earlier versions ignore rank_pattern and alpha_pattern.",
                  names=", ".join(patterned), version=PATTERNS_SINCE)  # fmt: skip
-        told.append(text)
-    flags = ["--served-model-name", Path(base).name]  # as in lorasmith serve
-    flags += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(len(taken))]
-    return shlex.join(
-        ["vllm", "serve", _model_argument(base, report), *flags, "--lora-modules", *map(_lora_module, taken)]
-    ), told
+        messages.append(text)
+    command = ["vllm", "serve", _model_argument(base, report)]
+    command += ["--served-model-name", Path(base).name]  # as in lorasmith serve
+    command += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(len(served))]
+    return shlex.join([*command, "--lora-modules", *map(_lora_module, served)]), messages
+
+
+def _has_patterns(adapter: DiscoveredAdapter) -> bool:
+    return bool(adapter.adapter.peft_config.get("rank_pattern") or adapter.adapter.peft_config.get("alpha_pattern"))
 
 
 def _model_argument(base: str, report: Report) -> str:
@@ -66,17 +65,19 @@ def _model_argument(base: str, report: Report) -> str:
     return str(packaged_model(base, report)) if base in PACKAGED else base
 
 
-def _lora_module(found: DiscoveredAdapter) -> str:
+def _lora_module(adapter: DiscoveredAdapter) -> str:
     """NAME=FOLDER, or JSON if the folder contains a comma, which vLLM would misinterpret."""
-    folder = str(found.folder.absolute())
-    return json.dumps({"name": found.name, "path": folder}) if "," in folder else f"{found.name}={folder}"
+    folder = str(adapter.folder.absolute())
+    return json.dumps({"name": adapter.name, "path": folder}) if "," in folder else f"{adapter.name}={folder}"
 
 
-def vllm_refuses(found: DiscoveredAdapter) -> list[str]:
+def vllm_refuses(adapter: DiscoveredAdapter) -> list[str]:
     """Reasons why vLLM cannot load the adapter, or not on every base model; empty if it can."""
-    raw, reasons = found.adapter.peft_config, []
-    if found.rank > VLLM_RANKS[-1]:
-        reasons.append(_("its rank {rank} is higher than the maximum of {most}", rank=found.rank, most=VLLM_RANKS[-1]))
+    raw, reasons = adapter.adapter.peft_config, []
+    if adapter.rank > VLLM_RANKS[-1]:
+        reasons.append(
+            _("its rank {rank} is higher than the maximum of {most}", rank=adapter.rank, most=VLLM_RANKS[-1])
+        )
     if raw.get("modules_to_save"):
         reasons.append(_("modules_to_save contains {names}", names=", ".join(raw["modules_to_save"])))
     if raw.get("bias", "none") != "none":

@@ -8,31 +8,20 @@ from torch import Tensor
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from lorasmith.config.sampling import Sampling, SamplingConfig
-from lorasmith.engine.detokenizer import Detokenizer
 from lorasmith.engine.engine import Engine
-from lorasmith.engine.request import Request, RunningRequest
 from lorasmith.engine.sampling import sample as sampling
-from lorasmith.engine.sampling.logprobs import logprobs_of
 from lorasmith.engine.sampling.next_token import next_tokens
 from lorasmith.engine.sampling.penalty import PenalizedRow, TokenCounts, apply_penalties
 from lorasmith.engine.sampling.sample import Rules, filter_probabilities, sample
-from lorasmith.errors import ModelError
-from tests.support.decoding import base_of, drain, prompts, request, run
-from tests.support.families import logits_of
+from tests.support.decoding import base_of, drain, prompts, request, run, running_request
 
 CPU = torch.device("cpu")
-
-
-def running(ids: list[int], **settings: object) -> RunningRequest:
-    request = Request(list(ids), SamplingConfig.model_validate(settings))
-    return RunningRequest(0, request, ids, 99, frozenset(), Detokenizer(None))  # type: ignore[arg-type]
 
 
 def rules_of(*settings: dict[str, float], place: int = 0) -> Rules:
@@ -44,38 +33,6 @@ def kept(logits: Tensor, rules: Rules) -> Tensor:
     found = (logits / rules.temperature_D1).softmax(-1).sort(descending=True)
     rest = torch.zeros_like(logits).scatter(1, found.indices, filter_probabilities(found.values, rules))
     return rest / rest.sum(-1, keepdim=True)
-
-
-def test_penalties_are_transformers_and_openais() -> None:
-    """Rows of all kinds at once; the reply's tokens came one by one, more than there was room for at first."""
-    logits, prompt, reply = torch.randn(4, 300), [3, 7, 7, 3, 299, 0], [5, 7, 5, *range(100, 250), 5]
-    seen = TokenCounts(prompt)
-    for token in reply:
-        seen.add(token)
-    settings = [
-        {"repetition_penalty": 1.3},
-        {"repetition_penalty": 0.7, "presence_penalty": 0.5},
-        {"frequency_penalty": -0.25, "presence_penalty": 1.5},
-    ]
-    found, counts = logits.clone(), torch.bincount(torch.tensor(reply), minlength=300)
-    rows = [
-        PenalizedRow(i, seen, SamplingConfig.model_validate(one)) for i, one in zip((0, 1, 3), settings, strict=True)
-    ]
-    apply_penalties(found, rows)
-    for i, _seen, own in rows:
-        expected = RepetitionPenaltyLogitsProcessor(own.repetition_penalty)(
-            torch.tensor([prompt + reply]), logits[i : i + 1].clone()
-        )[0]
-        expected -= own.frequency_penalty * counts + own.presence_penalty * (counts > 0)
-        torch.testing.assert_close(found[i], expected)
-    assert torch.equal(found[2], logits[2])
-
-
-def test_a_neutral_penalty_changes_no_bit() -> None:
-    logits = torch.randn(1, 50)
-    found = logits.clone()
-    apply_penalties(found, [PenalizedRow(0, TokenCounts([1, 2, 3]), SamplingConfig())])
-    assert torch.equal(found, logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # in bfloat16 many are equally likely
@@ -148,24 +105,6 @@ def test_neighbouring_places_and_seeds_draw_independently() -> None:
         assert abs(sum(a == b for a, b in pairwise(tokens)) - 500) < 4 * (2000 * 3 / 16) ** 0.5
 
 
-def test_greedy_rows_stay_greedy_beside_drawn_ones() -> None:
-    logits = torch.randn(3, 40)
-    runs = [running([1]), running([1], temperature=5.0), running([1], top_p=0.1, top_k=3)]
-    found = next_tokens(logits.clone(), runs)
-    assert [found[0], found[2]] == [int(logits[0].argmax()), int(logits[2].argmax())]
-
-
-def test_no_temperature_is_the_limit_of_a_small_one() -> None:
-    logits = torch.randn(1, 40)
-    assert next_tokens(logits.clone(), [running([1], temperature=1e-4)]) == [int(logits.argmax())]
-
-
-@pytest.mark.parametrize("temperature", [1e-45, 1e-6, 1e6])
-def test_extreme_temperatures_are_numbers(temperature: float) -> None:
-    logits = 50 * torch.randn(1, 40)
-    assert 0 <= next_tokens(logits.clone(), [running([1], temperature=temperature)])[0] < 40
-
-
 @pytest.mark.parametrize(
     "settings",
     [{"temperature": 1e300}, {"top_k": 10**30}, {"repetition_penalty": 1e-50}, {"repetition_penalty": 1e50}],
@@ -174,58 +113,10 @@ def test_settings_beyond_what_a_tensor_holds_draw_no_barred_token(settings: dict
     """As JSON mode bars them. The prompt holds every word, so that all are penalised."""
     for seed in range(20):
         logits, barred = 5 * torch.randn(1, 40), torch.arange(40) > 2
-        one = running(list(range(40)), **({"temperature": 1.0, "seed": seed} | settings))
+        one = running_request(list(range(40)), **({"temperature": 1.0, "seed": seed} | settings))
         apply_penalties(logits, [PenalizedRow(0, TokenCounts(range(40)), one.request.sampling)])
         assert logits.isfinite().all()
         assert int(sample(logits.masked_fill(barred, -torch.inf), Rules.of([one.request.sampling], [0], CPU))) < 3
-
-
-def test_logprobs_are_of_the_models_own_distribution() -> None:
-    """Before penalty and temperature; the likeliest as many as each request asks."""
-    logits = 3 * torch.randn(4, 40)
-    runs = [
-        running([1, 2], logprobs=3, temperature=2.0, repetition_penalty=9.0, seed=1),
-        running([1]),
-        running([1], logprobs=0),
-        running([1], logprobs=20, top_k=1, temperature=0.1),
-    ]
-    tokens = next_tokens(logits.clone(), runs)
-    for own, token, one in zip(logits.log_softmax(-1), tokens, runs, strict=True):
-        asked = one.request.sampling.logprobs
-        if asked is None:
-            assert one.logprobs is None
-            continue
-        assert one.logprobs is not None
-        assert one.logprobs.logprob == pytest.approx(float(own[token]), abs=1e-6)
-        best = own.topk(asked)
-        assert [k for k, _ in one.logprobs.top] == best.indices.tolist()
-        assert [p for _, p in one.logprobs.top] == pytest.approx(best.values.tolist(), abs=1e-6)
-
-
-def test_more_likeliest_than_words() -> None:
-    (told,) = logprobs_of(torch.zeros(1, 3), [1], [20])
-    assert len(told.top) == 3
-
-
-def test_events_carry_logprobs_of_the_logits_that_chose() -> None:
-    base, ids = base_of("llama"), prompts(5)[0]
-    engine = Engine(base)
-    engine.add(request(ids, logprobs=2, max_new_tokens=6))
-    engine.add(request(ids, max_new_tokens=3))
-    events = drain(engine)
-    own = [event for event in events if event.key == 0]
-    tokens = [event.token for event in own]
-    logits = logits_of(base, torch.tensor([ids + tokens]))[0, len(ids) - 1 : -1]
-    for event, row in zip(own, logits.log_softmax(-1), strict=True):
-        assert event.logprobs is not None
-        assert event.logprobs.logprob == pytest.approx(float(row[event.token]), abs=1e-4)
-        assert event.logprobs.top[0] == (event.token, event.logprobs.logprob)  # greedy
-    assert all(event.logprobs is None for event in events if event.key == 1)
-
-
-def test_not_a_number_is_said() -> None:
-    with pytest.raises(ModelError, match="NaN"):
-        next_tokens(torch.tensor([[0.0, float("nan"), 1.0]]), [running([1])])
 
 
 # A value of each parameter under which other tokens are sampled than without it, at temperature 1.
@@ -242,11 +133,11 @@ def test_every_parameter_changes_what_is_sampled(name: str) -> None:
     logits = torch.randn(1, 50).expand(64, -1)
 
     def tokens(**settings: float) -> list[int]:
-        rows = [running([1, 2, 3], **{"temperature": 1.0, "seed": seed} | settings) for seed in range(64)]
+        rows = [running_request([1, 2, 3], **{"temperature": 1.0, "seed": seed} | settings) for seed in range(64)]
         for row in rows:
             for token in range(25):
-                if row.seen is not None:
-                    row.seen.add(token)
+                if row.token_counts is not None:
+                    row.token_counts.add(token)
         return next_tokens(logits.clone(), rows)
 
     assert tokens(**{name: CHANGES[name]}) != tokens()

@@ -1,4 +1,4 @@
-// The two addresses of the server that the page uses, and how a streamed reply is read.
+// Client of the server's API: listing models, and streaming replies.
 
 const address = (path) => new URL(path, document.baseURI).href;
 
@@ -8,7 +8,7 @@ export const apiRoot = () => address("v1");
 export const NO_ANSWER = 0;
 export const CUT_OFF = -1;
 
-/** What came instead of what was asked for; `status` is the server's, NO_ANSWER or CUT_OFF. */
+/** An error response or a failed connection; `status` is the HTTP status, NO_ANSWER or CUT_OFF. */
 export class ApiError extends Error {
   constructor(status, message, retryAfter = null) {
     super(message);
@@ -17,7 +17,7 @@ export class ApiError extends Error {
   }
 }
 
-async function ask(path, key, options = {}) {
+async function request(path, key, options = {}) {
   const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
   let response;
   try {
@@ -25,12 +25,12 @@ async function ask(path, key, options = {}) {
   } catch (error) {
     throw error.name === "AbortError" ? error : new ApiError(NO_ANSWER, error.message);
   }
-  if (!response.ok) throw new ApiError(response.status, await saidBy(response), response.headers.get("Retry-After"));
+  if (!response.ok) throw new ApiError(response.status, await messageOf(response), response.headers.get("Retry-After"));
   return response;
 }
 
-/** The server's own words for an error, as OpenAI's API wraps them, or whatever text came. */
-async function saidBy(response) {
+/** The message of an error response in OpenAI's format, or its text. */
+async function messageOf(response) {
   const text = await response.text();
   try {
     return JSON.parse(text).error.message ?? text;
@@ -39,22 +39,22 @@ async function saidBy(response) {
   }
 }
 
-/** Items of /v1/models: the base has no `parent`, an adapter names its base there. Throws ApiError. */
+/** The items of /v1/models. `parent` is the base model of an adapter, and null for the base. Throws ApiError. */
 export async function listModels(key) {
-  const { data } = await (await ask("v1/models", key, { cache: "no-store" })).json();
+  const { data } = await (await request("v1/models", key, { cache: "no-store" })).json();
   return data;
 }
 
 /**
  * Yields {text}, {finish} and {usage} as they arrive. Throws ApiError, or AbortError once `signal` is set.
- * A stream that ends without [DONE] was cut on the way, and is an error too.
+ * A stream that ends without [DONE] was interrupted, which is an ApiError too.
  */
 export async function* streamReply(body, key, signal) {
-  const asked = { ...body, stream: true, stream_options: { include_usage: true } };
-  const response = await ask(CHAT_PATH, key, {
+  const streamed = { ...body, stream: true, stream_options: { include_usage: true } };
+  const response = await request(CHAT_PATH, key, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(asked),
+    body: JSON.stringify(streamed),
     signal,
   });
   for await (const data of events(response.body)) {
@@ -77,7 +77,7 @@ function broken(error) {
   throw error.name === "AbortError" ? error : new ApiError(CUT_OFF, error.message);
 }
 
-/** The `data` of server-sent events; an event may arrive in pieces, or several at once. */
+/** Parses server-sent events and yields their `data`. Network chunks need not end where events end. */
 async function* events(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -93,6 +93,6 @@ async function* events(stream) {
       }
     }
   } finally {
-    reader.cancel().catch(() => {}); // the stream may have failed already, which its reader was told
+    reader.cancel().catch(() => {}); // ignored: if the stream has failed, read() has reported it
   }
 }

@@ -1,9 +1,9 @@
-// Joins the parts: what the reader does, what the server answers, what is kept.
+// Entry point: connects the user's actions, the server and the saved state.
 
 import { ApiError, apiRoot, listModels } from "./api.js";
 import { fill } from "./replying.js";
 import { asCurl, asPython, copy } from "./snippets.js";
-import { apiKey, begun, chooseModels, drawn, load, requestOf, save, useKey } from "./state.js";
+import { apiKey, newReply, chooseModels, withSeed, load, requestOf, save, useKey } from "./state.js";
 import { t } from "./texts.js";
 import { because, Conversation } from "./turns.js";
 import { askForKey, at, colour, dress, fit, follower, notice, say, showModels, showRunning, showSampling } from "./view.js";
@@ -12,7 +12,7 @@ const state = load();
 const conversation = new Conversation(at("turns"), { onCopy: copyReply, onAgain: answerAgain });
 const follow = follower();
 let models = [];
-let running = null; // the AbortController of the replies that run
+let running = null; // AbortController while replies are being generated
 
 function keep() {
   if (!save(state)) notice(t("not_kept"));
@@ -38,7 +38,7 @@ function chooseModel(side, name) {
   show();
 }
 
-/** Asks the server for its models; true if there is one to speak to. */
+/** Fetches the list of models; returns whether there are any. */
 async function findModels() {
   const before = JSON.stringify(models);
   try {
@@ -63,7 +63,7 @@ function refuseKey() {
   askForKey(true);
 }
 
-/** Says what is wrong with the sampling; a field that is folded away could not. */
+/** Validates the form; unfolds the sampling settings first, since a hidden field cannot show its message. */
 function valid() {
   if (!at("composer").checkValidity()) at("sampling").open = true;
   return at("composer").reportValidity();
@@ -87,11 +87,11 @@ async function answerAgain() {
   await answer();
 }
 
-/** Replies of both sides to the last turn; both draw with the same seed, so that only the models differ. */
+/** Generates the replies to the last turn; both sides use the same seed, so that only the models differ. */
 async function answer() {
   const index = state.turns.length - 1;
-  const sampling = drawn(state.sampling);
-  state.turns[index].replies = state.models.map((model) => begun(model, sampling));
+  const sampling = withSeed(state.sampling);
+  state.turns[index].replies = state.models.map((model) => newReply(model, sampling));
   running = new AbortController();
   notice("");
   show();
@@ -105,7 +105,7 @@ async function answer() {
 
 async function answerSide(index, side, signal) {
   const reply = state.turns[index].replies[side];
-  const view = () => conversation.shown[index][side]; // another one after a change of language
+  const view = () => conversation.shown[index][side]; // replaced when the language changes
   await fill(reply, requestOf(state.turns, index, side), apiKey(), signal, (text) => {
     view().append(text);
     if (view().note.textContent) view().refresh();
@@ -126,7 +126,7 @@ function finished(replies) {
   say(replies.map(spoken).join(" "));
 }
 
-/** True once it is on the clipboard. */
+/** Copies a reply or its request; returns whether that worked. */
 async function copyReply(what, turn, side) {
   const asked = requestOf(state.turns, turn, side);
   const made = {
@@ -165,7 +165,7 @@ function listen() {
     keep();
     showSampling(state.sampling);
   });
-  at("sampling").addEventListener("toggle", () => follow()); // it grows over the last reply
+  at("sampling").addEventListener("toggle", () => follow()); // it covers part of the last reply
   at("key").addEventListener("submit", async (event) => {
     event.preventDefault();
     useKey(at("key-text").value.trim());
@@ -182,7 +182,7 @@ function listenToTyping() {
     fit(at("message"));
   });
   at("message").addEventListener("keydown", (event) => {
-    const composing = event.isComposing || event.keyCode === 229; // Enter chooses a Chinese word there
+    const composing = event.isComposing || event.keyCode === 229; // Enter confirms the input method's candidate
     if (event.key !== "Enter" || event.shiftKey || composing) return;
     event.preventDefault();
     send();
@@ -194,7 +194,7 @@ function listenToTyping() {
   });
   addEventListener("keydown", (event) => event.key === "Escape" && !event.isComposing && running?.abort());
   addEventListener("pagehide", keep);
-  addEventListener("visibilitychange", () => document.hidden || findModels()); // adapters come and go meanwhile
+  addEventListener("visibilitychange", () => document.hidden || findModels()); // adapters may have changed meanwhile
 }
 
 show();

@@ -1,8 +1,8 @@
-// One reply from its request to its end.
+// Generating one reply.
 
 import { ApiError, streamReply } from "./api.js";
 
-/** Fills `reply` as its text arrives and calls `onText` for each piece. Throws nothing: a failure is in `reply.error`. */
+/** Streams a reply into `reply` and calls `onText` for each piece of text. Errors are stored in `reply.error`. */
 export async function fill(reply, request, key, signal, onText) {
   const begin = performance.now();
   let first = null;
@@ -25,7 +25,7 @@ export async function fill(reply, request, key, signal, onText) {
   reply.running = false;
 }
 
-/** Tokens a second after the first one, which waited for the prompt; null where there were too few. */
+/** Tokens per second, not counting the first token and the prompt; null if there are too few tokens. */
 const rateOf = ({ completion_tokens: tokens }, milliseconds) =>
   tokens > 1 && milliseconds > 0 ? ((tokens - 1) / milliseconds) * 1000 : null;
 
@@ -36,6 +36,6 @@ function failed(reply, error) {
     reply.finish = "error";
     reply.error = { status: error.status, message: error.message, retryAfter: error.retryAfter };
   } else {
-    throw error; // a fault of the page: the console names it
+    throw error; // a bug in the page; shown in the console
   }
 }

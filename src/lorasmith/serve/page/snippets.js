@@ -1,4 +1,4 @@
-// A reply's request as something to run elsewhere. A key is named by its variable, never written out.
+// A reply's request as a curl command or Python code. API keys are read from an environment variable, never included.
 
 const KEY = "LORASMITH_API_KEY";
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
@@ -23,7 +23,7 @@ export function asPython(root, request, hasKey) {
     "reply = client.chat.completions.create(",
     ...Object.entries(rest).map(([name, value]) => `    ${name}=${JSON.stringify(value)},`),
     "    messages=[",
-    ...messages.map((message) => `        ${JSON.stringify(message)},`), // JSON's strings are Python's too
+    ...messages.map((message) => `        ${JSON.stringify(message)},`), // JSON strings are valid Python
     "    ],",
     ")",
     "print(reply.choices[0].message.content)",
@@ -31,7 +31,7 @@ export function asPython(root, request, hasKey) {
   ].join("\n");
 }
 
-/** Throws where the browser lets no page copy. Outside https and localhost only the old way exists. */
+/** Copies to the clipboard; throws if the browser forbids it. Outside https and localhost, only execCommand exists. */
 export async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const field = document.createElement("textarea");

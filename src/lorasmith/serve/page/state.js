@@ -1,10 +1,10 @@
-// What survives a refresh: the conversation, the choice of models and how replies are drawn.
+// State that is kept in the browser's storage: the conversation, the selected models and the sampling settings.
 
 const PLACE = "lorasmith.page";
-const KEY_PLACE = "lorasmith.key"; // in the tab's own storage, so that the key goes with the tab
+const KEY_PLACE = "lorasmith.key"; // in sessionStorage, so that the key is deleted with the tab
 const VERSION = 1;
 
-/** language: null is the browser's. turns: [{ask, replies: [reply, ...]}], one reply for each side. */
+/** language: null for the browser's. turns: [{ask, replies: [reply, ...]}], with one reply per model. */
 const fresh = () => ({
   version: VERSION,
   language: null,
@@ -15,7 +15,7 @@ const fresh = () => ({
   turns: [],
 });
 
-/** The state as it was left, or a fresh one where none of this version is kept. */
+/** The saved state, or a new one if there is none of this version. */
 export function load() {
   try {
     const kept = JSON.parse(localStorage.getItem(PLACE));
@@ -25,11 +25,11 @@ export function load() {
     }
     return { ...fresh(), ...kept };
   } catch {
-    return fresh(); // storage forbidden, or not ours: the page works without
+    return fresh(); // no access to storage, or invalid content: the page works without it
   }
 }
 
-/** False where the browser keeps nothing: storage is full or forbidden. */
+/** Saves the state; returns false if storage is full or disabled. */
 export function save(state) {
   try {
     localStorage.setItem(PLACE, JSON.stringify(state));
@@ -39,7 +39,7 @@ export function save(state) {
   }
 }
 
-let keyHere = null; // where storage is forbidden, the key lasts until the refresh
+let keyHere = null; // the key if storage is disabled; lasts until the page is reloaded
 
 export function apiKey() {
   try {
@@ -54,11 +54,11 @@ export function useKey(key) {
   try {
     sessionStorage.setItem(KEY_PLACE, key);
   } catch {
-    // it is kept in keyHere
+    // kept in keyHere only
   }
 }
 
-/** Two names of `models`: those chosen before where they still exist, else the base and its first adapter. */
+/** Selects two models: the previous ones if they still exist, else the base model and the first adapter. */
 export function chooseModels(state, models) {
   const names = models.map((model) => model.id);
   const bases = models.filter((model) => !model.parent).map((model) => model.id);
@@ -67,15 +67,15 @@ export function chooseModels(state, models) {
   state.models = usual.slice(0, sides).map((name, side) => (names.includes(state.models[side]) ? state.models[side] : name));
 }
 
-/** The numbers of a request. Empty fields are left to the server; an empty seed is drawn here, so that it can be shown. */
-export function drawn(sampling) {
+/** The sampling parameters of a request. Empty fields are omitted; an empty seed is chosen here, so that it can be shown. */
+export function withSeed(sampling) {
   const given = Object.entries(sampling).filter(([, text]) => text !== "");
-  const [seed] = crypto.getRandomValues(new Uint32Array(1)); // the server takes as much
+  const [seed] = crypto.getRandomValues(new Uint32Array(1)); // the server accepts 32 bits
   return { seed, ...Object.fromEntries(given.map(([name, text]) => [name, Number(text)])) };
 }
 
-/** A reply of which nothing has come yet. */
-export const begun = (model, sampling) => ({
+/** A new, empty reply. */
+export const newReply = (model, sampling) => ({
   model,
   sampling,
   text: "",
@@ -87,12 +87,12 @@ export const begun = (model, sampling) => ({
   tokens: null,
 });
 
-/** The request that `turn`'s reply of this side answers: this side's own earlier replies are its history. */
+/** The request for the reply of this turn and side, with this side's earlier replies as its history. */
 export function requestOf(turns, turn, side) {
   const { model, sampling } = turns[turn].replies[side];
   const messages = [];
   for (const { ask, replies } of turns.slice(0, turn)) {
-    if (!replies[side]?.text) continue; // nothing was answered: two questions in a row would confuse the template
+    if (!replies[side]?.text) continue; // skip turns without a reply: templates expect alternating roles
     messages.push({ role: "user", content: ask }, { role: "assistant", content: replies[side].text });
   }
   messages.push({ role: "user", content: turns[turn].ask });

@@ -1,4 +1,4 @@
-// All texts of the page, in both languages.
+// The texts of the page in English and Chinese.
 
 const EN = {
   other_language: "中文",
@@ -145,14 +145,14 @@ const ZH = {
 const LANGUAGES = { en: EN, zh: ZH };
 let current = "en";
 
-/** "en" or "zh": the chosen one, or the first of the browser's languages that the page speaks. */
+/** Sets and returns the language, "en" or "zh": `chosen`, or the first supported one of the browser's languages. */
 export function useLanguage(chosen) {
   const wanted = [chosen, ...navigator.languages].filter(Boolean).map((tag) => tag.slice(0, 2).toLowerCase());
   current = wanted.find((tag) => tag in LANGUAGES) ?? "en";
   return current;
 }
 
-/** The text in the current language, its {placeholders} filled in. */
+/** The text `name` in the current language, with {placeholders} replaced by `values`. */
 export function t(name, values = {}) {
   return LANGUAGES[current][name].replace(/\{(\w+)\}/g, (_, key) => values[key]);
 }

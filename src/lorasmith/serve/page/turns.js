@@ -1,11 +1,11 @@
-// The conversation on the screen. What models and people write enters as text nodes only, never as HTML.
+// Rendering the conversation. Text of users and models is only ever inserted as text nodes, never as HTML.
 
 import { CUT_OFF, NO_ANSWER } from "./api.js";
 import { t } from "./texts.js";
 
-const COPIED_FOR = 1500; // milliseconds that a button says so
+const COPIED_FOR = 1500; // milliseconds for which a button shows "copied"
 
-/** A new element with a class, text and attributes. */
+/** Creates an element with a class, text and attributes. */
 export function make(tag, name = "", text = "", attributes = {}) {
   const node = document.createElement(tag);
   if (name) node.className = name;
@@ -20,7 +20,7 @@ function button(text, name, onClick) {
   return node;
 }
 
-/** Why a reply failed, in a sentence; the server's own message is quoted as it is. */
+/** A sentence that says why a request failed; includes the server's message. */
 export function because({ status, message, retryAfter }) {
   if (status === NO_ANSWER) return t("no_answer");
   if (status === CUT_OFF) return t("cut_off");
@@ -28,7 +28,7 @@ export function because({ status, message, retryAfter }) {
   return t("refused", { status, message });
 }
 
-/** How it ended, tokens, their rate, the wait: the line below a reply. */
+/** The line below a reply: how it ended, number of tokens, tokens per second, time to first token, seed. */
 function factsOf({ finish, tokens, rate, first, sampling }) {
   const counted = tokens === 1 ? t("one_token") : tokens !== null && t("tokens", { tokens });
   const ends = { stopped: t("stopped"), interrupted: t("interrupted") };
@@ -41,7 +41,7 @@ function factsOf({ finish, tokens, rate, first, sampling }) {
   ].filter(Boolean);
 }
 
-/** One reply: `append` adds text as it comes, `refresh` shows what else is known of it. */
+/** The view of one reply: `append` adds text, `refresh` shows its current state. */
 class ReplyView {
   constructor(reply, side, isNew, onCopy) {
     this.reply = reply;
@@ -74,7 +74,7 @@ class ReplyView {
 
   refresh() {
     const { running, text, error } = this.reply;
-    if (!running) this.text.data = text.trimEnd(); // lines without words, before the model was cut
+    if (!running) this.text.data = text.trimEnd(); // without trailing blank lines
     this.node.setAttribute("aria-busy", String(running));
     this.node.classList.toggle("waiting", running && !text);
     this.node.classList.toggle("running", running);
@@ -85,13 +85,13 @@ class ReplyView {
   }
 }
 
-/** All turns, in the section `place`. `shown` holds the views as shown[turn][side]. */
+/** The view of all turns, in the element `place`. shown[turn][side] is a ReplyView. */
 export class Conversation {
   constructor(place, { onCopy, onAgain }) {
     Object.assign(this, { place, onCopy, onAgain, shown: [], again: null });
   }
 
-  /** Draws everything anew: at the start, and after a change of language or models. */
+  /** Renders everything again: at the start, and when the language or the models change. */
   show(turns, models) {
     this.place.replaceChildren();
     this.shown = [];
@@ -112,7 +112,7 @@ export class Conversation {
     else this.place.append(node);
   }
 
-  /** Offers to answer the last turn again, unless replies are running. */
+  /** Shows or hides the button that regenerates the replies to the last turn. */
   offerAgain(offered) {
     this.again?.remove();
     if (!offered || !this.place.lastElementChild) return;

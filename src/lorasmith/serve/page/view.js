@@ -1,11 +1,11 @@
-// Everything on the screen around the conversation: words, colours, models, sampling, notices.
+// Rendering everything around the conversation: labels, theme, models, sampling settings, notices.
 
 import { t, useLanguage } from "./texts.js";
 import { make } from "./turns.js";
 
 export const at = (id) => document.getElementById(id);
 
-/** Puts the page's own words in the chosen language (null: the browser's). */
+/** Sets the language of the page's labels; null for the browser's language. */
 export function dress(language) {
   document.documentElement.lang = useLanguage(language) === "zh" ? "zh-CN" : "en";
   for (const node of document.querySelectorAll("[data-text]")) node.textContent = t(node.dataset.text);
@@ -23,7 +23,7 @@ export function colour(theme) {
 
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
 
-/** What the server says of a model; every part of it may be missing, and all of it until the server has answered. */
+/** What is known about a model. Each part may be missing; `model` is undefined until the list has been fetched. */
 function factsOf(model) {
   if (!model) return [];
   if (!model.parent) return [t("base")];
@@ -35,7 +35,7 @@ function factsOf(model) {
   ].filter(Boolean);
 }
 
-/** A choice of model for each side, with what is known of the chosen one. */
+/** A menu of models for each side, with facts about the selected one. */
 export function showModels(models, chosen, onChoose) {
   const labels = chosen.length > 1 ? ["model_first", "model_second"] : ["model_only"];
   const sides = chosen.map((name, side) => {
@@ -56,7 +56,7 @@ export function showModels(models, chosen, onChoose) {
   if (focused?.startsWith("model-")) at(focused)?.focus();
 }
 
-/** The fields of the sampling, and their values in a line for when they are folded away. */
+/** The sampling settings, and a summary for when they are folded. */
 export function showSampling(sampling) {
   for (const [name, value] of Object.entries(sampling)) {
     const field = at("sampling").querySelector(`[name="${name}"]`);
@@ -66,20 +66,20 @@ export function showSampling(sampling) {
   at("chosen").textContent = given.map(([name, value]) => t(`chosen_${name}`, { value })).join(" · ");
 }
 
-/** The one button of the composer: it stops while replies run, so that focus stays where it is. */
+/** The button of the composer: one button for send and stop, so that it keeps the focus. */
 export function showRunning(running) {
   at("send").textContent = t(running ? "stop" : "send");
   at("send").classList.toggle("stop", running);
   at("new").disabled = running;
 }
 
-/** A sentence above the composer; "" takes it away. */
+/** Shows a message above the composer; "" hides it. */
 export function notice(text) {
   at("notice").textContent = text;
   at("notice").hidden = !text;
 }
 
-/** For screen readers only: read aloud once, when it is set. */
+/** Announces a text to screen readers. */
 export function say(text) {
   at("spoken").textContent = text;
 }
@@ -89,13 +89,13 @@ export function askForKey(asked) {
   if (asked) at("key-text").focus();
 }
 
-/** The field of the message grows with its text, up to what its style allows. */
+/** Adapts the height of the message field to its text, up to the maximum of its style. */
 export function fit(field) {
   field.style.height = "auto";
   field.style.height = `${field.scrollHeight}px`;
 }
 
-/** Keeps the newest text in sight, unless the reader has scrolled up. */
+/** Scrolls to the newest text, unless the user has scrolled up. */
 export function follower() {
   const page = document.documentElement;
   let follows = true;

@@ -1,7 +1,8 @@
-"""Completions, limits, errors and watching, through the openai package and curl."""
+"""The routes, through the openai package and curl: models, completions, errors, health, and the page's files."""
 
 import json
-import subprocess
+import urllib.request
+from pathlib import Path
 
 import openai
 import pytest
@@ -9,20 +10,9 @@ import torch
 
 from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.config.model import ModelConfig
-from lorasmith.engine.scoring import BATCH_TOKENS, prompt_batches
 from lorasmith.loading.load import load_base
 from lorasmith.model.probe import native_attention
-from lorasmith.serve.tool_calls import ToolCallStream, parse_tool_calls
-from tests.support.serving import Running, said, user
-
-HI = "What do cats eat?"
-
-
-def curl(*words: str) -> tuple[int, str]:
-    """Status and body."""
-    done = subprocess.run(["curl", "-s", "-m", "20", "-w", "\n%{http_code}", *words], capture_output=True, text=True)
-    body, _line, status = done.stdout.rpartition("\n")
-    return int(status), body
+from tests.support.serving import HI, LONG, Running, curl, running, said, slow, user, wait_for
 
 
 def test_models_say_what_they_are(served: Running):
@@ -52,39 +42,6 @@ def test_echo_with_logprobs_scores_the_prompt_as_lm_eval_asks(served: Running):
     best = base.tokenizer.decode([int(logits[0].argmax())])
     assert first.top_logprobs[1] == pytest.approx({best: float(logits[0].max())}, abs=1e-5)
     assert "".join(first.tokens[:5]) == base.tokenizer.decode(ids)
-
-
-def test_logprobs_and_json_of_a_chat(served: Running):
-    asked = {"model": "calm", "messages": user(HI), "temperature": 0}
-    told = served.client().chat.completions.create(**asked, max_tokens=4, logprobs=True, top_logprobs=2)
-    content = told.choices[0].logprobs.content
-    assert content[0].logprob == content[0].top_logprobs[0].logprob  # greedy: the likeliest
-    assert "".join(one.token for one in content).startswith(said(told)[:1])
-
-
-def test_json_where_it_is_asked_for(served: Running):
-    pytest.importorskip("llguidance")
-    form = {"type": "json_object"}
-    client = served.client()
-    reply = client.chat.completions.create(model="calm", messages=user(HI), max_tokens=8, response_format=form)
-    assert said(reply).startswith("{")
-
-
-@pytest.mark.parametrize("prompt", ["What do", ["What do", "cats"], [5, 9, 40], [[5, 9], [40]]])
-def test_prompts_in_all_four_forms(served: Running, prompt):
-    reply = served.client().completions.create(model="calm", prompt=prompt, max_tokens=3, n=2)
-    assert reply.id.startswith("cmpl-")
-    many = isinstance(prompt, list) and not isinstance(prompt[0], int)
-    assert [choice.index for choice in reply.choices] == list(range(2 * (len(prompt) if many else 1)))
-
-
-def test_seeds_repeat_and_choices_differ(served: Running):
-    client = served.client()
-    asked = {"model": "loud", "messages": user(HI), "max_tokens": 8, "seed": 7, "n": 3, "temperature": 1.5}
-    first, second = (client.chat.completions.create(**asked) for _time in range(2))
-    texts = [choice.message.content for choice in first.choices]
-    assert texts == [choice.message.content for choice in second.choices]
-    assert len(set(texts)) == 3
 
 
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
@@ -145,26 +102,6 @@ def test_curl_is_told_what_is_wrong_with_a_body(served: Running):
     assert json.loads(curl(f"{served.url}/v1/nothing")[1])["error"]["type"] == "not_found_error"
 
 
-def test_health_ready_and_metrics(served: Running):
-    assert curl(f"{served.url}/health")[0] == curl(f"{served.url}/ready")[0] == 200
-    said(served.client().chat.completions.create(model="calm", messages=user(HI), max_tokens=2, temperature=0))
-    text = curl(f"{served.url}/metrics")[1]
-    for name in ("num_requests_running", "generation_tokens_total", "time_to_first_token_seconds_count"):
-        assert f'lorasmith:{name}{{model_name="calm"}}' in text
-    assert "lorasmith:kv_cache_usage_perc" in text
-
-
-def test_calls_of_tools_are_read_where_they_are_json():
-    text = 'Well.\n<tool_call>\n{"name": "find", "arguments": {"word": "猫"}}\n</tool_call>'
-    content, calls = parse_tool_calls(text)
-    assert content == "Well."
-    assert calls[0]["function"] == {"name": "find", "arguments": '{"word": "猫"}'}
-    assert parse_tool_calls("<tool_call>find</tool_call>") == ("<tool_call>find</tool_call>", [])
-    held = ToolCallStream()
-    assert "".join(map(held.push, text)) == "Well.\n"
-    assert held.close()[1][0]["function"]["name"] == "find"
-
-
 def test_no_message_is_said_in_words(served: Running):
     with pytest.raises(openai.BadRequestError, match="messages: invalid value \\[\\]: must be a non-empty list"):
         served.client().chat.completions.create(model="calm", messages=[])
@@ -187,24 +124,27 @@ def test_an_error_of_our_own_has_openais_form(served: Running, monkeypatch: pyte
     assert caught.value.type == "server_error"
 
 
-def test_prompts_are_scored_in_rows():
-    long, short = [1] * (BATCH_TOKENS - 1), [1, 2]
-    assert list(prompt_batches(list(map(len, [short, short, long, short])))) == [[0, 1], [2], [3]]
+def test_a_client_that_leaves_frees_its_place(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    with running(runs, slots=1, queue=1) as served:
+        slow(served, monkeypatch)
+        engine, client, cancelled = served.manager.worker.engine, served.client(), []
+        cancel = engine.cancel
+        monkeypatch.setattr(engine, "cancel", lambda key: (cancelled.append(key), cancel(key)))
+        with client.chat.completions.create(model="loud", **LONG, stream=True) as pieces:
+            next(iter(pieces))
+        wait_for(lambda: not served.manager.in_flight and not engine.busy)
+        with pytest.raises(openai.APITimeoutError):
+            client.with_options(timeout=0.2).chat.completions.create(model="loud", **LONG)
+        wait_for(lambda: not served.manager.in_flight and not engine.busy)
+        assert len(cancelled) == 2
 
 
 @pytest.mark.parametrize(
-    ("header", "status"),
-    [
-        ("Host: evil.example", 403),
-        ("Host: 127.0.0.1.evil.example:8000", 403),
-        ("Host: [evil", 403),
-        ("Host: LOCALHOST:9", 200),
-        ("Host: [::1]:9", 200),
-        ("Origin: https://evil.example", 403),
-        ("Origin: null", 403),
-        ("Origin: http://localhost:3000", 200),
-        ("Origin: app://notes", 200),
-    ],
+    ("path", "kind"), [("", "text/html"), ("page/main.js", "text/javascript"), ("page/style.css", "text/css")]
 )
-def test_pages_from_elsewhere_are_refused_where_no_key_is_asked_for(served: Running, header, status):
-    assert curl(f"{served.url}/v1/models", "-H", header)[0] == status
+def test_the_page_is_served_with_its_types_and_nothing_else_is(served: Running, path: str, kind: str):
+    with urllib.request.urlopen(f"{served.url}/{path}", timeout=20) as reply:
+        assert reply.headers["Content-Type"].split(";")[0] == kind
+        assert reply.headers["X-Content-Type-Options"] == "nosniff"
+    for other in ("page/app.py", "page/..%2Fapp.py", "page/none.js"):
+        assert curl(f"{served.url}/{other}")[0] == 404

@@ -1,4 +1,8 @@
-"""Chat completions through the openai package: whole and streamed, each adapter its own answer."""
+"""Replies as JSON and as streams, through the openai package."""
+
+import json
+import urllib.request
+from pathlib import Path
 
 import openai
 import pytest
@@ -7,10 +11,9 @@ from lorasmith.adapters.session import open_adapters
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.data.rows.conversation import Message
+from lorasmith.serve import request_manager, responses
 from tests.support import tiny
-from tests.support.serving import Running, said, user
-
-HI = "What do cats eat?"
+from tests.support.serving import HI, LONG, Running, running, said, slow, user
 
 
 def test_answers_are_those_of_the_library(served: Running):
@@ -41,3 +44,26 @@ def test_an_unknown_model_names_the_nearest(served: Running):
     with pytest.raises(openai.NotFoundError, match="Did you mean 'loud'") as caught:
         served.client().chat.completions.create(model="lout", messages=user(HI))
     assert caught.value.code == "model_not_found"
+
+
+def test_logprobs_and_json_of_a_chat(served: Running):
+    asked = {"model": "calm", "messages": user(HI), "temperature": 0}
+    told = served.client().chat.completions.create(**asked, max_tokens=4, logprobs=True, top_logprobs=2)
+    content = told.choices[0].logprobs.content
+    assert content[0].logprob == content[0].top_logprobs[0].logprob  # greedy: the likeliest
+    assert "".join(one.token for one in content).startswith(said(told)[:1])
+
+
+def test_a_stream_that_waits_is_kept_alive(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    for module in (request_manager, responses):
+        monkeypatch.setattr(module, "HEARTBEAT", 0.1)
+    with running(runs, slots=1) as served:
+        slow(served, monkeypatch)
+        first = served.client().chat.completions.create(model="loud", **LONG, stream=True)
+        next(iter(first))
+        body = {"model": "calm", "messages": user(HI), "max_tokens": 2, "stream": True}
+        request = urllib.request.Request(f"{served.url}/v1/chat/completions", json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=20) as reply:
+            text = reply.read().decode()
+        assert "\n\n: still at it\n\n" in text
+        assert text.endswith("data: [DONE]\n\n")

@@ -29,15 +29,6 @@ STACKED = ("llama", "qwen2", "qwen3", "mistral")  # in groups only: gemma3_text,
 GROUPED = (*STACKED, "gemma3_text", "olmo2", "granite")
 
 
-@pytest.mark.parametrize("family", [*GROUPED, "gpt2", "opt"])
-def test_what_is_recognised_is_found_by_structure_and_tried(family: str) -> None:
-    found = decoder_of(base_of(family))
-    assert (found.problem, found.plain) == (None, "")
-    assert found.bank is not None
-    assert bool(found.bank.groups) == (family in GROUPED)
-    assert found.has_stack == (family in STACKED)
-
-
 def plainly(base: Base) -> Packed:
     """A layout that runs the model's own modules with the adapters that are in them."""
     return Packed(base, 16, 512, 2**15, FastDecoder(base))
@@ -119,27 +110,6 @@ def test_weights_are_still_those_of_the_model() -> None:
     assert {layer.weight.untyped_storage().data_ptr() for layer in group.layers.values()} == {
         group.W_OI.untyped_storage().data_ptr()
     }
-
-
-def test_a_stack_that_computes_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = base_of("llama")
-    monkeypatch.setattr("lorasmith.model.fast.stack.gated", lambda gate, up, gelu: gate * up)
-    found = decoder_of(base)
-    assert (found.problem, found.has_stack, found.plain) == (None, False, "")
-    assert found.bank is not None
-
-
-def test_groups_that_fail_leave_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_args: object) -> torch.Tensor:
-        raise ModelError("no such product")
-
-    base = base_of("llama")
-    monkeypatch.setattr("lorasmith.lora.fused.bank.BankedLinears.__call__", fails)
-    found = decoder_of(base)
-    assert (found.problem, found.bank) == (None, None)
-    assert "no such product" in found.plain
-    monkeypatch.undo()
-    assert run(Engine(base), [request(prompts(4)[0])])
 
 
 def test_outside_of_a_step_the_model_is_its_own() -> None:

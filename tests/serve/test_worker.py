@@ -1,5 +1,6 @@
-"""What the server does where memory is short: fewer at once and said so, nothing lost, nobody refused for another."""
+"""Requests take turns, wait where memory is short and are told when a step fails or the thread ends."""
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable
@@ -7,18 +8,10 @@ from pathlib import Path
 
 import openai
 import pytest
-import torch
 
-from lorasmith.config.model import ModelConfig
 from lorasmith.engine import kv_cache, scheduler
-from lorasmith.loading.load import load_base
-from lorasmith.serve import startup
-from lorasmith.serve.startup import cache_tokens
-from lorasmith.system import memory
-from tests.support import tiny
-from tests.support.serving import Running, running, said, slow, user, wait_for
-
-HI = "What do cats eat?"
+from lorasmith.serve.worker import WorkerStopped
+from tests.support.serving import HI, Running, ask, running, said, slow, user, wait_for
 
 
 @pytest.fixture
@@ -44,7 +37,8 @@ def test_chats_without_a_bound_run_beside_each_other(runs: Path, monkeypatch: py
     with running(runs, slots=4, cache_tokens=4 * 128, context=120) as served:
         slow(served, monkeypatch)
         client = served.client()
-        streams = [client.chat.completions.create(model="calm", messages=user(HI), stream=True) for _n in range(4)]
+        asked = {"model": "calm", "messages": user(HI), "temperature": 0}
+        streams = [client.chat.completions.create(**asked, stream=True) for _n in range(4)]
         for stream in streams:
             next(iter(stream))
         assert metrics(served)['lorasmith:num_requests_running{model_name="calm"}'] == 4
@@ -91,28 +85,10 @@ def test_what_waits_for_memory_is_not_called_running(runs: Path, monkeypatch: py
             thread.join()
 
 
-def test_the_context_is_no_longer_than_the_cache(runs: Path) -> None:
-    with running(runs, cache_tokens=40) as served:
-        (model, *_rest) = served.client().models.list()
-        assert model.max_model_len == 40
-        with pytest.raises(openai.BadRequestError, match="context length of 40 tokens"):
-            served.client().completions.create(model="calm", prompt=[5] * 39, max_tokens=4)
-        assert served.client().completions.create(model="calm", prompt=[5] * 39, max_tokens=1).choices
-
-
-def test_the_cache_is_a_quarter_of_what_is_free_where_the_base_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = load_base(ModelConfig(model=str(tiny.model_folder()), dtype="float32", device="cpu"))
-    asked: list[torch.device] = []
-    monkeypatch.setattr(startup, "available_mib", lambda device: asked.append(device) or 64.0)
-    per_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, their size, bytes
-    assert cache_tokens(base) == 64 * 2**20 // 4 // per_token
-    assert asked == [base.device]
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_allocation_that_fails_is_a_503_and_the_server_goes_on(runs: Path, monkeypatch, stream) -> None:
     with running(runs) as served:
-        asked = {"model": "calm", "messages": user(HI), "max_tokens": 4}
+        asked = {"model": "calm", "messages": user(HI), "max_tokens": 4, "temperature": 0}
         error = RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8589934592 bytes.")
 
         def fails(*_args: object) -> None:
@@ -126,21 +102,39 @@ def test_an_allocation_that_fails_is_a_503_and_the_server_goes_on(runs: Path, mo
         assert said(served.client().chat.completions.create(**asked))
 
 
-def test_an_adapter_for_which_memory_is_short_is_refused_alone(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_is_asked_of_the_model_as_it_breaks_is_told_so(runs: Path, monkeypatch: pytest.MonkeyPatch):
     with running(runs) as served:
-        registry = served.manager.registry
+        worker, stepping, gate = served.manager.worker, threading.Event(), threading.Event()
+        monkeypatch.setattr(worker.engine, "step", lambda: (stepping.set(), gate.wait(10), 1 / 0))
+        stream = threading.Thread(
+            target=lambda: ask(served, "POST", "/v1/completions", {"model": "calm", "prompt": "x"})
+        )
+        stream.start()
+        assert stepping.wait(10)
+        late = asyncio.run_coroutine_threadsafe(worker.call(lambda: 1), worker._loop)
+        wait_for(lambda: worker._inbox.qsize() == 1)
+        gate.set()
+        with pytest.raises(WorkerStopped):
+            late.result(10)
+        stream.join()
 
-        def fails(*_args: object) -> None:
-            raise MemoryError
 
-        monkeypatch.setattr("lorasmith.serve.registry.attach", fails)
-        with pytest.raises(openai.InternalServerError, match="not enough memory"):
-            served.client().post("/adapters", body={"name": "new", "path": "loud"}, cast_to=object)
-        assert "new" not in registry.names()
-        assert said(served.client().chat.completions.create(model="calm", messages=user(HI), max_tokens=2))
+def test_adapters_take_turns(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    with running(runs, slots=1) as served:
+        slow(served, monkeypatch)
+        client, order = served.client(), []
 
+        def one(model: str) -> None:
+            client.chat.completions.create(model=model, messages=user(HI), max_tokens=5, temperature=0)
+            order.append(model)
 
-def test_memory_is_the_least_of_all_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = load_base(ModelConfig(model=str(tiny.model_folder()), dtype="float32", device="cpu"))
-    monkeypatch.setattr(memory, "_groups_mib", lambda: 0.0)
-    assert cache_tokens(base) == kv_cache.FIRST_CAPACITY
+        threads = [threading.Thread(target=one, args=("loud",)) for _n in range(6)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(served.manager.in_flight) + len(order) == 6)
+        threads.append(threading.Thread(target=one, args=("calm",)))
+        threads[-1].start()
+        for thread in threads:
+            thread.join()
+        assert order.index("calm") < len(order) - 2

@@ -1,0 +1,48 @@
+"""The first values of A and B."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lorasmith.config.lora import LoraConfig
+from lorasmith.lora.init import initialise
+from lorasmith.lora.layer import LoRAEmbedding, LoRALayer
+from lorasmith.lora.router import Router
+
+
+@pytest.mark.parametrize("kind", ["default", "gaussian"])
+def test_start_is_random_in_a_zero_in_b_and_the_same_for_the_same_seed(kind: Any) -> None:
+    drawn = []
+    for seed in (0, 0, 1):
+        module = LoRALayer(nn.Linear(400, 300), 400, 300, Router())
+        module.add("a", 50, 1.0, 0.0, torch.device("cpu"))
+        initialise(module, "a", LoraConfig(init_lora_weights=kind), torch.Generator().manual_seed(seed))
+        assert not module.lora_B["a"].weight.any()
+        drawn.append(module.lora_A["a"].weight.detach())
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    # Kaiming-uniform with a = sqrt(5): U(-1/sqrt(I), 1/sqrt(I)); gaussian: N(0, 1/r)
+    wanted = 1 / 50 if kind == "gaussian" else (1 / 400**0.5) / 3**0.5
+    assert float(drawn[0].std()) == pytest.approx(wanted, rel=0.02)
+    assert (float(drawn[0].abs().max()) <= 1 / 400**0.5) == (kind == "default")
+
+
+@pytest.mark.parametrize("kind", ["default", "gaussian"])
+def test_an_embedding_starts_with_a_zero(kind: Any) -> None:
+    module = LoRAEmbedding(nn.Embedding(300, 40), Router())
+    module.add("a", 8, 1.0, torch.device("cpu"))
+    initialise(module, "a", LoraConfig(init_lora_weights=kind), torch.Generator().manual_seed(0))
+    assert not module.lora_embedding_A["a"].any()
+    wanted = 1 / 8 if kind == "gaussian" else 1.0
+    assert float(module.lora_embedding_B["a"].detach().std()) == pytest.approx(wanted, rel=0.15)
+
+
+def test_parameters_without_memory_are_left_alone() -> None:
+    """On the meta device, where sizes are counted only."""
+    with torch.device("meta"):
+        module = LoRALayer(nn.Linear(4, 3), 4, 3, Router())
+    module.add("a", 2, 1.0, 0.0, torch.device("meta"))
+    initialise(module, "a", LoraConfig(), torch.Generator())
+    assert module.lora_A["a"].weight.is_meta

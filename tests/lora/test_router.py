@@ -1,0 +1,27 @@
+"""Which adapter a token uses."""
+
+import pytest
+
+from lorasmith.lora.router import Router, Slice
+
+
+def test_without_slices_every_token_uses_the_active_adapter() -> None:
+    router = Router()
+    assert router.slices_of(7) == (Slice(None, 0, 7),)
+    router.active = "a"
+    assert router.slices_of(7) == (Slice("a", 0, 7),)
+    router.route([("b", 0, 7)])
+    assert router.slices_of(3) == (Slice("b", 0, 3),)  # part of the batch, since one adapter is used for all of it
+    router.route(None)
+    assert router.slices_of(7) == (Slice("a", 0, 7),)
+
+
+def test_slices_hold_for_one_size_and_each_route_is_a_turn() -> None:
+    router = Router()
+    router.route([("a", 0, 3), (None, 3, 5)], stacked=True)
+    assert router.slices_of(5) == (Slice("a", 0, 3), Slice(None, 3, 5))
+    assert (router.stacked, router.turn) == (True, 1)
+    with pytest.raises(AssertionError, match="routed for 5 tokens, called with 4"):
+        router.slices_of(4)
+    router.route(None)
+    assert (router.slices, router.stacked, router.turn) == (None, False, 2)
