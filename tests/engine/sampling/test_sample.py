@@ -13,9 +13,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.sampling import Sampling, SamplingConfig
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.sampling import sample as sampling
+from lorasmith.engine.sampling.next_token import next_tokens
 from lorasmith.engine.sampling.penalty import PenalizedRow, TokenCounts, apply_penalties
 from lorasmith.engine.sampling.sample import Rules, filter_probabilities, sample
 from tests.support.decoding import base_of, drain, prompts, request, run, running_request
@@ -116,6 +117,30 @@ def test_settings_beyond_what_a_tensor_holds_draw_no_barred_token(settings: dict
         apply_penalties(logits, [PenalizedRow(0, TokenCounts(range(40)), one.request.sampling)])
         assert logits.isfinite().all()
         assert int(sample(logits.masked_fill(barred, -torch.inf), Rules.of([one.request.sampling], [0], CPU))) < 3
+
+
+# A value of each parameter under which other tokens are sampled than without it, at temperature 1.
+CHANGES = {
+    "temperature": 0.3, "top_p": 0.3, "top_k": 2, "min_p": 0.5, "repetition_penalty": 5.0, "presence_penalty": 2.0,
+    "frequency_penalty": 2.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", Sampling.model_fields)
+def test_every_parameter_changes_what_is_sampled(name: str) -> None:
+    """The API and the command line offer whatever config/sampling.py defines, so nothing there may do nothing."""
+    assert name in CHANGES, f"{name} has no value here: show that it changes something, or take it out"
+    logits = torch.randn(1, 50).expand(64, -1)
+
+    def tokens(**settings: float) -> list[int]:
+        rows = [running_request([1, 2, 3], **{"temperature": 1.0, "seed": seed} | settings) for seed in range(64)]
+        for row in rows:
+            for token in range(25):
+                if row.token_counts is not None:
+                    row.token_counts.add(token)
+        return next_tokens(logits.clone(), rows)
+
+    assert tokens(**{name: CHANGES[name]}) != tokens()
 
 
 SEEDED = {
