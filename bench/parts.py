@@ -29,7 +29,8 @@ from lorasmith.config.model import ModelConfig
 from lorasmith.config.toml import Config
 from lorasmith.data.dataset.plan import plan
 from lorasmith.i18n import _
-from lorasmith.loading.load import find_folder, load_tokenizer
+from lorasmith.loading.folder import find_folder
+from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.model.row import flatten
 from lorasmith.report import Report
 from lorasmith.runs.train import train

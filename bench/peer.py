@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 from bench.rows import Kind, examples, for_trainer
-from lorasmith.loading.load import load_tokenizer
+from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.system.device import use_all_cores
 
 LORA: dict[str, dict[str, Any]] = {

@@ -12,9 +12,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from bench.programs import ROOT
 from lorasmith.config.data import DataConfig
 from lorasmith.data.dataset.prepare import prepare
-from lorasmith.data.read.files import read
+from lorasmith.data.read.files import read_records
 from lorasmith.data.template.encoding import Template
-from lorasmith.loading.load import load_tokenizer
+from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.model.row import Example
 
 ALPACA_FILE = ROOT.parent / "shared" / "data" / "alpaca_zh_demo.json"
@@ -68,11 +68,11 @@ class Rows:
 def records_of(kind: Kind) -> list[dict[str, Any]] | None:
     """All rows of the demo or of the alpaca file; None where the latter is not there."""
     if kind is ALPACA:
-        return [record.fields for record in read(ALPACA_FILE)] if ALPACA_FILE.is_file() else None
+        return [record.fields for record in read_records(ALPACA_FILE)] if ALPACA_FILE.is_file() else None
     from lorasmith.demo.run import demo_files  # here, so that the peer's start does not pay for it
     from lorasmith.report import Report
 
-    return [record.fields for record in read(demo_files(Report())[0])]
+    return [record.fields for record in read_records(demo_files(Report())[0])]
 
 
 def examples(file: Path, kind: Kind, model: Path, tokenizer: PreTrainedTokenizerBase) -> list[Example]:

@@ -19,9 +19,9 @@ HANDED_ON = (
     ("config/files.py", "_not_json", "RunError"),
     ("config/files.py", "_not_an_object", "AdapterError"),
     ("config/files.py", "_not_an_object", "ModelError"),
-    ("data/rows/forms.py", "_alpaca_problem", "DataError"),
-    ("data/rows/forms.py", "_prompt_problem", "DataError"),
-    ("data/rows/forms.py", "_plain_problem", "DataError"),
+    ("data/rows/formats.py", "_alpaca_problem", "DataError"),
+    ("data/rows/formats.py", "_prompt_problem", "DataError"),
+    ("data/rows/formats.py", "_plain_problem", "DataError"),
 )
 # What pydantic and argparse catch, and config/values.py and cli/flags.py turn into a ConfigError.
 ALIASES = {"ValueError": "ConfigError", "ArgumentTypeError": "ConfigError"}

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lorasmith.cli.check_result import row_text
-from lorasmith.data.read.files import look
+from lorasmith.data.read.files import read_file
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import DataError
 from lorasmith.i18n import using_language
@@ -52,7 +52,7 @@ def page(language: str) -> str:
 
 def _read(*names: str, **renamed: str) -> list[str]:
     """What the reader says of these files."""
-    return block("text", "\n".join(note for name in names for note in look(name, renamed=renamed).notes))
+    return block("text", "\n".join(note for name in names for note in read_file(name, renamed=renamed).notes))
 
 
 def _row(one: dict[str, Any], language: str, tools: str) -> list[str]:
@@ -60,7 +60,7 @@ def _row(one: dict[str, Any], language: str, tools: str) -> list[str]:
     Path("rows.jsonl").write_text(one["text"].lstrip("\n"), "utf-8")
     made = tokenizer()
     template = Template.of(made, one.get("template", "chatml"))
-    (record,) = look("rows.jsonl", renamed=one.get("map", {})).records
+    (record,) = read_file("rows.jsonl", renamed=one.get("map", {})).records
     texts = [
         row_text(text_spans(example, made, template.stop_ids), marked=True, whole=True).plain
         for example in template.encode_row(template.conversation(record))
@@ -74,7 +74,7 @@ def _mistakes(text: str) -> list[str]:
     """A file with mistakes, and all that is said of them."""
     Path("rows.jsonl").write_text(text.lstrip("\n"), "utf-8")
     try:
-        look("rows.jsonl")
+        read_file("rows.jsonl")
     except DataError as error:
         return [*block("text", text.lstrip("\n")), *block("text", "\n".join(error.problems))]
     raise AssertionError("no mistake was found")

@@ -80,7 +80,7 @@ class Ours:
 
     def switches(self) -> dict[str, float]:
         """Median milliseconds to switch to an adapter that is held in memory, and to one in the bank."""
-        decoder = self.base.decoding
+        decoder = self.base.fast_decoder
         assert decoder is not None
         assert decoder.bank is not None
         bank = decoder.bank

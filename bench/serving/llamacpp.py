@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from lorasmith.loading.load import find_folder
+from lorasmith.loading.folder import find_folder
 from lorasmith.lora.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lorasmith.report import Report
 

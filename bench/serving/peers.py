@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from lorasmith.loading.load import find_folder
+from lorasmith.loading.folder import find_folder
 from lorasmith.report import Report
 
 

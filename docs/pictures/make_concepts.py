@@ -27,7 +27,7 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.demo.run import MODEL, demo_config, demo_files
 from lorasmith.evaluation.loss import compare, evaluate_loss
 from lorasmith.loading.gguf import packaged_model
-from lorasmith.loading.load import load_tokenizer
+from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.model.row import IGNORED, Example, Row, flatten
 from lorasmith.report import Report
 from lorasmith.runs.train import train

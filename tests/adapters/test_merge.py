@@ -22,7 +22,8 @@ from lorasmith.config.model import ModelConfig
 from lorasmith.data.rows.conversation import Message
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError, ModelError, RunError
-from lorasmith.loading.load import load_base, load_tokenizer
+from lorasmith.loading.load import load_base
+from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.lora.inject import inject
 from lorasmith.model.identity import identity
 from lorasmith.system.locking import locked
@@ -332,7 +333,7 @@ def test_overwrite_leaves_alone_what_is_no_model(tmp_path):
     papers.mkdir()
     (papers / "thesis.txt").write_text("years of work")
     for there, why in (
-        (papers, "was not written by `lorasmith merge`"),
+        (papers, "was not written by lorasmith"),
         (papers / "thesis.txt", "is a file, not a folder"),
     ):
         with pytest.raises(RunError, match=why):
@@ -348,7 +349,7 @@ def test_overwrite_leaves_alone_what_is_being_merged(tmp_path, monkeypatch):
     monkeypatch.chdir(base)
     before = (base / "model.safetensors").read_bytes()
     for there in (base, tmp_path / "link", ".", "../base"):
-        with pytest.raises(RunError, match="contains files that are needed for the merge"):
+        with pytest.raises(RunError, match="contains files that are still needed"):
             merge_run(run, there, FLOAT32, overwrite=True)
     shutil.move(tmp_path / "adapter", base / "adapter")
     with pytest.raises(RunError, match="base contains adapter, which lorasmith did not write"):
@@ -362,7 +363,7 @@ def test_overwrite_leaves_alone_what_looks_like_a_model_and_what_holds_more_than
     site.mkdir()
     (site / "config.json").write_text("{}")
     (site / "thesis.txt").write_text("years of work")
-    with pytest.raises(RunError, match="mysite was not written by `lorasmith merge`"):
+    with pytest.raises(RunError, match="mysite was not written by lorasmith"):
         merge_run(run, site, FLOAT32, overwrite=True)
     assert (site / "thesis.txt").read_text() == "years of work"
     out = tmp_path / "merged"

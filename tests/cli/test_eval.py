@@ -7,7 +7,9 @@ import pytest
 
 from lorasmith.cli.main import main
 from lorasmith.runs.evaluate import EvaluationOptions, evaluate
-from tests.support.tiny import rows_file, trained
+from tests.support.commands import as_json, refused, said
+from tests.support.peft_folder import peft_folder
+from tests.support.tiny import model_folder, rows_file, trained
 
 SPOILED = "<script>alert('&')</script> 你好"
 
@@ -103,3 +105,61 @@ def test_columns_of_other_names_are_read(capsys, runs, tmp_path):
     file.write_text("question,answer\n" + "".join(f"Is it {i}?,It is {i}.\n" for i in range(20, 32)), "utf-8")
     assert main(["eval", runs[0], str(file), "--map", "instruction=question", "output=answer"]) == 0
     assert "on 12 held-out examples" in capsys.readouterr().out
+
+
+# --- one adapter, of its own examples and of files
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    run = tmp_path_factory.mktemp("eval") / "run"
+    trained(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that PEFT made, and options that have lines of their own."""
+    options = {"use_rslora": True, "rank_pattern": {"q_proj": 9}, "alpha_pattern": {"v_proj": 3}}
+    return peft_folder(tmp_path_factory.mktemp("theirs"), target_modules="all-linear", **options)
+
+
+@pytest.fixture
+def seven(tmp_path: Path) -> str:
+    """A file of seven rows that no training saw."""
+    return rows_file(tmp_path / "seven.jsonl", range(30, 37))
+
+
+def test_eval_of_the_runs_own_examples(capsys, run):
+    summary = json.loads((run / "summary.json").read_text("utf-8"))
+    text = said(capsys, "eval", run, "--dtype", "float32")
+    wanted = f"held-out loss {summary['loss_before']:.4f} -> {summary['loss_after']:.4f} (perplexity "
+    assert any(line.startswith(wanted) for line in text.splitlines())
+    found = as_json(capsys, "eval", run, "--dtype", "float32")
+    assert found.keys() >= {"before", "after", "low", "high", "examples", "difference"}
+    assert [found["low"], found["high"]] == pytest.approx(summary["interval"], rel=1e-5)
+    assert found["difference"] == pytest.approx(summary["loss_after"] - summary["loss_before"], rel=1e-5)
+
+
+def test_eval_of_files(capsys, run, seven):
+    assert as_json(capsys, "eval", run, seven)["examples"] == 7
+    assert as_json(capsys, "eval", "--max-length", 64, "--too-long", "drop", run, seven)["examples"] in range(1, 7)
+
+
+def test_eval_of_a_folder_that_peft_made(capsys, theirs, seven):
+    assert main(["eval", str(theirs), seven, "--model", str(model_folder()), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["examples"] == 7
+    assert "the adapter was made by another tool, so the model's own chat template is used" in err
+
+
+@pytest.mark.parametrize("flag", [["--max-length", "64"], ["--too-long", "drop"]])
+def test_eval_refuses_limits_of_files_that_are_not_given(capsys, run, flag):
+    assert "only apply to files that you give" in refused(capsys, "eval", run, *flag)
+
+
+def test_eval_refuses_data_that_changed(capsys, tmp_path):
+    trained(tmp_path / "run")
+    rows_file(tmp_path / "rows.jsonl", range(1, 13))
+    assert "the data has changed since training" in refused(capsys, "eval", tmp_path / "run")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_verbs import as_json, refused, said
+from tests.support.commands import as_json, refused, said
 from tests.support.peft_folder import peft_folder
 from tests.support.tiny import model_folder, trained
 

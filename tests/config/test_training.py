@@ -101,9 +101,9 @@ def calls(monkeypatch: pytest.MonkeyPatch, run: Path, **options: Any) -> int:
         return forward(*args, **more)
 
     monkeypatch.setattr(
-        "lorasmith.training.assemble.speed_up", lambda base, *_: base.why.update(fast="")
+        "lorasmith.training.assemble.enable_fast_parts", lambda base, *_: base.why.update(fast="")
     )  # it computes a few short steps of its own
-    monkeypatch.setattr("lorasmith.training.assemble.refuse_untrained", lambda *_: None)  # as does this
+    monkeypatch.setattr("lorasmith.training.assemble.check_targets", lambda *_: None)  # as does this
     monkeypatch.setattr(LoRALayer, "forward", counted)
     trained(run, **BASE | {"held_out": 0} | options)
     monkeypatch.undo()

@@ -1,5 +1,6 @@
 """Tokenizers made here, with the chat templates of well known families: no file of any model is needed."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -124,3 +125,17 @@ def _make(template: str | None = None, lines: list[str] = LINES) -> PreTrainedTo
 def make() -> Make:
     """`make(template)`: a tokenizer of about 400 tokens with the named chat template, or with none."""
     return _make
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write(name, content)`: a file in an empty folder; rows become JSONL."""
+
+    def write(name, content):
+        if isinstance(content, list):
+            content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from lorasmith.data.hub import is_hub_name
-from lorasmith.data.read.files import ROW_FILES, look
+from lorasmith.data.read.files import ROW_FILES, read_file
 from lorasmith.errors import DataError, MissingExtraError
 from lorasmith.report import Report
 
@@ -36,7 +36,7 @@ def test_which_names_are_a_hubs(tmp_path, name, is_hub):
 
 def test_without_network_one_line_says_what_was_tried_and_how_to_go_on():
     with pytest.raises(DataError) as caught:
-        look("org/name")
+        read_file("org/name")
     (text,) = caught.value.problems
     assert "\n" not in text
     assert text.startswith(
@@ -54,7 +54,7 @@ def test_what_is_fetched_is_said_and_the_split_train_is_read(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *words: asked.append(words) or splits)
     report = Report()
     report.say = said.append
-    found = look("org/name:main", report=report)
+    found = read_file("org/name:main", report=report)
     assert [(r.fields, r.source) for r in found.records] == [(ROW, "org/name:main row 1")]
     assert asked == [("org/name", "main")]
     assert said == [
@@ -63,13 +63,13 @@ def test_what_is_fetched_is_said_and_the_split_train_is_read(monkeypatch):
     del splits["train"]
     splits["dev"] = splits["test"]
     with pytest.raises(DataError, match="org/name has no split 'train', only 'test', 'dev'"):
-        look("org/name")
+        read_file("org/name")
 
 
 def test_modelscope(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'lorasmith\[modelscope\]'"):
-        look("modelscope:org/name")
+        read_file("modelscope:org/name")
     folder = tmp_path / "fetched"
     folder.mkdir()
     (folder / "train.csv").write_text("instruction,output\nAsk,Answer\n")
@@ -80,9 +80,9 @@ def test_modelscope(tmp_path, monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(dataset_snapshot_download=fetch))
-    found = look("modelscope:org/name")
+    found = read_file("modelscope:org/name")
     assert [(r.fields, r.source) for r in found.records] == [(ROW, "modelscope:org/name row 1")]
     with pytest.raises(
         DataError, match=r"could not be downloaded as a dataset from https://modelscope\.cn \(no route\)"
     ):
-        look("modelscope:org/other")
+        read_file("modelscope:org/other")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorasmith.data.rows.conversation import Message
-from lorasmith.data.rows.forms import conversation
+from lorasmith.data.rows.formats import to_conversation
 from lorasmith.demo.conversations import conversations, demo_split
 from lorasmith.errors import DataError
 from lorasmith.loading.packages import CHITCHAT
@@ -42,7 +42,7 @@ TALK = [turn("a", "Hello", "you there?"), turn("b", " yes "), turn("a", "good"),
 def test_who_speaks_first_is_the_user(tmp_path: Path) -> None:
     (record,) = conversations(write(tmp_path / "d.json", one=TALK))
     assert record.source == "chitchat:one"
-    assert conversation(record).messages == (
+    assert to_conversation(record).messages == (
         Message("user", "Hello\nyou there?"),
         Message("assistant", " yes "),
         Message("user", "good"),
@@ -59,7 +59,7 @@ def test_short_and_crowded_conversations_are_left_out(tmp_path: Path) -> None:
 def test_blank_texts_are_no_turns(tmp_path: Path) -> None:
     turns = [turn("a", "one", " "), turn("b", "", "\n"), turn("a", "two"), turn("b", "three")]
     (record,) = conversations(write(tmp_path / "d.json", one=turns))
-    assert conversation(record).messages == (Message("user", "one\ntwo"), Message("assistant", "three"))
+    assert to_conversation(record).messages == (Message("user", "one\ntwo"), Message("assistant", "three"))
 
 
 def test_choice_is_by_what_is_learned_within_the_length_and_always_the_same(tmp_path: Path) -> None:
@@ -96,8 +96,8 @@ def test_the_published_data_set_has_3243_conversations() -> None:
     records = conversations(PUBLISHED)
     assert len(records) == 3243
     for record in records:
-        messages = conversation(record).messages  # raises where a message is empty
+        messages = to_conversation(record).messages  # raises where a message is empty
         assert [m.role for m in messages] == [("user", "assistant")[i % 2] for i in range(len(messages))]
-    first, second = (conversation(record).messages[0].content for record in records[:2])
+    first, second = (to_conversation(record).messages[0].content for record in records[:2])
     assert first == "Hello\nHow are you doing today?"
     assert second

@@ -54,12 +54,17 @@ def test_a_word_stands_where_the_table_says(cells):
 
 @pytest.mark.parametrize("cells", table("Adding something"), ids=lambda cells: cells[0])
 def test_what_is_to_be_touched_exists(cells):
-    _what, package, elsewhere, test = cells
+    _what, package, elsewhere, _count, test = cells
     assert named(package)
     for name in named(package):
         assert (PACKAGE / name).is_file(), name
     for name in named(elsewhere + test):
         assert (ROOT / name).is_file(), name
+
+
+def test_a_variant_of_lora_is_three_files():
+    (package,) = (cells[1] for cells in table("Adding something") if cells[0] == "a LoRA variant")
+    assert len(re.findall(r"`[\w/]+\.py`", package)) == 3
 
 
 def test_every_other_file_that_it_names_exists():

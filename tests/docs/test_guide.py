@@ -14,7 +14,7 @@ import yaml
 from lorasmith.cli.flags import config_of
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.toml import Config, load_config
-from lorasmith.data.rows.forms import recognised, row_problem
+from lorasmith.data.rows.formats import recognize_format, row_problem
 from lorasmith.engine.kv_cache import KVCache
 from lorasmith.i18n import _, using_language
 from lorasmith.serve.metrics import ServerMetrics
@@ -175,7 +175,7 @@ def test_every_row_is_read_as_it_is_said(name: str) -> None:
     found = []
     for body in of_language(name, "json"):
         rows = [json.loads(line) for line in body.splitlines()]
-        form = recognised(rows)
+        form = recognize_format(rows)
         assert form is not None
         assert [row_problem(row, form) for row in rows] == [None] * len(rows)
         found.append(form.name)

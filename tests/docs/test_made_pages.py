@@ -11,7 +11,7 @@ from tools.pages import notes
 from lorasmith.cli.main import verbs
 from lorasmith.config.toml import SECTIONS, Config, load_config
 from lorasmith.data.read.files import ROW_FILES
-from lorasmith.data.rows.forms import FORMS
+from lorasmith.data.rows.formats import FORMATS
 from tests.support.paths import ROOT
 
 LANGUAGES = ("en", "zh")
@@ -91,7 +91,7 @@ def test_every_form_is_shown_and_every_block_is_of_a_kind_that_is_held(language)
     assert counts == {"json": rows + 2, "text": 2 * rows + files + made + 4, "python": made, "jinja": 1}
     assert sum(counts.values()) == len(FENCED.findall(text(formats_page, language)))
     said = "".join(of_language(formats_page, language, "text"))
-    assert [form.name for form in FORMS if not re.search(rf"(?:: |：){form.name} (?:format,|格式，)", said)] == []
+    assert [form.name for form in FORMATS if not re.search(rf"(?:: |：){form.name} (?:format,|格式，)", said)] == []
     for body in of_language(formats_page, language, "python"):
         compile(body, "formats.md", "exec")
     for body in of_language(formats_page, language, "jinja"):

@@ -1,4 +1,4 @@
-"""docs/performance.md says which families run fast in every part: written from what `speed_up` finds on tiny models.
+"""docs/performance.md says which families run fast in every part: from what `enable_fast_parts` finds on tiny models.
 
 `python tests/docs/test_performance_page.py` writes the table anew.
 """
@@ -23,8 +23,8 @@ PARTS = ("attention", "head", "linear layers", "MLPs", "norms", "prefix", "rotar
 def line(family: str) -> str:
     """The family's row of the table."""
     base, _adapter = fast_base(family, torch.float32)
-    assert base.fast <= set(PARTS)
-    fast, plain = ([p for p in PARTS if (p in base.fast) == is_fast] for is_fast in (True, False))
+    assert base.fast_parts <= set(PARTS)
+    fast, plain = ([p for p in PARTS if (p in base.fast_parts) == is_fast] for is_fast in (True, False))
     return f"| {family} | {', '.join(fast)} | {', '.join(plain) or '-'} |"
 
 

@@ -38,10 +38,10 @@ def test_prepacked_weights_equal_plain_ones(family: str, dtype: torch.dtype) -> 
     for prepack in (False, True):
         base = base_of(family, dtype, adapters=3)
         engine = Engine(base, prepack=prepack)
-        assert base.decoding is not None
-        assert base.decoding.bank is not None
-        assert base.decoding.is_prepacked == prepack
-        assert all((group.packed is not None) == prepack for group in base.decoding.bank.groups)
+        assert base.fast_decoder is not None
+        assert base.fast_decoder.bank is not None
+        assert base.fast_decoder.is_prepacked == prepack
+        assert all((group.packed is not None) == prepack for group in base.fast_decoder.bank.groups)
         for lengths in ((5, 1, 3, 7, 2, 4), (FEW_TOKENS - 8, 9, 30, 31, 40, 33)):
             asked = [
                 request(ids, name, stop=False, max_new_tokens=1 if dtype == torch.bfloat16 else 5)
@@ -62,11 +62,11 @@ def test_the_model_has_its_weights_back() -> None:
     base = base_of("llama", adapters=1)
     before = {name: p.detach().clone() for name, p in base.model.named_parameters()}
     Engine(base, prepack=True)
-    assert base.decoding is not None
-    assert base.decoding.bank is not None
+    assert base.fast_decoder is not None
+    assert base.fast_decoder.bank is not None
     with pytest.raises((RuntimeError, ZeroDivisionError)):
         hidden(base, flatten([Example(ids := prompts(6)[0], ids, [1.0] * 6, "x")], 6.0, None))
-    base.decoding.close()
+    base.fast_decoder.close()
     for name, parameter in base.model.named_parameters():
         assert torch.equal(parameter, before[name])
 
@@ -85,10 +85,10 @@ def test_an_adapter_with_modules_of_its_own_joins_and_leaves(tmp_path: Path) -> 
         adapter = AdapterFolder.read(tmp_path)
         attach(base, "saved", adapter, adapter.tensors_in(base.dtype))
         asked[prepack] = run(engine, [request(ids, name, stop=False) for name in ("saved", None)])
-        assert base.decoding.packed_head is None
+        assert base.fast_decoder.packed_head is None
         detach(base, "saved")
         asked[prepack] += run(engine, [request(ids, None, stop=False)])
-        assert (base.decoding.packed_head is not None) == prepack
+        assert (base.fast_decoder.packed_head is not None) == prepack
     assert asked[True] == asked[False]
     assert asked[True][0] != asked[True][1] == asked[True][2]
 
@@ -111,7 +111,7 @@ def test_a_head_that_the_model_calls_itself_is_not_prepacked() -> None:
     assert run(Engine(base, prepack=True), [request(prompts(7)[0])]) == run(
         Engine(base_of("llama")), [request(prompts(7)[0])]
     )
-    assert base.decoding.packed_head is None
+    assert base.fast_decoder.packed_head is None
 
 
 def _base() -> Base:

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from lorasmith.model.group import Group
 
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.kv_cache import KVCache
 from lorasmith.engine.self_test import decoder_of
 from lorasmith.errors import ModelError
-from lorasmith.model.group import Group
 from tests.support.decoding import base_of, prompts, request, run
 
 STACKED = ("llama", "qwen2", "qwen3", "mistral")  # in groups only: gemma3_text, olmo2, granite
@@ -27,7 +27,7 @@ def test_what_is_recognised_is_found_by_structure_and_tried(family: str) -> None
 
 def test_a_stack_that_computes_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     base = base_of("llama")
-    monkeypatch.setattr("lorasmith.model.stack.gated", lambda gate, up, gelu: gate * up)
+    monkeypatch.setattr("lorasmith.model.fast.stack.gated", lambda gate, up, gelu: gate * up)
     found = decoder_of(base)
     assert (found.problem, found.has_stack, found.plain) == (None, False, "")
     assert found.bank is not None

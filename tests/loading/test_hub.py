@@ -7,8 +7,8 @@ import pytest
 
 from lorasmith.cli.main import main
 from lorasmith.errors import MissingExtraError, ModelError
+from lorasmith.loading.folder import find_folder
 from lorasmith.loading.hub import is_hub_name
-from lorasmith.loading.load import find_folder
 from lorasmith.report import Report
 from tests.support.tiny import model_folder, rows_file
 

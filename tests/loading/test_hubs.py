@@ -94,15 +94,15 @@ def test_base_and_rows_are_fetched_once_and_then_needed_no_more(hub: Hub, tmp_pa
     ],
 )
 def test_what_a_hub_refuses_is_told_in_a_line(asked_here: Hub, name: str, why: str) -> None:
-    from lorasmith.data.read.files import look
-    from lorasmith.loading.load import find_folder
+    from lorasmith.data.read.files import read_file
+    from lorasmith.loading.folder import find_folder
 
     with pytest.raises(ModelError) as caught:
         find_folder(f"org/{name}", Watch())
     (text,) = caught.value.problems
     assert f"could not be downloaded as a model from {asked_here.url} ({why.format(url=asked_here.url)})" in text
     with pytest.raises(DataError) as found:
-        look(f"org/{name}")
+        read_file(f"org/{name}")
     (text,) = found.value.problems
     assert f"could not be downloaded as a dataset from {asked_here.url} (" in text
     assert ("gated dataset" if name == "gated" else why) in text
@@ -111,8 +111,8 @@ def test_what_a_hub_refuses_is_told_in_a_line(asked_here: Hub, name: str, why: s
 def test_a_broken_download_is_told_in_a_line_and_leaves_no_half_of_anything(
     asked_here: Hub, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from lorasmith.data.read.files import look
-    from lorasmith.loading.load import find_folder
+    from lorasmith.data.read.files import read_file
+    from lorasmith.loading.folder import find_folder
 
     asked_here.broken |= {"tokenizer.json", "train.jsonl"}
     for _again in range(2):  # the second one must not take what came of the first for a whole model
@@ -121,7 +121,7 @@ def test_a_broken_download_is_told_in_a_line_and_leaves_no_half_of_anything(
         (text,) = caught.value.problems
         assert f"could not be downloaded as a model from {asked_here.url} (peer closed connection" in text
     with pytest.raises(DataError, match=r"could not be downloaded as a dataset from .* \(peer closed connection"):
-        look("org/MyRows")
+        read_file("org/MyRows")
     assert capfd.readouterr().err == ""
     assert not [path for path in tmp_path.rglob("*") if path.name in asked_here.broken]
 
@@ -131,4 +131,4 @@ def test_a_broken_download_is_told_in_a_line_and_leaves_no_half_of_anything(
     assert folder.name == SHA
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == TINY
     assert report.tasks[-1] == "downloading org/tiny"
-    assert len(look("org/MyRows").records) == 12
+    assert len(read_file("org/MyRows").records) == 12

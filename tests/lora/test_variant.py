@@ -30,10 +30,11 @@ from lorasmith.lora.router import Slice
 from lorasmith.lora.update import Update
 from lorasmith.lora.variant import VARIANTS
 from lorasmith.model.base import Base
+from lorasmith.model.fast.recognize import recognize_modules
 from lorasmith.model.forward import hidden
 from lorasmith.model.head import loss_sum
 from lorasmith.model.row import flatten
-from lorasmith.model.verify import recognise, speed_up
+from lorasmith.model.verify import enable_fast_parts
 from tests.support.families import distance, example, gradients, logits_of, one_row, own_logits, stir, tiny, tiny_base
 
 pytestmark = pytest.mark.usefixtures("exact", "_registered")
@@ -89,7 +90,7 @@ def put(base: Base, name: str = "default", seed: int = 1, **options: Any) -> Ada
 
 def base_with(family: str, **options: Any) -> tuple[Base, Adapter]:
     base = tiny_base(family)
-    recognise(base.model)
+    recognize_modules(base.model)
     return base, put(base, **options)
 
 
@@ -149,7 +150,7 @@ def assert_steps_by_the_book(base: Base, adapter: Adapter) -> None:
 def test_a_step_equals_plain_autograd(family: str, kind: str, passes: Any) -> None:
     """Fused linears and MLPs are switched on, and leave these layers to themselves."""
     base, adapter = base_with(family, target_modules="all-linear", **{kind: True})
-    speed_up(base, "default", list(range(3, 27)))
+    enable_fast_parts(base, "default", list(range(3, 27)))
     assert "plain" not in base.why
     before = passes.count
     assert_steps_by_the_book(base, adapter)
@@ -159,7 +160,7 @@ def test_a_step_equals_plain_autograd(family: str, kind: str, passes: Any) -> No
 @pytest.mark.parametrize("targets", [("k_proj",), ("q_proj", "gate_proj"), ("down_proj", "v_proj")])
 def test_a_step_with_the_variant_on_some_layers(targets: tuple[str, ...]) -> None:
     base, adapter = base_with("llama", target_modules=targets, use_squash=True)
-    speed_up(base, "default", list(range(3, 27)))
+    enable_fast_parts(base, "default", list(range(3, 27)))
     assert_steps_by_the_book(base, adapter)
 
 
@@ -381,7 +382,7 @@ def test_an_update_that_is_not_in_the_table_is_refused(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("how", ["an update", "a layer"])
 def test_what_is_smuggled_in_is_never_taken_for_plain_lora(how: str, tmp_path: Path, passes: Any) -> None:
     base, adapter = base_with("llama", target_modules="all-linear")
-    speed_up(base, "default", list(range(3, 27)))
+    enable_fast_parts(base, "default", list(range(3, 27)))
     layer = base.model.model.layers[0].self_attn.q_proj
     plain = logits_of(base)
     if how == "an update":

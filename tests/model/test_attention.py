@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lorasmith.model import group
+from lorasmith.model import groups as groups_module
 from lorasmith.model.attention import _by_hand, _plainly
-from lorasmith.model.group import grouped
+from lorasmith.model.groups import attention_groups
 from lorasmith.model.row import Span
 from tests.support.families import distance
 from tests.support.trees import path, trees
@@ -72,9 +72,9 @@ def test_by_hand_equals_torchs_own_and_the_formula(
     piece: int, spans: tuple[Span, ...], heads: tuple[int, int], window: int | None, product: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(group, "PIECE", piece)
-        patch.setattr(group, "PRODUCT", product)
-        qkvd, groups, how = tensors(spans[-1].end, heads), grouped(spans, CPU), (0.4, window)
+        patch.setattr(groups_module, "QUERY_BLOCK", piece)
+        patch.setattr(groups_module, "MAX_PRODUCT", product)
+        qkvd, groups, how = tensors(spans[-1].end, heads), attention_groups(spans, CPU), (0.4, window)
         wanted = run(lambda q, k, v: formula(q, k, v, spans, *how), qkvd)
         assert_alike(run(_plainly, qkvd, groups, *how), wanted)
         assert_alike(run(_by_hand, qkvd, groups, *how), wanted)
@@ -83,7 +83,7 @@ def test_by_hand_equals_torchs_own_and_the_formula(
 @pytest.mark.parametrize("attend", [_by_hand, _plainly], ids=["by hand", "torch's own"])
 def test_queries_that_are_no_tokens_hand_no_gradient_on(attend: Attend) -> None:
     """A group of 16 queries for 2 tokens behind 30: with a window of 4, the last of them are behind all keys."""
-    out = run(attend, tensors(32, (1, 1)), grouped((Span(0, 30), Span(30, 32, parent=0)), CPU), 0.4, 4)
+    out = run(attend, tensors(32, (1, 1)), attention_groups((Span(0, 30), Span(30, 32, parent=0)), CPU), 0.4, 4)
     assert all(bool(t.isfinite().all()) for t in out)
 
 
@@ -92,7 +92,7 @@ def test_every_token_by_the_book() -> None:
     spans = (Span(0, 2), Span(2, 4, parent=0), Span(4, 5, parent=0))
     sees = {0: [0], 1: [0, 1], 2: [1, 2], 3: [2, 3], 4: [1, 4]}
     q, k, v = (t.detach() for t in tensors(5, (1, 1))[:3])
-    out = _by_hand(q, k, v, grouped(spans, CPU), 0.5, 2)
+    out = _by_hand(q, k, v, attention_groups(spans, CPU), 0.5, 2)
     for token, keys in sees.items():
         e = [math.exp(0.5 * sum(float(a) * float(b) for a, b in zip(q[token, 0], k[j, 0], strict=True))) for j in keys]
         for d in range(D):
@@ -109,8 +109,8 @@ FOLLOW = {0: {0, 1, 2, 4}, 1: {1, 4}, 2: {2}, 3: {3}, 4: {4}}  # whose outputs m
 def test_no_bit_follows_the_tokens_of_another_example(
     changed: int, attend: Attend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group, "PIECE", 6)
-    groups, qkv = grouped(TREE, CPU), [t.detach() for t in tensors(48, (4, 2))[:3]]
+    monkeypatch.setattr(groups_module, "QUERY_BLOCK", 6)
+    groups, qkv = attention_groups(TREE, CPU), [t.detach() for t in tensors(48, (4, 2))[:3]]
     before = attend(*qkv, groups, 0.4, None)
     others = [t.clone() for t in qkv]
     for t, new in zip(others, tensors(48, (4, 2), seed=1)[:3], strict=True):
@@ -126,9 +126,9 @@ def test_no_bit_follows_the_tokens_of_another_example(
 def test_no_gradient_reaches_the_tokens_of_another_example(
     asked: int, attend: Attend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group, "PIECE", 6)
+    monkeypatch.setattr(groups_module, "QUERY_BLOCK", 6)
     *qkv, _direction = tensors(48, (4, 2))
-    out = attend(*qkv, grouped(TREE, CPU), 0.4, None)
+    out = attend(*qkv, attention_groups(TREE, CPU), 0.4, None)
     gradients = torch.autograd.grad(out[TREE[asked].start : TREE[asked].end].sum(), qkv)
     for i, span in enumerate(TREE):
         reached = any(bool(g[span.start : span.end].any()) for g in gradients[1:])
@@ -137,8 +137,8 @@ def test_no_gradient_reaches_the_tokens_of_another_example(
 
 
 def test_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group, "PIECE", 4)
-    groups = grouped((Span(0, 5), Span(5, 7, parent=0)), CPU)
+    monkeypatch.setattr(groups_module, "QUERY_BLOCK", 4)
+    groups = attention_groups((Span(0, 5), Span(5, 7, parent=0)), CPU)
     assert torch.autograd.gradcheck(lambda *qkv: _by_hand(*qkv, groups, 0.7, 3), tensors(7, (2, 1))[:3])
 
 
@@ -154,9 +154,9 @@ class Largest(TorchDispatchMode):
 
 
 def test_a_long_example_never_has_all_its_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group, "PIECE", 16)
-    monkeypatch.setattr(group, "PRODUCT", 1024)
-    groups = grouped((Span(0, 512),), CPU)
+    monkeypatch.setattr(groups_module, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(groups_module, "MAX_PRODUCT", 1024)
+    groups = attention_groups((Span(0, 512),), CPU)
     with Largest() as largest:
         run(_by_hand, tensors(512, (1, 1)), groups, 0.4, None)
     assert largest.size == 16 * 512, "one piece of queries against all keys; all against all would be 262,144"
@@ -165,7 +165,7 @@ def test_a_long_example_never_has_all_its_scores_at_once(monkeypatch: pytest.Mon
 def test_bfloat16_rounds_like_torchs_own() -> None:
     spans = (Span(0, 9), Span(9, 20, parent=0), Span(20, 33))
     qkvd = tensors(33, (4, 2), dtype=torch.bfloat16)
-    groups = grouped(spans, CPU)
+    groups = attention_groups(spans, CPU)
     for ours, plain in zip(run(_by_hand, qkvd, groups, 0.4, None), run(_plainly, qkvd, groups, 0.4, None), strict=True):
         assert ours.dtype == torch.bfloat16
         assert distance(ours, plain) < 3e-2  # 8 bits: a rounding is 2^-8, and there are a few of them
@@ -173,7 +173,7 @@ def test_bfloat16_rounds_like_torchs_own() -> None:
 
 def test_second_derivative_is_refused_rather_than_wrong() -> None:
     q, k, v, _direction = tensors(4, (1, 1))
-    out = _by_hand(q, k, v, grouped((Span(0, 4),), CPU), 0.5, None).square().sum()
+    out = _by_hand(q, k, v, attention_groups((Span(0, 4),), CPU), 0.5, None).square().sum()
     (g,) = torch.autograd.grad(out, q, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         g.sum().backward()

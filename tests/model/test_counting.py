@@ -21,10 +21,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lorasmith.config.lora import LoraConfig
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
+from lorasmith.model.fast.recognize import recognize_modules
 from lorasmith.model.head import loss_sum, token_losses
 from lorasmith.model.probe import probe
 from lorasmith.model.row import Example, Row, flatten
-from lorasmith.model.verify import parts_of, recognise, speed_up, use
+from lorasmith.model.verify import enable_fast_parts, fast_candidates, use_fast_parts
 from tests.support.families import CONFIGS, example, one_row
 from tests.support.fast_base import IDS, PLAIN
 
@@ -103,7 +104,7 @@ def nodes(loss: Tensor) -> int:
 
 def cost_of(base: Base, parts: frozenset[str], row: Row = ROW) -> Cost:
     """One step with these parts fast."""
-    use(base, parts)
+    use_fast_parts(base, parts)
     cost = Cost()
     with Kernels(cost):
         with saved_bytes(base, cost):
@@ -118,10 +119,10 @@ def wide_base(dtype: torch.dtype) -> Base:
     config = LlamaConfig(**CONFIGS["llama"] | WIDE)
     model = LlamaForCausalLM(config).to(dtype).requires_grad_(False).train()
     base = Base(model, None, "llama", Path(), dtype, torch.device("cpu"))  # type: ignore[arg-type]
-    recognise(model)
+    recognize_modules(model)
     probe(base)
     base.adapters["default"] = inject(model, LoraConfig(r=R), base.router)
-    speed_up(base, "default", IDS)
+    enable_fast_parts(base, "default", IDS)
     return base
 
 
@@ -129,7 +130,7 @@ def wide_base(dtype: torch.dtype) -> Base:
 def costs() -> dict[torch.dtype, tuple[Cost, Cost]]:
     """Fast and plain, of the same step."""
     bases = {dtype: wide_base(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    return {dtype: (cost_of(base, parts_of(base)), cost_of(base, PLAIN)) for dtype, base in bases.items()}
+    return {dtype: (cost_of(base, fast_candidates(base)), cost_of(base, PLAIN)) for dtype, base in bases.items()}
 
 
 def adapted_products(inputs: int, widths: tuple[int, ...], below: bool = True) -> Counter[tuple[int, ...]]:
@@ -212,15 +213,15 @@ def test_what_is_shared_is_computed_once() -> None:
     base, shared, whole = wide_base(torch.float32), *(flatten(begun_alike(), 32.0, share=s) for s in (True, False))
     assert (shared.tokens, whole.tokens) == (16 + 8 * 8, 8 * 24)
     for row in (shared, whole):
-        use(base, parts_of(base))
-        products = cost_of(base, base.fast, row).products
+        use_fast_parts(base, fast_candidates(base))
+        products = cost_of(base, base.fast_parts, row).products
         rows = {shape[0] for shape in products if len(shape) == 3 and shape[0] > 4 * R}
         assert rows == {row.tokens, 32}, "all products have the row's tokens, and the head its labels"
 
 
 def test_a_second_step_costs_what_the_first_did() -> None:
     base = wide_base(torch.float32)
-    first, second = cost_of(base, base.fast), cost_of(base, base.fast)
+    first, second = cost_of(base, base.fast_parts), cost_of(base, base.fast_parts)
     assert (first.products, first.saved, first.nodes) == (second.products, second.saved, second.nodes)
 
 

@@ -111,9 +111,9 @@ def counting(rows: list[int], right: Any) -> Any:
 @pytest.mark.parametrize("fast", [frozenset({"head"}), frozenset()], ids=["by hand", "plain"])
 def test_only_logits_of_a_chunk_are_there_at_once(fast: frozenset[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "CHUNK", 4)
-    monkeypatch.setattr(head, "LARGEST", 4)
+    monkeypatch.setattr(head, "FROZEN_CHUNK", 4)
     base, _adapter = adapted("llama")
-    base.fast = fast
+    base.fast_parts = fast
     rows: list[int] = []
     for module, name in ((torch, "softmax"), (torch.nn.functional, "cross_entropy")):
         monkeypatch.setattr(module, name, counting(rows, getattr(module, name)))

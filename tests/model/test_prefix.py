@@ -181,7 +181,7 @@ def step(base: Base, adapter: Adapter, row: Row) -> tuple[torch.Tensor, dict[str
 @pytest.mark.parametrize("family", PACKED)
 def test_sharing_changes_no_loss_and_no_gradient(family: str, fast: frozenset[str]) -> None:
     base, adapter = adapted(family)
-    base.fast = fast
+    base.fast_parts = fast
     total = sum(e.weight for e in TREE)
     loss, wanted = step(base, adapter, flatten(TREE, total))
     shared, found = step(base, adapter, flatten(TREE, total, share=True))

@@ -12,7 +12,7 @@ from lorasmith.model import attention, forward
 from lorasmith.model.attention import attend
 from lorasmith.model.base import Base, Head
 from lorasmith.model.forward import hidden
-from lorasmith.model.group import Group, grouped
+from lorasmith.model.groups import AttentionGroup, attention_groups
 from lorasmith.model.probe import native_attention, probe
 from lorasmith.model.row import Row, Span
 from tests.support.families import CONFIGS, PADDED, adapted, distance, example, logits_of, one_row, tiny, tiny_base
@@ -46,11 +46,11 @@ def test_verdict_and_its_reason(family: str) -> None:
     if family in PADDED:
         assert base.layout == "padded"
         assert PADDED[family] in base.why["layout"]
-        assert base.model.config._attn_implementation != attention.NAME
+        assert base.model.config._attn_implementation != attention.IMPLEMENTATION
     else:
         assert base.layout == "packed"
         assert base.why["layout"].startswith("packed: ")
-        assert base.model.config._attn_implementation == attention.NAME
+        assert base.model.config._attn_implementation == attention.IMPLEMENTATION
     assert base.head.direct
 
 
@@ -71,8 +71,8 @@ def probed_again(base: Base) -> Base:
 def test_attention_over_the_whole_row_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right = attention._by_hand
 
-    def leaky(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], *how: Any) -> Tensor:
-        return right(q, k, v, grouped((Span(0, len(q)),), q.device), *how)
+    def leaky(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[AttentionGroup], *how: Any) -> Tensor:
+        return right(q, k, v, attention_groups((Span(0, len(q)),), q.device), *how)
 
     monkeypatch.setattr(attention, "_by_hand", leaky)
     base = probed_again(tiny_base("llama"))
@@ -151,14 +151,14 @@ def test_native_attention_takes_the_models_own_way_and_the_active_adapter_and_gi
         assert base.model.config._attn_implementation == "sdpa"
         changed = base.model(input_ids=torch.tensor([[3, 4]])).logits
     assert base.router.slices == slices
-    assert base.model.config._attn_implementation == attention.NAME
+    assert base.model.config._attn_implementation == attention.IMPLEMENTATION
     assert not torch.allclose(changed, logits_of(tiny("llama"), torch.tensor([[3, 4]])))
 
 
 # --- attend: what it does not know it refuses -------------------------------------------------------------------------
 
 QKV = (torch.zeros(1, 2, 3, 4),) * 3
-ONE = grouped((Span(0, 3),), torch.device("cpu"))
+ONE = attention_groups((Span(0, 3),), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,13 @@ def test_attend_takes_keywords_that_say_nothing_new() -> None:
 def test_window_and_groups_of_heads_by_the_book() -> None:
     q, k, v = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8)
     out, _none = attend(
-        torch.nn.Linear(1, 1), q, k, v, row=grouped((Span(0, 2), Span(2, 6)), q.device), scaling=0.3, sliding_window=2
+        torch.nn.Linear(1, 1),
+        q,
+        k,
+        v,
+        row=attention_groups((Span(0, 2), Span(2, 6)), q.device),
+        scaling=0.3,
+        sliding_window=2,
     )
     for head in range(4):
         for i in range(6):

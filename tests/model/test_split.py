@@ -43,7 +43,7 @@ def in_layout(base: Base, layout: str) -> Base:
         base.model.set_attn_implementation("sdpa")
         base.layout = "padded"
     assert base.layout == layout
-    assert (base.model.config._attn_implementation == attention.NAME) == (layout == "packed")
+    assert (base.model.config._attn_implementation == attention.IMPLEMENTATION) == (layout == "packed")
     return base
 
 

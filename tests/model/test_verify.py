@@ -11,12 +11,12 @@ from torch import Tensor
 
 from lorasmith.lora.fused import linears
 from lorasmith.lora.layer import LoRALayer
-from lorasmith.model import attention, fast, forward, head
+from lorasmith.model import attention, forward, head
 from lorasmith.model import row as row_module
 from lorasmith.model.base import Base
-from lorasmith.model.fast import Fast
+from lorasmith.model.fast.modules import FastModule, modules
 from lorasmith.model.head import loss_sum
-from lorasmith.model.verify import parts_of, speed_up, use
+from lorasmith.model.verify import enable_fast_parts, fast_candidates, saved_tensors, use_fast_parts
 from tests.support.families import CONFIGS, PADDED, adapted, distance, examples, far_apart, gradients, one_row
 from tests.support.fast_base import FAST, IDS, PLAIN, fast_base, plain_base
 
@@ -28,20 +28,20 @@ ROW = one_row(examples())
 @pytest.mark.parametrize("family", [f for f in FAST if f != "phi3"])
 def test_every_part_runs_fast_in_a_known_family(family: str, dtype: torch.dtype) -> None:
     base, _adapter = fast_base(family, dtype)
-    assert base.fast == ALL
+    assert base.fast_parts == ALL
     assert base.why["fast"] == "MLPs, attention, head, linear layers, norms, prefix, rotary"
     assert "plain" not in base.why
     assert base.router.fused
-    assert not any(m.plain for m in base.model.modules() if isinstance(m, Fast))
+    assert not any(m.plain for m in base.model.modules() if isinstance(m, FastModule))
 
 
 @pytest.mark.parametrize("family", FAST)
 def test_every_part_runs_in_bfloat16(family: str) -> None:
     """Whether all are taken is up to rounding, which is large in so small a model; none may raise."""
     base, adapter = fast_base(family, torch.bfloat16)
-    assert base.fast >= {"MLPs", "head", "linear layers", "norms", "prefix"}
-    for part in sorted(parts_of(base)):
-        use(base, frozenset({part}))
+    assert base.fast_parts >= {"MLPs", "head", "linear layers", "norms", "prefix"}
+    for part in sorted(fast_candidates(base)):
+        use_fast_parts(base, frozenset({part}))
         assert step(base, adapter)["loss"].isfinite(), part
 
 
@@ -56,18 +56,18 @@ def test_every_part_runs_in_bfloat16(family: str) -> None:
 )
 def test_other_families_run_fast_in_the_parts_that_they_have(family: str, parts: frozenset[str]) -> None:
     base, _adapter = fast_base(family)
-    assert base.fast == parts == parts_of(base)
+    assert base.fast_parts == parts == fast_candidates(base)
     assert "plain" not in base.why
 
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_part_that_does_not_fit_is_left_plain_and_never_raises(family: str) -> None:
     base, adapter = fast_base(family, torch.float32)
-    fitting = base.fast
+    fitting = base.fast_parts
     assert base.why["fast"] == ", ".join(sorted(fitting))
-    assert ("plain" in base.why) == (fitting != parts_of(base))
+    assert ("plain" in base.why) == (fitting != fast_candidates(base))
     found = step(base, adapter)
-    use(base, PLAIN)
+    use_fast_parts(base, PLAIN)
     assert not far_apart(found, step(base, adapter), 1e-3)  # float32, and what Adam does not see
 
 
@@ -83,23 +83,23 @@ Break = Callable[[pytest.MonkeyPatch], None]
 
 
 def wrong_rotary(patch: pytest.MonkeyPatch) -> None:
-    right = fast._rotated
-    patch.setattr(fast, "_rotated", lambda x, cos, sin, sign: right(x, cos, sin, -sign))
+    right = modules._rotated
+    patch.setattr(modules, "_rotated", lambda x, cos, sin, sign: right(x, cos, sin, -sign))
 
 
 def wrong_rotary_backward(patch: pytest.MonkeyPatch) -> None:
-    right = fast._rotated
-    patch.setattr(fast, "_rotated", lambda x, cos, sin, sign: right(x, cos, sin, -1))
+    right = modules._rotated
+    patch.setattr(modules, "_rotated", lambda x, cos, sin, sign: right(x, cos, sin, -1))
 
 
 def wrong_norm(patch: pytest.MonkeyPatch) -> None:
-    right = fast._RMSNorm.apply
-    patch.setattr(fast._RMSNorm, "apply", lambda x, w, eps, wide: right(x, w, eps + 0.1, wide))
+    right = modules._RMSNorm.apply
+    patch.setattr(modules._RMSNorm, "apply", lambda x, w, eps, wide: right(x, w, eps + 0.1, wide))
 
 
 def wrong_mlp(patch: pytest.MonkeyPatch) -> None:
-    right = fast.activated
-    patch.setattr(fast, "activated", lambda gate, gelu: right(gate, not gelu))
+    right = modules.activated
+    patch.setattr(modules, "activated", lambda gate, gelu: right(gate, not gelu))
 
 
 def wrong_attention(patch: pytest.MonkeyPatch) -> None:
@@ -136,13 +136,13 @@ def wrong_prefix(patch: pytest.MonkeyPatch) -> None:
 
 def raising_rotary(patch: pytest.MonkeyPatch) -> None:
     """As where only a part of each head is rotated: the shapes do not fit."""
-    right = fast._rotated
-    patch.setattr(fast, "_rotated", lambda x, cos, sin, sign: right(x, cos[..., :4], sin[..., :4], sign))
+    right = modules._rotated
+    patch.setattr(modules, "_rotated", lambda x, cos, sin, sign: right(x, cos[..., :4], sin[..., :4], sign))
 
 
 def infinite_mlp(patch: pytest.MonkeyPatch) -> None:
-    right = fast.activated
-    patch.setattr(fast, "activated", lambda gate, gelu: right(gate, gelu) * float("nan"))
+    right = modules.activated
+    patch.setattr(modules, "activated", lambda gate, gelu: right(gate, gelu) * float("nan"))
 
 
 WRONG: dict[str, tuple[str, Break]] = {
@@ -168,13 +168,13 @@ def test_a_wrong_part_is_found_named_and_left_plain(
     part, make_wrong = WRONG[case]
     base, adapter = plain_base("llama", dtype)
     make_wrong(monkeypatch)
-    speed_up(base, "default", IDS)
-    assert base.fast == ALL - {part}
+    enable_fast_parts(base, "default", IDS)
+    assert base.fast_parts == ALL - {part}
     assert base.why["plain"].startswith(f"{part}: ")
     assert not any(f"{other}: " in base.why["plain"] for other in ALL - {part})
     assert part not in base.why["fast"]
     found = step(base, adapter)
-    use(base, PLAIN)
+    use_fast_parts(base, PLAIN)
     assert not far_apart(found, step(base, adapter), 1e-5 if dtype == torch.float64 else 1e-4)
 
 
@@ -185,7 +185,7 @@ def test_every_part_is_made_wrong_above() -> None:
 def test_the_reason_has_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     base, _adapter = plain_base("llama", torch.float32)
     wrong_attention(monkeypatch)
-    speed_up(base, "default", IDS)
+    enable_fast_parts(base, "default", IDS)
     assert re.fullmatch(r"attention: loss differs by \S+e-\d\d, gradients by \S+e-\d\d", base.why["plain"])
 
 
@@ -193,8 +193,8 @@ def test_several_wrong_parts_are_all_named(monkeypatch: pytest.MonkeyPatch) -> N
     base, _adapter = plain_base("qwen3", torch.float32)
     for make_wrong in (wrong_mlp, wrong_head, wrong_norm):
         make_wrong(monkeypatch)
-    speed_up(base, "default", IDS)
-    assert base.fast == ALL - {"MLPs", "head", "norms"}
+    enable_fast_parts(base, "default", IDS)
+    assert base.fast_parts == ALL - {"MLPs", "head", "norms"}
     assert [reason.split(": ")[0] for reason in base.why["plain"].split("; ")] == ["MLPs", "head", "norms"]
 
 
@@ -204,11 +204,11 @@ def test_parts_that_are_right_alone_and_not_together_all_stay_plain(monkeypatch:
     right = attention._by_hand
 
     def by_hand(q: Tensor, k: Tensor, v: Tensor, groups: Any, scale: float, *window: Any) -> Tensor:
-        return right(q, k, v, groups, scale * (1.5 if "head" in base.fast else 1), *window)
+        return right(q, k, v, groups, scale * (1.5 if "head" in base.fast_parts else 1), *window)
 
     monkeypatch.setattr(attention, "_by_hand", by_hand)
-    speed_up(base, "default", IDS)
-    assert base.fast == PLAIN
+    enable_fast_parts(base, "default", IDS)
+    assert base.fast_parts == PLAIN
     assert base.why["fast"] == "none"
     assert re.search(r"loss differs by \S+, gradients by \S+", base.why["plain"])
     assert step(base, adapter)["loss"].isfinite()
@@ -236,7 +236,7 @@ def test_nothing_but_speed_is_changed(family: str, options: dict[str, Any], trai
     trained = {key: id(p) for key, p in adapter.parameters.items()}
     asks = {name: p.requires_grad for name, p in base.model.named_parameters()}
     state = torch.get_rng_state()
-    speed_up(base, "default", IDS)
+    enable_fast_parts(base, "default", IDS)
     assert torch.equal(torch.get_rng_state(), state), "the training draws the numbers that it would draw"
     assert {name: module.training for name, module in base.model.named_modules()} == modes
     assert all(torch.equal(value, tensors[key]) for key, value in base.model.state_dict().items())
@@ -249,9 +249,9 @@ def test_nothing_but_speed_is_changed(family: str, options: dict[str, Any], trai
 def test_a_failure_inside_restores_the_adapter_too(monkeypatch: pytest.MonkeyPatch) -> None:
     base, adapter = plain_base("llama", torch.float32)
     before = {key: p.detach().clone() for key, p in adapter.parameters.items()}
-    monkeypatch.setattr("lorasmith.model.verify.parts_of", lambda base: 1 / 0)
+    monkeypatch.setattr("lorasmith.model.verify.fast_candidates", lambda base: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        speed_up(base, "default", IDS)
+        enable_fast_parts(base, "default", IDS)
     assert all(torch.equal(p, before[key]) for key, p in adapter.parameters.items())
     assert base.model.training
 
@@ -260,14 +260,14 @@ def test_a_failure_inside_restores_the_adapter_too(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("tokens", [1, 2, 3, 7, 15, 23, 24, 25, 100])
 def test_few_tokens_are_enough_to_try_with(tokens: int, family: str) -> None:
     base, _adapter = plain_base(family, torch.float32)
-    speed_up(base, "default", (IDS * 5)[:tokens])
-    assert base.fast == (ALL if family == "llama" else {"head", "linear layers"})
+    enable_fast_parts(base, "default", (IDS * 5)[:tokens])
+    assert base.fast_parts == (ALL if family == "llama" else {"head", "linear layers"})
 
 
 def test_a_text_that_repeats_itself_is_enough_to_try_with() -> None:
     base, _adapter = plain_base("llama", torch.float32)
-    speed_up(base, "default", [7] * 24)
-    assert base.fast == ALL
+    enable_fast_parts(base, "default", [7] * 24)
+    assert base.fast_parts == ALL
 
 
 def test_a_fresh_adapter_is_stirred_for_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,8 +283,8 @@ def test_a_fresh_adapter_is_stirred_for_the_trial(monkeypatch: pytest.MonkeyPatc
         return tuple(None if g is None else g * 2 if g.dim() == 2 and len(g) == 4 else g for g in right(ctx, *dy))
 
     monkeypatch.setattr(linears.AdaptedLinear, "backward", staticmethod(backward))
-    speed_up(base, "default", IDS)
-    assert base.fast == ALL - {"linear layers"}
+    enable_fast_parts(base, "default", IDS)
+    assert base.fast_parts == ALL - {"linear layers"}
 
 
 # --- the switch -------------------------------------------------------------------------------------------------------
@@ -293,10 +293,10 @@ def test_a_fresh_adapter_is_stirred_for_the_trial(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("part", sorted(ALL))
 def test_one_part_alone_is_switched(part: str) -> None:
     base, _adapter = fast_base("llama")
-    use(base, frozenset({part}))
-    assert base.fast == {part}
+    use_fast_parts(base, frozenset({part}))
+    assert base.fast_parts == {part}
     assert base.router.fused == (part == "linear layers")
-    assert {m.part for m in base.model.modules() if isinstance(m, Fast) and not m.plain} == {part} & {
+    assert {m.part for m in base.model.modules() if isinstance(m, FastModule) and not m.plain} == {part} & {
         "norms",
         "MLPs",
         "rotary",
@@ -308,9 +308,19 @@ def test_one_part_alone_is_switched(part: str) -> None:
 def test_the_plain_path_is_that_of_an_untouched_model(family: str) -> None:
     """With all parts off, loss and gradients are those of a base that nothing was recognised in."""
     base, adapter = fast_base(family)
-    use(base, PLAIN)
+    use_fast_parts(base, PLAIN)
     untouched, own = adapted(family)
-    untouched.fast, untouched.router.fused = PLAIN, False
+    untouched.fast_parts, untouched.router.fused = PLAIN, False
     found, wanted = step(base, adapter), step(untouched, own)
     assert distance(found["loss"], wanted["loss"]) < 1e-13
     assert not far_apart(found, wanted, 1e-12)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_memory_of_a_longer_row_follows_from_the_trial(family: str) -> None:
+    base, _adapter = fast_base(family, torch.float32)
+    row = one_row(examples((50, 40, 45, 38)))
+    with saved_tensors(base.model) as found:
+        loss_sum(base, row)
+    predicted = row.tokens * base.saved_bytes_per_token
+    assert predicted == pytest.approx(sum(found.values()), rel=0.1)

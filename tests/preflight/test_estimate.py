@@ -21,7 +21,7 @@ def test_the_peak_grows_with_the_row_and_is_not_foretold_where_nothing_was_tried
     assert small is not None
     assert large is not None
     assert large > small
-    base.kept_per_token = 0.0
+    base.saved_bytes_per_token = 0.0
     assert estimate_peak_mib(base, one_row(examples((5, 6))), 1000) is None
 
 

@@ -1,44 +1,22 @@
-"""list: what it tells of runs by their files alone, and which states it knows."""
+"""The runs in a folder and their states, read from their files."""
 
 import json
 import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lorasmith import train
-from lorasmith.cli.main import main
 from lorasmith.errors import RunError
 from lorasmith.runs.listing import RunInfo, find_runs
-from tests.support.tiny import Watch, flags, model_folder, rows_file, settings, trained
-
-LIGHT = "import sys; from lorasmith.cli.main import main; code = main(sys.argv[1:]); print('torch' in sys.modules)"
-
-
-class Crash(Exception):
-    pass
+from tests.support.runs import runs_in_all_states
+from tests.support.tiny import Crash, Watch, model_folder, rows_file, settings, trained
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, one that died after step 3 of 4, and a broken one; the finished one is the oldest."""
-    folder = tmp_path_factory.mktemp("all") / "runs"
-    folder.mkdir()
-    trained(folder / "first")
-
-    def at_step(step: int) -> None:
-        if step == 3:
-            raise Crash
-
-    with pytest.raises(Crash):
-        trained(folder / "second-20261124-101500", Watch(at_step), save_every=2, eval_every=2)
-    shutil.copytree(folder / "first", folder / "broken")
-    (folder / "broken" / "summary.json").write_text("{", "utf-8")
-    (folder / "no run").mkdir()
-    return folder
+    """A finished run, an interrupted one and a broken one."""
+    return runs_in_all_states(tmp_path_factory.mktemp("all") / "runs")
 
 
 def by_name(folder: Path) -> dict[str, RunInfo]:
@@ -89,53 +67,3 @@ def test_a_run_that_trains_is_running_until_its_process_ends(tmp_path):
     assert find_runs(run)[0].state == "interrupted"
     trained(run, resume=True)
     assert find_runs(run)[0].state == "finished"
-
-
-def test_list_fits_80_columns_and_loads_no_torch(folder):
-    words = [sys.executable, "-c", LIGHT, "list", str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    *lines, loaded = done.stdout.splitlines()
-    assert loaded == "False"
-    table = [line for line in lines if not line.startswith(("warning:", "resume:"))]
-    assert all(len(line) <= 80 for line in table)
-    text = "\n".join(lines)
-    assert "second-20261124" in text
-    assert f"resume: lorasmith train --output {folder / 'second-20261124-101500'} --resume" in text
-    assert [line for line in table if line.startswith("first ") and "finished" in line and "->" in line]
-
-
-def test_plain_list_says_one_whole_fact_a_line(folder, capsys, monkeypatch):
-    monkeypatch.setenv("LORASMITH_PLAIN", "1")
-    assert main(["list", str(folder)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert all(": " in line and "\N{HORIZONTAL ELLIPSIS}" not in line for line in lines if "resume: " not in line)
-    assert "state: finished" in lines
-
-
-def test_list_as_json(folder, capsys):
-    assert main(["list", str(folder), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert {run["state"] for run in found["runs"]} == {"finished", "interrupted", "broken"}
-
-
-def test_list_without_runs_says_how_to_make_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main(["list"]) == 0
-    assert capsys.readouterr().out == "No runs in runs. Start one with: lorasmith train DATA\n"
-    assert main(["list", "elsewhere"]) == 2
-
-
-# --- train without a base
-
-
-def test_train_says_which_base_where_none_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lorasmith.loading.load.packaged_model", lambda _name, _report: model_folder())
-    options = settings()
-    options.pop("model")
-    assert main(["train", rows_file(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "run"), *flags(options)]) == 0
-    out = capsys.readouterr().out
-    assert "No base model given; using smollm2-135m-instruct" in out
-    assert "Choose another one with --model" in out
-    assert 'model = "smollm2-135m-instruct"' in (tmp_path / "run" / "config.toml").read_text("utf-8")
-    assert main(["train", "--output", str(tmp_path / "run"), "--resume"]) == 0
-    assert "No base model" not in capsys.readouterr().out

@@ -53,21 +53,21 @@ def test_lora_and_a_module_trained_whole_beside_it_exclude_each_other(tmp_path: 
         stir(own.adapters[name])
         write_adapter(own, name, Template.of(own.tokenizer), tmp_path / name, {"data": []})
     Engine(base)
-    assert base.decoding is not None
-    assert base.decoding.bank is not None
-    paths = base.decoding.bank.paths
+    assert base.fast_decoder is not None
+    assert base.fast_decoder.bank is not None
+    paths = base.fast_decoder.bank.paths
     offer_folder(base, "lora", tmp_path / "lora")
     for name in ("whole", "beside"):
         with pytest.raises(AdapterError, match="v_proj: another adapter has LoRA on this module"):
             offer_folder(base, name, tmp_path / name)
-        assert (list(base.adapters), base.decoding.bank.paths) == ([], paths)
+        assert (list(base.adapters), base.fast_decoder.bank.paths) == ([], paths)
     detach(base, "lora")
     offer_folder(base, "whole", tmp_path / "whole")
     with pytest.raises(AdapterError, match="v_proj: another adapter trains this module in full"):
         offer_folder(base, "lora", tmp_path / "lora")
     detach(base, "whole")
     offer_folder(base, "lora", tmp_path / "lora")
-    assert (list(base.adapters), base.decoding.bank.paths, list(base.decoding.held)) == ([], paths, ["lora"])
+    assert (list(base.adapters), base.fast_decoder.bank.paths, list(base.fast_decoder.held)) == ([], paths, ["lora"])
 
 
 def test_a_variant_of_lora_is_served_by_its_own_layers(tmp_path: Path) -> None:
@@ -142,10 +142,10 @@ def test_an_adapter_is_read_beside_the_replies_and_a_broken_one_ends_nothing(own
 def test_a_name_that_is_taken_or_none_is_refused_before_anything_is_loaded(runs: Path, name: str):
     model = ModelConfig(model=str(tiny.model_folder()), dtype="float32", device="cpu")
     registry = open_manager(discover([runs / "loud"]), model, ServeConfig(), None, Report()).registry
-    before = list(registry.base.decoding.held)
+    before = list(registry.base.fast_decoder.held)
     with pytest.raises(AdapterError, match="cannot be the name of another adapter"):
         registry.put(describe(name, runs / "calm"))
-    assert (list(registry.base.decoding.held), len(registry.names())) == (before, 2)
+    assert (list(registry.base.fast_decoder.held), len(registry.names())) == (before, 2)
 
 
 def test_an_adapter_for_which_memory_is_short_is_refused_alone(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

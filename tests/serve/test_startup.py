@@ -44,7 +44,7 @@ def test_adapters_that_break_the_answers_or_have_the_name_of_the_base_are_left_o
     discovery = discover([tmp_path])
     manager = open_manager(discovery, model, ServeConfig(), None, Report())
     assert manager.registry.names() == [base.name, "loud"]
-    held = manager.registry.base.decoding.held
+    held = manager.registry.base.fast_decoder.held
     assert [name.partition("@")[0] for name in held] == ["loud"]  # and none of the others is loaded
     assert sorted(text.replace(f"{tmp_path}/", "") for text in discovery.problems) == [
         f"{base.name!r} is the name of the base model. Choose another name for the adapter.",

@@ -12,8 +12,8 @@ from lorasmith.engine.request import Chunk, Event, Request, RunningRequest
 from lorasmith.engine.runner import Packed
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
+from lorasmith.model.fast.recognize import recognize_modules
 from lorasmith.model.probe import native_attention
-from lorasmith.model.verify import recognise
 from tests.support.families import WORDS, stir, tiny_base
 
 STOP = 1
@@ -32,7 +32,7 @@ class Letters:
 def base_of(family: str, dtype: torch.dtype = torch.float32, adapters: int = 0) -> Base:
     """A probed base; its adapters a0, a1, ... differ in rank, scale and targets, and all change the answers."""
     base = tiny_base(family, dtype)
-    recognise(base.model)  # as load_base does
+    recognize_modules(base.model)  # as load_base does
     base.tokenizer = Letters()  # type: ignore[assignment]
     for i in range(adapters):
         config = LoraConfig(r=2 + 3 * i, lora_alpha=8, use_rslora=i == 1, lora_dropout=0.3 * (i == 2))

@@ -4,11 +4,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import Tensor, nn
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.lora.inject import Adapter, inject
 from lorasmith.model.base import Base
-from lorasmith.model.verify import recognise, speed_up, use
+from lorasmith.model.fast.recognize import recognize_modules
+from lorasmith.model.verify import enable_fast_parts, use_fast_parts
 from tests.support.families import _LLAMA, CONFIGS, stir, tiny_base
 
 # every other layer without rotary embedding
@@ -22,15 +24,22 @@ def plain_base(family: str, dtype: torch.dtype = torch.float64, **options: Any) 
     """A base as `load_base` and `inject` leave it, with a trained-looking adapter; all parts are plain."""
     with patch.dict(CONFIGS, SMOLLM3):
         base = tiny_base(family, dtype)
-    recognise(base.model)
+    recognize_modules(base.model)
     adapter = base.adapters["default"] = inject(base.model, LoraConfig(**({"r": 4} | options)), base.router)
     stir(adapter)
-    use(base, PLAIN)
+    use_fast_parts(base, PLAIN)
     return base, adapter
 
 
 def fast_base(family: str, dtype: torch.dtype = torch.float64, **options: Any) -> tuple[Base, Adapter]:
-    """The same after `speed_up`."""
+    """The same after `enable_fast_parts`."""
     base, adapter = plain_base(family, dtype, **options)
-    speed_up(base, "default", IDS)
+    enable_fast_parts(base, "default", IDS)
     return base, adapter
+
+
+def output_and_gradient(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = x.clone().requires_grad_(True)
+    y = module(leaf)
+    direction = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+    return y.detach(), torch.autograd.grad(y, leaf, direction)[0]

@@ -56,9 +56,14 @@ def test_without_locks_no_leftover_is_removed(tmp_path, monkeypatch):
 
 def test_a_folder_appears_complete_or_not_at_all(tmp_path):
     target = tmp_path / "models" / "one"
-    with pytest.raises(ZeroDivisionError), new_cache_folder(target) as folder:  # noqa: PT012
-        (folder / "half").touch()
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with new_cache_folder(target) as folder:
+            (folder / "half").touch()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert not list((tmp_path / "models").iterdir())
     with new_cache_folder(target) as folder:
         (folder / "whole").touch()

@@ -12,11 +12,16 @@ def test_settings_are_restored_even_after_an_error(bars, verbosity):
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
     (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
     logging.set_verbosity(verbosity)
-    try:
-        with pytest.raises(ZeroDivisionError), quiet_transformers():  # noqa: PT012
+
+    def fail() -> None:
+        with quiet_transformers():
             assert logging.get_verbosity() == logging.ERROR
             assert not logging.is_progress_bar_enabled()
             raise ZeroDivisionError
+
+    try:
+        with pytest.raises(ZeroDivisionError):
+            fail()
         assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (verbosity, bars)
     finally:
         logging.set_verbosity(before[0])

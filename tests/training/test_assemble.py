@@ -1,4 +1,4 @@
-"""From a configuration to a job: the problems of all parts together, and what a checkpoint knows of the options."""
+"""From a configuration to a job: the problems of all parts come together, and its origin is complete."""
 
 import json
 from pathlib import Path

@@ -34,9 +34,13 @@ def test_the_first_signal_sets_the_request_and_is_announced(number):
 
 
 def test_the_second_ctrl_c_interrupts_at_once():
-    with pytest.raises(KeyboardInterrupt), stop_on_signal(lambda: None):  # noqa: PT012
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+    def twice() -> None:
+        with stop_on_signal(lambda: None):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        twice()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -91,7 +91,7 @@ def test_a_step_runs_on_tensors_without_values(family):
     probed, real = tiny_base(family), rows()
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = AutoModelForCausalLM.from_config(probed.model.config).requires_grad_(False)
-        model.set_attn_implementation(attention.NAME)
+        model.set_attn_implementation(attention.IMPLEMENTATION)
         base = Base(model, None, family, None, torch.float32, torch.device("cpu"), "packed", probed.head)
         log = step_of(base, inject(model, LoraConfig(r=4), base.router), of=real)
     assert isinstance(log.loss, FakeTensor)

@@ -1,7 +1,6 @@
 """Merging an adapter into its base model as a plain transformers folder, checked against the adapter's logits."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,19 +9,17 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lorasmith.adapters.folder import end_ids
+from lorasmith.adapters.output import OutputFolder, output_folder
 from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.model import ModelConfig
-from lorasmith.data.template.encoding import PROBES
-from lorasmith.errors import AdapterError, RunError
+from lorasmith.data.template.golden import PROBES
+from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.merge import merged_weights, plain_name
 from lorasmith.model.probe import native_attention
 from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
-from lorasmith.system.locking import locked
-from lorasmith.system.ownership import foreign_entries, is_marked, mark, marked_files, short_list
 from lorasmith.system.transformers_logging import quiet_transformers
-from lorasmith.system.writing import recover, write_folder, writing
 
 FLOAT32_LIMIT = 1e-4  # relative error; computing (W + B A) x instead of W x + B (A x) gives about 1e-6
 MARGIN = 1.2  # rounding W + B A changes the logits about as much as rounding W: up to 1.1 times as much was observed
@@ -80,20 +77,14 @@ def merge_run(
         AdapterError: there is no adapter, it belongs to another base model, or the merged model's logits differ by
             more than rounding explains.
     """
-    report, folder = report or Report(), Path(output).expanduser()
-    place = folder.resolve()  # follow a link, and give "." a name
-    with ExitStack() as stack:
-        with writing(folder, is_run=False):
-            stack.enter_context(locked(place.parent / f".{place.name}.lorasmith-lock", folder))
-            recover(place.parent, lambda name: name == place.name)
-        return _merge(path, folder, config or ModelConfig(), overwrite, report)
+    with output_folder(output, overwrite) as folder:
+        return _merge(path, folder, config or ModelConfig(), report or Report())
 
 
-def _merge(path: str | Path, folder: Path, config: ModelConfig, overwrite: bool, report: Report) -> Certificate:
-    _refuse_existing(folder, overwrite)
+def _merge(path: str | Path, output: OutputFolder, config: ModelConfig, report: Report) -> Certificate:
     wide = config.model_dump(exclude_unset=True) | {"dtype": "float32"}
     session = open_adapters([path], ModelConfig(**wide), report)
-    _refuse_own_sources(folder, session)
+    output.spare(session)
     dtype = _dtype_on_disk(session, config) if config.dtype == "auto" else getattr(torch, config.dtype)
     report.say(_("Merging in {dtype}", dtype=dtype_name(dtype)))
     plain, untied = _merged_model(session, dtype, config.trust_remote_code)
@@ -106,13 +97,11 @@ def _merge(path: str | Path, folder: Path, config: ModelConfig, overwrite: bool,
     def fill(staging: Path) -> None:
         _save(plain, session, staging)
         saved = _load_plain(staging, None, dtype, config.trust_remote_code)
-        certificate = certify(str(folder), dtype, wanted, rounded, _logits(saved, probes), untied)
+        certificate = certify(str(output.path), dtype, wanted, rounded, _logits(saved, probes), untied)
         _refuse_wrong(certificate)
         certificates.append(certificate)
-        mark(staging, "model", sorted(str(one.relative_to(staging)) for one in staging.rglob("*")))
-        _refuse_existing(folder, overwrite)  # another process may have written there in the meantime
 
-    write_folder(folder.resolve(), fill, is_run=False)
+    output.write(fill)
     report.say(str(certificates[0]))
     if untied:
         report.say(
@@ -150,50 +139,6 @@ def certify(
     same = m.argmax(-1) == top.indices[:, 0]
     error = float((m - a).pow(2).mean().sqrt() / size)
     return Certificate(folder, dtype_name(dtype), error, limit, int((same & clear).sum()), int(clear.sum()), untied)
-
-
-def _refuse_existing(folder: Path, overwrite: bool) -> None:
-    """Raise RunError if `folder` exists and must not be replaced, or contains anything that merging did not write."""
-    if folder.exists() and not folder.is_dir():
-        raise RunError(_("{folder} is a file, not a folder. Choose another --output.", folder=folder))
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not overwrite:
-        raise RunError(
-            _("{folder} already exists. Choose another --output, or replace it with --overwrite.", folder=folder)
-        )
-    if not is_marked(folder, "model"):
-        raise RunError(
-            _(
-                "{folder} was not written by `lorasmith merge`, so --overwrite does not replace it. Choose another "
-                "--output, or remove the folder yourself.",
-                folder=folder,
-            )
-        )
-    files = marked_files(folder)
-    if others := foreign_entries(folder, lambda path: str(path) in files):
-        raise RunError(
-            _(
-                "{folder} contains {names}, which lorasmith did not write, so --overwrite does not replace it. Move "
-                "what you want to keep, remove the rest, or choose another --output.",
-                folder=folder,
-                names=short_list(others),
-            )
-        )
-
-
-def _refuse_own_sources(folder: Path, session: Session) -> None:
-    """Raise RunError if --overwrite would remove the base model or the adapter that is being merged."""
-    target = folder.resolve()
-    for part in (session.base.folder.resolve(), session.folders[session.names[0]].path.resolve()):
-        if part.is_relative_to(target):
-            raise RunError(
-                _(
-                    "{folder} contains files that are needed for the merge ({part}). Choose another --output.",
-                    folder=folder,
-                    part=part,
-                )
-            )
 
 
 def _refuse_wrong(certificate: Certificate) -> None:

@@ -13,7 +13,7 @@ from lorasmith.i18n import _, listed
 Learn = Literal["answers", "last-answer", "all"]
 TooLong = Literal["error", "truncate", "truncate-left", "split", "drop"]
 TEMPLATES = ("auto", "model", "human-assistant", "alpaca", "chatml")  # anything else is the path of a file
-# The columns that the row formats of data/rows/forms.py read; a test keeps the two in step.
+# The columns that the row formats of data/rows/formats.py read; a test keeps the two in step.
 COLUMNS = (
     "completion", "conversations", "history", "input", "instruction", "messages", "output", "prompt", "system", "text",
     "tools",

@@ -1,7 +1,7 @@
-"""Data sets that the package `datasets` reads: a folder that it saved, a hub's `org/name`, `modelscope:org/name`.
+"""Read datasets through the package `datasets`: a folder that it saved, or a dataset on a hub (`org/name`).
 
-A hub is asked only where its name is given and no such file is there; HF_HUB_OFFLINE, HF_ENDPOINT and the caches are
-huggingface_hub's own.
+The network is used only if there is no file of that name. The clients keep their own cache and environment variables
+(HF_HUB_OFFLINE, HF_ENDPOINT, ...).
 """
 
 import os
@@ -20,9 +20,9 @@ Rows = Iterator[tuple[str, object]]
 
 
 def is_hub_name(name: str, suffixes: frozenset[str]) -> bool:
-    """Whether it can name a data set of a hub: org/name, org/name:config, with hf: or modelscope: before it.
+    """Whether `name` can be a dataset on a hub: org/name or org/name:config, optionally after hf: or modelscope:.
 
-    Without a prefix, what lies in a folder that exists or ends as a file of rows does is a file that is missing.
+    Without a prefix it is taken for a missing file if its first part is an existing folder or it has one of `suffixes`.
     """
     match = DATASET_NAME.fullmatch(name)
     if match is None:
@@ -33,42 +33,46 @@ def is_hub_name(name: str, suffixes: frozenset[str]) -> bool:
 
 
 def hub_rows(source: Source) -> Rows:
-    """The rows of a hub's data set, fetched into its cache where they are not there yet.
+    """The rows of a dataset on a hub, downloaded if it is not in the cache.
 
-    Raises DataError that says what was tried and how to go on from a file; MissingExtraError without the package.
+    Raises DataError if it cannot be downloaded or read; MissingExtraError if `datasets` is not installed.
     """
     match = DATASET_NAME.fullmatch(source.name)
     assert match is not None
-    datasets = source.needed("datasets")
+    datasets = source.import_package("datasets")
     get = _modelscope if match["hub"] == "modelscope" else _hugging_face
     return _numbered(_train(get(match["id"], match["config"], source, datasets), source), source)
 
 
 def folder_rows(source: Source) -> Rows:
-    """The rows of a folder that `datasets` saved; the package is imported only once the folder is known to be one."""
+    """The rows of a folder that `datasets` saved. Raises DataError, or MissingExtraError if it is not installed."""
     path = source.path
     if (path / "dataset_dict.json").exists():
         splits = sorted((file.parent for file in path.glob("*/state.json")), key=lambda split: split.name != "train")
         named = listed(map(str, splits)) or _("none")
         raise DataError(
-            _("{option}: {file} contains several splits. Give one of them: {named}.", **source.said, named=named)
+            _(
+                "{option}: {file} contains several splits. Give one of them: {named}.",
+                **source.placeholders,
+                named=named,
+            )
         )
-    datasets = source.needed("datasets")
+    datasets = source.import_package("datasets")
     try:
         rows = datasets.load_from_disk(os.fspath(path))
     except (OSError, ValueError) as error:
-        raise _unread(source, error) from error
+        raise _read_error(source, error) from error
     return _numbered(rows, source)
 
 
 def _hugging_face(name: str, config: str | None, source: Source, datasets: Any) -> Any:
-    """All splits, from the hub or from what an earlier run kept of it."""
-    hub = source.needed("huggingface_hub")
+    """All splits, downloaded or from the cache."""
+    hub = source.import_package("huggingface_hub")
     refused = (OSError, ValueError, RuntimeError, hub.errors.HTTPError, datasets.exceptions.DatasetsError)
     endpoint, reason = hub.constants.ENDPOINT, ""
     try:
         info = hub.HfApi().dataset_info(name, files_metadata=True, timeout=10)
-        _say_what_comes(info, endpoint, source)
+        _announce_download(info, endpoint, source)
     except refused as error:
         reason = failure_reason(error, f"{endpoint}/datasets/{name}")
     try:
@@ -77,7 +81,7 @@ def _hugging_face(name: str, config: str | None, source: Source, datasets: Any) 
     except refused as error:
         if isinstance(error, hub.errors.HTTPError | datasets.exceptions.DatasetNotFoundError):
             reason = reason or first_line(error)
-        raise _unreachable(source, endpoint, reason) if reason else _unread(source, error) from error
+        raise _download_error(source, endpoint, reason) if reason else _read_error(source, error) from error
     if reason:
         text = _(
             "{name}: using the cached copy, because the hub could not be reached or refused the request ({why}).",
@@ -90,10 +94,10 @@ def _hugging_face(name: str, config: str | None, source: Source, datasets: Any) 
 
 @contextmanager
 def _offline(datasets: Any) -> Iterator[None]:
-    """Within it `datasets` looks into its cache alone: it would ask a silent hub for half a minute more."""
+    """Let `datasets` read only its cache inside the block; it would try to reach the hub for another 30 seconds."""
     before, verbosity = datasets.config.HF_HUB_OFFLINE, datasets.logging.get_verbosity()
     datasets.config.HF_HUB_OFFLINE = True
-    datasets.logging.set_verbosity_error()  # that it looks there; we say so
+    datasets.logging.set_verbosity_error()  # it warns that it uses the cache, which we report ourselves
     try:
         yield
     finally:
@@ -102,20 +106,20 @@ def _offline(datasets: Any) -> Iterator[None]:
 
 
 def _modelscope(name: str, config: str | None, source: Source, datasets: Any) -> Any:
-    """All splits of the files that ModelScope's own client fetches; `datasets` reads them."""
-    modelscope = source.needed("modelscope", "modelscope")
+    """All splits, from files that the ModelScope client downloads."""
+    modelscope = source.import_package("modelscope", "modelscope")
     source.report.say(_("Dataset {name} on ModelScope; downloaded unless it is in the cache.", name=name))
     try:
         folder = modelscope.dataset_snapshot_download(name)
     except (OSError, ValueError, RuntimeError) as error:
-        raise _unreachable(source, "https://modelscope.cn", first_line(error)) from error
+        raise _download_error(source, "https://modelscope.cn", first_line(error)) from error
     try:
         return datasets.load_dataset(str(folder), config)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise _unread(source, error) from error
+        raise _read_error(source, error) from error
 
 
-def _say_what_comes(info: Any, endpoint: str, source: Source) -> None:
+def _announce_download(info: Any, endpoint: str, source: Source) -> None:
     card = info.card_data or {}
     size = sum(file.size or 0 for file in info.siblings or ())
     source.report.say(
@@ -130,34 +134,34 @@ def _say_what_comes(info: Any, endpoint: str, source: Source) -> None:
     )
 
 
-def _unreachable(source: Source, endpoint: str, why: str) -> DataError:
+def _download_error(source: Source, endpoint: str, why: str) -> DataError:
     return DataError(
         _(
             "{option}: {file} does not exist here and could not be downloaded as a dataset from {endpoint} "
             "({why}); it is not in the cache either. Give a file (JSON, JSONL, CSV, Parquet), or a folder "
             "saved by `datasets` on a machine with network access. To use a mirror, set HF_ENDPOINT.",
-            **source.said,
+            **source.placeholders,
             endpoint=endpoint,
             why=why.rstrip("."),
         )
     )
 
 
-def _unread(source: Source, error: Exception) -> DataError:
-    text = _("{option}: {file}: `datasets` cannot read it: {why}", **source.said, why=first_line(error))
+def _read_error(source: Source, error: Exception) -> DataError:
+    text = _("{option}: {file}: `datasets` cannot read it: {why}", **source.placeholders, why=first_line(error))
     if "config name" in text.lower():
         text += " " + _("Choose one with {file}:CONFIG.", file=source.name)
     return DataError(text)
 
 
 def _train(splits: Any, source: Source) -> Any:
-    """The split 'train', or the only one."""
+    """The split 'train', or the only one. Raises DataError if there is neither."""
     names = list(splits)
     if "train" not in names and len(names) != 1:
         raise DataError(
             _(
                 "{option}: {file} has no split 'train', only {names}. Save one of them to a file and use that.",
-                **source.said,
+                **source.placeholders,
                 names=listed(map(repr, names)),
             )
         )

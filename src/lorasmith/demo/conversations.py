@@ -7,7 +7,7 @@ from typing import NamedTuple, TypedDict
 
 from lorasmith.config.files import parse_json
 from lorasmith.data.rows.conversation import Message, Record
-from lorasmith.data.rows.forms import conversation
+from lorasmith.data.rows.formats import to_conversation
 from lorasmith.errors import DataError
 from lorasmith.i18n import _
 from lorasmith.model.row import IGNORED, Example
@@ -47,7 +47,7 @@ def demo_split(
     for record in records:
         if len(chosen) == held_out + train:
             break
-        if _learns_within(encode(conversation(record).messages), max_length):
+        if _learns_within(encode(to_conversation(record).messages), max_length):
             chosen.append(record)
     if len(chosen) < held_out + train:
         raise DataError(

@@ -9,15 +9,15 @@ from lorasmith.adapters.session import open_adapters
 from lorasmith.config.files import read_json
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import Config, load_config
-from lorasmith.data.read.files import read
+from lorasmith.data.read.files import read_records
 from lorasmith.data.rows.conversation import Message, Record
 from lorasmith.data.template.encoding import Template
 from lorasmith.demo.conversations import demo_split
 from lorasmith.errors import RunError
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import packaged_model
-from lorasmith.loading.load import load_tokenizer
 from lorasmith.loading.packages import CHITCHAT, fetch_package
+from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.report import Report
 from lorasmith.runs.plot import smooth
 from lorasmith.runs.train import train
@@ -94,7 +94,7 @@ def _saved_replies(path: Path) -> list[BeforeAfter]:
 
 def _replies(run: Path, held_out_file: Path, report: Report) -> list[BeforeAfter]:
     """Replies of base model and adapter to three held-out first messages that say more than hello."""
-    openings = [record.fields["messages"][0]["content"] for record in read(str(held_out_file))]  # type: ignore[index]
+    openings = [record.fields["messages"][0]["content"] for record in read_records(str(held_out_file))]  # type: ignore[index]
     prompts = [text for text in openings if len(text.split()) >= 6][:3]
     report.say(_("Generating replies to three held-out prompts with the base model and the adapter"))
     session = open_adapters([run], report=report)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from lorasmith.model.group import Group
+from lorasmith.model.groups import AttentionGroup
 from lorasmith.model.row import Span
 from lorasmith.system.memory import release_freed_memory
 
@@ -124,7 +124,7 @@ class KVCache:
         self._regions, self._pools = {}, {}
         release_freed_memory()
 
-    def begin(self, spans: Sequence[Span], device: torch.device) -> Sequence[Group]:
+    def begin(self, spans: Sequence[Span], device: torch.device) -> Sequence[AttentionGroup]:
         """Reserve room for a row's tokens and group its spans for attention. Called once before each forward pass."""
         self._spans, self._at = {}, {}
         for span in spans:
@@ -166,10 +166,10 @@ class KVCache:
             self._at[key] = (torch.tensor(first, device=device)[:, None] + head_H).flatten()
         return self._at[key]
 
-    def read(self, layer: int, group: Group) -> tuple[Tensor, Tensor]:
+    def read(self, layer: int, group: AttentionGroup) -> tuple[Tensor, Tensor]:
         """Keys and values [G, H, S, D] of a group, including its new tokens; a view if its places are contiguous."""
         k, v = self._pools[group.pool].layers[layer]
-        where = group.keys if group.where is None else group.where
+        where = group.keys if group.cache_slice is None else group.cache_slice
         return k[where, :, : group.longest], v[where, :, : group.longest]
 
     def tensors(self, slot: int) -> Iterator[tuple[tuple[int, int], Tensor]]:
@@ -233,7 +233,7 @@ def _zeros(like: tuple[Tensor, Tensor], places: int, capacity: int) -> tuple[Ten
     return k, v
 
 
-def _group(pool: int, spans: Sequence[Span], tokens: int, device: torch.device) -> Group:
+def _group(pool: int, spans: Sequence[Span], tokens: int, device: torch.device) -> AttentionGroup:
     """A group for one chunk of a prompt, or for single tokens in the order of their places.
 
     `spans` have places instead of slots. To read the cache in place, unused places between them are read too, with a
@@ -247,14 +247,14 @@ def _group(pool: int, spans: Sequence[Span], tokens: int, device: torch.device) 
     chosen = [by_place.get(place, filler) for place in places]
     to = [i for span in chosen for i in range(span.start, span.end)]
     is_in_order = all(span.length == 1 for span in chosen) and to == list(range(to[0], to[0] + len(to)))
-    return Group(
+    return AttentionGroup(
         pool=pool,
         keys=torch.tensor(places, device=device),
-        where=slice(low, high) if is_dense else None,
+        cache_slice=slice(low, high) if is_dense else None,
         longest=max(span.past + span.length for span in spans),
         position_GL=torch.tensor([[span.past + i for i in range(span.length)] for span in chosen], device=device),
         from_T=torch.tensor([min(i, tokens - 1) for i in to], device=device),
         to_T=torch.tensor(to, device=device),
-        pieces=len(chosen),
-        rows=slice(to[0], to[-1] + 1) if is_in_order and to[-1] < tokens else None,
+        blocks=len(chosen),
+        row_slice=slice(to[0], to[-1] + 1) if is_in_order and to[-1] < tokens else None,
     )

@@ -14,7 +14,7 @@ from lorasmith.engine.request import Chunk, RunningRequest
 from lorasmith.engine.scheduler import Scheduler
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
-from lorasmith.model.decoder import Decoder
+from lorasmith.model.fast.decoder import FastDecoder
 from lorasmith.model.head import next_logits
 from lorasmith.model.row import Row, Span
 
@@ -27,7 +27,7 @@ class Packed:
     The KV cache holds up to `cache_tokens` tokens of running requests, and the prefix cache up to a quarter of that.
     """
 
-    def __init__(self, base: Base, slots: int, tokens: int, cache_tokens: int, decoder: Decoder) -> None:
+    def __init__(self, base: Base, slots: int, tokens: int, cache_tokens: int, decoder: FastDecoder) -> None:
         self.base, self.decoder = base, decoder
         self.cache, self.prefixes = KVCache(cache_tokens), PrefixCache(min(cache_tokens // 4, MAX_PREFIX_TOKENS))
         self.scheduler = Scheduler(self.cache, slots, tokens)

@@ -17,7 +17,7 @@ from lorasmith.errors import DataError
 from lorasmith.i18n import _
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
-from lorasmith.model.decoder import scoring
+from lorasmith.model.fast.decoder import scoring
 from lorasmith.model.forward import hidden, packed_inputs, padded_inputs, padded_slices, row_of
 from lorasmith.model.head import CHUNK, logits
 from lorasmith.model.row import IGNORED, Example, Row

@@ -11,30 +11,30 @@ from lorasmith.errors import ModelError, first_line
 from lorasmith.i18n import _
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
-from lorasmith.model.decoder import Decoder
+from lorasmith.model.fast.decoder import FastDecoder
 from lorasmith.model.forward import hidden
 from lorasmith.model.probe import TOLERANCE
 from lorasmith.model.row import Row, Span
 
 
-def decoder_of(base: Base) -> Decoder:
-    """The Decoder of this base model, created on first use with every optimization that passes the self-test.
+def decoder_of(base: Base) -> FastDecoder:
+    """The FastDecoder of this base model, created on first use with every optimization that passes the self-test.
 
     The test runs two short texts, which takes as long as six decoding steps. It is needed in addition to the probe at
     load, which tests packed rows without a KV cache.
     """
-    if base.decoding is None:
-        decoder = base.decoding = Decoder(base)
+    if base.fast_decoder is None:
+        decoder = base.fast_decoder = FastDecoder(base)
         try:
             _self_test(decoder)
         except BaseException:
             decoder.close()
             raise
-    return base.decoding
+    return base.fast_decoder
 
 
 @torch.no_grad()
-def _self_test(decoder: Decoder) -> None:
+def _self_test(decoder: FastDecoder) -> None:
     base = decoder.base
     if base.layout != "packed":
         decoder.problem = base.why.get("layout", "")
@@ -62,7 +62,7 @@ def _self_test(decoder: Decoder) -> None:
     decoder.plain = why
 
 
-def _difference_of(decoder: Decoder, texts: Sequence[Sequence[int]], expected: Tensor) -> str:
+def _difference_of(decoder: FastDecoder, texts: Sequence[Sequence[int]], expected: Tensor) -> str:
     """Why decoding in the bank, or with the decoder stack, gives wrong results; empty if it does not."""
     base = decoder.base
     try:

@@ -133,7 +133,7 @@ class LoRALayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base layer's weight: models read its dtype. For those that compute with it, see model/untrained.py."""
+        """The base layer's weight: models read its dtype. For those that compute with it, see model/target_check.py."""
         return self.base_layer.weight  # type: ignore[return-value]
 
     @property

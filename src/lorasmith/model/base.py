@@ -1,4 +1,4 @@
-"""A causal language model as the rest of lorasmith sees it."""
+"""A frozen causal language model with its tokenizer and adapters, as the rest of lorasmith uses it."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,16 +14,17 @@ from lorasmith.lora.router import Router
 from lorasmith.model.identity import identity
 
 if TYPE_CHECKING:
-    from lorasmith.model.decoder import Decoder
+    from lorasmith.model.fast.decoder import FastDecoder
 
 Layout = Literal["packed", "padded"]
 
 
 @dataclass(frozen=True)
 class Head:
-    """How logits come from hidden states: the output embedding, times `scale`, softly capped at `softcap`.
+    """How logits follow from the last hidden states: output embedding, times `scale`, then softcapping.
 
-    `direct` is False where that does not equal the model's own logits; then the whole model computes them.
+    softcap: c in c tanh(logits / c) (Gemma 2, arXiv:2408.00118, section 2), or None. direct: False if this does not
+    equal the model's own logits; then these are computed by the whole model.
     """
 
     direct: bool = True
@@ -33,34 +34,39 @@ class Head:
 
 @dataclass
 class Base:
-    """A frozen model, its tokenizer, the adapters on it, and what the probe found out about it."""
+    """A frozen model, its tokenizer, its adapters, and how it is computed.
+
+    `load_base` makes it; `probe` sets layout and head, `enable_fast_parts` the fast parts.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    source: str  # as the user named it
-    folder: Path  # where its files lie
+    source: str  # the model as the user named it
+    folder: Path  # with its files
     dtype: torch.dtype
     device: torch.device
     layout: Layout = "padded"
     head: Head = field(default_factory=Head)
-    fast: frozenset[str] = frozenset({"attention", "head", "linear layers", "prefix"})  # see verify.py
-    kept_per_token: float = 0.0  # bytes that a training keeps for backward; see kept.py
-    native: str = "sdpa"  # transformers' own attention for this model, by name
-    why: dict[str, str] = field(default_factory=dict)
+    fast_parts: frozenset[str] = frozenset(
+        {"attention", "head", "linear layers", "prefix"}
+    )  # those in use; see verify.py
+    saved_bytes_per_token: float = 0.0  # by autograd for backward, measured in the trial step of a training
+    native: str = "sdpa"  # the name of transformers' own attention implementation for this model
+    why: dict[str, str] = field(default_factory=dict)  # the reasons for layout, head, fast parts, device and dtype
     router: Router = field(default_factory=Router)
     adapters: dict[str, Adapter] = field(default_factory=dict)
-    decoding: "Decoder | None" = None  # what decodes faster than its own modules, once an engine asked for it
+    fast_decoder: "FastDecoder | None" = None  # made by the first engine
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """What makes it the same base; see identity.py."""
+        """Hashes by which the same base model is recognized; see identity.py."""
         return identity(self.folder, self.tokenizer)
 
     @property
     def decoder(self) -> nn.Module:
-        """The model without its head: what it calls its decoder, or the part that is a model by itself.
+        """The model without its head: its `get_decoder()`, unless that is no separate model.
 
-        Llama 4's text model calls itself its decoder, and ModernBERT's decoder is its head.
+        Llama 4's text model returns itself there, and ModernBERT its head; then it is the child that is a model.
         """
         named = self.model.get_decoder()
         parts = [named, *self.model.children()]
@@ -69,23 +75,23 @@ class Base:
 
     @property
     def output_embedding(self) -> nn.Module:
-        """The head's linear layer, adapters included."""
+        """The linear layer from hidden states to logits, adapters included."""
         head: nn.Module = self.model.get_output_embeddings()
         return head
 
     @property
     def compiles_shapes(self) -> bool:
-        """Whether products make a kernel for every shape: oneDNN does, which takes those of bfloat16 on a CPU."""
+        """Whether every new shape of a matrix product costs time: oneDNN compiles kernels, for bfloat16 on a CPU."""
         return self.device.type == "cpu" and self.dtype == torch.bfloat16
 
     @property
     def max_positions(self) -> int | None:
-        """Tokens that the model can look at, where its config says so."""
+        """Context length in tokens, or None if the config does not say."""
         return positions_of(self.model.config)
 
 
 def positions_of(config: PretrainedConfig) -> int | None:
-    """Tokens that a model of this config can look at, where it says so."""
+    """Context length in tokens of a model with this config, or None if it does not say."""
     text = config.get_text_config()
     for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         value = getattr(text, key, None)

@@ -1,6 +1,6 @@
-"""From a flat row to hidden states: packed where the probe allows it, padded elsewhere. Flat in, flat out.
+"""Compute the hidden states of a row: packed if the probe found that this model supports it, else padded.
 
-T = tokens of the row, H = width, B = examples, L = the longest of them
+T = tokens of the row, H = hidden size, B = examples, L = tokens of the longest
 """
 
 from collections.abc import Sequence
@@ -12,45 +12,51 @@ from torch import Tensor
 from lorasmith.lora.router import Slice
 from lorasmith.model.attention import Cache
 from lorasmith.model.base import Base
-from lorasmith.model.group import grouped
+from lorasmith.model.groups import attention_groups
 from lorasmith.model.row import Example, Row, flatten
 
-THIN = 16  # tokens of one adapter: up to so many on average, all adapters go in one product under a mask
-MULTIPLE = 32  # tokens that a packed row is filled up to where every length means new kernels
+SHORT_SLICE = 16  # up to so many tokens per adapter on average, one masked product for all adapters is faster
+MULTIPLE = 32  # packed rows are padded to a multiple of so many tokens if every new shape costs time
 
 
 def row_of(base: Base, examples: Sequence[Example], total_weight: float, adapter: str | None) -> Row:
-    """`flatten` for this model, on its device. What examples share stands once, unless dropout makes it differ."""
+    """`flatten` examples as this model needs them, on its device.
+
+    Common prefixes are computed once, unless LoRA dropout would make them differ between examples.
+    """
     if base.layout == "padded":
         return flatten(examples, total_weight, adapter).to(base.device)
     drops = base.model.training and adapter is not None and base.adapters[adapter].config.lora_dropout > 0
     multiple = MULTIPLE if base.compiles_shapes else 1
-    return flatten(examples, total_weight, adapter, "prefix" in base.fast and not drops, multiple).to(base.device)
+    return flatten(examples, total_weight, adapter, "prefix" in base.fast_parts and not drops, multiple).to(base.device)
 
 
 def hidden(base: Base, row: Row, kv: Cache | None = None) -> Tensor:
-    """The decoder's last hidden states [T, H] of a row, each token with its own adapter. Sets the router."""
+    """The decoder's last hidden states of a row, [T, H], each token computed with its own adapter. Sets the router."""
     if base.layout == "packed":
         return _packed(base, row, kv)
     return _padded(base, row)
 
 
 def _packed(base: Base, row: Row, kv: Cache | None) -> Tensor:
-    base.router.route(row.slots, stacked=kv is not None and is_thin(row.slots))
-    if kv is not None and base.decoding is not None and base.decoding.stack is not None:
-        return base.decoding.stack(row.ids_T, row.position_T, kv.begin(row.spans, row.ids_T.device), kv)
+    base.router.route(row.slots, stacked=kv is not None and has_short_slices(row.slots))
+    if kv is not None and base.fast_decoder is not None and base.fast_decoder.stack is not None:
+        return base.fast_decoder.stack(row.ids_T, row.position_T, kv.begin(row.spans, row.ids_T.device), kv)
     out = base.decoder(**packed_inputs(base, row, kv))
     states: Tensor = out.last_hidden_state[0]
     return states
 
 
-def is_thin(slots: Sequence[Slice]) -> bool:
-    """Whether few tokens of several adapters follow each other, so that all adapters in one product are faster."""
-    return len(slots) > 1 and slots[-1].end <= THIN * len(slots)
+def has_short_slices(slots: Sequence[Slice]) -> bool:
+    """Whether there are several adapters with so few tokens each that one product for all adapters is faster."""
+    return len(slots) > 1 and slots[-1].end <= SHORT_SLICE * len(slots)
 
 
 def packed_inputs(base: Base, row: Row, kv: Cache | None = None) -> dict[str, Any]:
-    """Keywords of a model call on a packed row; makes room in the cache. No mask and no cache of transformers'."""
+    """Keyword arguments of a model call on a packed row, without transformers' own mask and cache.
+
+    The groups, the cache and `by_hand` arrive at `attention.attend`. Makes room in `kv` for the row's tokens.
+    """
     lengths, device = [span.length for span in row.spans], row.ids_T.device
     ends = torch.tensor([0, *(span.end for span in row.spans)], dtype=torch.int32)
     return {
@@ -58,8 +64,8 @@ def packed_inputs(base: Base, row: Row, kv: Cache | None = None) -> dict[str, An
         "position_ids": row.position_T[None],
         "attention_mask": None,
         "use_cache": False,
-        "row": grouped(row.spans, device) if kv is None else kv.begin(row.spans, device),
-        "by_hand": "attention" in base.fast,
+        "row": attention_groups(row.spans, device) if kv is None else kv.begin(row.spans, device),
+        "by_hand": "attention" in base.fast_parts,
         "kv": kv,
         "cu_seq_lens_q": ends,
         "cu_seq_lens_k": ends,
@@ -77,7 +83,7 @@ def _padded(base: Base, row: Row) -> Tensor:
 
 
 def padded_inputs(row: Row) -> tuple[dict[str, Tensor], Tensor]:
-    """input_ids and attention_mask [B, L], padded on the right, and each token's place [T] in them, flattened."""
+    """input_ids and attention_mask, [B, L], padded on the right; and each token's index in them when flattened, [T]."""
     longest = max(span.length for span in row.spans)
     at = [i * longest + offset for i, span in enumerate(row.spans) for offset in range(span.length)]
     at_T = torch.tensor(at, dtype=torch.long, device=row.ids_T.device)
@@ -89,7 +95,7 @@ def padded_inputs(row: Row) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def padded_slices(row: Row) -> list[Slice]:
-    """The row's slots, counted in padded tokens: a slot holds whole spans."""
+    """The row's slots in padded tokens. A slot consists of whole spans."""
     longest = max(span.length for span in row.spans)
     starts = {span.start: i for i, span in enumerate(row.spans)} | {row.tokens: len(row.spans)}
     return [Slice(slot.adapter, starts[slot.start] * longest, starts[slot.end] * longest) for slot in row.slots]

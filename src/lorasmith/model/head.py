@@ -1,8 +1,8 @@
-"""The loss at the labels alone, in chunks; logits are never kept.
+"""Loss and logits of a row, computed only at its labels and in chunks, so that all logits never exist at once.
 
-    N = learned tokens of the row, C = chunk, H = width, V = vocabulary
+The backward pass of a chunk runs right after its forward pass, and only the gradient of the hidden states is kept.
 
-A chunk's backward runs while its logits are still in the cache, so that only the gradient of the hidden states stays.
+    N = labels of the row, C = labels of a chunk, H = hidden size, V = vocabulary size
 """
 
 from collections.abc import Iterator
@@ -17,32 +17,32 @@ from lorasmith.lora.fused.products import product_of_packed
 from lorasmith.lora.router import Slice
 from lorasmith.model.attention import Cache
 from lorasmith.model.base import Base
-from lorasmith.model.forward import hidden, is_thin, packed_inputs, padded_inputs, padded_slices
+from lorasmith.model.forward import has_short_slices, hidden, packed_inputs, padded_inputs, padded_slices
 from lorasmith.model.row import Row
 
-LARGEST = 160  # labels of one chunk at a frozen head
-CHUNK = 128  # rows of logits at once: of 32 to 640 the fastest on two cores with 49,152 words
+FROZEN_CHUNK = 160  # labels of a chunk, at most, if the head is frozen
+CHUNK = 128  # labels of a chunk otherwise: the fastest of 32 to 640 on two cores with a vocabulary of 49,152
 
 
 def loss_sum(base: Base, row: Row) -> Tensor:
-    """Sum of weight x token loss over the row's labels, float32, ready for backward."""
+    """Sum of weight x cross-entropy over the row's labels: a scalar in float32 that can be differentiated."""
     if not base.head.direct:
         losses_N = _losses_of_model(base, row)
         return (losses_N * row.weight_N.to(losses_N.dtype)).sum()
     states_NH = hidden(base, row).index_select(0, row.at_N)
-    W_VH = frozen_matrix(base) if "head" in base.fast else None
+    W_VH = frozen_matrix(base) if "head" in base.fast_parts else None
     if W_VH is not None:
         return _FrozenHead.apply(states_NH, W_VH, base.head.scale, row)  # type: ignore[no-any-return, no-untyped-call]
     trained = [p for p in base.output_embedding.parameters() if p.requires_grad]
-    during_decoder = base.router.slices
+    decoder_slices = base.router.slices
     loss: Tensor = _ChunkedLoss.apply(states_NH, base, row, *trained)  # type: ignore[no-untyped-call]
-    base.router.route(during_decoder)  # what a recomputation in backward must see again
+    base.router.route(decoder_slices)  # which a recomputation in backward needs
     return loss
 
 
 @torch.no_grad()
 def token_losses(base: Base, row: Row) -> Tensor:
-    """The loss of each label [N], float32, without gradient."""
+    """Cross-entropy of each label, [N] in float32, without gradient."""
     if not base.head.direct:
         return _losses_of_model(base, row)
     states_NH = hidden(base, row).index_select(0, row.at_N)
@@ -54,9 +54,9 @@ def token_losses(base: Base, row: Row) -> Tensor:
 
 @torch.no_grad()
 def next_logits(base: Base, row: Row, kv: Cache) -> Tensor:
-    """Logits [N, V], float32, at the places `at_N` of a packed row with a cache; every adapter of the row at once."""
+    """Logits at the positions `at_N` of a packed row with a KV cache, [N, V] in float32, for all adapters at once."""
     if not base.head.direct:
-        base.router.route(row.slots, stacked=is_thin(row.slots))
+        base.router.route(row.slots, stacked=has_short_slices(row.slots))
         # the head may carry adapters, whose slices count every token of the row
         keep = row.at_N if len(row.slots) == 1 else torch.arange(row.tokens, device=row.at_N.device)
         out: Tensor = base.model(**packed_inputs(base, row, kv), logits_to_keep=keep).logits[0]
@@ -65,13 +65,13 @@ def next_logits(base: Base, row: Row, kv: Cache) -> Tensor:
     if not len(states_NH):
         return states_NH.float()
     slices = label_slices(row)
-    base.router.route(slices, stacked=is_thin(slices))
+    base.router.route(slices, stacked=has_short_slices(slices))
     return logits(base, states_NH).float()
 
 
 def label_slices(row: Row) -> list[Slice]:
-    """The row's slots counted in labels; those without one are left out."""
-    if len(row.slots) == 1:  # its spans may be shared by several examples
+    """The row's slots in labels, without those that have none."""
+    if len(row.slots) == 1:  # spans may be common prefixes, which `counts` does not know
         return [Slice(row.slots[0].adapter, 0, len(row.at_N))] if len(row.at_N) else []
     slices: list[Slice] = []
     first = 0
@@ -87,8 +87,8 @@ def label_slices(row: Row) -> list[Slice]:
 
 
 def logits(base: Base, states_NH: Tensor) -> Tensor:
-    """Logits [N, V] of hidden states [N, H], as the model itself computes them. The router must be set."""
-    packed_VH = base.decoding.packed_head if base.decoding else None
+    """Logits [N, V] of hidden states [N, H], equal to those of the model. The router must be set."""
+    packed_VH = base.fast_decoder.packed_head if base.fast_decoder else None
     out: Tensor = base.output_embedding(states_NH) if packed_VH is None else product_of_packed(states_NH, packed_VH)
     out = out if base.head.scale == 1 else out * base.head.scale
     cap = base.head.softcap
@@ -96,7 +96,7 @@ def logits(base: Base, states_NH: Tensor) -> Tensor:
 
 
 def frozen_matrix(base: Base) -> Tensor | None:
-    """The head's weight [V, H], where the head is nothing else."""
+    """The head's weight [V, H], or None if the head is trained or more than this matrix."""
     head = base.output_embedding
     if type(head) is not nn.Linear or base.head.softcap is not None:
         return None
@@ -105,15 +105,15 @@ def frozen_matrix(base: Base) -> Tensor | None:
 
 
 class _FrozenHead(torch.autograd.Function):
-    """The loss at a head that is one frozen matrix W: its gradient is scale * weight * (softmax(logits) - 1_target) W.
+    """The loss at a frozen head matrix W, with the gradient scale * weight * (softmax(logits) - 1_target) W.
 
-    Logits and probabilities exist for one chunk at a time, in the head's dtype: in bfloat16 the loss that is shown
-    carries one rounding a token more, at most 0.4% of a probability; the gradient would be rounded there anyway.
+    Logits and probabilities exist for one chunk at a time, in the head's dtype. In bfloat16 this rounds each
+    probability once more, by at most 0.4%, which the reported loss shows; the gradient would be rounded there anyway.
     """
 
     @staticmethod
     def forward(ctx: Any, states_NH: Tensor, W_VH: Tensor, scale: float, row: Row) -> Tensor:
-        """States at the labels [N, H] -> the weighted sum of losses in float32; a loss beyond 87 nats counts as 87."""
+        """Hidden states at the labels [N, H] -> weighted sum of losses, float32. Losses above 87 nats count as 87."""
         scaled_NH = states_NH if scale == 1 else states_NH * scale
         wide = torch.promote_types(states_NH.dtype, torch.float32)
         d_NH, losses_N = torch.empty_like(states_NH), states_NH.new_empty(len(states_NH), dtype=wide)
@@ -135,22 +135,24 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        """The loss is the last there is, so this is a multiplication by 1."""
+        """The gradient was computed in forward; d_loss is 1 unless the loss is scaled."""
         (d_NH,) = ctx.saved_tensors
         return d_NH * d_loss.to(d_NH.dtype), None, None, None
 
 
 def _even_chunk(labels: int) -> int:
-    """Chunks of one size, so that none is a small rest: the weights are read once a chunk, however small it is."""
-    chunks = max(1, -(-labels // LARGEST))
+    """Size of equal chunks: a small last chunk would read all weights for little."""
+    chunks = max(1, -(-labels // FROZEN_CHUNK))
     return max(1, -(-labels // chunks))
 
 
 class _ChunkedLoss(torch.autograd.Function):
+    """The loss at any other head, by autograd in each chunk. `trained`: the head's parameters that get a gradient."""
+
     @staticmethod
     def forward(ctx: Any, states_NH: Tensor, base: Base, row: Row, *trained: nn.Parameter) -> Tensor:
         d_states = torch.empty_like(states_NH)
-        d_trained: list[Tensor | None] = [None] * len(trained)  # None: of an adapter that no token here uses
+        d_trained: list[Tensor | None] = [None] * len(trained)  # None for parameters of adapters that no token uses
         total = torch.zeros((), dtype=torch.promote_types(states_NH.dtype, torch.float32), device=states_NH.device)
         for start, end in _chunks(row, base):
             with torch.enable_grad():
@@ -181,7 +183,7 @@ def _cross_entropy(logits_CV: Tensor, target_C: Tensor) -> Tensor:
 
 
 def _chunks(row: Row, base: Base) -> Iterator[tuple[int, int]]:
-    """Bounds of chunks of labels that share an adapter; sets the router for each."""
+    """Bounds of the chunks, each of labels with the same adapter. Sets the router for each chunk."""
     for adapter, first, last in label_slices(row):
         for start in range(first, last, CHUNK):
             stop = min(start + CHUNK, last)
@@ -190,7 +192,7 @@ def _chunks(row: Row, base: Base) -> Iterator[tuple[int, int]]:
 
 
 def _losses_of_model(base: Base, row: Row) -> Tensor:
-    """The plain way, for a head that is more than a linear layer: all logits from the model itself."""
+    """Cross-entropy of each label from the model's own logits, for a head that is more than a linear layer: [N]."""
     if base.layout == "packed":
         base.router.route(row.slots)
         logits_NV = base.model(**packed_inputs(base, row), logits_to_keep=row.at_N).logits[0]

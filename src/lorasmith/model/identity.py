@@ -1,4 +1,4 @@
-"""What makes a base the same base: its shape, a sample of its tensors, its tokenizer."""
+"""Hashes by which a base model is recognized: of its config, of a sample of its tensors, and of its tokenizer."""
 
 import hashlib
 import json
@@ -11,13 +11,16 @@ from transformers import PreTrainedTokenizerBase
 from lorasmith.config.files import read_object
 from lorasmith.errors import ModelError
 
-# keys of config.json that may change while the model stays the same
+# keys of config.json that may differ between copies of the same model
 _VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "quantization_config"}
-_TENSORS, _VALUES = 24, 64
+_TENSORS, _VALUES = 24, 64  # that are sampled: about so many tensors, so many values of each
 
 
 def identity(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Hashes of config, tensors and tokenizer of a model folder: 16 hex digits each. Reads a few kilobytes."""
+    """Hashes of the config, tensors and tokenizer of a model folder, of 16 hex digits each.
+
+    Reads a few kilobytes of the weights. Raises ModelError if config.json cannot be read.
+    """
     config = read_object(folder / "config.json", ModelError)
     stable = {key: value for key, value in config.items() if key not in _VOLATILE}
     return {
@@ -28,7 +31,7 @@ def identity(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]
 
 
 def _tensor_sample(folder: Path) -> str:
-    """Names and shapes of all tensors, and the first values of some, spread over the model."""
+    """Names and shapes of all tensors, and the first values of some from all over the model, one per line."""
     lines: list[str] = []
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:

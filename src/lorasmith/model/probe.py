@@ -1,8 +1,8 @@
-"""What this very model admits, found by trying, and why. Never a list of names: next year's model cannot leak.
+"""Find out by trial whether a model supports packed rows and how it computes logits. There is no list of known models.
 
-Two short examples go through the model alone, and together in one packed row. Packed is taken only where nothing
-leaks: not a bit of the second example's states may follow the first example's tokens, no gradient may cross, and the
-numbers must be those of the example alone within rounding.
+Two short examples are computed alone, and together in one packed row. The packed layout is chosen only if no
+information leaks between them: the second example's hidden states must not depend on the first one's tokens in a single
+bit, no gradient may cross, and the results must equal those of the example alone within rounding.
 """
 
 from collections.abc import Iterator
@@ -21,12 +21,15 @@ from lorasmith.model.base import Base, Head
 from lorasmith.model.forward import hidden
 from lorasmith.model.row import Example, Row, flatten
 
-# relative differences that rounding makes between two right ways of computing the same
+# the largest relative difference by rounding between two correct computations
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 
 
 def probe(base: Base) -> None:
-    """Decide `base.layout` and `base.head`, with the reasons in `base.why`."""
+    """Set `base.layout` and `base.head`, and the reasons in `base.why`.
+
+    Raises ModelError if the model cannot compute a forward pass of token ids alone.
+    """
     base.native = str(base.model.config._attn_implementation)
     base.layout = "padded"
     first, second = _two_examples(base)
@@ -59,21 +62,21 @@ def probe(base: Base) -> None:
 
 @contextmanager
 def native_attention(base: Base) -> Iterator[None]:
-    """Within it the model is used as transformers uses it: its own attention, the active adapter for every token."""
+    """Use the model as transformers does inside the block: its own attention, the active adapter for every token."""
     attends, slices = base.model.config._attn_implementation, base.router.slices
-    if attends == attention.NAME:
+    if attends == attention.IMPLEMENTATION:
         base.model.set_attn_implementation(base.native)
     base.router.route(None)
     try:
         yield
     finally:
         base.router.route(slices)
-        if attends == attention.NAME:
+        if attends == attention.IMPLEMENTATION:
             base.model.set_attn_implementation(attends)
 
 
 class Alone(NamedTuple):
-    """What the model itself makes of an example: states and their gradient to the embedded tokens [T, H], logits."""
+    """Results on one example: hidden states and their gradient to the embedded tokens [T, H]; logits [T, V]."""
 
     states: Tensor
     gradient: Tensor
@@ -82,8 +85,8 @@ class Alone(NamedTuple):
 
 def _alone(base: Base, example: Example) -> Alone:
     states: list[Tensor] = []
-    note = lambda _module, _inputs, out: states.append(out.last_hidden_state)  # noqa: E731
-    handle = base.decoder.register_forward_hook(note)
+    record = lambda _module, _inputs, out: states.append(out.last_hidden_state)  # noqa: E731
+    handle = base.decoder.register_forward_hook(record)
     try:
         with native_attention(base), _embedded_leaf(base.model) as leaves:
             ids = torch.tensor([example.ids], device=base.device)
@@ -94,6 +97,7 @@ def _alone(base: Base, example: Example) -> Alone:
 
 
 def _find_head(base: Base, alone: Alone) -> tuple[Head, str]:
+    """How the model computes logits, and the reason, for a reader."""
     config = base.model.config.get_text_config()
     divided = getattr(config, "logits_scaling", None)
     scale = getattr(config, "logit_scale", None) or (1 / divided if divided else 1.0)
@@ -103,7 +107,7 @@ def _find_head(base: Base, alone: Alone) -> tuple[Head, str]:
     try:
         with torch.no_grad():
             output = base.output_embedding(alone.states) * head.scale
-    except LIBRARY_ERRORS:  # RemBERT's takes what other layers made of the states
+    except LIBRARY_ERRORS:  # RemBERT has further layers between the hidden states and its output embedding
         output = torch.full_like(alone.logits, torch.nan)
     ours = output if head.softcap is None else torch.tanh(output / head.softcap) * head.softcap
     if _difference(ours, alone.logits) <= TOLERANCE[base.dtype]:
@@ -112,10 +116,10 @@ def _find_head(base: Base, alone: Alone) -> tuple[Head, str]:
 
 
 def _packing_problem(base: Base, first: Example, second: Example, alone: Alone) -> str | None:
-    """Why examples cannot be packed in this model, or None."""
+    """Why this model does not support packed rows, or None if it does."""
     other = Example([t + 1 for t in first.ids], first.targets, first.weights, "probe")
     try:
-        base.model.set_attn_implementation(attention.NAME)
+        base.model.set_attn_implementation(attention.IMPLEMENTATION)
         base.layout = "packed"
         row = _row(base, first, second)
         packed, gradient = _states_and_gradient(base, row, only=row.spans[1].start)
@@ -128,13 +132,13 @@ def _packing_problem(base: Base, first: Example, second: Example, alone: Alone) 
         return _("examples in a packed row attend to each other")
     limit = TOLERANCE[base.dtype]
     far = _difference(packed[start:], alone.states), _difference(gradient[start:], alone.gradient)
-    if not all(distance <= limit for distance in far):  # nor NaN
+    if not all(distance <= limit for distance in far):  # False for NaN, too
         return _("packing changes its results by more than rounding")
     return None
 
 
 def _states_and_gradient(base: Base, row: Row, only: int) -> tuple[Tensor, Tensor]:
-    """Hidden states [T, H] of a row, and the gradient of those from token `only` on to the embedded tokens [T, H]."""
+    """Hidden states of a row [T, H], and the gradient of those from token `only` on to the embedded tokens [T, H]."""
     with _embedded_leaf(base.model) as leaves:
         states = hidden(base, row)
     return states.detach(), _gradient(states[only:], leaves[0])
@@ -147,11 +151,12 @@ def _gradient(states: Tensor, leaf: Tensor) -> Tensor:
 
 @contextmanager
 def _embedded_leaf(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Collect the embedded tokens of every forward pass inside the block, as leaves that can get a gradient."""
     leaves: list[Tensor] = []
 
     def hook(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         leaves.append(output.detach().requires_grad_(True))
-        return leaves[-1].clone()  # some models write into it, which a leaf refuses
+        return leaves[-1].clone()  # some models write into it, which autograd forbids for a leaf
 
     handle = model.get_input_embeddings().register_forward_hook(hook)
     try:
@@ -175,5 +180,5 @@ def _row(base: Base, *examples: Example) -> Row:
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
-    """The largest difference, relative to the largest value."""
+    """Largest absolute difference, relative to the largest absolute value of `b`."""
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))

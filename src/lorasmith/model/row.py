@@ -1,8 +1,8 @@
-"""The one layout: examples end to end in a flat row, with the places of their labels.
+"""Packed rows: examples laid end to end without padding, with the positions and weights of their labels.
 
-    T = tokens of the row, N = learned tokens of the row
+Training, evaluation and decoding all build their batches here. Nothing in this module knows texts or models.
 
-It knows no text and no model. Training, evaluation and decoding all make their rows here.
+    T = tokens of the row, N = labels of the row (tokens that are trained on)
 """
 
 from collections.abc import Sequence
@@ -15,32 +15,36 @@ from torch import Tensor
 
 from lorasmith.lora.router import Slice
 
-SHARED = 8  # tokens that examples must begin with alike, to be computed once: fewer cost more in pieces than they save
-IGNORED = -100  # a target that is not learned, as everywhere in the field
+SHARED = 8  # the shortest common prefix that is computed once; shorter ones cost more in extra spans than they save
+IGNORED = -100  # the target of a token that is not trained on, as in transformers
 
 
 class Span(NamedTuple):
-    """Tokens [start, end) of the row belong to one example or request, or to several that begin alike.
+    """Tokens [start, end) of a row, which belong to one example or request, or are the common prefix of several.
 
-    A token sees the earlier ones of its span, of the span that this one continues, and so on. `past` tokens of a
-    request stand in the key/value cache already, in place `slot`.
+    A token attends to the earlier ones of its span, of the parent span, of the parent's parent, and so on. When
+    decoding, `past` earlier tokens of the request are in the KV cache, in slot `slot`.
     """
 
     start: int
     end: int
     past: int = 0
     slot: int = 0
-    parent: int = -1  # which span of the row this one continues; -1: it begins with position `past`
+    parent: int = -1  # index of the span that this one continues; -1: none, and it starts at position `past`
 
     @property
     def length(self) -> int:
-        """Tokens of this span in the row."""
+        """Number of tokens in the row."""
         return self.end - self.start
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One encoded row of data. `targets[i]` is what position i must predict, or -100; as long as `ids`."""
+    """An encoded example.
+
+    ids: token ids; targets: what each position must predict, or -100; weights: of each target in the loss. All three
+    have the same length. source: where the example comes from, such as 'train.jsonl:812'.
+    """
 
     ids: list[int]
     targets: list[int]
@@ -52,55 +56,55 @@ class Example:
 
     @property
     def learned(self) -> list[int]:
-        """The places of the learned tokens."""
+        """The positions whose target is trained on."""
         return [i for i, target in enumerate(self.targets) if target != IGNORED]
 
     @property
     def n_targets(self) -> int:
-        """How many tokens are learned."""
+        """Number of targets that are trained on."""
         return len(self.learned)
 
     @property
     def weight(self) -> float:
-        """The sum of the weights of the learned tokens."""
+        """Sum of the weights of the targets that are trained on."""
         return sum(w for w, target in zip(self.weights, self.targets, strict=True) if target != IGNORED)
 
     @property
     def useful_length(self) -> int:
-        """Tokens up to the last learned one: nothing after it can change the loss."""
+        """Tokens up to the last label; what follows cannot change the loss."""
         return max((i + 1 for i, target in enumerate(self.targets) if target != IGNORED), default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one forward needs. Spans and slots are Python integers, so that no step waits for the device."""
+    """The input of one forward pass. Spans and slots are Python integers, so that no step waits for the device."""
 
-    ids_T: Tensor
-    position_T: Tensor
+    ids_T: Tensor  # int64
+    position_T: Tensor  # position of each token in its example, int64
     spans: tuple[Span, ...]
-    counts: tuple[int, ...]  # learned tokens of each example or request
-    at_N: Tensor
-    target_N: Tensor
-    weight_N: Tensor
-    slots: tuple[Slice, ...]
+    counts: tuple[int, ...]  # labels of each example or request
+    at_N: Tensor  # row position of each label, int64
+    target_N: Tensor  # token id of each label, int64
+    weight_N: Tensor  # weight of each label in the loss; float64 on the CPU, else float32
+    slots: tuple[Slice, ...]  # which adapter computes which tokens
 
     @property
     def tokens(self) -> int:
-        """Tokens of the row."""
+        """Number of tokens, T."""
         return self.spans[-1].end if self.spans else 0
 
     def to(self, device: torch.device) -> Self:
-        """The same row with its tensors on `device`, without waiting."""
+        """The same row with its tensors on `device`; copied asynchronously."""
         if device.type == "cpu":
             return self
         tensors = {name: getattr(self, name) for name in ("ids_T", "position_T", "at_N", "target_N", "weight_N")}
-        tensors["weight_N"] = tensors["weight_N"].float()  # some devices have no float64; the CPU's tests need it
+        tensors["weight_N"] = tensors["weight_N"].float()  # some devices have no float64
         return replace(self, **{name: t.pin_memory().to(device, non_blocking=True) for name, t in tensors.items()})
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimiser step: its rows on this rank, and the learned tokens over all ranks."""
+    """One optimizer step: its rows on this rank, and the number of labels on all ranks together."""
 
     rows: tuple[Row, ...]
     targets: int
@@ -113,12 +117,12 @@ def flatten(
     share: bool = False,
     multiple: int = 1,
 ) -> Row:
-    """Lay examples end to end, each cut after its last learned token, which changes no loss and no gradient.
+    """Lay examples end to end in one row. Each is cut after its last label, which changes neither loss nor gradients.
 
-    `total_weight` is the sum of weights over the whole step and all ranks: a token counts weight / total_weight,
-    so that any split of a step into rows adds up to the same loss. With `share`, what several examples begin with
-    stands once, and a token learned there once for each of them: the same loss and gradients from fewer tokens.
-    The row is filled up to a `multiple` of tokens with a span from which nothing is learned.
+    total_weight: the sum of all weights in the optimizer step, on all ranks. A label counts weight / total_weight, so
+    that the losses of the rows add up to the same loss however the step is split into rows.
+    share: include a common prefix of several examples only once. Loss and gradients stay the same.
+    multiple: pad the row to a multiple of so many tokens, with a span that has no labels.
     """
     ids = [example.ids[: example.useful_length] for example in examples]
     spans, places = _tree(ids, SHARED if share else None)
@@ -141,17 +145,17 @@ def flatten(
 
 
 def _tree(ids: list[list[int]], shared: int | None) -> tuple[list[Span], list[list[int]]]:
-    """Spans, and each example's places in the row. What begins with the same `shared` tokens or more stands once."""
+    """Spans, and the row positions of each example's tokens. Common prefixes of at least `shared` are laid once."""
     spans: list[Span] = []
     places: list[list[int]] = [[] for _example in ids]
 
     def lay(members: Sequence[int], depth: int, parent: int) -> None:
-        alike: dict[tuple[int, ...], list[int]] = {}
+        same_prefix: dict[tuple[int, ...], list[int]] = {}
         for e in members:
-            alike.setdefault(tuple(ids[e][depth : depth + shared]) if shared else (), []).append(e)
-        for begin, some in alike.items():
-            if len(some) > 1 and len(begin) == shared:
-                end = depth + _common([ids[e][depth:] for e in some])
+            same_prefix.setdefault(tuple(ids[e][depth : depth + shared]) if shared else (), []).append(e)
+        for prefix, some in same_prefix.items():
+            if len(some) > 1 and len(prefix) == shared:
+                end = depth + _common_prefix([ids[e][depth:] for e in some])
                 lay(some, end, add(some, depth, end, parent))
             else:
                 for e in some:
@@ -169,7 +173,7 @@ def _tree(ids: list[list[int]], shared: int | None) -> tuple[list[Span], list[li
     return spans, places
 
 
-def _common(texts: list[list[int]]) -> int:
-    """How many tokens all of them begin with alike: what the first and the last in order do."""
+def _common_prefix(texts: list[list[int]]) -> int:
+    """Length of the longest common prefix: that of the first and the last in lexicographic order."""
     ordered = sorted(texts)
     return sum(1 for _pair in takewhile(lambda pair: pair[0] == pair[1], zip(ordered[0], ordered[-1], strict=False)))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from lorasmith.i18n import _, listed
 from lorasmith.model.base import Base
-from lorasmith.model.head import LARGEST
+from lorasmith.model.head import FROZEN_CHUNK
 from lorasmith.model.row import Row
 from lorasmith.preflight.measurements import Measurement, estimate_seconds
 from lorasmith.system.memory import memory_mib, usable_mib
@@ -106,16 +106,16 @@ def duration(seconds: float) -> str:
 def estimate_peak_mib(base: Base, row: Row, trained: int) -> float | None:
     """Peak memory of a training on a CPU whose heaviest row is `row`; None if it cannot be told.
 
-    trained: number of trainable parameters. Follows from the bytes per token that the trial step of `speed_up` kept for
-    its backward pass.
+    trained: number of trainable parameters. Follows from the bytes per token that the trial step of `enable_fast_parts`
+    kept for its backward pass.
     """
     now = memory_mib()
-    if now is None or base.device.type != "cpu" or base.layout != "packed" or not base.kept_per_token:
+    if now is None or base.device.type != "cpu" or base.layout != "packed" or not base.saved_bytes_per_token:
         return None
     optimizer = 4 * 4 * trained  # values, gradient and two moments in float32
     vocabulary = int(base.model.config.get_text_config().vocab_size)
-    head = 2 * min(LARGEST, len(row.at_N)) * vocabulary * base.dtype.itemsize
-    kept = row.tokens * base.kept_per_token / 2**20
+    head = 2 * min(FROZEN_CHUNK, len(row.at_N)) * vocabulary * base.dtype.itemsize
+    kept = row.tokens * base.saved_bytes_per_token / 2**20
     return now + UNSEEN + kept + growth_mib(base, row, GROWTH_STEPS) + (optimizer + head) / 2**20
 
 
@@ -123,4 +123,4 @@ def growth_mib(base: Base, row: Row, steps: int) -> float:
     """MiB that rows of new lengths add to the peak in `steps` more steps, if `row` is the heaviest."""
     if not base.compiles_shapes:
         return 0.0
-    return GROWTH * row.tokens * base.kept_per_token / 2**20 * min(1.0, max(0, steps) / GROWTH_STEPS)
+    return GROWTH * row.tokens * base.saved_bytes_per_token / 2**20 * min(1.0, max(0, steps) / GROWTH_STEPS)

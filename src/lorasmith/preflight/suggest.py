@@ -16,12 +16,13 @@ from pydantic import BaseModel
 
 from lorasmith.config.toml import SECTIONS, Config, to_toml
 from lorasmith.data.dataset.prepare import prepare_rows, read_files
-from lorasmith.data.read.files import Found
+from lorasmith.data.read.files import DataFile
 from lorasmith.data.rows.conversation import Record
 from lorasmith.data.template.encoding import Template
 from lorasmith.evaluation.loss import MIN_EXAMPLES
 from lorasmith.i18n import _, listed
-from lorasmith.loading.load import find_folder, load_tokenizer, max_positions
+from lorasmith.loading.folder import find_folder, max_positions
+from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.report import Report, WarningsOnly
 from lorasmith.system.writing import write_file
 
@@ -234,11 +235,11 @@ def suggested_learning_rate(steps: int, base_bytes: int) -> tuple[float, str]:
     return 2e-4, _("the usual value for LoRA; {steps:,} steps", steps=steps)
 
 
-def _forms(files: Sequence[Found]) -> str:
+def _forms(files: Sequence[DataFile]) -> str:
     """The number of rows of each format, over all files."""
     counts: Counter[str] = Counter()
     for found in files:
-        counts[found.form] += len(found.records)
+        counts[found.format] += len(found.records)
     return listed(f"{count:,} {form}" for form, count in counts.items())
 
 

@@ -24,7 +24,7 @@ from lorasmith.evaluation.results import AdapterEvaluation, ComparedAnswers, Eva
 from lorasmith.i18n import _, listed
 from lorasmith.lora.inject import HALF_PRECISION
 from lorasmith.model.row import Example
-from lorasmith.model.verify import speed_up
+from lorasmith.model.verify import enable_fast_parts
 from lorasmith.report import Report, WarningsOnly
 from lorasmith.runs.leakage import leakage_warnings
 from lorasmith.training.run_files import ENVIRONMENT, RUN_CONFIG
@@ -81,7 +81,7 @@ def evaluate(
     if (
         session.base.dtype in HALF_PRECISION
     ):  # the kernels of its training: others would change the fourth digit of the loss
-        speed_up(session.base, session.names[0], [token for example in examples[:16] for token in example.ids])
+        enable_fast_parts(session.base, session.names[0], [token for example in examples[:16] for token in example.ids])
     forgetting_examples = _forgetting_examples(session, options.forget, report)
     generation = None
     if options.answers:

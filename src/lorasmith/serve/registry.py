@@ -25,7 +25,7 @@ from lorasmith.lora.inject import remove
 from lorasmith.lora.layer import SavedModule
 from lorasmith.lora.variant import flags_of
 from lorasmith.model.base import Base
-from lorasmith.model.decoder import unpacked
+from lorasmith.model.fast.decoder import unpacked
 from lorasmith.serve.discovery import MODEL_NAME, DiscoveredAdapter, read, resolve_inside
 from lorasmith.serve.protocol import Failure
 from lorasmith.serve.worker import Worker
@@ -191,7 +191,7 @@ def attach(base: Base, internal_name: str, adapter: AdapterFolder, tensors: Mapp
 
     Raises AdapterError if it cannot be served with the adapters already loaded; the base is then unchanged.
     """
-    decoder = base.decoding
+    decoder = base.fast_decoder
     paths = decoder.bank.paths if decoder and decoder.bank else frozenset[str]()
     config = adapter.config
     weights = held_weights(base.model, config, tensors, adapter.path, paths, adapter.hash) if paths else None
@@ -239,7 +239,7 @@ def _blocks(base: Base, name: str) -> list[str]:
 
 def detach(base: Base, internal_name: str) -> None:
     """Unload an adapter that no request uses."""
-    if base.decoding is not None and base.decoding.drop(internal_name):
+    if base.fast_decoder is not None and base.fast_decoder.drop(internal_name):
         return
     with unpacked(base):
         remove(base.model, internal_name)

@@ -9,8 +9,8 @@ from typing import Any
 
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.values import check
-from lorasmith.data.rows.messages import messages_of
-from lorasmith.data.template.token_bytes import bytes_of_token
+from lorasmith.data.rows.messages import parse_messages
+from lorasmith.data.template.token_bytes import max_bytes_per_token
 from lorasmith.engine.request import Request
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
@@ -91,7 +91,7 @@ def encode_chat(
 ) -> list[int]:
     """Encode a conversation with the template that the adapter was trained with. Raises Failure 400."""
     try:
-        texts = version.template.prompt_texts(messages_of([_message_fields(message) for message in messages]), tools)
+        texts = version.template.prompt_texts(parse_messages([_message_fields(message) for message in messages]), tools)
         refuse_too_long(texts, version, context)
         return version.template.ids_of(texts)
     except LorasmithError as error:
@@ -123,7 +123,7 @@ def prompts_of(
 
 def refuse_too_long(texts: Sequence[str], version: ModelVersion, context: int) -> None:
     """Raise Failure 400 if texts of so many bytes exceed the context length in any case: tokenizing them is slow."""
-    most = bytes_of_token(version.template.tokenizer)
+    most = max_bytes_per_token(version.template.tokenizer)
     if most is None:
         return
     tokens = -(-sum(len(text.encode()) for text in texts) // most)

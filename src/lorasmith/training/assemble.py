@@ -15,7 +15,7 @@ from lorasmith.config.toml import Config
 from lorasmith.config.training import MAX_STEPS
 from lorasmith.data.dataset.plan import Plan, plan
 from lorasmith.data.dataset.prepare import Prepared, prepare
-from lorasmith.data.read.files import Found
+from lorasmith.data.read.files import DataFile
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import ConfigError, LorasmithError
 from lorasmith.evaluation.custom_metric import custom_metrics
@@ -25,8 +25,8 @@ from lorasmith.i18n import _
 from lorasmith.loading.load import load_base
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
-from lorasmith.model.untrained import refuse_untrained
-from lorasmith.model.verify import speed_up
+from lorasmith.model.target_check import check_targets
+from lorasmith.model.verify import enable_fast_parts
 from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
 from lorasmith.training.checkpoint import Origin
@@ -52,7 +52,7 @@ class Assembled:
 
 
 def assemble(
-    config: Config, folder: Path, report: Report, world: World, files: Sequence[Found] | None = None
+    config: Config, folder: Path, report: Report, world: World, files: Sequence[DataFile] | None = None
 ) -> Assembled:
     """Load the base model, encode the examples and add the adapter. Writes nothing into the run's `folder`.
 
@@ -82,8 +82,8 @@ def assemble(
     )
     base.adapters[ADAPTER] = adapter
     first = [token for example in data.train[:16] for token in example.ids]
-    refuse_untrained(base, ADAPTER, first)
-    speed_up(base, ADAPTER, first)
+    check_targets(base, ADAPTER, first)
+    enable_fast_parts(base, ADAPTER, first)
     return Assembled(_job(config, base, template, data, custom, folder, report, world), template, data)
 
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from lorasmith.data.read.prompts import UNREAD, read_prompts
-from lorasmith.data.rows import forms
+from lorasmith.data.read.prompts import PLACEHOLDER_ANSWER, read_prompts
+from lorasmith.data.rows import formats
 from lorasmith.data.rows.conversation import Message
-from lorasmith.data.rows.forms import FORMS, Form, conversation
+from lorasmith.data.rows.formats import FORMATS, RowFormat, to_conversation
 from lorasmith.errors import DataError
 
 ASKED = [{"from": "human", "value": "Hi"}]
@@ -23,17 +23,19 @@ ROWS = [
 def test_prompts_of_all_forms(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, ROWS)), "utf-8")
     (tmp_path / "a.csv").write_text('id,prompt\n1,"Hi"\n', "utf-8")
-    found = [conversation(record).messages for name in ("a.jsonl", "a.csv") for record in read_prompts(tmp_path / name)]
-    assert found == [(Message("user", "Hi"), Message("assistant", UNREAD))] * 6
+    found = [
+        to_conversation(record).messages for name in ("a.jsonl", "a.csv") for record in read_prompts(tmp_path / name)
+    ]
+    assert found == [(Message("user", "Hi"), Message("assistant", PLACEHOLDER_ANSWER))] * 6
 
 
 def test_a_new_row_format_is_asked_by_the_column_of_its_question(tmp_path, monkeypatch):
     """What stands for the answer follows from the format's definition, wherever it comes from."""
-    theirs = Form("question/answer", ("question", "answer"), (), lambda _fields: None, FORMS[-1].conversation)
-    monkeypatch.setattr(forms, "FORMS", (*FORMS, theirs))
+    theirs = RowFormat("question/answer", ("question", "answer"), (), lambda _fields: None, FORMATS[-1].conversation)
+    monkeypatch.setattr(formats, "FORMATS", (*FORMATS, theirs))
     (tmp_path / "a.jsonl").write_text('{"question": "Hi"}\n', "utf-8")
     (record,) = read_prompts(tmp_path / "a.jsonl")
-    assert record.fields == {"question": "Hi", "answer": UNREAD}
+    assert record.fields == {"question": "Hi", "answer": PLACEHOLDER_ANSWER}
 
 
 def test_a_plain_text_asks_nothing(tmp_path):

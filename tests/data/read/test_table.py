@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lorasmith.data.read.files import look
+from lorasmith.data.read.files import read_file
 from lorasmith.errors import DataError, MissingExtraError
 
 BOM = b"\xef\xbb\xbf"
@@ -21,7 +21,7 @@ def rows(tmp_path):
     def rows(name, content):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return [(int(r.source.rpartition(":")[2]), r.fields) for r in look(path).records]
+        return [(int(r.source.rpartition(":")[2]), r.fields) for r in read_file(path).records]
 
     return rows
 
@@ -135,16 +135,16 @@ def test_parquet(tmp_path, monkeypatch):
     talk = [{"role": "user", "content": "Hi", "learn": None}, {"role": "assistant", "content": "Hello", "learn": True}]
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.Table.from_pylist([{"messages": talk, "text": None}] * 3), path)
-    found = look(path)
-    assert (found.form, [(r.fields, r.source) for r in found.records][2]) == (
+    found = read_file(path)
+    assert (found.format, [(r.fields, r.source) for r in found.records][2]) == (
         "chat",
         ({"messages": talk}, f"{path} row 3"),
     )
     texts = [{"messages": json.dumps(TALK), "tools": None}, {"messages": json.dumps(TALK), "tools": json.dumps(TOOLS)}]
     parquet.write_table(pyarrow.Table.from_pylist(texts), path)
-    assert [r.fields for r in look(path).records][1] == {"messages": TALK, "tools": TOOLS}
+    assert [r.fields for r in read_file(path).records][1] == {"messages": TALK, "tools": TOOLS}
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(
         MissingExtraError, match=r"a\.parquet requires the package pyarrow\. .*pip install 'lorasmith\[data\]'"
     ):
-        look(path)
+        read_file(path)

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lorasmith.data.template.token_bytes import bytes_of_token
+from lorasmith.data.template.token_bytes import max_bytes_per_token
 from tests.support import tiny
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -50,22 +50,22 @@ BYTES = {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=False), "dec
     ],
 )
 def test_the_bound_is_known_where_nothing_is_left_out(tokenizer: PreTrainedTokenizerFast, wanted: int | None):
-    assert bytes_of_token(tokenizer) == wanted
+    assert max_bytes_per_token(tokenizer) == wanted
 
 
 def test_a_special_token_that_takes_blanks_with_it_has_no_bound():
     tokenizer = made(ALPHABET, **BYTES)
     tokenizer.add_tokens([AddedToken("<longer than any>")])
-    assert bytes_of_token(made(ALPHABET, **BYTES)) == 1
-    assert bytes_of_token(tokenizer) == len("<longer than any>")
+    assert max_bytes_per_token(made(ALPHABET, **BYTES)) == 1
+    assert max_bytes_per_token(tokenizer) == len("<longer than any>")
     eating = made(ALPHABET, **BYTES)
     eating.add_tokens([AddedToken("<mask>", lstrip=True)])
-    assert bytes_of_token(eating) is None
+    assert max_bytes_per_token(eating) is None
 
 
 def test_no_text_has_fewer_tokens():
     tokenizer = tiny.tokenizer("llama")
-    most = bytes_of_token(tokenizer)
+    most = max_bytes_per_token(tokenizer)
     assert most is not None
     draw = random.Random(1)
     pieces = [*tiny.LINES, "<|im_start|>", " ", "\n\n", "🙂", "ế", "각", "\u0301", "\x00"]

@@ -7,7 +7,6 @@ import pytest
 from lorasmith.data.rows.conversation import Conversation, Message, RowError
 from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.turns import Pattern, prefix_turns
-from lorasmith.errors import DataError
 from lorasmith.model.row import IGNORED
 
 SYSTEM = Message("system", "Be brief.")
@@ -67,17 +66,6 @@ def test_thoughts_that_are_taken_out_of_earlier_turns_are_learned_turn_by_turn(m
         *chat[2:],
     ]  # only the last answer thinks: nothing is taken out, one text holds all
     assert len(template.encode_all(last_alone)) == 1
-
-
-def test_marks_that_agree_are_accepted_and_others_refused_with_the_token(make):
-    chat = CHAT[:4]
-    assert Template.of(make("marked")).encode(chat) == Template.of(make("marked")).encode(chat)
-    with pytest.raises(DataError) as caught:
-        Template.of(make("mismarked")).encode(chat, "a.jsonl:2")
-    text = str(caught.value)
-    assert text.startswith("a.jsonl line 2: token ")
-    assert "('<|im_end|>') is trained on according to the text that the template adds" in text
-    assert "not trained on according to its {% generation %} tags" in text
 
 
 def test_tools_are_shown_or_refused(make):

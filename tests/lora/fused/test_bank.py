@@ -18,7 +18,7 @@ from lorasmith.lora.fused.bank import COLUMN_STEP, AdapterWeights, Factors
 from lorasmith.lora.fused.products import FEW_TOKENS
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
-from lorasmith.model.decoder import Decoder, weights_of
+from lorasmith.model.fast.decoder import FastDecoder, adapter_weights
 from lorasmith.model.forward import hidden
 from lorasmith.model.row import Example, flatten
 from lorasmith.serve.registry import detach
@@ -31,7 +31,7 @@ GROUPED = (*STACKED, "gemma3_text", "olmo2", "granite")
 
 def plainly(base: Base) -> Packed:
     """A layout that runs the model's own modules with the adapters that are in them."""
-    return Packed(base, 16, 512, 2**15, Decoder(base))
+    return Packed(base, 16, 512, 2**15, FastDecoder(base))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -60,7 +60,7 @@ def test_groups_and_stack_equal_modules(family: str, dtype: torch.dtype) -> None
 
 def test_columns_are_used_again_and_grow() -> None:
     base = base_of("llama", torch.float64)
-    decoder = Decoder(base)
+    decoder = FastDecoder(base)
     decoder.group(as_stack=False)
     bank = decoder.bank
     assert bank is not None
@@ -126,7 +126,7 @@ def test_outside_of_a_step_the_model_is_its_own() -> None:
 
 def test_ranks_of_an_adapter_know_its_changes() -> None:
     base = base_of("llama", adapters=2)
-    first, second = (weights_of(base, base.adapters[name]) for name in ("a0", "a1"))
+    first, second = (adapter_weights(base, base.adapters[name]) for name in ("a0", "a1"))
     assert (first.r, second.r) == (2, 5)
     assert first.version() != second.version()
     before = first.version()
@@ -185,9 +185,9 @@ def test_a_model_with_something_trained_whole_groups_the_rest() -> None:
     stir(base.adapters["s"])
     asked = [request(ids, name) for ids, name in zip(prompts(3, 5), (None, "s"), strict=True)]
     assert run(Engine(base), asked) == [run(Engine(base), [one])[0] for one in asked]
-    assert base.decoding is not None
-    assert base.decoding.bank is not None
-    assert {path.split(".")[3] for path in base.decoding.bank.paths} == {"self_attn"}
+    assert base.fast_decoder is not None
+    assert base.fast_decoder.bank is not None
+    assert {path.split(".")[3] for path in base.fast_decoder.bank.paths} == {"self_attn"}
 
 
 def test_a_copy_of_a_module_copies_no_bank() -> None:
@@ -195,7 +195,7 @@ def test_a_copy_of_a_module_copies_no_bank() -> None:
     base = base_of("llama")
     decoder_of(base)
     norm = base.model.get_submodule("model.norm")
-    assert norm.decoder is base.decoding
+    assert norm.decoder is base.fast_decoder
     twin = copy.deepcopy(norm)
     assert (twin.decoder, twin.banked) == (None, ())
 
@@ -204,11 +204,11 @@ def test_columns_of_no_numbers_disturb_nobody_once_they_are_free() -> None:
     base = base_of("llama", adapters=1)
     (ids,), engine = prompts(9), Engine(base)
     expected = run(engine, [request(ids, "a0")])
-    assert base.decoding is not None
-    assert base.decoding.bank is not None
-    path, layer = next(iter(base.decoding.bank.groups[0].layers.items()))
+    assert base.fast_decoder is not None
+    assert base.fast_decoder.bank is not None
+    path, layer = next(iter(base.fast_decoder.bank.groups[0].layers.items()))
     broken = Factors(torch.full((4, layer.in_features), torch.nan), torch.ones(4, layer.out_features))
-    base.decoding.held["broken"] = AdapterWeights(lambda: {path: broken}, 4, lambda: 0)
+    base.fast_decoder.held["broken"] = AdapterWeights(lambda: {path: broken}, 4, lambda: 0)
     with pytest.raises(ModelError, match="NaN"):  # which empties the bank
         run(engine, [request(ids, "broken")])
     assert run(engine, [request(ids, "a0")]) == expected

@@ -8,7 +8,7 @@ from itertools import takewhile
 from lorasmith.config.data import DataConfig
 from lorasmith.data.rows.conversation import Conversation, Message, RowError, places
 from lorasmith.data.template.encoding import Template
-from lorasmith.data.template.marks import Draft
+from lorasmith.data.template.loss_mask import ExampleBuilder
 from lorasmith.errors import DataError
 from lorasmith.i18n import _, counted
 from lorasmith.model.row import IGNORED, Example
@@ -174,27 +174,27 @@ def truncate_left(row: Conversation, template: Template, learn: str, length: int
         (example,) = template.encode_row(row)
         ids, targets = example.ids[-length:], example.targets[-length:]
         return [Example(ids, targets, example.weights[-length:], row.source)]
-    found = (_truncate_draft_left(draft, row, template, learn, length) for draft in template.drafts(row, learn))
+    found = (_truncate_left(builder, row, template, learn, length) for builder in template.builders(row, learn))
     return [truncate(example, length) for example in found if example]
 
 
-def _truncate_draft_left(
-    draft: Draft, row: Conversation, template: Template, learn: str, length: int
+def _truncate_left(
+    builder: ExampleBuilder, row: Conversation, template: Template, learn: str, length: int
 ) -> Example | None:
-    whole = draft.example(row.source)
+    whole = builder.build(row.source)
     if _longest([whole]) <= length:
         return whole
-    messages = template.with_system(row.messages)[: draft.last + 1]
+    messages = template.with_system(row.messages)[: builder.last + 1]
     head = list(takewhile(lambda message: message.role == "system", messages))
     rest = range(len(head), len(messages))
     starts = [i for i in rest if messages[i].role == "user" and (i == len(head) or messages[i - 1].role != "user")]
     if learn != "all":  # the answers of the row's other examples are only context here
-        messages = [m if i >= draft.first else m._replace(learn=False) for i, m in enumerate(messages)]
+        messages = [m if i >= builder.first else m._replace(learn=False) for i, m in enumerate(messages)]
 
     def since(start: int) -> Example | None:
         try:
             short = replace(row, messages=(*head, *messages[start:]))
-            return template.drafts(short, learn)[-1].example(row.source)
+            return template.builders(short, learn)[-1].build(row.source)
         except RowError:  # none of the remaining answers is trained on
             return None
 

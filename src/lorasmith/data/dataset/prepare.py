@@ -11,7 +11,7 @@ from lorasmith.config.data import DataConfig
 from lorasmith.data.dataset.encoded_cache import encoded_path, load_encoded, save_encoded
 from lorasmith.data.dataset.fit import MAX_PLACES, REPORT_EVERY, DataSplit, fit, refuse_too_long, rows_text
 from lorasmith.data.dataset.mix import Mix, mix_rows, parse_weights
-from lorasmith.data.read.files import Found, look, require_columns
+from lorasmith.data.read.files import DataFile, read_file, require_columns
 from lorasmith.data.rows.conversation import Problems, Record, RowError, places
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import ConfigError, DataError
@@ -40,7 +40,7 @@ class Prepared:
     held_out_sha256: str
 
 
-def read_files(cfg: DataConfig, report: Report) -> list[Found]:
+def read_files(cfg: DataConfig, report: Report) -> list[DataFile]:
     """Read all files of `cfg`, the held-out file last. Needs no model, so bad rows are found before one is loaded.
 
     Raises ConfigError for an invalid setting, DataError with every bad row.
@@ -59,7 +59,7 @@ def prepare(
     limit: int | None,
     report: Report | None = None,
     seed: int = 0,
-    files: Sequence[Found] | None = None,
+    files: Sequence[DataFile] | None = None,
 ) -> Prepared:
     """The examples of all files of `cfg`.
 
@@ -73,7 +73,7 @@ def prepare(
     files = read_files(cfg, report) if files is None else files
     for note in (note for found in files for note in found.notes):
         report.say(note)
-    notes = [note for found in files for note in (*found.notes, *found.left_out)]
+    notes = [note for found in files for note in (*found.notes, *found.skipped)]
     train = files[: len(weights)]
     held_out = files[-1].records if isinstance(share, str) else None
     mix = _mix(weights, train)
@@ -82,25 +82,25 @@ def prepare(
     return replace(made, notes=(*notes, *made.notes))
 
 
-def _read_all(sources: Sequence[tuple[str, str]], cfg: DataConfig, report: Report) -> list[Found]:
+def _read_all(sources: Sequence[tuple[str, str]], cfg: DataConfig, report: Report) -> list[DataFile]:
     """Read every file, and warn of rows that are left out. Raises DataError with the problems of all files."""
-    files, problems = list[Found](), dict[str, None]()
+    files, problems = list[DataFile](), dict[str, None]()
     for name, option in sources:
         try:
-            files.append(look(name, option, cfg.map, report))
+            files.append(read_file(name, option, cfg.map, report))
         except (DataError, ConfigError) as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
         raise DataError(*problems)
     for found in files:
-        for text in found.left_out:
+        for text in found.skipped:
             report.warn(text)
     columns = dict.fromkeys(column for found in files for column in found.columns)
     require_columns(cfg.map, columns, listed(found.name for found in files))
     return files
 
 
-def _mix(weights: Sequence[tuple[str, float | None]], files: Sequence[Found]) -> Mix | None:
+def _mix(weights: Sequence[tuple[str, float | None]], files: Sequence[DataFile]) -> Mix | None:
     """How to mix the files; None if they have no weights, and every row is used once."""
     known = {name: weight for name, weight in weights if weight is not None}
     if not known:

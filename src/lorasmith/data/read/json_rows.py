@@ -1,29 +1,33 @@
-"""JSON lines, and one JSON list: every row knows the line where it begins."""
+"""Read rows from JSON Lines, or from one JSON list, with the line where each row begins."""
 
 import codecs
 import re
 from collections.abc import Iterator
 
 from lorasmith.config.files import Malformed, parse_item, parse_json
-from lorasmith.data.read.stream import Broken, Source, opened
+from lorasmith.data.read.stream import BadRow, Source, open_source
 from lorasmith.data.rows.conversation import quoted
 from lorasmith.errors import DataError
 from lorasmith.i18n import _
 
 BLANK = re.compile(r"[ \t\n\r]*")
-ITEMS = 10_000  # of a list between two lines of progress
+ITEMS = 10_000  # items of a list between two progress reports
 
 
 def json_lines(source: Source) -> Iterator[tuple[str, object]]:
-    """Line by line in bytes, so that only a line feed ends a row and a broken one does not hide the next."""
+    """The rows of a JSON Lines file.
+
+    Lines are split as bytes: other line separators of Unicode may stand in a text, and an invalid byte affects one row.
+    Raises DataError if the file is a single object over several lines.
+    """
     first = True
-    with opened(source) as file:
+    with open_source(source) as file:
         for number, raw in enumerate(file, 1):
             line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
             if not line.strip():
                 continue
             row = _line(line)
-            if first and isinstance(row, Broken):
+            if first and isinstance(row, BadRow):
                 _refuse_one_object(source)
             first = False
             yield f"{source.name}:{number}", row
@@ -33,23 +37,23 @@ def _line(line: bytes) -> object:
     try:
         row: object = parse_json(line.decode("utf-8").rstrip("\r\n"))
     except UnicodeDecodeError as error:
-        return Broken(_("byte {byte} of this line is not valid UTF-8. Save the file as UTF-8.", byte=error.start + 1))
+        return BadRow(_("byte {byte} of this line is not valid UTF-8. Save the file as UTF-8.", byte=error.start + 1))
     except Malformed as error:
-        return Broken(not_json(error))
+        return BadRow(not_json(error))
     return row
 
 
 def not_json(error: Malformed) -> str:
-    """The sentence for a line, whose place is known already."""
+    """The error text for a row whose line is already known."""
     if error.column is None:
         return _("not valid JSON: {why}.", why=error.why)
     return _("not valid JSON at column {column}: {why}.", column=error.column, why=error.why)
 
 
 def _refuse_one_object(source: Source) -> None:
-    """A file that is one object over many lines: say that, instead of a problem for each of its lines."""
+    """Raise DataError if the whole file is one object; else every one of its lines would be reported."""
     try:
-        with opened(source) as file:
+        with open_source(source) as file:
             whole = parse_json(file.read())
     except Malformed:
         return
@@ -58,14 +62,14 @@ def _refuse_one_object(source: Source) -> None:
         _(
             "{option}: {file} is a single JSON object ({keys}), not a list of rows. Write the rows as a list "
             "in [ ], or one row per line.",
-            **source.said,
+            **source.placeholders,
             keys=keys,
         )
     )
 
 
 def json_list(source: Source) -> Iterator[tuple[str, object]]:
-    """Item by item, so that each knows the line where it begins. Raises DataError at the first that is no JSON."""
+    """The items of a JSON list. They are parsed one by one to know their lines. Raises DataError at a syntax error."""
     text, line, counted, done = _text(source), 1, 0, 0
     at = _after_blank(text, text.index("[") + 1)
     end = "]" if text[at : at + 1] == "]" else ","
@@ -90,14 +94,18 @@ def json_list(source: Source) -> Iterator[tuple[str, object]]:
 
 
 def _text(source: Source) -> str:
-    with opened(source) as file:
+    with open_source(source) as file:
         data = file.read()
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
-            _("{option}: {file} line {line} is not valid UTF-8. Save the file as UTF-8.", **source.said, line=line)
+            _(
+                "{option}: {file} line {line} is not valid UTF-8. Save the file as UTF-8.",
+                **source.placeholders,
+                line=line,
+            )
         ) from error
 
 
@@ -107,7 +115,7 @@ def _broken(source: Source, text: str, at: int, why: str) -> str:
     line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
     return _(
         "{option}: {file} line {line}, column {column}: not valid JSON: {why}.",
-        **source.said,
+        **source.placeholders,
         line=line,
         column=column,
         why=why.rstrip(".。"),

@@ -1,39 +1,40 @@
-"""What is to be answered, from a file or a pipe: a prompt a line, or rows as for training.
+"""Read prompts from a file or a pipe: one prompt per line, or rows in the formats of training data.
 
-Both become records that end with an answer that nobody reads: `template.conversation(record).messages[:-1]` is asked.
+Both become records whose last message is a placeholder answer, so that they can be checked as training rows are. The
+prompt is `template.conversation(record).messages[:-1]`.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from lorasmith.config.files import Malformed, parse_json
-from lorasmith.data.read.files import ROW_FILES, not_an_object, rows_of
+from lorasmith.data.read.files import ROW_FILES, iter_rows, not_an_object
 from lorasmith.data.read.json_rows import not_json
-from lorasmith.data.read.stream import Broken, Source
-from lorasmith.data.rows.cells import unfolded
+from lorasmith.data.read.stream import BadRow, Source
+from lorasmith.data.rows.cells import parse_list_cells
 from lorasmith.data.rows.conversation import Problems, Record
-from lorasmith.data.rows.forms import answer_column, recognised, row_problem
-from lorasmith.data.rows.messages import OPENAI, style_of
+from lorasmith.data.rows.formats import answer_column, recognize_format, row_problem
+from lorasmith.data.rows.messages import OPENAI, detect_style
 from lorasmith.errors import DataError
 from lorasmith.i18n import _, foreign
 from lorasmith.report import Report
 
-UNREAD = "-"  # the answer that stands where none is asked for
+PLACEHOLDER_ANSWER = "-"
 
 
 def as_record(prompt: str, source: str = "") -> Record:
-    """One user message to be answered."""
+    """A record with one user message."""
     return Record(_with_an_answer({"messages": [{"role": "user", "content": prompt}]}), source)
 
 
 def read_prompts(path: Path) -> list[Record]:
-    """All that a file asks: rows where its name ends as that of a file of rows, else a prompt a line.
+    """All prompts of a file: rows if it has the suffix of a data file, else one prompt per line.
 
-    Raises DataError with every bad row by its line.
+    Raises DataError with all bad rows, or if there are no prompts.
     """
     source = Source(str(path), "--file", Report())
     if source.suffix in ROW_FILES:
-        return _records(rows_of(source), source.option)
+        return _records(iter_rows(source), source.option)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -49,7 +50,7 @@ def read_prompts(path: Path) -> list[Record]:
 
 
 def parse_prompts(lines: Iterable[str], rows: bool, source: str) -> list[Record]:
-    """The same from lines: with `rows` each a JSON object, else each a prompt; empty ones are passed over."""
+    """The prompts in lines of text, without empty ones. rows: each line is a JSON object, else a prompt."""
     numbered = [(f"{source}:{number}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if rows:
         return _records([(at, _object(line)) for at, line in numbered], _("prompts"))
@@ -57,26 +58,28 @@ def parse_prompts(lines: Iterable[str], rows: bool, source: str) -> list[Record]
 
 
 def _object(line: str) -> object:
-    """The row, or the sentence that says why there is none."""
+    """The parsed line, or a BadRow."""
     try:
         row: object = parse_json(line)
     except Malformed as error:
-        return Broken(not_json(error))
+        return BadRow(not_json(error))
     return row
 
 
 def _records(rows: Iterable[tuple[str, object]], option: str) -> list[Record]:
-    """Each row by its own form: what is asked needs no one form, because nothing is learned from it."""
+    """Rows as records. Unlike in training data, every row may have its own format."""
     problems, found = Problems(option), []
     for source, row in rows:
         if not isinstance(row, dict):
-            problems.add(source, str(row) if isinstance(row, Broken) else not_an_object(row))
+            problems.add(source, str(row) if isinstance(row, BadRow) else not_an_object(row))
             continue
-        fields = _with_an_answer(unfolded(row))
-        form = recognised([fields])
-        if (text := row_problem(fields, form) or (form.left_out(fields) if form else None)) is not None:
+        fields = _with_an_answer(parse_list_cells(row))
+        row_format = recognize_format([fields])
+        if (
+            text := row_problem(fields, row_format) or (row_format.skip_reason(fields) if row_format else None)
+        ) is not None:
             problems.add(source, text)
-        elif form is not None and form.required == ("text",):
+        elif row_format is not None and row_format.required == ("text",):
             problems.add(source, _("a 'text' row is not a prompt. Rename the key to 'prompt'."))
         found.append(Record(fields, source))
     problems.raise_any()
@@ -84,13 +87,13 @@ def _records(rows: Iterable[tuple[str, object]], option: str) -> list[Record]:
 
 
 def _with_an_answer(row: dict[str, object]) -> dict[str, object]:
-    """The row with one answer at its end, whatever it has there, so that it can be checked as a row to learn from."""
+    """The row with the placeholder as its last answer, instead of its own if it has one."""
     for key in ("messages", "conversations"):
         if isinstance(messages := row.get(key), list):
-            style = style_of(messages)
+            style = detect_style(messages)
             answer = "assistant" if style is OPENAI else "gpt"
             last = messages[-1] if messages and isinstance(messages[-1], dict) else {}
             asked = messages[:-1] if style.roles.get(str(last.get(style.role))) == "assistant" else messages
-            answered = [*asked, {style.role: answer, style.content: UNREAD}] if asked else []
+            answered = [*asked, {style.role: answer, style.content: PLACEHOLDER_ANSWER}] if asked else []
             return {**row, key: answered}
-    return {**row, answer_column(row): UNREAD}
+    return {**row, answer_column(row): PLACEHOLDER_ANSWER}

@@ -1,4 +1,4 @@
-"""The bytes of a file, unpacked where its name ends in .gz or .zst; large ones say how much of them is read."""
+"""Open data files: decompressed if they are .gz or .zst, and with a progress report if they are large."""
 
 import gzip
 import io
@@ -14,18 +14,18 @@ from lorasmith.errors import DataError, MissingExtraError
 from lorasmith.i18n import _, foreign
 from lorasmith.report import Report
 
-PACKED = (".gz", ".zst")
-BLOCK = 1 << 20  # bytes read at once, and between two lines of progress
-LARGE = 32 * BLOCK  # bytes from which on reading takes long enough to show its progress
+COMPRESSED = (".gz", ".zst")
+BLOCK = 1 << 20  # bytes read at once, and between two progress reports
+LARGE = 32 * BLOCK  # bytes from which on progress is reported
 
 
-class Broken(str):
-    """What stands where a row should be: the sentence that says why it cannot be read."""
+class BadRow(str):
+    """In place of a row that cannot be read: the reason, as a sentence."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file or data set that rows come from, the setting that named it, and who is told of the progress."""
+    """A file or dataset to read. option: the setting that named it, for error messages; report: gets the progress."""
 
     name: str
     option: str
@@ -33,27 +33,27 @@ class Source:
 
     @property
     def path(self) -> Path:
-        """As a path."""
+        """The name as a path."""
         return Path(self.name)
 
     @property
     def suffix(self) -> str:
-        """'.csv' of 'a.csv' and of 'a.CSV.gz'."""
-        inner = Path(self.path.stem) if self.path.suffix.lower() in PACKED else self.path
+        """The suffix in lower case, without that of a compression: '.csv' for 'a.csv' and 'a.CSV.gz'."""
+        inner = Path(self.path.stem) if self.path.suffix.lower() in COMPRESSED else self.path
         return inner.suffix.lower()
 
     @property
     def task(self) -> str:
-        """What its progress is called."""
+        """The title of its progress reports."""
         return _("reading {file}", file=self.path.name)
 
     @property
-    def said(self) -> dict[str, object]:
-        """The placeholders with which a sentence about it begins: {option}: {file}."""
+    def placeholders(self) -> dict[str, object]:
+        """Values for messages that begin with '{option}: {file}'."""
         return {"option": self.option, "file": self.name}
 
-    def needed(self, package: str, extra: str = "data") -> Any:
-        """An optional package, imported. Raises MissingExtraError with the way to install it."""
+    def import_package(self, package: str, extra: str = "data") -> Any:
+        """Import an optional package. Raises MissingExtraError that says how to install it."""
         try:
             return import_module(package)
         except ImportError as error:
@@ -61,7 +61,7 @@ class Source:
                 _(
                     "{option}: {file} requires the package {package}. Install it with: pip install "
                     "'lorasmith[{extra}]'",
-                    **self.said,
+                    **self.placeholders,
                     package=package.partition(".")[0],
                     extra=extra,
                 )
@@ -69,34 +69,36 @@ class Source:
 
 
 @contextmanager
-def opened(source: Source) -> Iterator[BinaryIO]:
-    """The unpacked bytes. Raises DataError, also while they are read, where they cannot be read or unpacked;
-    MissingExtraError where .zst needs a package that is not installed.
+def open_source(source: Source) -> Iterator[BinaryIO]:
+    """Open a file for reading its decompressed bytes.
+
+    Raises DataError, also inside the block, if it cannot be read or decompressed; MissingExtraError if .zst needs a
+    package that is not installed.
     """
     packed = source.path.suffix.lower()
-    pyarrow = source.needed("pyarrow") if packed == ".zst" else None
+    pyarrow = source.import_package("pyarrow") if packed == ".zst" else None
     try:
-        with _Told(source) as file:
+        with _ProgressFile(source) as file:
             if packed == ".gz":
                 yield cast(BinaryIO, gzip.GzipFile(fileobj=file))
-            elif pyarrow:  # it tells a cut file, which zstandard's own reader takes for a short one
+            elif pyarrow:  # zstandard's own reader does not notice a truncated file
                 yield cast(BinaryIO, io.BufferedReader(pyarrow.input_stream(file, compression="zstd")))
             else:
                 yield io.BufferedReader(file, BLOCK)
     except (EOFError, zlib.error, OSError) as error:
         why = foreign(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)
-        raise DataError(_("{option}: {file}: cannot be read: {why}", **source.said, why=why)) from error
+        raise DataError(_("{option}: {file}: cannot be read: {why}", **source.placeholders, why=why)) from error
 
 
-class _Told(io.FileIO):
-    """A file that tells how far it is read."""
+class _ProgressFile(io.FileIO):
+    """A file that reports how much of it has been read."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(source.path)
         self.source, self.size = source, source.path.stat().st_size
 
     def readinto(self, buffer: Any) -> int | None:
-        """As FileIO's."""
+        """Read into `buffer`, as FileIO does, and report the progress of a large file."""
         count = super().readinto(buffer)
         if self.size >= LARGE and count:
             self.source.report.progress(self.source.task, self.tell(), self.size)

@@ -1,4 +1,4 @@
-"""CSV, TSV and Parquet. A row of CSV knows the line where it begins, also after cells that hold line breaks."""
+"""Read rows from CSV, TSV and Parquet. CSV rows know the line where they begin, even after cells with line breaks."""
 
 import codecs
 import csv
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from lorasmith.data.read.stream import Broken, Source, opened
+from lorasmith.data.read.stream import BadRow, Source, open_source
 from lorasmith.data.rows.conversation import quoted
 from lorasmith.errors import DataError
 from lorasmith.i18n import _
@@ -15,10 +15,10 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def csv_rows(source: Source) -> Iterator[tuple[str, object]]:
-    """The rows as columns of text; one with too few or too many cells is a `Broken`. Raises DataError."""
-    csv.field_size_limit(sys.maxsize)  # a cell may hold a whole text
-    with opened(source) as stream:
-        # strict: a quote that is never closed would otherwise swallow the rows after it
+    """The rows of a CSV or TSV file, with text values; a `BadRow` if the number of cells is wrong. Raises DataError."""
+    csv.field_size_limit(sys.maxsize)  # a cell may be longer than the default limit of 131,072 characters
+    with open_source(source) as stream:
+        # strict, because otherwise an unclosed quote would silently take all following rows into its cell
         begin, reader = 1, csv.reader(_decoded(stream, source), delimiter=SEPARATORS[source.suffix], strict=True)
         try:
             header = _header(next(reader, []), source)
@@ -28,12 +28,12 @@ def csv_rows(source: Source) -> Iterator[tuple[str, object]]:
                     yield f"{source.name}:{begin}", _row(header, cells)
                 begin = reader.line_num + 1
         except csv.Error as error:
-            yield f"{source.name}:{begin}", Broken(_broken(str(error)))
+            yield f"{source.name}:{begin}", BadRow(_broken(str(error)))
 
 
 def parquet_rows(source: Source) -> Iterator[tuple[str, object]]:
-    """The rows of a Parquet file. Raises DataError, or MissingExtraError where pyarrow is not installed."""
-    parquet = source.needed("pyarrow.parquet")
+    """The rows of a Parquet file. Raises DataError, or MissingExtraError if pyarrow is not installed."""
+    parquet = source.import_package("pyarrow.parquet")
     number = 0
     try:
         with parquet.ParquetFile(source.path) as file:
@@ -44,8 +44,10 @@ def parquet_rows(source: Source) -> Iterator[tuple[str, object]]:
                     yield f"{source.name} row {number}", row
                 if total > batch.num_rows:
                     source.report.progress(source.task, number, total)
-    except (OSError, ValueError) as error:  # pyarrow's own are subclasses of these
-        raise DataError(_("{option}: {file} is not a valid Parquet file: {why}", **source.said, why=error)) from error
+    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
+        raise DataError(
+            _("{option}: {file} is not a valid Parquet file: {why}", **source.placeholders, why=error)
+        ) from error
 
 
 def _decoded(stream: BinaryIO, source: Source) -> Iterator[str]:
@@ -57,7 +59,7 @@ def _decoded(stream: BinaryIO, source: Source) -> Iterator[str]:
                 _(
                     "{option}: {file} line {line} is not valid UTF-8. Save the file as UTF-8; Excel calls it "
                     "'CSV UTF-8'.",
-                    **source.said,
+                    **source.placeholders,
                     line=number,
                 )
             ) from error
@@ -70,7 +72,7 @@ def _header(cells: list[str], source: Source) -> list[str]:
         raise DataError(
             _(
                 "{option}: {file}: several columns are named {names}. Give each column its own name.",
-                **source.said,
+                **source.placeholders,
                 names=quoted(twice),
             )
         )
@@ -80,7 +82,7 @@ def _header(cells: list[str], source: Source) -> list[str]:
             _(
                 "{option}: {file}: the first line has a single column, {name}. If the cells are separated by "
                 "{mark}, save the file with {wanted} instead.",
-                **source.said,
+                **source.placeholders,
                 name=repr(names[0]),
                 mark=repr(other),
                 wanted=repr(SEPARATORS[source.suffix]),
@@ -92,7 +94,7 @@ def _header(cells: list[str], source: Source) -> list[str]:
 def _row(header: list[str], cells: list[str]) -> object:
     if len(cells) == len(header):
         return dict(zip(header, cells, strict=True))
-    return Broken(
+    return BadRow(
         _(
             "expected {wanted} cells as in the header ({names}), found {found}. Put cells that contain the "
             'separator or a line break in "quotes".',

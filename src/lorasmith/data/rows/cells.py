@@ -1,20 +1,20 @@
-"""Lists that a cell holds as JSON text, as CSV, TSV and many Parquet files have them."""
+"""Parse lists in cells that hold them as JSON text, as in CSV, TSV and many Parquet files."""
 
 from typing import Any
 
 from lorasmith.config.files import Malformed, parse_json
 from lorasmith.i18n import _
 
-LISTS = ("messages", "conversations", "tools", "history")  # columns that no row means as text
+LIST_COLUMNS = ("messages", "conversations", "tools", "history")  # columns that never hold plain text
 
 
-def unfolded(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with such columns as lists; a text that is no JSON stays, and `json_problem` says why."""
-    return row | {key: _read(row[key]) for key in LISTS if isinstance(row.get(key), str)}
+def parse_list_cells(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its `LIST_COLUMNS` parsed. Text that is not a JSON list or object stays; see `json_problem`."""
+    return row | {key: _parse(row[key]) for key in LIST_COLUMNS if isinstance(row.get(key), str)}
 
 
 def json_problem(key: str, text: str) -> str | None:
-    """Why this text is no list in JSON, as a sentence; None where it does not look like one."""
+    """Why this text is not valid JSON, as a sentence; None if it is, or does not look like JSON."""
     if not text.lstrip().startswith(("[", "{")):
         return None
     try:
@@ -34,7 +34,7 @@ def json_problem(key: str, text: str) -> str | None:
     return None
 
 
-def _read(text: str) -> object:
+def _parse(text: str) -> object:
     try:
         found: object = parse_json(text)
     except Malformed:

@@ -1,6 +1,6 @@
-"""A conversation, the only form that templates know; the row that it comes from; and how problems of rows are told.
+"""Records (rows of data), conversations (what templates encode), and the collection of errors in many rows.
 
-It knows no file, no form of rows and no tokenizer: `data/rows/forms.py` makes conversations of rows.
+`data/rows/formats.py` converts a record to a conversation. Nothing here depends on files, row formats or tokenizers.
 """
 
 import re
@@ -13,13 +13,15 @@ from lorasmith.errors import DataError
 from lorasmith.i18n import _, listed
 
 ROLES = ("system", "user", "assistant", "tool")
-LISTED = 20  # problems, or places of one problem, that a message lists before it only counts
+MAX_LISTED = 20  # problems, or places of one problem, that are listed; further ones are only counted
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row, its columns under the names that we know and only those; `source` is 'train.jsonl:812' (a line) or
-    'folder row 812', counted from 1.
+    """One row of data.
+
+    fields: the columns that its format reads, under our names. source: where it comes from, counted from 1, such as
+    'train.jsonl:812' (a line) or 'folder row 812'.
     """
 
     fields: dict[str, object]
@@ -37,16 +39,17 @@ class _Turn(NamedTuple):
 
 
 class Message(_Turn):
-    """One turn of a conversation; role is one of `ROLES`.
+    """One message of a conversation. role is one of `ROLES`.
 
-    tool_calls, each {"type": "function", "function": {"name", "arguments"}}: what an answer asks of tools; tool_call_id
-    and name: which call a tool's message answers. learn and weight: whether an answer is learned, how much it counts.
+    tool_calls: function calls of an answer, each {"type": "function", "function": {"name", "arguments"}}. tool_call_id
+    and name: the call that a message of the role 'tool' responds to. learn: whether an answer is trained on; weight:
+    its weight in the loss.
     """
 
     __slots__ = ()
 
     def _asdict(self) -> dict[str, object]:
-        """What a chat template may see: role, content, and of the keys for tools those that are set."""
+        """The message for a chat template: role, content, and the keys for tools that are set."""
         shown: dict[str, object] = {"role": self.role, "content": self.content}
         if self.tool_calls:
             shown["tool_calls"] = list(self.tool_calls)
@@ -57,9 +60,10 @@ class Message(_Turn):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One row in the only form that templates know.
+    """A row as a template encodes it, whatever its format was.
 
-    tools: JSON schemas of the functions that may be called. text: a plain text, learned whole, with no messages.
+    tools: JSON schemas of the functions that the model may call. text: plain text to train on as a whole; then there
+    are no messages.
     """
 
     messages: tuple[Message, ...]
@@ -69,7 +73,7 @@ class Conversation:
 
 
 class RowError(DataError):
-    """One row cannot be learned from: `text` says why, `source` where."""
+    """A row cannot be used. text: the reason; source: where the row comes from."""
 
     def __init__(self, source: str, text: str) -> None:
         super().__init__(_("{place}: {problem}", place=places([source]), problem=text) if source else text)
@@ -77,8 +81,8 @@ class RowError(DataError):
         self.text = text
 
 
-def kind_of(value: object) -> str:
-    """What a value is, for a reader."""
+def type_name(value: object) -> str:
+    """The type of a JSON value, for messages."""
     if value is None:
         return _("null")
     if isinstance(value, bool):
@@ -91,12 +95,12 @@ def kind_of(value: object) -> str:
 
 
 def quoted(keys: Iterable[object]) -> str:
-    """'a', 'b'."""
+    """The keys in quotes, as a list for messages: 'a', 'b'."""
     return listed(f"'{key}'" for key in keys)
 
 
-def places(sources: Sequence[str], most: int = LISTED) -> str:
-    """Where rows stand, for a reader: 'train.jsonl line 812', or 'train.jsonl lines 3, 5, 9 and 17 more'."""
+def places(sources: Sequence[str], most: int = MAX_LISTED) -> str:
+    """Sources of rows as text for messages: 'train.jsonl line 812', or 'train.jsonl lines 3, 5, 9 and 17 more'."""
     numbers: dict[tuple[str, str], list[str]] = {}
     for source in sources:
         match = re.fullmatch(r"(.*?)(:| row )(\d+)", source, re.DOTALL)
@@ -121,24 +125,24 @@ def _in_one_file(file: str, mark: str, numbers: list[str], most: int) -> str:
 
 @dataclass
 class Problems:
-    """Collects what is wrong with many rows, to raise it once: the same problem of many rows is one line."""
+    """Collects the problems of many rows, to raise them together. The same problem of several rows is one line."""
 
     option: str
     sources: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, source: str, text: str) -> None:
-        """One more row with this problem."""
+        """Add a row with this problem."""
         self.sources.setdefault(text, []).append(source)
 
     def texts(self) -> list[str]:
-        """At most 20 sentences, and one that counts the rest."""
-        texts = [f"{self.option}: {places(found)}: {text}" for text, found in list(self.sources.items())[:LISTED]]
-        rest = sum(len(found) for found in list(self.sources.values())[LISTED:])
+        """One sentence per problem, at most 20, and one that counts the remaining rows."""
+        texts = [f"{self.option}: {places(found)}: {text}" for text, found in list(self.sources.items())[:MAX_LISTED]]
+        rest = sum(len(found) for found in list(self.sources.values())[MAX_LISTED:])
         if rest:
             texts.append(_("{option}: {rest} more rows have problems.", option=self.option, rest=f"{rest:,}"))
         return texts
 
     def raise_any(self) -> None:
-        """Raises DataError if a problem was added."""
+        """Raise DataError if there are problems."""
         if self.sources:
             raise DataError(*self.texts())

@@ -1,6 +1,6 @@
-"""Lists of messages, as chat rows (`role`, `content`) and ShareGPT rows (`from`, `value`) write them.
+"""Parse and check lists of messages: OpenAI's keys `role` and `content`, or ShareGPT's `from` and `value`.
 
-A content is a text, or a list of parts like {"type": "text", "text": ...}.
+The content is a text, or a list of parts like {"type": "text", "text": ...}.
 """
 
 from collections.abc import Mapping
@@ -10,24 +10,24 @@ from typing import Any
 
 from lorasmith.config.files import parse_json
 from lorasmith.data.rows.cells import json_problem
-from lorasmith.data.rows.conversation import ROLES, Message, kind_of, quoted
+from lorasmith.data.rows.conversation import ROLES, Message, quoted, type_name
 from lorasmith.i18n import _
 
-HEAVIEST = 1_000_000  # beyond it the other tokens of a step count nothing
-CALL = "call"  # a ShareGPT message that calls functions: an answer whose text is the calls as JSON
+MAX_WEIGHT = 1_000_000  # more would make all other tokens of a step irrelevant
+CALL = "call"  # a ShareGPT message whose text is function calls in JSON
 
 
 @dataclass(frozen=True)
-class Style:
-    """The two keys of a message, and what each role's name means."""
+class MessageStyle:
+    """The keys of role and content in a message, and the role that each name stands for."""
 
     role: str
     content: str
     roles: Mapping[str, str]
 
 
-OPENAI = Style("role", "content", {role: role for role in ROLES})
-SHAREGPT = Style(
+OPENAI = MessageStyle("role", "content", {role: role for role in ROLES})
+SHAREGPT = MessageStyle(
     "from",
     "value",
     {
@@ -43,38 +43,38 @@ SHAREGPT = Style(
         "function_response": "tool",
     },
 )
-TOLD = ("human", "gpt", "system", "function_call", "observation")  # of these, what a reader is told
-USED = frozenset({"role", "content", "from", "value", "tool_calls", "tool_call_id", "name", "learn", "weight"})
+SHAREGPT_ROLES = ("human", "gpt", "system", "function_call", "observation")  # those that error messages list
+MESSAGE_KEYS = frozenset({"role", "content", "from", "value", "tool_calls", "tool_call_id", "name", "learn", "weight"})
 
 
-def style_of(messages: list[object]) -> Style:
-    """By the keys of the first message that has one of them."""
+def detect_style(messages: list[object]) -> MessageStyle:
+    """The style of a list of messages, by the keys of the first message that has `role` or `from`."""
     for message in messages:
         if isinstance(message, dict) and not message.keys().isdisjoint(("role", "from")):
             return OPENAI if "role" in message else SHAREGPT
     return OPENAI
 
 
-def messages_of(messages: list[dict[str, object]]) -> tuple[Message, ...]:
-    """Messages that `messages_problem` found right."""
-    style = style_of(list(messages))
+def parse_messages(messages: list[dict[str, object]]) -> tuple[Message, ...]:
+    """The messages of a list in which `messages_problem` found nothing wrong."""
+    style = detect_style(list(messages))
     return tuple(_message(message, style) for message in messages)
 
 
 def messages_problem(key: str, messages: object) -> str | None:
-    """Why the list under `key` cannot be learned from, as a sentence; None where it can."""
+    """Why the messages under `key` are invalid or have no answer to train on, as a sentence; else None."""
     if messages in ("", []):
         return _("'{key}' is empty, so there is nothing to train on. Add messages, or remove the row.", key=key)
     if isinstance(messages, str) and (text := json_problem(key, messages)):
         return text
     if not isinstance(messages, list):
-        return _("'{key}' must be a list of messages, found {found}.", key=key, found=kind_of(messages))
-    style = style_of(messages)
+        return _("'{key}' must be a list of messages, found {found}.", key=key, found=type_name(messages))
+    style = detect_style(messages)
     for number, message in enumerate(messages, 1):
         text = _message_problem(number, message, style)
         if text is not None:
             return text
-    answers = [message for message in messages_of(messages) if message.role == "assistant"]
+    answers = [message for message in parse_messages(messages) if message.role == "assistant"]
     if not answers:
         names = [name for name, role in style.roles.items() if role == "assistant"]
         return _(
@@ -86,9 +86,9 @@ def messages_problem(key: str, messages: object) -> str | None:
     return None
 
 
-def left_out(messages: list[dict[str, object]]) -> str | None:
-    """Why a row that is right is not learned from: one of its messages holds more than text. None where none does."""
-    key = style_of(list(messages)).content
+def unsupported_content(messages: list[dict[str, object]]) -> str | None:
+    """Why valid messages cannot be used, as a sentence: one has a part that is not text. None if all are text."""
+    key = detect_style(list(messages)).content
     for message in messages:
         for part in _parts(message.get(key)):
             if part["type"] != "text":
@@ -97,27 +97,27 @@ def left_out(messages: list[dict[str, object]]) -> str | None:
 
 
 def tools_problem(value: object) -> str | None:
-    """Why `tools` cannot be read, as a sentence; None where it can or is empty."""
+    """Why the value of `tools` is invalid, as a sentence; None if it is valid or empty."""
     if isinstance(value, str) and (text := json_problem("tools", value)):
         return text
     if value and (not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value)):
-        return _("'tools' must be a list of function schemas, found {found}.", found=kind_of(value))
+        return _("'tools' must be a list of function schemas, found {found}.", found=type_name(value))
     return None
 
 
 def _parts(content: object) -> list[dict[str, object]]:
-    """The parts of a content that is a list of them and not a text."""
+    """The parts of a content; empty if it is a text."""
     return content if isinstance(content, list) else []
 
 
 def _text(content: object) -> str:
-    """A message's text; parts are joined as chat templates join them, with nothing between."""
+    """The text of a content. Parts are joined without a separator, as chat templates do."""
     if isinstance(content, list):
         return "".join(str(part.get("text") or "") for part in _parts(content))
     return str(content or "")
 
 
-def _message(message: dict[str, object], style: Style) -> Message:
+def _message(message: dict[str, object], style: MessageStyle) -> Message:
     role, content = style.roles[str(message[style.role])], message.get(style.content)
     calls: object = message.get("tool_calls")
     if role == CALL:
@@ -140,7 +140,7 @@ def _optional(value: object) -> str | None:
 
 
 def _call(call: dict[str, object]) -> dict[str, object]:
-    """As chat templates expect it: arguments as an object, though OpenAI's own files hold them as JSON text."""
+    """A function call as chat templates expect it: arguments as an object, which OpenAI's files have as JSON text."""
     function = call.get("function") or call
     assert isinstance(function, dict)
     arguments = function.get("arguments")
@@ -149,14 +149,14 @@ def _call(call: dict[str, object]) -> dict[str, object]:
     return {"id": call["id"], **made} if call.get("id") is not None else made
 
 
-def _message_problem(number: int, message: object, style: Style) -> str | None:
+def _message_problem(number: int, message: object, style: MessageStyle) -> str | None:
     if not isinstance(message, dict):
         return _(
             "message {number} must be an object with '{role}' and '{content}', found {found}.",
             number=number,
             role=style.role,
             content=style.content,
-            found=kind_of(message),
+            found=type_name(message),
         )
     wanted = (style.role,) if message.get("tool_calls") else (style.role, style.content)
     missing = [key for key in wanted if key not in message]
@@ -175,8 +175,8 @@ def _message_problem(number: int, message: object, style: Style) -> str | None:
     return text and _("message {number} ({role}): {problem}", number=number, role=name, problem=text)
 
 
-def _role_problem(number: int, name: object, style: Style) -> str:
-    told = quoted(style.roles if style is OPENAI else TOLD)
+def _role_problem(number: int, name: object, style: MessageStyle) -> str:
+    told = quoted(style.roles if style is OPENAI else SHAREGPT_ROLES)
     text = _(
         "message {number} has the unknown role {role}; supported roles are {known}.",
         number=number,
@@ -187,17 +187,17 @@ def _role_problem(number: int, name: object, style: Style) -> str:
     return text + " " + _("Did you mean '{near}'?", near=near[0]) if near else text
 
 
-def _content_problem(message: dict[str, object], style: Style) -> str | None:
+def _content_problem(message: dict[str, object], style: MessageStyle) -> str | None:
     content, role = message.get(style.content), style.roles[str(message[style.role])]
     if content is None and message.get("tool_calls"):
         return None
     if not isinstance(content, str | list):
-        return _("'{key}' must be text, found {found}.", key=style.content, found=kind_of(content))
+        return _("'{key}' must be text, found {found}.", key=style.content, found=type_name(content))
     for number, part in enumerate(content, 1) if isinstance(content, list) else ():
         if (text := _part_problem(part)) is not None:
             return _("'{key}': part {number} {problem}", key=style.content, number=number, problem=text)
     if any(part["type"] != "text" for part in _parts(content)):
-        return None  # the row is left out
+        return None  # the row will be skipped
     content = _text(content)
     if role == "assistant" and not content.strip() and not message.get("tool_calls"):
         return _("the message is empty, so there is nothing to train on. Add an answer, or remove the row.")
@@ -207,14 +207,14 @@ def _content_problem(message: dict[str, object], style: Style) -> str | None:
 def _part_problem(part: object) -> str | None:
     example = '{"type": "text", "text": ...}'
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-        return _("must look like {example}, found {found}.", example=example, found=kind_of(part))
+        return _("must look like {example}, found {found}.", example=example, found=type_name(part))
     if part["type"] == "text" and not isinstance(part.get("text"), str):
-        found = kind_of(part["text"]) if "text" in part else quoted(part)
+        found = type_name(part["text"]) if "text" in part else quoted(part)
         return _("must look like {example}, found {found}.", example=example, found=found)
     return None
 
 
-def _calls_problem(message: dict[str, object], style: Style) -> str | None:
+def _calls_problem(message: dict[str, object], style: MessageStyle) -> str | None:
     calls: object = message.get("tool_calls")
     role = style.roles[str(message[style.role])]
     if role == CALL:
@@ -259,11 +259,11 @@ def _is_call(call: object) -> bool:
 def _learning_problem(message: dict[str, object]) -> str | None:
     learn, weight = message.get("learn"), message.get("weight")
     if learn is not None and not isinstance(learn, bool):
-        return _("'learn' must be true or false, found {found}.", found=kind_of(learn))
+        return _("'learn' must be true or false, found {found}.", found=type_name(learn))
     if weight is None:
         return None
     if isinstance(weight, bool) or not isinstance(weight, int | float):
-        return _("'weight' must be a number, found {found}.", found=kind_of(weight))
-    if not 0 <= weight <= HEAVIEST:  # not so of NaN either
-        return _("'weight' must be between 0 and {most}, found {weight}.", most=HEAVIEST, weight=str(weight)[:40])
+        return _("'weight' must be a number, found {found}.", found=type_name(weight))
+    if not 0 <= weight <= MAX_WEIGHT:  # False for NaN, too
+        return _("'weight' must be between 0 and {most}, found {weight}.", most=MAX_WEIGHT, weight=str(weight)[:40])
     return None

@@ -1,6 +1,6 @@
-"""Jinja chat templates: those that come with this program, one from a file, and how any of them is rendered.
+"""Chat templates in Jinja: the built-in ones, those from a file, and how they are rendered.
 
-All rendering passes `Jinja.render`, so training, chat and the checks of masks see the same text.
+All rendering goes through `JinjaTemplate.render`, so that training and chat see the same text.
 """
 
 import json
@@ -20,13 +20,13 @@ from lorasmith.i18n import _, foreign, listed
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# As OpenAI wrote it first, without a system text of its own.
+# OpenAI's ChatML, without a default system message.
 CHATML = (
     "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
 )
 ALPACA_INPUT = "\n\n### Input:\n"
-# Both prompts of Stanford Alpaca; a system text stands in the place of its first lines.
+# Both prompts of Stanford Alpaca. A system message replaces their first lines.
 ALPACA = (
     "{%- for message in messages -%}{%- if loop.first -%}{%- if message.role == 'system' -%}"
     "{{ message.content + '\n\n' }}{%- elif '" + ALPACA_INPUT + "' in message.content -%}"
@@ -40,8 +40,8 @@ ALPACA = (
     "{%- if not loop.last -%}{{ '\n\n' }}{%- endif -%}{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '### Response:\n' }}{%- endif -%}"
 )
-OWN = {"alpaca": ALPACA, "chatml": CHATML}
-# What `human_turns` says, for programs that know chat templates only.
+BUILTIN = {"alpaca": ALPACA, "chatml": CHATML}
+# The same text as `human_turns`, for other programs, which need a chat template.
 HUMAN_ASSISTANT = (
     "{%- set turn = namespace(asked=[]) -%}{%- for message in messages -%}{%- if message.role == 'assistant' -%}"
     "{{ ('Human: ' + turn.asked | join('\n\n')) | trim + '\n\nAssistant: ' + message.content + eos_token }}"
@@ -49,7 +49,7 @@ HUMAN_ASSISTANT = (
     "{%- endfor -%}{%- if turn.asked -%}{{ ('Human: ' + turn.asked | join('\n\n')) | trim }}"
     "{%- if add_generation_prompt -%}{{ '\n\nAssistant: ' }}{%- endif -%}{%- endif -%}"
 )
-# A template that asks for today would encode one thing in training and another tomorrow: its clock stands still.
+# A template that inserts today's date would encode differently tomorrow, so it gets a fixed date.
 FIXED_DATE = (("%d", "26"), ("%b", "Jul"), ("%B", "July"), ("%m", "07"), ("%Y", "2024"), ("%y", "24"))
 CLOCK = (
     "{%- macro strftime_now(format) -%}{{ format"
@@ -57,32 +57,32 @@ CLOCK = (
     + " }}{%- endmacro -%}"
 )
 PROBE = (Message("user", "?"), Message("assistant", "lorasmith"))
-GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # what transformers looks for, too
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as in transformers
 
 
 @dataclass(frozen=True)
-class Jinja:
-    """A chat template in transformers' form, on the tokenizer whose special tokens it names."""
+class JinjaTemplate:
+    """A chat template as transformers renders it, with the tokenizer whose special tokens it uses."""
 
     tokenizer: "PreTrainedTokenizerBase"
     text: str
 
     @property
     def has_clock(self) -> bool:
-        """Whether it shows today's date, which stands still here."""
+        """Whether it inserts today's date, which is fixed here."""
         return "strftime_now" in self.text
 
     @property
-    def marks_answers(self) -> bool:
-        """Whether it says itself what is learned."""
+    def has_generation_tags(self) -> bool:
+        """Whether it marks what to train on with {% generation %}."""
         return GENERATION.search(self.text) is not None
 
     def render(self, messages: Sequence[Message], prompt: bool, source: str, tools: Sequence[Any] = ()) -> str:
-        """The text of `messages`, with the beginning of an answer where `prompt` is set. Raises RowError."""
+        """The text of `messages`, followed by the generation prompt if `prompt`. Raises RowError."""
         return str(self._apply(messages, source, tools, tokenize=False, add_generation_prompt=prompt))
 
-    def marked(self, messages: Sequence[Message], source: str, tools: Sequence[Any] = ()) -> Any:
-        """transformers' tokens of the whole, with `assistant_masks` and `offset_mapping`. Raises RowError."""
+    def tokenize_with_mask(self, messages: Sequence[Message], source: str, tools: Sequence[Any] = ()) -> Any:
+        """Tokens of the text with `assistant_masks` and `offset_mapping`, as in transformers. Raises RowError."""
         return self._apply(
             messages,
             source,
@@ -93,11 +93,11 @@ class Jinja:
         )
 
     def end_of_turn(self) -> list[int]:
-        """The first special token after a probe answer, or the first added one; none where the template has none."""
+        """The first special token after an answer, or else the first added token, as a list; empty if there is none."""
         try:
             rest = self.render(PROBE, False, "").rpartition(PROBE[1].content)[2]
         except RowError:
-            return []  # a row will meet the same refusal and say where
+            return []  # rows will fail for the same reason, and report it
         added = self.tokenizer.added_tokens_decoder
         ids: list[int] = self.tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else []
         found = [i for i in ids if i in added and added[i].special]
@@ -105,7 +105,7 @@ class Jinja:
         return found[:1]
 
     def check_syntax(self, path: str) -> None:
-        """Raises ConfigError where the file is no Jinja template at all; what it refuses, a row will meet."""
+        """Raise ConfigError if the file `path` is not valid Jinja. Other errors are reported for the first row."""
         try:
             self.render(PROBE, False, "")
         except RowError as error:
@@ -129,10 +129,10 @@ class Jinja:
 
 
 def with_system_text(text: str, system: str) -> str:
-    """The Jinja text `text`, which then sets `system` before messages without a system text of their own."""
+    """The template `text`, changed to add the system message `system` to conversations that have none."""
     if not system:
         return text
-    literal = json.dumps(system, ensure_ascii=False)  # Jinja reads it as JSON does
+    literal = json.dumps(system, ensure_ascii=False)  # a JSON string is also a valid one in Jinja
     return (
         "{% if messages and not messages | selectattr('role', 'equalto', 'system') | list %}"
         "{% set messages = [{'role': 'system', 'content': " + literal + "}] + messages %}{% endif +%}" + text
@@ -140,8 +140,8 @@ def with_system_text(text: str, system: str) -> str:
 
 
 def template_text(kind: str, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The Jinja text of one of our own templates, or of the file that `kind` names. Raises ConfigError."""
-    if kind not in OWN:
+    """The text of a built-in template, or of the file `kind`. Raises ConfigError if it cannot be used."""
+    if kind not in BUILTIN:
         return _from_file(Path(kind).expanduser())
     wanted = ("<|im_start|>", "<|im_end|>") if kind == "chatml" else ()
     missing = [token for token in wanted if token not in tokenizer.get_vocab()]
@@ -153,7 +153,7 @@ def template_text(kind: str, tokenizer: "PreTrainedTokenizerBase") -> str:
                 tokens=listed(missing),
             )
         )
-    return OWN[kind]
+    return BUILTIN[kind]
 
 
 def _from_file(path: Path) -> str:

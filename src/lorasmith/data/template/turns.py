@@ -1,7 +1,8 @@
-"""A conversation as turns: the prompt of each answer and the answer, by prefix differences of the rendered text.
+"""Split a conversation into turns, each an answer and the text before it, by rendering prefixes of the conversation.
 
-Prefix differences render a conversation twice for each answer. A template that only sets constant texts between the
-contents (`Pattern`, found by trying) needs two renders in all, which prove what was put together from its constants.
+The text of an answer is the difference between the conversation rendered with and without it: two renders per answer.
+For a template that only puts constant texts between the contents (a `Pattern`, found by trial), the turns are assembled
+from the constants, and two renders in all check them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,15 +12,16 @@ from typing import Any, NamedTuple, Self
 from jinja2 import Environment
 
 from lorasmith.data.rows.conversation import Message, RowError
-from lorasmith.data.template.chat_template import Jinja
+from lorasmith.data.template.chat_template import JinjaTemplate
 from lorasmith.i18n import _
 
 
 class Turn(NamedTuple):
-    """One answer and the text since the answer before; `restart`: the prompt stands for the whole text before it.
+    """An answer and its prompt, the text since the previous answer.
 
-    `answer` is None for a prompt that waits for its answer, and where the template shows an answer in another way
-    than its own prompt begins it. The prompt holds messages [first, at), the answer is message `at`.
+    answer: None if there is none yet, or if the template renders it differently from what its generation prompt begins.
+    restart: the prompt is the whole text before the answer, because the template changed what it rendered before.
+    The prompt contains messages [first, at); the answer is message `at`.
     """
 
     prompt: str
@@ -30,9 +32,9 @@ class Turn(NamedTuple):
 
 
 def human_turns(messages: Sequence[Message], eos: str, source: str) -> Iterator[Turn]:
-    """The tutorial's pattern, turn by turn; a system text stands, with a blank line, before the question it precedes.
+    """The turns in the pattern of the tutorial. A system message stands before the next question, with a blank line.
 
-    For an alpaca row the user's text is instruction + line break + input, so this is its
+    The user message of an alpaca row is instruction + line break + input, so the prompt equals the tutorial's
     "\\n".join(["Human: " + instruction, input]).strip() + "\\n\\nAssistant: ".
     """
     first = 0
@@ -52,17 +54,42 @@ def _human(asked: Sequence[Message]) -> str:
 
 
 def jinja_turns(
-    jinja: Jinja, pattern: "Pattern | None", messages: Sequence[Message], source: str, tools: Sequence[Any] = ()
+    jinja: JinjaTemplate, pattern: "Pattern | None", messages: Sequence[Message], source: str, tools: Sequence[Any] = ()
 ) -> Iterator[Turn]:
-    """The same of a chat template. `pattern`: the template's, where it has one."""
+    """The turns in a chat template. pattern: that of the template, if it has one."""
     quick = pattern.turns(jinja, messages, source) if pattern and not tools else None
     return iter(quick) if quick is not None else prefix_turns(jinja, messages, source, tools)
 
 
-def refuse_unseen_tools(jinja: Jinja | None, messages: Sequence[Message], source: str, tools: Sequence[Any]) -> None:
-    """Raises RowError where the text is the same without the tools, or without the calls of them.
+def prefix_turns(
+    jinja: JinjaTemplate, messages: Sequence[Message], source: str, tools: Sequence[Any] = ()
+) -> Iterator[Turn]:
+    """The turns by differences of rendered prefixes: most templates do not mark the answers."""
+    text: str | None = ""
+    first = 0
+    for i, message in enumerate(messages):
+        if message.role == "assistant":
+            prompt = jinja.render(messages[:i], True, source, tools)
+            whole = jinja.render(messages[: i + 1], False, source, tools)
+            answer = whole[len(prompt) :] if whole.startswith(prompt) else None
+            yield _turn(prompt, answer, text, first, i)
+            text, first = (None if answer is None else whole), i + 1
+    if messages[-1].role != "assistant":
+        yield _turn(jinja.render(messages, True, source, tools), None, text, first, len(messages))
 
-    `jinja` None: a template of roles and contents alone, which shows neither.
+
+def _turn(prompt: str, answer: str | None, before: str | None, first: int, at: int) -> Turn:
+    if not before or not prompt.startswith(before):
+        return Turn(prompt, answer, True, 0, at)
+    return Turn(prompt[len(before) :], answer, False, first, at)
+
+
+def refuse_unseen_tools(
+    jinja: JinjaTemplate | None, messages: Sequence[Message], source: str, tools: Sequence[Any]
+) -> None:
+    """Raise RowError if the template ignores the tools, or the function calls.
+
+    jinja: the template; None for one that has no place for either.
     """
     bare = [message._replace(tool_calls=()) for message in messages]
 
@@ -88,47 +115,28 @@ def refuse_unseen_tools(jinja: Jinja | None, messages: Sequence[Message], source
         )
 
 
-def prefix_turns(jinja: Jinja, messages: Sequence[Message], source: str, tools: Sequence[Any] = ()) -> Iterator[Turn]:
-    """Prefix differences of the rendered conversation: stock templates mark no answers themselves."""
-    text: str | None = ""
-    first = 0
-    for i, message in enumerate(messages):
-        if message.role == "assistant":
-            prompt = jinja.render(messages[:i], True, source, tools)
-            whole = jinja.render(messages[: i + 1], False, source, tools)
-            answer = whole[len(prompt) :] if whole.startswith(prompt) else None
-            yield _turn(prompt, answer, text, first, i)
-            text, first = (None if answer is None else whole), i + 1
-    if messages[-1].role != "assistant":
-        yield _turn(jinja.render(messages, True, source, tools), None, text, first, len(messages))
-
-
-def _turn(prompt: str, answer: str | None, before: str | None, first: int, at: int) -> Turn:
-    if not before or not prompt.startswith(before):
-        return Turn(prompt, answer, True, 0, at)
-    return Turn(prompt[len(before) :], answer, False, first, at)
-
-
 # -- templates of constant texts ------------------------------------------------------------------------------------
 
-# Contents that no template knows, to be found again in what is rendered.
+# Contents that no template contains, so that they can be found in the rendered text.
 _SYSTEM = Message("system", "qsys0")
 _PROBE = tuple(Message(("user", "assistant")[i % 2], f"q{'ua'[i % 2]}{i}z") for i in range(6))
 
 
 @dataclass(frozen=True)
 class _Constants:
-    """The texts around contents: head question ask | open answer close | next question ask | ..."""
+    """The texts around the contents: head question ask | open answer close | next question ask | ..."""
 
     head: str
-    system: str | None  # between the system text, which follows the head, and the first question; None without one
+    system: (
+        str | None
+    )  # between the system message (after the head) and the first question; None if there is no system message
     ask: str
     open: str
     close: str
     next: str
 
     def turns(self, contents: Sequence[str]) -> list[Turn]:
-        """The turns of alternating questions and answers, after a system text where there is one."""
+        """The turns of contents that alternate between question and answer, after a system message if there is one."""
         leading = 0 if self.system is None else 1
         before = self.head if self.system is None else self.head + contents[0] + self.system
         found = []
@@ -142,15 +150,17 @@ class _Constants:
 
 @dataclass(frozen=True)
 class Pattern:
-    """A template that sets constant texts between contents, for conversations of questions and answers in turn."""
+    """A template that puts constant texts between the contents of alternating questions and answers."""
 
     plain: _Constants
     with_system: _Constants | None
-    literals: frozenset[str]  # what the template may look for in contents: those that hold one go the long way
+    literals: frozenset[
+        str
+    ]  # the template may search contents for these; conversations with one are rendered turn by turn
 
     @classmethod
-    def of(cls, jinja: Jinja) -> Self | None:
-        """None where the template does anything else to conversations that try it."""
+    def of(cls, jinja: JinjaTemplate) -> Self | None:
+        """The pattern of a template; None if it does anything else with the trial conversations."""
         plain = _constants(jinja, _PROBE)
         if plain is None:
             return None
@@ -158,10 +168,10 @@ class Pattern:
         marks = frozenset(word for word in words if len(word.strip()) > 2 and not word.replace("_", "").isalnum())
         return cls(plain, _constants(jinja, (_SYSTEM, *_PROBE)), marks)
 
-    def turns(self, jinja: Jinja, messages: Sequence[Message], source: str) -> list[Turn] | None:
-        """The turns, proved by the render of the whole and of its last prompt; None: they must be rendered one by one.
+    def turns(self, jinja: JinjaTemplate, messages: Sequence[Message], source: str) -> list[Turn] | None:
+        """The turns, checked against two renders; None if they have to be found by rendering each.
 
-        Raises RowError where the template refuses the conversation.
+        Raises RowError if the template rejects the conversation.
         """
         constants = self._constants(messages)
         if constants is None or any(word in m.content for m in messages for word in self.literals):
@@ -186,8 +196,8 @@ class Pattern:
         return self.with_system if has_system else self.plain
 
 
-def _constants(jinja: Jinja, probe: Sequence[Message]) -> _Constants | None:
-    """The constants of a template by its prefix differences; None where these are not made of them."""
+def _constants(jinja: JinjaTemplate, probe: Sequence[Message]) -> _Constants | None:
+    """The constants of a template, found with the conversation `probe`; None if it is not made of constants."""
     try:
         turns = list(prefix_turns(jinja, probe, ""))
         has_system = probe[0].role == "system"

@@ -1,21 +1,21 @@
-"""What of an encoded conversation is learned, and the proof against a template that marks its answers itself."""
+"""Which tokens of a conversation are trained on, and a check against a template that marks its answers itself."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lorasmith.data.rows.conversation import Conversation, Message, RowError
-from lorasmith.data.template.chat_template import Jinja
+from lorasmith.data.template.chat_template import JinjaTemplate
 from lorasmith.data.template.turns import Turn
 from lorasmith.i18n import _
 from lorasmith.model.row import IGNORED, Example
 
 
 @dataclass
-class Draft:
-    """An example while its turns are laid end to end; it teaches answers among messages [first, last].
+class ExampleBuilder:
+    """An example under construction: turns are appended to it one by one.
 
-    `weights`: of each token as something to be predicted; 0 where it is context only. `answers`: the characters of
-    `text` that each answer takes.
+    first, last: the messages whose answers it trains on, both included. weights: of each token as a target, 0 if it is
+    only context. answers: start and end of each answer in `text`, in characters.
     """
 
     first: int
@@ -25,33 +25,37 @@ class Draft:
     text: str = ""
     answers: list[tuple[int, int]] = field(default_factory=list)
 
-    def add(self, turn: Turn, prompt: list[int], asked: float, answer: list[int], weight: float, end: int) -> None:
-        """One more turn; of its answer the first `end` tokens have `weight`, of its prompt all have `asked`."""
+    def add(
+        self, turn: Turn, prompt: list[int], prompt_weight: float, answer: list[int], weight: float, end: int
+    ) -> None:
+        """Append a turn. The first `end` tokens of the answer get the weight `weight`, the prompt `prompt_weight`."""
         self.ids += prompt + answer
-        self.weights += [asked] * len(prompt) + [weight] * end + [0.0] * (len(answer) - end)
+        self.weights += [prompt_weight] * len(prompt) + [weight] * end + [0.0] * (len(answer) - end)
         start = len(self.text) + len(turn.prompt)
         self.text += turn.prompt + (turn.answer or "")
         self.answers.append((start, len(self.text)))
         self.last = turn.at
 
-    def example(self, source: str) -> Example:
-        """Its ids with what each position must predict."""
+    def build(self, source: str) -> Example:
+        """The finished example."""
         following = zip(self.ids[1:], self.weights[1:], strict=True)
         targets = [token if weight else IGNORED for token, weight in following]
         weights = [weight or 1.0 for weight in self.weights[1:]]
         return Example(self.ids, [*targets, IGNORED], [*weights, 1.0], source)
 
 
-def compare_marks(draft: Draft, since: int, jinja: Jinja, messages: Sequence[Message], row: Conversation) -> None:
-    """Raise RowError with the first token that `{% generation %}` and the prefix differences do not both call learned.
+def check_generation_tags(
+    builder: ExampleBuilder, since: int, jinja: JinjaTemplate, messages: Sequence[Message], row: Conversation
+) -> None:
+    """Raise RowError with the first token that `{% generation %}` and the builder's answers do not agree on.
 
-    Blanks may be either, as the line break behind a stop token is in many templates. Compared is from character `since`
-    of the draft: after a restart the answers before are context, and another example teaches them.
+    Whitespace may differ, such as the line break after a stop token. Text before the character `since` is not compared:
+    after a restart, the earlier answers are only context, and trained on in another example.
     """
-    found = jinja.marked(messages[: draft.last + 1], row.source, row.tools)
+    found = jinja.tokenize_with_mask(messages[: builder.last + 1], row.source, row.tools)
     for at, ((start, end), marked) in enumerate(zip(found["offset_mapping"], found["assistant_masks"], strict=True)):
-        text = draft.text[start:end]
-        ours = any(a < end and start < b for a, b in draft.answers)
+        text = builder.text[start:end]
+        ours = any(a < end and start < b for a, b in builder.answers)
         if start < since or ours == bool(marked) or not text.strip():
             continue
         raise RowError(

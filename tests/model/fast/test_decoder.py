@@ -49,7 +49,7 @@ def test_it_is_thrown_away_whole(family: str, prepack: bool, dtype: torch.dtype)
     engine = Engine(base, prepack=prepack)
     answers = run(engine, asked)
     prompt_logprobs(base, asked)
-    decoder = base.decoding
+    decoder = base.fast_decoder
     assert decoder is not None
     decoder.close()
     after = state(base.model)
@@ -59,9 +59,9 @@ def test_it_is_thrown_away_whole(family: str, prepack: bool, dtype: torch.dtype)
         assert not getattr(module, "banked", ())
     assert_same(before, after)
     assert torch.equal(states(base, "a1"), expected)
-    assert base.decoding is None
+    assert base.fast_decoder is None
     assert run(Engine(base, prepack=prepack), asked) == answers
-    assert base.decoding not in (None, decoder)
+    assert base.fast_decoder not in (None, decoder)
 
 
 def test_it_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,9 +70,9 @@ def test_it_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_test, "_self_test", lambda decoder: tried.append(decoder) or right(decoder))
     Engine(base)
     Engine(base)
-    assert tried == [base.decoding] == [decoder_of(base)]
+    assert tried == [base.fast_decoder] == [decoder_of(base)]
     other = base_of("llama")
-    assert decoder_of(other) is not base.decoding
+    assert decoder_of(other) is not base.fast_decoder
 
 
 def test_one_that_could_not_be_tried_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_one_that_could_not_be_tried_is_not_kept(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(self_test, "_is_close", interrupt)
     with pytest.raises(KeyboardInterrupt):
         decoder_of(base)
-    assert base.decoding is None
+    assert base.fast_decoder is None
     monkeypatch.undo()
     after = state(base.model)
     for name, _module in base.model.named_modules():
@@ -97,11 +97,11 @@ def test_an_engine_whose_decoder_is_closed_goes_on_plainly() -> None:
     base = base_of("llama", torch.float64, adapters=1)
     engine, asked = Engine(base, prepack=True), [request(prompts(9)[0], "a0", stop=False)]
     expected = run(engine, asked)
-    assert base.decoding is not None
-    path = next(iter(base.decoding.bank.paths))  # type: ignore[union-attr]
+    assert base.fast_decoder is not None
+    path = next(iter(base.fast_decoder.bank.paths))  # type: ignore[union-attr]
     factors = Factors(torch.ones(1, 32), torch.ones(1, 32))
-    base.decoding.held["held"] = AdapterWeights(lambda: {path: factors}, 1, lambda: 0)
-    base.decoding.close()
+    base.fast_decoder.held["held"] = AdapterWeights(lambda: {path: factors}, 1, lambda: 0)
+    base.fast_decoder.close()
     assert run(engine, asked) == expected
     with pytest.raises(AdapterError, match="held"):
         engine.add(request(prompts(9)[0], "held"))

@@ -1,6 +1,6 @@
-"""The forms of rows that are known, which one a file has, and how a row becomes a conversation.
+"""The supported row formats: recognize the format of a file, check its rows, and convert a row to a conversation.
 
-A file has the form of most of its rows; a row of another form is a mistake to be told, never read in its own way.
+A file has the format that most of its rows have. A row in another format is an error, because it is probably a mistake.
 """
 
 from collections import Counter
@@ -10,48 +10,54 @@ from difflib import get_close_matches
 from itertools import islice
 
 from lorasmith.data.rows.cells import json_problem
-from lorasmith.data.rows.conversation import Conversation, Message, Record, RowError, kind_of, quoted
-from lorasmith.data.rows.messages import left_out, messages_of, messages_problem, tools_problem
+from lorasmith.data.rows.conversation import Conversation, Message, Record, RowError, quoted, type_name
+from lorasmith.data.rows.messages import messages_problem, parse_messages, tools_problem, unsupported_content
 from lorasmith.i18n import _, listed
 
 Fields = Mapping[str, object]
 
 
 @dataclass(frozen=True)
-class Form:
-    """One form: the columns that make it and those that may come with them; what is wrong with a row, what it says,
-    and why a row with nothing wrong is left out."""
+class RowFormat:
+    """A row format.
+
+    required: the columns by which it is recognized; optional: further columns that it reads. problem: why a row is
+    invalid, or None. conversation: converts fields; its arguments are those of `to_conversation`. skip_reason: why a
+    valid row cannot be used, or None.
+    """
 
     name: str
     required: tuple[str, ...]
     optional: tuple[str, ...]
     problem: Callable[[Fields], str | None]
     conversation: Callable[[Fields, str, bool], Conversation]
-    left_out: Callable[[Fields], str | None] = lambda _fields: None
+    skip_reason: Callable[[Fields], str | None] = lambda _fields: None
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All columns that it reads."""
+        """All columns that the format reads."""
         return (*self.required, *self.optional)
 
     @property
     def example(self) -> str:
-        """A row of this form, for a reader."""
+        """A row in this format, for messages."""
         return "{" + ", ".join(f'"{key}": ...' for key in self.required) + "}"
 
 
-def _list_form(name: str, key: str) -> Form:
+def _list_format(name: str, key: str) -> RowFormat:
     def problem(fields: Fields) -> str | None:
         text = messages_problem(key, fields[key]) or tools_problem(fields.get("tools")) or _text_problem(fields, ())
-        if text is None and fields.get("system") and messages_of(_list(fields[key]))[0].role == "system":
+        if text is None and fields.get("system") and parse_messages(_list(fields[key]))[0].role == "system":
             text = _("'system' is set, but the first message has the role 'system' too. Keep only one of them.")
         return text
 
     def made(fields: Fields, source: str, _strip: bool) -> Conversation:
-        messages = messages_of(_list(fields[key]))
+        messages = parse_messages(_list(fields[key]))
         return Conversation((*_system(fields), *messages), source, tuple(_list(fields.get("tools"))))
 
-    return Form(name, (key,), ("system", "tools"), problem, made, lambda fields: left_out(_list(fields[key])))
+    return RowFormat(
+        name, (key,), ("system", "tools"), problem, made, lambda fields: unsupported_content(_list(fields[key]))
+    )
 
 
 def _alpaca_problem(fields: Fields) -> str | None:
@@ -82,16 +88,16 @@ def _plain(fields: Fields, source: str, _strip: bool) -> Conversation:
     return Conversation((), source, text=str(fields["text"]))
 
 
-# In the order in which a row that has the columns of several is taken to be one of them.
-FORMS = (
-    _list_form("chat", "messages"),
-    _list_form("ShareGPT", "conversations"),
-    Form("alpaca", ("instruction", "output"), ("input", "history", "system"), _alpaca_problem, _alpaca),
-    Form("prompt/completion", ("prompt", "completion"), ("system",), _prompt_problem, _prompt),
-    Form("text", ("text",), (), _plain_problem, _plain),
+# A row with the columns of several formats has the first of them.
+FORMATS = (
+    _list_format("chat", "messages"),
+    _list_format("ShareGPT", "conversations"),
+    RowFormat("alpaca", ("instruction", "output"), ("input", "history", "system"), _alpaca_problem, _alpaca),
+    RowFormat("prompt/completion", ("prompt", "completion"), ("system",), _prompt_problem, _prompt),
+    RowFormat("text", ("text",), (), _plain_problem, _plain),
 )
-# What others call the column that a form calls so; the first that fits is told.
-OTHER_NAMES = {
+# Other common names of columns. In an error message, the first one that a row has is suggested.
+COLUMN_SYNONYMS = {
     "messages": ("message", "chat", "dialog", "dialogue", "conversation"),
     "conversations": ("conversation",),
     "instruction": ("question", "query", "prompt", "ask", "问题", "指令"),
@@ -103,51 +109,51 @@ OTHER_NAMES = {
 }
 
 
-def conversation(record: Record, strip: bool = True) -> Conversation:
-    """The record's messages, or its plain text; an alpaca row is a user message for each question, and its answers.
+def to_conversation(record: Record, strip: bool = True) -> Conversation:
+    """The conversation of a record. An alpaca row becomes a user message and an answer, after those of its history.
 
-    `strip=False` keeps the blanks around instruction and input, for a template that strips by its own rule.
-    Raises RowError where the row has no known form or nothing to learn from.
+    strip: remove whitespace around the user message of an alpaca row. Raises RowError if the row has no known format or
+    cannot be used.
     """
-    form = recognised([record.fields])
-    text = row_problem(record.fields, form) or (form.left_out(record.fields) if form else None)
-    if text is not None or form is None:
+    row_format = recognize_format([record.fields])
+    text = row_problem(record.fields, row_format) or (row_format.skip_reason(record.fields) if row_format else None)
+    if text is not None or row_format is None:
         raise RowError(record.source, text or "")
-    return form.conversation(record.fields, record.source, strip)
+    return row_format.conversation(record.fields, record.source, strip)
 
 
-def answer_column(columns: Collection[str]) -> str:
-    """The column that would hold the answer to a row with these columns: 'completion' where there is a 'prompt'."""
-    pairs = (form.required for form in FORMS if len(form.required) > 1)
-    return next((required[-1] for required in pairs if required[0] in columns), "output")
-
-
-def recognised(rows: Iterable[Fields]) -> Form | None:
-    """The form of most rows, the first of those that as many rows have; None where no row has the columns of one."""
+def recognize_format(rows: Iterable[Fields]) -> RowFormat | None:
+    """The format that most rows have, or None if no row has the columns of any. If two have equally many: the first."""
     filled: Counter[str] = Counter()
     named: Counter[str] = Counter()
     for row in rows:
         for counts, columns in ((filled, {key for key in row if row[key] is not None}), (named, row.keys())):
-            form = _form_of(columns)
-            counts.update([form.name] if form else [])
-    votes = filled or named  # columns of nulls only, as Parquet has them, count where nothing else does
-    return max(FORMS, key=lambda form: votes[form.name]) if votes else None
+            row_format = _format_of(columns)
+            counts.update([row_format.name] if row_format else [])
+    votes = filled or named  # columns with only nulls, as in Parquet, count only if no row has values
+    return max(FORMATS, key=lambda one: votes[one.name]) if votes else None
 
 
-def row_problem(fields: Fields, form: Form | None) -> str | None:
-    """Why this row cannot be learned from as `form`, its file's, as a sentence; None where it can."""
-    if form is None or not fields.keys() >= set(form.required):
-        return _columns_problem(fields, form)
-    return form.problem(fields)
+def answer_column(columns: Collection[str]) -> str:
+    """The column for the answer in a row that has these other columns, such as 'completion' beside 'prompt'."""
+    pairs = (one.required for one in FORMATS if len(one.required) > 1)
+    return next((required[-1] for required in pairs if required[0] in columns), "output")
 
 
-def _form_of(columns: Iterable[str]) -> Form | None:
+def row_problem(fields: Fields, row_format: RowFormat | None) -> str | None:
+    """Why this row is not a valid row in the format `row_format` of its file, as a sentence; None if it is."""
+    if row_format is None or not fields.keys() >= set(row_format.required):
+        return _columns_problem(fields, row_format)
+    return row_format.problem(fields)
+
+
+def _format_of(columns: Iterable[str]) -> RowFormat | None:
     there = set(columns)
-    return next((form for form in FORMS if there.issuperset(form.required)), None)
+    return next((one for one in FORMATS if there.issuperset(one.required)), None)
 
 
-def _columns_problem(fields: Fields, wanted: Form | None) -> str:
-    other = _form_of(key for key in fields if fields[key] is not None)
+def _columns_problem(fields: Fields, wanted: RowFormat | None) -> str:
+    other = _format_of(key for key in fields if fields[key] is not None)
     if wanted is not None and other is not None:
         return _(
             "this row is in {other} format ({found}), but most rows of the file are in {form} format, such as "
@@ -167,7 +173,7 @@ def _columns_problem(fields: Fields, wanted: Form | None) -> str:
         text += _(
             "supported formats are {examples}. Say which column is which, for example: --map "
             "instruction={first} output={second}",
-            examples=listed(form.example for form in FORMS),
+            examples=listed(one.example for one in FORMATS),
             first=next(iter(fields), "COLUMN"),
             second=next(islice(fields, 1, None), "COLUMN"),
         )
@@ -183,26 +189,28 @@ def _columns_problem(fields: Fields, wanted: Form | None) -> str:
     return text
 
 
-def _nearest(fields: Fields) -> Form | None:
-    """The form of which most columns are there, under their names or others'; None where there is none at all."""
+def _nearest(fields: Fields) -> RowFormat | None:
+    """The format of which the row has the most columns, also under other names; None if it has none."""
 
-    def score(form: Form) -> tuple[float, int]:
-        there = sum(key in fields for key in form.required)
-        return (there + len(set(_renamed(fields, form).values()) & set(form.required))) / len(form.required), there
+    def score(row_format: RowFormat) -> tuple[float, int]:
+        there = sum(key in fields for key in row_format.required)
+        return (there + len(set(_renamed(fields, row_format).values()) & set(row_format.required))) / len(
+            row_format.required
+        ), there
 
-    best = max(FORMS, key=score)
+    best = max(FORMATS, key=score)
     return best if score(best)[0] else None
 
 
-def _renamed(fields: Fields, form: Form) -> dict[str, str]:
-    """Which columns of the row are probably which of the form's: by what others call them, else by like letters."""
+def _renamed(fields: Fields, row_format: RowFormat) -> dict[str, str]:
+    """Columns of the row that probably are columns of the format: by a synonym, or else by a similar spelling."""
     found: dict[str, str] = {}
-    lowered = {key.lower(): key for key in fields if key not in form.keys}
-    for wanted in form.keys:
+    lowered = {key.lower(): key for key in fields if key not in row_format.keys}
+    for wanted in row_format.keys:
         if wanted in fields:
             continue
         left = {name: key for name, key in lowered.items() if key not in found}
-        names = [wanted, *OTHER_NAMES.get(wanted, ())]
+        names = [wanted, *COLUMN_SYNONYMS.get(wanted, ())]
         name = next((name for name in names if name in left), None) or next(
             iter(get_close_matches(wanted, list(left), 1, 0.75)), None
         )
@@ -212,13 +220,13 @@ def _renamed(fields: Fields, form: Form) -> dict[str, str]:
 
 
 def _text_problem(fields: Fields, required: Iterable[str], optional: Iterable[str] = ()) -> str | None:
-    """The first of these columns, or 'system', that is no text."""
+    """The problem of the first of these columns, or of 'system', that is not text; None if all are."""
     for key in (*required, *optional, "system"):
         value = fields.get(key)
         if value is None and key not in required:
             continue
         if not isinstance(value, str):
-            return _("'{key}' must be text, found {found}.", key=key, found=kind_of(value))
+            return _("'{key}' must be text, found {found}.", key=key, found=type_name(value))
     return None
 
 
@@ -234,7 +242,7 @@ def _history_problem(history: object) -> str | None:
     if isinstance(history, str) and (text := json_problem("history", history)):
         return text
     if not isinstance(history, list):
-        return _("'history' must be a list of pairs [question, answer], found {found}.", found=kind_of(history))
+        return _("'history' must be a list of pairs [question, answer], found {found}.", found=type_name(history))
     for number, pair in enumerate(history, 1):
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             return _("'history': item {number} must be a pair of texts [question, answer].", number=number)

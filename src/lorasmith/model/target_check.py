@@ -1,7 +1,7 @@
-"""Which modules of an adapter a training would leave as they are, found by trying before it begins.
+"""Check before a training that the model calls the modules that its adapter targets.
 
-Some models take the weight of a layer and compute with it themselves: Mamba's fused kernels never call `out_proj`, so
-LoRA on it would not be seen. A module that merely gets no tokens, an expert's or one for images, is none of these.
+Some models read the weight of a layer and compute with it themselves: Mamba's fused kernels never call `out_proj`, so
+LoRA on it would have no effect. Modules that only happen to get no tokens, such as experts, are not a problem.
 """
 
 from collections.abc import Sequence
@@ -14,28 +14,28 @@ from lorasmith.i18n import _
 from lorasmith.lora.inject import Adapter
 from lorasmith.lora.layer import SavedModule
 from lorasmith.model.base import Base
-from lorasmith.model.verify import trial_loss, use
+from lorasmith.model.verify import trial_loss, use_fast_parts
 
 
-def refuse_untrained(base: Base, name: str, ids: Sequence[int]) -> None:
-    """Try a step on `ids` in the mode that trainings run in.
+def check_targets(base: Base, name: str, ids: Sequence[int]) -> None:
+    """Try a training step of adapter `name` on these token ids.
 
     Raises:
-        ConfigError: the model computes with the weights of some targets without calling these; all by name.
-        ModelError: the model fails with this adapter on it.
+        ConfigError: the model computes with the weights of some targets without calling them; names all of these.
+        ModelError: the step fails with this adapter.
     """
-    fast = base.fast
-    use(base, frozenset())  # what runs fast is decided later
+    fast = base.fast_parts
+    use_fast_parts(base, frozenset())  # the fast parts are chosen later
     try:
-        with torch.random.fork_rng([base.device] if base.device.type == "cuda" else []):  # dropout draws from it
+        with torch.random.fork_rng([base.device] if base.device.type == "cuda" else []):  # dropout uses it
             paths = _computed_with(base, name, ids, _uncalled(base, name, ids))
     finally:
-        use(base, fast)
+        use_fast_parts(base, fast)
     _refuse(base, base.adapters[name], paths)
 
 
 def _uncalled(base: Base, name: str, ids: Sequence[int]) -> list[str]:
-    """Paths of the adapter's modules that a step does not call."""
+    """Paths of the adapter's modules that are not called in a step."""
     targets, called = base.adapters[name].targets, set[nn.Module]()
     handles = [m.register_forward_pre_hook(lambda m, _inputs: called.add(m)) for m in base.model.modules()]
     try:
@@ -58,7 +58,7 @@ def _uncalled(base: Base, name: str, ids: Sequence[int]) -> list[str]:
 
 
 def _computed_with(base: Base, name: str, ids: Sequence[int], paths: Sequence[str]) -> list[str]:
-    """Those of `paths` whose frozen weights take part in the loss: autograd says it exactly."""
+    """Those of `paths` whose frozen weights the loss depends on, according to autograd."""
     weights: dict[str, nn.Parameter] = {}
     for path in paths:
         wrapper = base.model.get_submodule(path)
@@ -76,7 +76,7 @@ def _computed_with(base: Base, name: str, ids: Sequence[int], paths: Sequence[st
     finally:
         for weight in weights.values():
             weight.requires_grad_(False)
-    unseen: list[torch.Tensor | None] = list(gradients)  # torch's annotation says that none is None
+    unseen: list[torch.Tensor | None] = list(gradients)  # torch's annotation does not allow None
     return [path for path, gradient in zip(weights, unseen, strict=True) if gradient is not None]
 
 

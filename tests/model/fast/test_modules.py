@@ -8,18 +8,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from lorasmith.config.training import TrainingConfig
 from lorasmith.lora.fused.products import share_memory
-from lorasmith.model import fast
 from lorasmith.model.base import Base
-from lorasmith.model.fast import Fast, FastAttention, FastGatedMLP, FastRMSNorm
+from lorasmith.model.fast.modules import FastGatedMLP, FastModule, FastRMSNorm, modules
+from lorasmith.model.fast.recognize import recognize_modules
 from lorasmith.model.forward import row_of
 from lorasmith.model.head import loss_sum
 from lorasmith.model.row import Example, Step
-from lorasmith.model.verify import parts_of, recognise, use
+from lorasmith.model.verify import fast_candidates, use_fast_parts
 from lorasmith.training.distributed import World
 from lorasmith.training.optim import FlatParameters, make_optimizer
 from lorasmith.training.step import train_step
@@ -33,24 +32,15 @@ from tests.support.families import (
     far_apart,
     gradients,
     one_row,
-    tiny,
-    tiny_base,
 )
-from tests.support.fast_base import FAST, IDS, PLAIN, fast_base, plain_base
+from tests.support.fast_base import FAST, IDS, PLAIN, fast_base, output_and_gradient, plain_base
 
 ROW = one_row(examples((5, 9, 3, 12)))
 
 
-def output_and_gradient(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    leaf = x.clone().requires_grad_(True)
-    y = module(leaf)
-    direction = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
-    return y.detach(), torch.autograd.grad(y, leaf, direction)[0]
-
-
 def step(base: Base, adapter: Any, parts: frozenset[str]) -> dict[str, Tensor]:
     """Loss and gradients of one row with these parts fast."""
-    use(base, parts)
+    use_fast_parts(base, parts)
     loss = loss_sum(base, ROW)
     loss.backward()
     return gradients(adapter) | {"loss": loss.detach()}
@@ -79,7 +69,7 @@ def test_norms_and_mlps_equal_the_familys_own(family: str) -> None:
 def test_each_part_changes_no_loss_and_no_gradient(family: str) -> None:
     base, adapter = fast_base(family)
     wanted = step(base, adapter, PLAIN)
-    for parts in (*(frozenset({part}) for part in sorted(parts_of(base))), parts_of(base)):
+    for parts in (*(frozenset({part}) for part in sorted(fast_candidates(base))), fast_candidates(base)):
         assert not far_apart(step(base, adapter, parts), wanted, 1e-11), parts
 
 
@@ -92,126 +82,30 @@ def test_names_and_classes_stay(family: str) -> None:
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     for (name, module), (same, original) in zip(base.model.named_modules(), plain.model.named_modules(), strict=True):
         assert name == same
-        assert isinstance(module, next(c for c in type(original).__mro__ if not issubclass(c, Fast)))
+        assert isinstance(module, next(c for c in type(original).__mro__ if not issubclass(c, FastModule)))
 
 
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("family", FAST)
 def test_a_deep_copy_is_as_fast_and_another(family: str) -> None:
     base, adapter = fast_base(family)
-    wanted = step(base, adapter, parts_of(base))
+    wanted = step(base, adapter, fast_candidates(base))
     twin = copy.deepcopy(base)
     assert [type(m) for m in twin.model.modules()] == [type(m) for m in base.model.modules()]
     with torch.no_grad():
         for p in base.model.parameters():
             p.zero_()
-    assert not far_apart(step(twin, twin.adapters["default"], parts_of(twin)), wanted, 1e-13)
-
-
-class Tilted(nn.Module):
-    """An RMSNorm in one of the ways in which families write it."""
-
-    def __init__(self, width: int, offset: float, wide: bool) -> None:
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.randn(width) + 1, requires_grad=False), 1e-3
-        self.offset, self.wide = offset, wide
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        n = x.to(wide) * (x.to(wide).pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
-        if self.wide:
-            return (n * (self.weight.to(wide) + self.offset)).to(x.dtype)
-        return n.to(x.dtype) * (self.weight + self.offset)
-
-
-class TiltedRMSNorm(Tilted):
-    """By its name one that is tried."""
-
-
-class CentredRMSNorm(Tilted):
-    """By its name one, by its numbers none."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x - x.mean(-1, keepdim=True))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("offset", "wide"), [(0.0, False), (0.0, True), (1.0, True)])
-def test_variants_of_rms_norm(offset: float, wide: bool, dtype: torch.dtype) -> None:
-    module = TiltedRMSNorm(16, offset, wide).to(dtype)
-    x = torch.randn(3, 16, dtype=torch.float64).to(dtype)
-    wanted = output_and_gradient(module, x)
-    recognise(module)
-    assert isinstance(module, FastRMSNorm)
-    assert module.variant[:2] == (1e-3, offset)
-    module.plain = False
-    limit = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 2**-6}[dtype]
-    for found, right in zip(output_and_gradient(module, x), wanted, strict=True):
-        assert found.dtype == dtype
-        assert distance(found, right) < limit
-
-
-@pytest.mark.parametrize(
-    "module", [CentredRMSNorm(16, 0, True), TiltedRMSNorm(16, 0.5, True), nn.LayerNorm(16), nn.RMSNorm((2, 8))]
-)
-def test_what_is_no_rms_norm_stays_as_it_is(module: nn.Module) -> None:
-    kind, state = type(module), dict(vars(module))
-    recognise(module)
-    assert type(module) is kind
-    assert vars(module) == state
-
-
-class ScaledMLP(LlamaMLP):
-    """Needs more than x, as shared experts with scales do."""
-
-    def forward(self, x: Tensor, by: Tensor) -> Tensor:
-        return super().forward(x) * by
-
-
-class LayeredMLP(LlamaMLP):
-    """May be told more than x, as an MLP that serves several layers is."""
-
-    def forward(self, x: Tensor, layer: int = 0) -> Tensor:
-        return super().forward(x) + layer
-
-
-def mlp(kind: type[LlamaMLP] = LlamaMLP, act: str = "silu") -> LlamaMLP:
-    module = kind(AutoConfig.for_model("llama", **CONFIGS["llama"] | {"hidden_act": act})).requires_grad_(False)
-    for p in module.parameters():
-        p.data.normal_(0, 0.5)
-    return module
-
-
-@pytest.mark.parametrize(("kind", "more"), [(ScaledMLP, torch.ones(32)), (LayeredMLP, 2)])
-def test_what_a_module_takes_beside_x_still_arrives(kind: type[LlamaMLP], more: Any) -> None:
-    module, x = mlp(kind), torch.randn(1, 3, 32)
-    wanted = module(x, more)
-    recognise(module)
-    assert torch.equal(module(x, more), wanted)
-    for part in module.modules():
-        if isinstance(part, Fast):
-            part.plain = False
-    assert distance(module(x, more), wanted) < 1e-6
-
-
-@pytest.mark.parametrize(
-    ("act", "known"), [("silu", True), ("gelu_pytorch_tanh", True), ("relu", False), ("gelu", False)]
-)
-def test_gated_mlps_are_known_by_their_activation(act: str, known: bool) -> None:
-    module = mlp(act=act)
-    recognise(module)
-    assert isinstance(module, FastGatedMLP) == known
-    assert isinstance(module, LlamaMLP)
+    assert not far_apart(step(twin, twin.adapters["default"], fast_candidates(twin)), wanted, 1e-13)
 
 
 @pytest.mark.parametrize("name", ["input_layernorm", "norm"])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_a_norm_that_is_trained_runs_plainly(family: str, name: str, exact: None) -> None:
     base, adapter = fast_base(family, modules_to_save=(name,))
-    assert "norms" in base.fast
+    assert "norms" in base.fast_parts
     keys = [key for key in adapter.parameters if "lora" not in key]
     assert len(keys) == (1 if name == "norm" else 2)
-    found, wanted = step(base, adapter, parts_of(base)), step(base, adapter, PLAIN)
+    found, wanted = step(base, adapter, fast_candidates(base)), step(base, adapter, PLAIN)
     assert all(bool(found[key].any()) for key in keys)
     assert not far_apart(found, wanted, 1e-11)
 
@@ -222,15 +116,15 @@ def test_a_norm_that_is_trained_runs_plainly(family: str, name: str, exact: None
 )
 def test_other_adapters(options: dict[str, Any]) -> None:
     base, adapter = fast_base("qwen2", **options)
-    assert not far_apart(step(base, adapter, parts_of(base)), step(base, adapter, PLAIN), 1e-11)
+    assert not far_apart(step(base, adapter, fast_candidates(base)), step(base, adapter, PLAIN), 1e-11)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
 def test_checkpointing_gives_the_same_bits(family: str) -> None:
     base, adapter = fast_base(family, torch.float32)
-    wanted = step(base, adapter, parts_of(base))
+    wanted = step(base, adapter, fast_candidates(base))
     base.model.gradient_checkpointing_enable({"use_reentrant": False})
-    found = step(base, adapter, parts_of(base))
+    found = step(base, adapter, fast_candidates(base))
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
@@ -243,12 +137,12 @@ def leaves(*shapes: tuple[int, ...]) -> list[Tensor]:
 
 @pytest.mark.parametrize("gelu", [False, True])
 def test_gated_gradcheck(gelu: bool) -> None:
-    assert torch.autograd.gradcheck(lambda gate, up: fast._Gated.apply(gate, up, gelu), leaves((3, 4), (3, 4)))
+    assert torch.autograd.gradcheck(lambda gate, up: modules._Gated.apply(gate, up, gelu), leaves((3, 4), (3, 4)))
 
 
 def test_both_gradients_of_a_gate_are_columns_of_one_buffer() -> None:
     gate, up = leaves((1, 3, 4), (1, 3, 4))
-    d_gate, d_up = torch.autograd.grad(fast._Gated.apply(gate, up, False).sum(), (gate, up))
+    d_gate, d_up = torch.autograd.grad(modules._Gated.apply(gate, up, False).sum(), (gate, up))
     assert share_memory(d_gate, d_up)
     assert d_up.data_ptr() - d_gate.data_ptr() == 4 * 8
 
@@ -258,25 +152,26 @@ def test_rotary_equals_the_models_function() -> None:
     (x,) = leaves((1, 5, 3, 8))
     cos, sin = torch.randn(1, 5, 8, dtype=torch.float64), torch.randn(1, 5, 8, dtype=torch.float64)
     wanted, _key = apply_rotary_pos_emb(x, x, cos, sin, unsqueeze_dim=2)
-    found = fast._Rotary.apply(x.clone(), cos, sin)  # it writes over what it is given
+    found = modules._Rotary.apply(x.clone(), cos, sin)  # it writes over what it is given
     assert distance(found, wanted) < 1e-15
     direction = torch.randn_like(wanted)
     (ours,), (theirs,) = (torch.autograd.grad(out, x, direction) for out in (found, wanted))
     assert distance(ours, theirs) < 1e-15
-    assert torch.autograd.gradcheck(lambda x: fast._Rotary.apply(x.clone(), cos, sin), [x])
+    assert torch.autograd.gradcheck(lambda x: modules._Rotary.apply(x.clone(), cos, sin), [x])
 
 
 def test_norm_gradcheck() -> None:
     module = LlamaRMSNorm(6).double().requires_grad_(False)
     nn.init.normal_(module.weight)
-    recognise(module)
+    recognize_modules(module)
     module.plain = False
     assert isinstance(module, FastRMSNorm)
     assert torch.autograd.gradcheck(module, leaves((3, 6)))
 
 
 @pytest.mark.parametrize(
-    "call", [lambda x: fast._Gated.apply(x, x, False), lambda x: fast._Rotary.apply(x.clone(), x[:, :, 0], x[:, :, 0])]
+    "call",
+    [lambda x: modules._Gated.apply(x, x, False), lambda x: modules._Rotary.apply(x.clone(), x[:, :, 0], x[:, :, 0])],
 )
 def test_second_derivative_is_refused_rather_than_wrong(call: Callable[[Tensor], Tensor]) -> None:
     (x,) = leaves((1, 3, 2, 4))
@@ -299,28 +194,6 @@ def test_every_family_still_runs_with_what_was_recognised(family: str) -> None:
     with torch.no_grad():
         ids = torch.tensor([IDS])
         assert torch.equal(*(b.model(input_ids=ids, use_cache=False).logits for b in (base, plain)))
-
-
-def test_recognition_leaves_every_tensor_and_draws_no_number() -> None:
-    base = tiny_base("gemma3_text")
-    before, state = copy.deepcopy(base.model.state_dict()), torch.get_rng_state()
-    recognise(base.model)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(t, before[key]) for key, t in base.model.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in base.model.parameters())
-    kinds = {FastRMSNorm, FastGatedMLP, FastAttention}
-    assert {next(k for k in kinds if isinstance(m, k)) for m in base.model.modules() if isinstance(m, Fast)} == kinds
-    assert all(m.plain for m in base.model.modules() if isinstance(m, Fast)), "until verified"
-
-
-def test_an_unknown_norm_in_a_known_model_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("llama")
-    norms = [m for m in model.modules() if isinstance(m, LlamaRMSNorm)]
-    own = LlamaRMSNorm.forward
-    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda self, x: own(self, x) + 0.1)
-    recognise(model)
-    assert len(norms) == 5
-    assert not any(isinstance(m, Fast) for m in norms)
 
 
 # --- fifty steps ------------------------------------------------------------------------------------------------------
@@ -354,7 +227,7 @@ def trained(base: Base, adapter: Any, steps: int) -> tuple[Tensor, Tensor]:
 
 def both(family: str, dtype: torch.dtype, steps: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     base, adapter = fast_base(family, dtype)
-    assert base.fast >= {"MLPs", "attention", "head", "linear layers", "norms", "prefix", "rotary"}
+    assert base.fast_parts >= {"MLPs", "attention", "head", "linear layers", "norms", "prefix", "rotary"}
     plain, plain_adapter = plain_base(family, dtype)
     return trained(base, adapter, steps), trained(plain, plain_adapter, steps)
 

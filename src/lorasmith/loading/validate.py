@@ -1,6 +1,6 @@
-"""What is wrong with a model folder, in words: its config.json, and whether its weights are those of that config.
+"""Check the files of a model folder against its config.json, and turn errors of transformers into sentences.
 
-transformers raises what its parts raise, and takes weights that the config has no place for without a word.
+transformers passes on whatever its dependencies raise, and silently ignores weights that the config has no place for.
 """
 
 import json
@@ -15,12 +15,13 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
+from lorasmith.config.files import read_object
 from lorasmith.errors import LIBRARY_ERRORS, ModelError, first_line
 from lorasmith.i18n import _
 
 CONFIG = "config.json"
-REFUSALS = (*LIBRARY_ERRORS, SafetensorError, StrictDataclassError)  # what transformers raises of a folder
-_NUMBERED = re.compile(r"(.*?)\.(\d+)\.(.*)")  # the stack of layers, a layer's number, a tensor in it
+LOAD_ERRORS = (*LIBRARY_ERRORS, SafetensorError, StrictDataclassError)  # what transformers raises for a model folder
+_NUMBERED = re.compile(r"(.*?)\.(\d+)\.(.*)")  # the list of layers, the index of a layer, a tensor in it
 _ATTENTION = ("attn_implementation", "_attn_implementation")
 _AT_LEAST_ONE = (
     "vocab_size", "hidden_size", "n_embd", "intermediate_size", "num_hidden_layers", "n_layer", "num_attention_heads",
@@ -28,10 +29,8 @@ _AT_LEAST_ONE = (
 )  # fmt: skip
 
 
-def config_problems(path: Path, raw: Any) -> list[str]:
-    """What is wrong with values of a config.json that transformers takes, or stumbles over without naming the key."""
-    if not isinstance(raw, dict):
-        return [_("{path}: must be a JSON object, found {found}.", path=path, found=_shown(raw))]
+def config_problems(path: Path, raw: Mapping[str, Any]) -> list[str]:
+    """Wrong values in a config.json that transformers accepts, or rejects without naming the key; one text each."""
     problems = []
     for key in _AT_LEAST_ONE:
         if isinstance(raw.get(key), int) and raw[key] < 1:
@@ -65,12 +64,13 @@ def _shown(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)[:80]
 
 
-def refused(folder: Path, error: Exception, settings: PretrainedConfig | None = None) -> ModelError:
-    """What transformers raised while it read `folder`, as a sentence that names file and key where they can be found.
+def load_error(folder: Path, error: Exception, settings: PretrainedConfig | None = None) -> ModelError:
+    """A ModelError for what transformers raised while reading `folder`; names the file and the key if possible.
 
-    settings: the config, where that was read already, so that the weights were the next thing.
+    settings: the config, if that was read already, so that reading the weights failed.
     """
-    path, raw = folder / CONFIG, json.loads((folder / CONFIG).read_text("utf-8"))
+    path = folder / CONFIG
+    raw = read_object(path, ModelError)
     if isinstance(error, StrictDataclassError):
         cause = first_line(error.__cause__ or error)
         if isinstance(error, StrictDataclassFieldValidationError):
@@ -87,17 +87,17 @@ def refused(folder: Path, error: Exception, settings: PretrainedConfig | None = 
             )
         )
     if isinstance(error, ImportError) and (
-        asking := [key for key in (*_ATTENTION, "quantization_config") if raw.get(key)]
+        requesting := [key for key in (*_ATTENTION, "quantization_config") if raw.get(key)]
     ):
         text = _(
             "{path}: {key} asks for a package that cannot be imported here: {error}",
             path=path,
-            key=asking[0],
+            key=requesting[0],
             error=first_line(error),
         )
         hint = (
             _("Install it, or remove the key.")
-            if asking[0] in _ATTENTION
+            if requesting[0] in _ATTENTION
             else _("Install it, or use the model unquantised.")
         )
         return ModelError(f"{text.rstrip('.')}. {hint}")
@@ -105,20 +105,20 @@ def refused(folder: Path, error: Exception, settings: PretrainedConfig | None = 
         return ModelError(
             _("{folder}: transformers does not support this model: {error}", folder=folder, error=_named(error))
         )
-    problems = other_shapes(folder, settings)
+    problems = shape_mismatches(folder, settings)
     return ModelError(
         *problems or [_("{folder}: transformers cannot load this model: {error}", folder=folder, error=_named(error))]
     )
 
 
 def _named(error: Exception) -> str:
-    """What a library says; with the kind of the error before it where that alone says too little."""
+    """The message of a library's error, after its type if the message alone says too little."""
     plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError | SafetensorError)
     return first_line(error) if plain else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _key_of(raw: Mapping[str, Any], value: Any) -> str | None:
-    """The key under which `value` stands, with those that it lies in before it."""
+    """The dotted key that has this value, or None."""
     for key, found in raw.items():
         if found == value:
             return key
@@ -127,13 +127,13 @@ def _key_of(raw: Mapping[str, Any], value: Any) -> str | None:
     return None
 
 
-def other_shapes(folder: Path, settings: PretrainedConfig) -> list[str]:
-    """The tensors of a folder that have another shape than a model of this config; found without its weights."""
+def shape_mismatches(folder: Path, settings: PretrainedConfig) -> list[str]:
+    """Tensors whose shape differs from that in a model of this config, one text each, at most 3. Reads no weights."""
     try:
         with torch.device("meta"):
             wanted = dict(AutoModelForCausalLM.from_config(settings).named_parameters())
-    except REFUSALS:
-        return []  # then this is what the error was about
+    except LOAD_ERRORS:
+        return []  # the config itself is the reason for the error
     problems = []
     for path in sorted(folder.glob("*.safetensors")):
         for name, shape in _shapes(path):
@@ -157,17 +157,18 @@ def _shapes(path: Path) -> Iterator[tuple[str, list[int]]]:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 yield name, file.get_slice(name).get_shape()
     except (OSError, SafetensorError):
-        return  # transformers said what is wrong with it
+        return  # transformers already reported what is wrong
 
 
-def left_over(folder: Path, model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
-    """What the weights hold that a model of this config has no place for: whole layers, or biases of its layers.
+def unexpected_weights(folder: Path, model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
+    """Weights that a model of this config has no place for: whole layers, or tensors of its modules. One text each.
 
-    Other parts (an encoder for images, layers that predict further tokens) are left out knowingly by transformers.
+    Other tensors in `unexpected` (an image encoder, layers that predict further tokens) are ignored, as transformers
+    means to.
     """
     names, modules = sorted(unexpected), dict(model.named_modules())
     problems = []
-    if layers := _further_layers(list(model.state_dict()), names):
+    if layers := _extra_layers(list(model.state_dict()), names):
         problems.append(
             _(
                 "{folder}: its weights hold {found} layers ({example}), and its {config} asks for {wanted}. Use the "
@@ -195,21 +196,24 @@ def left_over(folder: Path, model: PreTrainedModel, unexpected: Iterable[str]) -
     return problems[:3]
 
 
-def _further_layers(own: Sequence[str], unexpected: Sequence[str]) -> tuple[int, int, str] | None:
-    """Layers of the model, layers in the file, and a tensor of the first that is too many: made of the same parts."""
+def _extra_layers(own: Sequence[str], unexpected: Sequence[str]) -> tuple[int, int, str] | None:
+    """Number of layers in the model and in the file, and a tensor of the first extra layer; None if there is none.
+
+    Only layers with the same tensors as those of the model count.
+    """
     parts: dict[str, set[str]] = {}
     counts: dict[str, int] = {}
     for name in own:
         if found := _NUMBERED.fullmatch(name):
             parts.setdefault(found[1], set()).add(found[3])
             counts[found[1]] = max(counts.get(found[1], 0), int(found[2]) + 1)
-    further: dict[tuple[str, int], set[str]] = {}
+    extra: dict[tuple[str, int], set[str]] = {}
     for name in unexpected:
         if (found := _NUMBERED.fullmatch(name)) and int(found[2]) >= counts.get(found[1], 0):
-            further.setdefault((found[1], int(found[2])), set()).add(found[3])
-    plain = {(stack, n): rest for (stack, n), rest in further.items() if rest <= parts.get(stack, set())}
-    if not plain:
+            extra.setdefault((found[1], int(found[2])), set()).add(found[3])
+    alike = {(layers, n): rest for (layers, n), rest in extra.items() if rest <= parts.get(layers, set())}
+    if not alike:
         return None
-    stack, first = min(plain)
-    last = max(n for other, n in plain if other == stack)
-    return counts.get(stack, 0), last + 1, f"{stack}.{first}.{min(plain[stack, first])}"
+    layers, first = min(alike)
+    last = max(n for other, n in alike if other == layers)
+    return counts.get(layers, 0), last + 1, f"{layers}.{first}.{min(alike[layers, first])}"

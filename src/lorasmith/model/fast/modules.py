@@ -1,9 +1,10 @@
-"""Modules of a recognised structure with forward and backward by hand: fewer passes over memory, less kept.
+"""Fast classes for RMSNorm, gated MLP and attention, with hand-written forward and backward passes.
 
-    T = tokens, H = width, I = intermediate width, D = head size
+They read memory fewer times and save less for backward. A recognized module gets a class that derives from a fast class
+and its own (as with FSDP's fully_shard), so names, weights and children stay. Where `plain` is set, the module's own
+forward runs. recognize.py finds the modules, verify.py sets `plain`.
 
-A module takes such a class beside its own (as FSDP's fully_shard does), so that names, weights and children stay; its
-own forward remains the plain path, which runs where `plain` is set. See verify.py, which decides.
+    T = tokens, H = hidden size, I = intermediate size, D = head size
 """
 
 from collections.abc import Sequence
@@ -18,40 +19,40 @@ from torch.autograd.function import once_differentiable
 from lorasmith.lora.fused.bank import BankedLinears
 from lorasmith.lora.fused.linears import FusedWeights, Recompute, mark_recomputable, recompute_of
 from lorasmith.lora.layer import LoRALayer
-from lorasmith.model.attention import Noting, attend
+from lorasmith.model.attention import RemembersOptions, attend
 
 if TYPE_CHECKING:
-    from lorasmith.model.decoder import Decoder
+    from lorasmith.model.fast.decoder import FastDecoder
 
 
-class Fast(nn.Module):
-    """What the classes below have in common."""
+class FastModule(nn.Module):
+    """Base of the fast classes."""
 
-    part: str
-    plain: bool
-    decoder: "Decoder | None" = None  # while it is on, the engine runs and wants no gradient
-    banked: Sequence[BankedLinears] = ()  # the decoder's, of this module's layers
+    part: str  # the name in `base.fast_parts`
+    plain: bool  # run the module's own forward
+    decoder: "FastDecoder | None" = None  # while it is on, the engine runs, without gradients
+    banked: Sequence[BankedLinears] = ()  # this module's layers in the adapter bank of `decoder`
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is none of the decoder's modules; with it, it would copy all their weights."""
+        """The state without the decoder: a copy does not belong to it, and would copy all of its weights."""
         return {key: value for key, value in self.__dict__.items() if key not in ("decoder", "banked")}
 
     @property
     def infers(self) -> bool:
-        """Whether this call is the engine's."""
+        """Whether the engine runs this call."""
         return self.decoder is not None and self.decoder.is_on
 
     def layer(self, name: str, x: Tensor) -> Tensor:
-        """The child `name` of x."""
+        """The output of the child `name`."""
         y: Tensor = getattr(self, name)(x)
         return y
 
 
-class FastRMSNorm(Fast):
-    """x / sqrt(mean(x^2) + eps) * w (arXiv:1910.07467)."""
+class FastRMSNorm(FastModule):
+    """x / sqrt(mean(x^2) + eps) * w (RMSNorm, arXiv:1910.07467, section 3)."""
 
     part = "norms"
-    variant: tuple[float, float, bool]  # eps; what is added to w; whether w is multiplied before the cast down
+    variant: tuple[float, float, bool]  # eps; an offset added to w; whether to multiply by w before the cast down
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """x [..., H] -> [..., H]."""
@@ -66,15 +67,15 @@ class FastRMSNorm(Fast):
         return y
 
 
-class FastGatedMLP(Fast):
-    """down(act(gate(x)) * up(x)) (arXiv:2002.05202), gate and up as two layers or as one.
+class FastGatedMLP(FastModule):
+    """down(act(gate(x)) * up(x)) (GLU variants, arXiv:2002.05202, section 2), with gate and up as two layers or one.
 
-    With a plain adapter on all of them, gate and up are computed again in backward: they are more than half of what a
-    block would keep.
+    If all layers have plain LoRA, gate and up are recomputed in backward, since they are more than half of what a
+    decoder layer would save.
     """
 
     part = "MLPs"
-    gelu: bool  # the activation: GELU by tanh, or SiLU
+    gelu: bool  # the activation: GELU (tanh approximation) if True, else SiLU
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """x [..., H] -> [..., H]."""
@@ -96,16 +97,16 @@ class FastGatedMLP(Fast):
         return self.layer("down_proj", out)
 
     def _fused(self, names: Sequence[str], x: Tensor) -> tuple[FusedWeights, list[Tensor]] | None:
-        """Layers that compute in one pass for as many tokens as x has, and their matrices."""
+        """The layers as one product and their LoRA matrices, or None if one pass is not possible for this x."""
         layers = [getattr(self, name) for name in names]
         together = isinstance(layers[0], LoRALayer) and layers[0].fused_linears.layers == layers
         return layers[0].fused_linears.weights_for(x) if together and not any(map(_is_watched, layers)) else None
 
 
-class FastAttention(Fast, Noting):
-    """Attention with rotary embedding (arXiv:2104.09864) in a packed row; elsewhere its own forward.
+class FastAttention(FastModule, RemembersOptions):
+    """Attention with rotary position embedding (RoPE, arXiv:2104.09864, section 3.2) in a packed row.
 
-    Scaling and window are those that its own forward was seen to ask for.
+    Padded input takes the module's own forward. Scaling and window are those that its own forward used before.
     """
 
     part = "rotary"
@@ -113,7 +114,7 @@ class FastAttention(Fast, Noting):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """hidden_states [1, T, H] -> ([1, T, H], None)."""
-        how, rotation = self.how, kwargs.get("position_embeddings")
+        how, rotation = self.attention_options, kwargs.get("position_embeddings")
         unusual = args or not {"hidden_states", "row"} <= kwargs.keys()
         if self.infers and self.banked and not unusual and how is not None and rotation is not None:
             return self._infer(how, **kwargs)
@@ -136,7 +137,7 @@ class FastAttention(Fast, Noting):
     def _infer(
         self, how: dict[str, Any], hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any
     ) -> tuple[Tensor, None]:
-        """The same without gradient: q and k are rotated in one pass where nothing comes between."""
+        """The same without gradient. q and k are rotated in one pass unless they are normed first."""
         assert self.decoder is not None
         (wide, o_proj), (cos, sin) = self.banked, position_embeddings
         rotation = cos.unsqueeze(2), self.decoder.signed(sin)
@@ -154,28 +155,28 @@ class FastAttention(Fast, Noting):
         return o_proj(out[0].flatten(1))[None], None
 
     def _normed(self, name: str, x: Tensor) -> Tensor:
-        """Each head by itself (Qwen3), or all of them together (OLMo 2)."""
+        """Norm each head by itself (Qwen3), or all heads together (OLMo 2)."""
         each = getattr(self, name).weight.shape[-1] == self.head_dim
         return self.layer(name, x) if each else self.layer(name, x.flatten(2)).view(x.shape)
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether somebody wants to see what it gives: then it is called, and nothing is written over its output."""
+    """Whether it has hooks: then it has to be called, and its output must not be overwritten."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 @cache
-def fast_class(mixin: type[Fast], original: type[nn.Module]) -> type[nn.Module]:
-    """`original` with the mixin before it."""
+def fast_class(mixin: type[FastModule], original: type[nn.Module]) -> type[nn.Module]:
+    """A class that derives from the mixin and `original`."""
     return type(f"Fast{original.__name__}", (mixin, original), {})
 
 
 class _RMSNorm(torch.autograd.Function):
-    """In float32 inside; keeps x and one number a token. The weight is frozen."""
+    """RMSNorm with a frozen weight, in at least float32 inside. Saves x and one number per token."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, eps: float, wide: bool) -> tuple[Tensor, Tensor]:
-        """x [..., H] -> the same, normed, and r = 1 / sqrt(mean(x^2) + eps) [..., 1]."""
+        """x [..., H] -> normed x [..., H], and r = 1 / sqrt(mean(x^2) + eps) [..., 1]."""
         n = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
         r = torch.linalg.vector_norm(n, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, r, w)
@@ -202,7 +203,7 @@ def _weighted(n: Tensor, w: Tensor, dtype: torch.dtype, wide: bool) -> Tensor:
 
 
 class _Gated(torch.autograd.Function):
-    """act(gate) * up; keeps its two inputs and nothing else."""
+    """act(gate) * up. Saves only its two inputs."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
@@ -214,13 +215,13 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        """Both gradients in one buffer, as the layers before want them."""
+        """Both gradients, in one buffer: the fused layers before need them side by side."""
         gate, up = ctx.saved_tensors
         return *_gated_gradients(gate, up, activated(gate, ctx.gelu), d_out, ctx.gelu).chunk(2, -1), None
 
 
 class _GatedMLP(torch.autograd.Function):
-    """The whole MLP; keeps its input, or what that is computed from, and a thin product."""
+    """The whole MLP. Saves its input, or what that can be recomputed from, and the product x A^T of the down layer."""
 
     @staticmethod
     def forward(
@@ -232,7 +233,7 @@ class _GatedMLP(torch.autograd.Function):
         down: FusedWeights,
         *AB: Tensor,
     ) -> Tensor:
-        """x [..., H] -> [..., H]; wide: gate and up. AB: the matrices of all, gate's first."""
+        """x [..., H] -> [..., H]. wide: gate and up; AB: the LoRA matrices of gate, up and down, in this order."""
         x_TH, (of_wide, of_down) = x.reshape(-1, x.shape[-1]), wide.split_AB(AB)
         both_TI, _thin = wide.forward(x_TH, of_wide)
         gate, up = both_TI.chunk(2, -1)
@@ -245,7 +246,7 @@ class _GatedMLP(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x (where something below it is trained), and of each A and B."""
+        """Gradients of x, if it needs one, and of each A and B."""
         h_TK, *saved = ctx.saved_tensors
         of_wide, saved = ctx.wide.split_AB(saved)
         of_down, kept = ctx.down.split_AB(saved)
@@ -260,7 +261,7 @@ class _GatedMLP(torch.autograd.Function):
 
 
 def _gated_gradients(gate: Tensor, up: Tensor, act: Tensor, d_out: Tensor, gelu: bool) -> Tensor:
-    """Of gate and up [..., 2 I] in one buffer, as the layers before want them; act = act(gate) is overwritten."""
+    """Gradients of gate and up side by side, [..., 2 I]. Overwrites `act`, which is act(gate)."""
     both = d_out.new_empty(*gate.shape[:-1], 2 * gate.shape[-1])
     d_gate, d_up = both.chunk(2, -1)
     torch.mul(act, d_out, out=d_up)
@@ -280,33 +281,33 @@ def gated(gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
 
 @torch.no_grad()
 def activated(gate: Tensor, gelu: bool) -> Tensor:
-    """GELU by tanh, or SiLU."""
+    """GELU (tanh approximation) if `gelu`, else SiLU."""
     return F.gelu(gate, approximate="tanh") if gelu else F.silu(gate)
 
 
 class _Rotary(torch.autograd.Function):
-    """x cos + rotate_half(x) sin, where rotate_half([a, b]) = [-b, a], written over x, which nobody else needs.
+    """x cos + rotate_half(x) sin, where rotate_half([a, b]) = [-b, a]. Overwrites x.
 
-    In a model where somebody does, the gradients of the trial step are others, and the module's own forward runs.
+    In a model that uses x elsewhere, the trial step has other gradients, so that this part runs its plain code.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [1, T, heads, D], cos and sin [1, T, D]."""
         ctx.save_for_backward(cos, sin)
-        over: Tensor = x.data  # x is one of several views of a buffer, which autograd lets nobody write to
+        over: Tensor = x.data  # autograd does not allow in-place changes of x, one of several views of a buffer
         return over.copy_(_rotated(over, cos, sin, -1))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """The same with the halves of sin exchanged and the other sign: the transposed map."""
+        """The transposed map: the same with the halves of sin swapped and the opposite sign."""
         cos, sin = ctx.saved_tensors
         return _rotated(dy, cos, sin.roll(sin.shape[-1] // 2, -1), 1), None, None
 
 
 def _turned(x: Tensor, cos: Tensor, signed: Tensor) -> Tensor:
-    """_rotated for few tokens: fewer operators, each over all of x. [1, T, heads, D], laid out anew."""
+    """`_rotated` with fewer operators, for few tokens. x [1, T, heads, D], signed: sin with a negated first half."""
     x = x.contiguous()
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), signed).to(x.dtype)
 
@@ -317,4 +318,4 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     out = x * c
     out[..., :half].addcmul_(x[..., half:], s[..., :half], value=sign)
     out[..., half:].addcmul_(x[..., :half], s[..., half:], value=-sign)
-    return out.to(x.dtype)  # cos and sin may be wider
+    return out.to(x.dtype)  # cos and sin may have a wider dtype

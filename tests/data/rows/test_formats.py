@@ -5,9 +5,9 @@ import json
 import pytest
 
 from lorasmith.config.data import COLUMNS
-from lorasmith.data.read.files import look
-from lorasmith.data.rows.conversation import Conversation, Message, Record
-from lorasmith.data.rows.forms import FORMS, conversation
+from lorasmith.data.read.files import read_file
+from lorasmith.data.rows.conversation import Message, Record
+from lorasmith.data.rows.formats import FORMATS, to_conversation
 from lorasmith.errors import ConfigError, DataError
 
 ROW = {"instruction": "Ask", "input": "", "output": "Answer"}
@@ -15,8 +15,6 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "c
 PROMPT = {"prompt": "Ask", "completion": "Answer"}
 SHAREGPT = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
 TEXT = {"text": "Once upon a time"}
-TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Köln"}}}
 
 
 @pytest.fixture
@@ -26,7 +24,7 @@ def seen(tmp_path):
     def seen(*rows, **options):
         path = tmp_path / "a.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-        return look(path, **options)
+        return read_file(path, **options)
 
     return seen
 
@@ -34,7 +32,7 @@ def seen(tmp_path):
 @pytest.fixture
 def made(seen):
     """`made(row)`: the conversation of the only row of a file."""
-    return lambda row: conversation(seen(row).records[0])
+    return lambda row: to_conversation(seen(row).records[0])
 
 
 @pytest.fixture
@@ -50,10 +48,10 @@ def refused(seen, tmp_path):
 
 
 def test_the_columns_that_map_may_name_are_those_of_the_row_formats():
-    assert sorted(COLUMNS) == sorted({key for form in FORMS for key in form.keys})
+    assert sorted(COLUMNS) == sorted({key for one in FORMATS for key in one.keys})
 
 
-# -- the form of a file ---------------------------------------------------------------------------------------------
+# -- the format of a file ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -62,7 +60,7 @@ def test_the_columns_that_map_may_name_are_those_of_the_row_formats():
      (ROW | TEXT, "alpaca"), (CHAT | TEXT | PROMPT, "chat"), (ROW | {"messages": None}, "alpaca")],
 )  # fmt: skip
 def test_the_form_of_a_file(seen, row, form):
-    assert seen(row, row).form == form
+    assert seen(row, row).format == form
 
 
 def test_most_rows_decide_and_the_others_are_told_with_what_they_are(refused):
@@ -105,8 +103,8 @@ def test_columns_that_nobody_knows_are_told_with_the_nearest_form(refused, row, 
 def test_other_columns_by_map(seen):
     rows = {"question": "Ask", "answer": "Answer", "output": "not this one", "id": 1}
     found = seen(rows, renamed={"instruction": "question", "output": "answer"})
-    assert (found.form, found.records[0].fields) == ("alpaca", {"instruction": "Ask", "output": "Answer"})
-    assert seen(ROW, renamed={"instruction": "question"}).form == "alpaca"  # read as it is
+    assert (found.format, found.records[0].fields) == ("alpaca", {"instruction": "Ask", "output": "Answer"})
+    assert seen(ROW, renamed={"instruction": "question"}).format == "alpaca"  # read as it is
     swapped = seen({"input": "a", "output": "b", "instruction": "c"}, renamed={"input": "output", "output": "input"})
     assert swapped.records[0].fields == {"instruction": "c", "input": "b", "output": "a"}
     with pytest.raises(
@@ -136,72 +134,19 @@ def test_prompt_and_completion_and_plain_text(made):
     assert (plain.messages, plain.text) == ((), "Once upon a time")
 
 
-def test_sharegpt_and_chat_say_the_same_with_tools(made):
-    call = {"name": "weather", "arguments": {"city": "Köln"}}
-    talk = [("human", "Weather?"), ("function_call", json.dumps(call)), ("observation", "sun"), ("gpt", "Sunny.")]
-    row = {
-        "conversations": [{"from": f, "value": v} for f, v in talk],
-        "system": "Be kind.",
-        "tools": json.dumps([TOOL]),
-    }
-    sharegpt = made(row)
-    messages = [
-        {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": "Weather?"},
-        {"role": "assistant", "content": None, "tool_calls": [{"function": call | {"arguments": '{"city": "Köln"}'}}]},
-        {"role": "tool", "content": "sun"},
-        {"role": "assistant", "content": "Sunny.", "tool_calls": None, "name": None},
-    ]
-    chat = made({"messages": messages, "tools": [TOOL]})
-    assert sharegpt == Conversation(chat.messages, sharegpt.source, (TOOL,))
-    assert chat.tools == (TOOL,)
-    assert [message._asdict() for message in chat.messages[2:4]] == [
-        {"role": "assistant", "content": "", "tool_calls": [CALL]},
-        {"role": "tool", "content": "sun"},
-    ]
-
-
-def test_a_template_sees_the_tool_keys_that_are_set_and_nothing_else(made):
-    messages = [
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "", "tool_calls": [CALL | {"id": "c1"}], "learn": False},
-        {"role": "tool", "content": "sun", "tool_call_id": "c1", "name": "weather"},
-        {"role": "assistant", "content": "Sunny.", "weight": 0.5},
-    ]
-    found = made({"messages": messages}).messages
-    assert [message._asdict() for message in found] == [
-        messages[0],
-        {"role": "assistant", "content": "", "tool_calls": [{"id": "c1", **CALL}]},
-        messages[2],
-        {"role": "assistant", "content": "Sunny."},
-    ]
-    assert [(message.learn, message.weight) for message in found] == [(True, 1), (False, 1), (True, 1), (True, 0.5)]
-
-
-def test_a_content_of_parts_is_their_text(made):
-    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo", "image": None}]
-    assert made(chat(content=parts)).messages == made(CHAT).messages
-    values = [{"from": "human", "value": parts[:1]}, {"from": "gpt", "value": parts}]
-    assert [message.content for message in made({"conversations": values}).messages] == ["Hel", "Hello"]
-
-
 def test_rows_with_more_than_text_are_left_out_and_told(seen, refused, tmp_path):
     image = {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, *CHAT["messages"][1:]]}
     found = seen(CHAT, image, image, CHAT | {"id": 1})
     why = "skipped: a message has a part of type 'image_url', but only text is supported."
     assert [record.source.rpartition(":")[2] for record in found.records] == ["1", "4"]
     assert found.notes[0] == f"{tmp_path}/a.jsonl: chat format, 2 rows, 2 skipped."
-    assert found.left_out == (f"{tmp_path}/a.jsonl lines 2-3: {why}",)
+    assert found.skipped == (f"{tmp_path}/a.jsonl lines 2-3: {why}",)
     assert refused(image) == [f"data.data: a.jsonl line 1: {why}"]
     with pytest.raises(DataError, match="a part of type 'image_url'"):
-        conversation(Record(image, "row"))
+        to_conversation(Record(image, "row"))
 
 
 # -- rows that cannot be learned from -------------------------------------------------------------------------------
-
-
-def chat(**message):
-    return {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"} | message]}
 
 
 @pytest.mark.parametrize(
@@ -211,44 +156,6 @@ def chat(**message):
         (ROW | {"instruction": None}, "'instruction' must be text, found null."),
         (ROW | {"input": ["a"]}, "'input' must be text, found a list."),
         (ROW | {"output": " \n"}, "'output' is empty, so there is nothing to train on. Fill it in, or remove the row."),
-        ({"messages": "Hi"}, "'messages' must be a list of messages, found text."),
-        ({"messages": []}, "'messages' is empty"),
-        ({"messages": ["Hi"]}, "message 1 must be an object with 'role' and 'content', found text."),
-        ({"messages": [{"role": "user", "text": "Hi"}]}, "message 1 has no 'content', only 'role', "
-         '\'text\'. A message looks like {"role": ..., "content": ...}.'),
-        ({"messages": [{"role": "bot", "content": "Hi"}]}, "message 1 has the unknown role 'bot'; "
-         "supported roles are 'system', 'user', 'assistant', 'tool'."),
-        ({"messages": [{"role": ["user"], "content": "Hi"}]}, "message 1 has the unknown role ['user']; "
-         "supported roles are"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "message 1 (user): 'content': part 1 must "
-         'look like {"type": "text", "text": ...}, found \'type\'.'),
-        (chat(content=[{"type": "image"}, "Hello"]), "message 2 (assistant): 'content': part 2 must look like"),
-        (chat(content=[{"type": "text", "text": " "}]), "message 2 (assistant): the message is empty"),
-        ({"messages": str(CHAT["messages"])}, "'messages' holds a Python literal, not JSON. Write it with"),
-        ({"messages": "[" * 10**5}, "'messages' is text that is not valid JSON: nested too deeply."),
-        ({"messages": '{"role": "user"}'}, "'messages' must be a list of messages, found an object."),
-        ({"messages": CHAT["messages"][:1]}, "no message has the role 'assistant', so there is nothing to train on. "
-         "Add an answer, or remove the row."),
-        ({"messages": [*CHAT["messages"], {"role": "assistant", "content": ""}]}, "message 3 "
-         "(assistant): the message is empty"),
-        ({"conversations": [{"role": "user", "content": "a"}, {"from": "gpt", "value": "b"}]}, "message 2 has "
-         "no 'role', only 'from', 'value'."),
-        ({"conversations": [{"from": "human", "value": "Hi"}]}, "no message has the role 'gpt', so there is nothing"),
-        ({"conversations": [{"from": "Humans", "value": "Hi"}]}, "message 1 has the unknown role 'Humans'; "
-         "supported roles are 'human', 'gpt', 'system', 'function_call', 'observation'. Did you mean 'human'?"),
-        ({"conversations": [{"from": "function", "value": "sun"}]}, "message 1 (function): the text must be a "
-         'function call in JSON, such as {"name": ..., "arguments": {...}}. For the result of a function, use the role '
-         "'observation'."),
-        (chat(tool_calls=[{"function": {"name": "f", "arguments": "{"}}]), "message 2 (assistant): 'tool_calls' must "
-         "be a list like "),
-        ({"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}, "only an assistant message "
-         "can have 'tool"),
-        (chat(learn="no"), "message 2 (assistant): 'learn' must be true or false, found text."),
-        (chat(weight=-1), "message 2 (assistant): 'weight' must be between 0 and 1000000, found -1."),
-        (chat(weight=True), "message 2 (assistant): 'weight' must be a number, found true or false."),
-        (chat(learn=False), "every answer has 'learn' false or 'weight' 0, so there is nothing to train on."),
-        (CHAT | {"tools": "[{"}, "'tools' is not valid JSON (line 1, column 3 of its text): "),
-        (CHAT | {"tools": ["weather"]}, "'tools' must be a list of function schemas, found a list."),
         (CHAT | {"system": 3}, "'system' must be text, found a number."),
         (CHAT | {"system": "a", "messages": [{"role": "system", "content": "b"}, *CHAT["messages"]]}, "Keep only "
          "one of"),

@@ -1,0 +1,43 @@
+"""`train` as it is typed."""
+
+import json
+
+import pytest
+
+from lorasmith.cli.main import main
+from tests.support.commands import refused
+from tests.support.tiny import flags, model_folder, rows_file, settings
+
+
+def test_the_summary_as_json(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", rows_file(tmp_path / "rows.jsonl"), "--output", str(run), "--json", *flags(settings())]) == 0
+    out, err = capsys.readouterr()
+    (line,) = out.splitlines()
+    assert json.loads(line) == json.loads((run / "summary.json").read_text("utf-8"))
+    assert f"next: lorasmith chat {run}" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--resume", "--overwrite", "--output", "run"], "--resume continues a run and --overwrite replaces it"),
+        (["--resume"], "--resume: specify the run to resume with --output RUN"),
+    ],
+)
+def test_flags_that_contradict_each_other(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, "train", *words)
+
+
+def test_train_says_which_base_where_none_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lorasmith.loading.folder.packaged_model", lambda _name, _report: model_folder())
+    options = settings()
+    options.pop("model")
+    assert main(["train", rows_file(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "run"), *flags(options)]) == 0
+    out = capsys.readouterr().out
+    assert "No base model given; using smollm2-135m-instruct" in out
+    assert "Choose another one with --model" in out
+    assert 'model = "smollm2-135m-instruct"' in (tmp_path / "run" / "config.toml").read_text("utf-8")
+    assert main(["train", "--output", str(tmp_path / "run"), "--resume"]) == 0
+    assert "No base model" not in capsys.readouterr().out

@@ -1,0 +1,31 @@
+"""Options of the data: templates by name or file, and columns that row formats read."""
+
+import pytest
+
+from lorasmith.config.data import COLUMNS, TEMPLATES, DataConfig
+from lorasmith.config.values import check
+from lorasmith.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES, "./chat.jinja", "chat.jinja", "a/b", r"a\b"])
+def test_a_template_is_a_known_name_or_a_path(name):
+    assert DataConfig(template=name).template == name
+
+
+def test_a_template_with_a_misspelled_name_is_refused():
+    with pytest.raises(ConfigError, match=r"^data\.template: 'chatlm' is not one of .* Did you mean 'chatml'\?$"):
+        check(DataConfig, {"template": "chatlm"}, "data")
+
+
+def test_columns_are_mapped_to_known_ones():
+    assert DataConfig(map=dict.fromkeys(COLUMNS, "mine")).map.keys() == set(COLUMNS)
+    with pytest.raises(ConfigError, match=r"^data\.map: unknown column 'answer'"):
+        check(DataConfig, {"map": {"answer": "mine"}}, "data")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("max_length", 1), ("max_length", 10_000_001), ("learn", "nothing"), ("too_long", "cut")]
+)
+def test_another_value_is_refused_by_name(option, value):
+    with pytest.raises(ConfigError, match=rf"^data\.{option}: invalid value "):
+        check(DataConfig, {option: value}, "data")

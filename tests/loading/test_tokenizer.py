@@ -1,0 +1,38 @@
+"""What is said of a folder whose tokenizer cannot be used."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lorasmith.errors import ModelError
+from lorasmith.loading.tokenizer import load_tokenizer
+
+
+def said(folder: Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer(folder)
+    (problem,) = caught.value.problems
+    return problem.replace(str(folder), "MODEL")
+
+
+def test_no_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert said(folder) == (
+        "MODEL: no tokenizer found (tokenizer.json). Copy the tokenizer files of the same model there."
+    )
+
+
+def test_broken_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    assert said(folder).startswith("MODEL: the tokenizer cannot be read: ")
+
+
+def test_a_tokenizer_without_an_end(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    kept = {key: value for key, value in json.loads(path.read_text()).items() if key != "eos_token"}
+    path.write_text(json.dumps(kept))
+    assert said(folder) == (
+        "MODEL: the tokenizer has no eos_token, so a reply would never end. Set eos_token in its tokenizer_config.json."
+    )
