@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import FastAPI, Response
 from fastapi import Request as Http
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.sse import EventSourceResponse
@@ -75,7 +75,7 @@ def make_app(manager: RequestManager) -> Any:
     add_health_routes(app, manager)
     add_model_routes(app, manager)
     add_completion_routes(app, manager)
-    app.include_router(page_routes())
+    add_page_routes(app)
     return limit_body(app, manager.settings.body_mib)
 
 
@@ -157,18 +157,15 @@ def add_completion_routes(app: FastAPI, manager: RequestManager) -> None:
         return StreamingReply(completion_stream(shown, envelope, parsed, body.stream_options, echo), events)
 
 
-def page_routes() -> APIRouter:
+def add_page_routes(app: FastAPI) -> None:
     """The chat page. It needs no API key, since it asks for one itself."""
-    router = APIRouter(include_in_schema=False)
 
-    @router.get("/")
-    @router.get("/page/{name}")
+    @app.get("/")
+    @app.get("/page/{name}")
     async def page(name: str = "index.html") -> FileResponse:
         if name not in PAGE_FILES:
             raise HTTPException(404)
         return FileResponse(PAGE / name, media_type=PAGE_TYPES[Path(name).suffix], headers=PAGE_HEADERS)
-
-    return router
 
 
 async def parse_in_thread(manager: RequestManager, request: Http, work: Callable[[], ParsedRequest]) -> ParsedRequest:
