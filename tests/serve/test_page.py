@@ -248,7 +248,8 @@ def test_failures_are_told_in_words(visit: Any) -> None:
     v.page.unroute(CHAT)
     v.intercept(lambda route: route.fulfill(content_type="text/event-stream", body="data: {}\n\n"))
     v.page.click(".again")
-    playwright.expect(v.page.locator(".note").first).to_have_text("The connection was lost before the reply was complete.")
+    note = playwright.expect(v.page.locator(".note").first)
+    note.to_have_text("The connection was lost before the reply was complete.")
     v.problems[:] = [line for line in v.problems if "429" not in line]
 
 
