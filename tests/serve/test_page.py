@@ -117,7 +117,7 @@ def test_two_models_reply_and_a_refresh_loses_nothing(visit: Any) -> None:
     said = [[message["content"].rstrip() for message in body["messages"]] for body in (base, other)]
     assert said == [["Why is the sky blue?", reply.rstrip(), "And at night?"] for reply in first]
     facts = v.texts(".reply .facts")
-    assert all(re.search(r"\d+ tokens.*first token \d+\.\d\d s", fact) for fact in facts), facts
+    assert all(re.search(r"\d+ tokens.*first token after \d+\.\d\d s", fact) for fact in facts), facts
     assert any("tokens/s" in fact for fact in facts)  # but for those that came all at once
     v.page.fill("#message", "a draft")
     v.page.reload()
@@ -147,7 +147,7 @@ def test_keyboard_alone_is_enough(visit: Any) -> None:
     page.keyboard.type("two")
     page.keyboard.press("Enter")
     page.wait_for_selector("#send.stop")
-    assert v.texts("#spoken") == ["Replying"]
+    assert v.texts("#spoken") == ["Generating replies"]
     page.keyboard.press("Escape")
     assert v.replies() == ["", ""]
     assert all("stopped" in text for text in v.texts(".facts")[-2:])
@@ -248,7 +248,8 @@ def test_failures_are_told_in_words(visit: Any) -> None:
     v.page.unroute(CHAT)
     v.intercept(lambda route: route.fulfill(content_type="text/event-stream", body="data: {}\n\n"))
     v.page.click(".again")
-    playwright.expect(v.page.locator(".note").first).to_have_text("The connection broke before the reply was complete.")
+    note = playwright.expect(v.page.locator(".note").first)
+    note.to_have_text("The connection was lost before the reply was complete.")
     v.problems[:] = [line for line in v.problems if "429" not in line]
 
 

@@ -160,5 +160,5 @@ def test_an_adapter_for_which_memory_is_short_is_refused_alone(runs: Path, monke
             served.client().post("/adapters", body={"name": "new", "path": "loud"}, cast_to=object)
         assert "new" not in registry.names()
         assert said(
-            served.client().chat.completions.create(model="calm", messages=user(HI), max_tokens=5, temperature=0)
+            served.client().chat.completions.create(model="calm", messages=user(HI), max_tokens=2, temperature=0)
         )

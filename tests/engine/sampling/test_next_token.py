@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from lorasmith.config.sampling import Sampling
 from lorasmith.engine.sampling.next_token import next_tokens
 from lorasmith.errors import ModelError
 from tests.support.decoding import running_request
@@ -30,27 +29,3 @@ def test_extreme_temperatures_are_numbers(temperature: float) -> None:
 def test_not_a_number_is_said() -> None:
     with pytest.raises(ModelError, match="NaN"):
         next_tokens(torch.tensor([[0.0, float("nan"), 1.0]]), [running_request([1])])
-
-
-# A value of each parameter under which other tokens are sampled than without it, at temperature 1.
-CHANGES = {
-    "temperature": 0.3, "top_p": 0.3, "top_k": 2, "min_p": 0.5, "repetition_penalty": 5.0, "presence_penalty": 2.0,
-    "frequency_penalty": 2.0,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", Sampling.model_fields)
-def test_every_parameter_changes_what_is_sampled(name: str) -> None:
-    """The API and the command line offer whatever config/sampling.py defines, so nothing there may do nothing."""
-    assert name in CHANGES, f"{name} has no value here: show that it changes something, or take it out"
-    logits = torch.randn(1, 50).expand(64, -1)
-
-    def tokens(**settings: float) -> list[int]:
-        rows = [running_request([1, 2, 3], **{"temperature": 1.0, "seed": seed} | settings) for seed in range(64)]
-        for row in rows:
-            for token in range(25):
-                if row.token_counts is not None:
-                    row.token_counts.add(token)
-        return next_tokens(logits.clone(), rows)
-
-    assert tokens(**{name: CHANGES[name]}) != tokens()
