@@ -81,7 +81,7 @@ def test_pip_takes_the_wheel_without_its_dependencies(tmp_path: Path, monkeypatc
     file = fetch_package(TINY, report)
     assert file == cache_folder() / "packages" / "tiny-model-1.2.0" / "tiny_model" / "model.bin"
     assert file.read_bytes() == CONTENT
-    assert [license.read_text() for license in licenses(TINY)] == ["do what you like\n"]
+    assert [file.read_text() for file in licenses(TINY)] == ["do what you like\n"]
     for part in ("a tiny model", "tiny-model 1.2.0", "1 MB", "license MIT", "without dependencies"):
         assert part in report.lines[0]
     assert report.steps[-1][1:] == (1, 1)
@@ -167,7 +167,7 @@ def test_uv_unpacks_the_wheel_where_there_is_no_pip(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(fetch, "find_spec", lambda _name: None)
     monkeypatch.setenv("PATH", str(uv.parent))
     assert fetch_package(TINY, Report()).read_bytes() == CONTENT
-    assert [license.name for license in licenses(TINY)] == ["LICENSE"]
+    assert [file.name for file in licenses(TINY)] == ["LICENSE"]
 
 
 def test_a_wrong_file_is_not_kept() -> None:
