@@ -307,7 +307,7 @@ def test_one_part_alone_is_switched(part: str) -> None:
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("family", sorted({"llama", "gemma3_text", "gpt2", *PADDED}))
 def test_the_plain_path_is_that_of_an_untouched_model(family: str) -> None:
-    """With all parts off, loss and gradients are those of a base that nothing was recognised in."""
+    """With all parts off, loss and gradients are those of a base that nothing was recognized in."""
     base, adapter = fast_base(family)
     use_fast_parts(base, PLAIN)
     untouched, own = adapted(family)

@@ -93,7 +93,7 @@ def test_drawn_as_often_as_likely(rules: dict[str, float], look: int, monkeypatc
     assert float(((counts - expected)[is_kept] ** 2 / expected[is_kept]).sum()) < 31.3
 
 
-def test_neighbouring_places_and_seeds_draw_independently() -> None:
+def test_neighboring_places_and_seeds_draw_independently() -> None:
     """Of 2,000 pairs of draws from four equal words a quarter is equal: within four deviations."""
     logits = torch.zeros(1, 4)
     for step in ((1, 0), (0, 1)):
@@ -109,7 +109,7 @@ def test_neighbouring_places_and_seeds_draw_independently() -> None:
     [{"temperature": 1e300}, {"top_k": 10**30}, {"repetition_penalty": 1e-50}, {"repetition_penalty": 1e50}],
 )
 def test_settings_beyond_what_a_tensor_holds_draw_no_barred_token(settings: dict[str, float]) -> None:
-    """As JSON mode bars them. The prompt holds every word, so that all are penalised."""
+    """As JSON mode bars them. The prompt holds every word, so that all are penalized."""
     for seed in range(20):
         logits, barred = 5 * torch.randn(1, 40), torch.arange(40) > 2
         one = running_request(list(range(40)), **({"temperature": 1.0, "seed": seed} | settings))

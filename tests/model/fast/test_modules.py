@@ -185,7 +185,7 @@ def test_second_derivative_is_refused_rather_than_wrong(call: Callable[[Tensor],
 
 
 @pytest.mark.parametrize("family", [*CONFIGS, "smollm3"])
-def test_every_family_still_runs_with_what_was_recognised(family: str) -> None:
+def test_every_family_still_runs_with_what_was_recognized(family: str) -> None:
     """Its own attention, without a row: logits as those of the untouched model, bit for bit."""
     plain, _first = adapted(family) if family in CONFIGS else plain_base(family)
     base, _adapter = plain_base(family)
