@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from lorasmith.model.group import Group
 
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.kv_cache import KVCache
 from lorasmith.engine.self_test import decoder_of
 from lorasmith.errors import ModelError
+from lorasmith.model.groups import AttentionGroup
 from tests.support.decoding import base_of, prompts, request, run
 
 STACKED = ("llama", "qwen2", "qwen3", "mistral")  # in groups only: gemma3_text, olmo2, granite
@@ -50,7 +50,7 @@ def test_groups_that_fail_leave_the_modules(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_model_without_a_right_cache_decodes_in_padded_batches(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base, inner = base_of("llama"), KVCache.read
 
-    def read(cache: KVCache, layer: int, group: Group) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(cache: KVCache, layer: int, group: AttentionGroup) -> tuple[torch.Tensor, torch.Tensor]:
         if fault == "an error":
             raise RuntimeError("no such kernel")
         k, v = inner(cache, layer, group)
