@@ -1,14 +1,14 @@
 """Where a step's time goes: every operator of torch's profile belongs to one part, and the parts sum to the wall time.
 
-An operator belongs to the nearest range around it that has a name here (an autograd function, an optimiser's step).
+An operator belongs to the nearest range around it that has a name here (an autograd function, an optimizer's step).
 """
 
 from collections.abc import Iterable
 from typing import Any
 
 BASE, ADAPTER, ATTENTION = "base products", "adapter products", "attention"
-ELEMENT, HEAD, OPTIMISER, REST = "norms, rotary, SwiGLU", "head", "optimiser", "rest"
-PARTS = (BASE, ADAPTER, ATTENTION, ELEMENT, HEAD, OPTIMISER, REST)
+ELEMENT, HEAD, OPTIMIZER, REST = "norms, rotary, SwiGLU", "head", "optimizer", "rest"
+PARTS = (BASE, ADAPTER, ATTENTION, ELEMENT, HEAD, OPTIMIZER, REST)
 
 BOTH, MLP = "base and adapter", "an MLP"  # told apart by shape; and what is no product in an MLP is SwiGLU
 # How a range's name begins, leading underscores left out; "...Backward" is covered by the function's own name.
@@ -27,8 +27,8 @@ NAMES = {
     "Rotary": ELEMENT,
     "ChunkedLoss": HEAD,
     "FrozenHead": HEAD,
-    "Optimizer.step": OPTIMISER,
-    "torch::autograd::AccumulateGrad": OPTIMISER,  # gradients meet in the flat buffer
+    "Optimizer.step": OPTIMIZER,
+    "torch::autograd::AccumulateGrad": OPTIMIZER,  # gradients meet in the flat buffer
 }
 PRODUCTS = ("aten::linear", "aten::mm", "aten::addmm", "aten::addmm_", "aten::matmul")
 STACKED = 3  # thin products that may stand as one: of q, k and v
@@ -63,7 +63,7 @@ def part_of(event: Any, rank: int, trained: int) -> str:
     if product is not None:
         return ADAPTER if _is_thin(product, rank) else BASE
     if any(len(shape) == 1 and shape[0] >= trained for shape in event.input_shapes or ()):
-        return OPTIMISER  # zeroing, norm and clipping of the one flat buffer
+        return OPTIMIZER  # zeroing, norm and clipping of the one flat buffer
     return ELEMENT if event.name.startswith("aten::") else REST
 
 

@@ -56,7 +56,7 @@ def _read(*names: str, **renamed: str) -> list[str]:
 
 
 def _row(one: dict[str, Any], language: str, tools: str) -> list[str]:
-    """A row, what it is recognised as, and its text with what is learned between marks."""
+    """A row, what it is recognized as, and its text with what is learned between marks."""
     Path("rows.jsonl").write_text(one["text"].lstrip("\n"), "utf-8")
     made = tokenizer()
     template = Template.of(made, one.get("template", "chatml"))

@@ -30,7 +30,7 @@ from lorasmith.serve.registry import attach
 REQUESTS, NEW, ADAPTERS = 16, 32, 8
 AGREEMENT = 0.8  # minimum share of llama.cpp's tokens that transformers would choose too
 QUESTIONS = (
-    "Who are you?", "What is your name?", "How do I boil an egg?", "Name three colours.", "Why is the sky blue?",
+    "Who are you?", "What is your name?", "How do I boil an egg?", "Name three colors.", "Why is the sky blue?",
     "Tell me a short story about a fox.", "What is the capital of France?", "How many legs has a spider?",
     "Write a line about the sea.", "What do bees make?", "Explain gravity to a child.", "Say hello in Spanish.",
     "What is two plus two?", "Give me a tip for good sleep.", "Who wrote Hamlet?", "What is a lighthouse for?",

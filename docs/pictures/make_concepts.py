@@ -93,7 +93,7 @@ def encoded(template: Template, asked: str, answer: str, system: str = SYSTEM) -
 
 
 def draw_mask(template: Template) -> None:
-    """The tokens of a conversation, coloured by whether they are learned."""
+    """The tokens of a conversation, colored by whether they are learned."""
     talk = [Message("system", SYSTEM)]
     for asked, answer in TALKS[:2]:
         talk += [Message("user", asked), Message("assistant", answer)]
@@ -104,16 +104,16 @@ def draw_mask(template: Template) -> None:
     for token, target in zip(example.ids, kinds, strict=True):
         text = template.tokenizer.decode([token])
         shown = text.replace("\n", "\u21b5").replace(" ", "\u00b7")
-        colour = READ if target == IGNORED else STOP if target in template.stop_ids else LEARNED
+        color = READ if target == IGNORED else STOP if target in template.stop_ids else LEARNED
         width = len(shown) + 0.8
-        axes.add_patch(Rectangle((x, y), width - 0.15, 0.82, facecolor=colour, edgecolor="none"))
-        ink = "white" if colour == STOP else "#1a1a1a"
+        axes.add_patch(Rectangle((x, y), width - 0.15, 0.82, facecolor=color, edgecolor="none"))
+        ink = "white" if color == STOP else "#1a1a1a"
         axes.text(x + (width - 0.15) / 2, y + 0.4, shown, family="monospace", ha="center", va="center", color=ink)
         x += width
         if "\n" in text:
             x, y = 0.0, y - 1.0
-    for place, (label, colour) in enumerate((("only read", READ), ("learned", LEARNED), ("learned: stop", STOP))):
-        axes.add_patch(Rectangle((17 * place, 1.35), 1.6, 0.7, facecolor=colour, edgecolor="none"))
+    for place, (label, color) in enumerate((("only read", READ), ("learned", LEARNED), ("learned: stop", STOP))):
+        axes.add_patch(Rectangle((17 * place, 1.35), 1.6, 0.7, facecolor=color, edgecolor="none"))
         axes.text(17 * place + 2.2, 1.7, label, va="center")
     axes.set(xlim=(-0.3, 56), ylim=(y - 0.2, 2.3))
     axes.axis("off")
@@ -137,10 +137,10 @@ def draw_row(template: Template) -> None:
     """What each token of a row sees: three examples end to end, and with what they share computed once."""
     examples = [encoded(template, *talk) for talk in TALKS]
     made, both = pyplot.subplots(1, 2, figsize=(8.6, 4.7), layout="constrained", facecolor="white")
-    colours = matplotlib.colors.ListedColormap(["#f4f5f7", LEARNED, "#4f86c6"])
+    colors = matplotlib.colors.ListedColormap(["#f4f5f7", LEARNED, "#4f86c6"])
     for axes, share in zip(both, (False, True), strict=True):
         row = flatten(examples, 1.0, share=share)
-        axes.imshow(sees(row), cmap=colours, vmin=0, vmax=2, interpolation="nearest")
+        axes.imshow(sees(row), cmap=colors, vmin=0, vmax=2, interpolation="nearest")
         kind = "what they share stands once" if share else "end to end"
         axes.set_title(f"{kind}: {row.tokens} tokens", fontsize=10, pad=8)
         axes.set(xlabel="token that is seen", ylabel="token that sees")

@@ -19,10 +19,10 @@ from lorasmith.adapters.merge import merge_run
 from lorasmith.cli.screen import Screen
 from lorasmith.config.model import ModelConfig
 from lorasmith.data.dataset.fit import truncate
-from lorasmith.data.read.files import read
+from lorasmith.data.read.files import read_records
 from lorasmith.data.rows.conversation import Message, Record
 from lorasmith.data.template.encoding import Template
-from lorasmith.loading.load import load_tokenizer
+from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.lora.inject import count, inject
 from lorasmith.lora.router import Router
 from lorasmith.model.row import IGNORED
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = {"output": args.output, "overwrite": args.overwrite}
 
     # Step 2: the data set
-    rows = read(args.data)
+    rows = read_records(args.data)
     print(f"{len(rows)} rows; the first: {rows[0].fields}")
 
     show_row(rows[1], args.model)  # step 3

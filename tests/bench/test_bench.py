@@ -342,12 +342,12 @@ def test_every_autograd_function_of_the_package_has_a_part():
     assert [name for name in names if not name.lstrip("_").startswith(begins)] == []
 
 
-def test_the_flat_buffer_is_the_optimisers_and_other_operators_are_element_by_element():
+def test_the_flat_buffer_is_the_optimizers_and_other_operators_are_element_by_element():
     flat, x = torch.ones(10**6), torch.ones(64, 48)
     parts, _products = profiled(lambda: flat.clamp_(max=2.0))
-    assert parts[breakdown.OPTIMISER] > parts[breakdown.ELEMENT] == 0
+    assert parts[breakdown.OPTIMIZER] > parts[breakdown.ELEMENT] == 0
     parts, _products = profiled(lambda: x.clamp_(max=2.0))
-    assert parts[breakdown.ELEMENT] > parts[breakdown.OPTIMISER] == 0
+    assert parts[breakdown.ELEMENT] > parts[breakdown.OPTIMIZER] == 0
 
 
 def test_our_own_steps_have_a_share_of_the_limit_and_parts_that_sum_to_the_step():

@@ -24,17 +24,17 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> CheckResult:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_in_colour_or_between_marks(checked, width, monkeypatch):
+def test_in_color_or_between_marks(checked, width, monkeypatch):
     def screen(**options: Any) -> str:
         file = io.StringIO()
         show(checked, Console(file=file, width=width, **options))
         return file.getvalue()
 
-    colour = screen(force_terminal=True, color_system="standard")
+    color = screen(force_terminal=True, color_system="standard")
     monkeypatch.setenv("NO_COLOR", "1")
     marks = [screen(force_terminal=True, color_system="standard"), screen()]
-    assert "\x1b[32m" in colour
-    assert "[[" not in colour
+    assert "\x1b[32m" in color
+    assert "[[" not in color
     assert all(len(re.sub(r"\x1b\[\d+m", "", line)) <= width for line in marks[0].splitlines())
     for text in marks:
         assert "\x1b[32m" not in text

@@ -88,7 +88,7 @@ def test_plain_is_words_alone_one_fact_a_line():
         assert line in lines, line
 
 
-def test_no_color_takes_the_colours():
+def test_no_color_takes_the_colors():
     assert re.search(r"\x1b\[[39]\dm", in_terminal(SHOW, 80))
     assert not re.search(r"\x1b\[(\d+;)*[349]\d(;\d+)*m", in_terminal(SHOW, 80, NO_COLOR="1"))
 

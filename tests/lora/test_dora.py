@@ -121,11 +121,11 @@ def test_beside_a_plain_adapter_on_the_same_layers() -> None:
     assert torch.equal(logits_of(base), logits)
 
 
-def test_a_quantised_base_is_refused() -> None:
+def test_a_quantized_base_is_refused() -> None:
     base = tiny_base("llama")
     layer = base.model.model.layers[0].self_attn.q_proj
     layer.weight = nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(ConfigError, match=r"lora\.use_dora: .*layers\.0\.self_attn\.q_proj: DoRA needs unquantised"):
+    with pytest.raises(ConfigError, match=r"lora\.use_dora: .*layers\.0\.self_attn\.q_proj: DoRA needs unquantized"):
         inject(base.model, LoraConfig(use_dora=True), base.router)
 
 

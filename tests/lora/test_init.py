@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lorasmith.config.lora import LoraConfig
-from lorasmith.lora.init import initialise
+from lorasmith.lora.init import initialize
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer
 from lorasmith.lora.router import Router
 
@@ -18,7 +18,7 @@ def test_start_is_random_in_a_zero_in_b_and_the_same_for_the_same_seed(kind: Any
     for seed in (0, 0, 1):
         module = LoRALayer(nn.Linear(400, 300), 400, 300, Router())
         module.add("a", 50, 1.0, 0.0, torch.device("cpu"))
-        initialise(module, "a", LoraConfig(init_lora_weights=kind), torch.Generator().manual_seed(seed))
+        initialize(module, "a", LoraConfig(init_lora_weights=kind), torch.Generator().manual_seed(seed))
         assert not module.lora_B["a"].weight.any()
         drawn.append(module.lora_A["a"].weight.detach())
     assert torch.equal(drawn[0], drawn[1])
@@ -33,7 +33,7 @@ def test_start_is_random_in_a_zero_in_b_and_the_same_for_the_same_seed(kind: Any
 def test_an_embedding_starts_with_a_zero(kind: Any) -> None:
     module = LoRAEmbedding(nn.Embedding(300, 40), Router())
     module.add("a", 8, 1.0, torch.device("cpu"))
-    initialise(module, "a", LoraConfig(init_lora_weights=kind), torch.Generator().manual_seed(0))
+    initialize(module, "a", LoraConfig(init_lora_weights=kind), torch.Generator().manual_seed(0))
     assert not module.lora_embedding_A["a"].any()
     wanted = 1 / 8 if kind == "gaussian" else 1.0
     assert float(module.lora_embedding_B["a"].detach().std()) == pytest.approx(wanted, rel=0.15)
@@ -44,5 +44,5 @@ def test_parameters_without_memory_are_left_alone() -> None:
     with torch.device("meta"):
         module = LoRALayer(nn.Linear(4, 3), 4, 3, Router())
     module.add("a", 2, 1.0, 0.0, torch.device("meta"))
-    initialise(module, "a", LoraConfig(), torch.Generator())
+    initialize(module, "a", LoraConfig(), torch.Generator())
     assert module.lora_A["a"].weight.is_meta

@@ -41,10 +41,10 @@ def test_names_of_the_base_are_found_again_under_the_wrappers() -> None:
     assert [name for name in names if name] == [name for name, _p in tiny("llama").named_parameters()]
 
 
-def test_quantised_base_is_not_merged() -> None:
+def test_quantized_base_is_not_merged() -> None:
     base, adapter = adapted("llama", target_modules="q_proj")
     layer = base.model.get_submodule("model.layers.1.self_attn.q_proj")
     assert isinstance(layer, LoRALayer)
     layer.base_layer.weight = nn.Parameter(torch.ones(32, 32, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(AdapterError, match=r"layers\.1\.self_attn\.q_proj: the base model is quantised"):
+    with pytest.raises(AdapterError, match=r"layers\.1\.self_attn\.q_proj: the base model is quantized"):
         merged_weights(base.model, adapter)

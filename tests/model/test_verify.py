@@ -14,7 +14,8 @@ from lorasmith.lora.layer import LoRALayer
 from lorasmith.model import attention, forward, head
 from lorasmith.model import row as row_module
 from lorasmith.model.base import Base
-from lorasmith.model.fast.modules import FastModule, modules
+from lorasmith.model.fast import modules
+from lorasmith.model.fast.modules import FastModule
 from lorasmith.model.head import loss_sum
 from lorasmith.model.verify import enable_fast_parts, fast_candidates, saved_tensors, use_fast_parts
 from tests.support.families import CONFIGS, PADDED, adapted, distance, examples, far_apart, gradients, one_row
@@ -306,7 +307,7 @@ def test_one_part_alone_is_switched(part: str) -> None:
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("family", sorted({"llama", "gemma3_text", "gpt2", *PADDED}))
 def test_the_plain_path_is_that_of_an_untouched_model(family: str) -> None:
-    """With all parts off, loss and gradients are those of a base that nothing was recognised in."""
+    """With all parts off, loss and gradients are those of a base that nothing was recognized in."""
     base, adapter = fast_base(family)
     use_fast_parts(base, PLAIN)
     untouched, own = adapted(family)

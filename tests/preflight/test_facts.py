@@ -4,7 +4,7 @@ import pytest
 
 from lorasmith.preflight.check import check
 from lorasmith.preflight.estimate import Estimate
-from lorasmith.preflight.facts import LABEL, collect_facts, fact_lines, labelled_facts
+from lorasmith.preflight.facts import LABEL, collect_facts, fact_lines, labeled_facts
 from tests.support.checks import config, job_of
 from tests.support.tiny import rows_file
 
@@ -30,11 +30,11 @@ def test_a_warm_up_longer_than_the_run_is_a_warning(files):
 
 def test_lines_have_their_labels_in_one_column(files, tmp_path):
     facts = collect_facts(job_of(files, tmp_path, generate=2, max_new_tokens=8), Estimate())
-    labels = [label for label, _text in labelled_facts(facts)]
+    labels = [label for label, _text in labeled_facts(facts)]
     assert labels[:2] == ["base", "layout"]
     assert labels[-4:] == ["params", "steps", "rate", "answers"]
     assert (facts.answered, facts.answer_tokens) == (2, 8)
-    for line, (label, text) in zip(fact_lines(facts), labelled_facts(facts), strict=True):
+    for line, (label, text) in zip(fact_lines(facts), labeled_facts(facts), strict=True):
         assert (line[:LABEL].rstrip(), line[LABEL:]) == (label, text)
 
 

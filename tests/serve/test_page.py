@@ -172,7 +172,7 @@ def test_an_unfinished_chinese_word_is_not_sent(visit: Any) -> None:
 
 
 @browsed
-def test_language_and_colours(visit: Any) -> None:
+def test_language_and_colors(visit: Any) -> None:
     background = "getComputedStyle(document.body).backgroundColor"
     v = visit(locale="zh-CN", color_scheme="dark")
     dark = v.page.evaluate(background)

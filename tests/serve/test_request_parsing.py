@@ -14,7 +14,7 @@ LONG_TEXT = "cats eat mice " * (3_600_000 // 14)
 
 
 class Gate:
-    """Tokenising of long prompts waits at it."""
+    """Tokenizing of long prompts waits at it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open, self.inside, self.most, self.total = threading.Event(), 0, 0, 0
@@ -42,7 +42,7 @@ def ask_in_thread(served: Running, text: str, codes: list[str]) -> threading.Thr
     return thread
 
 
-def test_a_text_that_is_too_long_however_it_is_read_is_not_tokenised(served: Running, monkeypatch) -> None:
+def test_a_text_that_is_too_long_however_it_is_read_is_not_tokenized(served: Running, monkeypatch) -> None:
     gate = Gate(monkeypatch)
     with pytest.raises(openai.BadRequestError, match=r"at least \d+ tokens; .* at most 120") as caught:
         served.client().chat.completions.create(model="calm", messages=user(LONG_TEXT))

@@ -9,7 +9,7 @@ HIDDEN, INNER, LAYERS, HEADS, KV_HEADS = 64, 96, 2, 4, 2
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
 
-def write_tiny_gguf(path: Path, architecture: str = "llama", quantised: bool = True) -> Path:
+def write_tiny_gguf(path: Path, architecture: str = "llama", quantized: bool = True) -> Path:
     """Random weights: matrices in Q8_0 blocks (or float32), norms in float32, the head tied to the embedding."""
     words = _words()
     writer = GGUFWriter(path, architecture)
@@ -34,7 +34,7 @@ def write_tiny_gguf(path: Path, architecture: str = "llama", quantised: bool = T
     writer.add_pad_token_id(2)
     writer.add_chat_template(TEMPLATE)
     for name, array in _tensors(len(words)).items():
-        if quantised and array.ndim == 2:
+        if quantized and array.ndim == 2:
             kind = GGMLQuantizationType.Q8_0
             writer.add_tensor(name, quantize(array, kind), raw_dtype=kind)
         else:

@@ -136,13 +136,13 @@ def hashes(base: Base) -> dict[str, str]:
     return {n: hashlib.sha256(p.detach().numpy().tobytes()).hexdigest() for n, p in base.model.named_parameters()}
 
 
-def test_a_loss_that_is_no_number_stops_before_the_optimiser(tmp_path, capsys):
+def test_a_loss_that_is_no_number_stops_before_the_optimizer(tmp_path, capsys):
     """The first step is so long that the second one's loss overflows."""
     options = settings(learning_rate=1e30, schedule="constant", weight_decay=0.1, held_out=0)
     files, bad, good = rows_file(tmp_path / "rows.jsonl"), tmp_path / "bad", tmp_path / "good"
     assert main(["train", files, "--output", str(bad), *flags(options)]) == 2
     out, err = capsys.readouterr()
-    assert err.startswith("error: step 2: loss nan, gradient norm nan: not finite, so the optimiser step was skipped")
+    assert err.startswith("error: step 2: loss nan, gradient norm nan: not finite, so the optimizer step was skipped")
     assert len(err.splitlines()) == 1
     assert len([word for word in err.split() if "rows.jsonl" in word]) == options["batch_size"]
     assert str(bad / "checkpoints" / "step-000001") in err

@@ -24,15 +24,15 @@ MARKS = {"read": ("", ""), "learned": ("[[", "]]"), "stop": ("[[", "]]")}
 
 
 def show(result: "CheckResult", console: Console, plain: bool = False) -> None:
-    """Show everything, problems last so that they stay in view. plain: no colours and no bars, marks instead."""
-    from lorasmith.preflight.facts import labelled_facts
+    """Show everything, problems last so that they stay in view. plain: no colors and no bars, marks instead."""
+    from lorasmith.preflight.facts import labeled_facts
 
     console.no_color = console.no_color or plain
     whole = not console.is_terminal  # lines in a pipe are not wrapped
     marked = console.no_color or whole or console.is_dumb_terminal
     block = "" if plain else "#" if console.options.ascii_only else "█"
     if result.facts is not None:
-        _table(console, list(labelled_facts(result.facts)))
+        _table(console, list(labeled_facts(result.facts)))
     for note in result.notes:
         _line(console, note)
     if result.lengths:
@@ -88,7 +88,7 @@ def _about(row: "RowPreview") -> str:
 
 
 def row_text(spans: Sequence["TextSpan"], marked: bool, whole: bool = False) -> Text:
-    """A row in colours, or with marks.
+    """A row in colors, or with marks.
 
     whole: long spans are not shortened, and control characters are kept.
     """

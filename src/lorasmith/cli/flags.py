@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         self.own.add_argument("-h", "--help", action="help", help=_("Show this help message"))
         # cli/main.py handles these two before it imports a command; here they serve --help and `did_you_mean`
         self.own.add_argument("--lang", metavar="zh|en", help=_("Display language (default: from LANG)"))
-        self.add_switch("--plain", _("Plain output for screen readers: no bars, boxes or colours; one fact per line"))
+        self.add_switch("--plain", _("Plain output for screen readers: no bars, boxes or colors; one fact per line"))
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError with argparse's message and a hint at --help."""

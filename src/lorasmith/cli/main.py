@@ -154,7 +154,7 @@ def show_help(file: TextIO) -> None:
     print(file=file)
     for flag, text in (
         ("--lang zh|en", _("Display language (default: from LORASMITH_LANG or LANG)")),
-        ("--plain", _("Plain output for screen readers: no bars, boxes or colours")),
+        ("--plain", _("Plain output for screen readers: no bars, boxes or colors")),
         ("--version", _("Show the version")),
     ):
         print(f"  {flag:<14}{text}", file=file)

@@ -83,7 +83,7 @@ class LoraConfig(Typed):
         bool,
         Field(
             description=_(
-                "Use rank-stabilised LoRA (arXiv:2312.03732): scale by lora_alpha / sqrt(r) instead of lora_alpha / r"
+                "Use rank-stabilized LoRA (arXiv:2312.03732): scale by lora_alpha / sqrt(r) instead of lora_alpha / r"
             )
         ),
     ] = False
@@ -94,7 +94,7 @@ class LoraConfig(Typed):
     init_lora_weights: Annotated[
         Literal["default", "gaussian"],
         Field(
-            description=_("Initialisation of A (B starts at zero): default is Kaiming uniform, gaussian is N(0, 1/r)")
+            description=_("Initialization of A (B starts at zero): default is Kaiming uniform, gaussian is N(0, 1/r)")
         ),
     ] = "default"
 

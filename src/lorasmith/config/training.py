@@ -23,7 +23,7 @@ class TrainingConfig(Typed):
         Field(
             gt=0,
             le=MAX_EXAMPLES,
-            description=_("Micro-batches per optimiser step; each step uses batch_size x accumulate examples"),
+            description=_("Micro-batches per optimizer step; each step uses batch_size x accumulate examples"),
         ),
     ] = 1
     epochs: Annotated[

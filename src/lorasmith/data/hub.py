@@ -124,12 +124,12 @@ def _announce_download(info: Any, endpoint: str, source: Source) -> None:
     size = sum(file.size or 0 for file in info.siblings or ())
     source.report.say(
         _(
-            "Dataset {name} on {endpoint}: {megabytes:.1f} MB, licence {licence}; downloaded unless it is in "
+            "Dataset {name} on {endpoint}: {megabytes:.1f} MB, license {license}; downloaded unless it is in "
             "the cache.",
             name=info.id,
             endpoint=endpoint,
             megabytes=size / 1e6,
-            licence=card.get("license") or _("not stated"),
+            license=card.get("license") or _("not stated"),
         )
     )
 

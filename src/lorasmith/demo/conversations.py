@@ -1,4 +1,4 @@
-"""The data of the demo: conversations between two people, from the package `chitchat-dataset` (MIT licence)."""
+"""The data of the demo: conversations between two people, from the package `chitchat-dataset` (MIT license)."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence

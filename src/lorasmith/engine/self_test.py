@@ -72,7 +72,7 @@ def _difference_of(decoder: FastDecoder, texts: Sequence[Sequence[int]], expecte
         return _("it fails with an error: {error}", error=first_line(error))
     finally:
         base.router.route(None)
-    return "" if _is_close(actual, expected, base) else _("the optimised forward pass gives different results")
+    return "" if _is_close(actual, expected, base) else _("the optimized forward pass gives different results")
 
 
 _FAILURES = (ModelError, TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError)

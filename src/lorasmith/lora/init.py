@@ -10,7 +10,7 @@ from lorasmith.lora.layer import LoRAEmbedding, LoRALayer
 
 
 @torch.no_grad()
-def initialise(layer: LoRALayer | LoRAEmbedding, adapter: str, config: LoraConfig, generator: torch.Generator) -> None:
+def initialize(layer: LoRALayer | LoRAEmbedding, adapter: str, config: LoraConfig, generator: torch.Generator) -> None:
     """Initialize A and B of `adapter` in place. Random numbers come from the CPU, so the device makes no difference.
 
     default: A Kaiming-uniform with a = sqrt(5), as in torch's Linear and PEFT; gaussian: A from N(0, 1/r).

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
-from lorasmith.lora.init import initialise
+from lorasmith.lora.init import initialize
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
 from lorasmith.lora.router import Router
 from lorasmith.lora.target import Targets, find_targets, key_matches
@@ -229,7 +229,7 @@ def _add_adapter(
     else:
         layer.add(name, r, config.scaling(r, alpha), config.lora_dropout, device, variant_of(config))
     layer.train(layer.base_layer.training)
-    initialise(layer, name, config, generator)
+    initialize(layer, name, config, generator)
 
 
 def _own_parameters(layer: LoRALayer | LoRAEmbedding, name: str) -> dict[str, nn.Parameter]:

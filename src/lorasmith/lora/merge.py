@@ -44,7 +44,7 @@ def merged_weights(model: PreTrainedModel, adapter: Adapter, dtype: torch.dtype 
     weights = {name: p.to(dtype) for name, p in named if name is not None}  # biases, which are trained in place
     for path, module in model.named_modules():
         if isinstance(module, LoRALayer | LoRAEmbedding) and adapter.name in adapters_of(module):
-            _refuse_quantised(path, module.base_layer)
+            _refuse_quantized(path, module.base_layer)
             weights[f"{path}.weight"] = merged_weight(module, adapter.name).to(dtype)
         elif isinstance(module, SavedModule) and adapter.name in module.modules_to_save:
             copy = module.modules_to_save[adapter.name]
@@ -59,13 +59,13 @@ def plain_name(name: str) -> str | None:
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
-def _refuse_quantised(path: str, layer: nn.Module) -> None:
+def _refuse_quantized(path: str, layer: nn.Module) -> None:
     weight: Tensor = layer.weight  # type: ignore[assignment]
     if not weight.dtype.is_floating_point:
         raise AdapterError(
             _(
-                "{path}: the base model is quantised ({kind}), so merging would round the update away. Load a "
-                "base model that is not quantised.",
+                "{path}: the base model is quantized ({kind}), so merging would round the update away. Load a "
+                "base model that is not quantized.",
                 path=path,
                 kind=type(layer).__name__,
             )

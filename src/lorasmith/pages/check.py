@@ -5,7 +5,7 @@ from pathlib import Path
 from lorasmith.i18n import _
 from lorasmith.pages.page import render_template
 from lorasmith.preflight.check import CheckResult
-from lorasmith.preflight.facts import labelled_facts
+from lorasmith.preflight.facts import labeled_facts
 from lorasmith.system.writing import write_file
 
 
@@ -31,5 +31,5 @@ def render_page(result: CheckResult) -> str:
         "ready": _("Ready to train."),
     }
     most = max((bar.rows for bar in result.lengths), default=1)
-    facts = list(labelled_facts(result.facts)) if result.facts else []
+    facts = list(labeled_facts(result.facts)) if result.facts else []
     return render_template("check.html", checked=result, facts=facts, most=most, words=words)

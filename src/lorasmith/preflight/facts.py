@@ -89,11 +89,11 @@ def collect_facts(job: Job, expected: Estimate) -> Facts:
 
 def fact_lines(facts: Facts) -> Iterator[str]:
     """The facts as lines of text, with their labels in one column."""
-    for label, text in labelled_facts(facts):
+    for label, text in labeled_facts(facts):
         yield label + " " * (LABEL - cell_len(label)) + text
 
 
-def labelled_facts(facts: Facts) -> Iterator[tuple[str, str]]:
+def labeled_facts(facts: Facts) -> Iterator[tuple[str, str]]:
     """The facts for display: (label, sentence), in reading order."""
     why = facts.why
     yield _("base"), _base(facts)

@@ -218,7 +218,7 @@ def _value_or(part: BaseModel, key: str, otherwise: Any) -> Any:
 
 def _epochs(epochs: int, per_epoch: int) -> str:
     if epochs == 1:
-        return _("one epoch is {steps:,} steps; a second one would mostly add memorisation", steps=per_epoch)
+        return _("one epoch is {steps:,} steps; a second one would mostly add memorization", steps=per_epoch)
     return _(
         "{steps:,} steps; with few rows several epochs are needed, so watch the held-out loss", steps=epochs * per_epoch
     )

@@ -54,21 +54,21 @@ def _draw(names: Sequence[str], losses: Sequence[tuple[Points, Points]], target:
 def _curve(axes: Any, name: str, training: Points, held_out: Points) -> None:
     """The smoothed training loss of a run, and its held-out loss as a dashed line.
 
-    One of several runs has a name, and both of its lines have the same colour.
+    One of several runs has a name, and both of its lines have the same color.
     """
-    colour = None
+    color = None
     if training:
         steps, values = zip(*training, strict=True)
         smoothed = _("training, smoothed")
         label = f"{name} {smoothed}".strip()
         (line,) = axes.plot(steps, smooth(values), linewidth=2, label=label)
-        colour = line.get_color()
+        color = line.get_color()
         if not name:
-            axes.plot(steps, values, linewidth=1, alpha=0.45, color=colour, label=_("training"))
+            axes.plot(steps, values, linewidth=1, alpha=0.45, color=color, label=_("training"))
     if held_out:
         label = _("held out")
         axes.plot(
-            *zip(*held_out, strict=True), "o--", color=colour if name else "tab:orange", label=f"{name} {label}".strip()
+            *zip(*held_out, strict=True), "o--", color=color if name else "tab:orange", label=f"{name} {label}".strip()
         )
 
 

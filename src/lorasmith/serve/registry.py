@@ -223,7 +223,7 @@ def attach(base: Base, internal_name: str, adapter: AdapterFolder, tensors: Mapp
     if lost:
         detach(base, internal_name)
         text = _(
-            "{path}: another adapter has LoRA on this module, and this adapter trains a neighbouring module in "
+            "{path}: another adapter has LoRA on this module, and this adapter trains a neighboring module in "
             "full. They cannot be served together.",
             path=lost[0],
         )

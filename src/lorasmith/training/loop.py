@@ -216,7 +216,7 @@ def _stop_non_finite(job: Job, state: State, log: Log) -> None:
     )
     raise TrainingError(
         _(
-            "step {step}: loss {loss}, gradient norm {norm}: not finite, so the optimiser step was skipped; "
+            "step {step}: loss {loss}, gradient norm {norm}: not finite, so the optimizer step was skipped; "
             "{kept}. Rows in this step: {rows}. Lowering training.learning_rate or setting model.dtype to "
             "float32 usually fixes this.",
             step=state.step + 1,

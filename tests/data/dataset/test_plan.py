@@ -152,7 +152,7 @@ def test_epoch_is_whole_exactly_at_its_last_step():
     assert math.isclose(made.epoch(24), 2 + 40 / 79)
 
 
-def test_padded_rows_are_neighbours_in_length():
+def test_padded_rows_are_neighbors_in_length():
     made = plan([1, 10, 2, 9, 3], [1] * 5, TrainingConfig(batch_size=5, row_tokens=20), 0, "padded")
     assert made[0] == [[1, 3], [4, 2], [0]]
 

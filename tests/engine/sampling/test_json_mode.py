@@ -100,7 +100,7 @@ def test_blanks_end() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_reply_is_whole_or_cut(temperature: float) -> None:
-    """Chosen by the engine's own rules from random logits that favour the signs; stop tokens favoured most."""
+    """Chosen by the engine's own rules from random logits that favor the signs; stop tokens favored most."""
     tokenizer = tokenizer_of("bytes")
     closers = [tokenizer.get_vocab()[sign] for sign in CLOSERS]
     ends = []

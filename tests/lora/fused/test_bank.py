@@ -130,7 +130,7 @@ def test_ranks_of_an_adapter_know_its_changes() -> None:
     assert (first.r, second.r) == (2, 5)
     assert first.version() != second.version()
     before = first.version()
-    next(iter(base.adapters["a0"].parameters.values())).data.add_(0)  # what .data hides, an optimiser's step does not
+    next(iter(base.adapters["a0"].parameters.values())).data.add_(0)  # what .data hides, an optimizer's step does not
     with torch.no_grad():
         next(iter(base.adapters["a0"].parameters.values())).add_(0)
     assert first.version() != before

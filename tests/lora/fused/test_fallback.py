@@ -86,7 +86,7 @@ def test_other_layers_fall_back(kind: str, passes: Any) -> None:
     elif kind == "Conv1D":
         made[1].base_layer = Conv1D(WIDTHS[1], I).double().requires_grad_(False)
     elif kind == "a class of its own":
-        made[1].base_layer.__class__ = type("Quantised", (nn.Linear,), {})
+        made[1].base_layer.__class__ = type("Quantized", (nn.Linear,), {})
     else:
         made[0].router.fused = False
     assert_alone(made, x, passes)

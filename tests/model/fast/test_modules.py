@@ -13,7 +13,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 from lorasmith.config.training import TrainingConfig
 from lorasmith.lora.fused.products import share_memory
 from lorasmith.model.base import Base
-from lorasmith.model.fast.modules import FastGatedMLP, FastModule, FastRMSNorm, modules
+from lorasmith.model.fast import modules
+from lorasmith.model.fast.modules import FastGatedMLP, FastModule, FastRMSNorm
 from lorasmith.model.fast.recognize import recognize_modules
 from lorasmith.model.forward import row_of
 from lorasmith.model.head import loss_sum
@@ -184,7 +185,7 @@ def test_second_derivative_is_refused_rather_than_wrong(call: Callable[[Tensor],
 
 
 @pytest.mark.parametrize("family", [*CONFIGS, "smollm3"])
-def test_every_family_still_runs_with_what_was_recognised(family: str) -> None:
+def test_every_family_still_runs_with_what_was_recognized(family: str) -> None:
     """Its own attention, without a row: logits as those of the untouched model, bit for bit."""
     plain, _first = adapted(family) if family in CONFIGS else plain_base(family)
     base, _adapter = plain_base(family)

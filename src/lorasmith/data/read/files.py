@@ -206,12 +206,12 @@ def _notes(
     source: Source, row_format: RowFormat, rows: Sequence[tuple[str, dict[str, object]]], records: Sequence[Record]
 ) -> Iterator[str]:
     count = counted(len(records), _("1 row"), _("{count} rows"))
-    said = {"file": source.name, "form": row_format.name, "rows": count}
+    values = {"file": source.name, "form": row_format.name, "rows": count}
     skipped = len(rows) - len(records)
     if skipped:
-        yield _("{file}: {form} format, {rows}, {count} skipped.", **said, count=f"{skipped:,}")
+        yield _("{file}: {form} format, {rows}, {count} skipped.", **values, count=f"{skipped:,}")
     else:
-        yield _("{file}: {form} format, {rows}, none skipped.", **said)
+        yield _("{file}: {form} format, {rows}, none skipped.", **values)
     unused = _unused(row_format, (row for _at, row in rows))
     if unused:
         named = listed(f"'{key}' ({n:,})" for key, n in unused.items())

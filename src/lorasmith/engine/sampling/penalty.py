@@ -55,19 +55,19 @@ class PenalizedRow(NamedTuple):
     sampling: SamplingConfig
 
 
-def apply_penalties(logits_NV: Tensor, penalised: Sequence[PenalizedRow]) -> None:
+def apply_penalties(logits_NV: Tensor, penalized: Sequence[PenalizedRow]) -> None:
     """Apply the penalties in place: first repetition, then presence and frequency. Neutral ones do not change a bit."""
-    if not penalised:
+    if not penalized:
         return
-    ids = [one.token_counts.ids_I for one in penalised]
+    ids = [one.token_counts.ids_I for one in penalized]
     lengths = torch.tensor([len(own_I) for own_I in ids])
     settings = [
         (min(max(s.repetition_penalty, 1 / MAX_REPETITION), MAX_REPETITION), s.presence_penalty, s.frequency_penalty)
-        for s in (one.sampling for one in penalised)
+        for s in (one.sampling for one in penalized)
     ]
     device = logits_NV.device
-    row_I = torch.tensor([one.row for one in penalised]).repeat_interleave(lengths).to(device)
-    counts_I = torch.cat([one.token_counts.counts_I for one in penalised]).to(device)
+    row_I = torch.tensor([one.row for one in penalized]).repeat_interleave(lengths).to(device)
+    counts_I = torch.cat([one.token_counts.counts_I for one in penalized]).to(device)
     settings_I3 = torch.tensor(settings, dtype=torch.float32).repeat_interleave(lengths, 0).to(device)
     repetition_I, presence_I, frequency_I = settings_I3.unbind(1)
     at = row_I, torch.cat(ids).to(device)

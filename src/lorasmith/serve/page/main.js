@@ -6,7 +6,7 @@ import { asCurl, asPython, copy } from "./snippets.js";
 import { apiKey, newReply, chooseModels, withSeed, load, requestOf, save, useKey } from "./state.js";
 import { t } from "./texts.js";
 import { because, Conversation } from "./turns.js";
-import { askForKey, at, colour, dress, fit, follower, notice, say, showModels, showRunning, showSampling } from "./view.js";
+import { askForKey, at, color, dress, fit, follower, notice, say, showModels, showRunning, showSampling } from "./view.js";
 
 const state = load();
 const conversation = new Conversation(at("turns"), { onCopy: copyReply, onAgain: answerAgain });
@@ -20,7 +20,7 @@ function keep() {
 
 function show() {
   dress(state.language);
-  colour(state.theme);
+  color(state.theme);
   showModels(models, state.models, chooseModel);
   showSampling(state.sampling);
   showRunning(running !== null);
@@ -158,7 +158,7 @@ function listen() {
   at("theme").addEventListener("change", () => {
     state.theme = at("theme").value;
     keep();
-    colour(state.theme);
+    color(state.theme);
   });
   at("sampling").addEventListener("input", ({ target }) => {
     state.sampling[target.name] = target.value;

@@ -16,7 +16,7 @@ export function dress(language) {
   at("language").lang = document.documentElement.lang === "en" ? "zh-CN" : "en";
 }
 
-export function colour(theme) {
+export function color(theme) {
   document.documentElement.dataset.theme = theme;
   at("theme").value = theme;
 }
