@@ -6,6 +6,7 @@ from pathlib import Path
 
 import openai
 import pytest
+import torch
 
 from lorasmith.adapters.folder import AdapterFolder, write_adapter
 from lorasmith.config.lora import LoraConfig
@@ -68,6 +69,22 @@ def test_lora_and_a_module_trained_whole_beside_it_exclude_each_other(tmp_path: 
     detach(base, "whole")
     offer_folder(base, "lora", tmp_path / "lora")
     assert (list(base.adapters), base.fast_decoder.bank.paths, list(base.fast_decoder.held)) == ([], paths, ["lora"])
+
+
+def test_an_adapter_that_changes_biases_of_the_base_is_refused(tmp_path: Path) -> None:
+    """The base model and adapters that are held outside of it would answer with these biases too."""
+    folder = tiny.model_folder("qwen2")
+    base, own = (load_base(ModelConfig(model=str(folder), dtype="float32", device="cpu")) for _ in range(2))
+    own.adapters["biases"] = inject(own.model, LoraConfig(r=2, bias="all"), own.router, "biases")
+    stir(own.adapters["biases"])
+    write_adapter(own, "biases", Template.of(own.tokenizer), tmp_path / "biases", {"data": []})
+    Engine(base, prepack=True)
+    before = {name: p.detach().clone() for name, p in base.model.named_parameters() if name.endswith("bias")}
+    assert before
+    with pytest.raises(AdapterError, match="adapter 'biases': bias='all' changes the base model itself"):
+        offer_folder(base, "biases@1", tmp_path / "biases")
+    now = dict(base.model.named_parameters())
+    assert all(torch.equal(now[name], p) for name, p in before.items())
 
 
 def test_a_variant_of_lora_is_served_by_its_own_layers(tmp_path: Path) -> None:

@@ -71,14 +71,7 @@ def inject(
             _("the adapter name {name!r} is already in use or contains a dot. Choose another name.", name=name)
         )
     if plain.adapters and (config.bias != "none" or plain.has_trained_bias):
-        raise AdapterError(
-            _(
-                "adapter {name!r}: bias={bias!r} changes the base model itself, so it cannot be shared with "
-                "other adapters.",
-                name=name,
-                bias=config.bias,
-            )
-        )
+        raise bias_conflict(name, config.bias)
     _refuse_rounded_biases(model, config)
     with plain:
         targets = find_targets(model, config, strict)
@@ -101,6 +94,18 @@ def inject(
     parameters |= _trained_biases(model, config, parameters)
     router.active = name
     return Adapter(name, config, targets, parameters)
+
+
+def bias_conflict(name: str, bias: str) -> AdapterError:
+    """The error for an adapter with trained biases, which are the base model's own, beside other adapters."""
+    return AdapterError(
+        _(
+            "adapter {name!r}: bias={bias!r} changes the base model itself, so it cannot be shared with "
+            "other adapters.",
+            name=name,
+            bias=bias,
+        )
+    )
 
 
 def remove(model: PreTrainedModel, name: str) -> None:

@@ -21,7 +21,7 @@ from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.fused.held import held_weights
-from lorasmith.lora.inject import remove
+from lorasmith.lora.inject import bias_conflict, remove
 from lorasmith.lora.layer import SavedModule
 from lorasmith.lora.variant import flags_of
 from lorasmith.model.base import Base
@@ -198,6 +198,8 @@ def attach(base: Base, internal_name: str, adapter: AdapterFolder, tensors: Mapp
     if decoder and weights:
         decoder.held[internal_name] = weights
         return
+    if config.bias != "none":  # the base model is served too, and keeps changed biases when the adapter is removed
+        raise bias_conflict(internal_name.partition("@")[0], config.bias)
     with unpacked(base):
         adapter.load_into(base, internal_name)
         base.router.active = None
