@@ -22,7 +22,7 @@ from lorasmith.report import Report
 from lorasmith.runs import evaluate as measure
 from lorasmith.runs.evaluate import EvaluationOptions, evaluate
 from tests.support.families import own_logits
-from tests.support.tiny import Watch, row, rows_file, trained
+from tests.support.tiny import Crash, Watch, crash_at, model_folder, row, rows_file, trained
 
 GENERAL = Path(general_text.__file__).with_name(general_text.GENERAL_TEXT)
 SHORT = DataConfig(max_length=64, too_long="truncate")
@@ -75,6 +75,23 @@ def test_the_seed_of_the_interval_is_the_runs(runs, monkeypatch):
     loss_of(runs / "run", [rows_file(runs / "other.jsonl", range(20, 24))])
     loss_of(runs / "run" / "adapter", [rows_file(runs / "other.jsonl", range(20, 24))])
     assert seeds == [3, 3, 0]
+
+
+def test_the_base_model_has_its_own_biases_beside_an_adapter_that_trains_them(tmp_path):
+    """In eval, in the losses of a resumed run, and in answers."""
+    options = {"model": str(model_folder("qwen2")), "bias": "all", "max_steps": 6, "learning_rate": 0.05}
+    trained(tmp_path / "plain", **options | {"bias": "none"})
+    before = loss_of(tmp_path / "plain").before
+    with pytest.raises(Crash):
+        trained(tmp_path / "run", crash_at(5), save_every=2, **options)
+    assert trained(tmp_path / "run", resume=True, save_every=2, **options).loss_before == pytest.approx(before, 1e-6)
+    found = loss_of(tmp_path / "run")
+    assert found.before == pytest.approx(before, 1e-6)
+    assert found.after < before
+    sessions = [open_adapters([tmp_path / name]) for name in ("plain", "run")]
+    answers = [session.generate("Why is the sky blue?", adapter=None, temperature=0) for session in sessions]
+    assert answers[0] == answers[1]
+    assert sessions[1].generate("Why is the sky blue?", temperature=0) != answers[1]
 
 
 @pytest.mark.parametrize("rows", [range(1, 13), range(13), range(11, -1, -1)], ids=["others", "more", "reordered"])

@@ -5,6 +5,7 @@ It works on token ids and adapter names; chat templates and HTTP are up to the c
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
@@ -150,8 +151,10 @@ class Engine:
     def _forward(self, chunks: Sequence[Chunk]) -> Tensor:
         if self.base.model.training:
             self.base.model.eval()
+        is_base = all(chunk.running.request.adapter is None for chunk in chunks)
         try:
-            return self._layout.run(chunks)
+            with self.base.without_trained_biases() if is_base else nullcontext():
+                return self._layout.run(chunks)
         finally:
             self.base.router.route(None)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -122,7 +122,7 @@ def evaluate_loss(
     weights = torch.tensor([example.weight for example in examples], dtype=torch.float64)
     rows = pack_rows([e.useful_length for e in examples], EVAL_ROW_TOKENS, base.layout)
     rows = rows[world.rank :: world.size] if world else rows
-    with eval_mode(base):
+    with eval_mode(base), base.without_trained_biases() if adapter is None else nullcontext():
         for done, members in enumerate(rows, 1):
             row = row_of(base, [examples[i] for i in members], total_weight=1.0, adapter=adapter)
             weighted = token_losses(base, row).double().cpu() * row.weight_N.double().cpu()

@@ -24,12 +24,16 @@ PEFT_PREFIX = "base_model.model."  # prefix of every key in PEFT's files
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter in a model. `parameters` holds its trainable tensors by the keys of PEFT's files."""
+    """An adapter in a model. `parameters` holds its trainable tensors by the keys of PEFT's files.
+
+    `own_biases`: the values that the base model's biases among them had before this adapter.
+    """
 
     name: str
     config: LoraConfig
     targets: Targets
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    own_biases: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class ParameterCounts(NamedTuple):
@@ -91,9 +95,10 @@ def inject(
     for path in (path for paths in targets.saved.values() for path in paths):
         saved = _wrap_whole(model, path, router)
         parameters |= {_key(path, part): p for part, p in saved.add(name).named_parameters()}
-    parameters |= _trained_biases(model, config, parameters)
+    biases = _trained_biases(model, config, parameters)
     router.active = name
-    return Adapter(name, config, targets, parameters)
+    own_biases = {key: p.detach().clone() for key, p in biases.items()}
+    return Adapter(name, config, targets, parameters | biases, own_biases)
 
 
 def bias_conflict(name: str, bias: str) -> AdapterError:

@@ -1,5 +1,7 @@
 """A frozen causal language model with its tokenizer and adapters, as the rest of lorasmith uses it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -83,6 +85,21 @@ class Base:
     def compiles_shapes(self) -> bool:
         """Whether every new shape of a matrix product costs time: oneDNN compiles kernels, for bfloat16 on a CPU."""
         return self.device.type == "cpu" and self.dtype == torch.bfloat16
+
+    @contextmanager
+    def without_trained_biases(self) -> Iterator[None]:
+        """Give the base model its own biases inside the block, instead of those that an adapter trains in place."""
+        pairs = [(one.parameters[key], own) for one in self.adapters.values() for key, own in one.own_biases.items()]
+        trained = [parameter.detach().clone() for parameter, _own in pairs]
+        with torch.no_grad():
+            for parameter, own in pairs:
+                parameter.copy_(own)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for (parameter, _own), values in zip(pairs, trained, strict=True):
+                    parameter.copy_(values)
 
     @property
     def max_positions(self) -> int | None:
