@@ -1,6 +1,5 @@
 """Held-out losses against transformers' own, and the paired interval against a count by hand."""
 
-import math
 
 import pytest
 import torch
@@ -30,7 +29,12 @@ def test_losses_are_those_of_transformers_example_by_example(family, adapter):
         assert float(loss / weight) == pytest.approx(wanted, rel=1e-10)
         assert weight == len(e.ids) - 1
     assert measured.loss == pytest.approx(float(measured.losses.sum()) / (4 + 11 + 7))
-    assert measured.perplexity == pytest.approx(math.exp(measured.loss))
+
+
+def test_a_loss_of_a_training_that_diverged_has_words():
+    """Its perplexity is more than a float can hold."""
+    before, after = (ExampleLosses(torch.tensor([loss], dtype=torch.float64), torch.ones(1)) for loss in (2.0, 1e4))
+    assert "(perplexity 7.4 -> inf)" in str(compare(before, after))
 
 
 def transformers_loss(base: Base, e: Example) -> float:

@@ -20,6 +20,7 @@ from lorasmith.report import Report
 RESAMPLES = 2000  # of the bootstrap
 MIN_EXAMPLES = 10  # with fewer, a bootstrap interval is too unreliable to call a difference significant
 EVAL_ROW_TOKENS = 2048  # tokens of one packed row
+LARGEST_EXPONENT = 709.0  # math.exp raises OverflowError a little above
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,6 @@ class ExampleLosses:
     def loss(self) -> float:
         """Weighted mean loss per target token, in nats."""
         return float(self.losses.sum() / self.weights.sum())
-
-    @property
-    def perplexity(self) -> float:
-        """exp(loss)."""
-        return math.exp(self.loss)
 
 
 @dataclass(frozen=True)
@@ -81,14 +77,19 @@ class Comparison:
             "held-out examples: {verdict}",
             before=self.before,
             after=self.after,
-            ppl_before=math.exp(self.before),
-            ppl_after=math.exp(self.after),
+            ppl_before=perplexity(self.before),
+            ppl_after=perplexity(self.after),
             difference=self.difference,
             low=self.low,
             high=self.high,
             examples=self.examples,
             verdict=self.verdict,
         )
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss); infinity where that is no float any more, as after a training that diverged."""
+    return math.inf if loss > LARGEST_EXPONENT else math.exp(loss)
 
 
 class ProcessGroup(Protocol):

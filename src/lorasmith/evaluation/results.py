@@ -1,13 +1,12 @@
 """The result of an evaluation: losses and scores of each adapter beside those of the base model, and the answers."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorasmith.evaluation.generation import Answer
-from lorasmith.evaluation.loss import MIN_EXAMPLES, Comparison
+from lorasmith.evaluation.loss import MIN_EXAMPLES, Comparison, perplexity
 from lorasmith.evaluation.metrics import MetricComparison
 from lorasmith.i18n import _, listed
 
@@ -98,7 +97,7 @@ class Evaluation:
         losses = [adapter.loss for adapter in self.adapters]
         yield self._group(_("held-out loss"), losses, 4)
         values = [losses[0].before, *(loss.after for loss in losses)]
-        lines = [ResultLine(who, f"{math.exp(value):.1f}") for who, value in zip(self.names, values, strict=True)]
+        lines = [ResultLine(who, f"{perplexity(value):.1f}") for who, value in zip(self.names, values, strict=True)]
         yield ResultGroup(_("perplexity"), lines)
         for scores in zip(*(adapter.scores for adapter in self.adapters), strict=True):
             yield self._group(scores[0].name, scores, scores[0].digits)
