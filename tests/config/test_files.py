@@ -66,8 +66,15 @@ def test_a_line_of_json_may_hold_what_python_takes_for_a_line_break(tmp_path):
     with pytest.raises(RunError, match=r"x\.jsonl:2: not valid JSON: Expecting property name"):
         read_objects(tmp_path / "x.jsonl", RunError)
     (tmp_path / "x.jsonl").write_bytes(b"{}\n\xff}\n")
-    with pytest.raises(RunError, match=r"x\.jsonl: not valid JSON: byte 3 is not UTF-8"):
+    with pytest.raises(RunError, match=r"x\.jsonl:2: not valid JSON: byte 0 is not UTF-8"):
         read_objects(tmp_path / "x.jsonl", RunError)
+
+
+@pytest.mark.parametrize("last", ['{"answer": "因'.encode()[:-1], b'{"answer": "{}', b'{"answer": "{}"'])
+def test_a_last_line_may_end_anywhere(tmp_path, last):
+    """A full disk can cut it within a character, or after a brace that does not end it."""
+    (tmp_path / "x.jsonl").write_bytes(b'{"step": 1}\r\n{"step": 2}\n' + last)
+    assert read_objects(tmp_path / "x.jsonl", RunError) == [{"step": 1}, {"step": 2}]
 
 
 @pytest.mark.parametrize(

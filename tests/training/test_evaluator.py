@@ -1,6 +1,8 @@
 """Evaluation during training: samples and custom metrics change no number of it, and nothing is lost."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from lorasmith.cli.main import main
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.data.read.prompts import as_record
 from lorasmith.errors import ConfigError
+from lorasmith.evaluation.loss import ExampleLosses
 from lorasmith.runs.evaluate import EvaluationOptions, evaluate
-from lorasmith.training.evaluator import SAMPLING
-from lorasmith.training.run_files import read_summary
+from lorasmith.training.checkpoint import read_state
+from lorasmith.training.evaluator import SAMPLING, Evaluator, _copy
+from lorasmith.training.run_files import ADAPTER_FILES, read_summary
 from tests.support.tiny import (
     Crash,
     Watch,
@@ -52,6 +56,35 @@ def test_samples_change_no_number_of_the_training(tmp_path, asked, more):
     assert adapter_bytes(with_samples) == adapter_bytes(tmp_path / "without")
     assert metrics(with_samples) == metrics(tmp_path / "without")
     assert not (tmp_path / "without" / "samples.jsonl").exists()
+
+
+def test_a_loss_that_is_not_finite_is_never_the_best_and_the_run_can_be_resumed(tmp_path, monkeypatch):
+    """Were NaN the best loss, no later loss could be better, and no checkpoint could be read again."""
+    losses, run = Evaluator._losses, tmp_path / "run"
+
+    def overflowing(self: Evaluator, adapter: str | None, task: str) -> ExampleLosses:
+        found = losses(self, adapter, task)
+        return found if adapter is None else replace(found, losses=found.losses * float("nan"))
+
+    monkeypatch.setattr(Evaluator, "_losses", overflowing)
+    with pytest.raises(Crash):
+        trained(run, crash_at(4), **HARD)
+    assert [math.isnan(line["held_out_loss"]) for line in metrics(run) if "held_out_loss" in line] == [False, True]
+    monkeypatch.undo()
+    state, _origin = read_state(run / "checkpoints" / "step-000003")
+    assert state.best_step is None
+    assert trained(run, resume=True, **HARD).best_step in (4, 6)
+
+
+def test_the_best_adapter_is_kept_without_the_files_of_others(tmp_path):
+    """With these, --overwrite would refuse to replace adapter/."""
+    best, adapter = tmp_path / "best-000002", tmp_path / "adapter"
+    best.mkdir()
+    adapter.mkdir()
+    for name in (*ADAPTER_FILES, "notes.txt"):
+        (best / name).write_text(name)
+    _copy(best, adapter)
+    assert {path.name for path in adapter.iterdir()} == ADAPTER_FILES
 
 
 def test_samples_are_what_chat_answers_then(asked):

@@ -50,6 +50,14 @@ def test_rewinding_keeps_what_a_resumed_run_does_not_write_again(tmp_path, step,
     assert [json.loads(line)["step"] for line in lines] == samples
 
 
+def test_rewinding_keeps_a_line_that_has_no_step(tmp_path):
+    history = recorded(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"note": "mine"}\n')
+    history.rewind(0)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"note": "mine"}\n'
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

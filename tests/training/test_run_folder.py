@@ -134,6 +134,19 @@ def test_one_training_at_a_time_uses_a_folder(tmp_path):
     assert not run.exists(), "a folder that stayed empty is removed again"
 
 
+def test_a_run_that_appeared_meanwhile_is_replaced_only_with_overwrite(tmp_path):
+    """As without locks, where another training can start in this folder while the base model is loading."""
+    run = tmp_path / "run"
+    start_run(run, load_config(None, {"lora": {"r": 4}}), {}, {"torch": "2"})
+    (run / "metrics.jsonl").touch()
+    with pytest.raises(RunError, match="already exists"):
+        start_run(run, load_config(None, {"lora": {"r": 8}}), {}, {"torch": "2"})
+    assert load_config(run / "config.toml", {}).lora.r == 4
+    start_run(run, load_config(None, {"lora": {"r": 8}}), {}, {"torch": "2"}, overwrite=True)
+    assert load_config(run / "config.toml", {}).lora.r == 8
+    assert not (run / "metrics.jsonl").exists()
+
+
 def test_a_resumed_run_is_trained_with_its_own_configuration(tmp_path):
     run = tmp_path / "run"
     start_run(run, load_config(None, {"lora": {"r": 4}}), {}, {"torch": "2"})

@@ -95,19 +95,18 @@ def _object(value: Any, path: Path, error: type[LorasmithError]) -> dict[str, An
 def read_objects(path: Path, error: type[LorasmithError]) -> list[dict[str, Any]]:
     """The objects of a JSON Lines file, without a last line that is still being written. Raises `error`."""
     try:
-        text = path.read_text("utf-8")
+        *lines, last = path.read_bytes().replace(b"\r\n", b"\n").split(b"\n")
     except OSError as failure:
         raise error(_("{path}: cannot be read: {why}", path=path, why=foreign(failure.strerror))) from None
-    except UnicodeDecodeError as failure:
-        raise error(_not_json(path, Malformed(_not_utf8(failure.start)))) from None
     found = []
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines would also split strings at U+2028
-        if not line.endswith("}"):
+    for number, line in enumerate([*lines, last], 1):
+        if not line.endswith(b"}"):
             continue
         try:
             found.append(parse_json(line))
         except Malformed as failure:
-            raise error(_not_json(f"{path}:{number}", Malformed(failure.why))) from None
+            if number <= len(lines):
+                raise error(_not_json(f"{path}:{number}", Malformed(failure.why))) from None
     return found
 
 

@@ -88,7 +88,7 @@ def train(config: Config, report: Report | None = None, resume: bool = False, ov
                 report.say(_("{run} has already finished: {summary}", run=folder, summary=finished))
                 return finished
             with _resumable(folder) if resume else nullcontext():
-                return _Training(config, folder, report, world).run(resume, started)
+                return _Training(config, folder, report, world, overwrite).run(resume, started)
     finally:
         if world.owns_group:
             leave()
@@ -97,8 +97,9 @@ def train(config: Config, report: Report | None = None, resume: bool = False, ov
 class _Training:
     """The phases of one run, from reading the data to writing summary.json."""
 
-    def __init__(self, config: Config, folder: Path, report: Report, world: World) -> None:
+    def __init__(self, config: Config, folder: Path, report: Report, world: World, overwrite: bool) -> None:
         self.config, self.folder, self.report, self.world = config, folder, report, world
+        self.overwrite = overwrite
         self.recompute = config.training.gradient_checkpointing
 
     def run(self, resume: bool, started: float) -> Summary:
@@ -145,7 +146,7 @@ class _Training:
             check_space(self.folder, job.parameters.values.nbytes)
             reasons = {f"model.{key}": why for key, why in job.base.why.items()}
             resolved = _resolved(self.config, self.folder, job.base, template, data)
-            start_run(self.folder, resolved, reasons, job.origin.settings | _versions())
+            start_run(self.folder, resolved, reasons, job.origin.settings | _versions(), self.overwrite)
         self.world.barrier()
         return State()
 

@@ -4,6 +4,7 @@ An evaluation never changes what is trained: generating uses no random numbers o
 to the mode that it was in.
 """
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from lorasmith.system.writing import write_folder
 from lorasmith.training.checkpoint import State, best_name
 from lorasmith.training.distributed import World
 from lorasmith.training.history import History
-from lorasmith.training.run_files import ADAPTER, CHECKPOINTS
+from lorasmith.training.run_files import ADAPTER, ADAPTER_FILES, CHECKPOINTS
 
 SAMPLING = SamplingConfig(max_new_tokens=64)  # greedy, so that answers differ between steps only through the adapter
 SHOWN = 200  # characters of a sample that are shown on screen
@@ -104,8 +105,10 @@ class Evaluator:
         if not self.examples:
             return
         loss = self._evaluate(state.step, _("held-out loss")).loss
-        # after the first step of a warmup the adapter still has no effect, and is not worth keeping
-        if self._has_effect() and (state.best_loss is None or loss < state.best_loss):
+        # After the first step of a warmup the adapter still has no effect, and is not worth keeping. A loss that is
+        # not finite is never the best: no later loss would be better than NaN.
+        is_better = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
+        if is_better and self._has_effect():
             state.best_loss, state.best_step = loss, state.step
             if self.world.is_first:
                 write_folder(self.best_folder(state), self.write_adapter)
@@ -186,7 +189,9 @@ class Evaluator:
 
 
 def _copy(source: Path, folder: Path) -> None:
-    shutil.copytree(source, folder, dirs_exist_ok=True)
+    """Copy the files of an adapter, and nothing that others put beside them."""
+    for name in ADAPTER_FILES:
+        shutil.copyfile(source / name, folder / name)
 
 
 def _one_line(text: str) -> str:

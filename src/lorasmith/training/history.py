@@ -112,4 +112,5 @@ def read_losses(run: Path) -> tuple[Points, Points]:
 
 def _was_done(values: Mapping[str, Any], step: int) -> bool:
     """Whether a run that resumes after `step` does not write this line again."""
-    return bool(values["step"] < step or (values["step"] == step and "loss" in values))
+    at = values.get("step")
+    return not isinstance(at, int) or at < step or (at == step and "loss" in values)

@@ -132,15 +132,7 @@ def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
         raise RunError(_("{folder} is a file, not a folder. Choose another --output.", folder=folder))
     if not _is_used(folder):
         return config
-    if not overwrite:
-        raise RunError(
-            _(
-                "{folder} already exists. Continue with --resume, replace it with --overwrite, or choose "
-                "another --output (in Python: resume=True, overwrite=True, output=).",
-                folder=folder,
-            )
-        )
-    _refuse_foreign(folder)
+    _require_replaceable(folder, overwrite)
     return config
 
 
@@ -162,8 +154,16 @@ def _is_used(folder: Path) -> bool:
     return any(path.name not in first and not is_leftover(path.name) for path in folder.iterdir())
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Raise RunError if the folder is not a run, or contains anything that training does not write."""
+def _require_replaceable(folder: Path, overwrite: bool) -> None:
+    """Raise RunError without --overwrite, or if the folder is not a run or contains what training does not write."""
+    if not overwrite:
+        raise RunError(
+            _(
+                "{folder} already exists. Continue with --resume, replace it with --overwrite, or choose "
+                "another --output (in Python: resume=True, overwrite=True, output=).",
+                folder=folder,
+            )
+        )
     if not (is_marked(folder, "run") or _is_run_of_0_1_0(folder)):
         raise RunError(
             _(
@@ -192,15 +192,17 @@ def _is_run_of_0_1_0(folder: Path) -> bool:
         return False
 
 
-def start_run(folder: Path, config: Config, reasons: dict[str, str], environment: dict[str, str]) -> None:
-    """Write the first files of a run, replacing a previous run in the folder. Raises RunError.
+def start_run(
+    folder: Path, config: Config, reasons: dict[str, str], environment: dict[str, str], overwrite: bool = False
+) -> None:
+    """Write the first files of a run; `overwrite` replaces a previous run in the folder. Raises RunError.
 
     reasons: comments for config.toml, by key. environment: the content of environment.json.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if _is_used(folder):
-            _refuse_foreign(folder)  # again, because files may have appeared while the base model was loading
+            _require_replaceable(folder, overwrite)  # again: files may have appeared while the base model was loading
             mark(folder, "run")
             remove(folder / SUMMARY)  # first, and keep config.toml: a kill then leaves an unfinished run
             remove_own(folder, is_run_file, keep=frozenset({MARKER, LOCK, RUN_CONFIG}))
