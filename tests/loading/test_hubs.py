@@ -63,7 +63,8 @@ def test_base_and_rows_are_fetched_once_and_then_needed_no_more(hub: Hub, tmp_pa
     assert first.returncode == 0, first.stderr
     said = first.stdout.splitlines()
     assert (
-        said[0] == f"Dataset org/MyRows on {hub.url}: 0.0 MB, license apache-2.0; downloaded unless it is in the cache."
+        said[0]
+        == f"Dataset org/MyRows on {hub.url}: 0.0 MB, license apache-2.0; downloaded unless it is already in the cache."
     )
     assert said[1] == f"Model org/tiny on {hub.url}: 0 MB of weights, license apache-2.0; downloaded once."
     assert said[-2:] == ["Finished. The adapter is in first/adapter", "next: lorasmith chat first"]
