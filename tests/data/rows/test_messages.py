@@ -93,7 +93,7 @@ def chat(**message):
          'look like {"type": "text", "text": ...}, found \'type\'.'),
         (chat(content=[{"type": "image"}, "Hello"]), "message 2 (assistant): 'content': part 2 must look like"),
         (chat(content=[{"type": "text", "text": " "}]), "message 2 (assistant): the message is empty"),
-        ({"messages": str(CHAT["messages"])}, "'messages' holds a Python literal, not JSON. Write it with"),
+        ({"messages": str(CHAT["messages"])}, "'messages' contains a Python literal, not JSON. Write it with"),
         ({"messages": "[" * 10**5}, "'messages' is text that is not valid JSON: nested too deeply."),
         ({"messages": '{"role": "user"}'}, "'messages' must be a list of messages, found an object."),
         ({"messages": CHAT["messages"][:1]}, "no message has the role 'assistant', so there is nothing to train on. "
