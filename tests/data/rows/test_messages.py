@@ -1,12 +1,13 @@
 """Lists of messages in OpenAI's and ShareGPT's keys: what they become, and what is said of invalid ones."""
 
 import json
+import re
 
 import pytest
 
 from lorasmith.data.rows.cells import parse_list_cells
-from lorasmith.data.rows.conversation import Conversation, Message, Record
-from lorasmith.data.rows.formats import recognize_format, row_problem, to_conversation
+from lorasmith.data.rows.conversation import Conversation, Message, Record, RowError
+from lorasmith.data.rows.formats import to_conversation
 from lorasmith.data.rows.messages import OPENAI, SHAREGPT, detect_style, parse_messages
 from tests.support.row_files import CHAT
 
@@ -121,5 +122,5 @@ def chat(**message):
     ],
 )  # fmt: skip
 def test_an_invalid_message_is_named(row, text):
-    row = parse_list_cells(row)
-    assert text in row_problem(row, recognize_format([row]))
+    with pytest.raises(RowError, match=re.escape(text)):
+        to_conversation(Record(parse_list_cells(row), "a:1"))
