@@ -70,5 +70,5 @@ def texts_in(problem: str) -> frozenset[str]:
 
 
 def _is_case(text: str, general: str) -> bool:
-    """Whether `text` is a case of `general`; two that differ only in the names of their values are none of each other."""
+    """Whether `text` is a case of `general`. Two that differ only in the names of their values are not."""
     return bool(forms()[general].search(text)) and not forms()[text].search(general)
