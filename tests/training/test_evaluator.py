@@ -25,6 +25,7 @@ from tests.support.tiny import (
     crash_at,
     flags,
     metrics,
+    model_folder,
     rows_file,
     settings,
     trained,
@@ -56,6 +57,14 @@ def test_samples_change_no_number_of_the_training(tmp_path, asked, more):
     assert adapter_bytes(with_samples) == adapter_bytes(tmp_path / "without")
     assert metrics(with_samples) == metrics(tmp_path / "without")
     assert not (tmp_path / "without" / "samples.jsonl").exists()
+
+
+def test_samples_leave_trained_biases_where_the_optimizer_updates_them(tmp_path):
+    """Of q, k and v, which decoding fuses, only q and v have a trained bias."""
+    options = {"model": str(model_folder("qwen2")), "bias": "lora_only", "target_modules": ("q_proj", "v_proj")}
+    trained(tmp_path / "with", samples=PROMPTS, **HARD, **options)
+    trained(tmp_path / "without", **HARD, **options)
+    assert adapter_bytes(tmp_path / "with") == adapter_bytes(tmp_path / "without")
 
 
 def test_a_loss_that_is_not_finite_is_never_the_best_and_the_run_can_be_resumed(tmp_path, monkeypatch):

@@ -204,7 +204,10 @@ def scoring(base: Base, adapter: str | None) -> AbstractContextManager[None]:
 
 
 def _groups(path: str, module: FastModule) -> Iterator[dict[str, nn.Linear]]:
-    """The linear layers of an attention or MLP module by path, grouped by input; none if any is of another kind."""
+    """The linear layers of an attention or MLP module by path, grouped by input; none if any is of another kind.
+
+    None either if a bias is trained: fusing would move it to other memory than that which the optimizer updates.
+    """
     if isinstance(module, FastAttention):
         names = [("q_proj", "k_proj", "v_proj"), ("o_proj",)]
     elif isinstance(module, FastGatedMLP):
@@ -213,7 +216,9 @@ def _groups(path: str, module: FastModule) -> Iterator[dict[str, nn.Linear]]:
         return
     layers = [{f"{path}.{name}": _plain(getattr(module, name)) for name in group} for group in names]
     linear = [{p: one for p, one in group.items() if type(one) is nn.Linear} for group in layers]
-    if linear == layers:
+    if linear == layers and not any(
+        p.requires_grad for group in linear for one in group.values() for p in one.parameters()
+    ):
         yield from linear
 
 
