@@ -182,7 +182,7 @@ def test_a_block_that_is_trained_whole_is_not_served_beside_others(tmp_path: Pat
     write_adapter(other, "block", Template.of(other.tokenizer), tmp_path, {})
     one = AdapterFolder.read(tmp_path)
     with pytest.raises(
-        AdapterError, match=r"model\.layers\.0\.self_attn: the adapter trains it whole, and it looks at"
+        AdapterError, match=r"model\.layers\.0\.self_attn: the adapter trains this module in full, and the module uses"
     ):
         attach(own, "block", one, one.tensors_in(own.dtype))
     assert own.adapters == {}

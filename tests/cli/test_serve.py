@@ -41,8 +41,8 @@ def test_how_many_requests_fit():
     watch = Watch()
     show_memory(manager(2000), watch)
     assert watch.said == [
-        "KV cache: 4,000 tokens (80 MiB). Requests at once: 4 of up to 1,000 tokens each, or 2 of the whole context of "
-        "2,000."
+        "KV cache: 4,000 tokens (80 MiB). Concurrent requests: 4 of up to 1,000 tokens each, or 2 of the full context "
+        "length of 2,000."
     ]
     assert watch.warned == []
 

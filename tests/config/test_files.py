@@ -19,13 +19,13 @@ from tests.support.tiny import flags, rows_file, settings, trained
 
 NINES = "9" * 5000
 BAD = {  # content -> what is said of it
-    "many digits": ('{"a": ' + NINES + "}", "a number of more than 4300 digits"),
+    "many digits": ('{"a": ' + NINES + "}", "a number with more than 4300 digits"),
     "many brackets": ("[" * 10**5, "nested too deeply"),
     "deep": ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "nested too deeply"),
-    "half a character": ('{"a": "\\ud83d"}', "\\ud83d is half a character (a lone surrogate)"),
-    "half of a name": ('{"\\udc00": 1}', "\\udc00 is half a character (a lone surrogate)"),
+    "half a character": ('{"a": "\\ud83d"}', "\\ud83d is a lone surrogate, which is not a character"),
+    "half of a name": ('{"\\udc00": 1}', "\\udc00 is a lone surrogate, which is not a character"),
     "not UTF-8": (b'{"a": "\xff"}', "is not UTF-8"),
-    "two values": ("{} {}", "something follows after the value"),
+    "two values": ("{} {}", "unexpected text after the value"),
     "nothing": ("", "Expecting value"),
 }
 
@@ -80,8 +80,8 @@ def test_a_last_line_may_end_anywhere(tmp_path, last):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (f"[lora]\nr = {NINES}", "line 2, column 5: a number of more than 4300 digits"),
-        (f"[lora]\nr = 1_{NINES}", "line 2, column 5: a number of more than 4300 digits"),
+        (f"[lora]\nr = {NINES}", "line 2, column 5: a number with more than 4300 digits"),
+        (f"[lora]\nr = 1_{NINES}", "line 2, column 5: a number with more than 4300 digits"),
         ("a = " + "[" * 10**5, "nested too deeply"),
         ('a = "\\ud800"', "not a Unicode scalar value"),
         ("a = 2026-02-30", "(at line 1, column "),

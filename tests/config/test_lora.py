@@ -60,7 +60,7 @@ def test_bias_all_trains_more_than_bias_of_targets() -> None:
     assert {k for k in more if k.startswith("start")} > {k for k in fewer if k.startswith("start")}
 
 
-PATTERN_BOUNDS = "rank_pattern and alpha_pattern must hold numbers above 0, up to 1000000"
+PATTERN_BOUNDS = "the values of rank_pattern and alpha_pattern must be greater than 0, up to 1000000"
 
 
 @pytest.mark.parametrize(

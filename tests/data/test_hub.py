@@ -58,7 +58,7 @@ def test_what_is_fetched_is_said_and_the_split_train_is_read(monkeypatch):
     assert [(r.fields, r.source) for r in found.records] == [(ROW, "org/name:main row 1")]
     assert asked == [("org/name", "main")]
     assert said == [
-        "Dataset org/name on https://huggingface.co: 1.5 MB, license mit; downloaded unless it is in the cache."
+        "Dataset org/name on https://huggingface.co: 1.5 MB, license mit; downloaded unless it is already in the cache."
     ]
     del splits["train"]
     splits["dev"] = splits["test"]

@@ -23,7 +23,7 @@ def test_texts_are_found_where_they_are_raised_returned_and_collected():
         ("DataError", "two answers follow each other. Put a message with the role 'user' between them."),
         (
             "AdapterError",
-            "all B matrices are zero, so the adapter changes nothing: this file holds no trained weights.",
+            "all B matrices are zero, so the adapter changes nothing: this file contains no trained weights.",
         ),
     ):
         assert (error, text) in found, text

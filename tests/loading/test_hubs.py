@@ -63,7 +63,8 @@ def test_base_and_rows_are_fetched_once_and_then_needed_no_more(hub: Hub, tmp_pa
     assert first.returncode == 0, first.stderr
     said = first.stdout.splitlines()
     assert (
-        said[0] == f"Dataset org/MyRows on {hub.url}: 0.0 MB, license apache-2.0; downloaded unless it is in the cache."
+        said[0]
+        == f"Dataset org/MyRows on {hub.url}: 0.0 MB, license apache-2.0; downloaded unless it is already in the cache."
     )
     assert said[1] == f"Model org/tiny on {hub.url}: 0 MB of weights, license apache-2.0; downloaded once."
     assert said[-2:] == ["Finished. The adapter is in first/adapter", "next: lorasmith chat first"]
@@ -90,7 +91,7 @@ def test_base_and_rows_are_fetched_once_and_then_needed_no_more(hub: Hub, tmp_pa
     [
         ("hidden", "it does not exist, or it is private and HF_TOKEN gives no access to it"),
         ("missing", "it does not exist, or it is private and HF_TOKEN gives no access to it"),
-        ("gated", "access is restricted: request it at {url}/org/gated, then set HF_TOKEN"),
+        ("gated", "access is restricted: request access at {url}/org/gated, then set HF_TOKEN"),
     ],
 )
 def test_what_a_hub_refuses_is_told_in_a_line(asked_here: Hub, name: str, why: str) -> None:

@@ -22,7 +22,7 @@ def test_an_architecture_that_is_no_causal_model(folder: Path) -> None:
 def test_weights_of_another_shape(folder: Path) -> None:
     spoil(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(31)}))
     assert said(folder) == (
-        "MODEL/model.safetensors: model.norm.weight has the shape (31,); a model of this config.json needs (32,)."
+        "MODEL/model.safetensors: model.norm.weight has the shape (31,); a model with this config.json needs (32,)."
     )
 
 
@@ -31,16 +31,16 @@ def test_weights_of_another_shape(folder: Path) -> None:
     [
         ({"hidden_size": "big"}, "Field 'hidden_size' expected int, got str (value: 'big')."),
         ({"rms_norm_eps": "x"}, "Field 'rms_norm_eps' expected float, got str (value: 'x')."),
-        ({"num_attention_heads": 5}, "its values do not go together: The hidden size (32) is not a multiple of"),
+        ({"num_attention_heads": 5}, "its values are inconsistent: The hidden size (32) is not a multiple of"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0; it must be a whole number of at least 1."),
-        ({"dtype": "floaty"}, 'dtype is "floaty"; it must be a dtype of torch, such as "bfloat16".'),
+        ({"dtype": "floaty"}, 'dtype is "floaty"; it must be a torch dtype, such as "bfloat16".'),
         ({"hidden_act": "foo"}, 'hidden_act is "foo", which this version of transformers does not know.'),
         ({"rope_scaling": {"type": "foo"}}, 'rope_scaling.type is "foo", which this version of transformers does not'),
         (
             {"attn_implementation": "flash_attention_2"},
-            "attn_implementation asks for a package that cannot be imported",
+            "attn_implementation requires a package that cannot be imported",
         ),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config asks for a package that"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config requires a package that"),
         ({"quantization_config": "yes"}, 'quantization_config is "yes"; it must be an object whose quant_method'),
         ({"quantization_config": {"quant_method": "mine"}}, "it must be an object whose quant_method is one that"),
     ],
@@ -58,14 +58,14 @@ def test_sizes_that_the_weights_do_not_have_are_named(folder: Path) -> None:
         load(folder)
     assert caught.value.problems[0] == (
         f"{folder}/model.safetensors: lm_head.weight has the shape (300, 32); "
-        "a model of this config.json needs (100, 32)."
+        "a model with this config.json needs (100, 32)."
     )
 
 
 def test_fewer_layers_than_the_weights_hold(folder: Path) -> None:
     configure(folder, num_hidden_layers=1)
     assert said(folder) == (
-        "MODEL: its weights hold 2 layers (model.layers.1.input_layernorm.weight), and its config.json asks for 1. "
+        "MODEL: its weights contain 2 layers (model.layers.1.input_layernorm.weight), but its config.json specifies 1. "
         "Use the config.json that belongs to these weights."
     )
 
@@ -73,8 +73,8 @@ def test_fewer_layers_than_the_weights_hold(folder: Path) -> None:
 def test_a_bias_that_the_config_says_nothing_of(folder: Path) -> None:
     spoil(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}))
     assert said(folder) == (
-        "MODEL: its weights hold model.layers.0.self_attn.q_proj.bias, which a model of its config.json does not have. "
-        "Use the config.json that belongs to these weights."
+        "MODEL: its weights contain model.layers.0.self_attn.q_proj.bias, which a model with this config.json does not "
+        "have. Use the config.json that belongs to these weights."
     )
 
 

@@ -115,7 +115,7 @@ def test_an_adapter_without_effect(folder: Path) -> None:
     for key in (KEY.format("B"), KEY.format("B").replace("s.0", "s.1")):
         change(folder, **{key: torch.zeros(32, 4, dtype=torch.float64)})
     assert problems(folder) == (
-        "all B matrices are zero, so the adapter changes nothing: this file holds no trained weights.",
+        "all B matrices are zero, so the adapter changes nothing: this file contains no trained weights.",
     )
 
 
@@ -228,7 +228,8 @@ def test_matrices_that_are_no_real_numbers_are_refused_by_name(folder: Path, dty
     change(folder, A=torch.ones(4, 32).to(dtype), B=torch.ones(32, 4).to(dtype))
     name = str(dtype).removeprefix("torch.")
     assert problems(folder) == (
-        f"{KEY.format('A')} holds {name}; an adapter's matrices hold floating-point numbers, such as float32.",
+        f"{KEY.format('A')} contains {name}; "
+        "an adapter's matrices must contain floating-point numbers, such as float32.",
     )
 
 

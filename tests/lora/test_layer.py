@@ -287,7 +287,7 @@ def test_a_whole_block_takes_no_row_of_several_adapters() -> None:
     module.add("a")
     module.router.route((("a", 0, 2), (None, 2, 6)))
     with pytest.raises(
-        AdapterError, match="a Block that is trained whole cannot compute several adapters in one batch"
+        AdapterError, match="a Block that is trained in full cannot compute several adapters in one batch"
     ):
         module(hidden_states=x)
     module.router.route((("a", 0, 6),))

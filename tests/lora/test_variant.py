@@ -357,7 +357,7 @@ def test_a_variant_goes_on_linear_layers_only() -> None:
 
 def test_two_variants_at_once() -> None:
     base = tiny_base("llama")
-    with pytest.raises(ConfigError, match=r"lora\.use_gain and lora\.use_squash exclude each other"):
+    with pytest.raises(ConfigError, match=r"lora\.use_gain and lora\.use_squash are mutually exclusive"):
         inject(base.model, Config(use_gain=True, use_squash=True), base.router)
 
 

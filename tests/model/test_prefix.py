@@ -226,7 +226,7 @@ SWITCHES: dict[str, tuple[str, dict[str, float], Callable[[Base], object], str |
     "dropout": ("llama", DROPPING, lambda base: base, "default", False),
     "dropout, in eval": ("llama", DROPPING, lambda base: base.model.eval(), "default", True),
     "dropout, without the adapter": ("llama", DROPPING, lambda base: base, None, True),
-    "switched off": ("llama", {}, lambda base: setattr(base, "fast", frozenset()), "default", False),
+    "switched off": ("llama", {}, lambda base: setattr(base, "fast_parts", frozenset()), "default", False),
     "padded": ("bloom", {}, lambda base: base, "default", False),
 }
 

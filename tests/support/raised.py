@@ -66,4 +66,9 @@ def form(text: str) -> re.Pattern[str]:
 def texts_in(problem: str) -> frozenset[str]:
     """The texts that a problem holds; of two where one is a case of the other ('{why}', 'no such file'), that one."""
     found = {text for text, form in forms().items() if form.search(problem)}
-    return frozenset(text for text in found if not any(forms()[text].search(other) for other in found - {text}))
+    return frozenset(text for text in found if not any(_is_case(other, text) for other in found - {text}))
+
+
+def _is_case(text: str, general: str) -> bool:
+    """Whether `text` is a case of `general`. Two that differ only in the names of their values are not."""
+    return bool(forms()[general].search(text)) and not forms()[text].search(general)

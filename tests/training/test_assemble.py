@@ -67,6 +67,6 @@ def test_the_origin_holds_every_option_that_affects_the_adapter(tmp_path):
 def test_more_steps_than_a_run_can_have_are_refused(tmp_path):
     config = configured(tmp_path, max_steps=None, epochs=900_000, batch_size=1)
     with pytest.raises(
-        ConfigError, match=r"training\.epochs: 900000 passes are [\d,]+ steps, and a run can have 999,999"
+        ConfigError, match=r"training\.epochs: 900000 epochs are [\d,]+ steps, but a run can have at most 999,999"
     ):
         assemble(config, tmp_path / "run", Report(), World())

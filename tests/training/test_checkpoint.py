@@ -195,7 +195,7 @@ def test_a_checkpoint_of_more_steps_than_the_training_has(run):
     change(state(run), step=9)
     state(run).parent.rename(run / "checkpoints" / "step-000009")
     with pytest.raises(
-        RunError, match=r"step-000009: this checkpoint belongs to another training, because this one has only 4 steps"
+        RunError, match=r"step-000009: this checkpoint belongs to another run, because this one has only 4 steps"
     ):
         train(output=run, resume=True)
 
@@ -303,7 +303,7 @@ def test_rows_that_changed_before_the_first_checkpoint_are_refused(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '"done"', "\xff", "[" * 100_000])
 def test_a_broken_summary_is_one_sentence(run, text):
     (run / "summary.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(LorasmithError, match=r"summary\.json: not what a training writes there: ") as caught:
+    with pytest.raises(LorasmithError, match=r"summary\.json: not in the format that training writes: ") as caught:
         train(output=run, resume=True)
     assert len(caught.value.problems) == 1
     (run / "summary.json").unlink()  # as it says

@@ -104,5 +104,5 @@ def test_a_summary_is_read_back_and_says_what_came_out(tmp_path):
 @pytest.mark.parametrize("change", [{"steps": "4"}, {"interval": [1.0]}, {"seconds": None}])
 def test_a_summary_with_a_value_of_another_type_is_refused(tmp_path, change):
     (tmp_path / "summary.json").write_text(json.dumps(asdict(SUMMARY) | change))
-    with pytest.raises(RunError, match=rf"summary\.json: not what a training writes there: {next(iter(change))}"):
+    with pytest.raises(RunError, match=rf"summary\.json: not in the format that training writes: {next(iter(change))}"):
         read_summary(tmp_path)

@@ -126,8 +126,8 @@ def show_memory(manager: "RequestManager", screen: Screen) -> None:
         return
     screen.say(
         _(
-            "KV cache: {tokens:,} tokens ({mib:,.0f} MiB). Requests at once: {slots} of up to {each:,} tokens each, "
-            "or {fitting} of the whole context of {context:,}.",
+            "KV cache: {tokens:,} tokens ({mib:,.0f} MiB). Concurrent requests: {slots} of up to {each:,} tokens "
+            "each, or {fitting} of the full context length of {context:,}.",
             tokens=cache.limit,
             mib=manager.cache_mib,
             slots=manager.settings.slots,
@@ -139,8 +139,8 @@ def show_memory(manager: "RequestManager", screen: Screen) -> None:
     if manager.context < min(manager.settings.context or 2**62, admitted or 2**62):
         screen.warn(
             _(
-                "The context is {context:,} tokens, because the KV cache holds no more. "
-                "--cache-tokens sets how many it holds.",
+                "The context is {context:,} tokens, because the KV cache has no "
+                "room for more. --cache-tokens sets its size.",
                 context=manager.context,
             )
         )

@@ -39,7 +39,7 @@ def parse_json(text: str | bytes) -> Any:
     text = (_decoded(text) if isinstance(text, bytes) else text).removeprefix(BOM)
     value, end = parse_item(text, len(text) - len(text.lstrip(" \t\n\r")))
     if rest := text[end:].lstrip(" \t\n\r"):
-        raise Malformed(_("something follows after the value"), text, len(text) - len(rest))
+        raise Malformed(_("unexpected text after the value"), text, len(text) - len(rest))
     return value
 
 
@@ -58,7 +58,7 @@ def parse_item(text: str, at: int) -> tuple[Any, int]:
     if _SURROGATE.search(text, at, end):
         for escape in _ESCAPES.finditer(text, at, end):
             if escape[1]:
-                raise Malformed(_("{escape} is half a character (a lone surrogate)", escape=escape[1]), text,
+                raise Malformed(_("{escape} is a lone surrogate, which is not a character", escape=escape[1]), text,
                                 escape.start())  # fmt: skip
     return value, end
 
@@ -154,7 +154,7 @@ def _too_long(text: str, at: int) -> Malformed:
     """The error for a number with more digits than Python converts, which it reports without a position."""
     limit = sys.get_int_max_str_digits()
     digits = re.compile(rf"[\d_]{{{limit + 1},}}").search(text, at)
-    return Malformed(_("a number of more than {limit} digits", limit=limit), text, digits.start() if digits else None)
+    return Malformed(_("a number with more than {limit} digits", limit=limit), text, digits.start() if digits else None)
 
 
 def _not_utf8(at: int) -> str:

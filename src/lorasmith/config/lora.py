@@ -89,7 +89,11 @@ class LoraConfig(Typed):
     ] = False
     use_dora: Annotated[
         bool,
-        Field(description=_("learn the length of each weight row apart from its direction, DoRA (arXiv:2402.09353)")),
+        Field(
+            description=_(
+                "Use DoRA (arXiv:2402.09353): train the magnitude of each weight row separately from its direction"
+            )
+        ),
     ] = False
     init_lora_weights: Annotated[
         Literal["default", "gaussian"],

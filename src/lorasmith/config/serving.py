@@ -34,7 +34,7 @@ class ServeConfig(Typed):
         Field(
             ge=0,
             le=1_000_000,
-            description=_("Maximum number of waiting requests; further ones are refused with status 429"),
+            description=_("Maximum number of waiting requests; further ones are rejected with status 429"),
         ),
     ] = 256
     cache_tokens: Annotated[

@@ -108,7 +108,7 @@ def _offline(datasets: Any) -> Iterator[None]:
 def _modelscope(name: str, config: str | None, source: Source, datasets: Any) -> Any:
     """All splits, from files that the ModelScope client downloads."""
     modelscope = source.import_package("modelscope", "modelscope")
-    source.report.say(_("Dataset {name} on ModelScope; downloaded unless it is in the cache.", name=name))
+    source.report.say(_("Dataset {name} on ModelScope; downloaded unless it is already in the cache.", name=name))
     try:
         folder = modelscope.dataset_snapshot_download(name)
     except (OSError, ValueError, RuntimeError) as error:
@@ -124,8 +124,8 @@ def _announce_download(info: Any, endpoint: str, source: Source) -> None:
     size = sum(file.size or 0 for file in info.siblings or ())
     source.report.say(
         _(
-            "Dataset {name} on {endpoint}: {megabytes:.1f} MB, license {license}; downloaded unless it is in "
-            "the cache.",
+            "Dataset {name} on {endpoint}: {megabytes:.1f} MB, license {license}; downloaded unless it is "
+            "already in the cache.",
             name=info.id,
             endpoint=endpoint,
             megabytes=size / 1e6,

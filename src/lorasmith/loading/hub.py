@@ -71,7 +71,7 @@ def _modelscope(name: str, report: Report) -> Path:
             name=name,
         )
         raise MissingExtraError(text) from None
-    report.say(_("Model {name} on ModelScope; downloaded unless it is in the cache.", name=name))
+    report.say(_("Model {name} on ModelScope; downloaded unless it is already in the cache.", name=name))
     try:
         return Path(modelscope.snapshot_download(name))
     except (OSError, ValueError, RuntimeError) as error:

@@ -17,7 +17,7 @@ def failure_reason(error: Exception, page: str) -> str:
     if isinstance(error, hub.errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # the client falls back on its cache; this is why
     if isinstance(error, hub.errors.GatedRepoError):
-        return _("access is restricted: request it at {page}, then set HF_TOKEN", page=page)
+        return _("access is restricted: request access at {page}, then set HF_TOKEN", page=page)
     if isinstance(error, hub.errors.RepositoryNotFoundError):
         return _("it does not exist, or it is private and HF_TOKEN gives no access to it")
     if isinstance(error, hub.errors.OfflineModeIsEnabled):

@@ -39,7 +39,7 @@ def config_problems(path: Path, raw: Mapping[str, Any]) -> list[str]:
         value = raw.get(key)
         name = value.removeprefix("torch.") if isinstance(value, str) else value
         if name not in (None, "auto") and not (isinstance(name, str) and _is_dtype(name)):
-            problems.append(_wrong(path, key, value, _("a dtype of torch, such as {example}", example='"bfloat16"')))
+            problems.append(_wrong(path, key, value, _("a torch dtype, such as {example}", example='"bfloat16"')))
     if (quantized := raw.get("quantization_config")) is not None:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
         if method not in (*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"):
@@ -74,8 +74,8 @@ def load_error(folder: Path, error: Exception, settings: PretrainedConfig | None
     if isinstance(error, StrictDataclassError):
         cause = first_line(error.__cause__ or error)
         if isinstance(error, StrictDataclassFieldValidationError):
-            return ModelError(_("{path}: a key has a value of the wrong kind: {error}.", path=path, error=cause))
-        return ModelError(_("{path}: its values do not go together: {error}", path=path, error=cause))
+            return ModelError(_("{path}: a key has a value of the wrong type: {error}.", path=path, error=cause))
+        return ModelError(_("{path}: its values are inconsistent: {error}", path=path, error=cause))
     if isinstance(error, KeyError) and (key := _key_of(raw, error.args[0])):
         value = _shown(error.args[0])
         return ModelError(
@@ -90,7 +90,7 @@ def load_error(folder: Path, error: Exception, settings: PretrainedConfig | None
         requesting := [key for key in (*_ATTENTION, "quantization_config") if raw.get(key)]
     ):
         text = _(
-            "{path}: {key} asks for a package that cannot be imported here: {error}",
+            "{path}: {key} requires a package that cannot be imported here: {error}",
             path=path,
             key=requesting[0],
             error=first_line(error),
@@ -140,7 +140,7 @@ def shape_mismatches(folder: Path, settings: PretrainedConfig) -> list[str]:
             if name in wanted and tuple(shape) != (need := tuple(wanted[name].shape)):
                 problems.append(
                     _(
-                        "{path}: {key} has the shape {found}; a model of this {config} needs {need}.",
+                        "{path}: {key} has the shape {found}; a model with this {config} needs {need}.",
                         path=path,
                         key=name,
                         found=tuple(shape),
@@ -171,8 +171,8 @@ def unexpected_weights(folder: Path, model: PreTrainedModel, unexpected: Iterabl
     if layers := _extra_layers(list(model.state_dict()), names):
         problems.append(
             _(
-                "{folder}: its weights hold {found} layers ({example}), and its {config} asks for {wanted}. Use the "
-                "{config} that belongs to these weights.",
+                "{folder}: its weights contain {found} layers ({example}), but its {config} specifies {wanted}. Use "
+                "the {config} that belongs to these weights.",
                 folder=folder,
                 found=layers[1],
                 example=layers[2],
@@ -186,8 +186,8 @@ def unexpected_weights(folder: Path, model: PreTrainedModel, unexpected: Iterabl
         if kind in ("weight", "bias") and has_own:
             problems.append(
                 _(
-                    "{folder}: its weights hold {key}, which a model of its {config} does not have. Use the {config} "
-                    "that belongs to these weights.",
+                    "{folder}: its weights contain {key}, which a model with this {config} does not have. Use the "
+                    "{config} that belongs to these weights.",
                     folder=folder,
                     key=name,
                     config=CONFIG,

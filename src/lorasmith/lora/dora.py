@@ -28,7 +28,11 @@ class DoRA(Update):
     def problem(cls, base: nn.Module) -> str:
         """Why DoRA cannot be added to `base`: the norm is computed from W, so W must not be quantized."""
         quantized = isinstance(base, nn.Linear | Conv1D) and not base.weight.dtype.is_floating_point
-        return _("DoRA needs unquantized weights. Load the base unquantized, or train plain LoRA.") if quantized else ""
+        return (
+            _("DoRA needs unquantized weights. Load the base model unquantized, or train plain LoRA.")
+            if quantized
+            else ""
+        )
 
     @classmethod
     def parts(cls, layer: "LoRALayer") -> dict[str, tuple[int, ...]]:

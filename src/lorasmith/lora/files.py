@@ -257,14 +257,14 @@ def invalid_values(tensors: Mapping[str, Tensor]) -> list[str]:
     """Messages about values that make an adapter unusable: wrong dtype, NaN or infinity, no effect. Empty if fine."""
     if odd := sorted(key for key, tensor in tensors.items() if not tensor.is_floating_point()):
         found = str(tensors[odd[0]].dtype).removeprefix("torch.")
-        text = _("{key} holds {found}; an adapter's matrices hold floating-point numbers, such as float32.", key=odd[0],
-                 found=found)  # fmt: skip
+        text = _("{key} contains {found}; an adapter's matrices must contain floating-point numbers, such as float32.",
+                 key=odd[0], found=found)  # fmt: skip
         return [text]
     broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
     if broken:
         return [_("{key} contains NaN or infinity: the training diverged, or the file is damaged.", key=broken[0])]
     if not has_effect(tensors):
-        return [_("all B matrices are zero, so the adapter changes nothing: this file holds no trained weights.")]
+        return [_("all B matrices are zero, so the adapter changes nothing: this file contains no trained weights.")]
     return []
 
 

@@ -265,8 +265,8 @@ def _refuse_ranks(model: PreTrainedModel, config: LoraConfig, targets: Targets) 
     if ranks[path] > most:
         raise ConfigError(
             _(
-                "lora.r: {path} would have rank {rank}, and the layers of this model can have {most} at most. "
-                "Use a smaller rank; 8 to 64 is usual.",
+                "lora.r: {path} would have rank {rank}, but the layers of this model can have at most "
+                "{most}. Use a smaller rank; 8 to 64 is typical.",
                 path=path,
                 rank=ranks[path],
                 most=most,

@@ -328,8 +328,9 @@ class SavedModule(nn.Module):
         if kwargs or len(args) > 1:
             raise AdapterError(
                 _(
-                    "modules_to_save: a {kind} that is trained whole cannot compute several adapters in one batch, "
-                    "because it looks at more than one token at a time. Use one adapter at a time, or merge it.",
+                    "modules_to_save: a {kind} that is trained in full cannot compute several adapters "
+                    "in one batch, because it uses more than one token at a time. "
+                    "Use one adapter at a time, or merge it.",
                     kind=type(self.original_module).__name__,
                 )
             )

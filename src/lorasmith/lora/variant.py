@@ -26,7 +26,7 @@ def variant_of(config: LoraConfig) -> type[Update]:
     flags = flags_of(config)
     if len(flags) > 1:
         raise ConfigError(
-            _("lora.{first} and lora.{second} exclude each other. Choose one.", first=flags[0], second=flags[1])
+            _("lora.{first} and lora.{second} are mutually exclusive. Choose one.", first=flags[0], second=flags[1])
         )
     return VARIANTS[flags[0]] if flags else Update
 
@@ -40,7 +40,7 @@ def variant_problems(config: LoraConfig, layers: dict[str, nn.Module]) -> list[s
         if isinstance(layer, nn.Embedding):
             problems.append(
                 _(
-                    "lora.{flag}: {path} is an embedding, and this variant goes on linear layers only. Leave it out.",
+                    "lora.{flag}: {path} is an embedding, and this variant supports linear layers only. Leave it out.",
                     flag=flags_of(config)[0],
                     path=path,
                 )

@@ -50,8 +50,7 @@ def probe(base: Base) -> None:
     if reason is None:
         base.layout = "packed"
         base.why["layout"] = _(
-            "packed: examples are laid end to end without padding (verified: same hidden states as each alone, "
-            "no leakage)"
+            "packed: examples are concatenated without padding (verified: same hidden states as separately, no leakage)"
         )
     else:
         base.layout = "padded"
@@ -111,7 +110,7 @@ def _find_head(base: Base, alone: Alone) -> tuple[Head, str]:
         output = torch.full_like(alone.logits, torch.nan)
     ours = output if head.softcap is None else torch.tanh(output / head.softcap) * head.softcap
     if _difference(ours, alone.logits) <= TOLERANCE[base.dtype]:
-        return head, _("computed only at the labels: verified to equal the model's logits")
+        return head, _("computed only where there are labels: verified to equal the model's logits")
     return Head(direct=False), _("the model's own logits: its head is more than a linear layer")
 
 

@@ -24,7 +24,7 @@ class ServerMetrics:
             text = "Part of the KV cache in use, 0 to 1."
             usage = Gauge(f"{PREFIX}kv_cache_usage_perc", text, registry=self.registry)
             usage.set_function(lambda: cache.reserved / cache.limit)
-            text = "Tokens that the KV cache holds."
+            text = "Capacity of the KV cache in tokens."
             Gauge(f"{PREFIX}kv_cache_tokens", text, registry=self.registry).set(cache.limit)
         text = "Requests of the whole context that run at once."
         Gauge(f"{PREFIX}max_concurrency", text, registry=self.registry).set(max_concurrency)

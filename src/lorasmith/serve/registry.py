@@ -206,8 +206,8 @@ def attach(base: Base, internal_name: str, adapter: AdapterFolder, tensors: Mapp
     if blocks := _blocks(base, internal_name):
         detach(base, internal_name)
         text = _(
-            "{path}: the adapter trains it whole, and it looks at more than one token at a time, so it cannot share a "
-            "batch with other adapters. Merge the adapter into its base and serve that.",
+            "{path}: the adapter trains this module in full, and the module uses more than one token at a time, so it "
+            "cannot share a batch with other adapters. Merge the adapter into its base model and serve the result.",
             path=blocks[0],
         )
         raise AdapterError(text)

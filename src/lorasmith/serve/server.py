@@ -61,7 +61,8 @@ def listen(settings: ServeConfig) -> socket.socket:
     except OSError as error:
         raise ConfigError(
             _(
-                "{host}:{port}: cannot listen on this address: {why}. To use another port, --port 0 picks a free one.",
+                "{host}:{port}: cannot listen on this address: {why}. Use another --port, or "
+                "--port 0 to pick a free one.",
                 host=settings.host,
                 port=settings.port,
                 why=foreign(str(error.strerror).partition(" (while ")[0]),  # socket adds the address there

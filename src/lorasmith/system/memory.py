@@ -3,8 +3,6 @@
 Limits of control groups, such as a container's, count too. Importing this module loads no torch.
 """
 
-import ctypes
-import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +13,8 @@ from lorasmith.errors import OutOfMemoryError, first_line
 from lorasmith.i18n import _
 
 if TYPE_CHECKING:
+    import ctypes
+
     import torch
 
 ROOT = Path("/")  # a test replaces it
@@ -102,6 +102,8 @@ def keep_freed_memory() -> None:
     Touching a new page of 4 KiB costs up to 12 microseconds on a virtual machine, which was a third of the time of a
     short training. This reserves address space, not memory. Does nothing with other C libraries.
     """
+    import ctypes  # here, because --help imports this module
+
     libc = _glibc()
     if libc is None:
         return
@@ -124,7 +126,10 @@ def release_freed_memory() -> None:
         libc.malloc_trim(0)
 
 
-def _glibc() -> ctypes.CDLL | None:
+def _glibc() -> "ctypes.CDLL | None":
+    import ctypes
+    import platform
+
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 

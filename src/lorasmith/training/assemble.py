@@ -175,8 +175,8 @@ def _plan(config: Config, base: Base, data: Prepared) -> Plan:
     if len(made) > MAX_STEPS:
         raise ConfigError(
             _(
-                "training.epochs: {epochs:g} passes are {steps:,} steps, and a run can have {most:,}. Give fewer "
-                "passes, or a larger training.batch_size.",
+                "training.epochs: {epochs:g} epochs are {steps:,} steps, but a run can have at most {most:,}. "
+                "Use fewer epochs, or a larger training.batch_size.",
                 epochs=config.training.epochs,
                 steps=len(made),
                 most=MAX_STEPS,

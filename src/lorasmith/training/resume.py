@@ -71,7 +71,7 @@ def _refuse_impossible(saved: Path, state: State, job: Job) -> None:
     if state.step > len(job.plan):
         raise RunError(
             _(
-                "{folder}: this checkpoint belongs to another training, because this one has only {steps} steps. "
+                "{folder}: this checkpoint belongs to another run, because this one has only {steps} steps. "
                 "Remove it, or start again with --overwrite.",
                 folder=saved,
                 steps=len(job.plan),

@@ -74,7 +74,8 @@ def read_summary(folder: Path) -> Summary | None:
     except (OSError, ValueError) as error:
         raise RunError(
             _(
-                "{path}: not what a training writes there: {error}. Remove the file; --resume then writes it again.",
+                "{path}: not in the format that training writes: {error}. Remove the file; "
+                "--resume then writes it again.",
                 path=path,
                 error=error,
             )

@@ -110,8 +110,8 @@ def _locked(folder: Path, report: Report, resume: bool) -> Iterator[None]:
         if not has_locks:
             report.warn(
                 _(
-                    "{folder}: this file system does not support locks, so a second training could write into this "
-                    "folder too. Do not start one there.",
+                    "{folder}: this file system does not support locks, so a second training run could "
+                    "write into this folder too. Do not start one there.",
                     folder=folder,
                 )
             )

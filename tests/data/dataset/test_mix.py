@@ -37,7 +37,7 @@ def test_an_epoch_has_these_parts_and_every_repeated_row_as_often_as_the_others(
     assert len({row for row in taken if row[0] == "a"}) == 70
     assert said == [
         "a: 70 of its 90 rows per epoch, 70% of the epoch; 20 unused.",
-        "b: its 10 rows 3.00 times per epoch, 30 in all, 30% of the epoch.",
+        "b: its 10 rows 3.00 times per epoch, 30 in total, 30% of the epoch.",
     ]
     assert mix_rows(rows, lambda row: row[0], mix, seed=0)[0] == taken
     assert mix_rows(rows, lambda row: row[0], mix, seed=1)[0] != taken

@@ -119,7 +119,7 @@ def test_lists_in_cells_are_json(rows, refused, name, separator):
 
 
 BAD_LISTS = [
-    "13: 'messages' holds a Python literal, not JSON. Write it with json.dumps.",
+    "13: 'messages' contains a Python literal, not JSON. Write it with json.dumps.",
     "14: 'messages' is empty, so there is nothing to train on. Add ",
     "15: 'messages' must be a list of messages, found text.",
     "16: 'messages' is not valid JSON (line 9, column 12 of its text): ",

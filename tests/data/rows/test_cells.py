@@ -25,7 +25,7 @@ def test_other_text_stays(text):
     [
         ("Hi", None),
         (' [{"a": 1}]', None),
-        ("[{'role': 'user'}]", "'history' holds a Python literal, not JSON. Write it with json.dumps."),
+        ("[{'role': 'user'}]", "'history' contains a Python literal, not JSON. Write it with json.dumps."),
         ("[1,\n 2", "'history' is not valid JSON (line 2, column 3 of its text): Expecting ',' delimiter."),
         ("[" * 10**5, "'history' is text that is not valid JSON: nested too deeply."),
     ],

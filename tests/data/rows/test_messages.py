@@ -1,12 +1,13 @@
 """Lists of messages in OpenAI's and ShareGPT's keys: what they become, and what is said of invalid ones."""
 
 import json
+import re
 
 import pytest
 
 from lorasmith.data.rows.cells import parse_list_cells
-from lorasmith.data.rows.conversation import Conversation, Message, Record
-from lorasmith.data.rows.formats import recognize_format, row_problem, to_conversation
+from lorasmith.data.rows.conversation import Conversation, Message, Record, RowError
+from lorasmith.data.rows.formats import to_conversation
 from lorasmith.data.rows.messages import OPENAI, SHAREGPT, detect_style, parse_messages
 from tests.support.row_files import CHAT
 
@@ -93,7 +94,7 @@ def chat(**message):
          'look like {"type": "text", "text": ...}, found \'type\'.'),
         (chat(content=[{"type": "image"}, "Hello"]), "message 2 (assistant): 'content': part 2 must look like"),
         (chat(content=[{"type": "text", "text": " "}]), "message 2 (assistant): the message is empty"),
-        ({"messages": str(CHAT["messages"])}, "'messages' holds a Python literal, not JSON. Write it with"),
+        ({"messages": str(CHAT["messages"])}, "'messages' contains a Python literal, not JSON. Write it with"),
         ({"messages": "[" * 10**5}, "'messages' is text that is not valid JSON: nested too deeply."),
         ({"messages": '{"role": "user"}'}, "'messages' must be a list of messages, found an object."),
         ({"messages": CHAT["messages"][:1]}, "no message has the role 'assistant', so there is nothing to train on. "
@@ -121,5 +122,5 @@ def chat(**message):
     ],
 )  # fmt: skip
 def test_an_invalid_message_is_named(row, text):
-    row = parse_list_cells(row)
-    assert text in row_problem(row, recognize_format([row]))
+    with pytest.raises(RowError, match=re.escape(text)):
+        to_conversation(Record(parse_list_cells(row), "a:1"))

@@ -97,7 +97,7 @@ def _describe(name: str, count: int, total: int, there: int) -> str:
         text = _("{file}: {count} of its {there} rows per epoch, {part} of the epoch; {left} unused.")
         return text.format(**numbers, left=f"{there - count:,}")
     return _(
-        "{file}: its {there} rows {times:.2f} times per epoch, {count} in all, {part} of the epoch.",
+        "{file}: its {there} rows {times:.2f} times per epoch, {count} in total, {part} of the epoch.",
         **numbers,
         times=count / there,
     )

@@ -21,7 +21,7 @@ def json_problem(key: str, text: str) -> str | None:
         parse_json(text)
     except Malformed as error:
         if text.lstrip(" \t\r\n[").startswith("{'"):
-            return _("'{key}' holds a Python literal, not JSON. Write it with json.dumps.", key=key)
+            return _("'{key}' contains a Python literal, not JSON. Write it with json.dumps.", key=key)
         if error.line is None:
             return _("'{key}' is text that is not valid JSON: {why}.", key=key, why=error.why)
         return _(

@@ -258,8 +258,8 @@ class Template:
             raise RowError(
                 source,
                 _(
-                    "this template renders an answer differently from what its own generation prompt begins, "
-                    "so training would not match inference. Use data.template 'human-assistant'."
+                    "this template does not render an answer the way its own generation prompt "
+                    "begins it, so training would not match inference. Use data.template 'human-assistant'."
                 ),
             )
         end = max((i + 1 for i, token in enumerate(answer) if token in self.stop_ids), default=0)
