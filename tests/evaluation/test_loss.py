@@ -1,6 +1,5 @@
 """Held-out losses against transformers' own, and the paired interval against a count by hand."""
 
-
 import pytest
 import torch
 
