@@ -36,7 +36,7 @@ def found(capsys: Capture, files: str, **changes: Any) -> dict[str, Any]:
         ({"max_steps": None, "epochs": 1e300}, "training.epochs: invalid value '1e+300': must be at most 999999"),
         ({"max_steps": None, "epochs": 999_999, "batch_size": 1}, "training.epochs: 999999 epochs are 8,999,991 steps"),
         ({"r": 10**12}, "lora.r: invalid value '1000000000000': must be at most 1000000"),
-        ({"r": 10**6}, "would have rank 1000000, and the layers of this model can have 32 at most"),
+        ({"r": 10**6}, "would have rank 1000000, but the layers of this model can have at most 32"),
         ({"lora_alpha": 1e300}, "lora.lora_alpha: invalid value '1e+300': must be at most 1000000"),
     ],
 )

@@ -64,7 +64,7 @@ def test_an_address_that_is_taken(runs: Path, refused):
         port = taken.getsockname()[1]
         (line,) = refused(runs, "--port", port)
     assert line.startswith(
-        f"127.0.0.1:{port}: cannot listen on this address: Address already in use. To use another port, "
+        f"127.0.0.1:{port}: cannot listen on this address: Address already in use. Use another --port, "
     )
 
 

@@ -97,7 +97,7 @@ def test_a_template_that_rewrites_earlier_turns_gives_an_example_for_each_answer
 
 def test_a_prompt_that_the_answer_does_not_continue_is_refused(make):
     template = Template.of(make("thought"))
-    with pytest.raises(DataError, match=r"^a\.json line 2: this template renders an answer differently"):
+    with pytest.raises(DataError, match=r"^a\.json line 2: this template does not render an answer the way"):
         template.encode(TWO_TURNS[:2], "a.json:2")
     assert template.render(TWO_TURNS[:3]).endswith("<thought>")  # chat with the base still works
 
