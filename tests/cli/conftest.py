@@ -14,6 +14,8 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.loading.load import load_base
 from lorasmith.lora.inject import inject
 from tests.support.families import stir
+from tests.support.peft_folder import peft_folder
+from tests.support.tiny import trained
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -52,3 +54,18 @@ def talkers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         stir(base.adapters[name], seed)
         write_adapter(base, name, template, folder / name, {})
     return folder / "loud", folder / "calm"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    trained(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that PEFT made, and options that have lines of their own."""
+    options = {"use_rslora": True, "rank_pattern": {"q_proj": 9}, "alpha_pattern": {"v_proj": 3}}
+    return peft_folder(tmp_path_factory.mktemp("theirs"), target_modules="all-linear", **options)

@@ -8,7 +8,6 @@ import pytest
 from lorasmith.cli.main import main
 from lorasmith.runs.evaluate import EvaluationOptions, evaluate
 from tests.support.commands import as_json, refused, said
-from tests.support.peft_folder import peft_folder
 from tests.support.tiny import model_folder, rows_file, trained
 
 SPOILED = "<script>alert('&')</script> 你好"
@@ -108,21 +107,6 @@ def test_columns_of_other_names_are_read(capsys, runs, tmp_path):
 
 
 # --- one adapter, of its own examples and of files
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
-    run = tmp_path_factory.mktemp("eval") / "run"
-    trained(run)
-    return run
-
-
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that PEFT made, and options that have lines of their own."""
-    options = {"use_rslora": True, "rank_pattern": {"q_proj": 9}, "alpha_pattern": {"v_proj": 3}}
-    return peft_folder(tmp_path_factory.mktemp("theirs"), target_modules="all-linear", **options)
 
 
 @pytest.fixture

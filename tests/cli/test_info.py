@@ -1,28 +1,10 @@
 """info as it is typed: what people read, and the line that programs read."""
 
 import json
-from pathlib import Path
-
-import pytest
 
 from tests.support.commands import as_json, refused, said
 from tests.support.peft_folder import peft_folder
-from tests.support.tiny import model_folder, trained
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
-    run = tmp_path_factory.mktemp("verbs") / "run"
-    trained(run)
-    return run
-
-
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that PEFT made, and options that have lines of their own."""
-    options = {"use_rslora": True, "rank_pattern": {"q_proj": 9}, "alpha_pattern": {"v_proj": 3}}
-    return peft_folder(tmp_path_factory.mktemp("theirs"), target_modules="all-linear", **options)
+from tests.support.tiny import model_folder
 
 
 def test_info_is_readable_at_width_80(capsys, run):

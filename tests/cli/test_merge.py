@@ -1,30 +1,12 @@
 """`merge` as it is typed."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from lorasmith.system.transformers_logging import quiet_transformers
 from tests.support.commands import as_json, refused, said
-from tests.support.peft_folder import peft_folder
-from tests.support.tiny import model_folder, trained
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
-    run = tmp_path_factory.mktemp("merge") / "run"
-    trained(run)
-    return run
-
-
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that PEFT made, and options that have lines of their own."""
-    options = {"use_rslora": True, "rank_pattern": {"q_proj": 9}, "alpha_pattern": {"v_proj": 3}}
-    return peft_folder(tmp_path_factory.mktemp("theirs"), target_modules="all-linear", **options)
+from tests.support.tiny import model_folder
 
 
 def test_merge(capsys, run, tmp_path):
