@@ -10,12 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+RATES = {  # names of closed.py as the table tells them
+    "mixed": "8 adapters mixed",
+    "generate": "base, transformers' `generate`",
+    "peft mixed": "8 adapters mixed, PEFT",
+    "set_adapter one by one": "8 adapters, PEFT's `set_adapter`, one request at a time",
+}
 BEGIN, END = "<!-- bench-serve -->", "<!-- /bench-serve -->"
-GOALS = (  # what; its place in the figures of a dtype; must and aim in float32, in bfloat16
-    ("our base batch over transformers' `generate`", "base_over_generate", (1.3, 2), (1.3, 2)),
-    ("8 adapters mixed over the base alone", "mixed_over_base", (0.85, 0.95), (0.75, 0.9)),
-    ("8 adapters mixed over PEFT's mixed batch", "mixed_over_peft", (2.3, 4), (3.5, 8)),
-    ("8 adapters mixed over `set_adapter`, one request at a time", "mixed_over_serial", None, None),
+GOALS = (  # what; its place in the figures of a dtype; required value and goal in float32, in bfloat16
+    ("base, relative to transformers' `generate` with the same batch", "base_over_generate", (1.3, 2), (1.3, 2)),
+    ("8 adapters mixed, relative to the base alone", "mixed_over_base", (0.85, 0.95), (0.75, 0.9)),
+    ("8 adapters mixed, relative to PEFT's mixed-adapter batch", "mixed_over_peft", (2.3, 4), (3.5, 8)),
+    ("8 adapters mixed, relative to PEFT's `set_adapter` for one request at a time", "mixed_over_serial", None, None),
 )
 
 
@@ -30,7 +36,7 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
     yield ", ".join(f"{name} {version}" for name, version in data["versions"].items()) + "."
     closed = sections.get("closed", {})
     if closed:
-        yield from ("", "| 16 requests of 32 tokens | " + " | ".join(closed) + " | must (aim) |")
+        yield from ("", "| 16 requests of 32 tokens | " + " | ".join(closed) + " | required (goal) |")
         yield "| --- |" + " --- |" * (len(closed) + 1)
         for what, place, *goals in GOALS:
             values = " | ".join(f"{figures[place]:.2f} x" for figures in closed.values())
@@ -47,26 +53,34 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
 def _closed_lines(closed: dict[str, Any]) -> Iterator[str]:
     dtypes = list(closed.values())
 
-    def row(what: str, *places: str, unit: str = "", must: str = "-") -> str:
+    def row(what: str, *places: str, unit: str = "", required: str = "-") -> str:
         values = []
         for figures in dtypes:
             found = figures
             for place in places:
                 found = found[place]
-            values.append(f"{found:.3g}{unit}")
-        return f"| {what} | {' | '.join(values)} | {must} |"
+            values.append(f"{found:,.0f}{unit}" if found >= 100 else f"{found:.3g}{unit}")
+        return f"| {what} | {' | '.join(values)} | {required} |"
 
     for name in dtypes[0]["tokens_per_second"]:
-        yield row(f"tokens/s: {name}", "tokens_per_second", name)
+        yield row(f"tokens/s: {RATES.get(name, name)}", "tokens_per_second", name)
     for kind in dtypes[0]["mixed_over_llamacpp"] or {}:
-        yield row(f"8 adapters mixed over llama.cpp in {kind}", "mixed_over_llamacpp", kind, unit=" x")
-    yield row("switch, the adapter in its columns", "switch", "in_columns_ms", unit=" ms", must="2 (0.2) ms")
-    yield row("switch, the adapter in memory", "switch", "from_memory_ms", unit=" ms", must="2 (0.2) ms")
+        yield row(
+            f"8 adapters mixed, relative to llama.cpp in {kind} for one request at a time",
+            "mixed_over_llamacpp",
+            kind,
+            unit=" x",
+        )
+    yield row("switching to an adapter that is in use", "switch", "in_columns_ms", unit=" ms", required="2 (0.2) ms")
+    yield row(
+        "switching to an adapter that is in memory", "switch", "from_memory_ms", unit=" ms", required="2 (0.2) ms"
+    )
     for name, text in (("first_token_ms", "time to the first token"), ("between_tokens_ms", "between tokens")):
-        yield row(f"{text}, mixed, p50", name, "p50", unit=" ms")
-        yield row(f"{text}, mixed, p99", name, "p99", unit=" ms")
-    yield row("adapters registered: memory grown by", "registered", "grown_mib", unit=" MiB", must="their files")
-    yield row("their files", "registered", "files_mib", unit=" MiB")
+        yield row(f"{text}, 8 adapters mixed, p50", name, "p50", unit=" ms")
+        yield row(f"{text}, 8 adapters mixed, p99", name, "p99", unit=" ms")
+    count = dtypes[0]["registered"]["adapters"]
+    yield row(f"memory of {count} adapters", "registered", "grown_mib", unit=" MiB", required="size of their files")
+    yield row(f"size of the files of {count} adapters", "registered", "files_mib", unit=" MiB")
     for dtype, figures in closed.items():
         batch = figures["generate_batch"]
         told = f"{batch['tokens_per_second']:.0f} tokens/s" if "tokens" in batch else batch["error"]
@@ -77,21 +91,25 @@ def _closed_lines(closed: dict[str, Any]) -> Iterator[str]:
             yield f"\nllama.cpp beside {dtype}: not measured ({theirs['absent']})."
             continue
         parts = [f"{kind} {part['adapters']:.0%}" for kind, part in theirs["agreement"].items()]
-        yield f"\nllama.cpp beside {dtype}: `llama-cpp-python` {theirs['version']}, {theirs['system']}."
-        yield f"Of its tokens with adapters transformers would choose, at the same places: {', '.join(parts)}."
+        yield f"\nllama.cpp, in the run with {dtype}: `llama-cpp-python` {theirs['version']}, {theirs['system']}."
+        yield "Share of its tokens that are also the greedy choice of transformers after the same text: "
+        yield f"{', '.join(parts)}."
 
 
 def _load_lines(load: dict[str, Any]) -> Iterator[str]:
     memory = load["memory_mib"]
-    yield f"\nA server under load: {load['requests']:,} requests at 80% of {load['capacity_per_second']:.1f} a second."
-    yield "\n| | |\n| --- | --- |"
+    rate = load["capacity_per_second"]
+    yield f"\nA server under load: {load['requests']:,} requests, which arrive at 80% of its {rate:.1f} per second."
+    yield "\n| outcome | requests |\n| --- | --- |"
     for fate, number in sorted(load["fates"].items()):
         yield f"| {fate} | {number:,} |"
-    yield f"| lost | {load['lost']} |"
+    yield f"| neither answered nor rejected | {load['lost']} |"
+    yield "\n| figure | value |\n| --- | --- |"
     first, whole = load["first_token_s"], load["whole_reply_s"]
     yield f"| time to the first token, p50, p99 | {first['p50']:.2f} s, {first['p99']:.2f} s |"
     yield f"| whole reply, p50, p99 | {whole['p50']:.2f} s, {whole['p99']:.2f} s |"
-    yield f"| memory at the start, at most, at the end | {memory[0]:.0f}, {max(memory):.0f}, {memory[-1]:.0f} MiB |"
+    resident = f"{memory[0]:,.0f}, {max(memory):,.0f}, {memory[-1]:,.0f} MiB"
+    yield f"| memory of the server at the start, at its peak, at the end | {resident} |"
     yield f"| exit status after SIGTERM | {load['exit_status']} |"
 
 

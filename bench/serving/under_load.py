@@ -23,7 +23,8 @@ from bench.serving.names import PROMPTS, answer_of, name_of
 from bench.state import say
 
 LOAD, LEAVE, BAD = 0.8, 0.03, 0.02
-GUEST = "guest"
+NAME = "temporary"
+TEMPORARY = "temporary adapter (loaded, queried and unloaded again and again)"
 REPLY = 12  # tokens: enough for the expected reply and the stop token
 
 
@@ -85,7 +86,7 @@ class Visitors:
                 text += chunk.choices[0].delta.content or "" if chunk.choices else ""
                 if leaves and text:
                     await stream.close()
-                    self.fates["left"] += 1
+                    self.fates["disconnected by the client"] += 1
                     return
         except openai.APIError as error:
             self.fates[type(error).__name__] += 1
@@ -103,20 +104,20 @@ class Visitors:
         try:
             await self.client.chat.completions.create(model=name_of(0), messages=[{"role": "cat"}])  # type: ignore[list-item]
         except openai.BadRequestError:
-            self.fates["refused as it should be"] += 1
+            self.fates["invalid, rejected"] += 1
         else:
-            self.fates["rubbish answered"] += 1
+            self.fates["invalid, answered"] += 1
 
     async def come_and_go(self, ended: asyncio.Event) -> None:
         """Repeatedly load an adapter, send it a request and unload it."""
         while not ended.is_set():
-            await self.client.post("/adapters", body={"name": GUEST, "path": GUEST}, cast_to=object)
+            await self.client.post("/adapters", body={"name": NAME, "path": NAME}, cast_to=object)
             said = await self.client.chat.completions.create(
-                model=GUEST, messages=[{"role": "user", "content": PROMPTS[0]}], max_tokens=REPLY, temperature=0
+                model=NAME, messages=[{"role": "user", "content": PROMPTS[0]}], max_tokens=REPLY, temperature=0
             )
             right = (said.choices[0].message.content or "").startswith(answer_of(name_of(0)).rstrip("."))
-            self.fates["guest answered" if right else "guest answered wrongly"] += 1
-            await self.client.delete(f"/adapters/{GUEST}", cast_to=object)
+            self.fates[f"{TEMPORARY}, answered" if right else f"{TEMPORARY}, answered wrongly"] += 1
+            await self.client.delete(f"/adapters/{NAME}", cast_to=object)
             await asyncio.sleep(0.5)
 
 
@@ -140,7 +141,7 @@ async def _visit(server: Server, count: int, requests: int) -> dict[str, Any]:
     say(f"capacity {capacity:.1f} requests/s; {requests} come at {LOAD * capacity:.1f}/s")
     visitors = Visitors(server.url, count)
     memory, ended, tasks = [server.resident_mib()], asyncio.Event(), list[Awaitable[None]]()
-    guest = asyncio.create_task(visitors.come_and_go(ended))
+    temporary = asyncio.create_task(visitors.come_and_go(ended))
     for i in range(requests):
         await asyncio.sleep(visitors.random.expovariate(LOAD * capacity))
         luck = visitors.random.random()
@@ -151,9 +152,9 @@ async def _visit(server: Server, count: int, requests: int) -> dict[str, Any]:
             say(f"{i} of {requests}: {memory[-1]:.0f} MiB")
     await asyncio.gather(*tasks)
     ended.set()
-    await guest
+    await temporary
     memory.append(server.resident_mib())
-    accounted = sum(n for fate, n in visitors.fates.items() if "guest" not in fate)
+    accounted = sum(n for fate, n in visitors.fates.items() if TEMPORARY not in fate)
     return {
         "capacity_per_second": capacity,
         "requests": requests,
@@ -168,13 +169,13 @@ async def _visit(server: Server, count: int, requests: int) -> dict[str, Any]:
 
 def under_load(model: str, folder: Path, count: int, requests: int) -> dict[str, Any]:
     """Run the load test and return its figures."""
-    guest, server = folder / GUEST, Server(model, folder)
+    temporary, server = folder / NAME, Server(model, folder)
     try:
-        shutil.copytree(folder / name_of(0), guest)  # not there at the start, so that it comes and goes
+        shutil.copytree(folder / name_of(0), temporary)  # not there at the start, so that it comes and goes
         figures = asyncio.run(_visit(server, count, requests))
     finally:
         status = server.end()
-        shutil.rmtree(guest, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return figures | {"exit_status": status}
 
 

@@ -36,6 +36,7 @@ class _Turn(NamedTuple):
     name: str | None = None
     learn: bool = True
     weight: float = 1.0
+    reasoning: str = ""
 
 
 class Message(_Turn):
@@ -43,7 +44,7 @@ class Message(_Turn):
 
     tool_calls: function calls of an answer, each {"type": "function", "function": {"name", "arguments"}}. tool_call_id
     and name: the call that a message of the role 'tool' responds to. learn: whether an answer is trained on; weight:
-    its weight in the loss.
+    its weight in the loss. reasoning: what the model thinks before the answer, as `reasoning_content` in the OpenAI form.
     """
 
     __slots__ = ()
