@@ -44,7 +44,7 @@ class Message(_Turn):
 
     tool_calls: function calls of an answer, each {"type": "function", "function": {"name", "arguments"}}. tool_call_id
     and name: the call that a message of the role 'tool' responds to. learn: whether an answer is trained on; weight:
-    its weight in the loss. reasoning: what the model thinks before the answer, as `reasoning_content` in the OpenAI form.
+    its weight in the loss. reasoning: the thinking before an answer, `reasoning_content` in the OpenAI form.
     """
 
     __slots__ = ()
