@@ -5,7 +5,7 @@ from typing import Any
 from lorasmith.config.files import Malformed, parse_json
 from lorasmith.i18n import _
 
-LIST_COLUMNS = ("messages", "conversations", "tools", "history")  # columns that never hold plain text
+LIST_COLUMNS = ("messages", "conversations", "conversation", "tools", "functions", "history")  # columns that never hold plain text
 
 
 def parse_list_cells(row: dict[str, Any]) -> dict[str, Any]:

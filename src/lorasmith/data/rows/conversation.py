@@ -37,6 +37,7 @@ class _Turn(NamedTuple):
     learn: bool = True
     weight: float = 1.0
     reasoning: str = ""
+    masked: tuple[tuple[int, int], ...] = ()
 
 
 class Message(_Turn):
@@ -44,7 +45,8 @@ class Message(_Turn):
 
     tool_calls: function calls of an answer, each {"type": "function", "function": {"name", "arguments"}}. tool_call_id
     and name: the call that a message of the role 'tool' responds to. learn: whether an answer is trained on; weight:
-    its weight in the loss. reasoning: the thinking before an answer, `reasoning_content` in the OpenAI form.
+    its weight in the loss. reasoning: the thinking before an answer, `reasoning_content` in the OpenAI form. masked:
+    parts of the content that are not trained on although the answer is, as ascending half-open spans of characters.
     """
 
     __slots__ = ()
