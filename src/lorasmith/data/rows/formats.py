@@ -217,7 +217,7 @@ def _columns_problem(fields: Fields, wanted: RowFormat | None) -> str:
 
 
 def _other_columns(fields: Fields) -> str:
-    """What to do with columns that nobody knows: an example with the first two that can be a question and its answer."""
+    """What to do with columns that nobody knows, with the first two that can be a question and its answer."""
     columns = [key for key in fields if isinstance(fields[key], str)][:2]
     renamed = dict(zip(columns, ("instruction", "output"), strict=False))
     words = columns if _is_read(fields, renamed) else ["COLUMN", "COLUMN"]

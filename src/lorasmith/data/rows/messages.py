@@ -10,7 +10,15 @@ from difflib import get_close_matches
 from lorasmith.data.rows.calls import are_calls, listed_calls, parse_call
 from lorasmith.data.rows.cells import json_problem
 from lorasmith.data.rows.conversation import Message, quoted, type_name
-from lorasmith.data.rows.marks import MARKS, exclusions, is_learned, marks_problem, masked_spans, wants_training, weight_of
+from lorasmith.data.rows.marks import (
+    MARKS,
+    exclusions,
+    is_learned,
+    marks_problem,
+    masked_spans,
+    wants_training,
+    weight_of,
+)
 from lorasmith.data.rows.parts import content_problem, media_tag, parse_content, unsupported_part
 from lorasmith.data.rows.styles import (
     CALL,
@@ -68,7 +76,7 @@ def messages_problem(key: str, messages: object) -> str | None:
         )
     if not any(answer.learn and answer.weight for answer in answers):
         return _(
-            "every answer is marked as not to be trained on ({marks}), so there is nothing to train on. Remove the row.",
+            "every answer is marked not to be trained on ({marks}), so there is nothing to train on. Remove the row.",
             marks=quoted(dict.fromkeys(mark for message in expanded for mark in _exclusions(message, style))),
         )
     return None

@@ -17,7 +17,7 @@ MEDIA_TAGS = ("<image>", "<video>", "<audio>")  # where other programs insert wh
 
 @dataclass(frozen=True)
 class Content:
-    """What a content holds. results: of function calls, each with the id of its call, as Anthropic's files have them."""
+    """What a content holds. results: of function calls, each with the id of its call, as in Anthropic's files."""
 
     text: str = ""
     reasoning: str = ""
@@ -34,7 +34,9 @@ def parse_content(content: object) -> Content:
     parts = [part for part in content if isinstance(part, dict)]
     calls = [call for part in parts if part.get("type") in CALL for call in _calls(part)]
     results = [
-        (part.get("tool_use_id"), parse_content(part.get("content")).text) for part in parts if part.get("type") in RESULT
+        (part.get("tool_use_id"), parse_content(part.get("content")).text)
+        for part in parts
+        if part.get("type") in RESULT
     ]
     return Content(_joined(parts, TEXT), _joined(parts, REASONING), tuple(calls), tuple(results))
 
@@ -97,5 +99,7 @@ def _part_problem(part: object) -> str | None:
     if kind in RESULT and (text := content_problem("content", part.get("content"))):
         return text
     if kind in CALL and not (_calls(part) and are_calls(_calls(part))):
-        return _("must be a function call, such as {example}.", example='{"type": "tool_use", "name": ..., "input": {...}}')
+        return _(
+            "must be a function call, such as {example}.", example='{"type": "tool_use", "name": ..., "input": {...}}'
+        )
     return None
