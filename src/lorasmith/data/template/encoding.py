@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorasmith.data.rows.conversation import Conversation, Message, Record, RowError
 from lorasmith.data.rows.formats import to_conversation
+from lorasmith.data.template.answer_parts import mask_parts
 from lorasmith.data.template.chat_template import (
     ALPACA_INPUT,
     BUILTIN,
@@ -21,7 +22,7 @@ from lorasmith.data.template.chat_template import (
     with_system_text,
 )
 from lorasmith.data.template.golden import PROBES, golden_conversations, verify_tokenizer
-from lorasmith.data.template.loss_mask import ExampleBuilder, check_generation_tags, spans_in_answer
+from lorasmith.data.template.loss_mask import ExampleBuilder, check_generation_tags
 from lorasmith.data.template.turns import Pattern, Turn, human_turns, jinja_turns, refuse_unseen_tools
 from lorasmith.errors import AdapterError, ConfigError, ModelError
 from lorasmith.i18n import _, listed
@@ -169,13 +170,12 @@ class Template:
             is_whole = not weight or (learn == "all" and turn.at < last)
             end = len(answer) if is_whole else self._end(turn, answer, row.source)
             builders[-1].add(turn, prompt, prompt_weight, answer, weight, end)
-            if messages[turn.at].masked and turn.answer:
-                spans = spans_in_answer(turn.answer, messages[turn.at], row.source)
-                builders[-1].mask(spans, self._offsets(turn.answer, row.source))
         if self.text and self.jinja.has_generation_tags and self.tokenizer.is_fast:  # only fast ones have offsets
             for builder in builders:
                 since = 0 if builder is builders[0] else builder.answers[0][0]
                 check_generation_tags(builder, since, self.jinja, messages, row)
+        for builder in builders:
+            mask_parts(builder, messages, self.tokenizer, row.source)
         return self._checked(builders[-1:] if learn == "all" else builders, row.source)
 
     def encode_prompt(self, messages: Sequence[Message], tools: Sequence[Any] = (), source: str = "") -> list[int]:
@@ -253,17 +253,6 @@ class Template:
         if not any(texts):
             return [[] for _text in texts]
         found: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return found
-
-    def _offsets(self, text: str, source: str) -> list[tuple[int, int]]:
-        """The spans of the characters of each token. Raises RowError for a slow tokenizer, which does not know them."""
-        if not self.tokenizer.is_fast:
-            raise RowError(
-                source, _("training on parts of an answer needs a fast tokenizer. Mark the whole answer instead.")
-            )
-        found: list[tuple[int, int]] = self.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )["offset_mapping"]
         return found
 
     def _end(self, turn: Turn, answer: list[int], source: str) -> int:

@@ -36,37 +36,12 @@ class ExampleBuilder:
         self.answers.append((start, len(self.text)))
         self.last = turn.at
 
-    def mask(self, spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> None:
-        """Do not train on the tokens of the last answer that lie in `spans`; one that lies partly in them is trained on.
-
-        offsets: of all tokens of the answer, in characters of its text, as the spans are.
-        """
-        first = len(self.weights) - len(offsets)
-        for at, (start, end) in enumerate(offsets, first):
-            if start < end and any(a <= start and end <= b for a, b in spans):
-                self.weights[at] = 0.0
-
     def build(self, source: str) -> Example:
         """The finished example."""
         following = zip(self.ids[1:], self.weights[1:], strict=True)
         targets = [token if weight else IGNORED for token, weight in following]
         weights = [weight or 1.0 for weight in self.weights[1:]]
         return Example(self.ids, [*targets, IGNORED], [*weights, 1.0], source)
-
-
-def spans_in_answer(answer: str, message: Message, source: str) -> list[tuple[int, int]]:
-    """The `masked` parts of a message as spans of the text that the template makes of it.
-
-    Raises RowError if the content is not in that text as it is, except for whitespace around it.
-    """
-    bare = message.content.strip()
-    at, cut = answer.find(bare), len(message.content) - len(message.content.lstrip())
-    if at < 0:
-        raise RowError(
-            source,
-            _("the template changes the text of an answer of which only parts are trained on. Mark the whole answer."),
-        )
-    return [(start - cut + at, end - cut + at) for start, end in message.masked]
 
 
 def check_generation_tags(
