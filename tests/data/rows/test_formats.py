@@ -91,8 +91,8 @@ def test_most_rows_decide_and_the_others_are_told_with_what_they_are(refused):
         ({"content": "long", "id": 1}, "If so, use --map text=content."),
         ({"instruction": "a", "ouput": "b"}, "If so, use --map output=ouput."),
         ({}, 'this row has no keys; supported formats are {"messages": ...}, {"conversations": ...}, '
-         '{"conversation": ...}, {"instruction": ..., "output": ...}, {"prompt": ..., "completion": ...}, {"text": ...}. '
-         "Say which column is which, for example: --map instruction=COLUMN output=COLUMN"),
+         '{"conversation": ...}, {"instruction": ..., "output": ...}, {"prompt": ..., "completion": ...}, '
+         '{"text": ...}. Say which column is which, for example: --map instruction=COLUMN output=COLUMN'),
         ({"datum": 3, "frage": "a", "antwort": "b"}, "for example: --map instruction=frage output=antwort"),
         ({"frage": "a", "datum": 3}, "for example: --map instruction=COLUMN output=COLUMN"),
         ({"sentence": "a", "label": 1}, "for example: --map instruction=COLUMN output=COLUMN"),

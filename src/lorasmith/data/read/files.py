@@ -82,7 +82,7 @@ def read_file(
     source, renamed, filling = Source(str(name), option, report or Report()), renamed or {}, filling or {}
     found = list(iter_rows(source))
     if len(found) == 1 and (text := columns_problem(found[0][1])):
-        raise DataError(_("{option}: {file} {problem}", **source.placeholders, problem=text))
+        raise DataError(f"{source.option}: {source.name} {text}")
     columns = tuple({key: None for _at, row in found if isinstance(row, dict) for key in row})
     found = [(at, parse_list_cells(_renamed(row, renamed)) if isinstance(row, dict) else row) for at, row in found]
     filled = _filled(found, filling)

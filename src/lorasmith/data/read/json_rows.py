@@ -66,7 +66,7 @@ def _refuse_one_object(source: Source) -> None:
     except Malformed:
         return
     if text := columns_problem(whole):
-        raise DataError(_("{option}: {file} {problem}", **source.placeholders, problem=text))
+        raise DataError(f"{source.option}: {source.name} {text}")
     keys = quoted(whole) if isinstance(whole, dict) else ""
     raise DataError(
         _(

@@ -87,8 +87,8 @@ def marks_problem(message: Mapping[str, object], length: int) -> str | None:
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             return _("'{key}' must be a number, found {found}.", key=key, found=type_name(weight))
         if not 0 <= weight <= MAX_WEIGHT:  # False for NaN, too
-            text = _("'{key}' must be between 0 and {most}, found {weight}.")
-            return text.format(key=key, most=MAX_WEIGHT, weight=str(weight)[:40])
+            shown = str(weight)[:40]
+            return _("'{key}' must be between 0 and {most}, found {weight}.", key=key, most=MAX_WEIGHT, weight=shown)
     return next((text for key in DETAILS if (text := _details_problem(key, message.get(key), length))), None)
 
 
