@@ -30,6 +30,12 @@ def test_every_flag_excludes_a_message_and_null_does_not(key):
     assert marks_problem({key: 0}, 5) == f"'{key}' must be true or false, found a number."
 
 
+def test_torchtunes_mark_says_the_opposite():
+    assert not is_learned({"masked": True})
+    assert is_learned({"masked": False})
+    assert exclusions({"masked": True}) == ["masked"]
+
+
 def test_weights_are_multiplied():
     assert weight_of({}) == 1
     assert weight_of({"weight": 0.5, "loss_weight": 3, "loss_scale": None}) == 1.5

@@ -16,6 +16,8 @@ PREFERENCE = [
     CHAT | {"rejected_response": "GO AWAY"},
     CHAT | {"rejected_messages": CHAT["messages"]},
     ROW | {"output": ["Hello", "GO AWAY"]},
+    {"input": {"messages": ASKED}, "preferred_output": CHAT["messages"], "non_preferred_output": CHAT["messages"]},
+    {"question": "Hi", "chosen": "Hello"},
     {"prompt": "Hi", "response_a": "Hello", "response_b": "GO AWAY", "winner": "a"},
     {"prompt": "Hi", "responses": ["Hello", "GO AWAY"], "scores": [1, 0]},
 ]  # fmt: skip

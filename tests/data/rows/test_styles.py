@@ -49,6 +49,10 @@ def test_pairs_are_messages():
         {"role": "tool", "content": "sun"},
         {"role": "gpt", "content": "Sunny."},
     ]
+    assert expand_pairs([{"system": "", "input": "Hi", "output": "Hello", "output_with_loss": False}]) == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello", "output_with_loss": False},
+    ]
     others = [{}, "Hi", {"role": "user", "user": "x"}, {"user": "x", "text": "y"}, {"model": "gpt-4"}]
     assert expand_pairs(others) == others
     assert unread_keys(pairs[1], frozenset()) == {"id"}

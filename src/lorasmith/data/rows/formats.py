@@ -3,6 +3,7 @@
 A file has the format that most of its rows have. A row in another format is an error, because it is probably a mistake.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -121,16 +122,19 @@ COLUMN_SYNONYMS = {
     "messages": ("message", "chat", "dialog", "dialogue", "turns"),
     "conversations": ("dialogs", "dialogues"),
     "instruction": (
-        "question", "query", "prompt", "ask", "问题", "指令", "article", "document", "dialogue", "content",
+        "question", "query", "prompt", "ask", "problem", "问题", "指令", "article", "document", "dialogue", "content",
     ),
-    "input": ("context",),
+    "input": ("context", "article", "passage"),
     "output": (
-        "response", "answer", "completion", "target", "reply", "label", "回答", "答案", "summary", "highlights",
+        "response", "answer", "completion", "target", "reply", "solution", "label", "回答", "答案", "summary", "highlights",
     ),
     "prompt": ("question", "query", "instruction", "input"),
     "completion": ("response", "answer", "output", "target"),
     "text": ("content", "document"),
 }  # fmt: skip
+
+
+NO_TEXT = re.compile(r"(^|_)(id|idx|index|uuid|source|url|split|date|hash)$")  # columns that are about a row
 
 
 def to_conversation(record: Record, strip: bool = True) -> Conversation:
@@ -218,7 +222,7 @@ def _columns_problem(fields: Fields, wanted: RowFormat | None) -> str:
 
 def _other_columns(fields: Fields) -> str:
     """What to do with columns that nobody knows, with the first two that can be a question and its answer."""
-    columns = [key for key in fields if isinstance(fields[key], str)][:2]
+    columns = [key for key in fields if isinstance(fields[key], str) and not NO_TEXT.search(key.lower())][:2]
     renamed = dict(zip(columns, ("instruction", "output"), strict=False))
     words = columns if _is_read(fields, renamed) else ["COLUMN", "COLUMN"]
     return _(

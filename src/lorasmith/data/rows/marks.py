@@ -5,6 +5,8 @@
 | learn | true, false | lorasmith |
 | loss | true, false | ms-swift |
 | train, training | true, false | Axolotl, ShareGPT files |
+| output_with_loss | true, false | XTuner |
+| masked | false, true | torchtune; true says not to train on it |
 | weight | a number | lorasmith, OpenAI |
 | loss_weight | a number | LLaMA-Factory |
 | loss_scale | a number | ms-swift |
@@ -18,10 +20,11 @@ from typing import Any
 from lorasmith.data.rows.conversation import type_name
 from lorasmith.i18n import _
 
-FLAGS = ("learn", "loss", "train", "training")
+FLAGS = ("learn", "loss", "train", "training", "output_with_loss")
+MASKED = "masked"
 WEIGHTS = ("weight", "loss_weight", "loss_scale")
 DETAILS = ("train_detail", "training_detail")
-MARKS = frozenset((*FLAGS, *WEIGHTS, *DETAILS))
+MARKS = frozenset((*FLAGS, MASKED, *WEIGHTS, *DETAILS))
 MAX_WEIGHT = 1_000_000  # more would make all other tokens of a step irrelevant
 
 Spans = tuple[tuple[int, int], ...]
@@ -30,7 +33,8 @@ Spans = tuple[tuple[int, int], ...]
 def is_learned(message: Mapping[str, object]) -> bool:
     """Whether no mark says that the message is not to be trained on; its weight may still be 0."""
     details = [one for key in DETAILS for one in _details(message.get(key))]
-    return all(message.get(key) is not False for key in FLAGS) and (not details or any(one["train"] for one in details))
+    is_trained = all(message.get(key) is not False for key in FLAGS) and message.get(MASKED) is not True
+    return is_trained and (not details or any(one["train"] for one in details))
 
 
 def weight_of(message: Mapping[str, object]) -> float:
@@ -71,12 +75,12 @@ def exclusions(message: Mapping[str, object]) -> list[str]:
     false = [key for key in FLAGS if message.get(key) is False]
     zero = [key for key in WEIGHTS if message.get(key) == 0 and message.get(key) is not False]
     none = [key for key in DETAILS if (found := _details(message.get(key))) and not any(d["train"] for d in found)]
-    return [*false, *zero, *none]
+    return [*false, *([MASKED] if message.get(MASKED) is True else []), *zero, *none]
 
 
 def marks_problem(message: Mapping[str, object], length: int) -> str | None:
     """Why the marks of a message with `length` characters are invalid, as a sentence; else None."""
-    for key in FLAGS:
+    for key in (*FLAGS, MASKED):
         value = message.get(key)
         if value is not None and not isinstance(value, bool):
             return _("'{key}' must be true or false, found {found}.", key=key, found=type_name(value))

@@ -11,10 +11,11 @@ from lorasmith.i18n import _
 
 Fields = Mapping[str, object]
 
-# Columns that hold an answer of a pair, and columns whose names end in a letter or number that counts the answers.
+# Columns that hold an answer of a pair, and those whose names end in a letter or number that counts the answers.
+_ANSWER = "(?:answer|completion|conversation|message|output|response|text)s?"
+_CHOSEN = re.compile(rf"(?:chosen|preferred)(?:[_-]{_ANSWER})?|{_ANSWER}[_-](?:chosen|preferred)")
 _REJECTED = re.compile(
-    r"(?:rejected|reject|dispreferred|non_preferred)(?:[_-](?:answers?|completions?|conversations?|messages?|outputs?|"
-    r"responses?|texts?))?|(?:answer|completion|output|response)s?[_-](?:rejected|dispreferred)"
+    rf"(?:rejected|reject|dispreferred|non_preferred)(?:[_-]{_ANSWER})?|{_ANSWER}[_-](?:rejected|dispreferred)"
 )
 _COUNTED = re.compile(r"(?:answer|completion|output|response)[_-]?([ab]|[jk]|[0-3])")
 _SCORES = frozenset({"score", "scores", "rating", "ratings", "reward", "rewards", "helpfulness", "overall_score"})
@@ -71,12 +72,14 @@ def _several_answers(fields: Fields, there: Collection[str], is_known: bool) -> 
     """The columns by which a row has several answers to the same prompt."""
     texts = [key for key in there if isinstance(fields[key], str | list | dict)]
     rejected = [key for key in texts if _REJECTED.fullmatch(key.lower())]
+    chosen = [key for key in texts if _CHOSEN.fullmatch(key.lower())]
     counted = [key for key in texts if _COUNTED.fullmatch(key.lower())]
     if rejected:
-        return [key for key in texts if "chosen" in key.lower()] + rejected
+        return chosen + rejected
     if is_known:
         return [key for key in ("output", "completion") if _is_choice(fields.get(key))]
-    return counted if len(counted) > 1 else [key for key in ("responses", "answers") if _is_choice(fields.get(key))]
+    choices = [key for key in ("responses", "answers") if _is_choice(fields.get(key))]
+    return chosen or (counted if len(counted) > 1 else choices)
 
 
 def _is_choice(value: object) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from lorasmith.data.rows.conversation import ROLES
+from lorasmith.data.rows.marks import MARKS
 
 CALL = "call"  # a message whose content is function calls
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
@@ -29,7 +30,8 @@ _NAMES = {
     "function_call": CALL,
     "tool_call": CALL,
 }
-_PAIR_NAMES = _NAMES.keys() - {"model"}  # of keys: a message's 'model' is the name of the model that wrote it
+# Of keys; XTuner's are input and output. A message's 'model' is the name of the model that wrote it.
+_PAIRS = {name: role for name, role in _NAMES.items() if name != "model"} | {"input": "user", "output": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -73,23 +75,32 @@ def detect_style(messages: list[object]) -> MessageStyle:
 
 
 def expand_pairs(messages: list[object]) -> list[object]:
-    """The messages, with {"human": ..., "assistant": ...} as two of them: each key that is a role is a message."""
+    """The messages, with {"human": ..., "assistant": ...} as two of them: each key that is a role is a message.
+
+    Marks of what is trained on belong to the answer.
+    """
     return [one for message in messages for one in _expanded(message)]
 
 
 def _expanded(message: object) -> list[object]:
     if not isinstance(message, dict) or not message or not message.keys().isdisjoint(ROLE_KEYS):
         return [message]
-    names = [name for name in message if name in _PAIR_NAMES]
-    roles = {_NAMES[name] for name in names}
+    names = [name for name in message if name in _PAIRS]
+    roles = {_PAIRS[name] for name in names}
     if len(names) < len(message) and not {"user", "assistant"} <= roles:
         return [message]
-    return [{"role": name, "content": message[name]} for name in names]
+    marks = {key: value for key, value in message.items() if key in MARKS}
+    return [
+        {"role": _PAIRS[name] if name in ("input", "output") else name, "content": message[name]}
+        | (marks if _PAIRS[name] == "assistant" else {})
+        for name in names
+        if message[name] or _PAIRS[name] != "system"
+    ]
 
 
 def unread_keys(message: object, read: frozenset[str]) -> set[str]:
     """The keys of a message that nobody reads: neither in `read` nor the role of a pair, with any value but null."""
     if not isinstance(message, dict):
         return set()
-    pairs = set() if _expanded(message) == [message] else _PAIR_NAMES
+    pairs = set() if _expanded(message) == [message] else _PAIRS.keys()
     return {key for key, value in message.items() if value is not None and key not in read and key not in pairs}
