@@ -126,7 +126,8 @@ COLUMN_SYNONYMS = {
     ),
     "input": ("context", "article", "passage"),
     "output": (
-        "response", "answer", "completion", "target", "reply", "solution", "label", "回答", "答案", "summary", "highlights",
+        "response", "answer", "completion", "target", "reply", "solution", "label", "回答", "答案", "summary",
+        "highlights",
     ),
     "prompt": ("question", "query", "instruction", "input"),
     "completion": ("response", "answer", "output", "target"),
