@@ -88,9 +88,13 @@ def test_most_rows_decide_and_the_others_are_told_with_what_they_are(refused):
         ({"问题": "a", "回答": "b"}, "If so, use --map instruction=问题 output=回答."),
         ({"Dialog": CHAT["messages"]}, "If so, use --map messages=Dialog."),
         ({"content": "long", "summary": "short", "id": 1}, "If so, use --map instruction=content output=summary."),
-        ({"article": "a", "question": "b", "answer": "c"}, "instruction=question input=article output=answer."),
+        ({"article": "a", "question": "b", "answer": "c"}, "instruction=question output=answer input=article."),
         ({"input": [{"role": "user", "content": "a"}], "output": "b"}, "use --map prompt=input completion=output."),
         ({"source": "a", "frage": "b", "antwort": "c"}, "for example: --map instruction=frage output=antwort"),
+        ({"prompt": "a", "response": "b", "context": "c"}, "--map instruction=prompt output=response input=context."),
+        ({"prompt": "a", "content": "b"}, 'is prompt/completion, such as {"prompt": ..., "completion": ...}.'),
+        ({"system_prompt": "a", "question": "b", "response": "c"}, "instruction=question output=response "
+         "system=system_prompt."),
         ({"content": "long", "id": 1}, "If so, use --map text=content."),
         ({"instruction": "a", "ouput": "b"}, "If so, use --map output=ouput."),
         ({}, 'this row has no keys; supported formats are {"messages": ...}, {"conversations": ...}, '

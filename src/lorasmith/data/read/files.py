@@ -90,7 +90,7 @@ def read_file(
     missing = [(ours, theirs) for ours, theirs in renamed.items() if theirs not in columns]
     if row_format is None and columns and missing:
         raise ConfigError(*(_no_column(ours, theirs, columns, source.name) for ours, theirs in missing))
-    problems = _check(found, row_format, source)
+    good, problems = _check(found, row_format, source)
     if row_format is None or any(isinstance(row, UnreadRest) for _at, row in found):
         problems.raise_any()
     if row_format is None:
@@ -98,8 +98,6 @@ def read_file(
             _("{option}: {file} contains no rows. Give a file with at least one row.", **source.placeholders)
         )
     skipped = problems.skip_or_raise(skip, len(found))
-    bad = {at for sources in problems.sources.values() for at in sources}
-    good = [(at, row) for at, row in found if isinstance(row, dict) and at not in bad]
     records = [Record({key: value for key, value in row.items() if key in row_format.keys}, at) for at, row in good]
     if not records:
         problems.raise_any()
@@ -119,17 +117,21 @@ def _filled(found: list[tuple[str, object]], filling: Mapping[str, str]) -> froz
     return frozenset(names)
 
 
-def _check(found: Sequence[tuple[str, object]], row_format: RowFormat | None, source: Source) -> Problems:
-    """The rows that cannot be used."""
-    problems = Problems(source.option)
+def _check(
+    found: Sequence[tuple[str, object]], row_format: RowFormat | None, source: Source
+) -> tuple[list[tuple[str, dict[str, object]]], Problems]:
+    """The rows that can be used, and the problems of the others."""
+    good, problems = list[tuple[str, dict[str, object]]](), Problems(source.option)
     for done, (at, row) in enumerate(found, 1):
         if not isinstance(row, dict):
             problems.add(at, str(row) if isinstance(row, BadRow) else not_an_object(row))
         elif (text := row_problem(row, row_format)) is not None:
             problems.add(at, text)
+        else:
+            good.append((at, row))
         if len(found) > REPORT_EVERY and (done % REPORT_EVERY == 0 or done == len(found)):
             source.report.progress(_("checking {file}", file=source.path.name), done, len(found))
-    return problems
+    return good, problems
 
 
 def not_an_object(row: object) -> str:

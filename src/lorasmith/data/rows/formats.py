@@ -132,6 +132,7 @@ COLUMN_SYNONYMS = {
     "prompt": ("question", "query", "instruction", "input"),
     "completion": ("response", "answer", "output", "target"),
     "text": ("content", "document"),
+    "system": ("system_prompt", "system_message"),
 }  # fmt: skip
 
 
@@ -238,22 +239,23 @@ def _other_columns(fields: Fields) -> str:
 def _nearest(fields: Fields, wanted: RowFormat | None) -> tuple[RowFormat | None, dict[str, str]]:
     """The format of which the row has the most columns, and those that have other names, as {theirs: ours}.
 
-    Other names are only given if the row can be read with them. `wanted`: the format, if it is known.
+    Other names are only given if the row can be read with them, and no column is left that another format would use.
+    wanted: the format, if it is known.
     """
 
-    def score(row_format: RowFormat) -> tuple[float, int]:
-        there = sum(key in fields for key in row_format.required)
-        return (there + len(set(guesses[row_format].values()) & set(row_format.required))) / len(
-            row_format.required
-        ), there
+    def there(row_format: RowFormat) -> int:
+        return sum(key in fields for key in row_format.required)
+
+    def used(row_format: RowFormat) -> set[str]:
+        return {*guesses[row_format], *(key for key in row_format.keys if key in fields)}
 
     guesses = {one: _renamed(fields, one) for one in ([wanted] if wanted else FORMATS)}
-    best_first = sorted(guesses, key=score, reverse=True)
-    read = next((one for one in best_first if guesses[one] and _is_read(fields, guesses[one])), None)
-    if read is not None:
-        return read, guesses[read]
-    best = best_first[0]
-    return (best if any(key in fields for key in best.required) else None), {}
+    known = set[str]().union(*map(used, guesses))
+    best_first = sorted(guesses, key=there, reverse=True)
+    for one in best_first:
+        if guesses[one] and used(one) == known and _is_read(fields, guesses[one]):
+            return one, guesses[one]
+    return (best_first[0] if there(best_first[0]) else None), {}
 
 
 def _is_read(fields: Fields, renamed: Mapping[str, str]) -> bool:

@@ -4,22 +4,28 @@ They often have the columns of a row format too, so without these checks their b
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from lorasmith.data.rows.conversation import quoted
 from lorasmith.i18n import _
 
 Fields = Mapping[str, object]
 
-# Columns that hold an answer of a pair, and those whose names end in a letter or number that counts the answers.
 _ANSWER = "(?:answer|completion|conversation|message|output|response|text)s?"
-_CHOSEN = re.compile(rf"(?:chosen|preferred)(?:[_-]{_ANSWER})?|{_ANSWER}[_-](?:chosen|preferred)")
-_REJECTED = re.compile(
-    rf"(?:rejected|reject|dispreferred|non_preferred)(?:[_-]{_ANSWER})?|{_ANSWER}[_-](?:rejected|dispreferred)"
-)
-_COUNTED = re.compile(r"(?:answer|completion|output|response)[_-]?([ab]|[jk]|[0-3])")
-_SCORES = frozenset({"score", "scores", "rating", "ratings", "reward", "rewards", "helpfulness", "overall_score"})
-_LABELS = ("label", "kto_tag", "kto_label")
+_COLUMNS = {
+    "chosen": re.compile(rf"(?:chosen|preferred)(?:[_-]{_ANSWER})?|{_ANSWER}[_-](?:chosen|preferred)"),
+    "rejected": re.compile(
+        rf"(?:rejected|reject|dispreferred|non_preferred)(?:[_-]{_ANSWER})?|{_ANSWER}[_-](?:rejected|dispreferred)"
+    ),
+    "counted": re.compile("(?:answer|completion|output|response)[_-]?[abjk0-3]"),  # one of several answers
+    "several": re.compile("output|completion|responses|answers"),
+    "label": re.compile("label|kto_tag|kto_label"),
+    "tokens": re.compile("input_ids"),
+    "steps": re.compile("completions|labels"),
+    "contrast": re.compile("pos|neg|positive|negative"),
+}
+_SCORE = re.compile("scores?|ratings?|rewards?|helpfulness|overall_score")
 _BOOLEANS = ("true", "false")  # as text, in CSV
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
@@ -29,15 +35,15 @@ def other_method(fields: Fields, is_known: bool) -> str | None:
 
     is_known: whether they have the columns of a row format; then many other columns are only left over.
     """
-    there = [key for key, value in fields.items() if value not in (None, "", [])]
-    if columns := _several_answers(fields, there, is_known):
+    columns = {kind: [key for key in keys if fields[key]] for kind, keys in _kinds(tuple(fields)).items()}
+    if answers := _several_answers(fields, columns, is_known):
         return _(
             "this is a preference row ({columns}): answers of which one is better, for DPO, ORPO, SimPO or reward "
             "modeling. Training a LoRA adapter on examples learns every answer it gets, so give it rows with good "
             "answers only.",
-            columns=quoted(columns),
+            columns=quoted(answers),
         )
-    if label := next((key for key in there if key in _LABELS and _is_boolean(fields[key])), None):
+    if label := next((key for key in _kinds(tuple(fields)).get("label", ()) if _is_boolean(fields[key])), None):
         return _(
             "this is a row with a true or false '{label}', which marks good and bad answers for KTO. Training a LoRA "
             "adapter on examples learns every answer it gets, so give it the rows with good answers only, without "
@@ -46,40 +52,47 @@ def other_method(fields: Fields, is_known: bool) -> str | None:
         )
     if is_known:
         return None
-    if "input_ids" in there:
+    if columns.get("tokens"):
         return _(
             "this row holds token ids ('input_ids'), made with some tokenizer and template. lorasmith encodes rows "
             "itself, so give it the texts."
         )
-    if {"completions", "labels"} <= {*there}:
+    if len(columns.get("steps", ())) > 1:
         return _("this row has steps and their labels ('completions', 'labels'), for a process reward model.")
-    if {"positive", "negative"} <= {*there} or {"pos", "neg"} <= {*there}:
+    if len(columns.get("contrast", ())) > 1:
         return _("this row has positive and negative texts, for training an embedding model.")
     return None
 
 
 def scores(columns: Iterable[str]) -> list[str]:
     """The columns that usually hold scores of answers."""
-    return [key for key in columns if key.lower() in _SCORES]
+    return [key for key in columns if _SCORE.fullmatch(key.lower())]
 
 
 def media_column(fields: Fields) -> str | None:
     """The first column with images, video or audio; None if the row has none."""
-    return next((key for key in _MEDIA if fields.get(key) not in (None, "", [])), None)
+    return next((key for key in _MEDIA if fields.get(key)), None)
 
 
-def _several_answers(fields: Fields, there: Collection[str], is_known: bool) -> list[str]:
+@lru_cache(maxsize=256)
+def _kinds(columns: tuple[str, ...]) -> dict[str, list[str]]:
+    """The columns of each kind in `_COLUMNS`, without kinds that have none. Nearly all rows of a file have the same."""
+    found = {kind: [key for key in columns if pattern.fullmatch(key.lower())] for kind, pattern in _COLUMNS.items()}
+    return {kind: keys for kind, keys in found.items() if keys}
+
+
+def _several_answers(fields: Fields, columns: Mapping[str, list[str]], is_known: bool) -> list[str]:
     """The columns by which a row has several answers to the same prompt."""
-    texts = [key for key in there if isinstance(fields[key], str | list | dict)]
-    rejected = [key for key in texts if _REJECTED.fullmatch(key.lower())]
-    chosen = [key for key in texts if _CHOSEN.fullmatch(key.lower())]
-    counted = [key for key in texts if _COUNTED.fullmatch(key.lower())]
-    if rejected:
-        return chosen + rejected
+
+    def texts(kind: str) -> list[str]:
+        return [key for key in columns.get(kind, ()) if isinstance(fields[key], str | list | dict)]
+
+    if texts("rejected"):
+        return texts("chosen") + texts("rejected")
+    several = [key for key in texts("several") if _is_choice(fields[key])]
     if is_known:
-        return [key for key in ("output", "completion") if _is_choice(fields.get(key))]
-    choices = [key for key in ("responses", "answers") if _is_choice(fields.get(key))]
-    return chosen or (counted if len(counted) > 1 else choices)
+        return [key for key in several if key in ("output", "completion")]
+    return texts("chosen") or (texts("counted") if len(texts("counted")) > 1 else several)
 
 
 def _is_choice(value: object) -> bool:
