@@ -19,7 +19,7 @@ _COLUMNS = {
         rf"(?:rejected|reject|dispreferred|non_preferred)(?:[_-]{_ANSWER})?|{_ANSWER}[_-](?:rejected|dispreferred)"
     ),
     "counted": re.compile("(?:answer|completion|output|response)[_-]?[abjk0-3]"),  # one of several answers
-    "several": re.compile("output|completion|responses|answers"),
+    "several": re.compile("output|completion|responses"),
     "label": re.compile("label|kto_tag|kto_label"),
     "tokens": re.compile("input_ids"),
     "steps": re.compile("completions|labels"),
