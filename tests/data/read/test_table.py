@@ -139,7 +139,7 @@ def test_parquet(tmp_path, monkeypatch):
     found = read_file(path)
     assert (found.format, [(r.fields, r.source) for r in found.records][2]) == (
         "chat",
-        ({"messages": talk}, f"{path} row 3"),
+        ({"messages": [{"role": "user", "content": "Hi"}, talk[1]]}, f"{path} row 3"),
     )
     texts = [{"messages": json.dumps(TALK), "tools": None}, {"messages": json.dumps(TALK), "tools": json.dumps(TOOLS)}]
     parquet.write_table(pyarrow.Table.from_pylist(texts), path)

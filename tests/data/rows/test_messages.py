@@ -92,7 +92,11 @@ def test_calls_in_every_form_are_calls_of_one_answer(made):
     ]
     older = [
         ask,
-        {"role": "assistant", "content": None, "function_call": {"name": "weather", "arguments": text[36:-1]}},
+        {
+            "role": "assistant",
+            "content": None,
+            "function_call": {"name": "weather", "arguments": json.dumps(bare["arguments"])},
+        },
     ]
     result = {"role": "function", "name": "weather", "content": "sun"}
     assert made({"messages": [*older, result, end], "functions": [TOOL["function"]]}) == Conversation(

@@ -39,6 +39,6 @@ def test_a_row_as_axolotl_documents_it(make):
 
 
 def test_an_answer_that_the_template_changes_is_refused(make):
-    template = Template.of(make("upper"))
+    template = Template.of(make("reworded"))
     with pytest.raises(DataError, match="a line 1: only parts of an answer are to be trained on, but the template"):
         template.encode([Message("user", "Hi"), Message("assistant", TEXT, masked=((0, 3),))], "a:1")
