@@ -79,6 +79,8 @@ def expand_pairs(messages: list[object]) -> list[object]:
 
     Marks of what is trained on belong to the answer.
     """
+    if all(isinstance(message, dict) and ("role" in message or "from" in message) for message in messages):
+        return messages
     return [one for message in messages for one in _expanded(message)]
 
 
@@ -100,7 +102,7 @@ def _expanded(message: object) -> list[object]:
 
 def unread_keys(message: object, read: frozenset[str]) -> set[str]:
     """The keys of a message that nobody reads: neither in `read` nor the role of a pair, with any value but null."""
-    if not isinstance(message, dict):
+    if not isinstance(message, dict) or message.keys() <= read:
         return set()
     pairs = set() if _expanded(message) == [message] else _PAIRS.keys()
     return {key for key, value in message.items() if value is not None and key not in read and key not in pairs}
