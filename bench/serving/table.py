@@ -99,7 +99,8 @@ def _closed_lines(closed: dict[str, Any]) -> Iterator[str]:
 def _load_lines(load: dict[str, Any]) -> Iterator[str]:
     memory = load["memory_mib"]
     rate = load["capacity_per_second"]
-    yield f"\nA server under load: {load['requests']:,} requests, which arrive at 80% of its {rate:.1f} per second."
+    most = f"The server answers {rate:.1f} of these requests per second at most."
+    yield f"\nServer under load. {most} {load['requests']:,} requests arrive at 80% of this rate."
     yield "\n| outcome | requests |\n| --- | --- |"
     for fate, number in sorted(load["fates"].items()):
         yield f"| {fate} | {number:,} |"
