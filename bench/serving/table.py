@@ -91,7 +91,8 @@ def _closed_lines(closed: dict[str, Any]) -> Iterator[str]:
             yield f"\nllama.cpp beside {dtype}: not measured ({theirs['absent']})."
             continue
         parts = [f"{kind} {part['adapters']:.0%}" for kind, part in theirs["agreement"].items()]
-        yield f"\nllama.cpp, in the run with {dtype}: `llama-cpp-python` {theirs['version']}, {theirs['system']}."
+        version = f"`llama-cpp-python` {theirs['version']}"
+        yield f"\nllama.cpp, in the measurements with {dtype}: {version}, {theirs['system']}."
         yield "Share of its tokens that are also the greedy choice of transformers after the same text: "
         yield f"{', '.join(parts)}."
 
