@@ -100,7 +100,7 @@ def _closed_lines(closed: dict[str, Any]) -> Iterator[str]:
 def _load_lines(load: dict[str, Any]) -> Iterator[str]:
     memory = load["memory_mib"]
     rate = load["capacity_per_second"]
-    most = f"The server answers {rate:.1f} of these requests per second at most."
+    most = f"The server answers {rate:.1f} requests of this test per second at most."
     yield f"\nServer under load. {most} {load['requests']:,} requests arrive at 80% of this rate."
     yield "\n| outcome | requests |\n| --- | --- |"
     for fate, number in sorted(load["fates"].items()):

@@ -11,6 +11,9 @@ from lorasmith.config.values import Typed, did_you_mean
 from lorasmith.i18n import _, listed
 
 Learn = Literal["answers", "last-answer", "all"]
+SystemAs = Literal["system", "first", "user"]
+SpecialTokens = Literal["text", "tokens"]
+LeadingAnswer = Literal["error", "drop"]
 TooLong = Literal["error", "truncate", "truncate-left", "split", "drop"]
 TEMPLATES = ("auto", "model", "human-assistant", "alpaca", "chatml")  # anything else is the path of a file
 # The columns that the row formats of data/rows/formats.py read; a test keeps the two in step.
@@ -53,11 +56,34 @@ class DataConfig(Typed):
         Field(
             description=_(
                 "How a row becomes text: model (the model's chat template), human-assistant, alpaca, chatml, "
-                "or the path of a Jinja file; auto uses the model's template, or human-assistant if it has none"
+                "the name of one of several templates of the model, or the path of a Jinja file; auto uses the model's "
+                "template, or human-assistant if it has none"
             )
         ),
     ] = "auto"
     system: Annotated[str, Field(description=_("System message for conversations that do not have one"))] = ""
+    system_as: Annotated[
+        SystemAs,
+        Field(
+            description=_(
+                "Where system messages go: where they are, joined into the first message, or before the text of the "
+                "next user message, for chat templates that have no place for them"
+            )
+        ),
+    ] = "system"
+    leading_answer: Annotated[
+        LeadingAnswer,
+        Field(description=_("What to do with answers before the first question: stop with an error, or drop them")),
+    ] = "error"
+    special_tokens: Annotated[
+        SpecialTokens,
+        Field(
+            description=_(
+                "How to encode special tokens that are spelled in messages, such as <|im_end|>: as ordinary text, or "
+                "as special tokens"
+            )
+        ),
+    ] = "text"
     learn: Annotated[
         Learn,
         Field(
@@ -89,15 +115,17 @@ class DataConfig(Typed):
 
     @field_validator("template")
     @classmethod
-    def _named_or_a_file(cls, name: str) -> str:
-        if name in TEMPLATES or any(mark in name for mark in "./\\"):
-            return name
-        text = _(
-            "{name!r} is not one of {known}; to use a Jinja file, give its path, as in './chat.jinja'.",
-            name=name,
-            known=listed(TEMPLATES),
-        )
-        raise ValueError(text + did_you_mean(name, TEMPLATES))
+    def _no_misspelling(cls, name: str) -> str:
+        """Refuse what is nearly a known name; whether the model has a template with another name is not known yet."""
+        hint = "" if name in TEMPLATES or any(mark in name for mark in "./\\") else did_you_mean(name, TEMPLATES)
+        if hint:
+            text = _(
+                "{name!r} is not one of {known}; to use a Jinja file, give its path, as in './chat.jinja'.",
+                name=name,
+                known=listed(TEMPLATES),
+            )
+            raise ValueError(text + hint)
+        return name
 
     @field_validator("map")
     @classmethod

@@ -114,7 +114,8 @@ def _estimate(job: Job, config: Config, start: float) -> Estimate:
     if trial.recompute == recompute:
         save_measurement(path, measurement)
     after = estimate(job, measurement, trial.recompute)
-    return Estimate(after.peak_mib, after.free_mib, after.seconds, after.by, after.recompute, trial.warnings)
+    warnings = [*dict.fromkeys((*trial.warnings, *after.warnings))]
+    return Estimate(after.peak_mib, after.free_mib, after.seconds, after.by, after.recompute, warnings)
 
 
 def _stop_problems(job: Job, stop_ids: tuple[int, ...]) -> list[str]:

@@ -74,7 +74,7 @@ def assemble(
     base = load_base(config.model, report)
 
     def rows() -> tuple[Template, Prepared]:
-        template = Template.of(base.tokenizer, config.data.template, end_ids(base), config.data.system)
+        template = Template.from_config(base.tokenizer, config.data, end_ids(base))
         return template, prepare(config.data, template, base.max_positions, report, config.training.seed, files)
 
     (template, data), adapter = together(

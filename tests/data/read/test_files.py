@@ -45,8 +45,8 @@ def test_what_was_found_is_said(write):
         "a.jsonl: unused keys, with the number of rows that have them: 'id' (1).",
         "Duplicates of earlier rows, which are kept: 2 (a.jsonl lines 2, 4).",
     ]
-    chat = CHAT | {"messages": [*CHAT["messages"][:1], CHAT["messages"][1] | {"thinking": "Well"}]}
-    assert read_file(write("b.jsonl", [chat])).notes[1].endswith(": 'messages.thinking' (1).")
+    chat = CHAT | {"messages": [*CHAT["messages"][:1], CHAT["messages"][1] | {"mood": "Well"}]}
+    assert read_file(write("b.jsonl", [chat])).notes[1].endswith(": 'messages.mood' (1).")
 
 
 def test_real_rows():

@@ -14,6 +14,7 @@ from lorasmith.data.dataset.mix import Mix, mix_rows, parse_weights
 from lorasmith.data.read.files import DataFile, read_file, require_columns
 from lorasmith.data.rows.conversation import Problems, Record, RowError, places
 from lorasmith.data.template.encoding import Template
+from lorasmith.data.template.findings import notes_of_losses, template_notes
 from lorasmith.errors import ConfigError, DataError
 from lorasmith.i18n import _, listed
 from lorasmith.model.row import IGNORED, Example
@@ -128,6 +129,10 @@ def prepare_rows(
     notes = _Notes(report)
     notes.say(_rewriting_note(splits))
     notes.say(_date_note(template))
+    for text in template_notes(template):
+        notes.say(text)
+    for text in notes_of_losses(template, (row for split in splits for row in split.conversations)):
+        notes.warn(text)
     if cfg.learn != "all":  # else the stop tokens between the turns are trained on as well
         notes.warn(_inner_stop_warning(splits, template))
     if cfg.too_long in ("error", "split"):

@@ -44,7 +44,10 @@ SHAREGPT = MessageStyle(
     },
 )
 SHAREGPT_ROLES = ("human", "gpt", "system", "function_call", "observation")  # those that error messages list
-MESSAGE_KEYS = frozenset({"role", "content", "from", "value", "tool_calls", "tool_call_id", "name", "learn", "weight"})
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+MESSAGE_KEYS = frozenset(
+    {"role", "content", "from", "value", "tool_calls", "tool_call_id", "name", "learn", "weight", *REASONING_KEYS}
+)
 
 
 def detect_style(messages: list[object]) -> MessageStyle:
@@ -132,6 +135,7 @@ def _message(message: dict[str, object], style: MessageStyle) -> Message:
         _optional(message.get("name")),
         learn is not False,
         float(weight) if isinstance(weight, int | float) else 1.0,
+        next((str(message[key]) for key in REASONING_KEYS if message.get(key)), ""),
     )
 
 
