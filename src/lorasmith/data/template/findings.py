@@ -69,8 +69,8 @@ def template_notes(template: "Template") -> Iterator[str]:
         )
     if behavior.header:
         yield _(
-            "The chat template renders {header} before every answer, and its own generation prompt is different. Prompts "
-            "end with this text here, so that replies begin as the answers in training do.",
+            "The chat template renders {header} before every answer, and its own generation prompt is different. "
+            "Prompts end with this text here, so that replies begin as the answers in training do.",
             header=repr(behavior.header),
         )
 
