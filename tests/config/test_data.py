@@ -23,6 +23,24 @@ def test_columns_are_mapped_to_known_ones():
         check(DataConfig, {"map": {"answer": "mine"}}, "data")
 
 
+def test_columns_of_one_file_take_precedence():
+    columns = {"output": "a", "talks.jsonl:output": "b", "x/other.jsonl:messages": "c"}
+    config = DataConfig(map=columns)
+    assert config.map_of("data/talks.jsonl") == config.map_of("talks.jsonl") == {"output": "b"}
+    assert config.map_of("x/other.jsonl") == {"output": "a", "messages": "c"}
+    assert config.map_of("other.jsonl") == {"output": "a"}
+    with pytest.raises(ConfigError, match=r"^data\.map: unknown column 'answer'"):
+        check(DataConfig, {"map": {"talks.jsonl:answer": "mine"}}, "data")
+
+
+@pytest.mark.parametrize("number", [-0.1, 1.5, float("nan")])
+def test_bad_rows_are_a_number_or_a_fraction(number):
+    assert DataConfig(skip_bad_rows=0.1).skip_bad_rows == 0.1
+    assert DataConfig(skip_bad_rows=7).skip_bad_rows == 7
+    with pytest.raises(ConfigError, match=r"^data\.skip_bad_rows: "):
+        check(DataConfig, {"skip_bad_rows": number}, "data")
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("max_length", 1), ("max_length", 10_000_001), ("learn", "nothing"), ("too_long", "cut")]
 )

@@ -18,8 +18,8 @@ TooLong = Literal["error", "truncate", "truncate-left", "split", "drop"]
 TEMPLATES = ("auto", "model", "human-assistant", "alpaca", "chatml")  # anything else is the path of a file
 # The columns that the row formats of data/rows/formats.py read; a test keeps the two in step.
 COLUMNS = (
-    "completion", "conversations", "history", "input", "instruction", "messages", "output", "prompt", "system", "text",
-    "tools",
+    "completion", "conversation", "conversations", "functions", "history", "input", "instruction", "messages", "output",
+    "prompt", "system", "text", "tools",
 )  # fmt: skip
 
 
@@ -32,7 +32,7 @@ class DataConfig(Typed):
         tuple[str, ...],
         Field(
             description=_(
-                "Training examples: JSON, JSONL, CSV, TSV (also .gz, .zst), Parquet, a folder saved by "
+                "Training examples: JSON, JSONL, CSV, TSV (also .gz, .zst), Parquet, Arrow, text, a folder saved by "
                 "`datasets`, or the name of a dataset on a hub (org/name or modelscope:org/name); to mix "
                 "files, add weights: FILE:0.7 FILE:0.3"
             )
@@ -40,8 +40,28 @@ class DataConfig(Typed):
     ] = ()
     map: Annotated[
         dict[str, str],
-        Field(description=_("Columns with other names than expected, as in instruction=question output=answer")),
+        Field(
+            description=_(
+                "Columns with other names than expected, as in instruction=question output=answer; for one file "
+                "only, as in talks.jsonl:messages=dialog"
+            )
+        ),
     ] = {}  # noqa: RUF012  pydantic copies it
+    fill: Annotated[
+        dict[str, str],
+        Field(description=_("Texts for placeholders in the rows: name=Ada puts Ada in place of {{name}}")),
+    ] = {}  # noqa: RUF012
+    skip_bad_rows: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1_000_000_000,
+            description=_(
+                "How many rows with problems may be left out, as a number or a fraction below 1 of each file's rows; "
+                "they are listed. With more of them, nothing is trained"
+            ),
+        ),
+    ] = 0.0
     held_out: Annotated[
         float | str,
         Field(
@@ -130,7 +150,8 @@ class DataConfig(Typed):
     @field_validator("map")
     @classmethod
     def _columns_we_know(cls, columns: dict[str, str]) -> dict[str, str]:
-        for ours in columns:
+        for key in columns:
+            ours = key.rpartition(":")[2]
             if ours not in COLUMNS:
                 known = listed(sorted(COLUMNS))
                 raise ValueError(
@@ -141,3 +162,21 @@ class DataConfig(Typed):
                     )
                 )
         return columns
+
+    @field_validator("skip_bad_rows")
+    @classmethod
+    def _whole_or_a_fraction(cls, number: float) -> float:
+        if number > 1 and number != int(number):
+            raise ValueError(_("must be a whole number of rows, or a fraction below 1"))
+        return number
+
+    def map_of(self, file: str) -> dict[str, str]:
+        """The columns of `map` for a file, given as in `data` or `held_out`: those for it alone take precedence."""
+        own = {key.rpartition(":"): theirs for key, theirs in self.map.items()}
+        general = {ours: theirs for (name, _colon, ours), theirs in own.items() if not name}
+        return general | {ours: theirs for (name, _colon, ours), theirs in own.items() if name and is_file(name, file)}
+
+
+def is_file(name: str, file: str) -> bool:
+    """Whether `name`, a path or only the name of a file, means `file`."""
+    return name in (file, file.replace("\\", "/").rpartition("/")[2])

@@ -100,7 +100,7 @@ def suggest(config: Config, report: Report | None = None) -> Suggestion:
 
 def summarize_data(config: Config, report: Report) -> DataSummary:
     """Read and encode all rows, untruncated. Raises DataError with every bad row, ModelError without a tokenizer."""
-    files = read_files(config.data.model_copy(update={"held_out": 0.0}), report)
+    files = read_files(config.data, report)[: len(config.data.data)]  # without a file of held-out rows
     records = [record for found in files for record in found.records]
     folder = find_folder(config.model.model, report)
     tokenizer = load_tokenizer(folder, config.model.trust_remote_code)

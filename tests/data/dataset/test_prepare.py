@@ -216,6 +216,36 @@ def test_rows_that_the_template_refuses_are_told_at_once(run):
         run([{"messages": bad["messages"][1:]}, bad, bad], "gemma")
 
 
+def test_few_rows_that_the_template_refuses_may_be_left_out(run):
+    bad = {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "sky?"},
+                        {"role": "assistant", "content": "blue"}]}  # fmt: skip
+    good = {"messages": bad["messages"][1:]}
+    made, heard = run([good] * 9 + [bad], "gemma", held_out=0, skip_bad_rows=0.1)
+    assert lines(made.train) == [*range(1, 10)]
+    assert heard.warned[0].endswith(
+        "train.jsonl line 10: skipped: the chat template rejected this conversation: System role not supported"
+    )
+    assert heard.warned[0] in made.notes
+    with pytest.raises(DataError, match=r"data\.data: 1 of 9 rows have problems, more than data\.skip_bad_rows = 0\.1"):
+        run([good] * 8 + [bad], "gemma", held_out=0, skip_bad_rows=0.1)
+
+
+def test_columns_of_one_file(run):
+    german = [{"frage": "sky 1?", "antwort": "blue", "output": "grey"}]
+    names = {"b.jsonl:instruction": "frage", "b.jsonl:output": "antwort"}
+    made, _heard = run([alpaca(1)], files=("a.jsonl", "b.jsonl"), more={"b.jsonl": german}, held_out=0, map=names)
+    assert made.train[0].ids == made.train[1].ids
+    with pytest.raises(ConfigError, match=r"data\.map: c\.jsonl:output=x: no file c\.jsonl is given\."):
+        run([alpaca(1)], held_out=0, map={"c.jsonl:output": "x"})
+
+
+def test_placeholders_that_no_row_has_are_refused(run):
+    made, _heard = run([alpaca(1, "{{name}}")], held_out=0, fill={"name": "blue"})
+    assert made.train[0].ids == run([alpaca(1)], held_out=0)[0].train[0].ids
+    with pytest.raises(ConfigError, match=r"^data\.fill: author: no row contains the placeholder \{\{author\}\}\.$"):
+        run([alpaca(1, "{{name}}")], held_out=0, fill={"name": "blue", "author": "x"})
+
+
 def test_a_rewriting_template_splits_rows_and_holds_out_whole_ones(run):
     chat = {"messages": [{"role": r, "content": c} for r, c in [("user", "sky?"), ("assistant", "blue")] * 2]}
     made, heard = run([chat] * 4, "qwen3", held_out=1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from lorasmith.config.data import DataConfig
-from lorasmith.data.rows.conversation import Conversation, Message, RowError, places
+from lorasmith.data.rows.conversation import MAX_PLACES, Conversation, Message, RowError, places
 from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.loss_mask import ExampleBuilder
 from lorasmith.errors import DataError
@@ -14,7 +14,6 @@ from lorasmith.i18n import _, counted
 from lorasmith.model.row import IGNORED, Example
 from lorasmith.report import Report
 
-MAX_PLACES = 5  # rows that a message names; the others are only counted
 REPORT_EVERY = 200  # rows between two progress updates
 
 

@@ -2,21 +2,21 @@
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 from lorasmith.config.data import DataConfig
 from lorasmith.data.dataset.encoded_cache import encoded_path, load_encoded, save_encoded
-from lorasmith.data.dataset.fit import MAX_PLACES, REPORT_EVERY, DataSplit, fit, refuse_too_long, rows_text
+from lorasmith.data.dataset.fit import REPORT_EVERY, DataSplit, fit, refuse_too_long, rows_text
 from lorasmith.data.dataset.mix import Mix, mix_rows, parse_weights
-from lorasmith.data.read.files import DataFile, read_file, require_columns
-from lorasmith.data.rows.conversation import Problems, Record, RowError, places
+from lorasmith.data.read.files import DataFile, read_file, require_used
+from lorasmith.data.rows.conversation import MAX_PLACES, Conversation, Problems, Record, RowError, places
 from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.findings import notes_of_losses, template_notes
 from lorasmith.errors import ConfigError, DataError
-from lorasmith.i18n import _, listed
+from lorasmith.i18n import _
 from lorasmith.model.row import IGNORED, Example
 from lorasmith.report import Report
 
@@ -74,7 +74,7 @@ def prepare(
     files = read_files(cfg, report) if files is None else files
     for note in (note for found in files for note in found.notes):
         report.say(note)
-    notes = [note for found in files for note in (*found.notes, *found.skipped)]
+    notes = [note for found in files for note in (*found.notes, *found.warnings)]
     train = files[: len(weights)]
     held_out = files[-1].records if isinstance(share, str) else None
     mix = _mix(weights, train)
@@ -88,16 +88,15 @@ def _read_all(sources: Sequence[tuple[str, str]], cfg: DataConfig, report: Repor
     files, problems = list[DataFile](), dict[str, None]()
     for name, option in sources:
         try:
-            files.append(read_file(name, option, cfg.map, report))
+            files.append(read_file(name, option, cfg.map_of(name), report, cfg.fill, cfg.skip_bad_rows))
         except (DataError, ConfigError) as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
         raise DataError(*problems)
     for found in files:
-        for text in found.skipped:
+        for text in found.warnings:
             report.warn(text)
-    columns = dict.fromkeys(column for found in files for column in found.columns)
-    require_columns(cfg.map, columns, listed(found.name for found in files))
+    require_used(cfg.map, cfg.fill, files)
     return files
 
 
@@ -125,8 +124,8 @@ def prepare_rows(
     """
     report, length = report or Report(), _max_length(cfg, limit)
     files = {"data.data": train} if held_out is None else {"data.data": train, "data.held_out": held_out}
-    splits = _encode(files, template, cfg.learn, report)
     notes = _Notes(report)
+    splits = _encode(files, template, cfg, notes)
     notes.say(_rewriting_note(splits))
     notes.say(_date_note(template))
     for text in template_notes(template):
@@ -200,37 +199,36 @@ def _max_length(cfg: DataConfig, limit: int | None) -> int:
     return cfg.max_length
 
 
-def _encode(files: dict[str, Sequence[Record]], template: Template, learn: str, report: Report) -> list[DataSplit]:
-    """Encode the rows of each split. Raises DataError with every row that the template refuses."""
+def _encode(files: dict[str, Sequence[Record]], template: Template, cfg: DataConfig, notes: _Notes) -> list[DataSplit]:
+    """Encode the rows of each split. Raises DataError with every row that the template refuses, unless few may be."""
     total, done, splits, texts, caches = sum(map(len, files.values())), 0, [], list[str](), set[Path]()
     for option, records in files.items():
         problems, split = Problems(option), DataSplit(option, [], [])
-        for record in records:
+        conversations = list(_conversations(records, template, problems))
+        path = encoded_path(conversations, template, cfg.learn)
+        cached = load_encoded(path, conversations) if path else None
+        for number, row in enumerate(conversations):
             try:
-                split.conversations.append(template.conversation(record))
-            except RowError as error:
-                problems.add(error.source, error.text)
-        path = encoded_path(split.conversations, template, learn)
-        cached = load_encoded(path, split.conversations) if path else None
-        for row in split.conversations if cached is None else ():
-            try:
-                split.rows.append(template.encode_row(row, learn))
+                split.rows.append(template.encode_row(row, cfg.learn) if cached is None else cached[number])
+                split.conversations.append(row)
             except RowError as error:
                 problems.add(error.source, error.text)
             done += 1
-            if total > REPORT_EVERY and (done % REPORT_EVERY == 0 or done == total):
-                report.progress(_("encoding"), done, total)
-        if cached is not None:
-            split.rows, done = cached, done + len(cached)
-        elif path and not problems.sources:
+            if cached is None and total > REPORT_EVERY and (done % REPORT_EVERY == 0 or done == total):
+                notes.report.progress(_("encoding"), done, total)
+        if path and cached is None and not problems.sources:
             save_encoded(path, split.rows)
         caches |= {path.parent} if path and path.is_file() else set()
         splits.append(split)
-        texts += problems.texts()
+        try:
+            for text in problems.skip_or_raise(cfg.skip_bad_rows, len(records)):
+                notes.warn(text)
+        except DataError as error:
+            texts += error.problems
     if texts:
         raise DataError(*texts)
     if caches:
-        report.say(
+        notes.report.say(
             _(
                 "Encoded copies of these rows are kept in {folder} for the next run; only you can read them. "
                 "To remove them, delete that folder.",
@@ -238,6 +236,15 @@ def _encode(files: dict[str, Sequence[Record]], template: Template, learn: str, 
             )
         )
     return splits
+
+
+def _conversations(records: Sequence[Record], template: Template, problems: Problems) -> Iterator[Conversation]:
+    """The conversations of the records that have no problem."""
+    for record in records:
+        try:
+            yield template.conversation(record)
+        except RowError as error:
+            problems.add(error.source, error.text)
 
 
 def _hold_out(train: DataSplit, share: float | str, seed: int, notes: _Notes) -> DataSplit:

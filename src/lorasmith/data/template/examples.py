@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from lorasmith.data.rows.conversation import Conversation, Message, RowError
+from lorasmith.data.template.answer_parts import mask_parts
 from lorasmith.data.template.contents import different_opening, refuse_hidden
 from lorasmith.data.template.loss_mask import ExampleBuilder, end_of_answer, follow_generation_tags
 from lorasmith.data.template.turns import Turn, grouped
@@ -47,6 +48,8 @@ def build_examples(template: "Template", row: Conversation, learn: str) -> list[
         for builder in builders:
             since = 0 if builder is builders[0] else builder.answers[0][0]
             follow_generation_tags(builder, since, jinja, messages, row)
+    for builder in builders:
+        mask_parts(builder, messages, template.tokenizer, row.source)
     return _checked(template, builders[-1:] if learn == "all" else builders, row.source)
 
 
