@@ -213,7 +213,24 @@ def find_adapter(path: Path) -> Path:
                 path=path,
             )
         )
-    raise AdapterError(_("{path}: not a run or adapter folder ({name} not found).", path=path, name=ADAPTER_CONFIG))
+    raise AdapterError(_not_an_adapter(path))
+
+
+def _not_an_adapter(path: Path) -> str:
+    """What is at `path` instead of an adapter, and what helps."""
+    if path.is_file():
+        return _("{path}: this is a file. Give the folder of the run or adapter.", path=path)
+    named = sorted(inner.name for inner in path.iterdir() if (inner / ADAPTER_CONFIG).is_file())
+    if named:  # PEFT's sub-folder of an adapter with a name, or the checkpoints of a trainer
+        return _(
+            "{path}: the adapters are in folders inside it: {names}. Give one of these, such as {first}.",
+            path=path,
+            names=listed(named),
+            first=path / named[-1],
+        )
+    if (path / "config.json").is_file():
+        return _("{path}: this is a model, not an adapter. Give it with --model.", path=path)
+    return _("{path}: not a run or adapter folder ({name} not found).", path=path, name=ADAPTER_CONFIG)
 
 
 def _parse_metadata(content: bytes, path: Path) -> dict[str, Any]:
