@@ -17,6 +17,7 @@ from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.merge import merged_weights, plain_name
 from lorasmith.model.probe import native_attention
+from lorasmith.model.vocabulary import embedding_rows
 from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
 from lorasmith.system.transformers_logging import quiet_transformers
@@ -163,7 +164,7 @@ def _probes(session: Session) -> list[list[int]]:
         if not ids:
             text = " ".join(message.content for message in probe)
             ids = session.base.tokenizer(text, add_special_tokens=False)["input_ids"]
-        found.append(ids[:limit])
+        found.append([i for i in ids if i < embedding_rows(session.base)][:limit])
     return found
 
 
