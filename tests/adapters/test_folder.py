@@ -177,7 +177,10 @@ def test_what_is_missing_or_broken_is_said(folder: Path, read_it: object) -> Non
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        (["one/adapter_config.json", "two/adapter_config.json"], "the adapters are in folders inside it: one, two. Give"),
+        (
+            ["one/adapter_config.json", "two/adapter_config.json"],
+            "the adapters are in folders inside it: one, two. Give",
+        ),
         (["checkpoint-50/adapter_config.json", "config.json"], "the adapters are in folders inside it: checkpoint-50."),
         (["config.json", "model.safetensors"], "this is a model, not an adapter. Give it with --model."),
         (["adapters.safetensors"], "not a run or adapter folder (adapter_config.json not found)."),

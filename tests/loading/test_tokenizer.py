@@ -40,9 +40,7 @@ def test_a_tokenizer_without_an_end(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "spiece.model"])
-def test_a_sentencepiece_model_alone_names_its_extra(
-    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sentencepiece_model_alone_names_its_extra(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / name).write_bytes(b"")
     monkeypatch.setattr(tokenizer, "_is_installed", lambda package: package != "sentencepiece")
     load_tokenizer(folder)  # tokenizer.json is enough

@@ -75,7 +75,10 @@ def test_no_folder_or_no_adapter_in_it(tmp_path: Path) -> None:
     (tmp_path / ADAPTER_CONFIG).write_text("{")
     with pytest.raises(AdapterError, match="not valid JSON"):
         AdapterFolder.read(tmp_path)
-    for text, why in (('{"peft_type": "IA3"}', 'peft_type is "IA3"; only'), ("[]", r"must be a JSON object, found \[\]")):
+    for text, why in (
+        ('{"peft_type": "IA3"}', 'peft_type is "IA3"; only'),
+        ("[]", r"must be a JSON object, found \[\]"),
+    ):
         (tmp_path / ADAPTER_CONFIG).write_text(text)
         with pytest.raises(AdapterError, match=why):
             AdapterFolder.read(tmp_path)

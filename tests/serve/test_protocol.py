@@ -102,9 +102,7 @@ def problems(kind: type[BaseModel], values: dict) -> list[str]:
         ("guided_json", {}),
     ],
 )
-def test_an_unsupported_field_is_no_typing_error(
-    name: str, value: object, kind: type[BaseModel], asked: dict
-) -> None:
+def test_an_unsupported_field_is_no_typing_error(name: str, value: object, kind: type[BaseModel], asked: dict) -> None:
     assert problems(kind, asked | {name: value}) == [f"{name}: not supported here. Leave it out."]
     assert problems(kind, asked | {"temprature": 0}) == ["temprature: unknown key. Did you mean 'temperature'?"]
 

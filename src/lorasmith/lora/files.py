@@ -89,11 +89,11 @@ def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str
 def _peft_targets(adapter: Adapter, model: PreTrainedModel) -> str | list[str]:
     """The shortest target_modules for which PEFT selects the same modules: an expression, names, or full paths."""
     wanted, value = adapter.targets.adapted, adapter.config.target_modules
-    filtered = adapter.config.exclude_modules or adapter.config.layers_to_transform is not None
-    if isinstance(value, str) and value != "all-linear" and not is_name(value) and not filtered:
+    modules = _base_modules(model)
+    if isinstance(value, str) and not is_name(value) and {p for p in modules if re.fullmatch(value, p)} == set(wanted):
         return value
     names = sorted({path.rpartition(".")[2] for path in wanted})
-    found = {p for p, m in _base_modules(model).items() if any(ends_with(p, name) for name in names)}
+    found = {p for p in modules if any(ends_with(p, name) for name in names)}
     return names if found == set(wanted) else wanted
 
 

@@ -84,7 +84,7 @@ def assemble(
     base.adapters[ADAPTER] = adapter
     refuse_surplus_examples(base, [*data.train, *data.held_out])
     first = [token for example in data.train[:16] for token in example.ids]
-    check_targets(base, ADAPTER, first)
+    check_targets(base, ADAPTER, first, report)
     enable_fast_parts(base, ADAPTER, first)
     return Assembled(_job(config, base, template, data, custom, folder, report, world), template, data)
 
