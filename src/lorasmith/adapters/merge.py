@@ -172,14 +172,14 @@ def _save(plain: PreTrainedModel, session: Session, folder: Path) -> None:
     _set_encoding(plain, session)
     with quiet_transformers():  # it would show a progress bar
         plain.save_pretrained(folder)
-        session.base.tokenizer.save_pretrained(folder)
+        session.template.tokenizer.save_pretrained(folder)
 
 
 def _set_encoding(plain: PreTrainedModel, session: Session) -> None:
     """Save the template, system message and stop tokens of the training, if they differ from the base model's."""
-    template, tokenizer = session.template, session.base.tokenizer
+    template, tokenizer = session.template, session.template.tokenizer
     if session.folders[session.names[0]].metadata is None:
-        return  # made by another tool, which does not record them
+        return  # made by another tool; its tokenizer has its template
     own = tokenizer.get_chat_template() if tokenizer.chat_template else None
     if template.as_jinja() != own:
         tokenizer.chat_template = template.as_jinja()
@@ -198,6 +198,8 @@ def _merged_model(session: Session, dtype: torch.dtype, trust_remote_code: bool)
     if untied:
         config.tie_word_embeddings = False
     plain = _load_plain(session.base.folder, config, dtype, trust_remote_code)
+    if (rows := embedding_rows(session.base)) > plain.get_input_embeddings().weight.shape[0]:
+        plain.resize_token_embeddings(rows, mean_resizing=False)  # for the tokens that the adapter adds
     for name, parameter in plain.named_parameters():
         parameter.copy_(merged[name] if name in merged else kept[name])
     return plain, untied

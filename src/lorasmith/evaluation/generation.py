@@ -7,9 +7,11 @@ Prompts are taken from the tokens of an encoded example rather than from its fil
 very ids that preceded the answer in training, whatever the format of the row.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Self
 
 from torch import Tensor
 
@@ -27,15 +29,16 @@ from lorasmith.model.row import Example
 from lorasmith.report import Report
 
 ENDED = "ended"  # key of the one metric that judges how an answer ended instead of its text
-PLACEHOLDER = "\N{OPEN BOX}"  # user text that occurs in no template
+PLACEHOLDER = "\N{OPEN BOX}"  # text of a message that occurs in no template
+THOUGHT = re.compile(r"<(\w+)>\s*(?:</\1>\s*)?\Z")  # the reasoning before an answer, empty or begun
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A prompt with a known answer.
 
-    ids: what the model is given; text: its last message, for display; reference: the answer in the data; source:
-    where the row stands ('rows.jsonl:7').
+    ids: what the model is given; text: its last message, for display; reference: the answer in the data, without
+    reasoning; source: where the row stands ('rows.jsonl:7').
     """
 
     ids: list[int]
@@ -53,6 +56,41 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Reasoning:
+    """How a template writes reasoning before an answer: it is no part of the answer that metrics score.
+
+    tag: the name of the tag around it, such as 'think'; empty if there is none. empty: what is to be seen of reasoning
+    without a text.
+    """
+
+    tag: str = ""
+    empty: str = ""
+
+    @classmethod
+    def of(cls, template: Template) -> Self:
+        """What the template writes between the question and the content of an answer."""
+        asked = (Message("user", PLACEHOLDER),)
+        try:
+            prompt = "".join(template.prompt_texts(asked))
+            whole = template.render((*asked, Message("assistant", PLACEHOLDER)))
+        except RowError:
+            return cls()
+        before = prompt.rpartition(PLACEHOLDER)[2]
+        added = whole.removeprefix(prompt).partition(PLACEHOLDER)[0] if whole.startswith(prompt) else ""
+        found = THOUGHT.search(before + added)
+        return cls(found[1] if found else "", _plain_text(template, template.ids_of([added])) if added else "")
+
+    def answer(self, text: str) -> str:
+        """`text` without the reasoning; empty if the reasoning does not end."""
+        _thought, closed, rest = text.partition(f"</{self.tag}>")
+        if self.tag and closed:
+            return rest.strip()
+        if self.tag and text.startswith(f"<{self.tag}>"):
+            return ""
+        return text.removeprefix(self.empty).strip()
+
+
+@dataclass(frozen=True)
 class GenerationEvaluation:
     """Prompts, the settings to answer them with, and the metrics that score the answers; custom metrics come last."""
 
@@ -60,6 +98,7 @@ class GenerationEvaluation:
     metrics: list[Metric]
     sampling: SamplingConfig
     stop_ids: tuple[int, ...]
+    reasoning: Reasoning
 
     @classmethod
     def from_examples(
@@ -77,7 +116,7 @@ class GenerationEvaluation:
         prompts = prompts_from_examples(examples, template, count)
         ended = mean_metric(ENDED, _("reached stop token"), lambda finish, _reference: 100.0 * (finish == "stop"))
         metrics = [*built_in_metrics([prompt.reference for prompt in prompts]), ended, *custom]
-        return cls(prompts, metrics, sampling, template.stop_ids)
+        return cls(prompts, metrics, sampling, template.stop_ids, Reasoning.of(template))
 
     def generate(self, base: Base, adapter: str | None, report: Report | None = None, task: str = "") -> list[Answer]:
         """Answer each prompt with `adapter` (None: the base model alone), without dropout and without gradient.
@@ -88,8 +127,8 @@ class GenerationEvaluation:
             return generate_answers(self.prompts, base, adapter, self.sampling, self.stop_ids, report, task)
 
     def statistics(self, metric: Metric, answers: Sequence[Answer]) -> Tensor:
-        """The metric's statistics of each answer, float64 of shape (answers, statistics)."""
-        predictions = [answer.finish if metric.key == ENDED else answer.text for answer in answers]
+        """The metric's statistics of each answer without its reasoning, float64 of shape (answers, statistics)."""
+        predictions = [a.finish if metric.key == ENDED else self.reasoning.answer(a.text) for a in answers]
         return answer_statistics(metric, predictions, [prompt.reference for prompt in self.prompts])
 
     def scores(self, answers: Sequence[Answer]) -> list[float]:
@@ -104,7 +143,7 @@ def prompts_from_examples(examples: Sequence[Example], template: Template, count
     left.
     """
     prompts: list[Prompt] = []
-    before, after = _user_frame(template)
+    reasoning, (before, after) = Reasoning.of(template), _user_frame(template)
     for example in examples:
         if len(prompts) == count:
             break
@@ -117,7 +156,7 @@ def prompts_from_examples(examples: Sequence[Example], template: Template, count
             Prompt(
                 example.ids[:start],
                 text.strip() or _plain_text(template, example.ids[last:start]),
-                _plain_text(template, example.ids[start:end]),
+                reasoning.answer(_plain_text(template, example.ids[start:end])),
                 example.source,
             )
         )

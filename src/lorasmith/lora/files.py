@@ -36,7 +36,7 @@ _SUPPORTED = {  # implemented here, or without influence on the output; any othe
     *PEFT_DEFAULTS, "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern",
     "modules_to_save", "init_lora_weights", "peft_type", "task_type", "base_model_name_or_path", "inference_mode",
     "auto_mapping", "peft_version", "revision", "fan_in_fan_out", "layers_pattern", "megatron_core", "runtime_config",
-    "eva_config", "qalora_group_size",
+    "eva_config", "qalora_group_size", "trainable_token_indices",
 }  # fmt: skip
 _MLX = {"fine_tune_type", "lora_parameters", "lora_layers"}  # options of mlx-lm in a file of the same name
 _EXPERT = re.compile(r"\.experts\.\d+\.")  # in the keys of adapters with A and B for each expert

@@ -1,6 +1,9 @@
 """Token ids against the rows of the embedding: a tokenizer may have tokens that the model was never resized for."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
 
 from lorasmith.errors import DataError
 from lorasmith.i18n import _, listed
@@ -49,6 +52,23 @@ def refuse_surplus_examples(base: Base, examples: Sequence[Example]) -> None:
         problems.append(_("{count} more rows contain such tokens.", count=len(found) - SHOWN))
     if problems:
         raise DataError(*problems)
+
+
+@torch.no_grad()
+def extend_embedding(base: Base, rows: int, saved: Mapping[str, Tensor | None]) -> None:
+    """Resize embedding and head to `rows` rows, before any adapter is added.
+
+    saved: by module path, a tensor [rows, H] with the new rows; without one they are the mean of the others.
+    """
+    before = embedding_rows(base)
+    base.model.resize_token_embeddings(rows, mean_resizing=False)
+    base.model.requires_grad_(False)
+    for end in (base.model.get_output_embeddings(), base.model.get_input_embeddings()):  # the input counts if tied
+        if end is None:
+            continue
+        path = next(p for p, module in base.model.named_modules() if module is end)
+        new, weight = saved.get(path), end.weight
+        weight[before:] = weight[:before].mean(0) if new is None else new[before:].to(weight)
 
 
 def _problem(base: Base, token_id: int, source: str) -> str:
