@@ -129,9 +129,7 @@ def test_rows_that_the_config_does_not_name_are_refused(tmp_path: Path) -> None:
     foreign(tmp_path, "llama", added=(), trainable_token_indices=[7, 9])
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"trainable_token_indices": [7]}))
-    with pytest.raises(
-        AdapterError, match="has 2 rows, but trainable_token_indices in adapter_config.json names 1 tok"
-    ):
+    with pytest.raises(AdapterError, match=r"trainable_tokens_delta has the shape \(2, 32\), which does not fit"):
         opened(tmp_path, "llama")
 
 
@@ -196,7 +194,5 @@ def test_the_tokenizer_of_another_base_is_refused(tmp_path: Path) -> None:
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     path.write_text(json.dumps(content))
     base = load_base(ModelConfig(model=str(model_folder("llama")), dtype="float32", device="cpu"))
-    with pytest.raises(
-        AdapterError, match=r"the tokenizer beside the adapter does not belong to .*: the token '.*' has"
-    ):
+    with pytest.raises(AdapterError, match=r"the tokenizer beside the adapter does not belong to .*: the token '.*' "):
         AdapterFolder.read(tmp_path).template(base)

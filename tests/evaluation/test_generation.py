@@ -54,7 +54,8 @@ def test_what_asks_nothing_or_was_cut_is_passed_over():
 # gemma-4 (a word between special tokens) do.
 HEAD = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{{ THOUGHT }}{% endif %}"
-    "{{ m.content + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}PROMPT{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}PROMPT{% endif %}"
 )
 EMPTY = HEAD.replace("THOUGHT", "'<think>\n\n</think>\n\n'").replace("PROMPT", "")
 IN_PROMPT = HEAD.replace("THOUGHT", "'<think>\n'").replace("PROMPT", "{{ '<think>\n' }}")

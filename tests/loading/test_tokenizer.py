@@ -48,6 +48,6 @@ def test_a_sentencepiece_model_alone_names_its_extra(folder: Path, name: str, mo
     with pytest.raises(MissingExtraError) as caught:
         load_tokenizer(folder)
     assert str(caught.value) == (
-        f"{folder / name}: this older format of a tokenizer is read with sentencepiece, which is not installed. Install "
-        "it with: pip install 'lorasmith[sentencepiece]'. Or copy the tokenizer.json of the same model there."
+        f"{folder / name}: this older format of a tokenizer is read with sentencepiece, which is not installed. "
+        "Install it with: pip install 'lorasmith[sentencepiece]'. Or copy the tokenizer.json of the same model there."
     )

@@ -45,8 +45,8 @@ def base(folder: Path) -> Base:
 
 def says(source: str, token: str, token_id: int, model: object) -> str:
     return (
-        f"{source}: contains the token '{token}', whose id is {token_id}, but the embedding of {model} has only 300 rows. "
-        "Use the tokenizer that belongs to the model, or a model that was resized for this one."
+        f"{source}: contains the token '{token}', whose id is {token_id}, but the embedding of {model} has only "
+        "300 rows. Use the tokenizer that belongs to the model, or a model that was resized for this one."
     )
 
 

@@ -30,7 +30,8 @@ from lorasmith.model.vocabulary import embedding_rows, extend_embedding
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # any of these is a whole tokenizer
 CHAT_TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
-ROWS = ".token_adapter.trainable_tokens_delta"  # PEFT's key; contrary to its name the new rows, not their change
+TOKENS = ".token_adapter."  # of PEFT's keys of an embedding some of whose rows are trained
+ROWS = f"{TOKENS}trainable_tokens_delta"  # PEFT's key; contrary to its name the new rows, not their change
 WHOLE = (".weight", ".base_layer.weight", ".token_adapter.base_layer.weight")  # PEFT's keys of a saved embedding
 
 
@@ -137,30 +138,32 @@ def _rows_as_modules(
     base: Base, ends: list[str], raw: Mapping[str, Any], config: LoraConfig, tensors: dict[str, Tensor]
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
     """Replace trained rows by whole modules in which these rows differ from the base model's."""
-    saved = list(config.modules_to_save)
-    for key in [key for key in tensors if key.endswith(ROWS)]:
-        path = key.removeprefix(PEFT_PREFIX).removesuffix(ROWS)
-        module, new = base.model.get_submodule(path), tensors[key]
-        index = torch.tensor(_indices(path, raw))
-        own: Tensor = module.weight.detach().cpu()  # type: ignore[union-attr, operator, assignment]
-        if len(index) != len(new):
-            raise AdapterError(
-                _(
-                    "{key} has {found} rows, but trainable_token_indices in adapter_config.json names {need} tokens.",
-                    key=key,
-                    found=len(new),
-                    need=len(index),
-                )
-            )
-        for name in [name for name in tensors if name.startswith(f"{PEFT_PREFIX}{path}.token_adapter.")]:
-            del tensors[name]
-        whole = own.index_copy(0, index, new.to(own.dtype))
-        tied = (
-            [p for p in ends if p != path and f"{PEFT_PREFIX}{p}{ROWS}" not in tensors]
-            if is_tied(base.model, module)
-            else []
-        )
-        for place in [path, *tied]:
+    modules, saved = dict(base.model.named_modules()), list(config.modules_to_save)
+    for path, module in modules.items():
+        key = f"{PEFT_PREFIX}{path}{ROWS}"
+        if key not in tensors:
+            continue
+        whole = _with_rows(module.weight, _indices(path, raw), tensors[key], key)  # type: ignore[arg-type]
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(key.removesuffix(ROWS) + TOKENS)}
+        others = [p for p in ends if p != path and f"{PEFT_PREFIX}{p}{ROWS}" not in tensors]
+        for place in [path, *(others if is_tied(base.model, module) else ())]:
             tensors[f"{PEFT_PREFIX}{place}.weight"] = whole
             saved.append(place)
     return config.model_copy(update={"modules_to_save": tuple(saved)}), tensors
+
+
+def _with_rows(weight: Tensor, ids: list[int], rows: Tensor, key: str) -> Tensor:
+    """A copy of an embedding with new rows for the tokens `ids`. Raises AdapterError if these do not fit."""
+    if len(ids) != len(rows) or any(not 0 <= i < len(weight) for i in ids) or rows.shape[1:] != weight.shape[1:]:
+        raise AdapterError(
+            _(
+                "{key} has the shape {found}, which does not fit the tokens in trainable_token_indices of "
+                "adapter_config.json ({count}) and an embedding of the shape {need}.",
+                key=key,
+                found=tuple(rows.shape),
+                count=len(ids),
+                need=tuple(weight.shape),
+            )
+        )
+    own = weight.detach().cpu()
+    return own.index_copy(0, torch.tensor(ids), rows.to(own.dtype))

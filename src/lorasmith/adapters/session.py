@@ -104,7 +104,8 @@ def _tell_template(folder: AdapterFolder, has_own: bool, report: Report) -> None
     if has_own:
         report.say(
             _(
-                "{folder}: the adapter was made by another tool; the tokenizer and chat template in its folder are used.",
+                "{folder}: the adapter was made by another tool; the tokenizer and chat template in its folder are "
+                "used.",
                 folder=folder.path,
             )
         )

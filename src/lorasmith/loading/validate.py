@@ -59,12 +59,10 @@ def config_problems(path: Path, raw: Mapping[str, Any]) -> list[str]:
         name = value.removeprefix("torch.") if isinstance(value, str) else value
         if name not in (None, "auto") and not (isinstance(name, str) and _is_dtype(name)):
             problems.append(_wrong(path, key, value, _("a torch dtype, such as {example}", example='"bfloat16"')))
-    if (quantized := raw.get("quantization_config")) is not None:
-        if _quant_method(raw) not in (*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"):
-            expected = _(
-                "an object whose quant_method is one that transformers knows, such as {example}", example='"gptq"'
-            )
-            problems.append(_wrong(path, "quantization_config", quantized, expected))
+    known = (*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes")
+    if (quantized := raw.get("quantization_config")) is not None and _quant_method(raw) not in known:
+        expected = _("an object whose quant_method is one that transformers knows, such as {example}", example='"gptq"')
+        problems.append(_wrong(path, "quantization_config", quantized, expected))
     return problems
 
 

@@ -27,8 +27,8 @@ def surplus_tokens(base: Base) -> str:
         return ""
     names = listed([repr(token) for _id, token in surplus[:SHOWN]] + ["..."] * (len(surplus) > SHOWN))
     return _(
-        "{base}: the tokenizer has tokens that the model has no embedding for ({count}: {names}). Rows and prompts that "
-        "contain one are refused.",
+        "{base}: the tokenizer has tokens that the model has no embedding for ({count}: {names}). Rows and prompts "
+        "that contain one are refused.",
         base=base.source,
         count=len(surplus),
         names=names,

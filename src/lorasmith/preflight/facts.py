@@ -208,7 +208,8 @@ def _without_experts(job: Job) -> Iterator[str]:
             yield _(
                 "lora.target_modules: {share:.0%} of the model's parameters get no adapter: those in {name}, which are "
                 "not linear layers but tensors of all experts together. Often training the other layers is enough. "
-                "Otherwise train them in full (--modules-to-save {name}), or adapt them in PEFT with target_parameters.",
+                "Otherwise train them in full (--modules-to-save {name}), or adapt them in PEFT with "
+                "target_parameters.",
                 share=share,
                 name=name,
             )
