@@ -32,7 +32,8 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # any of the
 CHAT_TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 TOKENS = ".token_adapter."  # of PEFT's keys of an embedding some of whose rows are trained
 ROWS = f"{TOKENS}trainable_tokens_delta"  # PEFT's key; contrary to its name the new rows, not their change
-WHOLE = (".weight", ".base_layer.weight", ".token_adapter.base_layer.weight")  # PEFT's keys of a saved embedding
+# PEFT's keys of the base model's own embedding or head. The last may also be a trained copy.
+WHOLE = (".original_module.weight", ".base_layer.weight", f"{TOKENS}base_layer.weight", ".weight")
 
 
 def foreign_template(folder: Path, base: Base, ends: tuple[int, ...]) -> Template:
@@ -103,7 +104,9 @@ def with_added_tokens(
                 )
             )
         extend_embedding(base, rows, {path: _saved(path, tensors) for path in ends})
-    return _rows_as_modules(base, ends, raw, config, dict(tensors))
+    repeated = {f"{PEFT_PREFIX}{path}.modules_to_save.weight" for path in ends}  # PEFT saves the copies twice then
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in repeated}
+    return _rows_as_modules(base, ends, raw, config, tensors)
 
 
 def _ends(base: Base) -> list[str]:
@@ -127,10 +130,13 @@ def _sizes(path: str, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
 
 
 def _indices(path: str, raw: Mapping[str, Any]) -> list[int]:
-    """The ids of the tokens whose rows in the module at `path` were trained, from trainable_token_indices."""
+    """The ids of the tokens whose rows in the module at `path` were trained, from trainable_token_indices.
+
+    A head that is tied to the embedding need not be named.
+    """
     given = raw.get("trainable_token_indices") or []
     if isinstance(given, dict):
-        given = next((ids for name, ids in given.items() if ends_with(path, name)), [])
+        given = next((ids for name, ids in given.items() if ends_with(path, name)), next(iter(given.values()), []))
     return [int(i) for i in given]
 
 
