@@ -9,7 +9,7 @@ from lorasmith.data.dataset.fit import truncate
 from lorasmith.data.rows.conversation import Message
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import DataError
-from lorasmith.evaluation.generation import Answer, GenerationEvaluation, Reasoning, prompts_from_examples
+from lorasmith.evaluation.generation import Answer, Frame, GenerationEvaluation, prompts_from_examples
 from lorasmith.model.row import Example
 from tests.support.tiny import tokenizer
 
@@ -59,7 +59,11 @@ HEAD = (
 )
 EMPTY = HEAD.replace("THOUGHT", "'<think>\n\n</think>\n\n'").replace("PROMPT", "")
 IN_PROMPT = HEAD.replace("THOUGHT", "'<think>\n'").replace("PROMPT", "{{ '<think>\n' }}")
-SPECIAL = HEAD.replace("THOUGHT", "'<eos>thought\n<eos>'").replace("PROMPT", "")
+SPECIAL = HEAD.replace("THOUGHT", "'<|im_start|>thought\n<|im_start|>'").replace("PROMPT", "")
+AROUND = (
+    "{% for m in messages %}{{ '<' + m.role + '>' + m.content + '</' + m.role + '><|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
 PLAIN = HEAD.replace("THOUGHT", "''").replace("PROMPT", "")
 
 
@@ -72,30 +76,30 @@ def template_of(text: str) -> Template:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        (EMPTY, Reasoning("think", "<think>\n\n</think>")),
-        (IN_PROMPT, Reasoning("think", "")),
-        (SPECIAL, Reasoning("", "thought")),
-        (PLAIN, Reasoning()),
+        (EMPTY, Frame("think", "<think>\n\n</think>")),
+        (IN_PROMPT, Frame("think", "")),
+        (SPECIAL, Frame("", "thought")),
+        (PLAIN, Frame()),
+        (AROUND, Frame("", "", "</assistant>")),
     ],
-    ids=["empty", "in the prompt", "special tokens", "none"],
+    ids=["empty", "in the prompt", "special tokens", "none", "a tag around the answer"],
 )
-def test_reasoning_that_the_template_writes_is_not_scored(text: str, wanted: Reasoning) -> None:
+def test_what_the_template_writes_around_an_answer_is_not_scored(text: str, wanted: Frame) -> None:
     template = template_of(text)
-    assert Reasoning.of(template) == wanted
+    assert Frame.of(template) == wanted
     example = template.encode((Message("user", "2+2?"), Message("assistant", "It is four.")))
-    own = [("exact", lambda answer, reference: 100.0 * (answer == reference))]
     found = GenerationEvaluation.from_examples([example], template, 1, SamplingConfig(), [])
     assert [prompt.reference for prompt in found.prompts] == ["It is four."]
-    replies = ["It is four.", wanted.empty + "\n\nIt is four.", wanted.empty + "\n\nIt is five."]
+    replies = ["It is four.", wanted.before + "\n\nIt is four.", wanted.before + "\n\nIt is five."]
     if wanted.tag:
         replies[1:2] = ["<think>Two and two.</think>\n\nIt is four.", "Two and two.</think>\n\nIt is four."]
-    exact = next(metric for metric in found.metrics if metric.key == own[0][0])
+    exact = next(metric for metric in found.metrics if metric.key == "exact")
     scores = [found.statistics(exact, [Answer(reply, "stop")]).tolist() for reply in replies]
     assert scores == [[[100.0, 1.0]]] * (len(replies) - 1) + [[[0.0, 1.0]]]
 
 
 def test_reasoning_that_does_not_end_has_no_answer() -> None:
-    reasoning = Reasoning("think", "<think>\n\n</think>")
-    assert reasoning.answer("<think>It may be four, or") == ""
-    assert reasoning.answer("It is <think> four") == "It is <think> four"
-    assert Reasoning().answer("<think>four</think>") == "<think>four</think>"
+    frame = Frame("think", "<think>\n\n</think>")
+    assert frame.content("<think>It may be four, or") == ""
+    assert frame.content("It is <think> four") == "It is <think> four"
+    assert Frame().content("<think>four</think>") == "<think>four</think>"

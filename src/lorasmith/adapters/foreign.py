@@ -9,7 +9,7 @@ PEFT saves their embeddings in one of three ways:
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.loading.tokenizer import load_tokenizer
+from lorasmith.lora.files import is_same
 from lorasmith.lora.inject import PEFT_PREFIX
 from lorasmith.lora.target import ends_with, is_tied
 from lorasmith.model.base import Base
@@ -90,7 +91,7 @@ def with_added_tokens(
     Raises AdapterError if the model has other adapters, which would have to be resized too.
     """
     ends = _ends(base)
-    rows = max([0, *(int(size) for path in ends for size in _sizes(path, raw, tensors))])
+    rows = _rows_of(base, ends, raw, config, tensors)
     added = rows - embedding_rows(base)
     if added > 0:
         if base.adapters or base.fast_decoder is not None:
@@ -115,18 +116,34 @@ def _ends(base: Base) -> list[str]:
     return [path for path, module in base.model.named_modules() if any(module is end for end in ends)]
 
 
-def _saved(path: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
+def _rows_of(
+    base: Base, ends: list[str], raw: Mapping[str, Any], config: LoraConfig, tensors: Mapping[str, Tensor]
+) -> int:
+    """The number of rows that the adapter needs; 0 if its tensors contradict each other or belong to another base."""
+    sizes = {size for path in ends for size in _sizes(path, raw, tensors)}
+    for path in ends:
+        is_trained = any(ends_with(path, name) for name in config.modules_to_save)
+        theirs = _saved(path, tensors, WHOLE[:-1] if is_trained else WHOLE)
+        ours: Tensor = base.model.get_submodule(path).weight.cpu()  # type: ignore[union-attr, operator, assignment]
+        if theirs is not None and not is_same(ours, theirs[: len(ours)]):
+            return 0
+    return max(sizes) if len(sizes) == 1 else 0
+
+
+def _saved(path: str, tensors: Mapping[str, Tensor], suffixes: Sequence[str] = WHOLE) -> Tensor | None:
     """The embedding or head at `path` that PEFT saved in full, or None."""
-    keys = (f"{PEFT_PREFIX}{path}{suffix}" for suffix in WHOLE)
+    keys = (f"{PEFT_PREFIX}{path}{suffix}" for suffix in suffixes)
     return next((tensors[key] for key in keys if key in tensors), None)
 
 
 def _sizes(path: str, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[int]:
-    """How many rows the tensors of the embedding or head at `path` need."""
+    """How many rows the embedding or head at `path` has, according to its tensors."""
     saved, low_rank = _saved(path, tensors), tensors.get(f"{PEFT_PREFIX}{path}.lora_embedding_A")
     sizes = [] if saved is None else [saved.shape[0]]
     sizes += [] if low_rank is None else [low_rank.shape[1]]
-    return sizes + [max(ids) + 1 for ids in [_indices(path, raw)] if ids and f"{PEFT_PREFIX}{path}{ROWS}" in tensors]
+    if sizes or f"{PEFT_PREFIX}{path}{ROWS}" not in tensors:
+        return sizes
+    return [max(_indices(path, raw), default=0) + 1]
 
 
 def _indices(path: str, raw: Mapping[str, Any]) -> list[int]:

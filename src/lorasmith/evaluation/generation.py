@@ -56,38 +56,42 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Reasoning:
-    """How a template writes reasoning before an answer: it is no part of the answer that metrics score.
+class Frame:
+    """What a template writes around the content of an answer, as far as it is visible: metrics do not score it.
 
-    tag: the name of the tag around it, such as 'think'; empty if there is none. empty: what is to be seen of reasoning
-    without a text.
+    tag: the name of the tag around reasoning, such as 'think'; empty if there is none.
+    before, after: the text before the content, which may be reasoning that is empty, and after it.
     """
 
     tag: str = ""
-    empty: str = ""
+    before: str = ""
+    after: str = ""
 
     @classmethod
     def of(cls, template: Template) -> Self:
-        """What the template writes between the question and the content of an answer."""
+        """The frame of a template; empty if it cannot be told."""
         asked = (Message("user", PLACEHOLDER),)
         try:
-            prompt = "".join(template.prompt_texts(asked))
-            whole = template.render((*asked, Message("assistant", PLACEHOLDER)))
+            start = "".join(template.prompt_texts(asked)).rpartition(PLACEHOLDER)[2]
+            _head, *rest = template.render((*asked, Message("assistant", PLACEHOLDER))).split(PLACEHOLDER)
         except RowError:
             return cls()
-        before = prompt.rpartition(PLACEHOLDER)[2]
-        added = whole.removeprefix(prompt).partition(PLACEHOLDER)[0] if whole.startswith(prompt) else ""
-        found = THOUGHT.search(before + added)
-        return cls(found[1] if found else "", _plain_text(template, template.ids_of([added])) if added else "")
+        if len(rest) != 2 or not rest[0].startswith(start):
+            return cls()
+        found = THOUGHT.search(rest[0])
+        tag = found[1] if found and f"</{found[1]}>" not in rest[1] else ""  # there it would be around the answer
+        before, after = (_plain_text(template, template.ids_of([text])) for text in (rest[0][len(start) :], rest[1]))
+        return cls(tag, before, after)
 
-    def answer(self, text: str) -> str:
-        """`text` without the reasoning; empty if the reasoning does not end."""
+    def content(self, text: str) -> str:
+        """The content of the answer `text`; empty if it is reasoning that does not end."""
+        text = text.strip().removesuffix(self.after)
         _thought, closed, rest = text.partition(f"</{self.tag}>")
         if self.tag and closed:
             return rest.strip()
         if self.tag and text.startswith(f"<{self.tag}>"):
             return ""
-        return text.removeprefix(self.empty).strip()
+        return text.removeprefix(self.before).strip()
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class GenerationEvaluation:
     metrics: list[Metric]
     sampling: SamplingConfig
     stop_ids: tuple[int, ...]
-    reasoning: Reasoning
+    frame: Frame
 
     @classmethod
     def from_examples(
@@ -116,7 +120,7 @@ class GenerationEvaluation:
         prompts = prompts_from_examples(examples, template, count)
         ended = mean_metric(ENDED, _("reached stop token"), lambda finish, _reference: 100.0 * (finish == "stop"))
         metrics = [*built_in_metrics([prompt.reference for prompt in prompts]), ended, *custom]
-        return cls(prompts, metrics, sampling, template.stop_ids, Reasoning.of(template))
+        return cls(prompts, metrics, sampling, template.stop_ids, Frame.of(template))
 
     def generate(self, base: Base, adapter: str | None, report: Report | None = None, task: str = "") -> list[Answer]:
         """Answer each prompt with `adapter` (None: the base model alone), without dropout and without gradient.
@@ -127,8 +131,8 @@ class GenerationEvaluation:
             return generate_answers(self.prompts, base, adapter, self.sampling, self.stop_ids, report, task)
 
     def statistics(self, metric: Metric, answers: Sequence[Answer]) -> Tensor:
-        """The metric's statistics of each answer without its reasoning, float64 of shape (answers, statistics)."""
-        predictions = [a.finish if metric.key == ENDED else self.reasoning.answer(a.text) for a in answers]
+        """The metric's statistics of the content of each answer, float64 of shape (answers, statistics)."""
+        predictions = [a.finish if metric.key == ENDED else self.frame.content(a.text) for a in answers]
         return answer_statistics(metric, predictions, [prompt.reference for prompt in self.prompts])
 
     def scores(self, answers: Sequence[Answer]) -> list[float]:
@@ -143,7 +147,7 @@ def prompts_from_examples(examples: Sequence[Example], template: Template, count
     left.
     """
     prompts: list[Prompt] = []
-    reasoning, (before, after) = Reasoning.of(template), _user_frame(template)
+    frame, (before, after) = Frame.of(template), _user_frame(template)
     for example in examples:
         if len(prompts) == count:
             break
@@ -156,7 +160,7 @@ def prompts_from_examples(examples: Sequence[Example], template: Template, count
             Prompt(
                 example.ids[:start],
                 text.strip() or _plain_text(template, example.ids[last:start]),
-                reasoning.answer(_plain_text(template, example.ids[start:end])),
+                frame.content(_plain_text(template, example.ids[start:end])),
                 example.source,
             )
         )

@@ -275,13 +275,18 @@ def _drop_base_weights(tensors: dict[str, Tensor], adapter: Adapter, model: PreT
     problems = []
     for key in sorted((tensors.keys() & named.keys()) - adapter.parameters.keys()):
         theirs, ours = tensors.pop(key), named[key].cpu()
-        if ours.shape != theirs.shape or not (
-            torch.equal(ours.to(theirs.dtype), theirs) or torch.equal(ours, theirs.to(ours.dtype))
-        ):
+        if not is_same(ours, theirs):
             problems.append(
                 _("{key} differs from that of this base model: the adapter belongs to another one.", key=key)
             )
     return problems
+
+
+def is_same(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two weights are equal in the dtype of either."""
+    return ours.shape == theirs.shape and (
+        torch.equal(ours.to(theirs.dtype), theirs) or torch.equal(ours, theirs.to(ours.dtype))
+    )
 
 
 def mismatches(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
