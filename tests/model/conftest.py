@@ -34,7 +34,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mamba": _MAMBA,
     "mamba2": _MAMBA | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16},  # looks at in_proj.weight
     "bamba": _HYBRID,
-    "falcon_h1": _HYBRID,
+    "falcon_h1": _HYBRID | {"mamba_d_ssm": 64},
     "gemma3": {"text_config": _TEXT | {"head_dim": 8, "sliding_window": 8}, "vision_config": _VISION}
     | {"mm_tokens_per_image": 4, "boi_token_index": 1, "eoi_token_index": 2, "image_token_index": 3},
     "granitemoehybrid": _HYBRID | {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 48},

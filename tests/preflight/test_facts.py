@@ -63,7 +63,7 @@ def test_options_without_held_out_rows_are_warned_of(files, tmp_path, option, va
 
 @pytest.mark.parametrize("family", list(EXPERTS))
 def test_experts_without_an_adapter_are_a_warning_with_their_share(files, tmp_path, family):
-    config_of = CONFIGS["llama"] | ENDS | EXPERTS[family]
+    config_of = CONFIGS["llama"] | ENDS | EXPERTS[family] | {"max_position_embeddings": 128}
     folder = str(make_folder(tmp_path / "model", family, config_of))
     result = check(config(files, model=folder))
     model = AutoModelForCausalLM.from_pretrained(folder)

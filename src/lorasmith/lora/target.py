@@ -186,18 +186,23 @@ def _filtered(paths: list[str], config: LoraConfig, problems: list[str]) -> list
 
 
 def _unsuitable(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: str, paths: list[str]) -> list[str]:
-    problems = []
+    problems, named = [], set[type]()  # one module of a kind is named: the others are the same in other layers
     for path in paths:
+        kind = type(modules[path])
+        if kind in named:
+            continue
         if stacked := stacked_parameters(modules[path]):
+            named.add(kind)
             problems.append(_stacked(pattern, path, modules[path], stacked))
         elif not is_adaptable(modules[path]):
+            named.add(kind)
             problems.append(
                 _(
                     "lora.target_modules: {pattern!r} matches {path}, a {kind}, but LoRA supports only Linear, "
                     "Conv1D and Embedding. Name the modules inside it.",
                     pattern=pattern,
                     path=path,
-                    kind=type(modules[path]).__name__,
+                    kind=kind.__name__,
                 )
             )
         elif not is_name(pattern) and pattern != ALL_LINEAR and is_tied(model, modules[path]):

@@ -192,7 +192,7 @@ def _without_adapter(base: Base, adapter: str) -> list[str]:
 
 def _stacked(base: Base) -> dict[str, float]:
     """See `Facts`; modules that are trained in full are left out."""
-    total, sizes = sum(p.numel() for p in base.model.parameters()), Counter[str]()
+    total, sizes = sum(p.numel() for p in base.model.parameters() if not p.requires_grad), Counter[str]()
     for path, module in base.model.named_modules():
         if not {"original_module", "modules_to_save"} & set(path.split(".")):
             sizes[path.rpartition(".")[2]] += sum(
