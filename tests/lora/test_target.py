@@ -106,7 +106,6 @@ def test_every_problem_comes_at_once() -> None:
         "lora.modules_to_save: 'lm_haed'",
         "lora.target_modules: 'q_porj'",
         "lora.target_modules: 'mlp'",
-        "lora.target_modules: 'mlp'",
     ]
     assert "Did you mean 'lm_head'?" in found[0]
     assert found[2] == (

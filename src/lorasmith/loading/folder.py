@@ -10,7 +10,7 @@ from lorasmith.errors import ModelError
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import PACKAGED, cached_gguf, packaged_model
 from lorasmith.loading.hub import hub_folder, is_hub_name
-from lorasmith.loading.validate import LOAD_ERRORS, config_problems, load_error
+from lorasmith.loading.validate import LOAD_ERRORS, config_problems, load_error, missing_packages
 from lorasmith.model.base import positions_of
 from lorasmith.report import Report
 
@@ -43,6 +43,8 @@ def check_folder(folder: Path, trust_remote_code: bool) -> None:
         raise ModelError(_("{folder} is not a model folder: it does not contain config.json.", folder=folder))
     config = read_object(folder / "config.json", ModelError)
     if problems := config_problems(folder / "config.json", config):
+        raise ModelError(*problems)
+    if problems := missing_packages(folder / "config.json", config):
         raise ModelError(*problems)
     if "auto_map" in config and not trust_remote_code:
         raise ModelError(

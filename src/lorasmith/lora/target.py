@@ -69,6 +69,15 @@ def _answers_as_linear(module: nn.Linear) -> bool:
     return isinstance(y, torch.Tensor) and y.shape == (1, module.out_features)
 
 
+def stacked_parameters(module: nn.Module) -> list[str]:
+    """Names of the module's own parameters of three or more dimensions, such as the weights of all experts together.
+
+    Convolutions have such parameters too, but are no place for LoRA in a language model.
+    """
+    own = () if isinstance(module, nn.modules.conv._ConvNd) else module.named_parameters(recurse=False)
+    return [name for name, parameter in own if parameter.dim() > 2]
+
+
 def ends_with(path: str, name: str) -> bool:
     """Whether `path` is `name` or ends with its components."""
     return path == name or path.endswith("." + name)
@@ -177,16 +186,23 @@ def _filtered(paths: list[str], config: LoraConfig, problems: list[str]) -> list
 
 
 def _unsuitable(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: str, paths: list[str]) -> list[str]:
-    problems = []
+    problems, named = [], set[type]()  # one module of a kind is named: the others are the same in other layers
     for path in paths:
-        if not is_adaptable(modules[path]):
+        kind = type(modules[path])
+        if kind in named:
+            continue
+        if stacked := stacked_parameters(modules[path]):
+            named.add(kind)
+            problems.append(_stacked(pattern, path, modules[path], stacked))
+        elif not is_adaptable(modules[path]):
+            named.add(kind)
             problems.append(
                 _(
                     "lora.target_modules: {pattern!r} matches {path}, a {kind}, but LoRA supports only Linear, "
                     "Conv1D and Embedding. Name the modules inside it.",
                     pattern=pattern,
                     path=path,
-                    kind=type(modules[path]).__name__,
+                    kind=kind.__name__,
                 )
             )
         elif not is_name(pattern) and pattern != ALL_LINEAR and is_tied(model, modules[path]):
@@ -201,6 +217,19 @@ def _unsuitable(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: 
     return problems
 
 
+def _stacked(pattern: str, path: str, module: nn.Module, stacked: Sequence[str]) -> str:
+    """Why LoRA cannot be added to experts, and what can be done."""
+    return _(
+        "lora.target_modules: {pattern!r} matches {path}, a {kind}, whose weights are not linear layers but tensors of "
+        "all experts together ({names}). Leave it out to train the other layers, train it in full with "
+        "lora.modules_to_save, or adapt it in PEFT with target_parameters.",
+        pattern=pattern,
+        path=path,
+        kind=type(module).__name__,
+        names=", ".join(stacked),
+    )
+
+
 def is_tied(model: PreTrainedModel, module: nn.Module) -> bool:
     """Whether the module is the input embedding or output head and the two share their weight."""
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
@@ -211,6 +240,11 @@ def is_tied(model: PreTrainedModel, module: nn.Module) -> bool:
 
 
 def _no_match(key: str, pattern: str, modules: dict[str, nn.Module]) -> str:
+    for path, module in modules.items():
+        if key == "lora.target_modules" and any(
+            _matches(f"{path}.{name}", pattern) for name in stacked_parameters(module)
+        ):
+            return _stacked(pattern, path, module, stacked_parameters(module))
     names = list(dict.fromkeys(p.rpartition(".")[2] for p, m in modules.items() if is_adaptable(m)))
     text = _(
         "{key}: {pattern!r} matches no module; this model has {names}.",

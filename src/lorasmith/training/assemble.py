@@ -27,6 +27,7 @@ from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
 from lorasmith.model.target_check import check_targets
 from lorasmith.model.verify import enable_fast_parts
+from lorasmith.model.vocabulary import refuse_surplus_examples
 from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
 from lorasmith.training.checkpoint import Origin
@@ -81,8 +82,9 @@ def assemble(
         rows, lambda: inject(base.model, config.lora, base.router, ADAPTER, config.training.seed)
     )
     base.adapters[ADAPTER] = adapter
+    refuse_surplus_examples(base, [*data.train, *data.held_out])
     first = [token for example in data.train[:16] for token in example.ids]
-    check_targets(base, ADAPTER, first)
+    check_targets(base, ADAPTER, first, report)
     enable_fast_parts(base, ADAPTER, first)
     return Assembled(_job(config, base, template, data, custom, folder, report, world), template, data)
 
