@@ -39,7 +39,7 @@ def test_every_flag_reaches_its_field(tmp_path):
         },
         "lora": {
             "r": 3, "lora_alpha": 4.0, "lora_dropout": 0.5, "target_modules": ("x", "y"), "exclude_modules": "z",
-            "layers_to_transform": (1, 2), "rank_pattern": {"a=b": 3}, "alpha_pattern": {"c": 2.5},
+            "layers_to_transform": (1, 2), "last_layers": None, "rank_pattern": {"a=b": 3}, "alpha_pattern": {"c": 2.5},
             "modules_to_save": ("h",), "bias": "all", "use_rslora": True, "use_dora": True,
             "init_lora_weights": "gaussian",
         },
@@ -47,6 +47,7 @@ def test_every_flag_reaches_its_field(tmp_path):
             "batch_size": 2, "accumulate": 3, "epochs": 0.5, "max_steps": 4, "learning_rate": 1e-3,
             "schedule": "cosine", "warmup": 5.0, "beta1": 0.8, "beta2": 0.7, "eps": 1e-6, "weight_decay": 0.1,
             "clip": 0.5, "gradient_checkpointing": True, "row_tokens": 64, "log_every": 2, "eval_every": 3,
+            "keep_checkpoints": 4, "min_learning_rate": 1e-5,
             "save_every": 6, "seed": 7, "patience": 2, "samples": ("Why?", "考试有哪些技巧？"), "tensorboard": True,
             "generate": 5, "max_new_tokens": 9, "metric": ("a.py:f",),
         },
@@ -54,11 +55,12 @@ def test_every_flag_reaches_its_field(tmp_path):
     argv = []
     for name, part in SECTIONS.items():
         assert set(values[name]) == set(part.model_fields)  # a new field must come here too
-        for key, value in values[name].items():
+        for key, value in ((k, v) for k, v in values[name].items() if v is not None):
             items = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
             words = list(map(str, items)) if isinstance(items, (tuple, list)) else [str(value)]
             argv += ["--" + key.replace("_", "-"), *([] if value is True else words)]
     assert typed(*argv) == Config.model_validate(values)
+    assert typed("--last-layers", "2").lora.last_layers == 2  # which excludes layers_to_transform
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from lorasmith.i18n import _
 MAX_STEPS = 999_999  # the name of a checkpoint has six digits
 MAX_EXAMPLES, MAX_TOKENS = 1_000_000, 10_000_000
 MAX_NUMBER = 1e30  # AdamW computes with these in float32
+Every = Annotated[int, Field(ge=0, le=MAX_STEPS)] | Literal["epoch"]  # 0: never; 'epoch': once per epoch
 
 
 class TrainingConfig(Typed):
@@ -42,6 +43,15 @@ class TrainingConfig(Typed):
     schedule: Annotated[
         Literal["cosine", "linear", "constant"], Field(description=_("Learning rate schedule after warmup"))
     ] = "linear"
+    min_learning_rate: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=MAX_NUMBER,
+            allow_inf_nan=False,
+            description=_("Learning rate at the end of a linear or cosine schedule"),
+        ),
+    ] = 0.0
     warmup: Annotated[
         float,
         Field(
@@ -76,13 +86,12 @@ class TrainingConfig(Typed):
         int, Field(gt=0, le=MAX_STEPS, description=_("Write a line to metrics.jsonl every N steps"))
     ] = 1
     eval_every: Annotated[
-        int,
+        Every,
         Field(
-            ge=0,
-            le=MAX_STEPS,
             description=_(
-                "Evaluate on the held-out examples every N steps; 0 evaluates only before and after training"
-            ),
+                "Evaluate on the held-out examples every N steps, or once per epoch with 'epoch'; 0 evaluates only "
+                "before and after training"
+            )
         ),
     ] = 0
     patience: Annotated[
@@ -118,13 +127,21 @@ class TrainingConfig(Typed):
         ),
     ] = False
     save_every: Annotated[
-        Annotated[int, Field(ge=0, le=MAX_STEPS)] | Literal["epoch"],
+        Every,
         Field(
             description=_(
                 "Save a checkpoint every N steps, or once per epoch with 'epoch'; 0 saves only at the end and on Ctrl-C"
             )
         ),
     ] = "epoch"
+    keep_checkpoints: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=MAX_STEPS,
+            description=_("Number of checkpoints to keep, the most recent ones; 0 keeps all of them"),
+        ),
+    ] = 1
     seed: Annotated[
         int,
         Field(ge=0, lt=2**32, description=_("Random seed for the initial A, the order of the examples and dropout")),
@@ -144,7 +161,22 @@ class TrainingConfig(Typed):
             raise ValueError(
                 _(
                     "patience: counts evaluations during training, but eval_every is 0; set eval_every to a "
-                    "number of steps"
+                    "number of steps or to 'epoch'"
+                )
+            )
+        if self.min_learning_rate and self.schedule == "constant":
+            raise ValueError(
+                _(
+                    "min_learning_rate: has no effect with the constant schedule; set schedule to 'linear' or "
+                    "'cosine', or remove it"
+                )
+            )
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                _(
+                    "min_learning_rate: {lowest:g} is above the peak, learning_rate {peak:g}; lower it",
+                    lowest=self.min_learning_rate,
+                    peak=self.learning_rate,
                 )
             )
         if self.metric and not self.generate:

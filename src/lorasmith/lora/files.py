@@ -85,8 +85,9 @@ def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str
 
 def _peft_targets(adapter: Adapter, model: PreTrainedModel) -> str | list[str]:
     """The shortest target_modules for which PEFT selects the same modules: an expression, names, or full paths."""
-    wanted, value = adapter.targets.adapted, adapter.config.target_modules
-    filtered = adapter.config.exclude_modules or adapter.config.layers_to_transform is not None
+    config, wanted = adapter.config, adapter.targets.adapted
+    value = config.target_modules
+    filtered = config.exclude_modules or config.layers_to_transform is not None or config.last_layers is not None
     if isinstance(value, str) and value != "all-linear" and not is_name(value) and not filtered:
         return value
     names = sorted({path.rpartition(".")[2] for path in wanted})

@@ -143,7 +143,7 @@ class _Training:
     def _start(self, job: loop.Job, template: Template, data: Prepared) -> State:
         """Write the first files of a new run."""
         if self.world.is_first:
-            check_space(self.folder, job.parameters.values.nbytes)
+            check_space(self.folder, job.parameters.values.nbytes, loop.kept_checkpoints(job))
             reasons = {f"model.{key}": why for key, why in job.base.why.items()}
             resolved = _resolved(self.config, self.folder, job.base, template, data)
             start_run(self.folder, resolved, reasons, job.origin.settings | _versions(), self.overwrite)

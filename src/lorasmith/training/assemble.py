@@ -39,7 +39,7 @@ from lorasmith.training.run_folder import with_absolute_paths
 
 ADAPTER = "default"
 # Options of [training] that do not affect the adapter, so a resumed run may change them.
-NO_EFFECT_ON_ADAPTER = {"log_every", "save_every", "samples", "metric", "tensorboard"}
+NO_EFFECT_ON_ADAPTER = {"log_every", "save_every", "keep_checkpoints", "samples", "metric", "tensorboard"}
 
 
 @dataclass(frozen=True)

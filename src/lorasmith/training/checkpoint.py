@@ -63,7 +63,7 @@ def save(
 ) -> Path:  # fmt: skip
     """Write checkpoints/step-NNNNNN, an adapter folder that also contains the optimizer's state, and return it.
 
-    Once it is complete, earlier checkpoints and earlier best adapters are removed. Raises RunError.
+    Raises RunError.
     """
 
     def fill(folder: Path) -> None:
@@ -79,10 +79,27 @@ def save(
 
     folder = checkpoints / checkpoint_name(state.step)
     write_folder(folder, fill)
-    for _step, other in [*checkpoints_in(checkpoints), *checkpoints_in(checkpoints, "best")]:
-        if other.name not in (folder.name, best_name(state)):
-            _drop(other)
     return folder
+
+
+def drop_old(checkpoints: Path, state: State, keep: int) -> None:
+    """Remove all but the last `keep` checkpoints (0: none), and the best adapters that none of these needs.
+
+    state: what the newest checkpoint holds. Raises RunError.
+    """
+    saved, best = checkpoints_in(checkpoints), checkpoints_in(checkpoints, "best")
+    older = [step for step, _folder in saved[-keep:] if step < state.step]
+    needed = {state.best_step, *(step for saved_at in older for step in _possible_best(saved_at, best))}
+    for _step, folder in [*(saved[:-keep] if keep else []), *(one for one in best if one[0] not in needed)]:
+        _drop(folder)
+
+
+def _possible_best(saved_at: int, best: list[tuple[int, Path]]) -> list[int]:
+    """The steps of the best adapters to which the checkpoint of step `saved_at` can refer.
+
+    That is the newest one so far; an adapter of the same step may have been evaluated before or after it was saved.
+    """
+    return [max((step for step, _folder in best if step < most), default=0) for most in (saved_at, saved_at + 1)]
 
 
 def _drop(folder: Path) -> None:

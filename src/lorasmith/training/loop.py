@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lorasmith.config.training import TrainingConfig
+from lorasmith.config.training import Every, TrainingConfig
 from lorasmith.data.dataset.plan import Plan
 from lorasmith.errors import ConfigError, Interrupted, TrainingError
 from lorasmith.i18n import _, listed
@@ -76,7 +76,7 @@ def train(job: Job, state: State) -> None:
     with stop_on_signal(announce) as stop_request:
         while state.step < len(job.plan):
             # evaluate before the next step rather than after the last one, so that a resumed run does not skip it
-            if state.step and is_due(job.config.eval_every, state.step):
+            if state.step and is_due(job.config.eval_every, state.step, job.plan):
                 _evaluate_or_save(job, state)
                 if patience_is_over(job, state):
                     _stop_early(job, state)
@@ -137,8 +137,9 @@ def _evaluate_or_save(job: Job, state: State) -> None:
 
 def patience_is_over(job: Job, state: State) -> bool:
     """Whether the last training.patience evaluations brought no better held-out loss."""
-    config, best = job.config, state.best_step
-    return bool(config.patience) and best is not None and state.step - best >= config.patience * config.eval_every
+    patience, best = job.config.patience, state.best_step
+    every = steps_between(job.config.eval_every, job.plan)
+    return bool(patience) and best is not None and state.step - best >= patience * every
 
 
 def save(job: Job, state: State) -> Path:
@@ -150,20 +151,32 @@ def save(job: Job, state: State) -> Path:
 
 def _write(job: Job, state: State) -> Path:
     job.history.sync()  # a resumed run does not write these lines again
-    return checkpoint.save(job.checkpoints, state, job.parameters, job.optimizer, job.origin, job.write_adapter)
+    folder = checkpoint.save(job.checkpoints, state, job.parameters, job.optimizer, job.origin, job.write_adapter)
+    checkpoint.drop_old(job.checkpoints, state, job.config.keep_checkpoints)
+    return folder
 
 
 def save_is_due(job: Job, step: int) -> bool:
     """Whether to save after `step` steps, as training.save_every says; always after the last one."""
-    if step == len(job.plan):
-        return True
-    every = job.config.save_every
-    return step % job.plan.steps_per_epoch == 0 if every == "epoch" else is_due(every, step)
+    return step == len(job.plan) or is_due(job.config.save_every, step, job.plan)
 
 
-def is_due(every: int, step: int) -> bool:
-    """Whether something that happens every `every` steps (0: never) happens after `step` steps."""
-    return bool(every) and step % every == 0
+def steps_between(every: Every, plan: Plan) -> int:
+    """The number of steps from one evaluation or checkpoint to the next; 0: there are none during training."""
+    return plan.steps_per_epoch if every == "epoch" else every
+
+
+def is_due(every: Every, step: int, plan: Plan) -> bool:
+    """Whether something that happens every `every` steps, or once per epoch, happens after `step` steps."""
+    steps = steps_between(every, plan)
+    return bool(steps) and step % steps == 0
+
+
+def kept_checkpoints(job: Job) -> int:
+    """The largest number of checkpoints that lie in the run folder at the same time."""
+    every = steps_between(job.config.save_every, job.plan)
+    saves = 1 + ((len(job.plan) - 1) // every if every else 0)
+    return min(job.config.keep_checkpoints or saves, saves)
 
 
 def _tokens(job: Job, k: int) -> int:
@@ -176,7 +189,7 @@ def _advance(job: Job, state: State, log: Log, seconds: float, tokens_left: int)
     state.step, state.tokens, state.seconds = k + 1, state.tokens + tokens, state.seconds + seconds
     rate = state.tokens / state.seconds
     memory = peak_memory_mib(job.base.device)
-    if job.world.is_first and (is_due(job.config.log_every, state.step) or state.step == len(job.plan)):
+    if job.world.is_first and (is_due(job.config.log_every, state.step, job.plan) or state.step == len(job.plan)):
         job.history.append({
             "step": state.step, "epoch": job.plan.epoch(k), "loss": loss, "grad_norm": float(log.grad_norm),
             "learning_rate": job.optimizer.param_groups[0]["lr"], "tokens": state.tokens,

@@ -67,13 +67,15 @@ def warmup_steps(config: TrainingConfig, steps: int) -> int:
 
 
 def learning_rate(config: TrainingConfig, steps: int, k: int) -> float:
-    """The learning rate of step k of `steps`, equal to transformers' schedules: warmup from 0, then decay to 0."""
-    warm = warmup_steps(config, steps)
+    """The learning rate of step k of `steps`, equal to transformers' schedules.
+
+    A warmup from 0 to the peak, then a decay to `min_learning_rate`.
+    """
+    warm, peak, lowest = warmup_steps(config, steps), config.learning_rate, config.min_learning_rate
     if k < warm:
-        return config.learning_rate * k / warm
+        return peak * k / warm
     if config.schedule == "constant":
-        return config.learning_rate
+        return peak
     done = (k - warm) / max(1, steps - warm)
-    if config.schedule == "linear":
-        return config.learning_rate * max(0.0, 1 - done)
-    return config.learning_rate * max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
+    left = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return lowest + (peak - lowest) * max(0.0, left)

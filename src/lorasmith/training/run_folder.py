@@ -37,7 +37,7 @@ from lorasmith.training.run_files import (
 
 # Options whose default lets the first start choose; config.toml then holds the choice.
 CHOSEN_AT_START = ("model.dtype", "model.device", "data.template", "data.max_length")
-COPIES = 11  # of the adapter on disk: adapter/, two checkpoints with values and moments, two best adapters
+CHECKPOINT_COPIES = 5  # of the adapter: in a checkpoint, its values and two moments there, and its best adapter
 OTHER_BYTES = 2**20  # for loss.png, metrics.jsonl and the like
 
 
@@ -215,10 +215,14 @@ def start_run(
         sync(folder.absolute().parent)
 
 
-def check_space(folder: Path, adapter_bytes: int) -> None:
-    """Raise RunError if the disk has less space than a run with an adapter of this size can need."""
+def check_space(folder: Path, adapter_bytes: int, checkpoints: int = 1) -> None:
+    """Raise RunError if the disk has less space than a run can need.
+
+    adapter_bytes: size of the adapter. checkpoints: how many the run keeps; one more exists while it is written.
+    """
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    needed, free = COPIES * adapter_bytes + OTHER_BYTES, shutil.disk_usage(existing).free
+    copies = 1 + CHECKPOINT_COPIES * (checkpoints + 1)  # one in adapter/
+    needed, free = copies * adapter_bytes + OTHER_BYTES, shutil.disk_usage(existing).free
     if free < needed:
         raise RunError(
             _(
