@@ -3,7 +3,7 @@
 import pytest
 
 from lorasmith.cli import chat, generate, train
-from lorasmith.cli.flags import FLAG_SECTIONS, config_of, given
+from lorasmith.cli.flags import FLAG_SECTIONS, config_of, flag_name, given
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import SECTIONS, Config
 from lorasmith.config.values import check
@@ -33,8 +33,8 @@ def test_every_flag_reaches_its_field(tmp_path):
     values = {
         "model": {"model": "m", "dtype": "float32", "device": "cpu", "trust_remote_code": True},
         "data": {
-            "data": ("a", "b"), "map": {"instruction": "question"}, "held_out": 0.5, "template": "model", "system": "s",
-            "learn": "all",
+            "data": ("a", "b"), "max_samples": 5, "map": {"instruction": "question"}, "held_out": 0.5,
+            "template": "model", "system": "s", "learn": "all",
             "max_length": 9, "too_long": "drop",
         },
         "lora": {
@@ -44,8 +44,8 @@ def test_every_flag_reaches_its_field(tmp_path):
             "init_lora_weights": "gaussian",
         },
         "training": {
-            "batch_size": 2, "accumulate": 3, "epochs": 0.5, "max_steps": 4, "learning_rate": 1e-3,
-            "schedule": "cosine", "warmup": 5.0, "beta1": 0.8, "beta2": 0.7, "eps": 1e-6, "weight_decay": 0.1,
+            "start_from": "runs/first", "batch_size": 2, "accumulate": 3, "epochs": 0.5, "max_steps": 4,
+            "learning_rate": 1e-3, "schedule": "cosine", "warmup": 5.0, "beta1": 0.8, "beta2": 0.7, "eps": 1e-6, "weight_decay": 0.1,
             "clip": 0.5, "gradient_checkpointing": True, "row_tokens": 64, "log_every": 2, "eval_every": 3,
             "keep_checkpoints": 4, "min_learning_rate": 1e-5,
             "save_every": 6, "seed": 7, "patience": 2, "samples": ("Why?", "考试有哪些技巧？"), "tensorboard": True,
@@ -58,7 +58,7 @@ def test_every_flag_reaches_its_field(tmp_path):
         for key, value in ((k, v) for k, v in values[name].items() if v is not None):
             items = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
             words = list(map(str, items)) if isinstance(items, (tuple, list)) else [str(value)]
-            argv += ["--" + key.replace("_", "-"), *([] if value is True else words)]
+            argv += [flag_name(f"{name}.{key}"), *([] if value is True else words)]
     assert typed(*argv) == Config.model_validate(values)
     assert typed("--last-layers", "2").lora.last_layers == 2  # which excludes layers_to_transform
 

@@ -58,7 +58,8 @@ CASES: dict[str, tuple[Any, See]] = {
 }
 ELSEWHERE = {"gradient_checkpointing", "row_tokens", "save_every"}  # tests of their own below ...
 ELSEWHERE |= {"patience", "samples", "tensorboard"}  # ... and in test_loop.py, test_evaluator.py and test_history.py
-ELSEWHERE |= {"generate", "max_new_tokens", "metric", "keep_checkpoints"}  # the same, and in test_checkpoint.py
+ELSEWHERE |= {"generate", "max_new_tokens", "metric"}  # the same
+ELSEWHERE |= {"keep_checkpoints", "start_from"}  # in test_checkpoint.py and test_start_from.py
 
 
 @pytest.fixture(scope="module")

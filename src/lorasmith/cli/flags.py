@@ -26,6 +26,10 @@ Group = argparse._ArgumentGroup
 FLAG_SECTIONS: dict[str, type[BaseModel]] = {**SECTIONS, "sampling": SamplingFlags, "serve": ServeConfig}
 
 
+# Flags that do not have the name of their key.
+FLAG_NAMES = {"training.start_from": "--from"}
+
+
 class Parser(argparse.ArgumentParser):
     """An argparse parser that raises ConfigError instead of exiting, and accepts no abbreviated flags."""
 
@@ -99,8 +103,8 @@ def positive(text: str) -> int:
 
 
 def add_field(group: Group, key: str, field: FieldInfo) -> None:
-    """Add the flag of one field, named after the last part of its key, with dashes."""
-    flag = "--" + key.split(".")[-1].replace("_", "-")
+    """Add the flag of one field."""
+    flag = flag_name(key)
     default = default_text(field.default)
     text = (field.description or "") + (_(" (default: {default})", default=default) if default else "")
     kinds = kinds_of(field.annotation)
@@ -110,6 +114,11 @@ def add_field(group: Group, key: str, field: FieldInfo) -> None:
     else:
         more = {"metavar": _metavar(kinds)} | ({"nargs": "+", "action": "extend"} if _is_many(kinds) else {})
     group.add_argument(flag, dest=key, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **more)
+
+
+def flag_name(key: str) -> str:
+    """The flag of a key such as 'training.seed': usually its last part with dashes."""
+    return FLAG_NAMES.get(key, "--" + key.split(".")[-1].replace("_", "-"))
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:

@@ -31,10 +31,18 @@ class DataConfig(Typed):
             description=_(
                 "Training examples: JSON, JSONL, CSV, TSV (also .gz, .zst), Parquet, a folder saved by "
                 "`datasets`, or the name of a dataset on a hub (org/name or modelscope:org/name); to mix "
-                "files, add weights: FILE:0.7 FILE:0.3"
+                "files, add weights: FILE:0.7 FILE:0.3; to use some rows only, add their number: FILE#500"
             )
         ),
     ] = ()
+    max_samples: Annotated[
+        int | None,
+        Field(
+            gt=0,
+            le=1_000_000_000,
+            description=_("Maximum number of rows of each file, a random sample; all rows if not given"),
+        ),
+    ] = None
     map: Annotated[
         dict[str, str],
         Field(description=_("Columns with other names than expected, as in instruction=question output=answer")),

@@ -18,6 +18,10 @@ class TrainingConfig(Typed):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    start_from: Annotated[
+        str | None,
+        Field(description=_("Run or adapter folder to continue training from, with a new optimizer and schedule")),
+    ] = None
     batch_size: Annotated[int, Field(gt=0, le=MAX_EXAMPLES, description=_("Examples per micro-batch"))] = 8
     accumulate: Annotated[
         int,

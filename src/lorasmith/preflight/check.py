@@ -76,12 +76,12 @@ def check(config: Config, report: Report | None = None) -> CheckResult:
         except LorasmithError as error:
             problems = [*error.problems, *(_data_problems(config) if isinstance(error, ModelError) else [])]
             return CheckResult([*problems, *_output_problems(config)], collected.warnings, collected.notes)
-        return _check_assembled(assembled, config, collected, time.perf_counter() - began)
+        return _check_assembled(assembled, collected, time.perf_counter() - began)
 
 
-def _check_assembled(assembled: Assembled, config: Config, collected: _CollectingReport, start: float) -> CheckResult:
+def _check_assembled(assembled: Assembled, collected: _CollectingReport, start: float) -> CheckResult:
     """`start`: seconds that loading took."""
-    job, template = assembled.job, assembled.template
+    job, template, config = assembled.job, assembled.template, assembled.config
     rows, lengths = preview_rows(job.train, template), histogram(job.train, template.stop_ids)
     facts = collect_facts(job, _estimate(job, config, start))
     return CheckResult(

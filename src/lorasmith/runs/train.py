@@ -107,10 +107,10 @@ class _Training:
         config, report = self.config, self.report
         files = read_files(config.data, report)  # first, to report invalid rows before a base model is loaded
         assembled = assemble(config, self.folder, report, self.world, files)
-        job, template, data = assembled.job, assembled.template, assembled.data
+        job, config, template, data = assembled.job, assembled.config, assembled.template, assembled.data
         measurements = measurement_path(job, config)
         self._describe(job, load_measurement(measurements))
-        state = self._restore(job) if resume else self._start(job, template, data)
+        state = self._restore(job) if resume else self._start(job, config, template, data)
         is_representative = state.step == 0 and self.recompute == config.training.gradient_checkpointing
         with _resumable(self.folder), closing(job.history):
             prepared = time.perf_counter()
@@ -140,12 +140,12 @@ class _Training:
         if facts.problems:
             raise TrainingError(*facts.problems)
 
-    def _start(self, job: loop.Job, template: Template, data: Prepared) -> State:
+    def _start(self, job: loop.Job, config: Config, template: Template, data: Prepared) -> State:
         """Write the first files of a new run."""
         if self.world.is_first:
             check_space(self.folder, job.parameters.values.nbytes, loop.kept_checkpoints(job))
             reasons = {f"model.{key}": why for key, why in job.base.why.items()}
-            resolved = _resolved(self.config, self.folder, job.base, template, data)
+            resolved = _resolved(config, self.folder, job.base, template, data)
             start_run(self.folder, resolved, reasons, job.origin.settings | _versions(), self.overwrite)
         self.world.barrier()
         return State()

@@ -23,7 +23,7 @@ from lorasmith.evaluation.generation import GenerationEvaluation
 from lorasmith.evaluation.metrics import Metric, require_eval_extra
 from lorasmith.i18n import _
 from lorasmith.loading.load import load_base
-from lorasmith.lora.inject import inject
+from lorasmith.lora.inject import Adapter, inject
 from lorasmith.model.base import Base
 from lorasmith.model.target_check import check_targets
 from lorasmith.model.verify import enable_fast_parts
@@ -36,6 +36,7 @@ from lorasmith.training.history import History
 from lorasmith.training.loop import Job
 from lorasmith.training.optim import FlatParameters, make_optimizer
 from lorasmith.training.run_folder import with_absolute_paths
+from lorasmith.training.start_from import check_encoding, continued, load_start, read_start
 
 ADAPTER = "default"
 # Options of [training] that do not affect the adapter, so a resumed run may change them.
@@ -44,9 +45,13 @@ NO_EFFECT_ON_ADAPTER = {"log_every", "save_every", "keep_checkpoints", "samples"
 
 @dataclass(frozen=True)
 class Assembled:
-    """A job before its first step, with the template and the data that it was made from."""
+    """A job before its first step, with the template and the data that it was made from.
+
+    config: with the base model and the LoRA options of the adapter that it starts from, if there is one.
+    """
 
     job: Job
+    config: Config
     template: Template
     data: Prepared
 
@@ -63,7 +68,10 @@ def assemble(
     custom = custom_metrics(config.training.metric)
     if config.training.generate:
         require_eval_extra()
-    if "model" not in config.model.model_fields_set:
+    start, given = read_start(config), config.lora
+    if start is not None:
+        config = continued(config, start, report)
+    elif "model" not in config.model.model_fields_set:
         report.say(
             _(
                 "No base model given; using {model}, as in the demo: a small model, mainly for English. Choose "
@@ -77,14 +85,20 @@ def assemble(
         template = Template.of(base.tokenizer, config.data.template, end_ids(base), config.data.system)
         return template, prepare(config.data, template, base.max_positions, report, config.training.seed, files)
 
-    (template, data), adapter = together(
-        rows, lambda: inject(base.model, config.lora, base.router, ADAPTER, config.training.seed)
-    )
-    base.adapters[ADAPTER] = adapter
+    def adapter() -> Adapter:
+        if start is not None:
+            return load_start(base, start, given, ADAPTER)
+        return inject(base.model, config.lora, base.router, ADAPTER, config.training.seed)
+
+    (template, data), base.adapters[ADAPTER] = together(rows, adapter)
+    if start is not None:
+        check_encoding(start, base, template, report)
     first = [token for example in data.train[:16] for token in example.ids]
     check_targets(base, ADAPTER, first)
     enable_fast_parts(base, ADAPTER, first)
-    return Assembled(_job(config, base, template, data, custom, folder, report, world), template, data)
+    notes = {} if start is None else {"start_from": {"folder": str(start.path.absolute()), "sha256": start.hash}}
+    job = _job(config, base, template, data, custom, folder, report, world, notes)
+    return Assembled(job, config, template, data)
 
 
 def together(*parts: Callable[[], Any]) -> list[Any]:
@@ -117,9 +131,10 @@ def _job(
     folder: Path,
     report: Report,
     world: World,
+    notes: dict[str, Any],
 ) -> Job:
     parameters = FlatParameters(base.adapters[ADAPTER].parameters)
-    notes = {
+    notes = notes | {
         "data": list(with_absolute_paths(config).data.data),
         "max_length": data.max_length,
         "dtype": dtype_name(base.dtype),
@@ -203,6 +218,7 @@ def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:
 
 def _options(config: Config) -> dict[str, str]:
     """The options that affect the adapter, besides those of the base model and the data; values as JSON."""
+    config = with_absolute_paths(config)
     parts = {"lora": config.lora.model_dump(mode="json"), "training": config.training.model_dump(mode="json")}
     return {
         f"{part}.{key}": json.dumps(value, ensure_ascii=False)

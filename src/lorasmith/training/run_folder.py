@@ -15,7 +15,7 @@ from lorasmith.adapters.folder import absolute_if_exists
 from lorasmith.config.data import TEMPLATES
 from lorasmith.config.toml import Config, load_config, to_toml
 from lorasmith.config.values import read_back
-from lorasmith.data.dataset.mix import split_weight
+from lorasmith.data.dataset.sources import split_source
 from lorasmith.errors import ConfigError, RunError
 from lorasmith.i18n import _
 from lorasmith.report import Report
@@ -45,7 +45,7 @@ def choose_folder(config: Config, world: World) -> Path:
     """The folder that `config` names, or runs/NAME-DATE; the same in all processes."""
     if config.output:
         return Path(config.output).expanduser()
-    name = Path(split_weight(config.data.data[0])[0]).stem.replace(":", "-") if config.data.data else "run"
+    name = Path(split_source(config.data.data[0])[0]).stem.replace(":", "-") if config.data.data else "run"
     return Path(world.broadcast(str(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")))
 
 
@@ -56,19 +56,26 @@ def resumed_config(output: str | Path) -> Path | None:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """`config` with absolute paths of base model, data, template and metrics, so that any working directory will do."""
+    """`config` with absolute paths of files and folders, so that any working directory will do."""
     data, model = config.data, config.model
-    files = tuple(absolute_if_exists(name) + weight for name, weight in map(split_weight, data.data))
-    share = absolute_if_exists(data.held_out) if isinstance(data.held_out, str) else data.held_out
+    files = tuple(map(_absolute_source, data.data))
+    share = _absolute_source(data.held_out) if isinstance(data.held_out, str) else data.held_out
     template = data.template if data.template in TEMPLATES else absolute_if_exists(data.template)
-    metric = tuple(_absolute_function(text) for text in config.training.metric)
+    metric, start = tuple(map(_absolute_function, config.training.metric)), config.training.start_from
+    training = {"metric": metric, "start_from": start and absolute_if_exists(start)}
     return config.model_copy(
         update={
             "data": data.model_copy(update={"data": files, "held_out": share, "template": template}),
             "model": model.model_copy(update={"model": absolute_if_exists(model.model)}),
-            "training": config.training.model_copy(update={"metric": metric}),
+            "training": config.training.model_copy(update=training),
         }
     )
+
+
+def _absolute_source(word: str) -> str:
+    """FILE#ROWS:WEIGHT with an absolute path; names of datasets on a hub stay."""
+    name, numbers = split_source(word)
+    return absolute_if_exists(name) + numbers
 
 
 def _absolute_function(text: str) -> str:
