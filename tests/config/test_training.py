@@ -47,6 +47,7 @@ CASES: dict[str, tuple[Any, See]] = {
     "min_learning_rate": (1e-3, adapter_bytes),
     "schedule": ("cosine", adapter_bytes),
     "warmup": (0.5, adapter_bytes),
+    "optimizer": ("lion", adapter_bytes),
     "beta1": (0.8, adapter_bytes),
     "beta2": (0.9, adapter_bytes),
     "eps": (1e-3, adapter_bytes),
@@ -207,6 +208,17 @@ def test_a_lowest_learning_rate_that_cannot_be_is_refused(options, problem):
     with pytest.raises(ConfigError) as caught:
         load_config(None, {"training": options})
     assert caught.value.problems == (problem,)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "option"), [("adafactor", "beta1"), ("adafactor", "beta2"), ("adafactor", "eps"), ("lion", "eps")]
+)
+def test_an_option_that_the_optimizer_does_not_have_is_refused(optimizer, option):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, {"training": {"optimizer": optimizer, option: 0.5}})
+    assert caught.value.problems == (f"training.{option}: the optimizer '{optimizer}' does not use it; remove it",)
+    default = TrainingConfig.model_fields[option].default
+    assert load_config(None, {"training": {"optimizer": optimizer, option: default}}).training.optimizer == optimizer
 
 
 def test_checkpoints_at_every_so_many_steps_or_none():

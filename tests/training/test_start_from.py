@@ -105,7 +105,7 @@ def test_the_same_modules_under_another_name_are_the_same(first, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("template", "chatml", "data.template: 'chatml', but {folder} was trained with 'human-assistant'."),
+        ("template", "alpaca", "data.template: 'alpaca', but {folder} was trained with 'model'."),
         ("system", "Be brief.", "data.system: 'Be brief.', but {folder} was trained with ''."),
     ],
 )

@@ -10,6 +10,7 @@ from lorasmith.i18n import _
 MAX_STEPS = 999_999  # the name of a checkpoint has six digits
 MAX_EXAMPLES, MAX_TOKENS = 1_000_000, 10_000_000
 MAX_NUMBER = 1e30  # AdamW computes with these in float32
+UNUSED_BY = {"adafactor": ("beta1", "beta2", "eps"), "lion": ("eps",)}  # options that an optimizer does not have
 Every = Annotated[int, Field(ge=0, le=MAX_STEPS)] | Literal["epoch"]  # 0: never; 'epoch': once per epoch
 
 
@@ -65,11 +66,15 @@ class TrainingConfig(Typed):
             description=_("Number of warmup steps; a value below 1 is a fraction of all steps"),
         ),
     ] = 0.03
-    beta1: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("AdamW beta1"))] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("AdamW beta2"))] = 0.999
+    optimizer: Annotated[
+        Literal["adamw", "adafactor", "lion", "muon"],
+        Field(description=_("Optimizer; lion needs a lower learning rate than the others, about a tenth")),
+    ] = "adamw"
+    beta1: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("beta1 of AdamW and Lion"))] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("beta2 of AdamW and Lion"))] = 0.999
     eps: Annotated[float, Field(gt=0, le=MAX_NUMBER, allow_inf_nan=False, description=_("AdamW epsilon"))] = 1e-8
     weight_decay: Annotated[
-        float, Field(ge=0, le=MAX_NUMBER, allow_inf_nan=False, description=_("AdamW weight decay (decoupled)"))
+        float, Field(ge=0, le=MAX_NUMBER, allow_inf_nan=False, description=_("Decoupled weight decay"))
     ] = 0.0
     clip: Annotated[
         float,
@@ -168,6 +173,11 @@ class TrainingConfig(Typed):
                     "number of steps or to 'epoch'"
                 )
             )
+        for key in UNUSED_BY.get(self.optimizer, ()):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    _("{key}: the optimizer {name!r} does not use it; remove it", key=key, name=self.optimizer)
+                )
         if self.min_learning_rate and self.schedule == "constant":
             raise ValueError(
                 _(

@@ -34,7 +34,8 @@ from lorasmith.training.distributed import World
 from lorasmith.training.evaluator import Evaluator, Samples
 from lorasmith.training.history import History
 from lorasmith.training.loop import Job
-from lorasmith.training.optim import FlatParameters, make_optimizer
+from lorasmith.training.optim import FlatParameters
+from lorasmith.training.optimizers import make_optimizer
 from lorasmith.training.run_folder import with_absolute_paths
 from lorasmith.training.start_from import check_encoding, continued, load_start, read_start
 

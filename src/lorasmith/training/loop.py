@@ -24,6 +24,7 @@ from lorasmith.training.evaluator import Evaluator
 from lorasmith.training.history import History
 from lorasmith.training.interrupt import stop_on_signal
 from lorasmith.training.optim import FlatParameters, learning_rate
+from lorasmith.training.optimizers import Optimizer
 from lorasmith.training.run_files import CHECKPOINTS
 from lorasmith.training.step import Log, train_step
 
@@ -35,7 +36,7 @@ class Job:
     base: Base
     adapter: str
     parameters: FlatParameters
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     plan: Plan
     train: Sequence[Example]
     config: TrainingConfig
@@ -102,7 +103,7 @@ def one_step(job: Job, k: int, stop: bool = False) -> Log:
     """
     torch.manual_seed(((job.config.seed * 1_000_003 + k) * 1_009 + job.world.rank) % 2**63)
     optimizer, total = job.optimizer, sum(job.train[i].weight for i in job.plan.members(k))
-    optimizer.param_groups[0]["lr"] = learning_rate(job.config, len(job.plan), k)
+    optimizer.lr = learning_rate(job.config, len(job.plan), k)
     rows = tuple(
         row_of(job.base, [job.train[i] for i in members], total, job.adapter)
         for members in job.plan.of_rank(k, job.world.rank, job.world.size)
@@ -192,7 +193,7 @@ def _advance(job: Job, state: State, log: Log, seconds: float, tokens_left: int)
     if job.world.is_first and (is_due(job.config.log_every, state.step, job.plan) or state.step == len(job.plan)):
         job.history.append({
             "step": state.step, "epoch": job.plan.epoch(k), "loss": loss, "grad_norm": float(log.grad_norm),
-            "learning_rate": job.optimizer.param_groups[0]["lr"], "tokens": state.tokens,
+            "learning_rate": job.optimizer.lr, "tokens": state.tokens,
             "targets": job.plan.targets(k), "tokens_per_second": tokens / seconds, "seconds": state.seconds,
             "peak_memory_mib": memory,
         })  # fmt: skip

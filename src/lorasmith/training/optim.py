@@ -1,4 +1,4 @@
-"""AdamW over one flat buffer, and the learning rate as a pure function of the step."""
+"""The trained parameters as one flat buffer, and the learning rate as a pure function of the step."""
 
 import math
 from collections.abc import Mapping
@@ -13,10 +13,12 @@ class FlatParameters:
     """All trained parameters as views of one flat tensor `values`, and their gradients as views of `gradient`.
 
     So there is one fused AdamW update, one norm and one all-reduce. Gradients are zeroed in place, never set to None.
+    `tensors` are the parameters themselves, for an optimizer that must know their shapes.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.tensors = tensors = list(parameters.values())
+        self.names, self.tensors = list(parameters), list(parameters.values())
+        tensors = self.tensors
         self.values = nn.Parameter(torch.cat([p.detach().flatten() for p in tensors]))
         # the loss and the stop request follow the gradient, to be summed over the ranks in the same all-reduce
         self.reduced = self.values.new_zeros(self.values.numel() + 2)
@@ -42,18 +44,6 @@ class FlatParameters:
     def zero(self) -> None:
         """Zero the gradient, the loss and the stop request for the next step."""
         self.reduced.zero_()
-
-
-def make_optimizer(parameters: FlatParameters, config: TrainingConfig) -> torch.optim.AdamW:
-    """Fused AdamW (arXiv:1711.05101) with moments in the parameters' dtype."""
-    return torch.optim.AdamW(
-        [parameters.values],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
 
 
 def warmup_steps(config: TrainingConfig, steps: int) -> int:
