@@ -49,7 +49,8 @@ def test_every_flag_reaches_its_field(tmp_path):
             "optimizer": "muon", "beta1": 0.8, "beta2": 0.7, "eps": 1e-6, "weight_decay": 0.1, "clip": 0.5,
             "gradient_checkpointing": True, "row_tokens": 64, "log_every": 2, "eval_every": 3, "save_every": 6,
             "keep_checkpoints": 4, "seed": 7, "patience": 2, "samples": ("Why?", "考试有哪些技巧？"),
-            "tensorboard": True, "generate": 5, "max_new_tokens": 9, "metric": ("a.py:f",),
+            "tensorboard": True, "report_to": ("wandb", "mlflow"),
+            "generate": 5, "max_new_tokens": 9, "metric": ("a.py:f",),
         },
     }  # fmt: skip
     argv = []

@@ -60,7 +60,11 @@ CASES: dict[str, tuple[Any, See]] = {
 ELSEWHERE = {"gradient_checkpointing", "row_tokens", "save_every"}  # tests of their own below ...
 ELSEWHERE |= {"patience", "samples", "tensorboard"}  # ... and in test_loop.py, test_evaluator.py and test_history.py
 ELSEWHERE |= {"generate", "max_new_tokens", "metric"}  # the same
-ELSEWHERE |= {"keep_checkpoints", "start_from"}  # in test_checkpoint.py and test_start_from.py
+ELSEWHERE |= {
+    "keep_checkpoints",
+    "start_from",
+    "report_to",
+}  # in test_checkpoint.py, test_start_from.py, test_trackers.py
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +212,14 @@ def test_a_lowest_learning_rate_that_cannot_be_is_refused(options, problem):
     with pytest.raises(ConfigError) as caught:
         load_config(None, {"training": options})
     assert caught.value.problems == (problem,)
+
+
+def test_a_tracker_is_a_known_one():
+    training = load_config(None, {"training": {"report_to": ["wandb", "mlflow"], "tensorboard": True}}).training
+    assert training.trackers == ("wandb", "mlflow", "tensorboard")
+    assert load_config(None, {"training": {"report_to": ["tensorboard"]}}).training.trackers == ("tensorboard",)
+    with pytest.raises(ConfigError, match=r"^training\.report_to: 'wandbb' is not one of .* Did you mean 'wandb'\?$"):
+        load_config(None, {"training": {"report_to": ["wandbb"]}})
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from lorasmith.config.values import Typed
-from lorasmith.i18n import _
+from lorasmith.config.values import Typed, did_you_mean
+from lorasmith.i18n import _, listed
 
 MAX_STEPS = 999_999  # the name of a checkpoint has six digits
 MAX_EXAMPLES, MAX_TOKENS = 1_000_000, 10_000_000
 MAX_NUMBER = 1e30  # AdamW computes with these in float32
+TRACKERS = ("tensorboard", "wandb", "swanlab", "mlflow", "trackio")
 UNUSED_BY = {"adafactor": ("beta1", "beta2", "eps"), "lion": ("eps",)}  # options that an optimizer does not have
 Every = Annotated[int, Field(ge=0, le=MAX_STEPS)] | Literal["epoch"]  # 0: never; 'epoch': once per epoch
 
@@ -129,10 +130,22 @@ class TrainingConfig(Typed):
         tuple[str, ...],
         Field(description=_("Custom metrics for these answers, each FILE.py:FUNCTION as in lorasmith eval")),
     ] = ()
+    report_to: Annotated[
+        tuple[str, ...],
+        Field(
+            description=_(
+                "Also send the metrics to these trackers: tensorboard, wandb, swanlab, mlflow, trackio; each requires "
+                "the extra of its name, such as lorasmith[wandb]"
+            )
+        ),
+    ] = ()
     tensorboard: Annotated[
         bool,
         Field(
-            description=_("Also write the metrics as event files to RUN/tensorboard; requires lorasmith[tensorboard]")
+            description=_(
+                "Also write the metrics as event files to RUN/tensorboard, like --report-to tensorboard; requires "
+                "lorasmith[tensorboard]"
+            )
         ),
     ] = False
     save_every: Annotated[
@@ -155,6 +168,20 @@ class TrainingConfig(Typed):
         int,
         Field(ge=0, lt=2**32, description=_("Random seed for the initial A, the order of the examples and dropout")),
     ] = 0
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers of `report_to`, with 'tensorboard' if that option is on."""
+        return tuple(dict.fromkeys((*self.report_to, *(("tensorboard",) if self.tensorboard else ()))))
+
+    @field_validator("report_to")
+    @classmethod
+    def _known_trackers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in value if name not in TRACKERS]
+        if unknown:
+            text = _("{name!r} is not one of {known}.", name=unknown[0], known=listed(TRACKERS))
+            raise ValueError(text + did_you_mean(unknown[0], TRACKERS))
+        return value
 
     @field_validator("samples")
     @classmethod

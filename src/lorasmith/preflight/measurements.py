@@ -39,6 +39,8 @@ IRRELEVANT_OPTIONS = {
     "clip",
     "log_every",
     "keep_checkpoints",
+    "report_to",
+    "tensorboard",
 }
 
 

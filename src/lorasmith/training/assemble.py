@@ -38,10 +38,11 @@ from lorasmith.training.optim import FlatParameters
 from lorasmith.training.optimizers import make_optimizer
 from lorasmith.training.run_folder import with_absolute_paths
 from lorasmith.training.start_from import check_encoding, continued, load_start, read_start
+from lorasmith.training.trackers import require_trackers
 
 ADAPTER = "default"
 # Options of [training] that do not affect the adapter, so a resumed run may change them.
-NO_EFFECT_ON_ADAPTER = {"log_every", "save_every", "keep_checkpoints", "samples", "metric", "tensorboard"}
+NO_EFFECT_ON_ADAPTER = {"log_every", "save_every", "keep_checkpoints", "samples", "metric", "tensorboard", "report_to"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def assemble(
     Raises LorasmithError, which reports problems of the data and of the adapter's target patterns together.
     """
     custom = custom_metrics(config.training.metric)
+    require_trackers(config.training.trackers)
     if config.training.generate:
         require_eval_extra()
     start, given = read_start(config), config.lora
@@ -144,7 +146,7 @@ def _job(
     def write(folder: Path) -> None:
         write_adapter(base, ADAPTER, template, folder, notes)
 
-    history = History(folder, config.training.tensorboard)
+    history = History(folder, config.training.trackers, report)
     return Job(
         base=base,
         adapter=ADAPTER,

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,15 @@ def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
     return config
 
 
+def run_id(folder: Path) -> str:
+    """An id of the run in `folder`, which stays the same when it is resumed; other runs in this folder have others."""
+    try:
+        found = read_back(folder / ENVIRONMENT, dict[str, str])
+    except (OSError, ValueError):
+        found = {}
+    return found.get("run_id") or sha256(str(folder.absolute()).encode()).hexdigest()[:32]  # before there were ids
+
+
 def _nothing_to_resume(folder: Path) -> RunError:
     if (folder / RUN_CONFIG).is_file():
         text = _(
@@ -248,8 +258,8 @@ def _resumed_config(folder: Path, config: Config) -> Config:
     Raises RunError that names every value in which `config` differs from it. Only the device may change, because the
     run may continue on a machine without the same GPU.
     """
-    saved, default = load_config(folder / RUN_CONFIG, {}), _flat(Config())
-    before, now = _flat(with_absolute_paths(saved)), _flat(with_absolute_paths(config))
+    saved, default = load_config(folder / RUN_CONFIG, {}), flat_options(Config())
+    before, now = flat_options(with_absolute_paths(saved)), flat_options(with_absolute_paths(config))
     differing = [
         _("{key}: was {before!r}, now {now!r}", key=key, before=value, now=now[key])
         for key, value in before.items()
@@ -269,6 +279,7 @@ def _resumed_config(folder: Path, config: Config) -> Config:
     return saved.model_copy(update={"model": saved.model.model_copy(update={"device": config.model.device})})
 
 
-def _flat(config: Config) -> dict[str, Any]:
+def flat_options(config: Config) -> dict[str, Any]:
+    """Every option but `output` by its whole key, such as 'training.seed'."""
     sections = config.model_dump(exclude={"output"})
     return {f"{part}.{key}": value for part, values in sections.items() for key, value in values.items()}
