@@ -34,7 +34,7 @@ def test_every_flag_reaches_its_field(tmp_path):
         "model": {"model": "m", "dtype": "float32", "device": "cpu", "trust_remote_code": True},
         "data": {
             "data": ("a", "b"), "max_samples": 5, "map": {"instruction": "question"}, "held_out": 0.5,
-            "template": "model", "system": "s", "learn": "all",
+            "template": "model", "template_kwargs": {"effort": "high"}, "system": "s", "learn": "all",
             "max_length": 9, "too_long": "drop",
         },
         "lora": {

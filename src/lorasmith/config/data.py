@@ -3,11 +3,12 @@
 Loads no torch.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from lorasmith.config.values import Typed, did_you_mean
+from lorasmith.config.files import Malformed, parse_json
+from lorasmith.config.values import CommandLineText, Typed, did_you_mean
 from lorasmith.i18n import _, listed
 
 Learn = Literal["answers", "last-answer", "all"]
@@ -65,6 +66,10 @@ class DataConfig(Typed):
             )
         ),
     ] = "auto"
+    template_kwargs: Annotated[
+        dict[str, bool | int | float | str],
+        Field(description=_("Variables of the chat template, as in enable_thinking=false")),
+    ] = {}  # noqa: RUF012  pydantic copies it
     system: Annotated[str, Field(description=_("System message for conversations that do not have one"))] = ""
     learn: Annotated[
         Learn,
@@ -107,6 +112,14 @@ class DataConfig(Typed):
         )
         raise ValueError(text + did_you_mean(name, TEMPLATES))
 
+    @field_validator("template_kwargs", mode="before")
+    @classmethod
+    def _values_of_flags(cls, variables: Any) -> Any:
+        """On the command line, `false` is a boolean and `3` a number, as in JSON; anything else is text."""
+        if not isinstance(variables, dict):
+            return variables
+        return {name: _value(word) if isinstance(word, CommandLineText) else word for name, word in variables.items()}
+
     @field_validator("map")
     @classmethod
     def _columns_we_know(cls, columns: dict[str, str]) -> dict[str, str]:
@@ -121,3 +134,11 @@ class DataConfig(Typed):
                     )
                 )
         return columns
+
+
+def _value(word: str) -> bool | int | float | str:
+    try:
+        value = parse_json(word)
+    except Malformed:
+        return str(word)
+    return value if isinstance(value, bool | int | float | str) else str(word)
