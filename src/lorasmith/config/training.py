@@ -69,7 +69,7 @@ class TrainingConfig(Typed):
     ] = 0.03
     optimizer: Annotated[
         Literal["adamw", "adafactor", "lion", "muon"],
-        Field(description=_("Optimizer; lion needs a lower learning rate than the others, about a tenth")),
+        Field(description=_("Optimizer; lion needs about a tenth of the learning rate of the others")),
     ] = "adamw"
     beta1: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("beta1 of AdamW and Lion"))] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("beta2 of AdamW and Lion"))] = 0.999
