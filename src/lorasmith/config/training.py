@@ -179,7 +179,7 @@ class TrainingConfig(Typed):
     def _known_trackers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         unknown = [name for name in value if name not in TRACKERS]
         if unknown:
-            text = _("{name!r} is not one of {known}.", name=unknown[0], known=listed(TRACKERS))
+            text = _("unknown tracker {name!r}: choose from {known}.", name=unknown[0], known=listed(TRACKERS))
             raise ValueError(text + did_you_mean(unknown[0], TRACKERS))
         return value
 
