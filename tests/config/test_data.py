@@ -28,6 +28,12 @@ def test_variables_of_the_template_are_json_on_the_command_line_and_toml_in_a_fi
         check(DataConfig, {"template_kwargs": {"a": [1]}}, "data")
 
 
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "tokenize", "a b", "1x", ""])
+def test_a_variable_that_lorasmith_sets_itself_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"^data\.template_kwargs: '{name}' cannot be set: "):
+        check(DataConfig, {"template_kwargs": {name: True}}, "data")
+
+
 def test_columns_are_mapped_to_known_ones():
     assert DataConfig(map=dict.fromkeys(COLUMNS, "mine")).map.keys() == set(COLUMNS)
     with pytest.raises(ConfigError, match=r"^data\.map: unknown column 'answer'"):

@@ -218,7 +218,9 @@ def test_a_tracker_is_a_known_one():
     training = load_config(None, {"training": {"report_to": ["wandb", "mlflow"], "tensorboard": True}}).training
     assert training.trackers == ("wandb", "mlflow", "tensorboard")
     assert load_config(None, {"training": {"report_to": ["tensorboard"]}}).training.trackers == ("tensorboard",)
-    with pytest.raises(ConfigError, match=r"^training\.report_to: unknown tracker 'wandbb': choose from .* Did you mean 'wandb'\?$"):
+    with pytest.raises(
+        ConfigError, match=r"^training\.report_to: unknown tracker 'wandbb': choose from .* Did you mean 'wandb'\?$"
+    ):
         load_config(None, {"training": {"report_to": ["wandbb"]}})
 
 

@@ -14,6 +14,12 @@ from lorasmith.i18n import _, listed
 Learn = Literal["answers", "last-answer", "all"]
 TooLong = Literal["error", "truncate", "truncate-left", "split", "drop"]
 TEMPLATES = ("auto", "model", "human-assistant", "alpaca", "chatml")  # anything else is the path of a file
+# The arguments with which a chat template is rendered; its other variables are free.
+RENDERING = frozenset({
+    "messages", "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
+    "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
+})  # fmt: skip
 # The columns that the row formats of data/rows/formats.py read; a test keeps the two in step.
 COLUMNS = (
     "completion", "conversations", "history", "input", "instruction", "messages", "output", "prompt", "system", "text",
@@ -119,6 +125,15 @@ class DataConfig(Typed):
         if not isinstance(variables, dict):
             return variables
         return {name: _value(word) if isinstance(word, CommandLineText) else word for name, word in variables.items()}
+
+    @field_validator("template_kwargs")
+    @classmethod
+    def _free_names(cls, variables: dict[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
+        for name in variables:
+            if not name.isidentifier() or name in RENDERING:
+                text = _("{name!r} cannot be set: it is not a name, or lorasmith sets it itself", name=name)
+                raise ValueError(text)
+        return variables
 
     @field_validator("map")
     @classmethod
