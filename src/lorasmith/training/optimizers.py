@@ -10,6 +10,9 @@ from lorasmith.config.training import TrainingConfig
 from lorasmith.training.optim import FlatParameters
 
 
+MATRICES = (".lora_A", ".lora_B", ".lora_embedding_")  # in the names of A and B
+
+
 class Optimizer:
     """One or two torch optimizers that together update all parameters of a training."""
 
@@ -123,8 +126,8 @@ def _adafactor(parameters: FlatParameters, config: TrainingConfig) -> list[torch
 def _muon(parameters: FlatParameters, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """Muon for A and B, with updates as large as those of AdamW (arXiv:2502.16982); AdamW for all other parameters."""
     pairs = list(zip(parameters.names, parameters.tensors, strict=True))
-    matrices = [p for name, p in pairs if ".lora_" in name and p.dim() == 2]
-    others = [p for name, p in pairs if not (".lora_" in name and p.dim() == 2)]
+    matrices = [p for name, p in pairs if any(part in name for part in MATRICES)]
+    others = [p for name, p in pairs if not any(part in name for part in MATRICES)]
     muon = torch.optim.Muon(
         matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
