@@ -19,9 +19,9 @@ def typed(*argv: str) -> Config:
 def test_every_field_has_a_flag_of_its_own_and_a_description():
     flags = [flag for action in train.parser()._actions for flag in action.option_strings]
     seen = 0
-    for part in SECTIONS.values():
+    for name, part in SECTIONS.items():
         for key, field in part.model_fields.items():
-            assert flags.count("--" + key.replace("_", "-")) == 1, key
+            assert flags.count(flag_name(f"{name}.{key}")) == 1, key
             assert field.description, key
             seen += 1
     assert seen >= 39

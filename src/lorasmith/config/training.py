@@ -68,8 +68,13 @@ class TrainingConfig(Typed):
         ),
     ] = 0.03
     optimizer: Annotated[
-        Literal["adamw", "adafactor", "lion", "muon"],
-        Field(description=_("Optimizer; lion needs about a tenth of the learning rate of the others")),
+        Literal["adamw", "adamw8bit", "adafactor", "lion", "muon"],
+        Field(
+            description=_(
+                "Optimizer; lion needs about a tenth of the learning rate of the others, and adamw8bit "
+                "lorasmith[bitsandbytes]"
+            )
+        ),
     ] = "adamw"
     beta1: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("beta1 of AdamW and Lion"))] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("beta2 of AdamW and Lion"))] = 0.999

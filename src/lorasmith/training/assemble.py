@@ -35,7 +35,7 @@ from lorasmith.training.evaluator import Evaluator, Samples
 from lorasmith.training.history import History
 from lorasmith.training.loop import Job
 from lorasmith.training.optim import FlatParameters
-from lorasmith.training.optimizers import make_optimizer
+from lorasmith.training.optimizers import make_optimizer, require_optimizer
 from lorasmith.training.run_folder import with_absolute_paths
 from lorasmith.training.start_from import check_encoding, continued, load_start, read_start
 from lorasmith.training.trackers import require_trackers
@@ -69,6 +69,7 @@ def assemble(
     """
     custom = custom_metrics(config.training.metric)
     require_trackers(config.training.trackers)
+    require_optimizer(config.training.optimizer)
     if config.training.generate:
         require_eval_extra()
     start, given = read_start(config), config.lora

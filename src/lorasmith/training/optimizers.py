@@ -1,14 +1,17 @@
 """The optimizers by name, behind one interface: step, learning rate, and a state that a resumed run restores."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorasmith.config.training import TrainingConfig
+from lorasmith.errors import ConfigError, MissingExtraError
+from lorasmith.i18n import _
 from lorasmith.training.optim import FlatParameters
-
 
 MATRICES = (".lora_A", ".lora_B", ".lora_embedding_")  # in the names of A and B
 
@@ -95,7 +98,7 @@ class Lion(torch.optim.Optimizer):
 
 
 def make_optimizer(parameters: FlatParameters, config: TrainingConfig) -> Optimizer:
-    """The optimizer that training.optimizer names. Raises MissingExtraError if it needs a package that is missing."""
+    """The optimizer that training.optimizer names. Raises ConfigError if it cannot update these parameters."""
     return Optimizer(parameters, _MAKERS[config.optimizer](parameters, config))
 
 
@@ -109,6 +112,33 @@ def _adamw_of(tensors: Sequence[nn.Parameter], config: TrainingConfig) -> torch.
     return torch.optim.AdamW(
         tensors, lr=config.learning_rate, betas=betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
     )
+
+
+def require_optimizer(name: str) -> None:
+    """Raise MissingExtraError if the optimizer needs a package that is not installed."""
+    if name == "adamw8bit" and find_spec("bitsandbytes") is None:
+        raise MissingExtraError(
+            _(
+                "training.optimizer: adamw8bit requires the bitsandbytes package, which is not installed. Install it "
+                "with pip install 'lorasmith[bitsandbytes]', or use adamw: for LoRA the moments are small."
+            )
+        )
+
+
+def _adamw8bit(parameters: FlatParameters, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """AdamW with moments in 8 bits (arXiv:2110.02861), in blocks of the flat buffer."""
+    if parameters.values.dtype != torch.float32:
+        kind = str(parameters.values.dtype).removeprefix("torch.")
+        raise ConfigError(
+            _("training.optimizer: adamw8bit does not support parameters in {kind}. Use adamw.", kind=kind)
+        )
+    optim: Any = import_module("bitsandbytes").optim
+    betas = (config.beta1, config.beta2)
+    return [
+        optim.AdamW8bit(
+            [parameters.values], config.learning_rate, betas, eps=config.eps, weight_decay=config.weight_decay
+        )
+    ]
 
 
 def _lion(parameters: FlatParameters, config: TrainingConfig) -> list[torch.optim.Optimizer]:
@@ -134,4 +164,4 @@ def _muon(parameters: FlatParameters, config: TrainingConfig) -> list[torch.opti
     return [muon, _adamw_of(others, config)] if others else [muon]
 
 
-_MAKERS = {"adamw": _adamw, "lion": _lion, "adafactor": _adafactor, "muon": _muon}
+_MAKERS = {"adamw": _adamw, "adamw8bit": _adamw8bit, "lion": _lion, "adafactor": _adafactor, "muon": _muon}

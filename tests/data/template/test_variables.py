@@ -18,11 +18,11 @@ def test_a_variable_is_one_that_the_template_mentions():
     check_variables(template, ["enable_thinking"])
     check_variables(template, [])
     with pytest.raises(ConfigError) as caught:
-        check_variables(template, ["enable_thinkin", "effort"])
+        check_variables(template, ["enable_thinkin", "depth"])
     assert caught.value.problems == (
         "data.template_kwargs: the chat template has no variable 'enable_thinkin'. Remove it. Did you mean "
         "'enable_thinking'?",
-        "data.template_kwargs: the chat template has no variable 'effort'. Remove it.",
+        "data.template_kwargs: the chat template has no variable 'depth'. Remove it.",
     )
 
 
