@@ -15,8 +15,9 @@ from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.config.toml import load_config
 from lorasmith.errors import AdapterError, ConfigError, RunError
 from lorasmith.preflight.check import check
-from tests.support.runs import config
-from tests.support.tiny import Crash, Watch, adapter_bytes, crash_at, losses, metrics, model_folder, rows_file, trained
+from lorasmith.training.run_files import read_summary
+from tests.support.checks import config
+from tests.support.tiny import Crash, Watch, adapter_bytes, crash_at, metrics, model_folder, rows_file, trained
 
 FIRST = {"r": 3, "lora_alpha": 7, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1}
 
@@ -49,15 +50,15 @@ def test_a_training_starts_where_the_adapter_is(first, tmp_path):
     )
 
 
-def test_the_first_loss_is_that_of_the_adapter(first, tmp_path):
-    """The optimizer is new: two runs of two steps are not one of four."""
-    trained(tmp_path / "again", **FIRST | {"lora_dropout": 0})
-    trained(tmp_path / "fresh", **FIRST | {"lora_dropout": 0}, max_steps=1)
-    trained(tmp_path / "more", start_from=str(tmp_path / "again"), max_steps=2)
-    assert losses(tmp_path / "more")[0] < 0.9 * losses(tmp_path / "fresh")[0]
+def test_its_loss_goes_on_from_that_of_the_adapter(first, tmp_path):
+    """The losses before and after are those of the base model and of the adapter that comes out."""
+    then = read_summary(first)
+    same = trained(tmp_path / "same", start_from=str(first), learning_rate=1e-12, max_steps=1)
+    assert (same.loss_before, same.loss_after) == pytest.approx((then.loss_before, then.loss_after), rel=1e-6)
+    assert trained(tmp_path / "more", start_from=str(first), max_steps=8).loss_after < then.loss_after - 0.1
     notes = json.loads((tmp_path / "more" / "adapter" / "lorasmith.json").read_text("utf-8"))["notes"]
-    hashed = AdapterFolder.read(tmp_path / "again" / "adapter").hash
-    assert notes["start_from"] == {"folder": str(tmp_path / "again" / "adapter"), "sha256": hashed}
+    hashed = AdapterFolder.read(first / "adapter").hash
+    assert notes["start_from"] == {"folder": str(first / "adapter"), "sha256": hashed}
 
 
 def test_a_run_that_started_from_an_adapter_resumes_bit_for_bit(first, tmp_path, monkeypatch):
@@ -156,5 +157,5 @@ def test_check_says_what_training_would(first, tmp_path):
 
 def test_a_run_resumes_only_from_the_same_adapter(first, tmp_path):
     trained(tmp_path / "run", start_from=str(first), max_steps=1)
-    with pytest.raises(RunError, match=r"training\.start_from: was '.*', now None"):
-        trained(tmp_path / "run", resume=True, max_steps=1)
+    with pytest.raises(RunError, match=r"training\.start_from: was '.*/run', now '.*/other'"):
+        trained(tmp_path / "run", resume=True, max_steps=1, start_from=str(tmp_path / "other"))

@@ -10,7 +10,7 @@ import pytest
 
 from lorasmith.errors import ConfigError, MissingExtraError
 from lorasmith.preflight.check import check
-from tests.support.runs import config
+from tests.support.checks import config
 from tests.support.tiny import Crash, Watch, adapter_bytes, crash_at, metrics, rows_file, trained
 
 Calls = list[tuple[str, Any]]
@@ -141,6 +141,7 @@ def test_a_resumed_run_is_the_same_in_the_tracker_and_a_new_one_is_another(tmp_p
     trained(tmp_path / "run", resume=True, **options)
     first, again = [values for kind, values in calls if kind == "init"]
     assert first == again
+    (tmp_path / "a").mkdir()
     trained(tmp_path / "a" / "run", **options)
     other = [values for kind, values in calls if kind == "init"][-1]
     assert other != first

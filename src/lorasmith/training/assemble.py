@@ -87,6 +87,8 @@ def assemble(
 
     def rows() -> tuple[Template, Prepared]:
         template = Template.of(base.tokenizer, config.data.template, end_ids(base), config.data.system)
+        if start is not None:
+            check_encoding(start, base, template, report)
         return template, prepare(config.data, template, base.max_positions, report, config.training.seed, files)
 
     def adapter() -> Adapter:
@@ -95,8 +97,6 @@ def assemble(
         return inject(base.model, config.lora, base.router, ADAPTER, config.training.seed)
 
     (template, data), base.adapters[ADAPTER] = together(rows, adapter)
-    if start is not None:
-        check_encoding(start, base, template, report)
     first = [token for example in data.train[:16] for token in example.ids]
     check_targets(base, ADAPTER, first)
     enable_fast_parts(base, ADAPTER, first)
