@@ -79,6 +79,7 @@ def install(monkeypatch: pytest.MonkeyPatch, name: str, fails_at: int | None = N
     calls: Calls = []
 
     def init(**given: Any) -> FakeRun:
+        print("welcome")
         if fails_at == -1:
             raise Failure("no API key")
         calls.append(("init", {"name": given.get("name", given.get("experiment_name")), "id": given.get("id")}))
@@ -89,6 +90,7 @@ def install(monkeypatch: pytest.MonkeyPatch, name: str, fails_at: int | None = N
     module = ModuleType(name)
     module.__spec__ = ModuleSpec(name, None)
     module.init = init  # type: ignore[attr-defined]
+    module.finish = lambda: calls.append(("finish", None))  # type: ignore[attr-defined]
     module.MlflowClient = lambda: FakeClient(calls)  # type: ignore[attr-defined]
     errors = {"wandb": "wandb.errors", "mlflow": "mlflow.exceptions"}.get(name)
     monkeypatch.setitem(sys.modules, name, module)
@@ -108,10 +110,11 @@ def logged(calls: Calls) -> Iterator[dict[str, float]]:
 
 
 @pytest.mark.parametrize("name", ["wandb", "swanlab", "trackio"])
-def test_a_tracker_gets_the_options_and_every_number(tmp_path, monkeypatch, name):
+def test_a_tracker_gets_the_options_and_every_number(tmp_path, monkeypatch, capsys, name):
     calls = install(monkeypatch, name)
     trained(tmp_path / "run", report_to=(name,), **EVALUATED)
     assert list(logged(calls)) == metrics(tmp_path / "run")
+    assert capsys.readouterr().out == "", "what trackers print goes to standard error"
     assert ("config", ("training.max_steps", 4)) in calls
     assert [kind for kind, _values in calls if kind in ("init", "finish")] == ["init", "finish"]
     assert str(calls[0][1]["name"]).startswith("run")

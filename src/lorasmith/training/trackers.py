@@ -6,7 +6,9 @@ the tracker itself documents it, usually by environment variables. A tracker tha
 
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -96,16 +98,16 @@ class _MLflow:
 
 class _Trackio:
     def __init__(self, run: TrackedRun) -> None:
-        trackio = import_module("trackio")
+        self._trackio = import_module("trackio")
         name = f"{run.name}-{run.id[:8]}"  # Trackio resumes by name, and another run may have the same
         project = os.environ.get("TRACKIO_PROJECT", PROJECT)
-        self._run = trackio.init(project=project, name=name, resume="allow", config=dict(run.options), embed=False)
+        self._run = self._trackio.init(project=project, name=name, resume="allow", config=dict(run.options), embed=False)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        self._trackio.finish()  # the run's own would be called again when the process ends
 
 
 _TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
@@ -139,7 +141,8 @@ class Trackers:
         """Begin or resume the run in every tracker. Raises ConfigError if one cannot, before any step is trained."""
         for name in self._names:
             try:
-                self._open[name] = _TRACKERS[name](run)
+                with redirect_stdout(sys.stderr):  # standard output may be read by a program
+                    self._open[name] = _TRACKERS[name](run)
             except _errors(name) as error:
                 raise ConfigError(
                     _(
@@ -164,7 +167,8 @@ class Trackers:
         while self._open:
             name, tracker = self._open.popitem()
             try:
-                tracker.close()
+                with redirect_stdout(sys.stderr):
+                    tracker.close()
             except _errors(name) as error:
                 self._warn(name, error)
 
