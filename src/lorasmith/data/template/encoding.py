@@ -122,7 +122,7 @@ class Template:
     ) -> "Template":
         """The template of the [data] section. Raises the errors of `of`."""
         options = ContentOptions(cfg.system_as, cfg.special_tokens, cfg.leading_answer)
-        return cls.of(tokenizer, cfg.template, eos_ids, cfg.system, {}, options)
+        return cls.of(tokenizer, cfg.template, eos_ids, cfg.system, cfg.template_kwargs, options)
 
     @cached_property
     def jinja(self) -> JinjaTemplate:
