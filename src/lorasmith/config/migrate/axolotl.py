@@ -5,7 +5,7 @@ from typing import Any
 
 from lorasmith.config.migrate import trainer
 from lorasmith.config.migrate.datasets import Datasets, local_or_hub
-from lorasmith.config.migrate.migration import OFF, Migration, words
+from lorasmith.config.migrate.migration import OFF, Migration, shown, words
 from lorasmith.i18n import _
 
 NAME = "Axolotl"
@@ -49,6 +49,7 @@ DEFAULTS = {
     "data.too_long": "drop",
     "training.batch_size": 1,
     "training.epochs": 1.0,
+    "training.keep_checkpoints": 4,
     "training.schedule": "cosine",
 }
 MACHINE = (
@@ -75,7 +76,7 @@ FILES = (
     "push_dataset_to_hub", "save_only_model", "save_safetensors", "skip_prepare_dataset", "strict", "test_value",
     "wandb_entity", "wandb_log_model", "wandb_mode", "wandb_name", "wandb_run_id", "wandb_watch",
 )  # fmt: skip
-ALWAYS = ("load_best_model_at_end", "metric_for_best_model", "shuffle_merged_datasets", "do_causal_lm_eval")
+ALWAYS = ("load_best_model_at_end", "metric_for_best_model", "do_causal_lm_eval")
 INFERENCE = (
     "do_bench_eval",
     "eval_causal_lm_metrics",
@@ -126,15 +127,14 @@ def convert(migration: Migration) -> None:
     _lora(migration)
     trainer.optimizer(migration, "optimizer")
     trainer.schedule(migration, "cosine", "lr_scheduler", "lr_scheduler_kwargs", warmup=0.03)
-    if (share := migration.take("cosine_min_lr_ratio")) is not None:
-        lowest = share * float(migration.value("training.learning_rate") or 0.0)
-        migration.put("training.min_learning_rate", lowest, "cosine_min_lr_ratio")
+    trainer.lowest_rate(migration, "cosine_min_lr_ratio", None, migration.take("cosine_min_lr_ratio"))
     _times(migration)
     _data(migration)
     _tokens(migration)
     migration.ignore("machine", MACHINE)
     migration.ignore("files", FILES)
     migration.ignore("always", ALWAYS)
+    trainer.shuffling(migration, ["shuffle_merged_datasets"])
     migration.ignore("inference", INFERENCE)
     migration.ignore("media", MEDIA)
 
@@ -222,7 +222,7 @@ def _data(migration: Migration) -> None:
     if migration.take("train_on_inputs"):
         migration.put("data.learn", "all", "train_on_inputs")
     if strategy := migration.take("excess_length_strategy"):
-        ours = {"raise": "error"}.get(strategy, strategy)
+        ours = "error" if strategy == "raise" else strategy
         migration.put("data.too_long", ours, "excess_length_strategy")
     if packing := migration.take("sample_packing"):
         migration.unmatch("packing", "sample_packing", packing)
@@ -243,7 +243,7 @@ def _dataset(datasets: Datasets, where: str, entry: Mapping[str, Any], templates
         templates.setdefault("alpaca", where)
         columns = {}
     else:
-        datasets.refuse("prompt", f"{entry['path']}: {entry.get('type')}")
+        datasets.refuse("prompt", f"{entry['path']}: {shown(entry.get('type'))}")
         return
     if entry["path"].startswith(("s3://", "gs://", "gcs://", "az://", "oci://", "http")):
         datasets.refuse("dataset_kind", entry["path"])
@@ -268,7 +268,7 @@ def _files(migration: Migration, where: str, entry: Mapping[str, Any]) -> list[s
 def _messages(migration: Migration, where: str, entry: Mapping[str, Any], usual: str) -> dict[str, str]:
     """The column of the messages, and their keys and roles, of which we know the usual ones."""
     properties = entry.get("message_property_mappings")
-    properties = dict(properties) if isinstance(properties, dict) else {}
+    properties = {str(ours): theirs for ours, theirs in properties.items()} if isinstance(properties, dict) else {}
     for ours in ("role", "content"):
         if key := entry.get(f"message_field_{ours}"):
             properties.setdefault(ours, key)

@@ -35,6 +35,7 @@ DEFAULTS = {
     "data.max_length": 2048,
     "lora.r": 8,
     "training.epochs": 3.0,
+    "training.keep_checkpoints": 0,
     "training.learning_rate": 5e-5,
     "training.save_every": 500,
     "training.schedule": "linear",
@@ -56,7 +57,7 @@ MEDIA = (
     "audio_sampling_rate", "crop_to_patches", "freeze_multi_modal_projector", "freeze_vision_tower", "image_max_pixels",
     "image_min_pixels", "media_dir", "video_fps", "video_max_pixels", "video_maxlen", "video_min_pixels",
 )  # fmt: skip
-QUANTIZED = ("quantization_bit", "quantization_method", "quantization_type", "double_quantization")
+QUANTIZATION = ("double_quantization", "quantization_device_map", "quantization_method", "quantization_type")
 METHODS = ("freeze_language_model", "mixture_of_depths", "pissa_init", "shift_attn", "use_llama_pro")
 LOSSES = ("use_asft_loss", "use_dft_loss", "use_eaft_loss")
 OPTIMIZERS = ("use_adam_mini", "use_apollo", "use_badam", "use_galore", "use_muon")
@@ -119,7 +120,8 @@ def _method(migration: Migration) -> None:
     for key, allowed, reason in (("finetuning_type", ("lora",), "method"), ("stage", ("sft", "pt"), "stage")):
         if (value := migration.take(key)) is not None and value not in allowed:
             migration.refuse(reason, key, value)
-    migration.refuse_all("quantized", QUANTIZED)
+    migration.refuse_all("quantized", ["quantization_bit"])
+    migration.ignore("inactive", QUANTIZATION)
     migration.refuse_all("method", METHODS)
     migration.refuse_all("loss", LOSSES)
     migration.refuse_all("optimizer", OPTIMIZERS)
@@ -166,8 +168,8 @@ def _template(migration: Migration, is_text: bool) -> None:
     name = migration.take("template")
     if is_text or name is None:
         migration.ignore("default", ["template"])
-    elif name in TEMPLATES:
-        migration.put("data.template", TEMPLATES[name], "template")
+    elif str(name) in TEMPLATES:
+        migration.put("data.template", TEMPLATES[str(name)], "template")
     else:
         note = _("lorasmith uses the chat template of the model itself")
         migration.put("data.template", "model", f"template: {name}", note)
@@ -183,11 +185,11 @@ def _described(datasets: Datasets, folder: str, name: str, is_text: bool) -> Des
         there = listed(dict.fromkeys([folder, str(migration.foreign.path.parent / folder)]))
         datasets.refuse("dataset_info", name, folders=there)
         return None
-    entry = _read(found).get(name)
-    if not isinstance(entry, dict):
+    entry = read_object(found, ConfigError).get(name)
+    if not isinstance(entry, dict) or not isinstance(entry.get("columns", {}), dict):
         datasets.refuse("dataset_unknown", name, file=found)
         return None
-    columns = entry.get("columns") if isinstance(entry.get("columns"), dict) else {}
+    columns = entry.get("columns", {})
     for reason, is_so in (
         ("preference", entry.get("ranking") or any(key in columns for key in PREFERENCE_COLUMNS)),
         ("media", any(key in columns for key in MEDIA_COLUMNS)),
@@ -202,10 +204,6 @@ def _described(datasets: Datasets, folder: str, name: str, is_text: bool) -> Des
     _tell_unknown(migration, name, entry)
     rows = entry.get("num_samples")
     return Described(place, _columns(migration, name, entry, columns, is_text), rows if isinstance(rows, int) else None)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_object(path, ConfigError)
 
 
 def _place(folder: Path, entry: Mapping[str, Any]) -> str | None:
@@ -231,7 +229,8 @@ def _columns(
         ours = messages if messages in ("messages", "conversations") else "conversations"
         found = {ours: messages}
         found |= {key: str(theirs) for key, theirs in columns.items() if key in ("system", "tools")}
-        for tag, theirs in (entry.get("tags") or {}).items():
+        tags = entry.get("tags")
+        for tag, theirs in (tags if isinstance(tags, dict) else {}).items():
             if tag in TAGS and theirs not in TAGS[tag]:
                 migration.unmatch("roles", f"{name}.tags.{tag}", theirs)
     return found

@@ -51,8 +51,10 @@ class Migration:
 
     def take_part(self, key: str) -> dict[str, Any]:
         """The keys below `key`, as further keys `KEY.name`, which can be taken like the others."""
-        part = self.left.pop(key, None)
-        inner = part if isinstance(part, dict) else {}
+        inner = self.left.get(key)
+        if not isinstance(inner, dict):
+            return {}  # a value of another kind is left, and reported
+        del self.left[key]
         below = {f"{key}.{name}": value for name, value in inner.items() if value not in NO_VALUE}
         self.left |= below
         self.known |= below.keys()

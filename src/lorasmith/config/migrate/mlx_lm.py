@@ -101,26 +101,30 @@ def _lora(migration: Migration) -> None:
     rank = migration.value("lora.r")
     if isinstance(scale, int | float) and isinstance(rank, int):
         migration.put("lora.lora_alpha", float(scale * rank), "lora_parameters.scale", f"{scale:g} * {rank}")
+    elif scale is not None:
+        migration.put("lora.lora_alpha", scale, "lora_parameters.scale")
     elif alpha is not None:
         migration.put("lora.lora_alpha", alpha, "lora_parameters.alpha")
     elif isinstance(rank, int):
         migration.default("lora.lora_alpha", SCALE * rank)
     key = "lora_layers" if "lora_layers" in migration.left else "num_layers"
-    layers = migration.take(key, LAYERS)
+    layers = migration.take(key)
     if layers == -1:
         migration.ignore("default", [key])
-    elif is_option("lora.last_layers"):
+    elif not is_option("lora.last_layers"):
+        migration.unmatch("last_layers", key, layers or LAYERS, count=layers or LAYERS)
+    elif layers is not None:
         migration.put("lora.last_layers", layers, key)
-    else:
-        migration.unmatch("last_layers", key, layers, count=layers)
+    migration.default("lora.last_layers", None if layers == -1 else LAYERS)
 
 
 def _optimizer(migration: Migration) -> None:
     """Adam and AdamW; Adam decays no weights."""
     name = str(migration.take("optimizer", "adam")).lower()
-    options = migration.take("optimizer_config")
-    options = options.get(name) if isinstance(options, dict) else None
+    migration.take_part("optimizer_config")
+    options = migration.take(f"optimizer_config.{name}")
     options = dict(options) if isinstance(options, dict) else {}
+    migration.ignore("inactive", [key for key in migration.left if key.startswith("optimizer_config.")])
     if name not in ("adam", "adamw"):
         migration.refuse("optimizer", "optimizer", name)
         return
@@ -140,21 +144,22 @@ def _optimizer(migration: Migration) -> None:
 
 def _schedule(migration: Migration) -> None:
     """The schedule with its warmup: `arguments` are the first learning rate, the steps, and the last learning rate."""
-    part = migration.take("lr_schedule")
+    part = migration.left.get("lr_schedule")
+    migration.default("training.warmup", 0.0)
     if not isinstance(part, dict):
-        migration.default("training.warmup", 0.0)
         return
-    name, arguments = part.get("name"), part.get("arguments")
+    migration.take("lr_schedule")
+    name, arguments = str(part.get("name")), part.get("arguments")
     arguments = arguments if isinstance(arguments, list) else []
     if name not in SCHEDULES:
         migration.unmatch("schedule", "lr_schedule", f"{name} {arguments}", used="constant")
     else:
         migration.put("training.schedule", SCHEDULES[name], "lr_schedule")
-        first, last = _ends(str(name), arguments)
+        first, last = _ends(name, arguments)
         if first is not None:
             migration.put("training.learning_rate", first, "lr_schedule.arguments")
         if last:
-            migration.put("training.min_learning_rate", last, "lr_schedule.arguments")
+            trainer.lowest_rate(migration, "lr_schedule.arguments", last)
     migration.put("training.warmup", part.get("warmup") or 0, "lr_schedule.warmup")
     if part.get("warmup_init"):
         migration.unmatch("none", "lr_schedule.warmup_init", part["warmup_init"])

@@ -1,13 +1,11 @@
 """ms-swift's configuration: a YAML file, the args.json that it writes beside its checkpoints, or its command."""
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
 from lorasmith.config.migrate import trainer
 from lorasmith.config.migrate.datasets import Datasets, local_or_hub
 from lorasmith.config.migrate.migration import Migration, is_option, words
-from lorasmith.config.migrate.reading import COMMAND_KEY
+from lorasmith.config.migrate.reading import COMMAND_KEY, read_text, scalar
 from lorasmith.i18n import _
 
 NAME = "ms-swift"
@@ -39,6 +37,7 @@ DEFAULTS = {
     "training.batch_size": 1,
     "training.beta2": 0.95,
     "training.epochs": 3.0,
+    "training.keep_checkpoints": 0,
     "training.learning_rate": 1e-4,
     "training.save_every": 500,
     "training.schedule": "cosine",
@@ -80,7 +79,8 @@ MEDIA = (
     "vit_gradient_checkpointing",
     "vit_lr",
 )
-ALWAYS = ("dataset_shuffle", "train_dataloader_shuffle", "val_dataset_shuffle", "strict", "is_training")
+ALWAYS = ("is_training", "strict", "val_dataset_shuffle")
+SHUFFLING = ("dataset_shuffle", "train_dataloader_shuffle")
 # Options of methods that are refused where they are asked for; args.json holds all of them.
 OTHER_METHODS = (
     "adalora_", "adapter_", "bnb_4bit_", "boft_", "fourier_", "galore_", "hqq_", "lisa_step", "llamapro_", "lora_ga_",
@@ -111,6 +111,7 @@ def convert(migration: Migration) -> None:
     migration.ignore("inference", INFERENCE)
     migration.ignore("media", MEDIA)
     migration.ignore("always", ALWAYS)
+    trainer.shuffling(migration, SHUFFLING)
     migration.ignore("inactive", [key for key in migration.left if key.startswith(OTHER_METHODS)])
 
 
@@ -155,9 +156,10 @@ def _data(migration: Migration) -> None:
     if (model := migration.take("model")) is not None:
         migration.put("model.model", local_or_hub(migration, str(model), hub), "model")
     columns = migration.take("columns")
-    columns = _json(columns) if isinstance(columns, str) else columns
-    renamed = {COLUMNS[ours]: theirs for theirs, ours in (columns or {}).items() if ours in COLUMNS}
-    if columns and len(renamed) < len(columns):
+    columns = scalar(columns) if isinstance(columns, str) else columns
+    columns = columns if isinstance(columns, dict) else {}
+    renamed = {COLUMNS[str(ours)]: str(theirs) for theirs, ours in columns.items() if str(ours) in COLUMNS}
+    if len(renamed) < len(columns):
         migration.unmatch("column", "columns", columns)
     train = Datasets(migration, "dataset")
     held_out = Datasets(migration, "val_dataset", train.columns)
@@ -219,7 +221,7 @@ def _text(migration: Migration, is_text: bool) -> None:
     system = migration.take("system")
     if system is not None:
         file = migration.path(str(system)) if str(system).endswith(".txt") else None
-        migration.put("data.system", file.read_text("utf-8") if file else str(system), "system")
+        migration.put("data.system", read_text(file) if file else str(system), "system")
     base, _plus, more = str(migration.take("loss_scale", "all" if is_text else "default")).partition("+")
     if base not in LEARN:
         base, more = "default", "+".join(part for part in (base, more) if part)
@@ -228,7 +230,7 @@ def _text(migration: Migration, is_text: bool) -> None:
     if more:
         migration.unmatch("loss", "loss_scale", more)
     if (strategy := migration.take("truncation_strategy")) is not None:
-        migration.put("data.too_long", TOO_LONG.get(strategy, strategy), "truncation_strategy")
+        migration.put("data.too_long", TOO_LONG.get(str(strategy), strategy), "truncation_strategy")
     if migration.value("data.max_length") is None:
         migration.unmatch("max_length", "max_length", _("not set"))
     if packing := migration.take("packing"):
@@ -241,12 +243,3 @@ def _text(migration: Migration, is_text: bool) -> None:
         migration.unmatch("template", "use_chat_template", False)
     if (tokens := migration.take("new_special_tokens")) is not None:
         migration.unmatch("added_tokens", "new_special_tokens", tokens)
-
-
-def _json(text: str) -> dict[str, Any]:
-    """A JSON object that is written as text; empty if it is none."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}

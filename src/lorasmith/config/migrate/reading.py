@@ -31,6 +31,7 @@ COMMANDS = {
 }
 COMMAND_KEY = "(command)"  # holds the last word of the command, where that decides the method
 ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
+MAX_VALUES = 100_000  # in one file, with every alias counted as what it stands for
 END = re.compile(r"[|;&<>].*|\d?>.*")  # a word that ends a command
 FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?")
 
@@ -66,7 +67,7 @@ def read_foreign(path: Path) -> Foreign:
     """The keys and values of a file, by its suffix. Raises ConfigError with the file and, if known, the line."""
     if path.suffix.lower() == ".json":
         return Foreign(path, read_object(path, ConfigError))
-    text = _text(path)
+    text = read_text(path)
     if path.suffix.lower() in (".sh", ".bash"):
         return _command(path, text)
     values = _yaml(path, text)
@@ -86,7 +87,8 @@ def scalar(word: str) -> Any:
     return value if isinstance(value, bool | int | float | dict) else word
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The content of a text file. Raises ConfigError."""
     try:
         return path.read_bytes().decode("utf-8").removeprefix(BOM)
     except OSError as error:
@@ -100,9 +102,10 @@ def _text(path: Path) -> str:
 def _yaml(path: Path, text: str) -> Any:
     """The value of a YAML text. Raises ConfigError."""
     try:
-        if any(depth > MAX_DEPTH for depth in _depths(text)):
+        value = yaml.load(text, _Loader)
+        if not _is_small(value):
             raise RecursionError
-        return yaml.load(text, _Loader)
+        return value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = 0 if mark is None else mark.line + 1
@@ -121,12 +124,17 @@ def _yaml(path: Path, text: str) -> Any:
     raise ConfigError(_("{file}: invalid YAML: {why}. Correct the file.", file=path, why=why))
 
 
-def _depths(text: str) -> Iterator[int]:
-    """The depth of nesting at every token of a YAML text, without recursion, unlike the loader itself."""
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        yield depth
+def _is_small(value: Any) -> bool:
+    """Whether a value can be walked: aliases of YAML can make a small file endlessly deep or large."""
+    left, count = [(value, 0)], 0
+    while left:
+        one, depth = left.pop()
+        count += 1
+        inside = [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else []
+        left += [(item, depth + 1) for item in inside]
+        if depth > MAX_DEPTH or count > MAX_VALUES:
+            return False
+    return True
 
 
 def _command(path: Path, text: str) -> Foreign:

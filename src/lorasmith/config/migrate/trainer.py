@@ -3,9 +3,11 @@
 Axolotl has the same names of optimizers and schedules under keys of its own.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from lorasmith.config.migrate.migration import Migration, accepts, words
+from lorasmith.config.migrate.reading import scalar
 
 SAME = {
     "adam_beta1": "training.beta1",
@@ -55,6 +57,7 @@ ADAMW = (
     "adamw", "adamw_anyprecision", "adamw_apex_fused", "adamw_hf", "adamw_torch", "adamw_torch_fused", "paged_adamw",
     "paged_adamw_32bit",
 )  # fmt: skip
+STEPS = 500  # between two evaluations, where no key says it
 LOW_BIT_ADAMW = (
     "adamw_8bit", "adamw_bnb_8bit", "adamw_torch_4bit", "adamw_torch_8bit", "adamw_torch_fp8", "paged_adamw_8bit",
 )  # fmt: skip
@@ -71,6 +74,14 @@ def trainer(migration: Migration) -> None:
     trackers(migration)
     if (checkpoint := migration.take("resume_from_checkpoint")) not in (None, False):
         migration.unmatch("resume", "resume_from_checkpoint", checkpoint)
+
+
+def shuffling(migration: Migration, keys: Iterable[str]) -> None:
+    """Keys that are false only where the rows shall keep their order, which they never do here."""
+    for key in keys:
+        if migration.left.get(key) is False:
+            migration.unmatch("none", key, False)
+    migration.ignore("always", [key for key in keys if key in migration.left])
 
 
 def trackers(migration: Migration) -> None:
@@ -106,20 +117,30 @@ def schedule(migration: Migration, used: str, key: str, options: str, warmup: fl
 
     used: the schedule of the program if the key is not set or not ours; warmup: its warmup if no key says one.
     """
-    name, more = migration.take(key), migration.take(options)
-    more = more if isinstance(more, dict) else {}
-    if name is not None and name not in SCHEDULES:
+    name = migration.take(key)
+    if name is not None and str(name) not in SCHEDULES:
         migration.unmatch("schedule", key, name, used=used)
     elif name is not None:
-        migration.put("training.schedule", SCHEDULES[name], key)
-    lowest, share = more.get("min_lr"), more.get("min_lr_rate")
-    if lowest is None and isinstance(share, int | float):
-        lowest = share * float(migration.value("training.learning_rate") or 0.0)
-    if lowest is not None:
-        migration.put("training.min_learning_rate", lowest, options)
-    if others := {name: value for name, value in more.items() if name not in ("min_lr", "min_lr_rate")}:
-        migration.unmatch("none", options, others)
+        migration.put("training.schedule", SCHEDULES[str(name)], key)
+    more = migration.left.get(options)
+    more = scalar(more) if isinstance(more, str) else more
+    if isinstance(more, dict):
+        migration.take(options)
+        lowest_rate(migration, options, more.get("min_lr"), more.get("min_lr_rate"))
+        if others := {name: value for name, value in more.items() if name not in ("min_lr", "min_lr_rate")}:
+            migration.unmatch("none", options, others)
     _warmup(migration, name == "constant", warmup)
+
+
+def lowest_rate(migration: Migration, key: str, rate: Any, share: Any = None) -> None:
+    """The learning rate at the end of the schedule, as it is or as a share of the highest."""
+    peak = migration.value("training.learning_rate")
+    if rate is None and isinstance(share, int | float) and isinstance(peak, int | float):
+        rate = share * peak
+    if rate is not None and migration.value("training.schedule") != "constant":
+        migration.put("training.min_learning_rate", rate, key)
+    elif rate is not None or share is not None:
+        migration.unmatch("none", key, share if rate is None else rate)
 
 
 def _warmup(migration: Migration, is_constant: bool, otherwise: float) -> None:
@@ -151,8 +172,12 @@ def evaluation(migration: Migration, strategy: Any, key: str = "eval_steps") -> 
         per_epoch(migration, "training.eval_every", "eval_strategy", strategy)
     elif strategy == "steps" and steps is not None:
         _by_steps(migration, "training.eval_every", key, steps)
-    else:
+    elif strategy == "steps":
+        migration.put("training.eval_every", migration.value("training.log_every") or STEPS, "eval_strategy")
+    elif strategy in ("no", False):
         migration.ignore("default", ["eval_steps"])
+    else:
+        migration.unmatch("none", "eval_strategy", strategy)
 
 
 def saving(migration: Migration) -> None:
