@@ -59,16 +59,18 @@ MACHINE = (
     "deepspeed", "device_map", "dp_shard_size", "eager_attention", "embeddings_skip_upcast", "eval_batch_size",
     "eval_sample_packing", "expert_parallel_size", "experts_implementation", "flash_attention",
     "flash_attn_cross_entropy", "flash_attn_fuse_mlp", "flash_attn_rms_norm", "flash_optimum", "flex_attention",
-    "float16", "fp16", "fsdp", "fsdp_config", "fsdp_version", "gpu_memory_limit", "gradient_checkpointing_kwargs",
-    "group_by_length", "liger_cross_entropy", "liger_fused_linear_cross_entropy", "liger_glu_activation",
-    "liger_layer_norm", "liger_rms_norm", "liger_rms_norm_gated", "liger_rope", "load_in_16bit", "local_rank",
-    "lora_fan_in_fan_out", "lora_mlp_kernel", "lora_o_kernel", "lora_on_cpu", "lora_qkv_kernel", "low_cpu_mem_usage",
-    "max_packed_sequence_len", "model_type", "multipack_real_batches", "pad_to_sequence_len", "ray_num_workers",
-    "remove_unused_columns", "sample_packing_bin_size", "sample_packing_eff_est", "sample_packing_group_size",
-    "sample_packing_sequentially", "sdp_attention", "tensor_parallel_size", "tf32", "tokenizer_legacy",
-    "tokenizer_type", "tokenizer_use_fast", "torch_compile", "torch_compile_backend", "torch_compile_mode",
-    "torch_dtype", "unsloth_cross_entropy_loss", "unsloth_lora_mlp", "unsloth_lora_o", "unsloth_lora_qkv",
-    "use_kernels", "use_ray", "use_scattermoe", "use_sonicmoe", "xformers_attention",
+    "float16", "fp16", "fsdp", "fsdp_config", "fsdp_version", "gptq", "gptq_disable_exllama", "gptq_groupsize",
+    "gptq_model_v1", "gpu_memory_limit", "gradient_checkpointing_kwargs", "group_by_length", "liger_cross_entropy",
+    "liger_fused_linear_cross_entropy", "liger_glu_activation", "liger_layer_norm", "liger_rms_norm",
+    "liger_rms_norm_gated", "liger_rope", "load_in_16bit", "local_rank", "lora_fan_in_fan_out", "lora_mlp_kernel",
+    "lora_o_kernel", "lora_on_cpu", "lora_qkv_kernel", "low_cpu_mem_usage", "max_packed_sequence_len",
+    "model_quantization_config", "model_quantization_config_kwargs", "model_type", "multipack_real_batches",
+    "pad_to_sequence_len", "ray_num_workers", "remove_unused_columns", "sample_packing_bin_size",
+    "sample_packing_eff_est", "sample_packing_group_size", "sample_packing_sequentially", "sdp_attention",
+    "tensor_parallel_size", "tf32", "tokenizer_legacy", "tokenizer_type", "tokenizer_use_fast", "torch_compile",
+    "torch_compile_backend", "torch_compile_mode", "torch_dtype", "unsloth_cross_entropy_loss", "unsloth_lora_mlp",
+    "unsloth_lora_o", "unsloth_lora_qkv", "use_kernels", "use_ray", "use_scattermoe", "use_sonicmoe",
+    "xformers_attention",
 )  # fmt: skip
 FILES = (
     "auto_resume_from_checkpoints", "dataset_prepared_path", "debug", "hf_use_auth_token", "hub_model_id",
@@ -86,9 +88,9 @@ INFERENCE = (
 )
 MEDIA = ("freeze_mm_modules", "image_size", "image_resize_algorithm", "processor_type")
 QUANTIZED = (
-    "gptq", "load_in_4bit", "load_in_8bit", "model_quantization_config", "qat", "quantize_moe_experts",
+    "load_in_4bit", "load_in_8bit", "qat", "quantize_moe_experts",
 )  # fmt: skip
-METHODS = ("relora", "relora_steps", "unfrozen_parameters", "llama4_linearized_experts_full", "peft_layer_replication")
+METHODS = ("relora", "relora_steps", "unfrozen_parameters", "peft_layer_replication")
 STAGES = ("process_reward_model", "reward_model", "rl")
 TRACKERS = (
     "wandb_project",
@@ -145,7 +147,7 @@ def _method(migration: Migration) -> None:
     if adapter == "qlora":
         migration.refuse("quantized", "adapter", adapter)
     elif adapter != "lora":
-        migration.refuse("method", "adapter", adapter)
+        migration.refuse("method", "adapter", adapter or "none")
     migration.refuse_all("stage", STAGES)
     migration.refuse_all("quantized", QUANTIZED)
     migration.refuse_all("method", METHODS)

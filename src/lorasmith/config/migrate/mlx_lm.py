@@ -30,8 +30,6 @@ DEFAULTS = {
     "training.batch_size": 4,
     "training.clip": 0.0,
     "training.learning_rate": 1e-5,
-    "training.max_steps": 1000,
-    "training.save_every": 100,
     "training.schedule": "constant",
 }
 ITERATIONS = {  # converted to steps
@@ -85,10 +83,12 @@ def _steps(migration: Migration) -> None:
     size = migration.value("training.accumulate")
     size = size if isinstance(size, int) and size > 0 else 1
     for key, ours in ITERATIONS.items():
-        iterations = migration.take(key, ITERATION_DEFAULTS[key] if size > 1 else None)
+        iterations = migration.take(key)
+        if isinstance(iterations, int) and iterations > 0:
+            iterations = max(1, iterations // size)
         if iterations is not None:
-            steps = max(1, iterations // size) if isinstance(iterations, int) and iterations > 0 else iterations
-            migration.put(ours, steps, key)
+            migration.put(ours, iterations, key)
+        migration.default(ours, max(1, ITERATION_DEFAULTS[key] // size))
 
 
 def _lora(migration: Migration) -> None:

@@ -14,7 +14,9 @@ def unmatched(name: str, **values: object) -> str:
         "column": _("lorasmith reads no such column; if you need it, put its text into the others."),
         "data_part": _("lorasmith reads all rows of the training split; save the part that you want as a file."),
         "evaluation_files": _("lorasmith evaluates on one file; only the first one is taken over."),
-        "exists": _("the folder is not empty, and lorasmith replaces no files; choose a new folder with --output."),
+        "exists": _(
+            "the folder is not empty, and lorasmith replaces no files; give a new one to lorasmith train --output."
+        ),
         "fill": _("lorasmith fills in no placeholders such as {{{{NAME}}}}; replace them in the data file."),
         "last_layers": _(
             "lorasmith adapts all layers; list the indices of the last {count} in lora.layers_to_transform."

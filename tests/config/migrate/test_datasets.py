@@ -1,0 +1,43 @@
+"""Datasets of another program as ours: names, columns and numbers of rows."""
+
+from lorasmith.config.migrate.datasets import Datasets, local_or_hub
+from lorasmith.config.migrate.migration import Migration, is_option
+from lorasmith.config.migrate.reading import Foreign
+
+
+def test_names_and_columns_of_several(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    migration = Migration(Foreign(tmp_path / "a.yaml", {"sets": "x"}), "P", {})
+    datasets = Datasets(migration, "sets")
+    datasets.add("a.jsonl", {"output": "reply", "input": "input"})
+    datasets.add("a.jsonl", {})
+    datasets.add("b.jsonl", {"output": "reply"}, rows=9)
+    datasets.move()
+    name = "b.jsonl#9" if is_option("data.max_samples") else "b.jsonl"
+    assert migration.values == {"data": {"data": ["a.jsonl", name], "map": {"output": "reply"}}}
+    assert not migration.refusals
+    datasets.add("c.jsonl", {"output": "answer"})
+    assert migration.refusals == [
+        f"{tmp_path / 'a.yaml'}: sets: c.jsonl: reply and answer both stand for 'output', in different files. "
+        "Rename the column in one file."
+    ]
+
+
+def test_data_of_the_command_line_needs_no_columns_of_theirs(tmp_path):
+    migration = Migration(Foreign(tmp_path / "a.yaml", {}), "P", {"data": {"data": ["mine.jsonl"]}})
+    datasets = Datasets(migration, "sets")
+    datasets.add("a.jsonl", {"output": "reply"})
+    datasets.refuse("dataset_kind", "a")
+    datasets.move()
+    assert "map" not in migration.values["data"]
+    assert not migration.refusals
+
+
+def test_files_are_found_before_names_of_a_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "rows").write_text("", "utf-8")
+    migration = Migration(Foreign(tmp_path / "a.yaml", {}), "P", {})
+    assert local_or_hub(migration, "org/rows", "modelscope:") == "org/rows"
+    assert local_or_hub(migration, "org/other", "modelscope:") == "modelscope:org/other"
+    assert local_or_hub(migration, "./other.jsonl", "modelscope:") == "./other.jsonl"
