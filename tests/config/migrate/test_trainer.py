@@ -85,7 +85,7 @@ def test_adamw_by_any_of_its_names(tmp_path, name):
 
 
 def test_another_optimizer_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="Set the key to adamw_torch and choose the learning rate again"):
+    with pytest.raises(ConfigError, match="Set the key to adamw_torch and choose a learning rate for AdamW"):
         converted(tmp_path, f"{LLAMA_FACTORY}optim: sgd\n")
 
 

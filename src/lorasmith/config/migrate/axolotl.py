@@ -18,6 +18,7 @@ SAME = {
     "adam_beta2": "training.beta2",
     "adam_epsilon": "training.eps",
     "base_model": "model.model",
+    "chat_template_kwargs": "data.template_kwargs",
     "default_system_message": "data.system",
     "gradient_accumulation_steps": "training.accumulate",
     "learning_rate": "training.learning_rate",
@@ -92,17 +93,17 @@ QUANTIZED = (
 )  # fmt: skip
 METHODS = ("relora", "relora_steps", "unfrozen_parameters", "peft_layer_replication")
 STAGES = ("process_reward_model", "reward_model", "rl")
-TRACKERS = (
-    "wandb_project",
-    "use_wandb",
-    "use_swanlab",
-    "use_mlflow",
-    "use_comet",
-    "use_trackio",
-    "mlflow_tracking_uri",
-    "trackio_project_name",
-    "swanlab_project",
-)
+TRACKERS = {
+    "wandb_project": "wandb",
+    "use_wandb": "wandb",
+    "mlflow_tracking_uri": "mlflow",
+    "use_mlflow": "mlflow",
+    "swanlab_project": "swanlab",
+    "use_swanlab": "swanlab",
+    "trackio_project_name": "trackio",
+    "use_trackio": "trackio",
+    "use_comet": "comet",
+}
 CHAT, ALPACA, TEXT = ("chat_template", "sharegpt"), ("alpaca",), ("completion",)
 # Keys of a dataset that need nothing from us.
 DATASET_DONE = (
@@ -128,6 +129,7 @@ def convert(migration: Migration) -> None:
         migration.default(ours, value)
     _lora(migration)
     trainer.optimizer(migration, "optimizer")
+    trainer.start(migration, "lora_model_dir")
     trainer.schedule(migration, "cosine", "lr_scheduler", "lr_scheduler_kwargs", warmup=0.03)
     trainer.lowest_rate(migration, "cosine_min_lr_ratio", None, migration.take("cosine_min_lr_ratio"))
     _times(migration)
@@ -151,14 +153,15 @@ def _method(migration: Migration) -> None:
     migration.refuse_all("stage", STAGES)
     migration.refuse_all("quantized", QUANTIZED)
     migration.refuse_all("method", METHODS)
-    migration.refuse_all("adapter", ["lora_model_dir"])
     if migration.take("trust_remote_code"):
         migration.unmatch("remote_code", "trust_remote_code", True)
     if (checkpoint := migration.take("resume_from_checkpoint")) not in (None, False):
         migration.unmatch("resume", "resume_from_checkpoint", checkpoint)
-    for key in TRACKERS:
-        if (value := migration.take(key)) and value not in OFF:
-            migration.unmatch("trackers", key, value)
+    for key, name in TRACKERS.items():
+        if (value := migration.take(key)) and value not in OFF and not migration.value("training.report_to"):
+            trainer.trackers(migration, [name], key)
+        if isinstance(value, str) and migration.value("training.report_to"):
+            migration.unmatch("tracker_project", key, value)
 
 
 def _lora(migration: Migration) -> None:

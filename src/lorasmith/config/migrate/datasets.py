@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lorasmith.config.migrate.migration import Migration, is_option
+from lorasmith.config.migrate.migration import Migration, accepts, is_option
 
 OURS = "data.data"
 
@@ -31,8 +31,10 @@ class Datasets:
         for ours, theirs in columns.items():
             if ours == theirs:
                 continue
-            first = self.columns.setdefault(ours, theirs)
-            if first != theirs:
+            first, own = self.columns.setdefault(ours, theirs), {f"{name}:{ours}": theirs}
+            if first != theirs and accepts("data.map", own):
+                self.columns |= own
+            elif first != theirs:
                 self.refuse("columns", name, first=first, second=theirs, ours=ours)
 
     def refuse(self, reason: str, value: Any, **values: object) -> None:

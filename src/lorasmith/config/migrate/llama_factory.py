@@ -60,7 +60,7 @@ MEDIA = (
 QUANTIZATION = ("double_quantization", "quantization_device_map", "quantization_method", "quantization_type")
 METHODS = ("freeze_language_model", "mixture_of_depths", "pissa_init", "shift_attn", "use_llama_pro")
 LOSSES = ("use_asft_loss", "use_dft_loss", "use_eaft_loss")
-OPTIMIZERS = ("use_adam_mini", "use_apollo", "use_badam", "use_galore", "use_muon")
+OPTIMIZERS = ("use_adam_mini", "use_apollo", "use_badam", "use_galore")
 TEMPLATES = {"alpaca": "alpaca", "chatml": "chatml", "default": "human-assistant"}
 # Columns of dataset_info.json, as ours. A file of messages has them under the key of the format that it has.
 COLUMNS = {
@@ -93,7 +93,11 @@ def convert(migration: Migration) -> None:
     for ours, value in DEFAULTS.items():
         migration.default(ours, value)
     _lora(migration)
+    if migration.left.get("use_muon"):
+        migration.left.setdefault("optim", "muon")
+        migration.ignore("default", ["use_muon"])
     trainer.optimizer(migration)
+    trainer.start(migration, "adapter_name_or_path")
     trainer.schedule(migration, "linear", "lr_scheduler_type", "lr_scheduler_kwargs")
     trainer.evaluation(migration, "no")
     trainer.saving(migration)
@@ -125,7 +129,6 @@ def _method(migration: Migration) -> None:
     migration.refuse_all("method", METHODS)
     migration.refuse_all("loss", LOSSES)
     migration.refuse_all("optimizer", OPTIMIZERS)
-    migration.refuse_all("adapter", ["adapter_name_or_path"])
     if migration.take("trust_remote_code"):
         migration.unmatch("remote_code", "trust_remote_code", True)
 
@@ -165,6 +168,8 @@ def _data(migration: Migration, is_text: bool) -> None:
 
 def _template(migration: Migration, is_text: bool) -> None:
     """The chat template: the model's own instead of LLaMA-Factory's copy of it."""
+    if (thinking := migration.take("enable_thinking")) is not None:
+        migration.put("data.template_kwargs", {"enable_thinking": thinking}, "enable_thinking")
     name = migration.take("template")
     if is_text or name is None:
         migration.ignore("default", ["template"])

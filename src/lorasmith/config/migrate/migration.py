@@ -37,6 +37,7 @@ class Migration:
         self.known = set(self.left)
         self.values: dict[str, Any] = {}
         self.comments: dict[str, str] = {}
+        self.sources: dict[str, str] = {}
         self.unmatched: dict[str, str] = {}
         self.no_effect: dict[str, list[str]] = {}
         self.off: list[str] = []
@@ -69,6 +70,7 @@ class Migration:
             self.unmatch("exists", key, value)
             return
         self.comments[ours] = _("from {key}", key=key) + (f"; {note}" if note else "")
+        self.sources[ours] = key
         self._set(ours, value)
 
     def default(self, ours: str, value: Any) -> None:
@@ -76,6 +78,15 @@ class Migration:
         if self.value(ours) is None and is_option(ours):
             self.comments[ours] = _("not set in the file; this is the default of {program}", program=self.program)
             self._set(ours, value)
+
+    def forget(self, ours: str) -> None:
+        """Undo `put` and `default`; a key of theirs that was moved counts as not taken over."""
+        section, _dot, name = ours.partition(".")
+        value = self.values.get(section, {}).pop(name, None)
+        key = self.sources.pop(ours, None)
+        self.comments.pop(ours, None)
+        if key is not None:
+            self.unmatch("none", key, value)
 
     def value(self, ours: str) -> Any:
         """The value that our option has so far, else None."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from lorasmith.config.migrate import trainer
 from lorasmith.config.migrate.datasets import Datasets, local_or_hub
-from lorasmith.config.migrate.migration import Migration, is_option
+from lorasmith.config.migrate.migration import Migration, accepts, is_option, words
 from lorasmith.config.migrate.reasons import unmatched
 
 NAME = "mlx-lm"
@@ -57,7 +57,7 @@ def convert(migration: Migration) -> None:
     _optimizer(migration)
     _schedule(migration)
     _data(migration)
-    trainer.trackers(migration)
+    trainer.trackers(migration, words(migration.take("report_to", [])), "report_to")
     migration.ignore("machine", MACHINE)
     migration.ignore("files", FILES)
     migration.ignore("always", ALWAYS)
@@ -126,8 +126,9 @@ def _optimizer(migration: Migration) -> None:
     options = dict(options) if isinstance(options, dict) else {}
     migration.ignore("inactive", [key for key in migration.left if key.startswith("optimizer_config.")])
     if name not in ("adam", "adamw"):
-        migration.refuse("optimizer", "optimizer", name)
-        return
+        if not accepts("training.optimizer", name):
+            migration.refuse("optimizer", "optimizer", name)
+        trainer.other_optimizer(migration, name, "optimizer")
     betas = options.pop("betas", None)
     if isinstance(betas, list) and len(betas) == 2:
         for ours, value in zip(("training.beta1", "training.beta2"), betas, strict=True):

@@ -6,7 +6,7 @@ from lorasmith.config.migrate import trainer
 from lorasmith.config.migrate.datasets import Datasets, local_or_hub
 from lorasmith.config.migrate.migration import Migration, is_option, words
 from lorasmith.config.migrate.reading import COMMAND_KEY, read_text, scalar
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 
 NAME = "ms-swift"
 SIGNATURE = frozenset({
@@ -79,7 +79,7 @@ MEDIA = (
     "vit_gradient_checkpointing",
     "vit_lr",
 )
-ALWAYS = ("is_training", "strict", "val_dataset_shuffle")
+ALWAYS = ("is_training", "val_dataset_shuffle")
 SHUFFLING = ("dataset_shuffle", "train_dataloader_shuffle")
 # Options of methods that are refused where they are asked for; args.json holds all of them.
 OTHER_METHODS = (
@@ -103,6 +103,7 @@ def convert(migration: Migration) -> None:
     _modules(migration)
     _data(migration)
     trainer.optimizer(migration)
+    trainer.start(migration, "adapters")
     trainer.schedule(migration, "cosine", "lr_scheduler_type", "lr_scheduler_kwargs")
     _times(migration)
     _text(migration, is_text)
@@ -110,7 +111,7 @@ def convert(migration: Migration) -> None:
     migration.ignore("files", FILES)
     migration.ignore("inference", INFERENCE)
     migration.ignore("media", MEDIA)
-    migration.ignore("always", ALWAYS)
+    migration.ignore("always", [*ALWAYS, *(["strict"] if migration.left.get("strict") else [])])
     trainer.shuffling(migration, SHUFFLING)
     migration.ignore("inactive", [key for key in migration.left if key.startswith(OTHER_METHODS)])
 
@@ -129,7 +130,6 @@ def _method(migration: Migration) -> None:
     migration.refuse_all("method", ["freeze_llm", "lisa_activated_layers"])
     migration.refuse_all("loss", ["enable_channel_loss", "enable_dft_loss", "loss_type"])
     migration.refuse_all("optimizer", ["optimizer", "use_galore"])
-    migration.refuse_all("adapter", ["adapters"])
     migration.refuse_all("dataset_kind", ["cached_dataset"])
 
 
@@ -198,7 +198,8 @@ def _fill(migration: Migration) -> None:
     given = {key: migration.take(key) for key in ("model_name", "model_author")}
     named = {key.removeprefix("model_"): value for key, value in given.items() if value is not None}
     if named and is_option("data.fill"):
-        migration.put("data.fill", {name: words(value)[-1] for name, value in named.items()}, "model_name")
+        texts = {name.upper(): words(value)[-1] for name, value in named.items()}
+        migration.put("data.fill", texts, listed(key for key, value in given.items() if value is not None))
     else:
         for name, value in named.items():
             migration.unmatch("fill", f"model_{name}", value)

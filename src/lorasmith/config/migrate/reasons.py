@@ -40,7 +40,8 @@ def unmatched(name: str, **values: object) -> str:
         "roles": _("lorasmith knows these keys and roles under other names; see docs/formats.md and rename them."),
         "schedule": _("lorasmith has the schedules linear, cosine and constant; {used} is used."),
         "template": _("lorasmith has no such chat template; save it as a file and give it with --template FILE.jinja."),
-        "trackers": _("lorasmith sends nothing to such a service; it writes metrics.jsonl, and TensorBoard files."),
+        "tracker_project": _("the client of the service reads the project from the environment; set it there."),
+        "trackers": _("lorasmith sends nothing to this service; it writes metrics.jsonl, and TensorBoard files."),
         "warmup_constant": _("the schedule 'constant' of {program} has no warmup."),
     }  # fmt: skip
     return texts[name].format(**values)
@@ -64,7 +65,7 @@ def no_effect(name: str, program: str) -> str:
 def refusal(name: str, **values: object) -> str:
     """Why a file cannot be converted, and what to do. `where` names the file, the key and its value."""
     texts = {
-        "adapter": _("{where}: lorasmith trains new adapters and continues none of others. Remove this key."),
+        "adapter": _("{where}: lorasmith cannot start from this. Remove the key to train a new adapter."),
         "columns": _(
             "{where}: {first} and {second} both stand for {ours!r}, in different files. Rename the column in one file."
         ),
@@ -82,8 +83,8 @@ def refusal(name: str, **values: object) -> str:
         "no_data": _("{file}: names no training data. Give the data files after --from FILE."),
         "no_model": _("{file}: names no base model. Give one with --model."),
         "optimizer": _(
-            "{where}: lorasmith trains with AdamW, which needs a learning rate of its own. Set the key to adamw_torch "
-            "and choose the learning rate again."
+            "{where}: lorasmith does not have this optimizer. Set the key to adamw_torch and choose a learning rate "
+            "for AdamW."
         ),
         "preference": _("{where}: this is preference data. Give data with one answer per prompt."),
         "prompt": _(

@@ -6,7 +6,7 @@ Axolotl has the same names of optimizers and schedules under keys of its own.
 from collections.abc import Iterable
 from typing import Any
 
-from lorasmith.config.migrate.migration import Migration, accepts, words
+from lorasmith.config.migrate.migration import Migration, accepts, is_option, words
 from lorasmith.config.migrate.reading import scalar
 
 SAME = {
@@ -57,6 +57,19 @@ ADAMW = (
     "adamw", "adamw_anyprecision", "adamw_apex_fused", "adamw_hf", "adamw_torch", "adamw_torch_fused", "paged_adamw",
     "paged_adamw_32bit",
 )  # fmt: skip
+OPTIMIZERS = {
+    "adafactor": "adafactor",
+    "lion": "lion",
+    "lion_32bit": "lion",
+    "lion_pytorch": "lion",
+    "muon": "muon",
+    "paged_lion_32bit": "lion",
+}
+UNUSED = {
+    "adafactor": ("training.beta1", "training.beta2", "training.eps"),
+    "lion": ("training.eps",),
+}  # by optimizer
+NO_TRACKER = ("none", "None", "False")
 STEPS = 500  # between two evaluations, where no key says it
 LOW_BIT_ADAMW = (
     "adamw_8bit", "adamw_bnb_8bit", "adamw_torch_4bit", "adamw_torch_8bit", "adamw_torch_fp8", "paged_adamw_8bit",
@@ -71,7 +84,7 @@ def trainer(migration: Migration) -> None:
     migration.ignore("machine", MACHINE)
     migration.ignore("files", FILES)
     migration.ignore("always", ALWAYS)
-    trackers(migration)
+    trackers(migration, words(migration.take("report_to", [])), "report_to")
     if (checkpoint := migration.take("resume_from_checkpoint")) not in (None, False):
         migration.unmatch("resume", "resume_from_checkpoint", checkpoint)
 
@@ -84,32 +97,39 @@ def shuffling(migration: Migration, keys: Iterable[str]) -> None:
     migration.ignore("always", [key for key in keys if key in migration.left])
 
 
-def trackers(migration: Migration) -> None:
+def trackers(migration: Migration, names: Iterable[str], key: str) -> None:
     """The services that a training reports to."""
-    names = [name for name in words(migration.take("report_to", [])) if name not in ("none", "None", "False")]
-    if "tensorboard" in names:
-        migration.put("training.tensorboard", True, "report_to")
-    others = [name for name in names if name != "tensorboard"]
-    if others and accepts("training.report_to", others):
-        migration.put("training.report_to", others, "report_to")
-    elif others:
-        migration.unmatch("trackers", "report_to", others)
+    known = []
+    for name in names:
+        if name == "tensorboard":
+            migration.put("training.tensorboard", True, key)
+        elif accepts("training.report_to", [name]):
+            known.append(name)
+        elif name not in NO_TRACKER:
+            migration.unmatch("trackers", key, name)
+    if known:
+        before = migration.value("training.report_to") or []
+        migration.put("training.report_to", [*before, *known], key)
 
 
 def optimizer(migration: Migration, key: str = "optim") -> None:
-    """AdamW by any of its names; in 8 or 4 bits it only needs less memory. Refuses every other optimizer."""
+    """AdamW by any of its names; in 8 or 4 bits it only needs less memory. Refuses what is no optimizer of ours."""
     name = migration.take(key)
     if name is None or name in ADAMW:
         migration.ignore("default", [key])
     elif name in LOW_BIT_ADAMW:
-        if accepts("training.optimizer", "adamw8bit"):
-            migration.put("training.optimizer", "adamw8bit", key)
-        else:
-            migration.ignore("machine", [key])
-    elif accepts("training.optimizer", name):
-        migration.put("training.optimizer", name, key)
+        migration.ignore("machine", [key])
+    elif accepts("training.optimizer", ours := OPTIMIZERS.get(str(name), "")):
+        other_optimizer(migration, ours, key)
     else:
         migration.refuse("optimizer", key, name)
+
+
+def other_optimizer(migration: Migration, name: str, key: str) -> None:
+    """Set an optimizer other than AdamW, without the options that it does not have."""
+    migration.put("training.optimizer", name, key)
+    for ours in UNUSED.get(name, ()):
+        migration.forget(ours)
 
 
 def schedule(migration: Migration, used: str, key: str, options: str, warmup: float = 0.0) -> None:
@@ -216,3 +236,13 @@ def patience(migration: Migration, key: str) -> None:
         migration.unmatch("patience", key, value)
     elif value:
         migration.put("training.patience", value, key)
+
+
+def start(migration: Migration, key: str) -> None:
+    """An adapter whose training is continued."""
+    names = words(migration.take(key, []))
+    if len(names) == 1 and is_option("training.start_from"):
+        path = migration.path(names[0])
+        migration.put("training.start_from", names[0] if path is None else str(path), key)
+    elif names:
+        migration.refuse("adapter", key, names)
