@@ -1,6 +1,6 @@
 """Datasets of another program as ours: names, columns and numbers of rows."""
 
-from lorasmith.config.migrate.datasets import Datasets, local_or_hub
+from lorasmith.config.migrate.datasets import Datasets, base_model, local_or_hub
 from lorasmith.config.migrate.migration import Migration, accepts, is_option
 from lorasmith.config.migrate.reading import Foreign
 
@@ -44,3 +44,6 @@ def test_files_are_found_before_names_of_a_hub(tmp_path, monkeypatch):
     assert local_or_hub(migration, "org/rows", "modelscope:") == "org/rows"
     assert local_or_hub(migration, "org/other", "modelscope:") == "modelscope:org/other"
     assert local_or_hub(migration, "./other.jsonl", "modelscope:") == "./other.jsonl"
+    migration = Migration(Foreign(tmp_path / "a.yaml", {"model": "org"}), "P", {})
+    base_model(migration, "model", "modelscope:")
+    assert migration.value("model.model") == "org"

@@ -119,6 +119,7 @@ def test_paths_are_looked_for_here_and_above_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(done.path("rows.jsonl")) == "project/rows.jsonl"
     assert done.path("none.jsonl") is None
+    assert done.path("x" * 999) is None
 
 
 def test_values_are_shown_in_short():

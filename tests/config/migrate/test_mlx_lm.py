@@ -79,6 +79,7 @@ def test_what_is_not_set_has_their_default(tmp_path):
 
 def test_the_folder_of_data(tmp_path):
     (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "test.jsonl").write_text("", "utf-8")
     text = MLX_LM.replace("org/rows", "rows")
     with pytest.raises(ConfigError, match="data: rows: lorasmith cannot read this kind of dataset"):
         converted(tmp_path, text)

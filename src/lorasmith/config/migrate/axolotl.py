@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorasmith.config.migrate import trainer
-from lorasmith.config.migrate.datasets import Datasets, local_or_hub
+from lorasmith.config.migrate.datasets import Datasets, base_model, local_or_hub
 from lorasmith.config.migrate.migration import OFF, Migration, shown, words
 from lorasmith.i18n import _
 
@@ -17,7 +17,6 @@ SAME = {
     "adam_beta1": "training.beta1",
     "adam_beta2": "training.beta2",
     "adam_epsilon": "training.eps",
-    "base_model": "model.model",
     "chat_template_kwargs": "data.template_kwargs",
     "default_system_message": "data.system",
     "gradient_accumulation_steps": "training.accumulate",
@@ -30,7 +29,6 @@ SAME = {
     "lora_r": "lora.r",
     "lora_rank_pattern": "lora.rank_pattern",
     "max_grad_norm": "training.clip",
-    "max_steps": "training.max_steps",
     "micro_batch_size": "training.batch_size",
     "num_epochs": "training.epochs",
     "output_dir": "output",
@@ -125,6 +123,8 @@ def convert(migration: Migration) -> None:
     """Move all keys of Axolotl."""
     _method(migration)
     migration.move(SAME)
+    base_model(migration, "base_model")
+    trainer.max_steps(migration)
     for ours, value in DEFAULTS.items():
         migration.default(ours, value)
     _lora(migration)
@@ -158,8 +158,9 @@ def _method(migration: Migration) -> None:
     if (checkpoint := migration.take("resume_from_checkpoint")) not in (None, False):
         migration.unmatch("resume", "resume_from_checkpoint", checkpoint)
     for key, name in TRACKERS.items():
-        if (value := migration.take(key)) and value not in OFF and not migration.value("training.report_to"):
-            trainer.trackers(migration, [name], key)
+        value = migration.take(key)
+        if value and value not in OFF and name not in (migration.value("training.report_to") or []):
+            trainer.trackers(migration, [name], key, value)
         if isinstance(value, str) and migration.value("training.report_to"):
             migration.unmatch("tracker_project", key, value)
 
@@ -169,8 +170,7 @@ def _lora(migration: Migration) -> None:
     targets, linear = migration.take("lora_target_modules"), migration.take("lora_target_linear")
     if linear:
         migration.put("lora.target_modules", "all-linear", "lora_target_linear")
-        if isinstance(targets, list):
-            migration.ignore("default", ["lora_target_modules"])
+        migration.ignore("default", ["lora_target_modules"])
     elif targets is not None:
         migration.put("lora.target_modules", targets, "lora_target_modules")
     if (saving_memory := migration.take("gradient_checkpointing")) is not None:
@@ -306,14 +306,17 @@ def _tell_unknown(migration: Migration, where: str, entry: Mapping[str, Any]) ->
 
 def _template(migration: Migration, templates: Mapping[str, str]) -> None:
     """The template of all datasets: the model's own instead of Axolotl's copy of it."""
-    named, text = migration.take("chat_template"), migration.take("chat_template_jinja")
+    migration.take("chat_template")
+    text = migration.take("chat_template_jinja")
     if len(templates) > 1:
         first, second = list(templates)[:2]
         key = templates[second]
         migration.refuse("templates", key, second, unless="data.template", first=first or "model", second=second)
-    name = next(iter(templates), "")
+    name = next(iter(templates), "alpaca")
     if name == "alpaca":
-        migration.put("data.template", "alpaca", "datasets")
+        migration.ignore("inactive", ["chat_template", "chat_template_jinja"])
+        if templates:
+            migration.put("data.template", "alpaca", "datasets")
     elif name == "chatml":
         migration.put("data.template", "chatml", "chat_template")
     elif text is not None and name in ("jinja", ""):
@@ -322,8 +325,6 @@ def _template(migration: Migration, templates: Mapping[str, str]) -> None:
             migration.unmatch("template", "chat_template_jinja", text)
         else:
             migration.put("data.template", str(file), "chat_template_jinja")
-    elif templates:
+    else:
         note = _("lorasmith uses the chat template of the model itself")
         migration.put("data.template", "model", f"chat_template: {name}" if name else "datasets", note)
-    elif named is not None:
-        migration.ignore("default", ["chat_template"])

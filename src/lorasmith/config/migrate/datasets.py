@@ -56,6 +56,12 @@ class Datasets:
             self.migration.unmatch("evaluation_files", self.key, self.names)
 
 
+def base_model(migration: Migration, key: str, prefix: str = "") -> None:
+    """The base model: a folder that is found, or its name on the hub of `prefix`."""
+    if (name := migration.take(key)) is not None:
+        migration.put("model.model", local_or_hub(migration, str(name), prefix), key)
+
+
 def local_or_hub(migration: Migration, name: str, prefix: str = "") -> str:
     """A file that is found as a path that works from here; any other name as it is, with the prefix of its hub."""
     path = migration.path(name)

@@ -7,7 +7,7 @@ from typing import Any
 
 from lorasmith.config.files import read_object
 from lorasmith.config.migrate import trainer
-from lorasmith.config.migrate.datasets import Datasets
+from lorasmith.config.migrate.datasets import Datasets, base_model
 from lorasmith.config.migrate.migration import Migration, words
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _, listed
@@ -24,7 +24,6 @@ SAME = {
     "lora_dropout": "lora.lora_dropout",
     "lora_rank": "lora.r",
     "max_samples": "data.max_samples",
-    "model_name_or_path": "model.model",
     "output_dir": "output",
     "use_dora": "lora.use_dora",
     "use_rslora": "lora.use_rslora",
@@ -89,6 +88,7 @@ def convert(migration: Migration) -> None:
     is_text = migration.left.get("stage") == "pt"
     _method(migration)
     migration.move(SAME)
+    base_model(migration, "model_name_or_path")
     trainer.trainer(migration)
     for ours, value in DEFAULTS.items():
         migration.default(ours, value)

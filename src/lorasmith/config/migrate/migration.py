@@ -17,6 +17,7 @@ from lorasmith.errors import ConfigError
 from lorasmith.i18n import _, listed
 
 OFF = (False, 0, "", "none", "no", "null", "None")  # values of an unknown key that ask for nothing
+ABOVE = 5  # folders above their file in which its paths are looked for
 SHOWN, SHOWN_ITEMS = 60, 8  # characters and items of a value that a message shows
 VARIABLE = (
     re.compile(r"\$\{"),
@@ -66,7 +67,7 @@ class Migration:
         if not is_option(ours):
             self.unmatch("none", key, self.foreign.values.get(key, value))
             return
-        if ours == "output" and self._is_taken(value):
+        if ours == "output" and _exists(Path(str(value))):
             self.unmatch("exists", key, value)
             return
         self.comments[ours] = _("from {key}", key=key) + (f"; {note}" if note else "")
@@ -165,18 +166,12 @@ class Migration:
 
         None if it does not exist. The path is relative to the current folder if it is in it.
         """
-        above = self.foreign.path.absolute().parents
-        for folder in (Path.cwd(), *above):
-            found = folder / Path(name).expanduser()
-            if found.exists():
-                inside = found.is_relative_to(Path.cwd())
-                return found.relative_to(Path.cwd()) if inside else Path(os.path.normpath(found))
+        here = Path.cwd()
+        for folder in (here, *list(self.foreign.path.absolute().parents)[:ABOVE]):
+            found = Path(os.path.normpath(folder / name))
+            if _exists(found):
+                return found.relative_to(here) if found.is_relative_to(here) else found
         return None
-
-    def _is_taken(self, folder: Any) -> bool:
-        """Whether a folder holds files already, such as those of the other program."""
-        path = Path(str(folder)).expanduser()
-        return path.is_dir() and any(path.iterdir())
 
     def _set(self, ours: str, value: Any) -> None:
         section, dot, name = ours.partition(".")
@@ -190,6 +185,14 @@ class Migration:
         ours = problem.partition(":")[0]
         where = self.comments.get(ours, "")
         return f"{self.foreign.path}: {problem}" + (f" ({where})" if where else "")
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is a file, or a folder that is not empty; a name that the file system refuses is none."""
+    try:
+        return path.is_file() or (path.is_dir() and any(path.iterdir()))
+    except OSError:
+        return False
 
 
 def is_option(ours: str) -> bool:

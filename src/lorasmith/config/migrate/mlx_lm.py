@@ -3,7 +3,7 @@
 from typing import Any
 
 from lorasmith.config.migrate import trainer
-from lorasmith.config.migrate.datasets import Datasets, local_or_hub
+from lorasmith.config.migrate.datasets import Datasets, base_model, local_or_hub
 from lorasmith.config.migrate.migration import Migration, accepts, is_option, words
 from lorasmith.config.migrate.reasons import unmatched
 
@@ -19,7 +19,6 @@ SAME = {
     "grad_checkpoint": "training.gradient_checkpointing",
     "learning_rate": "training.learning_rate",
     "max_seq_length": "data.max_length",
-    "model": "model.model",
     "seed": "training.seed",
 }
 DEFAULTS = {
@@ -50,6 +49,7 @@ def convert(migration: Migration) -> None:
     """Move all keys of mlx-lm."""
     _method(migration)
     migration.move(SAME)
+    base_model(migration, "model")
     _steps(migration)
     for ours, value in DEFAULTS.items():
         migration.default(ours, value)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from lorasmith.config.migrate import trainer
-from lorasmith.config.migrate.datasets import Datasets, local_or_hub
+from lorasmith.config.migrate.datasets import Datasets, base_model, local_or_hub
 from lorasmith.config.migrate.migration import Migration, is_option, words
 from lorasmith.config.migrate.reading import COMMAND_KEY, read_text, scalar
 from lorasmith.i18n import _, listed
@@ -153,8 +153,7 @@ def _modules(migration: Migration) -> None:
 def _data(migration: Migration) -> None:
     """The base model and the datasets, which ms-swift takes from ModelScope unless `use_hf` is set."""
     hub = "" if migration.take("use_hf") else "modelscope:"
-    if (model := migration.take("model")) is not None:
-        migration.put("model.model", local_or_hub(migration, str(model), hub), "model")
+    base_model(migration, "model", hub)
     columns = migration.take("columns")
     columns = scalar(columns) if isinstance(columns, str) else columns
     columns = columns if isinstance(columns, dict) else {}
@@ -232,7 +231,7 @@ def _text(migration: Migration, is_text: bool) -> None:
         migration.unmatch("loss", "loss_scale", more)
     if (strategy := migration.take("truncation_strategy")) is not None:
         migration.put("data.too_long", TOO_LONG.get(str(strategy), strategy), "truncation_strategy")
-    if migration.value("data.max_length") is None:
+    if migration.value("data.max_length") is None and "max_length" not in migration.given.get("data", {}):
         migration.unmatch("max_length", "max_length", _("not set"))
     if packing := migration.take("packing"):
         migration.unmatch("packing", "packing", packing)

@@ -78,15 +78,21 @@ LOW_BIT_ADAMW = (
 
 def trainer(migration: Migration) -> None:
     """Move the keys of the Trainer, except those of the schedule, optimizer, evaluation and saving."""
-    if migration.left.get("max_steps") in (-1, 0):
-        migration.ignore("default", ["max_steps"])
-    migration.move({**SAME, "max_steps": "training.max_steps"})
+    migration.move(SAME)
+    max_steps(migration)
     migration.ignore("machine", MACHINE)
     migration.ignore("files", FILES)
     migration.ignore("always", ALWAYS)
     trackers(migration, words(migration.take("report_to", [])), "report_to")
     if (checkpoint := migration.take("resume_from_checkpoint")) not in (None, False):
         migration.unmatch("resume", "resume_from_checkpoint", checkpoint)
+
+
+def max_steps(migration: Migration) -> None:
+    """The number of steps, where it is not left to the epochs."""
+    if migration.left.get("max_steps") in (-1, 0):
+        migration.ignore("default", ["max_steps"])
+    migration.move({"max_steps": "training.max_steps"})
 
 
 def shuffling(migration: Migration, keys: Iterable[str]) -> None:
@@ -97,8 +103,8 @@ def shuffling(migration: Migration, keys: Iterable[str]) -> None:
     migration.ignore("always", [key for key in keys if key in migration.left])
 
 
-def trackers(migration: Migration, names: Iterable[str], key: str) -> None:
-    """The services that a training reports to."""
+def trackers(migration: Migration, names: Iterable[str], key: str, value: Any = None) -> None:
+    """The services that a training reports to; `value` is that of their key, if it is not the name of a service."""
     known = []
     for name in names:
         if name == "tensorboard":
@@ -106,7 +112,7 @@ def trackers(migration: Migration, names: Iterable[str], key: str) -> None:
         elif accepts("training.report_to", [name]):
             known.append(name)
         elif name not in NO_TRACKER:
-            migration.unmatch("trackers", key, name)
+            migration.unmatch("trackers", key, name if value is None else value)
     if known:
         before = migration.value("training.report_to") or []
         migration.put("training.report_to", [*before, *known], key)
