@@ -82,9 +82,9 @@ def test_what_is_not_set_has_their_default(tmp_path):
         ("adapter: llama-adapter", "lorasmith trains LoRA adapters (and DoRA) only"),
         ("load_in_8bit: true", "lorasmith does not quantize the base model"),
         ("rl: dpo", "without preferences, rewards or reinforcement learning"),
-        ("lora_model_dir: old", "continues none of others"),
+        ("lora_model_dir: [old, older]", "lorasmith cannot start from this"),
         ("unfrozen_parameters: [lm_head]", "lorasmith trains LoRA adapters (and DoRA) only"),
-        ("optimizer: lion_pytorch", "optimizer: lion_pytorch: lorasmith does not have this optimizer"),
+        ("optimizer: galore_adamw", "optimizer: galore_adamw: lorasmith does not have this optimizer"),
         ("pretraining_dataset: org/text", "cannot read this kind of dataset"),
     ],
 )
@@ -94,6 +94,31 @@ def test_what_changes_the_meaning_is_refused(tmp_path, line, words):
     with pytest.raises(ConfigError) as caught:
         converted(tmp_path, f"{text}\n{line}\n")
     assert words in str(caught.value)
+
+
+def test_a_quantized_base_is_trained_on_as_it_is_when_the_command_says_so(tmp_path):
+    text = AXOLOTL.replace("adapter: lora", "adapter: qlora") + "load_in_4bit: true\n"
+    config, done = converted(tmp_path, text, given={"model": {"dtype": "bfloat16"}})
+    assert config.model.dtype == "bfloat16"
+    assert set(done.unmatched) == {"adapter: qlora", "load_in_4bit: true"}
+    with pytest.raises(ConfigError, match="Add --dtype auto to the command"):
+        converted(tmp_path, text)
+
+
+def test_plugins_that_only_make_it_faster_are_not_needed(tmp_path):
+    more = "plugins: [axolotl.integrations.liger.LigerPlugin]\nliger_rope: true\n"
+    assert not converted(tmp_path, AXOLOTL + more)[1].unmatched
+    _config, done = converted(tmp_path, AXOLOTL + "plugins: [mine.LigerPlugin, mine.Other]\n")
+    assert set(done.unmatched) == {"plugins: mine.LigerPlugin, mine.Other"}
+
+
+def test_services_and_their_projects(tmp_path):
+    _config, done = converted(tmp_path, AXOLOTL + "wandb_project: mine\nuse_mlflow: true\nuse_comet: true\n")
+    if is_option("training.report_to"):
+        assert _config.training.report_to == ("wandb", "mlflow")
+        assert set(done.unmatched) == {"wandb_project: mine", "use_comet: true"}
+    else:
+        assert set(done.unmatched) == {"wandb_project: mine", "use_mlflow: true", "use_comet: true"}
 
 
 def test_full_fine_tuning_is_refused(tmp_path):
@@ -178,4 +203,6 @@ def test_evaluations_and_patience(tmp_path):
 
 
 def test_the_table_names_options():
-    assert {ours for ours in SAME.values() if not is_option(ours)} <= {"training.keep_checkpoints"}
+    assert {ours for ours in SAME.values() if not is_option(ours)} <= {
+        "data.template_kwargs", "training.keep_checkpoints",
+    }  # fmt: skip

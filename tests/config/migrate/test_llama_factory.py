@@ -91,10 +91,10 @@ def test_what_is_not_set_has_their_default(tmp_path):
         ("finetuning_type: freeze", "lorasmith trains LoRA adapters (and DoRA) only"),
         ("stage: dpo", "without preferences, rewards or reinforcement learning"),
         ("quantization_bit: 4", "lorasmith does not quantize the base model"),
-        ("use_muon: true", "use_muon: true: lorasmith does not have this optimizer"),
-        ("optim: adafactor", "optim: adafactor: lorasmith does not have this optimizer"),
+        ("use_apollo: true", "use_apollo: true: lorasmith does not have this optimizer"),
+        ("optim: sgd", "optim: sgd: lorasmith does not have this optimizer"),
         ("use_dft_loss: true", "lorasmith has only the cross-entropy loss. Remove this key."),
-        ("adapter_name_or_path: saves/old", "lorasmith trains new adapters and continues none of others"),
+        ("adapter_name_or_path: saves/old,saves/older", "lorasmith cannot start from this"),
         ("dataset: other", "does not describe this dataset"),
         ("dataset_dir: elsewhere", "no dataset_info.json in elsewhere, "),
     ],
@@ -179,6 +179,20 @@ def test_held_out_files_and_what_is_learned(tmp_path):
     assert (config.data.held_out, config.data.learn) == ("data/b.json", "all")
     assert set(done.unmatched) == {"eval_dataset: data/b.json, data/c.json"}
     assert converted(tmp_path, LLAMA_FACTORY + "mask_history: true\n")[0].data.learn == "last-answer"
+
+
+def test_an_adapter_to_start_from_and_other_optimizers(tmp_path):
+    lines = {"adapter_name_or_path: old": "start_from", "use_muon: true": "optimizer", "optim: adafactor": "optimizer"}
+    for line, option in lines.items():
+        text = LLAMA_FACTORY + line + "\nadam_beta2: 0.95\n"
+        if is_option(f"training.{option}"):
+            config, done = converted(tmp_path, text)
+            value = line.rpartition(" ")[2].replace("true", "muon")
+            assert getattr(config.training, option) == value
+            assert set(done.unmatched) == ({"adam_beta2: 0.95"} if value == "adafactor" else set())
+        else:
+            with pytest.raises(ConfigError):
+                converted(tmp_path, text)
 
 
 def test_names_of_a_hub(tmp_path):

@@ -101,8 +101,8 @@ def test_datasets_of_the_hub(tmp_path):
     ("line", "words"),
     [
         ("fine_tune_type: full", "lorasmith trains LoRA adapters (and DoRA) only"),
-        ("optimizer: muon", "optimizer: muon: lorasmith does not have this optimizer"),
-        ("resume_adapter_file: old.safetensors", "continues none of others"),
+        ("optimizer: sgd", "optimizer: sgd: lorasmith does not have this optimizer"),
+        ("resume_adapter_file: old.safetensors", "lorasmith cannot start from this"),
     ],
 )
 def test_what_changes_the_meaning_is_refused(tmp_path, line, words):

@@ -77,7 +77,7 @@ def test_what_is_not_set_has_their_default(tmp_path):
         ("quant_bits: 4", "lorasmith does not quantize the base model"),
         ("optimizer: galore", "lorasmith does not have this optimizer"),
         ("loss_type: cosine", "lorasmith has only the cross-entropy loss"),
-        ("adapters: [old]", "continues none of others"),
+        ("adapters: [old, older]", "lorasmith cannot start from this"),
         ("cached_dataset: folder", "cannot read this kind of dataset"),
     ],
 )
@@ -148,6 +148,14 @@ def test_the_command_for_plain_text(tmp_path):
     assert not done.unmatched
     with pytest.raises(ConfigError, match="swift: rlhf: lorasmith trains on answers and plain text"):
         converted(tmp_path, "swift rlhf --model org/base --dataset org/rows", "train.sh")
+
+
+def test_several_processes_and_megatron(tmp_path):
+    script = "NPROC_PER_NODE=2 swift sft --model org/base --dataset org/rows --tuner_type lora --max_length 9"
+    _config, done = converted(tmp_path, script, "train.sh")
+    assert "multiply training.accumulate by it" in done.unmatched["nproc_per_node: 2"]
+    with pytest.raises(ConfigError, match="lorasmith does not read configurations of Megatron-SWIFT"):
+        converted(tmp_path, MS_SWIFT + "global_batch_size: 16\n")
 
 
 def test_a_system_message_in_a_file(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorasmith.config.migrate.reading import COMMAND_KEY, Foreign, read_foreign, scalar
+from lorasmith.config.migrate.reading import Foreign, read_foreign, scalar
 from lorasmith.errors import ConfigError
 
 
@@ -99,9 +99,8 @@ a helper.' \
 
 def test_a_shell_script_with_its_command(tmp_path):
     found = read(tmp_path, SCRIPT, "train.sh")
-    assert found.program == "ms-swift"
+    assert (found.program, found.verb, found.processes) == ("ms-swift", "sft", 1)
     assert found.values == {
-        COMMAND_KEY: "sft",
         "model": "org/base",
         "tuner_type": "lora",
         "dataset": ["org/rows#500", "org/more"],
@@ -140,6 +139,14 @@ def test_scripts_that_cannot_be_converted(tmp_path, text, words):
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, text, "train.sh")
     assert words in str(caught.value)
+
+
+def test_what_a_script_computes(tmp_path):
+    lines = "NPROC=4\nexport M=${M:-org/base}\nNPROC_PER_NODE=4 swift pt --a $(expr 16 / 4) --b ${N:-9} --c $M$OTHER"
+    found = read(tmp_path, lines, "train.sh")
+    assert found.values == {"a": 4, "b": 9, "c": "org/base$OTHER"}
+    assert (found.verb, found.processes) == ("pt", 4)
+    assert read(tmp_path, "torchrun --nproc_per_node 2 swift/cli/sft.py --a 1", "train.sh").processes == 2
 
 
 def test_words_of_a_command_line():

@@ -16,6 +16,7 @@ SIGNATURE = frozenset({
 SAME = {
     "adam_beta1": "training.beta1",
     "adam_beta2": "training.beta2",
+    "adam_eps": "training.eps",
     "adam_epsilon": "training.eps",
     "chat_template_kwargs": "data.template_kwargs",
     "default_system_message": "data.system",
@@ -56,20 +57,21 @@ MACHINE = (
     "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "dataset_keep_in_memory",
     "dataset_num_proc", "dataset_processes", "ddp", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_timeout",
     "deepspeed", "device_map", "dp_shard_size", "eager_attention", "embeddings_skip_upcast", "eval_batch_size",
-    "eval_sample_packing", "expert_parallel_size", "experts_implementation", "flash_attention",
-    "flash_attn_cross_entropy", "flash_attn_fuse_mlp", "flash_attn_rms_norm", "flash_optimum", "flex_attention",
-    "float16", "fp16", "fsdp", "fsdp_config", "fsdp_version", "gptq", "gptq_disable_exllama", "gptq_groupsize",
-    "gptq_model_v1", "gpu_memory_limit", "gradient_checkpointing_kwargs", "group_by_length", "liger_cross_entropy",
-    "liger_fused_linear_cross_entropy", "liger_glu_activation", "liger_layer_norm", "liger_rms_norm",
-    "liger_rms_norm_gated", "liger_rope", "load_in_16bit", "local_rank", "lora_fan_in_fan_out", "lora_mlp_kernel",
-    "lora_o_kernel", "lora_on_cpu", "lora_qkv_kernel", "low_cpu_mem_usage", "max_packed_sequence_len",
-    "model_quantization_config", "model_quantization_config_kwargs", "model_type", "multipack_real_batches",
-    "pad_to_sequence_len", "ray_num_workers", "remove_unused_columns", "sample_packing_bin_size",
-    "sample_packing_eff_est", "sample_packing_group_size", "sample_packing_sequentially", "sdp_attention",
-    "tensor_parallel_size", "tf32", "tokenizer_legacy", "tokenizer_type", "tokenizer_use_fast", "torch_compile",
-    "torch_compile_backend", "torch_compile_mode", "torch_dtype", "unsloth_cross_entropy_loss", "unsloth_lora_mlp",
-    "unsloth_lora_o", "unsloth_lora_qkv", "use_kernels", "use_ray", "use_scattermoe", "use_sonicmoe",
-    "xformers_attention",
+    "eval_sample_packing", "experimental_skip_move_to_device", "expert_parallel_num_nvl_bytes", "expert_parallel_size",
+    "expert_parallel_token_capacity", "experts_implementation", "flash_attention", "flash_attn_cross_entropy",
+    "flash_attn_fuse_mlp", "flash_attn_rms_norm", "flash_optimum", "flex_attention", "float16", "fp16", "fsdp",
+    "fsdp_config", "fsdp_version", "fused_attn_kernel", "gemma4_hybrid_attn_impl", "gptq", "gptq_disable_exllama",
+    "gptq_groupsize", "gptq_model_v1", "gpu_memory_limit", "gradient_checkpointing_kwargs", "group_by_length",
+    "liger_cross_entropy", "liger_fused_linear_cross_entropy", "liger_glu_activation", "liger_layer_norm",
+    "liger_rms_norm", "liger_rms_norm_gated", "liger_rope", "load_in_16bit", "local_rank", "lora_fan_in_fan_out",
+    "lora_mlp_kernel", "lora_o_kernel", "lora_on_cpu", "lora_qkv_kernel", "low_cpu_mem_usage",
+    "max_packed_sequence_len", "model_quantization_config", "model_quantization_config_kwargs", "model_type",
+    "multipack_real_batches", "pad_to_sequence_len", "ray_num_workers", "remove_unused_columns",
+    "sample_packing_bin_size", "sample_packing_eff_est", "sample_packing_group_size", "sample_packing_sequentially",
+    "sdp_attention", "tensor_parallel_size", "tf32", "tokenizer_legacy", "tokenizer_type", "tokenizer_use_fast",
+    "torch_compile", "torch_compile_backend", "torch_compile_mode", "torch_dtype", "unsloth_cross_entropy_loss",
+    "unsloth_lora_mlp", "unsloth_lora_o", "unsloth_lora_qkv", "use_dsv4_kernels", "use_glm_dsa_kernels", "use_kernels",
+    "use_ray", "use_scattermoe", "use_sonicmoe", "xformers_attention",
 )  # fmt: skip
 FILES = (
     "auto_resume_from_checkpoints", "dataset_prepared_path", "debug", "hf_use_auth_token", "hub_model_id",
@@ -102,6 +104,9 @@ TRACKERS = {
     "use_trackio": "trackio",
     "use_comet": "comet",
 }
+FAST_PLUGINS = (
+    ".CutCrossEntropyPlugin", ".KernelsPlugin", ".LigerPlugin",
+)  # fmt: skip
 CHAT, ALPACA, TEXT = ("chat_template", "sharegpt"), ("alpaca",), ("completion",)
 # Keys of a dataset that need nothing from us.
 DATASET_DONE = (
@@ -135,6 +140,8 @@ def convert(migration: Migration) -> None:
     _times(migration)
     _data(migration)
     _tokens(migration)
+    if all(name.endswith(FAST_PLUGINS) for name in words(migration.left.get("plugins", []))):
+        migration.ignore("machine", ["plugins"])
     migration.ignore("machine", MACHINE)
     migration.ignore("files", FILES)
     migration.ignore("always", ALWAYS)
@@ -145,13 +152,12 @@ def convert(migration: Migration) -> None:
 
 def _method(migration: Migration) -> None:
     """Refuse what trains something else than a new LoRA adapter on answers or text."""
-    adapter = migration.take("adapter")
-    if adapter == "qlora":
-        migration.refuse("quantized", "adapter", adapter)
-    elif adapter != "lora":
+    if migration.left.get("adapter") == "qlora":
+        trainer.quantized(migration, ["adapter"])
+    elif (adapter := migration.take("adapter")) != "lora":
         migration.refuse("method", "adapter", adapter or "none")
     migration.refuse_all("stage", STAGES)
-    migration.refuse_all("quantized", QUANTIZED)
+    trainer.quantized(migration, QUANTIZED)
     migration.refuse_all("method", METHODS)
     if migration.take("trust_remote_code"):
         migration.unmatch("remote_code", "trust_remote_code", True)

@@ -94,8 +94,9 @@ def convert(migration: Migration) -> None:
         migration.default(ours, value)
     _lora(migration)
     if migration.left.get("use_muon"):
-        migration.left.setdefault("optim", "muon")
-        migration.ignore("default", ["use_muon"])
+        migration.left["use_muon"] = "muon"
+        migration.ignore("inactive", ["optim"])
+        trainer.optimizer(migration, "use_muon")
     trainer.optimizer(migration)
     trainer.start(migration, "adapter_name_or_path")
     trainer.schedule(migration, "linear", "lr_scheduler_type", "lr_scheduler_kwargs")
@@ -124,7 +125,7 @@ def _method(migration: Migration) -> None:
     for key, allowed, reason in (("finetuning_type", ("lora",), "method"), ("stage", ("sft", "pt"), "stage")):
         if (value := migration.take(key)) is not None and value not in allowed:
             migration.refuse(reason, key, value)
-    migration.refuse_all("quantized", ["quantization_bit"])
+    trainer.quantized(migration, ["quantization_bit"])
     migration.ignore("inactive", QUANTIZATION)
     migration.refuse_all("method", METHODS)
     migration.refuse_all("loss", LOSSES)

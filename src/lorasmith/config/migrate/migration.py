@@ -46,6 +46,8 @@ class Migration:
         for key, value in list(self.left.items()):
             if VARIABLE[foreign.program is not None].search(str(value) if isinstance(value, str | list) else ""):
                 self.refuse("variable", key, value)
+        if foreign.processes > 1:
+            self.unmatch("processes", "nproc_per_node", foreign.processes, count=foreign.processes)
 
     def take(self, key: str, default: Any = None) -> Any:
         """The value of a key, which then counts as dealt with; `default` if the key is not set."""
@@ -134,6 +136,7 @@ class Migration:
         for key, value in list(self.left.items()):
             if value in OFF:
                 self.off.append(key)
+                del self.left[key]
             else:
                 self.unmatch("none", key, value)
         for ours, reason in (("model.model", "no_model"), ("data.data", "no_data")):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from lorasmith.config.migrate import trainer
 from lorasmith.config.migrate.datasets import Datasets, base_model, local_or_hub
 from lorasmith.config.migrate.migration import Migration, is_option, words
-from lorasmith.config.migrate.reading import COMMAND_KEY, read_text, scalar
+from lorasmith.config.migrate.reading import read_text, scalar
 from lorasmith.i18n import _, listed
 
 NAME = "ms-swift"
@@ -62,7 +62,7 @@ FILES = (
     "add_version", "cached_val_dataset", "check_model", "ckpt_dir", "create_checkpoint_symlink", "data_seed",
     "download_mode", "global_world_size", "hub", "ignore_args_error", "load_from_cache_file", "local_repo_path",
     "local_world_size", "logging_dir", "max_shard_size", "model_info", "model_meta", "model_suffix", "rank",
-    "safe_serialization", "swift_version", "training_args", "use_hf", COMMAND_KEY,
+    "safe_serialization", "swift_version", "training_args", "use_hf",
 )  # fmt: skip
 INFERENCE = (
     "add_non_thinking_prefix", "bnb_4bit_quant_storage", "eval_dataset", "eval_dataset_args", "eval_generation_config",
@@ -91,7 +91,7 @@ METHOD_KEYS = ("tuner_type", "train_type", "sft_type")  # of version 4, 3 and 2
 
 def convert(migration: Migration) -> None:
     """Move all keys of ms-swift."""
-    is_text = migration.left.get(COMMAND_KEY) == "pt"
+    is_text = migration.foreign.verb == "pt"
     _method(migration)
     migration.move(SAME)
     trainer.trainer(migration)
@@ -121,12 +121,13 @@ def _method(migration: Migration) -> None:
     for key in METHOD_KEYS:
         if (method := migration.take(key)) not in (None, "lora"):
             migration.refuse("method", key, method)
-    if migration.left.get(COMMAND_KEY) == "rlhf":
+    if migration.foreign.verb == "rlhf":
         migration.refuse("stage", "swift", "rlhf")
     migration.refuse_all("stage", ["rlhf_type"])
     if (task := migration.take("task_type")) not in (None, "causal_lm"):
         migration.refuse("task", "task_type", task)
-    migration.refuse_all("quantized", ["quant_bits", "quant_method"])
+    migration.refuse_all("megatron", ["global_batch_size", "micro_batch_size"])
+    trainer.quantized(migration, ["quant_bits", "quant_method"])
     migration.refuse_all("method", ["freeze_llm", "lisa_activated_layers"])
     migration.refuse_all("loss", ["enable_channel_loss", "enable_dft_loss", "loss_type"])
     migration.refuse_all("optimizer", ["optimizer", "use_galore"])

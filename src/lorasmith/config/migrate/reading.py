@@ -29,8 +29,10 @@ COMMANDS = {
     ("mlx_lm.lora",): "mlx-lm",
     ("mlx_lm", "lora"): "mlx-lm",
 }
-COMMAND_KEY = "(command)"  # holds the last word of the command, where that decides the method
 ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
+DEFAULT = re.compile(r"\$\{(\w+):-([^}]*)\}")
+DIVISION = re.compile(r"\$\(expr (\d{1,9}) / (\d{1,9})\)")
+PROCESSES = re.compile(r"(?:NPROC_PER_NODE=|--nproc[_-]per[_-]node[= ])(\d{1,6})")
 MAX_VALUES = 100_000  # in one file, with every alias counted as what it stands for
 END = re.compile(r"[|;&<>].*|\d?>.*")  # a word that ends a command
 FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?")
@@ -38,11 +40,16 @@ FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?")
 
 @dataclass(frozen=True)
 class Foreign:
-    """The keys and values of another program's file; `program` is known only if the file is a shell script."""
+    """The keys and values of another program's file, and what only a shell script says.
+
+    program: whose command it is; verb: the last word of that command, such as sft; processes: how many it starts.
+    """
 
     path: Path
     values: dict[str, Any]
     program: str | None = None
+    verb: str = ""
+    processes: int = 1
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
@@ -140,14 +147,15 @@ def _is_small(value: Any) -> bool:
 def _command(path: Path, text: str) -> Foreign:
     """The flags of the one training command in a shell script. Raises ConfigError."""
     variables: dict[str, str] = {}
-    found: list[tuple[tuple[str, ...], list[str]]] = []
+    found: list[tuple[list[str], tuple[str, ...], list[str]]] = []
     for words in _lines(path, text):
         pairs = [ASSIGNMENT.fullmatch(word) for word in words if word != "export"]
         if all(pairs):
-            variables |= {pair[1]: Template(pair[2]).safe_substitute(variables) for pair in pairs if pair}
+            variables |= {pair[1]: _filled(pair[2], variables) for pair in pairs if pair}
         elif (start := _find(words)) is not None:
-            command, after = start
-            found.append((command, [Template(word).safe_substitute(variables) for word in words[after:]]))
+            command, at = start
+            rest = [_filled(word, variables) for word in words[at + len(command) :]]
+            found.append((words[:at], command, rest))
     if len(found) != 1:
         known = ", ".join(" ".join(command) for command in COMMANDS)
         raise ConfigError(
@@ -158,14 +166,27 @@ def _command(path: Path, text: str) -> Foreign:
                 known=known,
             )
         )
-    command, words = found[0]
-    values: dict[str, Any] = {COMMAND_KEY: command[-1].rpartition("/")[2].removesuffix(".py"), **_flags(path, words)}
-    return Foreign(path, values, COMMANDS[command])
+    before, command, words = found[0]
+    processes = PROCESSES.search(" ".join(before))
+    return Foreign(
+        path,
+        _flags(path, words),
+        COMMANDS[command],
+        verb=command[-1].rpartition("/")[2].removesuffix(".py"),
+        processes=int(processes[1]) if processes else 1,
+    )
+
+
+def _filled(word: str, variables: dict[str, str]) -> str:
+    """A word with the values of the variables that the script sets."""
+    word = DEFAULT.sub(lambda match: variables.get(match[1], match[2]), word)
+    return Template(word).safe_substitute(variables)
 
 
 def _lines(path: Path, text: str) -> Iterator[list[str]]:
-    """The words of each logical line that is not empty. Raises ConfigError for a quote that is not closed."""
-    lines, number = text.replace("\r\n", "\n").split("\n"), 0
+    """The words of each logical line that is not empty, with quotients of `expr`. Raises ConfigError for a quote that is not closed."""
+    text = DIVISION.sub(lambda match: str(int(match[1]) // max(1, int(match[2]))), text.replace("\r\n", "\n"))
+    lines, number = text.split("\n"), 0
     while number < len(lines):
         first, line = number, lines[number]
         number += 1
@@ -192,14 +213,14 @@ def _is_open(line: str) -> bool:
 
 
 def _find(words: Sequence[str]) -> tuple[tuple[str, ...], int] | None:
-    """The training command that a line runs, and the index of the word after it."""
+    """The training command that a line runs, and the index of its first word."""
     for at in range(len(words)):
         for command in COMMANDS:
             there = words[at : at + len(command)]
             if len(there) == len(command) and all(
                 word == wanted or word.endswith(f"/{wanted}") for word, wanted in zip(there, command, strict=True)
             ):
-                return command, at + len(command)
+                return command, at
     return None
 
 

@@ -32,6 +32,10 @@ def unmatched(name: str, **values: object) -> str:
         ),
         "patience": _("it counts evaluations, and there are none during training; set training.eval_every too."),
         "per_epoch": _("how many steps an epoch has is known only from the data; set {ours} to a number of steps."),
+        "processes": _(
+            "a step has as many examples from each of {count} processes; multiply training.accumulate by it, or train "
+            "in as many processes with torchrun."
+        ),
         "remote_code": _(
             "not taken over, because a model that transformers knows needs no code of its own; if yours does and you "
             "trust it, set model.trust_remote_code."
@@ -42,6 +46,7 @@ def unmatched(name: str, **values: object) -> str:
         "template": _("lorasmith has no such chat template; save it as a file and give it with --template FILE.jinja."),
         "tracker_project": _("the client of the service reads the project from the environment; set it there."),
         "trackers": _("lorasmith sends nothing to this service; it writes metrics.jsonl, and TensorBoard files."),
+        "unquantized": _("lorasmith trains on the weights as they are, in model.dtype."),
         "warmup_constant": _("the schedule 'constant' of {program} has no warmup."),
     }  # fmt: skip
     return texts[name].format(**values)
@@ -86,14 +91,15 @@ def refusal(name: str, **values: object) -> str:
             "{where}: lorasmith does not have this optimizer. Set the key to adamw_torch and choose a learning rate "
             "for AdamW."
         ),
+        "megatron": _("{where}: lorasmith does not read configurations of Megatron-SWIFT. Give one of ms-swift."),
         "preference": _("{where}: this is preference data. Give data with one answer per prompt."),
         "prompt": _(
             "{where}: lorasmith does not know this prompt format. Convert the rows (see docs/formats.md), give them "
             "after --from FILE, and choose a template with --template."
         ),
         "quantized": _(
-            "{where}: lorasmith does not quantize the base model. Remove the key (or set adapter: lora) to train on "
-            "the weights as they are, which needs more memory."
+            "{where}: lorasmith does not quantize the base model. Add --dtype auto to the command to train on the "
+            "weights as they are, which needs more memory."
         ),
         "stage": _(
             "{where}: lorasmith trains on answers and plain text, without preferences, rewards or reinforcement "

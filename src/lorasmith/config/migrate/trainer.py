@@ -6,7 +6,7 @@ Axolotl has the same names of optimizers and schedules under keys of its own.
 from collections.abc import Iterable
 from typing import Any
 
-from lorasmith.config.migrate.migration import Migration, accepts, is_option, words
+from lorasmith.config.migrate.migration import OFF, Migration, accepts, is_option, words
 from lorasmith.config.migrate.reading import scalar
 
 SAME = {
@@ -242,6 +242,17 @@ def patience(migration: Migration, key: str) -> None:
         migration.unmatch("patience", key, value)
     elif value:
         migration.put("training.patience", value, key)
+
+
+def quantized(migration: Migration, keys: Iterable[str]) -> None:
+    """Keys that quantize the base model: refused, unless the command line says in which type to keep the weights."""
+    for key in keys:
+        value = migration.take(key)
+        if value is not None and value not in OFF:
+            if "dtype" in migration.given.get("model", {}):
+                migration.unmatch("unquantized", key, value)
+            else:
+                migration.refuse("quantized", key, value)
 
 
 def start(migration: Migration, key: str) -> None:
