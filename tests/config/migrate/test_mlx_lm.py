@@ -69,6 +69,7 @@ def test_what_is_not_set_has_their_default(tmp_path):
     assert (config.lora.r, config.lora.lora_alpha, config.lora.target_modules) == (8, 160, "all-linear")
     assert (training.max_steps, training.batch_size, training.learning_rate) == (600, 4, 1e-5)
     assert (training.schedule, training.warmup, training.weight_decay, training.clip) == ("constant", 0, 0, 0)
+    assert (training.save_every, training.log_every, training.eval_every) == (100, 10, 0)  # nothing is held out
     assert (config.data.learn, config.data.max_length) == ("all", 2048)  # without mask_prompt, all is learned
     if is_option("lora.last_layers"):
         assert config.lora.last_layers == 16
@@ -87,7 +88,8 @@ def test_the_folder_of_data(tmp_path):
     config, _done = converted(tmp_path, text)
     assert (config.data.data, config.data.held_out) == (("rows/train.jsonl",), 0)
     (tmp_path / "rows" / "valid.jsonl").write_text("", "utf-8")
-    assert converted(tmp_path, text)[0].data.held_out == "rows/valid.jsonl"
+    config, _done = converted(tmp_path, text)
+    assert (config.data.held_out, config.training.eval_every) == ("rows/valid.jsonl", 200)
 
 
 def test_datasets_of_the_hub(tmp_path):

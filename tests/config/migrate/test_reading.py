@@ -142,9 +142,10 @@ def test_scripts_that_cannot_be_converted(tmp_path, text, words):
 
 
 def test_what_a_script_computes(tmp_path):
-    lines = "NPROC=4\nexport M=${M:-org/base}\nNPROC_PER_NODE=4 swift pt --a $(expr 16 / 4) --b ${N:-9} --c $M$OTHER"
+    flags = "--a $(expr 16 / 4) --b ${N:-9} --c $M$OTHER --d $(expr 16 / $NPROC) --e '$(expr 16 / $NONE)'"
+    lines = f"NPROC=8\nexport M=${{M:-org/base}}\nNPROC_PER_NODE=4 swift pt {flags}"
     found = read(tmp_path, lines, "train.sh")
-    assert found.values == {"a": 4, "b": 9, "c": "org/base$OTHER"}
+    assert found.values == {"a": 4, "b": 9, "c": "org/base$OTHER", "d": 2, "e": "$(expr 16 / $NONE)"}
     assert (found.verb, found.processes) == ("pt", 4)
     assert read(tmp_path, "torchrun --nproc_per_node 2 swift/cli/sft.py --a 1", "train.sh").processes == 2
 

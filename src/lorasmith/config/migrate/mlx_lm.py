@@ -48,6 +48,7 @@ ALWAYS = ("test", "test_batches", "train")
 def convert(migration: Migration) -> None:
     """Move all keys of mlx-lm."""
     _method(migration)
+    _data(migration)
     migration.move(SAME)
     base_model(migration, "model")
     _steps(migration)
@@ -56,7 +57,6 @@ def convert(migration: Migration) -> None:
     _lora(migration)
     _optimizer(migration)
     _schedule(migration)
-    _data(migration)
     trainer.trackers(migration, words(migration.take("report_to", [])), "report_to")
     migration.ignore("machine", MACHINE)
     migration.ignore("files", FILES)
@@ -88,7 +88,8 @@ def _steps(migration: Migration) -> None:
             iterations = max(1, iterations // size)
         if iterations is not None:
             migration.put(ours, iterations, key)
-        migration.default(ours, max(1, ITERATION_DEFAULTS[key] // size))
+        if key != "steps_per_eval" or migration.value("data.held_out"):
+            migration.default(ours, max(1, ITERATION_DEFAULTS[key] // size))
 
 
 def _lora(migration: Migration) -> None:

@@ -31,7 +31,8 @@ COMMANDS = {
 }
 ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
 DEFAULT = re.compile(r"\$\{(\w+):-([^}]*)\}")
-DIVISION = re.compile(r"\$\(expr (\d{1,9}) / (\d{1,9})\)")
+DIVISION = re.compile(r"\$\(expr (\d{1,9}) / \$?\{?(\w{1,99})\}?\)")
+WHOLE_NUMBER = re.compile(r"^(\w+)=(\d{1,9})$", re.MULTILINE)
 PROCESSES = re.compile(r"(?:NPROC_PER_NODE=|--nproc[_-]per[_-]node[= ])(\d{1,6})")
 MAX_VALUES = 100_000  # in one file, with every alias counted as what it stands for
 END = re.compile(r"[|;&<>].*|\d?>.*")  # a word that ends a command
@@ -184,9 +185,8 @@ def _filled(word: str, variables: dict[str, str]) -> str:
 
 
 def _lines(path: Path, text: str) -> Iterator[list[str]]:
-    """The words of each logical line that is not empty, with quotients of `expr`. Raises ConfigError for a quote that is not closed."""
-    text = DIVISION.sub(lambda match: str(int(match[1]) // max(1, int(match[2]))), text.replace("\r\n", "\n"))
-    lines, number = text.split("\n"), 0
+    """The words of each logical line that is not empty. Raises ConfigError for a quote that is not closed."""
+    lines, number = _divided(text.replace("\r\n", "\n")).split("\n"), 0
     while number < len(lines):
         first, line = number, lines[number]
         number += 1
@@ -201,6 +201,17 @@ def _lines(path: Path, text: str) -> Iterator[list[str]]:
             ) from None
         if words:
             yield words
+
+
+def _divided(text: str) -> str:
+    """A script with the values of `$(expr 16 / $NPROC)`, the accumulation for a total number of examples."""
+    numbers = dict(WHOLE_NUMBER.findall(text))
+
+    def quotient(match: re.Match[str]) -> str:
+        divisor = numbers.get(match[2], match[2])
+        return str(int(match[1]) // int(divisor)) if divisor.isdecimal() and int(divisor) else match[0]
+
+    return DIVISION.sub(quotient, text)
 
 
 def _is_open(line: str) -> bool:
