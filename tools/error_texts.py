@@ -17,7 +17,6 @@ HANDED_ON = (
     ("config/files.py", "_not_json", "AdapterError"),
     ("config/files.py", "_not_json", "ModelError"),
     ("config/files.py", "_not_json", "RunError"),
-    ("config/migrate/reasons.py", "refusal", "ConfigError"),
     ("config/files.py", "_not_an_object", "AdapterError"),
     ("config/files.py", "_not_an_object", "ModelError"),
     ("data/rows/formats.py", "_alpaca_problem", "DataError"),

@@ -286,8 +286,8 @@ def _messages(migration: Migration, where: str, entry: Mapping[str, Any], usual:
     for ours, theirs in properties.items():
         if theirs not in PROPERTIES.get(ours, (ours,)):
             migration.unmatch("roles", f"{where}.message_property_mappings.{ours}", theirs)
-    roles = entry.get("roles") if isinstance(entry.get("roles"), dict) else {}
-    for ours, theirs in roles.items():
+    roles = entry.get("roles")
+    for ours, theirs in (roles if isinstance(roles, dict) else {}).items():
         if unknown := [name for name in words(theirs) if name not in ROLES.get(ours, ())]:
             migration.unmatch("roles", f"{where}.roles.{ours}", unknown)
     column = str(entry.get("field_messages") or usual)

@@ -23,7 +23,7 @@ VARIABLE = (
     re.compile(r"\$\{"),
     re.compile(r"\$[\w{(]"),
 )  # in YAML, where $ also ends a regular expression; in a script
-NO_VALUE = (None, [], {}, "")
+NO_VALUE: tuple[Any, ...] = (None, [], {}, "")
 
 
 class Migration:
@@ -112,8 +112,7 @@ class Migration:
     def unmatch(self, reason: str, key: str, value: Any, **values: object) -> None:
         """A key that is not taken over, by a name in `unmatched`."""
         self.left.pop(key, None)
-        text = unmatched(reason, program=self.program, **values)
-        self.unmatched[f"{key}: {shown(value)}"] = text
+        self.unmatched |= {f"{key}: {shown(value)}": unmatched(reason, program=self.program, **values)}
 
     def refuse(self, reason: str, key: str, value: Any, unless: str = "", **values: object) -> None:
         """A key with which the file cannot be converted, by a name in `refusal`; not if `unless` is in `given`."""

@@ -65,7 +65,8 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
                     text = _("the key {key!r} is given twice", key=key.value)
                     raise yaml.MarkedYAMLError(problem=text, problem_mark=key.start_mark)
                 known.add(key.value)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^{FLOAT.pattern}$"), list("-+.0123456789"))
@@ -208,7 +209,7 @@ def _divided(text: str) -> str:
     numbers = dict(WHOLE_NUMBER.findall(text))
 
     def quotient(match: re.Match[str]) -> str:
-        divisor = numbers.get(match[2], match[2])
+        divisor = str(numbers.get(match[2], match[2]))
         return str(int(match[1]) // int(divisor)) if divisor.isdecimal() and int(divisor) else match[0]
 
     return DIVISION.sub(quotient, text)
