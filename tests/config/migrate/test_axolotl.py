@@ -182,6 +182,14 @@ def test_datasets_that_are_refused(tmp_path, lines, words):
     assert words in str(caught.value)
 
 
+def test_a_number_of_rows(tmp_path):
+    config, done = converted(tmp_path, dataset("path: org/a", "type: alpaca", "split: train[:500]"))
+    if is_option("data.max_samples"):
+        assert (config.data.data, done.unmatched) == (("org/a#500",), {})
+    else:
+        assert set(done.unmatched) == {"datasets: org/a#500"}
+
+
 def test_files_that_are_here(tmp_path):
     for name in ("a.jsonl", "b.jsonl", "chat.jinja"):
         (tmp_path / name).write_text("", "utf-8")

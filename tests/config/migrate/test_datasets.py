@@ -1,6 +1,6 @@
 """Datasets of another program as ours: names, columns and numbers of rows."""
 
-from lorasmith.config.migrate.datasets import Datasets, base_model, local_or_hub
+from lorasmith.config.migrate.datasets import Datasets, base_model, first_rows, local_or_hub
 from lorasmith.config.migrate.migration import Migration, accepts, is_option
 from lorasmith.config.migrate.reading import Foreign
 
@@ -47,3 +47,8 @@ def test_files_are_found_before_names_of_a_hub(tmp_path, monkeypatch):
     migration = Migration(Foreign(tmp_path / "a.yaml", {"model": "org"}), "P", {})
     base_model(migration, "model", "modelscope:")
     assert migration.value("model.model") == "org"
+
+
+def test_a_number_of_rows_in_a_split():
+    splits = ("train[:500]", "train", "train[:5%]", "train[5:]", "test[:5]", None, 5)
+    assert [first_rows(split) for split in splits] == [500, None, None, None, None, None, None]

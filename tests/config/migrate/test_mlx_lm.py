@@ -93,10 +93,10 @@ def test_the_folder_of_data(tmp_path):
 
 
 def test_datasets_of_the_hub(tmp_path):
-    part = "hf_dataset:\n  path: org/a\n  prompt_feature: ask\n  completion_feature: reply\n  train_split: train[:9]\n"
+    part = "hf_dataset:\n  path: org/a\n  prompt_feature: ask\n  completion_feature: reply\n  train_split: train[:9%]\n"
     config, done = converted(tmp_path, MLX_LM + part)
     assert (config.data.data, config.data.map) == (("org/a",), {"prompt": "ask", "completion": "reply"})
-    assert "hf_dataset.train_split: train[:9]" in done.unmatched
+    assert "hf_dataset.train_split: train[:9%]" in done.unmatched
 
 
 @pytest.mark.parametrize(

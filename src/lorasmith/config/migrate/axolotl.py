@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorasmith.config.migrate import trainer
-from lorasmith.config.migrate.datasets import Datasets, base_model, local_or_hub
+from lorasmith.config.migrate.datasets import Datasets, base_model, first_rows, local_or_hub
 from lorasmith.config.migrate.migration import OFF, Migration, shown, words
 from lorasmith.i18n import _
 
@@ -209,7 +209,7 @@ def _tokens(migration: Migration) -> None:
     migration.ignore("stop", ["special_tokens.pad_token", "eot_tokens"])
     for name in tokens:
         if (value := migration.take(f"special_tokens.{name}")) is not None:
-            migration.unmatch("added_tokens", f"special_tokens.{name}", value)
+            migration.unmatch("special_token", f"special_tokens.{name}", value)
     if (added := migration.take("tokens")) is not None:
         migration.unmatch("added_tokens", "tokens", added)
 
@@ -260,7 +260,7 @@ def _dataset(datasets: Datasets, where: str, entry: Mapping[str, Any], templates
         datasets.refuse("dataset_kind", entry["path"])
         return
     for name in _files(migration, where, entry):
-        datasets.add(name, columns)
+        datasets.add(name, columns, first_rows(entry.get("split")))
     _tell_unknown(migration, where, entry)
 
 
@@ -303,7 +303,7 @@ def _tell_unknown(migration: Migration, where: str, entry: Mapping[str, Any]) ->
     for key, value in entry.items():
         if value in OFF or value is None or key in DATASET_DONE:
             continue
-        if key == "roles_to_train" and set(words(value)) <= {"assistant", "gpt"}:
+        if (key == "roles_to_train" and set(words(value)) <= {"assistant", "gpt"}) or first_rows(value):
             continue
         reason = "data_part" if key in ("split", "shards", "shards_idx") else "none"
         if (key, value) not in (("split", "train"), ("train_on_eos", "turn")):

@@ -1,11 +1,13 @@
 """The datasets that a configuration of another program names, as our data.data and data.map."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from lorasmith.config.migrate.migration import Migration, accepts, is_option
 
 OURS = "data.data"
+FIRST_ROWS = re.compile(r"train\[:([1-9]\d{0,8})\]")
 
 
 class Datasets:
@@ -54,6 +56,12 @@ class Datasets:
             self.migration.put("data.held_out", self.names[0], self.key)
         if len(self.names) > 1:
             self.migration.unmatch("evaluation_files", self.key, self.names)
+
+
+def first_rows(split: Any) -> int | None:
+    """The number of rows that a split such as `train[:500]` selects; None for the whole split, or another part."""
+    match = FIRST_ROWS.fullmatch(split) if isinstance(split, str) else None
+    return int(match[1]) if match else None
 
 
 def base_model(migration: Migration, key: str, prefix: str = "") -> None:

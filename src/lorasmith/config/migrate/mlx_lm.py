@@ -3,7 +3,7 @@
 from typing import Any
 
 from lorasmith.config.migrate import trainer
-from lorasmith.config.migrate.datasets import Datasets, base_model, local_or_hub
+from lorasmith.config.migrate.datasets import Datasets, base_model, first_rows, local_or_hub
 from lorasmith.config.migrate.migration import Migration, accepts, is_option, words
 from lorasmith.config.migrate.reasons import unmatched
 
@@ -209,9 +209,9 @@ def _hub(datasets: Datasets, entries: Any) -> None:
             "text_feature": "text",
         }
         columns = {ours: str(entry[theirs]) for theirs, ours in features.items() if entry.get(theirs)}
-        datasets.add(local_or_hub(migration, entry["path"]), columns)
+        datasets.add(local_or_hub(migration, entry["path"]), columns, first_rows(entry.get("train_split")))
         for key, value in entry.items():
-            if key not in ("path", *features) and value:
+            if key not in ("path", *features) and value and not first_rows(value):
                 reason = "data_part" if key.endswith("_split") else "none"
                 migration.unmatch(reason, f"hf_dataset.{key}", value)
     datasets.move()

@@ -43,6 +43,7 @@ def unmatched(name: str, **values: object) -> str:
         "resume": _("lorasmith cannot continue a checkpoint of {program}; the training begins anew."),
         "roles": _("lorasmith knows these keys and roles under other names; see docs/formats.md and rename them."),
         "schedule": _("lorasmith has the schedules linear, cosine and constant; {used} is used."),
+        "special_token": _("lorasmith takes it from the tokenizer; if it is another one there, change it there."),
         "template": _("lorasmith has no such chat template; save it as a file and give it with --template FILE.jinja."),
         "tracker_project": _("the client of the service reads the project from the environment; set it there."),
         "trackers": _("lorasmith sends nothing to this service; it writes metrics.jsonl, and TensorBoard files."),
