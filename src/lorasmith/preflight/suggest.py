@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lorasmith.config.toml import SECTIONS, Config, to_toml
+from lorasmith.config.toml import Config, commented_toml
 from lorasmith.data.dataset.prepare import prepare_rows, read_files
 from lorasmith.data.read.files import DataFile
 from lorasmith.data.rows.conversation import Record
@@ -77,10 +77,7 @@ class Suggestion:
 
     def to_toml(self) -> str:
         """The TOML file: above every key, a comment with its reason or else its description."""
-        about = {"output": str(Config.model_fields["output"].description)}
-        for name, part in SECTIONS.items():
-            about |= {f"{name}.{key}": str(field.description) for key, field in part.model_fields.items()}
-        return to_toml(self.config, about | self.reasons)
+        return commented_toml(self.config, self.reasons)
 
     def write(self, path: Path) -> None:
         """Write the TOML file atomically. Raises RunError if it cannot be written."""
