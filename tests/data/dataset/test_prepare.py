@@ -5,7 +5,9 @@ import random
 import pytest
 
 from lorasmith.config.data import DataConfig
-from lorasmith.data.dataset.prepare import MAX_HELD_OUT, Prepared, fingerprint, prepare
+from lorasmith.data.dataset.prepare import MAX_HELD_OUT, Prepared, fingerprint, prepare, prepare_rows
+from lorasmith.data.rows.conversation import Record
+from lorasmith.data.template.contents import ContentOptions
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import ConfigError, DataError
 from lorasmith.report import Report
@@ -285,8 +287,13 @@ def test_files_with_weights_share_an_epoch_and_nothing_held_out_is_repeated(run)
     assert made.notes == tuple(heard.said)
 
 
-def test_a_stop_token_within_an_answer_is_warned_of(run):
-    _made, heard = run([alpaca(1), alpaca(2, "blue<eos>grey"), alpaca(3)], held_out=0)
+def test_a_stop_token_within_an_answer_is_warned_of(run, make):
+    rows = [alpaca(1), alpaca(2, "blue<eos>grey"), alpaca(3)]
+    _made, heard = run(rows, held_out=0)
+    assert "In 1 row, a message spells special tokens of the model." in heard.warned[0]
+    template, heard = Template.of(make(), options=ContentOptions(special_tokens="tokens")), Heard()
+    records = [Record(row, f"train.jsonl:{number}") for number, row in enumerate(rows, 1)]
+    prepare_rows(records, None, DataConfig(held_out=0), template, None, heard)
     assert len(heard.warned) == 1
     assert "In 1 row, an answer contains a stop token before its end;" in heard.warned[0]
     assert heard.warned[0].endswith("train.jsonl line 2.")

@@ -217,7 +217,8 @@ def _without_tokens(
         return None
     prompt_messages = list(takewhile(lambda message: message.role != "assistant", messages))
     other = [message if message.role == "system" else message._replace(content="?") for message in prompt_messages]
-    prompt, bare = template.encode_prompt(prompt_messages, row.tools), template.encode_prompt(other, row.tools)
+    tools = row.tools if template.shows_tools(row) else ()
+    prompt, bare = template.encode_prompt(prompt_messages, tools), template.encode_prompt(other, tools)
     head = sum(1 for _pair in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, bare, strict=False)))
     end, first = _longest([example]), min(head, len(prompt))
     resume = end - (length - first)
