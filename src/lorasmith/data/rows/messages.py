@@ -186,7 +186,9 @@ def _role_problem(number: int, name: object, style: MessageStyle) -> str:
         known=quoted(style.shown),
     )
     near = get_close_matches(str(name).lower(), list(style.roles), 1)
-    return text + " " + _("Did you mean '{near}'?", near=near[0]) if near else text
+    if near:
+        return text + " " + _("Did you mean '{near}'?", near=near[0])
+    return text + " " + _("If it is one of them, say which: --roles {name}=user.", name=name)
 
 
 def _content_problem(message: dict[str, object], role: str, style: MessageStyle) -> str | None:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from lorasmith.data.rows.conversation import ROLES
+from lorasmith.config.data import ROLES
 from lorasmith.data.rows.marks import MARKS
 
 CALL = "call"  # a message whose content is function calls
+MESSAGE_COLUMNS = ("messages", "conversations", "conversation", "prompt", "completion")
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 
 _NAMES = {
@@ -98,6 +99,24 @@ def _expanded(message: object) -> list[object]:
         for name in names
         if message[name] or _PAIRS[name] != "system"
     ]
+
+
+def rename_roles(row: Mapping[str, object], roles: Mapping[str, str]) -> tuple[dict[str, object], set[str]]:
+    """The row with the roles of its messages renamed as `data.roles` says, and the names that it has."""
+    found = set[str]()
+
+    def renamed(message: object) -> object:
+        if not isinstance(message, dict):
+            return message
+        key = next((key for key in ROLE_KEYS if key in message), None)
+        names = message.keys() if key is None else {message[key]} if isinstance(message[key], str) else set()
+        found.update(names & roles.keys())
+        if key is None:  # a pair
+            return {roles.get(name, name): value for name, value in message.items()}
+        return message | {key: roles[message[key]]} if names & roles.keys() else message
+
+    lists = {key: value for key, value in row.items() if key in MESSAGE_COLUMNS and isinstance(value, list)}
+    return {**row, **{key: [renamed(message) for message in messages] for key, messages in lists.items()}}, found
 
 
 def unread_keys(message: object, read: frozenset[str]) -> set[str]:
