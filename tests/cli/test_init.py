@@ -7,6 +7,7 @@ import pytest
 
 from lorasmith.cli.main import main
 from lorasmith.config.toml import load_config
+from tests.support.migrating import AXOLOTL
 from tests.support.tiny import model_folder, rows_file
 
 
@@ -59,3 +60,43 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_data_is_read(tmp_pa
     error = capsys.readouterr().err
     assert words in error
     assert "no-such-data" not in error
+
+
+def test_a_file_of_another_program_is_converted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    theirs = tmp_path / "theirs.yaml"
+    theirs.write_text(AXOLOTL + "foo: 1\nbf16: auto\n", "utf-8")
+    assert main(["init", "--from", "theirs.yaml", "--max-length", "99"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[:2] == [
+        "Converted from theirs.yaml (Axolotl).",
+        "  Not taken over: foo: 1: lorasmith has no such option.",
+    ]
+    assert out[-1] == "next: lorasmith check --config lorasmith.toml"
+    config = load_config(tmp_path / "lorasmith.toml", {})
+    assert (config.lora.r, config.data.max_length, config.data.data) == (16, 99, ("org/rows",))
+    assert main(["init", "--from", "theirs.yaml"]) == 2
+    assert "already exists" in capsys.readouterr().err
+    assert main(["init", "mine.jsonl", "--from", "theirs.yaml", "--overwrite", "--json"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert (line["program"], line["not_taken_over"]) == ("Axolotl", {"foo: 1": "lorasmith has no such option."})
+    assert line["taken_over"]["lora.r"] == "from lora_r"
+    assert load_config(tmp_path / "lorasmith.toml", {}).data.data == ("mine.jsonl",)
+
+
+def test_a_file_that_cannot_be_converted_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs.yaml").write_text(AXOLOTL.replace("adapter: lora", "adapter: qlora"), "utf-8")
+    assert main(["init", "--from", "theirs.yaml"]) == 2
+    assert "adapter: qlora: lorasmith does not quantize the base model" in capsys.readouterr().err
+    assert not (tmp_path / "lorasmith.toml").exists()
+
+
+def test_a_converted_file_trains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows_file(Path("rows.jsonl"), range(20))
+    (tmp_path / "theirs.yaml").write_text(AXOLOTL.replace("org/rows", "rows.jsonl") + "micro_batch_size: 4\n", "utf-8")
+    words = ["--model", str(model_folder()), "--max-length", "100"]
+    assert main(["init", "--from", "theirs.yaml", *words]) == 0
+    assert main(["train", "--config", "lorasmith.toml", "--output", "run", "--max-steps", "2"]) == 0
+    assert Path("run/summary.json").is_file()

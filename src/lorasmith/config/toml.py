@@ -5,7 +5,7 @@ The sections are defined beside this module, with their defaults and help texts;
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +55,22 @@ def load_config(path: Path | None, flags: Mapping[str, Any]) -> Config:
     return check(Config, values)
 
 
+def commented_toml(
+    config: Config, reasons: Mapping[str, str], sources: Mapping[str, str] | None = None, head: Sequence[str] = ()
+) -> str:
+    """The configuration as TOML with a comment above every key: its reason, or else its description.
+
+    sources: where values are from, added to the descriptions, by key; head: lines of comment at the top.
+    """
+    about = {"output": str(Config.model_fields["output"].description)}
+    for name, part in SECTIONS.items():
+        about |= {f"{name}.{key}": str(field.description) for key, field in part.model_fields.items()}
+    about |= reasons
+    for key, source in (sources or {}).items():
+        about[key] = _("{about} ({source})", about=about[key], source=source)
+    return "".join(_plain(line) + "\n" for line in head) + to_toml(config, about)
+
+
 def to_toml(config: Config, reasons: Mapping[str, str]) -> str:
     """The configuration as TOML, which `load_config` reads back unchanged.
 
@@ -83,7 +99,12 @@ def _entries(values: dict[str, Any], prefix: str, reasons: dict[str, str]) -> li
 
 
 def _comment(key: str, reason: str) -> str:
-    return "# " + re.sub(r"[\x00-\x1f\x7f\s]+", " ", f"{key}: {reason}")
+    return _plain(f"{key}: {reason}")
+
+
+def _plain(text: str) -> str:
+    """A line of comment."""
+    return "# " + re.sub(r"[\x00-\x1f\x7f\s]+", " ", text)
 
 
 def _toml(value: Any) -> str:

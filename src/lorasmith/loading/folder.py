@@ -78,5 +78,15 @@ def max_positions(folder: Path, trust_remote_code: bool = False) -> int | None:
     return positions_of(read_config(folder, trust_remote_code))
 
 
+def eos_ids(folder: Path) -> tuple[int, ...]:
+    """The EOS tokens of the generation config in `folder`, or of its config; empty if they name none."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        found = read_object(path, ModelError).get("eos_token_id") if path.is_file() else None
+        if found is not None:
+            return (found,) if isinstance(found, int) else tuple(found)
+    return ()
+
+
 def _neighbors(path: Path) -> list[str]:
     return [str(p) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []

@@ -88,10 +88,12 @@ def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str
 
 def _peft_targets(adapter: Adapter, model: PreTrainedModel) -> str | list[str]:
     """The shortest target_modules for which PEFT selects the same modules: an expression, names, or full paths."""
-    wanted, value = adapter.targets.adapted, adapter.config.target_modules
-    modules = _base_modules(model)
-    if isinstance(value, str) and not is_name(value) and {p for p in modules if re.fullmatch(value, p)} == set(wanted):
-        return value
+    config, wanted, modules = adapter.config, adapter.targets.adapted, _base_modules(model)
+    value = config.target_modules
+    filtered = config.exclude_modules or config.layers_to_transform is not None or config.last_layers is not None
+    is_expression = isinstance(value, str) and value != "all-linear" and not is_name(value) and not filtered
+    if is_expression and {p for p in modules if re.fullmatch(str(value), p)} == set(wanted):
+        return str(value)
     names = sorted({path.rpartition(".")[2] for path in wanted})
     found = {p for p in modules if any(ends_with(p, name) for name in names)}
     return names if found == set(wanted) else wanted

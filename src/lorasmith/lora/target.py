@@ -18,6 +18,7 @@ from lorasmith.i18n import _
 
 ALL_LINEAR = "all-linear"
 _LAYER_NUMBER = re.compile(r".*\.[^.]*\.(\d+)\.")  # as PEFT finds the number of a layer in a module path
+_STACK = re.compile(r"(.*?\.)(\d+)\.")  # the stack of layers that a module is in, and the number of its layer there
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,18 @@ def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True
                     pattern=pattern,
                 )
             )
-        paths = _filtered(paths, config, problems)
+        paths = _in_last_layers(_filtered(paths, config, problems), config.last_layers, modules)
         problems += _unsuitable(model, modules, pattern, paths)
         matched[pattern] = paths
+    problems += _too_many_layers(config.last_layers, modules)
     if strict:
         problems += _unused_patterns(config, modules, [path for paths in matched.values() for path in paths])
     if not problems and not any(matched.values()):
         problems.append(
-            _("lora.exclude_modules and lora.layers_to_transform exclude everything that target_modules matches")
+            _(
+                "lora.exclude_modules, lora.layers_to_transform and lora.last_layers exclude everything that "
+                "target_modules matches"
+            )
         )
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
@@ -183,6 +188,30 @@ def _filtered(paths: list[str], config: LoraConfig, problems: list[str]) -> list
             )
         )
     return [path for path, number in numbers.items() if number in config.layers_to_transform]
+
+
+def _stack_sizes(modules: Iterable[str]) -> dict[str, int]:
+    """The number of layers of each stack, such as {'model.layers.': 12}."""
+    sizes: dict[str, int] = {}
+    for stack, number in (found.groups() for path in modules if (found := _STACK.match(path))):
+        sizes[stack] = max(sizes.get(stack, 0), int(number) + 1)
+    return sizes
+
+
+def _in_last_layers(paths: list[str], last: int | None, modules: Iterable[str]) -> list[str]:
+    """The paths that are in the last layers of a stack; all of them if `last` is None."""
+    if last is None:
+        return paths
+    sizes, found = _stack_sizes(modules), {path: _STACK.match(path) for path in paths}
+    return [path for path, at in found.items() if at and int(at[2]) >= sizes[at[1]] - last]
+
+
+def _too_many_layers(last: int | None, modules: Iterable[str]) -> list[str]:
+    """A message if no stack of the model has as many layers as lora.last_layers asks for."""
+    most = max(_stack_sizes(modules).values(), default=0)
+    if last is None or last <= most:
+        return []
+    return [_("lora.last_layers: {last} layers are asked for, but this model has only {most}.", last=last, most=most)]
 
 
 def _unsuitable(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: str, paths: list[str]) -> list[str]:

@@ -14,14 +14,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lorasmith.config.toml import SECTIONS, Config, to_toml
+from lorasmith.config.toml import Config, commented_toml
 from lorasmith.data.dataset.prepare import prepare_rows, read_files
 from lorasmith.data.read.files import DataFile
 from lorasmith.data.rows.conversation import Record
 from lorasmith.data.template.encoding import Template
 from lorasmith.evaluation.loss import MIN_EXAMPLES
 from lorasmith.i18n import _, listed
-from lorasmith.loading.folder import find_folder, max_positions
+from lorasmith.loading.folder import eos_ids, find_folder, max_positions
 from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.report import Report, WarningsOnly
 from lorasmith.system.writing import write_file
@@ -77,10 +77,7 @@ class Suggestion:
 
     def to_toml(self) -> str:
         """The TOML file: above every key, a comment with its reason or else its description."""
-        about = {"output": str(Config.model_fields["output"].description)}
-        for name, part in SECTIONS.items():
-            about |= {f"{name}.{key}": str(field.description) for key, field in part.model_fields.items()}
-        return to_toml(self.config, about | self.reasons)
+        return commented_toml(self.config, self.reasons)
 
     def write(self, path: Path) -> None:
         """Write the TOML file atomically. Raises RunError if it cannot be written."""
@@ -100,11 +97,11 @@ def suggest(config: Config, report: Report | None = None) -> Suggestion:
 
 def summarize_data(config: Config, report: Report) -> DataSummary:
     """Read and encode all rows, untruncated. Raises DataError with every bad row, ModelError without a tokenizer."""
-    files = read_files(config.data.model_copy(update={"held_out": 0.0}), report)
+    files = read_files(config.data, report)[: len(config.data.data)]  # without a file of held-out rows
     records = [record for found in files for record in found.records]
     folder = find_folder(config.model.model, report)
     tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
-    template = Template.of(tokenizer, config.data.template, system=config.data.system)
+    template = Template.from_config(tokenizer, config.data, eos_ids(folder))
     uncut = config.data.model_copy(update={"held_out": 0.0, "max_length": UNLIMITED, "too_long": "truncate"})
     examples = prepare_rows(records, None, uncut, template, None, WarningsOnly(report)).train
     return DataSummary(

@@ -1,0 +1,116 @@
+"""What happens to keys that become no option of ours, in sentences.
+
+Functions instead of tables of module level, because the language is chosen after this module is imported.
+"""
+
+from lorasmith.i18n import _
+
+
+def unmatched(name: str, **values: object) -> str:
+    """Why a key is not taken over, and what to do instead."""
+    texts = {
+        "none": _("lorasmith has no such option."),
+        "added_tokens": _("lorasmith adds no tokens to the vocabulary; write them as ordinary text."),
+        "column": _("lorasmith reads no such column; if you need it, put its text into the others."),
+        "data_part": _("lorasmith reads all rows of the training split; save the part that you want as a file."),
+        "evaluation_files": _("lorasmith evaluates on one file; only the first one is taken over."),
+        "exists": _(
+            "the folder is not empty, and lorasmith replaces no files; give a new one to lorasmith train --output."
+        ),
+        "fill": _("lorasmith fills in no placeholders such as {{{{NAME}}}}; replace them in the data file."),
+        "last_layers": _(
+            "lorasmith adapts all layers; list the indices of the last {count} in lora.layers_to_transform."
+        ),
+        "loss": _("the loss counts every token of an answer equally."),
+        "max_length": _("{program} takes the model's context length then; set data.max_length."),
+        "mlx_model": _(
+            "this is a model converted for MLX; if its weights are quantized, give the original with --model."
+        ),
+        "packing": _(
+            "lorasmith always packs, but its batch_size counts examples and not packed rows; raise batch_size so that "
+            "a step has as many examples as before."
+        ),
+        "patience": _("it counts evaluations, and there are none during training; set training.eval_every too."),
+        "per_epoch": _("how many steps an epoch has is known only from the data; set {ours} to a number of steps."),
+        "processes": _(
+            "a step has as many examples from each of {count} processes; multiply training.accumulate by it, or train "
+            "in as many processes with torchrun."
+        ),
+        "remote_code": _(
+            "not taken over, because a model that transformers knows needs no code of its own; if yours does and you "
+            "trust it, set model.trust_remote_code."
+        ),
+        "resume": _("lorasmith cannot continue a checkpoint of {program}; the training begins anew."),
+        "roles": _("lorasmith knows these keys and roles under other names; see docs/formats.md and rename them."),
+        "schedule": _("lorasmith has the schedules linear, cosine and constant; {used} is used."),
+        "special_token": _("lorasmith takes it from the tokenizer; if it is another one there, change it there."),
+        "template": _("lorasmith has no such chat template; save it as a file and give it with --template FILE.jinja."),
+        "tracker_project": _("the client of the service reads the project from the environment; set it there."),
+        "trackers": _("lorasmith sends nothing to this service; it writes metrics.jsonl, and TensorBoard files."),
+        "unquantized": _("lorasmith trains on the weights as they are, in model.dtype."),
+        "warmup_constant": _("the schedule 'constant' of {program} has no warmup."),
+    }  # fmt: skip
+    return texts[name].format(**values)
+
+
+def no_effect(name: str, program: str) -> str:
+    """Why a group of keys is not needed."""
+    texts = {
+        "always": _("lorasmith always does this"),
+        "default": _("the value is what lorasmith does without the key"),
+        "files": _("files, caches and logs of {program}"),
+        "inactive": _("options of methods that are switched off"),
+        "inference": _("generation, not training"),
+        "machine": _("speed, memory and processes, which lorasmith chooses itself"),
+        "media": _("images, audio and the parts of a model that read them"),
+        "stop": _("padding and stop tokens, which lorasmith takes from the template"),
+    }
+    return texts[name].format(program=program)
+
+
+def refusal(name: str, **values: object) -> str:
+    """Why a file cannot be converted, and what to do. `where` names the file, the key and its value."""
+    texts = {
+        "adapter": _("{where}: lorasmith cannot start from this. Remove the key to train a new adapter."),
+        "columns": _(
+            "{where}: {first} and {second} both stand for {ours!r}, in different files. Rename the column in one file."
+        ),
+        "dataset_info": _(
+            "{where}: no dataset_info.json in {folders}. Run the command where {program} is run, or give the files "
+            "after --from FILE."
+        ),
+        "dataset_kind": _(
+            "{where}: lorasmith cannot read this kind of dataset. Give the data files after --from FILE."
+        ),
+        "dataset_unknown": _("{where}: {file} does not describe this dataset. Give the data files after --from FILE."),
+        "loss": _("{where}: lorasmith has only the cross-entropy loss. Remove this key."),
+        "media": _("{where}: the dataset contains images, audio or video, and lorasmith trains on text. Leave it out."),
+        "method": _("{where}: lorasmith trains LoRA adapters (and DoRA) only. Give a configuration of LoRA."),
+        "no_data": _("{file}: names no training data. Give the data files after --from FILE."),
+        "no_model": _("{file}: names no base model. Give one with --model."),
+        "optimizer": _(
+            "{where}: lorasmith does not have this optimizer. Set the key to adamw_torch and choose a learning rate "
+            "for AdamW."
+        ),
+        "megatron": _("{where}: lorasmith does not read configurations of Megatron-SWIFT. Give one of ms-swift."),
+        "preference": _("{where}: this is preference data. Give data with one answer per prompt."),
+        "prompt": _(
+            "{where}: lorasmith does not know this prompt format. Convert the rows (see docs/formats.md), give them "
+            "after --from FILE, and choose a template with --template."
+        ),
+        "quantized": _(
+            "{where}: lorasmith does not quantize the base model. Add --dtype auto to the command to train on the "
+            "weights as they are, which needs more memory."
+        ),
+        "stage": _(
+            "{where}: lorasmith trains on answers and plain text, without preferences, rewards or reinforcement "
+            "learning. Give a configuration of supervised fine-tuning."
+        ),
+        "task": _("{where}: lorasmith trains models that generate text, for no other task."),
+        "templates": _(
+            "{where}: the datasets need different templates, {first} and {second}, and lorasmith uses one. Choose it "
+            "with --template."
+        ),
+        "variable": _("{where}: contains a variable. Write the value itself."),
+    }  # fmt: skip
+    return texts[name].format(**values)

@@ -1,0 +1,209 @@
+"""LLaMA-Factory's keys, its defaults, and the datasets that dataset_info.json describes."""
+
+import pytest
+
+from lorasmith.config.migrate.llama_factory import SAME
+from lorasmith.config.migrate.migration import accepts, is_option
+from lorasmith.errors import ConfigError
+from tests.support.migrating import LLAMA_FACTORY, converted, described
+
+MORE = """
+lora_rank: 4
+lora_dropout: 0.05
+additional_target: embed_tokens,lm_head
+use_rslora: true
+use_dora: true
+cutoff_len: 4096
+val_size: 0.1
+default_system: Be kind.
+per_device_train_batch_size: 2
+gradient_accumulation_steps: 8
+learning_rate: 1e-4
+num_train_epochs: 2.5
+max_steps: 300
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+weight_decay: 0.01
+max_grad_norm: 0.5
+adam_beta2: 0.95
+seed: 7
+logging_steps: 10
+save_steps: 200
+eval_strategy: steps
+eval_steps: 50
+output_dir: saves/mine
+report_to: [tensorboard, wandb]
+optim: adamw_torch
+trust_remote_code: true
+bf16: true
+preprocessing_num_workers: 16
+plot_loss: true
+packing: true
+quantization_method: bnb
+neftune_noise_alpha: 5
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    described(tmp_path)
+
+
+def test_every_kind_of_key(tmp_path):
+    config, done = converted(tmp_path, LLAMA_FACTORY.replace("lora_target: all", "lora_target: q_proj,v_proj") + MORE)
+    lora, data, training = config.lora, config.data, config.training
+    assert (config.model.model, config.output) == ("org/base", "saves/mine")
+    assert not config.model.trust_remote_code
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (4, 8, 0.05)  # alpha: twice the rank
+    assert (lora.target_modules, lora.modules_to_save) == (("q_proj", "v_proj"), ("embed_tokens", "lm_head"))
+    assert lora.use_rslora
+    assert lora.use_dora
+    assert (data.data, data.held_out, data.max_length) == (("data/mine.jsonl",), 0.1, 4096)
+    assert (data.too_long, data.template, data.system, data.learn) == ("truncate", "model", "Be kind.", "answers")
+    assert (training.batch_size, training.accumulate, training.epochs, training.max_steps) == (2, 8, 2.5, 300)
+    assert (training.learning_rate, training.schedule, training.warmup) == (1e-4, "cosine", 0.1)
+    assert (training.weight_decay, training.clip, training.beta2, training.seed) == (0.01, 0.5, 0.95, 7)
+    assert (training.log_every, training.save_every, training.eval_every, training.tensorboard) == (10, 200, 50, True)
+    assert done.comments["data.template"].startswith("from template: qwen3; ")
+    keys = {key.partition(":")[0] for key in done.unmatched}
+    assert {"trust_remote_code", "packing", "neftune_noise_alpha"} <= keys <= {
+        "trust_remote_code", "packing", "neftune_noise_alpha", "report_to",
+    }  # fmt: skip
+    assert sorted(key for keys in done.no_effect.values() for key in keys) == [
+        "bf16", "optim", "plot_loss", "preprocessing_num_workers", "quantization_method",
+    ]  # fmt: skip
+
+
+def test_what_is_not_set_has_their_default(tmp_path):
+    config, done = converted(tmp_path, LLAMA_FACTORY)
+    assert (config.lora.r, config.lora.lora_alpha, config.lora.target_modules) == (8, 16, "all-linear")
+    assert (config.training.learning_rate, config.training.epochs, config.training.warmup) == (5e-5, 3, 0)
+    assert (config.training.schedule, config.training.eval_every, config.training.save_every) == ("linear", 0, 500)
+    assert (config.data.max_length, config.data.held_out) == (2048, 0)
+    assert done.comments["training.epochs"] == "not set in the file; this is the default of LLaMA-Factory"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("finetuning_type: full", "lorasmith trains LoRA adapters (and DoRA) only"),
+        ("finetuning_type: freeze", "lorasmith trains LoRA adapters (and DoRA) only"),
+        ("stage: dpo", "without preferences, rewards or reinforcement learning"),
+        ("quantization_bit: 4", "lorasmith does not quantize the base model"),
+        ("use_apollo: true", "use_apollo: true: lorasmith does not have this optimizer"),
+        ("optim: sgd", "optim: sgd: lorasmith does not have this optimizer"),
+        ("use_dft_loss: true", "lorasmith has only the cross-entropy loss. Remove this key."),
+        ("adapter_name_or_path: saves/old,saves/older", "lorasmith cannot start from this"),
+        ("dataset: other", "does not describe this dataset"),
+        ("dataset_dir: elsewhere", "no dataset_info.json in elsewhere, "),
+    ],
+)
+def test_what_changes_the_meaning_is_refused(tmp_path, line, words):
+    key = line.partition(":")[0]
+    text = "\n".join(old for old in LLAMA_FACTORY.splitlines() if old.partition(":")[0] != key)
+    with pytest.raises(ConfigError) as caught:
+        converted(tmp_path, f"{text}\n{line}\n")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "name", "columns"),
+    [
+        ('{"file_name": "a.json", "columns": {"prompt": "q", "response": "a", "system": "s"}}', "data/a.json",
+         {"instruction": "q", "output": "a", "system": "s"}),
+        ('{"file_name": "a.json", "formatting": "sharegpt", "columns": {"messages": "talk", "tools": "tools"}}',
+         "data/a.json", {"conversations": "talk"}),
+        ('{"file_name": "a.json", "formatting": "sharegpt", "columns": {"messages": "messages"}}', "data/a.json", {}),
+        ('{"hf_hub_url": "org/rows", "subset": "en"}', "org/rows:en", {}),
+        ('{"ms_hub_url": "org/rows"}', "modelscope:org/rows", {}),
+    ],
+)  # fmt: skip
+def test_datasets_that_are_described(tmp_path, entry, name, columns):
+    described(tmp_path, entry)
+    config, _done = converted(tmp_path, LLAMA_FACTORY)
+    assert (config.data.data, config.data.map) == ((name,), columns)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ('{"file_name": "a.json", "ranking": true}', "this is preference data"),
+        ('{"file_name": "a.json", "columns": {"messages": "m", "images": "i"}}', "contains images, audio or video"),
+        ('{"script_url": "a"}', "cannot read this kind of dataset"),
+        ('{"file_name": "a.json", "columns": []}', "does not describe this dataset"),
+    ],
+)
+def test_datasets_that_are_refused(tmp_path, entry, words):
+    described(tmp_path, entry)
+    with pytest.raises(ConfigError) as caught:
+        converted(tmp_path, LLAMA_FACTORY)
+    assert words in str(caught.value)
+    config, _done = converted(tmp_path, LLAMA_FACTORY, given={"data": {"data": ["mine.jsonl"]}})
+    assert config.data.data == ("mine.jsonl",)
+
+
+def test_two_files_with_different_columns(tmp_path):
+    entries = '{"file_name": "a.json", "columns": {"prompt": "q"}}, "more": {"file_name": "b.json", "columns": %s}'
+    text = LLAMA_FACTORY.replace("dataset: mine", "dataset: mine, more")
+    described(tmp_path, entries % '{"prompt": "ask"}')
+    if accepts("data.map", {"b.json:output": "a"}):
+        assert converted(tmp_path, text)[0].data.map == {"instruction": "q", "data/b.json:instruction": "ask"}
+    else:
+        with pytest.raises(ConfigError, match="q and ask both stand for 'instruction'"):
+            converted(tmp_path, text)
+    described(tmp_path, entries % '{"prompt": "q", "response": "a"}')
+    assert converted(tmp_path, text)[0].data.map == {"instruction": "q", "output": "a"}
+
+
+def test_parts_of_datasets_and_other_tags_are_told(tmp_path):
+    described(
+        tmp_path,
+        '{"file_name": "a.json", "formatting": "sharegpt", "split": "test", "folder": "x", '
+        '"tags": {"role_tag": "role", "user_tag": "customer"}}',
+    )
+    _config, done = converted(tmp_path, LLAMA_FACTORY)
+    assert {"mine.split: test", "mine.folder: x", "mine.tags.user_tag: customer"} == set(done.unmatched)
+
+
+def test_plain_text(tmp_path):
+    described(tmp_path, '{"file_name": "a.json", "columns": {"prompt": "body"}}')
+    config, done = converted(tmp_path, LLAMA_FACTORY.replace("stage: sft", "stage: pt"))
+    assert (config.data.map, config.data.too_long, config.data.template) == ({"text": "body"}, "split", "auto")
+    assert not done.unmatched
+
+
+def test_held_out_files_and_what_is_learned(tmp_path):
+    described(tmp_path, '{"file_name": "a.json"}, "more": {"file_name": "b.json"}, "third": {"file_name": "c.json"}')
+    config, done = converted(tmp_path, LLAMA_FACTORY + "eval_dataset: more,third\ntrain_on_prompt: true\n")
+    assert (config.data.held_out, config.data.learn) == ("data/b.json", "all")
+    assert set(done.unmatched) == {"eval_dataset: data/b.json, data/c.json"}
+    assert converted(tmp_path, LLAMA_FACTORY + "mask_history: true\n")[0].data.learn == "last-answer"
+
+
+def test_an_adapter_to_start_from_and_other_optimizers(tmp_path):
+    lines = {"adapter_name_or_path: old": "start_from", "use_muon: true": "optimizer", "optim: adafactor": "optimizer"}
+    for line, option in lines.items():
+        text = LLAMA_FACTORY + line + "\nadam_beta2: 0.95\n"
+        if is_option(f"training.{option}"):
+            config, done = converted(tmp_path, text)
+            value = line.rpartition(" ")[2].replace("true", "muon")
+            assert getattr(config.training, option) == value
+            assert set(done.unmatched) == ({"adam_beta2: 0.95"} if value == "adafactor" else set())
+        else:
+            with pytest.raises(ConfigError):
+                converted(tmp_path, text)
+
+
+def test_names_of_a_hub(tmp_path):
+    config, _done = converted(tmp_path, LLAMA_FACTORY.replace("dataset: mine", "dataset: org/a\ndataset_dir: ONLINE"))
+    assert config.data.data == ("org/a",)
+
+
+@pytest.mark.parametrize(("name", "ours"), [("chatml", "chatml"), ("alpaca", "alpaca"), ("default", "human-assistant")])
+def test_templates_that_are_ours_too(tmp_path, name, ours):
+    assert converted(tmp_path, LLAMA_FACTORY.replace("qwen3", name))[0].data.template == ours
+
+
+def test_the_table_names_options():
+    assert {ours for ours in SAME.values() if not is_option(ours)} <= {"data.max_samples"}
