@@ -59,7 +59,7 @@ def test_with_its_extra_it_is_read_as_sentencepiece_reads_it(tmp_path: Path) -> 
     (tmp_path / "text").write_text("\n".join(LINES), "utf-8")
     sentencepiece.SentencePieceTrainer.train(
         input=str(tmp_path / "text"), model_prefix=str(tmp_path / "tokenizer"), vocab_size=400, model_type="bpe",
-        byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
+        byte_fallback=True, hard_vocab_limit=False, normalization_rule_name="identity", minloglevel=2,
     )  # fmt: skip
     about = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
