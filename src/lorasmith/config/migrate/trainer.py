@@ -232,7 +232,7 @@ def _by_steps(migration: Migration, ours: str, key: str, steps: Any) -> None:
     if isinstance(steps, float) and 0 < steps < 1:
         migration.unmatch("per_epoch", key, steps, ours=ours)
     else:
-        migration.put(ours, int(steps) if isinstance(steps, float) and steps == int(steps) else steps, key)
+        migration.put(ours, int(steps) if isinstance(steps, float) and steps.is_integer() else steps, key)
 
 
 def patience(migration: Migration, key: str) -> None:
