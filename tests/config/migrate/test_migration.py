@@ -26,7 +26,7 @@ def test_every_key_is_somewhere(tmp_path):
     assert done.head()[1:] == [
         "Not taken over: what_is_this: 7: lorasmith has no such option.",
         "Not needed (speed, memory and processes, which lorasmith chooses itself): flash_attention.",
-        "Off in that file, and unknown to lorasmith: not_that.",
+        "Switched off in the file, and unknown to lorasmith: not_that.",
     ]
 
 
@@ -59,8 +59,11 @@ def test_a_value_that_is_not_possible_is_named_with_its_key(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (AXOLOTL.replace("base_model: org/base", "num_epochs: 1"), "names no base model. Give one with --model."),
-        (AXOLOTL[: AXOLOTL.index("datasets")], "names no training data. Give the data files after --from FILE."),
+        (
+            AXOLOTL.replace("base_model: org/base", "num_epochs: 1"),
+            "does not name a base model. Give one with --model.",
+        ),
+        (AXOLOTL[: AXOLOTL.index("datasets")], "does not name training data. Give the data files after --from FILE."),
         (AXOLOTL + "output_dir: ${HOME}/x\n", "output_dir: ${HOME}/x: contains a variable. Write the value itself."),
     ],
 )

@@ -160,7 +160,7 @@ class Migration:
         lines += [_("Not taken over: {key}: {why}", key=key, why=why) for key, why in self.unmatched.items()]
         lines += [_("Not needed ({why}): {keys}.", why=why, keys=listed(keys)) for why, keys in self.no_effect.items()]
         if self.off:
-            lines.append(_("Off in that file, and unknown to lorasmith: {keys}.", keys=listed(self.off)))
+            lines.append(_("Switched off in the file, and unknown to lorasmith: {keys}.", keys=listed(self.off)))
         return lines
 
     def path(self, name: str) -> Path | None:
