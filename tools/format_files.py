@@ -29,6 +29,19 @@ def parquet() -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "chats.parquet")
 
 
+def arrow() -> None:
+    """The same rows as an Arrow file, such as `datasets` keeps in its cache."""
+    import json
+    from pathlib import Path
+
+    import pyarrow
+
+    rows = [json.loads(line) for line in Path("chats.jsonl").read_text("utf-8").splitlines()]
+    table = pyarrow.Table.from_pylist(rows)
+    with pyarrow.ipc.new_stream("chats.arrow", table.schema) as file:
+        file.write_table(table)
+
+
 def saved() -> None:
     """A data set of the package `datasets`."""
     import datasets
@@ -37,7 +50,7 @@ def saved() -> None:
     datasets.Dataset.from_list(rows).save_to_disk("lamps")
 
 
-MADE: dict[str, Callable[[], None]] = {"compressed": compressed, "parquet": parquet, "saved": saved}
+MADE: dict[str, Callable[[], None]] = {"compressed": compressed, "parquet": parquet, "arrow": arrow, "saved": saved}
 
 
 def shown(name: str) -> str:

@@ -50,9 +50,9 @@ def page(language: str) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _read(*names: str, **renamed: str) -> list[str]:
+def _read(*names: str, **options: Any) -> list[str]:
     """What the reader says of these files."""
-    return block("text", "\n".join(note for name in names for note in read_file(name, renamed=renamed).notes))
+    return block("text", "\n".join(note for name in names for note in read_file(name, **options).notes))
 
 
 def _row(one: dict[str, Any], language: str, tools: str) -> list[str]:
@@ -60,13 +60,14 @@ def _row(one: dict[str, Any], language: str, tools: str) -> list[str]:
     Path("rows.jsonl").write_text(one["text"].lstrip("\n"), "utf-8")
     made = tokenizer()
     template = Template.of(made, one.get("template", "chatml"))
-    (record,) = read_file("rows.jsonl", renamed=one.get("map", {})).records
+    options = {"renamed": one.get("map", {}), "filling": one.get("fill", {})}
+    (record,) = read_file("rows.jsonl", **options).records
     texts = [
         row_text(text_spans(example, made, template.stop_ids), marked=True, whole=True).plain
         for example in template.encode_row(template.conversation(record))
     ]
     lines = [f"### {one[language]}", "", one[f"about_{language}"], "", *block("json", one["text"].lstrip("\n"))]
-    lines += [*_read("rows.jsonl", **one.get("map", {})), *block("text", "\n".join(texts))]
+    lines += [*_read("rows.jsonl", **options), *block("text", "\n".join(texts))]
     return lines + (block("jinja", tools) if one.get("template") == "tools.jinja" else [])
 
 

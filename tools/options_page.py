@@ -11,7 +11,7 @@ from typing import Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from lorasmith.cli.flags import FLAG_SECTIONS, Parser, default_text, kinds_of
+from lorasmith.cli.flags import FLAG_SECTIONS, Parser, default_text, flag_name, kinds_of
 from lorasmith.cli.main import verbs
 from lorasmith.config.data import DataConfig
 from lorasmith.config.toml import SECTIONS, Config, to_toml
@@ -106,7 +106,8 @@ def _shared(parser: Parser, words: dict[str, str]) -> Iterator[str]:
         if len(found) == len(section.model_fields):
             yield code(f"[{name}]")
         elif found:
-            yield words["of"].format(flags=" ".join(code(_dashed(key)) for key in found), section=code(f"[{name}]"))
+            flags = " ".join(code(flag_name(f"{name}.{key}")) for key in found)
+            yield words["of"].format(flags=flags, section=code(f"[{name}]"))
 
 
 def _flag(action: argparse.Action) -> tuple[str, str]:
@@ -121,18 +122,14 @@ def _section(name: str, fields: dict[str, FieldInfo], words: dict[str, str]) -> 
     head = f"### [{name}]" if name else f"### {words['top']}"
     note = [] if name in SECTIONS or not name else [words["no_section"][name], ""]
     rows = (
-        (code(key), code(_written(key, field)), _allowed(field), _default(field), _described(field))
+        (code(key), code(_written(f"{name}.{key}", field)), _allowed(field), _default(field), _described(field))
         for key, field in fields.items()
     )
     return [head, "", *note, *table(words["key_head"], rows)]
 
 
-def _dashed(key: str) -> str:
-    return "--" + key.replace("_", "-")
-
-
 def _written(key: str, field: FieldInfo) -> str:
-    flag = _dashed(key)
+    flag = flag_name(key)
     return f"{flag}, --no-{flag[2:]}" if bool in kinds_of(field.annotation) else flag
 
 

@@ -91,7 +91,8 @@ def _closed_lines(closed: dict[str, Any]) -> Iterator[str]:
             yield f"\nllama.cpp beside {dtype}: not measured ({theirs['absent']})."
             continue
         parts = [f"{kind} {part['adapters']:.0%}" for kind, part in theirs["agreement"].items()]
-        yield f"\nllama.cpp, in the run with {dtype}: `llama-cpp-python` {theirs['version']}, {theirs['system']}."
+        version = f"`llama-cpp-python` {theirs['version']}"
+        yield f"\nllama.cpp, in the measurements with {dtype}: {version}, {theirs['system']}."
         yield "Share of its tokens that are also the greedy choice of transformers after the same text: "
         yield f"{', '.join(parts)}."
 
@@ -99,7 +100,8 @@ def _closed_lines(closed: dict[str, Any]) -> Iterator[str]:
 def _load_lines(load: dict[str, Any]) -> Iterator[str]:
     memory = load["memory_mib"]
     rate = load["capacity_per_second"]
-    yield f"\nA server under load: {load['requests']:,} requests, which arrive at 80% of its {rate:.1f} per second."
+    most = f"The server answers {rate:.1f} requests of this test per second at most."
+    yield f"\nServer under load. {most} {load['requests']:,} requests arrive at 80% of this rate."
     yield "\n| outcome | requests |\n| --- | --- |"
     for fate, number in sorted(load["fates"].items()):
         yield f"| {fate} | {number:,} |"

@@ -174,6 +174,29 @@ def test_what_is_missing_or_broken_is_said(folder: Path, read_it: object) -> Non
         find_adapter(folder)
 
 
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (
+            ["one/adapter_config.json", "two/adapter_config.json"],
+            "the adapters are in folders inside it: one, two. Give",
+        ),
+        (["checkpoint-50/adapter_config.json", "config.json"], "the adapters are in folders inside it: checkpoint-50."),
+        (["config.json", "model.safetensors"], "this is a model, not an adapter. Give it with --model."),
+        (["adapters.safetensors"], "not a run or adapter folder (adapter_config.json not found)."),
+    ],
+)
+def test_what_a_folder_holds_instead_of_an_adapter_is_said(tmp_path: Path, files: list[str], says: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(AdapterError) as caught:
+        find_adapter(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: {says}")
+    with pytest.raises(AdapterError, match=r"this is a file. Give the folder of the run or adapter\."):
+        find_adapter(tmp_path / files[0])
+
+
 def test_a_block_that_is_trained_whole_is_not_served_beside_others(tmp_path: Path) -> None:
     own, other = (load_base(ModelConfig(model=str(model_folder()), dtype="float32", device="cpu")) for _ in range(2))
     config = LoraConfig(r=2, target_modules=("up_proj",), modules_to_save=("self_attn",))

@@ -3,7 +3,7 @@
 import pytest
 
 from lorasmith.cli import chat, generate, train
-from lorasmith.cli.flags import FLAG_SECTIONS, config_of, given
+from lorasmith.cli.flags import FLAG_SECTIONS, config_of, flag_name, given
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import SECTIONS, Config
 from lorasmith.config.values import check
@@ -19,9 +19,9 @@ def typed(*argv: str) -> Config:
 def test_every_field_has_a_flag_of_its_own_and_a_description():
     flags = [flag for action in train.parser()._actions for flag in action.option_strings]
     seen = 0
-    for part in SECTIONS.values():
+    for name, part in SECTIONS.items():
         for key, field in part.model_fields.items():
-            assert flags.count("--" + key.replace("_", "-")) == 1, key
+            assert flags.count(flag_name(f"{name}.{key}")) == 1, key
             assert field.description, key
             seen += 1
     assert seen >= 39
@@ -33,32 +33,35 @@ def test_every_flag_reaches_its_field(tmp_path):
     values = {
         "model": {"model": "m", "dtype": "float32", "device": "cpu", "trust_remote_code": True},
         "data": {
-            "data": ("a", "b"), "map": {"instruction": "question"}, "held_out": 0.5, "template": "model", "system": "s",
-            "learn": "all",
+            "data": ("a", "b"), "max_samples": 5, "map": {"instruction": "question"}, "held_out": 0.5,
+            "template": "model", "template_kwargs": {"effort": "high"}, "system": "s", "learn": "all",
             "max_length": 9, "too_long": "drop",
         },
         "lora": {
             "r": 3, "lora_alpha": 4.0, "lora_dropout": 0.5, "target_modules": ("x", "y"), "exclude_modules": "z",
-            "layers_to_transform": (1, 2), "rank_pattern": {"a=b": 3}, "alpha_pattern": {"c": 2.5},
+            "layers_to_transform": (1, 2), "last_layers": None, "rank_pattern": {"a=b": 3}, "alpha_pattern": {"c": 2.5},
             "modules_to_save": ("h",), "bias": "all", "use_rslora": True, "use_dora": True,
             "init_lora_weights": "gaussian",
         },
         "training": {
-            "batch_size": 2, "accumulate": 3, "epochs": 0.5, "max_steps": 4, "learning_rate": 1e-3,
-            "schedule": "cosine", "warmup": 5.0, "beta1": 0.8, "beta2": 0.7, "eps": 1e-6, "weight_decay": 0.1,
-            "clip": 0.5, "gradient_checkpointing": True, "row_tokens": 64, "log_every": 2, "eval_every": 3,
-            "save_every": 6, "seed": 7, "patience": 2, "samples": ("Why?", "考试有哪些技巧？"), "tensorboard": True,
+            "start_from": "runs/first", "batch_size": 2, "accumulate": 3, "epochs": 0.5, "max_steps": 4,
+            "learning_rate": 1e-3, "schedule": "cosine", "warmup": 5.0, "min_learning_rate": 1e-5,
+            "optimizer": "muon", "beta1": 0.8, "beta2": 0.7, "eps": 1e-6, "weight_decay": 0.1, "clip": 0.5,
+            "gradient_checkpointing": True, "row_tokens": 64, "log_every": 2, "eval_every": 3, "save_every": 6,
+            "keep_checkpoints": 4, "seed": 7, "patience": 2, "samples": ("Why?", "考试有哪些技巧？"),
+            "tensorboard": True, "report_to": ("wandb", "mlflow"),
             "generate": 5, "max_new_tokens": 9, "metric": ("a.py:f",),
         },
     }  # fmt: skip
     argv = []
     for name, part in SECTIONS.items():
         assert set(values[name]) == set(part.model_fields)  # a new field must come here too
-        for key, value in values[name].items():
+        for key, value in ((k, v) for k, v in values[name].items() if v is not None):
             items = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
             words = list(map(str, items)) if isinstance(items, (tuple, list)) else [str(value)]
-            argv += ["--" + key.replace("_", "-"), *([] if value is True else words)]
+            argv += [flag_name(f"{name}.{key}"), *([] if value is True else words)]
     assert typed(*argv) == Config.model_validate(values)
+    assert typed("--last-layers", "2").lora.last_layers == 2  # which excludes layers_to_transform
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from lorasmith.config.data import COLUMNS, TEMPLATES, DataConfig
-from lorasmith.config.values import check
+from lorasmith.config.values import CommandLineText, check
 from lorasmith.errors import ConfigError
 
 
@@ -17,10 +17,45 @@ def test_a_template_with_a_misspelled_name_is_refused():
         check(DataConfig, {"template": "chatlm"}, "data")
 
 
+def test_variables_of_the_template_are_json_on_the_command_line_and_toml_in_a_file():
+    words = {"a": "false", "b": "3", "c": "0.5", "d": "high", "e": '"false"', "f": "[1]", "g": "x=y"}
+    typed = check(DataConfig, {"template_kwargs": {k: CommandLineText(v) for k, v in words.items()}}, "data")
+    wanted = {"a": False, "b": 3, "c": 0.5, "d": "high", "e": "false", "f": "[1]", "g": "x=y"}
+    assert typed.template_kwargs == wanted
+    assert {k: type(v) for k, v in typed.template_kwargs.items()} == {k: type(v) for k, v in wanted.items()}
+    assert DataConfig(template_kwargs={"a": False, "b": "3"}).template_kwargs == {"a": False, "b": "3"}
+    with pytest.raises(ConfigError, match=r"^data\.template_kwargs: invalid value \{'a': \[1\]\}: must be "):
+        check(DataConfig, {"template_kwargs": {"a": [1]}}, "data")
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "tokenize", "a b", "1x", ""])
+def test_a_variable_that_lorasmith_sets_itself_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"^data\.template_kwargs: '{name}' cannot be set: "):
+        check(DataConfig, {"template_kwargs": {name: True}}, "data")
+
+
 def test_columns_are_mapped_to_known_ones():
     assert DataConfig(map=dict.fromkeys(COLUMNS, "mine")).map.keys() == set(COLUMNS)
     with pytest.raises(ConfigError, match=r"^data\.map: unknown column 'answer'"):
         check(DataConfig, {"map": {"answer": "mine"}}, "data")
+
+
+def test_columns_of_one_file_take_precedence():
+    columns = {"output": "a", "talks.jsonl:output": "b", "x/other.jsonl:messages": "c"}
+    config = DataConfig(map=columns)
+    assert config.map_of("data/talks.jsonl") == config.map_of("talks.jsonl") == {"output": "b"}
+    assert config.map_of("x/other.jsonl") == {"output": "a", "messages": "c"}
+    assert config.map_of("other.jsonl") == {"output": "a"}
+    with pytest.raises(ConfigError, match=r"^data\.map: unknown column 'answer'"):
+        check(DataConfig, {"map": {"talks.jsonl:answer": "mine"}}, "data")
+
+
+@pytest.mark.parametrize("number", [-0.1, 1.5, float("nan")])
+def test_bad_rows_are_a_number_or_a_fraction(number):
+    assert DataConfig(skip_bad_rows=0.1).skip_bad_rows == 0.1
+    assert DataConfig(skip_bad_rows=7).skip_bad_rows == 7
+    with pytest.raises(ConfigError, match=r"^data\.skip_bad_rows: "):
+        check(DataConfig, {"skip_bad_rows": number}, "data")
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,10 @@ CASES: dict[str, tuple[Any, See]] = {
     "epochs": (1.5, steps),
     "max_steps": (4, steps),
     "learning_rate": (5e-3, adapter_bytes),
+    "min_learning_rate": (1e-3, adapter_bytes),
     "schedule": ("cosine", adapter_bytes),
     "warmup": (0.5, adapter_bytes),
+    "optimizer": ("lion", adapter_bytes),
     "beta1": (0.8, adapter_bytes),
     "beta2": (0.9, adapter_bytes),
     "eps": (1e-3, adapter_bytes),
@@ -58,6 +60,11 @@ CASES: dict[str, tuple[Any, See]] = {
 ELSEWHERE = {"gradient_checkpointing", "row_tokens", "save_every"}  # tests of their own below ...
 ELSEWHERE |= {"patience", "samples", "tensorboard"}  # ... and in test_loop.py, test_evaluator.py and test_history.py
 ELSEWHERE |= {"generate", "max_new_tokens", "metric"}  # the same
+ELSEWHERE |= {
+    "keep_checkpoints",
+    "start_from",
+    "report_to",
+}  # in test_checkpoint.py, test_start_from.py, test_trackers.py
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +163,15 @@ def test_checkpoints_come_when_they_are_due(tmp_path, monkeypatch, save_every, w
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000007"]
 
 
+@pytest.mark.parametrize(
+    ("eval_every", "wanted"), [(2, [2, 4, 6, 7]), ("epoch", [3, 6, 7]), (0, [7]), (3, [3, 6, 7]), (7, [7])]
+)
+def test_evaluations_come_when_they_are_due(tmp_path, eval_every, wanted):
+    """Nine rows in steps of three: an epoch has three steps."""
+    trained(tmp_path / "run", **BASE | {"max_steps": 7, "eval_every": eval_every})
+    assert evaluations(tmp_path / "run") == wanted
+
+
 def test_log_every_keeps_the_last_step(tmp_path):
     trained(tmp_path / "run", **BASE | {"log_every": 4, "held_out": 0})
     assert [line["step"] for line in metrics(tmp_path / "run")] == [4, 6]
@@ -176,6 +192,47 @@ def test_epochs_may_be_parts(tmp_path):
 def test_a_number_is_finite(field, value):
     with pytest.raises(ConfigError, match=rf"^training\.{field}: invalid value (inf|nan): must be "):
         load_config(None, {"training": {field: value}})
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            {"min_learning_rate": 1e-5, "schedule": "constant"},
+            "training.min_learning_rate: has no effect with the constant schedule; set schedule to 'linear' or "
+            "'cosine', or remove it",
+        ),
+        (
+            {"min_learning_rate": 1e-3, "learning_rate": 1e-4},
+            "training.min_learning_rate: 0.001 is above the peak, learning_rate 0.0001; lower it",
+        ),
+    ],
+)
+def test_a_lowest_learning_rate_that_cannot_be_is_refused(options, problem):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, {"training": options})
+    assert caught.value.problems == (problem,)
+
+
+def test_a_tracker_is_a_known_one():
+    training = load_config(None, {"training": {"report_to": ["wandb", "mlflow"], "tensorboard": True}}).training
+    assert training.trackers == ("wandb", "mlflow", "tensorboard")
+    assert load_config(None, {"training": {"report_to": ["tensorboard"]}}).training.trackers == ("tensorboard",)
+    with pytest.raises(
+        ConfigError, match=r"^training\.report_to: unknown tracker 'wandbb': choose from .* Did you mean 'wandb'\?$"
+    ):
+        load_config(None, {"training": {"report_to": ["wandbb"]}})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "option"), [("adafactor", "beta1"), ("adafactor", "beta2"), ("adafactor", "eps"), ("lion", "eps")]
+)
+def test_an_option_that_the_optimizer_does_not_have_is_refused(optimizer, option):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, {"training": {"optimizer": optimizer, option: 0.5}})
+    assert caught.value.problems == (f"training.{option}: the optimizer '{optimizer}' does not use it; remove it",)
+    default = TrainingConfig.model_fields[option].default
+    assert load_config(None, {"training": {"optimizer": optimizer, option: default}}).training.optimizer == optimizer
 
 
 def test_checkpoints_at_every_so_many_steps_or_none():

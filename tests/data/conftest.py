@@ -82,6 +82,7 @@ TOOLS = (
     "{%- for call in message.tool_calls %}{{- '<tool_call>' + call.function | tojson }}{%- endfor %}"
     "{{- '<|im_end|>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
+REWORDED = CHATML.replace("message['content']", "message['content'] | replace('very', 'very  ')")
 ENDLESS = CHATML.replace("<|im_end|>", "")
 TEMPLATES = {
     "chatml": CHATML,
@@ -96,6 +97,7 @@ TEMPLATES = {
     "mismarked": MISMARKED,
     "tools": TOOLS,
     "endless": ENDLESS,
+    "reworded": REWORDED,
 }
 
 Make = Callable[..., PreTrainedTokenizerFast]

@@ -1,12 +1,15 @@
 """Prompts taken from examples: the ids of the prompt, the reference answer, and rows without a prompt."""
 
+import copy
+
 import pytest
 
+from lorasmith.config.sampling import SamplingConfig
 from lorasmith.data.dataset.fit import truncate
 from lorasmith.data.rows.conversation import Message
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import DataError
-from lorasmith.evaluation.generation import prompts_from_examples
+from lorasmith.evaluation.generation import Answer, Frame, GenerationEvaluation, prompts_from_examples
 from lorasmith.model.row import Example
 from tests.support.tiny import tokenizer
 
@@ -45,3 +48,58 @@ def test_what_asks_nothing_or_was_cut_is_passed_over():
     assert len(prompts_from_examples([text, truncate(whole, len(whole.ids) - 4), whole], template, 5)) == 1
     with pytest.raises(DataError, match="none of the 2 held-out examples has a prompt and a complete answer"):
         prompts_from_examples([text, truncate(whole, len(whole.ids) - 4)], template, 5)
+
+
+# Chat templates that write reasoning before an answer, as Qwen3 (empty, in the answer), R1 (begun, in the prompt) and
+# gemma-4 (a word between special tokens) do.
+HEAD = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{{ THOUGHT }}{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}PROMPT{% endif %}"
+)
+EMPTY = HEAD.replace("THOUGHT", "'<think>\n\n</think>\n\n'").replace("PROMPT", "")
+IN_PROMPT = HEAD.replace("THOUGHT", "'<think>\n'").replace("PROMPT", "{{ '<think>\n' }}")
+SPECIAL = HEAD.replace("THOUGHT", "'<|im_start|>thought\n<|im_start|>'").replace("PROMPT", "")
+AROUND = (
+    "{% for m in messages %}{{ '<' + m.role + '>' + m.content + '</' + m.role + '><|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+PLAIN = HEAD.replace("THOUGHT", "''").replace("PROMPT", "")
+
+
+def template_of(text: str) -> Template:
+    own = copy.deepcopy(tokenizer("llama"))
+    own.chat_template = text
+    return Template.of(own)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (EMPTY, Frame("think", "<think>\n\n</think>")),
+        (IN_PROMPT, Frame("think", "")),
+        (SPECIAL, Frame("", "thought")),
+        (PLAIN, Frame()),
+        (AROUND, Frame("", "", "</assistant>")),
+    ],
+    ids=["empty", "in the prompt", "special tokens", "none", "a tag around the answer"],
+)
+def test_what_the_template_writes_around_an_answer_is_not_scored(text: str, wanted: Frame) -> None:
+    template = template_of(text)
+    assert Frame.of(template) == wanted
+    example = template.encode((Message("user", "2+2?"), Message("assistant", "It is four.")))
+    found = GenerationEvaluation.from_examples([example], template, 1, SamplingConfig(), [])
+    assert [prompt.reference for prompt in found.prompts] == ["It is four."]
+    replies = ["It is four.", wanted.before + "\n\nIt is four.", wanted.before + "\n\nIt is five."]
+    if wanted.tag:
+        replies[1:2] = ["<think>Two and two.</think>\n\nIt is four.", "Two and two.</think>\n\nIt is four."]
+    exact = next(metric for metric in found.metrics if metric.key == "exact")
+    scores = [found.statistics(exact, [Answer(reply, "stop")]).tolist() for reply in replies]
+    assert scores == [[[100.0, 1.0]]] * (len(replies) - 1) + [[[0.0, 1.0]]]
+
+
+def test_reasoning_that_does_not_end_has_no_answer() -> None:
+    frame = Frame("think", "<think>\n\n</think>")
+    assert frame.content("<think>It may be four, or") == ""
+    assert frame.content("It is <think> four") == "It is <think> four"
+    assert Frame().content("<think>four</think>") == "<think>four</think>"

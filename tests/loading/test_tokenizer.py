@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lorasmith.errors import ModelError
+from lorasmith.errors import MissingExtraError, ModelError
+from lorasmith.loading import tokenizer
 from lorasmith.loading.tokenizer import load_tokenizer
 
 
@@ -35,4 +36,18 @@ def test_a_tokenizer_without_an_end(folder: Path) -> None:
     path.write_text(json.dumps(kept))
     assert said(folder) == (
         "MODEL: the tokenizer has no eos_token, so a reply would never end. Set eos_token in its tokenizer_config.json."
+    )
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "spiece.model"])
+def test_a_sentencepiece_model_alone_names_its_extra(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / name).write_bytes(b"")
+    monkeypatch.setattr(tokenizer, "_is_installed", lambda package: package != "sentencepiece")
+    load_tokenizer(folder)  # tokenizer.json is enough
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(MissingExtraError) as caught:
+        load_tokenizer(folder)
+    assert str(caught.value) == (
+        f"{folder / name}: this older format of a tokenizer is read with sentencepiece, which is not installed. "
+        "Install it with: pip install 'lorasmith[sentencepiece]'. Or copy the tokenizer.json of the same model there."
     )

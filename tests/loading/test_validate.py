@@ -40,7 +40,17 @@ def test_weights_of_another_shape(folder: Path) -> None:
             {"attn_implementation": "flash_attention_2"},
             "attn_implementation requires a package that cannot be imported",
         ),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config requires a package that"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "the weights are quantized (gptq), and loading them requires gptqmodel, optimum. Install it with: pip "
+            "install gptqmodel optimum. Or use the unquantized model.",
+        ),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "requires gptqmodel. Install it with: pip"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "requires bitsandbytes. Install it with: pip install bitsandbytes. Or use the unquantized model.",
+        ),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "pip install compressed-tensors. Or use"),
         ({"quantization_config": "yes"}, 'quantization_config is "yes"; it must be an object whose quant_method'),
         ({"quantization_config": {"quant_method": "mine"}}, "it must be an object whose quant_method is one that"),
     ],

@@ -16,6 +16,7 @@ from lorasmith.lora.files import (
     has_effect,
     save_adapter,
 )
+from lorasmith.lora.fused.held import held_weights
 from tests.support.families import adapted, logits_of, tiny, tiny_base
 
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
@@ -74,7 +75,10 @@ def test_no_folder_or_no_adapter_in_it(tmp_path: Path) -> None:
     (tmp_path / ADAPTER_CONFIG).write_text("{")
     with pytest.raises(AdapterError, match="not valid JSON"):
         AdapterFolder.read(tmp_path)
-    for text, why in (('{"peft_type": "IA3"}', "peft_type is not LORA"), ("[]", r"must be a JSON object, found \[\]")):
+    for text, why in (
+        ('{"peft_type": "IA3"}', 'peft_type is "IA3"; only'),
+        ("[]", r"must be a JSON object, found \[\]"),
+    ):
         (tmp_path / ADAPTER_CONFIG).write_text(text)
         with pytest.raises(AdapterError, match=why):
             AdapterFolder.read(tmp_path)
@@ -147,7 +151,6 @@ def test_a_broken_file(folder: Path) -> None:
         ({"use_bdlora": True}, "use_bdlora"),
         ({"lora_bias": True, "use_qalora": True}, "lora_bias, use_qalora"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
-        ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
         ({"some_option_of_2030": {"a": 1}}, "some_option_of_2030"),
     ],
 )
@@ -155,6 +158,49 @@ def test_an_option_that_is_not_understood_is_refused_by_name(folder: Path, optio
     configure(folder, **options)
     (problem,) = problems(folder)
     assert problem.endswith(f"unsupported PEFT options: {named}. Ignoring them would change the model's answers.")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({}, "peft_type is null; only LoRA adapters (LORA) can be loaded."),
+        (
+            {"fine_tune_type": "lora", "num_layers": 16, "lora_parameters": {"rank": 8}},
+            "this is an adapter of mlx-lm, which has a format of its own. Merge it into its base model with "
+            "mlx_lm.fuse, and use the result with --model.",
+        ),
+        (
+            {"peft_type": "LORA", "task_type": "SEQ_CLS", "target_modules": ["q_proj"], "modules_to_save": ["score"]},
+            "task_type is SEQ_CLS, so the adapter belongs to a model that does not generate text. Only adapters of "
+            "causal language models (CAUSAL_LM) can be loaded.",
+        ),
+    ],
+)
+def test_what_is_no_adapter_of_ours_is_said(tmp_path: Path, content: dict[str, Any], says: str) -> None:
+    (tmp_path / ADAPTER_CONFIG).write_text(json.dumps(content))
+    with pytest.raises(AdapterError) as caught:
+        AdapterFolder.read(tmp_path)
+    assert str(caught.value) == f"{tmp_path / ADAPTER_CONFIG}: {says}"
+
+
+def test_an_adapter_of_tensors_is_refused_by_their_names(folder: Path) -> None:
+    configure(folder, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+    (problem,) = problems(folder)
+    assert "target_parameters adapts mlp.experts.gate_up_proj, mlp.experts.down_proj, which are not linear" in problem
+    configure(folder, target_parameters=[])
+    assert AdapterFolder.read(folder).config.r == 4
+
+
+def test_an_adapter_with_a_pair_for_each_expert_is_refused_by_name(folder: Path) -> None:
+    keys = [f"base_model.model.model.layers.0.mlp.experts.{i}.w1.lora_{m}.weight" for i in (0, 1) for m in "AB"]
+    change(folder, **{key: torch.ones(4, 4) for key in keys})
+    configure(folder, target_modules=["q_proj", "w1"])
+    (problem,) = problems(folder)
+    assert problem.startswith("the adapter has LoRA on each expert by itself (model.layers.0.mlp.experts.0.w1), but")
+    base = tiny_base("llama")
+    one = AdapterFolder.read(folder)
+    with pytest.raises(AdapterError, match="on each expert by itself"):
+        held_weights(base.model, one.config, one.tensors, folder, frozenset({"model.layers.0.self_attn.q_proj"}), "")
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,7 @@ def test_what_peft_matches_with_the_written_targets_is_what_was_adapted(tmp_path
         "expression": {"target_modules": r"model\.layers\.\d\..*_proj"},
         "one name": {"target_modules": "q_proj"},
         "layer": {"target_modules": ("q_proj",), "layers_to_transform": (0,)},
+        "last": {"target_modules": ("q_proj",), "last_layers": 1},
         "excluded": {"target_modules": r".*_proj", "exclude_modules": ("mlp.up_proj", "k_proj")},
     }.items():
         base, adapter = adapted("llama", **given)
@@ -201,6 +202,7 @@ def test_what_peft_matches_with_the_written_targets_is_what_was_adapted(tmp_path
         "expression": r"model\.layers\.\d\..*_proj",
         "one name": ["q_proj"],
         "layer": ["model.layers.0.self_attn.q_proj"],
+        "last": ["model.layers.1.self_attn.q_proj"],
         "excluded": ["down_proj", "gate_proj", "o_proj", "q_proj", "v_proj"],
     }
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from lorasmith.config.lora import LoraConfig, is_name
 from lorasmith.config.toml import load_config
 from lorasmith.errors import ConfigError
-from lorasmith.lora.target import ends_with, find_targets, is_tied
+from lorasmith.lora.target import _in_last_layers, _too_many_layers, ends_with, find_targets, is_tied
 from tests.support.families import MAIN, tiny
 
 
@@ -106,7 +106,6 @@ def test_every_problem_comes_at_once() -> None:
         "lora.modules_to_save: 'lm_haed'",
         "lora.target_modules: 'q_porj'",
         "lora.target_modules: 'mlp'",
-        "lora.target_modules: 'mlp'",
     ]
     assert "Did you mean 'lm_head'?" in found[0]
     assert found[2] == (
@@ -120,9 +119,38 @@ def test_layers_that_are_not_there() -> None:
     assert problem == "lora.layers_to_transform: layer 2, 7 does not exist; this model has layers 0 to 1."
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_last_layers(family: str) -> None:
+    """The same modules as by number, in a model of two layers."""
+    model = tiny(family)
+    every = matched(model)["all-linear"]
+    assert matched(model, last_layers=1)["all-linear"] == [
+        path for path in every if re.search(r"\.(layers|h)\.1\.", path)
+    ]
+    assert matched(model, last_layers=2)["all-linear"] == every
+
+
+def test_numbered_experts_are_no_layers() -> None:
+    """The number of a layer is the first one in a path, and each stack counts for itself."""
+    paths = [f"model.layers.{layer}.mlp.experts.{expert}.up" for layer in range(3) for expert in range(8)]
+    paths += ["vision.blocks.0.fc", "vision.blocks.1.fc", "lm_head"]
+    assert _in_last_layers(paths, 1, paths) == [*paths[16:24], "vision.blocks.1.fc"]
+    assert _too_many_layers(3, paths) == []
+    assert _too_many_layers(4, paths) == ["lora.last_layers: 4 layers are asked for, but this model has only 3."]
+
+
+def test_the_last_layers_of_a_model_whose_last_ones_are_excluded() -> None:
+    (problem,) = problems("llama", last_layers=1, exclude_modules=r".*layers\.1\..*")
+    assert problem.startswith("lora.exclude_modules, lora.layers_to_transform and lora.last_layers exclude everything")
+
+
+def test_more_layers_than_there_are() -> None:
+    assert problems("llama", last_layers=3) == ("lora.last_layers: 3 layers are asked for, but this model has only 2.",)
+
+
 def test_nothing_left() -> None:
     (problem,) = problems("llama", target_modules="q_proj", exclude_modules=("self_attn.q_proj",))
-    assert problem.startswith("lora.exclude_modules and lora.layers_to_transform exclude everything")
+    assert problem.startswith("lora.exclude_modules, lora.layers_to_transform and lora.last_layers exclude everything")
     (problem,) = problems("llama", target_modules="lm_head", modules_to_save=("lm_head",))
     assert problem == "lora.target_modules: everything that 'lm_head' matches is already in modules_to_save"
 

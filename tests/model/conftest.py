@@ -1,20 +1,28 @@
 """Families that other tests do not cover: models with unusual modules, loaded from a folder."""
 
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorasmith.config.model import ModelConfig
 from lorasmith.loading.load import load_base
 from lorasmith.model.base import Base
-from lorasmith.system.transformers_logging import quiet_transformers
-from tests.support.tiny import tokenizer
+from tests.support.model_folders import ENDS as _ENDS
+from tests.support.model_folders import make_folder
 
-_ENDS = {"pad_token_id": 0, "eos_token_id": 0, "bos_token_id": 0, "vocab_size": 300}
 _SMALL = _ENDS | {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "num_attention_heads": 4}
+_TEXT = _SMALL | {"num_key_value_heads": 2}
+_HYBRID = _TEXT | {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 8,
+}
+_VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+_VISION |= {"image_size": 16, "patch_size": 4}
 _MAMBA = _ENDS | {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
 CONFIGS: dict[str, dict[str, Any]] = {
     "ctrl": _ENDS | {"n_embd": 32, "dff": 48, "n_layer": 2, "n_head": 4, "n_positions": 64},  # writes into embeddings
@@ -25,6 +33,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "falcon_mamba": _MAMBA,  # norms without parameters
     "mamba": _MAMBA,
     "mamba2": _MAMBA | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16},  # looks at in_proj.weight
+    "bamba": _HYBRID,
+    "falcon_h1": _HYBRID | {"mamba_d_ssm": 64},
+    "gemma3": {"text_config": _TEXT | {"head_dim": 8, "sliding_window": 8}, "vision_config": _VISION}
+    | {"mm_tokens_per_image": 4, "boi_token_index": 1, "eoi_token_index": 2, "image_token_index": 3},
+    "granitemoehybrid": _HYBRID | {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 48},
+    "nemotron_h": _HYBRID | {"layers_block_type": ["mamba", "attention"], "mamba_num_heads": 8, "mamba_head_dim": 8},
+    "zamba2": _HYBRID | {"layers_block_type": ["mamba", "hybrid"], "n_mamba_heads": 8, "mamba_ngroups": 1},
     "rembert": _SMALL | {"is_decoder": True, "input_embedding_size": 16, "output_embedding_size": 48},
     "phimoe": _SMALL | {"num_key_value_heads": 2, "num_local_experts": 4, "sliding_window": None},
     "reformer": _ENDS | {"is_decoder": True, "attn_layers": ["local"], "hidden_size": 32, "attention_head_size": 8}
@@ -37,13 +52,7 @@ def load(tmp_path: Path) -> Any:
     """A tiny base of a family, read from a folder."""
 
     def loaded(family: str, dtype: str = "float32") -> Base:
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **CONFIGS[family]))
-        with torch.no_grad():
-            for p in model.parameters():
-                p.copy_(torch.randn_like(p) * 0.1 if p.dim() > 1 else p)
-        with quiet_transformers():
-            model.save_pretrained(tmp_path)
-        tokenizer("llama").save_pretrained(tmp_path)
-        return load_base(ModelConfig(model=str(tmp_path), dtype=dtype, device="cpu"))
+        folder = make_folder(Path(mkdtemp(dir=tmp_path)), family, CONFIGS[family])
+        return load_base(ModelConfig(model=str(folder), dtype=dtype, device="cpu"))
 
     return loaded

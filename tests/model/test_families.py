@@ -12,13 +12,14 @@ from lorasmith.lora.layer import LoRALayer
 from lorasmith.model.base import Base
 from lorasmith.model.target_check import check_targets
 from lorasmith.model.verify import enable_fast_parts, trial_loss
+from lorasmith.report import Report
 
 IDS = [5, 17, 60, 3, 8, 44, 92, 31, 9, 9, 12, 71, 4, 20, 6, 50]
 
 
 def adapt(base: Base, **options: Any) -> None:
     base.adapters["a"] = inject(base.model, LoraConfig(r=2, **options), base.router, "a")
-    check_targets(base, "a", IDS)
+    check_targets(base, "a", IDS, Report())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,55 +1,143 @@
-"""Targets that a model does not call are refused by name before a training begins."""
+"""Modules on which the loss does not depend are left out of an adapter before a training begins, and named."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import ConfigError, ModelError
+from lorasmith.lora.files import save_adapter
 from lorasmith.lora.inject import inject
 from lorasmith.model import target_check
 from lorasmith.model.base import Base
 from lorasmith.model.target_check import check_targets
-from lorasmith.model.verify import enable_fast_parts
-from tests.support.families import adapted, one_linear, tiny_base
+from lorasmith.model.verify import enable_fast_parts, trial_loss
+from lorasmith.system.transformers_logging import quiet_transformers
+from tests.support.families import adapted, distance, logits_of, one_linear, stir, tiny_base
+from tests.support.tiny import Watch
 
 IDS = [5, 17, 60, 3, 8, 44, 92, 31, 9, 9, 12, 71, 4, 20, 6, 50]
 
 
-def adapt(base: Base, **options: Any) -> None:
+def adapt(base: Base, **options: Any) -> list[str]:
+    """Adds the adapter `a` and returns what was said."""
+    watch = Watch()
     base.adapters["a"] = inject(base.model, LoraConfig(r=2, **options), base.router, "a")
-    check_targets(base, "a", IDS)
+    check_targets(base, "a", IDS, watch)
+    return watch.said
+
+
+def assert_every_part_learns(base: Base) -> None:
+    loss, _tokens = trial_loss(base, "a", IDS)
+    adapter = base.adapters["a"]
+    gradients = torch.autograd.grad(loss, [p for key, p in adapter.parameters.items() if ".lora_B." in key])
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+    assert len(gradients) == len(adapter.targets.adapted)
 
 
 @pytest.mark.parametrize("family", ["mamba", "falcon_mamba"])
-def test_a_weight_that_the_model_takes_by_itself_is_refused_by_name(family: str, load: Any) -> None:
+def test_all_linear_leaves_out_a_weight_that_the_model_takes_by_itself(family: str, load: Any) -> None:
     base = load(family)
     kind = type(base.model).__name__
-    with pytest.raises(ConfigError) as caught:
-        adapt(base)
-    assert str(caught.value) == (
-        f"lora.target_modules: {kind} computes with the weight of dt_proj and never calls the module, so LoRA on it "
-        "would change nothing. Leave it out: --exclude-modules dt_proj"
-    )
-    assert not any(
-        p.requires_grad for p in base.model.get_submodule("backbone.layers.0.mixer.dt_proj").base_layer.parameters()
-    )
-
-
-def test_without_it_mamba_learns(load: Any) -> None:
-    base = load("mamba")
-    adapt(base, exclude_modules="dt_proj")
+    assert adapt(base) == [
+        f"dt_proj: no adapter, because {kind} computes with the weight of these layers without calling them"
+    ]
+    assert {path.rpartition(".")[2] for path in base.adapters["a"].targets.adapted} == {"in_proj", "x_proj", "out_proj"}
+    assert type(base.model.get_submodule("backbone.layers.0.mixer.dt_proj")) is torch.nn.Linear
+    assert_every_part_learns(base)
     enable_fast_parts(base, "a", IDS)
 
 
-def test_a_copy_of_such_a_module_is_refused_too(load: Any) -> None:
+@pytest.mark.parametrize("option", ["target_modules", "modules_to_save"])
+def test_asked_for_by_its_name_it_is_refused(option: str, load: Any) -> None:
     base = load("mamba")
+    with pytest.raises(ConfigError) as caught:
+        adapt(
+            base, **{"target_modules": ("in_proj",)} | {option: ("in_proj", "dt_proj")[option == "modules_to_save" :]}
+        )
+    assert str(caught.value) == (
+        f"lora.{option}: MambaForCausalLM computes with the weight of dt_proj and never calls the module, so training "
+        "would change nothing there. Leave it out."
+    )
+    wrapper = base.model.get_submodule("backbone.layers.0.mixer.dt_proj")
+    frozen = wrapper.base_layer if option == "target_modules" else wrapper.original_module
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
+@pytest.mark.parametrize("family", ["bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2"])
+def test_hybrids_learn_with_the_default_targets(family: str, load: Any) -> None:
+    base = load(family)
+    adapt(base)
+    assert_every_part_learns(base)
+    enable_fast_parts(base, "a", IDS)
+
+
+def test_an_image_encoder_is_left_out_and_said(load: Any, tmp_path: Path) -> None:
+    base = load("gemma3")
+    said = adapt(base)
+    paths = base.adapters["a"].targets.adapted
+    assert len(paths) == 2 * 7
+    assert not [path for path in paths if "language_model" not in path]
+    (text,) = said
+    assert text.startswith("15 linear layers get no adapter, because a text does not reach them: model.vision_tower.")
+    assert_every_part_learns(base)
     with pytest.raises(
-        ConfigError, match=r"lora\.modules_to_save: MambaForCausalLM computes with the weight of dt_proj"
+        ConfigError, match=r"the loss does not depend on any module that 'fc1' matches \(model\.vision_t"
     ):
-        adapt(base, target_modules="in_proj", modules_to_save=("dt_proj",))
+        adapt(load("gemma3"), target_modules=("q_proj", "fc1"))
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj"), r".*\.(q_proj|fc1)"])
+def test_what_is_saved_is_what_was_left_and_is_read_again(targets: Any, load: Any, tmp_path: Path) -> None:
+    base = load("gemma3")
+    adapt(base, target_modules=targets)
+    stir(base.adapters["a"])
+    save_adapter(base.adapters["a"], base.model, tmp_path / "adapter", "")
+    again = load("gemma3")
+    AdapterFolder.read(tmp_path / "adapter").load_into(again, "a")
+    assert again.adapters["a"].parameters.keys() == base.adapters["a"].parameters.keys()
+    ids = torch.tensor([IDS])
+    assert torch.equal(logits_of(again, ids), logits_of(base, ids))
+    with quiet_transformers():
+        plain = AutoModelForCausalLM.from_pretrained(base.folder)
+    theirs = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter")
+    assert distance(logits_of(theirs, ids), logits_of(base, ids)) < 1e-5
+    assert sum(".lora_B." in key for key, _p in theirs.named_parameters()) == len(base.adapters["a"].targets.adapted)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_of_what_is_left_out_follow_the_option(bias: str, load: Any) -> None:
+    base = load("gemma3")
+    adapt(base, bias=bias)
+    biases = [key for key in base.adapters["a"].parameters if key.endswith("bias")]
+    of_vision = [key for key in biases if "vision" in key]
+    assert bool(of_vision) == (bias == "all")
+    assert not [key for key in of_vision if "base_layer" in key]
+    assert {id(p) for p in base.model.parameters() if p.requires_grad} == {
+        id(p) for p in base.adapters["a"].parameters.values()
+    }
+
+
+def test_an_expert_that_gets_no_token_keeps_its_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, adapter = adapted("llama", target_modules=("gate_proj", "q_proj"))
+    base.adapters["default"] = adapter
+    keys, grad = list(adapter.parameters), torch.autograd.grad
+
+    def without_first_layer(loss: Any, inputs: Any, **options: Any) -> Any:
+        found = grad(loss, inputs, **options)
+        if len(found) != len(keys):
+            return found
+        return [None if "layers.0.mlp" in key else g for key, g in zip(keys, found, strict=True)]
+
+    monkeypatch.setattr(torch.autograd, "grad", without_first_layer)
+    check_targets(base, "default", IDS, Watch())
+    assert list(base.adapters["default"].parameters) == keys
 
 
 def test_a_model_that_fails_with_an_adapter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +151,7 @@ def test_a_model_that_fails_with_an_adapter_is_refused(monkeypatch: pytest.Monke
     with pytest.raises(
         ModelError, match=r"a training step with LoRA on q_proj fails in this model \(AttributeError: no such"
     ):
-        check_targets(base, "default", IDS)
+        check_targets(base, "default", IDS, Watch())
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
@@ -71,7 +159,7 @@ def test_the_trial_leaves_everything_as_it_was(family: str) -> None:
     base = tiny_base(family)
     base.adapters["a"] = inject(base.model, LoraConfig(r=2, lora_dropout=0.5), base.router, "a")
     before, fast, state = copy.deepcopy(base.model.state_dict()), base.fast_parts, torch.get_rng_state()
-    check_targets(base, "a", IDS)
+    check_targets(base, "a", IDS, Watch())
     assert base.fast_parts == fast
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(base.model.state_dict()[key], value) for key, value in before.items())

@@ -64,6 +64,13 @@ def test_seconds_of_a_run_by_hand(files, tmp_path):
     assert found["evaluation"] == pytest.approx(4 * 0.001 * held_out)  # before, after steps 2 and 4, after
 
 
+def test_evaluations_once_per_epoch_take_as_long_as_every_so_many_steps(files, tmp_path):
+    job = job_of(files, tmp_path, max_steps=6, eval_every="epoch", batch_size=4)
+    every = job_of(files, tmp_path, max_steps=6, eval_every=job.plan.steps_per_epoch, batch_size=4)
+    assert estimate_seconds(job, MEASURED) == estimate_seconds(every, MEASURED)
+    assert estimate_seconds(job, MEASURED)["evaluation"] > 2 * 0.001 * held_out_tokens(job)
+
+
 def test_a_finished_run_foretells_itself(files, tmp_path):
     job = job_of(files, tmp_path, max_steps=6, eval_every=2)
     measured = measurement_of_run(job, start=2.0, evaluated=0.3, trained=5.0, seconds=9.0)

@@ -57,7 +57,7 @@ def test_a_file_of_keys_must_be_there_and_hold_one(runs: Path, tmp_path: Path, r
 
 def test_a_line_of_the_file_is_a_hash_and_the_models_it_may_use(tmp_path: Path) -> None:
     one, two = (sha256(name.encode()).hexdigest() for name in ("one", "two"))
-    (tmp_path / "keys").write_text(f"# staff\n{one.upper()} calm loud  # both\n\n{two}\n")
+    (tmp_path / "keys").write_text(f"# staff\n{one.upper()} calm loud  # both\n\n{two}  -\n")  # as sha256sum writes it
     keys = read_keys(tmp_path / "keys")
     assert keys == [Key(one, frozenset({"calm", "loud"})), Key(two, None)]
     assert find_key(keys, "two") == keys[1]

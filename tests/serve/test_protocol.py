@@ -6,7 +6,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from lorasmith.config.sampling import Sampling, SamplingConfig
-from lorasmith.serve.protocol import ChatRequest, CompletionRequest, Failure
+from lorasmith.config.values import validation_messages
+from lorasmith.serve.protocol import UNSUPPORTED, ChatRequest, CompletionRequest, Failure
 from lorasmith.serve.request_parsing import requests
 
 VERSION = SimpleNamespace(adapter=None, template=SimpleNamespace(stop_ids=(1,)))
@@ -68,3 +69,61 @@ def test_an_error_has_openais_form(status: int, kind: str, headers: dict[str, st
 )
 def test_choices_are_counted_for_each_prompt(prompt: object, n: int | None, choices: int) -> None:
     assert CompletionRequest.model_validate({"model": "m", "prompt": prompt, "n": n}).choices == choices
+
+
+@pytest.mark.parametrize(("kind", "asked"), REQUESTS)
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in UNSUPPORTED.items() for value in values])
+def test_an_unsupported_field_at_the_value_that_changes_nothing_is_accepted(
+    name: str, value: object, kind: type[BaseModel], asked: dict
+) -> None:
+    (made,) = requests(kind.model_validate(asked | {name: value}), VERSION, [[5]], [7], {})
+    assert made.sampling == SamplingConfig(temperature=1.0, max_new_tokens=7, seed=made.sampling.seed)
+
+
+def problems(kind: type[BaseModel], values: dict) -> list[str]:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(values)
+    return validation_messages(caught.value, kind)
+
+
+@pytest.mark.parametrize(("kind", "asked"), REQUESTS)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("logit_bias", {"5": 10}),
+        ("min_tokens", 3),
+        ("min_tokens", False),
+        ("ignore_eos", True),
+        ("ignore_eos", 0),
+        ("reasoning_effort", "low"),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("functions", [{"name": "f"}]),
+        ("modalities", ["text", "audio"]),
+        ("guided_json", {}),
+    ],
+)
+def test_an_unsupported_field_is_no_typing_error(name: str, value: object, kind: type[BaseModel], asked: dict) -> None:
+    assert problems(kind, asked | {name: value}) == [f"{name}: not supported here. Leave it out."]
+    assert problems(kind, asked | {"temprature": 0}) == ["temprature: unknown key. Did you mean 'temperature'?"]
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ({"type": "image_url", "image_url": {"url": "x"}}, "a message has a part of type 'image_url', but only text"),
+        ({"type": "input_audio", "input_audio": {}}, "a message has a part of type 'input_audio', but only text"),
+        ({"text": "?"}, "a message has a part of type None, but only text"),
+        ({"type": "text"}, "a message has a part of type 'text' without a text."),
+    ],
+)
+def test_a_part_that_is_no_text_is_named(part: dict, says: str) -> None:
+    parts = [{"type": "text", "text": "What is this?"}, part]
+    (problem,) = problems(ChatRequest, {"model": "m", "messages": [{"role": "user", "content": parts}]})
+    assert problem.startswith(f"messages: {says}")
+
+
+def test_a_schema_that_a_reply_must_follow_is_refused_by_its_type() -> None:
+    asked = REQUESTS[0][1] | {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}}
+    assert problems(ChatRequest, asked) == [
+        "response_format: invalid value 'json_schema': must be 'text' or 'json_object'"
+    ]

@@ -1,13 +1,16 @@
 """From API requests to engine requests; long texts are read one at a time, far too long ones are refused unread."""
 
+import shutil
 import threading
 from pathlib import Path
 
 import openai
 import pytest
+from transformers import AutoTokenizer
 
 from lorasmith.data.template.encoding import Template
 from lorasmith.serve import app, request_parsing
+from tests.support import tiny
 from tests.support.serving import HI, Running, ask, running, said, user, wait_for
 
 LONG_TEXT = "cats eat mice " * (3_600_000 // 14)
@@ -139,3 +142,21 @@ def test_a_long_text_holds_nobody_up_and_keeps_its_adapter(own_runs: Path, monke
         may_go.set()
         asking.join()
         assert len(answers) == 1
+
+
+def test_a_token_that_the_model_has_no_embedding_for_is_refused_and_the_server_goes_on(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny.model_folder(), tmp_path / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens("<|extra|>")
+    tokenizer.save_pretrained(folder)
+    (tmp_path / "runs").mkdir()
+    with running(tmp_path / "runs", folder=folder, context=120) as served:
+        client, extra = served.client(), len(tokenizer) - 1
+        for prompt in ([5, extra], "a <|extra|>"):
+            for more in ({}, {"echo": True, "logprobs": 1, "max_tokens": 0}):
+                with pytest.raises(openai.BadRequestError, match=r"contains the token '<\|extra\|>', whose id is 300"):
+                    client.completions.create(model="model", prompt=prompt, **more)
+        with pytest.raises(openai.BadRequestError, match="contains the token"):
+            client.chat.completions.create(model="model", messages=user("Is it <|extra|>?"), stream=True)
+        assert said(client.chat.completions.create(model="model", messages=user(HI), max_tokens=2, seed=1)) is not None
+        assert served.manager.worker.is_alive

@@ -70,10 +70,12 @@ def make_runs(folder: Path) -> Path:
 
 
 @contextmanager
-def running(runs: Path, keys: list[Key] | None = None, **settings: Any) -> Iterator[Running]:
-    """A server until the caller is through."""
+def running(
+    runs: Path, keys: list[Key] | None = None, folder: Path | None = None, **settings: Any
+) -> Iterator[Running]:
+    """A server until the caller is through. `folder`: of the base model, if it is not the tiny one."""
     options = ServeConfig(port=0, **settings)
-    model = ModelConfig(model=str(tiny.model_folder()), dtype="float32", device="cpu")
+    model = ModelConfig(model=str(folder or tiny.model_folder()), dtype="float32", device="cpu")
     with listen(options) as socket:
         manager = open_manager(discover([runs]), model, options, keys, Report())
         torch.set_num_threads(1)

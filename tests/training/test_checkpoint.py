@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from lorasmith import train
 from lorasmith.errors import Interrupted, LorasmithError, RunError
+from lorasmith.training.checkpoint import State, best_name, drop_old, read_state
+from lorasmith.training.run_files import checkpoints_in
 from tests.support.tiny import Watch, adapter_bytes, metrics, model_folder, rows_file, settings, trained
 
 OFTEN = {"save_every": 1, "eval_every": 1}
@@ -137,6 +139,44 @@ def test_a_step_that_is_saved_again_is_never_without_a_whole_checkpoint(tmp_path
     assert trained(run, **again).stopped_early
     last = [name[:12] for name in seen][-2:]
     assert last[0] == last[1], "this test needs a step that is saved twice"
+
+
+# --- how many are kept
+
+
+@pytest.mark.parametrize(("keep", "wanted"), [(1, [6]), (2, [5, 6]), (4, [3, 4, 5, 6]), (9, [1, 2, 3, 4, 5, 6]),
+                                              (0, [1, 2, 3, 4, 5, 6])])  # fmt: skip
+def test_the_last_checkpoints_are_kept_with_the_best_adapters_that_they_need(tmp_path, keep, wanted):
+    run = tmp_path / "run"
+    trained(run, **OFTEN | {"keep_checkpoints": keep, "max_steps": 6})
+    steps = checkpoints_in(run / "checkpoints")
+    assert [step for step, _folder in steps] == wanted
+    for _step, folder in steps:
+        state, _origin = read_state(folder)
+        assert state.best_loss is None or (run / "checkpoints" / best_name(state)).is_dir()
+
+
+def test_an_earlier_checkpoint_that_was_kept_resumes_with_the_same_result(tmp_path):
+    """The loss gets worse from some step on, so that the best adapter is an old one."""
+    run, worse = tmp_path / "run", OFTEN | {"learning_rate": 3.0, "schedule": "constant", "max_steps": 8}
+    best = trained(run, **worse | {"keep_checkpoints": 2}).best_step
+    assert best < 6, "this test needs a best adapter that is older than the checkpoints"
+    first = metrics(run), adapter_bytes(run)
+    shutil.rmtree(run / "checkpoints" / "step-000008")
+    (run / "summary.json").unlink()
+    watch = Watch()
+    train(output=run, resume=True, report=watch)
+    assert "Resuming after step 7 of 8" in watch.said
+    assert (metrics(run), adapter_bytes(run)) == first
+    assert names(run / "checkpoints") == {f"best-{best:06d}", "step-000007", "step-000008"}
+
+
+def test_best_adapters_that_no_checkpoint_needs_are_removed(tmp_path):
+    """A checkpoint at step 4 may refer to the best adapter of step 4 or to the one before it, and to no other."""
+    for name in ("step-000002", "step-000004", "step-000006", *(f"best-{step:06d}" for step in range(1, 7))):
+        (tmp_path / name).mkdir()
+    drop_old(tmp_path, State(step=6, best_step=5), keep=2)
+    assert names(tmp_path) == {"step-000004", "step-000006", "best-000003", "best-000004", "best-000005"}
 
 
 # --- what is refused

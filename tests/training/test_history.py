@@ -1,12 +1,11 @@
 """The history of a run: what a resumed run keeps of it, and TensorBoard's event files."""
 
 import json
-import sys
 from importlib import import_module
 
 import pytest
 
-from lorasmith.errors import MissingExtraError, RunError
+from lorasmith.errors import RunError
 from lorasmith.training.history import History, read_losses
 from tests.support.tiny import Crash, crash_at, metrics, trained
 
@@ -79,19 +78,13 @@ def test_a_file_that_cannot_be_written_is_an_error_with_its_name(tmp_path):
         History(tmp_path).append({"step": 1, "loss": 2.0})
 
 
-def test_without_tensorboard_the_error_names_the_extra_and_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'lorasmith\[tensorboard\]'"):
-        trained(tmp_path / "run", tensorboard=True)
-    assert not (tmp_path / "run").exists()
-
-
-def test_events_hold_what_metrics_hold_also_after_a_resume(tmp_path):
+@pytest.mark.parametrize("option", [{"tensorboard": True}, {"report_to": ("tensorboard",)}])
+def test_events_hold_what_metrics_hold_also_after_a_resume(tmp_path, option):
     reading = import_module("tensorboard.backend.event_processing.event_accumulator")
     run = tmp_path / "run"
     with pytest.raises(Crash):
-        trained(run, crash_at(5), tensorboard=True, **HARD)
-    trained(run, resume=True, tensorboard=True, **HARD)
+        trained(run, crash_at(5), **option, **HARD)
+    trained(run, resume=True, **option, **HARD)
     found = reading.EventAccumulator(str(run / "tensorboard")).Reload()
     for name in ("loss", "held_out_loss", "learning_rate"):
         wanted = {line["step"]: line[name] for line in metrics(run) if name in line}

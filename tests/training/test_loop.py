@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from lorasmith.config.training import TrainingConfig
+from lorasmith.data.dataset.plan import plan
 from lorasmith.errors import ConfigError
 from lorasmith.training.loop import is_due
 from lorasmith.training.run_files import read_summary
@@ -13,9 +15,11 @@ from tests.support.tiny import Crash, Watch, adapter_bytes, crash_at, losses, me
 WORSE = {"learning_rate": 0.5, "schedule": "constant", "eval_every": 1, "max_steps": 12}
 
 
-@pytest.mark.parametrize(("every", "steps"), [(0, []), (1, [1, 2, 3, 4]), (3, [3])])
-def test_due_every_so_many_steps_or_never(every, steps):
-    assert [step for step in range(1, 5) if is_due(every, step)] == steps
+@pytest.mark.parametrize(("every", "steps"), [(0, []), (1, [1, 2, 3, 4]), (3, [3]), ("epoch", [2, 4])])
+def test_due_every_so_many_steps_or_once_per_epoch_or_never(every, steps):
+    made = plan([5, 5, 5], [1, 1, 1], TrainingConfig(batch_size=2, epochs=2), 0, "packed")
+    assert made.steps_per_epoch == 2
+    assert [step for step in range(1, 5) if is_due(every, step, made)] == steps
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +47,14 @@ def test_patience_ends_the_run_and_keeps_the_best(impatient, tmp_path):
     trained(tmp_path / "whole", **WORSE)
     assert losses(tmp_path / "whole")[: summary.steps] == losses(run)
     assert not read_summary(tmp_path / "whole").stopped_early
+
+
+def test_patience_counts_evaluations_once_per_epoch(tmp_path):
+    """Nine rows in steps of three: an epoch has three steps, and patience 1 is one epoch without a better loss."""
+    options = WORSE | {"eval_every": "epoch", "batch_size": 3, "max_steps": 30, "patience": 1}
+    summary = trained(tmp_path / "run", **options)
+    assert summary.stopped_early
+    assert summary.steps - summary.best_step == 3
 
 
 @pytest.mark.parametrize("step", [1, 3])

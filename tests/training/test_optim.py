@@ -58,6 +58,23 @@ def test_schedules_equal_those_of_transformers_at_every_step(name, warmup, steps
         theirs.step()
 
 
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 10), (3, 10), (10, 10)])
+def test_a_cosine_to_a_lowest_rate_equals_that_of_transformers(warmup, steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    theirs = transformers.get_cosine_with_min_lr_schedule_with_warmup(optimizer, warmup, steps, min_lr=0.03)
+    config = TrainingConfig(learning_rate=0.3, schedule="cosine", warmup=warmup, min_learning_rate=0.03)
+    for k in range(steps):
+        assert learning_rate(config, steps, k) == pytest.approx(theirs.get_last_lr()[0], rel=1e-12, abs=1e-15)
+        optimizer.step()
+        theirs.step()
+
+
+def test_a_linear_schedule_ends_at_the_lowest_rate():
+    config = TrainingConfig(learning_rate=0.3, schedule="linear", warmup=2, min_learning_rate=0.1)
+    rates = [learning_rate(config, 6, k) for k in range(7)]
+    assert rates == pytest.approx([0, 0.15, 0.3, 0.25, 0.2, 0.15, 0.1])
+
+
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("family", ["llama", "bloom"])
 def test_fifty_steps_equal_peft_and_adamw_in_plain_torch(tmp_path, family):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,14 @@ from lorasmith.runs import train as run_module
 from lorasmith.system.locking import is_locked
 from lorasmith.training.distributed import World
 from lorasmith.training.run_files import read_summary
-from lorasmith.training.run_folder import check_folder, resumed_config, run_lock, start_run, with_absolute_paths
+from lorasmith.training.run_folder import (
+    check_folder,
+    check_space,
+    resumed_config,
+    run_lock,
+    start_run,
+    with_absolute_paths,
+)
 from tests.support.tiny import adapter_bytes, flags, rows_file, settings, trained
 
 
@@ -108,6 +116,14 @@ def test_a_run_that_is_a_disk_of_its_own(small_disk, capsys):
     """Its folder cannot be renamed."""
     assert_full_disk_is_one_message(small_disk, capsys, r=32, target_modules="all-linear")
     train(rows_file(small_disk.parent / "rows.jsonl"), output=small_disk, overwrite=True, **settings())
+
+
+def test_a_disk_needs_room_for_the_checkpoints_that_are_kept(tmp_path, monkeypatch):
+    """By hand: adapter/, and for each checkpoint and one more its adapter, values, two moments and best adapter."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=(1 + 5 * 4) * 2**30 + 2**20))
+    check_space(tmp_path, 2**30, checkpoints=3)
+    with pytest.raises(RunError, match=r"may write 26,625\.0 MiB, but only 21,505\.0 MiB are free"):
+        check_space(tmp_path, 2**30, checkpoints=4)
 
 
 # --- paths

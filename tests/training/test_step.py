@@ -20,7 +20,8 @@ from lorasmith.model.base import Base
 from lorasmith.model.row import Row, Step, flatten
 from lorasmith.training import assemble as assembly
 from lorasmith.training.distributed import World
-from lorasmith.training.optim import FlatParameters, make_optimizer
+from lorasmith.training.optim import FlatParameters
+from lorasmith.training.optimizers import make_optimizer
 from lorasmith.training.run_files import read_summary
 from lorasmith.training.step import Log, train_step
 from tests.support.families import adapted, example, tiny_base

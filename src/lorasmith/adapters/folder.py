@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from lorasmith.adapters.foreign import foreign_template, with_added_tokens
 from lorasmith.config.files import parse_object
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.values import Typed, validation_messages
@@ -135,12 +136,12 @@ class AdapterFolder:
         return self.metadata["notes"] if self.metadata else {}
 
     def template(self, base: Base) -> Template:
-        """The template that it was trained with, or the base model's own if another tool made the adapter.
+        """The template that it was trained with. See `foreign_template` for adapters of other tools.
 
         Raises AdapterError if `base` or its tokenizer is not the one that the adapter was trained on.
         """
         if self.metadata is None:
-            return Template.of(base.tokenizer, "auto", end_ids(base))
+            return foreign_template(self.path, base, end_ids(base))
         here, then = base.identity, self.metadata["base"]["identity"]
         differing = [part for part in then if here.get(part) != then[part]]
         if differing:
@@ -157,8 +158,19 @@ class AdapterFolder:
         return Template.from_json(self.metadata["template"], base.tokenizer)
 
     def load_into(self, base: Base, name: str) -> None:
-        """Add it to `base` as the active adapter `name`. Raises AdapterError as `load_adapter` does."""
-        base.adapters[name] = load_adapter(base.model, base.router, self.config, self.tensors, self.path, name)
+        """Add it to `base` as the active adapter `name`.
+
+        Raises AdapterError as `load_adapter` and `with_added_tokens` do.
+        """
+        config, tensors = self.fitted_to(base, self.tensors)
+        base.adapters[name] = load_adapter(base.model, base.router, config, tensors, self.path, name)
+
+    def fitted_to(self, base: Base, tensors: Mapping[str, Tensor]) -> tuple[LoraConfig, dict[str, Tensor]]:
+        """Its config and `tensors`, which are its own in some dtype, after `base` got rows for the tokens that it adds.
+
+        Raises AdapterError as `with_added_tokens` does.
+        """
+        return with_added_tokens(base, self.path, self.peft_config, self.config, tensors)
 
     def tensors_in(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Its tensors cast to `dtype`, for serving. Raises AdapterError if it has no effect or invalid values."""
@@ -213,7 +225,24 @@ def find_adapter(path: Path) -> Path:
                 path=path,
             )
         )
-    raise AdapterError(_("{path}: not a run or adapter folder ({name} not found).", path=path, name=ADAPTER_CONFIG))
+    raise AdapterError(_not_an_adapter(path))
+
+
+def _not_an_adapter(path: Path) -> str:
+    """What is at `path` instead of an adapter, and what helps."""
+    if path.is_file():
+        return _("{path}: this is a file. Give the folder of the run or adapter.", path=path)
+    named = sorted(inner.name for inner in path.iterdir() if (inner / ADAPTER_CONFIG).is_file())
+    if named:  # PEFT's sub-folder of an adapter with a name, or the checkpoints of a trainer
+        return _(
+            "{path}: the adapters are in folders inside it: {names}. Give one of these, such as {first}.",
+            path=path,
+            names=listed(named),
+            first=path / named[-1],
+        )
+    if (path / "config.json").is_file():
+        return _("{path}: this is a model, not an adapter. Give it with --model.", path=path)
+    return _("{path}: not a run or adapter folder ({name} not found).", path=path, name=ADAPTER_CONFIG)
 
 
 def _parse_metadata(content: bytes, path: Path) -> dict[str, Any]:

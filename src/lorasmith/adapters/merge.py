@@ -17,6 +17,7 @@ from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.merge import merged_weights, plain_name
 from lorasmith.model.probe import native_attention
+from lorasmith.model.vocabulary import embedding_rows
 from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
 from lorasmith.system.transformers_logging import quiet_transformers
@@ -163,7 +164,7 @@ def _probes(session: Session) -> list[list[int]]:
         if not ids:
             text = " ".join(message.content for message in probe)
             ids = session.base.tokenizer(text, add_special_tokens=False)["input_ids"]
-        found.append(ids[:limit])
+        found.append([i for i in ids if i < embedding_rows(session.base)][:limit])
     return found
 
 
@@ -171,14 +172,14 @@ def _save(plain: PreTrainedModel, session: Session, folder: Path) -> None:
     _set_encoding(plain, session)
     with quiet_transformers():  # it would show a progress bar
         plain.save_pretrained(folder)
-        session.base.tokenizer.save_pretrained(folder)
+        session.template.tokenizer.save_pretrained(folder)
 
 
 def _set_encoding(plain: PreTrainedModel, session: Session) -> None:
     """Save the template, system message and stop tokens of the training, if they differ from the base model's."""
-    template, tokenizer = session.template, session.base.tokenizer
+    template, tokenizer = session.template, session.template.tokenizer
     if session.folders[session.names[0]].metadata is None:
-        return  # made by another tool, which does not record them
+        return  # made by another tool; its tokenizer has its template
     own = tokenizer.get_chat_template() if tokenizer.chat_template else None
     if template.as_jinja() != own:
         tokenizer.chat_template = template.as_jinja()
@@ -197,6 +198,8 @@ def _merged_model(session: Session, dtype: torch.dtype, trust_remote_code: bool)
     if untied:
         config.tie_word_embeddings = False
     plain = _load_plain(session.base.folder, config, dtype, trust_remote_code)
+    if (rows := embedding_rows(session.base)) > plain.get_input_embeddings().weight.shape[0]:
+        plain.resize_token_embeddings(rows, mean_resizing=False)  # for the tokens that the adapter adds
     for name, parameter in plain.named_parameters():
         parameter.copy_(merged[name] if name in merged else kept[name])
     return plain, untied

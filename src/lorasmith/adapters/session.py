@@ -82,12 +82,7 @@ def open_adapters(
         templates[name] = folder.template(base)
         folder.load_into(base, name)
         if folder.metadata is None:
-            report.warn(
-                _(
-                    "{folder}: the adapter was made by another tool, so the model's own chat template is used.",
-                    folder=folder.path,
-                )
-            )
+            _tell_template(folder, templates[name].tokenizer is not base.tokenizer, report)
     template = next(iter(templates.values()))
     for name, other in templates.items():
         if other.to_json() != template.to_json():
@@ -99,8 +94,28 @@ def open_adapters(
                 )
             )
     base.router.active = next(iter(folders))
+    base.tokenizer = template.tokenizer  # which may have more tokens
     base.model.eval()
     return Session(base, template, {name: folder.without_tensors() for name, folder in folders.items()})
+
+
+def _tell_template(folder: AdapterFolder, has_own: bool, report: Report) -> None:
+    """Report which template an adapter of another tool is used with."""
+    if has_own:
+        report.say(
+            _(
+                "{folder}: the adapter was made by another tool; the tokenizer and chat template in its folder are "
+                "used.",
+                folder=folder.path,
+            )
+        )
+        return
+    report.warn(
+        _(
+            "{folder}: the adapter was made by another tool, so the model's own chat template is used.",
+            folder=folder.path,
+        )
+    )
 
 
 def base_settings(adapter: AdapterFolder | None, config: ModelConfig, report: Report) -> ModelConfig:

@@ -49,7 +49,9 @@ def parser() -> Parser:
     parser.add_html()
     parser.add_json()
     parser.add_base()
-    parser.add_section("data", only=("max_length", "too_long", "map"))  # the template is the adapter's own
+    parser.add_section(
+        "data", only=("max_length", "too_long", "map", "fill", "skip_bad_rows")
+    )  # the template is the adapter's own
     parser.add_section("sampling")
     return parser
 

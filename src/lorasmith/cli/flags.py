@@ -26,6 +26,10 @@ Group = argparse._ArgumentGroup
 FLAG_SECTIONS: dict[str, type[BaseModel]] = {**SECTIONS, "sampling": SamplingFlags, "serve": ServeConfig}
 
 
+# Flags that do not have the name of their key.
+FLAG_NAMES = {"training.start_from": "--from"}
+
+
 class Parser(argparse.ArgumentParser):
     """An argparse parser that raises ConfigError instead of exiting, and accepts no abbreviated flags."""
 
@@ -99,8 +103,8 @@ def positive(text: str) -> int:
 
 
 def add_field(group: Group, key: str, field: FieldInfo) -> None:
-    """Add the flag of one field, named after the last part of its key, with dashes."""
-    flag = "--" + key.split(".")[-1].replace("_", "-")
+    """Add the flag of one field."""
+    flag = flag_name(key)
     default = default_text(field.default)
     text = (field.description or "") + (_(" (default: {default})", default=default) if default else "")
     kinds = kinds_of(field.annotation)
@@ -110,6 +114,11 @@ def add_field(group: Group, key: str, field: FieldInfo) -> None:
     else:
         more = {"metavar": _metavar(kinds)} | ({"nargs": "+", "action": "extend"} if _is_many(kinds) else {})
     group.add_argument(flag, dest=key, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **more)
+
+
+def flag_name(key: str) -> str:
+    """The flag of a key such as 'training.seed': usually its last part with dashes."""
+    return FLAG_NAMES.get(key, "--" + key.split(".")[-1].replace("_", "-"))
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
@@ -175,11 +184,11 @@ def _value(kinds: list[Any], value: Any) -> Any:
 def _pairs(kinds: list[Any], words: list[str]) -> Any:
     """The NAME=VALUE words as a dict, or the words unchanged if one is not of that form.
 
-    If values are numbers, NAME may be a regular expression that contains `=`, so split at the last one. If values are
-    text, NAME is one of ours and VALUE may contain `=`, so split at the first one.
+    If all values are numbers, NAME may be a regular expression that contains `=`, so split at the last one. If they may
+    be text, VALUE may contain `=`, so split at the first one.
     """
-    is_text = any(get_args(kind)[1] is str for kind in kinds if get_origin(kind) is dict)
-    pairs = [word.partition("=") if is_text else word.rpartition("=") for word in words]
+    is_number = any(get_args(kind)[1] in (int, float) for kind in kinds if get_origin(kind) is dict)
+    pairs = [word.rpartition("=") if is_number else word.partition("=") for word in words]
     if not all(name and equals for name, equals, _text in pairs):
         return words
     return {name: CommandLineText(text) for name, _equals, text in pairs}
@@ -192,7 +201,7 @@ def _metavar(kinds: list[Any]) -> str:
         if get_origin(kind) is Literal:
             words += [str(value) for value in get_args(kind)]
         elif get_origin(kind) is dict:
-            words.append("NAME=" + names[get_args(kind)[1]])
+            words.append("NAME=" + names.get(get_args(kind)[1], "VALUE"))
         else:
             words.append(names[get_args(kind)[0] if get_origin(kind) is tuple else kind])
     return "|".join(dict.fromkeys(words))

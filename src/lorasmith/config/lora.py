@@ -65,6 +65,10 @@ class LoraConfig(Typed):
         tuple[int, ...] | None,
         Field(description=_("Indices of the layers to adapt, counted from 0; all layers if not given")),
     ] = None
+    last_layers: Annotated[
+        int | None,
+        Field(gt=0, le=MAX_RANK, description=_("Adapt only the last N decoder layers; all layers if not given")),
+    ] = None
     rank_pattern: Annotated[
         dict[str, int],
         Field(description=_("Different r for modules whose path ends with the given name or expression")),
@@ -152,6 +156,8 @@ class LoraConfig(Typed):
             raise ValueError(
                 _("the values of rank_pattern and alpha_pattern must be greater than 0, up to {most}", most=most)
             )
+        if self.last_layers is not None and self.layers_to_transform is not None:
+            raise ValueError(_("last_layers and layers_to_transform both select layers; give only one of them"))
         if not self.target_modules:  # PEFT cannot load an adapter with modules_to_save only
             raise ValueError(_("no module would be adapted: name modules in target_modules, or use all-linear"))
         return self

@@ -4,12 +4,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from lorasmith.config.values import Typed
-from lorasmith.i18n import _
+from lorasmith.config.values import Typed, did_you_mean
+from lorasmith.i18n import _, listed
 
 MAX_STEPS = 999_999  # the name of a checkpoint has six digits
 MAX_EXAMPLES, MAX_TOKENS = 1_000_000, 10_000_000
 MAX_NUMBER = 1e30  # AdamW computes with these in float32
+TRACKERS = ("tensorboard", "wandb", "swanlab", "mlflow", "trackio")
+UNUSED_BY = {"adafactor": ("beta1", "beta2", "eps"), "lion": ("eps",)}  # options that an optimizer does not have
+Every = Annotated[int, Field(ge=0, le=MAX_STEPS)] | Literal["epoch"]  # 0: never; 'epoch': once per epoch
 
 
 class TrainingConfig(Typed):
@@ -17,6 +20,10 @@ class TrainingConfig(Typed):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    start_from: Annotated[
+        str | None,
+        Field(description=_("Run or adapter folder to continue training from, with a new optimizer and schedule")),
+    ] = None
     batch_size: Annotated[int, Field(gt=0, le=MAX_EXAMPLES, description=_("Examples per micro-batch"))] = 8
     accumulate: Annotated[
         int,
@@ -42,6 +49,15 @@ class TrainingConfig(Typed):
     schedule: Annotated[
         Literal["cosine", "linear", "constant"], Field(description=_("Learning rate schedule after warmup"))
     ] = "linear"
+    min_learning_rate: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=MAX_NUMBER,
+            allow_inf_nan=False,
+            description=_("Learning rate at the end of a linear or cosine schedule"),
+        ),
+    ] = 0.0
     warmup: Annotated[
         float,
         Field(
@@ -51,11 +67,20 @@ class TrainingConfig(Typed):
             description=_("Number of warmup steps; a value below 1 is a fraction of all steps"),
         ),
     ] = 0.03
-    beta1: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("AdamW beta1"))] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("AdamW beta2"))] = 0.999
+    optimizer: Annotated[
+        Literal["adamw", "adamw8bit", "adafactor", "lion", "muon"],
+        Field(
+            description=_(
+                "Optimizer; lion needs about a tenth of the learning rate of the others, and adamw8bit "
+                "lorasmith[bitsandbytes]"
+            )
+        ),
+    ] = "adamw"
+    beta1: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("beta1 of AdamW and Lion"))] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("beta2 of AdamW and Lion"))] = 0.999
     eps: Annotated[float, Field(gt=0, le=MAX_NUMBER, allow_inf_nan=False, description=_("AdamW epsilon"))] = 1e-8
     weight_decay: Annotated[
-        float, Field(ge=0, le=MAX_NUMBER, allow_inf_nan=False, description=_("AdamW weight decay (decoupled)"))
+        float, Field(ge=0, le=MAX_NUMBER, allow_inf_nan=False, description=_("Decoupled weight decay"))
     ] = 0.0
     clip: Annotated[
         float,
@@ -76,13 +101,12 @@ class TrainingConfig(Typed):
         int, Field(gt=0, le=MAX_STEPS, description=_("Write a line to metrics.jsonl every N steps"))
     ] = 1
     eval_every: Annotated[
-        int,
+        Every,
         Field(
-            ge=0,
-            le=MAX_STEPS,
             description=_(
-                "Evaluate on the held-out examples every N steps; 0 evaluates only before and after training"
-            ),
+                "Evaluate on the held-out examples every N steps, or once per epoch with 'epoch'; 0 evaluates only "
+                "before and after training"
+            )
         ),
     ] = 0
     patience: Annotated[
@@ -111,24 +135,58 @@ class TrainingConfig(Typed):
         tuple[str, ...],
         Field(description=_("Custom metrics for these answers, each FILE.py:FUNCTION as in lorasmith eval")),
     ] = ()
+    report_to: Annotated[
+        tuple[str, ...],
+        Field(
+            description=_(
+                "Also send the metrics to these trackers: tensorboard, wandb, swanlab, mlflow, trackio; each requires "
+                "the extra of its name, such as lorasmith[wandb]"
+            )
+        ),
+    ] = ()
     tensorboard: Annotated[
         bool,
         Field(
-            description=_("Also write the metrics as event files to RUN/tensorboard; requires lorasmith[tensorboard]")
+            description=_(
+                "Also write the metrics as event files to RUN/tensorboard, like --report-to tensorboard; requires "
+                "lorasmith[tensorboard]"
+            )
         ),
     ] = False
     save_every: Annotated[
-        Annotated[int, Field(ge=0, le=MAX_STEPS)] | Literal["epoch"],
+        Every,
         Field(
             description=_(
                 "Save a checkpoint every N steps, or once per epoch with 'epoch'; 0 saves only at the end and on Ctrl-C"
             )
         ),
     ] = "epoch"
+    keep_checkpoints: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=MAX_STEPS,
+            description=_("Number of checkpoints to keep, the most recent ones; 0 keeps all of them"),
+        ),
+    ] = 1
     seed: Annotated[
         int,
         Field(ge=0, lt=2**32, description=_("Random seed for the initial A, the order of the examples and dropout")),
     ] = 0
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers of `report_to`, with 'tensorboard' if that option is on."""
+        return tuple(dict.fromkeys((*self.report_to, *(("tensorboard",) if self.tensorboard else ()))))
+
+    @field_validator("report_to")
+    @classmethod
+    def _known_trackers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in value if name not in TRACKERS]
+        if unknown:
+            text = _("unknown tracker {name!r}: choose from {known}.", name=unknown[0], known=listed(TRACKERS))
+            raise ValueError(text + did_you_mean(unknown[0], TRACKERS))
+        return value
 
     @field_validator("samples")
     @classmethod
@@ -144,7 +202,27 @@ class TrainingConfig(Typed):
             raise ValueError(
                 _(
                     "patience: counts evaluations during training, but eval_every is 0; set eval_every to a "
-                    "number of steps"
+                    "number of steps or to 'epoch'"
+                )
+            )
+        for key in UNUSED_BY.get(self.optimizer, ()):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    _("{key}: the optimizer {name!r} does not use it; remove it", key=key, name=self.optimizer)
+                )
+        if self.min_learning_rate and self.schedule == "constant":
+            raise ValueError(
+                _(
+                    "min_learning_rate: has no effect with the constant schedule; set schedule to 'linear' or "
+                    "'cosine', or remove it"
+                )
+            )
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                _(
+                    "min_learning_rate: {lowest:g} is above the peak, learning_rate {peak:g}; lower it",
+                    lowest=self.min_learning_rate,
+                    peak=self.learning_rate,
                 )
             )
         if self.metric and not self.generate:

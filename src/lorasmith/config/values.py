@@ -5,10 +5,10 @@
 
 import types
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -32,6 +32,8 @@ class CommandLineText(str):
 
 class Typed(BaseModel):
     """A model that converts no types: `true` is not 1, `"8"` is not 8, 8.0 is not 8. Except `CommandLineText`."""
+
+    unsupported: ClassVar[Collection[str]] = ()  # keys that others know and that are no typing errors
 
     @field_validator("*", mode="before")
     @classmethod
@@ -181,6 +183,8 @@ def _own_words(key: str, text: str, part: type[BaseModel]) -> str:
 
 def _unknown_key(key: str, word: str, part: type[BaseModel], model: type[BaseModel]) -> str:
     """A message about an unknown key that suggests the same key in another section, or a similar one in this."""
+    if word in getattr(part, "unsupported", ()):
+        return _("{key}: not supported here. Leave it out.", key=key)
     homes = [f"{name}.{word}" for name, other in _sections(model).items() if word in other.model_fields]
     hint = " " + _("Did you mean {near!r}?", near=homes[0]) if homes else did_you_mean(word, part.model_fields)
     return _("{key}: unknown key.", key=key) + hint

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lorasmith.data.read.stream import Source
+from lorasmith.data.rows.cells import drop_nulls
 from lorasmith.errors import DataError, first_line
 from lorasmith.i18n import _, listed
 from lorasmith.loading.hub_client import failure_reason, quiet_hub
@@ -173,4 +174,4 @@ def _numbered(rows: Any, source: Source) -> Rows:
     for number, row in enumerate(rows, 1):
         if number % 10_000 == 0:
             source.report.progress(source.task, number, total)
-        yield f"{source.name} row {number}", row
+        yield f"{source.name} row {number}", drop_nulls(row)

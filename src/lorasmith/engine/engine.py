@@ -21,6 +21,7 @@ from lorasmith.engine.self_test import decoder_of
 from lorasmith.errors import AdapterError, DataError
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
+from lorasmith.model.vocabulary import refuse_surplus
 from lorasmith.system.memory import convert_memory_errors
 
 DEFAULT_CACHE_TOKENS = 2**15  # size of the KV cache, unless the model's context length is larger
@@ -175,6 +176,7 @@ class Engine:
             )
         if not request.ids:
             raise DataError(_("the prompt is empty, so there is nothing to continue."))
+        refuse_surplus(self.base, request.ids)
         limit = min(limit for limit in (self.base.max_positions, self._layout.longest, 2**62) if limit is not None)
         if len(request.ids) >= limit:
             text = _("the prompt has {tokens} tokens, which leaves no room for a reply: the model's context length "

@@ -21,6 +21,7 @@ from lorasmith.model.fast.decoder import scoring
 from lorasmith.model.forward import hidden, packed_inputs, padded_inputs, padded_slices, row_of
 from lorasmith.model.head import CHUNK, logits
 from lorasmith.model.row import IGNORED, Example, Row
+from lorasmith.model.vocabulary import refuse_surplus
 
 BATCH_TOKENS = 1024  # maximum tokens of a batch of prompts; a longer prompt is a batch of its own
 
@@ -39,6 +40,7 @@ def prompt_logprobs(base: Base, requests: Sequence[Request]) -> list[list[TokenL
                     "prompt.",
                      tokens=len(request.ids), limit=base.max_positions)  # fmt: skip
             raise DataError(text)
+        refuse_surplus(base, request.ids)
     base.model.eval()
     scores: list[list[TokenLogprobs | None]] = [[None] * min(1, len(request.ids)) for request in requests]
     try:

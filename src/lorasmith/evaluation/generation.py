@@ -7,9 +7,11 @@ Prompts are taken from the tokens of an encoded example rather than from its fil
 very ids that preceded the answer in training, whatever the format of the row.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Self
 
 from torch import Tensor
 
@@ -27,15 +29,16 @@ from lorasmith.model.row import Example
 from lorasmith.report import Report
 
 ENDED = "ended"  # key of the one metric that judges how an answer ended instead of its text
-PLACEHOLDER = "\N{OPEN BOX}"  # user text that occurs in no template
+PLACEHOLDER = "\N{OPEN BOX}"  # text of a message that occurs in no template
+THOUGHT = re.compile(r"<(\w+)>\s*(?:</\1>\s*)?\Z")  # the reasoning before an answer, empty or begun
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A prompt with a known answer.
 
-    ids: what the model is given; text: its last message, for display; reference: the answer in the data; source:
-    where the row stands ('rows.jsonl:7').
+    ids: what the model is given; text: its last message, for display; reference: the answer in the data, without
+    reasoning; source: where the row stands ('rows.jsonl:7').
     """
 
     ids: list[int]
@@ -53,6 +56,45 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """What a template writes around the content of an answer, as far as it is visible: metrics do not score it.
+
+    tag: the name of the tag around reasoning, such as 'think'; empty if there is none.
+    before, after: the text before the content, which may be reasoning that is empty, and after it.
+    """
+
+    tag: str = ""
+    before: str = ""
+    after: str = ""
+
+    @classmethod
+    def of(cls, template: Template) -> Self:
+        """The frame of a template; empty if it cannot be told."""
+        asked = (Message("user", PLACEHOLDER),)
+        try:
+            start = "".join(template.prompt_texts(asked)).rpartition(PLACEHOLDER)[2]
+            _head, *rest = template.render((*asked, Message("assistant", PLACEHOLDER))).split(PLACEHOLDER)
+        except RowError:
+            return cls()
+        if len(rest) != 2 or not rest[0].startswith(start):
+            return cls()
+        found = THOUGHT.search(rest[0])
+        tag = found[1] if found and f"</{found[1]}>" not in rest[1] else ""  # there it would be around the answer
+        before, after = (_plain_text(template, template.ids_of([text])) for text in (rest[0][len(start) :], rest[1]))
+        return cls(tag, before, after)
+
+    def content(self, text: str) -> str:
+        """The content of the answer `text`; empty if it is reasoning that does not end."""
+        text = text.strip().removesuffix(self.after)
+        _thought, closed, rest = text.partition(f"</{self.tag}>")
+        if self.tag and closed:
+            return rest.strip()
+        if self.tag and text.startswith(f"<{self.tag}>"):
+            return ""
+        return text.removeprefix(self.before).strip()
+
+
+@dataclass(frozen=True)
 class GenerationEvaluation:
     """Prompts, the settings to answer them with, and the metrics that score the answers; custom metrics come last."""
 
@@ -60,6 +102,7 @@ class GenerationEvaluation:
     metrics: list[Metric]
     sampling: SamplingConfig
     stop_ids: tuple[int, ...]
+    frame: Frame
 
     @classmethod
     def from_examples(
@@ -77,7 +120,7 @@ class GenerationEvaluation:
         prompts = prompts_from_examples(examples, template, count)
         ended = mean_metric(ENDED, _("reached stop token"), lambda finish, _reference: 100.0 * (finish == "stop"))
         metrics = [*built_in_metrics([prompt.reference for prompt in prompts]), ended, *custom]
-        return cls(prompts, metrics, sampling, template.stop_ids)
+        return cls(prompts, metrics, sampling, template.stop_ids, Frame.of(template))
 
     def generate(self, base: Base, adapter: str | None, report: Report | None = None, task: str = "") -> list[Answer]:
         """Answer each prompt with `adapter` (None: the base model alone), without dropout and without gradient.
@@ -88,8 +131,8 @@ class GenerationEvaluation:
             return generate_answers(self.prompts, base, adapter, self.sampling, self.stop_ids, report, task)
 
     def statistics(self, metric: Metric, answers: Sequence[Answer]) -> Tensor:
-        """The metric's statistics of each answer, float64 of shape (answers, statistics)."""
-        predictions = [answer.finish if metric.key == ENDED else answer.text for answer in answers]
+        """The metric's statistics of the content of each answer, float64 of shape (answers, statistics)."""
+        predictions = [a.finish if metric.key == ENDED else self.frame.content(a.text) for a in answers]
         return answer_statistics(metric, predictions, [prompt.reference for prompt in self.prompts])
 
     def scores(self, answers: Sequence[Answer]) -> list[float]:
@@ -104,7 +147,7 @@ def prompts_from_examples(examples: Sequence[Example], template: Template, count
     left.
     """
     prompts: list[Prompt] = []
-    before, after = _user_frame(template)
+    frame, (before, after) = Frame.of(template), _user_frame(template)
     for example in examples:
         if len(prompts) == count:
             break
@@ -117,7 +160,7 @@ def prompts_from_examples(examples: Sequence[Example], template: Template, count
             Prompt(
                 example.ids[:start],
                 text.strip() or _plain_text(template, example.ids[last:start]),
-                _plain_text(template, example.ids[start:end]),
+                frame.content(_plain_text(template, example.ids[start:end])),
                 example.source,
             )
         )

@@ -10,7 +10,7 @@ from lorasmith.errors import ModelError
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import PACKAGED, cached_gguf, packaged_model
 from lorasmith.loading.hub import hub_folder, is_hub_name
-from lorasmith.loading.validate import LOAD_ERRORS, config_problems, load_error
+from lorasmith.loading.validate import LOAD_ERRORS, config_problems, load_error, missing_packages
 from lorasmith.model.base import positions_of
 from lorasmith.report import Report
 
@@ -44,6 +44,8 @@ def check_folder(folder: Path, trust_remote_code: bool) -> None:
     config = read_object(folder / "config.json", ModelError)
     if problems := config_problems(folder / "config.json", config):
         raise ModelError(*problems)
+    if problems := missing_packages(folder / "config.json", config):
+        raise ModelError(*problems)
     if "auto_map" in config and not trust_remote_code:
         raise ModelError(
             _(
@@ -74,6 +76,16 @@ def read_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
 def max_positions(folder: Path, trust_remote_code: bool = False) -> int | None:
     """Context length in tokens of the model in `folder`, or None if its config does not say. Reads no weights."""
     return positions_of(read_config(folder, trust_remote_code))
+
+
+def eos_ids(folder: Path) -> tuple[int, ...]:
+    """The EOS tokens of the generation config in `folder`, or of its config; empty if they name none."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        found = read_object(path, ModelError).get("eos_token_id") if path.is_file() else None
+        if found is not None:
+            return (found,) if isinstance(found, int) else tuple(found)
+    return ()
 
 
 def _neighbors(path: Path) -> list[str]:

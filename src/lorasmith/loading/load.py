@@ -19,6 +19,7 @@ from lorasmith.loading.weights import is_stored_as, tensor_by_tensor
 from lorasmith.model.base import Base
 from lorasmith.model.fast.recognize import recognize_modules
 from lorasmith.model.probe import probe
+from lorasmith.model.vocabulary import surplus_tokens
 from lorasmith.report import Report
 from lorasmith.system.device import choose_device, choose_dtype, use_all_cores
 from lorasmith.system.gc_pause import gc_paused
@@ -68,6 +69,8 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
     with quiet_transformers():  # it warns if a model's attention cannot be changed; `probe` reports that itself
         recognize_modules(base.model)
         probe(base)
+    if text := surplus_tokens(base):
+        report.warn(text)
     return base
 
 

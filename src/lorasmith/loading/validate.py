@@ -6,6 +6,7 @@ transformers passes on whatever its dependencies raise, and silently ignores wei
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,30 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from lorasmith.config.files import read_object
 from lorasmith.errors import LIBRARY_ERRORS, ModelError, first_line
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 
 CONFIG = "config.json"
 LOAD_ERRORS = (*LIBRARY_ERRORS, SafetensorError, StrictDataclassError)  # what transformers raises for a model folder
 _NUMBERED = re.compile(r"(.*?)\.(\d+)\.(.*)")  # the list of layers, the index of a layer, a tensor in it
 _ATTENTION = ("attn_implementation", "_attn_implementation")
+# quant_method -> (package, the module that it installs) that transformers needs to load such weights
+_QUANTIZERS = {
+    "aqlm": [("aqlm", "aqlm")],
+    "auto-round": [("auto-round", "auto_round")],
+    "awq": [("gptqmodel", "gptqmodel")],
+    "bitsandbytes": [("bitsandbytes", "bitsandbytes")],
+    "compressed-tensors": [("compressed-tensors", "compressed_tensors")],
+    "eetq": [("kernels", "kernels")],
+    "fbgemm_fp8": [("fbgemm-gpu", "fbgemm_gpu")],
+    "fp_quant": [("fp_quant", "fp_quant")],
+    "gptq": [("gptqmodel", "gptqmodel"), ("optimum", "optimum")],
+    "hqq": [("hqq", "hqq")],
+    "quanto": [("optimum-quanto", "optimum")],
+    "quark": [("amd-quark", "quark")],
+    "spqr": [("spqr_quant", "spqr_quant")],
+    "torchao": [("torchao", "torchao")],
+    "vptq": [("vptq", "vptq")],
+}
 _AT_LEAST_ONE = (
     "vocab_size", "hidden_size", "n_embd", "intermediate_size", "num_hidden_layers", "n_layer", "num_attention_heads",
     "n_head", "num_key_value_heads", "head_dim", "max_position_embeddings", "n_positions",
@@ -40,14 +59,34 @@ def config_problems(path: Path, raw: Mapping[str, Any]) -> list[str]:
         name = value.removeprefix("torch.") if isinstance(value, str) else value
         if name not in (None, "auto") and not (isinstance(name, str) and _is_dtype(name)):
             problems.append(_wrong(path, key, value, _("a torch dtype, such as {example}", example='"bfloat16"')))
-    if (quantized := raw.get("quantization_config")) is not None:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
-        if method not in (*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"):
-            expected = _(
-                "an object whose quant_method is one that transformers knows, such as {example}", example='"gptq"'
-            )
-            problems.append(_wrong(path, "quantization_config", quantized, expected))
+    known = (*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes")
+    if (quantized := raw.get("quantization_config")) is not None and _quant_method(raw) not in known:
+        expected = _("an object whose quant_method is one that transformers knows, such as {example}", example='"gptq"')
+        problems.append(_wrong(path, "quantization_config", quantized, expected))
     return problems
+
+
+def _quant_method(raw: Mapping[str, Any]) -> str | None:
+    """How the weights are quantized; None if they are not."""
+    found = raw.get("quantization_config")
+    return found.get("quant_method") if isinstance(found, dict) else None
+
+
+def missing_packages(path: Path, raw: Mapping[str, Any]) -> list[str]:
+    """A text that names the packages without which the quantized weights cannot be loaded; empty if none is missing."""
+    method = _quant_method(raw)
+    missing = [package for package, module in _QUANTIZERS.get(method or "", ()) if find_spec(module) is None]
+    if not missing:
+        return []
+    text = _(
+        "{path}: the weights are quantized ({method}), and loading them requires {packages}. Install it with: pip "
+        "install {words}. Or use the unquantized model.",
+        path=path,
+        method=method,
+        packages=listed(missing),
+        words=" ".join(missing),
+    )
+    return [text]
 
 
 def _is_dtype(name: str) -> bool:
@@ -101,6 +140,16 @@ def load_error(folder: Path, error: Exception, settings: PretrainedConfig | None
             else _("Install it, or use the model unquantized.")
         )
         return ModelError(f"{text.rstrip('.')}. {hint}")
+    if method := _quant_method(raw):
+        return ModelError(
+            _(
+                "{path}: the weights are quantized ({method}) and cannot be loaded on this machine: {error}. Use the "
+                "unquantized model.",
+                path=path,
+                method=method,
+                error=_named(error).rstrip("."),
+            )
+        )
     if settings is None:
         return ModelError(
             _("{folder}: transformers does not support this model: {error}", folder=folder, error=_named(error))

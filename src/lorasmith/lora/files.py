@@ -5,6 +5,7 @@ PEFT and vLLM can load what is written here, and folders written by PEFT can be 
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from lorasmith.config.files import parse_object
 from lorasmith.config.lora import LoraConfig, is_name
 from lorasmith.errors import AdapterError, ConfigError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.lora.inject import PEFT_PREFIX, Adapter, inject, remove
 from lorasmith.lora.layer import LoRALayer, registered_update
 from lorasmith.lora.merge import plain_name
@@ -35,8 +36,10 @@ _SUPPORTED = {  # implemented here, or without influence on the output; any othe
     *PEFT_DEFAULTS, "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern",
     "modules_to_save", "init_lora_weights", "peft_type", "task_type", "base_model_name_or_path", "inference_mode",
     "auto_mapping", "peft_version", "revision", "fan_in_fan_out", "layers_pattern", "megatron_core", "runtime_config",
-    "eva_config", "qalora_group_size",
+    "eva_config", "qalora_group_size", "trainable_token_indices",
 }  # fmt: skip
+_MLX = {"fine_tune_type", "lora_parameters", "lora_layers"}  # options of mlx-lm in a file of the same name
+_EXPERT = re.compile(r"\.experts\.\d+\.")  # in the keys of adapters with A and B for each expert
 _NEUTRAL_INITS = (True, False, "gaussian", "orthogonal", "eva")  # values of init_lora_weights that do not change W
 
 
@@ -85,12 +88,14 @@ def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str
 
 def _peft_targets(adapter: Adapter, model: PreTrainedModel) -> str | list[str]:
     """The shortest target_modules for which PEFT selects the same modules: an expression, names, or full paths."""
-    wanted, value = adapter.targets.adapted, adapter.config.target_modules
-    filtered = adapter.config.exclude_modules or adapter.config.layers_to_transform is not None
-    if isinstance(value, str) and value != "all-linear" and not is_name(value) and not filtered:
-        return value
+    config, wanted, modules = adapter.config, adapter.targets.adapted, _base_modules(model)
+    value = config.target_modules
+    filtered = config.exclude_modules or config.layers_to_transform is not None or config.last_layers is not None
+    is_expression = isinstance(value, str) and value != "all-linear" and not is_name(value) and not filtered
+    if is_expression and {p for p in modules if re.fullmatch(str(value), p)} == set(wanted):
+        return str(value)
     names = sorted({path.rpartition(".")[2] for path in wanted})
-    found = {p for p, m in _base_modules(model).items() if any(ends_with(p, name) for name in names)}
+    found = {p for p in modules if any(ends_with(p, name) for name in names)}
     return names if found == set(wanted) else wanted
 
 
@@ -105,10 +110,33 @@ def _is_part_of_adapter(path: str) -> bool:
 
 
 def parse_config(content: bytes, path: Path) -> dict[str, Any]:
-    """Parse the content of the adapter_config.json at `path`. Raises AdapterError if it is broken or not LoRA."""
+    """Parse the content of the adapter_config.json at `path`.
+
+    Raises AdapterError if it is broken, of another program, or not of a LoRA adapter of a causal language model.
+    """
     raw = parse_object(content, path, AdapterError)
-    if raw.get("peft_type") != "LORA":
-        raise AdapterError(_("{path}: peft_type is not LORA; only LoRA adapters can be loaded.", path=path))
+    kind, task = raw.get("peft_type"), raw.get("task_type")
+    if kind is None and not raw.keys().isdisjoint(_MLX):
+        raise AdapterError(
+            _(
+                "{path}: this is an adapter of mlx-lm, which has a format of its own. Merge it into its base model "
+                "with mlx_lm.fuse, and use the result with --model.",
+                path=path,
+            )
+        )
+    if kind != "LORA":
+        raise AdapterError(
+            _("{path}: peft_type is {kind}; only LoRA adapters (LORA) can be loaded.", path=path, kind=json.dumps(kind))
+        )
+    if task not in (None, "CAUSAL_LM"):
+        raise AdapterError(
+            _(
+                "{path}: task_type is {task}, so the adapter belongs to a model that does not generate text. Only "
+                "adapters of causal language models (CAUSAL_LM) can be loaded.",
+                path=path,
+                task=task,
+            )
+        )
     return raw
 
 
@@ -122,6 +150,16 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
     init = raw.get("init_lora_weights", True)
     if init not in _NEUTRAL_INITS:
         refused.append(f"init_lora_weights={init}")
+    if "target_parameters" in refused:
+        raise AdapterError(
+            _(
+                "{path}: target_parameters adapts {names}, which are not linear layers but tensors, such as those of "
+                "all experts together. lorasmith cannot load such an adapter: merge it into its base model with PEFT "
+                "(merge_and_unload), and use the result with --model.",
+                path=path,
+                names=listed(map(str, raw["target_parameters"])),
+            )
+        )
     if refused:
         raise AdapterError(
             _(
@@ -195,6 +233,7 @@ def load_adapter(
     Raises AdapterError if tensors are missing, unknown or have the wrong shape (all are listed), if this base model
     lacks the target modules, or if the adapter has no effect. The model is then unchanged.
     """
+    refuse_expert_pairs(model, tensors, folder)
     tensors, before = dict(tensors), router.active
     try:
         adapter = inject(model, config, router, name, strict=False)
@@ -213,19 +252,43 @@ def load_adapter(
     return adapter
 
 
+def refuse_expert_pairs(model: PreTrainedModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise AdapterError if the adapter has A and B for each expert, and this model has the experts in one tensor.
+
+    So it is with adapters that were trained with transformers 4.
+    """
+    paths = {key.removeprefix(PEFT_PREFIX).partition(".lora_")[0] for key in tensors if _EXPERT.search(key)}
+    if missing := sorted(paths - dict(model.named_modules()).keys()):
+        raise AdapterError(
+            _(
+                "{path}: the adapter has LoRA on each expert by itself ({example}), but in this version of "
+                "transformers the experts of {kind} are not modules. Merge the adapter into its base model with the "
+                "versions of PEFT and transformers that trained it, and use the result with --model.",
+                path=folder / ADAPTER_WEIGHTS,
+                example=missing[0],
+                kind=type(model).__name__,
+            )
+        )
+
+
 def _drop_base_weights(tensors: dict[str, Tensor], adapter: Adapter, model: PreTrainedModel) -> list[str]:
     """Remove the base model's own weights, which PEFT saves with an adapted embedding; messages if any differ."""
     named = {PEFT_PREFIX + n: p for n, p in model.named_parameters(remove_duplicate=False) if plain_name(n)}
     problems = []
     for key in sorted((tensors.keys() & named.keys()) - adapter.parameters.keys()):
         theirs, ours = tensors.pop(key), named[key].cpu()
-        if ours.shape != theirs.shape or not (
-            torch.equal(ours.to(theirs.dtype), theirs) or torch.equal(ours, theirs.to(ours.dtype))
-        ):
+        if not is_same(ours, theirs):
             problems.append(
                 _("{key} differs from that of this base model: the adapter belongs to another one.", key=key)
             )
     return problems
+
+
+def is_same(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two weights are equal in the dtype of either."""
+    return ours.shape == theirs.shape and (
+        torch.equal(ours.to(theirs.dtype), theirs) or torch.equal(ours, theirs.to(ours.dtype))
+    )
 
 
 def mismatches(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:

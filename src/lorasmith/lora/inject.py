@@ -1,7 +1,8 @@
 """Adding adapters to a model and removing them: wraps the modules that a LoraConfig selects and freezes the rest."""
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -116,12 +117,34 @@ def bias_conflict(name: str, bias: str) -> AdapterError:
 def remove(model: PreTrainedModel, name: str) -> None:
     """Remove the adapter from every layer. Wrappers without any adapters left are replaced by the original modules."""
     for path, wrapper in _wrappers(model).items():
-        if name in adapters_of(wrapper):
-            wrapper.remove(name)
-        if not adapters_of(wrapper):
-            _replace(model, path, _original(wrapper))
-            if isinstance(wrapper, LoRALayer):
-                wrapper.fused_linears.remove(wrapper)
+        _remove_at(model, path, wrapper, name)
+
+
+def leave_out(model: PreTrainedModel, adapter: Adapter, paths: Collection[str]) -> Adapter:
+    """Remove a new adapter's LoRA from the modules at `paths`. Returns what is left of the adapter."""
+    wrappers = {path: wrapper for path, wrapper in _wrappers(model).items() if path in paths}
+    left_out = {id(p) for w in wrappers.values() if not isinstance(w, SavedModule)
+                for p in _own_parameters(w, adapter.name).values()}  # fmt: skip
+    for path, wrapper in wrappers.items():
+        _remove_at(model, path, wrapper, adapter.name)
+    for key in adapter.own_biases:
+        adapter.parameters[key].requires_grad_(False)
+    kept = {k: p for k, p in adapter.parameters.items() if id(p) not in left_out and k not in adapter.own_biases}
+    biases = _trained_biases(model, adapter.config, kept)
+    matched = {pattern: [p for p in own if p not in paths] for pattern, own in adapter.targets.matched.items()}
+    own_biases = {key: p.detach().clone() for key, p in biases.items()}
+    return replace(adapter, targets=Targets(matched, adapter.targets.saved), parameters=kept | biases,
+                   own_biases=own_biases)  # fmt: skip
+
+
+def _remove_at(model: PreTrainedModel, path: str, wrapper: Wrapper, name: str) -> None:
+    """Remove the adapter from the wrapper at `path`, and the wrapper if it has no other adapters."""
+    if name in adapters_of(wrapper):
+        wrapper.remove(name)
+    if not adapters_of(wrapper):
+        _replace(model, path, _original(wrapper))
+        if isinstance(wrapper, LoRALayer):
+            wrapper.fused_linears.remove(wrapper)
 
 
 def count(model: PreTrainedModel, adapter: Adapter) -> ParameterCounts:

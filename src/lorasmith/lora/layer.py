@@ -20,6 +20,7 @@ from transformers import PretrainedConfig
 
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
+from lorasmith.lora.by_adapter import ModulesByAdapter, ParametersByAdapter
 from lorasmith.lora.fused.linears import FusedLinears
 from lorasmith.lora.router import Router, Slice
 from lorasmith.lora.update import Update
@@ -96,7 +97,7 @@ class LoRALayer(nn.Module):
     def __init__(self, base_layer: nn.Module, in_features: int, out_features: int, router: Router) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.lora_A, self.lora_B, self.lora_dropout = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self.lora_A, self.lora_B, self.lora_dropout = (ModulesByAdapter() for _part in range(3))
         self.updates: dict[str, Update] = {}
         self.in_features, self.out_features, self.router = in_features, out_features, router
         self.fused_linears = FusedLinears(router, [self])
@@ -121,7 +122,7 @@ class LoRALayer(nn.Module):
         self.lora_dropout[adapter] = nn.Dropout(dropout) if dropout else nn.Identity()
         for name, shape in variant.parts(self).items():
             if not hasattr(self, name):
-                setattr(self, name, nn.ParameterDict())
+                setattr(self, name, ParametersByAdapter())
             getattr(self, name)[adapter] = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.updates[adapter] = variant(self, adapter, scaling)
 
@@ -240,7 +241,7 @@ class LoRAEmbedding(nn.Module):
     def __init__(self, base_layer: nn.Embedding, router: Router) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.lora_embedding_A, self.lora_embedding_B = nn.ParameterDict(), nn.ParameterDict()
+        self.lora_embedding_A, self.lora_embedding_B = ParametersByAdapter(), ParametersByAdapter()
         self.scaling: dict[str, float] = {}
         self.router = router
 
@@ -284,7 +285,7 @@ class SavedModule(nn.Module):
     def __init__(self, original_module: nn.Module, router: Router) -> None:
         super().__init__()
         self.original_module = original_module
-        self.modules_to_save = nn.ModuleDict()
+        self.modules_to_save = ModulesByAdapter()
         self.router = router
 
     def add(self, adapter: str) -> nn.Module:

@@ -18,6 +18,7 @@ from lorasmith.i18n import _
 
 ALL_LINEAR = "all-linear"
 _LAYER_NUMBER = re.compile(r".*\.[^.]*\.(\d+)\.")  # as PEFT finds the number of a layer in a module path
+_STACK = re.compile(r"(.*?\.)(\d+)\.")  # the stack of layers that a module is in, and the number of its layer there
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,15 @@ def _answers_as_linear(module: nn.Linear) -> bool:
     return isinstance(y, torch.Tensor) and y.shape == (1, module.out_features)
 
 
+def stacked_parameters(module: nn.Module) -> list[str]:
+    """Names of the module's own parameters of three or more dimensions, such as the weights of all experts together.
+
+    Convolutions have such parameters too, but are no place for LoRA in a language model.
+    """
+    own = () if isinstance(module, nn.modules.conv._ConvNd) else module.named_parameters(recurse=False)
+    return [name for name, parameter in own if parameter.dim() > 2]
+
+
 def ends_with(path: str, name: str) -> bool:
     """Whether `path` is `name` or ends with its components."""
     return path == name or path.endswith("." + name)
@@ -106,14 +116,18 @@ def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True
                     pattern=pattern,
                 )
             )
-        paths = _filtered(paths, config, problems)
+        paths = _in_last_layers(_filtered(paths, config, problems), config.last_layers, modules)
         problems += _unsuitable(model, modules, pattern, paths)
         matched[pattern] = paths
+    problems += _too_many_layers(config.last_layers, modules)
     if strict:
         problems += _unused_patterns(config, modules, [path for paths in matched.values() for path in paths])
     if not problems and not any(matched.values()):
         problems.append(
-            _("lora.exclude_modules and lora.layers_to_transform exclude everything that target_modules matches")
+            _(
+                "lora.exclude_modules, lora.layers_to_transform and lora.last_layers exclude everything that "
+                "target_modules matches"
+            )
         )
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
@@ -176,17 +190,48 @@ def _filtered(paths: list[str], config: LoraConfig, problems: list[str]) -> list
     return [path for path, number in numbers.items() if number in config.layers_to_transform]
 
 
+def _stack_sizes(modules: Iterable[str]) -> dict[str, int]:
+    """The number of layers of each stack, such as {'model.layers.': 12}."""
+    sizes: dict[str, int] = {}
+    for stack, number in (found.groups() for path in modules if (found := _STACK.match(path))):
+        sizes[stack] = max(sizes.get(stack, 0), int(number) + 1)
+    return sizes
+
+
+def _in_last_layers(paths: list[str], last: int | None, modules: Iterable[str]) -> list[str]:
+    """The paths that are in the last layers of a stack; all of them if `last` is None."""
+    if last is None:
+        return paths
+    sizes, found = _stack_sizes(modules), {path: _STACK.match(path) for path in paths}
+    return [path for path, at in found.items() if at and int(at[2]) >= sizes[at[1]] - last]
+
+
+def _too_many_layers(last: int | None, modules: Iterable[str]) -> list[str]:
+    """A message if no stack of the model has as many layers as lora.last_layers asks for."""
+    most = max(_stack_sizes(modules).values(), default=0)
+    if last is None or last <= most:
+        return []
+    return [_("lora.last_layers: {last} layers are asked for, but this model has only {most}.", last=last, most=most)]
+
+
 def _unsuitable(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: str, paths: list[str]) -> list[str]:
-    problems = []
+    problems, named = [], set[type]()  # one module of a kind is named: the others are the same in other layers
     for path in paths:
-        if not is_adaptable(modules[path]):
+        kind = type(modules[path])
+        if kind in named:
+            continue
+        if stacked := stacked_parameters(modules[path]):
+            named.add(kind)
+            problems.append(_stacked(pattern, path, modules[path], stacked))
+        elif not is_adaptable(modules[path]):
+            named.add(kind)
             problems.append(
                 _(
                     "lora.target_modules: {pattern!r} matches {path}, a {kind}, but LoRA supports only Linear, "
                     "Conv1D and Embedding. Name the modules inside it.",
                     pattern=pattern,
                     path=path,
-                    kind=type(modules[path]).__name__,
+                    kind=kind.__name__,
                 )
             )
         elif not is_name(pattern) and pattern != ALL_LINEAR and is_tied(model, modules[path]):
@@ -201,6 +246,19 @@ def _unsuitable(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: 
     return problems
 
 
+def _stacked(pattern: str, path: str, module: nn.Module, stacked: Sequence[str]) -> str:
+    """Why LoRA cannot be added to experts, and what can be done."""
+    return _(
+        "lora.target_modules: {pattern!r} matches {path}, a {kind}, whose weights are not linear layers but tensors of "
+        "all experts together ({names}). Leave it out to train the other layers, train it in full with "
+        "lora.modules_to_save, or adapt it in PEFT with target_parameters.",
+        pattern=pattern,
+        path=path,
+        kind=type(module).__name__,
+        names=", ".join(stacked),
+    )
+
+
 def is_tied(model: PreTrainedModel, module: nn.Module) -> bool:
     """Whether the module is the input embedding or output head and the two share their weight."""
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
@@ -211,6 +269,11 @@ def is_tied(model: PreTrainedModel, module: nn.Module) -> bool:
 
 
 def _no_match(key: str, pattern: str, modules: dict[str, nn.Module]) -> str:
+    for path, module in modules.items():
+        if key == "lora.target_modules" and any(
+            _matches(f"{path}.{name}", pattern) for name in stacked_parameters(module)
+        ):
+            return _stacked(pattern, path, module, stacked_parameters(module))
     names = list(dict.fromkeys(p.rpartition(".")[2] for p, m in modules.items() if is_adaptable(m)))
     text = _(
         "{key}: {pattern!r} matches no module; this model has {names}.",

@@ -35,7 +35,8 @@ class Update:
     @property
     def matrices(self) -> tuple[nn.Parameter, nn.Parameter]:
         """A [R, I] and B [O, R]."""
-        A, B = (s.get_parameter(f"{self.adapter}.weight") for s in (self.layer.lora_A, self.layer.lora_B))
+        A: nn.Parameter = self.layer.lora_A[self.adapter].weight  # type: ignore[assignment]
+        B: nn.Parameter = self.layer.lora_B[self.adapter].weight  # type: ignore[assignment]
         return A, B
 
     @property

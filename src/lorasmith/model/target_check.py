@@ -1,45 +1,55 @@
-"""Check before a training that the model calls the modules that its adapter targets.
+"""Find out by a trial step, before a training, which modules of an adapter the loss depends on.
 
-Some models read the weight of a layer and compute with it themselves: Mamba's fused kernels never call `out_proj`, so
-LoRA on it would have no effect. Modules that only happen to get no tokens, such as experts, are not a problem.
+LoRA on the others would never learn. There are two kinds: modules that a text does not reach, such as the image
+encoder of a model for text and images, and layers whose weight the model reads to compute with it itself, as Mamba does
+with `dt_proj`, so that LoRA on the layer is never called. Experts that only happen to get no token are neither: another
+expert of the same layer, or the same expert of another, gets some.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorasmith.errors import LIBRARY_ERRORS, ConfigError, ModelError, first_line
-from lorasmith.i18n import _
-from lorasmith.lora.inject import Adapter
+from lorasmith.i18n import _, listed
+from lorasmith.lora.inject import PEFT_PREFIX, leave_out
 from lorasmith.lora.layer import SavedModule
 from lorasmith.model.base import Base
 from lorasmith.model.verify import trial_loss, use_fast_parts
+from lorasmith.report import Report
 
 
-def check_targets(base: Base, name: str, ids: Sequence[int]) -> None:
-    """Try a training step of adapter `name` on these token ids.
+def check_targets(base: Base, name: str, ids: Sequence[int], report: Report) -> None:
+    """Try a training step of adapter `name` on these token ids, and leave modules out on which nothing depends.
 
     Raises:
-        ConfigError: the model computes with the weights of some targets without calling them; names all of these.
+        ConfigError: everything that a pattern matches would have to be left out.
         ModelError: the step fails with this adapter.
     """
     fast = base.fast_parts
     use_fast_parts(base, frozenset())  # the fast parts are chosen later
     try:
         with torch.random.fork_rng([base.device] if base.device.type == "cuda" else []):  # dropout uses it
-            paths = _computed_with(base, name, ids, _uncalled(base, name, ids))
+            unreached = _unreached(base, name, ids)
+            read = set(_computed_with(base, name, ids, unreached))
     finally:
         use_fast_parts(base, fast)
-    _refuse(base, base.adapters[name], paths)
+    if unreached:
+        _refuse_useless(base, name, unreached, read)
+        adapter = base.adapters[name]
+        paths = [path for path in adapter.targets.adapted if path in set(unreached)]
+        base.adapters[name] = leave_out(base.model, adapter, paths)
+        _tell(base, [path for path in paths if path in read], [path for path in paths if path not in read], report)
 
 
-def _uncalled(base: Base, name: str, ids: Sequence[int]) -> list[str]:
-    """Paths of the adapter's modules that are not called in a step."""
-    targets, called = base.adapters[name].targets, set[nn.Module]()
-    handles = [m.register_forward_pre_hook(lambda m, _inputs: called.add(m)) for m in base.model.modules()]
+def _unreached(base: Base, name: str, ids: Sequence[int]) -> list[str]:
+    """Paths of the adapter's modules on which the loss does not depend, in no layer."""
+    adapter = base.adapters[name]
+    targets, parameters = adapter.targets, adapter.parameters
     try:
-        trial_loss(base, name, ids)
+        loss, _tokens = trial_loss(base, name, ids)
+        found: Sequence[Tensor | None] = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     except LIBRARY_ERRORS as error:
         raise ModelError(
             _(
@@ -50,11 +60,17 @@ def _uncalled(base: Base, name: str, ids: Sequence[int]) -> list[str]:
                 error=f"{type(error).__name__}: {first_line(error)}",
             )
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    paths = [*targets.adapted, *(path for saved in targets.saved.values() for path in saved)]
-    return [path for path in paths if base.model.get_submodule(path) not in called]
+    learns = [key for key, gradient in zip(parameters, found, strict=True) if gradient is not None and gradient.any()]
+    saved = [path for paths in targets.saved.values() for path in paths]
+    reached = {key.removeprefix(PEFT_PREFIX).partition(".lora_")[0] for key in learns}
+    reached |= {path for path in saved if any(key.startswith(f"{PEFT_PREFIX}{path}.") for key in learns)}
+    roles = {_role(path) for path in reached}
+    return [path for path in (*targets.adapted, *saved) if _role(path) not in roles]
+
+
+def _role(path: str) -> str:
+    """The path without the numbers of layers and experts."""
+    return ".".join("*" if part.isdigit() else part for part in path.split("."))
 
 
 def _computed_with(base: Base, name: str, ids: Sequence[int], paths: Sequence[str]) -> list[str]:
@@ -76,35 +92,61 @@ def _computed_with(base: Base, name: str, ids: Sequence[int], paths: Sequence[st
     finally:
         for weight in weights.values():
             weight.requires_grad_(False)
-    unseen: list[torch.Tensor | None] = list(gradients)  # torch's annotation does not allow None
+    unseen: list[Tensor | None] = list(gradients)  # torch's annotation does not allow None
     return [path for path, gradient in zip(weights, unseen, strict=True) if gradient is not None]
 
 
-def _refuse(base: Base, adapter: Adapter, paths: Sequence[str]) -> None:
-    whole = {path for saved in adapter.targets.saved.values() for path in saved}
+def _refuse_useless(base: Base, name: str, unreached: Sequence[str], read: set[str]) -> None:
+    """Raise ConfigError for each pattern all of whose modules are among `unreached`."""
+    targets, lost = base.adapters[name].targets, set(unreached)
     kind, problems = type(base.model).__name__, []
-    if targets := _last_names([path for path in paths if path not in whole]):
-        problems.append(
-            _(
-                "lora.target_modules: {kind} computes with the weight of {names} and never calls the module, so LoRA "
-                "on it would change nothing. Leave it out: --exclude-modules {flags}",
-                kind=kind,
-                names=", ".join(targets),
-                flags=" ".join(targets),
-            )
-        )
-    if saved := _last_names([path for path in paths if path in whole]):
-        problems.append(
-            _(
-                "lora.modules_to_save: {kind} computes with the weight of {names} and never calls the module, so a "
-                "trained copy would change nothing. Leave it out.",
-                kind=kind,
-                names=", ".join(saved),
-            )
-        )
+    for option, patterns in (("target_modules", targets.matched), ("modules_to_save", targets.saved)):
+        for pattern, paths in patterns.items():
+            if not paths or not lost.issuperset(paths):
+                continue
+            if read.isdisjoint(paths):
+                text = _(
+                    "lora.{option}: the loss does not depend on any module that {pattern!r} matches ({modules}), so "
+                    "training would change nothing there. Leave it out.",
+                    option=option,
+                    pattern=pattern,
+                    modules=listed(_places(paths)),
+                )
+            else:
+                text = _(
+                    "lora.{option}: {kind} computes with the weight of {names} and never calls the module, so "
+                    "training would change nothing there. Leave it out.",
+                    option=option,
+                    kind=kind,
+                    names=listed(_last_names(paths)),
+                )
+            problems.append(text)
     if problems:
         raise ConfigError(*problems)
 
 
-def _last_names(paths: Sequence[str]) -> list[str]:
+def _tell(base: Base, read: Sequence[str], others: Sequence[str], report: Report) -> None:
+    """Report what was left out: layers of which only the weight is read, and those that text does not reach."""
+    if read:
+        text = _(
+            "{names}: no adapter, because {kind} computes with the weight of these layers without calling them",
+            names=listed(_last_names(read)),
+            kind=type(base.model).__name__,
+        )
+        report.say(text)
+    if others:
+        text = _(
+            "{count} linear layers get no adapter, because a text does not reach them: {modules}",
+            count=len(others),
+            modules=listed(_places(others)),
+        )
+        report.say(text)
+
+
+def _last_names(paths: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+
+
+def _places(paths: Iterable[str]) -> list[str]:
+    """Where the modules are: their paths up to the number of a layer."""
+    return list(dict.fromkeys(_role(path).partition(".*")[0] for path in paths))

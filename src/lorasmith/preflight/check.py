@@ -17,6 +17,7 @@ from lorasmith.preflight.lengths import Bar, histogram
 from lorasmith.preflight.measurements import load_measurement, measurement_path, save_measurement
 from lorasmith.preflight.rows import RowPreview, ends_with_stop_token, preview_rows
 from lorasmith.report import Report
+from lorasmith.training import loop
 from lorasmith.training.assemble import Assembled, assemble, recompute_activations
 from lorasmith.training.distributed import World
 from lorasmith.training.loop import Job
@@ -74,17 +75,17 @@ def check(config: Config, report: Report | None = None) -> CheckResult:
             assembled = assemble(config, Path(folder), collected, World())
         except LorasmithError as error:
             problems = [*error.problems, *(_data_problems(config) if isinstance(error, ModelError) else [])]
-            return CheckResult([*problems, *_output_problems(config, 0)], collected.warnings, collected.notes)
-        return _check_assembled(assembled, config, collected, time.perf_counter() - began)
+            return CheckResult([*problems, *_output_problems(config)], collected.warnings, collected.notes)
+        return _check_assembled(assembled, collected, time.perf_counter() - began)
 
 
-def _check_assembled(assembled: Assembled, config: Config, collected: _CollectingReport, start: float) -> CheckResult:
+def _check_assembled(assembled: Assembled, collected: _CollectingReport, start: float) -> CheckResult:
     """`start`: seconds that loading took."""
-    job, template = assembled.job, assembled.template
+    job, template, config = assembled.job, assembled.template, assembled.config
     rows, lengths = preview_rows(job.train, template), histogram(job.train, template.stop_ids)
     facts = collect_facts(job, _estimate(job, config, start))
     return CheckResult(
-        problems=[*facts.problems, *_stop_problems(job, template.stop_ids), *_output_problems(config, _bytes(job))],
+        problems=[*facts.problems, *_stop_problems(job, template.stop_ids), *_output_problems(config, job)],
         warnings=[*collected.warnings, *facts.warnings],
         notes=collected.notes,
         facts=facts,
@@ -114,7 +115,8 @@ def _estimate(job: Job, config: Config, start: float) -> Estimate:
     if trial.recompute == recompute:
         save_measurement(path, measurement)
     after = estimate(job, measurement, trial.recompute)
-    return Estimate(after.peak_mib, after.free_mib, after.seconds, after.by, after.recompute, trial.warnings)
+    warnings = [*dict.fromkeys((*trial.warnings, *after.warnings))]
+    return Estimate(after.peak_mib, after.free_mib, after.seconds, after.by, after.recompute, warnings)
 
 
 def _stop_problems(job: Job, stop_ids: tuple[int, ...]) -> list[str]:
@@ -138,19 +140,15 @@ def _data_problems(config: Config) -> list[str]:
     return []
 
 
-def _output_problems(config: Config, adapter_bytes: int) -> list[str]:
-    """Why the run could not be written to `output`."""
+def _output_problems(config: Config, job: Job | None = None) -> list[str]:
+    """Why the run could not be written to `output`; whether it has enough space, if there is a `job`."""
     if config.output is None:
         return []
     folder = Path(config.output).expanduser()
     try:
         check_folder(folder, config, resume=False, overwrite=False)
-        check_space(folder, adapter_bytes)
+        if job is not None:
+            check_space(folder, int(job.parameters.values.nbytes), loop.kept_checkpoints(job))
     except RunError as error:
         return list(error.problems)
     return []
-
-
-def _bytes(job: Job) -> int:
-    """Size of the adapter."""
-    return int(job.parameters.values.nbytes)

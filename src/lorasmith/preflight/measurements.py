@@ -20,6 +20,7 @@ from lorasmith.config.files import parse_json
 from lorasmith.config.toml import Config
 from lorasmith.system.cache import cache_folder, write_cached
 from lorasmith.system.memory import peak_memory_mib
+from lorasmith.training import loop
 from lorasmith.training.loop import Job
 from lorasmith.version import installed_version
 
@@ -28,6 +29,7 @@ FILES = 200
 # options that change neither the time of a token nor the memory of a row
 IRRELEVANT_OPTIONS = {
     "learning_rate",
+    "min_learning_rate",
     "schedule",
     "warmup",
     "beta1",
@@ -36,6 +38,9 @@ IRRELEVANT_OPTIONS = {
     "weight_decay",
     "clip",
     "log_every",
+    "keep_checkpoints",
+    "report_to",
+    "tensorboard",
 }
 
 
@@ -118,13 +123,13 @@ def estimate_seconds(job: Job, measurement: Measurement) -> dict[str, float]:
 
 def _evaluations(job: Job) -> int:
     """Number of evaluations: before, after, and those of `eval_every` in between."""
-    every = job.config.eval_every
+    every = loop.steps_between(job.config.eval_every, job.plan)
     return 2 + ((len(job.plan) - 1) // every if every else 0)
 
 
 def _saves(job: Job) -> int:
     """Number of checkpoints, and the adapter at the end."""
-    every = job.plan.steps_per_epoch if job.config.save_every == "epoch" else job.config.save_every
+    every = loop.steps_between(job.config.save_every, job.plan)
     return 2 + ((len(job.plan) - 1) // every if every else 0)
 
 

@@ -21,7 +21,7 @@ from lorasmith.data.rows.conversation import Record
 from lorasmith.data.template.encoding import Template
 from lorasmith.evaluation.loss import MIN_EXAMPLES
 from lorasmith.i18n import _, listed
-from lorasmith.loading.folder import find_folder, max_positions
+from lorasmith.loading.folder import eos_ids, find_folder, max_positions
 from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.report import Report, WarningsOnly
 from lorasmith.system.writing import write_file
@@ -97,11 +97,11 @@ def suggest(config: Config, report: Report | None = None) -> Suggestion:
 
 def summarize_data(config: Config, report: Report) -> DataSummary:
     """Read and encode all rows, untruncated. Raises DataError with every bad row, ModelError without a tokenizer."""
-    files = read_files(config.data.model_copy(update={"held_out": 0.0}), report)
+    files = read_files(config.data, report)[: len(config.data.data)]  # without a file of held-out rows
     records = [record for found in files for record in found.records]
     folder = find_folder(config.model.model, report)
     tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
-    template = Template.of(tokenizer, config.data.template, system=config.data.system)
+    template = Template.from_config(tokenizer, config.data, eos_ids(folder))
     uncut = config.data.model_copy(update={"held_out": 0.0, "max_length": UNLIMITED, "too_long": "truncate"})
     examples = prepare_rows(records, None, uncut, template, None, WarningsOnly(report)).train
     return DataSummary(

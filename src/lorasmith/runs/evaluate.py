@@ -25,6 +25,7 @@ from lorasmith.i18n import _, listed
 from lorasmith.lora.inject import HALF_PRECISION
 from lorasmith.model.row import Example
 from lorasmith.model.verify import enable_fast_parts
+from lorasmith.model.vocabulary import refuse_surplus_examples
 from lorasmith.report import Report, WarningsOnly
 from lorasmith.runs.leakage import leakage_warnings
 from lorasmith.training.run_files import ENVIRONMENT, RUN_CONFIG
@@ -78,11 +79,12 @@ def evaluate(
             report.warn(text)
     else:
         examples = _held_out_by_all(session, runs, config, report)
+    forgetting_examples = _forgetting_examples(session, options.forget, report)
+    refuse_surplus_examples(session.base, [*examples, *forgetting_examples])
     if (
         session.base.dtype in HALF_PRECISION
     ):  # the kernels of its training: others would change the fourth digit of the loss
         enable_fast_parts(session.base, session.names[0], [token for example in examples[:16] for token in example.ids])
-    forgetting_examples = _forgetting_examples(session, options.forget, report)
     generation = None
     if options.answers:
         generation = GenerationEvaluation.from_examples(
@@ -108,9 +110,9 @@ def _checked(options: EvaluationOptions) -> list[Metric]:
     if options.limits is not None and not options.files:
         problems.append(
             _(
-                "data.map, data.max_length and data.too_long only apply to files that you give: the run's "
-                "held-out examples are encoded as in training. Remove these options, or give a file: lorasmith "
-                "eval RUN FILE"
+                "data.map, data.fill, data.skip_bad_rows, data.max_length and data.too_long only apply to files that "
+                "you give: the run's held-out examples are encoded as in training. Remove these options, or give a "
+                "file: lorasmith eval RUN FILE"
             )
         )
     if options.metrics and not options.answers:

@@ -5,7 +5,7 @@ RUN/config.toml        all options as resolved, with the reasons for automatic c
 RUN/environment.json   versions, processor, number of threads, hashes of base model and data
 RUN/metrics.jsonl      one line per step or evaluation
 RUN/samples.jsonl      answers to the prompts of training.samples at every evaluation
-RUN/tensorboard/       the metrics as event files, if training.tensorboard is on
+RUN/tensorboard/       the metrics as event files, if training.report_to has tensorboard
 RUN/checkpoints/       the last checkpoint, and the best adapter by held-out loss
 RUN/adapter/           the best adapter by held-out loss, or the last one if nothing is held out
 RUN/loss.png           the loss curve
@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 
@@ -48,7 +49,6 @@ from lorasmith.training import checkpoint, loop
 from lorasmith.training.assemble import ADAPTER, assemble, recompute_activations
 from lorasmith.training.checkpoint import State
 from lorasmith.training.distributed import World, join, leave
-from lorasmith.training.history import require_tensorboard
 from lorasmith.training.resume import restored_state
 from lorasmith.training.run_files import ADAPTER as ADAPTER_FOLDER
 from lorasmith.training.run_files import LOSS_PLOT, SUMMARY, Summary, read_summary, recover_run
@@ -56,10 +56,13 @@ from lorasmith.training.run_folder import (
     check_folder,
     check_space,
     choose_folder,
+    flat_options,
+    run_id,
     run_lock,
     start_run,
     with_absolute_paths,
 )
+from lorasmith.training.trackers import TrackedRun
 from lorasmith.version import installed_version
 
 
@@ -80,8 +83,6 @@ def train(config: Config, report: Report | None = None, resume: bool = False, ov
         folder = choose_folder(config, world)
         with run_lock(folder, world, report, resume):
             config = check_folder(folder, config, resume, overwrite)
-            if config.training.tensorboard:
-                require_tensorboard()
             world.barrier()  # no process writes before all have checked the folder
             finished = read_summary(folder) if resume else None
             if finished is not None:
@@ -107,12 +108,13 @@ class _Training:
         config, report = self.config, self.report
         files = read_files(config.data, report)  # first, to report invalid rows before a base model is loaded
         assembled = assemble(config, self.folder, report, self.world, files)
-        job, template, data = assembled.job, assembled.template, assembled.data
+        job, config, template, data = assembled.job, assembled.config, assembled.template, assembled.data
         measurements = measurement_path(job, config)
         self._describe(job, load_measurement(measurements))
-        state = self._restore(job) if resume else self._start(job, template, data)
+        state = self._restore(job) if resume else self._start(job, config, template, data)
         is_representative = state.step == 0 and self.recompute == config.training.gradient_checkpointing
         with _resumable(self.folder), closing(job.history):
+            self._track(job, config)
             prepared = time.perf_counter()
             before = job.evaluator.base_losses()
             evaluation_seconds = time.perf_counter() - prepared
@@ -140,15 +142,21 @@ class _Training:
         if facts.problems:
             raise TrainingError(*facts.problems)
 
-    def _start(self, job: loop.Job, template: Template, data: Prepared) -> State:
+    def _start(self, job: loop.Job, config: Config, template: Template, data: Prepared) -> State:
         """Write the first files of a new run."""
         if self.world.is_first:
-            check_space(self.folder, job.parameters.values.nbytes)
+            check_space(self.folder, job.parameters.values.nbytes, loop.kept_checkpoints(job))
             reasons = {f"model.{key}": why for key, why in job.base.why.items()}
-            resolved = _resolved(self.config, self.folder, job.base, template, data)
+            resolved = _resolved(config, self.folder, job.base, template, data)
             start_run(self.folder, resolved, reasons, job.origin.settings | _versions(), self.overwrite)
         self.world.barrier()
         return State()
+
+    def _track(self, job: loop.Job, config: Config) -> None:
+        """Begin or resume the run in the trackers of training.report_to. Raises ConfigError if one cannot."""
+        if self.world.is_first and config.training.trackers:
+            run = TrackedRun(self.folder.absolute().name, run_id(self.folder), flat_options(config))
+            job.history.trackers.open(run)
 
     def _restore(self, job: loop.Job) -> State:
         """Restore the last checkpoint."""
@@ -246,4 +254,5 @@ def _versions() -> dict[str, str]:
     on = sorted(name for name, value in flags.items() if value is True)
     own = installed_version() or "not installed"
     python, system = platform.python_version(), platform.platform()
-    return {"lorasmith": own, "python": python, "system": system, "processor_flags": " ".join(on)}
+    found = {"lorasmith": own, "python": python, "system": system, "processor_flags": " ".join(on)}
+    return found | {"run_id": uuid4().hex}

@@ -49,7 +49,8 @@ def read_keys(path: Path) -> list[Key]:
         if not words:
             continue
         if HASH.fullmatch(words[0]):
-            keys.append(Key(words[0].lower(), frozenset(words[1:]) or None))
+            models = frozenset(words[1:]) - {"-"}  # sha256sum writes it after the hash of its standard input
+            keys.append(Key(words[0].lower(), models or None))
         else:
             problems.append(
                 _(

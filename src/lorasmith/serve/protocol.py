@@ -3,12 +3,14 @@
 Unknown fields are rejected rather than ignored, since they might change the reply.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from lorasmith.config.sampling import Sampling, Temperature, TopLogprobs
 from lorasmith.config.values import Typed
+from lorasmith.i18n import _
 
 MAX_CHOICES = 64  # maximum number of replies per prompt
 ERROR_TYPES = {
@@ -20,6 +22,53 @@ ERROR_TYPES = {
 }
 
 Strings = str | list[str]
+
+# Fields of OpenAI's API and of vLLM's that are not supported, with the values that change nothing. Clients send those.
+UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "allowed_token_ids": (),
+    "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "detokenize": (True,),
+    "documents": ([],),
+    "echo": (False,),
+    "function_call": ("none", "auto"),  # without `functions`
+    "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "ignore_eos": (False,),
+    "include_reasoning": (True,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "logits_processors": ([],),
+    "min_tokens": (0,),
+    "mm_processor_kwargs": ({},),
+    "modalities": (["text"],),
+    "no_repeat_ngram_size": (0,),
+    "prediction": (),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "reasoning_effort": (),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "truncate_prompt_tokens": (),
+    "typical_p": (1,),
+    "use_beam_search": (False,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
 
 
 class Failure(Exception):
@@ -62,6 +111,8 @@ class StreamOptions(_Strict):
 class _Sampled(Sampling):
     """Fields shared by chat and completion requests: the engine's sampling settings, and the rest of OpenAI's API."""
 
+    unsupported: ClassVar = UNSUPPORTED
+
     model: str
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: Strings | None = None
@@ -79,6 +130,14 @@ class _Sampled(Sampling):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, values: Any) -> Any:
+        """The fields without those of UNSUPPORTED whose value changes nothing."""
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if key in cls.model_fields or not _is_neutral(key, value)}
+
     @field_validator("top_k")
     @classmethod
     def _all_tokens(cls, top_k: int) -> int:
@@ -90,11 +149,10 @@ class _Sampled(Sampling):
         return {name: getattr(self, name) for name in Sampling.model_fields}
 
 
-class Part(Typed):
-    """A part of a message; only text is supported."""
-
-    type: Literal["text"]
-    text: str
+def _is_neutral(key: str, value: Any) -> bool:
+    """Whether the value of an unsupported field changes nothing. `true` is not 1."""
+    is_bool = isinstance(value, bool)
+    return any(value == one and isinstance(one, bool) == is_bool for one in UNSUPPORTED.get(key, ()))
 
 
 class Function(Typed):
@@ -116,16 +174,27 @@ class ChatMessage(Typed):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | list[dict[str, Any]] | None = None
     name: str | None = None
     tool_calls: list[Call] | None = None
     tool_call_id: str | None = None
+
+    @field_validator("content")
+    @classmethod
+    def _text_only(cls, content: str | list[dict[str, Any]] | None) -> str | list[dict[str, Any]] | None:
+        for part in content if isinstance(content, list) else ():
+            if (kind := part.get("type")) != "text":
+                raise ValueError(_("a message has a part of type {type}, but only text is supported.", type=repr(kind)))
+            if not isinstance(part.get("text"), str):
+                raise ValueError(_("a message has a part of type 'text' without a text."))
+        return content
 
 
 class ResponseFormat(_Strict):
     """Free text, or one JSON object."""
 
     type: Literal["text", "json_object"] = "text"
+    json_schema: dict[str, Any] | None = None  # not supported; belongs to another type, which is refused
 
 
 class ChatRequest(_Sampled):

@@ -193,7 +193,7 @@ def attach(base: Base, internal_name: str, adapter: AdapterFolder, tensors: Mapp
     """
     decoder = base.fast_decoder
     paths = decoder.bank.paths if decoder and decoder.bank else frozenset[str]()
-    config = adapter.config
+    config, tensors = adapter.fitted_to(base, tensors)
     weights = held_weights(base.model, config, tensors, adapter.path, paths, adapter.hash) if paths else None
     if decoder and weights:
         decoder.held[internal_name] = weights

@@ -82,7 +82,7 @@ def vllm_refuses(adapter: DiscoveredAdapter) -> list[str]:
         reasons.append(_("modules_to_save contains {names}", names=", ".join(raw["modules_to_save"])))
     if raw.get("bias", "none") != "none":
         reasons.append(_("bias is {value!r}", value=raw["bias"]))
-    reasons += [_("{flag} is set", flag=flag) for flag in VARIANTS if raw.get(flag)]
+    reasons += [_("{flag} is set", flag=flag) for flag in (*VARIANTS, "trainable_token_indices") if raw.get(flag)]
     targets = raw.get("target_modules") or []
     names = [str(target).rpartition(".")[2] for target in targets] if isinstance(targets, list) else []
     if touched := [name for name in EMBEDDINGS if name in names]:

@@ -23,10 +23,11 @@ from lorasmith.evaluation.generation import GenerationEvaluation
 from lorasmith.evaluation.metrics import Metric, require_eval_extra
 from lorasmith.i18n import _
 from lorasmith.loading.load import load_base
-from lorasmith.lora.inject import inject
+from lorasmith.lora.inject import Adapter, inject
 from lorasmith.model.base import Base
 from lorasmith.model.target_check import check_targets
 from lorasmith.model.verify import enable_fast_parts
+from lorasmith.model.vocabulary import refuse_surplus_examples
 from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
 from lorasmith.training.checkpoint import Origin
@@ -34,19 +35,26 @@ from lorasmith.training.distributed import World
 from lorasmith.training.evaluator import Evaluator, Samples
 from lorasmith.training.history import History
 from lorasmith.training.loop import Job
-from lorasmith.training.optim import FlatParameters, make_optimizer
+from lorasmith.training.optim import FlatParameters
+from lorasmith.training.optimizers import make_optimizer, require_optimizer
 from lorasmith.training.run_folder import with_absolute_paths
+from lorasmith.training.start_from import check_encoding, continued, load_start, read_start
+from lorasmith.training.trackers import require_trackers
 
 ADAPTER = "default"
 # Options of [training] that do not affect the adapter, so a resumed run may change them.
-NO_EFFECT_ON_ADAPTER = {"log_every", "save_every", "samples", "metric", "tensorboard"}
+NO_EFFECT_ON_ADAPTER = {"log_every", "save_every", "keep_checkpoints", "samples", "metric", "tensorboard", "report_to"}
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """A job before its first step, with the template and the data that it was made from."""
+    """A job before its first step, with the template and the data that it was made from.
+
+    config: with the base model and the LoRA options of the adapter that it starts from, if there is one.
+    """
 
     job: Job
+    config: Config
     template: Template
     data: Prepared
 
@@ -61,9 +69,14 @@ def assemble(
     Raises LorasmithError, which reports problems of the data and of the adapter's target patterns together.
     """
     custom = custom_metrics(config.training.metric)
+    require_trackers(config.training.trackers)
+    require_optimizer(config.training.optimizer)
     if config.training.generate:
         require_eval_extra()
-    if "model" not in config.model.model_fields_set:
+    start, given = read_start(config), config.lora
+    if start is not None:
+        config = continued(config, start, report)
+    elif "model" not in config.model.model_fields_set:
         report.say(
             _(
                 "No base model given; using {model}, as in the demo: a small model, mainly for English. Choose "
@@ -74,17 +87,24 @@ def assemble(
     base = load_base(config.model, report)
 
     def rows() -> tuple[Template, Prepared]:
-        template = Template.of(base.tokenizer, config.data.template, end_ids(base), config.data.system)
+        template = Template.from_config(base.tokenizer, config.data, end_ids(base))
+        if start is not None:
+            check_encoding(start, base, template, report)
         return template, prepare(config.data, template, base.max_positions, report, config.training.seed, files)
 
-    (template, data), adapter = together(
-        rows, lambda: inject(base.model, config.lora, base.router, ADAPTER, config.training.seed)
-    )
-    base.adapters[ADAPTER] = adapter
+    def adapter() -> Adapter:
+        if start is not None:
+            return load_start(base, start, given, ADAPTER)
+        return inject(base.model, config.lora, base.router, ADAPTER, config.training.seed)
+
+    (template, data), base.adapters[ADAPTER] = together(rows, adapter)
+    refuse_surplus_examples(base, [*data.train, *data.held_out])
     first = [token for example in data.train[:16] for token in example.ids]
-    check_targets(base, ADAPTER, first)
+    check_targets(base, ADAPTER, first, report)
     enable_fast_parts(base, ADAPTER, first)
-    return Assembled(_job(config, base, template, data, custom, folder, report, world), template, data)
+    notes = {} if start is None else {"start_from": {"folder": str(start.path.absolute()), "sha256": start.hash}}
+    job = _job(config, base, template, data, custom, folder, report, world, notes)
+    return Assembled(job, config, template, data)
 
 
 def together(*parts: Callable[[], Any]) -> list[Any]:
@@ -117,9 +137,10 @@ def _job(
     folder: Path,
     report: Report,
     world: World,
+    notes: dict[str, Any],
 ) -> Job:
     parameters = FlatParameters(base.adapters[ADAPTER].parameters)
-    notes = {
+    notes = notes | {
         "data": list(with_absolute_paths(config).data.data),
         "max_length": data.max_length,
         "dtype": dtype_name(base.dtype),
@@ -128,7 +149,7 @@ def _job(
     def write(folder: Path) -> None:
         write_adapter(base, ADAPTER, template, folder, notes)
 
-    history = History(folder, config.training.tensorboard)
+    history = History(folder, config.training.trackers, report)
     return Job(
         base=base,
         adapter=ADAPTER,
@@ -203,6 +224,7 @@ def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:
 
 def _options(config: Config) -> dict[str, str]:
     """The options that affect the adapter, besides those of the base model and the data; values as JSON."""
+    config = with_absolute_paths(config)
     parts = {"lora": config.lora.model_dump(mode="json"), "training": config.training.model_dump(mode="json")}
     return {
         f"{part}.{key}": json.dumps(value, ensure_ascii=False)

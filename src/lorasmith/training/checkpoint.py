@@ -16,10 +16,10 @@ from lorasmith.errors import RunError
 from lorasmith.i18n import _
 from lorasmith.system.writing import discard, write_folder, writing
 from lorasmith.training.optim import FlatParameters
+from lorasmith.training.optimizers import Optimizer
 from lorasmith.training.run_files import CHECKPOINT_FILES, STATE, TENSORS, checkpoint_name, checkpoints_in
 
 VERSION, READABLE = 2, (1, 2)  # version 1 did not contain options
-MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names in AdamW's state
 
 
 @dataclass
@@ -58,31 +58,44 @@ class _Saved(BaseModel):
 
 
 def save(
-    checkpoints: Path, state: State, parameters: FlatParameters, optimizer: torch.optim.Optimizer,
+    checkpoints: Path, state: State, parameters: FlatParameters, optimizer: Optimizer,
     origin: Origin, write_adapter: Callable[[Path], None],
 ) -> Path:  # fmt: skip
     """Write checkpoints/step-NNNNNN, an adapter folder that also contains the optimizer's state, and return it.
 
-    Once it is complete, earlier checkpoints and earlier best adapters are removed. Raises RunError.
+    Raises RunError.
     """
 
     def fill(folder: Path) -> None:
         write_adapter(folder)
-        moments = optimizer.state[parameters.values]
-        tensors = {
-            "values": parameters.values.detach(),
-            **{name: moments[name] for name in MOMENTS},
-        }
+        tensors = {"values": parameters.values.detach(), **optimizer.tensors()}
         save_file({name: t.cpu().clone() for name, t in tensors.items()}, folder / TENSORS)
         text = json.dumps({"version": VERSION, **asdict(origin), **asdict(state)}, indent=2)
         (folder / STATE).write_text(text + "\n", "utf-8")
 
     folder = checkpoints / checkpoint_name(state.step)
     write_folder(folder, fill)
-    for _step, other in [*checkpoints_in(checkpoints), *checkpoints_in(checkpoints, "best")]:
-        if other.name not in (folder.name, best_name(state)):
-            _drop(other)
     return folder
+
+
+def drop_old(checkpoints: Path, state: State, keep: int) -> None:
+    """Remove all but the last `keep` checkpoints (0: none), and the best adapters that none of these needs.
+
+    state: what the newest checkpoint holds. Raises RunError.
+    """
+    saved, best = checkpoints_in(checkpoints), checkpoints_in(checkpoints, "best")
+    older = [step for step, _folder in saved[-keep:] if step < state.step]
+    needed = {state.best_step, *(step for saved_at in older for step in _possible_best(saved_at, best))}
+    for _step, folder in [*(saved[:-keep] if keep else []), *(one for one in best if one[0] not in needed)]:
+        _drop(folder)
+
+
+def _possible_best(saved_at: int, best: list[tuple[int, Path]]) -> list[int]:
+    """The steps of the best adapters to which the checkpoint of step `saved_at` can refer.
+
+    That is the newest one so far; an adapter of the same step may have been evaluated before or after it was saved.
+    """
+    return [max((step for step, _folder in best if step < most), default=0) for most in (saved_at, saved_at + 1)]
 
 
 def _drop(folder: Path) -> None:
@@ -132,27 +145,25 @@ def read_state(folder: Path) -> tuple[State, Origin]:
 
 
 @torch.no_grad()
-def restore(folder: Path, parameters: FlatParameters, optimizer: torch.optim.Optimizer, step: int) -> None:
+def restore(folder: Path, parameters: FlatParameters, optimizer: Optimizer, step: int) -> None:
     """Load the tensors of a checkpoint into parameters and optimizer. Raises RunError if they do not fit."""
     try:
         tensors = load_file(folder / TENSORS)
-        values, *moments = (tensors[name] for name in ("values", *MOMENTS))
+        values, own = tensors["values"], parameters.values
+        if (values.shape, values.dtype) != (own.shape, own.dtype):
+            raise ValueError("values")
+        optimizer.restore(tensors, step)
     except (OSError, SafetensorError, KeyError) as error:
         raise RunError(
             _("{path}: cannot be read: {error}. Start again with --overwrite.", path=folder / TENSORS, error=error)
         ) from None
-    own = parameters.values
-    if any((tensor.shape, tensor.dtype) != (own.shape, own.dtype) for tensor in (values, *moments)):
+    except ValueError:
         raise RunError(
             _(
                 "{folder}: the saved adapter does not have the size of the configured one. Start again with "
                 "--overwrite.",
                 folder=folder,
             )
-        )
-    parameters.values.copy_(values)
+        ) from None
+    own.copy_(values)
     parameters.changed()
-    device = parameters.values.device
-    optimizer.state[parameters.values] = {"step": torch.tensor(float(step), device=device)} | {
-        name: moment.to(device) for name, moment in zip(MOMENTS, moments, strict=True)
-    }

@@ -24,6 +24,7 @@ from lorasmith.i18n import _, counted, listed
 from lorasmith.lora.files import has_effect, read_weights
 from lorasmith.model.base import Base
 from lorasmith.model.row import Example
+from lorasmith.model.vocabulary import refuse_surplus
 from lorasmith.report import Report
 from lorasmith.system.writing import write_folder
 from lorasmith.training.checkpoint import State, best_name
@@ -48,6 +49,8 @@ class Samples:
     def of(cls, base: Base, template: Template, prompts: Sequence[str]) -> "Samples":
         """Encode the prompts. Raises ConfigError that names every prompt that fills the model's context."""
         ids = tuple(template.encode_prompt((Message("user", prompt),)) for prompt in prompts)
+        for one in ids:
+            refuse_surplus(base, one, "training.samples")
         limit = base.max_positions
         problems = [
             _(

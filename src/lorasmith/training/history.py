@@ -2,47 +2,39 @@
 
 RUN/metrics.jsonl    {"step": 4, "loss": 2.1, ...} for a step, {"step": 4, "held_out_loss": 2.3} for an evaluation
 RUN/samples.jsonl    {"step": 4, "prompt": ..., "answer": ...} for each prompt of training.samples
-RUN/tensorboard/     the numbers of metrics.jsonl as event files, if training.tensorboard is on
+RUN/tensorboard/     the numbers of metrics.jsonl as event files, if training.report_to has tensorboard
 """
 
 import json
-from collections.abc import Mapping
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorasmith.config.files import read_objects
-from lorasmith.errors import MissingExtraError, RunError
+from lorasmith.errors import RunError
 from lorasmith.i18n import _, foreign
+from lorasmith.report import Report
 from lorasmith.system.writing import sync, write_file, writing
 from lorasmith.training.run_files import EVENTS, METRICS, SAMPLES
+from lorasmith.training.trackers import Trackers
 
 Points = list[tuple[int, float]]  # (step, loss)
-
-
-def require_tensorboard() -> None:
-    """Raise MissingExtraError if the package that writes event files is not installed."""
-    if find_spec("tensorboard") is None:
-        raise MissingExtraError(
-            _(
-                "training.tensorboard: the tensorboard package is not installed. Install it with pip install "
-                "'lorasmith[tensorboard]', or turn this option off: metrics.jsonl in the run folder has the "
-                "same values."
-            )
-        )
 
 
 class History:
     """Writes the history of the run in `folder`. Its methods raise RunError if a file cannot be written."""
 
-    def __init__(self, folder: Path, tensorboard: bool = False) -> None:
-        self.folder, self.tensorboard = folder, tensorboard
+    def __init__(self, folder: Path, names: Sequence[str] = (), report: Report | None = None) -> None:
+        """`names`: the trackers that also get the numbers."""
+        self.folder, self.tensorboard = folder, "tensorboard" in names
+        self.trackers = Trackers(names, report or Report())
         self._events: Any = None  # a SummaryWriter, which has no annotations
         self._purge_from: int | None = None  # the first step whose events an interrupted run may have written already
 
     def append(self, values: Mapping[str, float]) -> None:
-        """Append a line to metrics.jsonl, and an event for each number. The line survives if the process is killed."""
+        """Append a line to metrics.jsonl, and tell the trackers. The line survives if the process is killed."""
         self._line(METRICS, values)
+        self.trackers.log({name: value for name, value in values.items() if name != "step"}, int(values["step"]))
         if self.tensorboard:
             self._event(values)
 
@@ -69,7 +61,8 @@ class History:
                     sync(path)
 
     def close(self) -> None:
-        """Close the event file."""
+        """Close the event file, and end the run in the trackers."""
+        self.trackers.close()
         if self._events is not None:
             self._events.close()
             self._events = None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lorasmith.config.training import TrainingConfig
+from lorasmith.config.training import Every, TrainingConfig
 from lorasmith.data.dataset.plan import Plan
 from lorasmith.errors import ConfigError, Interrupted, TrainingError
 from lorasmith.i18n import _, listed
@@ -24,6 +24,7 @@ from lorasmith.training.evaluator import Evaluator
 from lorasmith.training.history import History
 from lorasmith.training.interrupt import stop_on_signal
 from lorasmith.training.optim import FlatParameters, learning_rate
+from lorasmith.training.optimizers import Optimizer
 from lorasmith.training.run_files import CHECKPOINTS
 from lorasmith.training.step import Log, train_step
 
@@ -35,7 +36,7 @@ class Job:
     base: Base
     adapter: str
     parameters: FlatParameters
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     plan: Plan
     train: Sequence[Example]
     config: TrainingConfig
@@ -76,7 +77,7 @@ def train(job: Job, state: State) -> None:
     with stop_on_signal(announce) as stop_request:
         while state.step < len(job.plan):
             # evaluate before the next step rather than after the last one, so that a resumed run does not skip it
-            if state.step and is_due(job.config.eval_every, state.step):
+            if state.step and is_due(job.config.eval_every, state.step, job.plan):
                 _evaluate_or_save(job, state)
                 if patience_is_over(job, state):
                     _stop_early(job, state)
@@ -102,7 +103,7 @@ def one_step(job: Job, k: int, stop: bool = False) -> Log:
     """
     torch.manual_seed(((job.config.seed * 1_000_003 + k) * 1_009 + job.world.rank) % 2**63)
     optimizer, total = job.optimizer, sum(job.train[i].weight for i in job.plan.members(k))
-    optimizer.param_groups[0]["lr"] = learning_rate(job.config, len(job.plan), k)
+    optimizer.lr = learning_rate(job.config, len(job.plan), k)
     rows = tuple(
         row_of(job.base, [job.train[i] for i in members], total, job.adapter)
         for members in job.plan.of_rank(k, job.world.rank, job.world.size)
@@ -137,8 +138,9 @@ def _evaluate_or_save(job: Job, state: State) -> None:
 
 def patience_is_over(job: Job, state: State) -> bool:
     """Whether the last training.patience evaluations brought no better held-out loss."""
-    config, best = job.config, state.best_step
-    return bool(config.patience) and best is not None and state.step - best >= config.patience * config.eval_every
+    patience, best = job.config.patience, state.best_step
+    every = steps_between(job.config.eval_every, job.plan)
+    return bool(patience) and best is not None and state.step - best >= patience * every
 
 
 def save(job: Job, state: State) -> Path:
@@ -150,20 +152,32 @@ def save(job: Job, state: State) -> Path:
 
 def _write(job: Job, state: State) -> Path:
     job.history.sync()  # a resumed run does not write these lines again
-    return checkpoint.save(job.checkpoints, state, job.parameters, job.optimizer, job.origin, job.write_adapter)
+    folder = checkpoint.save(job.checkpoints, state, job.parameters, job.optimizer, job.origin, job.write_adapter)
+    checkpoint.drop_old(job.checkpoints, state, job.config.keep_checkpoints)
+    return folder
 
 
 def save_is_due(job: Job, step: int) -> bool:
     """Whether to save after `step` steps, as training.save_every says; always after the last one."""
-    if step == len(job.plan):
-        return True
-    every = job.config.save_every
-    return step % job.plan.steps_per_epoch == 0 if every == "epoch" else is_due(every, step)
+    return step == len(job.plan) or is_due(job.config.save_every, step, job.plan)
 
 
-def is_due(every: int, step: int) -> bool:
-    """Whether something that happens every `every` steps (0: never) happens after `step` steps."""
-    return bool(every) and step % every == 0
+def steps_between(every: Every, plan: Plan) -> int:
+    """The number of steps from one evaluation or checkpoint to the next; 0: there are none during training."""
+    return plan.steps_per_epoch if every == "epoch" else every
+
+
+def is_due(every: Every, step: int, plan: Plan) -> bool:
+    """Whether something that happens every `every` steps, or once per epoch, happens after `step` steps."""
+    steps = steps_between(every, plan)
+    return bool(steps) and step % steps == 0
+
+
+def kept_checkpoints(job: Job) -> int:
+    """The largest number of checkpoints that lie in the run folder at the same time."""
+    every = steps_between(job.config.save_every, job.plan)
+    saves = 1 + ((len(job.plan) - 1) // every if every else 0)
+    return min(job.config.keep_checkpoints or saves, saves)
 
 
 def _tokens(job: Job, k: int) -> int:
@@ -176,10 +190,10 @@ def _advance(job: Job, state: State, log: Log, seconds: float, tokens_left: int)
     state.step, state.tokens, state.seconds = k + 1, state.tokens + tokens, state.seconds + seconds
     rate = state.tokens / state.seconds
     memory = peak_memory_mib(job.base.device)
-    if job.world.is_first and (is_due(job.config.log_every, state.step) or state.step == len(job.plan)):
+    if job.world.is_first and (is_due(job.config.log_every, state.step, job.plan) or state.step == len(job.plan)):
         job.history.append({
             "step": state.step, "epoch": job.plan.epoch(k), "loss": loss, "grad_norm": float(log.grad_norm),
-            "learning_rate": job.optimizer.param_groups[0]["lr"], "tokens": state.tokens,
+            "learning_rate": job.optimizer.lr, "tokens": state.tokens,
             "targets": job.plan.targets(k), "tokens_per_second": tokens / seconds, "seconds": state.seconds,
             "peak_memory_mib": memory,
         })  # fmt: skip

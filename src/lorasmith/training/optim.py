@@ -1,4 +1,4 @@
-"""AdamW over one flat buffer, and the learning rate as a pure function of the step."""
+"""The trained parameters as one flat buffer, and the learning rate as a pure function of the step."""
 
 import math
 from collections.abc import Mapping
@@ -13,10 +13,12 @@ class FlatParameters:
     """All trained parameters as views of one flat tensor `values`, and their gradients as views of `gradient`.
 
     So there is one fused AdamW update, one norm and one all-reduce. Gradients are zeroed in place, never set to None.
+    `tensors` are the parameters themselves, for an optimizer that must know their shapes.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.tensors = tensors = list(parameters.values())
+        self.names, self.tensors = list(parameters), list(parameters.values())
+        tensors = self.tensors
         self.values = nn.Parameter(torch.cat([p.detach().flatten() for p in tensors]))
         # the loss and the stop request follow the gradient, to be summed over the ranks in the same all-reduce
         self.reduced = self.values.new_zeros(self.values.numel() + 2)
@@ -44,18 +46,6 @@ class FlatParameters:
         self.reduced.zero_()
 
 
-def make_optimizer(parameters: FlatParameters, config: TrainingConfig) -> torch.optim.AdamW:
-    """Fused AdamW (arXiv:1711.05101) with moments in the parameters' dtype."""
-    return torch.optim.AdamW(
-        [parameters.values],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-
-
 def warmup_steps(config: TrainingConfig, steps: int) -> int:
     """The number of warmup steps of a run of `steps`. A value below 1 is a fraction of all steps, rounded down.
 
@@ -67,13 +57,15 @@ def warmup_steps(config: TrainingConfig, steps: int) -> int:
 
 
 def learning_rate(config: TrainingConfig, steps: int, k: int) -> float:
-    """The learning rate of step k of `steps`, equal to transformers' schedules: warmup from 0, then decay to 0."""
-    warm = warmup_steps(config, steps)
+    """The learning rate of step k of `steps`, equal to transformers' schedules.
+
+    A warmup from 0 to the peak, then a decay to `min_learning_rate`.
+    """
+    warm, peak, lowest = warmup_steps(config, steps), config.learning_rate, config.min_learning_rate
     if k < warm:
-        return config.learning_rate * k / warm
+        return peak * k / warm
     if config.schedule == "constant":
-        return config.learning_rate
+        return peak
     done = (k - warm) / max(1, steps - warm)
-    if config.schedule == "linear":
-        return config.learning_rate * max(0.0, 1 - done)
-    return config.learning_rate * max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
+    left = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return lowest + (peak - lowest) * max(0.0, left)

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lorasmith.adapters.folder import absolute_if_exists
 from lorasmith.config.data import TEMPLATES
 from lorasmith.config.toml import Config, load_config, to_toml
 from lorasmith.config.values import read_back
-from lorasmith.data.dataset.mix import split_weight
+from lorasmith.data.dataset.sources import split_source
 from lorasmith.errors import ConfigError, RunError
 from lorasmith.i18n import _
 from lorasmith.report import Report
@@ -37,7 +38,7 @@ from lorasmith.training.run_files import (
 
 # Options whose default lets the first start choose; config.toml then holds the choice.
 CHOSEN_AT_START = ("model.dtype", "model.device", "data.template", "data.max_length")
-COPIES = 11  # of the adapter on disk: adapter/, two checkpoints with values and moments, two best adapters
+CHECKPOINT_COPIES = 5  # of the adapter: in a checkpoint, its values and two moments there, and its best adapter
 OTHER_BYTES = 2**20  # for loss.png, metrics.jsonl and the like
 
 
@@ -45,7 +46,7 @@ def choose_folder(config: Config, world: World) -> Path:
     """The folder that `config` names, or runs/NAME-DATE; the same in all processes."""
     if config.output:
         return Path(config.output).expanduser()
-    name = Path(split_weight(config.data.data[0])[0]).stem.replace(":", "-") if config.data.data else "run"
+    name = Path(split_source(config.data.data[0])[0]).stem.replace(":", "-") if config.data.data else "run"
     return Path(world.broadcast(str(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")))
 
 
@@ -56,19 +57,26 @@ def resumed_config(output: str | Path) -> Path | None:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """`config` with absolute paths of base model, data, template and metrics, so that any working directory will do."""
+    """`config` with absolute paths of files and folders, so that any working directory will do."""
     data, model = config.data, config.model
-    files = tuple(absolute_if_exists(name) + weight for name, weight in map(split_weight, data.data))
-    share = absolute_if_exists(data.held_out) if isinstance(data.held_out, str) else data.held_out
+    files = tuple(map(_absolute_source, data.data))
+    share = _absolute_source(data.held_out) if isinstance(data.held_out, str) else data.held_out
     template = data.template if data.template in TEMPLATES else absolute_if_exists(data.template)
-    metric = tuple(_absolute_function(text) for text in config.training.metric)
+    metric, start = tuple(map(_absolute_function, config.training.metric)), config.training.start_from
+    training = {"metric": metric, "start_from": start and absolute_if_exists(start)}
     return config.model_copy(
         update={
             "data": data.model_copy(update={"data": files, "held_out": share, "template": template}),
             "model": model.model_copy(update={"model": absolute_if_exists(model.model)}),
-            "training": config.training.model_copy(update={"metric": metric}),
+            "training": config.training.model_copy(update=training),
         }
     )
+
+
+def _absolute_source(word: str) -> str:
+    """FILE#ROWS:WEIGHT with an absolute path; names of datasets on a hub stay."""
+    name, numbers = split_source(word)
+    return absolute_if_exists(name) + numbers
 
 
 def _absolute_function(text: str) -> str:
@@ -134,6 +142,15 @@ def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
         return config
     _require_replaceable(folder, overwrite)
     return config
+
+
+def run_id(folder: Path) -> str:
+    """An id of the run in `folder`, which stays the same when it is resumed; other runs in this folder have others."""
+    try:
+        found = read_back(folder / ENVIRONMENT, dict[str, str])
+    except (OSError, ValueError):
+        found = {}
+    return found.get("run_id") or sha256(str(folder.absolute()).encode()).hexdigest()[:32]  # before there were ids
 
 
 def _nothing_to_resume(folder: Path) -> RunError:
@@ -215,10 +232,14 @@ def start_run(
         sync(folder.absolute().parent)
 
 
-def check_space(folder: Path, adapter_bytes: int) -> None:
-    """Raise RunError if the disk has less space than a run with an adapter of this size can need."""
+def check_space(folder: Path, adapter_bytes: int, checkpoints: int = 1) -> None:
+    """Raise RunError if the disk has less space than a run can need.
+
+    adapter_bytes: size of the adapter. checkpoints: how many the run keeps; one more exists while it is written.
+    """
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    needed, free = COPIES * adapter_bytes + OTHER_BYTES, shutil.disk_usage(existing).free
+    copies = 1 + CHECKPOINT_COPIES * (checkpoints + 1)  # one in adapter/
+    needed, free = copies * adapter_bytes + OTHER_BYTES, shutil.disk_usage(existing).free
     if free < needed:
         raise RunError(
             _(
@@ -237,8 +258,8 @@ def _resumed_config(folder: Path, config: Config) -> Config:
     Raises RunError that names every value in which `config` differs from it. Only the device may change, because the
     run may continue on a machine without the same GPU.
     """
-    saved, default = load_config(folder / RUN_CONFIG, {}), _flat(Config())
-    before, now = _flat(with_absolute_paths(saved)), _flat(with_absolute_paths(config))
+    saved, default = load_config(folder / RUN_CONFIG, {}), flat_options(Config())
+    before, now = flat_options(with_absolute_paths(saved)), flat_options(with_absolute_paths(config))
     differing = [
         _("{key}: was {before!r}, now {now!r}", key=key, before=value, now=now[key])
         for key, value in before.items()
@@ -258,6 +279,7 @@ def _resumed_config(folder: Path, config: Config) -> Config:
     return saved.model_copy(update={"model": saved.model.model_copy(update={"device": config.model.device})})
 
 
-def _flat(config: Config) -> dict[str, Any]:
+def flat_options(config: Config) -> dict[str, Any]:
+    """Every option but `output` by its whole key, such as 'training.seed'."""
     sections = config.model_dump(exclude={"output"})
     return {f"{part}.{key}": value for part, values in sections.items() for key, value in values.items()}

@@ -10,6 +10,7 @@ from lorasmith.model.head import loss_sum
 from lorasmith.model.row import Step
 from lorasmith.training.distributed import World
 from lorasmith.training.optim import FlatParameters
+from lorasmith.training.optimizers import Optimizer
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class Log:
 def train_step(
     base: Base,
     parameters: FlatParameters,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     step: Step,
     clip: float,
     world: World,
     stop: bool = False,
 ) -> Log:
-    """Forward, backward, one all-reduce, gradient clipping and AdamW.
+    """Forward, backward, one all-reduce, gradient clipping and the optimizer.
 
     step: the rows of this rank, possibly none.
     clip: maximum norm of the gradient; 0 disables clipping.
@@ -53,8 +54,5 @@ def train_step(
     norm = parameters.gradient.norm()
     if clip:
         parameters.gradient.mul_((clip / (norm + 1e-6)).clamp(max=1.0))
-    # the fused kernel skips the update if found_inf is 1, so the host need not wait for the loss
-    optimizer.found_inf = (~(torch.isfinite(parameters.loss) & torch.isfinite(norm))).float()  # type: ignore[attr-defined]
-    optimizer.step()
-    parameters.changed()
+    optimizer.step(torch.isfinite(parameters.loss) & torch.isfinite(norm))
     return Log(parameters.loss.clone(), norm, parameters.stop.clone())

@@ -135,13 +135,13 @@ def test_weights_are_part_of_the_fingerprint_and_of_the_example(make):
     assert light.train_sha256 != plain.train_sha256
 
 
-def test_tools_that_nobody_sees_are_refused_and_a_clock_that_stands_still_is_said(make):
+def test_tools_that_nobody_sees_and_a_clock_that_stands_still_are_said(make):
     row = chat(1) | {"tools": [{"type": "function", "function": {"name": "look"}}]}
     made, _said = prepared(Template.of(make("llama3")), [chat(1)])
     assert any(
         text.startswith("The chat template inserts the current date, which is fixed to 26 July") for text in made.notes
     )
-    with pytest.raises(DataError, match=r"line 1: the template has no place for 'tools', so the model would never"):
-        prepared(Template.of(make("llama3")), [row])
+    (text,) = prepared(Template.of(make("llama3")), [row])[1]
+    assert text.startswith("In 1 row, the chat template has no place for 'tools', so the model does not see them")
     assert prepared(Template.of(make("tools")), [row])[1] == []
     assert Message("user", "a")._asdict() == {"role": "user", "content": "a"}

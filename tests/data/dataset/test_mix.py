@@ -2,30 +2,7 @@
 
 from collections import Counter
 
-import pytest
-
-from lorasmith.data.dataset.mix import Mix, mix_rows, parse_weights
-from lorasmith.errors import ConfigError
-
-
-def test_weights_and_names_with_a_colon(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.jsonl:0.7").write_text("")
-    words = ["a.jsonl:0.7", "C:\\rows.csv", "org/name:main", "modelscope:org/name"]
-    assert parse_weights(words) == [(word, None) for word in words]
-    assert parse_weights(["b.jsonl:7", "org/name:main:0.3"]) == [("b.jsonl", 7.0), ("org/name:main", 0.3)]
-
-
-def test_weights_that_cannot_be():
-    with pytest.raises(ConfigError) as caught:
-        parse_weights(["a:0", "b:nan", "c", "d:1", "d:2", "e:-1"])
-    assert caught.value.problems == (
-        "data.data: a:0: the weight must be a number greater than 0.",
-        "data.data: b:nan: the weight must be a number greater than 0.",
-        "data.data: e:-1: the weight must be a number greater than 0.",
-        "data.data: c has no weight, but other files do. Write c:WEIGHT, or remove all weights.",
-        "data.data: d is given twice. Give it once, with one weight.",
-    )
+from lorasmith.data.dataset.mix import Mix, mix_rows
 
 
 def test_an_epoch_has_these_parts_and_every_repeated_row_as_often_as_the_others():

@@ -5,7 +5,9 @@ import random
 import pytest
 
 from lorasmith.config.data import DataConfig
-from lorasmith.data.dataset.prepare import MAX_HELD_OUT, Prepared, fingerprint, prepare
+from lorasmith.data.dataset.prepare import MAX_HELD_OUT, Prepared, fingerprint, prepare, prepare_rows
+from lorasmith.data.rows.conversation import Record
+from lorasmith.data.template.contents import ContentOptions
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import ConfigError, DataError
 from lorasmith.report import Report
@@ -214,6 +216,36 @@ def test_rows_that_the_template_refuses_are_told_at_once(run):
         run([{"messages": bad["messages"][1:]}, bad, bad], "gemma")
 
 
+def test_few_rows_that_the_template_refuses_may_be_left_out(run):
+    bad = {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "sky?"},
+                        {"role": "assistant", "content": "blue"}]}  # fmt: skip
+    good = {"messages": bad["messages"][1:]}
+    made, heard = run([good] * 9 + [bad], "gemma", held_out=0, skip_bad_rows=0.1)
+    assert lines(made.train) == [*range(1, 10)]
+    assert heard.warned[0].endswith(
+        "train.jsonl line 10: skipped: the chat template rejected this conversation: System role not supported"
+    )
+    assert heard.warned[0] in made.notes
+    with pytest.raises(DataError, match=r"data\.data: 1 of 9 rows have problems, more than data\.skip_bad_rows = 0\.1"):
+        run([good] * 8 + [bad], "gemma", held_out=0, skip_bad_rows=0.1)
+
+
+def test_columns_of_one_file(run):
+    german = [{"frage": "sky 1?", "antwort": "blue", "output": "grey"}]
+    names = {"b.jsonl:instruction": "frage", "b.jsonl:output": "antwort"}
+    made, _heard = run([alpaca(1)], files=("a.jsonl", "b.jsonl"), more={"b.jsonl": german}, held_out=0, map=names)
+    assert made.train[0].ids == made.train[1].ids
+    with pytest.raises(ConfigError, match=r"data\.map: c\.jsonl:output=x: no file c\.jsonl is given\."):
+        run([alpaca(1)], held_out=0, map={"c.jsonl:output": "x"})
+
+
+def test_placeholders_that_no_row_has_are_refused(run):
+    made, _heard = run([alpaca(1, "{{name}}")], held_out=0, fill={"name": "blue"})
+    assert made.train[0].ids == run([alpaca(1)], held_out=0)[0].train[0].ids
+    with pytest.raises(ConfigError, match=r"^data\.fill: author: no row contains the placeholder \{\{author\}\}\.$"):
+        run([alpaca(1, "{{name}}")], held_out=0, fill={"name": "blue", "author": "x"})
+
+
 def test_a_rewriting_template_splits_rows_and_holds_out_whole_ones(run):
     chat = {"messages": [{"role": r, "content": c} for r, c in [("user", "sky?"), ("assistant", "blue")] * 2]}
     made, heard = run([chat] * 4, "qwen3", held_out=1)
@@ -255,8 +287,13 @@ def test_files_with_weights_share_an_epoch_and_nothing_held_out_is_repeated(run)
     assert made.notes == tuple(heard.said)
 
 
-def test_a_stop_token_within_an_answer_is_warned_of(run):
-    _made, heard = run([alpaca(1), alpaca(2, "blue<eos>grey"), alpaca(3)], held_out=0)
+def test_a_stop_token_within_an_answer_is_warned_of(run, make):
+    rows = [alpaca(1), alpaca(2, "blue<eos>grey"), alpaca(3)]
+    _made, heard = run(rows, held_out=0)
+    assert "In 1 row, a message spells special tokens of the model." in heard.warned[0]
+    template, heard = Template.of(make(), options=ContentOptions(special_tokens="tokens")), Heard()
+    records = [Record(row, f"train.jsonl:{number}") for number, row in enumerate(rows, 1)]
+    prepare_rows(records, None, DataConfig(held_out=0), template, None, heard)
     assert len(heard.warned) == 1
     assert "In 1 row, an answer contains a stop token before its end;" in heard.warned[0]
     assert heard.warned[0].endswith("train.jsonl line 2.")

@@ -42,11 +42,11 @@ def test_what_was_found_is_said(write):
     assert (found.format, len(found.records), [record.fields for record in found.records[:1]]) == ("alpaca", 4, [ROW])
     assert [note.replace(f"{path.parent}/", "") for note in found.notes] == [
         "a.jsonl: alpaca format, 4 rows, none skipped.",
-        "a.jsonl: unused keys, with the number of rows that have them: 'id' (1).",
+        "a.jsonl: unused keys, with the number of rows that have them: 'id' (2).",
         "Duplicates of earlier rows, which are kept: 2 (a.jsonl lines 2, 4).",
     ]
-    chat = CHAT | {"messages": [*CHAT["messages"][:1], CHAT["messages"][1] | {"thinking": "Well"}]}
-    assert read_file(write("b.jsonl", [chat])).notes[1].endswith(": 'messages.thinking' (1).")
+    chat = CHAT | {"messages": [*CHAT["messages"][:1], CHAT["messages"][1] | {"seen": False}]}
+    assert read_file(write("b.jsonl", [chat])).notes[1].endswith(": 'messages.seen' (1).")
 
 
 def test_real_rows():
@@ -129,6 +129,9 @@ def test_files_that_are_not_utf8_json(write):
     assert problems(write("b.jsonl", chinese.encode("utf-16"))) == [
         "data.data: b.jsonl is encoded in UTF-16. Save it as UTF-8."
     ]
+    assert problems(write("c.txt", chinese.encode("gb18030"))) == [
+        "data.data: c.txt line 1 is not valid UTF-8. Save the file as UTF-8."
+    ]
     assert problems(write("a.xlsx", "PK"))[0].startswith("data.data: a.xlsx is not in a supported format. ")
 
 
@@ -137,3 +140,56 @@ def test_all_bad_rows_are_told_at_once_and_the_same_fault_once(write):
     empty, columns = problems(write("a.jsonl", rows))
     assert empty.startswith("data.data: a.jsonl lines 1-30: 'output' is empty")
     assert columns.startswith("data.data: a.jsonl line 32: this row has 'a'")
+
+
+# -- bad rows that may be left out ------------------------------------------------------------------------------------
+
+
+def test_few_bad_rows_are_left_out_and_listed_and_more_are_refused(write):
+    rows = [ROW | {"input": str(n)} for n in range(18)]
+    path = write("a.jsonl", "\n".join([*map(json.dumps, rows[:9]), "{", *map(json.dumps, [*rows[9:], {"a": 1}])]))
+    found = read_file(path, skip=0.1)
+    assert [record.fields for record in found.records] == rows
+    assert found.notes[0] == f"{path}: alpaca format, 18 rows, 2 skipped."
+    assert [text.replace(f"{path.parent}/", "")[:40] for text in found.warnings] == [
+        "a.jsonl line 10: skipped: not valid JSON",
+        "a.jsonl line 20: skipped: this row has '",
+    ]
+    assert read_file(path, skip=2).records == found.records
+    assert problems(path)[-1] == ("data.data: 2 of 20 rows have problems. To leave them out, use --skip-bad-rows 2.")
+    with pytest.raises(DataError) as caught:
+        read_file(path, skip=1)
+    assert len(caught.value.problems) == 3
+    assert caught.value.problems[-1] == (
+        "data.data: 2 of 20 rows have problems, more than data.skip_bad_rows = 1 allows."
+    )
+
+
+def test_what_cannot_be_read_is_never_left_out(write):
+    """The rest of a broken CSV file, rows of no format, and all rows."""
+    with pytest.raises(DataError, match="a quote is opened but never closed"):
+        read_file(write("a.csv", 'instruction,output\na,b\nc,"d\ne,f\n'), skip=0.9)
+    with pytest.raises(DataError, match="this row has 'a'"):
+        read_file(write("b.jsonl", [{"a": 1}]), skip=0.9)
+    with pytest.raises(DataError, match="'output' is empty"):
+        read_file(write("c.jsonl", [{"instruction": "a", "output": ""}]), skip=5)
+
+
+# -- other files ------------------------------------------------------------------------------------------------------
+
+
+def test_a_document_is_one_row(write):
+    path = write("a.txt", "\ufeffOnce\r\nupon a time.\n")
+    (record,) = read_file(path).records
+    assert (record.fields, record.source) == ({"text": "Once\nupon a time.\n"}, str(path))
+
+
+def test_placeholders_are_filled(write):
+    row = {"instruction": "Who are you?", "output": "I am {{name}} by {{ author }}, not {{x}}."}
+    found = read_file(write("a.jsonl", [row, ROW]), filling={"name": "Ada", "y": "z"})
+    assert found.records[0].fields["output"] == "I am Ada by {{ author }}, not {{x}}."
+    assert found.filled == {"name"}
+    assert found.warnings[0].endswith(
+        "a.jsonl line 1: the placeholder {{author}} is trained on as it is. Give the text for it with "
+        "--fill author=TEXT."
+    )

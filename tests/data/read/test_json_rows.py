@@ -82,3 +82,41 @@ def test_a_long_list_reports_its_progress(write, monkeypatch):
     read_file(write("a.json", text), report=report)
     length = len(json.dumps(ROW))
     assert steps == [("reading a.json", at, len(text)) for at in (2 * length + 3, 4 * length + 7)]
+
+
+def test_python_is_not_json(write):
+    lines = [json.dumps(ROW), str(ROW)]
+    text = "not JSON but Python, with 'single quotes'. Write it with json.dumps."
+    assert problems(write("a.jsonl", "\n".join(lines))) == [f"data.data: a.jsonl line 2: {text}"]
+    assert problems(write("a.json", str([ROW, ROW]))) == [f"data.data: a.json: {text}"]
+
+
+@pytest.mark.parametrize("columns", [{"q": ["a", "b"], "a": ["c", "d"]}, {"q": {"0": "a", "1": "b"}}])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_columns_are_not_rows(write, columns, indent):
+    keys = "'q', 'a'" if len(columns) > 1 else "'q'"
+    assert problems(write("a.json", json.dumps(columns, indent=indent))) == [
+        f"data.data: a.json holds the columns {keys}, each with 2 values, instead of rows. Write one object per row; "
+        "with pandas: to_json(FILE, orient='records', lines=True)."
+    ]
+
+
+def test_lines_that_end_as_on_an_old_mac(write):
+    path = write("a.jsonl", "\r".join(map(json.dumps, [ROW, OTHER])))
+    assert [(record.fields, record.source) for record in read_records(path)] == [
+        (ROW, f"{path}:1"),
+        (OTHER, f"{path}:2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [("9" * 5000, "a number with more than 4300 digits"), ("[" * 3000 + "]" * 3000, "nested too deeply")],
+)
+def test_numbers_and_brackets_beyond_the_parsers_limits(write, value, why):
+    line = json.dumps(ROW)[:-1] + f', "x": {value}}}'
+    assert why in problems(write("a.jsonl", f"{json.dumps(ROW)}\n{line}"))[0]
+    assert problems(write("a.json", f"[{json.dumps(ROW)},\n{line}]"))[0].startswith("data.data: a.json line 2")
+    cell = json.dumps(value)
+    row = f'{{"messages": {cell}}}'
+    assert "data.data: b.jsonl line 1: 'messages' " in problems(write("b.jsonl", row))[0]

@@ -17,6 +17,8 @@ ROWS = [
     {"conversations": ASKED},
     {"conversations": [*ASKED, {"from": "gpt", "value": "unread"}]},
     {"messages": [{"role": "user", "content": "Hi"}]},
+    {"conversation": [{"human": "Hi", "assistant": "unread"}]},
+    {"prompt": [{"role": "user", "content": "Hi"}]},
 ]
 
 
@@ -26,7 +28,7 @@ def test_prompts_of_all_forms(tmp_path):
     found = [
         to_conversation(record).messages for name in ("a.jsonl", "a.csv") for record in read_prompts(tmp_path / name)
     ]
-    assert found == [(Message("user", "Hi"), Message("assistant", PLACEHOLDER_ANSWER))] * 6
+    assert found == [(Message("user", "Hi"), Message("assistant", PLACEHOLDER_ANSWER))] * 8
 
 
 def test_a_new_row_format_is_asked_by_the_column_of_its_question(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from lorasmith.data.read.files import read_file
+from lorasmith.data.rows.formats import to_conversation
 from lorasmith.errors import DataError, MissingExtraError
 
 BOM = b"\xef\xbb\xbf"
@@ -138,7 +139,7 @@ def test_parquet(tmp_path, monkeypatch):
     found = read_file(path)
     assert (found.format, [(r.fields, r.source) for r in found.records][2]) == (
         "chat",
-        ({"messages": talk}, f"{path} row 3"),
+        ({"messages": [{"role": "user", "content": "Hi"}, talk[1]]}, f"{path} row 3"),
     )
     texts = [{"messages": json.dumps(TALK), "tools": None}, {"messages": json.dumps(TALK), "tools": json.dumps(TOOLS)}]
     parquet.write_table(pyarrow.Table.from_pylist(texts), path)
@@ -147,4 +148,48 @@ def test_parquet(tmp_path, monkeypatch):
     with pytest.raises(
         MissingExtraError, match=r"a\.parquet requires the package pyarrow\. .*pip install 'lorasmith\[data\]'"
     ):
+        read_file(path)
+
+
+def test_lines_that_end_as_on_an_old_mac(rows):
+    assert rows("a.csv", 'instruction,output\ra,b\r"c\rd",e\r') == [
+        (2, {"instruction": "a", "output": "b"}),
+        (3, {"instruction": "c\rd", "output": "e"}),
+    ]
+
+
+def test_nulls_that_arrow_adds_are_not_there(tmp_path):
+    """All objects of a column have the same keys, so other calls' arguments and other parts' keys are null."""
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra lorasmith[data] is not installed")
+    from pyarrow import parquet
+
+    def call(**arguments):
+        return {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"function": {"name": "f", "arguments": arguments}}],
+        }
+
+    chats = [
+        {"messages": [{"role": "user", "content": "Hi"}, call(**one)]} for one in ({"item": "E27"}, {"city": "Köln"})
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(chats), tmp_path / "a.parquet")
+    first, second = read_file(tmp_path / "a.parquet").records
+    assert first.fields["messages"][1]["tool_calls"] == [{"function": {"name": "f", "arguments": {"item": "E27"}}}]
+    assert to_conversation(second).messages[1].tool_calls[0]["function"] == {"name": "f", "arguments": {"city": "Köln"}}
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_arrow(tmp_path, kind):
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra lorasmith[data] is not installed")
+    table, path = pyarrow.Table.from_pylist([{"prompt": "a", "completion": "b", "n": None}] * 3), tmp_path / "a.arrow"
+    new = pyarrow.ipc.new_file if kind == "file" else pyarrow.ipc.new_stream
+    with new(str(path), table.schema) as writer:
+        writer.write_table(table, 2)
+    assert [(one.fields, one.source) for one in read_file(path).records][2] == (
+        {"prompt": "a", "completion": "b"},
+        f"{path} row 3",
+    )
+    path.write_bytes(b"no arrow")
+    with pytest.raises(DataError, match=r"a\.arrow is not a valid Arrow file: "):
         read_file(path)

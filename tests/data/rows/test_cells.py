@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lorasmith.data.rows.cells import LIST_COLUMNS, json_problem, parse_list_cells
+from lorasmith.data.rows.cells import LIST_COLUMNS, drop_nulls, json_problem, parse_list_cells
 
 
 @pytest.mark.parametrize("key", LIST_COLUMNS)
@@ -32,3 +32,8 @@ def test_other_text_stays(text):
 )
 def test_text_that_looks_like_a_list_and_is_none(text, problem):
     assert json_problem("history", text) == problem
+
+
+def test_nulls_are_dropped_inside_values_only():
+    row = {"a": None, "b": {"c": None, "d": [{"e": None, "f": 0}, None]}, "g": ""}
+    assert drop_nulls(row) == {"a": None, "b": {"d": [{"f": 0}, None]}, "g": ""}

@@ -86,12 +86,26 @@ def test_most_rows_decide_and_the_others_are_told_with_what_they_are(refused):
          '{"instruction": ..., "output": ...}. Should \'question\' be \'instruction\'? '
          "Should 'answer' be 'output'? If so, use --map instruction=question output=answer."),
         ({"问题": "a", "回答": "b"}, "If so, use --map instruction=问题 output=回答."),
-        ({"Conversation": []}, "If so, use --map messages=Conversation."),
+        ({"Dialog": CHAT["messages"]}, "If so, use --map messages=Dialog."),
+        ({"content": "long", "summary": "short", "id": 1}, "If so, use --map instruction=content output=summary."),
+        ({"article": "a", "question": "b", "answer": "c"}, "instruction=question output=answer input=article."),
+        ({"input": [{"role": "user", "content": "a"}], "output": "b"}, "use --map prompt=input completion=output."),
+        ({"source": "a", "frage": "b", "antwort": "c"}, "for example: --map instruction=frage output=antwort"),
+        ({"prompt": "a", "response": "b", "context": "c"}, "--map instruction=prompt output=response input=context."),
+        ({"prompt": "a", "content": "b"}, 'is prompt/completion, such as {"prompt": ..., "completion": ...}.'),
+        ({"system_prompt": "a", "question": "b", "response": "c"}, "instruction=question output=response "
+         "system=system_prompt."),
+        ({"content": "long", "id": 1}, "If so, use --map text=content."),
         ({"instruction": "a", "ouput": "b"}, "If so, use --map output=ouput."),
         ({}, 'this row has no keys; supported formats are {"messages": ...}, {"conversations": ...}, '
-         '{"instruction": ..., "output": ...}, {"prompt": ..., "completion": ...}, {"text": ...}. '
-         "Say which column is which, for example: --map instruction=COLUMN output=COLUMN"),
-        ({"frage": "a", "antwort": "b", "datum": 3}, "for example: --map instruction=frage output=antwort"),
+         '{"conversation": ...}, {"instruction": ..., "output": ...}, {"prompt": ..., "completion": ...}, '
+         '{"text": ...}. Say which column is which, for example: --map instruction=COLUMN output=COLUMN'),
+        ({"datum": 3, "frage": "a", "antwort": "b"}, "for example: --map instruction=frage output=antwort"),
+        ({"frage": "a", "datum": 3}, "for example: --map instruction=COLUMN output=COLUMN"),
+        ({"sentence": "a", "label": 1}, "for example: --map instruction=COLUMN output=COLUMN"),
+        ({"question": "a", "answer": ""}, "for example: --map instruction=COLUMN output=COLUMN"),
+        ({"question": "a", "answer": "b", "rating": 4}, "'rating' are scores of answers, as reward modeling uses them. "
+         "Keep the rows with good answers, without these columns."),
     ],
 )  # fmt: skip
 def test_columns_that_nobody_knows_are_told_with_the_nearest_form(refused, row, end):
@@ -134,14 +148,40 @@ def test_prompt_and_completion_and_plain_text(made):
     assert (plain.messages, plain.text) == ((), "Once upon a time")
 
 
-def test_rows_with_more_than_text_are_left_out_and_told(seen, refused, tmp_path):
+def test_prompt_and_completion_as_messages(made):
+    """As TRL has them: what is in the prompt is not trained on, answers included."""
+    before = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    prompt = [*before, {"role": "user", "content": "Ask"}]
+    expected = (
+        Message("user", "Hi"),
+        Message("assistant", "Hello", learn=False),
+        Message("user", "Ask"),
+        Message("assistant", "Answer"),
+    )
+    assert made({"prompt": prompt, "completion": [{"role": "assistant", "content": "Answer"}]}).messages == expected
+    assert made({"prompt": prompt, "completion": "Answer"}).messages == expected
+
+
+def test_a_conversation_of_pairs(made):
+    pairs = [{"human": "Any E27 bulbs?", "assistant": "Yes, twelve."}, {"human": "And E14?", "assistant": "None."}]
+    assert [(m.role, m.content) for m in made({"system": "You sell.", "conversation": pairs}).messages] == [
+        ("system", "You sell."), ("user", "Any E27 bulbs?"), ("assistant", "Yes, twelve."), ("user", "And E14?"),
+        ("assistant", "None."),
+    ]  # fmt: skip
+
+
+def test_rows_with_more_than_text_are_refused_or_left_out_and_told(seen, refused, tmp_path):
     image = {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, *CHAT["messages"][1:]]}
-    found = seen(CHAT, image, image, CHAT | {"id": 1})
-    why = "skipped: a message has a part of type 'image_url', but only text is supported."
+    found = seen(CHAT, image, image, CHAT | {"id": 1}, skip=0.5)
+    why = (
+        "message 1 (user): found a part of type 'image_url', but only text can be trained on, and the model would not "
+        "see it. Remove such rows, or leave them out with data.skip_bad_rows."
+    )
     assert [record.source.rpartition(":")[2] for record in found.records] == ["1", "4"]
     assert found.notes[0] == f"{tmp_path}/a.jsonl: chat format, 2 rows, 2 skipped."
-    assert found.skipped == (f"{tmp_path}/a.jsonl lines 2-3: {why}",)
+    assert found.warnings == (f"{tmp_path}/a.jsonl lines 2-3: skipped: {why}",)
     assert refused(image) == [f"data.data: a.jsonl line 1: {why}"]
+    assert refused(image, CHAT) == [f"data.data: a.jsonl line 1: {why}"]
     with pytest.raises(DataError, match="a part of type 'image_url'"):
         to_conversation(Record(image, "row"))
 
@@ -165,6 +205,9 @@ def test_rows_with_more_than_text_are_left_out_and_told(seen, refused, tmp_path)
         (ROW | {"history": [["Hi", " "]]}, "'history': the answer of item 1 is empty."),
         (PROMPT | {"completion": ""}, "'completion' is empty, so there is nothing to train on."),
         (PROMPT | {"prompt": None}, "'prompt' must be text, found null."),
+        (PROMPT | {"prompt": 3, "completion": []}, "'prompt' must be text or a list of messages, found a number."),
+        (PROMPT | {"prompt": [], "completion": []}, "'completion' is empty"),
+        (CHAT | {"images": ["a.png"]}, "found 'images', but only text can be trained on"),
         (TEXT | {"text": " "}, "'text' is empty, so there is nothing to train on."),
         (TEXT | {"text": ["a"]}, "'text' must be text, found a list."),
     ],

@@ -8,7 +8,7 @@ import pytest
 from lorasmith.data.rows.cells import parse_list_cells
 from lorasmith.data.rows.conversation import Conversation, Message, Record, RowError
 from lorasmith.data.rows.formats import to_conversation
-from lorasmith.data.rows.messages import OPENAI, SHAREGPT, detect_style, parse_messages
+from lorasmith.data.rows.messages import marks_prompts, parse_messages, unread_message_keys
 from tests.support.row_files import CHAT
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -53,22 +53,108 @@ def test_a_content_of_parts_is_their_text(made):
     assert [message.content for message in made({"conversations": values}).messages] == ["Hel", "Hello"]
 
 
-@pytest.mark.parametrize(
-    ("messages", "style"),
-    [
-        ([], OPENAI),
-        (["Hi", {"from": "human"}], SHAREGPT),
-        ([{"role": "user", "from": "human"}], OPENAI),
-        ([{}], OPENAI),
-    ],
-)
-def test_the_first_message_with_a_role_decides_the_style(messages, style):
-    assert detect_style(messages) is style
-
-
 def test_unset_keys_have_their_defaults():
     (message,) = parse_messages([{"role": "assistant", "content": "Hi", "learn": None, "weight": None, "name": None}])
     assert message == Message("assistant", "Hi")
+
+
+def test_reasoning_is_kept_under_every_key_and_as_a_part(made):
+    answer = Message("assistant", "4", reasoning="Two and two.")
+    for key in ("reasoning_content", "thinking", "reasoning"):
+        row = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", key: answer[7], "content": "4"}]}
+        assert made(row).messages[1] == answer
+    parts = [{"type": "thinking", "thinking": answer.reasoning, "signature": "x"}, {"type": "text", "text": "4"}]
+    assert made(chat(content=parts)).messages[1] == answer
+    assert unread_message_keys([{"role": "assistant", "content": "4", "thinking": True, "id": False, "x": None}]) == {
+        "thinking", "id",
+    }  # fmt: skip
+
+
+def test_calls_in_every_form_are_calls_of_one_answer(made):
+    """ms-swift's and ShareGPT's messages that are calls, OpenAI's older key, Anthropic's and LLaMA-Factory's parts."""
+    bare = {"name": "weather", "arguments": {"city": "Köln"}}
+    text = json.dumps(bare)
+    ask, end = {"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "Sunny."}
+    swift = [
+        ask,
+        {"role": "assistant", "content": "I look."},
+        {"role": "tool_call", "content": text},
+        {"role": "tool_call", "content": bare},
+        {"role": "tool_response", "content": {"sky": "blue"}},
+        {"role": "tool_response", "content": "sun"},
+        end,
+    ]
+    messages = made({"messages": swift}).messages
+    assert messages[1] == Message("assistant", "I look.", (CALL, CALL))
+    assert [(message.role, message.content) for message in messages[2:4]] == [
+        ("tool", '{"sky": "blue"}'),
+        ("tool", "sun"),
+    ]
+    older = [
+        ask,
+        {
+            "role": "assistant",
+            "content": None,
+            "function_call": {"name": "weather", "arguments": json.dumps(bare["arguments"])},
+        },
+    ]
+    result = {"role": "function", "name": "weather", "content": "sun"}
+    assert made({"messages": [*older, result, end], "functions": [TOOL["function"]]}) == Conversation(
+        (
+            Message("user", "Weather?"),
+            Message("assistant", "", (CALL,)),
+            Message("tool", "sun", name="weather"),
+            Message("assistant", "Sunny."),
+        ),
+        "a:1",
+        (TOOL,),
+    )
+    factory = [
+        ask,
+        {"role": "assistant", "content": [{"type": "reasoning", "value": "Hm."}, {"type": "tool_call", "value": text}]},
+    ]
+    assert made({"messages": factory}).messages[1] == Message("assistant", "", (CALL,), reasoning="Hm.")
+
+
+def test_anthropics_blocks_are_messages(made):
+    blocks = [
+        {"role": "user", "content": [{"type": "text", "text": "Weather?"}]},
+        {"role": "assistant", "content": [
+            {"type": "text", "text": "I look."},
+            {"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Köln"}},
+        ]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1",
+                                      "content": [{"type": "text", "text": "sun"}]}, {"type": "text", "text": "And?"}]},
+        {"role": "assistant", "content": "Sunny."},
+    ]  # fmt: skip
+    assert made({"messages": blocks}).messages == (
+        Message("user", "Weather?"),
+        Message("assistant", "I look.", ({"id": "t1", **CALL},)),
+        Message("tool", "sun", tool_call_id="t1"),
+        Message("user", "And?"),
+        Message("assistant", "Sunny."),
+    )
+
+
+def test_marks_of_other_programs_decide_what_is_trained_on(made):
+    wrong, right = ("gpt", "WRONG"), ("gpt", "No: four.")
+    for mark in ({"train": False}, {"loss": False}, {"training": False}, {"learn": False}):
+        row = [{"from": "human", "value": "2+2?"}, {"from": wrong[0], "value": wrong[1]} | mark,
+               {"from": "human", "value": "Sure?"}, {"from": right[0], "value": right[1]}]  # fmt: skip
+        assert [m.learn for m in made({"conversations": row}).messages] == [True, False, True, True]
+    assert made(chat(loss_weight=0.5, loss_scale=2, weight=3)).messages[1].weight == 3
+    details = [
+        {"begin_offset": 0, "end_offset": 1, "train": True},
+        {"begin_offset": 2, "end_offset": 4, "train": False},
+    ]
+    assert made(chat(train_detail=details)).messages[1].masked == ((2, 5),)
+
+
+def test_marks_on_prompts_are_found():
+    asked = {"role": "user", "content": "Hi"}
+    assert marks_prompts([asked | {"train": True}])
+    assert not marks_prompts([asked, {"role": "assistant", "content": "Hello", "train": True}])
+    assert not marks_prompts("Hi")
 
 
 # -- messages that cannot be used -----------------------------------------------------------------------------------
@@ -86,7 +172,7 @@ def chat(**message):
         ({"messages": ["Hi"]}, "message 1 must be an object with 'role' and 'content', found text."),
         ({"messages": [{"role": "user", "text": "Hi"}]}, "message 1 has no 'content', only 'role', "
          '\'text\'. A message looks like {"role": ..., "content": ...}.'),
-        ({"messages": [{"role": "bot", "content": "Hi"}]}, "message 1 has the unknown role 'bot'; "
+        ({"messages": [{"role": "pupil", "content": "Hi"}]}, "message 1 has the unknown role 'pupil'; "
          "supported roles are 'system', 'user', 'assistant', 'tool'."),
         ({"messages": [{"role": ["user"], "content": "Hi"}]}, "message 1 has the unknown role ['user']; "
          "supported roles are"),
@@ -110,13 +196,23 @@ def chat(**message):
          'function call in JSON, such as {"name": ..., "arguments": {...}}. For the result of a function, use the role '
          "'observation'."),
         (chat(tool_calls=[{"function": {"name": "f", "arguments": "{"}}]), "message 2 (assistant): 'tool_calls' must "
-         "be a list like "),
+         "look like "),
         ({"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}, "only an assistant message "
          "can have 'tool"),
         (chat(learn="no"), "message 2 (assistant): 'learn' must be true or false, found text."),
         (chat(weight=-1), "message 2 (assistant): 'weight' must be between 0 and 1000000, found -1."),
         (chat(weight=True), "message 2 (assistant): 'weight' must be a number, found true or false."),
-        (chat(learn=False), "every answer has 'learn' false or 'weight' 0, so there is nothing to train on."),
+        (chat(learn=False), "every answer is marked not to be trained on ('learn'), so there is nothing to train on."),
+        (chat(train=False, loss_weight=0), "not to be trained on ('train', 'loss_weight')"),
+        (chat(reasoning_content="a", thinking="b"), "the keys 'reasoning_content', 'thinking' hold different texts."),
+        ({"messages": [{"role": "user", "content": "a", "reasoning": "b"}]}, "message 1 (user): only an assistant "
+         "message can have 'reasoning'."),
+        (chat(content=[{"type": "image_url"}]), "found a part of type 'image_url', but only text can be trained on"),
+        ({"messages": [{"role": "user", "content": "<image>\nWhat?"}]}, "message 1 (user): found <image>, but only"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_use", "name": "f", "input": {}}]}]}, "message 1 "
+         "(user): only an assistant message can have function calls."),
+        (chat(function_call={"name": "f", "arguments": "{"}), "message 2 (assistant): 'function_call' must look like"),
+        (CHAT | {"tools": [TOOL], "functions": [TOOL]}, "the row has both 'tools' and 'functions'."),
         (CHAT | {"tools": "[{"}, "'tools' is not valid JSON (line 1, column 3 of its text): "),
         (CHAT | {"tools": ["weather"]}, "'tools' must be a list of function schemas, found a list."),
     ],

@@ -136,5 +136,5 @@ def test_a_template_of_the_first_version_is_read(make):
     old = Template.of(make("chatml")).to_json() | {"version": 1}
     del old["system"]
     assert Template.from_json(old, make("chatml")).system == ""
-    with pytest.raises(AdapterError, match="version 3"):
-        Template.from_json(old | {"version": 3}, make("chatml"))
+    with pytest.raises(AdapterError, match="version 4"):
+        Template.from_json(old | {"version": 4}, make("chatml"))

@@ -4,6 +4,7 @@ import pytest
 
 from lorasmith.data.dataset.fit import truncate
 from lorasmith.data.rows.conversation import Message, Record
+from lorasmith.data.template.contents import ContentOptions
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import ConfigError, DataError, ModelError
 from lorasmith.model.row import IGNORED, Example
@@ -95,11 +96,13 @@ def test_a_template_that_rewrites_earlier_turns_gives_an_example_for_each_answer
     assert template.encode(TWO_TURNS[:2]) == examples[0]
 
 
-def test_a_prompt_that_the_answer_does_not_continue_is_refused(make):
+def test_what_only_the_prompt_has_is_left_out_of_it(make):
     template = Template.of(make("thought"))
-    with pytest.raises(DataError, match=r"^a\.json line 2: this template does not render an answer the way"):
-        template.encode(TWO_TURNS[:2], "a.json:2")
-    assert template.render(TWO_TURNS[:3]).endswith("<thought>")  # chat with the base still works
+    example = template.encode(TWO_TURNS[:2], "a.json:2")
+    prompt = template.encode_prompt(TWO_TURNS[:1])
+    assert example.ids[: len(prompt)] == prompt
+    assert "<thought>" not in template.tokenizer.decode(example.ids)
+    assert template.render(TWO_TURNS[:3]).endswith("<|im_start|>assistant\n")
 
 
 def test_a_template_without_a_stop_token_is_refused(make):
@@ -172,7 +175,8 @@ def assert_equals_tutorial(template: Template, fields: dict[str, str]) -> None:
     ids=["plain", "blanks", "no instruction", "nothing", "longer than 256"],
 )
 def test_human_assistant_equals_the_tutorial(make, fields):
-    assert_equals_tutorial(Template.of(make("chatml"), "human-assistant"), fields)
+    options = ContentOptions(special_tokens="tokens")
+    assert_equals_tutorial(Template.of(make("chatml"), "human-assistant", options=options), fields)
 
 
 def test_human_assistant_equals_the_tutorial_on_real_rows(make):

@@ -21,7 +21,8 @@ from lorasmith.model.head import loss_sum
 from lorasmith.model.row import Example, Step
 from lorasmith.model.verify import fast_candidates, use_fast_parts
 from lorasmith.training.distributed import World
-from lorasmith.training.optim import FlatParameters, make_optimizer
+from lorasmith.training.optim import FlatParameters
+from lorasmith.training.optimizers import make_optimizer
 from lorasmith.training.step import train_step
 from tests.support.families import (
     CONFIGS,

@@ -25,7 +25,7 @@ from lorasmith.model.row import Example
 from lorasmith.system.cache import PRIVATE, cache_folder, write_cached
 from lorasmith.version import installed_version
 
-FORMAT = "3"
+FORMAT = "4"
 MIN_ROWS = 64  # fewer rows are encoded faster than they are found in the cache
 FILES = 16
 
@@ -42,7 +42,9 @@ def encoded_path(rows: Sequence[Conversation], template: Template, learn: str) -
         transformers.__version__,
         template.kind,
         template.text,
+        template.tool_text,
         template.system,
+        json.dumps([template.kwargs, template.options, template.end_id], sort_keys=True),
         learn,
         str(template.stop_ids),
         backend.to_str(),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from lorasmith.config.data import DataConfig
-from lorasmith.data.rows.conversation import Conversation, Message, RowError, places
+from lorasmith.data.rows.conversation import MAX_PLACES, Conversation, Message, RowError, places
 from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.loss_mask import ExampleBuilder
 from lorasmith.errors import DataError
@@ -14,7 +14,6 @@ from lorasmith.i18n import _, counted
 from lorasmith.model.row import IGNORED, Example
 from lorasmith.report import Report
 
-MAX_PLACES = 5  # rows that a message names; the others are only counted
 REPORT_EVERY = 200  # rows between two progress updates
 
 
@@ -218,7 +217,8 @@ def _without_tokens(
         return None
     prompt_messages = list(takewhile(lambda message: message.role != "assistant", messages))
     other = [message if message.role == "system" else message._replace(content="?") for message in prompt_messages]
-    prompt, bare = template.encode_prompt(prompt_messages, row.tools), template.encode_prompt(other, row.tools)
+    tools = row.tools if template.shows_tools(row) else ()
+    prompt, bare = template.encode_prompt(prompt_messages, tools), template.encode_prompt(other, tools)
     head = sum(1 for _pair in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, bare, strict=False)))
     end, first = _longest([example]), min(head, len(prompt))
     resume = end - (length - first)

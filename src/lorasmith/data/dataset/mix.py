@@ -1,13 +1,10 @@
 """Mixing files by weight: `a.jsonl:0.7 b.parquet:0.3` says which part of an epoch comes from each file."""
 
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
-from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 
 T = TypeVar("T")
@@ -19,46 +16,6 @@ class Mix:
 
     weights: Mapping[str, float]
     file_of: Mapping[str, str]
-
-
-def parse_weights(words: Sequence[str]) -> list[tuple[str, float | None]]:
-    """The name and the weight (None if not given) of each file. A file whose name has a colon takes precedence.
-
-    Raises ConfigError for an invalid weight, for a file given twice with weights, and if only some files have weights.
-    """
-    pairs = [(name, float(part[1:]) if part else None) for name, part in map(split_weight, words)]
-    problems = [
-        _("data.data: {word}: the weight must be a number greater than 0.", word=word)
-        for word, (_name, weight) in zip(words, pairs, strict=True)
-        if weight is not None and not (math.isfinite(weight) and weight > 0)
-    ]
-    names = [name for name, _weight in pairs]
-    if any(weight is not None for _name, weight in pairs):
-        problems += [
-            _(
-                "data.data: {file} has no weight, but other files do. Write {file}:WEIGHT, or remove all weights.",
-                file=name,
-            )
-            for name, weight in pairs
-            if weight is None
-        ]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        problems += [_("data.data: {file} is given twice. Give it once, with one weight.", file=name) for name in twice]
-    if problems:
-        raise ConfigError(*problems)
-    return pairs
-
-
-def split_weight(word: str) -> tuple[str, str]:
-    """Split 'a.jsonl:0.7' into ('a.jsonl', ':0.7'); the second part is empty without a weight."""
-    name, colon, number = word.rpartition(":")
-    if not colon or Path(word).exists():
-        return word, ""
-    try:
-        float(number)
-    except ValueError:
-        return word, ""
-    return name, f":{number}"
 
 
 def mix_rows(rows: Sequence[T], source: Callable[[T], str], mix: Mix, seed: int) -> tuple[list[T], list[str]]:

@@ -2,20 +2,22 @@
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 from lorasmith.config.data import DataConfig
 from lorasmith.data.dataset.encoded_cache import encoded_path, load_encoded, save_encoded
-from lorasmith.data.dataset.fit import MAX_PLACES, REPORT_EVERY, DataSplit, fit, refuse_too_long, rows_text
-from lorasmith.data.dataset.mix import Mix, mix_rows, parse_weights
-from lorasmith.data.read.files import DataFile, read_file, require_columns
-from lorasmith.data.rows.conversation import Problems, Record, RowError, places
+from lorasmith.data.dataset.fit import REPORT_EVERY, DataSplit, fit, refuse_too_long, rows_text
+from lorasmith.data.dataset.mix import Mix, mix_rows
+from lorasmith.data.dataset.sources import DataSource, parse_held_out, parse_sources, sample
+from lorasmith.data.read.files import DataFile, read_file, require_used
+from lorasmith.data.rows.conversation import MAX_PLACES, Conversation, Problems, Record, RowError, places
 from lorasmith.data.template.encoding import Template
+from lorasmith.data.template.findings import notes_of_losses, template_notes
 from lorasmith.errors import ConfigError, DataError
-from lorasmith.i18n import _, listed
+from lorasmith.i18n import _
 from lorasmith.model.row import IGNORED, Example
 from lorasmith.report import Report
 
@@ -41,15 +43,17 @@ class Prepared:
 
 
 def read_files(cfg: DataConfig, report: Report) -> list[DataFile]:
-    """Read all files of `cfg`, the held-out file last. Needs no model, so bad rows are found before one is loaded.
+    """Read all files of `cfg`, the held-out file last, with as many rows of each as it asks for.
+
+    Needs no model, so bad rows are found before one is loaded.
 
     Raises ConfigError for an invalid setting, DataError with every bad row.
     """
     share = _held_out_share(cfg)
     if not cfg.data:
         raise ConfigError(_("data.data: no training data is given. Give a JSON, JSONL, CSV or Parquet file."))
-    sources = [(path, "data.data") for path, _weight in parse_weights(cfg.data)]
-    sources += [(share, "data.held_out")] if isinstance(share, str) else []
+    sources = [(source, "data.data") for source in parse_sources(cfg.data)]
+    sources += [(parse_held_out(share), "data.held_out")] if isinstance(share, str) else []
     return _read_all(sources, cfg, report)
 
 
@@ -68,41 +72,42 @@ def prepare(
 
     Raises ConfigError for an invalid setting, DataError with every bad row.
     """
-    report, share, weights = report or Report(), _held_out_share(cfg), parse_weights(cfg.data)
+    report, share, sources = report or Report(), _held_out_share(cfg), parse_sources(cfg.data)
     _max_length(cfg, limit)
     files = read_files(cfg, report) if files is None else files
     for note in (note for found in files for note in found.notes):
         report.say(note)
-    notes = [note for found in files for note in (*found.notes, *found.skipped)]
-    train = files[: len(weights)]
+    notes = [note for found in files for note in (*found.notes, *found.warnings)]
+    train = files[: len(sources)]
     held_out = files[-1].records if isinstance(share, str) else None
-    mix = _mix(weights, train)
+    mix = _mix(sources, train)
     records = [record for found in train for record in found.records]
     made = prepare_rows(records, held_out, cfg, template, limit, report, seed, mix)
     return replace(made, notes=(*notes, *made.notes))
 
 
-def _read_all(sources: Sequence[tuple[str, str]], cfg: DataConfig, report: Report) -> list[DataFile]:
+def _read_all(sources: Sequence[tuple[DataSource, str]], cfg: DataConfig, report: Report) -> list[DataFile]:
     """Read every file, and warn of rows that are left out. Raises DataError with the problems of all files."""
     files, problems = list[DataFile](), dict[str, None]()
-    for name, option in sources:
+    for source, option in sources:
         try:
-            files.append(read_file(name, option, cfg.map, report))
+            columns = cfg.map_of(source.name)
+            found = read_file(source.name, option, columns, report, cfg.fill, cfg.skip_bad_rows)
+            files.append(sample(found, source, cfg.max_samples, option))
         except (DataError, ConfigError) as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
         raise DataError(*problems)
     for found in files:
-        for text in found.skipped:
+        for text in found.warnings:
             report.warn(text)
-    columns = dict.fromkeys(column for found in files for column in found.columns)
-    require_columns(cfg.map, columns, listed(found.name for found in files))
+    require_used(cfg.map, cfg.fill, files)
     return files
 
 
-def _mix(weights: Sequence[tuple[str, float | None]], files: Sequence[DataFile]) -> Mix | None:
+def _mix(sources: Sequence[DataSource], files: Sequence[DataFile]) -> Mix | None:
     """How to mix the files; None if they have no weights, and every row is used once."""
-    known = {name: weight for name, weight in weights if weight is not None}
+    known = {source.name: source.weight for source in sources if source.weight is not None}
     if not known:
         return None
     return Mix(known, {record.source: found.name for found in files for record in found.records})
@@ -124,10 +129,14 @@ def prepare_rows(
     """
     report, length = report or Report(), _max_length(cfg, limit)
     files = {"data.data": train} if held_out is None else {"data.data": train, "data.held_out": held_out}
-    splits = _encode(files, template, cfg.learn, report)
     notes = _Notes(report)
+    splits = _encode(files, template, cfg, notes)
     notes.say(_rewriting_note(splits))
     notes.say(_date_note(template))
+    for text in template_notes(template):
+        notes.say(text)
+    for text in notes_of_losses(template, (row for split in splits for row in split.conversations)):
+        notes.warn(text)
     if cfg.learn != "all":  # else the stop tokens between the turns are trained on as well
         notes.warn(_inner_stop_warning(splits, template))
     if cfg.too_long in ("error", "split"):
@@ -195,37 +204,36 @@ def _max_length(cfg: DataConfig, limit: int | None) -> int:
     return cfg.max_length
 
 
-def _encode(files: dict[str, Sequence[Record]], template: Template, learn: str, report: Report) -> list[DataSplit]:
-    """Encode the rows of each split. Raises DataError with every row that the template refuses."""
+def _encode(files: dict[str, Sequence[Record]], template: Template, cfg: DataConfig, notes: _Notes) -> list[DataSplit]:
+    """Encode the rows of each split. Raises DataError with every row that the template refuses, unless few may be."""
     total, done, splits, texts, caches = sum(map(len, files.values())), 0, [], list[str](), set[Path]()
     for option, records in files.items():
         problems, split = Problems(option), DataSplit(option, [], [])
-        for record in records:
+        conversations = list(_conversations(records, template, problems))
+        path = encoded_path(conversations, template, cfg.learn)
+        cached = load_encoded(path, conversations) if path else None
+        for number, row in enumerate(conversations):
             try:
-                split.conversations.append(template.conversation(record))
-            except RowError as error:
-                problems.add(error.source, error.text)
-        path = encoded_path(split.conversations, template, learn)
-        cached = load_encoded(path, split.conversations) if path else None
-        for row in split.conversations if cached is None else ():
-            try:
-                split.rows.append(template.encode_row(row, learn))
+                split.rows.append(template.encode_row(row, cfg.learn) if cached is None else cached[number])
+                split.conversations.append(row)
             except RowError as error:
                 problems.add(error.source, error.text)
             done += 1
-            if total > REPORT_EVERY and (done % REPORT_EVERY == 0 or done == total):
-                report.progress(_("encoding"), done, total)
-        if cached is not None:
-            split.rows, done = cached, done + len(cached)
-        elif path and not problems.sources:
+            if cached is None and total > REPORT_EVERY and (done % REPORT_EVERY == 0 or done == total):
+                notes.report.progress(_("encoding"), done, total)
+        if path and cached is None and not problems.sources:
             save_encoded(path, split.rows)
         caches |= {path.parent} if path and path.is_file() else set()
         splits.append(split)
-        texts += problems.texts()
+        try:
+            for text in problems.skip_or_raise(cfg.skip_bad_rows, len(records)):
+                notes.warn(text)
+        except DataError as error:
+            texts += error.problems
     if texts:
         raise DataError(*texts)
     if caches:
-        report.say(
+        notes.report.say(
             _(
                 "Encoded copies of these rows are kept in {folder} for the next run; only you can read them. "
                 "To remove them, delete that folder.",
@@ -233,6 +241,15 @@ def _encode(files: dict[str, Sequence[Record]], template: Template, learn: str, 
             )
         )
     return splits
+
+
+def _conversations(records: Sequence[Record], template: Template, problems: Problems) -> Iterator[Conversation]:
+    """The conversations of the records that have no problem."""
+    for record in records:
+        try:
+            yield template.conversation(record)
+        except RowError as error:
+            problems.add(error.source, error.text)
 
 
 def _hold_out(train: DataSplit, share: float | str, seed: int, notes: _Notes) -> DataSplit:

@@ -1,4 +1,4 @@
-"""Read rows from JSON Lines, or from one JSON list, with the line where each row begins."""
+"""Read rows from JSON Lines, or from one JSON list, with the line where each row begins; and whole texts."""
 
 import codecs
 import re
@@ -22,7 +22,8 @@ def json_lines(source: Source) -> Iterator[tuple[str, object]]:
     """
     first = True
     with open_source(source) as file:
-        for number, raw in enumerate(file, 1):
+        lines = (line for block in file for line in block.splitlines(keepends=True))  # an old Mac ends lines with \r
+        for number, raw in enumerate(lines, 1):
             line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
             if not line.strip():
                 continue
@@ -39,8 +40,15 @@ def _line(line: bytes) -> object:
     except UnicodeDecodeError as error:
         return BadRow(_("byte {byte} of this line is not valid UTF-8. Save the file as UTF-8.", byte=error.start + 1))
     except Malformed as error:
-        return BadRow(not_json(error))
+        return BadRow(python_literal(line.decode("utf-8")) or not_json(error))
     return row
+
+
+def python_literal(text: str) -> str | None:
+    """The error text for a row that Python printed, with 'single quotes'; None for any other text."""
+    if not re.match(r"[\s\[]*\{\s*'", text):
+        return None
+    return _("not JSON but Python, with 'single quotes'. Write it with json.dumps.")
 
 
 def not_json(error: Malformed) -> str:
@@ -57,6 +65,8 @@ def _refuse_one_object(source: Source) -> None:
             whole = parse_json(file.read())
     except Malformed:
         return
+    if text := columns_problem(whole):
+        raise DataError(f"{source.option}: {source.name} {text}")
     keys = quoted(whole) if isinstance(whole, dict) else ""
     raise DataError(
         _(
@@ -66,6 +76,36 @@ def _refuse_one_object(source: Source) -> None:
             keys=keys,
         )
     )
+
+
+def columns_problem(value: object) -> str | None:
+    """The error text for an object with a list of all values of each column, the only one of a file; else None.
+
+    Pandas writes the values of a column as an object, too, under the numbers of the rows.
+    """
+    if not isinstance(value, dict) or not value:
+        return None
+    columns = [_cells(column) for column in value.values()]
+    cells = [cell for column in columns for cell in column]
+    if len({len(column) for column in columns}) > 1 or not cells or any(isinstance(one, list | dict) for one in cells):
+        return None
+    return _(
+        "holds the columns {keys}, each with {count} values, instead of rows. Write one object per row; with pandas: "
+        "to_json(FILE, orient='records', lines=True).",
+        keys=quoted(value),
+        count=len(columns[0]),
+    )
+
+
+def _cells(column: object) -> list[object]:
+    if isinstance(column, dict) and column.keys() == {*map(str, range(len(column)))}:
+        return list(column.values())
+    return column if isinstance(column, list) else []
+
+
+def document(source: Source) -> Iterator[tuple[str, object]]:
+    """A text file as one row, with line ends as on Unix. Raises DataError."""
+    yield source.name, {"text": _text(source).replace("\r\n", "\n").replace("\r", "\n")}
 
 
 def json_list(source: Source) -> Iterator[tuple[str, object]]:
@@ -110,6 +150,8 @@ def _text(source: Source) -> str:
 
 
 def _broken(source: Source, text: str, at: int, why: str) -> str:
+    if literal := python_literal(text):
+        return f"{source.option}: {source.name}: {literal}"
     if at >= len(text.rstrip()):
         why = _("the file ends in the middle of the list, perhaps because it was copied incompletely")
     line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)

@@ -14,7 +14,7 @@ from lorasmith.data.read.stream import BadRow, Source
 from lorasmith.data.rows.cells import parse_list_cells
 from lorasmith.data.rows.conversation import Problems, Record
 from lorasmith.data.rows.formats import answer_column, recognize_format, row_problem
-from lorasmith.data.rows.messages import OPENAI, detect_style
+from lorasmith.data.rows.styles import detect_style, expand_pairs
 from lorasmith.errors import DataError
 from lorasmith.i18n import _, foreign
 from lorasmith.report import Report
@@ -75,9 +75,7 @@ def _records(rows: Iterable[tuple[str, object]], option: str) -> list[Record]:
             continue
         fields = _with_an_answer(parse_list_cells(row))
         row_format = recognize_format([fields])
-        if (
-            text := row_problem(fields, row_format) or (row_format.skip_reason(fields) if row_format else None)
-        ) is not None:
+        if (text := row_problem(fields, row_format)) is not None:
             problems.add(source, text)
         elif row_format is not None and row_format.required == ("text",):
             problems.add(source, _("a 'text' row is not a prompt. Rename the key to 'prompt'."))
@@ -88,12 +86,11 @@ def _records(rows: Iterable[tuple[str, object]], option: str) -> list[Record]:
 
 def _with_an_answer(row: dict[str, object]) -> dict[str, object]:
     """The row with the placeholder as its last answer, instead of its own if it has one."""
-    for key in ("messages", "conversations"):
+    for key in ("messages", "conversations", "conversation"):
         if isinstance(messages := row.get(key), list):
+            messages = expand_pairs(messages)
             style = detect_style(messages)
-            answer = "assistant" if style is OPENAI else "gpt"
-            last = messages[-1] if messages and isinstance(messages[-1], dict) else {}
-            asked = messages[:-1] if style.roles.get(str(last.get(style.role))) == "assistant" else messages
-            answered = [*asked, {style.role: answer, style.content: PLACEHOLDER_ANSWER}] if asked else []
+            asked = messages[:-1] if messages and style.role_of(messages[-1]) == "assistant" else messages
+            answered = [*asked, {style.role: style.answer, style.content: PLACEHOLDER_ANSWER}] if asked else []
             return {**row, key: answered}
     return {**row, answer_column(row): PLACEHOLDER_ANSWER}

@@ -23,6 +23,10 @@ class BadRow(str):
     """In place of a row that cannot be read: the reason, as a sentence."""
 
 
+class UnreadRest(BadRow):
+    """In place of the row from which on a file could not be read."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A file or dataset to read. option: the setting that named it, for error messages; report: gets the progress."""

@@ -1,4 +1,4 @@
-"""Read rows from CSV, TSV and Parquet. CSV rows know the line where they begin, even after cells with line breaks."""
+"""Read rows from CSV, TSV, Parquet and Arrow. CSV rows know where they begin, even after cells with line breaks."""
 
 import codecs
 import csv
@@ -6,12 +6,14 @@ import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from lorasmith.data.read.stream import BadRow, Source, open_source
+from lorasmith.data.read.stream import BadRow, Source, UnreadRest, open_source
+from lorasmith.data.rows.cells import drop_nulls
 from lorasmith.data.rows.conversation import quoted
 from lorasmith.errors import DataError
 from lorasmith.i18n import _
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+ARROW_FILE = b"ARROW1"  # a stream, which `datasets` writes, has no such mark
 
 
 def csv_rows(source: Source) -> Iterator[tuple[str, object]]:
@@ -28,7 +30,7 @@ def csv_rows(source: Source) -> Iterator[tuple[str, object]]:
                     yield f"{source.name}:{begin}", _row(header, cells)
                 begin = reader.line_num + 1
         except csv.Error as error:
-            yield f"{source.name}:{begin}", BadRow(_broken(str(error)))
+            yield f"{source.name}:{begin}", UnreadRest(_broken(str(error)))
 
 
 def parquet_rows(source: Source) -> Iterator[tuple[str, object]]:
@@ -41,7 +43,7 @@ def parquet_rows(source: Source) -> Iterator[tuple[str, object]]:
             for batch in file.iter_batches(batch_size=10_000):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{source.name} row {number}", row
+                    yield f"{source.name} row {number}", drop_nulls(row)
                 if total > batch.num_rows:
                     source.report.progress(source.task, number, total)
     except (OSError, ValueError) as error:  # pyarrow's errors derive from these
@@ -50,8 +52,33 @@ def parquet_rows(source: Source) -> Iterator[tuple[str, object]]:
         ) from error
 
 
+def arrow_rows(source: Source) -> Iterator[tuple[str, object]]:
+    """The rows of an Arrow file or stream. Raises DataError, or MissingExtraError if pyarrow is not installed."""
+    ipc = source.import_package("pyarrow.ipc")
+    number = 0
+    try:
+        with source.path.open("rb") as file:
+            is_file = file.read(len(ARROW_FILE)) == ARROW_FILE
+            file.seek(0)
+            reader = ipc.open_file(file) if is_file else ipc.open_stream(file)
+            batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+            for batch in batches:
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{source.name} row {number}", drop_nulls(row)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            _("{option}: {file} is not a valid Arrow file: {why}", **source.placeholders, why=error)
+        ) from error
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file, also of one from an old Mac, where they end with a carriage return alone."""
+    return (line for block in stream for line in block.splitlines(keepends=True))
+
+
 def _decoded(stream: BinaryIO, source: Source) -> Iterator[str]:
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(_lines(stream), 1):
         try:
             yield (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode("utf-8")
         except UnicodeDecodeError as error:

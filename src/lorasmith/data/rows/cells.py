@@ -1,16 +1,34 @@
-"""Parse lists in cells that hold them as JSON text, as in CSV, TSV and many Parquet files."""
+"""Cells of tables: lists written as JSON text, as in CSV, TSV and many Parquet files, and nulls that Arrow adds."""
 
 from typing import Any
 
 from lorasmith.config.files import Malformed, parse_json
 from lorasmith.i18n import _
 
-LIST_COLUMNS = ("messages", "conversations", "tools", "history")  # columns that never hold plain text
+LIST_COLUMNS = (
+    "messages",
+    "conversations",
+    "conversation",
+    "tools",
+    "functions",
+    "history",
+)  # columns that never hold plain text
 
 
 def parse_list_cells(row: dict[str, Any]) -> dict[str, Any]:
     """The row with its `LIST_COLUMNS` parsed. Text that is not a JSON list or object stays; see `json_problem`."""
     return row | {key: _parse(row[key]) for key in LIST_COLUMNS if isinstance(row.get(key), str)}
+
+
+def drop_nulls(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without nulls inside its values: Arrow adds them, because all objects of a column have the same keys."""
+    return {key: _without_nulls(value) for key, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def json_problem(key: str, text: str) -> str | None:

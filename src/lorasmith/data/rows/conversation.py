@@ -14,6 +14,8 @@ from lorasmith.i18n import _, listed
 
 ROLES = ("system", "user", "assistant", "tool")
 MAX_LISTED = 20  # problems, or places of one problem, that are listed; further ones are only counted
+MAX_PLACES = 5  # rows that a note or a warning names before it only counts them
+FEW = 0.1  # part of the rows up to which leaving them out is advised
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class _Turn(NamedTuple):
     learn: bool = True
     weight: float = 1.0
     reasoning: str = ""
+    masked: tuple[tuple[int, int], ...] = ()
 
 
 class Message(_Turn):
@@ -44,7 +47,8 @@ class Message(_Turn):
 
     tool_calls: function calls of an answer, each {"type": "function", "function": {"name", "arguments"}}. tool_call_id
     and name: the call that a message of the role 'tool' responds to. learn: whether an answer is trained on; weight:
-    its weight in the loss. reasoning: the thinking before an answer, `reasoning_content` in the OpenAI form.
+    its weight in the loss. reasoning: the thinking before an answer, `reasoning_content` in the OpenAI form. masked:
+    parts of the content that are not trained on although the answer is, as ascending half-open spans of characters.
     """
 
     __slots__ = ()
@@ -142,6 +146,47 @@ class Problems:
         if rest:
             texts.append(_("{option}: {rest} more rows have problems.", option=self.option, rest=f"{rest:,}"))
         return texts
+
+    @property
+    def count(self) -> int:
+        """The number of rows with problems."""
+        return sum(map(len, self.sources.values()))
+
+    def skip_or_raise(self, limit: float, total: int) -> list[str]:
+        """One sentence per problem, for the rows that are skipped.
+
+        limit: how many rows may be skipped, or below 1 which fraction of `total`. Raises DataError with all problems
+        if there are more.
+        """
+        allowed = int(limit if limit >= 1 else round(limit * total, 6))
+        if self.count > allowed:
+            raise DataError(*self.texts(), *self._advice(limit, total))
+        texts = [
+            _("{place}: skipped: {why}", place=places(found, MAX_PLACES), why=why)
+            for why, found in self.sources.items()
+        ]
+        rest = sum(len(found) for found in list(self.sources.values())[MAX_LISTED:])
+        more = _("{option}: {rest} more rows have problems.", option=self.option, rest=f"{rest:,}")
+        return texts[:MAX_LISTED] + ([more] if rest else [])
+
+    def _advice(self, limit: float, total: int) -> list[str]:
+        """What to do about few bad rows, or about more than `limit`."""
+        values = {"option": self.option, "count": f"{self.count:,}", "total": f"{total:,}", "limit": f"{limit:g}"}
+        if limit:
+            return [
+                _(
+                    "{option}: {count} of {total} rows have problems, more than data.skip_bad_rows = {limit} allows.",
+                    **values,
+                )
+            ]
+        if self.count > FEW * total:
+            return []
+        return [
+            _(
+                "{option}: {count} of {total} rows have problems. To leave them out, use --skip-bad-rows {limit}.",
+                **values | {"limit": f"{self.count}"},
+            )
+        ]
 
     def raise_any(self) -> None:
         """Raise DataError if there are problems."""

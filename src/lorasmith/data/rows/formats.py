@@ -3,15 +3,18 @@
 A file has the format that most of its rows have. A row in another format is an error, because it is probably a mistake.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import islice
 
-from lorasmith.data.rows.cells import json_problem
+from lorasmith.data.rows.calls import parse_tools, tools_problem
+from lorasmith.data.rows.cells import json_problem, parse_list_cells
 from lorasmith.data.rows.conversation import Conversation, Message, Record, RowError, quoted, type_name
-from lorasmith.data.rows.messages import messages_problem, parse_messages, tools_problem, unsupported_content
+from lorasmith.data.rows.messages import messages_problem, not_text, parse_messages
+from lorasmith.data.rows.other_methods import media_column, other_method, scores
+from lorasmith.data.rows.styles import detect_style
 from lorasmith.i18n import _, listed
 
 Fields = Mapping[str, object]
@@ -22,8 +25,7 @@ class RowFormat:
     """A row format.
 
     required: the columns by which it is recognized; optional: further columns that it reads. problem: why a row is
-    invalid, or None. conversation: converts fields; its arguments are those of `to_conversation`. skip_reason: why a
-    valid row cannot be used, or None.
+    invalid, or None. conversation: converts fields; its arguments are those of `to_conversation`.
     """
 
     name: str
@@ -31,7 +33,6 @@ class RowFormat:
     optional: tuple[str, ...]
     problem: Callable[[Fields], str | None]
     conversation: Callable[[Fields, str, bool], Conversation]
-    skip_reason: Callable[[Fields], str | None] = lambda _fields: None
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -46,18 +47,16 @@ class RowFormat:
 
 def _list_format(name: str, key: str) -> RowFormat:
     def problem(fields: Fields) -> str | None:
-        text = messages_problem(key, fields[key]) or tools_problem(fields.get("tools")) or _text_problem(fields, ())
+        text = messages_problem(key, fields[key]) or _tools_problem(fields) or _text_problem(fields, ())
         if text is None and fields.get("system") and parse_messages(_list(fields[key]))[0].role == "system":
             text = _("'system' is set, but the first message has the role 'system' too. Keep only one of them.")
         return text
 
     def made(fields: Fields, source: str, _strip: bool) -> Conversation:
         messages = parse_messages(_list(fields[key]))
-        return Conversation((*_system(fields), *messages), source, tuple(_list(fields.get("tools"))))
+        return Conversation((*_system(fields), *messages), source, _tools(fields))
 
-    return RowFormat(
-        name, (key,), ("system", "tools"), problem, made, lambda fields: unsupported_content(_list(fields[key]))
-    )
+    return RowFormat(name, (key,), ("system", "tools", "functions"), problem, made)
 
 
 def _alpaca_problem(fields: Fields) -> str | None:
@@ -73,11 +72,32 @@ def _alpaca(fields: Fields, source: str, strip: bool) -> Conversation:
 
 
 def _prompt_problem(fields: Fields) -> str | None:
-    return _text_problem(fields, ("prompt", "completion")) or _empty(fields, "completion")
+    if not any(isinstance(fields[key], list) for key in ("prompt", "completion")):
+        return _text_problem(fields, ("prompt", "completion")) or _empty(fields, "completion")
+    for key, role in (("prompt", "user"), ("completion", "assistant")):
+        messages = fields[key]
+        if not isinstance(messages, str | list):
+            return _("'{key}' must be text or a list of messages, found {found}.", key=key, found=type_name(messages))
+        listed_messages = _as_messages(messages, role)
+        style = detect_style(list(listed_messages))
+        answer = [{style.role: style.answer, style.content: "-"}] if role == "user" else []  # a prompt needs none
+        if text := messages_problem(key, [*listed_messages, *answer]):
+            return text
+    return _tools_problem(fields) or _text_problem(fields, ())
 
 
 def _prompt(fields: Fields, source: str, _strip: bool) -> Conversation:
-    return Conversation((*_system(fields), *_pair([str(fields["prompt"]), str(fields["completion"])])), source)
+    """The answers in a prompt of messages are not trained on, as in TRL."""
+    if not any(isinstance(fields[key], list) for key in ("prompt", "completion")):
+        return Conversation((*_system(fields), *_pair([str(fields["prompt"]), str(fields["completion"])])), source)
+    before = parse_messages(_as_messages(fields["prompt"], "user"))
+    prompt = (message._replace(learn=False) if message.role == "assistant" else message for message in before)
+    messages = (*prompt, *parse_messages(_as_messages(fields["completion"], "assistant")))
+    return Conversation((*_system(fields), *messages), source, _tools(fields))
+
+
+def _as_messages(value: object, role: str) -> list[dict[str, object]]:
+    return value if isinstance(value, list) else [{"role": role, "content": value}]
 
 
 def _plain_problem(fields: Fields) -> str | None:
@@ -92,21 +112,31 @@ def _plain(fields: Fields, source: str, _strip: bool) -> Conversation:
 FORMATS = (
     _list_format("chat", "messages"),
     _list_format("ShareGPT", "conversations"),
+    _list_format("ShareGPT", "conversation"),
     RowFormat("alpaca", ("instruction", "output"), ("input", "history", "system"), _alpaca_problem, _alpaca),
-    RowFormat("prompt/completion", ("prompt", "completion"), ("system",), _prompt_problem, _prompt),
+    RowFormat("prompt/completion", ("prompt", "completion"), ("system", "tools"), _prompt_problem, _prompt),
     RowFormat("text", ("text",), (), _plain_problem, _plain),
 )
 # Other common names of columns. In an error message, the first one that a row has is suggested.
 COLUMN_SYNONYMS = {
-    "messages": ("message", "chat", "dialog", "dialogue", "conversation"),
-    "conversations": ("conversation",),
-    "instruction": ("question", "query", "prompt", "ask", "问题", "指令"),
-    "input": ("context",),
-    "output": ("response", "answer", "completion", "target", "reply", "label", "回答", "答案"),
+    "messages": ("message", "chat", "dialog", "dialogue", "turns"),
+    "conversations": ("dialogs", "dialogues"),
+    "instruction": (
+        "question", "query", "prompt", "ask", "problem", "问题", "指令", "article", "document", "dialogue", "content",
+    ),
+    "input": ("context", "article", "passage"),
+    "output": (
+        "response", "answer", "completion", "target", "reply", "solution", "label", "回答", "答案", "summary",
+        "highlights",
+    ),
     "prompt": ("question", "query", "instruction", "input"),
     "completion": ("response", "answer", "output", "target"),
     "text": ("content", "document"),
-}
+    "system": ("system_prompt", "system_message"),
+}  # fmt: skip
+
+
+NO_TEXT = re.compile(r"(^|_)(id|idx|index|uuid|source|url|split|date|hash)$")  # columns that are about a row
 
 
 def to_conversation(record: Record, strip: bool = True) -> Conversation:
@@ -116,7 +146,7 @@ def to_conversation(record: Record, strip: bool = True) -> Conversation:
     cannot be used.
     """
     row_format = recognize_format([record.fields])
-    text = row_problem(record.fields, row_format) or (row_format.skip_reason(record.fields) if row_format else None)
+    text = row_problem(record.fields, row_format)
     if text is not None or row_format is None:
         raise RowError(record.source, text or "")
     return row_format.conversation(record.fields, record.source, strip)
@@ -124,14 +154,14 @@ def to_conversation(record: Record, strip: bool = True) -> Conversation:
 
 def recognize_format(rows: Iterable[Fields]) -> RowFormat | None:
     """The format that most rows have, or None if no row has the columns of any. If two have equally many: the first."""
-    filled: Counter[str] = Counter()
-    named: Counter[str] = Counter()
+    filled: Counter[RowFormat] = Counter()
+    named: Counter[RowFormat] = Counter()
     for row in rows:
         for counts, columns in ((filled, {key for key in row if row[key] is not None}), (named, row.keys())):
             row_format = _format_of(columns)
-            counts.update([row_format.name] if row_format else [])
+            counts.update([row_format] if row_format else [])
     votes = filled or named  # columns with only nulls, as in Parquet, count only if no row has values
-    return max(FORMATS, key=lambda one: votes[one.name]) if votes else None
+    return max(FORMATS, key=lambda one: votes[one]) if votes else None
 
 
 def answer_column(columns: Collection[str]) -> str:
@@ -142,6 +172,11 @@ def answer_column(columns: Collection[str]) -> str:
 
 def row_problem(fields: Fields, row_format: RowFormat | None) -> str | None:
     """Why this row is not a valid row in the format `row_format` of its file, as a sentence; None if it is."""
+    is_known = _format_of(key for key in fields if fields[key] is not None) is not None
+    if (text := other_method(fields, is_known)) is not None:
+        return text
+    if (column := media_column(fields)) is not None:
+        return not_text(quoted([column]))
     if row_format is None or not fields.keys() >= set(row_format.required):
         return _columns_problem(fields, row_format)
     return row_format.problem(fields)
@@ -163,24 +198,22 @@ def _columns_problem(fields: Fields, wanted: RowFormat | None) -> str:
             form=wanted.name,
             example=wanted.example,
         )
-    nearest, renamed = wanted or _nearest(fields), dict[str, str]()
     text = _("this row has {found}; ", found=quoted(fields) or _("no keys"))
+    if wanted is None and (columns := scores(fields)):
+        return text + _(
+            "{columns} are scores of answers, as reward modeling uses them. Keep the rows with good answers, without "
+            "these columns.",
+            columns=quoted(columns),
+        )
+    nearest, renamed = _nearest(fields, wanted)
     if wanted is not None:
         text += _(
             "the rows of the file are in {form} format, such as {example}.", form=wanted.name, example=wanted.example
         )
     elif nearest is None:
-        text += _(
-            "supported formats are {examples}. Say which column is which, for example: --map "
-            "instruction={first} output={second}",
-            examples=listed(one.example for one in FORMATS),
-            first=next(iter(fields), "COLUMN"),
-            second=next(islice(fields, 1, None), "COLUMN"),
-        )
+        return text + _other_columns(fields)
     else:
         text += _("the closest format is {form}, such as {example}.", form=nearest.name, example=nearest.example)
-    if nearest is not None:
-        renamed = _renamed(fields, nearest)
     for key, meant in renamed.items():
         text += " " + _("Should '{key}' be '{wanted}'?", key=key, wanted=meant)
     if renamed and wanted is None:
@@ -189,17 +222,47 @@ def _columns_problem(fields: Fields, wanted: RowFormat | None) -> str:
     return text
 
 
-def _nearest(fields: Fields) -> RowFormat | None:
-    """The format of which the row has the most columns, also under other names; None if it has none."""
+def _other_columns(fields: Fields) -> str:
+    """What to do with columns that nobody knows, with the first two that can be a question and its answer."""
+    columns = [key for key in fields if isinstance(fields[key], str) and not NO_TEXT.search(key.lower())][:2]
+    renamed = dict(zip(columns, ("instruction", "output"), strict=False))
+    words = columns if _is_read(fields, renamed) else ["COLUMN", "COLUMN"]
+    return _(
+        "supported formats are {examples}. Say which column is which, for example: --map "
+        "instruction={first} output={second}",
+        examples=listed(dict.fromkeys(one.example for one in FORMATS)),
+        first=words[0],
+        second=words[1],
+    )
 
-    def score(row_format: RowFormat) -> tuple[float, int]:
-        there = sum(key in fields for key in row_format.required)
-        return (there + len(set(_renamed(fields, row_format).values()) & set(row_format.required))) / len(
-            row_format.required
-        ), there
 
-    best = max(FORMATS, key=score)
-    return best if score(best)[0] else None
+def _nearest(fields: Fields, wanted: RowFormat | None) -> tuple[RowFormat | None, dict[str, str]]:
+    """The format of which the row has the most columns, and those that have other names, as {theirs: ours}.
+
+    Other names are only given if the row can be read with them, and no column is left that another format would use.
+    wanted: the format, if it is known.
+    """
+
+    def there(row_format: RowFormat) -> int:
+        return sum(key in fields for key in row_format.required)
+
+    def used(row_format: RowFormat) -> set[str]:
+        return {*guesses[row_format], *(key for key in row_format.keys if key in fields)}
+
+    guesses = {one: _renamed(fields, one) for one in ([wanted] if wanted else FORMATS)}
+    known = set[str]().union(*map(used, guesses))
+    best_first = sorted(guesses, key=there, reverse=True)
+    for one in best_first:
+        if guesses[one] and used(one) == known and _is_read(fields, guesses[one]):
+            return one, guesses[one]
+    return (best_first[0] if there(best_first[0]) else None), {}
+
+
+def _is_read(fields: Fields, renamed: Mapping[str, str]) -> bool:
+    """Whether the row would be valid with these columns renamed, as {theirs: ours}."""
+    row = {renamed.get(key, key): value for key, value in fields.items()}
+    row_format = _format_of(row)
+    return row_format is not None and row_problem(parse_list_cells(row), row_format) is None
 
 
 def _renamed(fields: Fields, row_format: RowFormat) -> dict[str, str]:
@@ -251,6 +314,17 @@ def _history_problem(history: object) -> str | None:
                 "'history': the answer of item {number} is empty. Add an answer, or remove the pair.", number=number
             )
     return None
+
+
+def _tools_problem(fields: Fields) -> str | None:
+    """The problem of `tools`, or of `functions`, its name in OpenAI's older files."""
+    if fields.get("tools") and fields.get("functions"):
+        return _("the row has both 'tools' and 'functions'. Keep one of them.")
+    return next((text for key in ("tools", "functions") if (text := tools_problem(key, fields.get(key)))), None)
+
+
+def _tools(fields: Fields) -> tuple[dict[str, object], ...]:
+    return parse_tools(fields.get("tools") or fields.get("functions"))
 
 
 def _system(fields: Fields) -> tuple[Message, ...]:

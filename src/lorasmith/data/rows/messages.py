@@ -1,64 +1,57 @@
-"""Parse and check lists of messages: OpenAI's keys `role` and `content`, or ShareGPT's `from` and `value`.
+"""Parse and check lists of messages: OpenAI's keys `role` and `content`, ShareGPT's `from` and `value`, or pairs.
 
-The content is a text, or a list of parts like {"type": "text", "text": ...}.
+data/rows/styles.py says which keys and roles there are, parts.py what a content may hold, calls.py and marks.py read
+the function calls and the marks of what is trained on.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any
 
-from lorasmith.config.files import parse_json
+from lorasmith.data.rows.calls import are_calls, listed_calls, parse_call
 from lorasmith.data.rows.cells import json_problem
-from lorasmith.data.rows.conversation import ROLES, Message, quoted, type_name
+from lorasmith.data.rows.conversation import Message, quoted, type_name
+from lorasmith.data.rows.marks import (
+    MARKS,
+    exclusions,
+    is_learned,
+    marks_problem,
+    masked_spans,
+    wants_training,
+    weight_of,
+)
+from lorasmith.data.rows.parts import content_problem, media_tag, parse_content, unsupported_part
+from lorasmith.data.rows.styles import (
+    CALL,
+    CONTENT_KEYS,
+    OPENAI,
+    ROLE_KEYS,
+    MessageStyle,
+    detect_style,
+    expand_pairs,
+    unread_keys,
+)
 from lorasmith.i18n import _
 
-MAX_WEIGHT = 1_000_000  # more would make all other tokens of a step irrelevant
-CALL = "call"  # a ShareGPT message whose text is function calls in JSON
-
-
-@dataclass(frozen=True)
-class MessageStyle:
-    """The keys of role and content in a message, and the role that each name stands for."""
-
-    role: str
-    content: str
-    roles: Mapping[str, str]
-
-
-OPENAI = MessageStyle("role", "content", {role: role for role in ROLES})
-SHAREGPT = MessageStyle(
-    "from",
-    "value",
-    {
-        "human": "user",
-        "gpt": "assistant",
-        "system": "system",
-        "function": CALL,
-        "function_call": CALL,
-        "observation": "tool",
-        "user": "user",
-        "assistant": "assistant",
-        "tool": "tool",
-        "function_response": "tool",
-    },
-)
-SHAREGPT_ROLES = ("human", "gpt", "system", "function_call", "observation")  # those that error messages list
-MESSAGE_KEYS = frozenset({"role", "content", "from", "value", "tool_calls", "tool_call_id", "name", "learn", "weight"})
-
-
-def detect_style(messages: list[object]) -> MessageStyle:
-    """The style of a list of messages, by the keys of the first message that has `role` or `from`."""
-    for message in messages:
-        if isinstance(message, dict) and not message.keys().isdisjoint(("role", "from")):
-            return OPENAI if "role" in message else SHAREGPT
-    return OPENAI
+CALL_KEYS = ("tool_calls", "function_call")  # the second is OpenAI's older one, for a single call
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+MESSAGE_KEYS = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *CALL_KEYS, *REASONING_KEYS, *MARKS, "tool_call_id", "name"))
 
 
 def parse_messages(messages: list[dict[str, object]]) -> tuple[Message, ...]:
-    """The messages of a list in which `messages_problem` found nothing wrong."""
-    style = detect_style(list(messages))
-    return tuple(_message(message, style) for message in messages)
+    """The messages of a list in which `messages_problem` found nothing wrong.
+
+    A message that is a function call continues the answer or the call before it: a template renders them as one.
+    """
+    expanded = expand_pairs(list(messages))
+    style, found = detect_style(expanded), list[Message]()
+    for message in expanded:
+        for one in _parsed(message, style):
+            if found and style.role_of(message) == CALL and _same_answer(found[-1], one):
+                reasoning = found[-1].reasoning + one.reasoning
+                found[-1] = found[-1]._replace(tool_calls=found[-1].tool_calls + one.tool_calls, reasoning=reasoning)
+            else:
+                found.append(one)
+    return tuple(found)
 
 
 def messages_problem(key: str, messages: object) -> str | None:
@@ -69,84 +62,88 @@ def messages_problem(key: str, messages: object) -> str | None:
         return text
     if not isinstance(messages, list):
         return _("'{key}' must be a list of messages, found {found}.", key=key, found=type_name(messages))
-    style = detect_style(messages)
-    for number, message in enumerate(messages, 1):
+    expanded = expand_pairs(messages)
+    style = detect_style(expanded)
+    for number, message in enumerate(expanded, 1):
         text = _message_problem(number, message, style)
         if text is not None:
             return text
     answers = [message for message in parse_messages(messages) if message.role == "assistant"]
     if not answers:
-        names = [name for name, role in style.roles.items() if role == "assistant"]
         return _(
             "no message has the role {name}, so there is nothing to train on. Add an answer, or remove the row.",
-            name=quoted(names[:1]),
+            name=quoted([style.answer]),
         )
     if not any(answer.learn and answer.weight for answer in answers):
-        return _("every answer has 'learn' false or 'weight' 0, so there is nothing to train on. Remove the row.")
+        return _(
+            "every answer is marked not to be trained on ({marks}), so there is nothing to train on. Remove the row.",
+            marks=quoted(dict.fromkeys(mark for message in expanded for mark in _exclusions(message, style))),
+        )
     return None
 
 
-def unsupported_content(messages: list[dict[str, object]]) -> str | None:
-    """Why valid messages cannot be used, as a sentence: one has a part that is not text. None if all are text."""
-    key = detect_style(list(messages)).content
-    for message in messages:
-        for part in _parts(message.get(key)):
-            if part["type"] != "text":
-                return _("a message has a part of type {type}, but only text is supported.", type=repr(part["type"]))
-    return None
+def unread_message_keys(messages: object) -> set[str]:
+    """The keys that nobody reads of the messages in a list; a reasoning that is not text is not read either."""
+    found = set[str]()
+    for message in messages if isinstance(messages, list) else []:
+        found |= unread_keys(message, MESSAGE_KEYS)
+        if isinstance(message, dict):
+            found |= {key for key in REASONING_KEYS if not isinstance(message.get(key), str | None)}
+    return found
 
 
-def tools_problem(value: object) -> str | None:
-    """Why the value of `tools` is invalid, as a sentence; None if it is valid or empty."""
-    if isinstance(value, str) and (text := json_problem("tools", value)):
-        return text
-    if value and (not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value)):
-        return _("'tools' must be a list of function schemas, found {found}.", found=type_name(value))
-    return None
+def marks_prompts(messages: object) -> bool:
+    """Whether a message that is not an answer is marked to be trained on."""
+    expanded = expand_pairs(messages) if isinstance(messages, list) else []
+    style = detect_style(expanded)
+    return any(
+        style.role_of(message) not in ("assistant", CALL) and wants_training(message)
+        for message in expanded
+        if isinstance(message, dict)
+    )
 
 
-def _parts(content: object) -> list[dict[str, object]]:
-    """The parts of a content; empty if it is a text."""
-    return content if isinstance(content, list) else []
-
-
-def _text(content: object) -> str:
-    """The text of a content. Parts are joined without a separator, as chat templates do."""
-    if isinstance(content, list):
-        return "".join(str(part.get("text") or "") for part in _parts(content))
-    return str(content or "")
-
-
-def _message(message: dict[str, object], style: MessageStyle) -> Message:
-    role, content = style.roles[str(message[style.role])], message.get(style.content)
-    calls: object = message.get("tool_calls")
-    if role == CALL:
-        role, calls, content = "assistant", parse_json(str(content)), ""
-    listed: list[Any] = calls if isinstance(calls, list) else [calls] if calls else []
-    learn, weight = message.get("learn"), message.get("weight")
-    return Message(
-        role,
-        _text(content),
-        tuple(_call(call) for call in listed),
+def _parsed(message: object, style: MessageStyle) -> Iterator[Message]:
+    """The messages of one: results of function calls that are parts of its content are messages of their own."""
+    assert isinstance(message, dict)
+    role, value = style.role_of(message) or "", message.get(style.content)
+    content = parse_content("" if role == CALL else value)
+    calls = [*content.calls, *(call for key in CALL_KEYS for call in listed_calls(message.get(key)))]
+    calls += listed_calls(value) if role == CALL else []
+    learn, weight = is_learned(message), weight_of(message)
+    for call_id, text in content.results:
+        yield Message("tool", text, tool_call_id=_optional(call_id), learn=learn, weight=weight)
+    if content.results and not content.text:
+        return
+    yield Message(
+        "assistant" if role == CALL else role,
+        content.text,
+        tuple(map(parse_call, calls)),
         _optional(message.get("tool_call_id")),
         _optional(message.get("name")),
-        learn is not False,
-        float(weight) if isinstance(weight, int | float) else 1.0,
+        learn,
+        weight,
+        _reasoning(message) or content.reasoning,
+        masked_spans(message, len(content.text)),
     )
+
+
+def _same_answer(before: Message, call: Message) -> bool:
+    return before.role == "assistant" and (before.learn, before.weight) == (call.learn, call.weight)
 
 
 def _optional(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _call(call: dict[str, object]) -> dict[str, object]:
-    """A function call as chat templates expect it: arguments as an object, which OpenAI's files have as JSON text."""
-    function = call.get("function") or call
-    assert isinstance(function, dict)
-    arguments = function.get("arguments")
-    arguments = parse_json(arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
-    made: dict[str, object] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    return {"id": call["id"], **made} if call.get("id") is not None else made
+def _reasoning(message: dict[str, object]) -> str:
+    texts = (message.get(key) for key in REASONING_KEYS)
+    return next((text for text in texts if isinstance(text, str) and text), "")
+
+
+def _exclusions(message: object, style: MessageStyle) -> list[str]:
+    is_answer = style.role_of(message) in ("assistant", CALL)
+    return exclusions(message) if is_answer and isinstance(message, dict) else []
 
 
 def _message_problem(number: int, message: object, style: MessageStyle) -> str | None:
@@ -158,7 +155,7 @@ def _message_problem(number: int, message: object, style: MessageStyle) -> str |
             content=style.content,
             found=type_name(message),
         )
-    wanted = (style.role,) if message.get("tool_calls") else (style.role, style.content)
+    wanted = (style.role,) if _has_calls(message) else (style.role, style.content)
     missing = [key for key in wanted if key not in message]
     if missing:
         return _(
@@ -168,102 +165,91 @@ def _message_problem(number: int, message: object, style: MessageStyle) -> str |
             found=quoted(message),
             example=f'{{"{style.role}": ..., "{style.content}": ...}}',
         )
-    name = message[style.role]
-    if not isinstance(name, str) or name not in style.roles:
-        return _role_problem(number, name, style)
-    text = _content_problem(message, style) or _calls_problem(message, style) or _learning_problem(message)
-    return text and _("message {number} ({role}): {problem}", number=number, role=name, problem=text)
+    role = style.role_of(message)
+    if role is None:
+        return _role_problem(number, message[style.role], style)
+    text = _content_problem(message, role, style) or _calls_problem(message, role, style)
+    text = text or _reasoning_problem(message, role) or _marks_problem(message, role, style)
+    return text and _("message {number} ({role}): {problem}", number=number, role=message[style.role], problem=text)
 
 
 def _role_problem(number: int, name: object, style: MessageStyle) -> str:
-    told = quoted(style.roles if style is OPENAI else SHAREGPT_ROLES)
     text = _(
         "message {number} has the unknown role {role}; supported roles are {known}.",
         number=number,
         role=repr(name),
-        known=told,
+        known=quoted(style.shown),
     )
     near = get_close_matches(str(name).lower(), list(style.roles), 1)
     return text + " " + _("Did you mean '{near}'?", near=near[0]) if near else text
 
 
-def _content_problem(message: dict[str, object], style: MessageStyle) -> str | None:
-    content, role = message.get(style.content), style.roles[str(message[style.role])]
-    if content is None and message.get("tool_calls"):
-        return None
-    if not isinstance(content, str | list):
+def _content_problem(message: dict[str, object], role: str, style: MessageStyle) -> str | None:
+    content = message.get(style.content)
+    if role == CALL or (content is None and _has_calls(message)):
+        return None  # `_calls_problem` looks at it
+    if not isinstance(content, (str | list | dict) if role == "tool" else (str | list)):
         return _("'{key}' must be text, found {found}.", key=style.content, found=type_name(content))
-    for number, part in enumerate(content, 1) if isinstance(content, list) else ():
-        if (text := _part_problem(part)) is not None:
-            return _("'{key}': part {number} {problem}", key=style.content, number=number, problem=text)
-    if any(part["type"] != "text" for part in _parts(content)):
-        return None  # the row will be skipped
-    content = _text(content)
-    if role == "assistant" and not content.strip() and not message.get("tool_calls"):
+    if (text := content_problem(style.content, content)) is not None:
+        return text
+    if kind := unsupported_part(content):
+        return not_text(_("a part of type {type}", type=repr(kind)))
+    parsed = parse_content(content)
+    if role == "user" and (tag := media_tag(parsed.text)):
+        return not_text(tag)
+    if role == "assistant" and not parsed.text.strip() and not parsed.calls and not _has_calls(message):
         return _("the message is empty, so there is nothing to train on. Add an answer, or remove the row.")
     return None
 
 
-def _part_problem(part: object) -> str | None:
-    example = '{"type": "text", "text": ...}'
-    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-        return _("must look like {example}, found {found}.", example=example, found=type_name(part))
-    if part["type"] == "text" and not isinstance(part.get("text"), str):
-        found = type_name(part["text"]) if "text" in part else quoted(part)
-        return _("must look like {example}, found {found}.", example=example, found=found)
-    return None
+def not_text(what: str) -> str:
+    """The sentence for a row that holds something else than text."""
+    return _(
+        "found {what}, but only text can be trained on, and the model would not see it. Remove such rows, or leave "
+        "them out with data.skip_bad_rows.",
+        what=what,
+    )
 
 
-def _calls_problem(message: dict[str, object], style: MessageStyle) -> str | None:
-    calls: object = message.get("tool_calls")
-    role = style.roles[str(message[style.role])]
+def _has_calls(message: dict[str, object]) -> bool:
+    return any(message.get(key) for key in CALL_KEYS)
+
+
+def _calls_problem(message: dict[str, object], role: str, style: MessageStyle) -> str | None:
     if role == CALL:
-        try:
-            calls = parse_json(str(message[style.content]))
-        except ValueError:
-            calls = "?"
-        calls = calls if isinstance(calls, list) else [calls]
-        if not _are_calls(calls):
+        calls = listed_calls(message.get(style.content))
+        if not calls or not are_calls(calls):
             return _(
                 "the text must be a function call in JSON, such as {example}. For the result of a function, "
-                "use the role 'observation'.",
+                "use the role '{role}'.",
                 example='{"name": ..., "arguments": {...}}',
+                role="tool" if style.role == OPENAI.role else "observation",
             )
-    elif calls and role != "assistant":
-        return _("only an assistant message can have 'tool_calls'.")
-    elif calls and not _are_calls(calls):
-        return _(
-            "'tool_calls' must be a list like {example}; the arguments are an object, or the same as a JSON string.",
-            example='[{"function": {"name": ..., "arguments": {...}}}]',
-        )
+    for key in CALL_KEYS:
+        calls = listed_calls(message.get(key))
+        if calls and role not in ("assistant", CALL):
+            return _("only an assistant message can have '{key}'.", key=key)
+        if not are_calls(calls):
+            return _(
+                "'{key}' must look like {example}; the arguments are an object, or the same as a JSON string.",
+                key=key,
+                example='[{"function": {"name": ..., "arguments": {...}}}]',
+            )
+    if role not in ("assistant", CALL) and parse_content(message.get(style.content)).calls:
+        return _("only an assistant message can have function calls.")
     return None
 
 
-def _are_calls(calls: object) -> bool:
-    return isinstance(calls, list) and bool(calls) and all(_is_call(call) for call in calls)
-
-
-def _is_call(call: object) -> bool:
-    function = (call.get("function") or call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        return False
-    arguments = function.get("arguments")
-    if isinstance(arguments, str) and arguments.strip():
-        try:
-            arguments = parse_json(arguments)
-        except ValueError:
-            return False
-    return not arguments or isinstance(arguments, dict)
-
-
-def _learning_problem(message: dict[str, object]) -> str | None:
-    learn, weight = message.get("learn"), message.get("weight")
-    if learn is not None and not isinstance(learn, bool):
-        return _("'learn' must be true or false, found {found}.", found=type_name(learn))
-    if weight is None:
-        return None
-    if isinstance(weight, bool) or not isinstance(weight, int | float):
-        return _("'weight' must be a number, found {found}.", found=type_name(weight))
-    if not 0 <= weight <= MAX_WEIGHT:  # False for NaN, too
-        return _("'weight' must be between 0 and {most}, found {weight}.", most=MAX_WEIGHT, weight=str(weight)[:40])
+def _reasoning_problem(message: dict[str, object], role: str) -> str | None:
+    if role not in ("assistant", CALL) and _reasoning(message):
+        key = next(key for key in REASONING_KEYS if message.get(key))
+        return _("only an assistant message can have '{key}'.", key=key)
+    texts = {key: message[key] for key in REASONING_KEYS if isinstance(message.get(key), str) and message[key]}
+    if len(set(texts.values())) > 1:
+        return _("the keys {keys} hold different texts. Keep one of them.", keys=quoted(texts))
     return None
+
+
+def _marks_problem(message: dict[str, object], role: str, style: MessageStyle) -> str | None:
+    text = "" if role == CALL else parse_content(message.get(style.content)).text
+    return marks_problem(message, len(text))

@@ -5,16 +5,19 @@ All rendering goes through `JinjaTemplate.render`, so that training and chat see
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from lorasmith.config.data import TEMPLATES
+from lorasmith.config.values import did_you_mean
 from lorasmith.data.rows.conversation import Message, RowError
-from lorasmith.errors import ConfigError
+from lorasmith.data.template.behavior import INLINE, Behavior, find_behavior, inline
+from lorasmith.errors import ConfigError, ModelError
 from lorasmith.i18n import _, foreign, listed
 
 if TYPE_CHECKING:
@@ -60,12 +63,20 @@ PROBE = (Message("user", "?"), Message("assistant", "lorasmith"))
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as in transformers
 
 
+# An answer with its reasoning inline, as most models write it.
+THOUGHT = re.compile(r"\s*<think>(?P<reasoning>.*?)</think>\s*(?P<answer>.*)", re.DOTALL)
+
+
 @dataclass(frozen=True)
 class JinjaTemplate:
-    """A chat template as transformers renders it, with the tokenizer whose special tokens it uses."""
+    """A chat template as transformers renders it, with the tokenizer whose special tokens it uses.
+
+    kwargs: variables that the template knows besides the messages, such as enable_thinking.
+    """
 
     tokenizer: "PreTrainedTokenizerBase"
     text: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def has_clock(self) -> bool:
@@ -77,32 +88,77 @@ class JinjaTemplate:
         """Whether it marks what to train on with {% generation %}."""
         return GENERATION.search(self.text) is not None
 
+    @cached_property
+    def behavior(self) -> Behavior:
+        """What it does with generation prompts, reasoning and function calls."""
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+        return find_behavior(self._text, special)
+
+    def _text(self, messages: list[dict[str, Any]], prompt: bool, behavior: Behavior) -> str:
+        return str(self._apply(messages, "", (), behavior, tokenize=False, add_generation_prompt=prompt))
+
     def render(self, messages: Sequence[Message], prompt: bool, source: str, tools: Sequence[Any] = ()) -> str:
-        """The text of `messages`, followed by the generation prompt if `prompt`. Raises RowError."""
-        return str(self._apply(messages, source, tools, tokenize=False, add_generation_prompt=prompt))
+        """The text of `messages`, followed by the generation prompt if `prompt`. Raises RowError.
+
+        The generation prompt is what the template renders before an answer, so that training matches inference.
+        """
+        own = self.behavior
+        options = {"tokenize": False, "add_generation_prompt": prompt and not own.header}
+        text = str(self._apply(self.to_dicts(messages), source, tools, own, **options))
+        return text.removesuffix(own.dropped) + own.header if prompt else text
 
     def tokenize_with_mask(self, messages: Sequence[Message], source: str, tools: Sequence[Any] = ()) -> Any:
         """Tokens of the text with `assistant_masks` and `offset_mapping`, as in transformers. Raises RowError."""
         return self._apply(
-            messages,
+            self.to_dicts(messages),
             source,
             tools,
+            self.behavior,
             return_dict=True,
             return_assistant_tokens_mask=True,
             tokenizer_kwargs={"return_offsets_mapping": True, "verbose": False},
         )
 
-    def end_of_turn(self) -> list[int]:
-        """The first special token after an answer, or else the first added token, as a list; empty if there is none."""
-        try:
-            rest = self.render(PROBE, False, "").rpartition(PROBE[1].content)[2]
-        except RowError:
-            return []  # rows will fail for the same reason, and report it
+    def to_dicts(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The messages in the form that this template reads: its key for reasoning, its form of arguments."""
+        return [self._to_dict(message) for message in messages]
+
+    def _to_dict(self, message: Message) -> dict[str, Any]:
+        shown = message._asdict()
+        reasoning, answer = split_reasoning(message)
+        if reasoning:
+            key = self.behavior.reasoning
+            if key == INLINE:
+                shown["content"] = inline(reasoning, answer) if message.reasoning else message.content
+            elif key is not None:
+                shown |= {"content": answer, key: reasoning}
+        if message.tool_calls and self.behavior.text_arguments:
+            shown["tool_calls"] = [_with_text_arguments(call) for call in message.tool_calls]
+        return shown
+
+    def end_of_turn(self, ends: Collection[int] = ()) -> list[int]:
+        """The token that ends an answer, as a list; empty if there is none, or if it is one of `ends`.
+
+        It is the first special token after the answer, or else the first added token.
+        """
+        if any(i in ends for i in self._ids_after_answer((*PROBE, PROBE[0]))):
+            return []
         added = self.tokenizer.added_tokens_decoder
-        ids: list[int] = self.tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else []
+        ids = self._ids_after_answer(PROBE)
         found = [i for i in ids if i in added and added[i].special]
         found = found or [i for i in ids if i in added and added[i].content.strip()]
         return found[:1]
+
+    def _ids_after_answer(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens between the answer of `PROBE` and the next message."""
+        try:
+            rest = self.render(messages, False, "").rpartition(PROBE[1].content)[2]
+        except RowError:
+            return []  # rows will fail for the same reason, and report it
+        if len(messages) > len(PROBE):
+            rest = rest.rpartition(messages[-1].content)[0]
+        ids: list[int] = self.tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else []
+        return ids
 
     def check_syntax(self, path: str) -> None:
         """Raise ConfigError if the file `path` is not valid Jinja. Other errors are reported for the first row."""
@@ -115,28 +171,111 @@ class JinjaTemplate:
                 text = _("data.template: {path} line {line}: invalid Jinja: {why}", path=path, line=line, why=why)
                 raise ConfigError(text) from None
 
-    def _apply(self, messages: Sequence[Message], source: str, tools: Sequence[Any], **options: Any) -> Any:
-        conversation: list[Any] = [message._asdict() for message in messages]
+    def _apply(
+        self, messages: list[dict[str, Any]], source: str, tools: Sequence[Any], behavior: Behavior, **options: Any
+    ) -> Any:
+        if behavior.parts:
+            messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
+        no_tools: list[Any] | None = None if behavior.no_tools is None else []
         try:
             return self.tokenizer.apply_chat_template(
-                conversation,
-                tools=list(tools) or None,
+                messages,
+                tools=list(tools) or no_tools,
                 chat_template=CLOCK + self.text if self.has_clock else self.text,
+                **self.kwargs,
                 **options,
             )
-        except (TemplateError, TypeError) as error:
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
             raise RowError(source, _("the chat template rejected this conversation: {why}", why=error)) from error
 
 
-def with_system_text(text: str, system: str) -> str:
-    """The template `text`, changed to add the system message `system` to conversations that have none."""
+def split_reasoning(message: Message) -> tuple[str, str]:
+    """The reasoning of an answer and the answer itself; the reasoning is empty if there is none."""
+    if message.role != "assistant" or message.reasoning:
+        return message.reasoning, message.content
+    match = THOUGHT.fullmatch(message.content)
+    return (match["reasoning"].strip("\n"), match["answer"]) if match else ("", message.content)
+
+
+def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    return call | {"function": function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+
+
+def for_other_programs(text: str, system: str, behavior: Behavior | None) -> str:
+    """The template `text`, changed so that other programs render with it what lorasmith does.
+
+    It adds the system message to conversations that have none, and its generation prompt is that of the training.
+    """
+    if behavior and behavior.dropped:
+        dropped = json.dumps(behavior.dropped, ensure_ascii=False)  # a JSON string is also a valid one in Jinja
+        text = (
+            "{% set rendered +%}" + text + "{% endset %}"
+            "{{ rendered[:-" + str(len(behavior.dropped)) + "] if add_generation_prompt and rendered.endswith("
+            "" + dropped + ") else rendered }}"
+        )
+    elif behavior and behavior.header:
+        header = json.dumps(behavior.header, ensure_ascii=False)
+        text = (
+            "{% set with_prompt = add_generation_prompt %}{% set add_generation_prompt = false +%}" + text + ""
+            "{% if with_prompt %}{{ " + header + " }}{% endif %}"
+        )
     if not system:
         return text
-    literal = json.dumps(system, ensure_ascii=False)  # a JSON string is also a valid one in Jinja
+    literal = json.dumps(system, ensure_ascii=False)
     return (
         "{% if messages and not messages | selectattr('role', 'equalto', 'system') | list %}"
         "{% set messages = [{'role': 'system', 'content': " + literal + "}] + messages %}{% endif +%}" + text
     )
+
+
+def named_templates(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
+    """The chat templates of a tokenizer by name; a single one is called 'default'. Empty if it has none."""
+    own: Any = tokenizer.chat_template
+    if own is None:
+        return {}
+    return dict(own) if isinstance(own, dict) else {"default": str(own)}
+
+
+def check_kind(kind: str, tokenizer: "PreTrainedTokenizerBase", named: Mapping[str, str]) -> str:
+    """`kind` with 'auto' resolved. Raises ConfigError or ModelError if this tokenizer cannot have it."""
+    if kind == "model" and not named:
+        raise ConfigError(
+            _(
+                "data.template: 'model' requires a chat template, but this model's tokenizer has none. Use "
+                "'human-assistant'."
+            )
+        )
+    if kind not in (*TEMPLATES, *named) and not any(mark in kind for mark in "./\\"):
+        known = (*TEMPLATES, *(name for name in named if len(named) > 1))
+        raise ConfigError(
+            _(
+                "data.template: {name!r} is not one of {known}; to use a Jinja file, give its path, as in "
+                "'./chat.jinja'.",
+                name=kind,
+                known=listed(known),
+            )
+            + did_you_mean(kind, known)
+        )
+    if kind in ("auto", "model") and len(named) > 1 and "default" not in named:
+        raise ConfigError(
+            _(
+                "data.template: this model has several chat templates and none is called 'default'. Give the name of "
+                "one: {names}.",
+                names=listed(named),
+            )
+        )
+    if kind == "auto":
+        kind = "model" if named else "human-assistant"
+    if tokenizer.eos_token_id is None and kind in ("human-assistant", "alpaca"):
+        raise ModelError(
+            _(
+                "data.template: '{kind}' ends each answer with the tokenizer's EOS token, but this "
+                "tokenizer has none. Set eos_token in its tokenizer_config.json.",
+                kind=kind,
+            )
+        )
+    return kind
 
 
 def template_text(kind: str, tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -1,15 +1,15 @@
 """Encode conversations as tokens: the only place where this is done, for training, evaluation, chat and the server.
 
-The prompt of an answer and the answer are tokenized separately and then concatenated. So the prompt has exactly the
-same token ids at inference as in training, and the loss mask follows from positions, never from token ids (the pad
-token may be the EOS token).
+The whole rendered conversation is tokenized at once, and the loss mask follows from where the prompts end in it, never
+from token ids (the pad token may be the EOS token). A prompt has the same token ids at inference as in training.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from lorasmith.config.data import DataConfig
 from lorasmith.data.rows.conversation import Conversation, Message, Record, RowError
 from lorasmith.data.rows.formats import to_conversation
 from lorasmith.data.template.chat_template import (
@@ -17,20 +17,37 @@ from lorasmith.data.template.chat_template import (
     BUILTIN,
     HUMAN_ASSISTANT,
     JinjaTemplate,
+    check_kind,
+    for_other_programs,
+    named_templates,
     template_text,
-    with_system_text,
 )
+from lorasmith.data.template.contents import AS_GIVEN, ContentOptions
+from lorasmith.data.template.examples import build_examples, missing_stop, plain_example
+from lorasmith.data.template.findings import lost
 from lorasmith.data.template.golden import PROBES, golden_conversations, verify_tokenizer
-from lorasmith.data.template.loss_mask import ExampleBuilder, check_generation_tags
-from lorasmith.data.template.turns import Pattern, Turn, human_turns, jinja_turns, refuse_unseen_tools
-from lorasmith.errors import AdapterError, ConfigError, ModelError
-from lorasmith.i18n import _, listed
+from lorasmith.data.template.loss_mask import ExampleBuilder
+from lorasmith.data.template.special_tokens import MARK, as_text, special_tokens, without_marks
+from lorasmith.data.template.split import split_ids
+from lorasmith.data.template.turns import (
+    Pattern,
+    Turn,
+    human_turns,
+    jinja_turns,
+    refuse_unseen_calls,
+    shows_tools,
+    with_stops,
+)
+from lorasmith.errors import AdapterError, ConfigError
+from lorasmith.i18n import _
 from lorasmith.model.row import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 2  # of `to_json`; 1 had no system message, and only the kinds 'model' and 'human-assistant'
+# Of `to_json`. 1 had no system message, and only the kinds 'model' and 'human-assistant'; 2 had no `end`, `kwargs` and
+# `tool_template`, and tokenized prompts and answers separately.
+VERSION = 3
 KINDS = ("model", "human-assistant", *BUILTIN, "file")
 
 
@@ -42,6 +59,10 @@ class Template:
     in Jinja: that of the tokenizer ('model'), a built-in one, or one from a file ('file').
     stop_ids: tokens that end an answer, in training and in decoding, in ascending order.
     system: the system message of conversations that have none; empty for none.
+    end_id: the token that is added to answers which the template does not end; None if it cannot be told.
+    tool_text: the chat template of conversations with tools; empty if it is `text`.
+    kwargs: variables of the chat template, such as enable_thinking.
+    options: how messages are changed before they are rendered.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -49,55 +70,68 @@ class Template:
     text: str
     stop_ids: tuple[int, ...]
     system: str = ""
+    end_id: int | None = None
+    tool_text: str = ""
+    kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    options: ContentOptions = AS_GIVEN
 
     @classmethod
     def of(
-        cls, tokenizer: "PreTrainedTokenizerBase", kind: str = "auto", eos_ids: Iterable[int] = (), system: str = ""
+        cls,
+        tokenizer: "PreTrainedTokenizerBase",
+        kind: str = "auto",
+        eos_ids: Iterable[int] = (),
+        system: str = "",
+        kwargs: Mapping[str, Any] | None = None,
+        options: ContentOptions = AS_GIVEN,
     ) -> "Template":
         """The template for a tokenizer.
 
         kind: 'auto' (the model's own if there is one, else 'human-assistant'), 'model', 'human-assistant', 'alpaca',
-        'chatml', or the path of a Jinja file. eos_ids: the EOS tokens of the model's generation config.
+        'chatml', one of the model's named templates, or the path of a Jinja file. eos_ids: the EOS tokens of the
+        model's generation config.
 
         Raises:
             ConfigError: the template or the system message cannot be used with this tokenizer.
             ModelError: the template needs an EOS token, and the tokenizer has none.
         """
-        has_own = tokenizer.chat_template is not None
-        if kind == "model" and not has_own:
-            raise ConfigError(
-                _(
-                    "data.template: 'model' requires a chat template, but this model's tokenizer has none. Use "
-                    "'human-assistant'."
-                )
-            )
-        if kind == "auto":
-            kind = "model" if has_own else "human-assistant"
-        eos_id = tokenizer.eos_token_id
-        if eos_id is None and kind in ("human-assistant", "alpaca"):
-            raise ModelError(
-                _(
-                    "data.template: '{kind}' ends each answer with the tokenizer's EOS token, but this "
-                    "tokenizer has none. Set eos_token in its tokenizer_config.json.",
-                    kind=kind,
-                )
-            )
+        named = named_templates(tokenizer)
+        kind = check_kind(kind, tokenizer, named)
+        eos_id, eos_ids = tokenizer.eos_token_id, tuple(eos_ids)
         ends = {*eos_ids} if eos_id is None else {eos_id, *eos_ids}
+        end_id = eos_id if eos_id in eos_ids else min(eos_ids, default=None)
+        kwargs = kwargs or {}
         if kind == "human-assistant":
-            return cls(tokenizer, kind, "", tuple(sorted(ends)), system)
-        text = str(tokenizer.get_chat_template()) if kind == "model" else template_text(kind, tokenizer)
-        jinja = JinjaTemplate(tokenizer, text)
-        if kind not in KINDS:
+            return cls(tokenizer, kind, "", tuple(sorted(ends)), system, end_id, "", kwargs, options)
+        text = (
+            named[kind if kind in named else "default"] if kind in ("model", *named) else template_text(kind, tokenizer)
+        )
+        tool_text = named.get("tool_use", "") if kind == "model" else ""
+        jinja = JinjaTemplate(tokenizer, text, kwargs)
+        if kind not in (*KINDS, *named):
             jinja.check_syntax(kind)
-        stops = tuple(sorted({*jinja.end_of_turn(), *ends}))
-        template = cls(tokenizer, kind if kind in KINDS else "file", text, stops, system)
+        stops = tuple(sorted({*jinja.end_of_turn(ends), *ends}))
+        kind = "model" if kind in named else kind if kind in KINDS else "file"
+        template = cls(tokenizer, kind, text, stops, system, end_id, tool_text, kwargs, options)
         template._check_system()
         return template
+
+    @classmethod
+    def from_config(
+        cls, tokenizer: "PreTrainedTokenizerBase", cfg: DataConfig, eos_ids: Iterable[int] = ()
+    ) -> "Template":
+        """The template of the [data] section. Raises the errors of `of`."""
+        options = ContentOptions(cfg.system_as, cfg.special_tokens, cfg.leading_answer)
+        return cls.of(tokenizer, cfg.template, eos_ids, cfg.system, cfg.template_kwargs, options)
 
     @cached_property
     def jinja(self) -> JinjaTemplate:
         """The chat template. Not for the kind 'human-assistant'."""
-        return JinjaTemplate(self.tokenizer, self.text)
+        return JinjaTemplate(self.tokenizer, self.text, self.kwargs)
+
+    @cached_property
+    def _tool_jinja(self) -> JinjaTemplate:
+        return JinjaTemplate(self.tokenizer, self.tool_text, self.kwargs) if self.tool_text else self.jinja
 
     @cached_property
     def _pattern(self) -> Pattern | None:
@@ -112,10 +146,14 @@ class Template:
 
     def with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
         """`messages` after the system message, unless they have one. It gets the weight of the first message."""
+        messages = self.options.arrange(messages)
         if not self.system or not messages or any(message.role == "system" for message in messages):
             return messages
         first = messages[0]
-        return [Message("system", self.system, learn=first.learn, weight=first.weight), *messages]
+        if self.options.system_as == "user" and first.content.startswith(self.system):
+            return messages  # they have it already
+        added = Message("system", self.system, learn=first.learn, weight=first.weight)
+        return self.options.arrange([added, *messages])
 
     def encode(self, messages: Sequence[Message], source: str = "") -> Example:
         """The conversation as one example, with all answers and their stop tokens as targets.
@@ -148,32 +186,35 @@ class Template:
         stop.
         """
         if row.text is not None:
-            return [self._plain(row.text, row.source)]
+            return [plain_example(self, row.text, row.source)]
         return [builder.build(row.source) for builder in self.builders(row, learn)]
 
     def builders(self, row: Conversation, learn: str = "answers") -> list[ExampleBuilder]:
         """The examples of `encode_row` before they are built, which know their messages. Raises RowError."""
-        messages = self.with_system(row.messages)
-        last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
-        if last < 0:
-            raise RowError(row.source, _("no message has the role 'assistant', so there is nothing to train on."))
-        messages = messages[: last + 1]
-        turns = list(self._turns(messages, row.source, row.tools))
-        ids = self._tokenize([text for turn in turns for text in (turn.prompt, turn.answer or "")])
-        builders: list[ExampleBuilder] = []
-        for turn, prompt, answer in zip(turns, ids[::2], ids[1::2], strict=True):
-            if turn.restart:
-                builders.append(ExampleBuilder(turn.at, turn.at))
-            weight = 0.0 if learn == "last-answer" and turn.at < last else _weight(messages[turn.at])
-            prompt_weight = _prompt_weight(messages[turn.first : turn.at], row.source) if learn == "all" else 0.0
-            is_whole = not weight or (learn == "all" and turn.at < last)
-            end = len(answer) if is_whole else self._end(turn, answer, row.source)
-            builders[-1].add(turn, prompt, prompt_weight, answer, weight, end)
-        if self.text and self.jinja.has_generation_tags and self.tokenizer.is_fast:  # only fast ones have offsets
-            for builder in builders:
-                since = 0 if builder is builders[0] else builder.answers[0][0]
-                check_generation_tags(builder, since, self.jinja, messages, row)
-        return self._checked(builders[-1:] if learn == "all" else builders, row.source)
+        return build_examples(self, row, learn)
+
+    def turns(
+        self,
+        messages: Sequence[Message],
+        source: str = "",
+        tools: Sequence[Any] = (),
+        needs_end: Callable[[Turn], bool] = lambda _turn: False,
+    ) -> list[Turn]:
+        """The rendered turns of `messages`. Those that `needs_end` chooses have an end. Raises RowError."""
+        shielded = self._shielded(messages)
+        turns = list(self._turns(shielded, source, tools))
+        stops = [text for i in self.stop_ids if (text := str(self.tokenizer.decode([i])))]
+        return with_stops(turns, stops, lambda turn: missing_stop(self, turn, shielded, tools), needs_end)
+
+    def shows_tools(self, row: Conversation) -> bool:
+        """Whether the rendered row has its tools. Raises RowError as `encode_row` does."""
+        if not row.tools or self.kind == "human-assistant":
+            return not row.tools
+        return shows_tools(self.jinja_for(row.tools), self.with_system(row.messages), row.tools)
+
+    def lost(self, row: Conversation) -> set[str]:
+        """What the encoded row lacks, or has otherwise than the row: kinds of data/template/findings.py."""
+        return lost(self, row)
 
     def encode_prompt(self, messages: Sequence[Message], tools: Sequence[Any] = (), source: str = "") -> list[int]:
         """Token ids of the prompt for the next answer to `messages`, the last of which must not be an answer.
@@ -186,24 +227,33 @@ class Template:
         """The texts of the prompt that are tokenized separately. Raises RowError as `encode_prompt` does."""
         if not messages or messages[-1].role == "assistant":
             raise RowError(source, _("the last message must be one to answer, such as one with the role 'user'."))
-        turns = list(self._turns(self.with_system(messages), source, tools))
+        if not self.shows_tools(Conversation(tuple(messages), source, tuple(tools))):
+            raise RowError(
+                source,
+                _(
+                    "the template has no place for 'tools', so the model would never see them. Use a model whose chat "
+                    "template shows tools, or a Jinja file that does, or leave 'tools' out."
+                ),
+            )
+        turns = list(self._turns(self._shielded(self.with_system(messages)), source, tools))
         since = max(i for i, turn in enumerate(turns) if turn.restart)
-        return [text for turn in turns[since:] for text in turn[:2] if text]
+        texts = [text for turn in turns[since:] for text in turn[:2] if text]
+        return texts if self.kind == "human-assistant" else ["".join(texts)]
 
     def ids_of(self, texts: list[str]) -> list[int]:
         """Token ids of texts that are tokenized separately, concatenated."""
-        return [i for ids in self._tokenize(texts) for i in ids]
+        return [i for ids in self.tokenize(texts) for i in ids]
 
     def render(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> str:
         """The text that the model gets, for display; with a generation prompt if the last message is not an answer."""
         text = ""
-        for turn in self._turns(self.with_system(messages), "", tools):
+        for turn in self._turns(self._shielded(self.with_system(messages)), "", tools):
             text = ("" if turn.restart else text) + turn.prompt + (turn.answer or "")
-        return text
+        return without_marks(text)
 
     def as_jinja(self) -> str:
         """This template as a chat template in Jinja, for other programs; includes the system message."""
-        return with_system_text(self.text or HUMAN_ASSISTANT, self.system)
+        return for_other_programs(self.text or HUMAN_ASSISTANT, self.system, self.jinja.behavior if self.text else None)
 
     def to_json(self) -> dict[str, Any]:
         """What is stored with an adapter: the template, its stop tokens, and the token ids of probe conversations."""
@@ -212,6 +262,10 @@ class Template:
             "kind": self.kind,
             "chat_template": self.text,
             "system": self.system,
+            "end": self.end_id,
+            "tool_template": self.tool_text,
+            "kwargs": dict(self.kwargs),
+            "options": self.options._asdict(),
             "stop": [{"id": i, "token": self.token(i)} for i in self.stop_ids],
             "golden": golden_conversations(self),
         }
@@ -219,7 +273,7 @@ class Template:
     @classmethod
     def from_json(cls, data: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> "Template":
         """The template of an adapter. Raises AdapterError if the tokenizer is not the one of the training."""
-        if data.get("version") not in (1, VERSION):
+        if data.get("version") not in range(1, VERSION + 1):
             raise AdapterError(
                 _(
                     "the adapter's template has version {found}, but this version of lorasmith reads {known}. "
@@ -229,7 +283,17 @@ class Template:
                 )
             )
         stop_ids = tuple(stop["id"] for stop in data["stop"])
-        template = cls(tokenizer, data["kind"], data["chat_template"], stop_ids, data.get("system", ""))
+        template = cls(
+            tokenizer,
+            data["kind"],
+            data["chat_template"],
+            stop_ids,
+            data.get("system", ""),
+            data.get("end"),
+            data.get("tool_template", ""),
+            data.get("kwargs", {}),
+            ContentOptions(**data.get("options", {})),
+        )
         verify_tokenizer(template, data)
         return template
 
@@ -245,80 +309,46 @@ class Template:
         token = self.tokenizer.convert_ids_to_tokens(token_id)
         return token if isinstance(token, str) else None
 
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens that the tokenizer would add."""
         if not any(texts):
             return [[] for _text in texts]
+        if any(MARK in text for text in texts):  # a special token that is ordinary text is cut in two
+            return [
+                [i for ids in self.tokenize(text.split(MARK)) for i in ids]
+                if MARK in text
+                else self.tokenize([text])[0]
+                for text in texts
+            ]
         found: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return found
 
-    def _end(self, turn: Turn, answer: list[int], source: str) -> int:
-        """How many tokens of an answer to train on: those up to its last stop token, not a line break after it."""
-        if turn.answer is None:
-            raise RowError(
-                source,
-                _(
-                    "this template does not render an answer the way its own generation prompt "
-                    "begins it, so training would not match inference. Use data.template 'human-assistant'."
-                ),
-            )
-        end = max((i + 1 for i, token in enumerate(answer) if token in self.stop_ids), default=0)
-        if not end:
-            raise RowError(
-                source,
-                _(
-                    "the answer does not end with a stop token ({stops}), so the model would never learn to "
-                    "stop. Use data.template 'human-assistant'.",
-                    stops=listed(repr(self.token(i)) for i in self.stop_ids),
-                ),
-            )
-        return end
+    def ids_of_turns(self, turns: Sequence[Turn]) -> list[tuple[list[int], list[int]]]:
+        """The ids of each turn's prompt and answer."""
+        if self.kind != "human-assistant":
+            return split_ids(turns, self.tokenize)
+        ids = self.tokenize([text for turn in turns for text in (turn.prompt, turn.answer or "")])
+        return list(zip(ids[::2], ids[1::2], strict=True))  # as in the tutorial
 
-    def _checked(self, builders: list[ExampleBuilder], source: str) -> list[ExampleBuilder]:
-        """Those with tokens to train on. The last of these must be a stop token in each; else raises RowError."""
-        used = [builder for builder in builders if any(builder.weights)]
-        if not used:
-            raise RowError(
-                source,
-                _(
-                    "nothing in this row is trained on: its answers have 'learn' false or 'weight' 0. Remove "
-                    "the row, or change it."
-                ),
-            )
-        for builder in used:
-            token = builder.ids[max(i for i, weight in enumerate(builder.weights) if weight)]
-            if token not in self.stop_ids:
-                raise RowError(
-                    source,
-                    _(
-                        "the last token that is trained on, {token}, is not a stop token. Train on the last "
-                        "answer too, or use data.learn 'answers'.",
-                        token=repr(self.token(token)),
-                    ),
-                )
-        return used
+    def _shielded(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages; special tokens that they spell are ordinary text, unless the options say otherwise."""
+        return as_text(messages, special_tokens(self.tokenizer)) if self.options.special_tokens == "text" else messages
 
-    def _plain(self, text: str, source: str) -> Example:
-        """Plain text with an EOS token: every token is trained on but the first, which has no context."""
-        eos = self.tokenizer.eos_token_id
-        if eos is None or eos not in self.stop_ids:
-            raise RowError(
-                source, _("plain text must end with the tokenizer's EOS token, but this tokenizer has none.")
-            )
-        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
-        ids = ids if ids[-1:] == [eos] else [*ids, eos]
-        return ExampleBuilder(0, 0, ids, [1.0] * len(ids)).build(source)
+    def jinja_for(self, tools: Sequence[Any]) -> JinjaTemplate:
+        """The chat template of a conversation with these tools."""
+        return self._tool_jinja if tools else self.jinja
 
     def _turns(self, messages: Sequence[Message], source: str, tools: Sequence[Any] = ()) -> Iterator[Turn]:
         if messages[0].role == "assistant":
             raise RowError(
                 source, _("the first message is an answer, but nothing was asked. Begin with the role 'user'.")
             )
-        if tools or any(message.tool_calls for message in messages):
-            refuse_unseen_tools(None if self.kind == "human-assistant" else self.jinja, messages, source, tools)
+        if any(message.tool_calls for message in messages):
+            jinja = None if self.kind == "human-assistant" else self.jinja_for(tools)
+            refuse_unseen_calls(jinja, messages, source, tools)
         if self.kind == "human-assistant":
             return human_turns(messages, str(self.tokenizer.eos_token), source)
-        return jinja_turns(self.jinja, self._pattern, messages, source, tools)
+        return jinja_turns(self.jinja_for(tools), self._pattern, messages, source, tools)
 
     def _check_system(self) -> None:
         """Raise ConfigError if the template rejects or ignores the system message."""
@@ -332,21 +362,3 @@ class Template:
             ) from None
         if self.system.strip() not in shown:
             raise ConfigError(_("data.system: this template ignores system messages. Remove the system message."))
-
-
-def _weight(message: Message) -> float:
-    return message.weight if message.learn else 0.0
-
-
-def _prompt_weight(prompt: Sequence[Message], source: str) -> float:
-    """The weight of the messages of one prompt. Raises RowError if they have different ones."""
-    weights = {_weight(message) for message in prompt}
-    if len(weights) > 1:
-        raise RowError(
-            source,
-            _(
-                "with data.learn 'all', the messages before an answer must all have the same 'learn' and "
-                "'weight'. Make them equal, or use data.learn 'answers'."
-            ),
-        )
-    return weights.pop() if weights else 1.0

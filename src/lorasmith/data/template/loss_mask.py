@@ -1,6 +1,6 @@
 """Which tokens of a conversation are trained on, and a check against a template that marks its answers itself."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from lorasmith.data.rows.conversation import Conversation, Message, RowError
@@ -44,19 +44,40 @@ class ExampleBuilder:
         return Example(self.ids, [*targets, IGNORED], [*weights, 1.0], source)
 
 
-def check_generation_tags(
+def end_of_answer(ids: Sequence[int], stops: Collection[int], is_blank: Callable[[int], bool]) -> int:
+    """The number of tokens up to the stop token that ends an answer; 0 if none does.
+
+    Some templates write a second one after it, such as <|end|>, a line break and <|endoftext|>: the first one counts.
+    """
+    at = max((i for i, token in enumerate(ids) if token in stops), default=-1)
+    before = at - 1
+    while before >= 0 and (ids[before] in stops or is_blank(ids[before])):
+        at = before if ids[before] in stops else at
+        before -= 1
+    return at + 1
+
+
+def follow_generation_tags(
     builder: ExampleBuilder, since: int, jinja: JinjaTemplate, messages: Sequence[Message], row: Conversation
 ) -> None:
-    """Raise RowError with the first token that `{% generation %}` and the builder's answers do not agree on.
+    """Train on the text before an answer that `{% generation %}` marks as well, such as the role or an opened thought.
 
-    Whitespace may differ, such as the line break after a stop token. Text before the character `since` is not compared:
-    after a restart, the earlier answers are only context, and trained on in another example.
+    Raises RowError with the first other token that the tags and the builder's answers do not agree on. Whitespace may
+    differ, such as the line break after a stop token. Text before the character `since` is not compared: after a
+    restart, the earlier answers are only context, and trained on in another example.
     """
     found = jinja.tokenize_with_mask(messages[: builder.last + 1], row.source, row.tools)
-    for at, ((start, end), marked) in enumerate(zip(found["offset_mapping"], found["assistant_masks"], strict=True)):
+    spans = [(int(start), int(end)) for start, end in found["offset_mapping"]]
+    marked_spans = {span for span, mask in zip(spans, found["assistant_masks"], strict=True) if mask}
+    marks = [span in marked_spans for span in spans]  # the tokens of one character share its span
+    is_same_text = list(found["input_ids"]) == builder.ids[: len(spans)]
+    headers = _marked_headers(builder, spans, marks, messages) if is_same_text else {}
+    for at, ((start, end), marked) in enumerate(zip(spans, marks, strict=True)):
         text = builder.text[start:end]
         ours = any(a < end and start < b for a, b in builder.answers)
-        if start < since or ours == bool(marked) or not text.strip():
+        if at in headers:
+            builder.weights[at] = headers[at]
+        if start < since or ours == marked or not text.strip() or at in headers:
             continue
         raise RowError(
             row.source,
@@ -70,3 +91,18 @@ def check_generation_tags(
                 theirs=_("trained on") if marked else _("not trained on"),
             ),
         )
+
+
+def _marked_headers(
+    builder: ExampleBuilder, spans: Sequence[tuple[int, int]], marks: Sequence[bool], messages: Sequence[Message]
+) -> dict[int, float]:
+    """The marked tokens between the last content and each answer, with the weight of the answer."""
+    found: dict[int, float] = {}
+    contents = [text for message in messages[:-1] if (text := message.content.strip())]
+    for start, end in builder.answers:
+        at = next((i for i, span in enumerate(spans) if start < span[1] and span[0] < end), len(spans))
+        weight, content = builder.weights[at], max(builder.text.rfind(c, 0, start) + len(c) for c in contents)
+        while at > 0 and marks[at - 1] and spans[at - 1][0] >= content:
+            at -= 1
+            found[at] = weight
+    return found

@@ -5,7 +5,7 @@ For a template that only puts constant texts between the contents (a `Pattern`, 
 from the constants, and two renders in all check them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -19,8 +19,9 @@ from lorasmith.i18n import _
 class Turn(NamedTuple):
     """An answer and its prompt, the text since the previous answer.
 
-    answer: None if there is none yet, or if the template renders it differently from what its generation prompt begins.
-    restart: the prompt is the whole text before the answer, because the template changed what it rendered before.
+    answer: None if there is none yet, or if the template renders it differently from what its generation prompt begins;
+    then `instead` is what it renders. restart: the prompt is the whole text before the answer, because the template
+    changed what it rendered before. stop: a token that is added after the answer, because the template renders none.
     The prompt contains messages [first, at); the answer is message `at`.
     """
 
@@ -29,6 +30,8 @@ class Turn(NamedTuple):
     restart: bool
     first: int
     at: int
+    instead: str = ""
+    stop: int | None = None
 
 
 def human_turns(messages: Sequence[Message], eos: str, source: str) -> Iterator[Turn]:
@@ -72,10 +75,23 @@ def prefix_turns(
             prompt = jinja.render(messages[:i], True, source, tools)
             whole = jinja.render(messages[: i + 1], False, source, tools)
             answer = whole[len(prompt) :] if whole.startswith(prompt) else None
-            yield _turn(prompt, answer, text, first, i)
-            text, first = (None if answer is None else whole), i + 1
+            if answer is None and i:
+                answer = _answer_after(messages[i - 1].content.strip(), prompt, whole)
+                text = None  # the prompt is not the beginning of the rendered conversation
+            yield _turn(prompt, answer, text, first, i)._replace(instead=whole if answer is None else "")
+            text, first = (whole if answer is not None and whole.startswith(prompt) else None), i + 1
     if messages[-1].role != "assistant":
         yield _turn(jinja.render(messages, True, source, tools), None, text, first, len(messages))
+
+
+def _answer_after(content: str, prompt: str, whole: str) -> str | None:
+    """The answer that follows the last content in `whole` as it would follow the prompt; None if another text follows.
+
+    Some templates put the system message into the last message before an answer, and leave it out when there is one.
+    """
+    ending = prompt.rpartition(content)[2] if content in prompt else None
+    rest = whole.rpartition(content)[2] if content in whole else ""
+    return rest[len(ending) :] if ending and rest.startswith(ending) else None
 
 
 def _turn(prompt: str, answer: str | None, before: str | None, first: int, at: int) -> Turn:
@@ -84,28 +100,48 @@ def _turn(prompt: str, answer: str | None, before: str | None, first: int, at: i
     return Turn(prompt[len(before) :], answer, False, first, at)
 
 
-def refuse_unseen_tools(
+def grouped(turns: Sequence[Turn]) -> list[list[Turn]]:
+    """The turns of each example."""
+    groups: list[list[Turn]] = []
+    for turn in turns:
+        if turn.restart:
+            groups.append([])
+        groups[-1].append(turn)
+    return groups
+
+
+def with_stops(
+    turns: Sequence[Turn],
+    stops: Sequence[str],
+    missing: Callable[[Turn], int | None],
+    needs_end: Callable[[Turn], bool],
+) -> list[Turn]:
+    """The turns; those that `needs_end` chooses, and that the template does not end, are ended by a token of their own.
+
+    stops: the texts of the stop tokens. missing: the token to add. After it, the text of the next turn cannot go on as
+    the template has it, so the next turn restarts. An answer that is followed by a stop token needs none.
+    """
+    found: list[Turn] = []
+    text = ""
+    for number, one in enumerate(turns):
+        is_cut = bool(found) and found[-1].stop is not None and not one.restart
+        turn = one._replace(prompt=text + one.prompt, restart=True, first=0) if is_cut else one
+        text = ("" if turn.restart else text) + turn.prompt + (turn.answer or "")
+        if turn.answer is not None and needs_end(turn) and not any(stop in turn.answer for stop in stops):
+            following = turns[number + 1] if number + 1 < len(turns) else None
+            goes_on = following is not None and not following.restart and following.prompt.startswith(tuple(stops))
+            turn = turn if goes_on else turn._replace(stop=missing(turn))
+        found.append(turn)
+    return found
+
+
+def refuse_unseen_calls(
     jinja: JinjaTemplate | None, messages: Sequence[Message], source: str, tools: Sequence[Any]
 ) -> None:
-    """Raise RowError if the template ignores the tools, or the function calls.
-
-    jinja: the template; None for one that has no place for either.
-    """
-    bare = [message._replace(tool_calls=()) for message in messages]
-
-    def text(messages: Sequence[Message], tools: Sequence[Any]) -> str:
-        return jinja.render(messages, messages[-1].role != "assistant", source, tools) if jinja else ""
-
-    shown = text(messages, tools)
-    if tools and text(messages, ()) == shown:
-        raise RowError(
-            source,
-            _(
-                "the template has no place for 'tools', so the model would never see them. Use a model whose chat "
-                "template shows tools, or a Jinja file that does, or leave 'tools' out."
-            ),
-        )
-    if bare != list(messages) and text(bare, tools) == shown:
+    """Raise RowError if the template ignores the function calls. jinja: None for one that has no place for them."""
+    names = {str(call["function"]["name"]) for message in messages for call in message.tool_calls}  # type: ignore[index]
+    shown = jinja.render(messages, messages[-1].role != "assistant", source, tools) if jinja else ""
+    if any(name not in shown for name in names):
         raise RowError(
             source,
             _(
@@ -113,6 +149,15 @@ def refuse_unseen_tools(
                 "chat template shows tools, or a Jinja file that does, or leave these messages out."
             ),
         )
+
+
+def shows_tools(jinja: JinjaTemplate, messages: Sequence[Message], tools: Sequence[Any]) -> bool:
+    """Whether the template renders the tools; one that refuses to render the messages without them has a place."""
+    prompt = messages[-1].role != "assistant"
+    try:
+        return jinja.render(messages, prompt, "", ()) != jinja.render(messages, prompt, "", tools)
+    except RowError:
+        return True
 
 
 # -- templates of constant texts ------------------------------------------------------------------------------------
@@ -191,7 +236,7 @@ class Pattern:
         has_system = messages[0].role == "system"
         asked = messages[has_system:]
         in_turn = all(m.role == ("user", "assistant")[i % 2] for i, m in enumerate(asked))
-        if not asked or not in_turn or any(m.tool_calls or m.name for m in messages):
+        if not asked or not in_turn or any(m.tool_calls or m.name or m.reasoning for m in messages):
             return None
         return self.with_system if has_system else self.plain
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError
-from lorasmith.lora.files import ADAPTER_WEIGHTS, mismatches
+from lorasmith.lora.files import ADAPTER_WEIGHTS, mismatches, refuse_expert_pairs
 from lorasmith.lora.fused.bank import AdapterWeights, Factors
 from lorasmith.lora.inject import PEFT_PREFIX, rank_and_alpha, unwrapped
 from lorasmith.lora.target import find_targets
@@ -33,6 +33,7 @@ def held_weights(
     Raises AdapterError if keys are missing or unknown, or shapes are wrong.
     """
     with unwrapped(model):
+        refuse_expert_pairs(model, tensors, folder)
         targets = find_targets(model, config, strict=False)
         layers = dict(model.named_modules())
     is_low_rank = variant_of(config) is Update

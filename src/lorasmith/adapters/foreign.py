@@ -1,0 +1,192 @@
+"""Adapters of other tools: the tokenizer and chat template beside them, and the tokens that they add.
+
+LLaMA-Factory, TRL and Unsloth save the tokenizer of the training into the adapter folder. If tokens were added to it,
+PEFT saves their embeddings in one of three ways:
+
+    modules_to_save              embedding and head as they were trained, in full
+    save_embedding_layers        the same untrained, because the base model was resized
+    trainable_token_indices      the rows of some tokens only
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lorasmith.config.files import read_object
+from lorasmith.config.lora import LoraConfig
+from lorasmith.data.template.encoding import Template
+from lorasmith.errors import AdapterError
+from lorasmith.i18n import _
+from lorasmith.loading.tokenizer import load_tokenizer
+from lorasmith.lora.files import is_same
+from lorasmith.lora.inject import PEFT_PREFIX
+from lorasmith.lora.target import ends_with, is_tied
+from lorasmith.model.base import Base
+from lorasmith.model.vocabulary import embedding_rows, extend_embedding
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # any of these is a whole tokenizer
+CHAT_TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
+TOKENS = ".token_adapter."  # of PEFT's keys of an embedding some of whose rows are trained
+ROWS = f"{TOKENS}trainable_tokens_delta"  # PEFT's key; contrary to its name the new rows, not their change
+# PEFT's keys of the base model's own embedding or head. The last may also be a trained copy.
+WHOLE = (".original_module.weight", ".base_layer.weight", f"{TOKENS}base_layer.weight", ".weight")
+
+
+def foreign_template(folder: Path, base: Base, ends: tuple[int, ...]) -> Template:
+    """The template of an adapter of another tool: that which stands in its folder, or else the base model's.
+
+    ends: the tokens that end a reply according to the base model. Raises AdapterError or ModelError if the tokenizer
+    beside the adapter belongs to another base model, or cannot be read.
+    """
+    return Template.of(_tokenizer(folder, base), "auto", ends)
+
+
+def _tokenizer(folder: Path, base: Base) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`, or the base model's with the chat template in `folder`, or the base model's."""
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        text = _chat_template(folder)
+        if text is None or text == base.tokenizer.chat_template:
+            return base.tokenizer
+        tokenizer = copy.deepcopy(base.tokenizer)
+        tokenizer.chat_template = text
+        return tokenizer
+    tokenizer = load_tokenizer(folder)
+    own = tokenizer.get_vocab()
+    other = next((token for token, i in base.tokenizer.get_vocab().items() if own.get(token) != i), None)
+    if other is not None:
+        raise AdapterError(
+            _(
+                "{folder}: the tokenizer beside the adapter does not belong to {base}: the token {token} has another "
+                "id. Specify the right base model with --model.",
+                folder=folder,
+                base=base.source,
+                token=repr(other),
+            )
+        )
+    tokenizer.chat_template = tokenizer.chat_template or base.tokenizer.chat_template
+    return tokenizer
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The chat template in an adapter folder that has no whole tokenizer."""
+    if (folder / CHAT_TEMPLATE).is_file():
+        return (folder / CHAT_TEMPLATE).read_text("utf-8-sig")
+    if (folder / TOKENIZER_CONFIG).is_file():
+        found = read_object(folder / TOKENIZER_CONFIG, AdapterError).get("chat_template")
+        return found if isinstance(found, str) else None
+    return None
+
+
+def with_added_tokens(
+    base: Base, folder: Path, raw: Mapping[str, Any], config: LoraConfig, tensors: Mapping[str, Tensor]
+) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """The config and tensors of an adapter as `load_adapter` reads them, after the base model got rows for its tokens.
+
+    raw: the content of adapter_config.json. Single rows of an embedding become a whole module in modules_to_save.
+    Raises AdapterError if the model has other adapters, which would have to be resized too.
+    """
+    ends = _ends(base)
+    rows = _rows_of(base, ends, raw, config, tensors)
+    added = rows - embedding_rows(base)
+    if added > 0:
+        if base.adapters or base.fast_decoder is not None:
+            raise AdapterError(
+                _(
+                    "{folder}: the adapter adds {count} tokens to the vocabulary of {base}, so it cannot share the "
+                    "model with other adapters. Merge it into its base model, and use the result with --model.",
+                    folder=folder,
+                    count=added,
+                    base=base.source,
+                )
+            )
+        extend_embedding(base, rows, {path: _saved(path, tensors) for path in ends})
+    repeated = {f"{PEFT_PREFIX}{path}.modules_to_save.weight" for path in ends}  # PEFT saves the copies twice then
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in repeated}
+    return _rows_as_modules(base, ends, raw, config, tensors)
+
+
+def _ends(base: Base) -> list[str]:
+    """The paths of the input embedding and the output head."""
+    ends = [base.model.get_input_embeddings(), base.model.get_output_embeddings()]
+    return [path for path, module in base.model.named_modules() if any(module is end for end in ends)]
+
+
+def _rows_of(
+    base: Base, ends: list[str], raw: Mapping[str, Any], config: LoraConfig, tensors: Mapping[str, Tensor]
+) -> int:
+    """The number of rows that the adapter needs; 0 if its tensors contradict each other or belong to another base."""
+    sizes = {size for path in ends for size in _sizes(path, raw, tensors)}
+    for path in ends:
+        is_trained = any(ends_with(path, name) for name in config.modules_to_save)
+        theirs = _saved(path, tensors, WHOLE[:-1] if is_trained else WHOLE)
+        ours: Tensor = base.model.get_submodule(path).weight.cpu()  # type: ignore[union-attr, operator, assignment]
+        if theirs is not None and not is_same(ours, theirs[: len(ours)]):
+            return 0
+    return max(sizes) if len(sizes) == 1 else 0
+
+
+def _saved(path: str, tensors: Mapping[str, Tensor], suffixes: Sequence[str] = WHOLE) -> Tensor | None:
+    """The embedding or head at `path` that PEFT saved in full, or None."""
+    keys = (f"{PEFT_PREFIX}{path}{suffix}" for suffix in suffixes)
+    return next((tensors[key] for key in keys if key in tensors), None)
+
+
+def _sizes(path: str, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[int]:
+    """How many rows the embedding or head at `path` has, according to its tensors."""
+    saved, low_rank = _saved(path, tensors), tensors.get(f"{PEFT_PREFIX}{path}.lora_embedding_A")
+    sizes = [] if saved is None else [saved.shape[0]]
+    sizes += [] if low_rank is None else [low_rank.shape[1]]
+    if sizes or f"{PEFT_PREFIX}{path}{ROWS}" not in tensors:
+        return sizes
+    return [max(_indices(path, raw), default=0) + 1]
+
+
+def _indices(path: str, raw: Mapping[str, Any]) -> list[int]:
+    """The ids of the tokens whose rows in the module at `path` were trained, from trainable_token_indices.
+
+    A head that is tied to the embedding need not be named.
+    """
+    given = raw.get("trainable_token_indices") or []
+    if isinstance(given, dict):
+        given = next((ids for name, ids in given.items() if ends_with(path, name)), next(iter(given.values()), []))
+    return [int(i) for i in given]
+
+
+def _rows_as_modules(
+    base: Base, ends: list[str], raw: Mapping[str, Any], config: LoraConfig, tensors: dict[str, Tensor]
+) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Replace trained rows by whole modules in which these rows differ from the base model's."""
+    modules, saved = dict(base.model.named_modules()), list(config.modules_to_save)
+    for path, module in modules.items():
+        key = f"{PEFT_PREFIX}{path}{ROWS}"
+        if key not in tensors:
+            continue
+        whole = _with_rows(module.weight, _indices(path, raw), tensors[key], key)  # type: ignore[arg-type]
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(key.removesuffix(ROWS) + TOKENS)}
+        others = [p for p in ends if p != path and f"{PEFT_PREFIX}{p}{ROWS}" not in tensors]
+        for place in [path, *(others if is_tied(base.model, module) else ())]:
+            tensors[f"{PEFT_PREFIX}{place}.weight"] = whole
+            saved.append(place)
+    return config.model_copy(update={"modules_to_save": tuple(saved)}), tensors
+
+
+def _with_rows(weight: Tensor, ids: list[int], rows: Tensor, key: str) -> Tensor:
+    """A copy of an embedding with new rows for the tokens `ids`. Raises AdapterError if these do not fit."""
+    if len(ids) != len(rows) or any(not 0 <= i < len(weight) for i in ids) or rows.shape[1:] != weight.shape[1:]:
+        raise AdapterError(
+            _(
+                "{key} has the shape {found}, which does not fit the tokens in trainable_token_indices of "
+                "adapter_config.json ({count}) and an embedding of the shape {need}.",
+                key=key,
+                found=tuple(rows.shape),
+                count=len(ids),
+                need=tuple(weight.shape),
+            )
+        )
+    own = weight.detach().cpu()
+    return own.index_copy(0, torch.tensor(ids), rows.to(own.dtype))

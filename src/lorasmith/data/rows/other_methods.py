@@ -1,0 +1,103 @@
+"""Rows that are made for another kind of training: preference pairs, scored answers, token ids and the like.
+
+They often have the columns of a row format too, so without these checks their bad answers would be learned.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+
+from lorasmith.data.rows.conversation import quoted
+from lorasmith.i18n import _
+
+Fields = Mapping[str, object]
+
+_ANSWER = "(?:answer|completion|conversation|message|output|response|text)s?"
+_COLUMNS = {
+    "chosen": re.compile(rf"(?:chosen|preferred)(?:[_-]{_ANSWER})?|{_ANSWER}[_-](?:chosen|preferred)"),
+    "rejected": re.compile(
+        rf"(?:rejected|reject|dispreferred|non_preferred)(?:[_-]{_ANSWER})?|{_ANSWER}[_-](?:rejected|dispreferred)"
+    ),
+    "counted": re.compile("(?:answer|completion|output|response)[_-]?[abjk0-3]"),  # one of several answers
+    "several": re.compile("output|completion|responses"),
+    "label": re.compile("label|kto_tag|kto_label"),
+    "tokens": re.compile("input_ids"),
+    "steps": re.compile("completions|labels"),
+    "contrast": re.compile("pos|neg|positive|negative"),
+}
+_SCORE = re.compile("scores?|ratings?|rewards?|helpfulness|overall_score")
+_BOOLEANS = ("true", "false")  # as text, in CSV
+_MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+
+
+def other_method(fields: Fields, is_known: bool) -> str | None:
+    """What training these fields are made for, as a sentence, and what takes them; None if it may be this one.
+
+    is_known: whether they have the columns of a row format; then many other columns are only left over.
+    """
+    columns = {kind: [key for key in keys if fields[key]] for kind, keys in _kinds(tuple(fields)).items()}
+    if answers := _several_answers(fields, columns, is_known):
+        return _(
+            "this is a preference row ({columns}): answers of which one is better, for DPO, ORPO, SimPO or reward "
+            "modeling. Training a LoRA adapter on examples learns every answer it gets, so give it rows with good "
+            "answers only.",
+            columns=quoted(answers),
+        )
+    if label := next((key for key in _kinds(tuple(fields)).get("label", ()) if _is_boolean(fields[key])), None):
+        return _(
+            "this is a row with a true or false '{label}', which marks good and bad answers for KTO. Training a LoRA "
+            "adapter on examples learns every answer it gets, so give it the rows with good answers only, without "
+            "this column.",
+            label=label,
+        )
+    if is_known:
+        return None
+    if columns.get("tokens"):
+        return _(
+            "this row holds token ids ('input_ids'), made with some tokenizer and template. lorasmith encodes rows "
+            "itself, so give it the texts."
+        )
+    if len(columns.get("steps", ())) > 1:
+        return _("this row has steps and their labels ('completions', 'labels'), for a process reward model.")
+    if len(columns.get("contrast", ())) > 1:
+        return _("this row has positive and negative texts, for training an embedding model.")
+    return None
+
+
+def scores(columns: Iterable[str]) -> list[str]:
+    """The columns that usually hold scores of answers."""
+    return [key for key in columns if _SCORE.fullmatch(key.lower())]
+
+
+def media_column(fields: Fields) -> str | None:
+    """The first column with images, video or audio; None if the row has none."""
+    return next((key for key in _MEDIA if fields.get(key)), None)
+
+
+@lru_cache(maxsize=256)
+def _kinds(columns: tuple[str, ...]) -> dict[str, list[str]]:
+    """The columns of each kind in `_COLUMNS`, without kinds that have none. Nearly all rows of a file have the same."""
+    found = {kind: [key for key in columns if pattern.fullmatch(key.lower())] for kind, pattern in _COLUMNS.items()}
+    return {kind: keys for kind, keys in found.items() if keys}
+
+
+def _several_answers(fields: Fields, columns: Mapping[str, list[str]], is_known: bool) -> list[str]:
+    """The columns by which a row has several answers to the same prompt."""
+
+    def texts(kind: str) -> list[str]:
+        return [key for key in columns.get(kind, ()) if isinstance(fields[key], str | list | dict)]
+
+    if texts("rejected"):
+        return texts("chosen") + texts("rejected")
+    several = [key for key in texts("several") if _is_choice(fields[key])]
+    if is_known:
+        return [key for key in several if key in ("output", "completion")]
+    return texts("chosen") or (texts("counted") if len(texts("counted")) > 1 else several)
+
+
+def _is_choice(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(one, str) for one in value)
+
+
+def _is_boolean(value: object) -> bool:
+    return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in _BOOLEANS)

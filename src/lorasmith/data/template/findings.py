@@ -1,0 +1,120 @@
+"""What is lost or changed between a row and its tokens: things that are no error, and that the user should know."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from lorasmith.data.rows.conversation import Conversation, Message, RowError, places
+from lorasmith.data.template.chat_template import split_reasoning
+from lorasmith.data.template.contents import shows
+from lorasmith.data.template.special_tokens import count_special, special_tokens
+from lorasmith.i18n import _, counted
+
+if TYPE_CHECKING:
+    from lorasmith.data.template.encoding import Template
+
+MAX_PLACES = 5  # rows that a note names before it only counts them
+REASONING, TEXT, TOOLS, SPECIAL, MERGED = "reasoning", "text", "tools", "special", "merged"
+
+
+def lost(template: "Template", row: Conversation) -> set[str]:
+    """What the encoded row lacks or has otherwise: any of the kinds above."""
+    if row.text is not None or not (row.tools or _may_lose(template, row.messages)):
+        return set()
+    messages = template.with_system(row.messages)
+    found = {SPECIAL} if _spells_special(template, messages) else set[str]()
+    try:
+        if not template.shows_tools(row):
+            found.add(TOOLS)
+        for turn in template.turns(messages, row.source, row.tools):
+            if turn.answer is None or turn.at == len(messages):
+                continue
+            answer = messages[turn.at]
+            reasoning, text = split_reasoning(answer)
+            if reasoning and not shows(turn.answer, reasoning):
+                found.add(REASONING)
+            if answer.tool_calls and text.strip() and not shows(turn.answer, text):
+                found.add(TEXT)
+            if text[:1].isspace() and _merges(template, messages[: turn.at + 1], row):
+                found.add(MERGED)
+    except RowError:
+        return found  # the row is refused, with the reason
+    return found
+
+
+def notes_of_losses(template: "Template", rows: Iterable[Conversation]) -> Iterator[str]:
+    """A sentence for each kind of loss, with the number of rows and the places of the first ones."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for kind in lost(template, row):
+            found.setdefault(kind, []).append(row.source)
+    for kind, sources in sorted(found.items()):
+        values = {
+            "rows": counted(len(sources), _("1 row"), _("{count} rows")),
+            "places": places(sources, MAX_PLACES),
+        }
+        yield _TEXTS[kind]().format(**values)
+
+
+def template_notes(template: "Template") -> Iterator[str]:
+    """What the template does at the beginning and the end of answers that users would not expect."""
+    if not template.text:
+        return
+    behavior = template.jinja.behavior
+    if behavior.dropped:
+        yield _(
+            "The generation prompt of the chat template ends with {dropped}, which the template does not render before "
+            "answers. It is left out of the prompts here, so that replies begin as the answers in training do. The "
+            "chat template that is saved with a merged model leaves it out as well.",
+            dropped=repr(behavior.dropped),
+        )
+    if behavior.header:
+        yield _(
+            "The chat template renders {header} before every answer, and its own generation prompt is different. "
+            "Prompts end with this text here, so that replies begin as the answers in training do.",
+            header=repr(behavior.header),
+        )
+
+
+def _may_lose(template: "Template", messages: Sequence[Message]) -> bool:
+    """Whether it is worth rendering the row once more."""
+    return _spells_special(template, messages) or any(
+        m.role == "assistant" and (m.reasoning or m.tool_calls or "</think>" in m.content or m.content[:1].isspace())
+        for m in messages
+    )
+
+
+def _spells_special(template: "Template", messages: Sequence[Message]) -> bool:
+    """Whether the messages spell special tokens that are encoded as ordinary text."""
+    return template.options.special_tokens == "text" and count_special(messages, special_tokens(template.tokenizer)) > 0
+
+
+def _merges(template: "Template", messages: Sequence[Message], row: Conversation) -> bool:
+    tools = row.tools if template.shows_tools(row) else ()
+    prompt = template.encode_prompt(messages[:-1], tools)
+    whole = template.ids_of(["".join(template.prompt_texts([*messages, Message("user", "?")], tools))])
+    return whole[: len(prompt)] != prompt
+
+
+_TEXTS = {
+    REASONING: lambda: _(
+        "In {rows}, the chat template does not show the reasoning of an answer, so it is not trained on: {places}. "
+        "Use a chat template that shows it, or remove it from the data."
+    ),
+    TEXT: lambda: _(
+        "In {rows}, the chat template does not show the text beside a function call, so it is not trained on: {places}."
+    ),
+    TOOLS: lambda: _(
+        "In {rows}, the chat template has no place for 'tools', so the model does not see them: {places}. Use a model "
+        "whose chat template shows tools, or a Jinja file that does."
+    ),
+    SPECIAL: lambda: _(
+        "In {rows}, a message spells special tokens of the model. They are encoded as ordinary text, so that they "
+        "cannot end a turn. If the rows were rendered with a chat template before, remove these tokens; to encode them "
+        "as special tokens, use data.special_tokens 'tokens': {places}."
+    ),
+    MERGED: lambda: _(
+        "In {rows}, an answer begins with whitespace that the tokenizer merges with the end of the prompt. At "
+        "inference the prompt ends before it, so the model does not see what it was trained on; remove the "
+        "whitespace: {places}."
+    ),
+}

@@ -1,0 +1,117 @@
+"""Starting from an existing adapter, as training.start_from asks: its weights and shape, and a new optimizer.
+
+Everything that the weights depend on stays as it was: base model, template, and the options of LoRA. An option that
+is given and differs is refused; those that are not given are taken from the adapter.
+"""
+
+from pathlib import Path
+
+from lorasmith.adapters.folder import AdapterFolder, find_adapter
+from lorasmith.adapters.session import base_settings
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.toml import Config
+from lorasmith.data.template.encoding import Template
+from lorasmith.errors import AdapterError, ConfigError
+from lorasmith.i18n import _
+from lorasmith.lora.inject import Adapter
+from lorasmith.lora.target import find_targets
+from lorasmith.model.base import Base
+from lorasmith.report import Report
+
+TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "last_layers")
+FREE = ("lora_dropout",)  # has no influence on what the weights mean
+
+
+def read_start(config: Config) -> AdapterFolder | None:
+    """The adapter that training.start_from names, or None. Raises AdapterError if there is none in that folder."""
+    name = config.training.start_from
+    if name is None:
+        return None
+    try:
+        return AdapterFolder.read(find_adapter(Path(name).expanduser()))
+    except AdapterError as error:
+        raise AdapterError(*(f"training.start_from: {problem}" for problem in error.problems)) from None
+
+
+def continued(config: Config, start: AdapterFolder, report: Report) -> Config:
+    """`config` with the base model and the LoRA options of the adapter `start`.
+
+    Raises ConfigError that names every option that is given and differs. Target modules are compared in `load_start`.
+    """
+    theirs, given = start.config, config.lora
+    fixed = [key for key in LoraConfig.model_fields if key in given.model_fields_set and key not in (*TARGETS, *FREE)]
+    problems = [
+        _differs(start, f"lora.{key}", getattr(theirs, key), getattr(given, key))
+        for key in fixed
+        if getattr(given, key) != getattr(theirs, key)
+    ]
+    if problems:
+        raise ConfigError(*problems)
+    free = {key: getattr(given, key) for key in FREE if key in given.model_fields_set}
+    model = base_settings(start, config.model, report)
+    return config.model_copy(update={"lora": theirs.model_copy(update=free), "model": model})
+
+
+def load_start(base: Base, start: AdapterFolder, given: LoraConfig, name: str) -> Adapter:
+    """Add the adapter to `base`, to be trained further. given: the LoRA options that the user gave.
+
+    Raises:
+        ConfigError: target modules are given that differ from those of the adapter.
+        AdapterError: the adapter does not belong to this base model.
+    """
+    wanted = None
+    if given.model_fields_set & set(TARGETS):
+        wanted = find_targets(base.model, LoraConfig(**{key: getattr(given, key) for key in TARGETS})).adapted
+    start.load_into(base, name)
+    adapter = base.adapters[name]
+    if wanted is not None and set(wanted) != set(adapter.targets.adapted):
+        text = _(
+            "lora.target_modules: {folder} has {theirs} adapted modules, but these options select {ours}, and not the "
+            "same ones. Remove the options that select modules, so that those of the adapter are used.",
+            folder=start.path,
+            theirs=len(adapter.targets.adapted),
+            ours=len(wanted),
+        )
+        raise ConfigError(text)
+    return adapter
+
+
+def check_encoding(start: AdapterFolder, base: Base, template: Template, report: Report) -> None:
+    """Check that rows are encoded as when the adapter was trained; warn if its folder does not tell.
+
+    Raises:
+        AdapterError: the adapter belongs to another base model or tokenizer.
+        ConfigError: it was trained with another template or system message.
+    """
+    if start.metadata is None:
+        report.warn(
+            _(
+                "{folder}: the adapter was made by another tool, so it cannot be checked whether it was trained with "
+                "the template used here.",
+                folder=start.path,
+            )
+        )
+        return
+    then, now = start.template(base).to_json(), template.to_json()
+    differing = [key for key in now if key not in ("version", "kind", "golden") and then.get(key) != now[key]]
+    same_text = now["chat_template"] == then["chat_template"] != ""  # such as the model's own, from a file
+    if now["kind"] != then["kind"] and not same_text:
+        differing = ["kind"]
+    if differing:
+        options = {"kind": "data.template", "chat_template": "data.template", "system": "data.system"}
+        raise ConfigError(*(_differs(start, options.get(key, key), then.get(key), now[key]) for key in differing))
+
+
+def _differs(start: AdapterFolder, key: str, theirs: object, ours: object) -> str:
+    return _(
+        "{key}: {ours}, but {folder} was trained with {theirs}. Continue with the same value.",
+        key=key,
+        ours=_shown(ours),
+        folder=start.path,
+        theirs=_shown(theirs),
+    )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

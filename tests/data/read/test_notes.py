@@ -1,0 +1,24 @@
+"""What is said of a file besides its rows: scores, marks without an effect, and placeholders."""
+
+from lorasmith.data.read.files import read_file
+from tests.support.row_files import CHAT, ROW
+
+
+def test_scores_that_are_not_used_are_warned_of(write):
+    path = write("a.jsonl", [ROW | {"score": 1}, ROW | {"score": None}])
+    assert read_file(path).warnings == (
+        f"{path}: 'score' looks like a score of the answers (1 rows) and is not used: good and bad answers are learned "
+        "alike. Remove rows with bad answers.",
+    )
+
+
+def test_prompts_that_are_marked_to_be_trained_on_are_told(write):
+    question, answer = CHAT["messages"]
+    path = write("a.jsonl", [{"messages": [question | {"train": True}, answer]}, CHAT])
+    assert read_file(path).warnings == (
+        f"{path} line 1: messages that are not answers are marked to be trained on, which only data.learn 'all' does.",
+    )
+
+
+def test_code_with_braces_is_no_placeholder(write):
+    assert read_file(write("a.jsonl", [ROW | {"output": "{{ user }} {name}"}])).warnings == ()

@@ -1,0 +1,61 @@
+"""Rows of other training methods are named, and never read as examples."""
+
+import pytest
+
+from lorasmith.data.rows.formats import row_problem
+from lorasmith.data.rows.other_methods import media_column, other_method, scores
+from tests.support.row_files import CHAT, ROW
+
+ASKED = CHAT["messages"][:1]
+PREFERENCE = [
+    {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: GO AWAY"},
+    {"system": "", "question": "Hi", "chosen": "Hello", "rejected": "GO AWAY"},
+    {"prompt": ASKED, "chosen": CHAT["messages"][1:], "rejected": [{"role": "assistant", "content": "GO AWAY"}]},
+    {"conversations": [{"from": "human", "value": "Hi"}], "chosen": {"from": "gpt", "value": "Hello"},
+     "rejected": {"from": "gpt", "value": "GO AWAY"}},
+    CHAT | {"rejected_response": "GO AWAY"},
+    CHAT | {"rejected_messages": CHAT["messages"]},
+    ROW | {"output": ["Hello", "GO AWAY"]},
+    {"input": {"messages": ASKED}, "preferred_output": CHAT["messages"], "non_preferred_output": CHAT["messages"]},
+    {"question": "Hi", "chosen": "Hello"},
+    {"prompt": "Hi", "response_a": "Hello", "response_b": "GO AWAY", "winner": "a"},
+    {"prompt": "Hi", "responses": ["Hello", "GO AWAY"], "scores": [1, 0]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", PREFERENCE)
+def test_preference_rows(row):
+    text = row_problem(row, None)
+    assert text.startswith("this is a preference row ('")
+    assert "DPO, ORPO, SimPO or reward modeling" in text
+    assert "--map" not in text
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        (CHAT | {"label": False}, "a true or false 'label', which marks good and bad answers for KTO"),
+        (ROW | {"kto_tag": "True"}, "a true or false 'kto_tag'"),
+        ({"prompt": "a", "completions": ["b"], "labels": [True]}, "for a process reward model"),
+        ({"input_ids": [1, 2], "labels": [-100, 2], "attention_mask": [1, 1]}, "this row holds token ids"),
+        ({"query": "a", "pos": ["b"], "neg": ["c"]}, "for training an embedding model"),
+    ],
+)
+def test_other_rows(row, text):
+    assert text in other_method(row, is_known="messages" in row or "output" in row)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [CHAT, ROW, ROW | {"label": "positive", "rejected": False}, CHAT | {"chosen": None, "rejected": None},
+     CHAT | {"input_ids": [1]}, ROW | {"answer_a": "x", "answer_b": "y"}],
+)  # fmt: skip
+def test_rows_that_are_examples(row):
+    assert other_method(row, is_known=True) is None
+    assert row_problem(row, None) is None or "messages" in row or "output" in row
+
+
+def test_columns_of_scores_and_of_images():
+    assert scores(["id", "Rating", "score"]) == ["Rating", "score"]
+    assert media_column({"image": "", "images": [], "audio": "a.wav"}) == "audio"
+    assert media_column(CHAT) is None

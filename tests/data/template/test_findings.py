@@ -1,0 +1,31 @@
+"""Sentences about what is lost between a row and its tokens."""
+
+from lorasmith.data.rows.conversation import Conversation, Message
+from lorasmith.data.template.encoding import Template
+from lorasmith.data.template.findings import lost, notes_of_losses, template_notes
+from tests.data.corpus.behaviors import BEHAVIORS
+from tests.data.corpus.tokenizers import tokenizer_for
+
+
+def template_of(name: str) -> Template:
+    one = BEHAVIORS[name]
+    return Template.of(tokenizer_for(one.text, "<s>", one.eos, one.ends))
+
+
+def test_reasoning_that_the_template_cuts_out_is_told_with_the_rows():
+    template = template_of("reasoning cut out of the content")
+    thinking = (Message("user", "Q?"), Message("assistant", "<think>\nHm.\n</think>\n\nA."))
+    apart = (Message("user", "Q?"), Message("assistant", "A.", reasoning="Hm."))
+    rows = [Conversation(messages, f"a.jsonl:{i}") for i, messages in enumerate([thinking, apart, apart[:1]], 1)]
+    assert [lost(template, row) for row in rows] == [{"reasoning"}, {"reasoning"}, set()]
+    (text,) = notes_of_losses(template, rows)
+    assert text.startswith("In 2 rows, the chat template does not show the reasoning of an answer")
+    assert "a.jsonl lines 1-2" in text or "a.jsonl lines 1, 2" in text
+
+
+def test_what_the_template_does_is_told():
+    (text,) = template_notes(template_of("opened thought in the prompt"))
+    assert "ends with '<think>\\n', which the template does not render before answers" in text
+    (text,) = template_notes(template_of("other blank lines before the prompt"))
+    assert "renders '\\n\\n### Response:\\n' before every answer" in text
+    assert list(template_notes(template_of("arguments as an object"))) == []

@@ -1,0 +1,161 @@
+"""Starting from an existing adapter: its weights and options, what must fit, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from lorasmith import LoraConfig, train
+from lorasmith.adapters.folder import AdapterFolder
+from lorasmith.config.toml import load_config
+from lorasmith.errors import AdapterError, ConfigError, RunError
+from lorasmith.preflight.check import check
+from lorasmith.training.run_files import read_summary
+from tests.support.checks import config
+from tests.support.tiny import Crash, Watch, adapter_bytes, crash_at, metrics, model_folder, rows_file, trained
+
+FIRST = {"r": 3, "lora_alpha": 7, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose options of LoRA are not the default ones."""
+    run = tmp_path_factory.mktemp("first") / "run"
+    trained(run, **FIRST)
+    return run
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_a_training_starts_where_the_adapter_is(first, tmp_path):
+    """Steps whose learning rate is next to nothing leave its weights; its options are taken over into config.toml."""
+    run = tmp_path / "run"
+    trained(run, start_from=str(first), learning_rate=1e-12, max_steps=1)
+    before, after = weights(first / "adapter"), weights(run / "adapter")
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(after[key], before[key], atol=1e-9, rtol=0) for key in before)
+    lora = load_config(run / "config.toml", {}).lora
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout, sorted(lora.target_modules)) == (
+        3,
+        7,
+        0.1,
+        ["q_proj", "v_proj"],
+    )
+
+
+def test_its_loss_goes_on_from_that_of_the_adapter(first, tmp_path):
+    """The losses before and after are those of the base model and of the adapter that comes out."""
+    then = read_summary(first)
+    same = trained(tmp_path / "same", start_from=str(first), learning_rate=1e-12, max_steps=1)
+    assert (same.loss_before, same.loss_after) == pytest.approx((then.loss_before, then.loss_after), rel=1e-6)
+    assert trained(tmp_path / "more", start_from=str(first), max_steps=8).loss_after < then.loss_after - 0.1
+    notes = json.loads((tmp_path / "more" / "adapter" / "lorasmith.json").read_text("utf-8"))["notes"]
+    hashed = AdapterFolder.read(first / "adapter").hash
+    assert notes["start_from"] == {"folder": str(first / "adapter"), "sha256": hashed}
+
+
+def test_a_run_that_started_from_an_adapter_resumes_bit_for_bit(first, tmp_path, monkeypatch):
+    monkeypatch.chdir(first.parent)
+    options = {"start_from": "run", "max_steps": 4, "save_every": 1, "eval_every": 1}
+    trained(tmp_path / "whole", **options)
+    with pytest.raises(Crash):
+        trained(tmp_path / "run", crash_at(3), **options)
+    monkeypatch.chdir(tmp_path)
+    train(output=tmp_path / "run", resume=True)
+    assert (metrics(tmp_path / "run"), adapter_bytes(tmp_path / "run")) == (
+        metrics(tmp_path / "whole"), adapter_bytes(tmp_path / "whole")
+    )  # fmt: skip
+
+
+def test_the_base_model_is_that_of_the_adapter(first, tmp_path):
+    files, watch = rows_file(tmp_path / "rows.jsonl"), Watch()
+    train(files, start_from=str(first), output=tmp_path / "run", report=watch, max_steps=1, held_out=0)
+    assert load_config(tmp_path / "run" / "config.toml", {}).model.model == str(model_folder())
+    assert not any("No base model given" in text for text in watch.said)
+
+
+def test_options_that_differ_are_refused_and_dropout_may_change(first, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        trained(tmp_path / "run", start_from=str(first), r=8, lora_alpha=7, use_rslora=True)
+    assert caught.value.problems == (
+        f"lora.r: 8, but {first / 'adapter'} was trained with 3. Continue with the same value.",
+        f"lora.use_rslora: True, but {first / 'adapter'} was trained with False. Continue with the same value.",
+    )
+    trained(tmp_path / "run", start_from=str(first), lora=LoraConfig(r=3, lora_dropout=0.5), max_steps=1)
+    assert load_config(tmp_path / "run" / "config.toml", {}).lora.lora_dropout == 0.5
+
+
+def test_the_same_modules_under_another_name_are_the_same(first, tmp_path):
+    expression = r"model\.layers\.\d+\.self_attn\.[qv]_proj"
+    trained(tmp_path / "run", start_from=str(first), target_modules=expression, max_steps=1)
+    count = len(weights(first / "adapter")) // 2
+    with pytest.raises(
+        ConfigError, match=rf"^lora\.target_modules: \S+ has {count} adapted modules, but these"
+    ) as caught:
+        trained(tmp_path / "other", start_from=str(first), target_modules="all-linear")
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("template", "alpaca", "data.template: 'alpaca', but {folder} was trained with 'model'."),
+        ("system", "Be brief.", "data.system: 'Be brief.', but {folder} was trained with ''."),
+    ],
+)
+def test_another_encoding_is_refused(first, tmp_path, option, value, said):
+    with pytest.raises(ConfigError) as caught:
+        trained(tmp_path / "run", start_from=str(first), **{option: value})
+    assert caught.value.problems[0] == said.format(folder=first / "adapter") + " Continue with the same value."
+
+
+def test_another_base_model_is_refused(first, tmp_path):
+    base = Path(shutil.copytree(model_folder(), tmp_path / "base"))
+    settings = json.loads((base / "config.json").read_text("utf-8")) | {"rms_norm_eps": 0.25}
+    (base / "config.json").write_text(json.dumps(settings), "utf-8")
+    with pytest.raises(AdapterError, match="is not the base model that this adapter was trained on"):
+        trained(tmp_path / "run", start_from=str(first), model=str(base))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("nothing", "the folder does not exist"), (".", "not a run or adapter folder")]
+)
+def test_a_folder_without_an_adapter_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, name, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AdapterError, match=rf"^training\.start_from: .*{said}"):
+        trained(tmp_path / "run", start_from=name, model="there-is-no-such-model")
+
+
+def test_an_adapter_of_peft_is_continued_and_its_encoding_is_not_known(tmp_path):
+    model = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(model_folder()), peft.LoraConfig(r=2, target_modules=["q_proj"])
+    )
+    for parameter in model.parameters():
+        parameter.data += 0.1 * parameter.requires_grad
+    model.save_pretrained(tmp_path / "theirs")
+    watch = Watch()
+    trained(tmp_path / "run", watch, start_from=str(tmp_path / "theirs"), max_steps=1, learning_rate=1e-12)
+    before, after = weights(tmp_path / "theirs"), weights(tmp_path / "run" / "adapter")
+    assert all(torch.allclose(after[key], before[key], atol=1e-9, rtol=0) for key in before | after)
+    assert any("was made by another tool" in text for text in watch.warned)
+
+
+def test_check_says_what_training_would(first, tmp_path):
+    files = rows_file(tmp_path / "rows.jsonl")
+    found = check(config(files, start_from=str(first)))
+    assert (found.problems, list(found.facts.targets)) == ([], ["q_proj", "v_proj"])
+    (problem,) = check(config(files, start_from=str(tmp_path / "nothing"))).problems
+    assert problem.startswith("training.start_from: ")
+
+
+def test_a_run_resumes_only_from_the_same_adapter(first, tmp_path):
+    trained(tmp_path / "run", start_from=str(first), max_steps=1)
+    with pytest.raises(RunError, match=r"training\.start_from: was '.*/run', now '.*/other'"):
+        trained(tmp_path / "run", resume=True, max_steps=1, start_from=str(tmp_path / "other"))
