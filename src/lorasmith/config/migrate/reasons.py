@@ -17,10 +17,6 @@ def unmatched(name: str, **values: object) -> str:
         "exists": _(
             "the folder is not empty, and lorasmith replaces no files; give a new one to lorasmith train --output."
         ),
-        "fill": _("lorasmith does not fill in placeholders such as {{{{NAME}}}}; replace them in the data file."),
-        "last_layers": _(
-            "lorasmith adapts all layers; list the indices of the last {count} in lora.layers_to_transform."
-        ),
         "loss": _("the loss counts every token of an answer equally."),
         "max_length": _("{program} takes the model's context length then; set data.max_length."),
         "mlx_model": _(
@@ -72,9 +68,6 @@ def refusal(name: str, **values: object) -> str:
     """Why a file cannot be converted, and what to do. `where` names the file, the key and its value."""
     texts = {
         "adapter": _("{where}: lorasmith cannot start from this. Remove the key to train a new adapter."),
-        "columns": _(
-            "{where}: {first} and {second} both stand for {ours!r}, in different files. Rename the column in one file."
-        ),
         "dataset_info": _(
             "{where}: no dataset_info.json in {folders}. Run the command where {program} is run, or give the files "
             "after --from FILE."
