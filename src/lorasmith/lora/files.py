@@ -93,7 +93,7 @@ def _peft_targets(adapter: Adapter, model: PreTrainedModel) -> str | list[str]:
     filtered = config.exclude_modules or config.layers_to_transform is not None or config.last_layers is not None
     is_expression = isinstance(value, str) and value != "all-linear" and not is_name(value) and not filtered
     if is_expression and {p for p in modules if re.fullmatch(str(value), p)} == set(wanted):
-        return value
+        return str(value)
     names = sorted({path.rpartition(".")[2] for path in wanted})
     found = {p for p in modules if any(ends_with(p, name) for name in names)}
     return names if found == set(wanted) else wanted

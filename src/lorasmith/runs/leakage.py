@@ -6,9 +6,9 @@ from pathlib import Path
 from lorasmith.adapters.session import Session
 from lorasmith.config.files import read_object
 from lorasmith.config.toml import load_config
-from lorasmith.data.dataset.fit import MAX_PLACES, rows_text
+from lorasmith.data.dataset.fit import rows_text
 from lorasmith.data.dataset.prepare import leaked_sources, prepare
-from lorasmith.data.rows.conversation import places
+from lorasmith.data.rows.conversation import MAX_PLACES, places
 from lorasmith.errors import LorasmithError, RunError
 from lorasmith.i18n import _
 from lorasmith.model.row import Example
