@@ -110,7 +110,8 @@ def check_encoding(start: AdapterFolder, base: Base, template: Template, report:
 
 def _flat(template: dict[str, Any]) -> dict[str, Any]:
     """The parts of a stored template, with its options beside them."""
-    return {key: value for key, value in template.items() if key != "options"} | template["options"]
+    parts = {key: value for key, value in template.items() if key != "options"}
+    return parts | dict(template["options"])
 
 
 def _differs(start: AdapterFolder, key: str, theirs: object, ours: object) -> str:
