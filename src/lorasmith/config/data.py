@@ -217,6 +217,7 @@ def is_file(name: str, file: str) -> bool:
     """Whether `name`, a path or only the name of a file, means `file`."""
     return name in (file, file.replace("\\", "/").rpartition("/")[2])
 
+
 def _value(word: str) -> bool | int | float | str:
     try:
         value = parse_json(word)
