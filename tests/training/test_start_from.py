@@ -107,6 +107,7 @@ def test_the_same_modules_under_another_name_are_the_same(first, tmp_path):
     ("option", "value", "said"),
     [
         ("template", "alpaca", "data.template: 'alpaca', but {folder} was trained with 'model'."),
+        ("special_tokens", "tokens", "data.special_tokens: 'tokens', but {folder} was trained with 'text'."),
         ("system", "Be brief.", "data.system: 'Be brief.', but {folder} was trained with ''."),
     ],
 )

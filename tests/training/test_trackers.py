@@ -79,7 +79,7 @@ def install(monkeypatch: pytest.MonkeyPatch, name: str, fails_at: int | None = N
     calls: Calls = []
 
     def init(**given: Any) -> FakeRun:
-        print("welcome")
+        sys.stdout.write("welcome\n")
         if fails_at == -1:
             raise Failure("no API key")
         calls.append(("init", {"name": given.get("name", given.get("experiment_name")), "id": given.get("id")}))

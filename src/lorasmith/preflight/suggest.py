@@ -19,6 +19,7 @@ from lorasmith.data.dataset.prepare import prepare_rows, read_files
 from lorasmith.data.read.files import DataFile
 from lorasmith.data.rows.conversation import Record
 from lorasmith.data.template.encoding import Template
+from lorasmith.data.template.variables import check_variables
 from lorasmith.evaluation.loss import MIN_EXAMPLES
 from lorasmith.i18n import _, listed
 from lorasmith.loading.folder import eos_ids, find_folder, max_positions
@@ -102,6 +103,7 @@ def summarize_data(config: Config, report: Report) -> DataSummary:
     folder = find_folder(config.model.model, report)
     tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
     template = Template.from_config(tokenizer, config.data, eos_ids(folder))
+    check_variables(template, config.data.template_kwargs)
     uncut = config.data.model_copy(update={"held_out": 0.0, "max_length": UNLIMITED, "too_long": "truncate"})
     examples = prepare_rows(records, None, uncut, template, None, WarningsOnly(report)).train
     return DataSummary(

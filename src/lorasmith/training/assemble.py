@@ -17,6 +17,7 @@ from lorasmith.data.dataset.plan import Plan, plan
 from lorasmith.data.dataset.prepare import Prepared, prepare
 from lorasmith.data.read.files import DataFile
 from lorasmith.data.template.encoding import Template
+from lorasmith.data.template.variables import check_variables
 from lorasmith.errors import ConfigError, LorasmithError
 from lorasmith.evaluation.custom_metric import custom_metrics
 from lorasmith.evaluation.generation import GenerationEvaluation
@@ -88,6 +89,7 @@ def assemble(
 
     def rows() -> tuple[Template, Prepared]:
         template = Template.from_config(base.tokenizer, config.data, end_ids(base))
+        check_variables(template, config.data.template_kwargs)
         if start is not None:
             check_encoding(start, base, template, report)
         return template, prepare(config.data, template, base.max_positions, report, config.training.seed, files)

@@ -5,6 +5,7 @@ is given and differs is refused; those that are not given are taken from the ada
 """
 
 from pathlib import Path
+from typing import Any
 
 from lorasmith.adapters.folder import AdapterFolder, find_adapter
 from lorasmith.adapters.session import base_settings
@@ -19,6 +20,12 @@ from lorasmith.model.base import Base
 from lorasmith.report import Report
 
 TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "last_layers")
+OPTIONS = {  # from which each part of a stored template comes
+    "kind": "data.template", "chat_template": "data.template", "tool_template": "data.template",
+    "system": "data.system", "kwargs": "data.template_kwargs", "system_as": "data.system_as",
+    "special_tokens": "data.special_tokens", "leading_answer": "data.leading_answer", "stop": "the stop tokens",
+    "end": "the end token",
+}  # fmt: skip
 FREE = ("lora_dropout",)  # has no influence on what the weights mean
 
 
@@ -92,14 +99,19 @@ def check_encoding(start: AdapterFolder, base: Base, template: Template, report:
             )
         )
         return
-    then, now = start.template(base).to_json(), template.to_json()
+    then, now = (_flat(found.to_json()) for found in (start.template(base), template))
     differing = [key for key in now if key not in ("version", "kind", "golden") and then.get(key) != now[key]]
     same_text = now["chat_template"] == then["chat_template"] != ""  # such as the model's own, from a file
     if now["kind"] != then["kind"] and not same_text:
         differing = ["kind"]
     if differing:
-        options = {"kind": "data.template", "chat_template": "data.template", "system": "data.system"}
-        raise ConfigError(*(_differs(start, options.get(key, key), then.get(key), now[key]) for key in differing))
+        raise ConfigError(*(_differs(start, OPTIONS.get(key, key), then.get(key), now[key]) for key in differing))
+
+
+def _flat(template: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a stored template, with its options beside them."""
+    parts = {key: value for key, value in template.items() if key != "options"}
+    return parts | dict(template["options"])
 
 
 def _differs(start: AdapterFolder, key: str, theirs: object, ours: object) -> str:

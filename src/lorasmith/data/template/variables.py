@@ -11,7 +11,7 @@ from lorasmith.i18n import _
 
 def check_variables(template: Template, names: Iterable[str]) -> None:
     """Raise ConfigError for each variable that the template does not mention, so that it would have no effect."""
-    known = set(re.findall(r"[^\W\d]\w*", template.text))
+    known = set(re.findall(r"[^\W\d]\w*", template.text + "\n" + template.tool_text))
     problems = [
         _("data.template_kwargs: the chat template has no variable {name!r}. Remove it.", name=name)
         + did_you_mean(name, sorted(known))
