@@ -1,11 +1,13 @@
 """Adapters opened on their base model: names, templates, and the dtype of the base model."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from lorasmith.adapters.folder import AdapterFolder
+from lorasmith.adapters.merge import merge_run
 from lorasmith.adapters.session import Session, base_settings, open_adapters
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.toml import load_config
@@ -40,6 +42,17 @@ def test_adapters_of_one_name_get_numbers(session):
     assert session.base.router.active == "run"
     assert not session.base.model.training
     assert all(folder.tensors == {} for folder in session.folders.values()), "their memory is the model's"
+
+
+@pytest.mark.parametrize("name", ["train", "training", "update", "half", "T_destination", "lora_A"])
+def test_a_run_may_have_any_name(run, session, name, tmp_path):
+    folder = Path(shutil.copytree(run, tmp_path / name))
+    opened = open_adapters([folder])
+    assert opened.names == [name]
+    asked = {"prompt": "Why?", "max_new_tokens": 4}
+    assert opened.generate(**asked) == opened.generate(**asked, adapter=name) == session.generate(**asked)
+    assert evaluate([folder]).adapters[0].loss.after == evaluate([run]).adapters[0].loss.after
+    assert merge_run(folder, tmp_path / "merged").holds
 
 
 def test_one_prompt_or_several(session):

@@ -8,6 +8,7 @@ import pytest
 from lorasmith.errors import MissingExtraError, ModelError
 from lorasmith.loading import tokenizer
 from lorasmith.loading.tokenizer import load_tokenizer
+from tests.support.tiny import LINES
 
 
 def said(folder: Path) -> str:
@@ -51,3 +52,19 @@ def test_a_sentencepiece_model_alone_names_its_extra(folder: Path, name: str, mo
         f"{folder / name}: this older format of a tokenizer is read with sentencepiece, which is not installed. "
         "Install it with: pip install 'lorasmith[sentencepiece]'. Or copy the tokenizer.json of the same model there."
     )
+
+
+def test_with_its_extra_it_is_read_as_sentencepiece_reads_it(tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "text").write_text("\n".join(LINES), "utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "tokenizer"), vocab_size=400, model_type="bpe",
+        byte_fallback=True, hard_vocab_limit=False, normalization_rule_name="identity", minloglevel=2,
+    )  # fmt: skip
+    about = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    ours = load_tokenizer(tmp_path)
+    assert len(ours) == theirs.vocab_size()
+    for line in LINES:
+        assert ours(line, add_special_tokens=False)["input_ids"] == theirs.encode(line)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lorasmith.errors import ModelError
+from lorasmith.loading.validate import load_error
 from tests.support.model_folders import configure, load, said, spoil
 
 
@@ -49,6 +50,10 @@ def test_weights_of_another_shape(folder: Path) -> None:
         (
             {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
             "requires bitsandbytes. Install it with: pip install bitsandbytes. Or use the unquantized model.",
+        ),
+        (
+            {"quantization_config": {"quant_method": "eetq", "weights": "int8"}},
+            "(eetq), and loading them requires kernels. Install it with: pip install kernels.",
         ),
         ({"quantization_config": {"quant_method": "compressed-tensors"}}, "pip install compressed-tensors. Or use"),
         ({"quantization_config": "yes"}, 'quantization_config is "yes"; it must be an object whose quant_method'),
@@ -94,3 +99,11 @@ def test_parts_of_which_transformers_knows_nothing_are_left_out(folder: Path) ->
     more |= {"model.layers.2.eh_proj.weight": torch.ones(2, 2), "model.layers.2.mlp.up_proj.weight": torch.ones(2, 2)}
     spoil(folder, lambda tensors: tensors.update(more))
     assert load(folder).layout == "packed"
+
+
+def test_quantized_weights_that_this_machine_cannot_load(folder: Path) -> None:
+    configure(folder, quantization_config={"quant_method": "fp8"})
+    assert str(load_error(folder, RuntimeError("No GPU found."))) == (
+        f"{folder}/config.json: the weights are quantized (fp8) and cannot be loaded on this machine: No GPU found. "
+        "Use the unquantized model."
+    )

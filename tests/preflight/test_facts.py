@@ -31,6 +31,18 @@ def test_layers_without_an_adapter_are_named(files):
     assert check(config(files, target_modules="all-linear")).facts.without_adapter == ["lm_head"]
 
 
+def test_many_target_modules_are_one_line(files):
+    """Such as those of an adapter by their whole paths."""
+    paths = check(config(files)).facts.targets["all-linear"]
+    assert len(paths) > 8
+    facts = check(config(files, target_modules=paths)).facts
+    lines = [text for label, text in labeled_facts(facts) if label == "target"]
+    assert len(lines) == 1
+    assert lines[0].startswith("14 names match 14 modules: 2 x q_proj, ")
+    few = check(config(files, target_modules=paths[:8])).facts
+    assert sum(label == "target" for label, _text in labeled_facts(few)) == 8
+
+
 def test_a_warm_up_longer_than_the_run_is_a_warning(files):
     result = check(config(files, warmup=10))
     assert any("the learning rate never reaches its peak" in text for text in result.warnings)

@@ -113,7 +113,7 @@ def test_an_unsupported_field_is_no_typing_error(name: str, value: object, kind:
         ({"type": "image_url", "image_url": {"url": "x"}}, "a message has a part of type 'image_url', but only text"),
         ({"type": "input_audio", "input_audio": {}}, "a message has a part of type 'input_audio', but only text"),
         ({"text": "?"}, "a message has a part of type None, but only text"),
-        ({"type": "text"}, "a message has a part of type 'text' without a text."),
+        ({"type": "text"}, "a message has a part of type 'text' without a text. Add"),
     ],
 )
 def test_a_part_that_is_no_text_is_named(part: dict, says: str) -> None:

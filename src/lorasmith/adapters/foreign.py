@@ -124,7 +124,7 @@ def _rows_of(
     for path in ends:
         is_trained = any(ends_with(path, name) for name in config.modules_to_save)
         theirs = _saved(path, tensors, WHOLE[:-1] if is_trained else WHOLE)
-        ours: Tensor = base.model.get_submodule(path).weight.cpu()  # type: ignore[union-attr, operator, assignment]
+        ours: Tensor = base.model.get_submodule(path).weight.cpu()  # type: ignore[assignment]
         if theirs is not None and not is_same(ours, theirs[: len(ours)]):
             return 0
     return max(sizes) if len(sizes) == 1 else 0
@@ -166,7 +166,7 @@ def _rows_as_modules(
         key = f"{PEFT_PREFIX}{path}{ROWS}"
         if key not in tensors:
             continue
-        whole = _with_rows(module.weight, _indices(path, raw), tensors[key], key)  # type: ignore[arg-type]
+        whole = _with_rows(module.weight, _indices(path, raw), tensors[key], key)
         tensors = {name: t for name, t in tensors.items() if not name.startswith(key.removesuffix(ROWS) + TOKENS)}
         others = [p for p in ends if p != path and f"{PEFT_PREFIX}{p}{ROWS}" not in tensors]
         for place in [path, *(others if is_tied(base.model, module) else ())]:

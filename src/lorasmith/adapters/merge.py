@@ -198,8 +198,8 @@ def _merged_model(session: Session, dtype: torch.dtype, trust_remote_code: bool)
     if untied:
         config.tie_word_embeddings = False
     plain = _load_plain(session.base.folder, config, dtype, trust_remote_code)
-    if (rows := embedding_rows(session.base)) > plain.get_input_embeddings().weight.shape[0]:
-        plain.resize_token_embeddings(rows, mean_resizing=False)  # for the tokens that the adapter adds
+    if session.base.model.config.get_text_config().vocab_size > plain.config.get_text_config().vocab_size:
+        plain.resize_token_embeddings(embedding_rows(session.base), mean_resizing=False)  # the adapter adds tokens
     for name, parameter in plain.named_parameters():
         parameter.copy_(merged[name] if name in merged else kept[name])
     return plain, untied

@@ -22,7 +22,7 @@ class ModulesByAdapter(_Apart, nn.ModuleDict):
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Add or replace the module of an adapter."""
-        self._modules[name] = module
+        self._modules[name] = module  # type: ignore[assignment]  # None is allowed
 
 
 class ParametersByAdapter(_Apart):

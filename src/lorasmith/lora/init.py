@@ -19,7 +19,7 @@ def initialize(layer: LoRALayer | LoRAEmbedding, adapter: str, config: LoraConfi
     if isinstance(layer, LoRAEmbedding):
         zero, random = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
     else:
-        zero, random = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
+        random, zero = layer.updates[adapter].matrices
     nn.init.zeros_(zero)
     if not random.is_meta:
         random.copy_(_random(layer, random.shape, config, generator))

@@ -67,7 +67,7 @@ def extend_embedding(base: Base, rows: int, saved: Mapping[str, Tensor | None]) 
         if end is None:
             continue
         path = next(p for p, module in base.model.named_modules() if module is end)
-        new, weight = saved.get(path), end.weight
+        new, weight = saved.get(path), end.get_parameter("weight")
         weight[before:] = weight[:before].mean(0) if new is None else new[before:].to(weight)
 
 

@@ -186,7 +186,7 @@ class ChatMessage(Typed):
             if (kind := part.get("type")) != "text":
                 raise ValueError(_("a message has a part of type {type}, but only text is supported.", type=repr(kind)))
             if not isinstance(part.get("text"), str):
-                raise ValueError(_("a message has a part of type 'text' without a text."))
+                raise ValueError(_("a message has a part of type 'text' without a text. Add `text`."))
         return content
 
 

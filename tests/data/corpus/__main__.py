@@ -1,6 +1,8 @@
 """Try every chat template of the list that is on this machine, and write docs/compatibility.md.
 
 python -m tests.data.corpus [CHECKOUT ...]      folders with checkouts of the projects that have the templates
+
+Templates are looked for in these folders, in installed packages, and with --download in packages that pip fetches.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from lorasmith.errors import LorasmithError
 from tests.data.corpus.conversations import KINDS
 from tests.data.corpus.oracle import REFUSED, WRONG, Verdict, judge
 from tests.data.corpus.page import write
-from tests.data.corpus.sources import Entry, entries, packages, text_of
+from tests.data.corpus.sources import Entry, download, entries, packages, text_of
 from tests.data.corpus.tokenizers import tokenizer_for
 
 
@@ -34,8 +36,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, metavar="CHECKOUT")
     parser.add_argument("--only", help="names of templates that contain this text")
-    parser.add_argument("--page", type=Path, help="where to write the page; by default it is not written")
+    parser.add_argument("--download", type=Path, metavar="FOLDER", help="fetch packages that have templates to there")
+    parser.add_argument("--pages", type=Path, metavar="FOLDER", help="write compatibility.md and .zh.md to there")
     args = parser.parse_args(words)
+    if args.download:
+        args.folders += download(args.download)
     chosen = [entry for entry in entries() if (args.only or "") in entry.name]
     found: dict[str, dict[str, Verdict]] = {}
     missing: Counter[str] = Counter()
@@ -54,8 +59,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"{kind}: {', '.join(f'{fate} {n}' for fate, n in sorted(counts.items()))}")
     for source, count in missing.items():
         print(f"not on this machine: {count} templates of {source}; give a checkout of {packages()[source]}")
-    if args.page and found:
-        write(args.page, found, missing)
+    if args.pages and found:
+        write(args.pages, found, missing)
     return any(verdict.fate == WRONG for fates in found.values() for verdict in fates.values())
 
 

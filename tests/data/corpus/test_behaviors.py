@@ -14,6 +14,7 @@ ALLOWED = {
     ("reasoning cut out of the content", "thinking"): TOLD,
     ("no place for a system message", "system"): REFUSED,
     ("calls are not shown", "tool call"): REFUSED,
+    ("tools are not shown", "tool call"): TOLD,
 }
 SHOWS_CALLS = [name for name, one in BEHAVIORS.items() if "tool_calls" in one.text]
 

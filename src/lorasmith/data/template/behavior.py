@@ -87,7 +87,8 @@ def _opening(text: Callable[..., str], special: Sequence[str]) -> tuple[str, str
     end = min(_boundary(one, same, special) for one in (prompt, *wholes))
     user_end = prompt.rfind(_USER["content"]) + len(_USER["content"])
     start = user_end if always_prompts else common_length([bare, prompt])
-    return (prompt[end:], "") if end > start else ("", header)
+    has_common_header = bool(prompt[start:end].strip())
+    return (prompt[end:], "") if has_common_header else ("", header)
 
 
 def _boundary(text: str, at: int, special: Sequence[str]) -> int:
