@@ -232,6 +232,13 @@ def _warnings(job: Job) -> Iterator[str]:
             warmup=counted(warmup, _("1 warmup step"), _("{count} warmup steps")),
             steps=steps_text(steps),
         )
+    if job.config.optimizer == "lion" and "learning_rate" not in job.config.model_fields_set:
+        yield _(
+            "training.learning_rate: the default of {rate:g} is for AdamW. Lion needs about a tenth of it: set "
+            "--learning-rate {tenth:g}, for example.",
+            rate=job.config.learning_rate,
+            tenth=job.config.learning_rate / 10,
+        )
     if job.config.eval_every and not (job.held_out or job.config.samples):
         yield _("training.eval_every: no examples are held out, so there is nothing to evaluate on.")
     if job.config.generate and not job.held_out:
