@@ -152,7 +152,7 @@ def test_a_model_with_several_templates(make):
     ):
         Template.of(tokenizer, "whisper")
     del tokenizer.chat_template["default"]
-    with pytest.raises(ConfigError, match="several chat templates and none is called 'default'.*: tool_use, shout"):
+    with pytest.raises(ConfigError, match=r"several chat templates and none is called 'default'.*: tool_use, shout"):
         Template.of(tokenizer)
 
 
