@@ -33,6 +33,7 @@ def test_every_flag_reaches_its_field(tmp_path):
     values = {
         "model": {"model": "m", "dtype": "float32", "device": "cpu", "trust_remote_code": True},
         "data": {
+            "roles": {"agent": "assistant"},
             "data": ("a", "b"), "max_samples": 5, "map": {"instruction": "question"}, "held_out": 0.5,
             "template": "model", "template_kwargs": {"effort": "high"}, "system": "s", "learn": "all",
             "max_length": 9, "too_long": "drop", "fill": {"name": "Ada"}, "skip_bad_rows": 0.1, "system_as": "user",

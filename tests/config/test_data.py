@@ -50,6 +50,12 @@ def test_columns_of_one_file_take_precedence():
         check(DataConfig, {"map": {"talks.jsonl:answer": "mine"}}, "data")
 
 
+def test_roles_stand_for_known_ones():
+    assert DataConfig(roles={"agent": "assistant"}).roles == {"agent": "assistant"}
+    with pytest.raises(ConfigError, match=r"^data\.roles: agent=asistant: 'asistant' is not a role; .*'assistant'\?$"):
+        check(DataConfig, {"roles": {"agent": "asistant"}}, "data")
+
+
 @pytest.mark.parametrize("number", [-0.1, 1.5, float("nan")])
 def test_bad_rows_are_a_number_or_a_fraction(number):
     assert DataConfig(skip_bad_rows=0.1).skip_bad_rows == 0.1

@@ -50,7 +50,7 @@ def parser() -> Parser:
     parser.add_json()
     parser.add_base()
     parser.add_section(
-        "data", only=("max_length", "too_long", "map", "fill", "skip_bad_rows")
+        "data", only=("max_length", "too_long", "map", "fill", "roles", "skip_bad_rows")
     )  # the template is the adapter's own
     parser.add_section("sampling")
     return parser

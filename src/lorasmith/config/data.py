@@ -23,6 +23,7 @@ RENDERING = frozenset({
     "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
     "tokenizer_kwargs",
 })  # fmt: skip
+ROLES = ("system", "user", "assistant", "tool")
 # The columns that the row formats of data/rows/formats.py read; a test keeps the two in step.
 COLUMNS = (
     "completion", "conversation", "conversations", "functions", "history", "input", "instruction", "messages", "output",
@@ -65,6 +66,15 @@ class DataConfig(Typed):
     fill: Annotated[
         dict[str, str],
         Field(description=_("Texts for placeholders in the rows: name=Ada puts Ada in place of {{name}}")),
+    ] = {}  # noqa: RUF012
+    roles: Annotated[
+        dict[str, str],
+        Field(
+            description=_(
+                "Roles of messages with other names than expected, as in customer=user agent=assistant; the roles are "
+                "system, user, assistant and tool"
+            )
+        ),
     ] = {}  # noqa: RUF012
     skip_bad_rows: Annotated[
         float,
@@ -198,6 +208,16 @@ class DataConfig(Typed):
                     )
                 )
         return columns
+
+    @field_validator("roles")
+    @classmethod
+    def _roles_we_know(cls, roles: dict[str, str]) -> dict[str, str]:
+        for theirs, ours in roles.items():
+            if ours not in ROLES:
+                text = _("{theirs}={ours}: {ours!r} is not a role; the roles are {known}", theirs=theirs, ours=ours,
+                         known=listed(ROLES))  # fmt: skip
+                raise ValueError(text + did_you_mean(ours, ROLES))
+        return roles
 
     @field_validator("skip_bad_rows")
     @classmethod

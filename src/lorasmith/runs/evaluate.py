@@ -110,9 +110,9 @@ def _checked(options: EvaluationOptions) -> list[Metric]:
     if options.limits is not None and not options.files:
         problems.append(
             _(
-                "data.map, data.fill, data.skip_bad_rows, data.max_length and data.too_long only apply to files that "
-                "you give: the run's held-out examples are encoded as in training. Remove these options, or give a "
-                "file: lorasmith eval RUN FILE"
+                "data.map, data.fill, data.roles, data.skip_bad_rows, data.max_length and data.too_long only apply to "
+                "files that you give: the run's held-out examples are encoded as in training. Remove these options, "
+                "or give a file: lorasmith eval RUN FILE"
             )
         )
     if options.metrics and not options.answers:

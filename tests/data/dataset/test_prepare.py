@@ -239,6 +239,15 @@ def test_columns_of_one_file(run):
         run([alpaca(1)], held_out=0, map={"c.jsonl:output": "x"})
 
 
+def test_roles_of_other_names(run):
+    row = {"messages": [{"role": "customer", "content": "sky?"}, {"role": "agent", "content": "blue"}]}
+    usual = {"messages": [{"role": "user", "content": "sky?"}, {"role": "assistant", "content": "blue"}]}
+    made, _heard = run([row], "chatml", held_out=0, roles={"customer": "user", "agent": "assistant"})
+    assert made.train == run([usual], "chatml", held_out=0)[0].train
+    with pytest.raises(ConfigError, match=r"^data\.roles: boss: no message has this role\.$"):
+        run([usual], "chatml", held_out=0, roles={"boss": "system"})
+
+
 def test_placeholders_that_no_row_has_are_refused(run):
     made, _heard = run([alpaca(1, "{{name}}")], held_out=0, fill={"name": "blue"})
     assert made.train[0].ids == run([alpaca(1)], held_out=0)[0].train[0].ids

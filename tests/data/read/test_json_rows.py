@@ -101,6 +101,11 @@ def test_columns_are_not_rows(write, columns, indent):
     ]
 
 
+def test_a_single_row_of_token_ids_is_no_table(write):
+    (text,) = problems(write("a.jsonl", [{"input_ids": [1, 2], "labels": [-100, 2]}]))
+    assert text.startswith("data.data: a.jsonl line 1: this row holds token ids ('input_ids')")
+
+
 def test_lines_that_end_as_on_an_old_mac(write):
     path = write("a.jsonl", "\r".join(map(json.dumps, [ROW, OTHER])))
     assert [(record.fields, record.source) for record in read_records(path)] == [

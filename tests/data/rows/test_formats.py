@@ -104,8 +104,8 @@ def test_most_rows_decide_and_the_others_are_told_with_what_they_are(refused):
         ({"frage": "a", "datum": 3}, "for example: --map instruction=COLUMN output=COLUMN"),
         ({"sentence": "a", "label": 1}, "for example: --map instruction=COLUMN output=COLUMN"),
         ({"question": "a", "answer": ""}, "for example: --map instruction=COLUMN output=COLUMN"),
-        ({"question": "a", "answer": "b", "rating": 4}, "'rating' are scores of answers, as reward modeling uses them. "
-         "Keep the rows with good answers, without these columns."),
+        ({"question": "a", "answer": "b", "rating": 4}, "it has scores of answers ('rating'), as reward modeling uses "
+         "them. Keep the rows with good answers, without these columns."),
     ],
 )  # fmt: skip
 def test_columns_that_nobody_knows_are_told_with_the_nearest_form(refused, row, end):

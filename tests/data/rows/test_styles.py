@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorasmith.data.rows.styles import CALL, OPENAI, SHAREGPT, detect_style, expand_pairs, unread_keys
+from lorasmith.data.rows.styles import CALL, OPENAI, SHAREGPT, detect_style, expand_pairs, rename_roles, unread_keys
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,20 @@ def test_pairs_are_messages():
     assert expand_pairs(others) == others
     assert unread_keys(pairs[1], frozenset()) == {"id"}
     assert unread_keys({"user": "x", "text": False, "role": "a", "y": None}, frozenset({"role"})) == {"user", "text"}
+
+
+def test_roles_are_renamed_in_messages_and_pairs():
+    roles = {"customer": "user", "agent": "assistant", "boss": "system"}
+    row = {
+        "messages": [{"role": "customer", "content": "Hi", "agent": "x"}, {"from": "gpt", "value": "Hello"}, "?"],
+        "conversation": [{"customer": "Hi", "agent": "Hello"}],
+        "history": [{"role": "customer"}],
+    }
+    found, names = rename_roles(row, roles)
+    assert found == {
+        "messages": [{"role": "user", "content": "Hi", "agent": "x"}, {"from": "gpt", "value": "Hello"}, "?"],
+        "conversation": [{"user": "Hi", "assistant": "Hello"}],
+        "history": [{"role": "customer"}],
+    }
+    assert names == {"customer", "agent"}
+    assert row["messages"][0]["role"] == "customer"

@@ -92,7 +92,7 @@ def _read_all(sources: Sequence[tuple[DataSource, str]], cfg: DataConfig, report
     for source, option in sources:
         try:
             columns = cfg.map_of(source.name)
-            found = read_file(source.name, option, columns, report, cfg.fill, cfg.skip_bad_rows)
+            found = read_file(source.name, option, columns, report, cfg.fill, cfg.skip_bad_rows, cfg.roles)
             files.append(sample(found, source, cfg.max_samples, option))
         except (DataError, ConfigError) as error:
             problems |= dict.fromkeys(error.problems)
@@ -101,7 +101,7 @@ def _read_all(sources: Sequence[tuple[DataSource, str]], cfg: DataConfig, report
     for found in files:
         for text in found.warnings:
             report.warn(text)
-    require_used(cfg.map, cfg.fill, files)
+    require_used(cfg, files)
     return files
 
 

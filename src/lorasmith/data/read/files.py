@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from lorasmith.config.data import is_file
+from lorasmith.config.data import DataConfig, is_file
 from lorasmith.data.hub import folder_rows, hub_rows, is_hub_name
 from lorasmith.data.read.json_rows import columns_problem, document, json_lines, json_list
 from lorasmith.data.read.notes import notes, warnings
@@ -21,6 +21,7 @@ from lorasmith.data.rows.cells import parse_list_cells
 from lorasmith.data.rows.conversation import Problems, Record, quoted
 from lorasmith.data.rows.formats import RowFormat, recognize_format, row_problem
 from lorasmith.data.rows.placeholders import fill, placeholders
+from lorasmith.data.rows.styles import rename_roles
 from lorasmith.errors import ConfigError, DataError
 from lorasmith.i18n import _, listed
 from lorasmith.report import Report
@@ -41,9 +42,9 @@ REPORT_EVERY = 20_000  # rows between two progress reports
 class DataFile:
     """The rows of a file as records.
 
-    format: the name of the row format. columns: all columns of the file, under its own names. filled: the placeholders
-    of `fill` that it has. notes: what the user should know, in sentences; warnings: what is probably a mistake, and
-    which rows are left out and why.
+    format: the name of the row format. columns: all columns of the file, under its own names. filled, roles: the
+    placeholders of `data.fill` and the names in `data.roles` that it has. notes: what the user should know, in
+    sentences; warnings: what is probably a mistake, and which rows are left out and why.
     """
 
     name: str
@@ -51,6 +52,7 @@ class DataFile:
     columns: tuple[str, ...]
     records: list[Record]
     filled: frozenset[str]
+    roles: frozenset[str]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -67,12 +69,13 @@ def read_file(
     report: Report | None = None,
     filling: Mapping[str, str] | None = None,
     skip: float = 0.0,
+    roles: Mapping[str, str] | None = None,
 ) -> DataFile:
     """Read and check all rows. The format of the file is the one that most rows have.
 
     name: a file, a folder saved by `datasets`, or a dataset on a hub. option: the setting that `name` came from, for
     error messages. renamed: our column name -> the file's; entries whose column does not exist are ignored. filling:
-    `data.fill`. skip: `data.skip_bad_rows`.
+    `data.fill`. skip: `data.skip_bad_rows`. roles: `data.roles`.
 
     Raises:
         DataError: rows that cannot be used, each with its line; or the file cannot be read.
@@ -86,6 +89,7 @@ def read_file(
     columns = tuple({key: None for _at, row in found if isinstance(row, dict) for key in row})
     found = [(at, parse_list_cells(_renamed(row, renamed)) if isinstance(row, dict) else row) for at, row in found]
     filled = _filled(found, filling)
+    renamed_roles = _with_roles(found, roles or {})
     row_format = recognize_format(row for _at, row in found if isinstance(row, dict))
     missing = [(ours, theirs) for ours, theirs in renamed.items() if theirs not in columns]
     if row_format is None and columns and missing:
@@ -104,7 +108,7 @@ def read_file(
     used = [row for _at, row in good]
     told = tuple(notes(source, row_format, used, records, len(found) - len(records)))
     warned = (*skipped, *warnings(source, row_format, used, records))
-    return DataFile(source.name, row_format.name, columns, records, filled, told, warned)
+    return DataFile(source.name, row_format.name, columns, records, filled, renamed_roles, told, warned)
 
 
 def _filled(found: list[tuple[str, object]], filling: Mapping[str, str]) -> frozenset[str]:
@@ -114,6 +118,17 @@ def _filled(found: list[tuple[str, object]], filling: Mapping[str, str]) -> froz
         if isinstance(row, dict):
             names |= placeholders(row) & filling.keys()
             found[number] = at, fill(row, filling)
+    return frozenset(names)
+
+
+def _with_roles(found: list[tuple[str, object]], roles: Mapping[str, str]) -> frozenset[str]:
+    """Rename the roles of the rows' messages, in place; returns the names that some row has."""
+    names = set[str]()
+    for number, (at, row) in enumerate(found if roles else ()):
+        if isinstance(row, dict):
+            renamed, here = rename_roles(row, roles)
+            names |= here
+            found[number] = at, renamed
     return frozenset(names)
 
 
@@ -197,13 +212,10 @@ def _missing(source: Source) -> str:
     return text + " " + _("Did you mean {near}?", near=parent / near[0]) if near else text
 
 
-def require_used(columns: Mapping[str, str], filling: Mapping[str, str], files: Sequence[DataFile]) -> None:
-    """Raise ConfigError for columns of `data.map` that no file has, and placeholders of `data.fill` that no row has.
-
-    columns: `data.map` with its keys as they were given, such as 'talks.jsonl:messages'.
-    """
+def require_used(cfg: DataConfig, files: Sequence[DataFile]) -> None:
+    """Raise ConfigError for columns of `data.map`, placeholders of `data.fill` and `data.roles` that no file has."""
     problems = list[str]()
-    for key, theirs in columns.items():
+    for key, theirs in cfg.map.items():
         name, _colon, ours = key.rpartition(":")
         meant = [found for found in files if not name or is_file(name, found.name)]
         if not meant:
@@ -212,8 +224,13 @@ def require_used(columns: Mapping[str, str], filling: Mapping[str, str], files: 
             problems.append(text)
     problems += [
         _("data.fill: {name}: no row contains the placeholder {mark}.", name=name, mark=f"{{{{{name}}}}}")
-        for name in filling
+        for name in cfg.fill
         if not any(name in found.filled for found in files)
+    ]
+    problems += [
+        _("data.roles: {name}: no message has this role.", name=name)
+        for name in cfg.roles
+        if not any(name in found.roles for found in files)
     ]
     if problems:
         raise ConfigError(*problems)

@@ -87,8 +87,10 @@ def columns_problem(value: object) -> str | None:
         return None
     columns = [_cells(column) for column in value.values()]
     cells = [cell for column in columns for cell in column]
-    if len({len(column) for column in columns}) > 1 or not cells or any(isinstance(one, list | dict) for one in cells):
+    if len({len(column) for column in columns}) > 1 or any(isinstance(one, list | dict) for one in cells):
         return None
+    if not any(isinstance(one, str) for one in cells):
+        return None  # a row of token ids
     return _(
         "holds the columns {keys}, each with {count} values, instead of rows. Write one object per row; with pandas: "
         "to_json(FILE, orient='records', lines=True).",

@@ -12,7 +12,6 @@ from lorasmith.config.values import range_text, ranges
 from lorasmith.errors import DataError
 from lorasmith.i18n import _, listed
 
-ROLES = ("system", "user", "assistant", "tool")
 MAX_LISTED = 20  # problems, or places of one problem, that are listed; further ones are only counted
 MAX_PLACES = 5  # rows that a note or a warning names before it only counts them
 FEW = 0.1  # part of the rows up to which leaving them out is advised
@@ -43,7 +42,7 @@ class _Turn(NamedTuple):
 
 
 class Message(_Turn):
-    """One message of a conversation. role is one of `ROLES`.
+    """One message of a conversation. role is one of config.data.ROLES.
 
     tool_calls: function calls of an answer, each {"type": "function", "function": {"name", "arguments"}}. tool_call_id
     and name: the call that a message of the role 'tool' responds to. learn: whether an answer is trained on; weight:

@@ -201,8 +201,8 @@ def _columns_problem(fields: Fields, wanted: RowFormat | None) -> str:
     text = _("this row has {found}; ", found=quoted(fields) or _("no keys"))
     if wanted is None and (columns := scores(fields)):
         return text + _(
-            "{columns} are scores of answers, as reward modeling uses them. Keep the rows with good answers, without "
-            "these columns.",
+            "it has scores of answers ({columns}), as reward modeling uses them. Keep the rows with good answers, "
+            "without these columns.",
             columns=quoted(columns),
         )
     nearest, renamed = _nearest(fields, wanted)

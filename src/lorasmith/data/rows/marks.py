@@ -32,6 +32,8 @@ Spans = tuple[tuple[int, int], ...]
 
 def is_learned(message: Mapping[str, object]) -> bool:
     """Whether no mark says that the message is not to be trained on; its weight may still be 0."""
+    if MARKS.isdisjoint(message):
+        return True
     details = [one for key in DETAILS for one in _details(message.get(key))]
     is_trained = all(message.get(key) is not False for key in FLAGS) and message.get(MASKED) is not True
     return is_trained and (not details or any(one["train"] for one in details))
@@ -39,6 +41,8 @@ def is_learned(message: Mapping[str, object]) -> bool:
 
 def weight_of(message: Mapping[str, object]) -> float:
     """The weight of the message in the loss."""
+    if MARKS.isdisjoint(message):
+        return 1.0
     values = (message.get(key) for key in WEIGHTS)
     return float(prod(value for value in values if isinstance(value, int | float)))
 
@@ -66,6 +70,8 @@ def _gaps(kept: list[tuple[int, int]], length: int) -> Iterator[tuple[int, int]]
 
 def wants_training(message: Mapping[str, object]) -> bool:
     """Whether a mark says that the message is to be trained on."""
+    if MARKS.isdisjoint(message):
+        return False
     flags, weights = (message.get(key) is True for key in FLAGS), (message.get(key) for key in WEIGHTS)
     return any(flags) or any(isinstance(weight, int | float) and weight > 0 for weight in weights)
 

@@ -68,16 +68,16 @@ def messages_problem(key: str, messages: object) -> str | None:
         text = _message_problem(number, message, style)
         if text is not None:
             return text
-    answers = [message for message in parse_messages(messages) if message.role == "assistant"]
+    answers = [one for one in expanded if isinstance(one, dict) and style.role_of(one) in ("assistant", CALL)]
     if not answers:
         return _(
             "no message has the role {name}, so there is nothing to train on. Add an answer, or remove the row.",
             name=quoted([style.answer]),
         )
-    if not any(answer.learn and answer.weight for answer in answers):
+    if not any(is_learned(answer) and weight_of(answer) for answer in answers):
         return _(
             "every answer is marked not to be trained on ({marks}), so there is nothing to train on. Remove the row.",
-            marks=quoted(dict.fromkeys(mark for message in expanded for mark in _exclusions(message, style))),
+            marks=quoted(dict.fromkeys(mark for answer in answers for mark in exclusions(answer))),
         )
     return None
 
@@ -86,8 +86,8 @@ def unread_message_keys(messages: object) -> set[str]:
     """The keys that nobody reads of the messages in a list; a reasoning that is not text is not read either."""
     found = set[str]()
     for message in messages if isinstance(messages, list) else []:
-        found |= unread_keys(message, MESSAGE_KEYS)
-        if isinstance(message, dict):
+        if isinstance(message, dict) and len(message) > 2:
+            found |= unread_keys(message, MESSAGE_KEYS)
             found |= {key for key in REASONING_KEYS if not isinstance(message.get(key), str | None)}
     return found
 
@@ -107,6 +107,9 @@ def _parsed(message: object, style: MessageStyle) -> Iterator[Message]:
     """The messages of one: results of function calls that are parts of its content are messages of their own."""
     assert isinstance(message, dict)
     role, value = style.role_of(message) or "", message.get(style.content)
+    if isinstance(value, str) and _is_plain(message, role, value):
+        yield Message(role, value)
+        return
     content = parse_content("" if role == CALL else value)
     calls = [*content.calls, *(call for key in CALL_KEYS for call in listed_calls(message.get(key)))]
     calls += listed_calls(value) if role == CALL else []
@@ -128,6 +131,11 @@ def _parsed(message: object, style: MessageStyle) -> Iterator[Message]:
     )
 
 
+def _is_plain(message: dict[str, object], role: str, value: object) -> bool:
+    """Whether there is nothing but a role and a text, as in most messages, so that nothing else has to be looked at."""
+    return len(message) == 2 and isinstance(value, str) and role != CALL
+
+
 def _same_answer(before: Message, call: Message) -> bool:
     return before.role == "assistant" and (before.learn, before.weight) == (call.learn, call.weight)
 
@@ -139,11 +147,6 @@ def _optional(value: object) -> str | None:
 def _reasoning(message: dict[str, object]) -> str:
     texts = (message.get(key) for key in REASONING_KEYS)
     return next((text for text in texts if isinstance(text, str) and text), "")
-
-
-def _exclusions(message: object, style: MessageStyle) -> list[str]:
-    is_answer = style.role_of(message) in ("assistant", CALL)
-    return exclusions(message) if is_answer and isinstance(message, dict) else []
 
 
 def _message_problem(number: int, message: object, style: MessageStyle) -> str | None:
@@ -168,8 +171,10 @@ def _message_problem(number: int, message: object, style: MessageStyle) -> str |
     role = style.role_of(message)
     if role is None:
         return _role_problem(number, message[style.role], style)
-    text = _content_problem(message, role, style) or _calls_problem(message, role, style)
-    text = text or _reasoning_problem(message, role) or _marks_problem(message, role, style)
+    text = _content_problem(message, role, style)
+    if not _is_plain(message, role, message.get(style.content)):
+        text = text or _calls_problem(message, role, style) or _reasoning_problem(message, role)
+        text = text or _marks_problem(message, role, style)
     return text and _("message {number} ({role}): {problem}", number=number, role=message[style.role], problem=text)
 
 
@@ -181,7 +186,9 @@ def _role_problem(number: int, name: object, style: MessageStyle) -> str:
         known=quoted(style.shown),
     )
     near = get_close_matches(str(name).lower(), list(style.roles), 1)
-    return text + " " + _("Did you mean '{near}'?", near=near[0]) if near else text
+    if near:
+        return text + " " + _("Did you mean '{near}'?", near=near[0])
+    return text + " " + _("If it is one of them, say which: --roles {name}=user.", name=name)
 
 
 def _content_problem(message: dict[str, object], role: str, style: MessageStyle) -> str | None:

@@ -91,7 +91,8 @@ def _several_answers(fields: Fields, columns: Mapping[str, list[str]], is_known:
         return texts("chosen") + texts("rejected")
     several = [key for key in texts("several") if _is_choice(fields[key])]
     if is_known:
-        return [key for key in several if key in ("output", "completion")]
+        is_asked = any(isinstance(fields.get(key), str) for key in ("instruction", "prompt"))
+        return [key for key in several if key != "responses" and is_asked]
     return texts("chosen") or (texts("counted") if len(texts("counted")) > 1 else several)
 
 

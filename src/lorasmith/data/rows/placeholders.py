@@ -1,7 +1,8 @@
 """Placeholders in the texts of rows, such as {{name}} in examples of who an assistant is, and what to put in them."""
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
@@ -18,7 +19,8 @@ def fill(row: dict[str, Any], values: Mapping[str, str]) -> dict[str, Any]:
 
 def placeholders(value: object) -> set[str]:
     """The names of the placeholders in all texts of a value."""
-    return {name for text in _texts(value) if "{{" in text for name in _PLACEHOLDER.findall(text)}
+    text = json.dumps(value, ensure_ascii=False, default=str)  # two braces never follow each other in JSON itself
+    return set(_PLACEHOLDER.findall(text)) if "{{" in text else set()
 
 
 def _filled(value: Any, values: Mapping[str, str]) -> Any:
@@ -27,11 +29,3 @@ def _filled(value: Any, values: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
         return {key: _filled(inner, values) for key, inner in value.items()}
     return [_filled(inner, values) for inner in value] if isinstance(value, list) else value
-
-
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts(inner)

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from lorasmith.data.rows.conversation import ROLES
+from lorasmith.config.data import ROLES
 from lorasmith.data.rows.marks import MARKS
 
 CALL = "call"  # a message whose content is function calls
+MESSAGE_COLUMNS = ("messages", "conversations", "conversation", "prompt", "completion")
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 
 _NAMES = {
@@ -79,6 +80,8 @@ def expand_pairs(messages: list[object]) -> list[object]:
 
     Marks of what is trained on belong to the answer.
     """
+    if all(isinstance(message, dict) and ("role" in message or "from" in message) for message in messages):
+        return messages
     return [one for message in messages for one in _expanded(message)]
 
 
@@ -98,9 +101,27 @@ def _expanded(message: object) -> list[object]:
     ]
 
 
+def rename_roles(row: Mapping[str, object], roles: Mapping[str, str]) -> tuple[dict[str, object], set[str]]:
+    """The row with the roles of its messages renamed as `data.roles` says, and the names that it has."""
+    found = set[str]()
+
+    def renamed(message: object) -> object:
+        if not isinstance(message, dict):
+            return message
+        key = next((key for key in ROLE_KEYS if key in message), None)
+        names = message.keys() if key is None else {message[key]} if isinstance(message[key], str) else set()
+        found.update(names & roles.keys())
+        if key is None:  # a pair
+            return {roles.get(name, name): value for name, value in message.items()}
+        return message | {key: roles[message[key]]} if names & roles.keys() else message
+
+    lists = {key: value for key, value in row.items() if key in MESSAGE_COLUMNS and isinstance(value, list)}
+    return {**row, **{key: [renamed(message) for message in messages] for key, messages in lists.items()}}, found
+
+
 def unread_keys(message: object, read: frozenset[str]) -> set[str]:
     """The keys of a message that nobody reads: neither in `read` nor the role of a pair, with any value but null."""
-    if not isinstance(message, dict):
+    if not isinstance(message, dict) or message.keys() <= read:
         return set()
     pairs = set() if _expanded(message) == [message] else _PAIRS.keys()
     return {key for key, value in message.items() if value is not None and key not in read and key not in pairs}

@@ -34,11 +34,12 @@ def mask_parts(
     at = {block.a + i: encoded["offset_mapping"][block.b + i] for block in blocks for i in range(block.size)}
     for message, (start, end) in marked:
         spans = _in_answer(builder.text[start:end], start, message, source)
-        inside = {i for i, (a, b) in at.items() if start <= a and b <= end}
-        if inside and len(inside) <= max(inside) - min(inside):
+        tokens = {i: (a, b) for i, (a, b) in at.items() if a < end and start < b}
+        covered = {char for a, b in tokens.values() for char in range(a, b)}
+        masked = {char for first, last in spans for char in range(first, last) if not builder.text[char].isspace()}
+        if masked - covered or len(tokens) <= max(tokens, default=0) - min(tokens, default=0):
             raise RowError(source, _unknown())
-        for i in inside:
-            a, b = at[i]
+        for i, (a, b) in tokens.items():
             if a < b and any(first <= a and b <= last for first, last in spans):
                 builder.weights[i] = 0.0
 
@@ -46,7 +47,7 @@ def mask_parts(
 def _in_answer(answer: str, start: int, message: Message, source: str) -> Spans:
     """The masked parts of a message as spans of the text in which its answer begins at `start`."""
     cut = len(message.content) - len(message.content.lstrip())
-    at = answer.find(message.content.strip())
+    at = answer.rfind(message.content.strip())  # after its reasoning, which may say the same
     if at < 0:
         raise RowError(source, _unknown())
     return [(first - cut + at + start, last - cut + at + start) for first, last in message.masked]
