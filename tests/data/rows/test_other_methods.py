@@ -48,7 +48,8 @@ def test_other_rows(row, text):
 @pytest.mark.parametrize(
     "row",
     [CHAT, ROW, ROW | {"label": "positive", "rejected": False}, CHAT | {"chosen": None, "rejected": None},
-     CHAT | {"input_ids": [1]}, ROW | {"instruction": ["a", "b"], "output": ["c", "d"]}, ROW | {"answer_a": "x", "answer_b": "y"}],
+     CHAT | {"input_ids": [1]}, ROW | {"instruction": ["a", "b"], "output": ["c", "d"]},
+     ROW | {"answer_a": "x", "answer_b": "y"}],
 )  # fmt: skip
 def test_rows_that_are_examples(row):
     assert other_method(row, is_known=True) is None
