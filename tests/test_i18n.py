@@ -109,7 +109,7 @@ for verb in main.verbs():
     for action in parser._actions:
         print("help\\t" + verb + "\\t" + str(action.option_strings or action.dest) + "\\t" + str(action.help))
 for words in ("tran", "train x --r", "train x --lr 1", "merge x", "info", "info a b",
-              "train x --template zz --r a --epochs -1", "train --config /none.toml"):
+              "train x --template chatlm --r a --epochs -1", "train --config /none.toml"):
     main.main(words.split())
 """
 

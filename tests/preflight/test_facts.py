@@ -3,6 +3,7 @@
 import pytest
 from transformers import AutoModelForCausalLM
 
+from lorasmith.config.training import TrainingConfig
 from lorasmith.preflight.check import check
 from lorasmith.preflight.estimate import Estimate
 from lorasmith.preflight.facts import LABEL, collect_facts, fact_lines, labeled_facts
@@ -29,6 +30,30 @@ def test_layers_without_an_adapter_are_named(files):
     assert kinds == {"k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
     assert all(path.endswith("q_proj") for path in facts.targets["q_proj"])
     assert check(config(files, target_modules="all-linear")).facts.without_adapter == ["lm_head"]
+
+
+def test_the_default_learning_rate_is_too_high_for_lion(files):
+    asked = config(files)
+
+    def said(**training):
+        changed = asked.model_copy(update={"training": TrainingConfig(max_steps=4, batch_size=4, **training)})
+        return [text for text in check(changed).warnings if "Lion" in text]
+
+    (warning,) = said(optimizer="lion")
+    assert "is for AdamW. Lion needs about a tenth of it: set --learning-rate 2e-05, for example." in warning
+    assert said(optimizer="lion", learning_rate=2e-4) == said(optimizer="muon") == []
+
+
+def test_many_target_modules_are_one_line(files):
+    """Such as those of an adapter by their whole paths."""
+    paths = check(config(files)).facts.targets["all-linear"]
+    assert len(paths) > 8
+    facts = check(config(files, target_modules=paths)).facts
+    lines = [text for label, text in labeled_facts(facts) if label == "target"]
+    assert len(lines) == 1
+    assert lines[0].startswith("14 names match 14 modules: 2 x q_proj, ")
+    few = check(config(files, target_modules=paths[:8])).facts
+    assert sum(label == "target" for label, _text in labeled_facts(few)) == 8
 
 
 def test_a_warm_up_longer_than_the_run_is_a_warning(files):

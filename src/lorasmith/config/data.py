@@ -147,8 +147,8 @@ class DataConfig(Typed):
             gt=1,
             le=10_000_000,
             description=_(
-                "Maximum length of an example in tokens; defaults to 1024, or to the model's context length if "
-                "that is shorter"
+                "Maximum length of an example in tokens; defaults to 1024, or to what the longest row needs, if the "
+                "model and the memory allow it"
             ),
         ),
     ] = None

@@ -22,6 +22,7 @@ from lorasmith.training.loop import Job
 from lorasmith.training.optim import learning_rate, warmup_steps
 
 LABEL = 9  # columns of a label
+PATTERNS = 8  # of target modules that get a line each
 HALF = 2  # bytes per parameter in the file of a base model
 NOTABLE = 0.1  # share of the parameters from which it is worth a warning that they get no adapter
 USUAL_RATE = 2e-4  # from the LoRA and QLoRA papers; see docs/decisions.md
@@ -109,7 +110,13 @@ def labeled_facts(facts: Facts) -> Iterator[tuple[str, str]]:
     yield _("fast"), _("{parts} (verified equal to the standard step)", parts=why["fast"])
     if "plain" in why:
         yield _("normal"), _("not accelerated, because results differ: {parts}", parts=why["plain"])
-    for pattern, paths in facts.targets.items():
+    if len(facts.targets) > PATTERNS:  # such as the whole paths of an adapter that training continues from
+        modules = list(dict.fromkeys(path for paths in facts.targets.values() for path in paths))
+        yield (
+            _("target"),
+            _("{count} names match {modules}", count=len(facts.targets), modules=describe_modules(modules)),
+        )
+    for pattern, paths in facts.targets.items() if len(facts.targets) <= PATTERNS else ():
         yield _("target"), _("{pattern} matches {modules}", pattern=pattern, modules=describe_modules(paths))
     for name, paths in facts.saved.items():
         yield _("full"), _("{name} is copied and trained in full: {modules}", name=name, modules=listed(paths))
@@ -224,6 +231,13 @@ def _warnings(job: Job) -> Iterator[str]:
             "training.warmup: {warmup} in a run of {steps}: the learning rate never reaches its peak.",
             warmup=counted(warmup, _("1 warmup step"), _("{count} warmup steps")),
             steps=steps_text(steps),
+        )
+    if job.config.optimizer == "lion" and "learning_rate" not in job.config.model_fields_set:
+        yield _(
+            "training.learning_rate: the default of {rate:g} is for AdamW. Lion needs about a tenth of it: set "
+            "--learning-rate {tenth:g}, for example.",
+            rate=job.config.learning_rate,
+            tenth=job.config.learning_rate / 10,
         )
     if job.config.eval_every and not (job.held_out or job.config.samples):
         yield _("training.eval_every: no examples are held out, so there is nothing to evaluate on.")

@@ -10,6 +10,7 @@ from typing import Any
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.values import check
 from lorasmith.data.rows.messages import parse_messages
+from lorasmith.data.template.special_tokens import ids_of_plain_text
 from lorasmith.data.template.token_bytes import max_bytes_per_token
 from lorasmith.engine.request import Request
 from lorasmith.errors import LorasmithError
@@ -111,7 +112,7 @@ def prompts_of(
     words = len(tokenizer)
     for one in listed:
         refuse_too_long([one] if isinstance(one, str) else [], version, context)
-    ids: list[list[int]] = [list(tokenizer(p)["input_ids"]) if isinstance(p, str) else p for p in listed]
+    ids: list[list[int]] = [ids_of_plain_text(tokenizer, p) if isinstance(p, str) else p for p in listed]
     if not ids or not all(ids):
         raise Failure(400, _("prompt: must not be empty."), "prompt")
     if any(not 0 <= i < words for one in ids for i in one):

@@ -36,6 +36,7 @@ from lorasmith.training.distributed import World
 from lorasmith.training.evaluator import Evaluator, Samples
 from lorasmith.training.history import History
 from lorasmith.training.loop import Job
+from lorasmith.training.memory import affordable_tokens
 from lorasmith.training.optim import FlatParameters
 from lorasmith.training.optimizers import make_optimizer, require_optimizer
 from lorasmith.training.run_folder import with_absolute_paths
@@ -92,7 +93,9 @@ def assemble(
         check_variables(template, config.data.template_kwargs)
         if start is not None:
             check_encoding(start, base, template, report)
-        return template, prepare(config.data, template, base.max_positions, report, config.training.seed, files)
+        return template, prepare(
+            config.data, template, base.max_positions, report, config.training.seed, files, affordable_tokens(base)
+        )
 
     def adapter() -> Adapter:
         if start is not None:

@@ -308,6 +308,21 @@ def test_a_stop_token_within_an_answer_is_warned_of(run, make):
     assert heard.warned[0].endswith("train.jsonl line 2.")
 
 
+def test_the_default_length_follows_the_rows_where_the_model_and_the_memory_allow_it(run, make):
+    rows = [alpaca(1), alpaca(2, "blue " * 2000)]
+    made, heard = run(rows, held_out=0)
+    assert made.max_length > 2000
+    assert made.max_length % 64 == 0
+    assert f"The maximum length of an example is {made.max_length:,} tokens, because the longest row" in heard.said[-2]
+    records = [Record(row, f"train.jsonl:{number}") for number, row in enumerate(rows, 1)]
+    for bounds in ({"limit": 1500}, {"limit": None, "affordable": 1500}):
+        with pytest.raises(DataError, match=r"longer than 1,024 tokens"):
+            prepare_rows(records, None, DataConfig(held_out=0), Template.of(make()), report=Heard(), **bounds)
+    for chosen in ({"too_long": "truncate"}, {"max_length": 1024, "too_long": "truncate"}):
+        assert run(rows, held_out=0, **chosen)[0].max_length == 1024
+    assert run([alpaca(1)], held_out=0)[0].max_length == 1024
+
+
 def test_no_file_named(make):
     with pytest.raises(ConfigError, match=r"data\.data: no training data"):
         prepare(DataConfig(), Template.of(make()), None)

@@ -1,13 +1,15 @@
 """The templates that come with this program, one from a file, and a system text: the same in training and after."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from lorasmith.config.data import DataConfig
-from lorasmith.data.rows.conversation import Message, Record
+from lorasmith.data.rows.conversation import Conversation, Message, Record
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError, ConfigError, ModelError
+from tests.data.conftest import CHATML, TOOLS
 
 CHAT = (
     Message("user", "what is the sky?"),
@@ -130,6 +132,28 @@ def test_a_system_text_that_the_template_cannot_show(make):
     deaf.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content + '<eos>' }}{% endfor %}"
     with pytest.raises(ConfigError, match=r"^data\.system: this template ignores system messages"):
         Template.of(deaf, system="Be brief.")
+
+
+def test_a_model_with_several_templates(make):
+    """The one for tools is used for rows with tools; another is chosen by its name."""
+    tokenizer = make()
+    shout = CHATML.replace("['content']", "['content'] | upper")
+    tokenizer.chat_template = {"default": CHATML, "tool_use": TOOLS, "shout": shout}
+    template = Template.of(tokenizer)
+    assert template.text == CHATML
+    row = Conversation((Message("user", "a"), Message("assistant", "b")), "row", ({"name": "look"},))
+    assert '"look"' in tokenizer.decode(template.encode_row(row)[0].ids)
+    assert '"look"' not in tokenizer.decode(template.encode_row(replace(row, tools=()))[0].ids)
+    saved = Template.from_json(json.loads(json.dumps(template.to_json())), tokenizer)
+    assert saved.encode_row(row) == template.encode_row(row)
+    assert "A<|im_end|>" in Template.of(tokenizer, "shout").render(row.messages)
+    with pytest.raises(
+        ConfigError, match=r"^data\.template: 'whisper' is not one of .*, tool_use, shout; to use a Jinja"
+    ):
+        Template.of(tokenizer, "whisper")
+    del tokenizer.chat_template["default"]
+    with pytest.raises(ConfigError, match=r"several chat templates and none is called 'default'.*: tool_use, shout"):
+        Template.of(tokenizer)
 
 
 def test_a_template_of_the_first_version_is_read(make):

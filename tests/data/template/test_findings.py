@@ -29,3 +29,7 @@ def test_what_the_template_does_is_told():
     (text,) = template_notes(template_of("other blank lines before the prompt"))
     assert "renders '\\n\\n### Response:\\n' before every answer" in text
     assert list(template_notes(template_of("arguments as an object"))) == []
+    one = BEHAVIORS["no end at all"]
+    tokenizer = tokenizer_for(one.text, "<s>", one.eos, one.ends)
+    (text,) = template_notes(Template.of(tokenizer, eos_ids=[tokenizer.eos_token_id]))
+    assert text.startswith("The chat template does not end answers. '</s>', at which generation stops, is trained on")

@@ -21,7 +21,9 @@ from lorasmith.i18n import _
 from lorasmith.model.row import IGNORED, Example
 from lorasmith.report import Report
 
-DEFAULT_MAX_LENGTH = 1024  # tokens; less if the model's context is shorter
+DEFAULT_MAX_LENGTH = 1024  # tokens; less if the model's context is shorter, more if the rows are longer
+LONGEST_DEFAULT = 32_768  # tokens; who wants more says so
+ROUND = 64  # a longer default is rounded up to a multiple of it
 MAX_ROWS = 1_000_000_000  # held out
 MAX_HELD_OUT = 200  # rows held out by a fraction: more cost time and tell little
 
@@ -64,11 +66,12 @@ def prepare(
     report: Report | None = None,
     seed: int = 0,
     files: Sequence[DataFile] | None = None,
+    affordable: int | None = None,
 ) -> Prepared:
     """The examples of all files of `cfg`.
 
     limit: context length of the model in tokens, None if it has none; files: what `read_files` returned, if the files
-    were read already.
+    were read already; affordable: the tokens of an example for which there is memory, None if that is not known.
 
     Raises ConfigError for an invalid setting, DataError with every bad row.
     """
@@ -82,7 +85,7 @@ def prepare(
     held_out = files[-1].records if isinstance(share, str) else None
     mix = _mix(sources, train)
     records = [record for found in train for record in found.records]
-    made = prepare_rows(records, held_out, cfg, template, limit, report, seed, mix)
+    made = prepare_rows(records, held_out, cfg, template, limit, report, seed, mix, affordable)
     return replace(made, notes=(*notes, *made.notes))
 
 
@@ -122,6 +125,7 @@ def prepare_rows(
     report: Report | None = None,
     seed: int = 0,
     mix: Mix | None = None,
+    affordable: int | None = None,
 ) -> Prepared:
     """As `prepare`, for rows that were read already. held_out: None to sample from `train` as `cfg.held_out` says.
 
@@ -139,6 +143,9 @@ def prepare_rows(
         notes.warn(text)
     if cfg.learn != "all":  # else the stop tokens between the turns are trained on as well
         notes.warn(_inner_stop_warning(splits, template))
+    if cfg.max_length is None and cfg.too_long == "error":
+        length, text = _follow_rows(splits, length, limit, affordable)
+        notes.say(text)
     if cfg.too_long in ("error", "split"):
         refuse_too_long(splits, cfg, length)
     for split in splits:
@@ -202,6 +209,23 @@ def _max_length(cfg: DataConfig, limit: int | None) -> int:
             )
         )
     return cfg.max_length
+
+
+def _follow_rows(
+    splits: Sequence[DataSplit], length: int, limit: int | None, affordable: int | None
+) -> tuple[int, str]:
+    """The maximum length that the longest row needs, if the model and the memory allow it, and a note about it."""
+    longest = max((example.useful_length + 1 for split in splits for row in split.rows for example in row), default=0)
+    allowed = min(most for most in (limit, affordable, LONGEST_DEFAULT) if most is not None)
+    if longest <= length or longest > allowed:
+        return length, ""
+    chosen = min(-(-longest // ROUND) * ROUND, allowed)
+    return chosen, _(
+        "The maximum length of an example is {length} tokens, because the longest row has {longest}. To change it, set "
+        "data.max_length.",
+        length=f"{chosen:,}",
+        longest=f"{longest:,}",
+    )
 
 
 def _encode(files: dict[str, Sequence[Record]], template: Template, cfg: DataConfig, notes: _Notes) -> list[DataSplit]:

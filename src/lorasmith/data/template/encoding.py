@@ -297,6 +297,13 @@ class Template:
         verify_tokenizer(template, data)
         return template
 
+    def end_of_probe(self) -> int | None:
+        """The token that is added to the answer of a probe conversation; None if the template ends it by itself."""
+        try:
+            return self.turns(PROBES[0], needs_end=lambda _turn: True)[-1].stop
+        except RowError:
+            return None
+
     def probe_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a probe conversation; empty if the template rejects it, such as for its second question."""
         try:

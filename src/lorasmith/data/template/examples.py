@@ -8,6 +8,7 @@ from lorasmith.data.rows.conversation import Conversation, Message, RowError
 from lorasmith.data.template.answer_parts import mask_parts
 from lorasmith.data.template.contents import different_opening, refuse_hidden
 from lorasmith.data.template.loss_mask import ExampleBuilder, end_of_answer, follow_generation_tags
+from lorasmith.data.template.special_tokens import ids_of_plain_text
 from lorasmith.data.template.turns import Turn, grouped
 from lorasmith.i18n import _, listed
 from lorasmith.model.row import Example
@@ -58,8 +59,7 @@ def plain_example(template: "Template", text: str, source: str) -> Example:
     eos = template.tokenizer.eos_token_id
     if eos is None or eos not in template.stop_ids:
         raise RowError(source, _("plain text must end with the tokenizer's EOS token, but this tokenizer has none."))
-    has_bos = bool(template.tokenizer.bos_token) and text.startswith(str(template.tokenizer.bos_token))
-    ids: list[int] = template.tokenizer(text, add_special_tokens=not has_bos, verbose=False)["input_ids"]
+    ids = ids_of_plain_text(template.tokenizer, text)
     ids = ids if ids[-1:] == [eos] else [*ids, eos]
     return ExampleBuilder(0, 0, ids, [1.0] * len(ids)).build(source)
 

@@ -67,6 +67,13 @@ def template_notes(template: "Template") -> Iterator[str]:
             "chat template that is saved with a merged model leaves it out as well.",
             dropped=repr(behavior.dropped),
         )
+    end = template.end_of_probe()
+    if end is not None:
+        yield _(
+            "The chat template does not end answers. {token}, at which generation stops, is trained on after each of "
+            "them.",
+            token=repr(template.token(end)),
+        )
     if behavior.header:
         yield _(
             "The chat template renders {header} before every answer, and its own generation prompt is different. "

@@ -48,6 +48,13 @@ def _marked(text: str, pattern: re.Pattern[str] | None) -> str:
     return pattern.sub(lambda found: found[0][0] + MARK + found[0][1:], text) if pattern else text
 
 
+def ids_of_plain_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Token ids of a text as the tokenizer alone encodes it; one that begins with the BOS token gets no second one."""
+    has_bos = bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token))
+    ids: list[int] = tokenizer(text, add_special_tokens=not has_bos, verbose=False)["input_ids"]
+    return ids
+
+
 def without_marks(text: str) -> str:
     """The text as the user wrote it."""
     return text.replace(MARK, "")
