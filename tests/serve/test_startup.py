@@ -70,7 +70,7 @@ def test_which_template_an_adapter_of_another_tool_is_served_with_is_said(tmp_pa
     ]
     assert [text.partition(":")[0] for text in watch.warned] == [str(tmp_path / "none")]
     (problem,) = discovery.problems
-    assert problem.startswith(f"{tmp_path / 'more'}: the adapter adds 1 tokens to the vocabulary of ")
+    assert problem.startswith(f"{tmp_path / 'more'}: the adapter adds tokens (1) to the vocabulary of ")
 
 
 def test_the_cache_is_a_quarter_of_what_is_free_where_the_base_is(monkeypatch: pytest.MonkeyPatch) -> None:
