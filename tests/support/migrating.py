@@ -6,7 +6,7 @@ from typing import Any
 
 from lorasmith.config.migrate.convert import convert
 from lorasmith.config.migrate.migration import Migration
-from lorasmith.config.toml import Config
+from lorasmith.config.toml import SECTIONS, Config
 
 LLAMA_FACTORY = """
 model_name_or_path: org/base
@@ -38,6 +38,12 @@ fine_tune_type: lora
 data: org/rows
 iters: 600
 """
+
+
+def is_option(ours: str) -> bool:
+    """Whether there is an option of this name, such as "lora.r"."""
+    section, dot, name = ours.partition(".")
+    return name in SECTIONS[section].model_fields if dot else section in Config.model_fields
 
 
 def described(folder: Path, entry: str = '{"file_name": "mine.jsonl"}') -> None:

@@ -2,9 +2,8 @@
 
 import pytest
 
-from lorasmith.config.migrate.migration import Migration, accepts, is_option, shown, words
+from lorasmith.config.migrate.migration import Migration, shown, words
 from lorasmith.config.migrate.reading import Foreign
-from lorasmith.config.toml import Config
 from lorasmith.errors import ConfigError
 from tests.support.migrating import AXOLOTL, converted
 
@@ -26,7 +25,7 @@ def test_every_key_is_somewhere(tmp_path):
     assert done.head()[1:] == [
         "Not taken over: what_is_this: 7: lorasmith has no such option.",
         "Not needed (speed, memory and processes, which lorasmith chooses itself): flash_attention.",
-        "Off in that file, and unknown to lorasmith: not_that.",
+        "Switched off in the file, and unknown to lorasmith: not_that.",
     ]
 
 
@@ -59,8 +58,11 @@ def test_a_value_that_is_not_possible_is_named_with_its_key(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (AXOLOTL.replace("base_model: org/base", "num_epochs: 1"), "names no base model. Give one with --model."),
-        (AXOLOTL[: AXOLOTL.index("datasets")], "names no training data. Give the data files after --from FILE."),
+        (
+            AXOLOTL.replace("base_model: org/base", "num_epochs: 1"),
+            "does not name a base model. Give one with --model.",
+        ),
+        (AXOLOTL[: AXOLOTL.index("datasets")], "does not name training data. Give the data files after --from FILE."),
         (AXOLOTL + "output_dir: ${HOME}/x\n", "output_dir: ${HOME}/x: contains a variable. Write the value itself."),
     ],
 )
@@ -88,18 +90,14 @@ def test_an_output_folder_with_files_is_not_taken_over(tmp_path):
     assert "give a new one to lorasmith train --output" in " ".join(done.unmatched.values())
 
 
-def test_options_that_lorasmith_does_not_have_yet(tmp_path):
-    done = migration(tmp_path, {"a": 3})
-    done.put("training.no_such_option", done.take("a"), "a")
-    done.default("training.no_such_option", 1)
-    assert done.unmatched == {"a: 3": "lorasmith has no such option."}
-    assert done.values == {}
-    assert is_option("lora.r")
-    assert is_option("output")
-    assert not is_option("lora.rank")
-    assert accepts("training.save_every", "epoch")
-    assert not accepts("training.save_every", "never")
-    assert not accepts("training.no_such_option", 1)
+def test_an_option_that_another_one_rules_out(tmp_path):
+    done = migration(tmp_path, {"a": 0.5})
+    done.put("training.beta1", done.take("a"), "a")
+    done.default("training.beta2", 0.9)
+    for option in ("training.beta1", "training.beta2", "training.eps"):
+        done.forget(option)
+    assert (done.values, done.comments) == ({"training": {}}, {})
+    assert done.unmatched == {"a: 0.5": "lorasmith has no such option."}
 
 
 def test_a_part_that_is_no_part_is_left(tmp_path):
@@ -127,4 +125,3 @@ def test_values_are_shown_in_short():
         "true", "0.0001", "a b", "{a}", "1, b", "x" * 57 + "...",
     ]  # fmt: skip
     assert words("a, b,") == words(["a", " b"]) == ["a", "b"]
-    assert Config.model_fields["output"]

@@ -39,4 +39,3 @@ def test_groups_of_keys_have_a_reason(language):
     with using_language(language):
         said = {reasons.no_effect(name, "P") for name in ("always", "default", "files", "inactive", "machine")}
         assert len(said) == 5
-        assert "{{NAME}}" in reasons.unmatched("fill")

@@ -114,6 +114,14 @@ DATASET_DONE = (
     "message_field_content", "message_field_role", "message_property_mappings", "name", "path", "roles",
     "trust_remote_code", "type",
 )  # fmt: skip
+# Further keys of a dataset, with the values that mean what lorasmith does.
+USUAL = {
+    "field_thinking": {"reasoning", "reasoning_content", "thinking"},
+    "roles_to_train": {"assistant", "gpt"},
+    "split": {"train"},
+    "template_thinking_key": {"reasoning", "reasoning_content", "thinking"},
+    "train_on_eos": {"turn"},
+}
 ROLES = {
     "assistant": ("assistant", "gpt"),
     "system": ("system",),
@@ -188,7 +196,7 @@ def _times(migration: Migration) -> None:
     evaluations = migration.take("evals_per_epoch")
     if evaluations == 1:
         migration.ignore("default", ["eval_strategy"])
-        trainer.per_epoch(migration, "training.eval_every", "evals_per_epoch", evaluations)
+        migration.put("training.eval_every", "epoch", "evals_per_epoch")
     elif evaluations:
         migration.unmatch("per_epoch", "evals_per_epoch", evaluations, ours="training.eval_every")
     saves = migration.take("saves_per_epoch")
@@ -303,11 +311,10 @@ def _tell_unknown(migration: Migration, where: str, entry: Mapping[str, Any]) ->
     for key, value in entry.items():
         if value in OFF or value is None or key in DATASET_DONE:
             continue
-        if (key == "roles_to_train" and set(words(value)) <= {"assistant", "gpt"}) or first_rows(value):
+        if (key in USUAL and set(words(value)) <= USUAL[key]) or first_rows(value):
             continue
         reason = "data_part" if key in ("split", "shards", "shards_idx") else "none"
-        if (key, value) not in (("split", "train"), ("train_on_eos", "turn")):
-            migration.unmatch(reason, f"{where}.{key}", value)
+        migration.unmatch(reason, f"{where}.{key}", value)
 
 
 def _template(migration: Migration, templates: Mapping[str, str]) -> None:

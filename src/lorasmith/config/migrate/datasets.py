@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lorasmith.config.migrate.migration import Migration, accepts, is_option
+from lorasmith.config.migrate.migration import Migration
 
 OURS = "data.data"
 FIRST_ROWS = re.compile(r"train\[:([1-9]\d{0,8})\]")
@@ -14,7 +14,7 @@ class Datasets:
     """Collects files and hub names with their columns, and moves them all at once.
 
     key: the key of their file that names the datasets. columns: those of the training data, if these are held out;
-    data.map is for all files.
+    data.map is for all files, or for one by its name.
     """
 
     def __init__(self, migration: Migration, key: str, columns: dict[str, str] | None = None) -> None:
@@ -24,20 +24,12 @@ class Datasets:
 
     def add(self, name: str, columns: Mapping[str, str], rows: Any = None) -> None:
         """Add a dataset, with their name of each of our columns that has another one, and the number of rows to use."""
-        if rows is not None and is_option("data.max_samples"):
-            name += f"#{rows}"
-        elif rows is not None:
-            self.migration.unmatch("data_part", self.key, f"{name}#{rows}")
-        if name not in self.names:
-            self.names.append(name)
+        word = name if rows is None else f"{name}#{rows}"
+        if word not in self.names:
+            self.names.append(word)
         for ours, theirs in columns.items():
-            if ours == theirs:
-                continue
-            first, own = self.columns.setdefault(ours, theirs), {f"{name}:{ours}": theirs}
-            if first != theirs and accepts("data.map", own):
-                self.columns |= own
-            elif first != theirs:
-                self.refuse("columns", name, first=first, second=theirs, ours=ours)
+            if ours != theirs and self.columns.setdefault(ours, theirs) != theirs:
+                self.columns[f"{name}:{ours}"] = theirs
 
     def refuse(self, reason: str, value: Any, **values: object) -> None:
         """A dataset that cannot be used, unless the command line gives the data."""

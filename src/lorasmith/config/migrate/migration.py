@@ -65,10 +65,7 @@ class Migration:
         return inner
 
     def put(self, ours: str, value: Any, key: str, note: str = "") -> None:
-        """Set our option, such as "lora.r", from their `key`. An option that is not there makes the key unmatched."""
-        if not is_option(ours):
-            self.unmatch("none", key, self.foreign.values.get(key, value))
-            return
+        """Set our option, such as "lora.r", from their `key`."""
         if ours == "output" and _exists(Path(str(value))):
             self.unmatch("exists", key, value)
             return
@@ -78,7 +75,7 @@ class Migration:
 
     def default(self, ours: str, value: Any) -> None:
         """Set our option to the default of the program, if the file did not set it."""
-        if self.value(ours) is None and is_option(ours):
+        if self.value(ours) is None:
             self.comments[ours] = _("not set in the file; this is the default of {program}", program=self.program)
             self._set(ours, value)
 
@@ -160,7 +157,7 @@ class Migration:
         lines += [_("Not taken over: {key}: {why}", key=key, why=why) for key, why in self.unmatched.items()]
         lines += [_("Not needed ({why}): {keys}.", why=why, keys=listed(keys)) for why, keys in self.no_effect.items()]
         if self.off:
-            lines.append(_("Off in that file, and unknown to lorasmith: {keys}.", keys=listed(self.off)))
+            lines.append(_("Switched off in the file, and unknown to lorasmith: {keys}.", keys=listed(self.off)))
         return lines
 
     def path(self, name: str) -> Path | None:
@@ -195,24 +192,6 @@ def _exists(path: Path) -> bool:
         return path.is_file() or (path.is_dir() and any(path.iterdir()))
     except OSError:
         return False
-
-
-def is_option(ours: str) -> bool:
-    """Whether there is an option of this name, such as "lora.r"; others are added to the tables before they exist."""
-    section, dot, name = ours.partition(".")
-    return name in SECTIONS[section].model_fields if dot else section in Config.model_fields
-
-
-def accepts(ours: str, value: Any) -> bool:
-    """Whether our option exists and takes this value."""
-    section, dot, name = ours.partition(".")
-    if not dot or not is_option(ours):
-        return is_option(ours)
-    try:
-        check(SECTIONS[section], {name: value})
-    except ConfigError:
-        return False
-    return True
 
 
 def words(value: Any) -> list[str]:

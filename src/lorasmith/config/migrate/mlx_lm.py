@@ -4,7 +4,7 @@ from typing import Any
 
 from lorasmith.config.migrate import trainer
 from lorasmith.config.migrate.datasets import Datasets, base_model, first_rows, local_or_hub
-from lorasmith.config.migrate.migration import Migration, accepts, is_option, words
+from lorasmith.config.migrate.migration import Migration, words
 from lorasmith.config.migrate.reasons import unmatched
 
 NAME = "mlx-lm"
@@ -112,11 +112,10 @@ def _lora(migration: Migration) -> None:
     layers = migration.take(key)
     if layers == -1:
         migration.ignore("default", [key])
-    elif not is_option("lora.last_layers"):
-        migration.unmatch("last_layers", key, layers or LAYERS, count=layers or LAYERS)
     elif layers is not None:
         migration.put("lora.last_layers", layers, key)
-    migration.default("lora.last_layers", None if layers == -1 else LAYERS)
+    else:
+        migration.default("lora.last_layers", LAYERS)
 
 
 def _optimizer(migration: Migration) -> None:
@@ -127,8 +126,6 @@ def _optimizer(migration: Migration) -> None:
     options = dict(options) if isinstance(options, dict) else {}
     migration.ignore("inactive", [key for key in migration.left if key.startswith("optimizer_config.")])
     if name not in ("adam", "adamw"):
-        if not accepts("training.optimizer", name):
-            migration.refuse("optimizer", "optimizer", name)
         trainer.other_optimizer(migration, name, "optimizer")
     betas = options.pop("betas", None)
     if isinstance(betas, list) and len(betas) == 2:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from lorasmith.config.migrate import trainer
 from lorasmith.config.migrate.datasets import Datasets, base_model, local_or_hub
-from lorasmith.config.migrate.migration import Migration, is_option, words
+from lorasmith.config.migrate.migration import Migration, words
 from lorasmith.config.migrate.reading import read_text, scalar
 from lorasmith.i18n import _, listed
 
@@ -23,7 +23,6 @@ SAME = {
     "modules_to_save": "lora.modules_to_save",
     "output_dir": "output",
     "split_dataset_ratio": "data.held_out",
-    "target_parameters": "lora.target_parameters",
     "torch_dtype": "model.dtype",
     "use_dora": "lora.use_dora",
     "use_rslora": "lora.use_rslora",
@@ -196,13 +195,9 @@ def _dataset(datasets: Datasets, word: str, hub: str, renamed: Mapping[str, str]
 def _fill(migration: Migration) -> None:
     """The placeholders {{NAME}} and {{AUTHOR}} of the dataset about the model's identity."""
     given = {key: migration.take(key) for key in ("model_name", "model_author")}
-    named = {key.removeprefix("model_"): value for key, value in given.items() if value is not None}
-    if named and is_option("data.fill"):
-        texts = {name.upper(): words(value)[-1] for name, value in named.items()}
-        migration.put("data.fill", texts, listed(key for key, value in given.items() if value is not None))
-    else:
-        for name, value in named.items():
-            migration.unmatch("fill", f"model_{name}", value)
+    named = {key.removeprefix("model_").upper(): words(value)[-1] for key, value in given.items() if value is not None}
+    if named:
+        migration.put("data.fill", named, listed(key for key, value in given.items() if value is not None))
 
 
 def _times(migration: Migration) -> None:

@@ -10,16 +10,12 @@ def unmatched(name: str, **values: object) -> str:
     """Why a key is not taken over, and what to do instead."""
     texts = {
         "none": _("lorasmith has no such option."),
-        "added_tokens": _("lorasmith adds no tokens to the vocabulary; write them as ordinary text."),
-        "column": _("lorasmith reads no such column; if you need it, put its text into the others."),
+        "added_tokens": _("lorasmith does not add tokens to the vocabulary; write them as ordinary text."),
+        "column": _("lorasmith does not read this column; if you need it, put its text into the others."),
         "data_part": _("lorasmith reads all rows of the training split; save the part that you want as a file."),
         "evaluation_files": _("lorasmith evaluates on one file; only the first one is taken over."),
         "exists": _(
             "the folder is not empty, and lorasmith replaces no files; give a new one to lorasmith train --output."
-        ),
-        "fill": _("lorasmith fills in no placeholders such as {{{{NAME}}}}; replace them in the data file."),
-        "last_layers": _(
-            "lorasmith adapts all layers; list the indices of the last {count} in lora.layers_to_transform."
         ),
         "loss": _("the loss counts every token of an answer equally."),
         "max_length": _("{program} takes the model's context length then; set data.max_length."),
@@ -72,9 +68,6 @@ def refusal(name: str, **values: object) -> str:
     """Why a file cannot be converted, and what to do. `where` names the file, the key and its value."""
     texts = {
         "adapter": _("{where}: lorasmith cannot start from this. Remove the key to train a new adapter."),
-        "columns": _(
-            "{where}: {first} and {second} both stand for {ours!r}, in different files. Rename the column in one file."
-        ),
         "dataset_info": _(
             "{where}: no dataset_info.json in {folders}. Run the command where {program} is run, or give the files "
             "after --from FILE."
@@ -86,8 +79,8 @@ def refusal(name: str, **values: object) -> str:
         "loss": _("{where}: lorasmith has only the cross-entropy loss. Remove this key."),
         "media": _("{where}: the dataset contains images, audio or video, and lorasmith trains on text. Leave it out."),
         "method": _("{where}: lorasmith trains LoRA adapters (and DoRA) only. Give a configuration of LoRA."),
-        "no_data": _("{file}: names no training data. Give the data files after --from FILE."),
-        "no_model": _("{file}: names no base model. Give one with --model."),
+        "no_data": _("{file}: does not name training data. Give the data files after --from FILE."),
+        "no_model": _("{file}: does not name a base model. Give one with --model."),
         "optimizer": _(
             "{where}: lorasmith does not have this optimizer. Set the key to adamw_torch and choose a learning rate "
             "for AdamW."

@@ -6,8 +6,9 @@ Axolotl has the same names of optimizers and schedules under keys of its own.
 from collections.abc import Iterable
 from typing import Any
 
-from lorasmith.config.migrate.migration import OFF, Migration, accepts, is_option, words
+from lorasmith.config.migrate.migration import OFF, Migration, words
 from lorasmith.config.migrate.reading import scalar
+from lorasmith.config.training import TRACKERS, UNUSED_BY
 
 SAME = {
     "adam_beta1": "training.beta1",
@@ -65,10 +66,6 @@ OPTIMIZERS = {
     "muon": "muon",
     "paged_lion_32bit": "lion",
 }
-UNUSED = {
-    "adafactor": ("training.beta1", "training.beta2", "training.eps"),
-    "lion": ("training.eps",),
-}  # by optimizer
 NO_TRACKER = ("none", "None", "False")
 STEPS = 500  # between two evaluations, where no key says it
 LOW_BIT_ADAMW = (
@@ -109,7 +106,7 @@ def trackers(migration: Migration, names: Iterable[str], key: str, value: Any = 
     for name in names:
         if name == "tensorboard":
             migration.put("training.tensorboard", True, key)
-        elif accepts("training.report_to", [name]):
+        elif name in TRACKERS:
             known.append(name)
         elif name not in NO_TRACKER:
             migration.unmatch("trackers", key, name if value is None else value)
@@ -125,17 +122,18 @@ def optimizer(migration: Migration, key: str = "optim") -> None:
         migration.ignore("default", [key])
     elif name in LOW_BIT_ADAMW:
         migration.ignore("machine", [key])
-    elif accepts("training.optimizer", ours := OPTIMIZERS.get(str(name), "")):
-        other_optimizer(migration, ours, key)
     else:
-        migration.refuse("optimizer", key, name)
+        other_optimizer(migration, str(name), key)
 
 
 def other_optimizer(migration: Migration, name: str, key: str) -> None:
-    """Set an optimizer other than AdamW, without the options that it does not have."""
-    migration.put("training.optimizer", name, key)
-    for ours in UNUSED.get(name, ()):
-        migration.forget(ours)
+    """Set an optimizer other than AdamW, without the options that it does not have; refuse it if it is none of ours."""
+    if name not in OPTIMIZERS:
+        migration.refuse("optimizer", key, name)
+        return
+    migration.put("training.optimizer", OPTIMIZERS[name], key)
+    for option in UNUSED_BY.get(OPTIMIZERS[name], ()):
+        migration.forget(f"training.{option}")
 
 
 def schedule(migration: Migration, used: str, key: str, options: str, warmup: float = 0.0) -> None:
@@ -195,7 +193,7 @@ def evaluation(migration: Migration, strategy: Any, key: str = "eval_steps") -> 
     steps = migration.left.get(key)
     migration.take("eval_steps")
     if strategy == "epoch":
-        per_epoch(migration, "training.eval_every", "eval_strategy", strategy)
+        migration.put("training.eval_every", "epoch", "eval_strategy")
     elif strategy == "steps" and steps is not None:
         _by_steps(migration, "training.eval_every", key, steps)
     elif strategy == "steps":
@@ -210,7 +208,7 @@ def saving(migration: Migration) -> None:
     """Checkpoints by steps (500 in the Trainer), per epoch, or only at the end."""
     strategy, steps = migration.take("save_strategy", "steps"), migration.take("save_steps")
     if strategy == "epoch":
-        per_epoch(migration, "training.save_every", "save_strategy", strategy)
+        migration.put("training.save_every", "epoch", "save_strategy")
     elif strategy in ("no", False):
         migration.put("training.save_every", 0, "save_strategy")
     elif strategy != "steps":
@@ -219,20 +217,12 @@ def saving(migration: Migration) -> None:
         _by_steps(migration, "training.save_every", "save_steps", steps)
 
 
-def per_epoch(migration: Migration, ours: str, key: str, value: Any) -> None:
-    """Once per epoch, where our option can say so."""
-    if accepts(ours, "epoch"):
-        migration.put(ours, "epoch", key)
-    else:
-        migration.unmatch("per_epoch", key, value, ours=ours)
-
-
 def _by_steps(migration: Migration, ours: str, key: str, steps: Any) -> None:
     """A number of steps; the Trainer reads one below 1 as a fraction of all steps, which are not known yet."""
     if isinstance(steps, float) and 0 < steps < 1:
         migration.unmatch("per_epoch", key, steps, ours=ours)
     else:
-        migration.put(ours, int(steps) if isinstance(steps, float) and steps == int(steps) else steps, key)
+        migration.put(ours, int(steps) if isinstance(steps, float) and steps.is_integer() else steps, key)
 
 
 def patience(migration: Migration, key: str) -> None:
@@ -258,7 +248,7 @@ def quantized(migration: Migration, keys: Iterable[str]) -> None:
 def start(migration: Migration, key: str) -> None:
     """An adapter whose training is continued."""
     names = words(migration.take(key, []))
-    if len(names) == 1 and is_option("training.start_from"):
+    if len(names) == 1:
         path = migration.path(names[0])
         migration.put("training.start_from", names[0] if path is None else str(path), key)
     elif names:
