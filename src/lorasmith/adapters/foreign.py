@@ -97,7 +97,7 @@ def with_added_tokens(
         if base.adapters or base.fast_decoder is not None:
             raise AdapterError(
                 _(
-                    "{folder}: the adapter adds {count} tokens to the vocabulary of {base}, so it cannot share the "
+                    "{folder}: the adapter adds tokens ({count}) to the vocabulary of {base}, so it cannot share the "
                     "model with other adapters. Merge it into its base model, and use the result with --model.",
                     folder=folder,
                     count=added,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lorasmith.adapters.folder import end_ids
 from lorasmith.adapters.output import OutputFolder, output_folder
@@ -15,6 +15,7 @@ from lorasmith.config.model import ModelConfig
 from lorasmith.data.template.golden import PROBES
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
+from lorasmith.loading.folder import read_config
 from lorasmith.lora.merge import merged_weights, plain_name
 from lorasmith.model.probe import native_attention
 from lorasmith.model.vocabulary import embedding_rows
@@ -252,10 +253,7 @@ def _logits(model: PreTrainedModel, probes: Sequence[list[int]]) -> list[Tensor]
 
 def _config(session: Session, trust_remote_code: bool) -> PretrainedConfig:
     """The base model's config from disk; the loaded one has its dropouts set to 0."""
-    config: PretrainedConfig = AutoConfig.from_pretrained(
-        session.base.folder, local_files_only=True, trust_remote_code=trust_remote_code
-    )
-    return config
+    return read_config(session.base.folder, trust_remote_code)
 
 
 def _dtype_on_disk(session: Session, config: ModelConfig) -> torch.dtype:

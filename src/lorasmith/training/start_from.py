@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.adapters.folder import AdapterFolder, find_adapter
+from lorasmith.adapters.foreign import CHAT_TEMPLATE
 from lorasmith.adapters.session import base_settings
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.toml import Config
@@ -91,13 +92,7 @@ def check_encoding(start: AdapterFolder, base: Base, template: Template, report:
         ConfigError: it was trained with another template or system message.
     """
     if start.metadata is None:
-        report.warn(
-            _(
-                "{folder}: the adapter was made by another tool, so it cannot be checked whether it was trained with "
-                "the template used here.",
-                folder=start.path,
-            )
-        )
+        _check_foreign(start, base, template, report)
         return
     then, now = (_flat(found.to_json()) for found in (start.template(base), template))
     differing = [key for key in now if key not in ("version", "kind", "golden") and then.get(key) != now[key]]
@@ -106,6 +101,37 @@ def check_encoding(start: AdapterFolder, base: Base, template: Template, report:
         differing = ["kind"]
     if differing:
         raise ConfigError(*(_differs(start, OPTIONS.get(key, key), then.get(key), now[key]) for key in differing))
+
+
+def _check_foreign(start: AdapterFolder, base: Base, template: Template, report: Report) -> None:
+    """The same for an adapter of another tool, whose folder may hold a tokenizer and a chat template."""
+    theirs = start.template(base)
+    if theirs.tokenizer is base.tokenizer:
+        report.warn(
+            _(
+                "{folder}: the adapter was made by another tool, so it cannot be checked whether it was trained with "
+                "the template used here.",
+                folder=start.path,
+            )
+        )
+    elif theirs.tokenizer.get_vocab() != base.tokenizer.get_vocab():
+        raise AdapterError(
+            _(
+                "{folder}: the adapter was trained with tokens that were added to the tokenizer of {base}, so training "
+                "cannot continue from it. Merge it into its base model, and train on the result.",
+                folder=start.path,
+                base=base.source,
+            )
+        )
+    elif theirs.text != template.text:
+        raise ConfigError(
+            _(
+                "data.template: {folder} was trained by another tool with the chat template in its folder, which is "
+                "not the one used here. Continue with the same one: --template {path}",
+                folder=start.path,
+                path=start.path / CHAT_TEMPLATE,
+            )
+        )
 
 
 def _flat(template: dict[str, Any]) -> dict[str, Any]:
