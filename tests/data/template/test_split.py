@@ -57,6 +57,23 @@ def test_line_breaks_before_an_answer_are_the_tokens_of_the_whole_text(make):
     assert template.lost(Conversation(tuple(messages), "row")) == {"merged"}
 
 
+def test_long_conversations_are_split_in_the_same_places():
+    """From the spans of the tokens, and not by tokenizing every beginning."""
+    tokenizer = sentencepiece()
+    template = Template.of(tokenizer)
+    messages = CHAT * 4
+    turns = template.turns(messages)
+    slow = split_ids(turns, template.tokenize)
+    asked: list[int] = []
+
+    def tokenize(texts: list[str]) -> list[list[int]]:
+        asked.append(len(texts))
+        return template.tokenize(texts)
+
+    assert split_ids(turns, tokenize, template._spans) == slow
+    assert asked == [2 * len(turns) + 1]
+
+
 @pytest.mark.parametrize("cut", [True, False])
 def test_the_parts_are_those_of_the_whole(cut):
     def tokenize(texts: list[str]) -> list[list[int]]:

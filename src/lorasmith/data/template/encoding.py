@@ -342,6 +342,13 @@ class Template:
         found: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return found
 
+    def _spans(self, text: str) -> list[tuple[int, int]] | None:
+        """Start and end of each token in the text, in characters; None if they are not known."""
+        if not self.tokenizer.is_fast or MARK in text:
+            return None
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return list(encoded["offset_mapping"])
+
     def _tokenize_pieces(self, pieces: list[str]) -> list[int]:
         """Token ids of a text that is cut; none of the pieces after the first gets a blank that begins a text."""
         first, *rest = self.tokenize([pieces[0], *(f"\n{piece}" for piece in pieces[1:])])
@@ -360,7 +367,7 @@ class Template:
     def ids_of_turns(self, turns: Sequence[Turn]) -> list[tuple[list[int], list[int]]]:
         """The ids of each turn's prompt and answer."""
         if self.is_whole:
-            return split_ids(turns, self.tokenize)
+            return split_ids(turns, self.tokenize, self._spans)
         ids = self.tokenize([text for turn in turns for text in (turn.prompt, turn.answer or "")])
         return list(zip(ids[::2], ids[1::2], strict=True))  # as in the tutorial
 
