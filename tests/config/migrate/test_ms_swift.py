@@ -168,5 +168,12 @@ def test_weights_of_the_loss_and_modules(tmp_path):
     assert converted(tmp_path, MS_SWIFT + "init_weights: gaussian\n")[0].lora.init_lora_weights == "gaussian"
 
 
+def test_a_service_that_keeps_everything_here(tmp_path):
+    lines = "report_to: swanlab\nswanlab_mode: local\nswanlab_project: mine\nswanlab_exp_name: a\n"
+    config, done = converted(tmp_path, MS_SWIFT + lines)
+    assert config.training.report_to == ()
+    assert {"swanlab_mode: local", "swanlab_project: mine"} <= set(done.unmatched)
+
+
 def test_the_table_names_options():
     assert all(map(is_option, SAME.values()))

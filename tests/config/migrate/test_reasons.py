@@ -8,8 +8,8 @@ from lorasmith.config.migrate import reasons
 from lorasmith.i18n import using_language
 
 VALUES = {
-    "count": 16, "file": "F", "first": "a", "folders": "D", "ours": "o", "program": "P", "second": "b", "used": "u",
-    "where": "W",
+    "count": 16, "file": "F", "first": "a", "folders": "D", "ours": "o", "program": "P", "second": "b",
+    "tracker": "t", "used": "u", "variable": "v", "where": "W",
 }  # fmt: skip
 
 

@@ -90,6 +90,10 @@ def convert(migration: Migration) -> None:
     migration.move(SAME)
     base_model(migration, "model_name_or_path")
     trainer.trainer(migration)
+    if migration.take("use_swanlab"):
+        trainer.trackers(migration, ["swanlab"], "use_swanlab")
+    else:
+        migration.ignore("inactive", [key for key in migration.left if key.startswith("swanlab_")])
     for ours, value in DEFAULTS.items():
         migration.default(ours, value)
     _lora(migration)

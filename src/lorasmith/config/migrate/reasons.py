@@ -41,7 +41,11 @@ def unmatched(name: str, **values: object) -> str:
         "schedule": _("lorasmith has the schedules linear, cosine and constant; {used} is used."),
         "special_token": _("lorasmith takes it from the tokenizer; if it is another one there, change it there."),
         "template": _("lorasmith has no such chat template; save it as a file and give it with --template FILE.jinja."),
-        "tracker_project": _("the client of the service reads the project from the environment; set it there."),
+        "tracker_mode": _(
+            "nothing is sent then; to use it with lorasmith, set {variable} in the environment, and "
+            "training.report_to = [\"{tracker}\"]."
+        ),
+        "tracker_project": _("the client of the service reads this from the environment; set it there."),
         "trackers": _("lorasmith sends nothing to this service; it writes metrics.jsonl, and TensorBoard files."),
         "unquantized": _("lorasmith trains on the weights as they are, in model.dtype."),
         "warmup_constant": _("the schedule 'constant' of {program} has no warmup."),
