@@ -47,7 +47,7 @@ MACHINE = (
     "resources_per_worker", "streaming", "train_from_scratch", "upcast_layernorm", "upcast_lmhead_output", "use_cache",
     "use_fast_tokenizer", "use_kt", "use_reentrant_gc", "use_unsloth", "use_unsloth_gc", "use_v1_kernels",
 )  # fmt: skip
-FILES = ("cache_dir", "create_new_adapter", "dataset_dir", "print_param_status", "tokenized_path")
+FILES = ("cache_dir", "dataset_dir", "print_param_status", "tokenized_path")
 INFERENCE = (
     "compute_accuracy", "do_predict", "do_sample", "eval_num_beams", "export_device", "export_dir",
     "export_legacy_format", "export_size", "max_new_tokens", "predict_with_generate", "temperature", "top_k", "top_p",
@@ -102,6 +102,8 @@ def convert(migration: Migration) -> None:
         migration.ignore("inactive", ["optim"])
         trainer.optimizer(migration, "use_muon")
     trainer.optimizer(migration)
+    if migration.take("create_new_adapter") and (adapter := migration.take("adapter_name_or_path")):
+        migration.refuse("new_adapter", "adapter_name_or_path", adapter)
     trainer.start(migration, "adapter_name_or_path")
     trainer.schedule(migration, "linear", "lr_scheduler_type", "lr_scheduler_kwargs")
     trainer.evaluation(migration, "no")

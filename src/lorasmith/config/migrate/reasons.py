@@ -83,6 +83,10 @@ def refusal(name: str, **values: object) -> str:
         "loss": _("{where}: lorasmith has only the cross-entropy loss. Remove this key."),
         "media": _("{where}: the dataset contains images, audio or video, and lorasmith trains on text. Leave it out."),
         "method": _("{where}: lorasmith trains LoRA adapters (and DoRA) only. Give a configuration of LoRA."),
+        "new_adapter": _(
+            "{where}: lorasmith does not train a second adapter on top of another (create_new_adapter). Merge this one "
+            "with lorasmith merge, name the merged model as the base model, and remove the key."
+        ),
         "no_data": _("{file}: does not name training data. Give the data files after --from FILE."),
         "no_model": _("{file}: does not name a base model. Give one with --model."),
         "optimizer": _(
