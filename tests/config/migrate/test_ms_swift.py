@@ -159,6 +159,14 @@ def test_a_system_message_in_a_file(tmp_path):
     assert converted(tmp_path, MS_SWIFT + "system: system.txt\n")[0].data.system == "Be kind."
 
 
+def test_thinking_is_switched_as_in_their_template(tmp_path):
+    config, done = converted(tmp_path, MS_SWIFT + "enable_thinking: false\n")
+    assert config.data.template_kwargs == {"enable_thinking": False}
+    assert set(done.unmatched) == {"max_length: not set"}
+    text = "swift pt --model org/base --dataset org/rows --max_length 512 --enable_thinking false"
+    assert converted(tmp_path, text, "train.sh")[0].data.template_kwargs == {}
+
+
 def test_weights_of_the_loss_and_modules(tmp_path):
     more = "loss_scale: last_round+hermes\ntarget_regex: '.*q_proj'\n"
     more += "init_weights: pissa\ntrain_dataloader_shuffle: false\n"
