@@ -39,6 +39,10 @@ def unmatched(name: str, **values: object) -> str:
         "resume": _("lorasmith cannot continue a checkpoint of {program}; the training begins anew."),
         "roles": _("lorasmith knows these keys and roles under other names; see docs/formats.md and rename them."),
         "schedule": _("lorasmith has the schedules linear, cosine and constant; {used} is used."),
+        "schedule_length": _(
+            "there the learning rate falls over {length} steps after {warmup} of warmup; here over the whole training, "
+            "{steps} steps. Set training.max_steps, or training.min_learning_rate, so that it ends as you want."
+        ),
         "special_token": _("lorasmith takes it from the tokenizer; if it is another one there, change it there."),
         "template": _("lorasmith has no such chat template; save it as a file and give it with --template FILE.jinja."),
         "tracker_mode": _(
