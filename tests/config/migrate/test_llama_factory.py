@@ -190,6 +190,12 @@ def test_an_adapter_to_start_from_and_other_optimizers(tmp_path):
 
 
 def test_names_of_a_hub(tmp_path):
+    described(tmp_path, '{"hf_hub_url": "org/rows", "ms_hub_url": "us/rows"}')
+    command = "llamafactory-cli train --model_name_or_path org/base --dataset mine"
+    for start, model, rows in (("", "org/base", "org/rows"),
+                               ("USE_MODELSCOPE_HUB=1 ", "modelscope:org/base", "modelscope:us/rows")):  # fmt: skip
+        config, _done = converted(tmp_path, start + command, "train.sh")
+        assert (config.model.model, config.data.data) == (model, (rows,))
     config, _done = converted(tmp_path, LLAMA_FACTORY.replace("dataset: mine", "dataset: org/a\ndataset_dir: ONLINE"))
     assert config.data.data == ("org/a",)
 

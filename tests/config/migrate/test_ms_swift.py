@@ -115,6 +115,15 @@ def test_parts_of_datasets(tmp_path):
     assert "dataset: org/b:all" in done.unmatched
 
 
+@pytest.mark.parametrize("start", ["USE_HF=1 ", "export USE_HF=1\n"])
+def test_the_hub_that_the_environment_chooses(tmp_path, start):
+    command = "swift sft --model org/base --dataset org/rows ms::org/more --max_length 9"
+    config, _done = converted(tmp_path, start + command, "train.sh")
+    assert (config.model.model, config.data.data) == ("org/base", ("org/rows", "modelscope:org/more"))
+    config, _done = converted(tmp_path, command, "train.sh")
+    assert (config.model.model, config.data.data[0]) == ("modelscope:org/base", "modelscope:org/rows")
+
+
 def test_columns_and_held_out_files(tmp_path):
     (tmp_path / "valid.jsonl").write_text("", "utf-8")
     more = """columns: '{"ask": "query", "reply": "response", "score": "rating"}'\nval_dataset: valid.jsonl\n"""
@@ -181,6 +190,10 @@ def test_a_service_that_keeps_everything_here(tmp_path):
     config, done = converted(tmp_path, MS_SWIFT + lines)
     assert config.training.report_to == ()
     assert {"swanlab_mode: local", "swanlab_project: mine"} <= set(done.unmatched)
+    command = "swift sft --model org/base --dataset org/rows --report_to wandb --max_length 9"
+    for variable, told in (("WANDB_MODE=offline", 1), ("WANDB_DISABLED=true", 0)):
+        config, done = converted(tmp_path, f"export {variable}\n{command}", "train.sh")
+        assert (config.training.report_to, len(done.unmatched)) == ((), told)
 
 
 def test_the_table_names_options():

@@ -70,6 +70,8 @@ COLUMNS = {
     "system": "system",
     "tools": "tools",
 }
+FROM_MODELSCOPE = "USE_MODELSCOPE_HUB"  # the environment variable that says so
+HUBS = {"hf_hub_url": "", "ms_hub_url": "modelscope:"}
 MEDIA_COLUMNS = ("images", "videos", "audios")
 PREFERENCE_COLUMNS = ("chosen", "rejected", "kto_tag")
 TAGS = {
@@ -88,7 +90,7 @@ def convert(migration: Migration) -> None:
     is_text = migration.left.get("stage") == "pt"
     _method(migration)
     migration.move(SAME)
-    base_model(migration, "model_name_or_path")
+    base_model(migration, "model_name_or_path", "modelscope:" if migration.foreign.is_on(FROM_MODELSCOPE) else "")
     trainer.trainer(migration)
     if migration.take("use_swanlab"):
         trainer.trackers(migration, ["swanlab"], "use_swanlab")
@@ -209,7 +211,7 @@ def _described(datasets: Datasets, folder: str, name: str, is_text: bool) -> Des
         if is_so:
             datasets.refuse(reason, name)
             return None
-    place = _place(found.parent, entry)
+    place = _place(found.parent, entry, migration.foreign.is_on(FROM_MODELSCOPE))
     if place is None:
         datasets.refuse("dataset_kind", name)
         return None
@@ -218,13 +220,13 @@ def _described(datasets: Datasets, folder: str, name: str, is_text: bool) -> Des
     return Described(place, _columns(migration, name, entry, columns, is_text), rows if isinstance(rows, int) else None)
 
 
-def _place(folder: Path, entry: Mapping[str, Any]) -> str | None:
-    """The file or hub name of a dataset; None for what we do not read."""
+def _place(folder: Path, entry: Mapping[str, Any], is_modelscope: bool) -> str | None:
+    """The file or hub name of a dataset, of both hubs the one that is in use; None for what we do not read."""
     if isinstance(file := entry.get("file_name"), str):
         return str(folder / file)
-    for key, prefix in (("hf_hub_url", ""), ("ms_hub_url", "modelscope:")):
+    for key in sorted(HUBS, reverse=is_modelscope):
         if isinstance(name := entry.get(key), str) and "/" in name:
-            return f"{prefix}{name}" + (f":{entry['subset']}" if entry.get("subset") else "")
+            return f"{HUBS[key]}{name}" + (f":{entry['subset']}" if entry.get("subset") else "")
     return None
 
 

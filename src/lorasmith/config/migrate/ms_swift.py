@@ -152,8 +152,8 @@ def _modules(migration: Migration) -> None:
 
 
 def _data(migration: Migration) -> None:
-    """The base model and the datasets, which ms-swift takes from ModelScope unless `use_hf` is set."""
-    hub = "" if migration.take("use_hf") else "modelscope:"
+    """The base model and the datasets, which ms-swift takes from ModelScope unless `use_hf` or USE_HF is set."""
+    hub = "" if migration.take("use_hf") or migration.foreign.is_on("USE_HF") else "modelscope:"
     base_model(migration, "model", hub)
     columns = migration.take("columns")
     columns = scalar(columns) if isinstance(columns, str) else columns

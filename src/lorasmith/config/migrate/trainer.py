@@ -119,8 +119,11 @@ def trackers(migration: Migration, names: Iterable[str], key: str, value: Any = 
 
 
 def tracker_mode(migration: Migration, name: str) -> str:
-    """How a service is used, such as offline; "" if nothing says so."""
-    return str(migration.foreign.values.get(f"{name}_mode") or "")
+    """How a service is used, such as offline, by its key or environment variable; "" if nothing says so."""
+    foreign, key = migration.foreign, f"{name}_mode"
+    if foreign.is_on(f"{name.upper()}_DISABLED"):
+        return DISABLED[0]
+    return str(foreign.values.get(key) or foreign.environment.get(key.upper(), ""))
 
 
 def _is_sent(migration: Migration, name: str, key: str) -> bool:
@@ -134,7 +137,8 @@ def _is_sent(migration: Migration, name: str, key: str) -> bool:
         if (value := migration.take(option)) is not None:
             migration.unmatch("tracker_project", option, "..." if option in CREDENTIALS else value)
     if mode in OFFLINE:
-        migration.unmatch("tracker_mode", mode_key, mode, variable=f"{mode_key.upper()}={mode}", tracker=name)
+        where = mode_key if mode_key in migration.foreign.values else mode_key.upper()
+        migration.unmatch("tracker_mode", where, mode, variable=f"{mode_key.upper()}={mode}", tracker=name)
         return False
     return True
 
