@@ -164,6 +164,15 @@ def test_prompt_and_completion_as_messages(made):
     assert made({"prompt": prompt, "completion": "Answer"}).messages == expected
 
 
+def test_tools_beside_a_prompt_and_a_completion(made, refused):
+    tool = {"type": "function", "function": {"name": "weather"}}
+    for column in ("tools", "functions"):
+        assert made(PROMPT | {column: [tool["function"]]}).tools == (tool,)
+        assert made({**PROMPT, "prompt": [{"role": "user", "content": "Ask"}], column: [tool]}).tools == (tool,)
+    (text,) = refused(PROMPT | {"tools": ["weather"]})
+    assert text.endswith("'tools' must be a list of function schemas, found a list.")
+
+
 def test_a_conversation_of_pairs(made):
     pairs = [{"human": "Any E27 bulbs?", "assistant": "Yes, twelve."}, {"human": "And E14?", "assistant": "None."}]
     assert [(m.role, m.content) for m in made({"system": "You sell.", "conversation": pairs}).messages] == [

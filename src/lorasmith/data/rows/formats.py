@@ -73,7 +73,8 @@ def _alpaca(fields: Fields, source: str, strip: bool) -> Conversation:
 
 def _prompt_problem(fields: Fields) -> str | None:
     if not any(isinstance(fields[key], list) for key in ("prompt", "completion")):
-        return _text_problem(fields, ("prompt", "completion")) or _empty(fields, "completion")
+        text = _text_problem(fields, ("prompt", "completion")) or _empty(fields, "completion")
+        return text or _tools_problem(fields)
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         messages = fields[key]
         if not isinstance(messages, str | list):
@@ -89,7 +90,8 @@ def _prompt_problem(fields: Fields) -> str | None:
 def _prompt(fields: Fields, source: str, _strip: bool) -> Conversation:
     """The answers in a prompt of messages are not trained on, as in TRL."""
     if not any(isinstance(fields[key], list) for key in ("prompt", "completion")):
-        return Conversation((*_system(fields), *_pair([str(fields["prompt"]), str(fields["completion"])])), source)
+        pair = _pair([str(fields["prompt"]), str(fields["completion"])])
+        return Conversation((*_system(fields), *pair), source, _tools(fields))
     before = parse_messages(_as_messages(fields["prompt"], "user"))
     prompt = (message._replace(learn=False) if message.role == "assistant" else message for message in before)
     messages = (*prompt, *parse_messages(_as_messages(fields["completion"], "assistant")))
@@ -113,7 +115,9 @@ FORMATS = (
     _list_format("chat", "messages"),
     _list_format("ShareGPT", "conversations"),
     RowFormat("alpaca", ("instruction", "output"), ("input", "history", "system"), _alpaca_problem, _alpaca),
-    RowFormat("prompt/completion", ("prompt", "completion"), ("system", "tools"), _prompt_problem, _prompt),
+    RowFormat(
+        "prompt/completion", ("prompt", "completion"), ("system", "tools", "functions"), _prompt_problem, _prompt
+    ),
     _list_format("ShareGPT", "conversation"),
     RowFormat("text", ("text",), (), _plain_problem, _plain),
 )
