@@ -20,5 +20,15 @@ def test_prompts_that_are_marked_to_be_trained_on_are_told(write):
     )
 
 
+def test_placeholders_that_are_left_are_warned_of_in_any_case(write):
+    path = write("a.jsonl", [ROW | {"output": "I am {{NAME}}, by {{author}}."}])
+    assert read_file(path).warnings == (
+        f"{path} line 1: the placeholder {{{{NAME}}}} is trained on as it is. Give the text for it with --fill "
+        "NAME=TEXT.",
+        f"{path} line 1: the placeholder {{{{author}}}} is trained on as it is. Give the text for it with --fill "
+        "author=TEXT.",
+    )
+
+
 def test_code_with_braces_is_no_placeholder(write):
     assert read_file(write("a.jsonl", [ROW | {"output": "{{ user }} {name}"}])).warnings == ()

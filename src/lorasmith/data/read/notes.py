@@ -10,7 +10,7 @@ from lorasmith.data.rows.conversation import MAX_PLACES, Record, places
 from lorasmith.data.rows.formats import RowFormat
 from lorasmith.data.rows.messages import marks_prompts, unread_message_keys
 from lorasmith.data.rows.other_methods import scores
-from lorasmith.data.rows.placeholders import USUAL, placeholders
+from lorasmith.data.rows.placeholders import unfilled
 from lorasmith.i18n import _, counted, listed
 
 Row = Mapping[str, Any]
@@ -56,7 +56,7 @@ def warnings(source: Source, row_format: RowFormat, rows: Sequence[Row], records
             "{places}: messages that are not answers are marked to be trained on, which only data.learn 'all' does.",
             places=places(marked, MAX_PLACES),
         )
-    left = [(one.source, found) for one in records if (found := USUAL & placeholders(one.fields))]
+    left = [(one.source, found) for one in records if (found := unfilled(one.fields))]
     for name in sorted({name for _source, found in left for name in found}):
         yield _(
             "{places}: the placeholder {mark} is trained on as it is. Give the text for it with --fill {name}=TEXT.",
