@@ -105,6 +105,11 @@ def test_most_rows_decide_and_the_others_are_told_with_what_they_are(refused):
         ({"datum": 3, "frage": "a", "antwort": "b"}, "for example: --map instruction=frage output=antwort"),
         ({"frage": "a", "datum": 3}, "for example: --map instruction=COLUMN output=COLUMN"),
         ({"sentence": "a", "label": 1}, "for example: --map instruction=COLUMN output=COLUMN"),
+        ({"titel": "a", "frage": "b", "antwort": "c"}, "for example: --map instruction=COLUMN output=COLUMN"),
+        ({"system": "a", "model": "b"}, "for example: --map instruction=COLUMN output=COLUMN"),
+        ({"system": "a", "user": "b", "assistant": "c"}, "If so, use --map instruction=user output=assistant."),
+        ({"conversation_x": CHAT["messages"], "conversation_y": CHAT["messages"]}, "for example: --map "
+         "instruction=COLUMN output=COLUMN"),
         ({"question": "a", "answer": ""}, "for example: --map instruction=COLUMN output=COLUMN"),
         ({"question": "a", "answer": "b", "rating": 4}, "it has scores of answers ('rating'), as reward modeling uses "
          "them. Keep the rows with good answers, without these columns."),

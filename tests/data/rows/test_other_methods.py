@@ -19,6 +19,16 @@ PREFERENCE = [
     {"input": {"messages": ASKED}, "preferred_output": CHAT["messages"], "non_preferred_output": CHAT["messages"]},
     {"question": "Hi", "chosen": "Hello"},
     {"prompt": "Hi", "response_a": "Hello", "response_b": "GO AWAY", "winner": "a"},
+    {"model_a": "x", "model_b": "y", "winner": "model_a", "conversation_a": CHAT["messages"],
+     "conversation_b": CHAT["messages"]},
+    {"domain": "cooking", "history": "Hi", "human_ref_A": "Hello", "human_ref_B": "GO AWAY", "labels": 1},
+    {"Type": "a", "Category": "b", "Question": "Hi?", "Best Answer": "Hello", "Correct Answers": "Hello; Hi",
+     "Incorrect Answers": "GO AWAY", "Source": "c"},
+    {"question": "Hi", "correct_answers": ["Hello"], "incorrect_answers": ["GO AWAY"]},
+    {"prompt": "Hi", "best": "Hello", "worst": "GO AWAY"},
+    {"prompt": "Hi", "pos_answer": "Hello", "neg_answer": "GO AWAY"},
+    {"prompt": "Hi", "response_w": "Hello", "response_l": "GO AWAY"},
+    {"prompt": "Hi", "model_a_answer": "Hello", "model_b_answer": "GO AWAY"},
     {"prompt": "Hi", "responses": ["Hello", "GO AWAY"], "scores": [1, 0]},
 ]  # fmt: skip
 
@@ -49,11 +59,19 @@ def test_other_rows(row, text):
     "row",
     [CHAT, ROW, ROW | {"label": "positive", "rejected": False}, CHAT | {"chosen": None, "rejected": None},
      CHAT | {"input_ids": [1]}, ROW | {"instruction": ["a", "b"], "output": ["c", "d"]},
-     ROW | {"answer_a": "x", "answer_b": "y"}],
+     ROW | {"answer_a": "x", "answer_b": "y"}, ROW | {"correct_answer": "x", "wrong_answer": "y"},
+     ROW | {"winner": "x", "loser": "y"}],
 )  # fmt: skip
 def test_rows_that_are_examples(row):
     assert other_method(row, is_known=True) is None
     assert row_problem(row, None) is None or "messages" in row or "output" in row
+
+
+def test_a_correction_is_no_preference():
+    assert other_method({"incorrect": "Helo", "correct": "Hello"}, is_known=False) is None
+    assert "--map instruction=question output=answer" in row_problem(
+        {"question": "Hi", "answer": "Hello", "wrong_answer": "GO AWAY"}, None
+    )
 
 
 def test_columns_of_scores_and_of_images():

@@ -7,14 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 from lorasmith.data.rows.calls import parse_tools, tools_problem
 from lorasmith.data.rows.cells import json_problem, parse_list_cells
 from lorasmith.data.rows.conversation import Conversation, Message, Record, RowError, quoted, type_name
 from lorasmith.data.rows.messages import messages_problem, not_text, parse_messages
 from lorasmith.data.rows.other_methods import media_column, other_method, scores
-from lorasmith.data.rows.styles import detect_style
+from lorasmith.data.rows.styles import OPENAI, detect_style
 from lorasmith.i18n import _, listed
 
 Fields = Mapping[str, object]
@@ -127,11 +127,12 @@ COLUMN_SYNONYMS = {
     "conversations": ("dialogs", "dialogues"),
     "instruction": (
         "question", "query", "prompt", "ask", "problem", "问题", "指令", "article", "document", "dialogue", "content",
+        "user", "human",
     ),
     "input": ("context", "article", "passage"),
     "output": (
         "response", "answer", "completion", "target", "reply", "solution", "label", "回答", "答案", "summary",
-        "highlights",
+        "highlights", "assistant", "gpt",
     ),
     "prompt": ("question", "query", "instruction", "input"),
     "completion": ("response", "answer", "output", "target"),
@@ -227,10 +228,11 @@ def _columns_problem(fields: Fields, wanted: RowFormat | None) -> str:
 
 
 def _other_columns(fields: Fields) -> str:
-    """What to do with columns that nobody knows, with the first two that can be a question and its answer."""
-    columns = [key for key in fields if isinstance(fields[key], str) and not NO_TEXT.search(key.lower())][:2]
+    """What to do with columns that nobody knows: with their names if just two can be a question and its answer."""
+    columns = [key for key in fields if isinstance(fields[key], str) and not NO_TEXT.search(key.lower())]
     renamed = dict(zip(columns, ("instruction", "output"), strict=False))
-    words = columns if _is_read(fields, renamed) else ["COLUMN", "COLUMN"]
+    is_clear = len(columns) == 2 and OPENAI.roles.keys().isdisjoint(map(str.lower, columns))
+    words = columns if is_clear and _is_read(fields, renamed) else ["COLUMN", "COLUMN"]
     return _(
         "supported formats are {examples}. Say which column is which, for example: --map "
         "instruction={first} output={second}",
@@ -278,12 +280,17 @@ def _renamed(fields: Fields, row_format: RowFormat) -> dict[str, str]:
             continue
         left = {name: key for name, key in lowered.items() if key not in found}
         names = [wanted, *COLUMN_SYNONYMS.get(wanted, ())]
-        name = next((name for name in names if name in left), None) or next(
-            iter(get_close_matches(wanted, list(left), 1, 0.75)), None
-        )
+        name = next((name for name in names if name in left), None) or _closest(wanted, left)
         if name is not None:
             found[left[name]] = wanted
     return found
+
+
+def _closest(wanted: str, names: Iterable[str]) -> str | None:
+    """The name with the most similar spelling; None if none is similar, or two are equally, as 'text_a' and 'text_b'."""
+    near = get_close_matches(wanted, list(names), 2, 0.75)
+    ratios = {SequenceMatcher(None, name, wanted).ratio() for name in near}
+    return near[0] if len(ratios) == len(near) > 0 else None
 
 
 def _text_problem(fields: Fields, required: Iterable[str], optional: Iterable[str] = ()) -> str | None:

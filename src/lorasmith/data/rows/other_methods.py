@@ -18,7 +18,17 @@ _COLUMNS = {
     "rejected": re.compile(
         rf"(?:rejected|reject|dispreferred|non_preferred)(?:[_-]{_ANSWER})?|{_ANSWER}[_-](?:rejected|dispreferred)"
     ),
-    "counted": re.compile("(?:answer|completion|output|response)[_-]?[abjk0-3]"),  # one of several answers
+    "counted": re.compile(  # one of several answers
+        rf"(?:answer|completion|conversation|human_ref|output|response)[_-]?[abjk0-3]|model[_-]?[ab12][_-]{_ANSWER}"
+    ),
+    "winning": re.compile(
+        rf"(?:accepted|best|better|correct|good|pos|positive|winning)[_-]{_ANSWER}|{_ANSWER}[_-](?:best|good|w|win|winner)|"
+        "accept|accepted|best|better|good|win|winner|y_w"
+    ),
+    "losing": re.compile(
+        rf"(?:bad|declined|incorrect|losing|neg|negative|worse|worst|wrong)[_-]{_ANSWER}|"
+        rf"{_ANSWER}[_-](?:bad|l|lose|loser|worst)|bad|decline|declined|lose|loser|worse|worst|y_l"
+    ),
     "several": re.compile("output|completion|responses"),
     "label": re.compile("label|kto_tag|kto_label"),
     "tokens": re.compile("input_ids"),
@@ -77,7 +87,8 @@ def media_column(fields: Fields) -> str | None:
 @lru_cache(maxsize=256)
 def _kinds(columns: tuple[str, ...]) -> dict[str, list[str]]:
     """The columns of each kind in `_COLUMNS`, without kinds that have none. Nearly all rows of a file have the same."""
-    found = {kind: [key for key in columns if pattern.fullmatch(key.lower())] for kind, pattern in _COLUMNS.items()}
+    lowered = {key: key.lower().replace(" ", "_") for key in columns}
+    found = {kind: [key for key in columns if one.fullmatch(lowered[key])] for kind, one in _COLUMNS.items()}
     return {kind: keys for kind, keys in found.items() if keys}
 
 
@@ -93,6 +104,8 @@ def _several_answers(fields: Fields, columns: Mapping[str, list[str]], is_known:
     if is_known:
         is_asked = any(isinstance(fields.get(key), str) for key in ("instruction", "prompt"))
         return [key for key in several if key != "responses" and is_asked]
+    if texts("winning") and texts("losing"):
+        return texts("winning") + texts("losing")
     return texts("chosen") or (texts("counted") if len(texts("counted")) > 1 else several)
 
 

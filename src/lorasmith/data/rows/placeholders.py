@@ -10,7 +10,7 @@ _USUAL = frozenset({"name", "author"})  # left unfilled they are a mistake; othe
 
 
 def unfilled(value: object) -> set[str]:
-    """The names of the usual placeholders in all texts of a value, as they are spelled there: ms-swift's are {{NAME}}."""
+    """The names of the usual placeholders in all texts of a value, in its spelling: ms-swift writes {{NAME}}."""
     return {name for name in placeholders(value) if name.lower() in _USUAL}
 
 
