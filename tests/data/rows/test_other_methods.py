@@ -44,8 +44,10 @@ def test_preference_rows(row):
 @pytest.mark.parametrize(
     ("row", "text"),
     [
-        (CHAT | {"label": False}, "a true or false 'label', which marks good and bad answers for KTO"),
-        (ROW | {"kto_tag": "True"}, "a true or false 'kto_tag'"),
+        (CHAT | {"label": False}, "this row has 'label': false, which marks a good or a bad answer for KTO"),
+        (ROW | {"kto_tag": "True"}, "this row has 'kto_tag': \"True\", which"),
+        (ROW | {"kto_tag": 0}, "this row has 'kto_tag': 0, which"),
+        (CHAT | {"kto_label": "1"}, "this row has 'kto_label': \"1\", which"),
         ({"prompt": "a", "completions": ["b"], "labels": [True]}, "for a process reward model"),
         ({"input_ids": [1, 2], "labels": [-100, 2], "attention_mask": [1, 1]}, "this row holds token ids"),
         ({"query": "a", "pos": ["b"], "neg": ["c"]}, "for training an embedding model"),
@@ -57,7 +59,8 @@ def test_other_rows(row, text):
 
 @pytest.mark.parametrize(
     "row",
-    [CHAT, ROW, ROW | {"label": "positive", "rejected": False}, CHAT | {"chosen": None, "rejected": None},
+    [CHAT, ROW, ROW | {"kto_tag": None, "kto_label": "", "label": 0},
+     ROW | {"label": "positive", "rejected": False}, CHAT | {"chosen": None, "rejected": None},
      CHAT | {"input_ids": [1]}, ROW | {"instruction": ["a", "b"], "output": ["c", "d"]},
      ROW | {"answer_a": "x", "answer_b": "y"}, ROW | {"correct_answer": "x", "wrong_answer": "y"},
      ROW | {"winner": "x", "loser": "y"}],

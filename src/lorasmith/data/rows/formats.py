@@ -287,7 +287,7 @@ def _renamed(fields: Fields, row_format: RowFormat) -> dict[str, str]:
 
 
 def _closest(wanted: str, names: Iterable[str]) -> str | None:
-    """The name with the most similar spelling; None if none is similar, or two are equally, as 'text_a' and 'text_b'."""
+    """The name with the most similar spelling; None if none is, or two are equally, as 'text_a' and 'text_b'."""
     near = get_close_matches(wanted, list(names), 2, 0.75)
     ratios = {SequenceMatcher(None, name, wanted).ratio() for name in near}
     return near[0] if len(ratios) == len(near) > 0 else None

@@ -3,6 +3,7 @@
 They often have the columns of a row format too, so without these checks their bad answers would be learned.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -30,7 +31,8 @@ _COLUMNS = {
         rf"{_ANSWER}[_-](?:bad|l|lose|loser|worst)|bad|decline|declined|lose|loser|worse|worst|y_l"
     ),
     "several": re.compile("output|completion|responses"),
-    "label": re.compile("label|kto_tag|kto_label"),
+    "label": re.compile("label"),
+    "kto": re.compile("kto_tag|kto_label"),
     "tokens": re.compile("input_ids"),
     "steps": re.compile("completions|labels"),
     "contrast": re.compile("pos|neg|positive|negative"),
@@ -53,12 +55,12 @@ def other_method(fields: Fields, is_known: bool) -> str | None:
             "answers only.",
             columns=quoted(answers),
         )
-    if label := next((key for key in _kinds(tuple(fields)).get("label", ()) if _is_boolean(fields[key])), None):
+    if label := _kto_label(fields):
         return _(
-            "this is a row with a true or false '{label}', which marks good and bad answers for KTO. Training a LoRA "
-            "adapter on examples learns every answer it gets, so give it the rows with good answers only, without "
-            "this column.",
+            "this row has '{label}': {value}, which marks a good or a bad answer for KTO. Training a LoRA adapter on "
+            "examples learns every answer it gets, so give it the rows with good answers only, without this column.",
             label=label,
+            value=json.dumps(fields[label], ensure_ascii=False, default=str)[:40],
         )
     if is_known:
         return None
@@ -77,6 +79,11 @@ def other_method(fields: Fields, is_known: bool) -> str | None:
 def scores(columns: Iterable[str]) -> list[str]:
     """The columns that usually hold scores of answers."""
     return [key for key in columns if _SCORE.fullmatch(key.lower())]
+
+
+def labels(columns: Iterable[str]) -> list[str]:
+    """The columns that hold a label; if it is 0 or 1, it may mark good and bad answers."""
+    return _kinds(tuple(columns)).get("label", [])
 
 
 def media_column(fields: Fields) -> str | None:
@@ -107,6 +114,13 @@ def _several_answers(fields: Fields, columns: Mapping[str, list[str]], is_known:
     if texts("winning") and texts("losing"):
         return texts("winning") + texts("losing")
     return texts("chosen") or (texts("counted") if len(texts("counted")) > 1 else several)
+
+
+def _kto_label(fields: Fields) -> str | None:
+    """The column that marks a good or a bad answer: `label` may be anything else, unless it is true or false."""
+    kinds = _kinds(tuple(fields))
+    found = [key for key in kinds.get("kto", ()) if fields[key] not in (None, "")]
+    return next(iter(found + [key for key in kinds.get("label", ()) if _is_boolean(fields[key])]), None)
 
 
 def _is_choice(value: object) -> bool:
