@@ -173,6 +173,9 @@ class ChatMessage(Typed):
     name: str | None = None
     tool_calls: list[Call] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    thinking: str | None = None
 
     @field_validator("content")
     @classmethod
