@@ -215,6 +215,8 @@ def test_rows_with_more_than_text_are_refused_or_left_out_and_told(seen, refused
         (CHAT | {"system": 3}, "'system' must be text, found a number."),
         (CHAT | {"system": "a", "messages": [{"role": "system", "content": "b"}, *CHAT["messages"]]}, "Keep only "
          "one of"),
+        (PROMPT | {"system": "a", "prompt": [{"role": "system", "content": "b"}, *CHAT["messages"]]}, "'system' is "
+         "set, but the first message has the role 'system' too."),
         (ROW | {"history": "Hi"}, "'history' must be a list of pairs [question, answer], found text."),
         (ROW | {"history": '[["Hi", "Hello"]'}, "'history' is not valid JSON (line 1, column 17 of its text): "),
         (ROW | {"history": [["Hi"]]}, "'history': item 1 must be a pair of texts [question, answer]."),

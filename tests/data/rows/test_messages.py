@@ -150,6 +150,11 @@ def test_marks_of_other_programs_decide_what_is_trained_on(made):
     assert made(chat(train_detail=details)).messages[1].masked == ((2, 5),)
 
 
+def test_a_reasoning_that_stands_twice_is_read_once(made):
+    parts = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Hello"}]
+    assert made(chat(content=parts, thinking="Hm.")).messages[1] == Message("assistant", "Hello", reasoning="Hm.")
+
+
 def test_marks_of_parts_mask_their_text(made):
     parts = [{"type": "text", "text": "SECRET ", "train": False}, {"type": "text", "text": "good"}]
     assert made(chat(content=parts)).messages[1] == Message("assistant", "SECRET good", masked=((0, 7),))
@@ -222,6 +227,10 @@ def chat(**message):
         (chat(content=[{"type": "text", "text": "a", "weight": 0}]), "not to be trained on ('weight'), so there"),
         (chat(train=False, loss_weight=0), "not to be trained on ('train', 'loss_weight')"),
         (chat(reasoning_content="a", thinking="b"), "the keys 'reasoning_content', 'thinking' hold different texts."),
+        (chat(content=[{"type": "thinking", "thinking": "a"}, {"type": "text", "text": "b"}], reasoning_content="c"),
+         "message 2 (assistant): the keys 'reasoning_content', 'content.thinking' hold different texts."),
+        ({"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "a"}]}, *CHAT["messages"]]},
+         "message 1 (user): only an assistant message can have 'content.thinking'."),
         ({"messages": [{"role": "user", "content": "a", "reasoning": "b"}]}, "message 1 (user): only an assistant "
          "message can have 'reasoning'."),
         (chat(content=[{"type": "image_url"}]), "found a part of type 'image_url', but only text can be trained on"),

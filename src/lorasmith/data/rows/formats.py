@@ -48,9 +48,7 @@ class RowFormat:
 def _list_format(name: str, key: str) -> RowFormat:
     def problem(fields: Fields) -> str | None:
         text = messages_problem(key, fields[key]) or _tools_problem(fields) or _text_problem(fields, ())
-        if text is None and fields.get("system") and parse_messages(_list(fields[key]))[0].role == "system":
-            text = _("'system' is set, but the first message has the role 'system' too. Keep only one of them.")
-        return text
+        return text or _system_problem(fields, key)
 
     def made(fields: Fields, source: str, _strip: bool) -> Conversation:
         messages = parse_messages(_list(fields[key]))
@@ -84,7 +82,7 @@ def _prompt_problem(fields: Fields) -> str | None:
         answer = [{style.role: style.answer, style.content: "-"}] if role == "user" else []  # a prompt needs none
         if text := messages_problem(key, [*listed_messages, *answer]):
             return text
-    return _tools_problem(fields) or _text_problem(fields, ())
+    return _tools_problem(fields) or _text_problem(fields, ()) or _system_problem(fields, "prompt")
 
 
 def _prompt(fields: Fields, source: str, _strip: bool) -> Conversation:
@@ -308,6 +306,14 @@ def _empty(fields: Fields, key: str) -> str | None:
     if str(fields[key]).strip():
         return None
     return _("'{key}' is empty, so there is nothing to train on. Fill it in, or remove the row.", key=key)
+
+
+def _system_problem(fields: Fields, key: str) -> str | None:
+    """Two system prompts: the column `system`, and the first of the messages under `key`."""
+    messages = _list(fields[key]) if fields.get("system") else []
+    if not messages or parse_messages(messages)[0].role != "system":
+        return None
+    return _("'system' is set, but the first message has the role 'system' too. Keep only one of them.")
 
 
 def _history_problem(history: object) -> str | None:

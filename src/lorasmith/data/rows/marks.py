@@ -75,7 +75,8 @@ def wants_training(message: Mapping[str, object]) -> bool:
     if MARKS.isdisjoint(message):
         return False
     flags, weights = (message.get(key) is True for key in FLAGS), (message.get(key) for key in WEIGHTS)
-    return any(flags) or any(isinstance(weight, int | float) and weight > 0 for weight in weights)
+    details = (one["train"] for key in DETAILS for one in _details(message.get(key)))
+    return any(flags) or any(details) or any(isinstance(weight, int | float) and weight > 0 for weight in weights)
 
 
 def exclusions(message: Mapping[str, object]) -> list[str]:

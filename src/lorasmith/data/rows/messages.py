@@ -25,6 +25,7 @@ from lorasmith.data.rows.parts import (
     media_tag,
     parse_content,
     part_marks,
+    reasoning_part,
     unread_part_keys,
     unsupported_part,
 )
@@ -199,7 +200,7 @@ def _message_problem(number: int, message: object, style: MessageStyle) -> str |
         return _role_problem(number, message[style.role], style)
     text = _content_problem(message, role, style)
     if not _is_plain(message, role, message.get(style.content)):
-        text = text or _calls_problem(message, role, style) or _reasoning_problem(message, role)
+        text = text or _calls_problem(message, role, style) or _reasoning_problem(message, role, style)
         text = text or _marks_problem(message, role, style)
     return text and _("message {number} ({role}): {problem}", number=number, role=message[style.role], problem=text)
 
@@ -273,11 +274,13 @@ def _calls_problem(message: dict[str, object], role: str, style: MessageStyle) -
     return None
 
 
-def _reasoning_problem(message: dict[str, object], role: str) -> str | None:
-    if role not in ("assistant", CALL) and _reasoning(message):
-        key = next(key for key in REASONING_KEYS if message.get(key))
-        return _("only an assistant message can have '{key}'.", key=key)
+def _reasoning_problem(message: dict[str, object], role: str, style: MessageStyle) -> str | None:
     texts = {key: message[key] for key in REASONING_KEYS if isinstance(message.get(key), str) and message[key]}
+    content = message.get(style.content)
+    if role != CALL and (kind := reasoning_part(content)):
+        texts[f"{style.content}.{kind}"] = parse_content(content).reasoning
+    if texts and role not in ("assistant", CALL):
+        return _("only an assistant message can have '{key}'.", key=next(iter(texts)))
     if len(set(texts.values())) > 1:
         return _("the keys {keys} hold different texts. Keep one of them.", keys=quoted(texts))
     return None

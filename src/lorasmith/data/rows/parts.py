@@ -64,6 +64,12 @@ def unread_part_keys(content: object) -> set[str]:
     return found
 
 
+def reasoning_part(content: object) -> str | None:
+    """The type of the first part of a content that holds a reasoning; None if there is none."""
+    parts = content if isinstance(content, list) else ()
+    return next((part["type"] for part in parts if part["type"] in REASONING and _value(part)), None)
+
+
 def part_marks(content: object) -> Iterable[Mapping[str, object]]:
     """The parts of a content that have a mark of what is trained on."""
     parts = content if isinstance(content, list) else ()
