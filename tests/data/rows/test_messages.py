@@ -68,6 +68,8 @@ def test_reasoning_is_kept_under_every_key_and_as_a_part(made):
     assert unread_message_keys([{"role": "assistant", "content": "4", "thinking": True, "id": False, "x": None}]) == {
         "thinking", "id",
     }  # fmt: skip
+    cached = {"type": "text", "text": "4", "cache_control": {"type": "ephemeral"}}
+    assert unread_message_keys([{"role": "user", "content": [cached]}]) == {"content.cache_control"}
 
 
 def test_calls_in_every_form_are_calls_of_one_answer(made):

@@ -51,14 +51,14 @@ def warnings(source: Source, row_format: RowFormat, rows: Sequence[Row], records
             count=f"{scored[key]:,}",
         )
     for key in sorted({key for row in rows for key in labels(row)} - set(row_format.keys)):
-        found = [str(row[key]).removesuffix(".0") for row in rows if row.get(key) not in (None, "")]
-        if row_format.required != ("text",) and "0" in found and set(found) <= {"0", "1"}:
+        values = [str(row[key]).removesuffix(".0") for row in rows if row.get(key) not in (None, "")]
+        if row_format.required != ("text",) and "0" in values and set(values) <= {"0", "1"}:
             yield _(
                 "{file}: '{key}' is 0 or 1 ({count} rows with 0) and is not used. If 0 marks bad answers, as for KTO, "
                 "remove these rows: good and bad answers are learned alike.",
                 file=source.name,
                 key=key,
-                count=f"{found.count('0'):,}",
+                count=f"{values.count('0'):,}",
             )
     marked = [one.source for one in records if any(marks_prompts(one.fields.get(key)) for key in row_format.required)]
     if marked:

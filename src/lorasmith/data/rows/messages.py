@@ -106,7 +106,8 @@ def unread_message_keys(messages: object) -> set[str]:
             found |= unread_keys(message, MESSAGE_KEYS)
             found |= {key for key in REASONING_KEYS if not isinstance(message.get(key), str | None)}
         for key in CONTENT_KEYS if isinstance(message, dict) else ():
-            found |= {f"{key}.{inner}" for inner in unread_part_keys(message.get(key))}
+            if isinstance(message.get(key), list):
+                found |= {f"{key}.{inner}" for inner in unread_part_keys(message[key])}
     return found
 
 
