@@ -130,7 +130,8 @@ def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
     """Check that the folder may be used, before anything is loaded; returns `config`, or that of the resumed run.
 
     Raises RunError if the folder is in use and neither flag is given, if there is no run to resume or it was started
-    with other settings, or if --overwrite would remove anything that lorasmith did not write.
+    with other settings, or if --overwrite would remove the adapter to start from, or anything that lorasmith did not
+    write.
     """
     if resume:
         if not is_run(folder):
@@ -140,7 +141,7 @@ def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
         raise RunError(_("{folder} is a file, not a folder. Choose another --output.", folder=folder))
     if not _is_used(folder):
         return config
-    _require_replaceable(folder, overwrite)
+    _require_replaceable(folder, config, overwrite)
     return config
 
 
@@ -171,8 +172,11 @@ def _is_used(folder: Path) -> bool:
     return any(path.name not in first and not is_leftover(path.name) for path in folder.iterdir())
 
 
-def _require_replaceable(folder: Path, overwrite: bool) -> None:
-    """Raise RunError without --overwrite, or if the folder is not a run or contains what training does not write."""
+def _require_replaceable(folder: Path, config: Config, overwrite: bool) -> None:
+    """Raise RunError without --overwrite, or if the folder is not a run or contains what must not be removed.
+
+    That is what training does not write, and the adapter from which this training starts.
+    """
     if not overwrite:
         raise RunError(
             _(
@@ -187,6 +191,15 @@ def _require_replaceable(folder: Path, overwrite: bool) -> None:
                 "{folder} was not written by `lorasmith train`, so --overwrite does not replace it. Choose another "
                 "--output, or remove the folder yourself.",
                 folder=folder,
+            )
+        )
+    start = config.training.start_from
+    if start is not None and Path(start).expanduser().resolve().is_relative_to(folder.resolve()):
+        raise RunError(
+            _(
+                "{folder} contains files that are still needed ({part}). Choose another --output.",
+                folder=folder,
+                part=start,
             )
         )
     if others := foreign_entries(folder, is_run_file):
@@ -219,7 +232,9 @@ def start_run(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if _is_used(folder):
-            _require_replaceable(folder, overwrite)  # again: files may have appeared while the base model was loading
+            _require_replaceable(
+                folder, config, overwrite
+            )  # again: files may have appeared while the base model was loading
             mark(folder, "run")
             remove(folder / SUMMARY)  # first, and keep config.toml: a kill then leaves an unfinished run
             remove_own(folder, is_run_file, keep=frozenset({MARKER, LOCK, RUN_CONFIG}))
