@@ -244,7 +244,7 @@ def _resolved(config: Config, folder: Path, base: Base, template: Template, data
     """The configuration with every automatic choice made explicit, so that a resumed run makes the same ones."""
     config = with_absolute_paths(config)
     model = config.model.model_copy(update={"dtype": dtype_name(base.dtype), "device": str(base.device)})
-    kind = config.data.template if template.kind == "file" else template.kind
+    kind = template.kind if config.data.template == "auto" else config.data.template
     rows = config.data.model_copy(update={"template": kind, "max_length": data.max_length})
     return config.model_copy(update={"output": str(folder.absolute()), "model": model, "data": rows})
 
