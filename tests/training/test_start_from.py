@@ -171,6 +171,18 @@ def test_an_adapter_with_added_tokens_is_not_continued(tmp_path):
         trained(tmp_path / "run", start_from=str(tmp_path))
 
 
+def test_an_adapter_with_trained_rows_is_not_continued_with_the_whole_embedding(tmp_path):
+    foreign(tmp_path / "theirs", "llama", added=(), trainable_token_indices=[7, 9])
+    with pytest.raises(AdapterError) as caught:
+        trained(tmp_path / "run", start_from=str(tmp_path / "theirs"))
+    assert str(caught.value) == (
+        f"training.start_from: {tmp_path / 'theirs'} was trained on the embeddings of some tokens only "
+        "(trainable_token_indices), and lorasmith would go on with the whole embedding. Merge the adapter into its "
+        "base model, and train on the result."
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_check_says_what_training_would(first, tmp_path):
     files = rows_file(tmp_path / "rows.jsonl")
     found = check(config(files, start_from=str(first)))
