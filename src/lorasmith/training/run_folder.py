@@ -36,6 +36,8 @@ from lorasmith.training.run_files import (
     recover_run,
 )
 
+# Options that trackers do not get, because they may contain the user's texts, or paths.
+PRIVATE = ("data.data", "data.fill", "data.system", "training.start_from", "training.samples", "training.metric")
 # Options whose default lets the first start choose; config.toml then holds the choice.
 CHOSEN_AT_START = ("model.dtype", "model.device", "data.template", "data.max_length")
 CHECKPOINT_COPIES = 5  # of the adapter: in a checkpoint, its values and two moments there, and its best adapter
@@ -298,3 +300,12 @@ def flat_options(config: Config) -> dict[str, Any]:
     """Every option but `output` by its whole key, such as 'training.seed'."""
     sections = config.model_dump(exclude={"output"})
     return {f"{part}.{key}": value for part, values in sections.items() for key, value in values.items()}
+
+
+def public_options(config: Config) -> dict[str, Any]:
+    """`flat_options` without texts of the user and without paths, for trackers."""
+    return {
+        key: value
+        for key, value in flat_options(with_absolute_paths(config)).items()
+        if key not in PRIVATE and not (isinstance(value, str) and Path(value).is_absolute())
+    }
