@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from lorasmith.data.rows.conversation import Conversation, Message
 from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.split import split_ids
+from lorasmith.data.template.token_ids import token_spans
 from lorasmith.data.template.turns import Turn
 
 LLAMA2 = (
@@ -70,7 +71,7 @@ def test_long_conversations_are_split_in_the_same_places():
         asked.append(len(texts))
         return template.tokenize(texts)
 
-    assert split_ids(turns, tokenize, template._spans) == slow
+    assert split_ids(turns, tokenize, lambda text: token_spans(tokenizer, text)) == slow
     assert asked == [2 * len(turns) + 1]
 
 
