@@ -31,14 +31,28 @@ FREE = ("lora_dropout",)  # has no influence on what the weights mean
 
 
 def read_start(config: Config) -> AdapterFolder | None:
-    """The adapter that training.start_from names, or None. Raises AdapterError if there is none in that folder."""
+    """The adapter that training.start_from names, or None.
+
+    Raises AdapterError if there is none in that folder, or if it has trained rows of the embedding: in this model they
+    are part of a whole embedding, all of which would be trained on.
+    """
     name = config.training.start_from
     if name is None:
         return None
     try:
-        return AdapterFolder.read(find_adapter(Path(name).expanduser()))
+        start = AdapterFolder.read(find_adapter(Path(name).expanduser()))
     except AdapterError as error:
         raise AdapterError(*(f"training.start_from: {problem}" for problem in error.problems)) from None
+    if start.peft_config.get("trainable_token_indices"):
+        raise AdapterError(
+            _(
+                "training.start_from: {folder} was trained on the embeddings of some tokens only "
+                "(trainable_token_indices), and lorasmith would go on with the whole embedding. Merge the adapter into "
+                "its base model, and train on the result.",
+                folder=start.path,
+            )
+        )
+    return start
 
 
 def continued(config: Config, start: AdapterFolder, report: Report) -> Config:
