@@ -96,6 +96,8 @@ def test_datasets_of_the_hub(tmp_path):
     config, done = converted(tmp_path, MLX_LM + part)
     assert (config.data.data, config.data.map) == (("org/a",), {"prompt": "ask", "completion": "reply"})
     assert "hf_dataset.train_split: train[:9%]" in done.unmatched
+    config, done = converted(tmp_path, MLX_LM + part.replace("[:9%]", "[:9]") + "  valid_split: train[:5]\n")
+    assert (config.data.data, set(done.unmatched)) == (("org/a#9",), {"hf_dataset.valid_split: train[:5]"})
 
 
 @pytest.mark.parametrize(

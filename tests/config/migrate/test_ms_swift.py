@@ -196,5 +196,18 @@ def test_a_service_that_keeps_everything_here(tmp_path):
         assert (config.training.report_to, len(done.unmatched)) == ((), told)
 
 
+def test_names_in_two_languages(tmp_path):
+    config, done = converted(tmp_path, MS_SWIFT + "model_name: [小黄, Xiao Huang]\nmodel_author: [us, us]\n")
+    assert config.data.fill == {"NAME": "Xiao Huang", "AUTHOR": "us"}
+    assert set(done.unmatched) == {"max_length: not set", "model_name: 小黄"}
+
+
+def test_modules_beside_all_linear_layers(tmp_path):
+    text = MS_SWIFT.replace("target_modules: all-linear", "target_modules: [all-linear, embed_tokens]")
+    config, done = converted(tmp_path, text)
+    assert config.lora.target_modules == "all-linear"
+    assert "target_modules: embed_tokens" in done.unmatched
+
+
 def test_the_table_names_options():
     assert all(map(is_option, SAME.values()))

@@ -187,7 +187,7 @@ def _lora(migration: Migration) -> None:
     targets, linear = migration.take("lora_target_modules"), migration.take("lora_target_linear")
     if linear:
         migration.put("lora.target_modules", "all-linear", "lora_target_linear")
-        migration.ignore("default", ["lora_target_modules"])
+        trainer.beside_all_linear(migration, "lora_target_modules", words(targets or []))
     elif targets is not None:
         migration.put("lora.target_modules", targets, "lora_target_modules")
     if (saving_memory := migration.take("gradient_checkpointing")) is not None:
@@ -270,8 +270,10 @@ def _dataset(datasets: Datasets, where: str, entry: Mapping[str, Any], templates
     if entry["path"].startswith(("s3://", "gs://", "gcs://", "az://", "oci://", "http")):
         datasets.refuse("dataset_kind", entry["path"])
         return
+    if datasets.lacks(f"{where}.split", entry.get("split")):
+        return
     for name in _files(migration, where, entry):
-        datasets.add(name, columns, first_rows(entry.get("split")))
+        datasets.add(name, columns, first_rows(entry.get("split")), are_first=True)
     _tell_unknown(migration, where, entry)
 
 
@@ -314,7 +316,7 @@ def _tell_unknown(migration: Migration, where: str, entry: Mapping[str, Any]) ->
     for key, value in entry.items():
         if value in OFF or value is None or key in DATASET_DONE:
             continue
-        if (key in USUAL and set(words(value)) <= USUAL[key]) or first_rows(value):
+        if (key in USUAL and set(words(value)) <= USUAL[key]) or (key == "split" and first_rows(value)):
             continue
         reason = "data_part" if key in ("split", "shards", "shards_idx") else "none"
         migration.unmatch(reason, f"{where}.{key}", value)

@@ -219,9 +219,9 @@ def _hub(datasets: Datasets, entries: Any) -> None:
             "text_feature": "text",
         }
         columns = {ours: str(entry[theirs]) for theirs, ours in features.items() if entry.get(theirs)}
-        datasets.add(local_or_hub(migration, entry["path"]), columns, first_rows(entry.get("train_split")))
+        datasets.add(local_or_hub(migration, entry["path"]), columns, first_rows(entry.get("train_split")), True)
         for key, value in entry.items():
-            if key not in ("path", *features) and value and not first_rows(value):
+            if key not in ("path", *features) and value and not (key == "train_split" and first_rows(value)):
                 reason = "data_part" if key.endswith("_split") else "none"
                 migration.unmatch(reason, f"hf_dataset.{key}", value)
     datasets.move()

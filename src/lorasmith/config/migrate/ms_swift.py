@@ -139,9 +139,13 @@ def _modules(migration: Migration) -> None:
     names, expression = words(migration.take("target_modules", [])), migration.take("target_regex")
     if expression is not None:
         migration.put("lora.target_modules", expression, "target_regex")
+    elif "all-linear" in names:
+        migration.put("lora.target_modules", "all-linear", "target_modules")
+        if len(names) > 1:
+            others = [name for name in names if name != "all-linear"]
+            trainer.beside_all_linear(migration, "target_modules", others)
     elif names:
-        value = "all-linear" if names == ["all-linear"] else names
-        migration.put("lora.target_modules", value, "target_modules")
+        migration.put("lora.target_modules", names, "target_modules")
     start = migration.take("init_weights")
     if start == "gaussian":
         migration.put("lora.init_lora_weights", "gaussian", "init_weights")
@@ -194,11 +198,15 @@ def _dataset(datasets: Datasets, word: str, hub: str, renamed: Mapping[str, str]
 
 
 def _fill(migration: Migration) -> None:
-    """The placeholders {{NAME}} and {{AUTHOR}} of the dataset about the model's identity."""
-    given = {key: migration.take(key) for key in ("model_name", "model_author")}
-    named = {key.removeprefix("model_").upper(): words(value)[-1] for key, value in given.items() if value is not None}
-    if named:
-        migration.put("data.fill", named, listed(key for key, value in given.items() if value is not None))
+    """The placeholders {{NAME}} and {{AUTHOR}} of the dataset about the model's identity, in Chinese and English."""
+    given = {key: words(migration.take(key, [])) for key in ("model_name", "model_author")}
+    given = {key: names for key, names in given.items() if names}
+    for key, names in given.items():
+        if names[0] != names[-1]:
+            migration.unmatch("languages", key, names[0])
+    if given:
+        named = {key.removeprefix("model_").upper(): names[-1] for key, names in given.items()}
+        migration.put("data.fill", named, listed(given))
 
 
 def _times(migration: Migration) -> None:

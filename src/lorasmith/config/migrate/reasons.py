@@ -11,12 +11,21 @@ def unmatched(name: str, **values: object) -> str:
     texts = {
         "none": _("lorasmith has no such option."),
         "added_tokens": _("lorasmith does not add tokens to the vocabulary; write them as ordinary text."),
+        "beside_all_linear": _(
+            "all-linear is used, which has the linear layers without the output head; to adapt other modules too, list "
+            "all of them in lora.target_modules."
+        ),
         "column": _("lorasmith does not read this column; if you need it, put its text into the others."),
         "data_part": _("lorasmith reads all rows of the training split; save the part that you want as a file."),
         "evaluation_files": _("lorasmith evaluates on one file; only the first one is taken over."),
         "exists": _(
             "the folder is not empty, and lorasmith replaces no files; give a new one to lorasmith train --output."
         ),
+        "held_out_part": _(
+            "lorasmith would evaluate on all rows of the training split; save this part as a file and give it with "
+            "data.held_out."
+        ),
+        "languages": _("lorasmith fills in one value in all languages, the second; to change it, set data.fill."),
         "loss": _("the loss counts every token of an answer equally."),
         "max_length": _("{program} takes the model's context length then; set data.max_length."),
         "mlx_model": _(
@@ -51,6 +60,7 @@ def unmatched(name: str, **values: object) -> str:
         ),
         "tracker_project": _("the client of the service reads this from the environment; set it there."),
         "trackers": _("lorasmith sends nothing to this service; it writes metrics.jsonl, and TensorBoard files."),
+        "twice": _("named twice, but lorasmith reads it once; to use its rows more often, give the files weights."),
         "unquantized": _("lorasmith trains on the weights as they are, in model.dtype."),
         "warmup_constant": _("the schedule 'constant' of {program} has no warmup."),
     }  # fmt: skip

@@ -69,6 +69,7 @@ OPTIMIZERS = {
 DISABLED, OFFLINE = ("disabled",), ("dryrun", "local", "offline")  # modes of trackers
 CREDENTIALS = ("swanlab_api_key", "swanlab_token")
 TRACKER_OPTIONS = {"swanlab": ("swanlab_project", "swanlab_workspace", *CREDENTIALS)}
+LINEAR = ("_proj", "fc1", "fc2", "c_attn", "c_fc", "dense", "query_key_value")  # ends of linear layers' names
 NO_TRACKER = ("none", "None", "False")
 STEPS = 500  # between two evaluations, where no key says it
 LOW_BIT_ADAMW = (
@@ -141,6 +142,15 @@ def _is_sent(migration: Migration, name: str, key: str) -> bool:
         migration.unmatch("tracker_mode", where, mode, variable=f"{mode_key.upper()}={mode}", tracker=name)
         return False
     return True
+
+
+def beside_all_linear(migration: Migration, key: str, names: Iterable[str]) -> None:
+    """Modules that their file names beside all linear layers, of which these are usually not part."""
+    others = [name for name in names if not name.endswith(LINEAR)]
+    if others:
+        migration.unmatch("beside_all_linear", key, others)
+    else:
+        migration.ignore("default", [key])
 
 
 def optimizer(migration: Migration, key: str = "optim") -> None:
