@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from lorasmith.adapters.foreign import foreign_template, with_added_tokens
+from lorasmith.adapters.foreign import foreign_template, trained_tokens, with_added_tokens
 from lorasmith.config.files import parse_object
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.values import Typed, validation_messages
@@ -163,7 +163,8 @@ class AdapterFolder:
         Raises AdapterError as `load_adapter` and `with_added_tokens` do.
         """
         config, tensors = self.fitted_to(base, self.tensors)
-        base.adapters[name] = load_adapter(base.model, base.router, config, tensors, self.path, name)
+        tokens = trained_tokens(base, self.peft_config, tensors)
+        base.adapters[name] = load_adapter(base.model, base.router, config, tensors, self.path, name, tokens)
 
     def fitted_to(self, base: Base, tensors: Mapping[str, Tensor]) -> tuple[LoraConfig, dict[str, Tensor]]:
         """Its config and `tensors`, which are its own in some dtype, after `base` got rows for the tokens that it adds.
