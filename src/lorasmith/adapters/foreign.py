@@ -93,15 +93,7 @@ def with_added_tokens(
     added = rows - embedding_rows(base)
     if added > 0:
         if base.adapters or base.fast_decoder is not None:
-            raise AdapterError(
-                _(
-                    "{folder}: the adapter adds {count} tokens to the vocabulary of {base}, so it cannot share the "
-                    "model with other adapters. Merge it into its base model, and use the result with --model.",
-                    folder=folder,
-                    count=added,
-                    base=base.source,
-                )
-            )
+            raise cannot_share(folder, added, base)
         extend_embedding(base, rows, {path: _saved(path, tensors) for path in ends})
     repeated = {f"{PEFT_PREFIX}{path}.modules_to_save.weight" for path in ends}  # PEFT saves the copies twice then
     repeated |= {f"{PEFT_PREFIX}{path}{WHOLE[2]}" for path in ends}
@@ -110,6 +102,19 @@ def with_added_tokens(
         weight: Tensor = base.model.get_submodule(path).weight  # type: ignore[assignment]
         _refuse_rows(weight, ids, tensors[f"{PEFT_PREFIX}{path}.{ROWS}"], f"{PEFT_PREFIX}{path}.{ROWS}")
     return config, tensors
+
+
+def cannot_share(folder: Path, count: int, base: Base) -> AdapterError:
+    """The error for an adapter with `count` added tokens beside other adapters."""
+    return AdapterError(
+        _(
+            "{folder}: the adapter adds {count} tokens to the vocabulary of {base}, so it cannot share the model with "
+            "other adapters. Merge it into its base model, and use the result with --model.",
+            folder=folder,
+            count=count,
+            base=base.source,
+        )
+    )
 
 
 def trained_tokens(base: Base, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:

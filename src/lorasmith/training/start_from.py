@@ -41,7 +41,7 @@ def read_start(config: Config) -> AdapterFolder | None:
 
 
 def continued(config: Config, start: AdapterFolder, report: Report) -> Config:
-    """`config` with the base model and the LoRA options of the adapter `start`.
+    """`config` with the base model, the added tokens and the LoRA options of the adapter `start`.
 
     Raises ConfigError that names every option that is given and differs. Target modules are compared in `load_start`.
     """
@@ -52,11 +52,15 @@ def continued(config: Config, start: AdapterFolder, report: Report) -> Config:
         for key in fixed
         if getattr(given, key) != getattr(theirs, key)
     ]
+    tokens = tuple(start.added_tokens)
+    if config.data.add_tokens not in ((), tokens):
+        problems.append(_differs(start, "data.add_tokens", tokens, config.data.add_tokens))
     if problems:
         raise ConfigError(*problems)
+    data = config.data.model_copy(update={"add_tokens": tokens})
     free = {key: getattr(given, key) for key in FREE if key in given.model_fields_set}
     model = base_settings(start, config.model, report)
-    return config.model_copy(update={"lora": theirs.model_copy(update=free), "model": model})
+    return config.model_copy(update={"lora": theirs.model_copy(update=free), "model": model, "data": data})
 
 
 def load_start(base: Base, start: AdapterFolder, given: LoraConfig, name: str) -> Adapter:
@@ -90,6 +94,15 @@ def check_encoding(start: AdapterFolder, base: Base, template: Template, report:
         AdapterError: the adapter belongs to another base model or tokenizer.
         ConfigError: it was trained with another template or system message.
     """
+    then = start.template(base)
+    if len(then.tokenizer) > len(base.tokenizer):
+        raise AdapterError(
+            _(
+                "{folder}: the adapter was made by another tool and adds tokens to the vocabulary, so a training "
+                "cannot start from it. Merge it into its base model, and use the result with --model.",
+                folder=start.path,
+            )
+        )
     if start.metadata is None:
         report.warn(
             _(
@@ -99,13 +112,13 @@ def check_encoding(start: AdapterFolder, base: Base, template: Template, report:
             )
         )
         return
-    then, now = (_flat(found.to_json()) for found in (start.template(base), template))
-    differing = [key for key in now if key not in ("version", "kind", "golden") and then.get(key) != now[key]]
-    same_text = now["chat_template"] == then["chat_template"] != ""  # such as the model's own, from a file
-    if now["kind"] != then["kind"] and not same_text:
+    theirs, now = (_flat(found.to_json()) for found in (then, template))
+    differing = [key for key in now if key not in ("version", "kind", "golden") and theirs.get(key) != now[key]]
+    same_text = now["chat_template"] == theirs["chat_template"] != ""  # such as the model's own, from a file
+    if now["kind"] != theirs["kind"] and not same_text:
         differing = ["kind"]
     if differing:
-        raise ConfigError(*(_differs(start, OPTIONS.get(key, key), then.get(key), now[key]) for key in differing))
+        raise ConfigError(*(_differs(start, OPTIONS.get(key, key), theirs.get(key), now[key]) for key in differing))
 
 
 def _flat(template: dict[str, Any]) -> dict[str, Any]:
