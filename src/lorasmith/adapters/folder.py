@@ -178,8 +178,8 @@ class AdapterFolder:
             if (found := tokenizer.convert_tokens_to_ids(token)) != i:
                 raise AdapterError(
                     _(
-                        "{folder}: the added token {token} had the id {id} in the training, but the tokenizer of {base} "
-                        "gives it the id {found}. Use the same base model and version of transformers.",
+                        "{folder}: the added token {token} had the id {id} in the training, but the tokenizer of "
+                        "{base} gives it the id {found}. Use the same base model and version of transformers.",
                         folder=self.path,
                         token=repr(token),
                         id=i,

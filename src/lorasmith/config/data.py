@@ -137,8 +137,8 @@ class DataConfig(Typed):
         tuple[str, ...],
         Field(
             description=_(
-                "Tokens to add to the vocabulary, such as <call>, which rows and prompts may contain; only their rows of "
-                "the input embedding and the output head are trained"
+                "Tokens to add to the vocabulary, such as <call>, which rows and prompts may contain; only their rows "
+                "of the input embedding and the output head are trained"
             )
         ),
     ] = ()
