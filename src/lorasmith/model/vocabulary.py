@@ -123,8 +123,7 @@ def with_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> Pr
         if changed(token, add_special_tokens=False)["input_ids"] != [changed.convert_tokens_to_ids(token)]:
             raise ConfigError(
                 _(
-                    "data.add_tokens: the tokenizer does not recognize {token} as one token, because a part of it is a "
-                    "token of its own. Choose another spelling.",
+                    "data.add_tokens: the tokenizer does not recognize {token} as one token. Choose another spelling.",
                     token=repr(token),
                 )
             )
