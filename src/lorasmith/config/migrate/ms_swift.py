@@ -237,5 +237,4 @@ def _text(migration: Migration, is_text: bool) -> None:
         migration.ignore("default", ["use_chat_template"])
     else:
         migration.unmatch("template", "use_chat_template", False)
-    if (tokens := migration.take("new_special_tokens")) is not None:
-        migration.unmatch("added_tokens", "new_special_tokens", tokens)
+    trainer.added_tokens(migration, "new_special_tokens")
