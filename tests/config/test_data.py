@@ -75,7 +75,7 @@ def test_another_value_is_refused_by_name(option, value):
 def test_tokens_to_add_are_words_that_are_given_once():
     assert DataConfig(add_tokens=("<call>", "</call>", "a b")).add_tokens == ("<call>", "</call>", "a b")
     for tokens, text in (
-        (["<a>", "<a>"], "'<a>' is given twice"),
+        (["<a>", "<a>"], "'<a>' is given twice; give it once"),
         ([" <a>"], "' <a>' is empty, or begins or ends with white space"),
         ([""], "'' is empty, or begins"),
     ):

@@ -137,8 +137,8 @@ class DataConfig(Typed):
         tuple[str, ...],
         Field(
             description=_(
-                "Tokens to add to the vocabulary, such as <call>, which rows and prompts may contain; only their rows "
-                "of the input embedding and the output head are trained"
+                "Tokens to add to the vocabulary, such as <|call|>, which rows and prompts may contain; only their "
+                "rows of the input embedding and the output head are trained"
             )
         ),
     ] = ()
@@ -210,7 +210,7 @@ class DataConfig(Typed):
                 text = _("{token!r} is empty, or begins or ends with white space, so it is no token", token=token)
                 raise ValueError(text)
             if tokens.count(token) > 1:
-                raise ValueError(_("{token!r} is given twice", token=token))
+                raise ValueError(_("{token!r} is given twice; give it once", token=token))
         return tokens
 
     @field_validator("map")
