@@ -46,7 +46,7 @@ class TokenRows(nn.Module):
 
     def merged(self, original: nn.Module) -> Tensor:
         """The original's weight with these rows, [V, H], in float64."""
-        weight: Tensor = original.weight.detach().double()  # type: ignore[union-attr, operator]
+        weight: Tensor = original.weight.detach().double()  # type: ignore[operator]
         return weight.index_copy(0, self.ids_N, self.rows_NH.detach().double())
 
 
@@ -55,7 +55,7 @@ def rows_of_new_tokens(original: nn.Module, ids: Sequence[int], dtype: torch.dty
 
     The spare rows that some models have were never trained, so their values are of no use.
     """
-    weight: Tensor = original.weight.detach()  # type: ignore[union-attr, operator]
+    weight: Tensor = original.weight.detach()  # type: ignore[operator]
     mean_H = weight[: max(1, min(ids))].mean(0, dtype=torch.promote_types(dtype, torch.float32))
     return nn.Parameter(mean_H.to(dtype).repeat(len(ids), 1))
 

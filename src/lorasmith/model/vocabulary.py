@@ -102,7 +102,8 @@ def add_tokens(base: Base, tokens: Sequence[str]) -> None:
         raise ConfigError(*problems)
     assert base.identity  # which is kept: that of the model on disk, with the tokenizer as it was
     base.tokenizer = with_tokens(base.tokenizer, tokens)
-    base.added_tokens = {token: int(base.tokenizer.convert_tokens_to_ids(token)) for token in tokens}
+    vocabulary = base.tokenizer.get_vocab()
+    base.added_tokens = {token: vocabulary[token] for token in tokens}
     if (needed := max(base.added_tokens.values()) + 1) > rows:
         extend_embedding(base, needed, {})
 
