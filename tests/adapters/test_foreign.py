@@ -4,14 +4,12 @@ PEFT is the oracle: the logits of an opened adapter are those of the model that 
 """
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.adapters.merge import merge_run
@@ -26,15 +24,12 @@ from lorasmith.serve.discovery import read
 from lorasmith.serve.registry import load_version
 from lorasmith.system.transformers_logging import quiet_transformers
 from tests.support.families import distance, logits_of
+from tests.support.peft_folder import SHOUTED, foreign, tokenizer_with
 from tests.support.tiny import Watch, model_folder
 
 ROWS = 300  # of the tiny models' embeddings
 IDS = torch.tensor([[5, 17, 301, 3, 8, 300, 92, 31]])  # the added tokens among others
 LIMIT = 1e-4  # float32: sums in another order
-SHOUTED = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role | upper + '\n' + m.content + '<|im_end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>ASSISTANT\n' }}{% endif %}"
-)
 CASES: dict[str, dict[str, Any]] = {
     "copies": {"modules_to_save": ["embed_tokens", "lm_head"]},
     "resized": {},
@@ -43,32 +38,6 @@ CASES: dict[str, dict[str, Any]] = {
     "low rank": {"target_modules": ["q_proj", "embed_tokens"]},
 }
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::peft.utils.warning.PeftWarning")
-
-
-def tokenizer_with(family: str, *added: str) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_folder(family))
-    tokenizer.add_tokens(list(added), special_tokens=True)
-    return tokenizer
-
-
-def foreign(folder: Path, family: str, added: tuple[str, ...] = ("<|a|>", "<|b|>"), **options: Any) -> Any:
-    """A model of PEFT with added tokens, with random weights; it is saved in `folder` beside its tokenizer."""
-    tokenizer = tokenizer_with(family, *added)
-    with quiet_transformers(), torch.random.fork_rng():
-        torch.manual_seed(3)
-        model = AutoModelForCausalLM.from_pretrained(model_folder(family), dtype=torch.float32)
-        if added:
-            model.resize_token_embeddings(len(tokenizer))
-        config = peft.LoraConfig(task_type="CAUSAL_LM", **({"r": 4, "target_modules": ["q_proj"]} | options))
-        theirs = peft.get_peft_model(model, config)
-        for p in theirs.parameters():
-            if p.requires_grad:
-                p.data += torch.randn(p.shape) * 0.2
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            theirs.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return theirs.eval()
 
 
 def opened(folder: Path, family: str, watch: Watch | None = None) -> Session:
@@ -119,7 +88,9 @@ def test_it_is_not_served_beside_others_but_rows_of_known_tokens_are(tmp_path: P
     base = load_base(ModelConfig(model=str(model_folder("llama")), dtype="float32", device="cpu"))
     Engine(base)
     adapter = read("more", tmp_path / "more")
-    with pytest.raises(AdapterError, match=r"the adapter adds 2 tokens to the vocabulary of .*, so it cannot share"):
+    with pytest.raises(
+        AdapterError, match=r"the adapter adds tokens \(2\) to the vocabulary of .*, so it cannot share"
+    ):
         load_version(base, adapter, adapter.adapter.tensors_in(base.dtype))
     assert embedding_rows(base) == ROWS
     adapter = read("same", tmp_path / "same")

@@ -37,7 +37,7 @@ QWEN3 = CHATML.replace(
     "('<think>\n\n</think>\n\n' if message['role'] == 'assistant' and loop.last else '') + message['content']",
 )
 # The prompt opens a thought that an answer does not show: every conversation is refused.
-THOUGHT = CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<thought>'")
+REFUSING = "{% if messages[-1].role == 'assistant' %}{{ raise_exception('no answers') }}{% endif %}" + CHATML
 
 
 def adapter_of(base_folder: Path, folder: Path, size: float = 1.0, seed: int = 1, **options: Any) -> Path:
@@ -253,7 +253,7 @@ def test_the_merged_folder_says_what_the_adapter_was_trained_to_say(tmp_path, fa
 
 
 def test_a_template_that_refuses_every_probe(tmp_path):
-    run = adapter_of(base_with(THOUGHT, tmp_path / "base"), tmp_path / "adapter")
+    run = adapter_of(base_with(REFUSING, tmp_path / "base"), tmp_path / "adapter")
     template = open_adapters([run], FLOAT32).template
     assert [template.probe_ids(probe) for probe in export.PROBES] == [[], [], []]
     assert merge_run(run, tmp_path / "merged", FLOAT32).positions > 50

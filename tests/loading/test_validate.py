@@ -46,6 +46,7 @@ def test_weights_of_another_shape(folder: Path) -> None:
             "the weights are quantized (gptq), and loading them requires gptqmodel, optimum. Install it with: pip "
             "install gptqmodel optimum. Or use the unquantized model.",
         ),
+        ({"quantization_config": {"load_in_8bit": True}}, "(bitsandbytes), and loading them requires bitsandbytes."),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "requires gptqmodel. Install it with: pip"),
         (
             {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from lorasmith.adapters.merge import merge_run
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.engine.engine import Engine
@@ -29,6 +30,7 @@ from lorasmith.preflight.check import check
 from tests.support.checks import config
 from tests.support.commands import refused
 from tests.support.families import tiny_base
+from tests.support.model_folders import configure
 from tests.support.tiny import Watch, model_folder, rows_file, trained
 
 ROWS = 300  # of the tiny model's embedding
@@ -69,9 +71,14 @@ def test_loading_names_them_and_goes_on(folder: Path) -> None:
     assert surplus_tokens(load_base(ModelConfig(model=str(model_folder()), dtype="float32", device="cpu"))) == ""
 
 
-def test_a_training_without_them_is_as_before(folder: Path, tmp_path: Path) -> None:
-    theirs = trained(tmp_path / "theirs", model=str(folder))
-    assert theirs.loss_after == trained(tmp_path / "ours").loss_after
+def test_a_training_without_them_is_as_before_and_can_be_merged(folder: Path, tmp_path: Path) -> None:
+    padded = Path(shutil.copytree(folder, tmp_path / "padded"))
+    configure(padded, pad_token_id=PAD)  # as is done with the tokenizer, and transformers then loads no model
+    wanted = trained(tmp_path / "ours").loss_after
+    for model in (folder, padded):
+        assert trained(tmp_path / f"run-{model.name}", model=str(model)).loss_after == wanted
+    assert merge_run(tmp_path / "run-padded", tmp_path / "merged").holds
+    assert load_base(ModelConfig(model=str(tmp_path / "merged"), device="cpu")).model.config.pad_token_id is None
 
 
 def test_a_row_with_one_is_refused_by_check_and_train(

@@ -72,7 +72,10 @@ def test_choices_are_counted_for_each_prompt(prompt: object, n: int | None, choi
 
 
 @pytest.mark.parametrize(("kind", "asked"), REQUESTS)
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in UNSUPPORTED.items() for value in values])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name, values in UNSUPPORTED.items() for value in values],
+)
 def test_an_unsupported_field_at_the_value_that_changes_nothing_is_accepted(
     name: str, value: object, kind: type[BaseModel], asked: dict
 ) -> None:
@@ -127,3 +130,11 @@ def test_a_schema_that_a_reply_must_follow_is_refused_by_its_type() -> None:
     assert problems(ChatRequest, asked) == [
         "response_format: invalid value 'json_schema': must be 'text' or 'json_object'"
     ]
+
+
+def test_whether_special_tokens_are_added_is_as_vllm_has_it() -> None:
+    for (kind, asked), usual in zip(REQUESTS, (False, True), strict=True):
+        assert kind.model_validate(asked | {"add_special_tokens": usual})
+        assert problems(kind, asked | {"add_special_tokens": not usual}) == [
+            "add_special_tokens: not supported here. Leave it out."
+        ]

@@ -19,6 +19,7 @@ from lorasmith.serve.discovery import discover
 from lorasmith.serve.startup import cache_tokens, open_manager
 from lorasmith.system import memory
 from tests.support import tiny
+from tests.support.peft_folder import SHOUTED, foreign
 
 
 def test_nothing_to_serve(runs: Path, tmp_path: Path, refused):
@@ -50,6 +51,26 @@ def test_adapters_that_break_the_answers_or_have_the_name_of_the_base_are_left_o
         f"{base.name!r} is the name of the base model. Choose another name for the adapter.",
         "torn/adapter: the adapter has no effect on the model's output, or makes it NaN or infinite.",
     ]
+
+
+def test_which_template_an_adapter_of_another_tool_is_served_with_is_said(tmp_path: Path):
+    for name in ("own", "none", "more"):
+        foreign(tmp_path / name, "llama", added=("<|a|>",) if name == "more" else (), modules_to_save=["lm_head"])
+    for file in (*(tmp_path / "none").glob("tokenizer*"), tmp_path / "none" / "chat_template.jinja"):
+        file.unlink()
+    (tmp_path / "own" / "chat_template.jinja").write_text(SHOUTED)
+    model, watch = ModelConfig(model=str(tiny.model_folder()), dtype="float32", device="cpu"), tiny.Watch()
+    discovery = discover([tmp_path])
+    versions = open_manager(discovery, model, ServeConfig(), None, watch).registry.versions
+    assert list(versions)[1:] == ["none", "own"]
+    assert (versions["own"].template.text, versions["none"].template.text) == (SHOUTED, tiny.CHATML)
+    used = "the tokenizer and chat template in its folder are used."
+    assert [text for text in watch.said if "another tool" in text] == [
+        f"{tmp_path / 'own'}: the adapter was made by another tool; {used}"
+    ]
+    assert [text.partition(":")[0] for text in watch.warned] == [str(tmp_path / "none")]
+    (problem,) = discovery.problems
+    assert problem.startswith(f"{tmp_path / 'more'}: the adapter adds tokens (1) to the vocabulary of ")
 
 
 def test_the_cache_is_a_quarter_of_what_is_free_where_the_base_is(monkeypatch: pytest.MonkeyPatch) -> None:

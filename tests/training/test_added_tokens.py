@@ -108,7 +108,9 @@ def test_it_is_not_served_beside_others(run: Path) -> None:
     base = load_base(ModelConfig(model=str(model_of(run)), dtype="float32", device="cpu"))
     Engine(base)
     adapter = read("more", run / "adapter")
-    with pytest.raises(AdapterError, match=r"adds 2 tokens to the vocabulary of .*, so it cannot share the model with"):
+    with pytest.raises(
+        AdapterError, match=r"adds tokens \(2\) to the vocabulary of .*, so it cannot share the model with"
+    ):
         load_version(base, adapter, adapter.adapter.tensors_in(base.dtype))
     assert embedding_rows(base) == 300
 
@@ -153,7 +155,7 @@ def test_spare_rows_are_used(tmp_path: Path) -> None:
     assert distance(logits_of(session.base, IDS), logits_of(in_peft(run), IDS)) < LIMIT
     base = load_base(ModelConfig(model=str(folder), dtype="float32", device="cpu"))
     adapter = read("more", run / "adapter")
-    with pytest.raises(AdapterError, match="adds 2 tokens to the vocabulary"):
+    with pytest.raises(AdapterError, match=r"adds tokens \(2\) to the vocabulary"):
         load_version(base, adapter, adapter.adapter.tensors_in(base.dtype))
 
 
@@ -183,7 +185,7 @@ def test_a_training_does_not_start_from_tokens_of_another_tool(run: Path, tmp_pa
     theirs = Path(shutil.copytree(run / "adapter", tmp_path / "theirs"))
     (theirs / "lorasmith.json").unlink()
     options = settings(model=str(model_of(run))) | {"start_from": str(theirs), "max_steps": 1}
-    with pytest.raises(AdapterError, match="made by another tool and adds tokens to the vocabulary, so a training"):
+    with pytest.raises(AdapterError, match="was trained with tokens that were added to the tokenizer of"):
         train(rows(tmp_path / "rows.jsonl"), output=tmp_path / "x", **options)
 
 

@@ -17,6 +17,7 @@ from lorasmith.errors import AdapterError, ConfigError, RunError
 from lorasmith.preflight.check import check
 from lorasmith.training.run_files import read_summary
 from tests.support.checks import config
+from tests.support.peft_folder import SHOUTED, foreign
 from tests.support.tiny import Crash, Watch, adapter_bytes, crash_at, metrics, model_folder, rows_file, trained
 
 FIRST = {"r": 3, "lora_alpha": 7, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1}
@@ -146,6 +147,28 @@ def test_an_adapter_of_peft_is_continued_and_its_encoding_is_not_known(tmp_path)
     before, after = weights(tmp_path / "theirs"), weights(tmp_path / "run" / "adapter")
     assert all(torch.allclose(after[key], before[key], atol=1e-9, rtol=0) for key in before | after)
     assert any("was made by another tool" in text for text in watch.warned)
+
+
+def test_the_chat_template_in_its_folder_must_be_the_one_used_here(tmp_path):
+    foreign(tmp_path / "theirs", "llama", added=())
+    start = {"start_from": str(tmp_path / "theirs"), "max_steps": 1}
+    watch = Watch()
+    trained(tmp_path / "same", watch, **start)
+    assert not any("another tool" in text for text in watch.warned)
+    (tmp_path / "theirs" / "chat_template.jinja").write_text(SHOUTED)
+    with pytest.raises(ConfigError) as caught:
+        trained(tmp_path / "other", **start)
+    assert str(caught.value) == (
+        f"data.template: {tmp_path / 'theirs'} was trained by another tool with the chat template in its folder, which "
+        f"is not the one used here. Continue with the same one: --template {tmp_path / 'theirs'}/chat_template.jinja"
+    )
+    trained(tmp_path / "other", template=f"{tmp_path / 'theirs'}/chat_template.jinja", **start)
+
+
+def test_an_adapter_with_added_tokens_is_not_continued(tmp_path):
+    foreign(tmp_path, "llama", modules_to_save=["embed_tokens", "lm_head"])
+    with pytest.raises(AdapterError, match="was trained with tokens that were added to the tokenizer of"):
+        trained(tmp_path / "run", start_from=str(tmp_path))
 
 
 def test_check_says_what_training_would(first, tmp_path):

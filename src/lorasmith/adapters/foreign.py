@@ -108,8 +108,8 @@ def cannot_share(folder: Path, count: int, base: Base) -> AdapterError:
     """The error for an adapter with `count` added tokens beside other adapters."""
     return AdapterError(
         _(
-            "{folder}: the adapter adds {count} tokens to the vocabulary of {base}, so it cannot share the model with "
-            "other adapters. Merge it into its base model, and use the result with --model.",
+            "{folder}: the adapter adds tokens ({count}) to the vocabulary of {base}, so it cannot share the model "
+            "with other adapters. Merge it into its base model, and use the result with --model.",
             folder=folder,
             count=count,
             base=base.source,

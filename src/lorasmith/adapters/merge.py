@@ -6,15 +6,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lorasmith.adapters.folder import end_ids
 from lorasmith.adapters.output import OutputFolder, output_folder
 from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.model import ModelConfig
+from lorasmith.data.template.chat_template import named_templates
 from lorasmith.data.template.golden import PROBES
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
+from lorasmith.loading.folder import read_config
 from lorasmith.lora.merge import merged_weights, plain_name
 from lorasmith.model.probe import native_attention
 from lorasmith.model.vocabulary import embedding_rows
@@ -181,9 +183,10 @@ def _set_encoding(plain: PreTrainedModel, session: Session) -> None:
     template, tokenizer = session.template, session.template.tokenizer
     if session.folders[session.names[0]].metadata is None:
         return  # made by another tool; its tokenizer has its template
-    own = tokenizer.get_chat_template() if tokenizer.chat_template else None
-    if template.as_jinja() != own:
-        tokenizer.chat_template = template.as_jinja()
+    own = named_templates(tokenizer)
+    wanted = template.named_as_jinja() if template.tool_text else {"default": template.as_jinja()}
+    if any(own.get(name) != text for name, text in wanted.items()):
+        tokenizer.chat_template = wanted if template.tool_text else wanted["default"]
     if set(template.stop_ids) != set(end_ids(session.base)):
         plain.generation_config.eos_token_id = list(template.stop_ids)
 
@@ -253,10 +256,7 @@ def _logits(model: PreTrainedModel, probes: Sequence[list[int]]) -> list[Tensor]
 
 def _config(session: Session, trust_remote_code: bool) -> PretrainedConfig:
     """The base model's config from disk; the loaded one has its dropouts set to 0."""
-    config: PretrainedConfig = AutoConfig.from_pretrained(
-        session.base.folder, local_files_only=True, trust_remote_code=trust_remote_code
-    )
-    return config
+    return read_config(session.base.folder, trust_remote_code)
 
 
 def _dtype_on_disk(session: Session, config: ModelConfig) -> torch.dtype:

@@ -82,7 +82,7 @@ def open_adapters(
         templates[name] = folder.template(base)
         folder.load_into(base, name)
         if folder.metadata is None:
-            _tell_template(folder, templates[name].tokenizer is not base.tokenizer, report)
+            tell_template(folder, templates[name].tokenizer is not base.tokenizer, report)
     template = next(iter(templates.values()))
     for name, other in templates.items():
         same_tokens = (
@@ -102,7 +102,7 @@ def open_adapters(
     return Session(base, template, {name: folder.without_tensors() for name, folder in folders.items()})
 
 
-def _tell_template(folder: AdapterFolder, has_own: bool, report: Report) -> None:
+def tell_template(folder: AdapterFolder, has_own: bool, report: Report) -> None:
     """Report which template an adapter of another tool is used with."""
     if has_own:
         report.say(

@@ -13,6 +13,7 @@ from lorasmith.loading.hub import hub_folder, is_hub_name
 from lorasmith.loading.validate import LOAD_ERRORS, config_problems, load_error, missing_packages
 from lorasmith.model.base import positions_of
 from lorasmith.report import Report
+from lorasmith.system.transformers_logging import quiet_transformers
 
 
 def find_folder(name: str, report: Report) -> Path:
@@ -66,11 +67,22 @@ def check_folder(folder: Path, trust_remote_code: bool) -> None:
 
 
 def read_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
-    """The config of a model folder. Raises ModelError if transformers cannot read it."""
+    """The config of a model folder, without a pad token that was added to the tokenizer only: nothing pads with it.
+
+    Raises ModelError if transformers cannot read it.
+    """
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
+        with quiet_transformers():  # it warns of such a pad token, with which it cannot load the model
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
     except LOAD_ERRORS as error:
         raise load_error(folder, error) from error
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        pad, size = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
+        if isinstance(pad, int) and isinstance(size, int) and pad >= size:
+            part.pad_token_id = None
+    return config
 
 
 def max_positions(folder: Path, trust_remote_code: bool = False) -> int | None:

@@ -69,7 +69,10 @@ def config_problems(path: Path, raw: Mapping[str, Any]) -> list[str]:
 def _quant_method(raw: Mapping[str, Any]) -> str | None:
     """How the weights are quantized; None if they are not."""
     found = raw.get("quantization_config")
-    return found.get("quant_method") if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    is_older = found.get("load_in_4bit") or found.get("load_in_8bit")  # of bitsandbytes, which then named no method
+    return found.get("quant_method", "bitsandbytes" if is_older else None)
 
 
 def missing_packages(path: Path, raw: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 Unknown fields are rejected rather than ignored, since they might change the reply.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -23,52 +23,45 @@ ERROR_TYPES = {
 
 Strings = str | list[str]
 
-# Fields of OpenAI's API and of vLLM's that are not supported, with the values that change nothing. Clients send those.
-UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,),
-    "allowed_token_ids": (),
-    "audio": (),
-    "bad_words": ([],),
-    "best_of": (1,),
-    "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
-    "detokenize": (True,),
-    "documents": ([],),
-    "echo": (False,),
+# Fields of OpenAI's API, of vLLM's and of other servers' that are not supported, with the values that change nothing.
+# Clients send those.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("best_of", "length_penalty", "tfs", "typical", "typical_p"), (1,)),
+    **dict.fromkeys(
+        (
+            "dry_multiplier", "dynatemp_range", "min_tokens", "mirostat", "mirostat_mode", "no_repeat_ngram_size",
+            "priority", "smoothing_factor", "top_a", "xtc_probability",
+        ),
+        (0,),
+    ),
+    **dict.fromkeys(("bad_words", "documents", "functions", "logits_processors", "stop_token_ids"), ([],)),
+    **dict.fromkeys(("chat_template_kwargs", "logit_bias", "mm_processor_kwargs"), ({},)),
+    **dict.fromkeys(
+        (
+            "continue_final_message", "ignore_eos", "include_stop_str_in_output", "return_token_ids",
+            "return_tokens_as_token_ids", "use_beam_search",
+        ),
+        (False,),
+    ),
+    **dict.fromkeys(
+        (
+            "add_generation_prompt", "detokenize", "include_reasoning", "separate_reasoning", "skip_special_tokens",
+            "spaces_between_special_tokens", "stream_reasoning",
+        ),
+        (True,),
+    ),
+    **dict.fromkeys(
+        (
+            "allowed_token_ids", "audio", "chat_template", "enable_thinking", "guided_choice", "guided_grammar",
+            "guided_json", "guided_regex", "prediction", "prompt_embeds", "prompt_logprobs", "reasoning",
+            "reasoning_effort", "structured_outputs", "thinking", "truncate_prompt_tokens", "web_search_options",
+        ),
+        (),
+    ),
     "function_call": ("none", "auto"),  # without `functions`
-    "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "ignore_eos": (False,),
-    "include_reasoning": (True,),
-    "include_stop_str_in_output": (False,),
-    "length_penalty": (1,),
-    "logit_bias": ({},),
-    "logits_processors": ([],),
-    "min_tokens": (0,),
-    "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
-    "no_repeat_ngram_size": (0,),
-    "prediction": (),
-    "priority": (0,),
-    "prompt_logprobs": (),
-    "reasoning_effort": (),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "stop_token_ids": ([],),
-    "structured_outputs": (),
-    "suffix": ("",),
-    "truncate_prompt_tokens": (),
-    "typical_p": (1,),
-    "use_beam_search": (False,),
     "verbosity": ("medium",),
-    "web_search_options": (),
-}
+}  # fmt: skip
 
 
 class Failure(Exception):
@@ -111,7 +104,7 @@ class StreamOptions(_Strict):
 class _Sampled(Sampling):
     """Fields shared by chat and completion requests: the engine's sampling settings, and the rest of OpenAI's API."""
 
-    unsupported: ClassVar = UNSUPPORTED
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED
 
     model: str
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
@@ -129,6 +122,8 @@ class _Sampled(Sampling):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    cache_prompt: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -136,7 +131,8 @@ class _Sampled(Sampling):
         """The fields without those of UNSUPPORTED whose value changes nothing."""
         if not isinstance(values, dict):
             return values
-        return {key: value for key, value in values.items() if key in cls.model_fields or not _is_neutral(key, value)}
+        neutral = {key: [] if key in cls.model_fields else cls.unsupported.get(key, ()) for key in values}
+        return {key: value for key, value in values.items() if not _is_in(neutral[key], value)}
 
     @field_validator("top_k")
     @classmethod
@@ -149,10 +145,9 @@ class _Sampled(Sampling):
         return {name: getattr(self, name) for name in Sampling.model_fields}
 
 
-def _is_neutral(key: str, value: Any) -> bool:
-    """Whether the value of an unsupported field changes nothing. `true` is not 1."""
-    is_bool = isinstance(value, bool)
-    return any(value == one and isinstance(one, bool) == is_bool for one in UNSUPPORTED.get(key, ()))
+def _is_in(values: Sequence[Any], value: Any) -> bool:
+    """Whether `value` is one of `values`; `true` is not 1."""
+    return any(value == one and isinstance(one, bool) == isinstance(value, bool) for one in values)
 
 
 class Function(Typed):
@@ -178,6 +173,9 @@ class ChatMessage(Typed):
     name: str | None = None
     tool_calls: list[Call] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    thinking: str | None = None
 
     @field_validator("content")
     @classmethod
@@ -200,6 +198,8 @@ class ResponseFormat(_Strict):
 class ChatRequest(_Sampled):
     """POST /v1/chat/completions."""
 
+    unsupported: ClassVar = UNSUPPORTED | {"add_special_tokens": (False,), "echo": (False,)}
+
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -218,6 +218,8 @@ class ChatRequest(_Sampled):
 
 class CompletionRequest(_Sampled):
     """POST /v1/completions."""
+
+    unsupported: ClassVar = UNSUPPORTED | {"add_special_tokens": (True,), "suffix": ("",)}
 
     prompt: str | list[str] | list[int] | list[list[int]]
     echo: bool | None = None

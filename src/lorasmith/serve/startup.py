@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lorasmith.adapters.session import base_settings
+from lorasmith.adapters.session import base_settings, tell_template
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.serving import ServeConfig
 from lorasmith.engine.engine import DEFAULT_CACHE_TOKENS, Engine
@@ -43,7 +43,9 @@ def open_manager(
     for done, found in enumerate(discovery.adapters.values(), 1):
         try:
             with convert_memory_errors():
-                registry.put(found)
+                version = registry.put(found)
+            if found.adapter.metadata is None:
+                tell_template(found.adapter, version.template.tokenizer is not base.tokenizer, report)
         except (AdapterError, OutOfMemoryError) as error:
             discovery.problems.extend(error.problems)
         report.progress(_("adapters"), done, len(discovery.adapters))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.adapters.folder import AdapterFolder, find_adapter
+from lorasmith.adapters.foreign import CHAT_TEMPLATE
 from lorasmith.adapters.session import base_settings
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.toml import Config
@@ -94,16 +95,22 @@ def check_encoding(start: AdapterFolder, base: Base, template: Template, report:
         AdapterError: the adapter belongs to another base model or tokenizer.
         ConfigError: it was trained with another template or system message.
     """
-    then = start.template(base)
-    if len(then.tokenizer) > len(base.tokenizer):
-        raise AdapterError(
-            _(
-                "{folder}: the adapter was made by another tool and adds tokens to the vocabulary, so a training "
-                "cannot start from it. Merge it into its base model, and use the result with --model.",
-                folder=start.path,
-            )
-        )
     if start.metadata is None:
+        _check_foreign(start, base, template, report)
+        return
+    then, now = (_flat(found.to_json()) for found in (start.template(base), template))
+    differing = [key for key in now if key not in ("version", "kind", "golden") and then.get(key) != now[key]]
+    same_text = now["chat_template"] == then["chat_template"] != ""  # such as the model's own, from a file
+    if now["kind"] != then["kind"] and not same_text:
+        differing = ["kind"]
+    if differing:
+        raise ConfigError(*(_differs(start, OPTIONS.get(key, key), then.get(key), now[key]) for key in differing))
+
+
+def _check_foreign(start: AdapterFolder, base: Base, template: Template, report: Report) -> None:
+    """The same for an adapter of another tool, whose folder may hold a tokenizer and a chat template."""
+    theirs = start.template(base)
+    if theirs.tokenizer is base.tokenizer:
         report.warn(
             _(
                 "{folder}: the adapter was made by another tool, so it cannot be checked whether it was trained with "
@@ -111,14 +118,24 @@ def check_encoding(start: AdapterFolder, base: Base, template: Template, report:
                 folder=start.path,
             )
         )
-        return
-    theirs, now = (_flat(found.to_json()) for found in (then, template))
-    differing = [key for key in now if key not in ("version", "kind", "golden") and theirs.get(key) != now[key]]
-    same_text = now["chat_template"] == theirs["chat_template"] != ""  # such as the model's own, from a file
-    if now["kind"] != theirs["kind"] and not same_text:
-        differing = ["kind"]
-    if differing:
-        raise ConfigError(*(_differs(start, OPTIONS.get(key, key), theirs.get(key), now[key]) for key in differing))
+    elif theirs.tokenizer.get_vocab() != base.tokenizer.get_vocab():
+        raise AdapterError(
+            _(
+                "{folder}: the adapter was trained with tokens that were added to the tokenizer of {base}, so training "
+                "cannot continue from it. Merge it into its base model, and train on the result.",
+                folder=start.path,
+                base=base.source,
+            )
+        )
+    elif theirs.text != template.text:
+        raise ConfigError(
+            _(
+                "data.template: {folder} was trained by another tool with the chat template in its folder, which is "
+                "not the one used here. Continue with the same one: --template {path}",
+                folder=start.path,
+                path=start.path / CHAT_TEMPLATE,
+            )
+        )
 
 
 def _flat(template: dict[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,9 @@ def test_the_columns_that_map_may_name_are_those_of_the_row_formats():
 @pytest.mark.parametrize(
     ("row", "form"),
     [(CHAT, "chat"), (SHAREGPT, "ShareGPT"), (ROW, "alpaca"), (PROMPT, "prompt/completion"), (TEXT, "text"),
-     (ROW | TEXT, "alpaca"), (CHAT | TEXT | PROMPT, "chat"), (ROW | {"messages": None}, "alpaca")],
+     (ROW | TEXT, "alpaca"), (CHAT | TEXT | PROMPT, "chat"), (ROW | {"messages": None}, "alpaca"),
+     (ROW | {"conversation": "a text"}, "alpaca"),
+     ({"conversation": [{"human": "a", "bot": "b"}], "text": "c"}, "ShareGPT")],
 )  # fmt: skip
 def test_the_form_of_a_file(seen, row, form):
     assert seen(row, row).format == form
@@ -98,7 +100,7 @@ def test_most_rows_decide_and_the_others_are_told_with_what_they_are(refused):
         ({"content": "long", "id": 1}, "If so, use --map text=content."),
         ({"instruction": "a", "ouput": "b"}, "If so, use --map output=ouput."),
         ({}, 'this row has no keys; supported formats are {"messages": ...}, {"conversations": ...}, '
-         '{"conversation": ...}, {"instruction": ..., "output": ...}, {"prompt": ..., "completion": ...}, '
+         '{"instruction": ..., "output": ...}, {"prompt": ..., "completion": ...}, {"conversation": ...}, '
          '{"text": ...}. Say which column is which, for example: --map instruction=COLUMN output=COLUMN'),
         ({"datum": 3, "frage": "a", "antwort": "b"}, "for example: --map instruction=frage output=antwort"),
         ({"frage": "a", "datum": 3}, "for example: --map instruction=COLUMN output=COLUMN"),

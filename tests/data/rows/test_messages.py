@@ -175,6 +175,7 @@ def chat(**message):
         ({"messages": [{"role": "pupil", "content": "Hi"}]}, "message 1 has the unknown role 'pupil'; "
          "supported roles are 'system', 'user', 'assistant', 'tool'. If it is one of them, say which: --roles "
          "pupil=user."),
+        ({"messages": [{"role": "Customer", "content": "Hi"}]}, "say which: --roles Customer=user."),
         ({"messages": [{"role": ["user"], "content": "Hi"}]}, "message 1 has the unknown role ['user']; "
          "supported roles are"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "message 1 (user): 'content': part 1 must "

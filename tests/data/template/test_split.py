@@ -21,12 +21,12 @@ CHAT = [
 ]
 
 
-def sentencepiece() -> PreTrainedTokenizerFast:
+def sentencepiece(more: str = "") -> PreTrainedTokenizerFast:
     """A tokenizer that puts a blank before each text, as those of Llama 2 and Mistral 7B v0.1 do."""
     core = Tokenizer(models.BPE(unk_token="<unk>"))
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    lines = ["[INST] Are you open? And now? [/INST] Until eight. Until nine. Bye  now"] * 9
+    lines = ["[INST] Are you open? And now? [/INST] Until eight. Until nine. Bye  now" + more] * 9
     trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
     core.train_from_iterator(lines, trainer)
     made = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")

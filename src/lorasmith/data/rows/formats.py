@@ -112,9 +112,9 @@ def _plain(fields: Fields, source: str, _strip: bool) -> Conversation:
 FORMATS = (
     _list_format("chat", "messages"),
     _list_format("ShareGPT", "conversations"),
-    _list_format("ShareGPT", "conversation"),
     RowFormat("alpaca", ("instruction", "output"), ("input", "history", "system"), _alpaca_problem, _alpaca),
     RowFormat("prompt/completion", ("prompt", "completion"), ("system", "tools"), _prompt_problem, _prompt),
+    _list_format("ShareGPT", "conversation"),
     RowFormat("text", ("text",), (), _plain_problem, _plain),
 )
 # Other common names of columns. In an error message, the first one that a row has is suggested.

@@ -185,7 +185,7 @@ def _role_problem(number: int, name: object, style: MessageStyle) -> str:
         role=repr(name),
         known=quoted(style.shown),
     )
-    near = get_close_matches(str(name).lower(), list(style.roles), 1)
+    near = get_close_matches(str(name).lower(), list(style.roles), 1, 0.75)
     if near:
         return text + " " + _("Did you mean '{near}'?", near=near[0])
     return text + " " + _("If it is one of them, say which: --roles {name}=user.", name=name)
