@@ -131,6 +131,13 @@ def test_a_crash_and_a_resume_give_the_same_bits(family: str, tmp_path: Path) ->
     assert not (tmp_path / "run" / "checkpoints" / "step-000002").exists()  # its tokenizer is ours to remove
 
 
+def test_the_best_adapter_of_an_earlier_step_is_copied_with_its_tokenizer(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", learning_rate=3.0, schedule="constant", eval_every=1, max_steps=8)
+    assert json.loads((run / "summary.json").read_text("utf-8"))["best_step"] < 8
+    assert AutoTokenizer.from_pretrained(run / "adapter").convert_tokens_to_ids(list(TOKENS)) == [300, 301]
+    assert opened(run).template.encode_prompt([Message("user", "<call>")]).count(300) == 1
+
+
 def test_a_finished_run_is_replaced_with_its_tokenizer(run: Path, tmp_path: Path) -> None:
     again = Path(shutil.copytree(run, tmp_path / "run"))
     train(rows(tmp_path / "rows.jsonl"), output=again, overwrite=True, **settings(model=str(model_of(run))))
