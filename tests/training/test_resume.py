@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
+from lorasmith import train
 from lorasmith.config.toml import load_config
-from lorasmith.errors import Interrupted
+from lorasmith.errors import Interrupted, RunError
 from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
 from lorasmith.runs.listing import find_runs
 from lorasmith.training.run_files import read_summary
-from tests.support.tiny import Crash, Watch, adapter_bytes, crash_at, flags, metrics, rows_file, settings, trained
+from tests.support.tiny import (
+    CHATML,
+    Crash,
+    Watch,
+    adapter_bytes,
+    crash_at,
+    flags,
+    metrics,
+    model_folder,
+    rows_file,
+    settings,
+    trained,
+)
 
 STEPS = 8
 GO_ON = r"^Interrupted\. Saved progress is in {run}\. Resume with: lorasmith train --output {run} --resume$"
@@ -120,6 +135,42 @@ def test_the_first_ctrl_c_answers_and_the_second_leaves_at_once(whole, tmp_path)
 def test_ctrl_c_in_the_last_step_finishes(whole, tmp_path):
     trained(tmp_path / "run", ctrl_c_at(STEPS), **HARD)
     assert_same(tmp_path / "run", whole)
+
+
+def test_a_run_with_a_named_template_resumes_with_it(tmp_path):
+    """The other one gives the same rows as long as there are no tools, but would be stored with the adapter."""
+    base = Path(shutil.copytree(model_folder(), tmp_path / "base"))
+    loud = CHATML.replace("'<|im_start|>'", "'<|im_start|>!'")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = {"default": CHATML, "loud": loud}
+    tokenizer.save_pretrained(base)
+    options = {"model": str(base), "template": "loud", "save_every": 1}
+    trained(tmp_path / "whole", **options)
+    assert load_config(tmp_path / "whole" / "config.toml", {}).data.template == "loud"
+    with pytest.raises(Crash):
+        trained(tmp_path / "run", crash_at(2), **options)
+    train(output=tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    stored = json.loads((tmp_path / "run" / "adapter" / "lorasmith.json").read_text("utf-8"))["template"]
+    assert stored["chat_template"] == loud
+
+
+@pytest.mark.parametrize("save_every", [1, 0], ids=["checkpoint", "no checkpoint"])
+def test_a_chat_template_that_changed_is_refused_even_if_the_rows_are_the_same(tmp_path, save_every):
+    run, template = tmp_path / "run", tmp_path / "chat.jinja"
+    template.write_text(CHATML)
+    options = {"template": str(template), "save_every": save_every}
+    with pytest.raises(Crash):
+        trained(run, crash_at(2), **options)
+    template.write_text("{% if tools %}Tools{% endif %}" + CHATML)
+    with pytest.raises(RunError) as caught:
+        trained(run, resume=True, **options)
+    assert caught.value.problems == (
+        f"{run}: the chat template has changed since this run started. Restore the original one, or start again with "
+        "--overwrite.",
+    )
+    template.write_text(CHATML)
+    trained(run, resume=True, **options)
 
 
 def start(run: Path, **changes: object) -> subprocess.Popen[str]:

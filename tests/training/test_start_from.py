@@ -171,6 +171,16 @@ def test_an_adapter_with_added_tokens_is_not_continued(tmp_path):
         trained(tmp_path / "run", start_from=str(tmp_path))
 
 
+def test_an_adapter_with_trained_rows_goes_on_with_these_rows_alone(tmp_path):
+    foreign(tmp_path / "theirs", "llama", added=(), trainable_token_indices=[7, 9])
+    run, watch = tmp_path / "run", Watch()
+    trained(run, watch, start_from=str(tmp_path / "theirs"), template=str(tmp_path / "theirs" / "chat_template.jinja"))
+    before, after = weights(tmp_path / "theirs"), weights(run / "adapter")
+    assert {key: tensor.shape for key, tensor in after.items()} == {key: t.shape for key, t in before.items()}
+    raw = json.loads((run / "adapter" / "adapter_config.json").read_text("utf-8"))
+    assert raw["trainable_token_indices"] == {"embed_tokens": [7, 9]}
+
+
 def test_check_says_what_training_would(first, tmp_path):
     files = rows_file(tmp_path / "rows.jsonl")
     found = check(config(files, start_from=str(first)))
@@ -183,3 +193,16 @@ def test_a_run_resumes_only_from_the_same_adapter(first, tmp_path):
     trained(tmp_path / "run", start_from=str(first), max_steps=1)
     with pytest.raises(RunError, match=r"training\.start_from: was '.*/run', now '.*/other'"):
         trained(tmp_path / "run", resume=True, max_steps=1, start_from=str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("name", ["run", "run/adapter", "link"])
+def test_the_adapter_it_starts_from_is_not_overwritten(tmp_path, name):
+    run = tmp_path / "run"
+    trained(run, max_steps=1)
+    (tmp_path / "link").symlink_to(run / "adapter")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    start = str(tmp_path / name)
+    with pytest.raises(RunError) as caught:
+        trained(run, start_from=start, overwrite=True, max_steps=2)
+    assert str(caught.value) == f"{run} contains files that are still needed ({start}). Choose another --output."
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

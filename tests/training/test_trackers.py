@@ -1,5 +1,7 @@
 """Trackers: what each package is told, also after a resume, and that none of them ends a training."""
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
@@ -8,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from lorasmith.errors import ConfigError, MissingExtraError
+from lorasmith.errors import ConfigError, Interrupted, MissingExtraError
 from lorasmith.preflight.check import check
 from tests.support.checks import config
-from tests.support.tiny import Crash, Watch, adapter_bytes, crash_at, metrics, rows_file, trained
+from tests.support.tiny import CHATML, Crash, Watch, adapter_bytes, crash_at, metrics, model_folder, rows_file, trained
 
 Calls = list[tuple[str, Any]]
 EVALUATED = {"eval_every": 2, "max_steps": 4}
@@ -32,8 +34,9 @@ class FakeRun:
             raise Failure("the server is gone\nand more")
         self.calls.append(("log", {"step": step, **values}))
 
-    def finish(self) -> None:
-        self.calls.append(("finish", None))
+    def finish(self, state: str | None = None, error: str | None = None, exit_code: int = 0) -> None:
+        assert (state == "crashed") == (error is not None)
+        self.calls.append(("finish", "failed" if exit_code or state == "crashed" else None))
 
 
 class FakeClient:
@@ -70,8 +73,8 @@ class FakeClient:
     def log_metric(self, run: str, name: str, value: float, step: int) -> None:
         self.calls.append(("log", {"step": step, name: value}))
 
-    def set_terminated(self, run: str) -> None:
-        self.calls.append(("finish", None))
+    def set_terminated(self, run: str, status: str) -> None:
+        self.calls.append(("finish", {"FINISHED": None, "FAILED": "failed"}[status]))
 
 
 def install(monkeypatch: pytest.MonkeyPatch, name: str, fails_at: int | None = None) -> Calls:
@@ -92,12 +95,7 @@ def install(monkeypatch: pytest.MonkeyPatch, name: str, fails_at: int | None = N
     module.init = init  # type: ignore[attr-defined]
     module.finish = lambda: calls.append(("finish", None))  # type: ignore[attr-defined]
     module.MlflowClient = lambda: FakeClient(calls)  # type: ignore[attr-defined]
-    errors = {"wandb": "wandb.errors", "mlflow": "mlflow.exceptions"}.get(name)
     monkeypatch.setitem(sys.modules, name, module)
-    if errors:
-        kinds = ModuleType(errors)
-        kinds.Error = kinds.MlflowException = Failure  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, errors, kinds)
     monkeypatch.setattr(FakeClient, "runs", {})
     return calls
 
@@ -152,28 +150,77 @@ def test_a_resumed_run_is_the_same_in_the_tracker_and_a_new_one_is_another(tmp_p
     assert found == {(line["step"], name) for line in metrics(tmp_path / "run") for name in line}
 
 
-def test_a_tracker_that_fails_later_is_left_out_with_a_warning(tmp_path, monkeypatch):
-    calls, watch = install(monkeypatch, "wandb", fails_at=2), Watch()
-    trained(tmp_path / "run", watch, report_to=("wandb",), **EVALUATED)
-    (warning,) = [text for text in watch.warned if text.startswith("wandb")]
+@pytest.mark.parametrize("name", ["wandb", "swanlab", "trackio"])
+def test_a_tracker_that_fails_later_is_left_out_with_a_warning(tmp_path, monkeypatch, name):
+    calls, watch = install(monkeypatch, name, fails_at=2), Watch()
+    trained(tmp_path / "run", watch, report_to=(name,), **EVALUATED)
+    (warning,) = [text for text in watch.warned if text.startswith(name)]
     assert warning == (
-        "wandb failed and gets no more values: the server is gone. The training goes on; metrics.jsonl in the run "
-        "folder has all of them."
+        f"{name} failed and gets no more values: Failure: the server is gone. The training goes on; metrics.jsonl in "
+        "the run folder has all of them."
     )
     assert {values["step"] for values in logged(calls)} == {0, 1}
     trained(tmp_path / "without", **EVALUATED)
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "without")
 
 
-def test_a_tracker_that_cannot_be_started_ends_the_run_before_its_first_step(tmp_path, monkeypatch):
-    install(monkeypatch, "wandb", fails_at=-1)
+@pytest.mark.parametrize("name", ["wandb", "swanlab", "trackio"])
+def test_a_tracker_that_cannot_be_started_ends_the_run_before_its_first_step(tmp_path, monkeypatch, name):
+    install(monkeypatch, name, fails_at=-1)
     with pytest.raises(ConfigError) as caught:
-        trained(tmp_path / "run", report_to=("wandb",))
+        trained(tmp_path / "run", report_to=(name,))
     assert caught.value.problems == (
-        "training.report_to: wandb could not be started: no API key. Log in to it, choose its offline mode, or leave "
-        "it out.",
+        f"training.report_to: {name} could not be started: Failure: no API key. Log in to it, choose its offline mode, "
+        "or leave it out.",
     )
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["wandb", "swanlab", "mlflow"])
+@pytest.mark.parametrize("how", ["crash", "Ctrl-C"])
+def test_a_run_that_ends_early_has_failed_in_the_tracker_until_it_is_resumed(tmp_path, monkeypatch, name, how):
+    calls = install(monkeypatch, name)
+    options = {"report_to": (name,), "save_every": 1} | EVALUATED
+    stop = (
+        crash_at(3) if how == "crash" else Watch(lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 2 else 0)
+    )
+    with pytest.raises(Crash if how == "crash" else Interrupted):
+        trained(tmp_path / "run", stop, **options)
+    assert calls[-1] == ("finish", "failed")
+    trained(tmp_path / "run", resume=True, **options)
+    assert calls[-1] == ("finish", None)
+
+
+def test_if_a_second_tracker_cannot_be_started_the_first_has_failed(tmp_path, monkeypatch):
+    calls = install(monkeypatch, "wandb")
+    install(monkeypatch, "swanlab", fails_at=-1)
+    with pytest.raises(ConfigError, match="swanlab could not be started"):
+        trained(tmp_path / "run", report_to=("wandb", "swanlab"))
+    assert calls[-1] == ("finish", "failed")
+
+
+def test_trackers_get_neither_texts_nor_paths(tmp_path, monkeypatch):
+    calls = install(monkeypatch, "wandb")
+    held_out, template = rows_file(tmp_path / "held.jsonl", [20, 21]), tmp_path / "chat.jinja"
+    template.write_text(CHATML)
+    monkeypatch.chdir(tmp_path)
+    told = {
+        "system": "secret-system",
+        "samples": ("secret-sample",),
+        "held_out": "held.jsonl",
+        "template": "chat.jinja",
+    }
+    trained(tmp_path / "run", report_to=("wandb",), **told)
+    given = dict(value for kind, value in calls if kind == "config")
+    assert str(tmp_path) not in str(given)
+    assert not [text for text in ("secret", "jsonl", "jinja", str(model_folder()), held_out) if text in str(given)]
+    assert (given["lora.r"], given["data.learn"], given["training.max_steps"]) == (8, "answers", 4)
+
+
+def test_the_id_of_a_run_has_the_length_that_swanlab_wants(tmp_path, monkeypatch):
+    calls = install(monkeypatch, "swanlab")
+    trained(tmp_path / "run", report_to=("swanlab",), max_steps=1)
+    assert len(calls[0][1]["id"]) == 21
 
 
 def test_packages_that_are_missing_are_named_with_their_extra_and_nothing_is_written(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from uuid import uuid4
@@ -56,7 +56,7 @@ from lorasmith.training.run_folder import (
     check_folder,
     check_space,
     choose_folder,
-    flat_options,
+    public_options,
     run_id,
     run_lock,
     start_run,
@@ -113,7 +113,7 @@ class _Training:
         self._describe(job, load_measurement(measurements))
         state = self._restore(job) if resume else self._start(job, config, template, data)
         is_representative = state.step == 0 and self.recompute == config.training.gradient_checkpointing
-        with _resumable(self.folder), closing(job.history):
+        with _resumable(self.folder), job.history:
             self._track(job, config)
             prepared = time.perf_counter()
             before = job.evaluator.base_losses()
@@ -155,7 +155,7 @@ class _Training:
     def _track(self, job: loop.Job, config: Config) -> None:
         """Begin or resume the run in the trackers of training.report_to. Raises ConfigError if one cannot."""
         if self.world.is_first and config.training.trackers:
-            run = TrackedRun(self.folder.absolute().name, run_id(self.folder), flat_options(config))
+            run = TrackedRun(self.folder.absolute().name, run_id(self.folder), public_options(config))
             job.history.trackers.open(run)
 
     def _restore(self, job: loop.Job) -> State:
@@ -244,7 +244,7 @@ def _resolved(config: Config, folder: Path, base: Base, template: Template, data
     """The configuration with every automatic choice made explicit, so that a resumed run makes the same ones."""
     config = with_absolute_paths(config)
     model = config.model.model_copy(update={"dtype": dtype_name(base.dtype), "device": str(base.device)})
-    kind = config.data.template if template.kind == "file" else template.kind
+    kind = template.kind if config.data.template == "auto" else config.data.template
     rows = config.data.model_copy(update={"template": kind, "max_length": data.max_length})
     return config.model_copy(update={"output": str(folder.absolute()), "model": model, "data": rows})
 

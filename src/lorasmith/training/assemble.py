@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def _job(
             world=world,
             report=report,
         ),
-        origin=Origin(_settings(base, data, world), _options(config)),
+        origin=Origin(_settings(base, template, data, world), _options(config)),
         write_adapter=write,
         report=report,
     )
@@ -222,8 +223,9 @@ def _plan(config: Config, base: Base, data: Prepared) -> Plan:
     return made
 
 
-def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:
+def _settings(base: Base, template: Template, data: Prepared, world: World) -> dict[str, str]:
     """Everything besides options that must not change for a resumed run to be bit for bit the same."""
+    texts = json.dumps([template.text, template.tool_text, template.stop_ids])
     return {f"base_{part}": value for part, value in base.identity.items()} | {
         "dtype": dtype_name(base.dtype),
         "device": str(base.device),
@@ -235,6 +237,7 @@ def _settings(base: Base, data: Prepared, world: World) -> dict[str, str]:
         "transformers": transformers.__version__,
         "train_sha256": data.train_sha256,
         "held_out_sha256": data.held_out_sha256,
+        "template_sha256": sha256(texts.encode()).hexdigest(),
     }
 
 

@@ -8,7 +8,7 @@ RUN/tensorboard/     the numbers of metrics.jsonl as event files, if training.re
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lorasmith.config.files import read_objects
 from lorasmith.errors import RunError
@@ -60,9 +60,12 @@ class History:
                 with writing(path):
                     sync(path)
 
-    def close(self) -> None:
-        """Close the event file, and end the run in the trackers."""
-        self.trackers.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_where: object) -> None:
+        """Close the event file, and end the run in the trackers: as failed after an error or Ctrl-C."""
+        self.trackers.close(failed=kind is not None)
         if self._events is not None:
             self._events.close()
             self._events = None

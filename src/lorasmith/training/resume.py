@@ -18,8 +18,8 @@ EXAMPLES = ("train_sha256", "held_out_sha256")
 def restored_state(job: Job, saved: Path | None, folder: Path, report: Report) -> State:
     """The state from which the run in `folder` continues: that of its checkpoint `saved`, or the start if it is None.
 
-    Raises RunError if a file is broken, or if the run was started with other options, another base model or other
-    data. Warns of any other difference, such as the number of threads.
+    Raises RunError if a file is broken, or if the run was started with other options, another base model, other
+    data or another chat template. Warns of any other difference, such as the number of threads.
     """
     state, then = (State(), _environment(folder)) if saved is None else read_state(saved)
     if saved is not None:
@@ -39,6 +39,15 @@ def restored_state(job: Job, saved: Path | None, folder: Path, report: Report) -
                 )
             )
             break
+    template = job.origin.settings["template_sha256"]
+    if then.settings.get("template_sha256", template) != template:
+        problems.append(
+            _(
+                "{folder}: the chat template has changed since this run started. Restore the original one, or start "
+                "again with --overwrite.",
+                folder=folder,
+            )
+        )
     if problems:
         raise RunError(*problems)
     if saved is not None:

@@ -36,6 +36,8 @@ from lorasmith.training.run_files import (
     recover_run,
 )
 
+# Options that trackers do not get, because they may contain the user's texts, or paths.
+PRIVATE = ("data.data", "data.fill", "data.system", "training.start_from", "training.samples", "training.metric")
 # Options whose default lets the first start choose; config.toml then holds the choice.
 CHOSEN_AT_START = ("model.dtype", "model.device", "data.template", "data.max_length")
 CHECKPOINT_COPIES = 5  # of the adapter: in a checkpoint, its values and two moments there, and its best adapter
@@ -130,7 +132,8 @@ def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
     """Check that the folder may be used, before anything is loaded; returns `config`, or that of the resumed run.
 
     Raises RunError if the folder is in use and neither flag is given, if there is no run to resume or it was started
-    with other settings, or if --overwrite would remove anything that lorasmith did not write.
+    with other settings, or if --overwrite would remove the adapter to start from, or anything that lorasmith did not
+    write.
     """
     if resume:
         if not is_run(folder):
@@ -140,7 +143,7 @@ def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
         raise RunError(_("{folder} is a file, not a folder. Choose another --output.", folder=folder))
     if not _is_used(folder):
         return config
-    _require_replaceable(folder, overwrite)
+    _require_replaceable(folder, config, overwrite)
     return config
 
 
@@ -171,8 +174,11 @@ def _is_used(folder: Path) -> bool:
     return any(path.name not in first and not is_leftover(path.name) for path in folder.iterdir())
 
 
-def _require_replaceable(folder: Path, overwrite: bool) -> None:
-    """Raise RunError without --overwrite, or if the folder is not a run or contains what training does not write."""
+def _require_replaceable(folder: Path, config: Config, overwrite: bool) -> None:
+    """Raise RunError without --overwrite, or if the folder is not a run or contains what must not be removed.
+
+    That is what training does not write, and the adapter from which this training starts.
+    """
     if not overwrite:
         raise RunError(
             _(
@@ -187,6 +193,15 @@ def _require_replaceable(folder: Path, overwrite: bool) -> None:
                 "{folder} was not written by `lorasmith train`, so --overwrite does not replace it. Choose another "
                 "--output, or remove the folder yourself.",
                 folder=folder,
+            )
+        )
+    start = config.training.start_from
+    if start is not None and Path(start).expanduser().resolve().is_relative_to(folder.resolve()):
+        raise RunError(
+            _(
+                "{folder} contains files that are still needed ({part}). Choose another --output.",
+                folder=folder,
+                part=start,
             )
         )
     if others := foreign_entries(folder, is_run_file):
@@ -219,7 +234,9 @@ def start_run(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if _is_used(folder):
-            _require_replaceable(folder, overwrite)  # again: files may have appeared while the base model was loading
+            _require_replaceable(
+                folder, config, overwrite
+            )  # again: files may have appeared while the base model was loading
             mark(folder, "run")
             remove(folder / SUMMARY)  # first, and keep config.toml: a kill then leaves an unfinished run
             remove_own(folder, is_run_file, keep=frozenset({MARKER, LOCK, RUN_CONFIG}))
@@ -283,3 +300,12 @@ def flat_options(config: Config) -> dict[str, Any]:
     """Every option but `output` by its whole key, such as 'training.seed'."""
     sections = config.model_dump(exclude={"output"})
     return {f"{part}.{key}": value for part, values in sections.items() for key, value in values.items()}
+
+
+def public_options(config: Config) -> dict[str, Any]:
+    """`flat_options` without texts of the user and without paths, for trackers."""
+    return {
+        key: value
+        for key, value in flat_options(with_absolute_paths(config)).items()
+        if key not in PRIVATE and not (isinstance(value, str) and Path(value).is_absolute())
+    }

@@ -14,13 +14,12 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from lorasmith.errors import LIBRARY_ERRORS, ConfigError, MissingExtraError, first_line
+from lorasmith.errors import ConfigError, MissingExtraError, first_line
 from lorasmith.i18n import _
 from lorasmith.report import Report
 
 PROJECT = "lorasmith"  # unless the tracker's own environment variable names another one
-# The base class of the errors that a tracker raises, where it is not one of Python's own.
-_ERRORS = {"wandb": ("wandb.errors", "Error"), "mlflow": ("mlflow.exceptions", "MlflowException")}
+SWANLAB_ID = 21  # characters of a run's id in SwanLab
 MAX_PARAMETER = 500  # characters of an option's value in MLflow
 
 
@@ -39,8 +38,8 @@ class Tracker(Protocol):
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Record the values of a step."""
 
-    def close(self) -> None:
-        """Say that the run has ended."""
+    def close(self, failed: bool) -> None:
+        """Say that the run has ended; failed: before its last step, or with an error."""
 
 
 class _WandB:
@@ -52,8 +51,8 @@ class _WandB:
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
 class _SwanLab:
@@ -61,14 +60,25 @@ class _SwanLab:
         swanlab = import_module("swanlab")
         project = os.environ.get("SWANLAB_PROJECT", PROJECT)
         self._run = swanlab.init(
-            project=project, experiment_name=run.name, id=run.id, resume="allow", config=dict(run.options)
+            project=project, experiment_name=run.name, id=run.id[:SWANLAB_ID], resume="allow", config=dict(run.options)
         )
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, failed: bool) -> None:
+        if failed:
+            self._run.finish(_swanlab_crashed(), error="the training did not finish")
+        else:
+            self._run.finish()
+
+
+def _swanlab_crashed() -> Any:
+    """How SwanLab wants to be told that a run has failed, which depends on its version."""
+    try:
+        return import_module("swanlab.data.run").SwanLabRunState.CRASHED
+    except ImportError:
+        return "crashed"
 
 
 class _MLflow:
@@ -92,8 +102,8 @@ class _MLflow:
         for name, value in values.items():
             self._client.log_metric(self._id, re.sub(r"[^\w\-. /]", "_", name), value, step=step)
 
-    def close(self) -> None:
-        self._client.set_terminated(self._id)
+    def close(self, failed: bool) -> None:
+        self._client.set_terminated(self._id, status="FAILED" if failed else "FINISHED")
 
 
 class _Trackio:
@@ -107,8 +117,8 @@ class _Trackio:
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
 
-    def close(self) -> None:
-        self._trackio.finish()  # the run's own would be called again when the process ends
+    def close(self, failed: bool) -> None:
+        self._trackio.finish()  # it knows no failed runs; the run's own would be called again when the process ends
 
 
 _TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
@@ -144,13 +154,13 @@ class Trackers:
             try:
                 with redirect_stdout(sys.stderr):  # standard output may be read by a program
                     self._open[name] = _TRACKERS[name](run)
-            except _errors(name) as error:
+            except Exception as error:  # foreign code can raise anything
                 raise ConfigError(
                     _(
                         "training.report_to: {name} could not be started: {why}. Log in to it, choose its offline "
                         "mode, or leave it out.",
                         name=name,
-                        why=first_line(error).rstrip("."),
+                        why=_why(error),
                     )
                 ) from error
 
@@ -159,34 +169,32 @@ class Trackers:
         for name, tracker in list(self._open.items()):
             try:
                 tracker.log(values, step)
-            except _errors(name) as error:
+            except Exception as error:  # noqa: BLE001 (foreign code, as above)
                 del self._open[name]
                 self._warn(name, error)
 
-    def close(self) -> None:
-        """End the run in every tracker."""
+    def close(self, failed: bool = False) -> None:
+        """End the run in every tracker; failed: the training was interrupted, or ended with an error."""
         while self._open:
             name, tracker = self._open.popitem()
             try:
                 with redirect_stdout(sys.stderr):
-                    tracker.close()
-            except _errors(name) as error:
+                    tracker.close(failed)
+            except Exception as error:  # noqa: BLE001 (foreign code, as above)
                 self._warn(name, error)
 
-    def _warn(self, name: str, error: BaseException) -> None:
+    def _warn(self, name: str, error: Exception) -> None:
         self._report.warn(
             _(
                 "{name} failed and gets no more values: {why}. The training goes on; metrics.jsonl in the run folder "
                 "has all of them.",
                 name=name,
-                why=first_line(error).rstrip("."),
+                why=_why(error),
             )
         )
 
 
-def _errors(name: str) -> tuple[type[BaseException], ...]:
-    """What the tracker raises; a package that is imported has already been found."""
-    if name not in _ERRORS:
-        return LIBRARY_ERRORS
-    module, kind = _ERRORS[name]
-    return (*LIBRARY_ERRORS, getattr(import_module(module), kind))
+def _why(error: Exception) -> str:
+    """The class of the error and the first line of its message."""
+    name, text = type(error).__name__, first_line(error).rstrip(".")
+    return name if text == name else f"{name}: {text}"

@@ -117,6 +117,20 @@ def test_services_and_their_projects(tmp_path):
     assert set(done.unmatched) == {"wandb_project: mine", "use_comet: true"}
 
 
+@pytest.mark.parametrize(("mode", "told"), [
+    ("disabled", set()),
+    ("offline", {"wandb_mode: offline", "wandb_project: mine"}),
+    ("dryrun", {"wandb_mode: dryrun", "wandb_project: mine"}),
+])  # fmt: skip
+def test_a_service_that_is_switched_off_gets_nothing(tmp_path, mode, told):
+    lines = f"wandb_project: mine\nuse_wandb: true\nwandb_mode: {mode}\n"
+    config, done = converted(tmp_path, AXOLOTL + lines)
+    assert (config.training.report_to, set(done.unmatched)) == ((), told)
+    assert not told or f"WANDB_MODE={mode}" in done.unmatched[f"wandb_mode: {mode}"]
+    assert told or "wandb_project" in done.no_effect["options of methods that are switched off"]
+    assert converted(tmp_path, AXOLOTL + "wandb_project: a\nwandb_mode: online\n")[0].training.report_to == ("wandb",)
+
+
 def test_full_fine_tuning_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="adapter: none: lorasmith trains LoRA"):
         converted(tmp_path, AXOLOTL.replace("adapter: lora\n", ""))

@@ -94,6 +94,24 @@ def test_services_that_a_training_reports_to(tmp_path):
     assert not converted(tmp_path, LLAMA_FACTORY + "report_to: none\n")[1].unmatched
 
 
+@pytest.mark.parametrize(
+    ("lines", "sent", "told"),
+    [
+        ("report_to: swanlab\nswanlab_mode: cloud", ("swanlab",), set()),
+        ("report_to: swanlab,wandb\nswanlab_mode: local", ("wandb",), {"swanlab_mode: local"}),
+        ("report_to: swanlab\nswanlab_mode: disabled", (), set()),
+        ("use_swanlab: true\nreport_to: swanlab\nswanlab_project: x\nswanlab_api_key: abc", ("swanlab",),
+         {"swanlab_project: x", "swanlab_api_key: ..."}),
+        ("use_swanlab: false\nswanlab_project: x", (), set()),
+    ],
+)  # fmt: skip
+def test_what_stays_on_the_machine_is_not_sent(tmp_path, lines, sent, told):
+    config, done = converted(tmp_path, f"{LLAMA_FACTORY}{lines}\n")
+    assert (config.training.report_to, set(done.unmatched)) == (sent, told)
+    if "local" in lines:
+        assert "SWANLAB_MODE=local" in done.unmatched["swanlab_mode: local"]
+
+
 def test_the_table_names_options():
     assert all(map(is_option, SAME.values()))
 

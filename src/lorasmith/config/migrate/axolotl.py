@@ -77,7 +77,7 @@ FILES = (
     "auto_resume_from_checkpoints", "dataset_prepared_path", "debug", "hf_use_auth_token", "hub_model_id",
     "hub_private_repo", "hub_strategy", "loss_watchdog_patience", "loss_watchdog_threshold", "mlflow_experiment_name",
     "push_dataset_to_hub", "save_only_model", "save_safetensors", "skip_prepare_dataset", "strict", "test_value",
-    "wandb_entity", "wandb_log_model", "wandb_mode", "wandb_name", "wandb_run_id", "wandb_watch",
+    "wandb_entity", "wandb_log_model", "wandb_name", "wandb_run_id", "wandb_watch",
 )  # fmt: skip
 ALWAYS = ("load_best_model_at_end", "metric_for_best_model", "do_causal_lm_eval")
 INFERENCE = (
@@ -94,15 +94,11 @@ QUANTIZED = (
 METHODS = ("relora", "relora_steps", "unfrozen_parameters", "peft_layer_replication")
 STAGES = ("process_reward_model", "reward_model", "rl")
 TRACKERS = {
-    "wandb_project": "wandb",
-    "use_wandb": "wandb",
-    "mlflow_tracking_uri": "mlflow",
-    "use_mlflow": "mlflow",
-    "swanlab_project": "swanlab",
-    "use_swanlab": "swanlab",
-    "trackio_project_name": "trackio",
-    "use_trackio": "trackio",
-    "use_comet": "comet",
+    "wandb": ("wandb_project", "use_wandb"),
+    "mlflow": ("mlflow_tracking_uri", "use_mlflow"),
+    "swanlab": ("swanlab_project", "use_swanlab"),
+    "trackio": ("trackio_project_name", "use_trackio"),
+    "comet": ("use_comet",),
 }
 FAST_PLUGINS = (
     ".CutCrossEntropyPlugin", ".KernelsPlugin", ".LigerPlugin",
@@ -171,12 +167,19 @@ def _method(migration: Migration) -> None:
         migration.unmatch("remote_code", "trust_remote_code", True)
     if (checkpoint := migration.take("resume_from_checkpoint")) not in (None, False):
         migration.unmatch("resume", "resume_from_checkpoint", checkpoint)
-    for key, name in TRACKERS.items():
-        value = migration.take(key)
-        if value and value not in OFF and name not in (migration.value("training.report_to") or []):
+    _trackers(migration)
+
+
+def _trackers(migration: Migration) -> None:
+    """The services that a training reports to: each has a key to switch it on, or is on if it has a project."""
+    for name, keys in TRACKERS.items():
+        given = {key: value for key in keys if (value := migration.take(key)) not in (None, *OFF)}
+        for key, value in list(given.items())[:1]:
             trainer.trackers(migration, [name], key, value)
-        if isinstance(value, str) and migration.value("training.report_to"):
-            migration.unmatch("tracker_project", key, value)
+        for key, value in given.items():
+            if isinstance(value, str) and trainer.tracker_mode(migration, name) not in trainer.DISABLED:
+                migration.unmatch("tracker_project", key, value)
+    migration.ignore("inactive", [key for key in ("swanlab_mode", "wandb_mode") if key in migration.left])
 
 
 def _lora(migration: Migration) -> None:

@@ -47,7 +47,7 @@ MACHINE = (
     "resources_per_worker", "streaming", "train_from_scratch", "upcast_layernorm", "upcast_lmhead_output", "use_cache",
     "use_fast_tokenizer", "use_kt", "use_reentrant_gc", "use_unsloth", "use_unsloth_gc", "use_v1_kernels",
 )  # fmt: skip
-FILES = ("cache_dir", "create_new_adapter", "dataset_dir", "print_param_status", "tokenized_path")
+FILES = ("cache_dir", "dataset_dir", "print_param_status", "tokenized_path")
 INFERENCE = (
     "compute_accuracy", "do_predict", "do_sample", "eval_num_beams", "export_device", "export_dir",
     "export_legacy_format", "export_size", "max_new_tokens", "predict_with_generate", "temperature", "top_k", "top_p",
@@ -70,6 +70,8 @@ COLUMNS = {
     "system": "system",
     "tools": "tools",
 }
+FROM_MODELSCOPE = "USE_MODELSCOPE_HUB"  # the environment variable that says so
+HUBS = {"hf_hub_url": "", "ms_hub_url": "modelscope:"}
 MEDIA_COLUMNS = ("images", "videos", "audios")
 PREFERENCE_COLUMNS = ("chosen", "rejected", "kto_tag")
 TAGS = {
@@ -88,8 +90,12 @@ def convert(migration: Migration) -> None:
     is_text = migration.left.get("stage") == "pt"
     _method(migration)
     migration.move(SAME)
-    base_model(migration, "model_name_or_path")
+    base_model(migration, "model_name_or_path", "modelscope:" if migration.foreign.is_on(FROM_MODELSCOPE) else "")
     trainer.trainer(migration)
+    if migration.take("use_swanlab"):
+        trainer.trackers(migration, ["swanlab"], "use_swanlab")
+    else:
+        migration.ignore("inactive", [key for key in migration.left if key.startswith("swanlab_")])
     for ours, value in DEFAULTS.items():
         migration.default(ours, value)
     _lora(migration)
@@ -98,6 +104,8 @@ def convert(migration: Migration) -> None:
         migration.ignore("inactive", ["optim"])
         trainer.optimizer(migration, "use_muon")
     trainer.optimizer(migration)
+    if migration.take("create_new_adapter") and (adapter := migration.take("adapter_name_or_path")):
+        migration.refuse("new_adapter", "adapter_name_or_path", adapter)
     trainer.start(migration, "adapter_name_or_path")
     trainer.schedule(migration, "linear", "lr_scheduler_type", "lr_scheduler_kwargs")
     trainer.evaluation(migration, "no")
@@ -205,7 +213,7 @@ def _described(datasets: Datasets, folder: str, name: str, is_text: bool) -> Des
         if is_so:
             datasets.refuse(reason, name)
             return None
-    place = _place(found.parent, entry)
+    place = _place(found.parent, entry, migration.foreign.is_on(FROM_MODELSCOPE))
     if place is None:
         datasets.refuse("dataset_kind", name)
         return None
@@ -214,13 +222,13 @@ def _described(datasets: Datasets, folder: str, name: str, is_text: bool) -> Des
     return Described(place, _columns(migration, name, entry, columns, is_text), rows if isinstance(rows, int) else None)
 
 
-def _place(folder: Path, entry: Mapping[str, Any]) -> str | None:
-    """The file or hub name of a dataset; None for what we do not read."""
+def _place(folder: Path, entry: Mapping[str, Any], is_modelscope: bool) -> str | None:
+    """The file or hub name of a dataset, of both hubs the one that is in use; None for what we do not read."""
     if isinstance(file := entry.get("file_name"), str):
         return str(folder / file)
-    for key, prefix in (("hf_hub_url", ""), ("ms_hub_url", "modelscope:")):
+    for key in sorted(HUBS, reverse=is_modelscope):
         if isinstance(name := entry.get(key), str) and "/" in name:
-            return f"{prefix}{name}" + (f":{entry['subset']}" if entry.get("subset") else "")
+            return f"{HUBS[key]}{name}" + (f":{entry['subset']}" if entry.get("subset") else "")
     return None
 
 

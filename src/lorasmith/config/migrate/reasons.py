@@ -39,9 +39,17 @@ def unmatched(name: str, **values: object) -> str:
         "resume": _("lorasmith cannot continue a checkpoint of {program}; the training begins anew."),
         "roles": _("lorasmith knows these keys and roles under other names; see docs/formats.md and rename them."),
         "schedule": _("lorasmith has the schedules linear, cosine and constant; {used} is used."),
+        "schedule_length": _(
+            "there the learning rate falls over {length} steps after {warmup} of warmup; here over the whole training, "
+            "{steps} steps. Set training.max_steps, or training.min_learning_rate, so that it ends as you want."
+        ),
         "special_token": _("lorasmith takes it from the tokenizer; if it is another one there, change it there."),
         "template": _("lorasmith has no such chat template; save it as a file and give it with --template FILE.jinja."),
-        "tracker_project": _("the client of the service reads the project from the environment; set it there."),
+        "tracker_mode": _(
+            "nothing is sent then; to use it with lorasmith, set {variable} in the environment, and "
+            "training.report_to = [\"{tracker}\"]."
+        ),
+        "tracker_project": _("the client of the service reads this from the environment; set it there."),
         "trackers": _("lorasmith sends nothing to this service; it writes metrics.jsonl, and TensorBoard files."),
         "unquantized": _("lorasmith trains on the weights as they are, in model.dtype."),
         "warmup_constant": _("the schedule 'constant' of {program} has no warmup."),
@@ -79,6 +87,10 @@ def refusal(name: str, **values: object) -> str:
         "loss": _("{where}: lorasmith has only the cross-entropy loss. Remove this key."),
         "media": _("{where}: the dataset contains images, audio or video, and lorasmith trains on text. Leave it out."),
         "method": _("{where}: lorasmith trains LoRA adapters (and DoRA) only. Give a configuration of LoRA."),
+        "new_adapter": _(
+            "{where}: lorasmith does not train a second adapter on top of another (create_new_adapter). Merge this one "
+            "with lorasmith merge, name the merged model as the base model, and remove the key."
+        ),
         "no_data": _("{file}: does not name training data. Give the data files after --from FILE."),
         "no_model": _("{file}: does not name a base model. Give one with --model."),
         "optimizer": _(

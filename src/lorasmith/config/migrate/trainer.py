@@ -66,6 +66,9 @@ OPTIMIZERS = {
     "muon": "muon",
     "paged_lion_32bit": "lion",
 }
+DISABLED, OFFLINE = ("disabled",), ("dryrun", "local", "offline")  # modes of trackers
+CREDENTIALS = ("swanlab_api_key", "swanlab_token")
+TRACKER_OPTIONS = {"swanlab": ("swanlab_project", "swanlab_workspace", *CREDENTIALS)}
 NO_TRACKER = ("none", "None", "False")
 STEPS = 500  # between two evaluations, where no key says it
 LOW_BIT_ADAMW = (
@@ -107,12 +110,37 @@ def trackers(migration: Migration, names: Iterable[str], key: str, value: Any = 
         if name == "tensorboard":
             migration.put("training.tensorboard", True, key)
         elif name in TRACKERS:
-            known.append(name)
+            known += [name] if _is_sent(migration, name, key) else []
         elif name not in NO_TRACKER:
             migration.unmatch("trackers", key, name if value is None else value)
     if known:
         before = migration.value("training.report_to") or []
-        migration.put("training.report_to", [*before, *known], key)
+        migration.put("training.report_to", list(dict.fromkeys([*before, *known])), key)
+
+
+def tracker_mode(migration: Migration, name: str) -> str:
+    """How a service is used, such as offline, by its key or environment variable; "" if nothing says so."""
+    foreign, key = migration.foreign, f"{name}_mode"
+    if foreign.is_on(f"{name.upper()}_DISABLED"):
+        return DISABLED[0]
+    return str(foreign.values.get(key) or foreign.environment.get(key.upper(), ""))
+
+
+def _is_sent(migration: Migration, name: str, key: str) -> bool:
+    """Whether metrics shall be sent to a service that `key` names: not if it is switched off, or keeps them here."""
+    mode, mode_key = tracker_mode(migration, name), f"{name}_mode"
+    migration.take(mode_key)
+    if mode in DISABLED:
+        migration.ignore("inactive", [key, mode_key])
+        return False
+    for option in TRACKER_OPTIONS.get(name, ()):
+        if (value := migration.take(option)) is not None:
+            migration.unmatch("tracker_project", option, "..." if option in CREDENTIALS else value)
+    if mode in OFFLINE:
+        where = mode_key if mode_key in migration.foreign.values else mode_key.upper()
+        migration.unmatch("tracker_mode", where, mode, variable=f"{mode_key.upper()}={mode}", tracker=name)
+        return False
+    return True
 
 
 def optimizer(migration: Migration, key: str = "optim") -> None:

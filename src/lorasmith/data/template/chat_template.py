@@ -95,7 +95,10 @@ class JinjaTemplate:
         """What it does with generation prompts, reasoning and function calls."""
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
         found = find_behavior(self._text, special)
-        return replace(found, dropped="", header="") if self.as_in_version_2 else found
+        is_as_it_is = (
+            self.as_in_version_2 or HUMAN_ASSISTANT in self.text
+        )  # a model that was merged from such an adapter
+        return replace(found, dropped="", header="") if is_as_it_is else found
 
     def _text(self, messages: list[dict[str, Any]], prompt: bool, behavior: Behavior) -> str:
         return str(self._apply(messages, "", (), behavior, tokenize=False, add_generation_prompt=prompt))

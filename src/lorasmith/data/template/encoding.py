@@ -28,8 +28,9 @@ from lorasmith.data.template.examples import build_examples, missing_stop, plain
 from lorasmith.data.template.findings import lost
 from lorasmith.data.template.golden import PROBES, golden_conversations, verify_tokenizer
 from lorasmith.data.template.loss_mask import ExampleBuilder
-from lorasmith.data.template.special_tokens import MARK, as_text, marked, special_tokens, without_marks
+from lorasmith.data.template.special_tokens import as_text, marked, special_tokens, without_marks
 from lorasmith.data.template.split import split_ids
+from lorasmith.data.template.token_ids import token_ids, token_spans
 from lorasmith.data.template.turns import (
     Pattern,
     Turn,
@@ -335,22 +336,7 @@ class Template:
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens that the tokenizer would add."""
-        if not any(texts):
-            return [[] for _text in texts]
-        if any(MARK in text for text in texts):  # a special token that is ordinary text is cut in two
-            return [self._tokenize_pieces(text.split(MARK)) for text in texts]
-        found: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return found
-
-    def _tokenize_pieces(self, pieces: list[str]) -> list[int]:
-        """Token ids of a text that is cut; none of the pieces after the first gets a blank that begins a text."""
-        first, *rest = self.tokenize([pieces[0], *(f"\n{piece}" for piece in pieces[1:])])
-        line_break = self.tokenize(["\n"])[0] if rest else []
-        found = list(first)
-        for piece, ids in zip(pieces[1:], rest, strict=True):
-            goes_on = ids[: len(line_break)] == line_break
-            found += ids[len(line_break) :] if goes_on else self.tokenize([piece])[0]
-        return found
+        return token_ids(self.tokenizer, texts)
 
     @property
     def is_whole(self) -> bool:
@@ -360,7 +346,7 @@ class Template:
     def ids_of_turns(self, turns: Sequence[Turn]) -> list[tuple[list[int], list[int]]]:
         """The ids of each turn's prompt and answer."""
         if self.is_whole:
-            return split_ids(turns, self.tokenize)
+            return split_ids(turns, self.tokenize, lambda text: token_spans(self.tokenizer, text))
         ids = self.tokenize([text for turn in turns for text in (turn.prompt, turn.answer or "")])
         return list(zip(ids[::2], ids[1::2], strict=True))  # as in the tutorial
 
