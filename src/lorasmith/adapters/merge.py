@@ -167,7 +167,8 @@ def _probes(session: Session) -> list[list[int]]:
             text = " ".join(message.content for message in probe)
             ids = session.base.tokenizer(text, add_special_tokens=False)["input_ids"]
         found.append([i for i in ids if i < embedding_rows(session.base)][:limit])
-    return found
+    added = list(session.folders[session.names[0]].added_tokens.values())
+    return [*found, added[:limit]] if added else found
 
 
 def _save(plain: PreTrainedModel, session: Session, folder: Path) -> None:

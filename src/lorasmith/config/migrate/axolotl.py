@@ -218,11 +218,10 @@ def _tokens(migration: Migration) -> None:
     """Special tokens: padding needs none here, and end tokens follow from the template."""
     tokens = migration.take_part("special_tokens")
     migration.ignore("stop", ["special_tokens.pad_token", "eot_tokens"])
+    trainer.added_tokens(migration, "tokens", "special_tokens.additional_special_tokens")
     for name in tokens:
         if (value := migration.take(f"special_tokens.{name}")) is not None:
             migration.unmatch("special_token", f"special_tokens.{name}", value)
-    if (added := migration.take("tokens")) is not None:
-        migration.unmatch("added_tokens", "tokens", added)
 
 
 def _data(migration: Migration) -> None:

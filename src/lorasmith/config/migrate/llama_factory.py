@@ -186,6 +186,8 @@ def _template(migration: Migration, is_text: bool) -> None:
     """The chat template: the model's own instead of LLaMA-Factory's copy of it."""
     if (thinking := migration.take("enable_thinking")) is not None:
         migration.put("data.template_kwargs", {"enable_thinking": thinking}, "enable_thinking")
+    trainer.added_tokens(migration, "add_tokens", "add_special_tokens")
+    migration.ignore("default", ["resize_vocab"])
     name = migration.take("template")
     if is_text or name is None:
         migration.ignore("default", ["template"])

@@ -252,5 +252,4 @@ def _text(migration: Migration, is_text: bool) -> None:
         migration.unmatch("max_length", "max_length", _("not set"))
     if packing := migration.take("packing"):
         migration.unmatch("packing", "packing", packing)
-    if (tokens := migration.take("new_special_tokens")) is not None:
-        migration.unmatch("added_tokens", "new_special_tokens", tokens)
+    trainer.added_tokens(migration, "new_special_tokens")

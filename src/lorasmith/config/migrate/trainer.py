@@ -291,3 +291,16 @@ def start(migration: Migration, key: str) -> None:
         migration.put("training.start_from", names[0] if path is None else str(path), key)
     elif names:
         migration.refuse("adapter", key, names)
+
+
+def added_tokens(migration: Migration, *keys: str) -> None:
+    """Tokens that are added to the vocabulary. A file of them is named, not read."""
+    found: dict[str, str] = {}
+    for key in keys:
+        for token in words(migration.take(key, [])):
+            if token.endswith(".txt"):
+                migration.unmatch("added_tokens", key, token)
+            else:
+                found.setdefault(token, key)
+    if found:
+        migration.put("data.add_tokens", list(found), ", ".join(dict.fromkeys(found.values())))
