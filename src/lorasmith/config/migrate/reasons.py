@@ -10,15 +10,11 @@ def unmatched(name: str, **values: object) -> str:
     """Why a key is not taken over, and what to do instead."""
     texts = {
         "none": _("lorasmith has no such option."),
-<<<<<<< HEAD
-        "added_tokens": _("lorasmith does not add tokens to the vocabulary; write them as ordinary text."),
+        "added_tokens": _("lorasmith reads no file of tokens; give the tokens themselves with data.add_tokens."),
         "beside_all_linear": _(
             "all-linear is used, which has the linear layers without the output head; to adapt other modules too, list "
             "all of them in lora.target_modules."
         ),
-=======
-        "added_tokens": _("lorasmith reads no file of tokens; give the tokens themselves with data.add_tokens."),
->>>>>>> tokens
         "column": _("lorasmith does not read this column; if you need it, put its text into the others."),
         "data_part": _("lorasmith reads all rows of the training split; save the part that you want as a file."),
         "evaluation_files": _("lorasmith evaluates on one file; only the first one is taken over."),
