@@ -75,6 +75,41 @@ def test_a_run_that_started_from_an_adapter_resumes_bit_for_bit(first, tmp_path,
     )  # fmt: skip
 
 
+def retrain(run: Path) -> None:
+    trained(run, overwrite=True, max_steps=2, learning_rate=3e-3, **FIRST)
+
+
+@pytest.mark.parametrize("change", [shutil.rmtree, retrain])
+def test_with_a_checkpoint_the_adapter_it_started_from_is_not_needed(first, tmp_path, change):
+    start = tmp_path / "start"
+    shutil.copytree(first, start)
+    options = {"start_from": str(start), "max_steps": 4, "save_every": 1, "eval_every": 1}
+    trained(tmp_path / "whole", **options)
+    with pytest.raises(Crash):
+        trained(tmp_path / "run", crash_at(3), **options)
+    change(start)
+    train(output=tmp_path / "run", resume=True)
+    assert (metrics(tmp_path / "run"), adapter_bytes(tmp_path / "run")) == (
+        metrics(tmp_path / "whole"), adapter_bytes(tmp_path / "whole")
+    )  # fmt: skip
+    stored = [(tmp_path / name / "adapter" / "lorasmith.json").read_text("utf-8") for name in ("run", "whole")]
+    assert stored[0] == stored[1]
+
+
+def test_without_a_checkpoint_it_must_be_the_same(first, tmp_path):
+    start, run = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(first, start)
+    with pytest.raises(Crash):
+        trained(run, crash_at(2), start_from=str(start), save_every=0)
+    retrain(start)
+    with pytest.raises(RunError) as caught:
+        train(output=run, resume=True)
+    assert str(caught.value) == (
+        f"{run}: the adapter that this run starts from has changed since ({start}). Restore it, or start again with "
+        "--overwrite."
+    )
+
+
 def test_the_base_model_is_that_of_the_adapter(first, tmp_path):
     files, watch = rows_file(tmp_path / "rows.jsonl"), Watch()
     train(files, start_from=str(first), output=tmp_path / "run", report=watch, max_steps=1, held_out=0)

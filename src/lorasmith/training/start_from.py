@@ -55,6 +55,17 @@ def read_start(config: Config) -> AdapterFolder | None:
     return start
 
 
+def start_notes(start: AdapterFolder | None, saved: Path | None) -> dict[str, Any]:
+    """What the adapter folder records of the adapter `start`; that of the checkpoint `saved` if a run is resumed.
+
+    Raises AdapterError if the checkpoint is broken.
+    """
+    if start is not None:
+        return {"start_from": {"folder": str(start.path.absolute()), "sha256": start.hash}}
+    notes = AdapterFolder.read_header(saved).notes if saved is not None else {}
+    return {key: notes[key] for key in ("start_from",) if key in notes}
+
+
 def continued(config: Config, start: AdapterFolder, report: Report) -> Config:
     """`config` with the base model and the LoRA options of the adapter `start`.
 
