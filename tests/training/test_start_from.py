@@ -200,6 +200,38 @@ def test_the_chat_template_in_its_folder_must_be_the_one_used_here(tmp_path):
     trained(tmp_path / "other", template=f"{tmp_path / 'theirs'}/chat_template.jinja", **start)
 
 
+@pytest.mark.parametrize("files", ["all", "config"])
+def test_a_chat_template_in_the_tokenizers_configuration_has_to_be_saved_first(tmp_path, files):
+    theirs = tmp_path / "theirs"
+    foreign(theirs, "llama", added=())
+    (theirs / "chat_template.jinja").unlink()
+    if files == "config":
+        for file in theirs.glob("tokenizer*"):
+            file.unlink()
+        (theirs / "tokenizer_config.json").write_text(json.dumps({"chat_template": SHOUTED}))
+    else:
+        path = theirs / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": SHOUTED}))
+    with pytest.raises(ConfigError) as caught:
+        trained(tmp_path / "run", start_from=str(theirs), max_steps=1)
+    path = theirs / "chat_template.jinja"
+    assert str(caught.value) == (
+        f"data.template: {theirs} was trained by another tool with the chat template in its tokenizer_config.json, "
+        f"which is not the one used here. Save that template as {path}, and continue with --template {path}"
+    )
+    path.write_text(SHOUTED)
+    trained(tmp_path / "run", start_from=str(theirs), max_steps=1, template=str(path))
+
+
+def test_a_folder_with_a_tokenizer_but_no_template_leads_to_the_models_own(tmp_path):
+    theirs = tmp_path / "theirs"
+    foreign(theirs, "llama", added=())
+    (theirs / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match=r"with the model's own chat template, .* --template model$"):
+        trained(tmp_path / "run", start_from=str(theirs), max_steps=1, template="alpaca")
+    trained(tmp_path / "run", start_from=str(theirs), max_steps=1, template="model")
+
+
 def test_an_adapter_with_added_tokens_is_not_continued(tmp_path):
     foreign(tmp_path, "llama", modules_to_save=["embed_tokens", "lm_head"])
     with pytest.raises(AdapterError, match="was trained with tokens that were added to the tokenizer of"):

@@ -149,14 +149,37 @@ def _check_foreign(start: AdapterFolder, base: Base, template: Template, report:
             )
         )
     elif theirs.text != template.text:
-        raise ConfigError(
+        raise _other_template(start, base, theirs.text)
+
+
+def _other_template(start: AdapterFolder, base: Base, text: str) -> ConfigError:
+    """The error for an adapter of another tool with a chat template, `text`, that is not the one used here."""
+    path = start.path / CHAT_TEMPLATE
+    if text == base.tokenizer.chat_template:
+        return ConfigError(
+            _(
+                "data.template: {folder} was trained by another tool with the model's own chat template, which is not "
+                "the one used here. Continue with the same one: --template model",
+                folder=start.path,
+            )
+        )
+    if path.is_file():
+        return ConfigError(
             _(
                 "data.template: {folder} was trained by another tool with the chat template in its folder, which is "
                 "not the one used here. Continue with the same one: --template {path}",
                 folder=start.path,
-                path=start.path / CHAT_TEMPLATE,
+                path=path,
             )
         )
+    return ConfigError(
+        _(
+            "data.template: {folder} was trained by another tool with the chat template in its tokenizer_config.json, "
+            "which is not the one used here. Save that template as {path}, and continue with --template {path}",
+            folder=start.path,
+            path=path,
+        )
+    )
 
 
 def _flat(template: dict[str, Any]) -> dict[str, Any]:
