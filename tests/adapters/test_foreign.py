@@ -139,6 +139,30 @@ def test_the_chat_template_in_the_folder_is_used_and_said(files: str, family: st
     )
 
 
+def test_a_chat_template_in_another_encoding_is_said(tmp_path: Path) -> None:
+    foreign(tmp_path, "llama", added=())
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    path = tmp_path / "chat_template.jinja"
+    path.write_bytes("é {{ messages }}".encode("latin-1"))
+    with pytest.raises(AdapterError) as caught:
+        opened(tmp_path, "llama")
+    assert str(caught.value) == f"{path}: invalid UTF-8 at byte 0; save the file as UTF-8"
+
+
+@pytest.mark.parametrize("value", [{"embed_tokens": 5}, ["a"], 7, "7", [True], {"embed_tokens": [-1]}])
+def test_indices_that_are_no_lists_of_tokens_are_said(value: Any, tmp_path: Path) -> None:
+    foreign(tmp_path, "llama", added=(), trainable_token_indices=[7, 9])
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trainable_token_indices": value}))
+    with pytest.raises(AdapterError) as caught:
+        opened(tmp_path, "llama")
+    assert str(caught.value) == (
+        f"{path}: trainable_token_indices must be a list of token ids, or such a list for each module, but is "
+        f"{json.dumps(value)}."
+    )
+
+
 def test_its_end_of_a_reply_counts_too(tmp_path: Path) -> None:
     foreign(tmp_path, "llama", added=())
     tokenizer = tokenizer_with("llama")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lorasmith.config.files import read_object
+from lorasmith.config.files import read_object, read_text
 from lorasmith.config.lora import LoraConfig
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError
@@ -75,7 +75,7 @@ def _tokenizer(folder: Path, base: Base) -> PreTrainedTokenizerBase:
 def _chat_template(folder: Path) -> str | None:
     """The chat template in an adapter folder that has no whole tokenizer."""
     if (folder / CHAT_TEMPLATE).is_file():
-        return (folder / CHAT_TEMPLATE).read_text("utf-8-sig")
+        return read_text(folder / CHAT_TEMPLATE, AdapterError)
     if (folder / TOKENIZER_CONFIG).is_file():
         found = read_object(folder / TOKENIZER_CONFIG, AdapterError).get("chat_template")
         return found if isinstance(found, str) else None
@@ -154,7 +154,7 @@ def _indices(path: str, raw: Mapping[str, Any]) -> list[int]:
     given = raw.get("trainable_token_indices") or []
     if isinstance(given, dict):
         given = next((ids for name, ids in given.items() if ends_with(path, name)), next(iter(given.values()), []))
-    return [int(i) for i in given]
+    return list(given)
 
 
 def _rows_as_modules(
