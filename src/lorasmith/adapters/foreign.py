@@ -110,6 +110,20 @@ def with_added_tokens(
     return _rows_as_modules(base, ends, raw, config, tensors)
 
 
+def ends_without_rows(base: Base, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The paths of the embedding and the head of which an adapter has no rows; tied ones share theirs.
+
+    If the adapter adds tokens, `with_added_tokens` gives these the mean of the other rows; call this before it.
+    """
+    ends = {path: base.model.get_submodule(path).weight for path in _ends(base)}
+    given = [
+        weight
+        for path, weight in ends.items()
+        if _saved(path, tensors) is not None or f"{PEFT_PREFIX}{path}{ROWS}" in tensors
+    ]
+    return [path for path, weight in ends.items() if not any(weight is one for one in given)]
+
+
 def _ends(base: Base) -> list[str]:
     """The paths of the input embedding and the output head."""
     ends = [base.model.get_input_embeddings(), base.model.get_output_embeddings()]
