@@ -48,7 +48,14 @@ def opened(folder: Path, family: str, watch: Watch | None = None) -> Session:
 @pytest.mark.parametrize("case", list(CASES))
 def test_an_adapter_with_added_tokens_gives_pefts_logits(case: str, family: str, tmp_path: Path) -> None:
     theirs = foreign(tmp_path / "theirs", family, **CASES[case])
-    session = opened(tmp_path / "theirs", family)
+    watch = Watch()
+    session = opened(tmp_path / "theirs", family, watch)
+    said = [text for text in watch.warned if "adds tokens" in text]
+    invented = (
+        f"{tmp_path / 'theirs'}: the adapter adds tokens (2), but does not contain their rows of lm_head. The mean of "
+        "the other rows is used there, which may differ from the training."
+    )
+    assert said == ([invented] if (case, family) == ("low rank", "llama") else [])
     wanted = logits_of(theirs, IDS)
     assert embedding_rows(session.base) == wanted.shape[-1] >= ROWS + 2
     assert distance(logits_of(session.base, IDS), wanted) < LIMIT
@@ -136,6 +143,30 @@ def test_the_chat_template_in_the_folder_is_used_and_said(files: str, family: st
     assert (
         f"{tmp_path}: the adapter was made by another tool; the tokenizer and chat template in its folder are used."
         in watch.said
+    )
+
+
+def test_a_chat_template_in_another_encoding_is_said(tmp_path: Path) -> None:
+    foreign(tmp_path, "llama", added=())
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    path = tmp_path / "chat_template.jinja"
+    path.write_bytes("é {{ messages }}".encode("latin-1"))
+    with pytest.raises(AdapterError) as caught:
+        opened(tmp_path, "llama")
+    assert str(caught.value) == f"{path}: invalid UTF-8 at byte 0; save the file as UTF-8"
+
+
+@pytest.mark.parametrize("value", [{"embed_tokens": 5}, ["a"], 7, "7", [True], {"embed_tokens": [-1]}])
+def test_indices_that_are_no_lists_of_tokens_are_said(value: Any, tmp_path: Path) -> None:
+    foreign(tmp_path, "llama", added=(), trainable_token_indices=[7, 9])
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trainable_token_indices": value}))
+    with pytest.raises(AdapterError) as caught:
+        opened(tmp_path, "llama")
+    assert str(caught.value) == (
+        f"{path}: trainable_token_indices must be a list of token ids, or such a list for each module, but is "
+        f"{json.dumps(value)}."
     )
 
 

@@ -225,7 +225,8 @@ def test_a_tracker_is_a_known_one():
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "option"), [("adafactor", "beta1"), ("adafactor", "beta2"), ("adafactor", "eps"), ("lion", "eps")]
+    ("optimizer", "option"),
+    [(name, option) for name in ("adafactor", "muon") for option in ("beta1", "beta2", "eps")] + [("lion", "eps")],
 )
 def test_an_option_that_the_optimizer_does_not_have_is_refused(optimizer, option):
     with pytest.raises(ConfigError) as caught:

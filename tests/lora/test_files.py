@@ -187,6 +187,8 @@ def test_an_adapter_of_tensors_is_refused_by_their_names(folder: Path) -> None:
     configure(folder, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
     (problem,) = problems(folder)
     assert "target_parameters adapts mlp.experts.gate_up_proj, mlp.experts.down_proj, which are not linear" in problem
+    configure(folder, target_parameters=3)
+    assert "target_parameters adapts 3, which" in problems(folder)[0]
     configure(folder, target_parameters=[])
     assert AdapterFolder.read(folder).config.r == 4
 

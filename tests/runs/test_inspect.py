@@ -129,7 +129,7 @@ def test_an_adapter_that_cannot_be_loaded_here_is_shown(run):
     assert inspect_folder(run)["r"] == 8
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '{"version": 2}', '{"version": true}', "\xff"])
+@pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '{"version": 3}', '{"version": true}', "\xff"])
 def test_a_malformed_lorasmith_json(run, text):
     path = run / "adapter" / "lorasmith.json"
     path.write_bytes(text.encode("latin-1"))

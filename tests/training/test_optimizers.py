@@ -27,7 +27,7 @@ def tensors(seed: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
 
 
 def options(name: str) -> TrainingConfig:
-    betas = {} if name == "adafactor" else {"beta2": OPTIONS["beta2"]}
+    betas = {} if name in ("adafactor", "muon") else {"beta2": OPTIONS["beta2"]}
     return TrainingConfig(optimizer=name, **{k: v for k, v in OPTIONS.items() if k != "beta2"} | betas)
 
 
@@ -73,7 +73,7 @@ def theirs(name: str) -> list[nn.Parameter]:
         ],
         "muon": lambda: [
             torch.optim.Muon(values[:2], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(values[2:], **adamw),
+            torch.optim.AdamW(values[2:], **adamw | {"betas": (0.9, 0.999)}),
         ],
     }[name]()
     for k in range(1, STEPS + 1):

@@ -75,6 +75,41 @@ def test_a_run_that_started_from_an_adapter_resumes_bit_for_bit(first, tmp_path,
     )  # fmt: skip
 
 
+def retrain(run: Path) -> None:
+    trained(run, overwrite=True, max_steps=2, learning_rate=3e-3, **FIRST)
+
+
+@pytest.mark.parametrize("change", [shutil.rmtree, retrain])
+def test_with_a_checkpoint_the_adapter_it_started_from_is_not_needed(first, tmp_path, change):
+    start = tmp_path / "start"
+    shutil.copytree(first, start)
+    options = {"start_from": str(start), "max_steps": 4, "save_every": 1, "eval_every": 1}
+    trained(tmp_path / "whole", **options)
+    with pytest.raises(Crash):
+        trained(tmp_path / "run", crash_at(3), **options)
+    change(start)
+    train(output=tmp_path / "run", resume=True)
+    assert (metrics(tmp_path / "run"), adapter_bytes(tmp_path / "run")) == (
+        metrics(tmp_path / "whole"), adapter_bytes(tmp_path / "whole")
+    )  # fmt: skip
+    stored = [(tmp_path / name / "adapter" / "lorasmith.json").read_text("utf-8") for name in ("run", "whole")]
+    assert stored[0] == stored[1]
+
+
+def test_without_a_checkpoint_it_must_be_the_same(first, tmp_path):
+    start, run = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(first, start)
+    with pytest.raises(Crash):
+        trained(run, crash_at(2), start_from=str(start), save_every=0)
+    retrain(start)
+    with pytest.raises(RunError) as caught:
+        train(output=run, resume=True)
+    assert str(caught.value) == (
+        f"{run}: the adapter that this run starts from has changed since ({start}). Restore it, or start again with "
+        "--overwrite."
+    )
+
+
 def test_the_base_model_is_that_of_the_adapter(first, tmp_path):
     files, watch = rows_file(tmp_path / "rows.jsonl"), Watch()
     train(files, start_from=str(first), output=tmp_path / "run", report=watch, max_steps=1, held_out=0)
@@ -163,6 +198,38 @@ def test_the_chat_template_in_its_folder_must_be_the_one_used_here(tmp_path):
         f"is not the one used here. Continue with the same one: --template {tmp_path / 'theirs'}/chat_template.jinja"
     )
     trained(tmp_path / "other", template=f"{tmp_path / 'theirs'}/chat_template.jinja", **start)
+
+
+@pytest.mark.parametrize("files", ["all", "config"])
+def test_a_chat_template_in_the_tokenizers_configuration_has_to_be_saved_first(tmp_path, files):
+    theirs = tmp_path / "theirs"
+    foreign(theirs, "llama", added=())
+    (theirs / "chat_template.jinja").unlink()
+    if files == "config":
+        for file in theirs.glob("tokenizer*"):
+            file.unlink()
+        (theirs / "tokenizer_config.json").write_text(json.dumps({"chat_template": SHOUTED}))
+    else:
+        path = theirs / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": SHOUTED}))
+    with pytest.raises(ConfigError) as caught:
+        trained(tmp_path / "run", start_from=str(theirs), max_steps=1)
+    path = theirs / "chat_template.jinja"
+    assert str(caught.value) == (
+        f"data.template: {theirs} was trained by another tool with the chat template in its tokenizer_config.json, "
+        f"which is not the one used here. Save that template as {path}, and continue with --template {path}"
+    )
+    path.write_text(SHOUTED)
+    trained(tmp_path / "run", start_from=str(theirs), max_steps=1, template=str(path))
+
+
+def test_a_folder_with_a_tokenizer_but_no_template_leads_to_the_models_own(tmp_path):
+    theirs = tmp_path / "theirs"
+    foreign(theirs, "llama", added=())
+    (theirs / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match=r"with the model's own chat template, .* --template model$"):
+        trained(tmp_path / "run", start_from=str(theirs), max_steps=1, template="alpaca")
+    trained(tmp_path / "run", start_from=str(theirs), max_steps=1, template="model")
 
 
 def test_an_adapter_with_added_tokens_is_not_continued(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lorasmith.config.files import read_object
+from lorasmith.config.files import read_object, read_text
 from lorasmith.config.lora import LoraConfig
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError
@@ -73,7 +73,7 @@ def _tokenizer(folder: Path, base: Base) -> PreTrainedTokenizerBase:
 def _chat_template(folder: Path) -> str | None:
     """The chat template in an adapter folder that has no whole tokenizer."""
     if (folder / CHAT_TEMPLATE).is_file():
-        return (folder / CHAT_TEMPLATE).read_text("utf-8-sig")
+        return read_text(folder / CHAT_TEMPLATE, AdapterError)
     if (folder / TOKENIZER_CONFIG).is_file():
         found = read_object(folder / TOKENIZER_CONFIG, AdapterError).get("chat_template")
         return found if isinstance(found, str) else None
@@ -123,6 +123,20 @@ def trained_tokens(base: Base, raw: Mapping[str, Any], tensors: Mapping[str, Ten
     return {path: _indices(path, raw) for path in paths if f"{PEFT_PREFIX}{path}.{ROWS}" in tensors}
 
 
+def ends_without_rows(base: Base, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The paths of the embedding and the head of which an adapter has no rows; tied ones share theirs.
+
+    If the adapter adds tokens, `with_added_tokens` gives these the mean of the other rows; call this before it.
+    """
+    ends = {path: base.model.get_submodule(path).weight for path in paths_of_ends(base.model)}
+    given = [
+        weight
+        for path, weight in ends.items()
+        if _saved(path, tensors) is not None or f"{PEFT_PREFIX}{path}.{ROWS}" in tensors
+    ]
+    return [path for path, weight in ends.items() if not any(weight is one for one in given)]
+
+
 def _rows_of(
     base: Base, ends: list[str], raw: Mapping[str, Any], config: LoraConfig, tensors: Mapping[str, Tensor]
 ) -> int:
@@ -161,7 +175,7 @@ def _indices(path: str, raw: Mapping[str, Any]) -> list[int]:
     given = raw.get("trainable_token_indices") or []
     if isinstance(given, dict):
         given = next((ids for name, ids in given.items() if ends_with(path, name)), next(iter(given.values()), []))
-    return [int(i) for i in given]
+    return list(given)
 
 
 def _refuse_rows(weight: Tensor, ids: list[int], rows: Tensor, key: str) -> None:

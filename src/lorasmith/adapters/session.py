@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.adapters.folder import AdapterFolder, find_adapter
+from lorasmith.adapters.foreign import ends_without_rows
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.values import check
@@ -14,9 +15,10 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine, replies
 from lorasmith.engine.request import Request
 from lorasmith.errors import AdapterError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.loading.load import load_base
 from lorasmith.model.base import Base
+from lorasmith.model.vocabulary import embedding_rows
 from lorasmith.report import Report
 from lorasmith.system.device import choose_device, choose_dtype
 
@@ -80,7 +82,18 @@ def open_adapters(
     templates = {}
     for name, folder in folders.items():
         templates[name] = folder.template(base)
+        rows, lacking = embedding_rows(base), ends_without_rows(base, folder.tensors)
         folder.load_into(base, name)
+        if lacking and embedding_rows(base) > rows:
+            report.warn(
+                _(
+                    "{folder}: the adapter adds tokens ({count}), but does not contain their rows of {names}. The mean "
+                    "of the other rows is used there, which may differ from the training.",
+                    folder=folder.path,
+                    count=embedding_rows(base) - rows,
+                    names=listed(lacking),
+                )
+            )
         if folder.metadata is None:
             tell_template(folder, templates[name].tokenizer is not base.tokenizer, report)
     template = next(iter(templates.values()))

@@ -110,16 +110,21 @@ def read_objects(path: Path, error: type[LorasmithError]) -> list[dict[str, Any]
     return found
 
 
+def read_text(path: Path, error: type[LorasmithError]) -> str:
+    """The text of a file in UTF-8. Raises `error` if it cannot be read."""
+    try:
+        return path.read_text("utf-8").removeprefix(BOM)
+    except OSError as failure:
+        raise error(_("{path}: cannot be read: {why}", path=path, why=foreign(failure.strerror))) from None
+    except UnicodeDecodeError as failure:
+        raise error(
+            _("{path}: invalid UTF-8 at byte {at}; save the file as UTF-8", path=path, at=failure.start)
+        ) from None
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The values of a TOML file. Raises ConfigError with the file, line and column."""
-    try:
-        text = path.read_text("utf-8").removeprefix(BOM)
-    except OSError as error:
-        raise ConfigError(_("{path}: cannot be read: {why}", path=path, why=foreign(error.strerror))) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            _("{path}: invalid UTF-8 at byte {at}; save the file as UTF-8", path=path, at=error.start)
-        ) from None
+    text = read_text(path, ConfigError)
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

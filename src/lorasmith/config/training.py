@@ -11,7 +11,9 @@ MAX_STEPS = 999_999  # the name of a checkpoint has six digits
 MAX_EXAMPLES, MAX_TOKENS = 1_000_000, 10_000_000
 MAX_NUMBER = 1e30  # AdamW computes with these in float32
 TRACKERS = ("tensorboard", "wandb", "swanlab", "mlflow", "trackio")
-UNUSED_BY = {"adafactor": ("beta1", "beta2", "eps"), "lion": ("eps",)}  # options that an optimizer does not have
+# Options that an optimizer does not have. With Muon, the AdamW of the few parameters that are no matrices has the
+# default ones.
+UNUSED_BY = {"adafactor": ("beta1", "beta2", "eps"), "lion": ("eps",), "muon": ("beta1", "beta2", "eps")}
 Every = Annotated[int, Field(ge=0, le=MAX_STEPS)] | Literal["epoch"]  # 0: never; 'epoch': once per epoch
 
 

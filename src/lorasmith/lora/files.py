@@ -159,7 +159,7 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
                 "all experts together. lorasmith cannot load such an adapter: merge it into its base model with PEFT "
                 "(merge_and_unload), and use the result with --model.",
                 path=path,
-                names=listed(map(str, raw["target_parameters"])),
+                names=listed(map(str, _list(raw["target_parameters"]))),
             )
         )
     if refused:
@@ -170,6 +170,7 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
                 keys=", ".join(refused),
             )
         )
+    _refuse_odd_indices(raw.get("trainable_token_indices"), path)
     known = {key: raw.get(key, default) for key, default in PEFT_DEFAULTS.items()}
     known |= {key: raw[key] for key in flags if raw.get(key) is not None}
     targets, layers = raw.get("target_modules") or (), raw.get("layers_to_transform")
@@ -189,6 +190,25 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
         )
     except ConfigError as error:
         raise AdapterError(*(f"{path}: {text}" for text in error.problems)) from None
+
+
+def _refuse_odd_indices(value: Any, path: Path) -> None:
+    """Raise AdapterError unless `value` can be PEFT's trainable_token_indices: token ids, or these by module."""
+    parts = list(value.values()) if isinstance(value, dict) else [value or []]
+    if all(isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids) for ids in parts):
+        return
+    raise AdapterError(
+        _(
+            "{path}: trainable_token_indices must be a list of token ids, or such a list for each module, but is "
+            "{found}.",
+            path=path,
+            found=json.dumps(value),
+        )
+    )
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ from lorasmith.training.checkpoint import State
 from lorasmith.training.distributed import World, join, leave
 from lorasmith.training.resume import restored_state
 from lorasmith.training.run_files import ADAPTER as ADAPTER_FOLDER
-from lorasmith.training.run_files import LOSS_PLOT, SUMMARY, Summary, read_summary, recover_run
+from lorasmith.training.run_files import CHECKPOINTS, LOSS_PLOT, SUMMARY, Summary, read_summary, recover_run
 from lorasmith.training.run_folder import (
     check_folder,
     check_space,
@@ -107,11 +107,12 @@ class _Training:
         """Load, prepare, train, evaluate, write. `started` is the perf_counter() at which the run began."""
         config, report = self.config, self.report
         files = read_files(config.data, report)  # first, to report invalid rows before a base model is loaded
-        assembled = assemble(config, self.folder, report, self.world, files)
+        saved = self._last_checkpoint() if resume else None
+        assembled = assemble(config, self.folder, report, self.world, files, saved)
         job, config, template, data = assembled.job, assembled.config, assembled.template, assembled.data
         measurements = measurement_path(job, config)
         self._describe(job, load_measurement(measurements))
-        state = self._restore(job) if resume else self._start(job, config, template, data)
+        state = self._restore(job, saved) if resume else self._start(job, config, template, data)
         is_representative = state.step == 0 and self.recompute == config.training.gradient_checkpointing
         with _resumable(self.folder), job.history:
             self._track(job, config)
@@ -158,12 +159,15 @@ class _Training:
             run = TrackedRun(self.folder.absolute().name, run_id(self.folder), public_options(config))
             job.history.trackers.open(run)
 
-    def _restore(self, job: loop.Job) -> State:
-        """Restore the last checkpoint."""
+    def _last_checkpoint(self) -> Path | None:
+        """The checkpoint to resume from, after cleaning up what a kill left; None if there is none yet."""
         if self.world.is_first:
             recover_run(self.folder)
         self.world.barrier()
-        saved = checkpoint.latest(job.checkpoints)
+        return checkpoint.latest(self.folder / CHECKPOINTS)
+
+    def _restore(self, job: loop.Job, saved: Path | None) -> State:
+        """Restore the checkpoint `saved`, if there is one."""
         state = restored_state(job, saved, self.folder, self.report)
         if self.world.is_first:
             job.history.rewind(state.step)

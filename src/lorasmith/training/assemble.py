@@ -41,7 +41,7 @@ from lorasmith.training.memory import affordable_tokens
 from lorasmith.training.optim import FlatParameters
 from lorasmith.training.optimizers import make_optimizer, require_optimizer
 from lorasmith.training.run_folder import with_absolute_paths
-from lorasmith.training.start_from import check_encoding, continued, load_start, read_start
+from lorasmith.training.start_from import check_encoding, continued, load_start, read_start, start_notes
 from lorasmith.training.trackers import require_trackers
 
 ADAPTER = "default"
@@ -63,11 +63,13 @@ class Assembled:
 
 
 def assemble(
-    config: Config, folder: Path, report: Report, world: World, files: Sequence[DataFile] | None = None
-) -> Assembled:
+    config: Config, folder: Path, report: Report, world: World,
+    files: Sequence[DataFile] | None = None, saved: Path | None = None,
+) -> Assembled:  # fmt: skip
     """Load the base model, encode the examples and add the adapter. Writes nothing into the run's `folder`.
 
-    files: the data files, if they have already been read.
+    files: the data files, if they have already been read. saved: the checkpoint from which the run is resumed. It has
+    everything of the adapter that training.start_from names, which may have been removed since.
 
     Raises LorasmithError, which reports problems of the data and of the adapter's target patterns together.
     """
@@ -76,7 +78,8 @@ def assemble(
     require_optimizer(config.training.optimizer)
     if config.training.generate:
         require_eval_extra()
-    start, given = read_start(config), config.lora
+    continues, given = config.training.start_from is not None, config.lora
+    start = read_start(config) if saved is None else None
     if start is not None:
         config = continued(config, start, report)
     elif "model" not in config.model.model_fields_set:
@@ -104,8 +107,8 @@ def assemble(
     def adapter() -> Adapter:
         if start is not None:
             return load_start(base, start, given, ADAPTER)
-        return inject(base.model, config.lora, base.router, ADAPTER, config.training.seed,
-                      tokens=tuple(base.added_tokens.values()))  # fmt: skip
+        tokens, strict = tuple(base.added_tokens.values()), not continues
+        return inject(base.model, config.lora, base.router, ADAPTER, config.training.seed, tokens=tokens, strict=strict)
 
     (template, data), base.adapters[ADAPTER] = together(rows, adapter)
     refuse_surplus_examples(base, [*data.train, *data.held_out])
@@ -114,7 +117,7 @@ def assemble(
     first = [token for example in data.train[:16] for token in example.ids]
     check_targets(base, ADAPTER, first, report)
     enable_fast_parts(base, ADAPTER, first)
-    notes = {} if start is None else {"start_from": {"folder": str(start.path.absolute()), "sha256": start.hash}}
+    notes = start_notes(start, saved) if continues else {}
     job = _job(config, base, template, data, custom, folder, report, world, notes)
     return Assembled(job, config, template, data)
 
@@ -190,7 +193,7 @@ def _job(
             world=world,
             report=report,
         ),
-        origin=Origin(_settings(base, template, data, world), _options(config)),
+        origin=Origin(_settings(base, template, data, world, notes), _options(config)),
         write_adapter=write,
         report=report,
     )
@@ -223,8 +226,9 @@ def _plan(config: Config, base: Base, data: Prepared) -> Plan:
     return made
 
 
-def _settings(base: Base, template: Template, data: Prepared, world: World) -> dict[str, str]:
+def _settings(base: Base, template: Template, data: Prepared, world: World, notes: dict[str, Any]) -> dict[str, str]:
     """Everything besides options that must not change for a resumed run to be bit for bit the same."""
+    started = {"start_sha256": notes["start_from"]["sha256"]} if "start_from" in notes else {}
     texts = json.dumps([template.text, template.tool_text, template.stop_ids])
     return {f"base_{part}": value for part, value in base.identity.items()} | {
         "dtype": dtype_name(base.dtype),
@@ -238,6 +242,7 @@ def _settings(base: Base, template: Template, data: Prepared, world: World) -> d
         "train_sha256": data.train_sha256,
         "held_out_sha256": data.held_out_sha256,
         "template_sha256": sha256(texts.encode()).hexdigest(),
+        **started,
     }
 
 

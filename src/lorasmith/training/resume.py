@@ -39,6 +39,16 @@ def restored_state(job: Job, saved: Path | None, folder: Path, report: Report) -
                 )
             )
             break
+    start = job.origin.settings.get("start_sha256")
+    if then.settings.get("start_sha256", start) != start:
+        problems.append(
+            _(
+                "{folder}: the adapter that this run starts from has changed since ({start}). Restore it, or start "
+                "again with --overwrite.",
+                folder=folder,
+                start=job.config.start_from,
+            )
+        )
     template = job.origin.settings["template_sha256"]
     if then.settings.get("template_sha256", template) != template:
         problems.append(

@@ -41,6 +41,17 @@ def read_start(config: Config) -> AdapterFolder | None:
         raise AdapterError(*(f"training.start_from: {problem}" for problem in error.problems)) from None
 
 
+def start_notes(start: AdapterFolder | None, saved: Path | None) -> dict[str, Any]:
+    """What the adapter folder records of the adapter `start`; that of the checkpoint `saved` if a run is resumed.
+
+    Raises AdapterError if the checkpoint is broken.
+    """
+    if start is not None:
+        return {"start_from": {"folder": str(start.path.absolute()), "sha256": start.hash}}
+    notes = AdapterFolder.read_header(saved).notes if saved is not None else {}
+    return {key: notes[key] for key in ("start_from",) if key in notes}
+
+
 def continued(config: Config, start: AdapterFolder, report: Report) -> Config:
     """`config` with the base model, the added tokens and the LoRA options of the adapter `start`.
 
@@ -128,14 +139,37 @@ def _check_foreign(start: AdapterFolder, base: Base, template: Template, report:
             )
         )
     elif theirs.text != template.text:
-        raise ConfigError(
+        raise _other_template(start, base, theirs.text)
+
+
+def _other_template(start: AdapterFolder, base: Base, text: str) -> ConfigError:
+    """The error for an adapter of another tool with a chat template, `text`, that is not the one used here."""
+    path = start.path / CHAT_TEMPLATE
+    if text == base.tokenizer.chat_template:
+        return ConfigError(
+            _(
+                "data.template: {folder} was trained by another tool with the model's own chat template, which is not "
+                "the one used here. Continue with the same one: --template model",
+                folder=start.path,
+            )
+        )
+    if path.is_file():
+        return ConfigError(
             _(
                 "data.template: {folder} was trained by another tool with the chat template in its folder, which is "
                 "not the one used here. Continue with the same one: --template {path}",
                 folder=start.path,
-                path=start.path / CHAT_TEMPLATE,
+                path=path,
             )
         )
+    return ConfigError(
+        _(
+            "data.template: {folder} was trained by another tool with the chat template in its tokenizer_config.json, "
+            "which is not the one used here. Save that template as {path}, and continue with --template {path}",
+            folder=start.path,
+            path=path,
+        )
+    )
 
 
 def _flat(template: dict[str, Any]) -> dict[str, Any]:
