@@ -37,7 +37,7 @@ def test_every_flag_reaches_its_field(tmp_path):
             "data": ("a", "b"), "max_samples": 5, "map": {"instruction": "question"}, "held_out": 0.5,
             "template": "model", "template_kwargs": {"effort": "high"}, "system": "s", "learn": "all",
             "max_length": 9, "too_long": "drop", "fill": {"name": "Ada"}, "skip_bad_rows": 0.1, "system_as": "user",
-            "special_tokens": "tokens", "leading_answer": "drop",
+            "special_tokens": "tokens", "leading_answer": "drop", "add_tokens": ("<a>", "</a>"),
         },
         "lora": {
             "r": 3, "lora_alpha": 4.0, "lora_dropout": 0.5, "target_modules": ("x", "y"), "exclude_modules": "z",

@@ -70,3 +70,14 @@ def test_bad_rows_are_a_number_or_a_fraction(number):
 def test_another_value_is_refused_by_name(option, value):
     with pytest.raises(ConfigError, match=rf"^data\.{option}: invalid value "):
         check(DataConfig, {option: value}, "data")
+
+
+def test_tokens_to_add_are_words_that_are_given_once():
+    assert DataConfig(add_tokens=("<call>", "</call>", "a b")).add_tokens == ("<call>", "</call>", "a b")
+    for tokens, text in (
+        (["<a>", "<a>"], "'<a>' is given twice; give it once"),
+        ([" <a>"], "' <a>' is empty, or begins or ends with white space"),
+        ([""], "'' is empty, or begins"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^data\.add_tokens: {text}"):
+            check(DataConfig, {"add_tokens": tokens}, "data")

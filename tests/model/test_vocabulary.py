@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from lorasmith.adapters.merge import merge_run
@@ -13,11 +14,18 @@ from lorasmith.config.sampling import SamplingConfig
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Request
 from lorasmith.engine.scoring import prompt_logprobs
-from lorasmith.errors import DataError
+from lorasmith.errors import ConfigError, DataError
 from lorasmith.loading.load import load_base
 from lorasmith.model.base import Base
 from lorasmith.model.row import Example
-from lorasmith.model.vocabulary import embedding_rows, refuse_surplus_examples, surplus_tokens
+from lorasmith.model.vocabulary import (
+    add_tokens,
+    embedding_rows,
+    refuse_surplus_examples,
+    surplus_tokens,
+    unused_tokens,
+    with_tokens,
+)
 from lorasmith.preflight.check import check
 from tests.support.checks import config
 from tests.support.commands import refused
@@ -127,3 +135,74 @@ def test_evaluation_refuses_such_rows(folder: Path, tmp_path: Path, capsys: pyte
     file.write_text(json.dumps({"instruction": "Why?", "output": "It is <|extra|>"}) + "\n")
     assert refused(capsys, "eval", tmp_path / "run", file) == says(f"{file}:1", "<|extra|>", 301, folder)
     assert Path(rows_file(tmp_path / "fine.jsonl")).exists()
+
+
+# -- added tokens ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plain() -> Base:
+    return load_base(ModelConfig(model=str(model_folder()), dtype="float32", device="cpu"))
+
+
+def test_added_tokens_get_rows_and_keep_those_that_were_there(plain: Base) -> None:
+    before, identity = plain.model.get_input_embeddings().weight.clone(), plain.identity
+    add_tokens(plain, ["<call>", "<|call|>"])
+    weight = plain.model.get_input_embeddings().weight
+    assert embedding_rows(plain) == ROWS + 2
+    assert torch.equal(weight[:ROWS], before)
+    assert torch.allclose(weight[ROWS:], before.mean(0).expand(2, -1), atol=1e-7)
+    assert plain.added_tokens == {"<call>": ROWS, "<|call|>": ROWS + 1}
+    ids = plain.tokenizer("a<call>b <|call|>", add_special_tokens=False)["input_ids"]
+    assert [i for i in ids if i >= ROWS] == [ROWS, ROWS + 1]
+    assert plain.tokenizer.decode(ids, skip_special_tokens=True) == "a<call>b <|call|>"
+    assert plain.identity == identity == load_base(ModelConfig(model=str(model_folder()), device="cpu")).identity
+    assert with_tokens(plain.tokenizer, ["<call>"]) is plain.tokenizer
+
+
+def test_tokens_that_exist_are_refused(plain: Base) -> None:
+    add = "data.add_tokens: "
+    with pytest.raises(ConfigError) as refusal:
+        add_tokens(plain, ["<|im_end|>", "<call>", "a"])
+    assert [text.partition(add)[2] for text in refusal.value.problems] == [
+        f"{model_folder()} already has the token '<|im_end|>' (id 2). Leave it out.",
+        f"{model_folder()} already has the token 'a' (id {plain.tokenizer.get_vocab()['a']}). Leave it out.",
+    ]
+    assert plain.added_tokens == {}
+    assert embedding_rows(plain) == ROWS
+
+
+def test_tokens_are_not_added_after_others_without_a_row(folder: Path) -> None:
+    base = load_base(ModelConfig(model=str(folder), dtype="float32", device="cpu"))
+    with pytest.raises(
+        ConfigError, match=r"has tokens that the model has no embedding for, so none can be added after"
+    ):
+        add_tokens(base, ["<call>"])
+
+
+class Deaf:
+    """A tokenizer that takes tokens and then does not find them in a text."""
+
+    def get_vocab(self) -> dict[str, int]:
+        return {}
+
+    def add_tokens(self, _tokens: list[object]) -> None: ...
+
+    def convert_tokens_to_ids(self, _token: str) -> int:
+        return 7
+
+    def __call__(self, text: str, **_options: object) -> dict[str, list[int]]:
+        return {"input_ids": list(range(len(text)))}
+
+
+def test_a_token_that_is_read_as_others_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^data\.add_tokens: the tokenizer does not recognize '<a>' as one token\."):
+        with_tokens(Deaf(), ["<a>"])  # type: ignore[arg-type]
+
+
+def test_added_tokens_that_no_row_has_are_named(plain: Base) -> None:
+    add_tokens(plain, ["<a>", "<b>", "<c>"])
+    rows = [Example([5, ROWS], [ROWS, 6], [1.0, 1.0], "r:1"), Example([5, 6], [6, ROWS + 2], [1.0, 1.0], "r:2")]
+    text = "data.add_tokens: no training row contains '<b>', so the model learns nothing about them."
+    assert unused_tokens(plain, rows) == text
+    assert unused_tokens(plain, [*rows, Example([ROWS + 1], [4], [1.0], "r:3")]) == ""

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ValidationError
 
 from lorasmith.config.sampling import Sampling, SamplingConfig
 from lorasmith.config.values import validation_messages
+from lorasmith.data.rows.conversation import Message
+from lorasmith.data.rows.messages import parse_messages
 from lorasmith.serve.protocol import UNSUPPORTED, ChatRequest, CompletionRequest, Failure
 from lorasmith.serve.request_parsing import requests
 
@@ -138,3 +140,28 @@ def test_whether_special_tokens_are_added_is_as_vllm_has_it() -> None:
         assert problems(kind, asked | {"add_special_tokens": not usual}) == [
             "add_special_tokens: not supported here. Leave it out."
         ]
+
+
+def test_an_earlier_call_in_openais_older_form_is_read() -> None:
+    """As data/rows/messages.py reads it in a row: what the adapter was trained with is what it is asked with."""
+    call = {"name": "look", "arguments": '{"at": "sky"}'}
+    older = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": None, "function_call": call, "tool_calls": None, "refusal": None},
+        {"role": "function", "name": "look", "content": "blue"},
+    ]
+    body = ChatRequest.model_validate({"model": "m", "messages": older})
+    made = parse_messages([message.model_dump(exclude_none=True) for message in body.messages])
+    assert made == parse_messages(older)
+    assert made[1].tool_calls[0]["function"] == {"name": "look", "arguments": {"at": "sky"}}
+    assert made[2] == Message("tool", "blue", name="look")
+
+
+@pytest.mark.parametrize(("key", "value"), [("refusal", "No."), ("audio", {"id": "a"}), ("prefix", True)])
+def test_a_key_of_a_message_that_would_change_the_reply_is_refused(key: str, value: object) -> None:
+    message = {"role": "assistant", "content": "!", key: value}
+    assert problems(ChatRequest, {"model": "m", "messages": [message]}) == [
+        f"messages: a message has '{key}', which is not supported. Leave it out."
+    ]
+    body = ChatRequest.model_validate({"model": "m", "messages": [message | {key: None, "id": "x"}]})
+    assert body.messages[0].content == "!"

@@ -238,16 +238,14 @@ def test_an_adapter_with_added_tokens_is_not_continued(tmp_path):
         trained(tmp_path / "run", start_from=str(tmp_path))
 
 
-def test_an_adapter_with_trained_rows_is_not_continued_with_the_whole_embedding(tmp_path):
+def test_an_adapter_with_trained_rows_goes_on_with_these_rows_alone(tmp_path):
     foreign(tmp_path / "theirs", "llama", added=(), trainable_token_indices=[7, 9])
-    with pytest.raises(AdapterError) as caught:
-        trained(tmp_path / "run", start_from=str(tmp_path / "theirs"))
-    assert str(caught.value) == (
-        f"training.start_from: {tmp_path / 'theirs'} was trained on the embeddings of some tokens only "
-        "(trainable_token_indices), and lorasmith would go on with the whole embedding. Merge the adapter into its "
-        "base model, and train on the result."
-    )
-    assert not (tmp_path / "run").exists()
+    run, watch = tmp_path / "run", Watch()
+    trained(run, watch, start_from=str(tmp_path / "theirs"), template=str(tmp_path / "theirs" / "chat_template.jinja"))
+    before, after = weights(tmp_path / "theirs"), weights(run / "adapter")
+    assert {key: tensor.shape for key, tensor in after.items()} == {key: t.shape for key, t in before.items()}
+    raw = json.loads((run / "adapter" / "adapter_config.json").read_text("utf-8"))
+    assert raw["trainable_token_indices"] == {"embed_tokens": [7, 9]}
 
 
 def test_check_says_what_training_would(first, tmp_path):

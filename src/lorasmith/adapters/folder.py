@@ -3,6 +3,7 @@
 `AdapterFolder` reads a folder, `write_adapter` writes one, and `find_adapter` finds the one inside a run.
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from lorasmith.adapters.foreign import foreign_template, with_added_tokens
+from lorasmith.adapters.foreign import foreign_template, trained_tokens, with_added_tokens
 from lorasmith.config.files import parse_object
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.values import Typed, validation_messages
@@ -34,8 +36,9 @@ from lorasmith.lora.files import (
     weights_shapes,
 )
 from lorasmith.model.base import Base
+from lorasmith.model.vocabulary import with_tokens
 
-NAME, VERSION = "lorasmith.json", 1
+NAME, VERSION, WITH_TOKENS = "lorasmith.json", 1, 2  # versions, without and with added tokens
 
 
 class _Identity(Typed):
@@ -54,6 +57,11 @@ class _Base(Typed):
 class _Stop(Typed):
     id: int
     token: str | None
+
+
+class _Token(Typed):
+    id: int
+    token: str
 
 
 class _Golden(Typed):
@@ -75,6 +83,7 @@ class _Metadata(Typed):
 
     base: _Base
     template: _Template
+    tokens: list[_Token] = Field(default_factory=list)
     notes: dict[str, Any]
 
 
@@ -131,6 +140,11 @@ class AdapterFolder:
         return str(name)
 
     @property
+    def added_tokens(self) -> dict[str, int]:
+        """The tokens that its training added to the vocabulary, and their ids; empty if another tool made it."""
+        return {entry["token"]: entry["id"] for entry in (self.metadata or {}).get("tokens", [])}
+
+    @property
     def notes(self) -> Mapping[str, Any]:
         """What training recorded: data files, maximum length and dtype; empty if another tool made the adapter."""
         return self.metadata["notes"] if self.metadata else {}
@@ -155,7 +169,25 @@ class AdapterFolder:
                     parts=listed(map(foreign, differing)),
                 )
             )
-        return Template.from_json(self.metadata["template"], base.tokenizer)
+        return Template.from_json(self.metadata["template"], self._tokenizer(base))
+
+    def _tokenizer(self, base: Base) -> PreTrainedTokenizerBase:
+        """The tokenizer of its base model, with the tokens that its training added. Raises AdapterError."""
+        tokenizer = with_tokens(base.tokenizer, self.added_tokens)
+        for token, i in self.added_tokens.items():
+            if (found := tokenizer.convert_tokens_to_ids(token)) != i:
+                raise AdapterError(
+                    _(
+                        "{folder}: the added token {token} had the id {id} in the training, but the tokenizer of "
+                        "{base} gives it the id {found}. Use the same base model and version of transformers.",
+                        folder=self.path,
+                        token=repr(token),
+                        id=i,
+                        found=found,
+                        base=base.source,
+                    )
+                )
+        return tokenizer
 
     def load_into(self, base: Base, name: str) -> None:
         """Add it to `base` as the active adapter `name`.
@@ -163,7 +195,8 @@ class AdapterFolder:
         Raises AdapterError as `load_adapter` and `with_added_tokens` do.
         """
         config, tensors = self.fitted_to(base, self.tensors)
-        base.adapters[name] = load_adapter(base.model, base.router, config, tensors, self.path, name)
+        tokens = trained_tokens(base, self.peft_config, tensors)
+        base.adapters[name] = load_adapter(base.model, base.router, config, tensors, self.path, name, tokens)
 
     def fitted_to(self, base: Base, tensors: Mapping[str, Tensor]) -> tuple[LoraConfig, dict[str, Tensor]]:
         """Its config and `tensors`, which are its own in some dtype, after `base` got rows for the tokens that it adds.
@@ -193,15 +226,21 @@ def _read_json_files(path: Path) -> tuple[list[bytes], dict[str, Any], dict[str,
 
 def write_adapter(base: Base, adapter: str, template: Template, folder: Path, notes: dict[str, Any]) -> None:
     """Write one adapter of `base` so that PEFT, vLLM and lorasmith can load it; `notes` may hold any JSON."""
+    added = [{"id": i, "token": token} for token, i in base.added_tokens.items()]
     metadata = {
-        "version": VERSION,
+        "version": WITH_TOKENS if added else VERSION,
         "base": {"model": absolute_if_exists(base.source), "identity": base.identity},
         "template": template.to_json(),
+        **({"tokens": added} if added else {}),
         "notes": notes,
     }
     text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
     source = absolute_if_exists(base.source if Path(base.source).expanduser().is_dir() else str(base.folder))
     save_adapter(base.adapters[adapter], base.model, folder, source, {NAME: text})
+    if added:  # for other programs
+        tokenizer = copy.copy(template.tokenizer)
+        tokenizer.chat_template = template.as_jinja()
+        tokenizer.save_pretrained(folder)
 
 
 def absolute_if_exists(name: str) -> str:
@@ -249,13 +288,13 @@ def _parse_metadata(content: bytes, path: Path) -> dict[str, Any]:
     """Parse and check a lorasmith.json that was read from `path`. Raises AdapterError."""
     metadata = parse_object(content, path, AdapterError)
     version = metadata.get("version")
-    if type(version) is not int or version != VERSION:
+    if type(version) is not int or version not in (VERSION, WITH_TOKENS):
         raise AdapterError(
             _(
                 "{path}: unsupported version {found}; this version of lorasmith reads version {known}.",
                 path=path,
                 found=version,
-                known=VERSION,
+                known=f"{VERSION}, {WITH_TOKENS}",
             )
         )
     try:

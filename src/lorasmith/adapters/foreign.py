@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -25,16 +24,15 @@ from lorasmith.i18n import _
 from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.lora.files import is_same
 from lorasmith.lora.inject import PEFT_PREFIX
-from lorasmith.lora.target import ends_with, is_tied
+from lorasmith.lora.target import ends_with
+from lorasmith.lora.token_rows import ROWS, paths_of_ends
 from lorasmith.model.base import Base
 from lorasmith.model.vocabulary import embedding_rows, extend_embedding
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # any of these is a whole tokenizer
 CHAT_TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
-TOKENS = ".token_adapter."  # of PEFT's keys of an embedding some of whose rows are trained
-ROWS = f"{TOKENS}trainable_tokens_delta"  # PEFT's key; contrary to its name the new rows, not their change
 # PEFT's keys of the base model's own embedding or head. The last may also be a trained copy.
-WHOLE = (".original_module.weight", ".base_layer.weight", f"{TOKENS}base_layer.weight", ".weight")
+WHOLE = (".original_module.weight", ".base_layer.weight", ".token_adapter.base_layer.weight", ".weight")
 
 
 def foreign_template(folder: Path, base: Base, ends: tuple[int, ...]) -> Template:
@@ -87,27 +85,23 @@ def with_added_tokens(
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
     """The config and tensors of an adapter as `load_adapter` reads them, after the base model got rows for its tokens.
 
-    raw: the content of adapter_config.json. Single rows of an embedding become a whole module in modules_to_save.
-    Raises AdapterError if the model has other adapters, which would have to be resized too.
+    raw: the content of adapter_config.json. Raises AdapterError if the model has other adapters, which would have to be
+    resized too, or if rows of single tokens do not fit.
     """
-    ends = _ends(base)
+    ends = paths_of_ends(base.model)
     rows = _rows_of(base, ends, raw, config, tensors)
     added = rows - embedding_rows(base)
     if added > 0:
         if base.adapters or base.fast_decoder is not None:
-            raise AdapterError(
-                _(
-                    "{folder}: the adapter adds tokens ({count}) to the vocabulary of {base}, so it cannot share the "
-                    "model with other adapters. Merge it into its base model, and use the result with --model.",
-                    folder=folder,
-                    count=added,
-                    base=base.source,
-                )
-            )
+            raise cannot_share(folder, added, base)
         extend_embedding(base, rows, {path: _saved(path, tensors) for path in ends})
     repeated = {f"{PEFT_PREFIX}{path}.modules_to_save.weight" for path in ends}  # PEFT saves the copies twice then
+    repeated |= {f"{PEFT_PREFIX}{path}{WHOLE[2]}" for path in ends}
     tensors = {key: tensor for key, tensor in tensors.items() if key not in repeated}
-    return _rows_as_modules(base, ends, raw, config, tensors)
+    for path, ids in trained_tokens(base, raw, tensors).items():
+        weight: Tensor = base.model.get_submodule(path).weight  # type: ignore[assignment]
+        _refuse_rows(weight, ids, tensors[f"{PEFT_PREFIX}{path}.{ROWS}"], f"{PEFT_PREFIX}{path}.{ROWS}")
+    return config, tensors
 
 
 def ends_without_rows(base: Base, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -115,19 +109,32 @@ def ends_without_rows(base: Base, tensors: Mapping[str, Tensor]) -> list[str]:
 
     If the adapter adds tokens, `with_added_tokens` gives these the mean of the other rows; call this before it.
     """
-    ends = {path: base.model.get_submodule(path).weight for path in _ends(base)}
+    ends = {path: base.model.get_submodule(path).weight for path in paths_of_ends(base.model)}
     given = [
         weight
         for path, weight in ends.items()
-        if _saved(path, tensors) is not None or f"{PEFT_PREFIX}{path}{ROWS}" in tensors
+        if _saved(path, tensors) is not None or f"{PEFT_PREFIX}{path}.{ROWS}" in tensors
     ]
     return [path for path, weight in ends.items() if not any(weight is one for one in given)]
 
 
-def _ends(base: Base) -> list[str]:
-    """The paths of the input embedding and the output head."""
-    ends = [base.model.get_input_embeddings(), base.model.get_output_embeddings()]
-    return [path for path, module in base.model.named_modules() if any(module is end for end in ends)]
+def cannot_share(folder: Path, count: int, base: Base) -> AdapterError:
+    """The error for an adapter with `count` added tokens beside other adapters."""
+    return AdapterError(
+        _(
+            "{folder}: the adapter adds tokens ({count}) to the vocabulary of {base}, so it cannot share the model "
+            "with other adapters. Merge it into its base model, and use the result with --model.",
+            folder=folder,
+            count=count,
+            base=base.source,
+        )
+    )
+
+
+def trained_tokens(base: Base, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """The ids of the tokens whose rows an adapter trains, by the path of the embedding or head."""
+    paths = paths_of_ends(base.model)
+    return {path: _indices(path, raw) for path in paths if f"{PEFT_PREFIX}{path}.{ROWS}" in tensors}
 
 
 def _rows_of(
@@ -155,7 +162,7 @@ def _sizes(path: str, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     saved, low_rank = _saved(path, tensors), tensors.get(f"{PEFT_PREFIX}{path}.lora_embedding_A")
     sizes = [] if saved is None else [saved.shape[0]]
     sizes += [] if low_rank is None else [low_rank.shape[1]]
-    if sizes or f"{PEFT_PREFIX}{path}{ROWS}" not in tensors:
+    if sizes or f"{PEFT_PREFIX}{path}.{ROWS}" not in tensors:
         return sizes
     return [max(_indices(path, raw), default=0) + 1]
 
@@ -171,26 +178,8 @@ def _indices(path: str, raw: Mapping[str, Any]) -> list[int]:
     return list(given)
 
 
-def _rows_as_modules(
-    base: Base, ends: list[str], raw: Mapping[str, Any], config: LoraConfig, tensors: dict[str, Tensor]
-) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Replace trained rows by whole modules in which these rows differ from the base model's."""
-    modules, saved = dict(base.model.named_modules()), list(config.modules_to_save)
-    for path, module in modules.items():
-        key = f"{PEFT_PREFIX}{path}{ROWS}"
-        if key not in tensors:
-            continue
-        whole = _with_rows(module.weight, _indices(path, raw), tensors[key], key)
-        tensors = {name: t for name, t in tensors.items() if not name.startswith(key.removesuffix(ROWS) + TOKENS)}
-        others = [p for p in ends if p != path and f"{PEFT_PREFIX}{p}{ROWS}" not in tensors]
-        for place in [path, *(others if is_tied(base.model, module) else ())]:
-            tensors[f"{PEFT_PREFIX}{place}.weight"] = whole
-            saved.append(place)
-    return config.model_copy(update={"modules_to_save": tuple(saved)}), tensors
-
-
-def _with_rows(weight: Tensor, ids: list[int], rows: Tensor, key: str) -> Tensor:
-    """A copy of an embedding with new rows for the tokens `ids`. Raises AdapterError if these do not fit."""
+def _refuse_rows(weight: Tensor, ids: list[int], rows: Tensor, key: str) -> None:
+    """Raise AdapterError if `rows` are not those of the tokens `ids` in an embedding with this weight."""
     if len(ids) != len(rows) or any(not 0 <= i < len(weight) for i in ids) or rows.shape[1:] != weight.shape[1:]:
         raise AdapterError(
             _(
@@ -202,5 +191,3 @@ def _with_rows(weight: Tensor, ids: list[int], rows: Tensor, key: str) -> Tensor
                 need=tuple(weight.shape),
             )
         )
-    own = weight.detach().cpu()
-    return own.index_copy(0, torch.tensor(ids), rows.to(own.dtype))

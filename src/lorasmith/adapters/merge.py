@@ -12,6 +12,7 @@ from lorasmith.adapters.folder import end_ids
 from lorasmith.adapters.output import OutputFolder, output_folder
 from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.model import ModelConfig
+from lorasmith.data.template.chat_template import named_templates
 from lorasmith.data.template.golden import PROBES
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
@@ -166,7 +167,8 @@ def _probes(session: Session) -> list[list[int]]:
             text = " ".join(message.content for message in probe)
             ids = session.base.tokenizer(text, add_special_tokens=False)["input_ids"]
         found.append([i for i in ids if i < embedding_rows(session.base)][:limit])
-    return found
+    added = list(session.folders[session.names[0]].added_tokens.values())
+    return [*found, added[:limit]] if added else found
 
 
 def _save(plain: PreTrainedModel, session: Session, folder: Path) -> None:
@@ -181,9 +183,10 @@ def _set_encoding(plain: PreTrainedModel, session: Session) -> None:
     template, tokenizer = session.template, session.template.tokenizer
     if session.folders[session.names[0]].metadata is None:
         return  # made by another tool; its tokenizer has its template
-    own = tokenizer.get_chat_template() if tokenizer.chat_template else None
-    if template.as_jinja() != own:
-        tokenizer.chat_template = template.as_jinja()
+    own = named_templates(tokenizer)
+    wanted = template.named_as_jinja() if template.tool_text else {"default": template.as_jinja()}
+    if any(own.get(name) != text for name, text in wanted.items()):
+        tokenizer.chat_template = wanted if template.tool_text else wanted["default"]
     if set(template.stop_ids) != set(end_ids(session.base)):
         plain.generation_config.eos_token_id = list(template.stop_ids)
 

@@ -98,7 +98,10 @@ def open_adapters(
             tell_template(folder, templates[name].tokenizer is not base.tokenizer, report)
     template = next(iter(templates.values()))
     for name, other in templates.items():
-        if other.to_json() != template.to_json():
+        same_tokens = (
+            other.tokenizer is template.tokenizer or other.tokenizer.get_vocab() == template.tokenizer.get_vocab()
+        )
+        if other.to_json() != template.to_json() or not same_tokens:
             raise AdapterError(
                 _(
                     "{first} and {name} were trained with different templates. Load each of them separately.",

@@ -133,6 +133,15 @@ class DataConfig(Typed):
             )
         ),
     ] = "text"
+    add_tokens: Annotated[
+        tuple[str, ...],
+        Field(
+            description=_(
+                "Tokens to add to the vocabulary, such as <|call|>, which rows and prompts may contain; only their "
+                "rows of the input embedding and the output head are trained"
+            )
+        ),
+    ] = ()
     learn: Annotated[
         Learn,
         Field(
@@ -192,6 +201,17 @@ class DataConfig(Typed):
                 text = _("{name!r} cannot be set: it is not a name, or lorasmith sets it itself", name=name)
                 raise ValueError(text)
         return variables
+
+    @field_validator("add_tokens")
+    @classmethod
+    def _tokens_that_can_be_told(cls, tokens: tuple[str, ...]) -> tuple[str, ...]:
+        for token in tokens:
+            if not token or token != token.strip():
+                text = _("{token!r} is empty, or begins or ends with white space, so it is no token", token=token)
+                raise ValueError(text)
+            if tokens.count(token) > 1:
+                raise ValueError(_("{token!r} is given twice; give it once", token=token))
+        return tokens
 
     @field_validator("map")
     @classmethod

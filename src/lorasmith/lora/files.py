@@ -27,6 +27,7 @@ from lorasmith.lora.layer import LoRALayer, registered_update
 from lorasmith.lora.merge import plain_name
 from lorasmith.lora.router import Router
 from lorasmith.lora.target import ends_with, is_adaptable
+from lorasmith.lora.token_rows import TokenIds, peft_token_indices
 from lorasmith.lora.variant import VARIANTS, flags_of
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -82,6 +83,7 @@ def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str
         "init_lora_weights": True if config.init_lora_weights == "default" else "gaussian",
         "fan_in_fan_out": isinstance(first, LoRALayer) and isinstance(first.base_layer, Conv1D),
         "exclude_modules": None,  # already applied to target_modules
+        "trainable_token_indices": peft_token_indices(model, adapter.tokens),
         "inference_mode": True,
     }
 
@@ -246,9 +248,17 @@ def weights_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def load_adapter(
-    model: PreTrainedModel, router: Router, config: LoraConfig, tensors: Mapping[str, Tensor], folder: Path, name: str
+    model: PreTrainedModel,
+    router: Router,
+    config: LoraConfig,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    name: str,
+    tokens: TokenIds | None = None,
 ) -> Adapter:
     """Add an adapter, read from `folder`, to `model` under `name`, and make it the active one.
+
+    tokens: the ids of the tokens whose rows it trains, by the path of the embedding or head.
 
     Raises AdapterError if tensors are missing, unknown or have the wrong shape (all are listed), if this base model
     lacks the target modules, or if the adapter has no effect. The model is then unchanged.
@@ -256,7 +266,7 @@ def load_adapter(
     refuse_expert_pairs(model, tensors, folder)
     tensors, before = dict(tensors), router.active
     try:
-        adapter = inject(model, config, router, name, strict=False)
+        adapter = inject(model, config, router, name, strict=False, tokens=tokens or {})
     except ConfigError as error:
         raise AdapterError(*(f"{folder / ADAPTER_CONFIG}: {problem}" for problem in error.problems)) from None
     problems = _drop_base_weights(tensors, adapter, model)

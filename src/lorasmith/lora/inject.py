@@ -1,6 +1,6 @@
 """Adding adapters to a model and removing them: wraps the modules that a LoraConfig selects and freezes the rest."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from lorasmith.lora.init import initialize
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
 from lorasmith.lora.router import Router
 from lorasmith.lora.target import Targets, find_targets, key_matches
+from lorasmith.lora.token_rows import ROWS, TokenIds, rows_to_train, tied_path
 from lorasmith.lora.variant import variant_of, variant_problems
 
 Wrapper = LoRALayer | LoRAEmbedding | SavedModule
@@ -28,6 +29,7 @@ class Adapter:
     """An adapter in a model. `parameters` holds its trainable tensors by the keys of PEFT's files.
 
     `own_biases`: the values that the base model's biases among them had before this adapter.
+    `tokens`: the ids of the tokens whose rows it trains, by the path of the embedding or head.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Adapter:
     targets: Targets
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     own_biases: dict[str, torch.Tensor] = field(default_factory=dict)
+    tokens: dict[str, list[int]] = field(default_factory=dict)
 
 
 class ParameterCounts(NamedTuple):
@@ -60,10 +63,12 @@ def inject(
     name: str = "default",
     seed: int = 0,
     strict: bool = True,
+    tokens: TokenIds | Sequence[int] = (),
 ) -> Adapter:
     """Add a new adapter to `model`, make it the active one and freeze all other parameters.
 
     The logits do not change: B starts at zero, and fully trained modules start as copies. strict: see `find_targets`.
+    tokens: ids of tokens whose rows are trained; see `rows_to_train`.
 
     Raises:
         ConfigError: a pattern matches no module, or one that LoRA or the variant does not support; or biases in half
@@ -81,9 +86,11 @@ def inject(
     with plain:
         targets = find_targets(model, config, strict)
         problems = variant_problems(config, {path: model.get_submodule(path) for path in targets.adapted})
+        given = rows_to_train(model, targets, tokens)
+        places = {path: (list(ids), tied_path(model, path)) for path, ids in given.items()}
     if problems:
         raise ConfigError(*problems)
-    plain.refuse_clashes(targets)
+    plain.refuse_clashes(targets, places)
     _refuse_ranks(model, config, targets)
     if not plain.adapters:
         model.requires_grad_(False)
@@ -96,10 +103,16 @@ def inject(
     for path in (path for paths in targets.saved.values() for path in paths):
         saved = _wrap_whole(model, path, router)
         parameters |= {_key(path, part): p for part, p in saved.add(name).named_parameters()}
+    for path, (ids, tied) in places.items():
+        rows = _wrap_whole(model, path, router).add_rows(name, ids)
+        parameters[_key(path, ROWS)] = rows.rows_NH
+        if tied is not None and tied not in places:
+            _wrap_whole(model, tied, router).share_rows(name, rows)
     biases = _trained_biases(model, config, parameters)
     router.active = name
     own_biases = {key: p.detach().clone() for key, p in biases.items()}
-    return Adapter(name, config, targets, parameters | biases, own_biases)
+    own_tokens = {path: ids for path, (ids, _tied) in places.items()}
+    return Adapter(name, config, targets, parameters | biases, own_biases, own_tokens)
 
 
 def bias_conflict(name: str, bias: str) -> AdapterError:
@@ -177,9 +190,12 @@ class _Unwrapped:
         for path, wrapper in self.wrappers.items():
             _replace(self.model, path, wrapper)
 
-    def refuse_clashes(self, targets: Targets) -> None:
-        """Raise AdapterError if a module would be fully trained by one adapter and have LoRA from another."""
-        saved = [path for paths in targets.saved.values() for path in paths]
+    def refuse_clashes(self, targets: Targets, rows: Collection[str]) -> None:
+        """Raise AdapterError if a module would be fully trained by one adapter and have LoRA from another.
+
+        rows: the paths of modules of which some rows are trained, for which the same holds.
+        """
+        saved = [*(path for paths in targets.saved.values() for path in paths), *rows]
         problems = []
         for path, wrapper in self.wrappers.items():
             if isinstance(wrapper, SavedModule):

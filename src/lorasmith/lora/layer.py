@@ -23,6 +23,7 @@ from lorasmith.i18n import _
 from lorasmith.lora.by_adapter import ModulesByAdapter, ParametersByAdapter
 from lorasmith.lora.fused.linears import FusedLinears
 from lorasmith.lora.router import Router, Slice
+from lorasmith.lora.token_rows import TokenRows, rows_of_new_tokens
 from lorasmith.lora.update import Update
 from lorasmith.lora.variant import require_registered
 
@@ -280,7 +281,10 @@ class LoRAEmbedding(nn.Module):
 
 
 class SavedModule(nn.Module):
-    """A fully trained module, with one copy per adapter (PEFT's modules_to_save); the original stays frozen."""
+    """A fully trained module, with one copy per adapter (PEFT's modules_to_save); the original stays frozen.
+
+    Of an embedding or head, an adapter may also train the rows of some tokens only; its copy is then a TokenRows.
+    """
 
     def __init__(self, original_module: nn.Module, router: Router) -> None:
         super().__init__()
@@ -296,6 +300,20 @@ class SavedModule(nn.Module):
         module = own.to(master_dtype(self.original_module)).requires_grad_(True)
         self.modules_to_save[adapter] = module
         return module
+
+    def add_rows(self, adapter: str, ids: Sequence[int]) -> TokenRows:
+        """Train only the rows of the tokens `ids` for `adapter`, in `master_dtype`.
+
+        The original is an embedding or head. See `rows_of_new_tokens` for their first values.
+        """
+        return self.share_rows(
+            adapter, TokenRows(ids, rows_of_new_tokens(self.original_module, ids, master_dtype(self.original_module)))
+        )
+
+    def share_rows(self, adapter: str, rows: TokenRows) -> TokenRows:
+        """Use `rows` for `adapter`, which may be those of the embedding that this head is tied to."""
+        self.modules_to_save[adapter] = rows
+        return rows
 
     def remove(self, adapter: str) -> None:
         """Remove `adapter`."""
@@ -349,6 +367,8 @@ class SavedModule(nn.Module):
         if adapter is None or adapter not in self.modules_to_save:
             return self.original_module(*args, **kwargs)
         module, dtype = self.modules_to_save[adapter], next(self.original_module.parameters()).dtype
+        if isinstance(module, TokenRows):
+            return module.output(self.original_module, *args, **kwargs)
         if isinstance(module, nn.Embedding):
             return module(*args, **kwargs).to(dtype)
         cast = {name: p.to(dtype) for name, p in module.named_parameters()}

@@ -12,6 +12,7 @@ from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.inject import Adapter, adapters_of
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule, registered_update
+from lorasmith.lora.token_rows import TokenRows
 
 
 @torch.no_grad()
@@ -34,8 +35,8 @@ def merged_weight(layer: LoRALayer | LoRAEmbedding, adapter: str) -> Tensor:
 def merged_weights(model: PreTrainedModel, adapter: Adapter, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """The weights that the adapter changes, by their names in the base model.
 
-    These are W + B A, fully trained modules and trained biases. Each is computed in float64 and then rounded to
-    `dtype`, one at a time to save memory.
+    These are W + B A, fully trained modules, weights with trained rows, and trained biases. Each is computed in
+    float64 and then rounded to `dtype`, one at a time to save memory.
 
     Raises AdapterError if a base weight is quantized, since rounding would lose the update.
     """
@@ -48,6 +49,9 @@ def merged_weights(model: PreTrainedModel, adapter: Adapter, dtype: torch.dtype 
             weights[f"{path}.weight"] = merged_weight(module, adapter.name).to(dtype)
         elif isinstance(module, SavedModule) and adapter.name in module.modules_to_save:
             copy = module.modules_to_save[adapter.name]
+            if isinstance(copy, TokenRows):
+                weights[f"{path}.weight"] = copy.merged(module.original_module).to(dtype)
+                continue
             weights |= {f"{path}.{name}": p.to(dtype) for name, p in copy.named_parameters()}
     return weights
 

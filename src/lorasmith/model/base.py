@@ -57,6 +57,7 @@ class Base:
     why: dict[str, str] = field(default_factory=dict)  # the reasons for layout, head, fast parts, device and dtype
     router: Router = field(default_factory=Router)
     adapters: dict[str, Adapter] = field(default_factory=dict)
+    added_tokens: dict[str, int] = field(default_factory=dict)  # their ids; added for a training, see vocabulary.py
     fast_decoder: "FastDecoder | None" = None  # made by the first engine
 
     @cached_property

@@ -1,11 +1,14 @@
 """Token ids against the rows of the embedding: a tokenizer may have tokens that the model was never resized for."""
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from tokenizers import AddedToken
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from lorasmith.errors import DataError
+from lorasmith.errors import ConfigError, DataError
 from lorasmith.i18n import _, listed
 from lorasmith.model.base import Base
 from lorasmith.model.row import Example
@@ -69,6 +72,75 @@ def extend_embedding(base: Base, rows: int, saved: Mapping[str, Tensor | None]) 
         path = next(p for p, module in base.model.named_modules() if module is end)
         new, weight = saved.get(path), end.get_parameter("weight")
         weight[before:] = weight[:before].mean(0) if new is None else new[before:].to(weight)
+
+
+def add_tokens(base: Base, tokens: Sequence[str]) -> None:
+    """Add new tokens to the tokenizer, and rows for them to the embedding if it has none to spare; before any adapter.
+
+    Raises ConfigError if the tokenizer has one of them already, has more tokens than the embedding has rows, or does
+    not recognize one in a text.
+    """
+    known, rows = base.tokenizer.get_vocab(), embedding_rows(base)
+    problems = [
+        _(
+            "data.add_tokens: {base} already has the token {token} (id {id}). Leave it out.",
+            base=base.source,
+            token=repr(token),
+            id=known[token],
+        )
+        for token in tokens
+        if token in known
+    ]
+    if max(known.values()) >= rows:
+        text = _(
+            "data.add_tokens: the tokenizer of {base} has tokens that the model has no embedding for, so none can be "
+            "added after them. Use a model that was resized for its tokenizer.",
+            base=base.source,
+        )
+        problems.append(text)
+    if problems:
+        raise ConfigError(*problems)
+    assert base.identity  # which is kept: that of the model on disk, with the tokenizer as it was
+    base.tokenizer = with_tokens(base.tokenizer, tokens)
+    vocabulary = base.tokenizer.get_vocab()
+    base.added_tokens = {token: vocabulary[token] for token in tokens}
+    if (needed := max(base.added_tokens.values()) + 1) > rows:
+        extend_embedding(base, needed, {})
+
+
+def with_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> PreTrainedTokenizerBase:
+    """A copy of the tokenizer with these tokens; the tokenizer itself if it has all of them.
+
+    They are no special tokens, which messages could not contain and answers would not show.
+
+    Raises ConfigError if one is not recognized in a text.
+    """
+    new = [token for token in tokens if token not in tokenizer.get_vocab()]
+    if not new:
+        return tokenizer
+    changed = copy.deepcopy(tokenizer)
+    changed.add_tokens([AddedToken(token, normalized=False, special=False) for token in new])
+    for token in new:
+        if changed(token, add_special_tokens=False)["input_ids"] != [changed.convert_tokens_to_ids(token)]:
+            raise ConfigError(
+                _(
+                    "data.add_tokens: the tokenizer does not recognize {token} as one token. Choose another spelling.",
+                    token=repr(token),
+                )
+            )
+    return changed
+
+
+def unused_tokens(base: Base, examples: Iterable[Example]) -> str:
+    """A warning about added tokens that no example contains; empty if there are none."""
+    used = {i for example in examples for i in {*example.ids, *example.targets}}
+    unused = [repr(token) for token, i in base.added_tokens.items() if i not in used]
+    if not unused:
+        return ""
+    return _(
+        "data.add_tokens: no training row contains {tokens}, so the model learns nothing about them.",
+        tokens=listed(unused),
+    )
 
 
 def _problem(base: Base, token_id: int, source: str) -> str:

@@ -64,6 +64,10 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
+# Keys of messages in other APIs that would change the reply, unlike `id` or `annotations`, which are ignored.
+UNREAD_CONTENT = ("audio", "images", "partial", "prefix", "reasoning_details", "refusal", "videos")
+
+
 class Failure(Exception):
     """An error response, in the format that the openai package turns into its exceptions.
 
@@ -168,11 +172,23 @@ class Call(Typed):
 class ChatMessage(Typed):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[dict[str, Any]] | None = None
     name: str | None = None
     tool_calls: list[Call] | None = None
+    function_call: Function | None = None  # OpenAI's older form; the role 'function' is the result
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    thinking: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_read(cls, values: Any) -> Any:
+        for key in UNREAD_CONTENT:
+            if isinstance(values, dict) and values.get(key):
+                raise ValueError(_("a message has '{key}', which is not supported. Leave it out.", key=key))
+        return values
 
     @field_validator("content")
     @classmethod

@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lorasmith.adapters.folder import AdapterFolder, end_ids
+from lorasmith.adapters.foreign import cannot_share
 from lorasmith.config.values import did_you_mean
 from lorasmith.data.template.encoding import Template
 from lorasmith.engine.request import Request
@@ -160,6 +161,8 @@ def load_version(base: Base, discovered: DiscoveredAdapter, tensors: Mapping[str
     `tensors`: those of the adapter, in the base model's dtype.
     """
     template = discovered.adapter.template(base)
+    if added := len(template.tokenizer) - len(base.tokenizer):
+        raise cannot_share(discovered.folder, added, base)
     attach(base, discovered.internal, discovered.adapter, tensors)
     try:
         effect = effect_of(base, discovered.internal)

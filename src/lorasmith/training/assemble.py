@@ -23,13 +23,13 @@ from lorasmith.errors import ConfigError, LorasmithError
 from lorasmith.evaluation.custom_metric import custom_metrics
 from lorasmith.evaluation.generation import GenerationEvaluation
 from lorasmith.evaluation.metrics import Metric, require_eval_extra
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.loading.load import load_base
 from lorasmith.lora.inject import Adapter, inject
 from lorasmith.model.base import Base
 from lorasmith.model.target_check import check_targets
 from lorasmith.model.verify import enable_fast_parts
-from lorasmith.model.vocabulary import refuse_surplus_examples
+from lorasmith.model.vocabulary import add_tokens, refuse_surplus_examples, unused_tokens
 from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
 from lorasmith.training.checkpoint import Origin
@@ -41,7 +41,14 @@ from lorasmith.training.memory import affordable_tokens
 from lorasmith.training.optim import FlatParameters
 from lorasmith.training.optimizers import make_optimizer, require_optimizer
 from lorasmith.training.run_folder import with_absolute_paths
-from lorasmith.training.start_from import check_encoding, continued, load_start, read_start, start_notes
+from lorasmith.training.start_from import (
+    check_encoding,
+    continued,
+    load_checkpoint,
+    load_start,
+    read_start,
+    start_notes,
+)
 from lorasmith.training.trackers import require_trackers
 
 ADAPTER = "default"
@@ -91,6 +98,9 @@ def assemble(
             )
         )
     base = load_base(config.model, report)
+    if config.data.add_tokens:
+        add_tokens(base, config.data.add_tokens)
+        report.say(_added(base))
 
     def rows() -> tuple[Template, Prepared]:
         template = Template.from_config(base.tokenizer, config.data, end_ids(base))
@@ -104,16 +114,26 @@ def assemble(
     def adapter() -> Adapter:
         if start is not None:
             return load_start(base, start, given, ADAPTER)
-        return inject(base.model, config.lora, base.router, ADAPTER, config.training.seed, strict=not continues)
+        if continues and saved is not None:
+            return load_checkpoint(base, saved, ADAPTER)
+        return inject(base.model, config.lora, base.router, ADAPTER, config.training.seed,
+                      tokens=tuple(base.added_tokens.values()))  # fmt: skip
 
     (template, data), base.adapters[ADAPTER] = together(rows, adapter)
     refuse_surplus_examples(base, [*data.train, *data.held_out])
+    if text := unused_tokens(base, data.train):
+        report.warn(text)
     first = [token for example in data.train[:16] for token in example.ids]
     check_targets(base, ADAPTER, first, report)
     enable_fast_parts(base, ADAPTER, first)
     notes = start_notes(start, saved) if continues else {}
     job = _job(config, base, template, data, custom, folder, report, world, notes)
     return Assembled(job, config, template, data)
+
+
+def _added(base: Base) -> str:
+    tokens = [f"{token!r} ({i})" for token, i in base.added_tokens.items()]
+    return _("Added to the vocabulary, with their ids: {tokens}", tokens=listed(tokens))
 
 
 def together(*parts: Callable[[], Any]) -> list[Any]:

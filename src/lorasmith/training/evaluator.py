@@ -30,7 +30,7 @@ from lorasmith.system.writing import write_folder
 from lorasmith.training.checkpoint import State, best_name
 from lorasmith.training.distributed import World
 from lorasmith.training.history import History
-from lorasmith.training.run_files import ADAPTER, ADAPTER_FILES, CHECKPOINTS
+from lorasmith.training.run_files import ADAPTER, ADAPTER_FILES, CHECKPOINTS, TOKENIZER_FILES
 
 SAMPLING = SamplingConfig(max_new_tokens=64)  # greedy, so that answers differ between steps only through the adapter
 SHOWN = 200  # characters of a sample that are shown on screen
@@ -193,7 +193,8 @@ class Evaluator:
 
 def _copy(source: Path, folder: Path) -> None:
     """Copy the files of an adapter, and nothing that others put beside them."""
-    for name in ADAPTER_FILES:
+    tokenizer = {name for name in TOKENIZER_FILES if (source / name).is_file()}  # only beside added tokens
+    for name in ADAPTER_FILES - TOKENIZER_FILES | tokenizer:
         shutil.copyfile(source / name, folder / name)
 
 

@@ -20,7 +20,12 @@ DEMO_SAMPLES = "samples.json"  # written by `lorasmith demo`
 ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
 STATE, TENSORS = "state.json", "state.safetensors"
 
-ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors", "lorasmith.json"})
+# What a tokenizer is saved as, beside an adapter with added tokens.
+TOKENIZER_FILES = frozenset({
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
+})  # fmt: skip
+ADAPTER_FILES = TOKENIZER_FILES | {"adapter_config.json", "adapter_model.safetensors", "lorasmith.json"}
 CHECKPOINT_FILES = ADAPTER_FILES | {STATE, TENSORS}
 TOP_LEVEL = frozenset({
     MARKER, LOCK, RUN_CONFIG, ENVIRONMENT, SUMMARY, LOSS_PLOT, METRICS, SAMPLES, DEMO_SAMPLES, EVENTS, ADAPTER,

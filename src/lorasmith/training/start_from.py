@@ -31,28 +31,14 @@ FREE = ("lora_dropout",)  # has no influence on what the weights mean
 
 
 def read_start(config: Config) -> AdapterFolder | None:
-    """The adapter that training.start_from names, or None.
-
-    Raises AdapterError if there is none in that folder, or if it has trained rows of the embedding: in this model they
-    are part of a whole embedding, all of which would be trained on.
-    """
+    """The adapter that training.start_from names, or None. Raises AdapterError if there is none in that folder."""
     name = config.training.start_from
     if name is None:
         return None
     try:
-        start = AdapterFolder.read(find_adapter(Path(name).expanduser()))
+        return AdapterFolder.read(find_adapter(Path(name).expanduser()))
     except AdapterError as error:
         raise AdapterError(*(f"training.start_from: {problem}" for problem in error.problems)) from None
-    if start.peft_config.get("trainable_token_indices"):
-        raise AdapterError(
-            _(
-                "training.start_from: {folder} was trained on the embeddings of some tokens only "
-                "(trainable_token_indices), and lorasmith would go on with the whole embedding. Merge the adapter into "
-                "its base model, and train on the result.",
-                folder=start.path,
-            )
-        )
-    return start
 
 
 def start_notes(start: AdapterFolder | None, saved: Path | None) -> dict[str, Any]:
@@ -67,7 +53,7 @@ def start_notes(start: AdapterFolder | None, saved: Path | None) -> dict[str, An
 
 
 def continued(config: Config, start: AdapterFolder, report: Report) -> Config:
-    """`config` with the base model and the LoRA options of the adapter `start`.
+    """`config` with the base model, the added tokens and the LoRA options of the adapter `start`.
 
     Raises ConfigError that names every option that is given and differs. Target modules are compared in `load_start`.
     """
@@ -78,11 +64,15 @@ def continued(config: Config, start: AdapterFolder, report: Report) -> Config:
         for key in fixed
         if getattr(given, key) != getattr(theirs, key)
     ]
+    tokens = tuple(start.added_tokens)
+    if config.data.add_tokens not in ((), tokens):
+        problems.append(_differs(start, "data.add_tokens", tokens, config.data.add_tokens))
     if problems:
         raise ConfigError(*problems)
+    data = config.data.model_copy(update={"add_tokens": tokens})
     free = {key: getattr(given, key) for key in FREE if key in given.model_fields_set}
     model = base_settings(start, config.model, report)
-    return config.model_copy(update={"lora": theirs.model_copy(update=free), "model": model})
+    return config.model_copy(update={"lora": theirs.model_copy(update=free), "model": model, "data": data})
 
 
 def load_start(base: Base, start: AdapterFolder, given: LoraConfig, name: str) -> Adapter:
@@ -107,6 +97,12 @@ def load_start(base: Base, start: AdapterFolder, given: LoraConfig, name: str) -
         )
         raise ConfigError(text)
     return adapter
+
+
+def load_checkpoint(base: Base, saved: Path, name: str) -> Adapter:
+    """Add the adapter of the checkpoint `saved`, whose form is that of the one it started from. Raises AdapterError."""
+    AdapterFolder.read(saved).load_into(base, name)
+    return base.adapters[name]
 
 
 def check_encoding(start: AdapterFolder, base: Base, template: Template, report: Report) -> None:

@@ -117,6 +117,20 @@ def test_services_and_their_projects(tmp_path):
     assert set(done.unmatched) == {"wandb_project: mine", "use_comet: true"}
 
 
+@pytest.mark.parametrize(("mode", "told"), [
+    ("disabled", set()),
+    ("offline", {"wandb_mode: offline", "wandb_project: mine"}),
+    ("dryrun", {"wandb_mode: dryrun", "wandb_project: mine"}),
+])  # fmt: skip
+def test_a_service_that_is_switched_off_gets_nothing(tmp_path, mode, told):
+    lines = f"wandb_project: mine\nuse_wandb: true\nwandb_mode: {mode}\n"
+    config, done = converted(tmp_path, AXOLOTL + lines)
+    assert (config.training.report_to, set(done.unmatched)) == ((), told)
+    assert not told or f"WANDB_MODE={mode}" in done.unmatched[f"wandb_mode: {mode}"]
+    assert told or "wandb_project" in done.no_effect["options of methods that are switched off"]
+    assert converted(tmp_path, AXOLOTL + "wandb_project: a\nwandb_mode: online\n")[0].training.report_to == ("wandb",)
+
+
 def test_full_fine_tuning_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="adapter: none: lorasmith trains LoRA"):
         converted(tmp_path, AXOLOTL.replace("adapter: lora\n", ""))
@@ -181,6 +195,26 @@ def test_datasets_that_are_refused(tmp_path, lines, words):
 def test_a_number_of_rows(tmp_path):
     config, done = converted(tmp_path, dataset("path: org/a", "type: alpaca", "split: train[:500]"))
     assert (config.data.data, done.unmatched) == (("org/a#500",), {})
+    assert "lorasmith draws them at random" in done.comments["data.data"]
+
+
+def test_a_held_out_part_does_not_become_the_training_rows(tmp_path):
+    more = "test_datasets:\n  - path: org/a\n    type: alpaca\n    split: train[500:600]\n"
+    config, done = converted(tmp_path, dataset("path: org/a", "type: alpaca", "split: train[:500]") + more)
+    assert (config.data.data, config.data.held_out) == (("org/a#500",), 0.0)
+    assert set(done.unmatched) == {"test_datasets[1].split: train[500:600]"}
+
+
+def test_modules_beside_all_linear_layers(tmp_path):
+    linear = AXOLOTL + "lora_target_linear: true\nlora_target_modules: "
+    config, done = converted(tmp_path, linear + "[q_proj, embed_tokens]\n")
+    assert (config.lora.target_modules, set(done.unmatched)) == ("all-linear", {"lora_target_modules: embed_tokens"})
+    assert not converted(tmp_path, linear + "[q_proj, v_proj]\n")[1].unmatched
+
+
+def test_a_dataset_that_is_named_twice(tmp_path):
+    text = AXOLOTL + "  - path: org/rows\n    type: chat_template\n"
+    assert set(converted(tmp_path, text)[1].unmatched) == {"datasets: org/rows"}
 
 
 def test_files_that_are_here(tmp_path):

@@ -14,6 +14,8 @@ def test_names_and_columns_of_several(tmp_path, monkeypatch):
     datasets.add("a.jsonl", {})
     datasets.add("b.jsonl", {"output": "reply"}, rows=9)
     datasets.move()
+    assert list(migration.unmatched) == ["sets: a.jsonl"]  # named twice
+    assert migration.comments["data.data"] == "from sets"
     assert migration.values == {"data": {"data": ["a.jsonl", "b.jsonl#9"], "map": {"output": "reply"}}}
     assert not migration.refusals
     datasets.add("c.jsonl", {"output": "answer"}, rows=5)
@@ -29,6 +31,19 @@ def test_data_of_the_command_line_needs_no_columns_of_theirs(tmp_path):
     datasets.move()
     assert "map" not in migration.values["data"]
     assert not migration.refusals
+
+
+def test_rows_from_the_beginning_and_held_out_parts(tmp_path):
+    migration = Migration(Foreign(tmp_path / "a.yaml", {}), "P", {})
+    train = Datasets(migration, "sets")
+    train.add("org/a", {}, rows=9, are_first=True)
+    train.move()
+    assert migration.comments["data.data"] == "from sets; there the first rows; lorasmith draws them at random"
+    held_out = Datasets(migration, "tests", train.columns)
+    splits = ("train[9:20]", "train[:9]", "test", "train", None)
+    assert [held_out.lacks("tests.split", split) for split in splits] == [True, True, True, False, False]
+    assert not train.lacks("sets.split", "test")
+    assert list(migration.unmatched) == ["tests.split: train[9:20]", "tests.split: train[:9]", "tests.split: test"]
 
 
 def test_files_are_found_before_names_of_a_hub(tmp_path, monkeypatch):

@@ -91,12 +91,15 @@ def test_what_is_not_set_has_their_default(tmp_path):
         ("quantization_bit: 4", "lorasmith does not quantize the base model"),
         ("use_apollo: true", "use_apollo: true: lorasmith does not have this optimizer"),
         ("optim: sgd", "optim: sgd: lorasmith does not have this optimizer"),
+        ("train_from_scratch: true", "train_from_scratch: true: lorasmith trains LoRA adapters (and DoRA) only"),
         ("use_dft_loss: true", "lorasmith has only the cross-entropy loss. Remove this key."),
         ("adapter_name_or_path: saves/old,saves/older", "lorasmith cannot start from this"),
+        ("adapter_name_or_path: old\ncreate_new_adapter: true", "adapter_name_or_path: old: lorasmith does not train a "
+         "second adapter on top of another (create_new_adapter). Merge this one with lorasmith merge"),
         ("dataset: other", "does not describe this dataset"),
         ("dataset_dir: elsewhere", "no dataset_info.json in elsewhere, "),
     ],
-)
+)  # fmt: skip
 def test_what_changes_the_meaning_is_refused(tmp_path, line, words):
     key = line.partition(":")[0]
     text = "\n".join(old for old in LLAMA_FACTORY.splitlines() if old.partition(":")[0] != key)
@@ -113,6 +116,8 @@ def test_what_changes_the_meaning_is_refused(tmp_path, line, words):
         ('{"file_name": "a.json", "formatting": "sharegpt", "columns": {"messages": "talk", "tools": "tools"}}',
          "data/a.json", {"conversations": "talk"}),
         ('{"file_name": "a.json", "formatting": "sharegpt", "columns": {"messages": "messages"}}', "data/a.json", {}),
+        ('{"file_name": "a.json", "columns": {"prompt": "q", "query": null, "images": null}}', "data/a.json",
+         {"instruction": "q"}),
         ('{"hf_hub_url": "org/rows", "subset": "en"}', "org/rows:en", {}),
         ('{"ms_hub_url": "org/rows"}', "modelscope:org/rows", {}),
     ],
@@ -160,6 +165,17 @@ def test_parts_of_datasets_and_other_tags_are_told(tmp_path):
     assert {"mine.split: test", "mine.folder: x", "mine.tags.user_tag: customer"} == set(done.unmatched)
 
 
+def test_what_a_description_asks_for_and_is_told(tmp_path):
+    part = '"part": {"hf_hub_url": "org/rows", "split": "test"}'
+    described(tmp_path, f'{{"file_name": "a.json", "columns": {{"tools": "functions"}}}}, {part[:-1]}}}')
+    config, done = converted(tmp_path, LLAMA_FACTORY + "max_samples: 100\neval_dataset: part\n")
+    assert (config.data.map, config.data.held_out, config.data.max_samples) == ({}, 0.0, 100)
+    assert set(done.unmatched) == {"mine.columns.tools: functions", "part.split: test"}
+    assert "lorasmith draws them at random" in done.comments["data.max_samples"]
+    _config, done = converted(tmp_path, LLAMA_FACTORY.replace("dataset: mine", "dataset: mine,mine"))
+    assert "dataset: data/a.json" in done.unmatched
+
+
 def test_plain_text(tmp_path):
     described(tmp_path, '{"file_name": "a.json", "columns": {"prompt": "body"}}')
     config, done = converted(tmp_path, LLAMA_FACTORY.replace("stage: sft", "stage: pt"))
@@ -177,7 +193,8 @@ def test_held_out_files_and_what_is_learned(tmp_path):
 
 def test_an_adapter_to_start_from_and_other_optimizers(tmp_path):
     config, done = converted(
-        tmp_path, LLAMA_FACTORY + "adapter_name_or_path: old\nuse_muon: true\noptim: adamw_torch\n"
+        tmp_path,
+        LLAMA_FACTORY + "adapter_name_or_path: old\ncreate_new_adapter: false\nuse_muon: true\noptim: adamw_torch\n",
     )
     assert (config.training.start_from, config.training.optimizer) == ("old", "muon")
     assert not done.unmatched
@@ -187,6 +204,12 @@ def test_an_adapter_to_start_from_and_other_optimizers(tmp_path):
 
 
 def test_names_of_a_hub(tmp_path):
+    described(tmp_path, '{"hf_hub_url": "org/rows", "ms_hub_url": "us/rows"}')
+    command = "llamafactory-cli train --model_name_or_path org/base --dataset mine"
+    for start, model, rows in (("", "org/base", "org/rows"),
+                               ("USE_MODELSCOPE_HUB=1 ", "modelscope:org/base", "modelscope:us/rows")):  # fmt: skip
+        config, _done = converted(tmp_path, start + command, "train.sh")
+        assert (config.model.model, config.data.data) == (model, (rows,))
     config, _done = converted(tmp_path, LLAMA_FACTORY.replace("dataset: mine", "dataset: org/a\ndataset_dir: ONLINE"))
     assert config.data.data == ("org/a",)
 

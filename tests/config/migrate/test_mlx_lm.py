@@ -34,7 +34,7 @@ lora_parameters:
 lr_schedule:
   name: cosine_decay
   warmup: 30
-  arguments: [2e-4, 1000, 1e-6]
+  arguments: [2e-4, 120, 1e-6]
 val_batches: 25
 test: false
 """
@@ -96,6 +96,8 @@ def test_datasets_of_the_hub(tmp_path):
     config, done = converted(tmp_path, MLX_LM + part)
     assert (config.data.data, config.data.map) == (("org/a",), {"prompt": "ask", "completion": "reply"})
     assert "hf_dataset.train_split: train[:9%]" in done.unmatched
+    config, done = converted(tmp_path, MLX_LM + part.replace("[:9%]", "[:9]") + "  valid_split: train[:5]\n")
+    assert (config.data.data, set(done.unmatched)) == (("org/a#9",), {"hf_dataset.valid_split: train[:5]"})
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,25 @@ def test_what_changes_the_meaning_is_refused(tmp_path, line, words):
     with pytest.raises(ConfigError) as caught:
         converted(tmp_path, f"{text}\nnum_layers: -1\n{line}\n")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "told"),
+    [
+        ("{name: cosine_decay, warmup: 100, arguments: [1e-5, 200, 1e-7]}", 200),
+        ("{name: cosine_decay, warmup: 100, arguments: [1e-5, 600]}", 600),
+        ("{name: linear_schedule, arguments: [1e-5, 0.0, 1000]}", 1000),
+        ("{name: cosine_decay, arguments: [1e-5, 600, 1e-7]}", None),
+        ("{name: linear_schedule, warmup: 100, arguments: [1e-5, 0.0, 500]}", None),
+        ("{name: cosine_decay, arguments: [1e-5]}", None),
+    ],
+)
+def test_a_schedule_that_does_not_end_with_the_training_is_told(tmp_path, schedule, told):
+    _config, done = converted(tmp_path, f"{MLX_LM}lr_schedule: {schedule}\n")
+    assert set(done.unmatched) == (set() if told is None else {f"lr_schedule.arguments: {told}"})
+    if told is not None:
+        assert f"over {told} steps" in done.unmatched[f"lr_schedule.arguments: {told}"]
+        assert "the whole training, 600 steps" in done.unmatched[f"lr_schedule.arguments: {told}"]
 
 
 def test_dora_and_what_is_told(tmp_path):

@@ -115,6 +115,15 @@ def test_parts_of_datasets(tmp_path):
     assert "dataset: org/b:all" in done.unmatched
 
 
+@pytest.mark.parametrize("start", ["USE_HF=1 ", "export USE_HF=1\n"])
+def test_the_hub_that_the_environment_chooses(tmp_path, start):
+    command = "swift sft --model org/base --dataset org/rows ms::org/more --max_length 9"
+    config, _done = converted(tmp_path, start + command, "train.sh")
+    assert (config.model.model, config.data.data) == ("org/base", ("org/rows", "modelscope:org/more"))
+    config, _done = converted(tmp_path, command, "train.sh")
+    assert (config.model.model, config.data.data[0]) == ("modelscope:org/base", "modelscope:org/rows")
+
+
 def test_columns_and_held_out_files(tmp_path):
     (tmp_path / "valid.jsonl").write_text("", "utf-8")
     more = """columns: '{"ask": "query", "reply": "response", "score": "rating"}'\nval_dataset: valid.jsonl\n"""
@@ -159,6 +168,14 @@ def test_a_system_message_in_a_file(tmp_path):
     assert converted(tmp_path, MS_SWIFT + "system: system.txt\n")[0].data.system == "Be kind."
 
 
+def test_thinking_is_switched_as_in_their_template(tmp_path):
+    config, done = converted(tmp_path, MS_SWIFT + "enable_thinking: false\n")
+    assert config.data.template_kwargs == {"enable_thinking": False}
+    assert set(done.unmatched) == {"max_length: not set"}
+    text = "swift pt --model org/base --dataset org/rows --max_length 512 --enable_thinking false"
+    assert converted(tmp_path, text, "train.sh")[0].data.template_kwargs == {}
+
+
 def test_weights_of_the_loss_and_modules(tmp_path):
     more = "loss_scale: last_round+hermes\ntarget_regex: '.*q_proj'\n"
     more += "init_weights: pissa\ntrain_dataloader_shuffle: false\n"
@@ -166,6 +183,30 @@ def test_weights_of_the_loss_and_modules(tmp_path):
     assert (config.data.learn, config.lora.target_modules) == ("last-answer", ".*q_proj")
     assert {"loss_scale: hermes", "init_weights: pissa", "train_dataloader_shuffle: false"} <= set(done.unmatched)
     assert converted(tmp_path, MS_SWIFT + "init_weights: gaussian\n")[0].lora.init_lora_weights == "gaussian"
+
+
+def test_a_service_that_keeps_everything_here(tmp_path):
+    lines = "report_to: swanlab\nswanlab_mode: local\nswanlab_project: mine\nswanlab_exp_name: a\n"
+    config, done = converted(tmp_path, MS_SWIFT + lines)
+    assert config.training.report_to == ()
+    assert {"swanlab_mode: local", "swanlab_project: mine"} <= set(done.unmatched)
+    command = "swift sft --model org/base --dataset org/rows --report_to wandb --max_length 9"
+    for variable, told in (("WANDB_MODE=offline", 1), ("WANDB_DISABLED=true", 0)):
+        config, done = converted(tmp_path, f"export {variable}\n{command}", "train.sh")
+        assert (config.training.report_to, len(done.unmatched)) == ((), told)
+
+
+def test_names_in_two_languages(tmp_path):
+    config, done = converted(tmp_path, MS_SWIFT + "model_name: [小黄, Xiao Huang]\nmodel_author: [us, us]\n")
+    assert config.data.fill == {"NAME": "Xiao Huang", "AUTHOR": "us"}
+    assert set(done.unmatched) == {"max_length: not set", "model_name: 小黄"}
+
+
+def test_modules_beside_all_linear_layers(tmp_path):
+    text = MS_SWIFT.replace("target_modules: all-linear", "target_modules: [all-linear, embed_tokens]")
+    config, done = converted(tmp_path, text)
+    assert config.lora.target_modules == "all-linear"
+    assert "target_modules: embed_tokens" in done.unmatched
 
 
 def test_the_table_names_options():

@@ -147,7 +147,31 @@ def test_what_a_script_computes(tmp_path):
     found = read(tmp_path, lines, "train.sh")
     assert found.values == {"a": 4, "b": 9, "c": "org/base$OTHER", "d": 2, "e": "$(expr 16 / $NONE)"}
     assert (found.verb, found.processes) == ("pt", 4)
-    assert read(tmp_path, "torchrun --nproc_per_node 2 swift/cli/sft.py --a 1", "train.sh").processes == 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "processes"),
+    [
+        ("export NPROC_PER_NODE=4\nswift sft --a 1", 4),
+        ("NPROC_PER_NODE=4\nexport NPROC_PER_NODE\nswift sft --a 1", 4),
+        ("export NPROC_PER_NODE=4; swift sft --a 1", 4),
+        ("N=4\nNNODES=2 NPROC_PER_NODE=$N swift sft --a 1", 8),
+        ("NPROC_PER_NODE=4\nswift sft --a 1", 1),  # which the command does not see
+        ("swift sft --a 1\nexport NPROC_PER_NODE=4", 1),
+        ("torchrun --nproc_per_node 2 swift/cli/sft.py --a 1", 2),
+        ("N=3\ntorchrun --nnodes=2 --nproc-per-node=$N swift/cli/sft.py --a 1", 6),
+        ("NPROC_PER_NODE=gpu swift sft --a 1", 1),
+    ],
+)
+def test_the_processes_that_a_script_starts(tmp_path, lines, processes):
+    assert read(tmp_path, lines, "train.sh").processes == processes
+
+
+def test_the_environment_of_the_command(tmp_path):
+    found = read(tmp_path, "A=1\nexport B=2 C='x y'\nexport D\nB=3 E=${A} swift sft --a 1", "train.sh")
+    assert found.environment == {"B": "3", "C": "x y", "E": "1"}
+    assert read(tmp_path, "USE_HF=True swift sft --a 1", "train.sh").is_on("USE_HF")
+    assert not read(tmp_path, "USE_HF=0 swift sft --a 1", "train.sh").is_on("USE_HF")
 
 
 def test_words_of_a_command_line():

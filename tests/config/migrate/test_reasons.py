@@ -8,8 +8,8 @@ from lorasmith.config.migrate import reasons
 from lorasmith.i18n import using_language
 
 VALUES = {
-    "count": 16, "file": "F", "first": "a", "folders": "D", "ours": "o", "program": "P", "second": "b", "used": "u",
-    "where": "W",
+    "count": 16, "file": "F", "first": "a", "folders": "D", "length": 7, "ours": "o", "program": "P", "second": "b",
+    "steps": 9, "tracker": "t", "used": "u", "variable": "v", "warmup": 2, "where": "W",
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from lorasmith.config.migrate.trainer import SAME
 from lorasmith.errors import ConfigError
-from tests.support.migrating import LLAMA_FACTORY, converted, described, is_option
+from tests.support.migrating import AXOLOTL, LLAMA_FACTORY, MS_SWIFT, converted, described, is_option
 
 
 @pytest.fixture(autouse=True)
@@ -94,5 +94,39 @@ def test_services_that_a_training_reports_to(tmp_path):
     assert not converted(tmp_path, LLAMA_FACTORY + "report_to: none\n")[1].unmatched
 
 
+@pytest.mark.parametrize(
+    ("lines", "sent", "told"),
+    [
+        ("report_to: swanlab\nswanlab_mode: cloud", ("swanlab",), set()),
+        ("report_to: swanlab,wandb\nswanlab_mode: local", ("wandb",), {"swanlab_mode: local"}),
+        ("report_to: swanlab\nswanlab_mode: disabled", (), set()),
+        ("use_swanlab: true\nreport_to: swanlab\nswanlab_project: x\nswanlab_api_key: abc", ("swanlab",),
+         {"swanlab_project: x", "swanlab_api_key: ..."}),
+        ("use_swanlab: false\nswanlab_project: x", (), set()),
+    ],
+)  # fmt: skip
+def test_what_stays_on_the_machine_is_not_sent(tmp_path, lines, sent, told):
+    config, done = converted(tmp_path, f"{LLAMA_FACTORY}{lines}\n")
+    assert (config.training.report_to, set(done.unmatched)) == (sent, told)
+    if "local" in lines:
+        assert "SWANLAB_MODE=local" in done.unmatched["swanlab_mode: local"]
+
+
 def test_the_table_names_options():
     assert all(map(is_option, SAME.values()))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "left"),
+    [
+        (AXOLOTL + "tokens: [<a>, <b>]", set()),
+        (AXOLOTL + "tokens: [<a>]\nspecial_tokens: {additional_special_tokens: [<b>, <a>]}", set()),
+        (LLAMA_FACTORY + "add_tokens: <a>\nadd_special_tokens: <b>\nresize_vocab: true", set()),
+        (LLAMA_FACTORY + "add_special_tokens: <a>,<b>", set()),
+        (MS_SWIFT + "new_special_tokens: [<a>, <b>, mine.txt]", {"new_special_tokens: mine.txt"}),
+    ],
+)
+def test_tokens_that_are_added(tmp_path, theirs, left):
+    config, done = converted(tmp_path, theirs + "\n")
+    assert config.data.add_tokens == ("<a>", "<b>")
+    assert {key for key in done.unmatched if "token" in key} == left

@@ -193,9 +193,9 @@ def renderings(
 
 
 def _forms(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The conversation as it is, with its reasoning under each key, and inline."""
+    """The conversation as it is, with its reasoning under each key, inline, and without it."""
     yield messages
-    for key in ("reasoning_content", "thinking", "reasoning", None):
+    for key in ("reasoning_content", "thinking", "reasoning", None, ""):
         yield [_with_reasoning(message, key) for message in messages]
     yield [message | {"content": [{"type": "text", "text": message["content"]}]} for message in messages]
     thought = [_with_reasoning(message, None) for message in messages]
@@ -223,4 +223,4 @@ def _with_reasoning(message: dict[str, Any], key: str | None) -> dict[str, Any]:
         return message
     if key is None:
         return {"role": "assistant", "content": f"<think>\n{thought}\n</think>\n\n{answer}"}
-    return {"role": "assistant", "content": answer, key: thought}
+    return {"role": "assistant", "content": answer} | ({key: thought} if key else {})

@@ -15,6 +15,7 @@ ALLOWED = {
     ("no place for a system message", "system"): REFUSED,
     ("calls are not shown", "tool call"): REFUSED,
     ("tools are not shown", "tool call"): TOLD,
+    ("empty thought before every answer", "thinking"): TOLD,
 }
 SHOWS_CALLS = [name for name, one in BEHAVIORS.items() if "tool_calls" in one.text]
 

@@ -16,6 +16,8 @@ from lorasmith.model.row import Example
 from lorasmith.system.cache import cache_folder
 from tests.support.tiny import Watch
 
+NOTHING: list[set[str]] = []  # is lost
+
 
 def row(i: int, answer: str = "blue", **of_the_answer) -> Conversation:
     asked = Message("user", f"sky {i}?")
@@ -40,8 +42,9 @@ def test_what_is_recalled_is_what_was_remembered(make):
     rows[3] = [rows[3][0], dataclasses.replace(rows[3][0], weights=[0.25] * len(rows[3][0].ids))]
     path = encoded_path(ROWS, template, "answers")
     assert load_encoded(path, ROWS) is None
-    save_encoded(path, rows)
-    assert load_encoded(path, ROWS) == rows
+    lost = [{"reasoning", "tools"}, *[set[str]()] * (len(rows) - 1)]
+    save_encoded(path, rows, lost)
+    assert load_encoded(path, ROWS) == (rows, lost)
 
 
 def test_the_place_follows_all_that_decides_tokens_and_weights(make):
@@ -68,7 +71,7 @@ def test_nobody_else_can_read_them(make):
     place.parent.mkdir(parents=True)
     place.parent.chmod(0o755)  # as an earlier version made it
     before = os.umask(0)
-    save_encoded(place, examples(template, ROWS))
+    save_encoded(place, examples(template, ROWS), NOTHING)
     os.umask(before)
     assert [stat.S_IMODE(path.stat().st_mode) for path in (place.parent, place)] == [0o700, 0o600]
     place.parent.chmod(0o755)
@@ -98,7 +101,7 @@ def test_few_rows_are_encoded_anew(make):
 def test_a_broken_file_is_encoded_anew(content, make):
     template = Template.of(make(None))
     path = encoded_path(ROWS, template, "answers")
-    save_encoded(path, examples(template, ROWS))
+    save_encoded(path, examples(template, ROWS), NOTHING)
     path.write_bytes(path.read_bytes()[:-20] if content is None else content)
     assert load_encoded(path, ROWS) is None
 
@@ -108,7 +111,7 @@ def test_the_oldest_files_go(make, monkeypatch):
     template = Template.of(make(None))
     paths = [encoded_path(ROWS[: 64 + i], template, "answers") for i in range(4)]
     for i, path in enumerate(paths):
-        save_encoded(path, examples(template, ROWS[: 64 + i]))
+        save_encoded(path, examples(template, ROWS[: 64 + i]), NOTHING)
     assert sum(path.exists() for path in paths) == 2
     assert paths[-1].exists()
 
@@ -117,5 +120,5 @@ def test_a_cache_that_cannot_be_written_stops_nothing(make, tmp_path):
     (tmp_path / "lorasmith").write_text("a file where a folder belongs")
     template = Template.of(make(None))
     path = encoded_path(ROWS, template, "answers")
-    save_encoded(path, examples(template, ROWS))
+    save_encoded(path, examples(template, ROWS), NOTHING)
     assert load_encoded(path, ROWS) is None

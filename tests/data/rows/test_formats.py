@@ -105,6 +105,11 @@ def test_most_rows_decide_and_the_others_are_told_with_what_they_are(refused):
         ({"datum": 3, "frage": "a", "antwort": "b"}, "for example: --map instruction=frage output=antwort"),
         ({"frage": "a", "datum": 3}, "for example: --map instruction=COLUMN output=COLUMN"),
         ({"sentence": "a", "label": 1}, "for example: --map instruction=COLUMN output=COLUMN"),
+        ({"titel": "a", "frage": "b", "antwort": "c"}, "for example: --map instruction=COLUMN output=COLUMN"),
+        ({"system": "a", "model": "b"}, "for example: --map instruction=COLUMN output=COLUMN"),
+        ({"system": "a", "user": "b", "assistant": "c"}, "If so, use --map instruction=user output=assistant."),
+        ({"conversation_x": CHAT["messages"], "conversation_y": CHAT["messages"]}, "for example: --map "
+         "instruction=COLUMN output=COLUMN"),
         ({"question": "a", "answer": ""}, "for example: --map instruction=COLUMN output=COLUMN"),
         ({"question": "a", "answer": "b", "rating": 4}, "it has scores of answers ('rating'), as reward modeling uses "
          "them. Keep the rows with good answers, without these columns."),
@@ -164,6 +169,15 @@ def test_prompt_and_completion_as_messages(made):
     assert made({"prompt": prompt, "completion": "Answer"}).messages == expected
 
 
+def test_tools_beside_a_prompt_and_a_completion(made, refused):
+    tool = {"type": "function", "function": {"name": "weather"}}
+    for column in ("tools", "functions"):
+        assert made(PROMPT | {column: [tool["function"]]}).tools == (tool,)
+        assert made({**PROMPT, "prompt": [{"role": "user", "content": "Ask"}], column: [tool]}).tools == (tool,)
+    (text,) = refused(PROMPT | {"tools": ["weather"]})
+    assert text.endswith("'tools' must be a list of function schemas, found a list.")
+
+
 def test_a_conversation_of_pairs(made):
     pairs = [{"human": "Any E27 bulbs?", "assistant": "Yes, twelve."}, {"human": "And E14?", "assistant": "None."}]
     assert [(m.role, m.content) for m in made({"system": "You sell.", "conversation": pairs}).messages] == [
@@ -201,6 +215,8 @@ def test_rows_with_more_than_text_are_refused_or_left_out_and_told(seen, refused
         (CHAT | {"system": 3}, "'system' must be text, found a number."),
         (CHAT | {"system": "a", "messages": [{"role": "system", "content": "b"}, *CHAT["messages"]]}, "Keep only "
          "one of"),
+        (PROMPT | {"system": "a", "prompt": [{"role": "system", "content": "b"}, *CHAT["messages"]]}, "'system' is "
+         "set, but the first message has the role 'system' too."),
         (ROW | {"history": "Hi"}, "'history' must be a list of pairs [question, answer], found text."),
         (ROW | {"history": '[["Hi", "Hello"]'}, "'history' is not valid JSON (line 1, column 17 of its text): "),
         (ROW | {"history": [["Hi"]]}, "'history': item 1 must be a pair of texts [question, answer]."),

@@ -57,6 +57,8 @@ def test_parts_as_axolotl_documents_them(key):
     assert masked_spans({key: [part(9, 18, True), part(0, 8, True)]}, 19) == ()
     assert masked_spans({key: [part(2, 3, True), part(3, 3, True)]}, 5) == ((0, 2), (4, 5))
     assert not is_learned({key: [part(0, 4, False)]})
+    assert wants_training(message)
+    assert not wants_training({key: [part(0, 4, False)]})
     assert exclusions({key: [part(0, 4, False)]}) == [key]
     assert masked_spans({}, 5) == ()
 

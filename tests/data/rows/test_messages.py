@@ -68,6 +68,8 @@ def test_reasoning_is_kept_under_every_key_and_as_a_part(made):
     assert unread_message_keys([{"role": "assistant", "content": "4", "thinking": True, "id": False, "x": None}]) == {
         "thinking", "id",
     }  # fmt: skip
+    cached = {"type": "text", "text": "4", "cache_control": {"type": "ephemeral"}}
+    assert unread_message_keys([{"role": "user", "content": [cached]}]) == {"content.cache_control"}
 
 
 def test_calls_in_every_form_are_calls_of_one_answer(made):
@@ -150,10 +152,29 @@ def test_marks_of_other_programs_decide_what_is_trained_on(made):
     assert made(chat(train_detail=details)).messages[1].masked == ((2, 5),)
 
 
+def test_a_reasoning_that_stands_twice_is_read_once(made):
+    parts = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Hello"}]
+    assert made(chat(content=parts, thinking="Hm.")).messages[1] == Message("assistant", "Hello", reasoning="Hm.")
+
+
+def test_marks_of_parts_mask_their_text(made):
+    parts = [{"type": "text", "text": "SECRET ", "train": False}, {"type": "text", "text": "good"}]
+    assert made(chat(content=parts)).messages[1] == Message("assistant", "SECRET good", masked=((0, 7),))
+    none = {"role": "assistant", "content": [parts[0]]}
+    messages = made({"messages": [none, *chat()["messages"]]}).messages
+    assert [one.learn for one in messages] == [False, True, True]
+    detail = {"begin_offset": 3, "end_offset": 8, "train": True}
+    assert made(chat(content=parts, train_detail=[detail])).messages[1].masked == ((0, 7), (9, 11))
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [parts[0]]}
+    tool = made({"messages": [{"role": "user", "content": [result]}, *chat()["messages"]]}).messages[0]
+    assert tool == Message("tool", "SECRET ", tool_call_id="t", learn=False, masked=((0, 7),))
+
+
 def test_marks_on_prompts_are_found():
     asked = {"role": "user", "content": "Hi"}
     assert marks_prompts([asked | {"train": True}])
     assert not marks_prompts([asked, {"role": "assistant", "content": "Hello", "train": True}])
+    assert marks_prompts([{"role": "user", "content": [{"type": "text", "text": "Hi", "train": True}]}])
     assert not marks_prompts("Hi")
 
 
@@ -205,8 +226,13 @@ def chat(**message):
         (chat(weight=-1), "message 2 (assistant): 'weight' must be between 0 and 1000000, found -1."),
         (chat(weight=True), "message 2 (assistant): 'weight' must be a number, found true or false."),
         (chat(learn=False), "every answer is marked not to be trained on ('learn'), so there is nothing to train on."),
+        (chat(content=[{"type": "text", "text": "a", "weight": 0}]), "not to be trained on ('weight'), so there"),
         (chat(train=False, loss_weight=0), "not to be trained on ('train', 'loss_weight')"),
         (chat(reasoning_content="a", thinking="b"), "the keys 'reasoning_content', 'thinking' hold different texts."),
+        (chat(content=[{"type": "thinking", "thinking": "a"}, {"type": "text", "text": "b"}], reasoning_content="c"),
+         "message 2 (assistant): the keys 'reasoning_content', 'content.thinking' hold different texts."),
+        ({"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "a"}]}, *CHAT["messages"]]},
+         "message 1 (user): only an assistant message can have 'content.thinking'."),
         ({"messages": [{"role": "user", "content": "a", "reasoning": "b"}]}, "message 1 (user): only an assistant "
          "message can have 'reasoning'."),
         (chat(content=[{"type": "image_url"}]), "found a part of type 'image_url', but only text can be trained on"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorasmith.data.rows.conversation import Message, Record
+from lorasmith.data.rows.conversation import Conversation, Message, Record
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import DataError
 
@@ -42,3 +42,18 @@ def test_an_answer_that_the_template_changes_is_refused(make):
     template = Template.of(make("reworded"))
     with pytest.raises(DataError, match="a line 1: only parts of an answer are to be trained on, but the template"):
         template.encode([Message("user", "Hi"), Message("assistant", TEXT, masked=((0, 3),))], "a:1")
+
+
+def test_with_the_whole_text_learned_a_part_of_an_earlier_answer_cannot_be_left_out(make):
+    template = Template.of(make("qwen3"))
+    messages = (
+        Message("user", "Hi"),
+        Message("assistant", TEXT, masked=((0, 3),)),
+        Message("user", "So?"),
+        Message("assistant", "Yes"),
+    )
+    assert template.encode_row(Conversation(messages, "a:1"))
+    with pytest.raises(
+        DataError, match=r"a line 1: only parts of an answer are to be trained on, but with data\.learn 'all'"
+    ):
+        template.encode_row(Conversation(messages, "a:1"), "all")

@@ -79,7 +79,7 @@ def test_a_jinja_file(make, tmp_path):
         "utf-8",
     )
     template = Template.of(make("chatml"), str(path))
-    text = "<start_of_turn>user: what is the sky?<end_of_turn><start_of_turn>assistant: "
+    text = "<start_of_turn>user: what is the sky?<end_of_turn><start_of_turn>assistant:"  # the blank is the answer's
     assert template.render(CHAT[:1]) == text
     path.unlink()
     loaded = Template.from_json(json.loads(json.dumps(template.to_json())), make())

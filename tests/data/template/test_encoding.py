@@ -221,3 +221,63 @@ def test_saved_and_loaded_it_encodes_the_same(make, name):
     loaded = Template.from_json(data, other)
     assert loaded.stop_ids == template.stop_ids
     assert loaded.encode_all(TWO_TURNS) == template.encode_all(TWO_TURNS)
+
+
+# -- faults that a review found ---------------------------------------------------------------------------------------
+
+
+def test_an_adapter_of_version_2_keeps_its_encoding(make):
+    """Prompts and answers in two parts, the template's own generation prompt, special tokens as such."""
+    old = Template.of(make("thought")).to_json() | {"version": 2, "golden": []}
+    for key in ("end", "tool_template", "kwargs", "options"):
+        del old[key]
+    template = Template.from_json(old, make("thought"))
+    assert template.render(TWO_TURNS[:1]).endswith("<thought>")
+    assert len(template.prompt_texts(TWO_TURNS[:3])) == 3 or not template.is_whole
+    assert template.options.special_tokens == "tokens"
+    assert template.to_json()["version"] == 2
+
+
+def test_a_blank_at_the_end_of_the_generation_prompt_belongs_to_the_answer(make):
+    text = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    text += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    tokenizer = make()
+    tokenizer.chat_template = text
+    template = Template.of(tokenizer)
+    messages = (Message("user", "what is the sky?"), Message("assistant", "the sky is blue"))
+    example, prompt = template.encode(messages), template.encode_prompt(messages[:1])
+    assert example.ids[: len(prompt)] == prompt
+    assert learned(template, example) == [" the sky is blue<eos>"]
+
+
+def test_system_messages_in_user_messages_are_not_doubled(make):
+    options = ContentOptions(system_as="user")
+    template = Template.of(make("chatml"), system="Always.", options=options)
+    own = (Message("system", "Mine."), Message("user", "Hi"))
+    assert "Mine.\n\nHi" in template.render(own)
+    assert "Always." not in template.render(own)
+    after = [Message("user", "Hi"), Message("assistant", "Yes"), Message("system", "Now.")]
+    with pytest.raises(DataError, match="the last message must be one to answer"):
+        Template.of(make("chatml"), options=ContentOptions(system_as="first")).encode_prompt(after)
+
+
+@pytest.mark.parametrize("name", ["gemma", "chatml"])
+def test_other_programs_get_the_system_message_and_the_variables_where_they_belong(make, name):
+    options = ContentOptions(system_as="user")
+    template = Template.of(make(name), system="Be brief.", kwargs={"mood": "kind"}, options=options)
+    rendered = template.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}],
+        tokenize=False,
+        add_generation_prompt=True,
+        chat_template=template.as_jinja(),
+    )
+    assert rendered == template.render([Message("user", "Hi")])
+    assert "mood" in template.as_jinja()
+    assert "+%}" not in template.as_jinja()  # which llama.cpp does not know
+
+
+def test_a_template_that_divides_by_zero_refuses_the_row(make):
+    tokenizer = make("chatml")
+    tokenizer.chat_template += "{{ 1 // (messages | length - 2) }}"
+    with pytest.raises(DataError, match="rejected this conversation: integer"):
+        Template.of(tokenizer).encode(TWO_TURNS[:2])

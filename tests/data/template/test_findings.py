@@ -18,7 +18,7 @@ def test_reasoning_that_the_template_cuts_out_is_told_with_the_rows():
     apart = (Message("user", "Q?"), Message("assistant", "A.", reasoning="Hm."))
     rows = [Conversation(messages, f"a.jsonl:{i}") for i, messages in enumerate([thinking, apart, apart[:1]], 1)]
     assert [lost(template, row) for row in rows] == [{"reasoning"}, {"reasoning"}, set()]
-    (text,) = notes_of_losses(template, rows)
+    (text,) = notes_of_losses((row.source, lost(template, row)) for row in rows)
     assert text.startswith("In 2 rows, the chat template does not show the reasoning of an answer")
     assert "a.jsonl lines 1-2" in text or "a.jsonl lines 1, 2" in text
 
@@ -33,3 +33,11 @@ def test_what_the_template_does_is_told():
     tokenizer = tokenizer_for(one.text, "<s>", one.eos, one.ends)
     (text,) = template_notes(Template.of(tokenizer, eos_ids=[tokenizer.eos_token_id]))
     assert text.startswith("The chat template does not end answers. '</s>', at which generation stops, is trained on")
+
+
+def test_with_the_whole_text_learned_earlier_reasoning_that_it_lacks_is_told():
+    template = template_of("reasoning of the last answer only")
+    turn = (Message("user", "Q?"), Message("assistant", "A.", reasoning="Hm."))
+    row = Conversation((*turn, Message("user", "R?"), Message("assistant", "B.", reasoning="So.")), "row")
+    assert lost(template, row) == set()
+    assert lost(template, row, "all") == {"reasoning"}

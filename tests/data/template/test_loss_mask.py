@@ -8,6 +8,8 @@ from lorasmith.data.template.loss_mask import ExampleBuilder
 from lorasmith.data.template.turns import Turn
 from lorasmith.errors import DataError
 from lorasmith.model.row import IGNORED, Example
+from tests.data.corpus.behaviors import BEHAVIORS
+from tests.data.corpus.tokenizers import tokenizer_for
 
 
 def test_turns_become_targets_shifted_by_one():
@@ -32,3 +34,16 @@ def test_marks_that_agree_are_accepted_and_others_refused_with_the_token(make):
     assert text.startswith("a.jsonl line 2: token ")
     assert "('<|im_end|>') is trained on according to the text that the template adds" in text
     assert "not trained on according to its {% generation %} tags" in text
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [("Qq", "Qa", "a much longer question than the answer", "Qb"), ("is", "no", "is", "no"), ("", "x", "", "y")],
+)
+def test_tags_around_the_role_and_any_contents(contents):
+    one = BEHAVIORS["generation tags around the role"]
+    template = Template.of(tokenizer_for(one.text, "<s>", one.eos))
+    roles = ("user", "assistant") * 2
+    example = template.encode([Message(role, text) for role, text in zip(roles, contents, strict=True)])
+    learned = template.tokenizer.decode([t for t in example.targets if t != IGNORED])
+    assert learned == "".join(f"<|im_start|>assistant\n{text}<|im_end|>" for text in contents[1::2])

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from lorasmith.data.rows.conversation import Conversation, Message
 from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.split import split_ids
+from lorasmith.data.template.token_ids import token_spans
 from lorasmith.data.template.turns import Turn
 
 LLAMA2 = (
@@ -21,12 +22,12 @@ CHAT = [
 ]
 
 
-def sentencepiece() -> PreTrainedTokenizerFast:
+def sentencepiece(more: str = "") -> PreTrainedTokenizerFast:
     """A tokenizer that puts a blank before each text, as those of Llama 2 and Mistral 7B v0.1 do."""
     core = Tokenizer(models.BPE(unk_token="<unk>"))
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    lines = ["[INST] Are you open? And now? [/INST] Until eight. Until nine. Bye  now"] * 9
+    lines = ["[INST] Are you open? And now? [/INST] Until eight. Until nine. Bye  now" + more] * 9
     trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
     core.train_from_iterator(lines, trainer)
     made = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
@@ -55,6 +56,23 @@ def test_line_breaks_before_an_answer_are_the_tokens_of_the_whole_text(make):
     assert example.ids == tokenizer(template.render(messages), add_special_tokens=False)["input_ids"]
     assert template.encode_prompt(messages[:1]) != example.ids[: len(template.encode_prompt(messages[:1]))]
     assert template.lost(Conversation(tuple(messages), "row")) == {"merged"}
+
+
+def test_long_conversations_are_split_in_the_same_places():
+    """From the spans of the tokens, and not by tokenizing every beginning."""
+    tokenizer = sentencepiece()
+    template = Template.of(tokenizer)
+    messages = CHAT * 4
+    turns = template.turns(messages)
+    slow = split_ids(turns, template.tokenize)
+    asked: list[int] = []
+
+    def tokenize(texts: list[str]) -> list[list[int]]:
+        asked.append(len(texts))
+        return template.tokenize(texts)
+
+    assert split_ids(turns, tokenize, lambda text: token_spans(tokenizer, text)) == slow
+    assert asked == [2 * len(turns) + 1]
 
 
 @pytest.mark.parametrize("cut", [True, False])

@@ -8,6 +8,8 @@ from lorasmith.data.rows.conversation import Conversation, Message, RowError
 from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.turns import Pattern, prefix_turns
 from lorasmith.model.row import IGNORED
+from tests.data.corpus.behaviors import BEHAVIORS
+from tests.data.corpus.tokenizers import tokenizer_for
 
 SYSTEM = Message("system", "Be brief.")
 CHAT = tuple(Message(("user", "assistant")[i % 2], f"what {i} is the sky? " * (i % 3) + "考试") for i in range(9))
@@ -91,3 +93,17 @@ def test_tools_are_shown_or_refused(make):
     )
     learned = shown.tokenizer.decode([t for t in example.targets if t != IGNORED])
     assert learned == '<tool_call>{"name": "look", "arguments": {"at": "sky"}}<|im_end|>It is blue.<|im_end|>'
+
+
+@pytest.mark.parametrize(("question", "answer"), [("", "Yes."), ("hi", "Oh hi there"), ("   ", "Yes.")])
+def test_a_system_message_in_prompts_only_and_odd_contents(question, answer):
+    """The question is empty, or the answer repeats it."""
+    one = BEHAVIORS["a system message in prompts only"]
+    template = Template.of(tokenizer_for(one.text, "<s>", one.eos))
+    messages = (Message("system", "Be kind."), Message("user", question), Message("assistant", answer))
+    if not question.strip():
+        with pytest.raises(RowError, match="does not render an answer the way"):
+            template.encode(messages)
+        return
+    example = template.encode(messages)
+    assert template.tokenizer.decode([t for t in example.targets if t != IGNORED]) == answer + "</s>"

@@ -53,7 +53,7 @@ def test_training_and_replies_have_the_same_variables(tmp_path, file):
     metadata = json.loads((tmp_path / "run" / "adapter" / "lorasmith.json").read_text("utf-8"))
     assert metadata["template"]["kwargs"] == {"mood": "good", "loud": True}
     template = open_adapters([tmp_path / "run"]).template
-    assert template.render((Message("user", "Hi"),)) == "mood good! user: Hi<eos>assistant: "
+    assert template.render((Message("user", "Hi"),)) == "mood good! user: Hi<eos>assistant:"
 
 
 def test_a_variable_that_the_template_does_not_have_is_refused_everywhere(tmp_path, file):

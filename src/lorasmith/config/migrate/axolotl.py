@@ -77,7 +77,7 @@ FILES = (
     "auto_resume_from_checkpoints", "dataset_prepared_path", "debug", "hf_use_auth_token", "hub_model_id",
     "hub_private_repo", "hub_strategy", "loss_watchdog_patience", "loss_watchdog_threshold", "mlflow_experiment_name",
     "push_dataset_to_hub", "save_only_model", "save_safetensors", "skip_prepare_dataset", "strict", "test_value",
-    "wandb_entity", "wandb_log_model", "wandb_mode", "wandb_name", "wandb_run_id", "wandb_watch",
+    "wandb_entity", "wandb_log_model", "wandb_name", "wandb_run_id", "wandb_watch",
 )  # fmt: skip
 ALWAYS = ("load_best_model_at_end", "metric_for_best_model", "do_causal_lm_eval")
 INFERENCE = (
@@ -94,15 +94,11 @@ QUANTIZED = (
 METHODS = ("relora", "relora_steps", "unfrozen_parameters", "peft_layer_replication")
 STAGES = ("process_reward_model", "reward_model", "rl")
 TRACKERS = {
-    "wandb_project": "wandb",
-    "use_wandb": "wandb",
-    "mlflow_tracking_uri": "mlflow",
-    "use_mlflow": "mlflow",
-    "swanlab_project": "swanlab",
-    "use_swanlab": "swanlab",
-    "trackio_project_name": "trackio",
-    "use_trackio": "trackio",
-    "use_comet": "comet",
+    "wandb": ("wandb_project", "use_wandb"),
+    "mlflow": ("mlflow_tracking_uri", "use_mlflow"),
+    "swanlab": ("swanlab_project", "use_swanlab"),
+    "trackio": ("trackio_project_name", "use_trackio"),
+    "comet": ("use_comet",),
 }
 FAST_PLUGINS = (
     ".CutCrossEntropyPlugin", ".KernelsPlugin", ".LigerPlugin",
@@ -171,12 +167,19 @@ def _method(migration: Migration) -> None:
         migration.unmatch("remote_code", "trust_remote_code", True)
     if (checkpoint := migration.take("resume_from_checkpoint")) not in (None, False):
         migration.unmatch("resume", "resume_from_checkpoint", checkpoint)
-    for key, name in TRACKERS.items():
-        value = migration.take(key)
-        if value and value not in OFF and name not in (migration.value("training.report_to") or []):
+    _trackers(migration)
+
+
+def _trackers(migration: Migration) -> None:
+    """The services that a training reports to: each has a key to switch it on, or is on if it has a project."""
+    for name, keys in TRACKERS.items():
+        given = {key: value for key in keys if (value := migration.take(key)) not in (None, *OFF)}
+        for key, value in list(given.items())[:1]:
             trainer.trackers(migration, [name], key, value)
-        if isinstance(value, str) and migration.value("training.report_to"):
-            migration.unmatch("tracker_project", key, value)
+        for key, value in given.items():
+            if isinstance(value, str) and trainer.tracker_mode(migration, name) not in trainer.DISABLED:
+                migration.unmatch("tracker_project", key, value)
+    migration.ignore("inactive", [key for key in ("swanlab_mode", "wandb_mode") if key in migration.left])
 
 
 def _lora(migration: Migration) -> None:
@@ -184,7 +187,7 @@ def _lora(migration: Migration) -> None:
     targets, linear = migration.take("lora_target_modules"), migration.take("lora_target_linear")
     if linear:
         migration.put("lora.target_modules", "all-linear", "lora_target_linear")
-        migration.ignore("default", ["lora_target_modules"])
+        trainer.beside_all_linear(migration, "lora_target_modules", words(targets or []))
     elif targets is not None:
         migration.put("lora.target_modules", targets, "lora_target_modules")
     if (saving_memory := migration.take("gradient_checkpointing")) is not None:
@@ -215,11 +218,10 @@ def _tokens(migration: Migration) -> None:
     """Special tokens: padding needs none here, and end tokens follow from the template."""
     tokens = migration.take_part("special_tokens")
     migration.ignore("stop", ["special_tokens.pad_token", "eot_tokens"])
+    trainer.added_tokens(migration, "tokens", "special_tokens.additional_special_tokens")
     for name in tokens:
         if (value := migration.take(f"special_tokens.{name}")) is not None:
             migration.unmatch("special_token", f"special_tokens.{name}", value)
-    if (added := migration.take("tokens")) is not None:
-        migration.unmatch("added_tokens", "tokens", added)
 
 
 def _data(migration: Migration) -> None:
@@ -267,8 +269,10 @@ def _dataset(datasets: Datasets, where: str, entry: Mapping[str, Any], templates
     if entry["path"].startswith(("s3://", "gs://", "gcs://", "az://", "oci://", "http")):
         datasets.refuse("dataset_kind", entry["path"])
         return
+    if datasets.lacks(f"{where}.split", entry.get("split")):
+        return
     for name in _files(migration, where, entry):
-        datasets.add(name, columns, first_rows(entry.get("split")))
+        datasets.add(name, columns, first_rows(entry.get("split")), are_first=True)
     _tell_unknown(migration, where, entry)
 
 
@@ -311,7 +315,7 @@ def _tell_unknown(migration: Migration, where: str, entry: Mapping[str, Any]) ->
     for key, value in entry.items():
         if value in OFF or value is None or key in DATASET_DONE:
             continue
-        if (key in USUAL and set(words(value)) <= USUAL[key]) or first_rows(value):
+        if (key in USUAL and set(words(value)) <= USUAL[key]) or (key == "split" and first_rows(value)):
             continue
         reason = "data_part" if key in ("split", "shards", "shards_idx") else "none"
         migration.unmatch(reason, f"{where}.{key}", value)

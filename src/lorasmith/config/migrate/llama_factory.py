@@ -7,7 +7,7 @@ from typing import Any
 
 from lorasmith.config.files import read_object
 from lorasmith.config.migrate import trainer
-from lorasmith.config.migrate.datasets import Datasets, base_model
+from lorasmith.config.migrate.datasets import Datasets, base_model, not_first
 from lorasmith.config.migrate.migration import Migration, words
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _, listed
@@ -23,7 +23,6 @@ SAME = {
     "lora_alpha": "lora.lora_alpha",
     "lora_dropout": "lora.lora_dropout",
     "lora_rank": "lora.r",
-    "max_samples": "data.max_samples",
     "output_dir": "output",
     "use_dora": "lora.use_dora",
     "use_rslora": "lora.use_rslora",
@@ -44,10 +43,10 @@ MACHINE = (
     "include_effective_tokens_per_second", "infer_backend", "infer_dtype", "kt_config", "kt_cpu_activation",
     "kt_optimize_rule", "offload_folder", "placement_strategy", "preprocessing_batch_size", "preprocessing_num_workers",
     "pure_bf16", "ray_init_kwargs", "ray_num_workers", "ray_run_name", "ray_storage_filesystem", "ray_storage_path",
-    "resources_per_worker", "streaming", "train_from_scratch", "upcast_layernorm", "upcast_lmhead_output", "use_cache",
+    "resources_per_worker", "streaming", "upcast_layernorm", "upcast_lmhead_output", "use_cache",
     "use_fast_tokenizer", "use_kt", "use_reentrant_gc", "use_unsloth", "use_unsloth_gc", "use_v1_kernels",
 )  # fmt: skip
-FILES = ("cache_dir", "create_new_adapter", "dataset_dir", "print_param_status", "tokenized_path")
+FILES = ("cache_dir", "dataset_dir", "print_param_status", "tokenized_path")
 INFERENCE = (
     "compute_accuracy", "do_predict", "do_sample", "eval_num_beams", "export_device", "export_dir",
     "export_legacy_format", "export_size", "max_new_tokens", "predict_with_generate", "temperature", "top_k", "top_p",
@@ -57,7 +56,14 @@ MEDIA = (
     "image_min_pixels", "media_dir", "video_fps", "video_max_pixels", "video_maxlen", "video_min_pixels",
 )  # fmt: skip
 QUANTIZATION = ("double_quantization", "quantization_device_map", "quantization_method", "quantization_type")
-METHODS = ("freeze_language_model", "mixture_of_depths", "pissa_init", "shift_attn", "use_llama_pro")
+METHODS = (
+    "freeze_language_model",
+    "mixture_of_depths",
+    "pissa_init",
+    "shift_attn",
+    "train_from_scratch",
+    "use_llama_pro",
+)
 LOSSES = ("use_asft_loss", "use_dft_loss", "use_eaft_loss")
 OPTIMIZERS = ("use_adam_mini", "use_apollo", "use_badam", "use_galore")
 TEMPLATES = {"alpaca": "alpaca", "chatml": "chatml", "default": "human-assistant"}
@@ -68,8 +74,9 @@ COLUMNS = {
     "query": "input",
     "response": "output",
     "system": "system",
-    "tools": "tools",
 }
+FROM_MODELSCOPE = "USE_MODELSCOPE_HUB"  # the environment variable that says so
+HUBS = {"hf_hub_url": "", "ms_hub_url": "modelscope:"}
 MEDIA_COLUMNS = ("images", "videos", "audios")
 PREFERENCE_COLUMNS = ("chosen", "rejected", "kto_tag")
 TAGS = {
@@ -88,8 +95,12 @@ def convert(migration: Migration) -> None:
     is_text = migration.left.get("stage") == "pt"
     _method(migration)
     migration.move(SAME)
-    base_model(migration, "model_name_or_path")
+    base_model(migration, "model_name_or_path", "modelscope:" if migration.foreign.is_on(FROM_MODELSCOPE) else "")
     trainer.trainer(migration)
+    if migration.take("use_swanlab"):
+        trainer.trackers(migration, ["swanlab"], "use_swanlab")
+    else:
+        migration.ignore("inactive", [key for key in migration.left if key.startswith("swanlab_")])
     for ours, value in DEFAULTS.items():
         migration.default(ours, value)
     _lora(migration)
@@ -98,6 +109,8 @@ def convert(migration: Migration) -> None:
         migration.ignore("inactive", ["optim"])
         trainer.optimizer(migration, "use_muon")
     trainer.optimizer(migration)
+    if migration.take("create_new_adapter") and (adapter := migration.take("adapter_name_or_path")):
+        migration.refuse("new_adapter", "adapter_name_or_path", adapter)
     trainer.start(migration, "adapter_name_or_path")
     trainer.schedule(migration, "linear", "lr_scheduler_type", "lr_scheduler_kwargs")
     trainer.evaluation(migration, "no")
@@ -155,6 +168,8 @@ def _data(migration: Migration, is_text: bool) -> None:
             found = _described(datasets, folder, name, is_text)
             if found is not None:
                 datasets.add(found.name, found.columns, found.rows)
+    if (most := migration.take("max_samples")) is not None:
+        migration.put("data.max_samples", most, "max_samples", not_first())
     train.move()
     held_out.hold_out()
     if migration.take("train_on_prompt"):
@@ -171,6 +186,8 @@ def _template(migration: Migration, is_text: bool) -> None:
     """The chat template: the model's own instead of LLaMA-Factory's copy of it."""
     if (thinking := migration.take("enable_thinking")) is not None:
         migration.put("data.template_kwargs", {"enable_thinking": thinking}, "enable_thinking")
+    trainer.added_tokens(migration, "add_tokens", "add_special_tokens")
+    migration.ignore("default", ["resize_vocab"])
     name = migration.take("template")
     if is_text or name is None:
         migration.ignore("default", ["template"])
@@ -195,7 +212,7 @@ def _described(datasets: Datasets, folder: str, name: str, is_text: bool) -> Des
     if not isinstance(entry, dict) or not isinstance(entry.get("columns", {}), dict):
         datasets.refuse("dataset_unknown", name, file=found)
         return None
-    columns = entry.get("columns", {})
+    columns = {key: theirs for key, theirs in entry.get("columns", {}).items() if theirs is not None}
     for reason, is_so in (
         ("preference", entry.get("ranking") or any(key in columns for key in PREFERENCE_COLUMNS)),
         ("media", any(key in columns for key in MEDIA_COLUMNS)),
@@ -203,22 +220,24 @@ def _described(datasets: Datasets, folder: str, name: str, is_text: bool) -> Des
         if is_so:
             datasets.refuse(reason, name)
             return None
-    place = _place(found.parent, entry)
+    place = _place(found.parent, entry, migration.foreign.is_on(FROM_MODELSCOPE))
     if place is None:
         datasets.refuse("dataset_kind", name)
+        return None
+    if datasets.lacks(f"{name}.split", entry.get("split")):
         return None
     _tell_unknown(migration, name, entry)
     rows = entry.get("num_samples")
     return Described(place, _columns(migration, name, entry, columns, is_text), rows if isinstance(rows, int) else None)
 
 
-def _place(folder: Path, entry: Mapping[str, Any]) -> str | None:
-    """The file or hub name of a dataset; None for what we do not read."""
+def _place(folder: Path, entry: Mapping[str, Any], is_modelscope: bool) -> str | None:
+    """The file or hub name of a dataset, of both hubs the one that is in use; None for what we do not read."""
     if isinstance(file := entry.get("file_name"), str):
         return str(folder / file)
-    for key, prefix in (("hf_hub_url", ""), ("ms_hub_url", "modelscope:")):
+    for key in sorted(HUBS, reverse=is_modelscope):
         if isinstance(name := entry.get(key), str) and "/" in name:
-            return f"{prefix}{name}" + (f":{entry['subset']}" if entry.get("subset") else "")
+            return f"{HUBS[key]}{name}" + (f":{entry['subset']}" if entry.get("subset") else "")
     return None
 
 
@@ -229,6 +248,8 @@ def _columns(
     if entry.get("formatting", "alpaca") == "alpaca":
         if is_text:
             return {"text": str(columns.get("prompt", "instruction"))}
+        if "tools" in columns:
+            migration.unmatch("column", f"{name}.columns.tools", columns["tools"])
         found = {COLUMNS[key]: str(theirs) for key, theirs in columns.items() if key in COLUMNS}
     else:
         messages = str(columns.get("messages", "conversations" if entry["formatting"] == "sharegpt" else "messages"))

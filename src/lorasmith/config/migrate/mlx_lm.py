@@ -40,6 +40,7 @@ ITERATIONS = {  # converted to steps
 ITERATION_DEFAULTS = {"iters": 1000, "save_every": 100, "steps_per_eval": 200, "steps_per_report": 10}
 SCHEDULES = {"cosine_decay": "cosine", "linear_schedule": "linear"}
 SCALE, LAYERS = 20.0, 16
+ONE_STEP = 1  # that their schedule waits between the warmup and the decay
 MACHINE = ("clear_cache_threshold", "val_batches")
 FILES = ("project_name",)
 ALWAYS = ("test", "test_batches", "train")
@@ -154,20 +155,32 @@ def _schedule(migration: Migration) -> None:
         migration.unmatch("schedule", "lr_schedule", f"{name} {arguments}", used="constant")
     else:
         migration.put("training.schedule", SCHEDULES[name], "lr_schedule")
-        first, last = _ends(name, arguments)
+        first, last, length = _ends(name, arguments)
         if first is not None:
             migration.put("training.learning_rate", first, "lr_schedule.arguments")
         if last:
             trainer.lowest_rate(migration, "lr_schedule.arguments", last)
+        _length(migration, length, part.get("warmup") or 0)
     migration.put("training.warmup", part.get("warmup") or 0, "lr_schedule.warmup")
     if part.get("warmup_init"):
         migration.unmatch("none", "lr_schedule.warmup_init", part["warmup_init"])
 
 
-def _ends(name: str, arguments: list[Any]) -> tuple[Any, Any]:
-    """First and last learning rate of a schedule; None where it does not say."""
-    first, last = (0, 2) if name == "cosine_decay" else (0, 1)
-    return (arguments[first] if arguments else None), (arguments[last] if len(arguments) > last else None)
+def _length(migration: Migration, length: Any, warmup: Any) -> None:
+    """Tell the steps of a schedule that does not end with the training, as ours does."""
+    steps = migration.value("training.max_steps")
+    if not all(isinstance(number, int | float) for number in (length, warmup, steps)):
+        return
+    if abs(length + warmup - steps) > ONE_STEP:
+        values = {"length": length, "warmup": warmup, "steps": steps}
+        migration.unmatch("schedule_length", "lr_schedule.arguments", length, **values)
+
+
+def _ends(name: str, arguments: list[Any]) -> tuple[Any, Any, Any]:
+    """First and last learning rate of a schedule, and the steps between them; None where it does not say."""
+    last, length = (2, 1) if name == "cosine_decay" else (1, 2)
+    padded = [*arguments, None, None, None]
+    return padded[0], padded[last], padded[length]
 
 
 def _data(migration: Migration) -> None:
@@ -206,9 +219,9 @@ def _hub(datasets: Datasets, entries: Any) -> None:
             "text_feature": "text",
         }
         columns = {ours: str(entry[theirs]) for theirs, ours in features.items() if entry.get(theirs)}
-        datasets.add(local_or_hub(migration, entry["path"]), columns, first_rows(entry.get("train_split")))
+        datasets.add(local_or_hub(migration, entry["path"]), columns, first_rows(entry.get("train_split")), True)
         for key, value in entry.items():
-            if key not in ("path", *features) and value and not first_rows(value):
+            if key not in ("path", *features) and value and not (key == "train_split" and first_rows(value)):
                 reason = "data_part" if key.endswith("_split") else "none"
                 migration.unmatch(reason, f"hf_dataset.{key}", value)
     datasets.move()

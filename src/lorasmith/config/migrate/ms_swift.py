@@ -105,6 +105,7 @@ def convert(migration: Migration) -> None:
     trainer.start(migration, "adapters")
     trainer.schedule(migration, "cosine", "lr_scheduler_type", "lr_scheduler_kwargs")
     _times(migration)
+    _template(migration, is_text)
     _text(migration, is_text)
     migration.ignore("machine", MACHINE)
     migration.ignore("files", FILES)
@@ -138,9 +139,13 @@ def _modules(migration: Migration) -> None:
     names, expression = words(migration.take("target_modules", [])), migration.take("target_regex")
     if expression is not None:
         migration.put("lora.target_modules", expression, "target_regex")
+    elif "all-linear" in names:
+        migration.put("lora.target_modules", "all-linear", "target_modules")
+        if len(names) > 1:
+            others = [name for name in names if name != "all-linear"]
+            trainer.beside_all_linear(migration, "target_modules", others)
     elif names:
-        value = "all-linear" if names == ["all-linear"] else names
-        migration.put("lora.target_modules", value, "target_modules")
+        migration.put("lora.target_modules", names, "target_modules")
     start = migration.take("init_weights")
     if start == "gaussian":
         migration.put("lora.init_lora_weights", "gaussian", "init_weights")
@@ -151,8 +156,8 @@ def _modules(migration: Migration) -> None:
 
 
 def _data(migration: Migration) -> None:
-    """The base model and the datasets, which ms-swift takes from ModelScope unless `use_hf` is set."""
-    hub = "" if migration.take("use_hf") else "modelscope:"
+    """The base model and the datasets, which ms-swift takes from ModelScope unless `use_hf` or USE_HF is set."""
+    hub = "" if migration.take("use_hf") or migration.foreign.is_on("USE_HF") else "modelscope:"
     base_model(migration, "model", hub)
     columns = migration.take("columns")
     columns = scalar(columns) if isinstance(columns, str) else columns
@@ -193,11 +198,15 @@ def _dataset(datasets: Datasets, word: str, hub: str, renamed: Mapping[str, str]
 
 
 def _fill(migration: Migration) -> None:
-    """The placeholders {{NAME}} and {{AUTHOR}} of the dataset about the model's identity."""
-    given = {key: migration.take(key) for key in ("model_name", "model_author")}
-    named = {key.removeprefix("model_").upper(): words(value)[-1] for key, value in given.items() if value is not None}
-    if named:
-        migration.put("data.fill", named, listed(key for key, value in given.items() if value is not None))
+    """The placeholders {{NAME}} and {{AUTHOR}} of the dataset about the model's identity, in Chinese and English."""
+    given = {key: words(migration.take(key, [])) for key in ("model_name", "model_author")}
+    given = {key: names for key, names in given.items() if names}
+    for key, names in given.items():
+        if names[0] != names[-1]:
+            migration.unmatch("languages", key, names[0])
+    if given:
+        named = {key.removeprefix("model_").upper(): names[-1] for key, names in given.items()}
+        migration.put("data.fill", named, listed(given))
 
 
 def _times(migration: Migration) -> None:
@@ -208,12 +217,24 @@ def _times(migration: Migration) -> None:
     trainer.patience(migration, "early_stop_interval")
 
 
-def _text(migration: Migration, is_text: bool) -> None:
-    """The template, the system message, what is learned, and rows that are too long."""
-    name = migration.take("template")
-    if name is not None and not is_text:
+def _template(migration: Migration, is_text: bool) -> None:
+    """The chat template, which plain text does not have, and whether it asks for thinking."""
+    if is_text:
+        migration.ignore("inactive", ["template", "use_chat_template", "enable_thinking"])
+        return
+    if (name := migration.take("template")) is not None:
         note = _("lorasmith uses the chat template of the model itself")
         migration.put("data.template", "model", f"template: {name}", note)
+    if (thinking := migration.take("enable_thinking")) is not None:
+        migration.put("data.template_kwargs", {"enable_thinking": thinking}, "enable_thinking")
+    if migration.take("use_chat_template", True) is True:
+        migration.ignore("default", ["use_chat_template"])
+    else:
+        migration.unmatch("template", "use_chat_template", False)
+
+
+def _text(migration: Migration, is_text: bool) -> None:
+    """The system message, what is learned, and rows that are too long."""
     system = migration.take("system")
     if system is not None:
         file = migration.path(str(system)) if str(system).endswith(".txt") else None
@@ -231,11 +252,4 @@ def _text(migration: Migration, is_text: bool) -> None:
         migration.unmatch("max_length", "max_length", _("not set"))
     if packing := migration.take("packing"):
         migration.unmatch("packing", "packing", packing)
-    if is_text:
-        migration.ignore("default", ["template", "use_chat_template"])
-    elif migration.take("use_chat_template", True) is True:
-        migration.ignore("default", ["use_chat_template"])
-    else:
-        migration.unmatch("template", "use_chat_template", False)
-    if (tokens := migration.take("new_special_tokens")) is not None:
-        migration.unmatch("added_tokens", "new_special_tokens", tokens)
+    trainer.added_tokens(migration, "new_special_tokens")

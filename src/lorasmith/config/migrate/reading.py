@@ -5,8 +5,8 @@ Numbers such as 1e-4 are numbers, as in YAML 1.2; PyYAML alone would read them a
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -33,7 +33,13 @@ ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
 DEFAULT = re.compile(r"\$\{(\w+):-([^}]*)\}")
 DIVISION = re.compile(r"\$\(expr (\d{1,9}) / \$?\{?(\w{1,99})\}?\)")
 WHOLE_NUMBER = re.compile(r"^(\w+)=(\d{1,9})$", re.MULTILINE)
-PROCESSES = re.compile(r"(?:NPROC_PER_NODE=|--nproc[_-]per[_-]node[= ])(\d{1,6})")
+# Flags of torchrun and variables whose product is the number of processes.
+PROCESSES = {
+    "NPROC_PER_NODE": re.compile(r"--nproc[_-]per[_-]node[= ](\d+)"),
+    "NNODES": re.compile(r"--nnodes[= ](\d+)"),
+}
+NUMBER = re.compile(r"[1-9]\d{0,5}")
+YES = ("1", "on", "t", "true", "y", "yes")  # values of an environment variable
 MAX_VALUES = 100_000  # in one file, with every alias counted as what it stands for
 END = re.compile(r"[|;&<>].*|\d?>.*")  # a word that ends a command
 FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?")
@@ -43,7 +49,8 @@ FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?")
 class Foreign:
     """The keys and values of another program's file, and what only a shell script says.
 
-    program: whose command it is; verb: the last word of that command, such as sft; processes: how many it starts.
+    program: whose command it is; verb: the last word of that command, such as sft; processes: how many it starts;
+    environment: the variables that the script sets for it.
     """
 
     path: Path
@@ -51,6 +58,11 @@ class Foreign:
     program: str | None = None
     verb: str = ""
     processes: int = 1
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def is_on(self, variable: str) -> bool:
+        """Whether the script switches something on by an environment variable."""
+        return self.environment.get(variable, "").lower() in YES
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
@@ -149,15 +161,19 @@ def _is_small(value: Any) -> bool:
 def _command(path: Path, text: str) -> Foreign:
     """The flags of the one training command in a shell script. Raises ConfigError."""
     variables: dict[str, str] = {}
-    found: list[tuple[list[str], tuple[str, ...], list[str]]] = []
+    exported: set[str] = set()
+    found: list[tuple[list[str], dict[str, str], tuple[str, ...], list[str]]] = []
     for words in _lines(path, text):
+        exported |= {word.partition("=")[0] for word in words[1:] if words[0] == "export"}
         pairs = [ASSIGNMENT.fullmatch(word) for word in words if word != "export"]
         if all(pairs):
-            variables |= {pair[1]: _filled(pair[2], variables) for pair in pairs if pair}
+            variables |= _assigned(words, variables)
         elif (start := _find(words)) is not None:
             command, at = start
             rest = [_filled(word, variables) for word in words[at + len(command) :]]
-            found.append((words[:at], command, rest))
+            inherited = {name: variables[name] for name in exported & variables.keys()}
+            before = [_filled(word, variables) for word in words[:at]]
+            found.append((before, inherited | _assigned(words[:at], variables), command, rest))
     if len(found) != 1:
         known = ", ".join(" ".join(command) for command in COMMANDS)
         raise ConfigError(
@@ -168,15 +184,31 @@ def _command(path: Path, text: str) -> Foreign:
                 known=known,
             )
         )
-    before, command, words = found[0]
-    processes = PROCESSES.search(" ".join(before))
+    before, environment, command, words = found[0]
     return Foreign(
         path,
         _flags(path, words),
         COMMANDS[command],
         verb=command[-1].rpartition("/")[2].removesuffix(".py"),
-        processes=int(processes[1]) if processes else 1,
+        processes=_processes(" ".join(before), environment),
+        environment=environment,
     )
+
+
+def _assigned(words: Sequence[str], variables: dict[str, str]) -> dict[str, str]:
+    """The variables that the words of a line set, without the `;` after it."""
+    pairs = [ASSIGNMENT.fullmatch(word) for word in words]
+    return {pair[1]: _filled(pair[2].rstrip(";"), variables) for pair in pairs if pair}
+
+
+def _processes(before: str, environment: Mapping[str, str]) -> int:
+    """The number of processes on all machines, by the words before the command or the variables set for it."""
+    count = 1
+    for variable, flag in PROCESSES.items():
+        match = flag.search(before)
+        number = match[1] if match else environment.get(variable, "")
+        count *= int(number) if NUMBER.fullmatch(number) else 1
+    return count
 
 
 def _filled(word: str, variables: dict[str, str]) -> str:

@@ -10,13 +10,22 @@ def unmatched(name: str, **values: object) -> str:
     """Why a key is not taken over, and what to do instead."""
     texts = {
         "none": _("lorasmith has no such option."),
-        "added_tokens": _("lorasmith does not add tokens to the vocabulary; write them as ordinary text."),
+        "added_tokens": _("lorasmith reads no file of tokens; give the tokens themselves with data.add_tokens."),
+        "beside_all_linear": _(
+            "all-linear is used, which has the linear layers without the output head; to adapt other modules too, list "
+            "all of them in lora.target_modules."
+        ),
         "column": _("lorasmith does not read this column; if you need it, put its text into the others."),
         "data_part": _("lorasmith reads all rows of the training split; save the part that you want as a file."),
         "evaluation_files": _("lorasmith evaluates on one file; only the first one is taken over."),
         "exists": _(
             "the folder is not empty, and lorasmith replaces no files; give a new one to lorasmith train --output."
         ),
+        "held_out_part": _(
+            "lorasmith would evaluate on all rows of the training split; save this part as a file and give it with "
+            "data.held_out."
+        ),
+        "languages": _("lorasmith fills in one value in all languages, the second; to change it, set data.fill."),
         "loss": _("the loss counts every token of an answer equally."),
         "max_length": _("{program} takes the model's context length then; set data.max_length."),
         "mlx_model": _(
@@ -39,10 +48,19 @@ def unmatched(name: str, **values: object) -> str:
         "resume": _("lorasmith cannot continue a checkpoint of {program}; the training begins anew."),
         "roles": _("lorasmith knows these keys and roles under other names; see docs/formats.md and rename them."),
         "schedule": _("lorasmith has the schedules linear, cosine and constant; {used} is used."),
+        "schedule_length": _(
+            "there the learning rate falls over {length} steps after {warmup} of warmup; here over the whole training, "
+            "{steps} steps. Set training.max_steps, or training.min_learning_rate, so that it ends as you want."
+        ),
         "special_token": _("lorasmith takes it from the tokenizer; if it is another one there, change it there."),
         "template": _("lorasmith has no such chat template; save it as a file and give it with --template FILE.jinja."),
-        "tracker_project": _("the client of the service reads the project from the environment; set it there."),
+        "tracker_mode": _(
+            "nothing is sent then; to use it with lorasmith, set {variable} in the environment, and "
+            "training.report_to = [\"{tracker}\"]."
+        ),
+        "tracker_project": _("the client of the service reads this from the environment; set it there."),
         "trackers": _("lorasmith sends nothing to this service; it writes metrics.jsonl, and TensorBoard files."),
+        "twice": _("named twice, but lorasmith reads it once; to use its rows more often, give the files weights."),
         "unquantized": _("lorasmith trains on the weights as they are, in model.dtype."),
         "warmup_constant": _("the schedule 'constant' of {program} has no warmup."),
     }  # fmt: skip
@@ -79,6 +97,10 @@ def refusal(name: str, **values: object) -> str:
         "loss": _("{where}: lorasmith has only the cross-entropy loss. Remove this key."),
         "media": _("{where}: the dataset contains images, audio or video, and lorasmith trains on text. Leave it out."),
         "method": _("{where}: lorasmith trains LoRA adapters (and DoRA) only. Give a configuration of LoRA."),
+        "new_adapter": _(
+            "{where}: lorasmith does not train a second adapter on top of another (create_new_adapter). Merge this one "
+            "with lorasmith merge, name the merged model as the base model, and remove the key."
+        ),
         "no_data": _("{file}: does not name training data. Give the data files after --from FILE."),
         "no_model": _("{file}: does not name a base model. Give one with --model."),
         "optimizer": _(

@@ -66,6 +66,10 @@ OPTIMIZERS = {
     "muon": "muon",
     "paged_lion_32bit": "lion",
 }
+DISABLED, OFFLINE = ("disabled",), ("dryrun", "local", "offline")  # modes of trackers
+CREDENTIALS = ("swanlab_api_key", "swanlab_token")
+TRACKER_OPTIONS = {"swanlab": ("swanlab_project", "swanlab_workspace", *CREDENTIALS)}
+LINEAR = ("_proj", "fc1", "fc2", "c_attn", "c_fc", "dense", "query_key_value")  # ends of linear layers' names
 NO_TRACKER = ("none", "None", "False")
 STEPS = 500  # between two evaluations, where no key says it
 LOW_BIT_ADAMW = (
@@ -107,12 +111,46 @@ def trackers(migration: Migration, names: Iterable[str], key: str, value: Any = 
         if name == "tensorboard":
             migration.put("training.tensorboard", True, key)
         elif name in TRACKERS:
-            known.append(name)
+            known += [name] if _is_sent(migration, name, key) else []
         elif name not in NO_TRACKER:
             migration.unmatch("trackers", key, name if value is None else value)
     if known:
         before = migration.value("training.report_to") or []
-        migration.put("training.report_to", [*before, *known], key)
+        migration.put("training.report_to", list(dict.fromkeys([*before, *known])), key)
+
+
+def tracker_mode(migration: Migration, name: str) -> str:
+    """How a service is used, such as offline, by its key or environment variable; "" if nothing says so."""
+    foreign, key = migration.foreign, f"{name}_mode"
+    if foreign.is_on(f"{name.upper()}_DISABLED"):
+        return DISABLED[0]
+    return str(foreign.values.get(key) or foreign.environment.get(key.upper(), ""))
+
+
+def _is_sent(migration: Migration, name: str, key: str) -> bool:
+    """Whether metrics shall be sent to a service that `key` names: not if it is switched off, or keeps them here."""
+    mode, mode_key = tracker_mode(migration, name), f"{name}_mode"
+    migration.take(mode_key)
+    if mode in DISABLED:
+        migration.ignore("inactive", [key, mode_key])
+        return False
+    for option in TRACKER_OPTIONS.get(name, ()):
+        if (value := migration.take(option)) is not None:
+            migration.unmatch("tracker_project", option, "..." if option in CREDENTIALS else value)
+    if mode in OFFLINE:
+        where = mode_key if mode_key in migration.foreign.values else mode_key.upper()
+        migration.unmatch("tracker_mode", where, mode, variable=f"{mode_key.upper()}={mode}", tracker=name)
+        return False
+    return True
+
+
+def beside_all_linear(migration: Migration, key: str, names: Iterable[str]) -> None:
+    """Modules that their file names beside all linear layers, of which these are usually not part."""
+    others = [name for name in names if not name.endswith(LINEAR)]
+    if others:
+        migration.unmatch("beside_all_linear", key, others)
+    else:
+        migration.ignore("default", [key])
 
 
 def optimizer(migration: Migration, key: str = "optim") -> None:
@@ -253,3 +291,16 @@ def start(migration: Migration, key: str) -> None:
         migration.put("training.start_from", names[0] if path is None else str(path), key)
     elif names:
         migration.refuse("adapter", key, names)
+
+
+def added_tokens(migration: Migration, *keys: str) -> None:
+    """Tokens that are added to the vocabulary. A file of them is named, not read."""
+    found: dict[str, str] = {}
+    for key in keys:
+        for token in words(migration.take(key, [])):
+            if token.endswith(".txt"):
+                migration.unmatch("added_tokens", key, token)
+            else:
+                found.setdefault(token, key)
+    if found:
+        migration.put("data.add_tokens", list(found), ", ".join(dict.fromkeys(found.values())))

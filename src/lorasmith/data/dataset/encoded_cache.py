@@ -8,7 +8,7 @@ contain the user's texts, so only the user can read them, and every training say
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from itertools import accumulate, pairwise
@@ -21,11 +21,12 @@ from safetensors.torch import load_file, save_file
 
 from lorasmith.data.rows.conversation import Conversation
 from lorasmith.data.template.encoding import Template
+from lorasmith.data.template.findings import KINDS
 from lorasmith.model.row import Example
 from lorasmith.system.cache import PRIVATE, cache_folder, write_cached
 from lorasmith.version import installed_version
 
-FORMAT = "4"
+FORMAT = "5"
 MIN_ROWS = 64  # fewer rows are encoded faster than they are found in the cache
 FILES = 16
 
@@ -44,7 +45,7 @@ def encoded_path(rows: Sequence[Conversation], template: Template, learn: str) -
         template.text,
         template.tool_text,
         template.system,
-        json.dumps([template.kwargs, template.options, template.end_id], sort_keys=True),
+        json.dumps([template.kwargs, template.options, template.end_id, template.is_separate], sort_keys=True),
         learn,
         str(template.stop_ids),
         backend.to_str(),
@@ -57,8 +58,8 @@ def encoded_path(rows: Sequence[Conversation], template: Template, learn: str) -
     return cache_folder() / "rows" / f"{digest.hexdigest()}.safetensors"
 
 
-def load_encoded(path: Path, rows: Sequence[Conversation]) -> list[list[Example]] | None:
-    """The examples of each row, or None if the file does not exist or is damaged."""
+def load_encoded(path: Path, rows: Sequence[Conversation]) -> tuple[list[list[Example]], list[set[str]]] | None:
+    """The examples of each row and what it lacks, or None if the file does not exist or is damaged."""
     try:
         tensors = load_file(path)
         os.utime(path)  # the least recently used files are deleted first
@@ -69,20 +70,25 @@ def load_encoded(path: Path, rows: Sequence[Conversation]) -> list[list[Example]
     ends = [0, *accumulate(tensors["lengths"].tolist())]
     spans = list(pairwise(ends))
     firsts = [0, *accumulate(tensors["examples"].tolist())]
-    return [
+    examples = [
         [Example(ids[a:b], targets[a:b], weights[a:b], row.source) for a, b in spans[first:last]]
         for row, (first, last) in zip(rows, pairwise(firsts), strict=True)
     ]
+    return examples, [{kind for kind, is_lost in zip(KINDS, bits, strict=True) if is_lost} for bits in tensors["lost"]]
 
 
-def save_encoded(path: Path, rows: Sequence[Sequence[Example]]) -> None:
-    """Save encoded rows for the next run. A cache that cannot be written is no error: the next run encodes again."""
+def save_encoded(path: Path, rows: Sequence[Sequence[Example]], lost: Sequence[Collection[str]]) -> None:
+    """Save encoded rows, and what each lacks, for the next run.
+
+    A cache that cannot be written is no error: the next run encodes again.
+    """
     examples = [example for row in rows for example in row]
     tensors = {
         "ids": torch.tensor([i for e in examples for i in e.ids], dtype=torch.int32),
         "targets": torch.tensor([t for e in examples for t in e.targets], dtype=torch.int32),
         "weights": torch.tensor([w for e in examples for w in e.weights], dtype=torch.float64),
         "lengths": torch.tensor([len(e.ids) for e in examples], dtype=torch.int32),
+        "lost": torch.tensor([[kind in kinds for kind in KINDS] for kinds in lost]).reshape(-1, len(KINDS)),
         "examples": torch.tensor([len(row) for row in rows], dtype=torch.int32),
     }
     with suppress(SafetensorError):

@@ -1,8 +1,8 @@
 """Rows longer than `data.max_length`, handled as `data.too_long` says: refused, truncated, split or dropped."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 from lorasmith.config.data import DataConfig
@@ -22,12 +22,13 @@ class DataSplit:
     """The rows of the training data or of the held-out data, and the examples that each row is encoded to.
 
     A row is several examples if its template rewrites earlier turns. option: 'data.data' or 'data.held_out', for
-    messages.
+    messages. lost: what each encoded row lacks, as kinds of data/template/findings.py.
     """
 
     option: str
     conversations: list[Conversation]
     rows: list[list[Example]]
+    lost: list[Collection[str]] = field(default_factory=list)
 
 
 def truncate(example: Example, length: int) -> Example:

@@ -139,7 +139,8 @@ def prepare_rows(
     notes.say(_date_note(template))
     for text in template_notes(template):
         notes.say(text)
-    for text in notes_of_losses(template, (row for split in splits for row in split.conversations)):
+    lost = ((row.source, kinds) for split in splits for row, kinds in zip(split.conversations, split.lost, strict=True))
+    for text in notes_of_losses(lost):
         notes.warn(text)
     if cfg.learn != "all":  # else the stop tokens between the turns are trained on as well
         notes.warn(_inner_stop_warning(splits, template))
@@ -238,7 +239,8 @@ def _encode(files: dict[str, Sequence[Record]], template: Template, cfg: DataCon
         cached = load_encoded(path, conversations) if path else None
         for number, row in enumerate(conversations):
             try:
-                split.rows.append(template.encode_row(row, cfg.learn) if cached is None else cached[number])
+                split.rows.append(template.encode_row(row, cfg.learn) if cached is None else cached[0][number])
+                split.lost.append(template.lost(row, cfg.learn) if cached is None else cached[1][number])
                 split.conversations.append(row)
             except RowError as error:
                 problems.add(error.source, error.text)
@@ -246,7 +248,7 @@ def _encode(files: dict[str, Sequence[Record]], template: Template, cfg: DataCon
             if cached is None and total > REPORT_EVERY and (done % REPORT_EVERY == 0 or done == total):
                 notes.report.progress(_("encoding"), done, total)
         if path and cached is None and not problems.sources:
-            save_encoded(path, split.rows)
+            save_encoded(path, split.rows, split.lost)
         caches |= {path.parent} if path and path.is_file() else set()
         splits.append(split)
         try:

@@ -9,8 +9,8 @@ from lorasmith.data.read.stream import Source
 from lorasmith.data.rows.conversation import MAX_PLACES, Record, places
 from lorasmith.data.rows.formats import RowFormat
 from lorasmith.data.rows.messages import marks_prompts, unread_message_keys
-from lorasmith.data.rows.other_methods import scores
-from lorasmith.data.rows.placeholders import USUAL, placeholders
+from lorasmith.data.rows.other_methods import labels, scores
+from lorasmith.data.rows.placeholders import unfilled
 from lorasmith.i18n import _, counted, listed
 
 Row = Mapping[str, Any]
@@ -50,13 +50,23 @@ def warnings(source: Source, row_format: RowFormat, rows: Sequence[Row], records
             key=key,
             count=f"{scored[key]:,}",
         )
+    for key in sorted({key for row in rows for key in labels(row)} - set(row_format.keys)):
+        values = [str(row[key]).removesuffix(".0") for row in rows if row.get(key) not in (None, "")]
+        if row_format.required != ("text",) and "0" in values and set(values) <= {"0", "1"}:
+            yield _(
+                "{file}: '{key}' is 0 or 1 ({count} rows with 0) and is not used. If 0 marks bad answers, as for KTO, "
+                "remove these rows: good and bad answers are learned alike.",
+                file=source.name,
+                key=key,
+                count=f"{values.count('0'):,}",
+            )
     marked = [one.source for one in records if any(marks_prompts(one.fields.get(key)) for key in row_format.required)]
     if marked:
         yield _(
             "{places}: messages that are not answers are marked to be trained on, which only data.learn 'all' does.",
             places=places(marked, MAX_PLACES),
         )
-    left = [(one.source, found) for one in records if (found := USUAL & placeholders(one.fields))]
+    left = [(one.source, found) for one in records if (found := unfilled(one.fields))]
     for name in sorted({name for _source, found in left for name in found}):
         yield _(
             "{places}: the placeholder {mark} is trained on as it is. Give the text for it with --fill {name}=TEXT.",

@@ -7,14 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 from lorasmith.data.rows.calls import parse_tools, tools_problem
 from lorasmith.data.rows.cells import json_problem, parse_list_cells
 from lorasmith.data.rows.conversation import Conversation, Message, Record, RowError, quoted, type_name
 from lorasmith.data.rows.messages import messages_problem, not_text, parse_messages
 from lorasmith.data.rows.other_methods import media_column, other_method, scores
-from lorasmith.data.rows.styles import detect_style
+from lorasmith.data.rows.styles import OPENAI, detect_style
 from lorasmith.i18n import _, listed
 
 Fields = Mapping[str, object]
@@ -48,9 +48,7 @@ class RowFormat:
 def _list_format(name: str, key: str) -> RowFormat:
     def problem(fields: Fields) -> str | None:
         text = messages_problem(key, fields[key]) or _tools_problem(fields) or _text_problem(fields, ())
-        if text is None and fields.get("system") and parse_messages(_list(fields[key]))[0].role == "system":
-            text = _("'system' is set, but the first message has the role 'system' too. Keep only one of them.")
-        return text
+        return text or _system_problem(fields, key)
 
     def made(fields: Fields, source: str, _strip: bool) -> Conversation:
         messages = parse_messages(_list(fields[key]))
@@ -73,7 +71,8 @@ def _alpaca(fields: Fields, source: str, strip: bool) -> Conversation:
 
 def _prompt_problem(fields: Fields) -> str | None:
     if not any(isinstance(fields[key], list) for key in ("prompt", "completion")):
-        return _text_problem(fields, ("prompt", "completion")) or _empty(fields, "completion")
+        text = _text_problem(fields, ("prompt", "completion")) or _empty(fields, "completion")
+        return text or _tools_problem(fields)
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         messages = fields[key]
         if not isinstance(messages, str | list):
@@ -83,13 +82,14 @@ def _prompt_problem(fields: Fields) -> str | None:
         answer = [{style.role: style.answer, style.content: "-"}] if role == "user" else []  # a prompt needs none
         if text := messages_problem(key, [*listed_messages, *answer]):
             return text
-    return _tools_problem(fields) or _text_problem(fields, ())
+    return _tools_problem(fields) or _text_problem(fields, ()) or _system_problem(fields, "prompt")
 
 
 def _prompt(fields: Fields, source: str, _strip: bool) -> Conversation:
     """The answers in a prompt of messages are not trained on, as in TRL."""
     if not any(isinstance(fields[key], list) for key in ("prompt", "completion")):
-        return Conversation((*_system(fields), *_pair([str(fields["prompt"]), str(fields["completion"])])), source)
+        pair = _pair([str(fields["prompt"]), str(fields["completion"])])
+        return Conversation((*_system(fields), *pair), source, _tools(fields))
     before = parse_messages(_as_messages(fields["prompt"], "user"))
     prompt = (message._replace(learn=False) if message.role == "assistant" else message for message in before)
     messages = (*prompt, *parse_messages(_as_messages(fields["completion"], "assistant")))
@@ -113,7 +113,9 @@ FORMATS = (
     _list_format("chat", "messages"),
     _list_format("ShareGPT", "conversations"),
     RowFormat("alpaca", ("instruction", "output"), ("input", "history", "system"), _alpaca_problem, _alpaca),
-    RowFormat("prompt/completion", ("prompt", "completion"), ("system", "tools"), _prompt_problem, _prompt),
+    RowFormat(
+        "prompt/completion", ("prompt", "completion"), ("system", "tools", "functions"), _prompt_problem, _prompt
+    ),
     _list_format("ShareGPT", "conversation"),
     RowFormat("text", ("text",), (), _plain_problem, _plain),
 )
@@ -123,11 +125,12 @@ COLUMN_SYNONYMS = {
     "conversations": ("dialogs", "dialogues"),
     "instruction": (
         "question", "query", "prompt", "ask", "problem", "问题", "指令", "article", "document", "dialogue", "content",
+        "user", "human",
     ),
     "input": ("context", "article", "passage"),
     "output": (
         "response", "answer", "completion", "target", "reply", "solution", "label", "回答", "答案", "summary",
-        "highlights",
+        "highlights", "assistant", "gpt",
     ),
     "prompt": ("question", "query", "instruction", "input"),
     "completion": ("response", "answer", "output", "target"),
@@ -223,10 +226,11 @@ def _columns_problem(fields: Fields, wanted: RowFormat | None) -> str:
 
 
 def _other_columns(fields: Fields) -> str:
-    """What to do with columns that nobody knows, with the first two that can be a question and its answer."""
-    columns = [key for key in fields if isinstance(fields[key], str) and not NO_TEXT.search(key.lower())][:2]
+    """What to do with columns that nobody knows: with their names if just two can be a question and its answer."""
+    columns = [key for key in fields if isinstance(fields[key], str) and not NO_TEXT.search(key.lower())]
     renamed = dict(zip(columns, ("instruction", "output"), strict=False))
-    words = columns if _is_read(fields, renamed) else ["COLUMN", "COLUMN"]
+    is_clear = len(columns) == 2 and OPENAI.roles.keys().isdisjoint(map(str.lower, columns))
+    words = columns if is_clear and _is_read(fields, renamed) else ["COLUMN", "COLUMN"]
     return _(
         "supported formats are {examples}. Say which column is which, for example: --map "
         "instruction={first} output={second}",
@@ -274,12 +278,17 @@ def _renamed(fields: Fields, row_format: RowFormat) -> dict[str, str]:
             continue
         left = {name: key for name, key in lowered.items() if key not in found}
         names = [wanted, *COLUMN_SYNONYMS.get(wanted, ())]
-        name = next((name for name in names if name in left), None) or next(
-            iter(get_close_matches(wanted, list(left), 1, 0.75)), None
-        )
+        name = next((name for name in names if name in left), None) or _closest(wanted, left)
         if name is not None:
             found[left[name]] = wanted
     return found
+
+
+def _closest(wanted: str, names: Iterable[str]) -> str | None:
+    """The name with the most similar spelling; None if none is, or two are equally, as 'text_a' and 'text_b'."""
+    near = get_close_matches(wanted, list(names), 2, 0.75)
+    ratios = {SequenceMatcher(None, name, wanted).ratio() for name in near}
+    return near[0] if len(ratios) == len(near) > 0 else None
 
 
 def _text_problem(fields: Fields, required: Iterable[str], optional: Iterable[str] = ()) -> str | None:
@@ -297,6 +306,14 @@ def _empty(fields: Fields, key: str) -> str | None:
     if str(fields[key]).strip():
         return None
     return _("'{key}' is empty, so there is nothing to train on. Fill it in, or remove the row.", key=key)
+
+
+def _system_problem(fields: Fields, key: str) -> str | None:
+    """Two system prompts: the column `system`, and the first of the messages under `key`."""
+    messages = _list(fields[key]) if fields.get("system") else []
+    if not messages or parse_messages(messages)[0].role != "system":
+        return None
+    return _("'system' is set, but the first message has the role 'system' too. Keep only one of them.")
 
 
 def _history_problem(history: object) -> str | None:

@@ -47,16 +47,18 @@ def weight_of(message: Mapping[str, object]) -> float:
     return float(prod(value for value in values if isinstance(value, int | float)))
 
 
-def masked_spans(message: Mapping[str, object], length: int) -> Spans:
+def masked_spans(message: Mapping[str, object], length: int, parts: Spans = ()) -> Spans:
     """The parts of a content of `length` characters that are not trained on, as half-open spans.
 
     If there are details, everything that none of them says to train on, as in Axolotl; both offsets are included.
+    parts: the spans of the parts of the content that are not trained on.
     """
     details = [one for key in DETAILS for one in _details(message.get(key))]
-    if not details:
+    if not details and not parts:
         return ()
     kept = sorted((one["begin_offset"], one["end_offset"] + 1) for one in details if one["train"])
-    return tuple(_gaps(kept, length))
+    masked = [*(_gaps(kept, length) if details else ()), *parts]
+    return tuple(_gaps(list(_gaps(sorted(masked), length)), length))
 
 
 def _gaps(kept: list[tuple[int, int]], length: int) -> Iterator[tuple[int, int]]:
@@ -73,7 +75,8 @@ def wants_training(message: Mapping[str, object]) -> bool:
     if MARKS.isdisjoint(message):
         return False
     flags, weights = (message.get(key) is True for key in FLAGS), (message.get(key) for key in WEIGHTS)
-    return any(flags) or any(isinstance(weight, int | float) and weight > 0 for weight in weights)
+    details = (one["train"] for key in DETAILS for one in _details(message.get(key)))
+    return any(flags) or any(details) or any(isinstance(weight, int | float) and weight > 0 for weight in weights)
 
 
 def exclusions(message: Mapping[str, object]) -> list[str]:

@@ -19,7 +19,16 @@ from lorasmith.data.rows.marks import (
     wants_training,
     weight_of,
 )
-from lorasmith.data.rows.parts import content_problem, media_tag, parse_content, unsupported_part
+from lorasmith.data.rows.parts import (
+    Content,
+    content_problem,
+    media_tag,
+    parse_content,
+    part_marks,
+    reasoning_part,
+    unread_part_keys,
+    unsupported_part,
+)
 from lorasmith.data.rows.styles import (
     CALL,
     CONTENT_KEYS,
@@ -74,10 +83,17 @@ def messages_problem(key: str, messages: object) -> str | None:
             "no message has the role {name}, so there is nothing to train on. Add an answer, or remove the row.",
             name=quoted([style.answer]),
         )
-    if not any(is_learned(answer) and weight_of(answer) for answer in answers):
+    if not any(_is_learned(one, parse_content(one.get(style.content))) and weight_of(one) for one in answers):
         return _(
             "every answer is marked not to be trained on ({marks}), so there is nothing to train on. Remove the row.",
-            marks=quoted(dict.fromkeys(mark for answer in answers for mark in exclusions(answer))),
+            marks=quoted(
+                dict.fromkeys(
+                    mark
+                    for answer in answers
+                    for marked in (answer, *part_marks(answer.get(style.content)))
+                    for mark in exclusions(marked)
+                )
+            ),
         )
     return None
 
@@ -89,6 +105,9 @@ def unread_message_keys(messages: object) -> set[str]:
         if isinstance(message, dict) and len(message) > 2:
             found |= unread_keys(message, MESSAGE_KEYS)
             found |= {key for key in REASONING_KEYS if not isinstance(message.get(key), str | None)}
+        for key in CONTENT_KEYS if isinstance(message, dict) else ():
+            if isinstance(message.get(key), list):
+                found |= {f"{key}.{inner}" for inner in unread_part_keys(message[key])}
     return found
 
 
@@ -97,9 +116,10 @@ def marks_prompts(messages: object) -> bool:
     expanded = expand_pairs(messages) if isinstance(messages, list) else []
     style = detect_style(expanded)
     return any(
-        style.role_of(message) not in ("assistant", CALL) and wants_training(message)
+        style.role_of(message) not in ("assistant", CALL) and wants_training(marked)
         for message in expanded
         if isinstance(message, dict)
+        for marked in (message, *part_marks(message.get(style.content)))
     )
 
 
@@ -113,9 +133,10 @@ def _parsed(message: object, style: MessageStyle) -> Iterator[Message]:
     content = parse_content("" if role == CALL else value)
     calls = [*content.calls, *(call for key in CALL_KEYS for call in listed_calls(message.get(key)))]
     calls += listed_calls(value) if role == CALL else []
-    learn, weight = is_learned(message), weight_of(message)
-    for call_id, text in content.results:
-        yield Message("tool", text, tool_call_id=_optional(call_id), learn=learn, weight=weight)
+    weight = weight_of(message)
+    for call_id, result in content.results:
+        learn = _is_learned(message, result)
+        yield Message("tool", result.text, (), _optional(call_id), None, learn, weight, masked=result.masked)
     if content.results and not content.text:
         return
     yield Message(
@@ -124,11 +145,18 @@ def _parsed(message: object, style: MessageStyle) -> Iterator[Message]:
         tuple(map(parse_call, calls)),
         _optional(message.get("tool_call_id")),
         _optional(message.get("name")),
-        learn,
+        _is_learned(message, content),
         weight,
         _reasoning(message) or content.reasoning,
-        masked_spans(message, len(content.text)),
+        masked_spans(message, len(content.text), content.masked),
     )
+
+
+def _is_learned(message: dict[str, object], content: Content) -> bool:
+    """Whether anything of the message is trained on: no mark excludes it, nor each of the parts that it consists of."""
+    is_more = bool(content.reasoning or content.calls or _reasoning(message) or _has_calls(message))
+    left = len(content.text) - sum(stop - start for start, stop in content.masked)
+    return is_learned(message) and (is_more or left > 0 or not content.masked)
 
 
 def _is_plain(message: dict[str, object], role: str, value: object) -> bool:
@@ -173,7 +201,7 @@ def _message_problem(number: int, message: object, style: MessageStyle) -> str |
         return _role_problem(number, message[style.role], style)
     text = _content_problem(message, role, style)
     if not _is_plain(message, role, message.get(style.content)):
-        text = text or _calls_problem(message, role, style) or _reasoning_problem(message, role)
+        text = text or _calls_problem(message, role, style) or _reasoning_problem(message, role, style)
         text = text or _marks_problem(message, role, style)
     return text and _("message {number} ({role}): {problem}", number=number, role=message[style.role], problem=text)
 
@@ -247,11 +275,13 @@ def _calls_problem(message: dict[str, object], role: str, style: MessageStyle) -
     return None
 
 
-def _reasoning_problem(message: dict[str, object], role: str) -> str | None:
-    if role not in ("assistant", CALL) and _reasoning(message):
-        key = next(key for key in REASONING_KEYS if message.get(key))
-        return _("only an assistant message can have '{key}'.", key=key)
+def _reasoning_problem(message: dict[str, object], role: str, style: MessageStyle) -> str | None:
     texts = {key: message[key] for key in REASONING_KEYS if isinstance(message.get(key), str) and message[key]}
+    content = message.get(style.content)
+    if role != CALL and (kind := reasoning_part(content)):
+        texts[f"{style.content}.{kind}"] = parse_content(content).reasoning
+    if texts and role not in ("assistant", CALL):
+        return _("only an assistant message can have '{key}'.", key=next(iter(texts)))
     if len(set(texts.values())) > 1:
         return _("the keys {keys} hold different texts. Keep one of them.", keys=quoted(texts))
     return None

@@ -3,6 +3,7 @@
 They often have the columns of a row format too, so without these checks their bad answers would be learned.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -18,9 +19,20 @@ _COLUMNS = {
     "rejected": re.compile(
         rf"(?:rejected|reject|dispreferred|non_preferred)(?:[_-]{_ANSWER})?|{_ANSWER}[_-](?:rejected|dispreferred)"
     ),
-    "counted": re.compile("(?:answer|completion|output|response)[_-]?[abjk0-3]"),  # one of several answers
+    "counted": re.compile(  # one of several answers
+        rf"(?:answer|completion|conversation|human_ref|output|response)[_-]?[abjk0-3]|model[_-]?[ab12][_-]{_ANSWER}"
+    ),
+    "winning": re.compile(
+        rf"(?:accepted|best|better|correct|good|pos|positive|winning)[_-]{_ANSWER}|{_ANSWER}[_-](?:best|good|w|win|winner)|"
+        "accept|accepted|best|better|good|win|winner|y_w"
+    ),
+    "losing": re.compile(
+        rf"(?:bad|declined|incorrect|losing|neg|negative|worse|worst|wrong)[_-]{_ANSWER}|"
+        rf"{_ANSWER}[_-](?:bad|l|lose|loser|worst)|bad|decline|declined|lose|loser|worse|worst|y_l"
+    ),
     "several": re.compile("output|completion|responses"),
-    "label": re.compile("label|kto_tag|kto_label"),
+    "label": re.compile("label"),
+    "kto": re.compile("kto_tag|kto_label"),
     "tokens": re.compile("input_ids"),
     "steps": re.compile("completions|labels"),
     "contrast": re.compile("pos|neg|positive|negative"),
@@ -43,12 +55,12 @@ def other_method(fields: Fields, is_known: bool) -> str | None:
             "answers only.",
             columns=quoted(answers),
         )
-    if label := next((key for key in _kinds(tuple(fields)).get("label", ()) if _is_boolean(fields[key])), None):
+    if label := _kto_label(fields):
         return _(
-            "this is a row with a true or false '{label}', which marks good and bad answers for KTO. Training a LoRA "
-            "adapter on examples learns every answer it gets, so give it the rows with good answers only, without "
-            "this column.",
+            "this row has '{label}': {value}, which marks a good or a bad answer for KTO. Training a LoRA adapter on "
+            "examples learns every answer it gets, so give it the rows with good answers only, without this column.",
             label=label,
+            value=json.dumps(fields[label], ensure_ascii=False, default=str)[:40],
         )
     if is_known:
         return None
@@ -69,6 +81,11 @@ def scores(columns: Iterable[str]) -> list[str]:
     return [key for key in columns if _SCORE.fullmatch(key.lower())]
 
 
+def labels(columns: Iterable[str]) -> list[str]:
+    """The columns that hold a label; if it is 0 or 1, it may mark good and bad answers."""
+    return _kinds(tuple(columns)).get("label", [])
+
+
 def media_column(fields: Fields) -> str | None:
     """The first column with images, video or audio; None if the row has none."""
     return next((key for key in _MEDIA if fields.get(key)), None)
@@ -77,7 +94,8 @@ def media_column(fields: Fields) -> str | None:
 @lru_cache(maxsize=256)
 def _kinds(columns: tuple[str, ...]) -> dict[str, list[str]]:
     """The columns of each kind in `_COLUMNS`, without kinds that have none. Nearly all rows of a file have the same."""
-    found = {kind: [key for key in columns if pattern.fullmatch(key.lower())] for kind, pattern in _COLUMNS.items()}
+    lowered = {key: key.lower().replace(" ", "_") for key in columns}
+    found = {kind: [key for key in columns if one.fullmatch(lowered[key])] for kind, one in _COLUMNS.items()}
     return {kind: keys for kind, keys in found.items() if keys}
 
 
@@ -93,7 +111,16 @@ def _several_answers(fields: Fields, columns: Mapping[str, list[str]], is_known:
     if is_known:
         is_asked = any(isinstance(fields.get(key), str) for key in ("instruction", "prompt"))
         return [key for key in several if key != "responses" and is_asked]
+    if texts("winning") and texts("losing"):
+        return texts("winning") + texts("losing")
     return texts("chosen") or (texts("counted") if len(texts("counted")) > 1 else several)
+
+
+def _kto_label(fields: Fields) -> str | None:
+    """The column that marks a good or a bad answer: `label` may be anything else, unless it is true or false."""
+    kinds = _kinds(tuple(fields))
+    found = [key for key in kinds.get("kto", ()) if fields[key] not in (None, "")]
+    return next(iter(found + [key for key in kinds.get("label", ()) if _is_boolean(fields[key])]), None)
 
 
 def _is_choice(value: object) -> bool:

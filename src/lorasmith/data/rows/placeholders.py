@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
-USUAL = frozenset({"name", "author"})  # left unfilled they are a mistake; others may be code, such as a Jinja template
+_USUAL = frozenset({"name", "author"})  # left unfilled they are a mistake; others may be code, such as a Jinja template
+
+
+def unfilled(value: object) -> set[str]:
+    """The names of the usual placeholders in all texts of a value, in its spelling: ms-swift writes {{NAME}}."""
+    return {name for name in placeholders(value) if name.lower() in _USUAL}
 
 
 def fill(row: dict[str, Any], values: Mapping[str, str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Answers of which only parts are trained on: `Message.masked` says which parts are left out."""
 
 from collections.abc import Sequence
-from difflib import SequenceMatcher
+from difflib import Match, SequenceMatcher
 from typing import TYPE_CHECKING
 
 from lorasmith.data.rows.conversation import Message, RowError
@@ -30,7 +30,11 @@ def mask_parts(
             source, _("training on parts of an answer needs a fast tokenizer. Mark the whole answer instead.")
         )
     encoded = tokenizer(builder.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    blocks = SequenceMatcher(None, builder.ids, encoded["input_ids"], autojunk=False).get_matching_blocks()
+    ids = encoded["input_ids"]
+    if builder.ids[: len(ids)] == ids:
+        blocks = [Match(0, 0, len(ids))]
+    else:  # such as ids of prompts and answers that were tokenized separately
+        blocks = SequenceMatcher(None, builder.ids, ids, autojunk=False).get_matching_blocks()
     at = {block.a + i: encoded["offset_mapping"][block.b + i] for block in blocks for i in range(block.size)}
     for message, (start, end) in marked:
         spans = _in_answer(builder.text[start:end], start, message, source)

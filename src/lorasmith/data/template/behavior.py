@@ -83,7 +83,8 @@ def _opening(text: Callable[..., str], special: Sequence[str]) -> tuple[str, str
     same = common_length([prompt, *wholes])
     if same == len(prompt):
         has_none = prompt == bare and not always_prompts and bool(header.strip())
-        return "", header if has_none else ""
+        blanks = prompt[len(prompt.rstrip(" ")) :]  # tokenizers merge them with the answer
+        return ("", header) if has_none else (blanks, "")
     end = min(_boundary(one, same, special) for one in (prompt, *wholes))
     user_end = prompt.rfind(_USER["content"]) + len(_USER["content"])
     start = user_end if always_prompts else common_length([bare, prompt])
@@ -116,7 +117,8 @@ def _reasoning(text: Callable[..., str]) -> str | None:
             shown = text([_USER, {"role": "assistant", **message}])
         except RowError:
             return False
-        return shown.count(thought) == shown.count(answer) == 1 and shown.index(thought) < shown.index(answer)
+        is_once = shown.count(thought) == shown.count(answer) == 1 and shown.count("</think>") <= 1
+        return is_once and shown.index(thought) < shown.index(answer)
 
     for key in REASONING_KEYS:
         if shows(content=answer, **{key: thought}):

@@ -6,14 +6,14 @@ All rendering goes through `JinjaTemplate.render`, so that training and chat see
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
-from lorasmith.config.data import TEMPLATES
+from lorasmith.config.data import TEMPLATES, SystemAs
 from lorasmith.config.values import did_you_mean
 from lorasmith.data.rows.conversation import Message, RowError
 from lorasmith.data.template.behavior import INLINE, Behavior, find_behavior, inline
@@ -64,19 +64,21 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as in transformers
 
 
 # An answer with its reasoning inline, as most models write it.
-THOUGHT = re.compile(r"\s*<think>(?P<reasoning>.*?)</think>\s*(?P<answer>.*)", re.DOTALL)
+THOUGHT = re.compile(r"\s*<think>(?P<reasoning>.*?)</think>\n*(?P<answer>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class JinjaTemplate:
     """A chat template as transformers renders it, with the tokenizer whose special tokens it uses.
 
-    kwargs: variables that the template knows besides the messages, such as enable_thinking.
+    kwargs: variables that the template knows besides the messages, such as enable_thinking. as_in_version_2: whether
+    the generation prompt is the template's own, as in adapters of that version.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     text: str
     kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    as_in_version_2: bool = False
 
     @property
     def has_clock(self) -> bool:
@@ -92,7 +94,11 @@ class JinjaTemplate:
     def behavior(self) -> Behavior:
         """What it does with generation prompts, reasoning and function calls."""
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
-        return find_behavior(self._text, special)
+        found = find_behavior(self._text, special)
+        is_as_it_is = (
+            self.as_in_version_2 or HUMAN_ASSISTANT in self.text
+        )  # a model that was merged from such an adapter
+        return replace(found, dropped="", header="") if is_as_it_is else found
 
     def _text(self, messages: list[dict[str, Any]], prompt: bool, behavior: Behavior) -> str:
         return str(self._apply(messages, "", (), behavior, tokenize=False, add_generation_prompt=prompt))
@@ -126,12 +132,12 @@ class JinjaTemplate:
     def _to_dict(self, message: Message) -> dict[str, Any]:
         shown = message._asdict()
         reasoning, answer = split_reasoning(message)
-        if reasoning:
-            key = self.behavior.reasoning
-            if key == INLINE:
-                shown["content"] = inline(reasoning, answer) if message.reasoning else message.content
-            elif key is not None:
-                shown |= {"content": answer, key: reasoning}
+        key = self.behavior.reasoning
+        if key == INLINE:
+            shown["content"] = inline(reasoning, answer) if message.reasoning else message.content
+        elif message.role == "assistant":
+            shown["content"] = answer  # a template that has a key, or none, writes an empty thought by itself
+            shown |= {key: reasoning} if key is not None and reasoning else {}
         if message.tool_calls and self.behavior.text_arguments:
             shown["tool_calls"] = [_with_text_arguments(call) for call in message.tool_calls]
         return shown
@@ -185,16 +191,25 @@ class JinjaTemplate:
                 **self.kwargs,
                 **options,
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             raise RowError(source, _("the chat template rejected this conversation: {why}", why=error)) from error
 
 
 def split_reasoning(message: Message) -> tuple[str, str]:
     """The reasoning of an answer and the answer itself; the reasoning is empty if there is none."""
-    if message.role != "assistant" or message.reasoning:
+    match = THOUGHT.fullmatch(message.content) if message.role == "assistant" else None
+    if match is None:
         return message.reasoning, message.content
-    match = THOUGHT.fullmatch(message.content)
-    return (match["reasoning"].strip("\n"), match["answer"]) if match else ("", message.content)
+    inner = match["reasoning"].strip("\n")
+    return message.reasoning or inner, match["answer"]
 
 
 def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
@@ -202,31 +217,54 @@ def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
     return call | {"function": function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
 
 
-def for_other_programs(text: str, system: str, behavior: Behavior | None) -> str:
+def for_other_programs(
+    text: str, behavior: Behavior, system: str, system_as: SystemAs, variables: Mapping[str, Any]
+) -> str:
     """The template `text`, changed so that other programs render with it what lorasmith does.
 
-    It adds the system message to conversations that have none, and its generation prompt is that of the training.
+    It sets the variables, adds the system message to conversations that have none, and its generation prompt is that of
+    the training. Only Jinja that llama.cpp knows too is added: no `+%}`, and strings without escapes for control
+    characters beyond line breaks.
     """
-    if behavior and behavior.dropped:
-        dropped = json.dumps(behavior.dropped, ensure_ascii=False)  # a JSON string is also a valid one in Jinja
+    text = text.removesuffix("\n")  # which Jinja does at the end of a template, but not in the middle
+    if behavior.dropped:
+        dropped = _literal(behavior.dropped)
         text = (
-            "{% set rendered +%}" + text + "{% endset %}"
+            "{% set rendered %}{{ '' }}" + text + "{% endset %}"
             "{{ rendered[:-" + str(len(behavior.dropped)) + "] if add_generation_prompt and rendered.endswith("
             "" + dropped + ") else rendered }}"
         )
-    elif behavior and behavior.header:
-        header = json.dumps(behavior.header, ensure_ascii=False)
+    elif behavior.header:
         text = (
-            "{% set with_prompt = add_generation_prompt %}{% set add_generation_prompt = false +%}" + text + ""
-            "{% if with_prompt %}{{ " + header + " }}{% endif %}"
+            "{% set with_prompt = add_generation_prompt %}{% set add_generation_prompt = false %}{{ '' }}" + text + ""
+            "{% if with_prompt %}{{ " + _literal(behavior.header) + " }}{% endif %}"
         )
-    if not system:
-        return text
-    literal = json.dumps(system, ensure_ascii=False)
-    return (
-        "{% if messages and not messages | selectattr('role', 'equalto', 'system') | list %}"
-        "{% set messages = [{'role': 'system', 'content': " + literal + "}] + messages %}{% endif +%}" + text
-    )
+    sets = "".join("{% set " + name + " = " + _literal(value) + " %}" for name, value in variables.items())
+    before = sets + (_system_in_jinja(system, system_as, behavior) if system else "")
+    return before + "{{ '' }}" + text if before else text
+
+
+def _system_in_jinja(system: str, system_as: SystemAs, behavior: Behavior) -> str:
+    """Jinja that adds the system message to conversations that have none, where `system_as` says."""
+    has_none = "messages and not messages | selectattr('role', 'equalto', 'system') | list"
+    if system_as == "user":
+        first = "{'role': 'user', 'content': " + _literal(system + "\n\n") + " + messages[0].content}"
+        return (
+            "{% if "
+            + has_none
+            + " and messages[0].role == 'user' %}{% set messages = ["
+            + first
+            + "] + messages[1:] %}"
+            "{% endif %}"
+        )
+    content = "[{'type': 'text', 'text': " + _literal(system) + "}]" if behavior.parts else _literal(system)
+    added = "[{'role': 'system', 'content': " + content + "}]"
+    return "{% if " + has_none + " %}{% set messages = " + added + " + messages %}{% endif %}"
+
+
+def _literal(value: Any) -> str:
+    """A value of JSON as Jinja writes it; a JSON string is also a valid one in Jinja."""
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def named_templates(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:

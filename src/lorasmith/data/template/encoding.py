@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lorasmith.config.data import DataConfig
 from lorasmith.data.rows.conversation import Conversation, Message, Record, RowError
 from lorasmith.data.rows.formats import to_conversation
+from lorasmith.data.template.behavior import Behavior
 from lorasmith.data.template.chat_template import (
     ALPACA_INPUT,
     BUILTIN,
@@ -27,8 +28,9 @@ from lorasmith.data.template.examples import build_examples, missing_stop, plain
 from lorasmith.data.template.findings import lost
 from lorasmith.data.template.golden import PROBES, golden_conversations, verify_tokenizer
 from lorasmith.data.template.loss_mask import ExampleBuilder
-from lorasmith.data.template.special_tokens import MARK, as_text, special_tokens, without_marks
+from lorasmith.data.template.special_tokens import as_text, marked, special_tokens, without_marks
 from lorasmith.data.template.split import split_ids
+from lorasmith.data.template.token_ids import token_ids, token_spans
 from lorasmith.data.template.turns import (
     Pattern,
     Turn,
@@ -43,6 +45,8 @@ from lorasmith.i18n import _
 from lorasmith.model.row import Example
 
 if TYPE_CHECKING:
+    import re
+
     from transformers import PreTrainedTokenizerBase
 
 # Of `to_json`. 1 had no system message, and only the kinds 'model' and 'human-assistant'; 2 had no `end`, `kwargs` and
@@ -62,6 +66,7 @@ class Template:
     end_id: the token that is added to answers which the template does not end; None if it cannot be told.
     tool_text: the chat template of conversations with tools; empty if it is `text`.
     kwargs: variables of the chat template, such as enable_thinking.
+    is_separate: whether prompts and answers are tokenized separately, as in adapters before version 3.
     options: how messages are changed before they are rendered.
     """
 
@@ -74,6 +79,7 @@ class Template:
     tool_text: str = ""
     kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
     options: ContentOptions = AS_GIVEN
+    is_separate: bool = False
 
     @classmethod
     def of(
@@ -127,7 +133,7 @@ class Template:
     @cached_property
     def jinja(self) -> JinjaTemplate:
         """The chat template. Not for the kind 'human-assistant'."""
-        return JinjaTemplate(self.tokenizer, self.text, self.kwargs)
+        return JinjaTemplate(self.tokenizer, self.text, self.kwargs, as_in_version_2=self.is_separate)
 
     @cached_property
     def _tool_jinja(self) -> JinjaTemplate:
@@ -146,14 +152,13 @@ class Template:
 
     def with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
         """`messages` after the system message, unless they have one. It gets the weight of the first message."""
-        messages = self.options.arrange(messages)
-        if not self.system or not messages or any(message.role == "system" for message in messages):
-            return messages
-        first = messages[0]
-        if self.options.system_as == "user" and first.content.startswith(self.system):
-            return messages  # they have it already
-        added = Message("system", self.system, learn=first.learn, weight=first.weight)
-        return self.options.arrange([added, *messages])
+        has_own = any(message.role == "system" for message in messages)
+        if self.system and messages and not has_own:
+            first = messages[0]
+            added = Message("system", self.system, learn=first.learn, weight=first.weight)
+            is_there = self.options.system_as == "user" and first.content.startswith(self.system)
+            messages = messages if is_there else [added, *messages]
+        return self.options.arrange(messages)
 
     def encode(self, messages: Sequence[Message], source: str = "") -> Example:
         """The conversation as one example, with all answers and their stop tokens as targets.
@@ -201,7 +206,7 @@ class Template:
         needs_end: Callable[[Turn], bool] = lambda _turn: False,
     ) -> list[Turn]:
         """The rendered turns of `messages`. Those that `needs_end` chooses have an end. Raises RowError."""
-        shielded = self._shielded(messages)
+        shielded = self.shielded(messages)
         turns = list(self._turns(shielded, source, tools))
         stops = [text for i in self.stop_ids if (text := str(self.tokenizer.decode([i])))]
         return with_stops(turns, stops, lambda turn: missing_stop(self, turn, shielded, tools), needs_end)
@@ -212,9 +217,9 @@ class Template:
             return not row.tools
         return shows_tools(self.jinja_for(row.tools), self.with_system(row.messages), row.tools)
 
-    def lost(self, row: Conversation) -> set[str]:
+    def lost(self, row: Conversation, learn: str = "answers") -> set[str]:
         """What the encoded row lacks, or has otherwise than the row: kinds of data/template/findings.py."""
-        return lost(self, row)
+        return lost(self, row, learn)
 
     def encode_prompt(self, messages: Sequence[Message], tools: Sequence[Any] = (), source: str = "") -> list[int]:
         """Token ids of the prompt for the next answer to `messages`, the last of which must not be an answer.
@@ -225,7 +230,8 @@ class Template:
 
     def prompt_texts(self, messages: Sequence[Message], tools: Sequence[Any] = (), source: str = "") -> list[str]:
         """The texts of the prompt that are tokenized separately. Raises RowError as `encode_prompt` does."""
-        if not messages or messages[-1].role == "assistant":
+        arranged = self.with_system(messages)
+        if not arranged or arranged[-1].role == "assistant":
             raise RowError(source, _("the last message must be one to answer, such as one with the role 'user'."))
         if not self.shows_tools(Conversation(tuple(messages), source, tuple(tools))):
             raise RowError(
@@ -235,10 +241,13 @@ class Template:
                     "template shows tools, or a Jinja file that does, or leave 'tools' out."
                 ),
             )
-        turns = list(self._turns(self._shielded(self.with_system(messages)), source, tools))
+        if self.is_whole:
+            shielded = self.shielded(arranged)
+            self._refuse(shielded, source, tools)
+            return [self.jinja_for(tools).render(shielded, True, source, self._shielded_tools(tools))]
+        turns = list(self._turns(self.shielded(arranged), source, tools))
         since = max(i for i, turn in enumerate(turns) if turn.restart)
-        texts = [text for turn in turns[since:] for text in turn[:2] if text]
-        return texts if self.kind == "human-assistant" else ["".join(texts)]
+        return [text for turn in turns[since:] for text in turn[:2] if text]
 
     def ids_of(self, texts: list[str]) -> list[int]:
         """Token ids of texts that are tokenized separately, concatenated."""
@@ -247,18 +256,26 @@ class Template:
     def render(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> str:
         """The text that the model gets, for display; with a generation prompt if the last message is not an answer."""
         text = ""
-        for turn in self._turns(self._shielded(self.with_system(messages)), "", tools):
+        for turn in self._turns(self.shielded(self.with_system(messages)), "", tools):
             text = ("" if turn.restart else text) + turn.prompt + (turn.answer or "")
         return without_marks(text)
 
     def as_jinja(self) -> str:
         """This template as a chat template in Jinja, for other programs; includes the system message."""
-        return for_other_programs(self.text or HUMAN_ASSISTANT, self.system, self.jinja.behavior if self.text else None)
+        return self.exported(self.text or HUMAN_ASSISTANT, self.jinja.behavior if self.text else Behavior())
+
+    def named_as_jinja(self) -> dict[str, str]:
+        """As `as_jinja`, for a model with several templates: that of conversations with tools is 'tool_use'."""
+        return {"default": self.as_jinja(), "tool_use": self.exported(self.tool_text, self._tool_jinja.behavior)}
+
+    def exported(self, text: str, behavior: Behavior) -> str:
+        """The chat template `text` as other programs need it."""
+        return for_other_programs(text, behavior, self.system, self.options.system_as, self.kwargs)
 
     def to_json(self) -> dict[str, Any]:
         """What is stored with an adapter: the template, its stop tokens, and the token ids of probe conversations."""
         return {
-            "version": VERSION,
+            "version": 2 if self.is_separate else VERSION,
             "kind": self.kind,
             "chat_template": self.text,
             "system": self.system,
@@ -292,7 +309,8 @@ class Template:
             data.get("end"),
             data.get("tool_template", ""),
             data.get("kwargs", {}),
-            ContentOptions(**data.get("options", {})),
+            ContentOptions(**data.get("options", {"special_tokens": "tokens"})),
+            is_separate=data["version"] < VERSION,
         )
         verify_tokenizer(template, data)
         return template
@@ -318,34 +336,45 @@ class Template:
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens that the tokenizer would add."""
-        if not any(texts):
-            return [[] for _text in texts]
-        if any(MARK in text for text in texts):  # a special token that is ordinary text is cut in two
-            return [
-                [i for ids in self.tokenize(text.split(MARK)) for i in ids]
-                if MARK in text
-                else self.tokenize([text])[0]
-                for text in texts
-            ]
-        found: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return found
+        return token_ids(self.tokenizer, texts)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a rendered conversation is tokenized at once; the pattern of the tutorial is in two parts."""
+        return self.kind != "human-assistant" and not self.is_separate
 
     def ids_of_turns(self, turns: Sequence[Turn]) -> list[tuple[list[int], list[int]]]:
         """The ids of each turn's prompt and answer."""
-        if self.kind != "human-assistant":
-            return split_ids(turns, self.tokenize)
+        if self.is_whole:
+            return split_ids(turns, self.tokenize, lambda text: token_spans(self.tokenizer, text))
         ids = self.tokenize([text for turn in turns for text in (turn.prompt, turn.answer or "")])
         return list(zip(ids[::2], ids[1::2], strict=True))  # as in the tutorial
 
-    def _shielded(self, messages: Sequence[Message]) -> Sequence[Message]:
+    def shielded(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The messages; special tokens that they spell are ordinary text, unless the options say otherwise."""
-        return as_text(messages, special_tokens(self.tokenizer)) if self.options.special_tokens == "text" else messages
+        return as_text(messages, self.special_pattern) if self.options.special_tokens == "text" else messages
+
+    def _shielded_tools(self, tools: Sequence[Any]) -> Sequence[Any]:
+        is_text = self.options.special_tokens == "text" and self.special_pattern is not None
+        return [marked(tool, self.special_pattern) for tool in tools] if is_text else tools
+
+    @cached_property
+    def special_pattern(self) -> "re.Pattern[str] | None":
+        """The special tokens and the stop tokens, as messages could spell them."""
+        return special_tokens(self.tokenizer, self.stop_ids)
 
     def jinja_for(self, tools: Sequence[Any]) -> JinjaTemplate:
         """The chat template of a conversation with these tools."""
         return self._tool_jinja if tools else self.jinja
 
     def _turns(self, messages: Sequence[Message], source: str, tools: Sequence[Any] = ()) -> Iterator[Turn]:
+        self._refuse(messages, source, tools)
+        if self.kind == "human-assistant":
+            return human_turns(messages, str(self.tokenizer.eos_token), source)
+        return jinja_turns(self.jinja_for(tools), self._pattern, messages, source, self._shielded_tools(tools))
+
+    def _refuse(self, messages: Sequence[Message], source: str, tools: Sequence[Any]) -> None:
+        """Raise RowError for messages that begin with an answer, and for function calls that are not shown."""
         if messages[0].role == "assistant":
             raise RowError(
                 source, _("the first message is an answer, but nothing was asked. Begin with the role 'user'.")
@@ -353,9 +382,6 @@ class Template:
         if any(message.tool_calls for message in messages):
             jinja = None if self.kind == "human-assistant" else self.jinja_for(tools)
             refuse_unseen_calls(jinja, messages, source, tools)
-        if self.kind == "human-assistant":
-            return human_turns(messages, str(self.tokenizer.eos_token), source)
-        return jinja_turns(self.jinja_for(tools), self._pattern, messages, source, tools)
 
     def _check_system(self) -> None:
         """Raise ConfigError if the template rejects or ignores the system message."""

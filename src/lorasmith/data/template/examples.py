@@ -48,7 +48,15 @@ def build_examples(template: "Template", row: Conversation, learn: str) -> list[
     if template.text and jinja.has_generation_tags and template.tokenizer.is_fast:  # only fast ones have offsets
         for builder in builders:
             since = 0 if builder is builders[0] else builder.answers[0][0]
-            follow_generation_tags(builder, since, jinja, messages, row)
+            follow_generation_tags(builder, since, jinja, template.shielded(messages), row)
+    if learn == "all" and any(message.masked for message in messages[: builders[-1].first]):
+        raise RowError(
+            row.source,
+            _(
+                "only parts of an answer are to be trained on, but with data.learn 'all' the template renders it "
+                "otherwise in the whole text. Use data.learn 'answers'."
+            ),
+        )
     for builder in builders:
         mask_parts(builder, messages, template.tokenizer, row.source)
     return _checked(template, builders[-1:] if learn == "all" else builders, row.source)

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING
 from lorasmith.data.rows.conversation import Conversation, Message, RowError, places
 from lorasmith.data.template.chat_template import split_reasoning
 from lorasmith.data.template.contents import shows
-from lorasmith.data.template.special_tokens import count_special, special_tokens
+from lorasmith.data.template.special_tokens import count_special
+from lorasmith.data.template.turns import grouped
 from lorasmith.i18n import _, counted
 
 if TYPE_CHECKING:
     from lorasmith.data.template.encoding import Template
 
 MAX_PLACES = 5  # rows that a note names before it only counts them
-REASONING, TEXT, TOOLS, SPECIAL, MERGED = "reasoning", "text", "tools", "special", "merged"
+KINDS = REASONING, TEXT, TOOLS, SPECIAL, MERGED = "reasoning", "text", "tools", "special", "merged"
 
 
-def lost(template: "Template", row: Conversation) -> set[str]:
+def lost(template: "Template", row: Conversation, learn: str = "answers") -> set[str]:
     """What the encoded row lacks or has otherwise: any of the kinds above."""
     if row.text is not None or not (row.tools or _may_lose(template, row.messages)):
         return set()
@@ -25,12 +26,14 @@ def lost(template: "Template", row: Conversation) -> set[str]:
     try:
         if not template.shows_tools(row):
             found.add(TOOLS)
-        for turn in template.turns(messages, row.source, row.tools):
+        turns = template.turns(messages, row.source, row.tools)
+        last = "".join(turn.prompt + (turn.answer or "") for turn in grouped(turns)[-1])
+        for turn in turns:
             if turn.answer is None or turn.at == len(messages):
                 continue
             answer = messages[turn.at]
             reasoning, text = split_reasoning(answer)
-            if reasoning and not shows(turn.answer, reasoning):
+            if reasoning and not shows(last if learn == "all" else turn.answer, reasoning):
                 found.add(REASONING)
             if answer.tool_calls and text.strip() and not shows(turn.answer, text):
                 found.add(TEXT)
@@ -41,12 +44,15 @@ def lost(template: "Template", row: Conversation) -> set[str]:
     return found
 
 
-def notes_of_losses(template: "Template", rows: Iterable[Conversation]) -> Iterator[str]:
-    """A sentence for each kind of loss, with the number of rows and the places of the first ones."""
+def notes_of_losses(rows: Iterable[tuple[str, Iterable[str]]]) -> Iterator[str]:
+    """A sentence for each kind of loss, with the number of rows and the places of the first ones.
+
+    rows: the source of each row, and what `lost` found.
+    """
     found: dict[str, list[str]] = {}
-    for row in rows:
-        for kind in lost(template, row):
-            found.setdefault(kind, []).append(row.source)
+    for source, kinds in rows:
+        for kind in kinds:
+            found.setdefault(kind, []).append(source)
     for kind, sources in sorted(found.items()):
         values = {
             "rows": counted(len(sources), _("1 row"), _("{count} rows")),
@@ -92,7 +98,7 @@ def _may_lose(template: "Template", messages: Sequence[Message]) -> bool:
 
 def _spells_special(template: "Template", messages: Sequence[Message]) -> bool:
     """Whether the messages spell special tokens that are encoded as ordinary text."""
-    return template.options.special_tokens == "text" and count_special(messages, special_tokens(template.tokenizer)) > 0
+    return template.options.special_tokens == "text" and count_special(messages, template.special_pattern) > 0
 
 
 def _merges(template: "Template", messages: Sequence[Message], row: Conversation) -> bool:

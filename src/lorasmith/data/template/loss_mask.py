@@ -15,7 +15,7 @@ class ExampleBuilder:
     """An example under construction: turns are appended to it one by one.
 
     first, last: the messages whose answers it trains on, both included. weights: of each token as a target, 0 if it is
-    only context. answers: start and end of each answer in `text`, in characters.
+    only context. answers: start and end of each answer in `text`, in characters; ats: the messages that they are.
     """
 
     first: int
@@ -24,6 +24,7 @@ class ExampleBuilder:
     weights: list[float] = field(default_factory=list)
     text: str = ""
     answers: list[tuple[int, int]] = field(default_factory=list)
+    ats: list[int] = field(default_factory=list)
 
     def add(
         self, turn: Turn, prompt: list[int], prompt_weight: float, answer: list[int], weight: float, end: int
@@ -34,6 +35,7 @@ class ExampleBuilder:
         start = len(self.text) + len(turn.prompt)
         self.text += turn.prompt + (turn.answer or "")
         self.answers.append((start, len(self.text)))
+        self.ats.append(turn.at)
         self.last = turn.at
 
     def build(self, source: str) -> Example:
@@ -71,7 +73,8 @@ def follow_generation_tags(
     marked_spans = {span for span, mask in zip(spans, found["assistant_masks"], strict=True) if mask}
     marks = [span in marked_spans for span in spans]  # the tokens of one character share its span
     is_same_text = list(found["input_ids"]) == builder.ids[: len(spans)]
-    headers = _marked_headers(builder, spans, marks, messages) if is_same_text else {}
+    before = [jinja.render(messages[:at], False, row.source, row.tools) for at in builder.ats] if is_same_text else []
+    headers = _marked_headers(builder, spans, marks, before) if is_same_text else {}
     for at, ((start, end), marked) in enumerate(zip(spans, marks, strict=True)):
         text = builder.text[start:end]
         ours = any(a < end and start < b for a, b in builder.answers)
@@ -94,15 +97,19 @@ def follow_generation_tags(
 
 
 def _marked_headers(
-    builder: ExampleBuilder, spans: Sequence[tuple[int, int]], marks: Sequence[bool], messages: Sequence[Message]
+    builder: ExampleBuilder, spans: Sequence[tuple[int, int]], marks: Sequence[bool], before: Sequence[str]
 ) -> dict[int, float]:
-    """The marked tokens between the last content and each answer, with the weight of the answer."""
+    """The marked tokens directly before each answer, with the weight of the answer.
+
+    before: the text of the conversation before each answer, without the generation prompt; no token of it counts.
+    """
     found: dict[int, float] = {}
-    contents = [text for message in messages[:-1] if (text := message.content.strip())]
-    for start, end in builder.answers:
+    for (start, end), text in zip(builder.answers, before, strict=True):
         at = next((i for i, span in enumerate(spans) if start < span[1] and span[0] < end), len(spans))
-        weight, content = builder.weights[at], max(builder.text.rfind(c, 0, start) + len(c) for c in contents)
-        while at > 0 and marks[at - 1] and spans[at - 1][0] >= content:
+        if at == len(spans) or not builder.text.startswith(text):
+            continue
+        weight = builder.weights[at]
+        while at > 0 and marks[at - 1] and spans[at - 1][0] >= len(text):
             at -= 1
             found[at] = weight
     return found

@@ -89,9 +89,9 @@ def _answer_after(content: str, prompt: str, whole: str) -> str | None:
 
     Some templates put the system message into the last message before an answer, and leave it out when there is one.
     """
-    ending = prompt.rpartition(content)[2] if content in prompt else None
-    rest = whole.rpartition(content)[2] if content in whole else ""
-    return rest[len(ending) :] if ending and rest.startswith(ending) else None
+    ending = prompt.rpartition(content)[2] if content and content in prompt else ""
+    found = whole.rpartition(content + ending) if ending else ("", "", "")
+    return found[2] if found[1] else None
 
 
 def _turn(prompt: str, answer: str | None, before: str | None, first: int, at: int) -> Turn:

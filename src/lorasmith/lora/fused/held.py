@@ -13,6 +13,7 @@ from lorasmith.lora.files import ADAPTER_WEIGHTS, mismatches, refuse_expert_pair
 from lorasmith.lora.fused.bank import AdapterWeights, Factors
 from lorasmith.lora.inject import PEFT_PREFIX, rank_and_alpha, unwrapped
 from lorasmith.lora.target import find_targets
+from lorasmith.lora.token_rows import ROWS
 from lorasmith.lora.update import Update
 from lorasmith.lora.variant import variant_of
 
@@ -37,7 +38,8 @@ def held_weights(
         targets = find_targets(model, config, strict=False)
         layers = dict(model.named_modules())
     is_low_rank = variant_of(config) is Update
-    if targets.saved or config.bias != "none" or not is_low_rank or not set(targets.adapted) <= set(paths):
+    has_rows = any(key.endswith(ROWS) for key in tensors)
+    if targets.saved or has_rows or config.bias != "none" or not is_low_rank or not set(targets.adapted) <= set(paths):
         return None
     wanted: dict[str, Tensor] = {}
     for path in targets.adapted:
