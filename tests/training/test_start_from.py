@@ -126,6 +126,8 @@ def test_options_that_differ_are_refused_and_dropout_may_change(first, tmp_path)
     )
     trained(tmp_path / "run", start_from=str(first), lora=LoraConfig(r=3, lora_dropout=0.5), max_steps=1)
     assert load_config(tmp_path / "run" / "config.toml", {}).lora.lora_dropout == 0.5
+    trained(tmp_path / "same", start_from=str(first), max_steps=1)
+    assert adapter_bytes(tmp_path / "run") != adapter_bytes(tmp_path / "same"), "the dropout has an effect"
 
 
 def test_the_same_modules_under_another_name_are_the_same(first, tmp_path):

@@ -104,6 +104,20 @@ def with_added_tokens(
     return config, tensors
 
 
+def ends_without_rows(base: Base, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The paths of the embedding and the head of which an adapter has no rows; tied ones share theirs.
+
+    If the adapter adds tokens, `with_added_tokens` gives these the mean of the other rows; call this before it.
+    """
+    ends = {path: base.model.get_submodule(path).weight for path in paths_of_ends(base.model)}
+    given = [
+        weight
+        for path, weight in ends.items()
+        if _saved(path, tensors) is not None or f"{PEFT_PREFIX}{path}.{ROWS}" in tensors
+    ]
+    return [path for path, weight in ends.items() if not any(weight is one for one in given)]
+
+
 def cannot_share(folder: Path, count: int, base: Base) -> AdapterError:
     """The error for an adapter with `count` added tokens beside other adapters."""
     return AdapterError(
@@ -121,20 +135,6 @@ def trained_tokens(base: Base, raw: Mapping[str, Any], tensors: Mapping[str, Ten
     """The ids of the tokens whose rows an adapter trains, by the path of the embedding or head."""
     paths = paths_of_ends(base.model)
     return {path: _indices(path, raw) for path in paths if f"{PEFT_PREFIX}{path}.{ROWS}" in tensors}
-
-
-def ends_without_rows(base: Base, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The paths of the embedding and the head of which an adapter has no rows; tied ones share theirs.
-
-    If the adapter adds tokens, `with_added_tokens` gives these the mean of the other rows; call this before it.
-    """
-    ends = {path: base.model.get_submodule(path).weight for path in paths_of_ends(base.model)}
-    given = [
-        weight
-        for path, weight in ends.items()
-        if _saved(path, tensors) is not None or f"{PEFT_PREFIX}{path}.{ROWS}" in tensors
-    ]
-    return [path for path, weight in ends.items() if not any(weight is one for one in given)]
 
 
 def _rows_of(

@@ -41,7 +41,14 @@ from lorasmith.training.memory import affordable_tokens
 from lorasmith.training.optim import FlatParameters
 from lorasmith.training.optimizers import make_optimizer, require_optimizer
 from lorasmith.training.run_folder import with_absolute_paths
-from lorasmith.training.start_from import check_encoding, continued, load_start, read_start, start_notes
+from lorasmith.training.start_from import (
+    check_encoding,
+    continued,
+    load_checkpoint,
+    load_start,
+    read_start,
+    start_notes,
+)
 from lorasmith.training.trackers import require_trackers
 
 ADAPTER = "default"
@@ -107,8 +114,10 @@ def assemble(
     def adapter() -> Adapter:
         if start is not None:
             return load_start(base, start, given, ADAPTER)
-        tokens, strict = tuple(base.added_tokens.values()), not continues
-        return inject(base.model, config.lora, base.router, ADAPTER, config.training.seed, tokens=tokens, strict=strict)
+        if continues and saved is not None:
+            return load_checkpoint(base, saved, ADAPTER)
+        return inject(base.model, config.lora, base.router, ADAPTER, config.training.seed,
+                      tokens=tuple(base.added_tokens.values()))  # fmt: skip
 
     (template, data), base.adapters[ADAPTER] = together(rows, adapter)
     refuse_surplus_examples(base, [*data.train, *data.held_out])

@@ -4,6 +4,7 @@ Everything that the weights depend on stays as it was: base model, template, and
 is given and differs is refused; those that are not given are taken from the adapter.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def load_start(base: Base, start: AdapterFolder, given: LoraConfig, name: str) -
     wanted = None
     if given.model_fields_set & set(TARGETS):
         wanted = find_targets(base.model, LoraConfig(**{key: getattr(given, key) for key in TARGETS})).adapted
-    start.load_into(base, name)
+    free = {key: getattr(given, key) for key in FREE if key in given.model_fields_set}
+    replace(start, peft_config={**start.peft_config, **free}).load_into(base, name)
     adapter = base.adapters[name]
     if wanted is not None and set(wanted) != set(adapter.targets.adapted):
         text = _(
@@ -97,6 +99,12 @@ def load_start(base: Base, start: AdapterFolder, given: LoraConfig, name: str) -
         )
         raise ConfigError(text)
     return adapter
+
+
+def load_checkpoint(base: Base, saved: Path, name: str) -> Adapter:
+    """Add the adapter of the checkpoint `saved`, whose form is that of the one it started from. Raises AdapterError."""
+    AdapterFolder.read(saved).load_into(base, name)
+    return base.adapters[name]
 
 
 def check_encoding(start: AdapterFolder, base: Base, template: Template, report: Report) -> None:
