@@ -109,6 +109,15 @@ def only_calls() -> Words:
     return ["train", write("calls.jsonl", json.dumps({"messages": [question, answer]})), *TRAIN]
 
 
+def row(**fields: object) -> Words:
+    return ["train", write("row.jsonl", json.dumps(fields)), *TRAIN]
+
+
+def detailed(details: object) -> Words:
+    answer = {"role": "assistant", "content": "Hello", "train_detail": details}
+    return row(messages=[{"role": "user", "content": "Hi"}, answer])
+
+
 CASES: dict[str, tuple[Callable[[], Words], str]] = {
     "no base named": (without_base, "done/adapter: the adapter does not name its base model. Specify it with --model."),
     "rank 0 in a file": (rank_0, "adapter_config.json: r: invalid value 0: must be greater than 0"),
@@ -162,6 +171,26 @@ CASES: dict[str, tuple[Callable[[], Words], str]] = {
     "calls that nobody shows": (
         only_calls,
         "calls.jsonl line 1: the template does not show 'tool_calls', so the model would never see them. Use a ",
+    ),
+    "parts that are no list": (
+        lambda: detailed(5),
+        "'train_detail' must be a list of parts of the text, each like ",
+    ),
+    "parts beyond the text": (
+        lambda: detailed([{"begin_offset": 0, "end_offset": 99, "train": False}]),
+        "'train_detail': part 1 is from 0 to 99, but the text has the characters 0 to 4.",
+    ),
+    "KTO": (
+        lambda: row(prompt="Hi", completion="Go away", label=False),
+        "this row has 'label': false, which marks a good or a bad answer for KTO.",
+    ),
+    "steps and labels": (
+        lambda: row(prompt="2+2?", completions=["2+2", "4"], labels=[True, True]),
+        "this row has steps and their labels ('completions', 'labels'), for a process reward model.",
+    ),
+    "texts to contrast": (
+        lambda: row(query="cats", pos=["a cat"], neg=["a dog"]),
+        "this row has positive and negative texts, for training an embedding model.",
     ),
     "checkpoint of another version": (
         of_another_version,

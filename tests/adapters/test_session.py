@@ -119,6 +119,6 @@ def test_a_template_file_and_a_system_text_are_needed_for_training_only(tmp_path
     file.unlink()
     session = open_adapters([tmp_path / "run"])
     prompt = session.base.tokenizer.decode(session.template.encode_prompt([Message("user", "Why?")]))
-    assert prompt == "<|im_start|>SYSTEM: Be kind.<|im_end|><|im_start|>USER: Why?<|im_end|><|im_start|>ASSISTANT: "
+    assert prompt == "<|im_start|>SYSTEM: Be kind.<|im_end|><|im_start|>USER: Why?<|im_end|><|im_start|>ASSISTANT:"
     loss = evaluate([tmp_path / "run"]).adapters[0].loss
     assert (loss.before, loss.after) == pytest.approx((summary.loss_before, summary.loss_after), rel=1e-6)

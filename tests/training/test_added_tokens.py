@@ -94,6 +94,15 @@ def test_chat_reads_and_writes_the_tokens(run: Path) -> None:
     assert session.generate(row(0)["messages"][0]["content"], max_new_tokens=5).startswith("<call>")  # type: ignore[index]
 
 
+def test_tokens_with_other_ids_are_refused(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run / "adapter", tmp_path / "adapter"))
+    about = json.loads((copy / "lorasmith.json").read_text("utf-8"))
+    about["tokens"] = [one | {"id": one["id"] + 1} for one in about["tokens"]]
+    (copy / "lorasmith.json").write_text(json.dumps(about), "utf-8")
+    with pytest.raises(AdapterError, match=r"the added token '?<call>'? had the id 301 in the training"):
+        opened(copy)
+
+
 def test_it_is_merged_with_its_tokens(run: Path, tmp_path: Path) -> None:
     assert merge_run(run, tmp_path / "merged", ModelConfig(dtype="float32", device="cpu")).holds
     with quiet_transformers():

@@ -128,21 +128,14 @@ def load_error(folder: Path, error: Exception, settings: PretrainedConfig | None
                 value=value,
             )
         )
-    if isinstance(error, ImportError) and (
-        requesting := [key for key in (*_ATTENTION, "quantization_config") if raw.get(key)]
-    ):
+    if isinstance(error, ImportError) and (requesting := [key for key in _ATTENTION if raw.get(key)]):
         text = _(
             "{path}: {key} requires a package that cannot be imported here: {error}",
             path=path,
             key=requesting[0],
             error=first_line(error),
         )
-        hint = (
-            _("Install it, or remove the key.")
-            if requesting[0] in _ATTENTION
-            else _("Install it, or use the model unquantized.")
-        )
-        return ModelError(f"{text.rstrip('.')}. {hint}")
+        return ModelError(f"{text.rstrip('.')}. " + _("Install it, or remove the key."))
     if method := _quant_method(raw):
         return ModelError(
             _(

@@ -1,9 +1,13 @@
 """Parts of an answer that are not trained on."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from lorasmith.data.rows.conversation import Conversation, Message, Record
+from lorasmith.data.template.answer_parts import mask_parts
 from lorasmith.data.template.encoding import Template
+from lorasmith.data.template.loss_mask import ExampleBuilder
 from lorasmith.errors import DataError
 
 TEXT = "I'm doing very well, thank you!"
@@ -24,6 +28,13 @@ def test_only_the_other_tokens_and_the_end_are_trained_on(make, name):
     assert learned(template, [asked, answer._replace(masked=())]) == TEXT + end
     both = [asked, answer, asked, answer._replace(masked=((4, 31),))]
     assert learned(template, both) == f" very well{end}I'm {end}"
+
+
+def test_a_slow_tokenizer_cannot_say_which_tokens_are_in_a_part():
+    builder = ExampleBuilder(1, 1, answers=[(0, 5)])
+    messages = (Message("user", "Hi"), Message("assistant", "Hello", masked=((0, 2),)))
+    with pytest.raises(DataError, match="a line 1: training on parts of an answer needs a fast tokenizer"):
+        mask_parts(builder, messages, SimpleNamespace(is_fast=False), "a:1")
 
 
 def test_a_row_as_axolotl_documents_it(make):
