@@ -7,13 +7,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from bench.programs import ROOT
 from lorasmith.config.data import DataConfig
 from lorasmith.data.dataset.prepare import prepare
 from lorasmith.data.read.files import read_records
 from lorasmith.data.template.encoding import Template
+from lorasmith.loading.folder import eos_ids
 from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.model.row import Example
 
@@ -77,7 +78,7 @@ def records_of(kind: Kind) -> list[dict[str, Any]] | None:
 
 def examples(file: Path, kind: Kind, model: Path, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     """What `lorasmith train` learns from with these flags."""
-    template = Template.of(tokenizer, kind.template, _end_ids(model))
+    template = Template.of(tokenizer, kind.template, eos_ids(model))
     config = DataConfig(
         data=(str(file),), held_out=0, template=template.kind, max_length=kind.max_length, too_long="truncate"
     )
@@ -93,11 +94,3 @@ def for_trainer(example: Example) -> dict[str, list[int]]:
 @lru_cache(maxsize=4)
 def _tokenizer(model: Path) -> PreTrainedTokenizerBase:
     return load_tokenizer(model)
-
-
-def _end_ids(model: Path) -> tuple[int, ...]:
-    """Where the model's own generation config ends a reply."""
-    if not (model / "generation_config.json").is_file():
-        return ()
-    ends = GenerationConfig.from_pretrained(model).eos_token_id
-    return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)

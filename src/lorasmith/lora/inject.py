@@ -94,6 +94,19 @@ def inject(
     _refuse_ranks(model, config, targets)
     if not plain.adapters:
         model.requires_grad_(False)
+    parameters = _add_layers(model, config, targets, router, name, seed)
+    parameters |= _add_rows(model, places, router, name)
+    biases = _trained_biases(model, config, parameters)
+    router.active = name
+    own_biases = {key: p.detach().clone() for key, p in biases.items()}
+    own_tokens = {path: ids for path, (ids, _tied) in places.items()}
+    return Adapter(name, config, targets, parameters | biases, own_biases, own_tokens)
+
+
+def _add_layers(
+    model: PreTrainedModel, config: LoraConfig, targets: Targets, router: Router, name: str, seed: int
+) -> dict[str, nn.Parameter]:
+    """Add A and B to the adapted layers, and copies of the modules that are trained in full; their parameters."""
     parameters: dict[str, nn.Parameter] = {}
     generator = torch.Generator().manual_seed(seed)
     for path in targets.adapted:
@@ -103,16 +116,20 @@ def inject(
     for path in (path for paths in targets.saved.values() for path in paths):
         saved = _wrap_whole(model, path, router)
         parameters |= {_key(path, part): p for part, p in saved.add(name).named_parameters()}
+    return parameters
+
+
+def _add_rows(
+    model: PreTrainedModel, places: dict[str, tuple[list[int], str | None]], router: Router, name: str
+) -> dict[str, nn.Parameter]:
+    """Add the rows of single tokens. places: the ids of each embedding or head, and the one that it is tied to."""
+    parameters: dict[str, nn.Parameter] = {}
     for path, (ids, tied) in places.items():
         rows = _wrap_whole(model, path, router).add_rows(name, ids)
         parameters[_key(path, ROWS)] = rows.rows_NH
         if tied is not None and tied not in places:
             _wrap_whole(model, tied, router).share_rows(name, rows)
-    biases = _trained_biases(model, config, parameters)
-    router.active = name
-    own_biases = {key: p.detach().clone() for key, p in biases.items()}
-    own_tokens = {path: ids for path, (ids, _tied) in places.items()}
-    return Adapter(name, config, targets, parameters | biases, own_biases, own_tokens)
+    return parameters
 
 
 def bias_conflict(name: str, bias: str) -> AdapterError:

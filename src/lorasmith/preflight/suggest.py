@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from lorasmith.config.toml import Config, commented_toml
-from lorasmith.data.dataset.prepare import prepare_rows, read_files
+from lorasmith.data.dataset.prepare import ROUND, prepare_rows, read_files
 from lorasmith.data.read.files import DataFile
 from lorasmith.data.rows.conversation import Record
 from lorasmith.data.template.encoding import Template
@@ -29,7 +29,6 @@ from lorasmith.system.writing import write_file
 
 UNLIMITED = 2**30  # tokens: nothing is truncated while lengths are counted
 LONGEST = 2048  # most tokens of an example that are suggested: training.row_tokens, so that it fits one forward pass
-ROUND = 64  # max_length is rounded up to a multiple of it, to leave a few tokens for rows added later
 FEW_TOO_LONG = 0.05  # fraction of the rows that may be dropped
 HELD_OUT, MOST_HELD_OUT = 0.05, 200  # fraction and number of rows; more cost time and tell little
 ENOUGH_STEPS, MOST_EPOCHS, EVALUATIONS = 60, 8, 5

@@ -90,13 +90,7 @@ def assemble(
     if start is not None:
         config = continued(config, start, report)
     elif "model" not in config.model.model_fields_set:
-        report.say(
-            _(
-                "No base model given; using {model}, as in the demo: a small model, mainly for English. Choose "
-                "another one with --model.",
-                model=config.model.model,
-            )
-        )
+        report.say(_default_model(config))
     base = load_base(config.model, report)
     if config.data.add_tokens:
         add_tokens(base, config.data.add_tokens)
@@ -129,6 +123,14 @@ def assemble(
     notes = start_notes(start, saved) if continues else {}
     job = _job(config, base, template, data, custom, folder, report, world, notes)
     return Assembled(job, config, template, data)
+
+
+def _default_model(config: Config) -> str:
+    return _(
+        "No base model given; using {model}, as in the demo: a small model, mainly for English. Choose "
+        "another one with --model.",
+        model=config.model.model,
+    )
 
 
 def _added(base: Base) -> str:

@@ -23,7 +23,7 @@ from lorasmith.report import Report
 
 DEFAULT_MAX_LENGTH = 1024  # tokens; less if the model's context is shorter, more if the rows are longer
 LONGEST_DEFAULT = 32_768  # tokens; who wants more says so
-ROUND = 64  # a longer default is rounded up to a multiple of it
+ROUND = 64  # a length that follows the rows is rounded up to a multiple of it, for rows that are added later
 MAX_ROWS = 1_000_000_000  # held out
 MAX_HELD_OUT = 200  # rows held out by a fraction: more cost time and tell little
 

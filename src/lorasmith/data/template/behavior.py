@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lorasmith.data.rows.conversation import RowError
+from lorasmith.data.rows.messages import REASONING_KEYS
 
 Render = Callable[[list[dict[str, Any]], bool, "Behavior"], str]  # messages, whether with the generation prompt -> text
 
-REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # of a message, by which templates know its reasoning
 INLINE = "inline"  # reasoning within the content, between <think> and </think>
 
 _USER = {"role": "user", "content": "quser0z"}

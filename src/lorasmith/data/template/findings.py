@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lorasmith.data.rows.conversation import Conversation, Message, RowError, places
+from lorasmith.data.rows.conversation import MAX_PLACES, Conversation, Message, RowError, places
 from lorasmith.data.template.chat_template import split_reasoning
 from lorasmith.data.template.contents import shows
 from lorasmith.data.template.special_tokens import count_special
@@ -13,7 +13,6 @@ from lorasmith.i18n import _, counted
 if TYPE_CHECKING:
     from lorasmith.data.template.encoding import Template
 
-MAX_PLACES = 5  # rows that a note names before it only counts them
 KINDS = REASONING, TEXT, TOOLS, SPECIAL, MERGED = "reasoning", "text", "tools", "special", "merged"
 
 
