@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 
+from lorasmith.config.files import read_text
 from lorasmith.config.migrate import trainer
 from lorasmith.config.migrate.datasets import Datasets, base_model, local_or_hub
 from lorasmith.config.migrate.migration import Migration, words
-from lorasmith.config.migrate.reading import read_text, scalar
+from lorasmith.config.migrate.reading import scalar
+from lorasmith.errors import ConfigError
 from lorasmith.i18n import _, listed
 
 NAME = "ms-swift"
@@ -238,7 +240,7 @@ def _text(migration: Migration, is_text: bool) -> None:
     system = migration.take("system")
     if system is not None:
         file = migration.path(str(system)) if str(system).endswith(".txt") else None
-        migration.put("data.system", read_text(file) if file else str(system), "system")
+        migration.put("data.system", read_text(file, ConfigError) if file else str(system), "system")
     base, _plus, more = str(migration.take("loss_scale", "all" if is_text else "default")).partition("+")
     if base not in LEARN:
         base, more = "default", "+".join(part for part in (base, more) if part)

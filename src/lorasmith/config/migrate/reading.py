@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from lorasmith.config.files import BOM, MAX_DEPTH, read_object
+from lorasmith.config.files import MAX_DEPTH, read_object, read_text
 from lorasmith.errors import ConfigError, first_line
-from lorasmith.i18n import _, foreign
+from lorasmith.i18n import _
 
 # The commands that train, in the order of their words, and the program that each belongs to.
 COMMANDS = {
@@ -88,7 +88,7 @@ def read_foreign(path: Path) -> Foreign:
     """The keys and values of a file, by its suffix. Raises ConfigError with the file and, if known, the line."""
     if path.suffix.lower() == ".json":
         return Foreign(path, read_object(path, ConfigError))
-    text = read_text(path)
+    text = read_text(path, ConfigError)
     if path.suffix.lower() in (".sh", ".bash"):
         return _command(path, text)
     values = _yaml(path, text)
@@ -106,18 +106,6 @@ def scalar(word: str) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError):
         return word
     return value if isinstance(value, bool | int | float | dict) else word
-
-
-def read_text(path: Path) -> str:
-    """The content of a text file. Raises ConfigError."""
-    try:
-        return path.read_bytes().decode("utf-8").removeprefix(BOM)
-    except OSError as error:
-        raise ConfigError(_("{path}: cannot be read: {why}", path=path, why=foreign(error.strerror))) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            _("{path}: invalid UTF-8 at byte {at}; save the file as UTF-8", path=path, at=error.start)
-        ) from None
 
 
 def _yaml(path: Path, text: str) -> Any:
