@@ -14,6 +14,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "lorasmith"
 # Functions whose texts another part raises: by module, name and class.
 HANDED_ON = (
     ("cli/flags.py", "read", "ConfigError"),
+    ("config/files.py", "_unreadable", "ConfigError"),
+    ("config/files.py", "_not_a_text", "ConfigError"),
     ("config/files.py", "_not_json", "AdapterError"),
     ("config/files.py", "_not_json", "ModelError"),
     ("config/files.py", "_not_json", "RunError"),

@@ -68,7 +68,7 @@ def read_json(path: Path, error: type[LorasmithError]) -> Any:
     try:
         return parse_json(path.read_bytes())
     except OSError as failure:
-        raise error(_("{path}: cannot be read: {why}", path=path, why=foreign(failure.strerror))) from None
+        raise error(_unreadable(path, failure)) from None
     except Malformed as failure:
         raise error(_not_json(path, failure)) from None
 
@@ -97,7 +97,7 @@ def read_objects(path: Path, error: type[LorasmithError]) -> list[dict[str, Any]
     try:
         *lines, last = path.read_bytes().replace(b"\r\n", b"\n").split(b"\n")
     except OSError as failure:
-        raise error(_("{path}: cannot be read: {why}", path=path, why=foreign(failure.strerror))) from None
+        raise error(_unreadable(path, failure)) from None
     found = []
     for number, line in enumerate([*lines, last], 1):
         if not line.endswith(b"}"):
@@ -115,11 +115,9 @@ def read_text(path: Path, error: type[LorasmithError]) -> str:
     try:
         return path.read_text("utf-8").removeprefix(BOM)
     except OSError as failure:
-        raise error(_("{path}: cannot be read: {why}", path=path, why=foreign(failure.strerror))) from None
+        raise error(_unreadable(path, failure)) from None
     except UnicodeDecodeError as failure:
-        raise error(
-            _("{path}: invalid UTF-8 at byte {at}; save the file as UTF-8", path=path, at=failure.start)
-        ) from None
+        raise error(_not_a_text(path, failure)) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -164,6 +162,14 @@ def _too_long(text: str, at: int) -> Malformed:
 
 def _not_utf8(at: int) -> str:
     return _("byte {at} is not UTF-8", at=at)
+
+
+def _unreadable(path: Path, failure: OSError) -> str:
+    return _("{path}: cannot be read: {why}", path=path, why=foreign(failure.strerror))
+
+
+def _not_a_text(path: Path, failure: UnicodeDecodeError) -> str:
+    return _("{path}: invalid UTF-8 at byte {at}; save the file as UTF-8", path=path, at=failure.start)
 
 
 def _not_json(path: Path | str, found: Malformed) -> str:
