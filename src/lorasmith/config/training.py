@@ -74,7 +74,7 @@ class TrainingConfig(Typed):
         Field(
             description=_(
                 "Optimizer; lion needs about a tenth of the learning rate of the others, and adamw8bit "
-                "lorasmith[bitsandbytes]"
+                "lorasmith[quant]"
             )
         ),
     ] = "adamw"

@@ -120,7 +120,7 @@ def require_optimizer(name: str) -> None:
         raise MissingExtraError(
             _(
                 "training.optimizer: adamw8bit requires the bitsandbytes package, which is not installed. Install it "
-                "with pip install 'lorasmith[bitsandbytes]', or use adamw: for LoRA the moments are small."
+                "with pip install 'lorasmith[quant]', or use adamw: for LoRA the moments are small."
             )
         )
 
