@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from lorasmith.adapters.folder import NAME
 from lorasmith.cli.main import main
 from lorasmith.errors import Interrupted
-from lorasmith.lora.files import ADAPTER_CONFIG
+from lorasmith.lora.adapter_config import ADAPTER_CONFIG
 from lorasmith.training.run_files import STATE, TENSORS
 from tests.support.tiny import Watch, flags, rows_file, settings, trained
 

@@ -20,7 +20,8 @@ import torch
 from safetensors.numpy import load_file
 
 from lorasmith.loading.folder import find_folder
-from lorasmith.lora.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lorasmith.lora.adapter_config import ADAPTER_CONFIG
+from lorasmith.lora.files import ADAPTER_WEIGHTS
 from lorasmith.report import Report
 
 KINDS = {"f16": gguf.GGMLQuantizationType.F16, "q8_0": gguf.GGMLQuantizationType.Q8_0}

@@ -20,7 +20,8 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine
 from lorasmith.errors import AdapterError
 from lorasmith.loading.load import load_base
-from lorasmith.lora.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lorasmith.lora.adapter_config import ADAPTER_CONFIG
+from lorasmith.lora.files import ADAPTER_WEIGHTS
 from lorasmith.lora.inject import inject
 from lorasmith.model.base import Base
 from lorasmith.runs.inspect import inspect_folder

@@ -12,7 +12,7 @@ from lorasmith.cli.main import main
 from lorasmith.config.files import MAX_DEPTH, Malformed, parse_json, read_objects, read_toml
 from lorasmith.demo.run import _saved_replies
 from lorasmith.errors import ConfigError, RunError
-from lorasmith.lora.files import ADAPTER_CONFIG
+from lorasmith.lora.adapter_config import ADAPTER_CONFIG
 from lorasmith.preflight.measurements import Measurement, load_measurement, save_measurement
 from lorasmith.training.checkpoint import STATE
 from tests.support.tiny import flags, rows_file, settings, trained

@@ -10,12 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.errors import AdapterError
-from lorasmith.lora.files import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    has_effect,
-    save_adapter,
-)
+from lorasmith.lora.adapter_config import ADAPTER_CONFIG
+from lorasmith.lora.files import ADAPTER_WEIGHTS, has_effect, save_adapter
 from lorasmith.lora.fused.held import held_weights
 from tests.support.families import adapted, logits_of, tiny, tiny_base
 

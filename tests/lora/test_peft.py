@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lorasmith.adapters.folder import AdapterFolder
-from lorasmith.lora.files import PEFT_DEFAULTS, read_weights, save_adapter
+from lorasmith.lora.adapter_config import PEFT_DEFAULTS
+from lorasmith.lora.files import read_weights, save_adapter
 from lorasmith.lora.inject import Adapter
 from lorasmith.model.base import Base
 from tests.support.families import (

@@ -22,7 +22,8 @@ from lorasmith.engine.padded import Padded
 from lorasmith.engine.request import Request
 from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.errors import AdapterError, ConfigError
-from lorasmith.lora.files import ADAPTER_CONFIG, has_effect, read_weights, save_adapter
+from lorasmith.lora.adapter_config import ADAPTER_CONFIG
+from lorasmith.lora.files import has_effect, read_weights, save_adapter
 from lorasmith.lora.inject import Adapter, inject, remove
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.merge import merged_weights

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lorasmith.cli.main import main
-from lorasmith.lora.files import ADAPTER_CONFIG
+from lorasmith.lora.adapter_config import ADAPTER_CONFIG
 from lorasmith.lora.variant import VARIANTS
 from lorasmith.report import Report
 from lorasmith.serve.discovery import discover

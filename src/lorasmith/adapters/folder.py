@@ -23,13 +23,11 @@ from lorasmith.config.values import Typed, validation_messages
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, foreign, listed
+from lorasmith.lora.adapter_config import ADAPTER_CONFIG, lora_config, parse_config
 from lorasmith.lora.files import (
-    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     invalid_values,
     load_adapter,
-    lora_config,
-    parse_config,
     parse_weights,
     save_adapter,
     weights_file,

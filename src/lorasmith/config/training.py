@@ -73,8 +73,7 @@ class TrainingConfig(Typed):
         Literal["adamw", "adamw8bit", "adafactor", "lion", "muon"],
         Field(
             description=_(
-                "Optimizer; lion needs about a tenth of the learning rate of the others, and adamw8bit "
-                "lorasmith[quant]"
+                "Optimizer; lion needs about a tenth of the learning rate of the others, and adamw8bit lorasmith[quant]"
             )
         ),
     ] = "adamw"

@@ -1,4 +1,4 @@
-"""Reading and writing adapters in PEFT's format: adapter_config.json and adapter_model.safetensors.
+"""Reading and writing adapters in PEFT's format: the folder, and its adapter_model.safetensors.
 
 PEFT and vLLM can load what is written here, and folders written by PEFT can be loaded.
 """
@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,32 +15,19 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from lorasmith.config.files import parse_object
-from lorasmith.config.lora import LoraConfig, is_name
+from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
-from lorasmith.i18n import _, listed
+from lorasmith.i18n import _
+from lorasmith.lora.adapter_config import ADAPTER_CONFIG, peft_config
 from lorasmith.lora.inject import PEFT_PREFIX, Adapter, inject, remove
 from lorasmith.lora.layer import LoRALayer, registered_update
 from lorasmith.lora.merge import plain_name
 from lorasmith.lora.router import Router
-from lorasmith.lora.target import ends_with, is_adaptable
-from lorasmith.lora.token_rows import TokenIds, peft_token_indices
-from lorasmith.lora.variant import VARIANTS, flags_of
+from lorasmith.lora.token_rows import TokenIds
 
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# PEFT's defaults for options missing from adapter_config.json. Our own LoraConfig differs: its lora_alpha is 16.
-PEFT_DEFAULTS = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none", "use_rslora": False}
-_SUPPORTED = {  # implemented here, or without influence on the output; any other option that is set is rejected
-    *PEFT_DEFAULTS, "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern",
-    "modules_to_save", "init_lora_weights", "peft_type", "task_type", "base_model_name_or_path", "inference_mode",
-    "auto_mapping", "peft_version", "revision", "fan_in_fan_out", "layers_pattern", "megatron_core", "runtime_config",
-    "eva_config", "qalora_group_size", "trainable_token_indices",
-}  # fmt: skip
-_MLX = {"fine_tune_type", "lora_parameters", "lora_layers"}  # options of mlx-lm in a file of the same name
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _EXPERT = re.compile(r"\.experts\.\d+\.")  # in the keys of adapters with A and B for each expert
-_NEUTRAL_INITS = (True, False, "gaussian", "orthogonal", "eva")  # values of init_lora_weights that do not change W
 
 
 def save_adapter(
@@ -65,150 +51,6 @@ def save_adapter(
     )
     for name, text in (extras or {}).items():
         (folder / name).write_text(text, "utf-8")
-
-
-def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str, Any]:
-    """The content of adapter_config.json, as PEFT 0.14 and later read it."""
-    config, layers = adapter.config, dict(model.named_modules())
-    first = next((layers[p] for p in adapter.targets.adapted), None)
-    own = config.model_dump(include={*PEFT_DEFAULTS, "rank_pattern", "alpha_pattern", *flags_of(config)})
-    alpha = own["lora_alpha"]
-    return own | {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-        "target_modules": _peft_targets(adapter, model),
-        "modules_to_save": list(config.modules_to_save) or None,
-        "init_lora_weights": True if config.init_lora_weights == "default" else "gaussian",
-        "fan_in_fan_out": isinstance(first, LoRALayer) and isinstance(first.base_layer, Conv1D),
-        "exclude_modules": None,  # already applied to target_modules
-        "trainable_token_indices": peft_token_indices(model, adapter.tokens),
-        "inference_mode": True,
-    }
-
-
-def _peft_targets(adapter: Adapter, model: PreTrainedModel) -> str | list[str]:
-    """The shortest target_modules for which PEFT selects the same modules: an expression, names, or full paths."""
-    config, wanted, modules = adapter.config, adapter.targets.adapted, _base_modules(model)
-    value = config.target_modules
-    filtered = config.exclude_modules or config.layers_to_transform is not None or config.last_layers is not None
-    is_expression = isinstance(value, str) and value != "all-linear" and not is_name(value) and not filtered
-    if is_expression and {p for p in modules if re.fullmatch(str(value), p)} == set(wanted):
-        return str(value)
-    names = sorted({path.rpartition(".")[2] for path in wanted})
-    found = {p for p in modules if any(ends_with(p, name) for name in names)}
-    return names if found == set(wanted) else wanted
-
-
-def _base_modules(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
-    """The adaptable modules of the base model, by their path in the model without adapters."""
-    named = model.named_modules()
-    return {p.removesuffix(".base_layer"): m for p, m in named if is_adaptable(m) and not _is_part_of_adapter(p)}
-
-
-def _is_part_of_adapter(path: str) -> bool:
-    return any(part in path for part in (".lora_A.", ".lora_B.", ".modules_to_save.", ".original_module"))
-
-
-def parse_config(content: bytes, path: Path) -> dict[str, Any]:
-    """Parse the content of the adapter_config.json at `path`.
-
-    Raises AdapterError if it is broken, of another program, or not of a LoRA adapter of a causal language model.
-    """
-    raw = parse_object(content, path, AdapterError)
-    kind, task = raw.get("peft_type"), raw.get("task_type")
-    if kind is None and not raw.keys().isdisjoint(_MLX):
-        raise AdapterError(
-            _(
-                "{path}: this is an adapter of mlx-lm, which has a format of its own. Merge it into its base model "
-                "with mlx_lm.fuse, and use the result with --model.",
-                path=path,
-            )
-        )
-    if kind != "LORA":
-        raise AdapterError(
-            _("{path}: peft_type is {kind}; only LoRA adapters (LORA) can be loaded.", path=path, kind=json.dumps(kind))
-        )
-    if task not in (None, "CAUSAL_LM"):
-        raise AdapterError(
-            _(
-                "{path}: task_type is {task}, so the adapter belongs to a model that does not generate text. Only "
-                "adapters of causal language models (CAUSAL_LM) can be loaded.",
-                path=path,
-                task=task,
-            )
-        )
-    return raw
-
-
-def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
-    """Convert PEFT's adapter_config.json, read from `path`, to a LoraConfig.
-
-    Raises AdapterError that names every unsupported option, or every invalid value.
-    """
-    flags = VARIANTS.keys() & LoraConfig.model_fields.keys()
-    refused = sorted(key for key, value in raw.items() if value and key not in _SUPPORTED | flags)
-    init = raw.get("init_lora_weights", True)
-    if init not in _NEUTRAL_INITS:
-        refused.append(f"init_lora_weights={init}")
-    if "target_parameters" in refused:
-        raise AdapterError(
-            _(
-                "{path}: target_parameters adapts {names}, which are not linear layers but tensors, such as those of "
-                "all experts together. lorasmith cannot load such an adapter: merge it into its base model with PEFT "
-                "(merge_and_unload), and use the result with --model.",
-                path=path,
-                names=listed(map(str, _list(raw["target_parameters"]))),
-            )
-        )
-    if refused:
-        raise AdapterError(
-            _(
-                "{path}: unsupported PEFT options: {keys}. Ignoring them would change the model's answers.",
-                path=path,
-                keys=", ".join(refused),
-            )
-        )
-    _refuse_odd_indices(raw.get("trainable_token_indices"), path)
-    known = {key: raw.get(key, default) for key, default in PEFT_DEFAULTS.items()}
-    known |= {key: raw[key] for key in flags if raw.get(key) is not None}
-    targets, layers = raw.get("target_modules") or (), raw.get("layers_to_transform")
-    try:
-        return LoraConfig.model_validate(
-            {
-                **known,
-                "use_rslora": known["use_rslora"] or False,  # PEFT accepts null for false
-                "target_modules": sorted(targets, key=str) if isinstance(targets, list) else targets,
-                "exclude_modules": raw.get("exclude_modules") or None,
-                "layers_to_transform": [layers] if isinstance(layers, int) else layers,
-                "rank_pattern": raw.get("rank_pattern") or {},
-                "alpha_pattern": raw.get("alpha_pattern") or {},
-                "modules_to_save": raw.get("modules_to_save") or (),
-                "init_lora_weights": "gaussian" if init == "gaussian" else "default",
-            }
-        )
-    except ConfigError as error:
-        raise AdapterError(*(f"{path}: {text}" for text in error.problems)) from None
-
-
-def _refuse_odd_indices(value: Any, path: Path) -> None:
-    """Raise AdapterError unless `value` can be PEFT's trainable_token_indices: token ids, or these by module."""
-    parts = list(value.values()) if isinstance(value, dict) else [value or []]
-    if all(isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids) for ids in parts):
-        return
-    raise AdapterError(
-        _(
-            "{path}: trainable_token_indices must be a list of token ids, or such a list for each module, but is "
-            "{found}.",
-            path=path,
-            found=json.dumps(value),
-        )
-    )
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

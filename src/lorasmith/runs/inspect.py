@@ -13,7 +13,7 @@ from lorasmith.config.files import read_json
 from lorasmith.config.values import Typed, validation_messages
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.files import ADAPTER_CONFIG, PEFT_DEFAULTS
+from lorasmith.lora.adapter_config import ADAPTER_CONFIG, PEFT_DEFAULTS
 from lorasmith.lora.variant import VARIANTS
 from lorasmith.training.run_files import SUMMARY, Summary
 

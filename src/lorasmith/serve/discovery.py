@@ -10,7 +10,8 @@ from typing import Any
 from lorasmith.adapters.folder import NAME, AdapterFolder, find_adapter
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_DEFAULTS
+from lorasmith.lora.adapter_config import ADAPTER_CONFIG, PEFT_DEFAULTS
+from lorasmith.lora.files import ADAPTER_WEIGHTS
 from lorasmith.runs.inspect import facts_of
 from lorasmith.training.run_files import RUN_CONFIG
 
