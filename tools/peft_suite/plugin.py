@@ -16,7 +16,8 @@ FILES = {
     "test_auto", "test_config", "test_custom_models", "test_decoder_models", "test_encoder_decoder_models",
     "test_feature_extraction_models", "test_initialization", "test_lora_conversion", "test_lora_variants",
     "test_loraplus", "test_low_level_api", "test_mapping", "test_other", "test_seq_classifier",
-    "test_target_parameters", "test_token_classification_qa", "test_torch_compile", "test_trainable_tokens", "test_tuners_utils",
+    "test_target_parameters", "test_token_classification_qa", "test_torch_compile", "test_trainable_tokens",
+    "test_tuners_utils",
 }  # fmt: skip
 OUTCOMES: dict[str, dict[str, str]] = {}
 
