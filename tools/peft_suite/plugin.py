@@ -3,9 +3,11 @@ lorasmith.peft if the environment variable FACADE is set. Writes the outcome of 
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import peft
@@ -30,8 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("FACADE"):
         import lorasmith.peft as facade
 
-        for name in facade.__all__:
-            setattr(peft, name, getattr(facade, name))
+        stand_in = ModuleType("peft")  # the facade keeps the real package, which it builds on
+        stand_in.__dict__.update(vars(peft) | {name: getattr(facade, name) for name in facade.__all__})
+        sys.modules["peft"] = stand_in
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
