@@ -131,7 +131,7 @@ def demo_files(report: Report) -> tuple[Path, Path]:
     folder = cache_folder() / "data" / "chitchat"
     files = folder / "train.jsonl", folder / "held_out.jsonl"
     if not all(file.is_file() for file in files):
-        tokenizer = load_tokenizer(packaged_model(MODEL, report))
+        tokenizer = load_tokenizer(packaged_model(MODEL, report), report=report)
         template = Template.of(tokenizer)
         split = demo_split(fetch_package(CHITCHAT, report), template.encode, MAX_LENGTH)
         folder.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
     if device.type == "cpu":
         keep_freed_memory()
     settings = _without_dropout(read_config(folder, config.trust_remote_code))
-    tokenizer = load_tokenizer(folder, config.trust_remote_code)
+    tokenizer = load_tokenizer(folder, config.trust_remote_code, report)
     try:
         mapped = is_stored_as(folder, dtype)
         with quiet_transformers(), nullcontext() if mapped else tensor_by_tensor():

@@ -7,17 +7,21 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lorasmith.errors import MissingExtraError, ModelError, first_line
 from lorasmith.i18n import _
+from lorasmith.loading.tokenizer_file import as_in_file, misnumbered_tokens
 from lorasmith.loading.validate import LOAD_ERRORS
+from lorasmith.report import Report
 
 # Any of these can hold a tokenizer. All but the first are converted each time they are loaded.
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 
-def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder.
+def load_tokenizer(
+    folder: Path, trust_remote_code: bool = False, report: Report | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, with the token ids of its tokenizer.json if it has one.
 
     Raises:
-        ModelError: it is missing, unreadable, or has no EOS token.
+        ModelError: it is missing, unreadable, has no EOS token, or its Python code does not agree with tokenizer.json.
         MissingExtraError: it is in an older format, and the package that reads that is not installed.
     """
     if not any((folder / name).is_file() for name in FILES):
@@ -36,6 +40,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
         raise ModelError(
             _("{folder}: the tokenizer cannot be read: {error}", folder=folder, error=first_line(error))
         ) from error
+    tokenizer = as_in_file(folder, tokenizer, report)
     if tokenizer.eos_token_id is None:
         raise ModelError(
             _(
@@ -44,6 +49,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
                 folder=folder,
             )
         )
+    if text := misnumbered_tokens(folder, tokenizer):
+        (report or Report()).warn(text)
     return tokenizer
 
 

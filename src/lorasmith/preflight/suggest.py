@@ -100,7 +100,7 @@ def summarize_data(config: Config, report: Report) -> DataSummary:
     files = read_files(config.data, report)[: len(config.data.data)]  # without a file of held-out rows
     records = [record for found in files for record in found.records]
     folder = find_folder(config.model.model, report)
-    tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
+    tokenizer = load_tokenizer(folder, config.model.trust_remote_code, report)
     template = Template.from_config(tokenizer, config.data, eos_ids(folder))
     check_variables(template, config.data.template_kwargs)
     uncut = config.data.model_copy(update={"held_out": 0.0, "max_length": UNLIMITED, "too_long": "truncate"})
