@@ -17,6 +17,7 @@ from lorasmith.data.template.golden import PROBES
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.loading.folder import read_config
+from lorasmith.loading.tokenizer_file import save_tokenizer
 from lorasmith.lora.merge import merged_weights, plain_name
 from lorasmith.model.probe import native_attention
 from lorasmith.model.vocabulary import embedding_rows
@@ -175,7 +176,7 @@ def _save(plain: PreTrainedModel, session: Session, folder: Path) -> None:
     _set_encoding(plain, session)
     with quiet_transformers():  # it would show a progress bar
         plain.save_pretrained(folder)
-        session.template.tokenizer.save_pretrained(folder)
+        save_tokenizer(session.template.tokenizer, folder)
 
 
 def _set_encoding(plain: PreTrainedModel, session: Session) -> None:

@@ -7,12 +7,13 @@ pretraining, without any message (huggingface/transformers#45488, #45812, #45920
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import transformers
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import Sequence as SequenceDecoder
 from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -119,7 +120,15 @@ f(x) x+=1; a[0][1] !=null </div> &amp; #include /usr/local/bin C:\\dir https://a
     "                                x",
 )
 
-_SAMPLE = 64  # places in the vocabulary and in the merges where the file is compared with the loaded tokenizer
+_CLASS = '''"""For AutoTokenizer, which would use a class with other token ids for this type of model."""
+
+from transformers import PreTrainedTokenizerFast
+
+
+class TokenizerJson(PreTrainedTokenizerFast):
+    """The tokenizer in tokenizer.json."""
+'''
+_SAMPLE = 200  # places in the vocabulary and in the merges where the file is compared with the loaded tokenizer
 _VOCABULARY, _MERGES = re.compile(rb'"vocab"\s*:\s*\{'), re.compile(rb'"merges"\s*:\s*\[')
 _TOKEN = re.compile(rb'[{,]\s*("(?:[^"\\]|\\.)+")\s*:\s*(\d+)\s*[,}]')
 _MERGE = re.compile(rb'[\[,]\s*("(?:[^"\\ ]|\\.)+ (?:[^"\\ ]|\\.)+"|\[\s*"(?:[^"\\]|\\.)+",\s*"(?:[^"\\]|\\.)+"\s*\])\s*[,\]]')
@@ -141,9 +150,7 @@ def as_in_file(
     Raises ModelError if the ids differ, and the tokenizer is Python code of the model.
     """
     path = folder / TOKENIZER
-    if type(tokenizer) is PreTrainedTokenizerFast or not path.is_file():  # that class reads the file as it is
-        return tokenizer
-    if is_built_like(path, tokenizer):
+    if not path.is_file() or is_built_like(path, tokenizer):
         return tokenizer
     plain = _from_file(folder, tokenizer)
     different = first_difference(tokenizer, plain)
@@ -218,31 +225,56 @@ def first_difference(
     return None
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer into a model folder, so that AutoTokenizer reads it with the same token ids.
+
+    For some values of model_type, such as qwen2, AutoTokenizer ignores the class that tokenizer_config.json names. If
+    its own choice gives other ids, the folder also gets a class that reads tokenizer.json: AutoTokenizer then uses it,
+    or, without trust_remote_code, the class that tokenizer_config.json names.
+    """
+    tokenizer.save_pretrained(folder)
+    if type(tokenizer) is not PreTrainedTokenizerFast or not (folder / "config.json").is_file():
+        return
+    chosen = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if first_difference(chosen, tokenizer) is None:
+        return
+    config = read_object(folder / TOKENIZER_CONFIG, ModelError)
+    config["auto_map"] = {"AutoTokenizer": [None, "read_tokenizer_json.TokenizerJson"]}
+    (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    (folder / "read_tokenizer_json.py").write_text(_CLASS, "utf-8")
+
+
 def _from_file(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The tokenizer.json of `folder` as it is, with the settings and special tokens of `tokenizer`."""
     settings = {name: getattr(tokenizer, name) for name in _SETTINGS}
     plain: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, **settings)
-    _set_prefix_space(plain, read_object(folder / TOKENIZER_CONFIG, ModelError).get("add_prefix_space"))
-    known = plain.get_vocab()
+    backend = plain.backend_tokenizer
+    if (config := folder / TOKENIZER_CONFIG).is_file():
+        _set_prefix_space(backend, read_object(config, ModelError).get("add_prefix_space"))
     defaults = {
         name: token
         for name, token in tokenizer.special_tokens_map.items()
-        if isinstance(token, str) and token in known and getattr(plain, name, None) is None
+        if getattr(plain, name, None) is None and backend.token_to_id(str(token)) is not None
     }
     if defaults:  # that no config names, only the class
         plain.add_special_tokens(defaults)
     return plain
 
 
-def _set_prefix_space(tokenizer: PreTrainedTokenizerBase, wanted: object) -> None:
-    """Apply the key add_prefix_space of tokenizer_config.json, which the file alone does not know."""
-    part = tokenizer.backend_tokenizer.pre_tokenizer
+def _set_prefix_space(backend: Tokenizer, wanted: object) -> None:
+    """Apply the key add_prefix_space of tokenizer_config.json, of which tokenizer.json knows nothing."""
+    part = backend.pre_tokenizer
     if not isinstance(wanted, bool):
         return
     if isinstance(part, ByteLevel):
         part.add_prefix_space = wanted
     elif isinstance(part, Metaspace) and (part.prepend_scheme != "never") != wanted:
         part.prepend_scheme = "first" if wanted else "never"
+        if not wanted and isinstance(decoder := backend.decoder, SequenceDecoder):
+            steps = json.loads(decoder.__getstate__())["decoders"]
+            kept = [step for step in steps if step["type"] != "Strip"]  # it removes the space
+            decoder.__setstate__(json.dumps({"type": "Sequence", "decoders": kept}).encode())
+            backend.decoder = decoder
 
 
 def _without_vocabulary(data: bytes) -> dict[str, Any] | None:

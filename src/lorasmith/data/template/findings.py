@@ -1,18 +1,22 @@
 """What is lost or changed between a row and its tokens: things that are no error, and that the user should know."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lorasmith.data.rows.conversation import MAX_PLACES, Conversation, Message, RowError, places
 from lorasmith.data.template.chat_template import split_reasoning
 from lorasmith.data.template.contents import shows
+from lorasmith.data.template.golden import PROBES
 from lorasmith.data.template.special_tokens import count_special
 from lorasmith.data.template.turns import grouped
-from lorasmith.i18n import _, counted
+from lorasmith.i18n import _, counted, listed
 
 if TYPE_CHECKING:
     from lorasmith.data.template.encoding import Template
 
+# Not such as [INST] or <tools>, which are ordinary text in many templates.
+_LOOKS_SPECIAL = re.compile(r"<[|｜][^|｜<>\s]+[|｜]>|<(?:start|end)_of_\w+>|</?s>|<(?:bos|eos|pad)>")
 KINDS = REASONING, TEXT, TOOLS, SPECIAL, MERGED = "reasoning", "text", "tools", "special", "merged"
 
 
@@ -85,6 +89,29 @@ def template_notes(template: "Template") -> Iterator[str]:
             "Prompts end with this text here, so that replies begin as the answers in training do.",
             header=repr(behavior.header),
         )
+    if missing := _missing_tokens(template):
+        yield _(
+            "The chat template writes {tokens}, which the tokenizer does not have as one token, so the model sees it in "
+            "pieces. Use the chat template that belongs to this model, or add the token with --add-tokens.",
+            tokens=listed(map(repr, missing)),
+        )
+
+
+def _missing_tokens(template: "Template") -> list[str]:
+    """What the template writes around messages that looks like a special token, and is not one token."""
+    texts = []
+    for messages in (PROBES[0], (Message("system", "Be brief."), *PROBES[0]), PROBES[0][:1]):
+        try:
+            texts.append(template.render(messages))
+        except RowError:  # it has no system messages
+            continue
+    named = dict.fromkeys(name for text in texts for name in _LOOKS_SPECIAL.findall(text))
+    return [name for name in named if not _is_token(template, name)]
+
+
+def _is_token(template: "Template", name: str) -> bool:
+    token_id = template.tokenizer.convert_tokens_to_ids(name)  # that of the unknown token, or None, if it has none
+    return token_id is not None and template.token(token_id) == name and token_id in template.ids_of([name])
 
 
 def _may_lose(template: "Template", messages: Sequence[Message]) -> bool:
