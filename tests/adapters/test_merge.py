@@ -29,6 +29,7 @@ from lorasmith.model.identity import identity
 from lorasmith.system.locking import locked
 from tests.support.families import distance, embedding, logits_of, stir
 from tests.support.tiny import CHATML, Watch, model_folder
+from tests.support.tokenizer_layouts import file_ids, tokenizer_folder
 
 FLOAT32 = ModelConfig(dtype="float32")
 # Shows an empty thought in the last answer only, as Qwen3's does: earlier turns change when a later one follows.
@@ -100,6 +101,19 @@ def test_float32_the_merged_folder_in_plain_transformers_answers_as_the_adapter(
     ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("Why is the sky blue?")["input_ids"]
     assert ids == AutoTokenizer.from_pretrained(model_folder(family))("Why is the sky blue?")["input_ids"]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_tokenizer_of_a_merged_model_has_the_ids_of_the_training(tmp_path):
+    """transformers would choose a class that splits 2024 otherwise, also for the merged model."""
+    base = Path(shutil.copytree(model_folder("qwen2"), tmp_path / "base"))
+    tokenizer_folder(base, "llama3 small", "qwen2", "LlamaTokenizerFast", chat_template=CHATML)
+    (wanted,) = file_ids(base, ["In 2024"])
+    assert AutoTokenizer.from_pretrained(base)("In 2024")["input_ids"] != wanted
+    adapter = adapter_of(base, tmp_path / "adapter")
+    assert open_adapters([adapter], FLOAT32).base.tokenizer("In 2024")["input_ids"] == wanted
+    merge_run(adapter, tmp_path / "merged", FLOAT32)
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged")("In 2024")["input_ids"] == wanted
+    assert load_tokenizer(tmp_path / "merged")("In 2024")["input_ids"] == wanted
 
 
 def test_the_configuration_of_the_base_stays_what_it_was(tmp_path):

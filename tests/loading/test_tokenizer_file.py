@@ -3,6 +3,7 @@
 import ast
 import functools
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, dynamic_module_utils
 
 from lorasmith.errors import ModelError
 from lorasmith.loading.tokenizer import load_tokenizer
@@ -33,7 +34,8 @@ FAMILIES: list[tuple[str, str, str | None]] = [
     ("llama3", "glm4", "PreTrainedTokenizerFast"), ("llama3", "mistral", "LlamaTokenizerFast"),
     ("llama3", "deepseek_v3", "LlamaTokenizerFast"), ("llama3", "qwen2", "LlamaTokenizerFast"),
     ("llama3", "qwen2", "PreTrainedTokenizerFast"), ("llama3", "gpt2", "GPT2Tokenizer"),
-    ("qwen", "qwen2", "Qwen2Tokenizer"), ("qwen", "qwen3", "Qwen2TokenizerFast"), ("qwen", "qwen3_moe", "Qwen2Tokenizer"),
+    ("qwen", "qwen2", "Qwen2Tokenizer"), ("qwen", "qwen3", "Qwen2TokenizerFast"),
+    ("qwen", "qwen3_moe", "Qwen2Tokenizer"),
     ("llama2", "llama", "LlamaTokenizer"), ("llama2", "mixtral", "LlamaTokenizerFast"),
     ("llama2", "phi3", "LlamaTokenizerFast"), ("mistral", "mistral", "LlamaTokenizer"),
     ("mistral", "llama", "LlamaTokenizerFast"), ("gemma", "gemma", "GemmaTokenizer"),
@@ -131,10 +133,10 @@ def with_part(name: str, make: Callable[[Any], Any]) -> Callable[[Tokenizer], To
 def renumber(content: dict[str, Any]) -> None:
     model, first = content["model"], len(SPECIAL) + 4
     if model["type"] == "Unigram":
-        model["vocab"][first:] = model["vocab"][:first - 1 : -1]
+        model["vocab"][first:] = model["vocab"][: first - 1 : -1]
         return
     tokens = sorted(model["vocab"], key=model["vocab"].get)
-    model["vocab"] = {token: i for i, token in enumerate(tokens[:first] + tokens[:first - 1 : -1])}
+    model["vocab"] = {token: i for i, token in enumerate(tokens[:first] + tokens[: first - 1 : -1])}
 
 
 def forget_merges(content: dict[str, Any]) -> None:
@@ -212,8 +214,9 @@ def test_what_the_class_and_the_configs_set_is_kept(tmp_path: Path) -> None:
     added = {"content": "<extra>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     last = len(json.loads(byte_level(LLAMA3).to_str())["model"]["vocab"])
     folder = tokenizer_folder(
-        tmp_path / "model", "llama3", "qwen2", "LlamaTokenizerFast", chat_template="{{ messages }}", padding_side="left",
-        pad_token="<unk>", unk_token=None, model_max_length=77, clean_up_tokenization_spaces=True,
+        tmp_path / "model", "llama3", "qwen2", "LlamaTokenizerFast", chat_template="{{ messages }}",
+        padding_side="left", pad_token="<unk>", unk_token=None, model_max_length=77,
+        clean_up_tokenization_spaces=True,
         added_tokens_decoder={str(last): added | {"special": True}}, extra_special_tokens=["<|im_start|>"],
     )  # fmt: skip
     theirs, found = auto(folder), load_tokenizer(folder)
@@ -273,6 +276,12 @@ def test_a_file_that_another_program_wrote_is_compared_as_well(tmp_path: Path, w
         assert (found is theirs) == (name == "right")
 
 
+def keep_modules_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let transformers copy Python code of a model only into `folder`."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(folder / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
 CODE = '''
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -289,7 +298,10 @@ WRONG = """
 
 
 @pytest.mark.parametrize("is_wrong", [False, True])
-def test_python_code_that_does_not_agree_with_the_file_is_refused(tmp_path: Path, is_wrong: bool) -> None:
+def test_python_code_that_does_not_agree_with_the_file_is_refused(
+    tmp_path: Path, is_wrong: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_modules_apart(tmp_path, monkeypatch)
     folder = tokenizer_folder(
         tmp_path / f"model_{is_wrong}", "llama3", "llama", "Own", auto_map={"AutoTokenizer": [None, "own.Own"]}
     )
@@ -315,8 +327,9 @@ def test_without_a_file_there_is_nothing_to_compare(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f[0] in ("llama3", "gemma", "llama2", "wordpiece")])
 def test_a_saved_tokenizer_has_the_same_ids_in_plain_transformers(
-    tmp_path: Path, family: tuple[str, str, str | None]
+    tmp_path: Path, family: tuple[str, str, str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    keep_modules_apart(tmp_path, monkeypatch)
     ours = load_tokenizer(tokenizer_folder(tmp_path / "model", *family))
     saved = tmp_path / "saved"
     saved.mkdir()

@@ -18,7 +18,7 @@ LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _
 QWEN = LLAMA3.replace("{1,3}", "")
 
 
-def byte_level(split: str = "", add_prefix_space: bool = False) -> Tokenizer:
+def byte_level(split: str = "", add_prefix_space: bool = False, size: int = 400) -> Tokenizer:
     """Byte-level BPE. split: a regular expression, that of GPT-2 if empty."""
     core = Tokenizer(models.BPE())
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=not split, trim_offsets=False)
@@ -29,7 +29,7 @@ def byte_level(split: str = "", add_prefix_space: bool = False) -> Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
         LINES,
-        trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False),
+        trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False),
     )
     return core
 
@@ -88,6 +88,7 @@ LAYOUTS: dict[str, Callable[[], Tokenizer]] = {
     "gpt2": byte_level,
     "gpt2 with a space": lambda: byte_level(add_prefix_space=True),
     "llama3": lambda: byte_level(LLAMA3),
+    "llama3 small": lambda: byte_level(LLAMA3, size=300),  # fits the models of tests/support/tiny.py
     "qwen": lambda: byte_level(QWEN),
     "mistral": lambda: metaspace("mistral"),
     "llama2": lambda: metaspace("llama2"),

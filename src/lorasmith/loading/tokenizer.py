@@ -36,11 +36,11 @@ def load_tokenizer(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
+        tokenizer = as_in_file(folder, tokenizer, report)
     except LOAD_ERRORS as error:
         raise ModelError(
             _("{folder}: the tokenizer cannot be read: {error}", folder=folder, error=first_line(error))
         ) from error
-    tokenizer = as_in_file(folder, tokenizer, report)
     if tokenizer.eos_token_id is None:
         raise ModelError(
             _(

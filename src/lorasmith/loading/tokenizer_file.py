@@ -23,8 +23,7 @@ from lorasmith.i18n import _
 from lorasmith.report import Report
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-TEXTS = tuple(
-    """
+_WORDS = """
 7 42 2024 1234567 3.14159 1,000,000 0x1F 1e-9 50% $19.99 12:30:45 192.168.0.1 a1b22c333
 Hello HELLO helloWorld co-operate don't I'll 'quoted' "quoted" o’clock
 naïve CAFÉ straße œuvre Łódź İstanbul ﬁne Ω Å e\u0301 n\u0303o \u1e9b\u0323 x² ™ ﷺ ｆｕｌｌ１２３
@@ -35,58 +34,13 @@ naïve CAFÉ straße œuvre Łódź İstanbul ﬁne Ω Å e\u0301 n\u0303o \u1e9
 f(x) x+=1; a[0][1] !=null </div> &amp; #include /usr/local/bin C:\\dir https://a.b/c?d=1&e=%20#f
 {'a':[1,2]} f"{x}" x**2 std::vector<int> ${x}
 <s> </s> <unk> <bos> <mask> [CLS] [INST] <|endoftext|> <|im_start|> <think> <0x0A> ▁ ▁a Ġ Ċ ##ing
-""".split()
-) + (
-    "",
-    " ",
-    "  ",
-    "   ",
-    "        ",
-    "\t",
-    "\t\t",
-    " \t ",
-    "\n",
-    "\n\n",
-    "\n\n\n",
-    "\r\n",
-    "\r\n\r\n",
-    "\r",
-    " \n",
-    "\n ",
-    " \n \n",
-    "\u00a0",
-    "\u3000",
-    "\u200b",
-    "\ufeff",
-    "\u2028",
-    "\x00",
-    " a",
-    "a ",
-    " a ",
-    "  a",
-    "a  b",
-    "a   b    c",
-    "a\tb",
-    "a\u00a0b",
-    "a\u200bb",
-    "a\u3000b",
-    "a\nb",
-    "a\n\nb",
-    "a\r\nb",
-    "a \n b",
-    "a.\n",
-    "a.\n\n",
-    "!\n\n",
-    "?!\n",
-    "...\n\n\n",
-    ")\n",
-    "};\n}\n",
-    "。\n",
-    "，\n\n",
-    ":\n\n- a\n- b",
-    "\n!",
-    " .",
-    " !\n",
+"""
+TEXTS = (
+    *_WORDS.split(),
+    "", " ", "  ", "   ", "        ", "\t", "\t\t", " \t ", "\n", "\n\n", "\n\n\n", "\r\n", "\r\n\r\n", "\r", " \n",
+    "\n ", " \n \n", "\xa0", "\u3000", "\u200b", "\ufeff", "\u2028", "\x00", " a", "a ", " a ", "  a", "a  b",
+    "a   b    c", "a\tb", "a\xa0b", "a\u200bb", "a\u3000b", "a\nb", "a\n\nb", "a\r\nb", "a \n b", "a.\n", "a.\n\n",
+    "!\n\n", "?!\n", "...\n\n\n", ")\n", "};\n}\n", "。\n", "，\n\n", ":\n\n- a\n- b", "\n!", " .", " !\n",
     "Hello, world! How are you?",
     "The year 2024 has 366 days, 8784 hours.",
     "I'm sure we'll see what they've done, won't we?",
@@ -102,7 +56,7 @@ f(x) x+=1; a[0][1] !=null </div> &amp; #include /usr/local/bin C:\\dir https://a
     "이것은 한국어 문장입니다.",
     "def f(x):\n    return x ** 2  # comment\n",
     "for (int i = 0; i < 10; i++) {\n\tsum += a[i];\n}\n",
-    '{"name": "a", "values": [1, 2.5, null]}\n',
+    "{\"name\": \"a\", \"values\": [1, 2.5, null]}\n",
     "SELECT * FROM t WHERE id = 42;",
     "$ pip install 'a[b]' && echo \"done\"",
     "# Title\n\n* item 1\n* item 2\n\n```python\nx = 1\n```\n",
@@ -118,8 +72,7 @@ f(x) x+=1; a[0][1] !=null </div> &amp; #include /usr/local/bin C:\\dir https://a
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "10000000000000000000000000000000",
     "                                x",
-)
-
+)  # fmt: skip
 _CLASS = '''"""For AutoTokenizer, which would use a class with other token ids for this type of model."""
 
 from transformers import PreTrainedTokenizerFast
@@ -131,8 +84,18 @@ class TokenizerJson(PreTrainedTokenizerFast):
 _SAMPLE = 200  # places in the vocabulary and in the merges where the file is compared with the loaded tokenizer
 _VOCABULARY, _MERGES = re.compile(rb'"vocab"\s*:\s*\{'), re.compile(rb'"merges"\s*:\s*\[')
 _TOKEN = re.compile(rb'[{,]\s*("(?:[^"\\]|\\.)+")\s*:\s*(\d+)\s*[,}]')
-_MERGE = re.compile(rb'[\[,]\s*("(?:[^"\\ ]|\\.)+ (?:[^"\\ ]|\\.)+"|\[\s*"(?:[^"\\]|\\.)+",\s*"(?:[^"\\]|\\.)+"\s*\])\s*[,\]]')
-_OPTIONS = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback")
+_MERGE = re.compile(
+    rb'[\[,]\s*("(?:[^"\\ ]|\\.)+ (?:[^"\\ ]|\\.)+"|\[\s*"(?:[^"\\]|\\.)+",\s*"(?:[^"\\]|\\.)+"\s*\])\s*[,\]]'
+)
+_OPTIONS = (
+    "dropout",
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "fuse_unk",
+    "byte_fallback",
+    "ignore_merges",
+)
 _SETTINGS = (
     "model_max_length", "padding_side", "truncation_side", "model_input_names", "clean_up_tokenization_spaces",
     "split_special_tokens",
@@ -197,8 +160,7 @@ def is_built_like(path: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
     names = ("normalizer", "pre_tokenizer", "decoder")
     if any(_state(getattr(file, name)) != _state(getattr(backend, name)) for name in names):
         return False
-    options = (*_OPTIONS, "ignore_merges")
-    if any((getattr(file.model, name) or None) != (getattr(backend.model, name) or None) for name in options):
+    if any((getattr(file.model, name) or None) != (getattr(backend.model, name) or None) for name in _OPTIONS):
         return False
     return _has_sample(backend, data)
 
@@ -219,9 +181,9 @@ def first_difference(
         )
         for text, found, wanted in zip(compared, mine, theirs, strict=True):
             if found != wanted:
-                return text, tokenizer.convert_ids_to_tokens(found), other.convert_ids_to_tokens(wanted)
-            if tokenizer.decode(found) != other.decode(wanted):
-                return text, [tokenizer.decode(found)], [other.decode(wanted)]
+                return text, _tokens(tokenizer, found), _tokens(other, wanted)
+            if (mine_back := str(tokenizer.decode(found))) != (theirs_back := str(other.decode(wanted))):
+                return text, [mine_back], [theirs_back]
     return None
 
 
@@ -251,7 +213,7 @@ def _from_file(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTo
     backend = plain.backend_tokenizer
     if (config := folder / TOKENIZER_CONFIG).is_file():
         _set_prefix_space(backend, read_object(config, ModelError).get("add_prefix_space"))
-    defaults = {
+    defaults: dict[str, Any] = {
         name: token
         for name, token in tokenizer.special_tokens_map.items()
         if getattr(plain, name, None) is None and backend.token_to_id(str(token)) is not None
@@ -293,11 +255,15 @@ def _has_sample(backend: Tokenizer, data: bytes) -> bool:
     vocabulary, merges = _VOCABULARY.search(data), _MERGES.search(data)
     if vocabulary is None or merges is None:
         return False
-    tokens = [(json.loads(token), int(i)) for token, i in _samples(_TOKEN, data, vocabulary.start(), merges.start())]
-    pairs = [json.loads(pair) for (pair,) in _samples(_MERGE, data, merges.start(), len(data))]
+    try:
+        tokens = {json.loads(t): int(i) for t, i in _samples(_TOKEN, data, vocabulary.start(), merges.start())}
+        pairs = [json.loads(pair) for (pair,) in _samples(_MERGE, data, merges.start(), len(data))]
+    except ValueError:  # what was found between two quotes is no string
+        return False
     texts = ["".join(pair.split(" ") if isinstance(pair, str) else pair) for pair in pairs]
-    has_tokens = all(backend.model.token_to_id(token) == i for token, i in tokens)
-    return has_tokens and all([token.value for token in backend.model.tokenize(text)] == [text] for text in texts)
+    has_tokens = bool(tokens) and all(backend.model.token_to_id(token) == i for token, i in tokens.items())
+    has_merges = bool(texts) and all([t.value for t in backend.model.tokenize(text)] == [text] for text in texts)
+    return has_tokens and has_merges
 
 
 def _samples(pattern: re.Pattern[bytes], data: bytes, start: int, end: int) -> Iterator[tuple[bytes, ...]]:
@@ -311,6 +277,10 @@ def _state(part: Any) -> bytes:
     """A part of a tokenizer as JSON, without what affects only offsets."""
     state: bytes = b"" if part is None else part.__getstate__()
     return re.sub(rb'"trim_offsets":(true|false),?', b"", state)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    return [str(token) for token in tokenizer.convert_ids_to_tokens(ids)]
 
 
 def _flags(token: AddedToken) -> tuple[object, ...]:

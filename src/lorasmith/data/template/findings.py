@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorasmith.data.rows.conversation import MAX_PLACES, Conversation, Message, RowError, places
 from lorasmith.data.template.chat_template import split_reasoning
@@ -91,8 +91,8 @@ def template_notes(template: "Template") -> Iterator[str]:
         )
     if missing := _missing_tokens(template):
         yield _(
-            "The chat template writes {tokens}, which the tokenizer does not have as one token, so the model sees it in "
-            "pieces. Use the chat template that belongs to this model, or add the token with --add-tokens.",
+            "The chat template writes {tokens}, but the tokenizer has no such token, so the model sees it in pieces. "
+            "Use the chat template that belongs to this model, or add the token with --add-tokens.",
             tokens=listed(map(repr, missing)),
         )
 
@@ -110,7 +110,7 @@ def _missing_tokens(template: "Template") -> list[str]:
 
 
 def _is_token(template: "Template", name: str) -> bool:
-    token_id = template.tokenizer.convert_tokens_to_ids(name)  # that of the unknown token, or None, if it has none
+    token_id: Any = template.tokenizer.convert_tokens_to_ids(name)  # None, or the unknown token's, if it has none
     return token_id is not None and template.token(token_id) == name and token_id in template.ids_of([name])
 
 
