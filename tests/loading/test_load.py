@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lorasmith.config.model import ModelConfig
+from lorasmith.loading.load import load_base
 from tests.support.families import logits_of
 from tests.support.model_folders import configure, load, said, spoil
-from tests.support.tiny import model_folder
+from tests.support.tiny import Watch, model_folder
+from tests.support.tokenizer_layouts import file_ids, tokenizer_folder
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
@@ -48,6 +52,23 @@ def test_the_dtype_that_is_asked_for(dtype: str) -> None:
     base = load(model_folder("llama"), dtype=dtype)
     assert {p.dtype for p in base.model.parameters()} == {getattr(torch, dtype)}
     assert base.why["dtype"] == "as requested"
+
+
+def test_a_base_has_the_token_ids_of_its_tokenizer_json(tmp_path: Path) -> None:
+    """transformers splits with the class of qwen2, whatever the file and tokenizer_config.json say."""
+    folder = Path(shutil.copytree(model_folder("qwen2"), tmp_path / "model"))
+    tokenizer_folder(folder, "llama3 small", "qwen2", "LlamaTokenizerFast")
+    watch = Watch()
+    base = load_base(ModelConfig(model=str(folder), dtype="float32", device="cpu"), watch)
+    (wanted,) = file_ids(folder, ["In 2024"])
+    assert AutoTokenizer.from_pretrained(folder)("In 2024")["input_ids"] != wanted
+    assert base.tokenizer("In 2024")["input_ids"] == wanted
+    (warned,) = watch.warned
+    assert warned == (
+        f"{folder / 'tokenizer.json'}: Qwen2Tokenizer, which transformers {transformers.__version__} uses for this "
+        "model, splits '2024' into ['2', '0', '2', '4'] instead of ['202', '4']. The token ids of the file are used "
+        "here. Other programs that load the model with transformers may use the wrong ones."
+    )
 
 
 def test_weights_that_are_not_all_there(folder: Path) -> None:
