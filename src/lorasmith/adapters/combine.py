@@ -128,7 +128,7 @@ def _refuse_nothing(
 
 def _tensors(combined: Mapping[str, Factors], sources: Sequence[Source]) -> dict[str, Tensor]:
     """A and B by PEFT's keys."""
-    tensors = {}
+    tensors = dict[str, Tensor]()
     for path, factors in combined.items():
         key = f"{PEFT_PREFIX}{path}."
         embedding = any(f"{key}lora_embedding_A" in source.folder.tensors for source in sources)

@@ -15,7 +15,7 @@
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +83,7 @@ def combine(
     density: float | None = None,
     majority_sign_method: str = "total",
     generator: Generator | None = None,
+    order: Iterable[str] = (),
 ) -> dict[str, Factors]:
     """One adapter for several: its update of each layer that any of them adapts, with scaling 1.
 
@@ -92,8 +93,10 @@ def combine(
         rank: of the result in each layer, for svd and *_svd; by default the largest rank of any of the adapters.
         density: the share of values that ties, dare_* and magnitude_prune keep.
         majority_sign_method: of ties and dare_ties, "total" or "frequency".
-        generator: of dare_*; torch's global one if None. With the same seed, the masks are those of PEFT if the layers
-            are in its order and the matrices have its dtype.
+        generator: of dare_*; torch's global one if None. With the same seed, the masks are those of PEFT, except for
+            dare_*_svd in embeddings and Conv1D, where PEFT draws them for the transposed product.
+        order: the paths in the order in which dare_* draws, such as that of the model, which PEFT uses; other layers
+            follow.
 
     The rank may differ between layers; see `padded`. Results are float32, or float64 if the adapters are.
 
@@ -102,7 +105,9 @@ def combine(
     """
     rule = sparsifier(method.removesuffix("_svd"), density, majority_sign_method, generator)
     rank = rank or max((factors.rank for layers, _weight in adapters for factors in layers.values()), default=1)
-    return {path: combine_layer(path, parts, method, rank, rule) for path, parts in parts_by_layer(adapters).items()}
+    layers = parts_by_layer(adapters)
+    paths = dict.fromkeys([path for path in order if path in layers] + list(layers))
+    return {path: combine_layer(path, layers[path], method, rank, rule) for path in paths}
 
 
 def parts_by_layer(adapters: Sequence[tuple[Mapping[str, Factors], float]]) -> dict[str, list[Part]]:
@@ -173,7 +178,7 @@ def _cut(D_OI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def _range(D_OI: Tensor, rank: int) -> Tensor:
     """An orthonormal basis [O, rank + OVERSAMPLE] of what D mostly maps to; the same in every run."""
     start = torch.randn(D_OI.shape[1], rank + OVERSAMPLE, generator=torch.Generator().manual_seed(0), dtype=D_OI.dtype)
-    Q = torch.linalg.qr(D_OI @ start.to(D_OI.device)).Q
+    Q: Tensor = torch.linalg.qr(D_OI @ start).Q
     for _iteration in range(ITERATIONS):
         Q = torch.linalg.qr(D_OI @ torch.linalg.qr(D_OI.t() @ Q).Q).Q
     return Q
