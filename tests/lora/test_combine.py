@@ -12,7 +12,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lorasmith.errors import AdapterError
 from lorasmith.lora import combine as module
 from lorasmith.lora.combine import Factors, LayerError, combine, layer_error, padded, parts_by_layer, relative_error
-from lorasmith.lora.sparsify import Sparsifier
 
 Layers = dict[str, Factors]
 EVERY = (
@@ -214,13 +213,6 @@ def test_ties_with_a_negative_weight_is_ties_with_the_negated_adapter():
         found = combined("ties_svd", (one, 1.0), (two, -0.5), density=0.5, rank=20, **options)
         wanted = combined("ties_svd", (one, 1.0), (negated, 0.5), density=0.5, rank=20, **options)
         assert distance(dense(found), dense(wanted)) < 1e-6
-
-
-def test_ties_on_paper():
-    """The example of figure 1 of arXiv:2306.01708, in numbers."""
-    ties = Sparsifier(density=0.75, elects=True)
-    found = ties([torch.tensor([4.0, -2.0, 0.1, 3.0]), torch.tensor([2.0, 3.0, 5.0, -0.1])], [1.0, 1.0])
-    assert found.tolist() == [3.0, 3.0, 5.0, 3.0]
 
 
 # linear, and what it is not

@@ -95,7 +95,7 @@ def _read(folder: AdapterFolder, weight: float) -> Source:
     if problems := invalid_values(folder.tensors):
         raise AdapterError(*(f"{folder.path / ADAPTER_WEIGHTS}: {problem}" for problem in problems))
     config, sides, kept = folder.config, dict[str, dict[str, Tensor]](), dict[str, Tensor]()
-    for key, tensor in folder.tensors.items():
+    for key, tensor in sorted(folder.tensors.items()):  # read in a random order, and the random masks depend on it
         if found := _PAIR.fullmatch(key):
             sides.setdefault(found["path"], {})[found["side"] or found["end"]] = tensor
         else:
@@ -223,7 +223,7 @@ def _other_base(first: Source, other: Source, report: Report) -> str:
 
 def _other_tokens(sources: Sequence[Source]) -> list[str]:
     """A message if two adapters added different tokens under one id, or one token under different ids."""
-    by_id: dict[int, tuple[str, Source]] = {}
+    by_id, by_token = dict[int, tuple[str, Source]](), dict[str, tuple[int, Source]]()
     for source in sources:
         for token, i in source.folder.added_tokens.items():
             taken, other = by_id.setdefault(i, (token, source))
@@ -237,6 +237,19 @@ def _other_tokens(sources: Sequence[Source]) -> list[str]:
                         id=i,
                         token=repr(taken),
                         theirs=repr(token),
+                    )
+                ]
+            then, other = by_token.setdefault(token, (i, source))
+            if then != i:
+                return [
+                    _(
+                        "{first} and {other} added {token} to the vocabulary with different ids: {id} and {theirs}. "
+                        "Train both with the same data.add_tokens.",
+                        first=other.path,
+                        other=source.path,
+                        token=repr(token),
+                        id=then,
+                        theirs=i,
                     )
                 ]
     return []
