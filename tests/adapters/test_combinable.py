@@ -54,11 +54,15 @@ def edited(made: Path, name: str, to: Path, edit: Callable[[dict[str, Any]], Non
     return to
 
 
+def checked(*adapters: Path | tuple[Path, float]) -> None:
+    sources = read_sources([one if isinstance(one, tuple) else (one, 1.0) for one in adapters])
+    refuse_differences(sources, Report())
+    kept_tensors(sources)
+
+
 def refusal(*adapters: Path | tuple[Path, float]) -> str:
     with pytest.raises(AdapterError) as error:
-        sources = read_sources([one if isinstance(one, tuple) else (one, 1.0) for one in adapters])
-        refuse_differences(sources, Report())
-        kept_tensors(sources)
+        checked(*adapters)
     return str(error.value)
 
 
@@ -168,7 +172,9 @@ def test_copies_of_the_base_model_must_be_the_same(made, tmp_path):
     tensors = load_file(folder / WEIGHTS)
     tensors[key] = tensors[key] + 1
     save_file(tensors, tmp_path / "two" / WEIGHTS)
-    assert f"{key} is a weight of the base model that was saved along, and it differs" in refusal(folder, tmp_path / "two")
+    assert f"{key} is a weight of the base model that was saved along, and it differs" in refusal(
+        folder, tmp_path / "two"
+    )
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,9 @@ def in_peft(folder: Path, family: str = "llama") -> Tensor:
     return logits_of(peft.PeftModel.from_pretrained(plain(family), folder).eval())
 
 
-def combined(adapters: list[tuple[Path, float]], output: Path, model: ModelConfig | None = None, **options: Any) -> Combination:
+def combined(
+    adapters: list[tuple[Path, float]], output: Path, model: ModelConfig | None = None, **options: Any
+) -> Combination:
     return combine_adapters(adapters, output, CombineConfig(**options), model)
 
 
@@ -174,7 +176,9 @@ def test_an_embedding_that_one_of_them_trained_in_full_is_kept(tmp_path):
     assert distance(in_peft(tmp_path / "out"), wanted) < 1e-4
 
 
-@pytest.mark.parametrize("options", [{"modules_to_save": ["embed_tokens", "lm_head"]}, {"trainable_token_indices": [300, 301]}])
+@pytest.mark.parametrize(
+    "options", [{"modules_to_save": ["embed_tokens", "lm_head"]}, {"trainable_token_indices": [300, 301]}]
+)
 def test_added_tokens_of_another_tool_are_kept(tmp_path, options):
     theirs = foreign(tmp_path / "one", "llama", **options)
     two = peft_folder(tmp_path / "two", target_modules=["v_proj"])

@@ -35,7 +35,9 @@ def test_combine(capsys, runs, tmp_path):
     assert isinstance(layers, list)
     assert {"path", "error", "norm"} == layers[0].keys()
     assert 0 < float(str(found["error"])) < 1
-    assert "r 3, lora_alpha 3" in said(capsys, "info", out)
+    told = said(capsys, "info", out)
+    assert "r 3, lora_alpha 3" in told
+    assert f"made of   {one / 'adapter'} (1), {two / 'adapter'} (1), with svd" in told.replace("\n" + " " * 9, "")
 
 
 def test_an_error_is_shown_by_layer_with_the_worst_first(capsys, runs, tmp_path):
@@ -55,6 +57,29 @@ def test_linear_says_aloud_what_it_is_not(capsys, tmp_path):
     one, two = adapter_of(tmp_path / "one", 1), adapter_of(tmp_path / "two", 2)
     text = said(capsys, "combine", one, two, "--method", "linear", "--output", tmp_path / "out")
     assert "linear adds up A and B apart, so their product also contains A of one adapter times B of another." in text
+
+
+def test_pruning_says_that_it_does_not_aim_at_the_sum(capsys, runs, tmp_path):
+    options = ["--method", "ties_svd", "--density", 0.5, "--majority-sign-method", "frequency", "--rank", 4]
+    text = said(capsys, "combine", *runs, *options, "--output", tmp_path / "out")
+    assert "ties_svd does not aim at this sum, because it leaves out values on purpose." in text
+
+
+def test_rows_that_one_of_them_was_trained_on_are_named(capsys, runs, tmp_path):
+    one, two = runs
+    rows = rows_file(tmp_path / "rows.jsonl")
+    said(capsys, "combine", one, two, "--output", tmp_path / "both")
+    said(capsys, "combine", tmp_path / "both", "--output", tmp_path / "again")
+    for name in ("both", "again"):
+        assert f"warning: {name} was trained on" in said(capsys, "eval", tmp_path / name, rows)
+    fresh = rows_file(tmp_path / "fresh.jsonl", range(20, 32))
+    assert "warning" not in said(capsys, "eval", tmp_path / "again", fresh)
+
+
+def test_training_continues_from_the_result(capsys, runs, tmp_path):
+    said(capsys, "combine", *runs, "--output", tmp_path / "both")
+    trained(tmp_path / "run", start_from=str(tmp_path / "both"), max_steps=1)
+    assert "r 12, lora_alpha 12" in said(capsys, "info", tmp_path / "run")
 
 
 def test_the_loss_on_given_rows(capsys, runs, tmp_path):
@@ -102,7 +127,7 @@ def test_weights(tmp_path):
     assert weighted(f"{tmp_path}/r=8") == (f"{tmp_path}/r=8", 1.0)
     assert weighted(f"{tmp_path}/r=8=2") == (f"{tmp_path}/r=8", 2.0)
     for word in ("x=0", "x=nan", "x=inf", "x="):
-        with pytest.raises(ConfigError, match="must be a number other than 0, such as x=0.5"):
+        with pytest.raises(ConfigError, match=r"must be a number other than 0, such as x=0\.5"):
             weighted(word)
 
 

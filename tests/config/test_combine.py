@@ -34,6 +34,8 @@ def test_only_svd_has_a_rank_to_choose():
         assert f"--rank has no effect with {options['method']}" in refused(rank=8, **options)
 
 
-@pytest.mark.parametrize(("option", "value"), [("density", 0), ("density", 1.1), ("rank", 0), ("seed", -1), ("method", "slerp")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("density", 0), ("density", 1.1), ("rank", 0), ("seed", -1), ("method", "slerp")]
+)
 def test_values_out_of_bounds_are_refused(option, value):
     assert refused(**{option: value}).startswith(f"combine.{option}: ")

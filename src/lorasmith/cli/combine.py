@@ -11,7 +11,7 @@ from lorasmith.cli.eval import show
 from lorasmith.cli.flags import Parser, base_of, given
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
-from lorasmith.config.combine import CombineConfig
+from lorasmith.config.combine import CombineConfig, prunes
 from lorasmith.config.values import check
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LAYERS_SHOWN = 10
 EXACT = 1e-6  # relative error up to which only rounding to float32 is left
-FAR = 0.1  # from here on, a method that approximates the sum gives another one
+FAR = 0.1  # from here on, what approximates the sum is something else
 
 
 def parser() -> Parser:
@@ -110,12 +110,21 @@ def _show(result: "Combination", screen: Screen) -> None:
     if len(worst) > LAYERS_SHOWN:
         more = len(worst) - LAYERS_SHOWN
         screen.say(_("layers not shown, with smaller errors: {more}; use --json to see them all", more=more))
-    if result.method in ("linear", "svd") and result.error > FAR:
-        screen.say(_advice(result.method))
+    if text := _advice(result):
+        screen.say(text)
 
 
-def _advice(method: str) -> str:
-    if method == "linear":
+def _advice(result: "Combination") -> str:
+    """What a large error of the method means; empty if it is small."""
+    if prunes(result.method):
+        return _(
+            "{method} does not aim at this sum, because it leaves out values on purpose. Whether that helps can be "
+            "seen on held-out rows (--data).",
+            method=result.method,
+        )
+    if result.error <= FAR:
+        return ""
+    if result.method == "linear":
         return _(
             "linear adds up A and B apart, so their product also contains A of one adapter times B of another. Use cat "
             "for the exact sum, or svd for the best of this rank."
