@@ -70,11 +70,12 @@ class CombineConfig(Typed):
     @model_validator(mode="after")
     def _suits_the_method(self) -> Self:
         if prunes(self.method) and self.density is None:
-            text = _(
-                "{method} requires --density, the share of the values to keep; 0.2 to 0.7 is typical",
-                method=self.method,
+            raise ValueError(
+                _(
+                    "{method} requires --density, the share of the values to keep; 0.2 to 0.7 is typical",
+                    method=self.method,
+                )
             )
-            raise ValueError(text)
         if not prunes(self.method) and self.density is not None:
             raise ValueError(_("--density has no effect with {method}, which keeps all values", method=self.method))
         if self.rank is not None and not self.method.endswith(SVD):
