@@ -9,6 +9,7 @@ from lorasmith.cli.combine import weighted
 from lorasmith.errors import ConfigError
 from tests.adapters.test_combine import adapter_of
 from tests.support.commands import as_json, refused, said
+from tests.support.serving import HI, running
 from tests.support.tiny import model_folder, rows_file, trained
 
 
@@ -102,9 +103,14 @@ def test_only_the_result_is_evaluated_if_the_others_cannot_be_loaded_beside_it(c
     assert [adapter["name"] for adapter in evaluation["adapters"]] == ["both"]
 
 
-def test_the_result_chats(capsys, runs, tmp_path):
-    said(capsys, "combine", *runs, "--output", tmp_path / "both")
-    assert said(capsys, "generate", tmp_path / "both", "Why?", "--max-new-tokens", 3)
+def test_the_result_is_generated_with_and_served(capsys, runs, tmp_path):
+    said(capsys, "combine", *runs, "--output", tmp_path / "served" / "both")
+    answer = said(capsys, "generate", tmp_path / "served" / "both", HI, "--max-new-tokens", 8).rstrip("\n")
+    with running(tmp_path / "served") as server:
+        told = server.client().chat.completions.create(
+            model="both", messages=[{"role": "user", "content": HI}], max_tokens=8, temperature=0
+        )
+    assert answer == (told.choices[0].message.content or "").rstrip("\n")
 
 
 def test_wrong_options_are_refused_before_anything_is_read(capsys, tmp_path):

@@ -40,7 +40,7 @@ def distance(one: Tensor, other: Tensor) -> float:
 
 def combined(method: str, *parts: tuple[Factors, float], **options: Any) -> Factors:
     """Of adapters with one layer."""
-    return combine([({"layer": one}, weight) for one, weight in parts], method, **options)["layer"]
+    return dict(combine([({"layer": one}, weight) for one, weight in parts], method, **options))["layer"]
 
 
 @pytest.mark.parametrize("weights", [(1, 1), (0.7, 0.2), (1, -0.5), (-2, -0.1)])
@@ -81,7 +81,7 @@ def test_svd_is_the_best_of_its_rank(rank):
 
 def test_svd_keeps_the_largest_rank_by_default():
     adapters = [({"x": factors(0, 4), "y": factors(1, 2)}, 1.0), ({"x": factors(2, 6)}, 1.0)]
-    found = combine(adapters, "svd")
+    found = dict(combine(adapters, "svd"))
     assert {path: one.rank for path, one in found.items()} == {"x": 6, "y": 2}
     assert distance(dense(found["y"]), dense(adapters[0][0]["y"])) < 1e-6
 
@@ -146,7 +146,7 @@ def both(model: peft.PeftModel, names: list[str], weights: list[float], method: 
     model.delete_adapter("result")
     torch.manual_seed(5)
     adapters = [(layers_of(model, name), weight) for name, weight in zip(names, weights, strict=True)]
-    found = combine(adapters, method, order=list(wanted), **options)
+    found = dict(combine(adapters, method, order=list(wanted), **options))
     assert found.keys() == wanted.keys()
     return found, wanted
 
@@ -239,7 +239,7 @@ def test_by_value_different_ranks_are_refused(method):
 def test_a_layer_of_one_adapter_only_keeps_its_weight():
     adapters = [({"x": factors(0, 4)}, 0.5), ({"y": factors(1, 4)}, -2.0)]
     for method in ("cat", "linear", "svd"):
-        found = combine(adapters, method)
+        found = dict(combine(adapters, method))
         assert list(found) == ["x", "y"]
         assert distance(dense(found["x"]), exact((adapters[0][0]["x"], 0.5))) < 1e-6
         assert distance(dense(found["y"]), exact((adapters[1][0]["y"], -2.0))) < 1e-6

@@ -22,7 +22,7 @@ from lorasmith.lora.combine import (
     Factors,
     LayerError,
     Part,
-    combine_layer,
+    combine,
     layer_error,
     padded,
     parts_by_layer,
@@ -30,7 +30,6 @@ from lorasmith.lora.combine import (
 )
 from lorasmith.lora.files import write_files
 from lorasmith.lora.inject import PEFT_PREFIX
-from lorasmith.lora.sparsify import sparsifier
 from lorasmith.report import Report
 
 CANCELLED = 1e-6  # of the size of the first adapter: a sum that is smaller is only rounding
@@ -100,14 +99,18 @@ def _combined(
     sources: Sequence[Source], options: CombineConfig, report: Report
 ) -> tuple[dict[str, Factors], list[LayerError]]:
     """A and B of each layer, and their errors. Raises AdapterError if the adapters cancel each other out."""
-    generator = torch.Generator().manual_seed(options.seed)
-    rule = sparsifier(options.method.removesuffix("_svd"), options.density, options.majority_sign_method, generator)
     adapters = [(source.factors, source.weight) for source in sources]
-    largest = max(factors.rank for source in sources for factors in source.factors.values())
     layers, combined, errors = parts_by_layer(adapters), dict[str, Factors](), list[LayerError]()
-    for path, parts in layers.items():
-        combined[path] = combine_layer(path, parts, options.method, options.rank or largest, rule)
-        errors.append(layer_error(path, parts, combined[path]))
+    for path, factors in combine(
+        adapters,
+        options.method,
+        rank=options.rank,
+        density=options.density,
+        majority_sign_method=options.majority_sign_method,
+        generator=torch.Generator().manual_seed(options.seed),
+    ):
+        combined[path] = factors
+        errors.append(layer_error(path, layers[path], factors))
         report.progress(_("combined layers"), len(combined), len(layers))
     _refuse_nothing(layers, errors, combined)
     return combined, errors

@@ -15,7 +15,7 @@
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,8 +84,8 @@ def combine(
     majority_sign_method: str = "total",
     generator: Generator | None = None,
     order: Iterable[str] = (),
-) -> dict[str, Factors]:
-    """One adapter for several: its update of each layer that any of them adapts, with scaling 1.
+) -> Iterator[tuple[str, Factors]]:
+    """One adapter for several: the path of each layer that any of them adapts, and its update there, with scaling 1.
 
     Args:
         adapters: the updates of each adapter by the path of the layer, and its weight.
@@ -107,7 +107,8 @@ def combine(
     rank = rank or max((factors.rank for layers, _weight in adapters for factors in layers.values()), default=1)
     layers = parts_by_layer(adapters)
     paths = dict.fromkeys([path for path in order if path in layers] + list(layers))
-    return {path: combine_layer(path, layers[path], method, rank, rule) for path in paths}
+    for path in paths:
+        yield path, _combine_layer(path, layers[path], method, rank, rule)
 
 
 def parts_by_layer(adapters: Sequence[tuple[Mapping[str, Factors], float]]) -> dict[str, list[Part]]:
@@ -131,7 +132,7 @@ def parts_by_layer(adapters: Sequence[tuple[Mapping[str, Factors], float]]) -> d
 
 
 @torch.no_grad()
-def combine_layer(path: str, parts: Sequence[Part], method: str, rank: int, rule: Sparsifier) -> Factors:
+def _combine_layer(path: str, parts: Sequence[Part], method: str, rank: int, rule: Sparsifier) -> Factors:
     """The combined update of the layer at `path`. Raises AdapterError if the ranks must be equal, and are not."""
     dtype = torch.float32
     for factors, _weight in parts:
