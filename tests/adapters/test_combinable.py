@@ -15,7 +15,7 @@ from lorasmith.adapters.folder import NAME
 from lorasmith.errors import AdapterError
 from lorasmith.report import Report
 from tests.adapters.test_combine import adapter_of
-from tests.support.peft_folder import peft_folder
+from tests.support.peft_folder import SHOUTED, foreign, peft_folder
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -142,6 +142,15 @@ def test_other_added_tokens_are_refused(made, tmp_path):
     moved = edited(made, "two", tmp_path / "moved", add("<a>", 301), NAME)
     assert "'<a>' to the vocabulary with different ids: 300 and 301." in refusal(a, moved)
     assert warned(a, made / "two") == []
+
+
+def test_other_templates_and_tokens_of_another_tool_are_refused(tmp_path):
+    for name, token in (("a", "<a>"), ("b", "<b>"), ("c", "<a>")):
+        foreign(tmp_path / name, "llama", (token,), modules_to_save=["embed_tokens", "lm_head"])
+    assert "'<a>' and '<b>'. Train both with the same data.add_tokens." in refusal(tmp_path / "a", tmp_path / "b")
+    assert warned(tmp_path / "a", tmp_path / "c") == []
+    (tmp_path / "c" / "chat_template.jinja").write_text(SHOUTED)
+    assert "with different chat templates" in refusal(tmp_path / "a", tmp_path / "c")
 
 
 def test_a_module_that_is_trained_in_full_cannot_be_weighted(made):

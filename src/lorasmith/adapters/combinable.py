@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from lorasmith.adapters.folder import AdapterFolder, find_adapter
-from lorasmith.adapters.foreign import WHOLE
+from lorasmith.adapters.foreign import VOCABULARIES, WHOLE, chat_template_of
+from lorasmith.config.files import read_object
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, foreign, listed
@@ -65,8 +66,18 @@ class Source:
     @property
     def template(self) -> dict[str, Any]:
         """What of its template must be the same in all adapters: not the system message, nor what follows from it."""
-        stored = self.folder.metadata["template"] if self.folder.metadata else {}
+        if self.folder.metadata is None:
+            return {"chat_template": chat_template_of(self.path)}
+        stored = self.folder.metadata["template"]
         return {key: value for key, value in stored.items() if key not in ("system", "golden")}
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """The tokens that were added to the vocabulary, or that another tool names as added, and their ids."""
+        file = self.path / VOCABULARIES[0]
+        if self.folder.metadata or not file.is_file():
+            return self.folder.added_tokens
+        return {token["content"]: token["id"] for token in read_object(file, AdapterError).get("added_tokens") or []}
 
     @property
     def system(self) -> str:
@@ -157,15 +168,17 @@ def refuse_differences(sources: Sequence[Source], report: Report) -> None:
     first = sources[0]
     problems = [text for other in sources[1:] for text in (_other_base(first, other, report),) if text]
     ours = [source for source in sources if source.folder.metadata]
+    theirs = [source for source in sources if not source.folder.metadata and source.template["chat_template"]]
     problems += [
         _(
             "{first} and {other} were trained with different chat templates or stop tokens, so no one prompt suits "
             "both. Combine adapters that were trained with the same template.",
-            first=ours[0].path,
+            first=group[0].path,
             other=other.path,
         )
-        for other in ours[1:]
-        if other.template != ours[0].template
+        for group in (ours, theirs)
+        for other in group[1:]
+        if other.template != group[0].template
     ]
     problems += _other_tokens(sources)
     if problems:
@@ -225,7 +238,7 @@ def _other_tokens(sources: Sequence[Source]) -> list[str]:
     """A message if two adapters added different tokens under one id, or one token under different ids."""
     by_id, by_token = dict[int, tuple[str, Source]](), dict[str, tuple[int, Source]]()
     for source in sources:
-        for token, i in source.folder.added_tokens.items():
+        for token, i in source.tokens.items():
             taken, other = by_id.setdefault(i, (token, source))
             if taken != token:
                 return [
