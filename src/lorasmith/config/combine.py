@@ -65,7 +65,7 @@ class CombineConfig(Typed):
             )
         ),
     ] = "total"
-    seed: Annotated[int, Field(ge=0, lt=2**63, description=_("Random seed of the dare methods"))] = 0
+    seed: Annotated[int, Field(ge=0, le=1_000_000_000, description=_("Random seed of the dare methods"))] = 0
 
     @model_validator(mode="after")
     def _suits_the_method(self) -> Self:
