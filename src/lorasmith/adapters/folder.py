@@ -224,21 +224,30 @@ def _read_json_files(path: Path) -> tuple[list[bytes], dict[str, Any], dict[str,
 
 def write_adapter(base: Base, adapter: str, template: Template, folder: Path, notes: dict[str, Any]) -> None:
     """Write one adapter of `base` so that PEFT, vLLM and lorasmith can load it; `notes` may hold any JSON."""
-    added = [{"id": i, "token": token} for token, i in base.added_tokens.items()]
-    metadata = {
-        "version": WITH_TOKENS if added else VERSION,
-        "base": {"model": absolute_if_exists(base.source), "identity": base.identity},
-        "template": template.to_json(),
-        **({"tokens": added} if added else {}),
-        "notes": notes,
-    }
-    text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
+    added = base.added_tokens
+    about = {"model": absolute_if_exists(base.source), "identity": base.identity}
+    text = metadata_text(about, template.to_json(), added, notes)
     source = absolute_if_exists(base.source if Path(base.source).expanduser().is_dir() else str(base.folder))
     save_adapter(base.adapters[adapter], base.model, folder, source, {NAME: text})
     if added:  # for other programs
         tokenizer = copy.copy(template.tokenizer)
         tokenizer.chat_template = template.as_jinja()
         tokenizer.save_pretrained(folder)
+
+
+def metadata_text(
+    base: Mapping[str, Any], template: Mapping[str, Any], tokens: Mapping[str, int], notes: Mapping[str, Any]
+) -> str:
+    """The text of lorasmith.json. tokens: the tokens that were added to the vocabulary, and their ids."""
+    added = [{"id": i, "token": token} for token, i in tokens.items()]
+    metadata = {
+        "version": WITH_TOKENS if added else VERSION,
+        "base": base,
+        "template": template,
+        **({"tokens": added} if added else {}),
+        "notes": notes,
+    }
+    return json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
 
 
 def absolute_if_exists(name: str) -> str:

@@ -47,7 +47,7 @@ def foreign_template(folder: Path, base: Base, ends: tuple[int, ...]) -> Templat
 def _tokenizer(folder: Path, base: Base) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`, or the base model's with the chat template in `folder`, or the base model's."""
     if not any((folder / name).is_file() for name in VOCABULARIES):
-        text = _chat_template(folder)
+        text = chat_template_of(folder)
         if text is None or text == base.tokenizer.chat_template:
             return base.tokenizer
         tokenizer = copy.deepcopy(base.tokenizer)
@@ -70,7 +70,7 @@ def _tokenizer(folder: Path, base: Base) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _chat_template(folder: Path) -> str | None:
+def chat_template_of(folder: Path) -> str | None:
     """The chat template in an adapter folder that has no whole tokenizer."""
     if (folder / CHAT_TEMPLATE).is_file():
         return read_text(folder / CHAT_TEMPLATE, AdapterError)

@@ -88,7 +88,7 @@ def merge_run(
 def _merge(path: str | Path, output: OutputFolder, config: ModelConfig, report: Report) -> Certificate:
     wide = config.model_dump(exclude_unset=True) | {"dtype": "float32"}
     session = open_adapters([path], ModelConfig(**wide), report)
-    output.spare(session)
+    output.spare([session.base.folder, *(folder.path for folder in session.folders.values())])
     dtype = _dtype_on_disk(session, config) if config.dtype == "auto" else getattr(torch, config.dtype)
     report.say(_("Merging in {dtype}", dtype=dtype_name(dtype)))
     plain, untied = _merged_model(session, dtype, config.trust_remote_code)

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lorasmith.cli.wrap import HelpFormatter
+from lorasmith.config.combine import CombineConfig
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingFlags
 from lorasmith.config.serving import ServeConfig
@@ -23,7 +24,12 @@ from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 
 Group = argparse._ArgumentGroup
-FLAG_SECTIONS: dict[str, type[BaseModel]] = {**SECTIONS, "sampling": SamplingFlags, "serve": ServeConfig}
+FLAG_SECTIONS: dict[str, type[BaseModel]] = {
+    **SECTIONS,
+    "sampling": SamplingFlags,
+    "serve": ServeConfig,
+    "combine": CombineConfig,
+}
 
 
 # Flags that do not have the name of their key.

@@ -60,6 +60,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     if facts["notes"]:
         data = facts["notes"].get("data", [])
         lines += _wrapped(_("data"), _names(data if isinstance(data, list) else str(data)))
+        lines += _combined(facts["notes"].get("combined"))
     return lines + _run(facts["summary"])
 
 
@@ -67,6 +68,14 @@ def _options(facts: dict[str, Any]) -> str:
     text = _("r {r}, lora_alpha {alpha}", r=facts["r"], alpha=facts["lora_alpha"])
     text += _(", scaled by lora_alpha / sqrt(r) (use_rslora)") if facts["use_rslora"] else ""
     return text + "".join(f", {flag}" for flag in facts["variants"])
+
+
+def _combined(how: dict[str, Any] | None) -> list[str]:
+    """What a combined adapter was made of."""
+    if how is None:
+        return []
+    parts = [f"{part['folder']} ({part['weight']:g})" for part in how["adapters"]]
+    return _wrapped(_("made of"), _("{adapters}, with {method}", adapters=_names(parts), method=how["method"]))
 
 
 def _run(summary: dict[str, Any] | None) -> list[str]:

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -43,13 +44,16 @@ def save_adapter(
         layer = model.get_submodule(path)
         if isinstance(layer, LoRALayer):
             registered_update(layer, adapter.name)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: p.detach().cpu().clone().contiguous() for key, p in adapter.parameters.items()}
+    write_files(folder, tensors, peft_config(adapter, model, base), extras or {})
+
+
+def write_files(folder: Path, tensors: dict[str, Tensor], config: Mapping[str, Any], extras: Mapping[str, str]) -> None:
+    """Write the files of an adapter folder: tensors by PEFT's keys, adapter_config.json, `extras` as `save_adapter`."""
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    (folder / ADAPTER_CONFIG).write_text(
-        json.dumps(peft_config(adapter, model, base), indent=2, sort_keys=True) + "\n", "utf-8"
-    )
-    for name, text in (extras or {}).items():
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    for name, text in extras.items():
         (folder / name).write_text(text, "utf-8")
 
 
