@@ -1,8 +1,6 @@
 """Adapter folders: what is refused, with a text that names it, and the model left as it was."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,47 +12,7 @@ from lorasmith.lora.adapter_config import ADAPTER_CONFIG
 from lorasmith.lora.files import ADAPTER_WEIGHTS, has_effect, save_adapter
 from lorasmith.lora.fused.held import held_weights
 from tests.support.families import adapted, logits_of, tiny, tiny_base
-
-KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A sound adapter for llama's q_proj."""
-    base, adapter = adapted("llama", target_modules="q_proj")
-    save_adapter(adapter, base.model, tmp_path / "adapter", "the/base")
-    return tmp_path / "adapter"
-
-
-def problems(folder: Path, family: str = "llama") -> tuple[str, ...]:
-    """The messages when the folder is loaded; the model and its router stay as they were."""
-    base = tiny_base(family)
-    base.router.active = "before"
-    with pytest.raises(AdapterError) as caught:
-        AdapterFolder.read(folder).load_into(base, "default")
-    assert base.router.active == "before"
-    base.router.active = None
-    assert [n for n, _m in base.model.named_modules()] == [n for n, _m in tiny(family).named_modules()]
-    assert torch.equal(logits_of(base), logits_of(tiny(family)))
-    return tuple(
-        problem.removeprefix(f"{folder}/").removeprefix(f"{ADAPTER_WEIGHTS}: ") for problem in caught.value.problems
-    )
-
-
-def change(folder: Path, **tensors: torch.Tensor | None) -> None:
-    """Set tensors of layer 0's q_proj, A= or B=; None takes it out; other names are whole keys."""
-    found = load_file(folder / ADAPTER_WEIGHTS)
-    for name, value in tensors.items():
-        key = KEY.format(name) if name in "AB" else name
-        found.pop(key, None)
-        if value is not None:
-            found[key] = value
-    save_file(found, folder / ADAPTER_WEIGHTS)
-
-
-def configure(folder: Path, **options: Any) -> None:
-    path = folder / ADAPTER_CONFIG
-    path.write_text(json.dumps(json.loads(path.read_text()) | options))
+from tests.support.llama_adapter import KEY, change, configure, problems
 
 
 def test_two_files_a_small_one_and_a_readable_one(folder: Path) -> None:
@@ -141,54 +99,6 @@ def test_a_broken_file(folder: Path) -> None:
     assert "not a valid safetensors file" in problem
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"use_bdlora": True}, "use_bdlora"),
-        ({"lora_bias": True, "use_qalora": True}, "lora_bias, use_qalora"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
-        ({"some_option_of_2030": {"a": 1}}, "some_option_of_2030"),
-    ],
-)
-def test_an_option_that_is_not_understood_is_refused_by_name(folder: Path, options: dict[str, Any], named: str) -> None:
-    configure(folder, **options)
-    (problem,) = problems(folder)
-    assert problem.endswith(f"unsupported PEFT options: {named}. Ignoring them would change the model's answers.")
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ({}, "peft_type is null; only LoRA adapters (LORA) can be loaded."),
-        (
-            {"fine_tune_type": "lora", "num_layers": 16, "lora_parameters": {"rank": 8}},
-            "this is an adapter of mlx-lm, which has a format of its own. Merge it into its base model with "
-            "mlx_lm.fuse, and use the result with --model.",
-        ),
-        (
-            {"peft_type": "LORA", "task_type": "SEQ_CLS", "target_modules": ["q_proj"], "modules_to_save": ["score"]},
-            "task_type is SEQ_CLS, so the adapter belongs to a model that does not generate text. Only adapters of "
-            "causal language models (CAUSAL_LM) can be loaded.",
-        ),
-    ],
-)
-def test_what_is_no_adapter_of_ours_is_said(tmp_path: Path, content: dict[str, Any], says: str) -> None:
-    (tmp_path / ADAPTER_CONFIG).write_text(json.dumps(content))
-    with pytest.raises(AdapterError) as caught:
-        AdapterFolder.read(tmp_path)
-    assert str(caught.value) == f"{tmp_path / ADAPTER_CONFIG}: {says}"
-
-
-def test_an_adapter_of_tensors_is_refused_by_their_names(folder: Path) -> None:
-    configure(folder, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
-    (problem,) = problems(folder)
-    assert "target_parameters adapts mlp.experts.gate_up_proj, mlp.experts.down_proj, which are not linear" in problem
-    configure(folder, target_parameters=3)
-    assert "target_parameters adapts 3, which" in problems(folder)[0]
-    configure(folder, target_parameters=[])
-    assert AdapterFolder.read(folder).config.r == 4
-
-
 def test_an_adapter_with_a_pair_for_each_expert_is_refused_by_name(folder: Path) -> None:
     keys = [f"base_model.model.model.layers.0.mlp.experts.{i}.w1.lora_{m}.weight" for i in (0, 1) for m in "AB"]
     change(folder, **{key: torch.ones(4, 4) for key in keys})
@@ -199,27 +109,6 @@ def test_an_adapter_with_a_pair_for_each_expert_is_refused_by_name(folder: Path)
     one = AdapterFolder.read(folder)
     with pytest.raises(AdapterError, match="on each expert by itself"):
         held_weights(base.model, one.config, one.tensors, folder, frozenset({"model.layers.0.self_attn.q_proj"}), "")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"use_bdlora": False, "megatron_config": None, "loftq_config": {}, "some_option_of_2030": None},
-        {"init_lora_weights": "orthogonal"},
-        {"init_lora_weights": False},
-        {"layers_to_transform": 1, "target_modules": "q_proj"},
-    ],
-)
-def test_options_that_change_nothing_are_not_refused(folder: Path, options: dict[str, Any]) -> None:
-    configure(folder, **options)
-    assert AdapterFolder.read(folder).config.r == 4
-
-
-def test_a_wrong_value_names_the_file(folder: Path) -> None:
-    configure(folder, r="eight")
-    (problem,) = problems(folder)
-    assert ADAPTER_CONFIG in problem
-    assert "r: " in problem
 
 
 def test_a_base_with_another_embedding_is_refused(tmp_path: Path) -> None:
@@ -275,10 +164,3 @@ def test_matrices_that_are_no_real_numbers_are_refused_by_name(folder: Path, dty
         f"{KEY.format('A')} contains {name}; "
         "an adapter's matrices must contain floating-point numbers, such as float32.",
     )
-
-
-@pytest.mark.parametrize("key", ["r", "lora_alpha", "lora_dropout", "bias"])
-def test_null_is_no_value_of_a_number(folder: Path, key: str) -> None:
-    configure(folder, **{key: None})
-    (problem,) = problems(folder)
-    assert f"{ADAPTER_CONFIG}: {key}: " in problem
