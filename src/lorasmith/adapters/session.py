@@ -20,6 +20,7 @@ from lorasmith.loading.load import load_base
 from lorasmith.model.base import Base
 from lorasmith.model.vocabulary import embedding_rows
 from lorasmith.report import Report
+from lorasmith.system.autograd import autograd_on
 from lorasmith.system.device import choose_device, choose_dtype
 
 
@@ -36,6 +37,7 @@ class Session:
         """The names of the adapters, in the order in which they were given."""
         return list(self.folders)
 
+    @autograd_on()
     def reply(
         self, conversations: Sequence[Sequence[Message]], adapter: str | None, sampling: SamplingConfig | None = None
     ) -> list[str]:
@@ -66,6 +68,7 @@ class Session:
         return answers[0] if isinstance(prompt, str) else answers
 
 
+@autograd_on()
 def open_adapters(
     paths: Sequence[str | Path], config: ModelConfig | None = None, report: Report | None = None
 ) -> Session:

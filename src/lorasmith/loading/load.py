@@ -21,6 +21,7 @@ from lorasmith.model.fast.recognize import recognize_modules
 from lorasmith.model.probe import probe
 from lorasmith.model.vocabulary import surplus_tokens
 from lorasmith.report import Report
+from lorasmith.system.autograd import autograd_on
 from lorasmith.system.device import choose_device, choose_dtype, use_all_cores
 from lorasmith.system.gc_pause import gc_paused
 from lorasmith.system.memory import keep_freed_memory
@@ -28,6 +29,7 @@ from lorasmith.system.transformers_logging import quiet_transformers
 
 
 @gc_paused()
+@autograd_on()
 def load_base(config: ModelConfig, report: Report | None = None) -> Base:
     """Load and probe a base model, with all parameters frozen and all dropout set to zero.
 
