@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.errors import AdapterError
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG
-from lorasmith.lora.files import ADAPTER_WEIGHTS, has_effect, save_adapter
+from lorasmith.lora.files import ADAPTER_WEIGHTS, has_effect, mismatches, save_adapter
 from lorasmith.lora.fused.held import held_weights
 from tests.support.families import adapted, logits_of, tiny, tiny_base
 from tests.support.llama_adapter import KEY, change, configure, problems
@@ -39,34 +39,44 @@ def test_no_folder_or_no_adapter_in_it(tmp_path: Path) -> None:
 
 
 def test_missing_keys(folder: Path) -> None:
+    lacks = "the adapter belongs to another base model, or the file is incomplete. It lacks "
     change(folder, B=None)
-    assert problems(folder) == (
-        f"missing {KEY.format('B')}: the adapter belongs to another base model, or the file is incomplete.",
-    )
+    assert problems(folder) == (lacks + KEY.format("B"),)
     change(folder, A=None)
-    assert problems(folder) == (
-        (
-            f"missing {KEY.format('A')} and 1 more keys: the adapter belongs to another base model, or the file "
-            "is incomplete."
-        ),
-    )
+    assert problems(folder) == (f"{lacks}2 tensors:\n  {KEY.format('A')}\n  {KEY.format('B')}",)
 
 
 def test_unknown_keys_and_wrong_shapes_come_together(folder: Path) -> None:
     change(folder, A=torch.zeros(4, 33, dtype=torch.float64), other=torch.zeros(1))
     assert problems(folder) == (
-        "unexpected other: this base model has no such modules.",
-        f"{KEY.format('A')} has the shape (4, 33), but this base model needs (4, 32).",
+        "this base model has no modules for other",
+        f"the shape is (4, 33), but this base model needs (4, 32) for {KEY.format('A')}",
     )
+
+
+def test_all_mismatches_are_listed_by_kind_with_the_layers_as_ranges() -> None:
+    key = "base_model.model.model.layers.{}.mlp.experts.{}.{}.lora_A.weight"
+    all_keys = {
+        key.format(i, j, name): torch.zeros(2, 3) for i in range(12) for j in (0, 1, 5) for name in ("w1", "w2")
+    }
+    wanted = dict.fromkeys(all_keys, torch.zeros(2, 4)) | {key.format(12, 0, "w1"): torch.zeros(2, 4)}
+    found = all_keys | {key.format(10, 0, "w2"): torch.zeros(4, 2), "lm_head.bias": torch.zeros(2)}
+    rest = [key.format("0-11", "0-1, 5", "w1"), key.format("0-9, 11", "0-1, 5", "w2"), key.format(10, "1, 5", "w2")]
+    assert mismatches(wanted, found) == [
+        "the adapter belongs to another base model, or the file is incomplete. It lacks " + key.format(12, 0, "w1"),
+        "this base model has no modules for lm_head.bias",
+        "the shape is (2, 3), but this base model needs (2, 4) for 71 tensors:\n  " + "\n  ".join(rest),
+        "the shape is (4, 2), but this base model needs (2, 4) for " + key.format(10, 0, "w2"),
+    ]
 
 
 def test_an_adapter_of_another_family(folder: Path) -> None:
     with pytest.raises(Exception, match="'q_proj' matches no module; this model has wte"):
         AdapterFolder.read(folder).load_into(tiny_base("gpt2"), "default")
-    found = problems(folder, "opt")
-    assert len(found) == 2
-    assert found[0].startswith("missing base_model.model.model.decoder.layers.0")
-    assert found[1].startswith("unexpected base_model.model.model.layers.0")
+    missing, unknown = problems(folder, "opt")
+    where = "{}.layers.0-1.self_attn.q_proj.lora_{}.weight"
+    for problem, prefix in ((missing, "base_model.model.model.decoder"), (unknown, "base_model.model.model")):
+        assert problem.endswith(" 4 tensors:\n  " + "\n  ".join(where.format(prefix, m) for m in "AB"))
 
 
 def test_an_adapter_without_effect(folder: Path) -> None:
@@ -80,7 +90,7 @@ def test_an_adapter_without_effect(folder: Path) -> None:
 def test_an_adapter_that_holds_no_numbers(folder: Path) -> None:
     change(folder, **{KEY.format("B"): torch.full((32, 4), torch.nan, dtype=torch.float64)})
     (problem,) = problems(folder)
-    assert problem == f"{KEY.format('B')} contains NaN or infinity: the training diverged, or the file is damaged."
+    assert problem == f"the training diverged, or the file is damaged: NaN or infinity in {KEY.format('B')}"
 
 
 def test_a_pickle_is_not_read(folder: Path) -> None:
@@ -161,6 +171,6 @@ def test_matrices_that_are_no_real_numbers_are_refused_by_name(folder: Path, dty
     change(folder, A=torch.ones(4, 32).to(dtype), B=torch.ones(32, 4).to(dtype))
     name = str(dtype).removeprefix("torch.")
     assert problems(folder) == (
-        f"{KEY.format('A')} contains {name}; "
-        "an adapter's matrices must contain floating-point numbers, such as float32.",
+        f"an adapter's matrices must contain floating-point numbers, such as float32, but {name} is in 2 tensors:\n"
+        f"  {KEY.format('A')}\n  {KEY.format('B')}",
     )

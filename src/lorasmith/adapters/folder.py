@@ -24,6 +24,7 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, foreign, listed
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG, lora_config, parse_config
+from lorasmith.lora.adapter_keys import peft_keys
 from lorasmith.lora.files import (
     ADAPTER_WEIGHTS,
     invalid_values,
@@ -33,8 +34,10 @@ from lorasmith.lora.files import (
     weights_file,
     weights_shapes,
 )
+from lorasmith.lora.inject import module_paths
+from lorasmith.lora.peft_targets import fitted
 from lorasmith.model.base import Base
-from lorasmith.model.vocabulary import with_tokens
+from lorasmith.model.vocabulary import embedding_kept_on_error, with_tokens
 
 NAME, VERSION, WITH_TOKENS = "lorasmith.json", 1, 2  # versions, without and with added tokens
 
@@ -125,7 +128,7 @@ class AdapterFolder:
     @property
     def config(self) -> LoraConfig:
         """The LoRA options of its layers. Raises AdapterError for PEFT options that are not supported."""
-        return lora_config(self.peft_config, self.path / ADAPTER_CONFIG)
+        return lora_config(self.peft_config, self.path / ADAPTER_CONFIG, self.shapes)
 
     @property
     def base(self) -> str:
@@ -190,18 +193,28 @@ class AdapterFolder:
     def load_into(self, base: Base, name: str) -> None:
         """Add it to `base` as the active adapter `name`.
 
-        Raises AdapterError as `load_adapter` and `with_added_tokens` do.
+        Raises AdapterError as `load_adapter` and `fitted_to` do; the base is then what it was before.
         """
-        config, tensors = self.fitted_to(base, self.tensors)
-        tokens = trained_tokens(base, self.peft_config, tensors)
-        base.adapters[name] = load_adapter(base.model, base.router, config, tensors, self.path, name, tokens)
+        with embedding_kept_on_error(base):
+            config, tensors = self.fitted_to(base, self.tensors)
+            tokens = trained_tokens(base, self.peft_config, tensors)
+            base.adapters[name] = load_adapter(base.model, base.router, config, tensors, self.path, name, tokens)
 
     def fitted_to(self, base: Base, tensors: Mapping[str, Tensor]) -> tuple[LoraConfig, dict[str, Tensor]]:
         """Its config and `tensors`, which are its own in some dtype, after `base` got rows for the tokens that it adds.
 
-        Raises AdapterError as `with_added_tokens` does.
+        Both name the modules as `base` does. Raises AdapterError as `peft_keys` and `with_added_tokens` do.
         """
-        return with_added_tokens(base, self.path, self.peft_config, self.config, tensors)
+        tensors = self.by_peft_keys(base, tensors)
+        config = fitted(self.config, self.peft_config, module_paths(base.model), tensors)
+        return with_added_tokens(base, self.path, self.peft_config, config, tensors)
+
+    def by_peft_keys(self, base: Base, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`tensors`, which are its own in some dtype, by PEFT's keys for this base. Raises as `peft_keys` does."""
+        try:
+            return peft_keys(tensors, module_paths(base.model), base.model.base_model_prefix)
+        except AdapterError as error:
+            raise AdapterError(*(f"{self.path / ADAPTER_WEIGHTS}: {problem}" for problem in error.problems)) from None
 
     def tensors_in(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Its tensors cast to `dtype`, for serving. Raises AdapterError if it has no effect or invalid values."""

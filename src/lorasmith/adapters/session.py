@@ -85,7 +85,7 @@ def open_adapters(
     templates = {}
     for name, folder in folders.items():
         templates[name] = folder.template(base)
-        rows, lacking = embedding_rows(base), ends_without_rows(base, folder.tensors)
+        rows, lacking = embedding_rows(base), ends_without_rows(base, folder.by_peft_keys(base, folder.tensors))
         folder.load_into(base, name)
         if lacking and embedding_rows(base) > rows:
             report.warn(

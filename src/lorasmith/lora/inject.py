@@ -195,7 +195,7 @@ class _Unwrapped:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.wrappers = model, _wrappers(model)
-        self.adapters = {name for wrapper in self.wrappers.values() for name in adapters_of(wrapper)}
+        self.adapters = adapter_names(model)
         own = (p for n, p in model.named_parameters() if n.endswith("bias") and ".modules_to_save." not in n)
         self.has_trained_bias = any(p.requires_grad for p in own)
 
@@ -233,12 +233,23 @@ def unwrapped(model: PreTrainedModel) -> AbstractContextManager[None]:
     return _Unwrapped(model)
 
 
+def module_paths(model: PreTrainedModel) -> list[str]:
+    """The paths of all modules of the base model, whether it has adapters or not."""
+    with unwrapped(model):
+        return [path for path, _module in model.named_modules()]
+
+
 def _is_inside(path: str, outer: str) -> bool:
     return path == outer or path.startswith(outer + ".")
 
 
 def _wrappers(model: nn.Module) -> dict[str, Wrapper]:
     return {p: m for p, m in model.named_modules() if isinstance(m, LoRALayer | LoRAEmbedding | SavedModule)}
+
+
+def adapter_names(model: nn.Module) -> set[str]:
+    """The names of all adapters in the model."""
+    return {name for wrapper in _wrappers(model).values() for name in adapters_of(wrapper)}
 
 
 def adapters_of(wrapper: Wrapper) -> list[str]:

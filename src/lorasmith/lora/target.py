@@ -17,8 +17,13 @@ from lorasmith.errors import LIBRARY_ERRORS, ConfigError
 from lorasmith.i18n import _
 
 ALL_LINEAR = "all-linear"
-_LAYER_NUMBER = re.compile(r".*\.[^.]*\.(\d+)\.")  # as PEFT finds the number of a layer in a module path
+_LAYER_NUMBER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # as PEFT finds the number of a layer in a module path
 _STACK = re.compile(r"(.*?\.)(\d+)\.")  # the stack of layers that a module is in, and the number of its layer there
+
+
+# PEFT 0.21.2 refuses LoRA on these modules of these models, whose fused kernels read the weight without a call.
+_REFUSED_TYPES = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+_REFUSED_NAMES = {"out_proj", "conv1d"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,11 @@ def _answers_as_linear(module: nn.Linear) -> bool:
     return isinstance(y, torch.Tensor) and y.shape == (1, module.out_features)
 
 
+def is_refused_by_peft(model: PreTrainedModel, path: str) -> bool:
+    """Whether PEFT refuses LoRA on this module, so that it cannot load an adapter that has it."""
+    return getattr(model.config, "model_type", "") in _REFUSED_TYPES and path.rpartition(".")[2] in _REFUSED_NAMES
+
+
 def stacked_parameters(module: nn.Module) -> list[str]:
     """Names of the module's own parameters of three or more dimensions, such as the weights of all experts together.
 
@@ -92,15 +102,15 @@ def key_matches(key: str, path: str) -> bool:
 def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True) -> Targets:
     """The modules that `config` selects in `model`, which must be unwrapped.
 
-    With `strict`, patterns in exclude_modules, rank_pattern and alpha_pattern that match nothing are errors too. It is
-    off for existing adapters, whose files may contain such patterns.
+    With `strict`, every pattern, name and layer that matches nothing is an error. It is off for existing adapters,
+    whose files may contain such; then it is an error only if nothing is left.
 
     Raises ConfigError that lists every problem.
     """
     modules = dict(model.named_modules())
-    problems: list[str] = []
+    problems, unmatched = list[str](), list[str]()
     saved = {name: [p for p in modules if ends_with(p, name)] for name in config.modules_to_save}
-    problems += [_no_match("lora.modules_to_save", name, modules) for name, paths in saved.items() if not paths]
+    unmatched += [_no_match("lora.modules_to_save", name, modules) for name, paths in saved.items() if not paths]
     whole = {path for paths in saved.values() for path in paths}
     in_whole = {p for p in modules if any(p == path or p.startswith(path + ".") for path in whole)}
     matched = {}
@@ -108,18 +118,20 @@ def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True
         found = _matching(model, modules, pattern)
         paths = [path for path in found if path not in in_whole]
         if not found:
-            problems.append(_no_match("lora.target_modules", pattern, modules))
+            unmatched.append(_no_match("lora.target_modules", pattern, modules))
         elif not paths:
-            problems.append(
+            unmatched.append(
                 _(
                     "lora.target_modules: everything that {pattern!r} matches is already in modules_to_save",
                     pattern=pattern,
                 )
             )
-        paths = _in_last_layers(_filtered(paths, config, problems), config.last_layers, modules)
+        paths = _in_last_layers(_filtered(paths, config, unmatched), config.last_layers, modules)
         problems += _unsuitable(model, modules, pattern, paths)
         matched[pattern] = paths
     problems += _too_many_layers(config.last_layers, modules)
+    if strict or not any(matched.values()):
+        problems = [*unmatched, *problems]
     if strict:
         problems += _unused_patterns(config, modules, [path for paths in matched.values() for path in paths])
     if not problems and not any(matched.values()):
@@ -142,7 +154,8 @@ def _matching(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: st
     if pattern == ALL_LINEAR:
         head = model.get_output_embeddings()
         linear = {p: m for p, m in modules.items() if isinstance(m, nn.Linear | Conv1D)}
-        return [p for p, m in linear.items() if is_adaptable(m) and m is not head]
+        linear = {p: m for p, m in linear.items() if m is not head and not is_refused_by_peft(model, p)}
+        return [p for p, m in linear.items() if is_adaptable(m)]
     return [p for p in modules if _matches(p, pattern)]
 
 
@@ -170,8 +183,8 @@ def _unused_patterns(config: LoraConfig, modules: dict[str, nn.Module], adapted:
     return problems
 
 
-def _filtered(paths: list[str], config: LoraConfig, problems: list[str]) -> list[str]:
-    """The paths that exclude_modules and layers_to_transform leave; appends messages to `problems`."""
+def _filtered(paths: list[str], config: LoraConfig, unmatched: list[str]) -> list[str]:
+    """The paths that exclude_modules and layers_to_transform leave; appends messages to `unmatched`."""
     for pattern in _patterns(config.exclude_modules or ()):
         paths = [p for p in paths if not _matches(p, pattern)]
     if config.layers_to_transform is None:
@@ -179,7 +192,7 @@ def _filtered(paths: list[str], config: LoraConfig, problems: list[str]) -> list
     numbers = {path: number for path in paths if (number := layer_number(path)) is not None}
     absent = sorted(set(config.layers_to_transform) - set(numbers.values()))
     if absent and numbers:
-        problems.append(
+        unmatched.append(
             _(
                 "lora.layers_to_transform: layer {absent} does not exist; this model has layers {low} to {high}.",
                 absent=", ".join(map(str, absent)),

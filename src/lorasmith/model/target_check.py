@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from lorasmith.errors import LIBRARY_ERRORS, ConfigError, ModelError, first_line
 from lorasmith.i18n import _, listed
-from lorasmith.lora.inject import PEFT_PREFIX, leave_out
+from lorasmith.lora.inject import PEFT_PREFIX, leave_out, module_paths
 from lorasmith.lora.layer import SavedModule
+from lorasmith.lora.target import is_adaptable, is_refused_by_peft
 from lorasmith.model.base import Base
 from lorasmith.model.verify import trial_loss, use_fast_parts
 from lorasmith.report import Report
@@ -41,6 +42,7 @@ def check_targets(base: Base, name: str, ids: Sequence[int], report: Report) -> 
         paths = [path for path in adapter.targets.adapted if path in set(unreached)]
         base.adapters[name] = leave_out(base.model, adapter, paths)
         _tell(base, [path for path in paths if path in read], [path for path in paths if path not in read], report)
+    _tell_what_peft_refuses(base, base.adapters[name].targets.adapted, report)
 
 
 def _unreached(base: Base, name: str, ids: Sequence[int]) -> list[str]:
@@ -139,6 +141,30 @@ def _tell(base: Base, read: Sequence[str], others: Sequence[str], report: Report
             "{count} linear layers get no adapter, because a text does not reach them: {modules}",
             count=len(others),
             modules=listed(_places(others)),
+        )
+        report.say(text)
+
+
+def _tell_what_peft_refuses(base: Base, adapted: Sequence[str], report: Report) -> None:
+    """Report modules that PEFT refuses: all-linear leaves them out, and with them PEFT cannot load the adapter."""
+    kind = type(base.model).__name__
+    refused = [path for path in module_paths(base.model) if is_refused_by_peft(base.model, path)]
+    refused = [path for path in refused if is_adaptable(base.model.get_submodule(path)) or path in adapted]
+    left_out = _last_names(path for path in refused if path not in adapted)
+    if trained := _last_names(path for path in refused if path in adapted):
+        text = _(
+            "{names}: PEFT refuses LoRA on these layers of {kind}, so PEFT and the programs that use it cannot load "
+            "this adapter. Merge it for them, or leave the layers out.",
+            names=listed(trained),
+            kind=kind,
+        )
+        report.warn(text)
+    elif left_out:
+        text = _(
+            "{names}: no adapter, because PEFT refuses LoRA on these layers of {kind}. To train them for use in "
+            "lorasmith, name them in --target-modules.",
+            names=listed(left_out),
+            kind=kind,
         )
         report.say(text)
 

@@ -1,7 +1,8 @@
 """Token ids against the rows of the embedding: a tokenizer may have tokens that the model was never resized for."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from tokenizers import AddedToken
@@ -55,6 +56,19 @@ def refuse_surplus_examples(base: Base, examples: Sequence[Example]) -> None:
         problems.append(_("{count} more rows contain such tokens.", count=len(found) - SHOWN))
     if problems:
         raise DataError(*problems)
+
+
+@contextmanager
+def embedding_kept_on_error(base: Base) -> Iterator[None]:
+    """Take the rows that were added to the embedding inside the block away again if it ends with an error."""
+    rows = embedding_rows(base)
+    try:
+        yield
+    except BaseException:
+        if embedding_rows(base) > rows:
+            base.model.resize_token_embeddings(rows, mean_resizing=False)
+            base.model.requires_grad_(False)
+        raise
 
 
 @torch.no_grad()
