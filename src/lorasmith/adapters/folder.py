@@ -131,6 +131,15 @@ class AdapterFolder:
         return lora_config(self.peft_config, self.path / ADAPTER_CONFIG, self.shapes)
 
     @property
+    def problems(self) -> list[str]:
+        """Why it cannot be loaded on any base model, as far as its options tell; empty if it can."""
+        try:
+            _config = self.config
+        except AdapterError as error:
+            return list(error.problems)
+        return []
+
+    @property
     def base(self) -> str:
         """The name or path of its base model. Raises AdapterError if it does not name one."""
         name = self.metadata["base"]["model"] if self.metadata else self.peft_config.get("base_model_name_or_path")

@@ -38,6 +38,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         _("adapter   {folder}", folder=facts["folder"]),
         _("base      {base}", base=facts["base"] or _("not specified")),
         _("LoRA      {options}", options=_options(facts)),
+        *_wrapped(_("unusable"), _unusable(facts["problems"], facts["folder"])),
         *_wrapped(_("targets"), _names(facts["target_modules"])),
         *_wrapped(_("ranks"), _pairs(facts["rank_pattern"])),
         *_wrapped(_("alphas"), _pairs(facts["alpha_pattern"])),
@@ -76,6 +77,12 @@ def _combined(how: dict[str, Any] | None) -> list[str]:
         return []
     parts = [f"{part['folder']} ({part['weight']:g})" for part in how["adapters"]]
     return _wrapped(_("made of"), _("{adapters}, with {method}", adapters=_names(parts), method=how["method"]))
+
+
+def _unusable(problems: list[str], folder: str) -> str:
+    """Why the adapter cannot be loaded, without the folder, which was named above."""
+    why = " ".join(problem.removeprefix(folder).lstrip("/\\") for problem in problems)
+    return _("this adapter cannot be loaded: {why}", why=why) if why else ""
 
 
 def _run(summary: dict[str, Any] | None) -> list[str]:
