@@ -22,7 +22,7 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.loading.tokenizer import load_tokenizer
-from lorasmith.lora.files import is_same
+from lorasmith.lora.files import ADAPTER_WEIGHTS, is_same
 from lorasmith.lora.inject import PEFT_PREFIX
 from lorasmith.lora.target import ends_with
 from lorasmith.lora.token_rows import ROWS, paths_of_ends
@@ -100,7 +100,8 @@ def with_added_tokens(
     tensors = {key: tensor for key, tensor in tensors.items() if key not in repeated}
     for path, ids in trained_tokens(base, raw, tensors).items():
         weight: Tensor = base.model.get_submodule(path).weight  # type: ignore[assignment]
-        _refuse_rows(weight, ids, tensors[f"{PEFT_PREFIX}{path}.{ROWS}"], f"{PEFT_PREFIX}{path}.{ROWS}")
+        key = f"{PEFT_PREFIX}{path}.{ROWS}"
+        _refuse_rows(weight, ids, tensors[key], f"{folder / ADAPTER_WEIGHTS}: {key}")
     return config, tensors
 
 
@@ -141,7 +142,7 @@ def _rows_of(
     base: Base, ends: list[str], raw: Mapping[str, Any], config: LoraConfig, tensors: Mapping[str, Tensor]
 ) -> int:
     """The number of rows that the adapter needs; 0 if its tensors contradict each other or belong to another base."""
-    sizes = {size for path in ends for size in _sizes(path, raw, tensors)}
+    sizes = {size for path in ends for size in _sizes(path, raw, tensors, embedding_rows(base))}
     for path in ends:
         is_trained = any(ends_with(path, name) for name in config.modules_to_save)
         theirs = _saved(path, tensors, WHOLE[:-1] if is_trained else WHOLE)
@@ -152,19 +153,18 @@ def _rows_of(
 
 
 def _saved(path: str, tensors: Mapping[str, Tensor], suffixes: Sequence[str] = WHOLE) -> Tensor | None:
-    """The embedding or head at `path` that PEFT saved in full, or None."""
+    """The embedding or head at `path` that PEFT saved in full, or None. Tensors of another form are no embeddings."""
     keys = (f"{PEFT_PREFIX}{path}{suffix}" for suffix in suffixes)
-    return next((tensors[key] for key in keys if key in tensors), None)
+    return next((tensors[key] for key in keys if key in tensors and tensors[key].dim() == 2), None)
 
 
-def _sizes(path: str, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[int]:
-    """How many rows the embedding or head at `path` has, according to its tensors."""
+def _sizes(path: str, raw: Mapping[str, Any], tensors: Mapping[str, Tensor], rows: int) -> list[int]:
+    """How many rows the embedding or head at `path` has, according to its tensors; `rows` of them are the base's."""
     saved, low_rank = _saved(path, tensors), tensors.get(f"{PEFT_PREFIX}{path}.lora_embedding_A")
     sizes = [] if saved is None else [saved.shape[0]]
-    sizes += [] if low_rank is None else [low_rank.shape[1]]
-    if sizes or f"{PEFT_PREFIX}{path}.{ROWS}" not in tensors:
-        return sizes
-    return [max(_indices(path, raw), default=0) + 1]
+    sizes += [] if low_rank is None or low_rank.dim() != 2 else [low_rank.shape[1]]
+    ids = _indices(path, raw) if f"{PEFT_PREFIX}{path}.{ROWS}" in tensors and not sizes else []
+    return sizes + [max(ids) + 1 for _once in ids[:1] if max(ids) < rows + len(ids)]  # no rows without a token
 
 
 def _indices(path: str, raw: Mapping[str, Any]) -> list[int]:
@@ -180,7 +180,8 @@ def _indices(path: str, raw: Mapping[str, Any]) -> list[int]:
 
 def _refuse_rows(weight: Tensor, ids: list[int], rows: Tensor, key: str) -> None:
     """Raise AdapterError if `rows` are not those of the tokens `ids` in an embedding with this weight."""
-    if len(ids) != len(rows) or any(not 0 <= i < len(weight) for i in ids) or rows.shape[1:] != weight.shape[1:]:
+    is_known = all(0 <= i < len(weight) for i in ids)
+    if rows.dim() != 2 or not is_known or len(ids) != len(rows) or rows.shape[1:] != weight.shape[1:]:
         raise AdapterError(
             _(
                 "{key} has the shape {found}, which does not fit the tokens in trainable_token_indices of "
