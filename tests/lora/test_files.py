@@ -1,7 +1,12 @@
 """Adapter folders: what is refused, with a text that names it, and the model left as it was."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.errors import AdapterError
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG
-from lorasmith.lora.files import ADAPTER_WEIGHTS, has_effect, mismatches, save_adapter
+from lorasmith.lora.files import ADAPTER_WEIGHTS, conversion_of, has_effect, mismatches, save_adapter
 from lorasmith.lora.fused.held import held_weights
 from tests.support.families import adapted, logits_of, tiny, tiny_base
 from tests.support.llama_adapter import KEY, change, configure, problems
@@ -96,10 +101,50 @@ def test_an_adapter_that_holds_no_numbers(folder: Path) -> None:
 def test_a_pickle_is_not_read(folder: Path) -> None:
     (folder / ADAPTER_WEIGHTS).rename(folder / "adapter_model.bin")
     (problem,) = problems(folder)
-    assert "adapter_model.bin is a pickle file, which can run code when it is loaded" in problem
+    assert "adapter_model.bin is a pickle file, which can run code when it is loaded. Convert it with:\n" in problem
+    assert problem.splitlines()[1:] == [conversion_of(folder)]
     (folder / "adapter_model.bin").unlink()
     (problem,) = problems(folder)
     assert problem.endswith(f"{folder} does not contain {ADAPTER_WEIGHTS}.")
+
+
+def test_the_command_that_converts_a_pickle_runs_as_it_is_printed(tmp_path: Path) -> None:
+    """PEFT wrote adapter_model.bin up to 0.6; the tensors may share memory, as those of tied copies do."""
+    theirs = peft.get_peft_model(
+        tiny("qwen2"), peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["norm"])
+    )
+    for p in theirs.parameters():
+        if p.requires_grad:
+            p.data += 0.1
+    folder = tmp_path / "it's my adapter"
+    theirs.save_pretrained(folder, safe_serialization=False)
+    with pytest.raises(AdapterError) as caught:
+        AdapterFolder.read(folder)
+    command = str(caught.value).splitlines()[-1]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(command, shell=True, check=True, env=environment)
+    base = tiny_base("qwen2")
+    AdapterFolder.read(folder).load_into(base, "default")
+    assert torch.allclose(logits_of(base), logits_of(theirs.eval()), rtol=0, atol=1e-6)
+
+
+def test_the_command_that_converts_a_pickle_runs_no_code_of_it(tmp_path: Path) -> None:
+    torch.save({"x": Malicious(tmp_path / "was here")}, tmp_path / "adapter_model.bin")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    ran = subprocess.run(conversion_of(tmp_path), shell=True, check=False, capture_output=True, env=environment)
+    assert ran.returncode
+    assert b"Weights only load failed" in ran.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_model.bin"]
+
+
+class Malicious:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return Path.touch, (self.path,)
 
 
 def test_a_broken_file(folder: Path) -> None:
