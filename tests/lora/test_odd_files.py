@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.errors import AdapterError
+from lorasmith.lora import inject
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG, PEFT_DEFAULTS
 from lorasmith.lora.files import ADAPTER_WEIGHTS
 from lorasmith.lora.inject import remove
@@ -172,6 +173,30 @@ def test_a_file_that_ends_anywhere(base: Base, folder: Path) -> None:
         assert not loads(base, folder)
     (folder / ADAPTER_WEIGHTS).write_bytes(data)
     assert loads(base, folder)
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("at", [1, 2])
+def test_an_error_in_the_middle_leaves_nothing(
+    error: type[BaseException], at: int, base: Base, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, right = iter(range(1, 9)), inject.initialize
+
+    def initialize(*args: Any) -> None:
+        if next(calls) == at:
+            raise error
+        right(*args)
+
+    monkeypatch.setattr(inject, "initialize", initialize)
+    with pytest.raises(error):
+        AdapterFolder.read(folder).load_into(base, "odd")
+
+
+def test_a_name_in_use_leaves_the_adapter_that_has_it(shared: Base, folder: Path) -> None:
+    before = state(shared)
+    with pytest.raises(AdapterError, match="already in use"):
+        AdapterFolder.read(folder).load_into(shared, "default")
+    assert state(shared) == before
 
 
 Q, END = "base_model.model.model.layers.0.self_attn.q_proj", "base_model.model."
