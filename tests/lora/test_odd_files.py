@@ -192,6 +192,17 @@ def test_an_error_in_the_middle_leaves_nothing(
         AdapterFolder.read(folder).load_into(base, "odd")
 
 
+@pytest.mark.parametrize("bias", ["none", "all"])
+def test_what_was_trained_before_is_trained_again(bias: str, folder: Path) -> None:
+    base = tiny_base("gpt2")
+    for i, p in enumerate(base.model.parameters()):
+        p.requires_grad_(i % 2 == 0)
+    before = state(base)
+    configure(folder, target_modules=["c_attn"], bias=bias)
+    assert not loads(base, folder)
+    assert state(base) == before
+
+
 def test_a_name_in_use_leaves_the_adapter_that_has_it(shared: Base, folder: Path) -> None:
     before = state(shared)
     with pytest.raises(AdapterError, match="already in use"):
