@@ -1,0 +1,121 @@
+"""PEFT's functions and classes that make a PeftModel, for our LoraConfig."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+
+from lorasmith.errors import ConfigError
+from lorasmith.i18n import _
+from lorasmith.peft.config import LoraConfig, PeftConfig, own_config
+from lorasmith.peft.tuner import LoraModel
+
+
+class _OfOurs(type):
+    """isinstance is true for every PEFT model of this task whose LoRA is ours, such as those that TRL makes."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        theirs = cls.__mro__[1]
+        return isinstance(instance, theirs) and isinstance(getattr(instance, "base_model", None), LoraModel)
+
+
+class PeftModel(peft.PeftModel, metaclass=_OfOurs):
+    """PEFT's PeftModel with lorasmith's LoRA. `from_pretrained` returns the class of the adapter's task."""
+
+    def __init__(self, model: nn.Module, peft_config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, own_config(peft_config), *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: nn.Module,
+        model_id: str | os.PathLike[str],
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load the adapter folder `model_id` onto `model`. Raises AdapterError if tensors are missing or unknown."""
+        if config is None:
+            given = {key: kwargs[key] for key in ("subfolder", "revision", "cache_dir", "token") if key in kwargs}
+            config = PeftConfig.from_pretrained(str(model_id), **given)
+        return peft.PeftModel.from_pretrained.__func__(  # type: ignore[attr-defined]
+            cls, model, str(model_id), adapter_name, is_trainable, own_config(config), **kwargs
+        )
+
+
+def _of_task(theirs: type[peft.PeftModel]) -> Any:
+    """Our class of a task: PEFT's, with our PeftModel between it and PEFT's PeftModel."""
+    return _OfOurs(theirs.__name__, (theirs, PeftModel), {"__doc__": theirs.__doc__, "__module__": __name__})
+
+
+PeftModelForCausalLM = _of_task(peft.PeftModelForCausalLM)
+PeftModelForSeq2SeqLM = _of_task(peft.PeftModelForSeq2SeqLM)
+PeftModelForSequenceClassification = _of_task(peft.PeftModelForSequenceClassification)
+PeftModelForTokenClassification = _of_task(peft.PeftModelForTokenClassification)
+PeftModelForQuestionAnswering = _of_task(peft.PeftModelForQuestionAnswering)
+PeftModelForFeatureExtraction = _of_task(peft.PeftModelForFeatureExtraction)
+
+
+class AutoPeftModel(peft.AutoPeftModel):
+    """Loads the base model that an adapter folder names, and the adapter."""
+
+    _target_peft_class: Any = PeftModel
+
+
+class AutoPeftModelForCausalLM(peft.AutoPeftModelForCausalLM):
+    """The same for a causal language model."""
+
+    _target_peft_class: Any = PeftModelForCausalLM
+
+
+class AutoPeftModelForSeq2SeqLM(peft.AutoPeftModelForSeq2SeqLM):
+    """The same for an encoder with a decoder."""
+
+    _target_peft_class: Any = PeftModelForSeq2SeqLM
+
+
+class AutoPeftModelForSequenceClassification(peft.AutoPeftModelForSequenceClassification):
+    """The same for a classifier of texts."""
+
+    _target_peft_class: Any = PeftModelForSequenceClassification
+
+
+class AutoPeftModelForTokenClassification(peft.AutoPeftModelForTokenClassification):
+    """The same for a classifier of tokens."""
+
+    _target_peft_class: Any = PeftModelForTokenClassification
+
+
+class AutoPeftModelForQuestionAnswering(peft.AutoPeftModelForQuestionAnswering):
+    """The same for a model that finds the answer in a text."""
+
+    _target_peft_class: Any = PeftModelForQuestionAnswering
+
+
+class AutoPeftModelForFeatureExtraction(peft.AutoPeftModelForFeatureExtraction):
+    """The same for a model that gives hidden states."""
+
+    _target_peft_class: Any = PeftModelForFeatureExtraction
+
+
+def get_peft_model(
+    model: nn.Module, peft_config: Any, adapter_name: str = "default", mixed: bool = False, **kwargs: Any
+) -> Any:
+    """Add a new adapter to `model`, which is changed in place, and return it as a PeftModel.
+
+    Raises ConfigError, AdapterError: everything in the config that matches nothing or is not supported.
+    """
+    if mixed:
+        raise ConfigError(_("{name} is not supported. Use peft itself for it.", name="get_peft_model(mixed=True)"))
+    return peft.get_peft_model(model, own_config(peft_config), adapter_name, **kwargs)
+
+
+def get_peft_config(config_dict: dict[str, Any]) -> LoraConfig:
+    """The LoraConfig with these options."""
+    config = PeftConfig.from_peft_type(**config_dict)
+    config.from_file = False
+    return config
