@@ -1,0 +1,78 @@
+"""The same program with PEFT and with lorasmith.peft: small models, Trainer, and what their results must share."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, Trainer, TrainingArguments
+
+from tests.support.families import WORDS, tiny
+from tests.support.tiny import tokenizer
+
+LIBRARIES = ("peft", "lorasmith.peft")
+
+
+def both() -> list[Any]:
+    """PEFT and lorasmith.peft."""
+    return [importlib.import_module(name) for name in LIBRARIES]
+
+
+def base(family: str = "llama", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A base model as from_pretrained gives it: in eval mode, with gradients."""
+    return tiny(family, dtype).requires_grad_(True).eval()
+
+
+def ids(rows: int = 3, tokens: int = 10, seed: int = 0) -> torch.Tensor:
+    """Random token ids [rows, tokens]."""
+    return torch.randint(3, WORDS, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def stirred(model: Any, seed: int = 5, size: float = 0.2) -> Any:
+    """The model with noise on all LoRA parameters; the same for both libraries, whatever their order."""
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            generator = torch.Generator().manual_seed(seed + sum(map(ord, name)))
+            p.data += torch.randn(p.shape, generator=generator).to(p.dtype) * size
+    return model
+
+
+def examples(count: int = 24) -> Dataset:
+    """Tokenized rows of different lengths, with labels for the second half."""
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randint(3, WORDS, (6 + i % 5,), generator=generator).tolist() for i in range(count)]
+    return Dataset.from_list([
+        {"input_ids": row, "attention_mask": [1] * len(row), "labels": [-100] * 3 + row[3:]} for row in rows
+    ])  # fmt: skip
+
+
+def arguments(folder: Path, **changes: Any) -> TrainingArguments:
+    """Trainer's arguments for a short run on the processor, and changes to them."""
+    given = {"per_device_train_batch_size": 2, "max_steps": 6, "logging_steps": 1, "learning_rate": 5e-3}
+    given |= {"use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True, "seed": 3}
+    return TrainingArguments(output_dir=str(folder), **given | changes)
+
+
+def train(model: Any, args: TrainingArguments, resume: Any = None, **given: Any) -> Trainer:
+    """Trainer after training."""
+    collator = DataCollatorForSeq2Seq(tokenizer("llama"), padding=True)
+    trainer = Trainer(model=model, args=args, train_dataset=examples(), data_collator=collator, **given)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def losses(trainer: Any) -> list[float]:
+    """The losses that were logged, in order."""
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def largest_difference(one: Any, other: Any) -> float:
+    """Between the parameters of two models, by name. Raises AssertionError if their names differ."""
+    short = "lora_magnitude_vector.default"  # the one name of a parameter that differs
+    first, second = (
+        {name.replace(f"{short}.weight", short): p.detach() for name, p in model.named_parameters()}
+        for model in (one, other)
+    )
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
