@@ -76,3 +76,39 @@ def largest_difference(one: Any, other: Any) -> float:
     )
     assert first.keys() == second.keys()
     return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def same(program: Any, *args: Any, limit: float = 1e-5) -> Any:
+    """Run `program(library, *args)` with both and compare what it returns: tensors within `limit`, all else equal.
+
+    Returns what it gave with lorasmith.peft.
+    """
+    theirs, mine = (program(library, *args) for library in both())
+    compare(mine, theirs, limit)
+    return mine
+
+
+def compare(mine: Any, theirs: Any, limit: float, place: str = "result") -> None:
+    """Raise AssertionError if the two differ, in a place of nested lists and dictionaries."""
+    if isinstance(theirs, torch.Tensor):
+        assert mine.shape == theirs.shape, place
+        assert mine.dtype == theirs.dtype, place
+        apart = float((mine.detach().double() - theirs.detach().double()).abs().max()) if theirs.numel() else 0.0
+        assert apart <= limit, f"{place}: {apart}"
+    elif isinstance(theirs, dict):
+        assert mine.keys() == theirs.keys(), place
+        for key, value in theirs.items():
+            compare(mine[key], value, limit, f"{place}[{key!r}]")
+    elif isinstance(theirs, list | tuple):
+        assert len(mine) == len(theirs), place
+        for i, (one, other) in enumerate(zip(mine, theirs, strict=True)):
+            compare(one, other, limit, f"{place}[{i}]")
+    else:
+        assert mine == theirs, place
+
+
+@torch.no_grad()
+def logits(model: Any, **given: Any) -> torch.Tensor:
+    """Logits of three rows of ten tokens."""
+    found: torch.Tensor = model(input_ids=ids(), **given).logits
+    return found
