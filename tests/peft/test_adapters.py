@@ -36,7 +36,7 @@ def state(model: Any) -> dict[str, Any]:
         "counts": model.get_nb_trainable_parameters(),
         "logits": logits(model),
         "status": {key: value for key, value in vars(status).items()},
-        "layers": [(one.name, one.enabled, one.active_adapters, one.merged_adapters, one.available_adapters,
+        "layers": [(one.name, one.enabled, one.active_adapters, list(one.merged_adapters), one.available_adapters,
                     one.requires_grad, one.devices) for one in model.get_layer_status()],
     }  # fmt: skip
 
@@ -209,6 +209,7 @@ def test_hotswap_gives_an_adapter_the_weights_of_another(tmp_path: Path) -> None
     "options",
     [
         {"modules_to_save": ["lm_head"]},
+        {"target_modules": ["EMBEDDING", "LINEAR"]},
         {"modules_to_save": ["EMBEDDING"], "ensure_weight_tying": True},
         {"trainable_token_indices": [5, 7, 9]},
         {"exclude_modules": ["EXCLUDED"]},
@@ -262,4 +263,5 @@ def test_options_give_pefts_parameters_logits_gradients_and_files(
         return
     mine = same(program, limit=1e-4)
     compare(mine[5], mine[2], 1e-5)
-    compare(mine[6], mine[2], 1e-4)
+    if "EMBEDDING" not in str(options.get("target_modules")) or family == "llama":
+        compare(mine[6], mine[2], 1e-4)  # a tied head is changed by merging into the embedding, of which PEFT warns

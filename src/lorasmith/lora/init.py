@@ -20,6 +20,8 @@ def initialize(
     """
     if isinstance(layer, LoRAEmbedding):
         zero, random = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
+        for matrix in (zero, random) if generator is None else ():
+            torch.randn(matrix.shape, device=matrix.device)  # PEFT draws both once without using them
     else:
         random, zero = layer.updates[adapter].matrices
     nn.init.zeros_(zero)

@@ -26,7 +26,7 @@ from lorasmith.lora.inject import inject, remove, unwrapped
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.merge import merged_weight
 from lorasmith.lora.router import Router
-from lorasmith.lora.target import find_targets
+from lorasmith.lora.target import ends_with, find_targets
 from lorasmith.peft.config import Kind, LoraConfig, core_config, own_config
 from lorasmith.peft.layers import LAYERS, layers_of, parameters_of, tell
 from lorasmith.peft.rows import route_rows
@@ -101,11 +101,9 @@ class LoraModel(peft.LoraModel):
     def _resolve(self, model: PreTrainedModel, config: LoraConfig) -> CoreConfig:
         """The LoRA options, with the full paths of the target modules in the model's order, as PEFT adds them."""
         auxiliary = [path for path, m in model.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)]
-        _check_modules_to_save(model, config)
         core = core_config(config)
+        wanted = core.model_copy(update={"modules_to_save": _modules_to_save(model, config)})
         with unwrapped(model):
-            wanted = core.model_copy(update={"modules_to_save": tuple(config.modules_to_save or ())})
-            wanted = wanted if not auxiliary else core
             chosen = set(find_targets(model, wanted, strict=not config.from_file).adapted)
             paths = [path for path, _module in model.named_modules() if path in chosen]
         paths = [path for path in paths if not any(path.startswith(f"{outer}.") for outer in auxiliary)]
@@ -300,15 +298,19 @@ class LoraModel(peft.LoraModel):
         return cast(dict[str, Tensor], found)
 
 
-def _check_modules_to_save(model: PreTrainedModel, config: LoraConfig) -> None:
-    """Raise ConfigError for names that match no module, except those that PEFT adds for all classifiers."""
-    paths = [path for path, _module in model.named_modules()]
-    unknown = [name for name in config.modules_to_save or () if not any(path.endswith(name) for path in paths)]
+def _modules_to_save(model: PreTrainedModel, config: LoraConfig) -> tuple[str, ...]:
+    """The names in modules_to_save that the model has, which are all but those that PEFT adds for every classifier.
+
+    Raises ConfigError for others.
+    """
+    paths, names = [path for path, _module in model.named_modules()], config.modules_to_save or ()
+    unknown = [name for name in names if not any(path.endswith(name) for path in paths)]
     classifies = config.task_type in (peft.TaskType.SEQ_CLS, peft.TaskType.TOKEN_CLS)
     if wrong := [name for name in unknown if not (classifies and name in _CLASSIFIERS)]:
         raise ConfigError(
             _("LoraConfig: modules_to_save: this model has no module called {names}.", names=listed(wrong))
         )
+    return tuple(name for name in dict.fromkeys(names) if any(ends_with(path, name) for path in paths))
 
 
 PEFT_TYPE_TO_TUNER_MAPPING[Kind.LORA] = LoraModel
