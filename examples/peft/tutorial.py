@@ -106,7 +106,9 @@ response = tokenizer.decode(generated[0], skip_special_tokens=True)
 print("生成的回答:", response)
 merge_model = p_model.merge_and_unload()
 print("合并后的模型结构:", merge_model)
-ipt_merged = tokenizer("Human: {}\\n{}".format("考试有哪些技巧?", "").strip() + "\\n\\nAssistant: ", return_tensors="pt")
+ipt_merged = tokenizer(
+    "Human: {}\\n{}".format("考试有哪些技巧?", "").strip() + "\\n\\nAssistant: ", return_tensors="pt"
+)
 merged_response = tokenizer.decode(
     merge_model.generate(
         **ipt_merged,

@@ -12,7 +12,10 @@ from lorasmith.errors import AdapterError, ConfigError
 from tests.support.peft_pair import base, compare, ids, logits, same, stirred
 from tests.support.tiny import model_folder
 
-TWO = {"first": {"target_modules": ["q_proj", "v_proj"], "r": 4}, "second": {"target_modules": ["q_proj", "up_proj"], "r": 2}}
+TWO = {
+    "first": {"target_modules": ["q_proj", "v_proj"], "r": 4},
+    "second": {"target_modules": ["q_proj", "up_proj"], "r": 2},
+}
 
 
 def two(library: Any, **changes: Any) -> Any:
@@ -35,7 +38,7 @@ def state(model: Any) -> dict[str, Any]:
         "trained": trained(model),
         "counts": model.get_nb_trainable_parameters(),
         "logits": logits(model),
-        "status": {key: value for key, value in vars(status).items()},
+        "status": dict(vars(status)),
         "layers": [(one.name, one.enabled, one.active_adapters, list(one.merged_adapters), one.available_adapters,
                     one.requires_grad, one.devices) for one in model.get_layer_status()],
     }  # fmt: skip
@@ -175,7 +178,10 @@ def test_a_file_with_missing_or_unknown_tensors_is_refused_where_peft_says_littl
     key = next(iter(tensors))
     for changed, text in (
         ({k: v for k, v in tensors.items() if k != key}, rf"missing .*{key.split('.lora')[0]}"),
-        (tensors | {"base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": tensors[key]}, r"unexpected .*layers\.7"),
+        (
+            tensors | {"base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": tensors[key]},
+            r"unexpected .*layers\.7",
+        ),
     ):
         with pytest.raises(AdapterError, match=text):
             ours.set_peft_model_state_dict(two(ours), changed, adapter_name="first")

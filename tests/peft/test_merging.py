@@ -48,7 +48,13 @@ def test_merge_adapter_and_unmerge_adapter() -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     "given",
-    [{}, {"safe_merge": True}, {"adapter_names": ["second"]}, {"adapter_names": ["first", "second"]}, {"progressbar": True}],
+    [
+        {},
+        {"safe_merge": True},
+        {"adapter_names": ["second"]},
+        {"adapter_names": ["first", "second"]},
+        {"progressbar": True},
+    ],
     ids=str,
 )
 def test_merge_and_unload(given: dict[str, Any]) -> None:
@@ -65,7 +71,9 @@ def test_merge_and_unload(given: dict[str, Any]) -> None:
 def test_merging_in_other_dtypes_is_close_to_the_sum_in_float64(dtype: torch.dtype) -> None:
     model = stirred(ours.get_peft_model(base(dtype=dtype), ours.LoraConfig(target_modules="all-linear"))).eval()
     truth = stirred(ours.get_peft_model(base(dtype=torch.float64), ours.LoraConfig(target_modules="all-linear"))).eval()
-    for layer, exact in zip(*([m for m in one.modules() if hasattr(m, "updates")] for one in (model, truth)), strict=True):
+    for layer, exact in zip(
+        *([m for m in one.modules() if hasattr(m, "updates")] for one in (model, truth)), strict=True
+    ):
         for p, wide in zip(layer.updates["default"].matrices, exact.updates["default"].matrices, strict=True):
             wide.data.copy_(p.data)
         exact.base_layer.weight.data.copy_(layer.base_layer.weight.data)

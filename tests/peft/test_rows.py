@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
 
 import lorasmith.peft as ours
 from lorasmith.errors import ConfigError
@@ -66,7 +66,9 @@ def test_modules_that_are_trained_in_full_and_embeddings_with_lora() -> None:
 def test_encoder_and_decoder_with_beams(beams: int) -> None:
     def program(library: Any) -> list[torch.Tensor]:
         torch.manual_seed(3)
-        config = T5Config(vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0)
+        config = T5Config(
+            vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+        )
         model: Any = T5ForConditionalGeneration(config)
         for p in model.parameters():
             p.data.normal_(0, 0.2)

@@ -23,7 +23,9 @@ _BERT = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_labels": 3}
 BERT = BertConfig(**_BERT | _NO_DROPOUT)
 GPT2 = GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, pad_token_id=0, num_labels=3)
-T5 = T5Config(vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0, dropout_rate=0)
+T5 = T5Config(
+    vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0, dropout_rate=0
+)
 TASKS: dict[str, tuple[Any, Any, list[str], Any]] = {
     "SEQ_CLS": (BertForSequenceClassification, BERT, ["query", "value"], torch.tensor([0, 2, 1])),
     "SEQ_CLS gpt2": (GPT2ForSequenceClassification, GPT2, ["c_attn"], torch.tensor([0, 2, 1])),
@@ -93,6 +95,6 @@ def test_a_half_precision_base_starts_with_pefts_numbers(cast: bool) -> None:
         torch.manual_seed(2)
         config = library.LoraConfig(target_modules="all-linear")
         model = library.get_peft_model(base(dtype=torch.bfloat16), config, autocast_adapter_dtype=cast)
-        return [{name: p for name, p in model.named_parameters()}, model(input_ids=ids()).logits]
+        return [dict(model.named_parameters()), model(input_ids=ids()).logits]
 
     same(program, limit=0)

@@ -20,7 +20,14 @@ ROWS = Dataset.from_list([
 PAIRS = Dataset.from_list([
     {"prompt": q, "chosen": " " + a, "rejected": " " + ANSWERS[i - 1]} for q in QUESTIONS for i, a in enumerate(ANSWERS)
 ])  # fmt: skip
-SHORT = {"max_steps": 4, "logging_steps": 1, "report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+SHORT = {
+    "max_steps": 4,
+    "logging_steps": 1,
+    "report_to": [],
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "save_strategy": "no",
+}
 EQUAL = SHORT | {"bf16": False, "learning_rate": 1e-3}
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast
 
 import peft
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
@@ -19,7 +19,7 @@ AROUND = ("modules_to_save", "trainable_token_indices", "ensure_weight_tying")
 _SELECTED_BY = Path("LoraConfig")  # in place of the path of a file, in messages
 
 
-class Kind(str, Enum):
+class Kind(str, Enum):  # noqa: UP042 (a StrEnum has another str than PEFT's)
     """The peft_type of our configs: it equals and is written as PEFT's LORA, but is a key of its own in PEFT's tables.
 
     In these tables PEFT finds the class that adds the adapter, also where TRL calls PEFT with our config.
@@ -42,7 +42,7 @@ class PeftConfig(peft.PeftConfig):
         if kind != "LORA":
             raise ConfigError(
                 _(
-                    "{name} is not LoRA. lorasmith.peft does LoRA alone; use peft itself for this.",
+                    "{name} is not supported by lorasmith.peft. Import it from peft itself.",
                     name=f"peft_type={getattr(kind, 'value', kind)}",
                 )
             )
@@ -68,18 +68,14 @@ class LoraConfig(peft.LoraConfig, PeftConfig):
     """
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = Kind.LORA
         self.from_file = False  # read from a file, which may have patterns that match nothing
         core_config(self)
 
     def _register_custom_module(self, mapping: dict[Any, Any]) -> None:
-        raise ConfigError(
-            _(
-                "LoraConfig: {name} is not supported. Use peft itself for this.",
-                name="_register_custom_module",
-            )
-        )
+        name = "_register_custom_module"
+        raise ConfigError(_("{name} is not supported by lorasmith.peft. Import it from peft itself.", name=name))
 
 
 def own_config(config: peft.PeftConfig) -> LoraConfig:
@@ -95,23 +91,18 @@ def core_config(config: LoraConfig) -> CoreConfig:
 
     Raises AdapterError or ConfigError that names every option that has no effect here, or an invalid value.
     """
-    raw = {key: sorted(v, key=str) if isinstance(v, set) else v for key, v in config.to_dict().items()}
+    raw = {key: sorted(v, key=str) if isinstance(v, set) else v for key, v in dataclasses.asdict(config).items()}
     raw = {key: value for key, value in raw.items() if key not in AROUND}
     raw["target_modules"] = raw["target_modules"] or ALL_LINEAR
     if isinstance(raw["target_modules"], str) and raw["target_modules"].lower() == ALL_LINEAR:
         raw["target_modules"] = ALL_LINEAR
     core = lora_config(raw, _SELECTED_BY)
-    kinds = get_args(CoreConfig.model_fields["init_lora_weights"].annotation)
-    if config.init_lora_weights in (True, False, *kinds):
-        return core
-    raise ConfigError(
-        _(
-            "LoraConfig: init_lora_weights={value!r} is not supported. Use one of {known}, or peft itself.",
-            value=config.init_lora_weights,
-            known=listed(["True", "False", *(repr(kind) for kind in kinds if kind != "default")]),
-        )
-    )
+    start = config.init_lora_weights  # of a file, it is over, so that the core does not look at it
+    if not config.from_file and (start == "eva" or (isinstance(start, str) and core.init_lora_weights != start)):
+        name = f"init_lora_weights={start!r}"
+        raise ConfigError(_("{name} is not supported by lorasmith.peft. Import it from peft itself.", name=name))
+    return core
 
 
-PEFT_TYPE_TO_CONFIG_MAPPING[Kind.LORA] = LoraConfig
-PEFT_TYPE_TO_PREFIX_MAPPING[Kind.LORA] = "lora_"
+cast(dict[Any, Any], PEFT_TYPE_TO_CONFIG_MAPPING)[Kind.LORA] = LoraConfig
+cast(dict[Any, Any], PEFT_TYPE_TO_PREFIX_MAPPING)[Kind.LORA] = "lora_"

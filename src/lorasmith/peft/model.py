@@ -1,11 +1,9 @@
 """PEFT's functions and classes that make a PeftModel, for our LoraConfig."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import peft
-import torch
 from torch import nn
 
 from lorasmith.errors import ConfigError
@@ -29,7 +27,7 @@ class PeftModel(peft.PeftModel, metaclass=_OfOurs):
         super().__init__(model, own_config(peft_config), *args, **kwargs)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # the rest of PEFT's parameters is passed on
         cls,
         model: nn.Module,
         model_id: str | os.PathLike[str],
@@ -42,64 +40,35 @@ class PeftModel(peft.PeftModel, metaclass=_OfOurs):
         if config is None:
             given = {key: kwargs[key] for key in ("subfolder", "revision", "cache_dir", "token") if key in kwargs}
             config = PeftConfig.from_pretrained(str(model_id), **given)
-        return peft.PeftModel.from_pretrained.__func__(  # type: ignore[attr-defined]
-            cls, model, str(model_id), adapter_name, is_trainable, own_config(config), **kwargs
-        )
+        load = peft.PeftModel.from_pretrained.__func__  # type: ignore[attr-defined]  # of a class method
+        return load(cls, model, str(model_id), adapter_name, is_trainable, own_config(config), **kwargs)
 
 
-def _of_task(theirs: type[peft.PeftModel]) -> Any:
+def _of_task(task: str) -> Any:
     """Our class of a task: PEFT's, with our PeftModel between it and PEFT's PeftModel."""
+    theirs = getattr(peft, f"PeftModelFor{task}")
     return _OfOurs(theirs.__name__, (theirs, PeftModel), {"__doc__": theirs.__doc__, "__module__": __name__})
 
 
-PeftModelForCausalLM = _of_task(peft.PeftModelForCausalLM)
-PeftModelForSeq2SeqLM = _of_task(peft.PeftModelForSeq2SeqLM)
-PeftModelForSequenceClassification = _of_task(peft.PeftModelForSequenceClassification)
-PeftModelForTokenClassification = _of_task(peft.PeftModelForTokenClassification)
-PeftModelForQuestionAnswering = _of_task(peft.PeftModelForQuestionAnswering)
-PeftModelForFeatureExtraction = _of_task(peft.PeftModelForFeatureExtraction)
+def _auto(task: str, target: Any) -> Any:
+    """The class that loads the base model that an adapter folder names, and the adapter onto it."""
+    theirs = getattr(peft, f"AutoPeftModel{task}")
+    return type(theirs.__name__, (theirs,), {"_target_peft_class": target, "__module__": __name__})
 
 
-class AutoPeftModel(peft.AutoPeftModel):
-    """Loads the base model that an adapter folder names, and the adapter."""
-
-    _target_peft_class: Any = PeftModel
-
-
-class AutoPeftModelForCausalLM(peft.AutoPeftModelForCausalLM):
-    """The same for a causal language model."""
-
-    _target_peft_class: Any = PeftModelForCausalLM
-
-
-class AutoPeftModelForSeq2SeqLM(peft.AutoPeftModelForSeq2SeqLM):
-    """The same for an encoder with a decoder."""
-
-    _target_peft_class: Any = PeftModelForSeq2SeqLM
-
-
-class AutoPeftModelForSequenceClassification(peft.AutoPeftModelForSequenceClassification):
-    """The same for a classifier of texts."""
-
-    _target_peft_class: Any = PeftModelForSequenceClassification
-
-
-class AutoPeftModelForTokenClassification(peft.AutoPeftModelForTokenClassification):
-    """The same for a classifier of tokens."""
-
-    _target_peft_class: Any = PeftModelForTokenClassification
-
-
-class AutoPeftModelForQuestionAnswering(peft.AutoPeftModelForQuestionAnswering):
-    """The same for a model that finds the answer in a text."""
-
-    _target_peft_class: Any = PeftModelForQuestionAnswering
-
-
-class AutoPeftModelForFeatureExtraction(peft.AutoPeftModelForFeatureExtraction):
-    """The same for a model that gives hidden states."""
-
-    _target_peft_class: Any = PeftModelForFeatureExtraction
+PeftModelForCausalLM = _of_task("CausalLM")
+PeftModelForSeq2SeqLM = _of_task("Seq2SeqLM")
+PeftModelForSequenceClassification = _of_task("SequenceClassification")
+PeftModelForTokenClassification = _of_task("TokenClassification")
+PeftModelForQuestionAnswering = _of_task("QuestionAnswering")
+PeftModelForFeatureExtraction = _of_task("FeatureExtraction")
+AutoPeftModel = _auto("", PeftModel)
+AutoPeftModelForCausalLM = _auto("ForCausalLM", PeftModelForCausalLM)
+AutoPeftModelForSeq2SeqLM = _auto("ForSeq2SeqLM", PeftModelForSeq2SeqLM)
+AutoPeftModelForSequenceClassification = _auto("ForSequenceClassification", PeftModelForSequenceClassification)
+AutoPeftModelForTokenClassification = _auto("ForTokenClassification", PeftModelForTokenClassification)
+AutoPeftModelForQuestionAnswering = _auto("ForQuestionAnswering", PeftModelForQuestionAnswering)
+AutoPeftModelForFeatureExtraction = _auto("ForFeatureExtraction", PeftModelForFeatureExtraction)
 
 
 def get_peft_model(
@@ -107,10 +76,12 @@ def get_peft_model(
 ) -> Any:
     """Add a new adapter to `model`, which is changed in place, and return it as a PeftModel.
 
-    Raises ConfigError, AdapterError: everything in the config that matches nothing or is not supported.
+    Raises ConfigError or AdapterError that names everything in the config that matches nothing or is not supported.
     """
     if mixed:
-        raise ConfigError(_("{name} is not supported. Use peft itself for it.", name="get_peft_model(mixed=True)"))
+        raise ConfigError(
+            _("{name} is not supported by lorasmith.peft. Import it from peft itself.", name="mixed=True")
+        )
     return peft.get_peft_model(model, own_config(peft_config), adapter_name, **kwargs)
 
 

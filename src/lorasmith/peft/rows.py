@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,25 +27,25 @@ def route_rows(tuner: Any, names: Sequence[str]) -> Iterator[None]:
     Raises ValueError for unknown adapters and in training, ConfigError if a layer does not see the rows apart.
     """
     _refuse(tuner, names)
-    router, handles = tuner.router, []
+    handles = []
     try:
         for path, module in tuner.model.named_modules():
             if isinstance(module, LAYERS):
-                handles.append(module.register_forward_pre_hook(_Slices(router, names, path)))
+                handles.append(module.register_forward_pre_hook(partial(_route, tuner.router, names, path)))
             elif isinstance(module, AuxiliaryTrainingWrapper):
-                handles.append(module.register_forward_pre_hook(_Names(names), with_kwargs=True))
+                handles.append(module.register_forward_pre_hook(partial(_name, names, path), with_kwargs=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
-        router.route(None)
+        tuner.router.route(None)
 
 
 def _refuse(tuner: Any, names: Sequence[str]) -> None:
-    if tuner.training:
-        raise ValueError(_("adapter_names is for inference. Call model.eval() first."))
     layers = dict(layers_of(tuner.model))
     known = {name for layer in layers.values() for name in adapters_of(layer)}
+    if tuner.training:
+        raise ValueError(_("adapter_names is for inference. Call model.eval() first."))
     if unknown := sorted(set(names) - known - {BASE}):
         raise ValueError(_("adapter_names: there is no adapter {names}.", names=listed(unknown)))
     if tuner.merged_names:
@@ -52,52 +53,37 @@ def _refuse(tuner: Any, names: Sequence[str]) -> None:
     if experts := [path for path in layers if "experts" in path.split(".")]:
         raise ConfigError(
             _(
-                "adapter_names: {path} is an expert, which sees the tokens of all rows in one. Compute the rows of one "
-                "adapter at a time.",
+                "adapter_names: {path} belongs to experts, which see the tokens of all rows in one. Compute the rows "
+                "of one adapter at a time.",
                 path=experts[0],
             )
         )
 
 
-class _Slices:
-    """A hook that sets the slices of one layer's input."""
-
-    def __init__(self, router: Router, names: Sequence[str], path: str) -> None:
-        self.router, self.names, self.path = router, names, path
-
-    def __call__(self, layer: Any, args: tuple[Any, ...]) -> None:
-        x = args[0]
-        names = _per_row(self.names, len(x), self.path)
-        tokens = (x.numel() // x.shape[-1] if x.is_floating_point() else x.numel()) // len(x)
-        slices: list[tuple[str | None, int, int]] = []
-        for i, name in enumerate(names):
-            adapter = None if name == BASE else name
-            if slices and slices[-1][0] == adapter:
-                slices[-1] = (adapter, slices[-1][1], (i + 1) * tokens)
-            else:
-                slices.append((adapter, i * tokens, (i + 1) * tokens))
-        self.router.route(slices, stacked=tokens == 1 and not torch.is_grad_enabled())
+def _route(router: Router, names: Sequence[str], path: str, layer: Any, args: tuple[Any, ...]) -> None:
+    """Before a LoRA layer: set the slices of its input."""
+    x = args[0]
+    tokens = (x.numel() // x.shape[-1] if x.is_floating_point() else x.numel()) // len(x)
+    slices: list[tuple[str | None, int, int]] = []
+    for i, name in enumerate(_per_row(names, len(x), path)):
+        adapter = None if name == BASE else name
+        start = slices.pop()[1] if slices and slices[-1][0] == adapter else i * tokens
+        slices.append((adapter, start, (i + 1) * tokens))
+    router.route(slices, stacked=tokens == 1 and not torch.is_grad_enabled())
 
 
-class _Names:
-    """A hook that passes the rows' adapters to a module that PEFT trains in full."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
-
-    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        rows = len(args[0]) if args else len(self.names)
-        return args, kwargs | {"adapter_names": _per_row(self.names, rows, type(module).__name__)}
+def _name(names: Sequence[str], path: str, module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Before a module that PEFT trains in full: name the adapters of its rows."""
+    return args, kwargs | {"adapter_names": _per_row(names, len(args[0]), path)}
 
 
-def _per_row(names: Sequence[str], rows: int, place: str) -> list[str]:
+def _per_row(names: Sequence[str], rows: int, path: str) -> list[str]:
     """The adapter of each of these rows, which are `names` with each repeated equally often."""
     if rows % len(names):
         raise ValueError(
             _(
-                "adapter_names: {place} gets {rows} rows, but {count} adapters are named, which must be one for each "
-                "row.",
-                place=place,
+                "adapter_names: {path} gets {rows} rows, but {count} adapters are named. Name one for each row.",
+                path=path,
                 rows=rows,
                 count=len(names),
             )

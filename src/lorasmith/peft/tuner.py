@@ -40,7 +40,7 @@ class LoraModel(peft.LoraModel):
     With the same torch.manual_seed, A starts at the numbers that PEFT draws. One adapter is active at a time.
     """
 
-    tuner_layer_cls = LoRALayer
+    tuner_layer_cls: Any = LoRALayer
     router: Router
     peft_config: dict[str, Any]
 
@@ -69,17 +69,13 @@ class LoraModel(peft.LoraModel):
         """Add the adapter of `self.peft_config[adapter_name]`. See lorasmith.lora.inject.inject for the errors."""
         assert isinstance(model, PreTrainedModel)
         if state_dict is not None:
-            raise ConfigError(
-                _(
-                    "{name} is not supported. Use get_peft_model, or peft itself.",
-                    name="inject_adapter_in_model(state_dict=...)",
-                )
-            )
+            name = "inject_adapter_in_model(state_dict=...)"
+            raise ConfigError(_("{name} is not supported by lorasmith.peft. Import it from peft itself.", name=name))
         config = self.peft_config[adapter_name] = own_config(self.peft_config[adapter_name])
         model_config = self.get_model_config(model)
         self._check_new_adapter_config(config)
         self._check_tied_modules(model, config)
-        core = self._resolve(model, self._prepare_adapter_config(config, model_config))
+        core = self._resolve(model, self._prepare_adapter_config(config, model_config))  # type: ignore[no-untyped-call]
         before = {id(p): p.requires_grad for p in model.parameters()} if any(layers_of(model)) else {}
         context: AbstractContextManager[Any] = init_empty_weights() if low_cpu_mem_usage else nullcontext()
         with context:
@@ -109,7 +105,7 @@ class LoraModel(peft.LoraModel):
         paths = [path for path in paths if not any(path.startswith(f"{outer}.") for outer in auxiliary)]
         self.targeted_module_names += [path for path in paths if path not in self.targeted_module_names]
         if core.target_modules == "all-linear":
-            config.target_modules = set(paths)
+            config.target_modules = cast(Any, set(paths))
         given = {"target_modules": tuple(paths), "exclude_modules": None, "layers_to_transform": None}
         return core.model_copy(update=given)
 
@@ -214,10 +210,11 @@ class LoraModel(peft.LoraModel):
         self.active_adapter = kept
         self._tell_layers()
 
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
         """The context of a forward pass: `adapter_names` chooses the adapter of each row."""
         if kwargs.get("alora_offsets") is not None:
-            raise ConfigError(_("{name} is not supported. Use peft itself for it.", name="alora_offsets"))
+            name = "alora_offsets"
+            raise ConfigError(_("{name} is not supported by lorasmith.peft. Import it from peft itself.", name=name))
         names = kwargs.get("adapter_names")
         return nullcontext() if names is None else route_rows(self, names)
 
@@ -225,7 +222,7 @@ class LoraModel(peft.LoraModel):
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Add the adapters to the weights of the base model, of which a copy is kept for `unmerge_adapter`."""
-        self._check_merge_allowed()
+        self._check_merge_allowed()  # type: ignore[no-untyped-call]
         names = self._to_merge(adapter_names)
         self._merge(names, safe_merge, keep=True)
         for module in self._around():
@@ -262,7 +259,7 @@ class LoraModel(peft.LoraModel):
     def unmerge_adapter(self) -> None:
         """Give the base model its own weights again, bit for bit."""
         for path, weight in self.saved_weights.items():
-            self.model.get_submodule(path).base_layer.weight.data.copy_(weight)  # type: ignore[union-attr]
+            self.model.get_submodule(path).base_layer.weight.data.copy_(weight)
         for module in self._around():
             if isinstance(module, BaseTunerLayer):
                 module.unmerge()
@@ -295,7 +292,7 @@ class LoraModel(peft.LoraModel):
         tensors = {key: tensor for key, tensor in found.items() if key in wanted or key not in there}
         if problems := mismatches(wanted, {key: wanted.get(key, tensor) for key, tensor in tensors.items()}):
             raise AdapterError(*problems)
-        return cast(dict[str, Tensor], found)
+        return found
 
 
 def _modules_to_save(model: PreTrainedModel, config: LoraConfig) -> tuple[str, ...]:
@@ -313,4 +310,4 @@ def _modules_to_save(model: PreTrainedModel, config: LoraConfig) -> tuple[str, .
     return tuple(name for name in dict.fromkeys(names) if any(ends_with(path, name) for path in paths))
 
 
-PEFT_TYPE_TO_TUNER_MAPPING[Kind.LORA] = LoraModel
+cast(dict[Any, Any], PEFT_TYPE_TO_TUNER_MAPPING)[Kind.LORA] = LoraModel
