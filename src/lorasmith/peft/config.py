@@ -13,6 +13,7 @@ from lorasmith.errors import ConfigError
 from lorasmith.i18n import _, listed
 from lorasmith.lora.adapter_config import lora_config
 from lorasmith.lora.target import ALL_LINEAR
+from lorasmith.peft.refused import unsupported
 
 # Options that PEFT's own code carries out, around the LoRA layers. See LoraModel.inject_adapter.
 AROUND = ("modules_to_save", "trainable_token_indices", "ensure_weight_tying")
@@ -40,12 +41,7 @@ class PeftConfig(peft.PeftConfig):
         """The config with these options. Raises ConfigError if it is not LoRA, or has options of a newer PEFT."""
         kind = kwargs.pop("peft_type", "LORA")
         if kind != "LORA":
-            raise ConfigError(
-                _(
-                    "{name} is not supported by lorasmith.peft. Import it from peft itself.",
-                    name=f"peft_type={getattr(kind, 'value', kind)}",
-                )
-            )
+            raise unsupported(f"peft_type={getattr(kind, 'value', kind)}")
         known = {field.name for field in dataclasses.fields(LoraConfig)}
         if unknown := sorted(key for key, value in kwargs.items() if value and key not in known):
             raise ConfigError(
@@ -74,8 +70,7 @@ class LoraConfig(peft.LoraConfig, PeftConfig):
         core_config(self)
 
     def _register_custom_module(self, mapping: dict[Any, Any]) -> None:
-        name = "_register_custom_module"
-        raise ConfigError(_("{name} is not supported by lorasmith.peft. Import it from peft itself.", name=name))
+        raise unsupported("_register_custom_module")
 
 
 def own_config(config: peft.PeftConfig) -> LoraConfig:
@@ -99,8 +94,7 @@ def core_config(config: LoraConfig) -> CoreConfig:
     core = lora_config(raw, _SELECTED_BY)
     start = config.init_lora_weights  # of a file, it is over, so that the core does not look at it
     if not config.from_file and (start == "eva" or (isinstance(start, str) and core.init_lora_weights != start)):
-        name = f"init_lora_weights={start!r}"
-        raise ConfigError(_("{name} is not supported by lorasmith.peft. Import it from peft itself.", name=name))
+        raise unsupported(f"init_lora_weights={start!r}")
     return core
 
 

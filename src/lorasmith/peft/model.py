@@ -4,12 +4,16 @@ import os
 from typing import Any
 
 import peft
+from peft import get_peft_model as make_peft_model
 from torch import nn
 
-from lorasmith.errors import ConfigError
-from lorasmith.i18n import _
 from lorasmith.peft.config import LoraConfig, PeftConfig, own_config
+from lorasmith.peft.refused import unsupported
 from lorasmith.peft.tuner import LoraModel
+
+TASKS = (
+    "CausalLM", "Seq2SeqLM", "SequenceClassification", "TokenClassification", "QuestionAnswering", "FeatureExtraction",
+)  # fmt: skip
 
 
 class _OfOurs(type):
@@ -40,35 +44,22 @@ class PeftModel(peft.PeftModel, metaclass=_OfOurs):
         if config is None:
             given = {key: kwargs[key] for key in ("subfolder", "revision", "cache_dir", "token") if key in kwargs}
             config = PeftConfig.from_pretrained(str(model_id), **given)
-        load = peft.PeftModel.from_pretrained.__func__  # type: ignore[attr-defined]  # of a class method
-        return load(cls, model, str(model_id), adapter_name, is_trainable, own_config(config), **kwargs)
+        return super().from_pretrained(model, str(model_id), adapter_name, is_trainable, own_config(config), **kwargs)
 
 
 def _of_task(task: str) -> Any:
     """Our class of a task: PEFT's, with our PeftModel between it and PEFT's PeftModel."""
     theirs = getattr(peft, f"PeftModelFor{task}")
-    return _OfOurs(theirs.__name__, (theirs, PeftModel), {"__doc__": theirs.__doc__, "__module__": __name__})
+    return _OfOurs(theirs.__name__, (theirs, PeftModel), {"__doc__": theirs.__doc__, "__module__": "lorasmith.peft"})
 
 
-def _auto(task: str, target: Any) -> Any:
+def _auto(name: str, target: Any) -> Any:
     """The class that loads the base model that an adapter folder names, and the adapter onto it."""
-    theirs = getattr(peft, f"AutoPeftModel{task}")
-    return type(theirs.__name__, (theirs,), {"_target_peft_class": target, "__module__": __name__})
+    return type(name, (getattr(peft, name),), {"_target_peft_class": target, "__module__": "lorasmith.peft"})
 
 
-PeftModelForCausalLM = _of_task("CausalLM")
-PeftModelForSeq2SeqLM = _of_task("Seq2SeqLM")
-PeftModelForSequenceClassification = _of_task("SequenceClassification")
-PeftModelForTokenClassification = _of_task("TokenClassification")
-PeftModelForQuestionAnswering = _of_task("QuestionAnswering")
-PeftModelForFeatureExtraction = _of_task("FeatureExtraction")
-AutoPeftModel = _auto("", PeftModel)
-AutoPeftModelForCausalLM = _auto("ForCausalLM", PeftModelForCausalLM)
-AutoPeftModelForSeq2SeqLM = _auto("ForSeq2SeqLM", PeftModelForSeq2SeqLM)
-AutoPeftModelForSequenceClassification = _auto("ForSequenceClassification", PeftModelForSequenceClassification)
-AutoPeftModelForTokenClassification = _auto("ForTokenClassification", PeftModelForTokenClassification)
-AutoPeftModelForQuestionAnswering = _auto("ForQuestionAnswering", PeftModelForQuestionAnswering)
-AutoPeftModelForFeatureExtraction = _auto("ForFeatureExtraction", PeftModelForFeatureExtraction)
+BY_TASK: dict[str, Any] = {f"PeftModelFor{task}": _of_task(task) for task in TASKS}
+BY_TASK |= {f"Auto{name}": _auto(f"Auto{name}", kind) for name, kind in (*BY_TASK.items(), ("PeftModel", PeftModel))}
 
 
 def get_peft_model(
@@ -79,10 +70,8 @@ def get_peft_model(
     Raises ConfigError or AdapterError that names everything in the config that matches nothing or is not supported.
     """
     if mixed:
-        raise ConfigError(
-            _("{name} is not supported by lorasmith.peft. Import it from peft itself.", name="mixed=True")
-        )
-    return peft.get_peft_model(model, own_config(peft_config), adapter_name, **kwargs)
+        raise unsupported("get_peft_model(mixed=True)")
+    return make_peft_model(model, own_config(peft_config), adapter_name, **kwargs)
 
 
 def get_peft_config(config_dict: dict[str, Any]) -> LoraConfig:

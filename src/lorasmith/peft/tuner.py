@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
-import peft
 import torch
 from accelerate import init_empty_weights
+from peft import LoraModel as PeftsLoraModel
+from peft import TaskType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from peft.utils.other import AuxiliaryTrainingWrapper, set_additional_trainable_modules
@@ -29,12 +30,13 @@ from lorasmith.lora.router import Router
 from lorasmith.lora.target import ends_with, find_targets
 from lorasmith.peft.config import Kind, LoraConfig, core_config, own_config
 from lorasmith.peft.layers import LAYERS, layers_of, parameters_of, tell
+from lorasmith.peft.refused import unsupported
 from lorasmith.peft.rows import route_rows
 
 _CLASSIFIERS = ("classifier", "score")  # PEFT adds both to modules_to_save of a classifier, which has one of them
 
 
-class LoraModel(peft.LoraModel):
+class LoraModel(PeftsLoraModel):
     """PEFT's LoraModel, whose layers and numbers are lorasmith's. `PeftModel.base_model` is one.
 
     With the same torch.manual_seed, A starts at the numbers that PEFT draws. One adapter is active at a time.
@@ -69,8 +71,7 @@ class LoraModel(peft.LoraModel):
         """Add the adapter of `self.peft_config[adapter_name]`. See lorasmith.lora.inject.inject for the errors."""
         assert isinstance(model, PreTrainedModel)
         if state_dict is not None:
-            name = "inject_adapter_in_model(state_dict=...)"
-            raise ConfigError(_("{name} is not supported by lorasmith.peft. Import it from peft itself.", name=name))
+            raise unsupported("inject_adapter_in_model(state_dict=...)")
         config = self.peft_config[adapter_name] = own_config(self.peft_config[adapter_name])
         model_config = self.get_model_config(model)
         self._check_new_adapter_config(config)
@@ -213,10 +214,13 @@ class LoraModel(peft.LoraModel):
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
         """The context of a forward pass: `adapter_names` chooses the adapter of each row."""
         if kwargs.get("alora_offsets") is not None:
-            name = "alora_offsets"
-            raise ConfigError(_("{name} is not supported by lorasmith.peft. Import it from peft itself.", name=name))
+            raise unsupported("alora_offsets")
         names = kwargs.get("adapter_names")
         return nullcontext() if names is None else route_rows(self, names)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Not supported."""
+        raise unsupported("add_weighted_adapter")
 
     # -- merging ---------------------------------------------------------------------------------------------------
 
@@ -286,7 +290,7 @@ class LoraModel(peft.LoraModel):
         cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """The tensors by their names in the model. Raises AdapterError that lists missing and unknown ones."""
-        found = super(peft.LoraModel, cls)._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        found = super(PeftsLoraModel, cls)._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         there, layers = model.state_dict(), layers_of(model, adapter_name)
         wanted = {f"{path}.{n}": p for path, layer in layers for n, p in parameters_of(layer, adapter_name).items()}
         tensors = {key: tensor for key, tensor in found.items() if key in wanted or key not in there}
@@ -302,7 +306,7 @@ def _modules_to_save(model: PreTrainedModel, config: LoraConfig) -> tuple[str, .
     """
     paths, names = [path for path, _module in model.named_modules()], config.modules_to_save or ()
     unknown = [name for name in names if not any(path.endswith(name) for path in paths)]
-    classifies = config.task_type in (peft.TaskType.SEQ_CLS, peft.TaskType.TOKEN_CLS)
+    classifies = config.task_type in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS)
     if wrong := [name for name in unknown if not (classifies and name in _CLASSIFIERS)]:
         raise ConfigError(
             _("LoraConfig: modules_to_save: this model has no module called {names}.", names=listed(wrong))
