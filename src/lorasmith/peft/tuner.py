@@ -32,6 +32,7 @@ from lorasmith.peft.config import Kind, LoraConfig, core_config, own_config
 from lorasmith.peft.layers import LAYERS, layers_of, parameters_of, tell
 from lorasmith.peft.refused import unsupported
 from lorasmith.peft.rows import route_rows
+from lorasmith.peft.weighted import add_weighted
 
 _CLASSIFIERS = ("classifier", "score")  # PEFT adds both to modules_to_save of a classifier, which has one of them
 
@@ -218,9 +219,23 @@ class LoraModel(PeftsLoraModel):
         names = kwargs.get("adapter_names")
         return nullcontext() if names is None else route_rows(self, names)
 
-    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Not supported."""
-        raise unsupported("add_weighted_adapter")
+    def add_weighted_adapter(  # type: ignore[override]  # its options for the SVD are refused or of no effect
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+        density: float | None = None,
+        majority_sign_method: str = "total",
+        **svd: Any,
+    ) -> None:
+        """Add a frozen adapter that is a weighted sum of others. See `add_weighted`."""
+        if adapter_name in self.peft_config:
+            raise ValueError(_("An adapter {name} exists already.", name=adapter_name))
+        if given := [key for key, value in svd.items() if not (key == "svd_full_matrices" or value is None)]:
+            raise unsupported(f"add_weighted_adapter({given[0]}=...)")
+        add_weighted(self, adapters, weights, adapter_name, combination_type, svd_rank, density, majority_sign_method)
 
     # -- merging ---------------------------------------------------------------------------------------------------
 
