@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import lorasmith.peft as ours
-from tests.peft.test_adapters import state, two
-from tests.support.peft_pair import base, compare, ids, logits, same, stirred
+from tests.support.peft_pair import base, compare, ids, logits, same, state, stirred, two
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:

@@ -8,8 +8,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 import lorasmith.peft as ours
 from lorasmith.errors import ConfigError
-from tests.peft.test_adapters import two
-from tests.support.peft_pair import base, compare, ids, logits, same, stirred
+from tests.support.peft_pair import base, compare, ids, logits, same, stirred, two
 
 ROWS = [["first", "second", "__base__"], ["second", "second", "first"], ["__base__"] * 3, ["first"] * 3]
 

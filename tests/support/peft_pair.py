@@ -78,6 +78,38 @@ def largest_difference(one: Any, other: Any) -> float:
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
+TWO = {
+    "first": {"target_modules": ["q_proj", "v_proj"], "r": 4},
+    "second": {"target_modules": ["q_proj", "up_proj"], "r": 2},
+}
+
+
+def two(library: Any, **changes: Any) -> Any:
+    """A model with the adapters first and second, first active."""
+    torch.manual_seed(1)
+    first, second = (library.LoraConfig(task_type="CAUSAL_LM", lora_alpha=16, **o | changes) for o in TWO.values())
+    model = library.get_peft_model(base(), first, adapter_name="first")
+    model.add_adapter("second", second)
+    return stirred(model).eval()
+
+
+def trained(model: Any) -> dict[str, bool]:
+    return {name: p.requires_grad for name, p in model.named_parameters()}
+
+
+def state(model: Any) -> dict[str, Any]:
+    status = model.get_model_status()
+    return {
+        "active": model.active_adapters,
+        "trained": trained(model),
+        "counts": model.get_nb_trainable_parameters(),
+        "logits": logits(model),
+        "status": dict(vars(status)),
+        "layers": [(one.name, one.enabled, one.active_adapters, list(one.merged_adapters), one.available_adapters,
+                    one.requires_grad, one.devices) for one in model.get_layer_status()],
+    }  # fmt: skip
+
+
 def same(program: Any, *args: Any, limit: float = 1e-5) -> Any:
     """Run `program(library, *args)` with both and compare what it returns: tensors within `limit`, all else equal.
 
