@@ -33,7 +33,8 @@ def stirred(model: Any, seed: int = 5, size: float = 0.2) -> Any:
     """The model with noise on all LoRA parameters; the same for both libraries, whatever their order."""
     for name, p in model.named_parameters():
         if "lora_" in name:
-            generator = torch.Generator().manual_seed(seed + sum(map(ord, name)))
+            known = name.removesuffix(".weight") if "magnitude" in name else name  # PEFT has ".weight" there
+            generator = torch.Generator().manual_seed(seed + sum(map(ord, known)))
             p.data += torch.randn(p.shape, generator=generator).to(p.dtype) * size
     return model
 
