@@ -8,7 +8,7 @@ import torch
 
 import lorasmith.peft as ours
 from lorasmith.errors import AdapterError, ConfigError
-from tests.support.peft_pair import base, compare, ids, logits, same, state, trained, two
+from tests.support.peft_pair import base, compare, ids, logits, same, state, stirred, trained, two
 
 
 def test_adapters_are_added_switched_disabled_and_deleted_as_in_peft() -> None:
@@ -41,6 +41,23 @@ def test_several_active_adapters_are_refused() -> None:
         model.base_model.set_adapter(["first", "second"])
     with pytest.raises(ValueError, match="third not found"):
         model.base_model.set_adapter("third")
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["0", "3"], r"[03]"], ids=str)
+def test_modules_that_are_no_models_of_transformers(targets: Any) -> None:
+    def program(library: Any) -> list[Any]:
+        torch.manual_seed(4)
+        mlp = torch.nn.Sequential(
+            torch.nn.Embedding(50, 16), torch.nn.Linear(16, 24), torch.nn.ReLU(), torch.nn.Linear(24, 9)
+        )
+        torch.manual_seed(5)
+        model = library.get_peft_model(mlp, library.LoraConfig(target_modules=targets, modules_to_save=["1"]))
+        out = stirred(model)(ids() % 50)
+        out.square().sum().backward()
+        return [out, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, trained(model),
+                library.get_peft_model_state_dict(model), model.merge_and_unload()(ids() % 50)]  # fmt: skip
+
+    same(program, limit=1e-4)
 
 
 def test_deleting_what_is_not_there() -> None:

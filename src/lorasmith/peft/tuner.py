@@ -48,13 +48,6 @@ class LoraModel(PeftsLoraModel):
     peft_config: dict[str, Any]
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
-        if not isinstance(model, PreTrainedModel):
-            raise ConfigError(
-                _(
-                    "lorasmith.peft adapts models of transformers, but this is a {kind}. Use peft itself for it.",
-                    kind=type(model).__name__,
-                )
-            )
         self.router, self.disabled = Router(), False
         self.merged_names: list[str] = []
         self.saved_weights: dict[str, Tensor] = {}  # of the merged layers, as they were before
@@ -70,18 +63,19 @@ class LoraModel(PeftsLoraModel):
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """Add the adapter of `self.peft_config[adapter_name]`. See lorasmith.lora.inject.inject for the errors."""
-        assert isinstance(model, PreTrainedModel)
         if state_dict is not None:
             raise unsupported("inject_adapter_in_model(state_dict=...)")
         config = self.peft_config[adapter_name] = own_config(self.peft_config[adapter_name])
         model_config = self.get_model_config(model)
         self._check_new_adapter_config(config)
         self._check_tied_modules(model, config)
-        core = self._resolve(model, self._prepare_adapter_config(config, model_config))  # type: ignore[no-untyped-call]
+        core = self._resolve(cast(PreTrainedModel, model), self._prepare_adapter_config(config, model_config))  # type: ignore[no-untyped-call]
         before = {id(p): p.requires_grad for p in model.parameters()} if any(layers_of(model)) else {}
         context: AbstractContextManager[Any] = init_empty_weights() if low_cpu_mem_usage else nullcontext()
         with context:
-            inject(model, core, self.router, adapter_name, seed=None, strict=not config.from_file)
+            inject(
+                cast(PreTrainedModel, model), core, self.router, adapter_name, seed=None, strict=not config.from_file
+            )
         self._start_as_in_peft(config, adapter_name)
         trained = adapter_name in self.active_adapters and not config.inference_mode
         self._train_only({adapter_name: trained})
