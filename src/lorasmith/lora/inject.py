@@ -61,14 +61,15 @@ def inject(
     config: LoraConfig,
     router: Router,
     name: str = "default",
-    seed: int = 0,
+    seed: int | None = 0,
     strict: bool = True,
     tokens: TokenIds | Sequence[int] = (),
 ) -> Adapter:
     """Add a new adapter to `model`, make it the active one and freeze all other parameters.
 
     The logits do not change: B starts at zero, and fully trained modules start as copies. strict: see `find_targets`.
-    tokens: ids of tokens whose rows are trained; see `rows_to_train`.
+    seed: None draws A from torch's global generator, in the order in which target_modules names full paths; PEFT draws
+    the same numbers. tokens: ids of tokens whose rows are trained; see `rows_to_train`.
 
     Raises:
         ConfigError: a pattern matches no module, or one that LoRA or the variant does not support; or biases in half
@@ -104,11 +105,11 @@ def inject(
 
 
 def _add_layers(
-    model: PreTrainedModel, config: LoraConfig, targets: Targets, router: Router, name: str, seed: int
+    model: PreTrainedModel, config: LoraConfig, targets: Targets, router: Router, name: str, seed: int | None
 ) -> dict[str, nn.Parameter]:
     """Add A and B to the adapted layers, and copies of the modules that are trained in full; their parameters."""
     parameters: dict[str, nn.Parameter] = {}
-    generator = torch.Generator().manual_seed(seed)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
     for path in targets.adapted:
         layer = _wrap(model, path, router)
         _add_adapter(layer, path, name, config, generator)
@@ -297,7 +298,7 @@ def _features(module: nn.Module) -> tuple[int, int]:
 
 
 def _add_adapter(
-    layer: LoRALayer | LoRAEmbedding, path: str, name: str, config: LoraConfig, generator: torch.Generator
+    layer: LoRALayer | LoRAEmbedding, path: str, name: str, config: LoraConfig, generator: torch.Generator | None
 ) -> None:
     r, alpha = rank_and_alpha(config, path)
     device = next(layer.base_layer.parameters()).device

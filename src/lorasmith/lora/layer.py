@@ -34,7 +34,7 @@ class LowRank(torch.autograd.Function):
     """y += s (x A^T) B^T in place, for each slice of the tokens. x [..., I] and y [..., O] in any floating dtype.
 
     A and B keep their own dtype (float32), in which their gradients are returned, and are cast once per forward.
-    `plain_low_rank` computes the same in plain torch.
+    Under torch.autocast, x must have y's dtype. `plain_low_rank` computes the same in plain torch.
     """
 
     @staticmethod
@@ -203,6 +203,15 @@ class LoRALayer(nn.Module):
         bounds, scales = tuple((s[1], s[2]) for s in slices), tuple(update.scaling for update in updates)
         if torch.compiler.is_compiling():  # torch.compile miscompiles in-place functions (pytorch issue 180642)
             return plain_low_rank(y, x, bounds, scales, *AB)
+        if not torch.is_autocast_enabled(x.device.type):
+            return self._low_rank(y, x, bounds, scales, AB)
+        # autocast casts the input and output of matrix products, but nothing that is added in place
+        with torch.autocast(x.device.type, enabled=False):
+            return self._low_rank(y, x.to(y.dtype), bounds, scales, AB)
+
+    def _low_rank(
+        self, y: Tensor, x: Tensor, bounds: Bounds, scales: tuple[float, ...], AB: Sequence[Tensor]
+    ) -> Tensor:
         added: Tensor = LowRank.apply(y, x, bounds, scales, *AB)  # type: ignore[no-untyped-call]
         return added
 
@@ -211,10 +220,10 @@ class LoRALayer(nn.Module):
         """Add all adapters with one masked low-rank product. Faster in decoding, with few tokens per adapter."""
         updates = [self.updates[adapter] for adapter, _start, _end in slices]
         A, B = zip(*(update.matrices for update in updates), strict=True)
-        A_KI = torch.cat(A).to(x.dtype)
-        B_OK = torch.cat([b * update.scaling for b, update in zip(B, updates, strict=True)], dim=1).to(x.dtype)
-        x_TI, y_TO = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-        mask_TK, column = x.new_zeros(len(x_TI), len(A_KI)), 0
+        A_KI = torch.cat(A).to(y.dtype)
+        B_OK = torch.cat([b * update.scaling for b, update in zip(B, updates, strict=True)], dim=1).to(y.dtype)
+        x_TI, y_TO = x.reshape(-1, x.shape[-1]).to(y.dtype), y.view(-1, y.shape[-1])
+        mask_TK, column = y.new_zeros(len(x_TI), len(A_KI)), 0
         for a, (_adapter, start, end) in zip(A, slices, strict=True):
             mask_TK[start:end, column : column + len(a)] = 1
             column += len(a)

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -152,7 +153,7 @@ def _patterns(value: str | Iterable[str]) -> list[str]:
 
 def _matching(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: str) -> list[str]:
     if pattern == ALL_LINEAR:
-        head = model.get_output_embeddings()
+        head = _end(model, "output")
         linear = {p: m for p, m in modules.items() if isinstance(m, nn.Linear | Conv1D)}
         linear = {p: m for p, m in linear.items() if m is not head and not is_refused_by_peft(model, p)}
         return [p for p, m in linear.items() if is_adaptable(m)]
@@ -272,13 +273,19 @@ def _stacked(pattern: str, path: str, module: nn.Module, stacked: Sequence[str])
     )
 
 
+def _end(model: nn.Module, which: Literal["input", "output"]) -> nn.Module | None:
+    """The input or output embedding. None if there is none, as in a module that is no model of transformers."""
+    get: Any = getattr(model, f"get_{which}_embeddings", None)
+    return get() if get else None
+
+
 def is_tied(model: PreTrainedModel, module: nn.Module) -> bool:
     """Whether the module is the input embedding or output head and the two share their weight."""
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    ends = [_end(model, "input"), _end(model, "output")]
     if None in ends or not any(module is end for end in ends):
         return False
-    first, second = (end.weight for end in ends)
-    return first is second or (first.data_ptr() == second.data_ptr() != 0)
+    first, second = (end.weight for end in ends if end is not None)
+    return first is second or (first.data_ptr() == second.data_ptr() != 0)  # type: ignore[operator]
 
 
 def _no_match(key: str, pattern: str, modules: dict[str, nn.Module]) -> str:
