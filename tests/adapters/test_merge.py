@@ -441,7 +441,7 @@ EXACT = torch.tensor([[3.0, 1.0, 0.0], [1.0, 1.01, -1.0], [0.0, -2.0, 2.0]])
 def certified(merged: Tensor, rounded: Tensor = EXACT, dtype: torch.dtype = torch.float32) -> export.Certificate:
     """Two probes, of two positions and of one."""
     a, r, m = ([t[:2], t[2:]] for t in (EXACT, rounded, merged))
-    return certify("out", dtype, a, r, m, untied=False)
+    return certify("out", dtype, a, [r], m, untied=False)
 
 
 def test_equal_logits_are_certified():

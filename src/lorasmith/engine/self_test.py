@@ -24,6 +24,7 @@ from lorasmith.model.probe import native_attention
 from lorasmith.model.rounding import TOLERANCE, differ_by_rounding
 from lorasmith.model.row import Row, Span
 
+FARTHEST = 0.1  # a larger difference of padded batches is not taken for rounding: the other ways are right, if slower
 CACHED = 2  # tokens of each text that follow the others one by one, in the test of padded batches
 
 
@@ -50,7 +51,7 @@ def _self_test(decoder: FastDecoder) -> None:
     ids = [(7 * i + 3) % (words - 2) for i in range(12)]
     _test_packed(decoder, (ids[:5], ids[5:]))
     if decoder.problem is not None:
-        _choose_padded(decoder, (ids[:5], ids[5:]))
+        _choose_padded(decoder, (ids[:5], ids))
 
 
 def _choose_padded(decoder: FastDecoder, texts: Sequence[Sequence[int]]) -> None:
@@ -64,7 +65,7 @@ def _choose_padded(decoder: FastDecoder, texts: Sequence[Sequence[int]]) -> None
                 actual = _decoded(decoder, texts)
             except _FAILURES:
                 continue
-            if differ_by_rounding(base, (actual,), (expected,), lambda: (_of_texts(base, texts),)):
+            if differ_by_rounding(base, (actual,), (expected,), lambda: (_of_texts(base, texts),), FARTHEST):
                 break
     finally:
         base.model.train(training)

@@ -33,7 +33,7 @@ def probe(base: Base) -> None:
 
     Raises ModelError if the model cannot compute a forward pass of token ids alone.
     """
-    base.native = str(base.model.config._attn_implementation)
+    base.native = _implementation(base)
     base.layout, base.one_by_one = "padded", False
     first, second = _two_examples(base)
     try:
@@ -48,11 +48,11 @@ def probe(base: Base) -> None:
                 error=f"{type(error).__name__}: {first_line(error)}",
             )
         ) from error
-    if float(alone.ahead.norm()) > AHEAD * float(alone.gradient.norm()):
+    if _looks_ahead(base, second, alone):
         raise ModelError(
             _(
-                "{folder}: {kind} is not a causal language model: what it computes for a token depends on later tokens, "
-                "which a training would have to predict. If it is meant as a decoder, set is_decoder to true in its "
+                "{folder}: {kind} is not a causal language model: what it computes for a token depends on the tokens "
+                "after it, which a training would have to predict. If it is meant as a decoder, set is_decoder to true in its "
                 "config.json.",
                 folder=base.folder,
                 kind=type(base.model).__name__,
@@ -78,7 +78,7 @@ def probe(base: Base) -> None:
 @contextmanager
 def native_attention(base: Base) -> Iterator[None]:
     """Use the model as transformers does inside the block: its own attention, the active adapter for every token."""
-    attends, slices = base.model.config._attn_implementation, base.router.slices
+    attends, slices = _implementation(base), base.router.slices
     if attends == attention.IMPLEMENTATION:
         base.model.set_attn_implementation(base.native)
     base.router.route(None)
@@ -88,6 +88,11 @@ def native_attention(base: Base) -> Iterator[None]:
         base.router.route(slices)
         if attends == attention.IMPLEMENTATION:
             base.model.set_attn_implementation(attends)
+
+
+def _implementation(base: Base) -> str:
+    """The attention of the part that reads text; that of an image encoder, or of a whole with both, may be another."""
+    return str(getattr(base.decoder, "config", base.model.config)._attn_implementation)
 
 
 class Alone(NamedTuple):
@@ -115,6 +120,16 @@ def _alone(base: Base, example: Example) -> Alone:
     states_TH, half = states[0][0], len(example.ids) // 2
     ahead = _gradient(states_TH[:half], leaves[0], keep=True)[half:]
     return Alone(states_TH.detach(), _gradient(states_TH, leaves[0]), logits.detach(), ahead)
+
+
+def _looks_ahead(base: Base, example: Example, alone: Alone) -> bool:
+    """Whether the results of a token depend on later tokens, or only on their number."""
+    if float(alone.ahead.norm()) > AHEAD * float(alone.gradient.norm()):
+        return True
+    half = len(example.ids) // 2
+    begin = Example(example.ids[:half], example.targets[:half], example.weights[:half], "probe")
+    first, whole = _alone(base, begin).logits, alone.logits[:half]
+    return not differ_by_rounding(base, [first], [whole], lambda: [_alone(base, example).logits[:half]])
 
 
 def _find_head(base: Base, alone: Alone) -> tuple[Head, str]:

@@ -54,12 +54,13 @@ class Outcome:
     """What happened to a family in one dtype.
 
     verdict: the layout, "refused" or "failed"; why: the reason for it, if the layout is not packed; said: what was
-    reported; differences: the largest of each comparison, relative; problems: of each stage that did not work.
+    reported; peft: what PEFT makes of the saved adapter; differences: the largest of each comparison, relative; problems: of each stage that did not work.
     """
 
     verdict: str = ""
     why: str = ""
     said: list[str] = field(default_factory=list)
+    peft: str = ""
     differences: dict[str, float] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
@@ -210,14 +211,19 @@ class _Trial:
     def _peft(self) -> None:
         """PEFT loads what was saved, and computes the same logits, loss and gradients."""
         assert self.base and self.alone
-        with quiet_transformers():
-            theirs = peft.PeftModel.from_pretrained(self._plain(), self.adapter_folder, is_trainable=True).eval()
-        named = {name.replace(".default", ""): p for name, p in theirs.named_parameters() if p.requires_grad}
-        ours = self.base.adapters["a"].parameters
-        if named.keys() != ours.keys():
-            odd = sorted(named.keys() ^ ours.keys())
-            self.outcome.problems["peft"] = f"!other keys than PEFT: {odd[0]} and {len(odd) - 1} more"
+        plain, ours = self._plain(), self.base.adapters["a"].parameters
+        try:
+            with quiet_transformers():
+                theirs = peft.PeftModel.from_pretrained(plain, self.adapter_folder, is_trainable=True).eval()
+        except Exception as error:  # noqa: BLE001 (any exception is a finding)
+            self.outcome.peft = f"cannot load it: {first_line(error)}"
             return
+        named = {name.replace(".default", ""): p for name, p in theirs.named_parameters() if p.requires_grad}
+        lost = [key for key, p in ours.items() if key not in named or distance(named[key], p) > 0]
+        if lost or len(named) > len(ours):
+            self.outcome.peft = f"loses {len(lost)} of {len(ours)} tensors, such as {(lost or sorted(named))[0]}"
+            return
+        self.outcome.peft = "equal"
         for key, p in named.items():
             p.data = p.data.to(ours[key].dtype)
         found = self._one_by_one(theirs, {key: named[key] for key in ours}, native=False)
@@ -285,7 +291,7 @@ class _Trial:
         self._limit(f"{name} loss", off[0], max(0.01, 3 * off[1]))
         turned = [far(one.gradient, reference.gradient) for one in (ours, theirs)]
         self.outcome.differences[f"{name} gradient of the other"] = turned[1]
-        self._limit(f"{name} gradient", turned[0], max(0.05, 3 * turned[1]))
+        self._limit(f"{name} gradient", turned[0], max(0.15, 3 * turned[1]))
 
     def _limit(self, name: str, value: float, limit: float) -> None:
         self.outcome.differences[name] = value
