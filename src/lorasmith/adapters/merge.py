@@ -159,7 +159,9 @@ def certify(
     most = max(float((r - a).abs().max()) for r in runs)
     clear = lead > max(2 * MARGIN * most, FLOAT32_LIMIT * float(size))
     same = m.argmax(-1) == top.indices[:, 0]
-    return Certificate(folder, dtype_name(dtype), off(m), limit, int((same & clear).sum()), int(clear.sum()), untied, share)
+    return Certificate(
+        folder, dtype_name(dtype), off(m), limit, int((same & clear).sum()), int(clear.sum()), untied, share
+    )
 
 
 def _refuse_wrong(certificate: Certificate) -> None:
@@ -252,7 +254,10 @@ def _has_experts(model: PreTrainedModel) -> bool:
 
 def _must_untie(model: PreTrainedModel, merged: dict[str, Tensor]) -> bool:
     """Whether merging gives the tied embedding and head different weights."""
-    if not getattr(model.config.get_text_config(), "tie_word_embeddings", False) or model.get_output_embeddings() is None:
+    if (
+        not getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+        or model.get_output_embeddings() is None
+    ):
         return False
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     paths = [next(name for name, m in model.named_modules() if m is end) for end in ends]
@@ -276,11 +281,14 @@ def _load_plain(
 
 @torch.no_grad()
 def _round_base(session: Session, plain: PreTrainedModel) -> None:
-    """Give the base model's weights and buffers the dtypes of `plain`, but not the adapter's: the alternative to merging.
+    """Give the base model's weights and buffers the dtypes of `plain`, which keeps some tensors in float32.
 
-    Some tensors stay in float32 in any dtype.
+    The adapter's keep theirs: this is the alternative to merging.
     """
-    model, dtypes = session.base.model, {name: t.dtype for name, t in (*plain.named_parameters(), *plain.named_buffers())}
+    model, dtypes = (
+        session.base.model,
+        {name: t.dtype for name, t in (*plain.named_parameters(), *plain.named_buffers())},
+    )
     own = {id(p) for p in session.base.adapters[session.names[0]].parameters.values()}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if id(tensor) not in own and plain_name(name) in dtypes:

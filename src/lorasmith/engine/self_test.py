@@ -60,7 +60,7 @@ def _choose_padded(decoder: FastDecoder, texts: Sequence[Sequence[int]]) -> None
     base.model.eval()
     try:
         expected = _of_texts(base, texts)
-        for decoder.batches, decoder.caches in ((True, True), (False, True), (False, False)):  # noqa: B007
+        for decoder.batches, decoder.caches in ((True, True), (False, True), (False, False)):
             try:
                 actual = _decoded(decoder, texts)
             except _FAILURES:
@@ -81,7 +81,9 @@ def _of_texts(base: Base, texts: Sequence[Sequence[int]]) -> Tensor:
     """Logits of the base model after the last tokens of each text, alone: [texts * (CACHED + 1), V] in float32."""
     with native_attention(base):
         base.router.route([Slice(None, 0, 1)])  # a single slice holds for all tokens
-        alone = [base.model(input_ids=torch.tensor([list(text)], device=base.device), use_cache=False) for text in texts]
+        alone = [
+            base.model(input_ids=torch.tensor([list(text)], device=base.device), use_cache=False) for text in texts
+        ]
     return torch.cat([out.logits[0, -CACHED - 1 :] for out in alone]).float()
 
 
@@ -89,7 +91,9 @@ def _decoded(decoder: FastDecoder, texts: Sequence[Sequence[int]]) -> Tensor:
     """The same logits in padded batches, where the last tokens of each text follow the first ones one by one."""
     base = decoder.base
     runs = [
-        RunningRequest(i, Request(text[:-CACHED]), list(text[:-CACHED]), len(text), frozenset(), Detokenizer(base.tokenizer))
+        RunningRequest(
+            i, Request(text[:-CACHED]), list(text[:-CACHED]), len(text), frozenset(), Detokenizer(base.tokenizer)
+        )
         for i, text in enumerate(texts)
     ]
     layout, waiting = padded_layout(decoder, len(runs)), deque(runs)

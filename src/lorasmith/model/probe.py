@@ -52,8 +52,8 @@ def probe(base: Base) -> None:
         raise ModelError(
             _(
                 "{folder}: {kind} is not a causal language model: what it computes for a token depends on the tokens "
-                "after it, which a training would have to predict. If it is meant as a decoder, set is_decoder to true in its "
-                "config.json.",
+                "after it, which a training would have to predict. If it is meant as a decoder, set is_decoder to "
+                "true in its config.json.",
                 folder=base.folder,
                 kind=type(base.model).__name__,
             )

@@ -35,8 +35,8 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("moe_shared_expert_intermediate_size", "shared_experts_intermediate_size"), 16),
     **dict.fromkeys(("shared_intermediate_size", "router_hidden_size", "hidden_size_per_layer_input"), 16),
     **dict.fromkeys(("n_group", "topk_group", "n_groups", "mamba_n_groups", "mamba_ngroups", "num_expert_group"), 1),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions"), POSITIONS),
-    **dict.fromkeys(("context_length", "model_max_length", "original_max_position_embeddings"), POSITIONS),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), POSITIONS),
+    **dict.fromkeys(("max_target_positions", "context_length", "model_max_length", "original_max_position_embeddings"), POSITIONS),
     **dict.fromkeys(("sliding_window", "sliding_window_size", "attention_window_size", "window_size"), 4),
     **dict.fromkeys(("mamba_chunk_size", "chunk_size", "attention_chunk_size"), 16),
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size"), ENDS["vocab_size"]),
@@ -46,14 +46,24 @@ SMALL: dict[str, Any] = {
 # what a family needs besides
 SPECIAL: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
-    "cohere_compass_text": {"num_hidden_layers": 4, "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]},
-    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0, "kv_n_heads": 2}, "ffn_config": {"moe_num_experts": 4, "moe_top_k": 2}},
+    "cohere_compass_text": {
+        "num_hidden_layers": 4,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "dbrx": {
+        "attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0, "kv_n_heads": 2},
+        "ffn_config": {"moe_num_experts": 4, "moe_top_k": 2},
+    },
     "deepseek_v2": {"num_experts_per_tok": 2, "num_hidden_layers": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
     "dots3_note": {"adapter_in_dim": 32, "adapter_out_dim": 32},
     "falcon_h1": {"mamba_d_ssm": 64},
-    "gemma3n_text": {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2,
-                     "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0]},
+    "gemma3n_text": {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+    },
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "recurrent_gemma": {"num_hidden_layers": 3},
@@ -61,14 +71,44 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8},
-    "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8, "indexer_compress_ratio": 2},
-    "reformer": {"attn_layers": ["local"], "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 16],
-                 "local_attn_chunk_length": 16},
-    "roc_bert": {"pronunciation_vocab_size": 9, "pronunciation_embed_dim": 8, "shape_vocab_size": 9, "shape_embed_dim": 8},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+    },
+    "reformer": {
+        "attn_layers": ["local"],
+        "axial_pos_embds_dim": [16, 16],
+        "axial_pos_shape": [8, 16],
+        "local_attn_chunk_length": 16,
+    },
+    "roc_bert": {
+        "pronunciation_vocab_size": 9,
+        "pronunciation_embed_dim": 8,
+        "shape_vocab_size": 9,
+        "shape_embed_dim": 8,
+    },
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "attn_layer_period": 2, "attn_layer_offset": 1,
-              "n_mamba_heads": 2, "attention_head_dim": 16, "attention_hidden_size": 64},
-    "zamba2": {"n_mamba_heads": 8, "mamba_headdim": 8, "num_hidden_layers": 2, "layers_block_type": ["mamba", "hybrid"], "attention_head_dim": 16, "attention_hidden_size": 64, "hybrid_layer_ids": [1]},
+    "zamba": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["mamba", "hybrid"] * 2,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "n_mamba_heads": 2,
+        "attention_head_dim": 16,
+        "attention_hidden_size": 64,
+    },
+    "zamba2": {
+        "n_mamba_heads": 8,
+        "mamba_headdim": 8,
+        "num_hidden_layers": 2,
+        "layers_block_type": ["mamba", "hybrid"],
+        "attention_head_dim": 16,
+        "attention_hidden_size": 64,
+        "hybrid_layer_ids": [1],
+    },
     "zaya": {"num_experts_per_tok": 1},
 }
 SPECIAL["qwen4_exp"] = {"text_config": SPECIAL["qwen4_exp_text"]}
@@ -90,7 +130,9 @@ def _small(config: PretrainedConfig) -> dict[str, Any]:
             given[key] = _small(value)
         elif key in ENDS_OF:
             given[key] = ENDS_OF[key]
-        elif key in SMALL and isinstance(value, int | None) and not isinstance(value, bool) and (value or "head" in key):
+        elif (
+            key in SMALL and isinstance(value, int | None) and not isinstance(value, bool) and (value or "head" in key)
+        ):
             given[key] = SMALL[key]
     for key in config.attribute_map.values():  # both names would be given
         for alias, own in config.attribute_map.items():

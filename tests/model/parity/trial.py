@@ -5,7 +5,6 @@ results must equal those of PEFT. In bfloat16 both are compared with the float32
 rounded to bfloat16 when they are made): ours may be as far away as PEFT's, and not further.
 """
 
-import json
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -39,7 +38,6 @@ from lorasmith.model.verify import enable_fast_parts
 from lorasmith.report import Report
 from lorasmith.system.transformers_logging import quiet_transformers
 from tests.model.parity.configs import tiny_config
-from tests.support.model_folders import ENDS
 from tests.support.tiny import tokenizer
 
 DTYPES = ("float32", "bfloat16")
@@ -53,8 +51,9 @@ NEW_TOKENS = 6
 class Outcome:
     """What happened to a family in one dtype.
 
-    verdict: the layout, "refused" or "failed"; why: the reason for it, if the layout is not packed; said: what was
-    reported; peft: what PEFT makes of the saved adapter; differences: the largest of each comparison, relative; problems: of each stage that did not work.
+    verdict: the layout, "refused" or "fails"; why: the reason for it, if the layout is not packed; said: what was
+    reported; peft: what PEFT makes of the saved adapter; differences: the largest of each comparison, relative;
+    problems: of each stage that did not work, with ! in front if it is not refused by name.
     """
 
     verdict: str = ""
@@ -123,17 +122,18 @@ class _Trial:
         """All stages. Those that need a model are left out if there is none."""
         if not (self._stage("load", self._load) and self._stage("inject", self._inject)):
             refused = self.outcome.problems.get("load") or self.outcome.problems["inject"]
-            self.outcome.verdict = "failed" if refused.startswith("!") else "refused"
+            self.outcome.verdict = "fails" if refused.startswith("!") else "refused"
             self.outcome.why = refused
             return
         base = self.base
         assert base is not None
-        self.outcome.verdict, self.outcome.why = base.layout, "" if base.layout == "packed" else base.why["layout"]
+        self.outcome.verdict = "one by one" if base.one_by_one else base.layout
+        self.outcome.why = "" if base.layout == "packed" else base.why["layout"]
         self.outcome.said = self.report.said
         for name in ("fresh", "alone", "batch", "step", "save", "peft", "merge", "generate"):
             self._stage(name, getattr(self, f"_{name}"))
         if any(problem.startswith("!") for problem in self.outcome.problems.values()):
-            self.outcome.verdict += ", failed"
+            self.outcome.verdict = "fails"
 
     def _stage(self, name: str, act: Any) -> bool:
         try:
@@ -176,7 +176,8 @@ class _Trial:
 
     def _batch(self) -> None:
         """All examples in one row, as in training: loss and gradients."""
-        assert self.base and self.alone
+        assert self.base
+        assert self.alone
         parameters = self.base.adapters["a"].parameters
         batch = examples()
         loss = loss_sum(self.base, row_of(self.base, batch, float(sum(e.weight for e in batch)), "a"))
@@ -210,7 +211,8 @@ class _Trial:
 
     def _peft(self) -> None:
         """PEFT loads what was saved, and computes the same logits, loss and gradients."""
-        assert self.base and self.alone
+        assert self.base
+        assert self.alone
         plain, ours = self._plain(), self.base.adapters["a"].parameters
         try:
             with quiet_transformers():
@@ -298,7 +300,9 @@ class _Trial:
         if not value <= limit:
             stage = name.split(" ")[0]
             text = f"!{name} differs by {value:.1e}"
-            self.outcome.problems[stage] = f"{self.outcome.problems[stage]}; {text}" if stage in self.outcome.problems else text
+            self.outcome.problems[stage] = (
+                f"{self.outcome.problems[stage]}; {text}" if stage in self.outcome.problems else text
+            )
 
 
 @contextmanager
