@@ -291,8 +291,8 @@ def _round_base(session: Session, plain: PreTrainedModel) -> None:
     )
     own = {id(p) for p in session.base.adapters[session.names[0]].parameters.values()}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if id(tensor) not in own and plain_name(name) in dtypes:
-            tensor.data = tensor.data.to(dtypes[plain_name(name)])
+        if id(tensor) not in own and (own_name := plain_name(name)) in dtypes:
+            tensor.data = tensor.data.to(dtypes[own_name])
 
 
 def _logits_of_base(session: Session, probes: Sequence[list[int]]) -> list[Tensor]:

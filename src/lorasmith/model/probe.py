@@ -38,6 +38,7 @@ def probe(base: Base) -> None:
     first, second = _two_examples(base)
     try:
         alone = _alone(base, second)
+        looks_ahead = _looks_ahead(base, second, alone)
     except LIBRARY_ERRORS as error:
         raise ModelError(
             _(
@@ -48,7 +49,7 @@ def probe(base: Base) -> None:
                 error=f"{type(error).__name__}: {first_line(error)}",
             )
         ) from error
-    if _looks_ahead(base, second, alone):
+    if looks_ahead:
         raise ModelError(
             _(
                 "{folder}: {kind} is not a causal language model: what it computes for a token depends on the tokens "
