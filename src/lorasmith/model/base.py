@@ -48,6 +48,7 @@ class Base:
     dtype: torch.dtype
     device: torch.device
     layout: Layout = "padded"
+    one_by_one: bool = False  # whether padding changes the results, so that each example is computed alone
     head: Head = field(default_factory=Head)
     fast_parts: frozenset[str] = frozenset(
         {"attention", "head", "linear layers", "prefix"}

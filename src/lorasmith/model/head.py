@@ -17,7 +17,7 @@ from lorasmith.lora.fused.products import product_of_packed
 from lorasmith.lora.router import Slice
 from lorasmith.model.attention import Cache
 from lorasmith.model.base import Base
-from lorasmith.model.forward import has_short_slices, hidden, packed_inputs, padded_inputs, padded_slices
+from lorasmith.model.forward import has_short_slices, hidden, packed_inputs, padded_output
 from lorasmith.model.row import Row
 
 FROZEN_CHUNK = 160  # labels of a chunk, at most, if the head is frozen
@@ -197,8 +197,5 @@ def _losses_of_model(base: Base, row: Row) -> Tensor:
         base.router.route(row.slots)
         logits_NV = base.model(**packed_inputs(base, row), logits_to_keep=row.at_N).logits[0]
     else:
-        inputs, at_T = padded_inputs(row)
-        base.router.route(padded_slices(row))
-        places = at_T.index_select(0, row.at_N)
-        logits_NV = base.model(**inputs, use_cache=False).logits.flatten(0, 1).index_select(0, places)
+        logits_NV = padded_output(base, row, base.model, "logits", row.at_N)
     return _cross_entropy(logits_NV, row.target_N)
