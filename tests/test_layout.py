@@ -9,7 +9,11 @@ MOST_LOOSE, LONGEST = 8, 400
 PACKAGE, TESTS = ROOT / "src" / "lorasmith", ROOT / "tests"
 
 # The modules that only make names available.
-ELSEWHERE = {"__init__.py": "test_api.py", "__main__.py": "cli/test_main.py", "peft/__init__.py": "peft/test_refused.py"}
+ELSEWHERE = {
+    "__init__.py": "test_api.py",
+    "__main__.py": "cli/test_main.py",
+    "peft/__init__.py": "peft/test_refused.py",
+}
 
 
 def place(source: str) -> str:

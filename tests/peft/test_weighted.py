@@ -79,3 +79,12 @@ def test_what_cannot_be_is_refused() -> None:
         model.add_weighted_adapter(["first", "third"], [1.0, 1.0], "sum")
     with pytest.raises(AdapterError, match="first is no plain LoRA"):
         two(ours, use_dora=True).add_weighted_adapter(["first", "second"], [1.0, 1.0], "sum")
+    model = two(ours)
+    model.add_adapter("third", ours.LoraConfig(r=4, rank_pattern={"q_proj": 2}, target_modules=["q_proj", "up_proj"]))
+    model.delete_adapter("second")
+    with pytest.raises(AdapterError, match="the ranks 2, 4"):
+        model.add_weighted_adapter(["first", "third"], [1.0, 1.0], "sum", "linear")
+    assert list(model.peft_config) == ["first", "third"]
+    with pytest.raises(ValueError, match="zip"):
+        model.add_weighted_adapter(["first", "third"], [1.0], "sum")
+    assert model.get_model_status().available_adapters == ["first", "third"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lorasmith.errors import AdapterError
+from lorasmith.errors import AdapterError, LorasmithError
 from lorasmith.i18n import _
 from lorasmith.lora.combine import Factors, combine, padded
 from lorasmith.peft.layers import layers_of
@@ -27,12 +27,13 @@ def add_weighted(
     changes = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
     config = replace(tuner.peft_config[adapters[0]], target_modules=targets, **changes)
     config.from_file = True  # it may exclude what only another of the adapters has
-    tuner.peft_config[adapter_name] = config
-    tuner.inject_adapter(tuner.model, adapter_name)  # first, so that the masks of dare are those of PEFT
     options = {"rank": rank, "density": density, "majority_sign_method": majority_sign_method, "order": order}
+    pairs = list(zip(given, weights, strict=True))
+    tuner.peft_config[adapter_name] = config
     try:
-        found = dict(combine(list(zip(given, weights, strict=True)), method, **options))
-    except AdapterError:
+        tuner.inject_adapter(tuner.model, adapter_name)  # first, so that the masks of dare are those of PEFT
+        found = dict(combine(pairs, method, **options))
+    except LorasmithError:
         tuner.delete_adapter(adapter_name)
         raise
     tuner.set_requires_grad(adapter_name, False)
