@@ -22,7 +22,7 @@ PEFT loads the saved adapter and computes the same logits and gradients; the ada
 - **one by one**: padding changes what this model computes, so each example is computed alone.
 - **refused**: an error names the reason before the training.
 - **fails**: something does not work yet; the last column says what.
-- **not built**: no tiny model of this family could be made, or not in a minute.
+- **not built**: no tiny model of this family could be made, or not in three minutes.
 
 In bfloat16, results may be as far from those in float32 as PEFT's are.
 The column "PEFT" shows whether PEFT {peft} makes of the saved adapter what it is. It rewrites the names of some layers of mixtures of experts when it loads an adapter, and then leaves out the tensors whose names it does not find.
@@ -47,7 +47,7 @@ CHINESE = """# 模型系列
 - **one by one**：填充会改变这个模型的计算结果，所以逐个计算样本。
 - **refused**：训练之前报错，说明原因。
 - **fails**：目前还有不能用的地方，见最后一列。
-- **not built**：无法构造这个系列的微型模型，或一分钟内无法完成。
+- **not built**：无法构造这个系列的微型模型，或三分钟内无法完成。
 
 在 bfloat16 下，与 float32 结果的差距不得大于 PEFT 的差距。
 “PEFT”一列说明 PEFT {peft} 能否正确加载保存的适配器。加载时，它会改写某些混合专家模型的层名，并丢掉找不到名字的张量。
