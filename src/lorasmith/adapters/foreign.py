@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.config.files import read_object, read_text
@@ -24,6 +24,7 @@ from lorasmith.i18n import _
 from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.lora.files import ADAPTER_WEIGHTS, is_same
 from lorasmith.lora.inject import PEFT_PREFIX
+from lorasmith.lora.quantized import stored_weight, weight_shape
 from lorasmith.lora.target import ends_with
 from lorasmith.lora.token_rows import ROWS, paths_of_ends
 from lorasmith.model.base import Base
@@ -99,9 +100,8 @@ def with_added_tokens(
     repeated |= {f"{PEFT_PREFIX}{path}{WHOLE[2]}" for path in ends}
     tensors = {key: tensor for key, tensor in tensors.items() if key not in repeated}
     for path, ids in trained_tokens(base, raw, tensors).items():
-        weight: Tensor = base.model.get_submodule(path).weight  # type: ignore[assignment]
-        key = f"{PEFT_PREFIX}{path}.{ROWS}"
-        _refuse_rows(weight, ids, tensors[key], f"{folder / ADAPTER_WEIGHTS}: {key}")
+        key, shape = f"{PEFT_PREFIX}{path}.{ROWS}", weight_shape(base.model.get_submodule(path))
+        _refuse_rows(shape, ids, tensors[key], f"{folder / ADAPTER_WEIGHTS}: {key}")
     return config, tensors
 
 
@@ -110,7 +110,7 @@ def ends_without_rows(base: Base, tensors: Mapping[str, Tensor]) -> list[str]:
 
     If the adapter adds tokens, `with_added_tokens` gives these the mean of the other rows; call this before it.
     """
-    ends = {path: base.model.get_submodule(path).weight for path in paths_of_ends(base.model)}
+    ends = {path: stored_weight(base.model.get_submodule(path)) for path in paths_of_ends(base.model)}
     given = [
         weight
         for path, weight in ends.items()
@@ -146,10 +146,16 @@ def _rows_of(
     for path in ends:
         is_trained = any(ends_with(path, name) for name in config.modules_to_save)
         theirs = _saved(path, tensors, WHOLE[:-1] if is_trained else WHOLE)
-        ours: Tensor = base.model.get_submodule(path).weight.cpu()  # type: ignore[assignment]
-        if theirs is not None and not is_same(ours, theirs[: len(ours)]):
+        ours = base.model.get_submodule(path)
+        if theirs is not None and not _has_values(ours, theirs[: weight_shape(ours)[0]]):
             return 0
     return max(sizes) if len(sizes) == 1 else 0
+
+
+def _has_values(module: nn.Module, W: Tensor) -> bool:
+    """Whether the module's weight is W, or what quantizing W gives."""
+    stored = stored_weight(module)
+    return is_same(stored.cpu(), W) if isinstance(stored, Tensor) else stored.is_from(W)
 
 
 def _saved(path: str, tensors: Mapping[str, Tensor], suffixes: Sequence[str] = WHOLE) -> Tensor | None:
@@ -178,10 +184,10 @@ def _indices(path: str, raw: Mapping[str, Any]) -> list[int]:
     return list(given)
 
 
-def _refuse_rows(weight: Tensor, ids: list[int], rows: Tensor, key: str) -> None:
-    """Raise AdapterError if `rows` are not those of the tokens `ids` in an embedding with this weight."""
-    is_known = all(0 <= i < len(weight) for i in ids)
-    if rows.dim() != 2 or not is_known or len(ids) != len(rows) or rows.shape[1:] != weight.shape[1:]:
+def _refuse_rows(need: tuple[int, ...], ids: list[int], rows: Tensor, key: str) -> None:
+    """Raise AdapterError if `rows` are not those of the tokens `ids` in an embedding of the shape `need`."""
+    is_known = all(0 <= i < need[0] for i in ids)
+    if rows.dim() != 2 or not is_known or len(ids) != len(rows) or rows.shape[1:] != need[1:]:
         raise AdapterError(
             _(
                 "{key} has the shape {found}, which does not fit the tokens in trainable_token_indices of "
@@ -189,6 +195,6 @@ def _refuse_rows(weight: Tensor, ids: list[int], rows: Tensor, key: str) -> None
                 key=key,
                 found=tuple(rows.shape),
                 count=len(ids),
-                need=tuple(weight.shape),
+                need=need,
             )
         )

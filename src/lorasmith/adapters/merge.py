@@ -19,6 +19,7 @@ from lorasmith.i18n import _
 from lorasmith.loading.folder import read_config
 from lorasmith.loading.tokenizer_file import save_tokenizer
 from lorasmith.lora.merge import merged_weights, plain_name
+from lorasmith.lora.quantized import is_quantized, plain_weight, unquantized
 from lorasmith.model.probe import native_attention
 from lorasmith.model.rounding import rounding_errors
 from lorasmith.model.vocabulary import embedding_rows
@@ -217,6 +218,7 @@ def _merged_model(session: Session, dtype: torch.dtype, trust_remote_code: bool)
     model = session.base.model
     merged = merged_weights(model, session.base.adapters[session.names[0]], dtype)
     kept = {plain_name(n): p for n, p in model.named_parameters(remove_duplicate=False)}
+    quantized = {plain_name(f"{path}.weight"): part for path, part in model.named_modules() if is_quantized(part)}
     untied = _must_untie(model, merged)
     config = _config(session, trust_remote_code)
     if untied:
@@ -226,7 +228,10 @@ def _merged_model(session: Session, dtype: torch.dtype, trust_remote_code: bool)
         plain.resize_token_embeddings(embedding_rows(session.base), mean_resizing=False)  # the adapter adds tokens
     _refuse_shared(plain, merged)
     for name, parameter in plain.named_parameters():
-        parameter.copy_(merged[name] if name in merged else kept[name])
+        if name in merged:
+            parameter.copy_(merged[name])
+        else:
+            parameter.copy_(kept[name] if name in kept else plain_weight(quantized[name], torch.float32))
     return plain, untied
 
 
@@ -290,6 +295,9 @@ def _round_base(session: Session, plain: PreTrainedModel) -> None:
         {name: t.dtype for name, t in (*plain.named_parameters(), *plain.named_buffers())},
     )
     own = {id(p) for p in session.base.adapters[session.names[0]].parameters.values()}
+    for path, module in list(model.named_modules()):
+        if is_quantized(module):
+            model.set_submodule(path, unquantized(module))
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if id(tensor) not in own and (own_name := plain_name(name)) in dtypes:
             tensor.data = tensor.data.to(dtypes[own_name])

@@ -142,6 +142,7 @@ def base_settings(adapter: AdapterFolder | None, config: ModelConfig, report: Re
     settings = config.model_dump(exclude_unset=True)
     if adapter is not None:
         settings["model"] = settings.get("model") or adapter.base
+        settings.setdefault("quantize", adapter.notes.get("quantize", "none"))
         if settings.get("dtype", "auto") == "auto":
             settings["dtype"] = _trained_dtype(adapter, settings.get("device", "auto"), report)
     return ModelConfig(**settings)

@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         """Add the flags of the base model, for commands that otherwise load the one that the adapter names."""
         text = _("Base model to use instead of the one named in the adapter")
         self.own.add_argument("--model", dest="model.model", metavar="TEXT", default=argparse.SUPPRESS, help=text)
-        self.add_section("model", only=("dtype", "device", "trust_remote_code"))
+        self.add_section("model", only=("dtype", "quantize", "device", "trust_remote_code"))
 
     def add_config(self) -> None:
         """Add --config, --output and the flags of every section."""

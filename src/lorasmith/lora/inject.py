@@ -14,6 +14,7 @@ from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
 from lorasmith.lora.init import initialize
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
+from lorasmith.lora.quantized import count_parameters, keep_layout, weight_device
 from lorasmith.lora.router import Router
 from lorasmith.lora.target import Targets, find_targets, key_matches
 from lorasmith.lora.token_rows import ROWS, TokenIds, rows_to_train, tied_path
@@ -180,9 +181,7 @@ def _remove_at(model: PreTrainedModel, path: str, wrapper: Wrapper, name: str) -
 
 def count(model: PreTrainedModel, adapter: Adapter) -> ParameterCounts:
     """The number of parameters that the adapter trains, and of all parameters of the model."""
-    return ParameterCounts(
-        sum(p.numel() for p in adapter.parameters.values()), sum(p.numel() for p in model.parameters())
-    )
+    return ParameterCounts(sum(p.numel() for p in adapter.parameters.values()), count_parameters(model))
 
 
 def rank_and_alpha(config: LoraConfig, path: str) -> tuple[int, float]:
@@ -277,6 +276,7 @@ def _wrap(model: nn.Module, path: str, router: Router) -> LoRALayer | LoRAEmbedd
     if isinstance(module, nn.Embedding):
         layer = LoRAEmbedding(module, router)
     else:
+        keep_layout(module)
         layer = LoRALayer(module, *_features(module), router)
     _replace(model, path, layer)
     return layer
@@ -301,7 +301,7 @@ def _add_adapter(
     layer: LoRALayer | LoRAEmbedding, path: str, name: str, config: LoraConfig, generator: torch.Generator | None
 ) -> None:
     r, alpha = rank_and_alpha(config, path)
-    device = next(layer.base_layer.parameters()).device
+    device = weight_device(layer.base_layer)
     if isinstance(layer, LoRAEmbedding):
         layer.add(name, r, config.scaling(r, alpha), device)
     else:

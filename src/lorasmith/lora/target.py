@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -16,6 +16,7 @@ from lorasmith.config.lora import LoraConfig, is_name
 from lorasmith.config.values import range_text, ranges
 from lorasmith.errors import LIBRARY_ERRORS, ConfigError
 from lorasmith.i18n import _
+from lorasmith.lora.quantized import is_quantized, stored_weight
 
 ALL_LINEAR = "all-linear"
 _LAYER_NUMBER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # as PEFT finds the number of a layer in a module path
@@ -59,7 +60,7 @@ def describe_modules(paths: Sequence[str]) -> str:
 
 def is_adaptable(module: nn.Module) -> bool:
     """Whether LoRA supports this module: a linear layer with a single weight, or an embedding."""
-    if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
+    if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward and not is_quantized(module):
         return _answers_as_linear(module)
     return isinstance(module, nn.Linear | Conv1D | nn.Embedding)
 
@@ -284,8 +285,10 @@ def is_tied(model: PreTrainedModel, module: nn.Module) -> bool:
     ends = [_end(model, "input"), _end(model, "output")]
     if None in ends or not any(module is end for end in ends):
         return False
-    first, second = (end.weight for end in ends if end is not None)
-    return first is second or (first.data_ptr() == second.data_ptr() != 0)  # type: ignore[operator]
+    first, second = (stored_weight(end) for end in ends if end is not None)
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
+        return first is second
+    return first is second or (first.data_ptr() == second.data_ptr() != 0)
 
 
 def _no_match(key: str, pattern: str, modules: dict[str, nn.Module]) -> str:

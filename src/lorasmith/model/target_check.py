@@ -82,8 +82,8 @@ def _computed_with(base: Base, name: str, ids: Sequence[int], paths: Sequence[st
         wrapper = base.model.get_submodule(path)
         frozen = wrapper.original_module if isinstance(wrapper, SavedModule) else wrapper.base_layer
         assert isinstance(frozen, nn.Module)
-        weight = next(frozen.parameters())
-        weights |= {path: weight} if weight.is_floating_point() else {}
+        weight = next(frozen.parameters(), None)  # a quantized layer has none
+        weights |= {path: weight} if weight is not None and weight.is_floating_point() else {}
     if not weights:
         return []
     for weight in weights.values():
