@@ -12,14 +12,15 @@ from transformers import PreTrainedModel
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
-from lorasmith.lora.init import initialize
+from lorasmith.lora.init import initialize, initialize_parameters
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
+from lorasmith.lora.parameters import LoRAParameters
 from lorasmith.lora.router import Router
-from lorasmith.lora.target import Targets, find_targets, key_matches
+from lorasmith.lora.target import ALL_LINEAR, Targets, find_targets, key_matches
 from lorasmith.lora.token_rows import ROWS, TokenIds, rows_to_train, tied_path
 from lorasmith.lora.variant import variant_of, variant_problems
 
-Wrapper = LoRALayer | LoRAEmbedding | SavedModule
+Wrapper = LoRALayer | LoRAEmbedding | LoRAParameters | SavedModule
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 PEFT_PREFIX = "base_model.model."  # prefix of every key in PEFT's files
 
@@ -113,6 +114,12 @@ def _add_layers(
         layer = _wrap(model, path, router)
         _add_adapter(layer, path, name, config, generator)
         parameters |= {_key(path, part): p for part, p in _own_parameters(layer, name).items()}
+    for path, names in targets.by_module.items():
+        stack = _wrap_parameters(model, path, router)
+        ranks = {own: rank_of_parameter(config, targets, f"{path}.{own}") for own in names}
+        stack.add(name, {own: (r, config.scaling(r, alpha)) for own, (r, alpha) in ranks.items()})
+        initialize_parameters(stack, name, config, generator)
+        parameters |= {_key(path, part): p for part, p in stack.own_parameters(name).items()}
     for path in (path for paths in targets.saved.values() for path in paths):
         saved = _wrap_whole(model, path, router)
         parameters |= {_key(path, part): p for part, p in saved.add(name).named_parameters()}
@@ -151,20 +158,27 @@ def remove(model: PreTrainedModel, name: str) -> None:
 
 
 def leave_out(model: PreTrainedModel, adapter: Adapter, paths: Collection[str]) -> Adapter:
-    """Remove a new adapter's LoRA from the modules at `paths`. Returns what is left of the adapter."""
-    wrappers = {path: wrapper for path, wrapper in _wrappers(model).items() if path in paths}
+    """Remove a new adapter's LoRA from the modules and parameters at `paths`. Returns what is left of the adapter."""
+    name, targets = adapter.name, adapter.targets
+    stacks = {path: own for path, own in targets.by_module.items() if not {f"{path}.{n}" for n in own}.isdisjoint(paths)}
+    wrappers = {path: wrapper for path, wrapper in _wrappers(model).items() if path in paths or path in stacks}
     left_out = {id(p) for w in wrappers.values() if not isinstance(w, SavedModule)
-                for p in _own_parameters(w, adapter.name).values()}  # fmt: skip
+                for p in _own_parameters(w, name).values()}  # fmt: skip
+    again: dict[str, nn.Parameter] = {}  # PEFT's keys depend on how many parameters of a module are adapted
     for path, wrapper in wrappers.items():
-        _remove_at(model, path, wrapper, adapter.name)
+        if isinstance(wrapper, LoRAParameters) and wrapper.keep(name, [n for n in stacks[path] if f"{path}.{n}" not in paths]):
+            again |= {_key(path, part): p for part, p in _own_parameters(wrapper, name).items()}
+        else:
+            _remove_at(model, path, wrapper, name)
     for key in adapter.own_biases:
         adapter.parameters[key].requires_grad_(False)
-    kept = {k: p for k, p in adapter.parameters.items() if id(p) not in left_out and k not in adapter.own_biases}
+    kept = {k: p for k, p in adapter.parameters.items() if id(p) not in left_out and k not in adapter.own_biases} | again
     biases = _trained_biases(model, adapter.config, kept)
-    matched = {pattern: [p for p in own if p not in paths] for pattern, own in adapter.targets.matched.items()}
+    matched = {pattern: [p for p in own if p not in paths] for pattern, own in targets.matched.items()}
+    parameters = {path: pattern for path, pattern in targets.parameters.items() if path not in paths}
     own_biases = {key: p.detach().clone() for key, p in biases.items()}
-    return replace(adapter, targets=Targets(matched, adapter.targets.saved), parameters=kept | biases,
-                   own_biases=own_biases)  # fmt: skip
+    left = replace(targets, matched=matched, parameters=parameters)
+    return replace(adapter, targets=left, parameters=kept | biases, own_biases=own_biases)
 
 
 def _remove_at(model: PreTrainedModel, path: str, wrapper: Wrapper, name: str) -> None:
@@ -182,6 +196,13 @@ def count(model: PreTrainedModel, adapter: Adapter) -> ParameterCounts:
     return ParameterCounts(
         sum(p.numel() for p in adapter.parameters.values()), sum(p.numel() for p in model.parameters())
     )
+
+
+def rank_of_parameter(config: LoraConfig, targets: Targets, path: str) -> tuple[int, float]:
+    """r and lora_alpha of the parameter at `path`; see `Targets.expert_rank`."""
+    r, alpha = rank_and_alpha(config, path)
+    given = any(key_matches(key, path) for key in config.rank_pattern)
+    return (targets.expert_rank if targets.parameters[path] == ALL_LINEAR and not given else r), alpha
 
 
 def rank_and_alpha(config: LoraConfig, path: str) -> tuple[int, float]:
@@ -233,19 +254,26 @@ def unwrapped(model: PreTrainedModel) -> AbstractContextManager[None]:
     return _Unwrapped(model)
 
 
+def plain_name(name: str) -> str | None:
+    """The name of a parameter in the base model without adapters; None if it belongs to an adapter."""
+    if ".lora_" in name or ".modules_to_save." in name:
+        return None
+    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
+
+
 def _is_inside(path: str, outer: str) -> bool:
     return path == outer or path.startswith(outer + ".")
 
 
 def _wrappers(model: nn.Module) -> dict[str, Wrapper]:
-    return {p: m for p, m in model.named_modules() if isinstance(m, LoRALayer | LoRAEmbedding | SavedModule)}
+    return {p: m for p, m in model.named_modules() if isinstance(m, Wrapper)}
 
 
 def adapters_of(wrapper: Wrapper) -> list[str]:
     """The names of the adapters on a wrapper."""
     if isinstance(wrapper, SavedModule):
         return list(wrapper.modules_to_save)
-    return list(wrapper.updates if isinstance(wrapper, LoRALayer) else wrapper.scaling)
+    return list(wrapper.scaling if isinstance(wrapper, LoRAEmbedding) else wrapper.updates)
 
 
 def _original(wrapper: Wrapper) -> nn.Module:
@@ -268,6 +296,14 @@ def _wrap(model: nn.Module, path: str, router: Router) -> LoRALayer | LoRAEmbedd
         layer = LoRALayer(module, *_features(module), router)
     _replace(model, path, layer)
     return layer
+
+
+def _wrap_parameters(model: nn.Module, path: str, router: Router) -> LoRAParameters:
+    module = model.get_submodule(path)
+    if not isinstance(module, LoRAParameters):
+        module = LoRAParameters(module, router).train(module.training)
+        _replace(model, path, module)
+    return module
 
 
 def _wrap_whole(model: nn.Module, path: str, router: Router) -> SavedModule:
@@ -298,7 +334,9 @@ def _add_adapter(
     initialize(layer, name, config, generator)
 
 
-def _own_parameters(layer: LoRALayer | LoRAEmbedding, name: str) -> dict[str, nn.Parameter]:
+def _own_parameters(layer: LoRALayer | LoRAEmbedding | LoRAParameters, name: str) -> dict[str, nn.Parameter]:
+    if isinstance(layer, LoRAParameters):
+        return layer.own_parameters(name)
     if isinstance(layer, LoRAEmbedding):
         return {"lora_embedding_A": layer.lora_embedding_A[name], "lora_embedding_B": layer.lora_embedding_B[name]}
     return layer.updates[name].parameters

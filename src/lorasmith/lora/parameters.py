@@ -1,0 +1,143 @@
+"""LoRA on a module's own parameters, such as the weights of all experts in one tensor (PEFT's target_parameters).
+
+    W'_EOI = W_EOI + s B_EOR A_ERI        one update for each expert; it is transposed if the weights are W_EIO
+
+    E = experts, O = out_features, I = in_features, R = rank of each expert
+
+Such a module has no input of which B A x could be computed from outside, so the plain path gives the module's own
+forward the sum W' in place of W.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorasmith.errors import AdapterError
+from lorasmith.i18n import _
+from lorasmith.lora.by_adapter import ModulesByAdapter
+from lorasmith.lora.router import Router, Slice
+
+
+class ParameterUpdate(nn.Module):
+    """The update of one adapter for one parameter of two or three dimensions, as PEFT stores it.
+
+    lora_A [E*R, I] holds expert after expert, and lora_B [O, R*E] has the expert as its fastest index. A parameter of
+    two dimensions [O, I] is one expert.
+    """
+
+    def __init__(self, weight: Tensor, transposed: bool, r: int, scaling: float) -> None:
+        super().__init__()
+        self.experts, first, second = weight.shape if weight.dim() == 3 else (1, *weight.shape)
+        self.transposed = transposed and weight.dim() == 3
+        O, I = (second, first) if self.transposed else (first, second)
+        self.r, self.scaling, dtype = r, scaling, torch.promote_types(weight.dtype, torch.float32)
+        self.lora_A = nn.Parameter(torch.empty(self.experts * r, I, device=weight.device, dtype=dtype))
+        self.lora_B = nn.Parameter(torch.empty(O, r * self.experts, device=weight.device, dtype=dtype))
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A [E, R, I] and B [E, O, R] of each expert; views of the parameters."""
+        return (
+            self.lora_A.view(self.experts, self.r, -1),
+            self.lora_B.view(-1, self.r, self.experts).permute(2, 0, 1),
+        )
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """W + s B A in the shape of `weight`, computed in the wider of the two dtypes."""
+        A_ERI, B_EOR = self.factors
+        left, right = (A_ERI.mT, B_EOR.mT) if self.transposed else (B_EOR, A_ERI)
+        dtype = torch.promote_types(weight.dtype, A_ERI.dtype)
+        whole = weight.to(dtype).reshape(self.experts, left.shape[1], right.shape[2])
+        return torch.baddbmm(whole, left.to(dtype), right.to(dtype), alpha=self.scaling).view(weight.shape)
+
+
+class LoRAParameters(nn.Module):
+    """A frozen module with adapters on some of its own parameters. `updates` holds them by adapter and parameter."""
+
+    def __init__(self, base_layer: nn.Module, router: Router) -> None:
+        super().__init__()
+        self.base_layer, self.router = base_layer, router
+        self.updates = ModulesByAdapter()
+
+    def add(self, adapter: str, ranks: Mapping[str, tuple[int, float]]) -> None:
+        """Create the uninitialized A and B of `adapter`. ranks: r and scaling by the parameter's name."""
+        transposed = bool(getattr(self.base_layer, "is_transposed", False))  # transformers' mark of W_EIO
+        self.updates[adapter] = ModulesByAdapter()
+        for name, parameter in self.base_layer.named_parameters(recurse=False):
+            if name in ranks:
+                self.updates[adapter][name] = ParameterUpdate(parameter.detach(), transposed, *ranks[name])
+
+    def remove(self, adapter: str) -> None:
+        """Remove `adapter`."""
+        del self.updates[adapter]
+
+    def keep(self, adapter: str, names: Sequence[str]) -> bool:
+        """Remove the updates of `adapter` for all parameters but `names`. Returns whether any is left."""
+        for name in [name for name in self.updates[adapter] if name not in names]:
+            del self.updates[adapter][name]
+        return len(self.updates[adapter]) > 0
+
+    def own_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
+        """A and B by their names in PEFT's files, relative to the module."""
+        updates = self.updates[adapter]
+        prefixes = peft_prefixes(list(updates))
+        return {
+            f"{prefixes[name]}{matrix}.weight": getattr(updates[name], matrix)
+            for name in updates
+            for matrix in ("lora_A", "lora_B")
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        """Fall back to the base layer's attributes: models read the number of experts, for example."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base_layer"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output, each token with the adapter chosen by the router.
+
+        With several adapters in a batch, every tensor among the arguments must have the tokens as its first dimension.
+        Raises AdapterError otherwise.
+        """
+        slices = self.router.slices or (Slice(self.router.active, 0, 0),)
+        if len(slices) == 1 or not any(s.adapter in self.updates for s in slices):
+            return self._call(slices[0].adapter, *args, **kwargs)
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if any(value.dim() < 2 or len(value) != slices[-1].end for value in tensors):
+            raise AdapterError(
+                _(
+                    "target_parameters: a {kind} cannot compute several adapters in one batch, because it does not get "
+                    "its input token by token. Use one adapter at a time, or merge it.",
+                    kind=type(self.base_layer).__name__,
+                )
+            )
+        outputs = [
+            self._call(
+                adapter,
+                *(value[start:end] if isinstance(value, Tensor) else value for value in args),
+                **{key: value[start:end] if isinstance(value, Tensor) else value for key, value in kwargs.items()},
+            )
+            for adapter, start, end in slices
+        ]
+        return torch.cat(outputs)
+
+    def _call(self, adapter: str | None, *args: Any, **kwargs: Any) -> Any:
+        """Call the module with W + s B A in place of W, in W's dtype."""
+        if adapter is None or adapter not in self.updates:
+            return self.base_layer(*args, **kwargs)
+        updates, changed = self.updates[adapter], {}
+        for name in updates:
+            weight = self.base_layer.get_parameter(name)
+            changed[name] = updates[name].merged(weight).to(weight.dtype)
+        return torch.func.functional_call(self.base_layer, changed, args, kwargs)
+
+
+def peft_prefixes(names: Sequence[str]) -> dict[str, str]:
+    """Where PEFT has the A and B of each adapted parameter of one module: it wraps the module once for each.
+
+    names: of the parameters, in the order in which the module has them. The first is wrapped innermost.
+    """
+    return {name: "base_layer." * depth for depth, name in zip(range(len(names) - 1, -1, -1), names, strict=True)}
