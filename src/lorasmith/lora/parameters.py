@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.by_adapter import ModulesByAdapter
+from lorasmith.lora.fused.experts import can_fuse, fused_experts
 from lorasmith.lora.router import Router, Slice
 
 
@@ -125,13 +127,22 @@ class LoRAParameters(nn.Module):
         return torch.cat(outputs)
 
     def _call(self, adapter: str | None, *args: Any, **kwargs: Any) -> Any:
-        """Call the module with W + s B A in place of W, in W's dtype."""
         if adapter is None or adapter not in self.updates:
             return self.base_layer(*args, **kwargs)
-        updates, changed = self.updates[adapter], {}
-        for name in updates:
+        updates = self.updates[adapter]
+        if self.router.fused and can_fuse(self.base_layer, list(updates), args, kwargs):
+            return fused_experts(self.base_layer, dict(updates.items()), *args)
+        if not torch.is_grad_enabled():
+            return self.unfused(adapter, *args, **kwargs)
+        # backward would keep W + s B A of every layer, which is as large as the model: compute it again instead
+        return checkpoint(self.unfused, adapter, *args, use_reentrant=False, **kwargs)
+
+    def unfused(self, adapter: str, *args: Any, **kwargs: Any) -> Any:
+        """Call the module with W + s B A in place of W, in W's dtype."""
+        changed = {}
+        for name, update in self.updates[adapter].items():
             weight = self.base_layer.get_parameter(name)
-            changed[name] = updates[name].merged(weight).to(weight.dtype)
+            changed[name] = update.merged(weight).to(weight.dtype)
         return torch.func.functional_call(self.base_layer, changed, args, kwargs)
 
 
