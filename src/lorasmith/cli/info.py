@@ -39,6 +39,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         _("base      {base}", base=facts["base"] or _("not specified")),
         _("LoRA      {options}", options=_options(facts)),
         *_wrapped(_("targets"), _names(facts["target_modules"])),
+        *_wrapped(_("weights"), _names(facts["target_parameters"])),
         *_wrapped(_("ranks"), _pairs(facts["rank_pattern"])),
         *_wrapped(_("alphas"), _pairs(facts["alpha_pattern"])),
         *_wrapped(_("full"), _names(facts["modules_to_save"])),

@@ -167,7 +167,9 @@ class LoraConfig(Typed):
             )
         if self.last_layers is not None and self.layers_to_transform is not None:
             raise ValueError(_("last_layers and layers_to_transform both select layers; give only one of them"))
-        if not self.target_modules and not self.target_parameters:  # PEFT cannot load an adapter with modules_to_save only
+        if (
+            not self.target_modules and not self.target_parameters
+        ):  # PEFT cannot load an adapter with modules_to_save only
             raise ValueError(_("no module would be adapted: name modules in target_modules, or use all-linear"))
         return self
 

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from lorasmith.config.files import parse_object
 from lorasmith.config.lora import LoraConfig, is_name
 from lorasmith.errors import AdapterError, ConfigError
-from lorasmith.i18n import _, listed
+from lorasmith.i18n import _
 from lorasmith.lora.inject import Adapter, plain_name, rank_and_alpha, rank_of_parameter
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.target import ends_with, is_adaptable

@@ -14,7 +14,7 @@ from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
 from lorasmith.lora.init import initialize, initialize_parameters
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
-from lorasmith.lora.parameters import LoRAParameters
+from lorasmith.lora.parameters import LoRAParameters, peft_prefixes
 from lorasmith.lora.router import Router
 from lorasmith.lora.target import ALL_LINEAR, Targets, find_targets, key_matches
 from lorasmith.lora.token_rows import ROWS, TokenIds, rows_to_train, tied_path
@@ -160,19 +160,25 @@ def remove(model: PreTrainedModel, name: str) -> None:
 def leave_out(model: PreTrainedModel, adapter: Adapter, paths: Collection[str]) -> Adapter:
     """Remove a new adapter's LoRA from the modules and parameters at `paths`. Returns what is left of the adapter."""
     name, targets = adapter.name, adapter.targets
-    stacks = {path: own for path, own in targets.by_module.items() if not {f"{path}.{n}" for n in own}.isdisjoint(paths)}
+    stacks = {
+        path: own for path, own in targets.by_module.items() if not {f"{path}.{n}" for n in own}.isdisjoint(paths)
+    }
     wrappers = {path: wrapper for path, wrapper in _wrappers(model).items() if path in paths or path in stacks}
     left_out = {id(p) for w in wrappers.values() if not isinstance(w, SavedModule)
                 for p in _own_parameters(w, name).values()}  # fmt: skip
     again: dict[str, nn.Parameter] = {}  # PEFT's keys depend on how many parameters of a module are adapted
     for path, wrapper in wrappers.items():
-        if isinstance(wrapper, LoRAParameters) and wrapper.keep(name, [n for n in stacks[path] if f"{path}.{n}" not in paths]):
+        if isinstance(wrapper, LoRAParameters) and wrapper.keep(
+            name, [n for n in stacks[path] if f"{path}.{n}" not in paths]
+        ):
             again |= {_key(path, part): p for part, p in _own_parameters(wrapper, name).items()}
         else:
             _remove_at(model, path, wrapper, name)
     for key in adapter.own_biases:
         adapter.parameters[key].requires_grad_(False)
-    kept = {k: p for k, p in adapter.parameters.items() if id(p) not in left_out and k not in adapter.own_biases} | again
+    kept = {
+        k: p for k, p in adapter.parameters.items() if id(p) not in left_out and k not in adapter.own_biases
+    } | again
     biases = _trained_biases(model, adapter.config, kept)
     matched = {pattern: [p for p in own if p not in paths] for pattern, own in targets.matched.items()}
     parameters = {path: pattern for path, pattern in targets.parameters.items() if path not in paths}
@@ -189,6 +195,16 @@ def _remove_at(model: PreTrainedModel, path: str, wrapper: Wrapper, name: str) -
         _replace(model, path, _original(wrapper))
         if isinstance(wrapper, LoRALayer):
             wrapper.fused_linears.remove(wrapper)
+
+
+def parameter_keys(targets: Targets) -> dict[str, str]:
+    """The paths of the parameters that are adapted directly, by the PEFT keys of their A and B."""
+    return {
+        _key(module, f"{prefix}{matrix}.weight"): f"{module}.{name}"
+        for module, names in targets.by_module.items()
+        for name, prefix in peft_prefixes(names).items()
+        for matrix in ("lora_A", "lora_B")
+    }
 
 
 def count(model: PreTrainedModel, adapter: Adapter) -> ParameterCounts:
@@ -352,9 +368,12 @@ def _refuse_ranks(model: PreTrainedModel, config: LoraConfig, targets: Targets) 
     A rank that exceeds it in some of the layers, such as k and v of grouped-query attention, is common and allowed.
     """
     ranks = {path: rank_and_alpha(config, path)[0] for path in targets.adapted}
-    if not ranks:
-        return
-    most = max(_largest_rank(model.get_submodule(path)) for path in ranks)
+    largest = [_largest_rank(model.get_submodule(path)) for path in ranks]
+    stacks = {path: module.get_parameter(name) for path in targets.parameters
+              for module, name in [parameter_at(model, path)]}  # fmt: skip
+    ranks |= {path: rank_of_parameter(config, targets, path)[0] for path in stacks}
+    largest += [min(stack.shape[-2:]) for stack in stacks.values()]
+    most = max(largest, default=0)
     path = max(ranks, key=lambda path: ranks[path])
     if ranks[path] > most:
         raise ConfigError(
@@ -366,6 +385,13 @@ def _refuse_ranks(model: PreTrainedModel, config: LoraConfig, targets: Targets) 
                 most=most,
             )
         )
+
+
+def parameter_at(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The module, which may be wrapped, that has the parameter at `path`, and the parameter's name in it."""
+    module, _dot, name = path.rpartition(".")
+    found = model.get_submodule(module)
+    return (found.base_layer if isinstance(found, LoRAParameters) else found), name
 
 
 def _largest_rank(module: nn.Module) -> int:

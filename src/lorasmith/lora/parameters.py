@@ -9,6 +9,7 @@ forward the sum W' in place of W.
 """
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -98,6 +99,11 @@ class LoRAParameters(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("base_layer"), name)
 
+    @property
+    def splits_by_token(self) -> bool:
+        """Whether each token's output depends on that token's inputs only, as the names of these tell."""
+        return {"hidden_states", "top_k_index"} <= signature(type(self.base_layer).forward).parameters.keys()
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output, each token with the adapter chosen by the router.
 
@@ -105,26 +111,21 @@ class LoRAParameters(nn.Module):
         Raises AdapterError otherwise.
         """
         slices = self.router.slices or (Slice(self.router.active, 0, 0),)
-        if len(slices) == 1 or not any(s.adapter in self.updates for s in slices):
-            return self._call(slices[0].adapter, *args, **kwargs)
+        ranges: dict[str | None, list[Tensor]] = {}
+        for adapter, start, end in slices:
+            known = adapter if adapter in self.updates else None
+            ranges.setdefault(known, []).append(torch.arange(start, end))
+        if len(ranges) == 1:
+            return self._call(next(iter(ranges)), *args, **kwargs)
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if any(value.dim() < 2 or len(value) != slices[-1].end for value in tensors):
-            raise AdapterError(
-                _(
-                    "target_parameters: a {kind} cannot compute several adapters in one batch, because it does not get "
-                    "its input token by token. Use one adapter at a time, or merge it.",
-                    kind=type(self.base_layer).__name__,
-                )
-            )
-        outputs = [
-            self._call(
-                adapter,
-                *(value[start:end] if isinstance(value, Tensor) else value for value in args),
-                **{key: value[start:end] if isinstance(value, Tensor) else value for key, value in kwargs.items()},
-            )
-            for adapter, start, end in slices
-        ]
-        return torch.cat(outputs)
+        if not self.splits_by_token or any(len(value) != slices[-1].end for value in tensors):
+            raise AdapterError(cannot_split(type(self.base_layer).__name__))
+        tokens = {adapter: torch.cat(own).to(tensors[0].device) for adapter, own in ranges.items()}
+        outputs = []
+        for adapter, at in tokens.items():
+            own, named = ([v[at] if isinstance(v, Tensor) else v for v in part] for part in (args, kwargs.values()))
+            outputs.append(self._call(adapter, *own, **dict(zip(kwargs, named, strict=True))))
+        return torch.cat(outputs)[torch.cat(list(tokens.values())).argsort()]
 
     def _call(self, adapter: str | None, *args: Any, **kwargs: Any) -> Any:
         if adapter is None or adapter not in self.updates:
@@ -152,3 +153,12 @@ def peft_prefixes(names: Sequence[str]) -> dict[str, str]:
     names: of the parameters, in the order in which the module has them. The first is wrapped innermost.
     """
     return {name: "base_layer." * depth for depth, name in zip(range(len(names) - 1, -1, -1), names, strict=True)}
+
+
+def cannot_split(kind: str) -> str:
+    """The text for a module that cannot compute several adapters in one batch."""
+    return _(
+        "target_parameters: a {kind} cannot compute several adapters in one batch, because it does not get its input "
+        "token by token. Use one adapter at a time, or merge it.",
+        kind=kind,
+    )

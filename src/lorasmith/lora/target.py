@@ -18,6 +18,7 @@ from lorasmith.i18n import _
 from lorasmith.lora.target_parameters import (
     all_experts,
     all_parameters,
+    expert_parameters,
     expert_rank,
     no_such_parameter,
     refused_options,
@@ -93,15 +94,6 @@ def _answers_as_linear(module: nn.Linear) -> bool:
     return isinstance(y, torch.Tensor) and y.shape == (1, module.out_features)
 
 
-def stacked_parameters(module: nn.Module) -> list[str]:
-    """Names of the module's own parameters of three or more dimensions, such as the weights of all experts together.
-
-    Convolutions have such parameters too, but are no place for LoRA in a language model.
-    """
-    own = () if isinstance(module, nn.modules.conv._ConvNd) else module.named_parameters(recurse=False)
-    return [name for name, parameter in own if parameter.dim() > 2]
-
-
 def ends_with(path: str, name: str) -> bool:
     """Whether `path` is `name` or ends with its components."""
     return path == name or path.endswith("." + name)
@@ -173,7 +165,7 @@ def _parameters(
     if config.target_parameters is None:
         of_all = all_experts(modules) if ALL_LINEAR in _patterns(config.target_modules) else []
         kept = _parameters_left(of_all, config, modules)
-        problems += refused_options(config, kept, "--exclude-modules experts")
+        problems += refused_options(config, kept)
         return dict.fromkeys(kept, ALL_LINEAR)
     found: dict[str, str] = {}
     for path in all_parameters(modules):
@@ -182,7 +174,7 @@ def _parameters(
     problems += [no_such_parameter(name, modules) for name in config.target_parameters if name not in found.values()]
     problems += [text for path, pattern in found.items() if (text := unsuitable_parameter(model, path, pattern))][:1]
     kept = _parameters_left(list(found), config, modules) if strict else list(found)
-    problems += refused_options(config, kept, "--target-parameters")
+    problems += refused_options(config, kept)
     return {path: found[path] for path in kept}
 
 
@@ -210,8 +202,8 @@ def _adapted_twice(targets: Targets) -> list[str]:
              for one in targets.adapted if f"{one}.".startswith(f"{module}."))  # fmt: skip
     return [
         _(
-            "lora.target_parameters: {path} belongs to {module}, and LoRA is also added to {layer}. Name only one of the "
-            "two.",
+            "lora.target_parameters: {path} belongs to {module}, and LoRA is also added to {layer}. Name only one of "
+            "the two.",
             path=path,
             module=module,
             layer=layer,
@@ -308,7 +300,7 @@ def _unsuitable(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: 
         kind = type(modules[path])
         if kind in named:
             continue
-        if stacked := stacked_parameters(modules[path]):
+        if stacked := expert_parameters(modules[path]):
             named.add(kind)
             problems.append(_stacked(pattern, path, modules[path], stacked))
         elif not is_adaptable(modules[path]):
@@ -359,9 +351,9 @@ def is_tied(model: PreTrainedModel, module: nn.Module) -> bool:
 def _no_match(key: str, pattern: str, modules: dict[str, nn.Module]) -> str:
     for path, module in modules.items():
         if key == "lora.target_modules" and any(
-            _matches(f"{path}.{name}", pattern) for name in stacked_parameters(module)
+            _matches(f"{path}.{name}", pattern) for name in expert_parameters(module)
         ):
-            return _stacked(pattern, path, module, stacked_parameters(module))
+            return _stacked(pattern, path, module, expert_parameters(module))
     names = list(dict.fromkeys(p.rpartition(".")[2] for p, m in modules.items() if is_adaptable(m)))
     text = _(
         "{key}: {pattern!r} matches no module; this model has {names}.",

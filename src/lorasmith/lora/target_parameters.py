@@ -1,10 +1,10 @@
 """Selecting the parameters that a LoraConfig adapts directly: those named in target_parameters, or all experts.
 
-all-linear includes the weights of experts, which are no linear layers: mixture-of-experts models have them in one tensor
-of three dimensions for each projection, and most of their parameters there.
+all-linear includes the weights of experts, which are no linear layers: mixture-of-experts models have them in one
+tensor of three dimensions for each projection, and most of their parameters there.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -61,6 +61,12 @@ def active_experts(config: PretrainedConfig) -> int:
     return next((value for value in counts if isinstance(value, int) and value > 0), 1)
 
 
+def how_to_leave_out(paths: Iterable[str]) -> str:
+    """The option that leaves out the modules of the parameters at `paths`."""
+    names = dict.fromkeys(path.split(".")[-2] for path in paths)
+    return f"--exclude-modules {' '.join(names)}"
+
+
 def unsuitable_parameter(model: PreTrainedModel, path: str, pattern: str) -> str:
     """Why LoRA cannot be added to this parameter; empty if it can."""
     parameter = model.get_parameter(path)
@@ -81,18 +87,17 @@ def unsuitable_parameter(model: PreTrainedModel, path: str, pattern: str) -> str
     return ""
 
 
-def refused_options(config: LoraConfig, paths: Sequence[str], how: str) -> list[str]:
-    """A message for each option that cannot be applied to parameters, as in PEFT.
-
-    paths: of the adapted parameters. how: the option that leaves them out.
-    """
+def refused_options(config: LoraConfig, paths: Sequence[str]) -> list[str]:
+    """A message for each option that cannot be applied to parameters, as in PEFT. `paths` are adapted."""
     if not paths:
         return []
-    texts = []
+    texts, how = [], how_to_leave_out(paths)
+    if config.target_parameters is not None:
+        how = "--target-parameters"
     if config.lora_dropout:
         text = _(
-            "lora.lora_dropout: dropout is applied to the input of A, but the update of {path} is added to its weights, "
-            "so it has no such input. Set lora_dropout to 0, or leave these weights out: {how}.",
+            "lora.lora_dropout: dropout is applied to the input of A, but the update of {path} is added to its "
+            "weights, so it has no such input. Set lora_dropout to 0, or leave these weights out: {how}.",
             path=paths[0],
             how=how,
         )

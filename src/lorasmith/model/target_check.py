@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lorasmith.errors import LIBRARY_ERRORS, ConfigError, ModelError, first_line
 from lorasmith.i18n import _, listed
-from lorasmith.lora.inject import PEFT_PREFIX, leave_out
+from lorasmith.lora.inject import PEFT_PREFIX, leave_out, parameter_at, parameter_keys
 from lorasmith.lora.layer import SavedModule
 from lorasmith.model.base import Base
 from lorasmith.model.verify import trial_loss, use_fast_parts
@@ -38,7 +38,8 @@ def check_targets(base: Base, name: str, ids: Sequence[int], report: Report) -> 
     if unreached:
         _refuse_useless(base, name, unreached, read)
         adapter = base.adapters[name]
-        paths = [path for path in adapter.targets.adapted if path in set(unreached)]
+        taken = [*adapter.targets.adapted, *adapter.targets.parameters]
+        paths = [path for path in taken if path in set(unreached)]
         base.adapters[name] = leave_out(base.model, adapter, paths)
         _tell(base, [path for path in paths if path in read], [path for path in paths if path not in read], report)
 
@@ -62,10 +63,11 @@ def _unreached(base: Base, name: str, ids: Sequence[int]) -> list[str]:
         ) from error
     learns = [key for key, gradient in zip(parameters, found, strict=True) if gradient is not None and gradient.any()]
     saved = [path for paths in targets.saved.values() for path in paths]
-    reached = {key.removeprefix(PEFT_PREFIX).partition(".lora_")[0] for key in learns}
+    stacks = parameter_keys(targets)
+    reached = {stacks.get(key, key.removeprefix(PEFT_PREFIX).partition(".lora_")[0]) for key in learns}
     reached |= {path for path in saved if any(key.startswith(f"{PEFT_PREFIX}{path}.") for key in learns)}
     roles = {_role(path) for path in reached}
-    return [path for path in (*targets.adapted, *saved) if _role(path) not in roles]
+    return [path for path in (*targets.adapted, *targets.parameters, *saved) if _role(path) not in roles]
 
 
 def _role(path: str) -> str:
@@ -77,10 +79,14 @@ def _computed_with(base: Base, name: str, ids: Sequence[int], paths: Sequence[st
     """Those of `paths` whose frozen weights the loss depends on, according to autograd."""
     weights: dict[str, nn.Parameter] = {}
     for path in paths:
-        wrapper = base.model.get_submodule(path)
-        frozen = wrapper.original_module if isinstance(wrapper, SavedModule) else wrapper.base_layer
-        assert isinstance(frozen, nn.Module)
-        weight = next(frozen.parameters())
+        if path in base.adapters[name].targets.parameters:
+            module, own = parameter_at(base.model, path)
+            weight = module.get_parameter(own)
+        else:
+            wrapper = base.model.get_submodule(path)
+            frozen = wrapper.original_module if isinstance(wrapper, SavedModule) else wrapper.base_layer
+            assert isinstance(frozen, nn.Module)
+            weight = next(frozen.parameters())
         weights |= {path: weight} if weight.is_floating_point() else {}
     if not weights:
         return []
@@ -100,7 +106,14 @@ def _refuse_useless(base: Base, name: str, unreached: Sequence[str], read: set[s
     """Raise ConfigError for each pattern all of whose modules are among `unreached`."""
     targets, lost = base.adapters[name].targets, set(unreached)
     kind, problems = type(base.model).__name__, []
-    for option, patterns in (("target_modules", targets.matched), ("modules_to_save", targets.saved)):
+    modules, weights = dict(targets.matched), dict[str, list[str]]()
+    for path, pattern in targets.parameters.items():
+        if pattern in modules:  # all-linear, of which experts are only a part
+            modules[pattern] = [*modules[pattern], path]
+        else:
+            weights.setdefault(pattern, []).append(path)
+    for option, patterns in (("target_modules", modules), ("target_parameters", weights),
+                             ("modules_to_save", targets.saved)):  # fmt: skip
         for pattern, paths in patterns.items():
             if not paths or not lost.issuperset(paths):
                 continue

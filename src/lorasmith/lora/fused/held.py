@@ -28,8 +28,8 @@ def held_weights(
 ) -> AdapterWeights | None:
     """The weights of an adapter that was read from `folder`, for the adapter bank.
 
-    None if the adapter changes anything besides the linear layers at `paths`, or is a variant of LoRA. `version`
-    identifies the content; `tensors` has PEFT's keys and the base model's dtype.
+    None if the adapter changes anything besides the linear layers at `paths`, such as experts, or is a variant of LoRA.
+    `version` identifies the content; `tensors` has PEFT's keys and the base model's dtype.
 
     Raises AdapterError if keys are missing or unknown, or shapes are wrong.
     """
@@ -39,7 +39,8 @@ def held_weights(
         layers = dict(model.named_modules())
     is_low_rank = variant_of(config) is Update
     has_rows = any(key.endswith(ROWS) for key in tensors)
-    if targets.saved or has_rows or config.bias != "none" or not is_low_rank or not set(targets.adapted) <= set(paths):
+    others = targets.saved or targets.parameters or has_rows
+    if others or config.bias != "none" or not is_low_rank or not set(targets.adapted) <= set(paths):
         return None
     wanted: dict[str, Tensor] = {}
     for path in targets.adapted:
