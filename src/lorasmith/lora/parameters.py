@@ -8,7 +8,7 @@ Such a module has no input of which B A x could be computed from outside, so the
 forward the sum W' in place of W.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -32,6 +32,7 @@ class ParameterUpdate(nn.Module):
 
     def __init__(self, weight: Tensor, transposed: bool, r: int, scaling: float) -> None:
         super().__init__()
+        self.experts: int
         self.experts, first, second = weight.shape if weight.dim() == 3 else (1, *weight.shape)
         self.transposed = transposed and weight.dim() == 3
         O, I = (second, first) if self.transposed else (first, second)
@@ -62,35 +63,34 @@ class LoRAParameters(nn.Module):
     def __init__(self, base_layer: nn.Module, router: Router) -> None:
         super().__init__()
         self.base_layer, self.router = base_layer, router
-        self.updates = ModulesByAdapter()
+        self.updates: dict[str, dict[str, ParameterUpdate]] = {}
+        self.lora_updates = ModulesByAdapter()  # the same, as modules
 
     def add(self, adapter: str, ranks: Mapping[str, tuple[int, float]]) -> None:
         """Create the uninitialized A and B of `adapter`. ranks: r and scaling by the parameter's name."""
         transposed = bool(getattr(self.base_layer, "is_transposed", False))  # transformers' mark of W_EIO
-        self.updates[adapter] = ModulesByAdapter()
-        for name, parameter in self.base_layer.named_parameters(recurse=False):
-            if name in ranks:
-                self.updates[adapter][name] = ParameterUpdate(parameter.detach(), transposed, *ranks[name])
+        own = {name: p.detach() for name, p in self.base_layer.named_parameters(recurse=False) if name in ranks}
+        self._set(adapter, {name: ParameterUpdate(p, transposed, *ranks[name]) for name, p in own.items()})
+
+    def _set(self, adapter: str, updates: dict[str, ParameterUpdate]) -> None:
+        self.updates[adapter], self.lora_updates[adapter] = updates, nn.ModuleList(updates.values())
 
     def remove(self, adapter: str) -> None:
         """Remove `adapter`."""
-        del self.updates[adapter]
+        del self.updates[adapter], self.lora_updates[adapter]
 
-    def keep(self, adapter: str, names: Sequence[str]) -> bool:
+    def keep(self, adapter: str, names: Collection[str]) -> bool:
         """Remove the updates of `adapter` for all parameters but `names`. Returns whether any is left."""
-        for name in [name for name in self.updates[adapter] if name not in names]:
-            del self.updates[adapter][name]
+        self._set(adapter, {name: update for name, update in self.updates[adapter].items() if name in names})
         return len(self.updates[adapter]) > 0
 
     def own_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
         """A and B by their names in PEFT's files, relative to the module."""
-        updates = self.updates[adapter]
-        prefixes = peft_prefixes(list(updates))
-        return {
-            f"{prefixes[name]}{matrix}.weight": getattr(updates[name], matrix)
-            for name in updates
-            for matrix in ("lora_A", "lora_B")
-        }
+        updates, found = self.updates[adapter], dict[str, nn.Parameter]()
+        for name, prefix in peft_prefixes(list(updates)).items():
+            found[f"{prefix}lora_A.weight"] = updates[name].lora_A
+            found[f"{prefix}lora_B.weight"] = updates[name].lora_B
+        return found
 
     def __getattr__(self, name: str) -> Any:
         """Fall back to the base layer's attributes: models read the number of experts, for example."""
@@ -132,7 +132,7 @@ class LoRAParameters(nn.Module):
             return self.base_layer(*args, **kwargs)
         updates = self.updates[adapter]
         if self.router.fused and can_fuse(self.base_layer, list(updates), args, kwargs):
-            return fused_experts(self.base_layer, dict(updates.items()), *args)
+            return fused_experts(self.base_layer, updates, *args)
         if not torch.is_grad_enabled():
             return self.unfused(adapter, *args, **kwargs)
         # backward would keep W + s B A of every layer, which is as large as the model: compute it again instead

@@ -12,7 +12,7 @@ from lorasmith.lora.target import ALL_LINEAR
 from lorasmith.lora.target_parameters import how_to_leave_out, is_experts
 from lorasmith.model.base import Base
 
-_OF_ADAPTER = {"lora_A", "lora_B", "updates", "modules_to_save", "original_module"}
+_OF_ADAPTER = {"lora_A", "lora_B", "lora_updates", "modules_to_save", "original_module"}
 NOTABLE = 0.1  # share of the parameters from which it is worth a warning that they get no adapter
 
 
