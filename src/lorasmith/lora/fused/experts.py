@@ -62,7 +62,7 @@ def fused_experts(
             outputs.append(experts.post_expert_norm(y) if experts.has_post_expert_norm else y)
     y_SH = (torch.cat(outputs) if outputs else x_TH[:0]) * weight_TK.reshape(-1)[pair_S, None]
     whole_SH = y_SH.new_zeros(index_TK.numel(), x_TH.shape[1]).index_copy(0, pair_S, y_SH)
-    return whole_SH.view(len(x_TH), K, -1).sum(1).to(x_TH.dtype)
+    return whole_SH.view(*index_TK.shape, x_TH.shape[1]).sum(1).to(x_TH.dtype)
 
 
 class _Projection:
