@@ -10,9 +10,10 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
-from lorasmith.lora.inject import count, inject, rank_and_alpha, remove
+from lorasmith.lora.inject import count, inject, remove
 from lorasmith.lora.layer import LoRALayer, SavedModule
 from lorasmith.lora.merge import merged_weights
+from lorasmith.lora.ranks import rank_and_alpha
 from lorasmith.lora.router import Router
 from lorasmith.model.head import loss_sum
 from lorasmith.model.probe import native_attention

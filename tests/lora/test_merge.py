@@ -6,9 +6,9 @@ from torch import nn
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError
-from lorasmith.lora.inject import inject, plain_name
+from lorasmith.lora.inject import inject
 from lorasmith.lora.layer import LoRALayer
-from lorasmith.lora.merge import merged_weights
+from lorasmith.lora.merge import merged_weights, plain_name
 from tests.support.families import (
     adapted,
     tiny,

@@ -68,6 +68,7 @@ def assert_same(base: Base, adapter: Adapter, theirs: Any) -> None:
         ours = own_logits(base.model)
         assert distance(ours, logits) < LIMIT
         assert not far_apart(gradients(ours, adapter.parameters), wanted, LIMIT)
+    base.router.fused = True
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -101,14 +102,14 @@ def test_a_new_adapter_changes_nothing_and_peft_reads_what_is_saved(family: str,
     base = moe_base(family)
     before = logits_of(base.model)
     adapter = inject(base.model, LoraConfig(r=4, lora_alpha=6), base.router)
-    assert len(adapter.targets.parameters) in (2, 4)
-    assert torch.equal(logits_of(base.model), before)
+    assert len(adapter.targets.parameters) == {"qwen3_moe": 2, "deepseek_v3": 2, "jetmoe": 8}.get(family, 4)
+    assert distance(logits_of(base.model), before) < LIMIT
     stir(adapter)
     save_adapter(adapter, base.model, tmp_path, "the/base")
     assert_same(base, adapter, in_peft(family, tmp_path))
     again = moe_base(family)
     AdapterFolder.read(tmp_path).load_into(again, "default")
-    assert torch.equal(logits_of(again.model), logits_of(base.model))
+    assert distance(logits_of(again.model), logits_of(base.model)) < LIMIT
     assert again.adapters["default"].targets.by_module == adapter.targets.by_module
 
 
@@ -166,11 +167,11 @@ def test_merging_gives_the_same_model_and_the_same_replies(family: str) -> None:
 def test_peft_reads_dense_layers_with_names_of_experts(case: str, tmp_path: Path) -> None:
     """PEFT takes gate_proj, up_proj and down_proj in target_modules for those of experts, and leaves the layers out."""
     options: dict[str, Any] = {
-        "dense names": {"target_modules": ("q_proj", "gate_proj", "down_proj")},
-        "ranks": {"rank_pattern": {"down_proj": 3, "q_proj": 2}, "alpha_pattern": {"shared_experts.up_proj": 5}},
+        "dense names": {"target_modules": ("o_proj", "gate_proj", "down_proj")},
+        "ranks": {"rank_pattern": {"down_proj": 3, "o_proj": 2}, "alpha_pattern": {"shared_experts.up_proj": 5}},
         "all-linear but experts": {"exclude_modules": ("experts",)},
         "one layer": {"last_layers": 1},
-        "router": {"target_modules": ("q_proj",), "target_parameters": ("gate.weight", "experts.down_proj")},
+        "router": {"target_modules": ("o_proj",), "target_parameters": ("gate.weight", "experts.down_proj")},
     }[case]
     base, adapter = adapted("deepseek_v3", **options)
     save_adapter(adapter, base.model, tmp_path, "the/base")
@@ -179,7 +180,7 @@ def test_peft_reads_dense_layers_with_names_of_experts(case: str, tmp_path: Path
     AdapterFolder.read(tmp_path).load_into(again, "default")
     loaded = again.adapters["default"]
     assert set(loaded.targets.adapted) == set(adapter.targets.adapted), "LoRA on a layer, not on its weight"
-    assert torch.equal(logits_of(again.model), logits_of(base.model))
+    assert distance(logits_of(again.model), logits_of(base.model)) < LIMIT
 
 
 def test_the_files_are_as_in_pefts_documentation(tmp_path: Path) -> None:
@@ -227,16 +228,19 @@ def test_experts_that_sort_their_tokens_compute_one_adapter_at_a_time() -> None:
 
 
 def test_the_plain_path_keeps_no_sum_for_backward() -> None:
-    base, _adapter = adapted("jetmoe")
-    sizes: list[int] = []
-    stacks = {p.shape for name, p in base.model.named_parameters() if name.endswith("linear.base_layer.weight")}
-    assert stacks
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: (sizes.append(t.untyped_storage().nbytes()), t)[1], lambda t: t
-    ):
-        own_logits(base.model)
-    weights = {p.untyped_storage().nbytes() for p in base.model.parameters()}
-    assert not [size for size in sizes if size not in weights and size >= min(s.numel() for s in stacks) * 8]
+    base, adapter = adapted("jetmoe")
+    own = {p.untyped_storage().data_ptr() for p in base.model.parameters()}
+    shapes = {base.model.get_submodule(path).weight.shape[1:] for path in adapter.targets.by_module}
+    kept: list[Tensor] = []
+
+    def keep(t: Tensor) -> Tensor:
+        if {t.shape[-2:], t.shape[-2:][::-1]} & shapes:
+            kept.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        own_logits(base.model, IDS[:1, :7])  # no activation has the shape of a weight then
+    assert not [t.shape for t in kept if t.untyped_storage().data_ptr() not in own]
 
 
 def test_leaving_out_one_weight_renames_the_other() -> None:

@@ -2,12 +2,11 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -15,8 +14,9 @@ from lorasmith.config.files import parse_object
 from lorasmith.config.lora import LoraConfig, is_name
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
-from lorasmith.lora.inject import Adapter, plain_name, rank_and_alpha, rank_of_parameter
+from lorasmith.lora.inject import Adapter
 from lorasmith.lora.layer import LoRALayer
+from lorasmith.lora.peft_parameters import named_by_weight, parameter_options, whole
 from lorasmith.lora.target import ends_with, is_adaptable
 from lorasmith.lora.target_parameters import has_experts
 from lorasmith.lora.token_rows import peft_token_indices
@@ -31,50 +31,34 @@ _SUPPORTED = {  # implemented here, or without influence on the output; any othe
     "auto_mapping", "peft_version", "revision", "fan_in_fan_out", "layers_pattern", "megatron_core", "runtime_config",
     "eva_config", "qalora_group_size", "trainable_token_indices", "target_parameters",
 }  # fmt: skip
-# the names that experts had in transformers 4, as PEFT knows them (_MOE_TARGET_MODULE_MAPPING)
-OF_EXPERTS = ("gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj")
 _MLX = {"fine_tune_type", "lora_parameters", "lora_layers"}  # options of mlx-lm in a file of the same name
 _NEUTRAL_INITS = (True, False, "gaussian", "orthogonal", "eva")  # values of init_lora_weights that do not change W
 
 
 def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str, Any]:
-    """The content of adapter_config.json, as PEFT 0.14 and later read it; with target_parameters, 0.21 and later."""
+    """The content of adapter_config.json, as PEFT 0.14 and later read it."""
     config, layers = adapter.config, dict(model.named_modules())
     first = next((layers[p] for p in adapter.targets.adapted), None)
-    by_weight = _named_by_weight(adapter, model)
-    parameters = {f"{path}.weight": rank_and_alpha(config, path) for path in by_weight}
-    parameters |= {path: rank_of_parameter(config, adapter.targets, path) for path in adapter.targets.parameters}
-    own = config.model_dump(include={*PEFT_DEFAULTS, *flags_of(config)})
-    if parameters:
-        own["lora_dropout"] = 0.0  # the only value with which PEFT loads target_parameters
+    own = config.model_dump(include={*PEFT_DEFAULTS, "rank_pattern", "alpha_pattern", *flags_of(config)})
     return own | {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "lora_alpha": _whole(config.lora_alpha),
-        "target_modules": _peft_targets(adapter, model, by_weight),
-        "target_parameters": _peft_parameters(list(parameters), model) or None,
-        "rank_pattern": _peft_pattern(config, parameters, 0) | config.rank_pattern,
-        "alpha_pattern": _peft_pattern(config, parameters, 1) | config.alpha_pattern,
+        "lora_alpha": whole(config.lora_alpha),
+        "target_modules": _peft_targets(adapter, model),
         "modules_to_save": list(config.modules_to_save) or None,
         "init_lora_weights": True if config.init_lora_weights == "default" else "gaussian",
         "fan_in_fan_out": isinstance(first, LoRALayer) and isinstance(first.base_layer, Conv1D),
         "exclude_modules": None,  # already applied to target_modules
         "trainable_token_indices": peft_token_indices(model, adapter.tokens),
         "inference_mode": True,
+        **parameter_options(adapter, model),
     }
 
 
-def _whole(number: float) -> float:
-    return int(number) if float(number).is_integer() else number
-
-
-def _peft_targets(adapter: Adapter, model: PreTrainedModel, by_weight: Collection[str]) -> str | list[str]:
-    """The shortest target_modules for which PEFT selects the same modules: an expression, names, or full paths.
-
-    by_weight: the paths that target_parameters names instead.
-    """
-    config, modules = adapter.config, _base_modules(model)
+def _peft_targets(adapter: Adapter, model: PreTrainedModel) -> str | list[str]:
+    """The shortest target_modules for which PEFT selects the same modules: an expression, names, or full paths."""
+    config, modules, by_weight = adapter.config, _base_modules(model), named_by_weight(adapter, model)
     wanted = [path for path in adapter.targets.adapted if path not in by_weight]
     value = config.target_modules
     filtered = config.exclude_modules or config.layers_to_transform is not None or config.last_layers is not None
@@ -85,40 +69,6 @@ def _peft_targets(adapter: Adapter, model: PreTrainedModel, by_weight: Collectio
     names = sorted({path.rpartition(".")[2] for path in wanted})
     found = {p for p in modules if any(ends_with(p, name) for name in names)}
     return names if found == set(wanted) else wanted
-
-
-def _named_by_weight(adapter: Adapter, model: PreTrainedModel) -> list[str]:
-    """The paths of layers that must be named in target_parameters, by their weight, where PEFT does the same as else.
-
-    In models with experts in one tensor, PEFT 0.19 and later read the names of dense layers in target_modules as those
-    of experts, and leave the layers out (`_convert_peft_config_moe`).
-    """
-    if not has_experts(model) or flags_of(adapter.config):  # PEFT refuses variants in target_parameters
-        return []
-    named = [path for path in adapter.targets.adapted if path.rpartition(".")[2] in OF_EXPERTS]
-    layers = {path: model.get_submodule(path) for path in named}
-    return [path for path, m in layers.items() if isinstance(m, LoRALayer) and isinstance(m.base_layer, nn.Linear)]
-
-
-def _peft_parameters(wanted: list[str], model: PreTrainedModel) -> list[str]:
-    """The shortest target_parameters for which PEFT selects the same parameters: the last two components, or paths."""
-    names = sorted({_last_two(path) for path in wanted})
-    every = (plain_name(name) for name, _p in model.named_parameters(remove_duplicate=False))
-    found = {path for path in every if path and any(ends_with(path, name) for name in names)}
-    return names if found == set(wanted) else wanted
-
-
-def _peft_pattern(config: LoraConfig, parameters: Mapping[str, tuple[int, float]], which: int) -> dict[str, Any]:
-    """What rank_pattern (which = 0) or alpha_pattern (1) must have for parameters, for PEFT to find these values."""
-    wanted = {path: values[which] for path, values in parameters.items()}
-    other = {path for path, value in wanted.items() if rank_and_alpha(config, path)[which] != value}
-    shared = {name for name in map(_last_two, other) if len({v for p, v in wanted.items() if ends_with(p, name)}) == 1}
-    return {_last_two(path) if _last_two(path) in shared else f"^{re.escape(path)}": _whole(wanted[path])
-            for path in wanted if path in other}  # fmt: skip
-
-
-def _last_two(path: str) -> str:
-    return ".".join(path.split(".")[-2:])
 
 
 def _base_modules(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
@@ -184,13 +134,14 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
     known = {key: raw.get(key, default) for key, default in PEFT_DEFAULTS.items()}
     known |= {key: raw[key] for key in flags if raw.get(key) is not None}
     targets, layers = raw.get("target_modules") or (), raw.get("layers_to_transform")
+    named = raw.get("target_parameters") or ()
     try:
         return LoraConfig.model_validate(
             {
                 **known,
                 "use_rslora": known["use_rslora"] or False,  # PEFT accepts null for false
                 "target_modules": sorted(targets, key=str) if isinstance(targets, list) else targets,
-                "target_parameters": sorted(raw.get("target_parameters") or (), key=str),
+                "target_parameters": sorted(named, key=str) if isinstance(named, list) else named,
                 "exclude_modules": raw.get("exclude_modules") or None,
                 "layers_to_transform": [layers] if isinstance(layers, int) else layers,
                 "rank_pattern": raw.get("rank_pattern") or {},

@@ -20,8 +20,9 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG, peft_config
-from lorasmith.lora.inject import PEFT_PREFIX, Adapter, inject, plain_name, remove
+from lorasmith.lora.inject import PEFT_PREFIX, Adapter, inject, remove
 from lorasmith.lora.layer import LoRALayer, registered_update
+from lorasmith.lora.merge import plain_name
 from lorasmith.lora.router import Router
 from lorasmith.lora.token_rows import TokenIds
 

@@ -15,8 +15,9 @@ from lorasmith.i18n import _
 from lorasmith.lora.init import initialize, initialize_parameters
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
 from lorasmith.lora.parameters import LoRAParameters, peft_prefixes
+from lorasmith.lora.ranks import features, rank_and_alpha, rank_of_parameter, refuse_ranks
 from lorasmith.lora.router import Router
-from lorasmith.lora.target import ALL_LINEAR, Targets, find_targets, key_matches
+from lorasmith.lora.target import Targets, find_targets
 from lorasmith.lora.token_rows import ROWS, TokenIds, rows_to_train, tied_path
 from lorasmith.lora.variant import variant_of, variant_problems
 
@@ -92,7 +93,8 @@ def inject(
     if problems:
         raise ConfigError(*problems)
     plain.refuse_clashes(targets, places)
-    _refuse_ranks(model, config, targets)
+    layers = {path: _base_of(model.get_submodule(path)) for path in targets.adapted}
+    refuse_ranks(layers, {path: stack_at(model, path) for path in targets.parameters}, config, targets)
     if not plain.adapters:
         model.requires_grad_(False)
     parameters = _add_layers(model, config, targets, router, name, seed)
@@ -214,19 +216,6 @@ def count(model: PreTrainedModel, adapter: Adapter) -> ParameterCounts:
     )
 
 
-def rank_of_parameter(config: LoraConfig, targets: Targets, path: str) -> tuple[int, float]:
-    """r and lora_alpha of the parameter at `path`; see `Targets.expert_rank`."""
-    r, alpha = rank_and_alpha(config, path)
-    given = any(key_matches(key, path) for key in config.rank_pattern)
-    return (targets.expert_rank if targets.parameters[path] == ALL_LINEAR and not given else r), alpha
-
-
-def rank_and_alpha(config: LoraConfig, path: str) -> tuple[int, float]:
-    """r and lora_alpha of the module at `path`: the first match in rank_pattern and alpha_pattern, or the defaults."""
-    r = next((r for key, r in config.rank_pattern.items() if key_matches(key, path)), config.r)
-    return r, next((alpha for key, alpha in config.alpha_pattern.items() if key_matches(key, path)), config.lora_alpha)
-
-
 class _Unwrapped:
     """Context manager that temporarily puts the original modules in place of the wrappers; see `unwrapped`."""
 
@@ -270,13 +259,6 @@ def unwrapped(model: PreTrainedModel) -> AbstractContextManager[None]:
     return _Unwrapped(model)
 
 
-def plain_name(name: str) -> str | None:
-    """The name of a parameter in the base model without adapters; None if it belongs to an adapter."""
-    if ".lora_" in name or ".modules_to_save." in name:
-        return None
-    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
-
-
 def _is_inside(path: str, outer: str) -> bool:
     return path == outer or path.startswith(outer + ".")
 
@@ -296,6 +278,16 @@ def _original(wrapper: Wrapper) -> nn.Module:
     return wrapper.original_module if isinstance(wrapper, SavedModule) else wrapper.base_layer
 
 
+def _base_of(module: nn.Module) -> nn.Module:
+    return module.base_layer if isinstance(module, LoRALayer | LoRAEmbedding | LoRAParameters) else module
+
+
+def stack_at(model: nn.Module, path: str) -> nn.Parameter:
+    """The base model's parameter at `path`, whose module may be wrapped."""
+    module, _dot, name = path.rpartition(".")
+    return _base_of(model.get_submodule(module)).get_parameter(name)
+
+
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _dot, child = path.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
@@ -309,7 +301,7 @@ def _wrap(model: nn.Module, path: str, router: Router) -> LoRALayer | LoRAEmbedd
     if isinstance(module, nn.Embedding):
         layer = LoRAEmbedding(module, router)
     else:
-        layer = LoRALayer(module, *_features(module), router)
+        layer = LoRALayer(module, *features(module), router)
     _replace(model, path, layer)
     return layer
 
@@ -328,13 +320,6 @@ def _wrap_whole(model: nn.Module, path: str, router: Router) -> SavedModule:
         module = SavedModule(module, router).train(module.training)
         _replace(model, path, module)
     return module
-
-
-def _features(module: nn.Module) -> tuple[int, int]:
-    """(in_features, out_features); Conv1D stores its weight as [in, out]."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    return module.weight.shape[0], module.weight.shape[1]  # type: ignore[index, return-value]
 
 
 def _add_adapter(
@@ -360,45 +345,6 @@ def _own_parameters(layer: LoRALayer | LoRAEmbedding | LoRAParameters, name: str
 
 def _key(path: str, part: str) -> str:
     return f"{PEFT_PREFIX}{path}.{part}"
-
-
-def _refuse_ranks(model: PreTrainedModel, config: LoraConfig, targets: Targets) -> None:
-    """Raise ConfigError if a rank exceeds min(O, I) of every adapted layer, which would only waste memory.
-
-    A rank that exceeds it in some of the layers, such as k and v of grouped-query attention, is common and allowed.
-    """
-    ranks = {path: rank_and_alpha(config, path)[0] for path in targets.adapted}
-    largest = [_largest_rank(model.get_submodule(path)) for path in ranks]
-    stacks = {path: module.get_parameter(name) for path in targets.parameters
-              for module, name in [parameter_at(model, path)]}  # fmt: skip
-    ranks |= {path: rank_of_parameter(config, targets, path)[0] for path in stacks}
-    largest += [min(stack.shape[-2:]) for stack in stacks.values()]
-    most = max(largest, default=0)
-    path = max(ranks, key=lambda path: ranks[path])
-    if ranks[path] > most:
-        raise ConfigError(
-            _(
-                "lora.r: {path} would have rank {rank}, but the layers of this model can have at most "
-                "{most}. Use a smaller rank; 8 to 64 is typical.",
-                path=path,
-                rank=ranks[path],
-                most=most,
-            )
-        )
-
-
-def parameter_at(model: nn.Module, path: str) -> tuple[nn.Module, str]:
-    """The module, which may be wrapped, that has the parameter at `path`, and the parameter's name in it."""
-    module, _dot, name = path.rpartition(".")
-    found = model.get_submodule(module)
-    return (found.base_layer if isinstance(found, LoRAParameters) else found), name
-
-
-def _largest_rank(module: nn.Module) -> int:
-    """min(O, I) of a module, wrapped or not. Not taken from the weight: a 4-bit weight has another shape."""
-    base = module.base_layer if isinstance(module, LoRALayer | LoRAEmbedding) else module
-    shape = (base.num_embeddings, base.embedding_dim) if isinstance(base, nn.Embedding) else _features(base)
-    return min(shape)
 
 
 def _refuse_rounded_biases(model: PreTrainedModel, config: LoraConfig) -> None:

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.inject import Adapter, adapters_of, plain_name
+from lorasmith.lora.inject import Adapter, adapters_of
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule, registered_update
 from lorasmith.lora.parameters import LoRAParameters
 from lorasmith.lora.token_rows import TokenRows
@@ -58,6 +58,13 @@ def merged_weights(model: PreTrainedModel, adapter: Adapter, dtype: torch.dtype 
                 continue
             weights |= {f"{path}.{name}": p.to(dtype) for name, p in copy.named_parameters()}
     return weights
+
+
+def plain_name(name: str) -> str | None:
+    """The name of a parameter in the base model without adapters; None if it belongs to an adapter."""
+    if ".lora_" in name or ".modules_to_save." in name:
+        return None
+    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def _refuse_quantized(path: str, layer: nn.Module) -> None:

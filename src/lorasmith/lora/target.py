@@ -3,8 +3,9 @@
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from lorasmith.lora.target_parameters import (
 )
 
 ALL_LINEAR = "all-linear"
+Value = TypeVar("Value")
 _LAYER_NUMBER = re.compile(r".*\.[^.]*\.(\d+)\.")  # as PEFT finds the number of a layer in a module path
 _STACK = re.compile(r"(.*?\.)(\d+)\.")  # the stack of layers that a module is in, and the number of its layer there
 
@@ -102,6 +104,11 @@ def ends_with(path: str, name: str) -> bool:
 def key_matches(key: str, path: str) -> bool:
     """Whether a key of rank_pattern or alpha_pattern matches the module at `path`, as in PEFT."""
     return re.match(rf"(.*\.)?({key})$", path) is not None
+
+
+def value_for(pattern: Mapping[str, Value], path: str, default: Value) -> Value:
+    """The value of the first key of a rank_pattern or alpha_pattern that matches `path`, or the default."""
+    return next((value for key, value in pattern.items() if key_matches(key, path)), default)
 
 
 def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True) -> Targets:
@@ -181,10 +188,10 @@ def _parameters(
 def _is_weight_of_layer(path: str, config: LoraConfig, modules: dict[str, nn.Module]) -> bool:
     """Whether LoRA on the parameter at `path` is the same as LoRA on its module, in PEFT's files too."""
     module, _dot, name = path.rpartition(".")
-    same_rank = all(
-        key_matches(key, path) == key_matches(key, module) for key in (*config.rank_pattern, *config.alpha_pattern)
-    )
-    return name == "weight" and isinstance(modules[module], nn.Linear) and is_adaptable(modules[module]) and same_rank
+    same_rank = value_for(config.rank_pattern, path, config.r) == value_for(config.rank_pattern, module, config.r)
+    alphas = (value_for(config.alpha_pattern, either, config.lora_alpha) for either in (path, module))
+    is_layer = name == "weight" and isinstance(modules[module], nn.Linear) and is_adaptable(modules[module])
+    return is_layer and same_rank and len(set(alphas)) == 1
 
 
 def _parameters_left(paths: list[str], config: LoraConfig, modules: Iterable[str]) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lorasmith.errors import LIBRARY_ERRORS, ConfigError, ModelError, first_line
 from lorasmith.i18n import _, listed
-from lorasmith.lora.inject import PEFT_PREFIX, leave_out, parameter_at, parameter_keys
+from lorasmith.lora.inject import PEFT_PREFIX, leave_out, parameter_keys, stack_at
 from lorasmith.lora.layer import SavedModule
 from lorasmith.model.base import Base
 from lorasmith.model.verify import trial_loss, use_fast_parts
@@ -80,8 +80,7 @@ def _computed_with(base: Base, name: str, ids: Sequence[int], paths: Sequence[st
     weights: dict[str, nn.Parameter] = {}
     for path in paths:
         if path in base.adapters[name].targets.parameters:
-            module, own = parameter_at(base.model, path)
-            weight = module.get_parameter(own)
+            weight = stack_at(base.model, path)
         else:
             wrapper = base.model.get_submodule(path)
             frozen = wrapper.original_module if isinstance(wrapper, SavedModule) else wrapper.base_layer

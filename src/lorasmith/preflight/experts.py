@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from lorasmith.i18n import _, listed
-from lorasmith.lora.inject import Adapter, parameter_keys, rank_of_parameter
+from lorasmith.lora.inject import Adapter, parameter_keys
+from lorasmith.lora.ranks import rank_of_parameter
 from lorasmith.lora.target import ALL_LINEAR
 from lorasmith.lora.target_parameters import how_to_leave_out, is_experts
 from lorasmith.model.base import Base
