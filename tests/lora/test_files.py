@@ -179,14 +179,18 @@ def test_what_is_no_adapter_of_ours_is_said(tmp_path: Path, content: dict[str, A
     assert str(caught.value) == f"{tmp_path / ADAPTER_CONFIG}: {says}"
 
 
-def test_an_adapter_of_tensors_is_refused_by_their_names(folder: Path) -> None:
-    configure(folder, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+def test_parameters_that_this_base_lacks_are_refused_by_their_names(folder: Path) -> None:
+    configure(folder, target_parameters=["mlp.experts.gate_up_proj"])
     (problem,) = problems(folder)
-    assert "target_parameters adapts mlp.experts.gate_up_proj, mlp.experts.down_proj, which are not linear" in problem
+    assert problem == (
+        "adapter_config.json: lora.target_parameters: 'mlp.experts.gate_up_proj' matches no parameter of this model. It "
+        "has no experts; use lora.target_modules to adapt its layers."
+    )
     configure(folder, target_parameters=3)
-    assert "target_parameters adapts 3, which" in problems(folder)[0]
+    with pytest.raises(AdapterError, match="target_parameters must be a list"):
+        _config = AdapterFolder.read(folder).config
     configure(folder, target_parameters=[])
-    assert AdapterFolder.read(folder).config.r == 4
+    assert AdapterFolder.read(folder).config.target_parameters == ()
 
 
 def test_an_adapter_with_a_pair_for_each_expert_is_refused_by_name(folder: Path) -> None:

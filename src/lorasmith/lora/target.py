@@ -146,7 +146,7 @@ def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True
     parameters = {path: pattern for path, pattern in parameters.items() if path.rpartition(".")[0] not in in_whole}
     for path in [path for path in parameters if _is_weight_of_layer(path, config, modules)]:
         matched.setdefault(parameters.pop(path), []).append(path.rpartition(".")[0])
-    targets = Targets(matched, saved, parameters, expert_rank(model, config.r))
+    targets = Targets(matched, saved, parameters, expert_rank(model, config.r) if parameters else 1)
     problems += _adapted_twice(targets)
     if strict:
         problems += _unused_patterns(config, modules, [*targets.adapted, *parameters])

@@ -41,7 +41,9 @@ def check_targets(base: Base, name: str, ids: Sequence[int], report: Report) -> 
         taken = [*adapter.targets.adapted, *adapter.targets.parameters]
         paths = [path for path in taken if path in set(unreached)]
         base.adapters[name] = leave_out(base.model, adapter, paths)
-        _tell(base, [path for path in paths if path in read], [path for path in paths if path not in read], report)
+        weights = [path for path in paths if path in adapter.targets.parameters and path not in read]
+        others = [path for path in paths if path not in read and path not in weights]
+        _tell(base, [path for path in paths if path in read], others, weights, report)
 
 
 def _unreached(base: Base, name: str, ids: Sequence[int]) -> list[str]:
@@ -137,8 +139,11 @@ def _refuse_useless(base: Base, name: str, unreached: Sequence[str], read: set[s
         raise ConfigError(*problems)
 
 
-def _tell(base: Base, read: Sequence[str], others: Sequence[str], report: Report) -> None:
-    """Report what was left out: layers of which only the weight is read, and those that text does not reach."""
+def _tell(base: Base, read: Sequence[str], others: Sequence[str], weights: Sequence[str], report: Report) -> None:
+    """Report what was left out: layers of which only the weight is read, layers that text does not reach, and weights.
+
+    weights: the parameters that are adapted directly and that no text reaches.
+    """
     if read:
         text = _(
             "{names}: no adapter, because {kind} computes with the weight of these layers without calling them",
@@ -151,6 +156,13 @@ def _tell(base: Base, read: Sequence[str], others: Sequence[str], report: Report
             "{count} linear layers get no adapter, because a text does not reach them: {modules}",
             count=len(others),
             modules=listed(_places(others)),
+        )
+        report.say(text)
+    if weights:
+        text = _(
+            "{names}: no adapter, because the loss of a text does not depend on these weights of {kind}",
+            names=listed(_last_names(weights)),
+            kind=type(base.model).__name__,
         )
         report.say(text)
 
