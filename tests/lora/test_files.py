@@ -183,11 +183,11 @@ def test_parameters_that_this_base_lacks_are_refused_by_their_names(folder: Path
     configure(folder, target_parameters=["mlp.experts.gate_up_proj"])
     (problem,) = problems(folder)
     assert problem == (
-        "adapter_config.json: lora.target_parameters: 'mlp.experts.gate_up_proj' matches no parameter of this model. It "
-        "has no experts; use lora.target_modules to adapt its layers."
+        "adapter_config.json: lora.target_parameters: 'mlp.experts.gate_up_proj' matches no parameter of this model. "
+        "It has no experts; use lora.target_modules to adapt its layers."
     )
     configure(folder, target_parameters=3)
-    with pytest.raises(AdapterError, match="target_parameters must be a list"):
+    with pytest.raises(AdapterError, match="target_parameters: invalid value 3: must be a list"):
         _config = AdapterFolder.read(folder).config
     configure(folder, target_parameters=[])
     assert AdapterFolder.read(folder).config.target_parameters == ()

@@ -24,6 +24,7 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, foreign, listed
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG, lora_config, parse_config
+from lorasmith.lora.expert_pairs import in_parameters
 from lorasmith.lora.files import (
     ADAPTER_WEIGHTS,
     invalid_values,
@@ -201,7 +202,8 @@ class AdapterFolder:
 
         Raises AdapterError as `with_added_tokens` does.
         """
-        return with_added_tokens(base, self.path, self.peft_config, self.config, tensors)
+        config, tensors = in_parameters(base.model, self.config, tensors)
+        return with_added_tokens(base, self.path, self.peft_config, config, tensors)
 
     def tensors_in(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Its tensors cast to `dtype`, for serving. Raises AdapterError if it has no effect or invalid values."""
