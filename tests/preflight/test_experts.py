@@ -48,7 +48,7 @@ def test_experts_are_trained_with_all_linear(family: str, router: str, rows: Pat
             f"experts.gate_up_proj with rank {r}, experts.down_proj with rank {r}: {size:,} of the trainable "
             "parameters (--exclude-modules experts leaves them out)",
         ),
-        ("routers", f"no adapter on {router}, which choose the experts"),
+        ("routers", f"no adapter on {router}: the choice of experts is not trained"),
     ]
     assert not warnings
 
@@ -76,6 +76,17 @@ def test_what_leaves_experts_out_is_said_by_the_names_of_the_model(rows: Path, f
     assert {text.partition(":")[0] for _label, text in lines} == {
         "no adapter on input_linear", "no adapter on output_linear"
     }  # fmt: skip
+
+
+def test_experts_that_cannot_be_adapted_are_a_warning(rows: Path, tmp_path: Path) -> None:
+    """DBRX has the weights of all experts in one matrix, which another module reads."""
+    sizes = {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0}, "d_model": 32, "n_heads": 4}
+    experts = {"ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2}, "n_layers": 2}
+    folder = str(make_folder(tmp_path / "model", "dbrx", ENDS | sizes | experts | {"max_seq_len": 128}))
+    lines, (warning,) = said(rows, folder)
+    assert lines[0][0] == "experts"
+    assert "no adapter on mlp: " in lines[0][1]
+    assert "of the model's parameters get no adapter: those of the experts in mlp, to which LoRA" in warning
 
 
 def test_a_model_without_experts_has_nothing_to_say(rows: Path) -> None:

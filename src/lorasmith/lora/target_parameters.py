@@ -104,7 +104,7 @@ def refused_options(config: LoraConfig, paths: Sequence[str]) -> list[str]:
         texts.append(text)
     if flags := flags_of(config):
         text = _(
-            "lora.{flag}: {path} is a parameter and no linear layer, and this variant supports linear layers only. "
+            "lora.{flag}: {path} is a parameter, not a linear layer, and this variant supports linear layers only. "
             "Train plain LoRA, or leave these weights out: {how}.",
             flag=flags[0],
             path=paths[0],

@@ -48,7 +48,10 @@ class Experts:
         for name, share in self.left_out.items():
             yield _("experts"), _("no adapter on {name}: {share:.0%} of all parameters", name=name, share=share)
         if self.routers:
-            yield _("routers"), _("no adapter on {names}, which choose the experts", names=listed(self.routers))
+            yield (
+                _("routers"),
+                _("no adapter on {names}: the choice of experts is not trained", names=listed(self.routers)),
+            )
 
 
 def experts_of(base: Base, adapter: Adapter) -> Experts:
@@ -92,7 +95,8 @@ def expert_warnings(experts: Experts, adapter: Adapter) -> Iterator[str]:
     for name, share in experts.left_out.items():
         if share >= NOTABLE and not asked:
             yield _(
-                "lora.target_modules: {share:.0%} of the model's parameters get no adapter: the experts in {name}.",
+                "lora.target_modules: {share:.0%} of the model's parameters get no adapter: those of the experts in "
+                "{name}, to which LoRA cannot be added.",
                 share=share,
                 name=name,
             )
