@@ -1,6 +1,5 @@
 """LoRA on parameters against dense mathematics, against PEFT in both directions, and several adapters in one batch."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -161,39 +160,6 @@ def test_merging_gives_the_same_model_and_the_same_replies(family: str) -> None:
     assert distance(own_logits(plain), own_logits(base.model)) < LIMIT
     options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(IDS)}
     assert torch.equal(plain.generate(IDS, **options), base.model.generate(IDS, **options))
-
-
-@pytest.mark.parametrize("case", ["dense names", "ranks", "all-linear but experts", "one layer", "router"])
-def test_peft_reads_dense_layers_with_names_of_experts(case: str, tmp_path: Path) -> None:
-    """PEFT takes gate_proj, up_proj and down_proj in target_modules for those of experts, and leaves the layers out."""
-    options: dict[str, Any] = {
-        "dense names": {"target_modules": ("o_proj", "gate_proj", "down_proj")},
-        "ranks": {"rank_pattern": {"down_proj": 3, "o_proj": 2}, "alpha_pattern": {"shared_experts.up_proj": 5}},
-        "all-linear but experts": {"exclude_modules": ("experts",)},
-        "one layer": {"last_layers": 1},
-        "router": {"target_modules": ("o_proj",), "target_parameters": ("gate.weight", "experts.down_proj")},
-    }[case]
-    base, adapter = adapted("deepseek_v3", **options)
-    save_adapter(adapter, base.model, tmp_path, "the/base")
-    assert_same(base, adapter, in_peft("deepseek_v3", tmp_path))
-    again = moe_base("deepseek_v3")
-    AdapterFolder.read(tmp_path).load_into(again, "default")
-    loaded = again.adapters["default"]
-    assert set(loaded.targets.adapted) == set(adapter.targets.adapted), "LoRA on a layer, not on its weight"
-    assert distance(logits_of(again.model), logits_of(base.model)) < LIMIT
-
-
-def test_the_files_are_as_in_pefts_documentation(tmp_path: Path) -> None:
-    base, adapter = adapted("mixtral")
-    save_adapter(adapter, base.model, tmp_path, "the/base")
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["target_parameters"] == ["experts.down_proj", "experts.gate_up_proj"]
-    assert config["rank_pattern"] == {"experts.down_proj": 2, "experts.gate_up_proj": 2}, "r / 2 active experts"
-    shapes = {key.partition("layers.0.mlp.")[2]: tuple(p.shape) for key, p in adapter.parameters.items()}
-    assert shapes["experts.base_layer.lora_A.weight"] == (4 * 2, 32)
-    assert shapes["experts.base_layer.lora_B.weight"] == (2 * 48, 2 * 4)
-    assert shapes["experts.lora_A.weight"] == (4 * 2, 48)
-    assert shapes["experts.lora_B.weight"] == (32, 2 * 4)
 
 
 def test_several_adapters_in_a_batch_equal_each_alone() -> None:

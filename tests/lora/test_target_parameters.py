@@ -8,10 +8,9 @@ from transformers import AutoConfig, PretrainedConfig
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import ConfigError
-from lorasmith.lora.inject import inject
 from lorasmith.lora.target import ALL_LINEAR, Targets, find_targets
 from lorasmith.lora.target_parameters import active_experts, expert_parameters, has_experts
-from tests.support.experts import LAYOUTS, moe_base, tiny_moe
+from tests.support.experts import LAYOUTS, tiny_moe
 from tests.support.families import tiny
 
 
@@ -121,23 +120,6 @@ def test_a_module_cannot_have_lora_inside_and_on_its_own_parameters() -> None:
         ConfigError, match=r"mlp.scale belongs to model.layers.0.mlp, and LoRA is also added to .*inner"
     ):
         find_targets(model, LoraConfig(target_modules=("inner",), target_parameters=("mlp.scale",)))
-
-
-def test_the_rank_of_experts_is_divided_by_how_many_compute_a_token() -> None:
-    base = moe_base("mixtral")
-    adapter = inject(base.model, LoraConfig(r=8), base.router)
-    assert {p.shape[0] // 4 for key, p in adapter.parameters.items() if "experts" in key and "lora_A" in key} == {4}
-    own = inject(base.model, LoraConfig(r=8, rank_pattern={"experts.down_proj": 3}), base.router, "own")
-    ranks = {
-        key.split("experts.")[1]: p.shape[0] // 4
-        for key, p in own.parameters.items()
-        if "experts" in key and "_A" in key
-    }
-    assert ranks == {"base_layer.lora_A.weight": 4, "lora_A.weight": 3}
-    least = inject(base.model, LoraConfig(r=1), base.router, "least")
-    assert {p.shape[0] // 4 for key, p in least.parameters.items() if "experts" in key and "_A" in key} == {1}
-    with pytest.raises(ConfigError, match=r"would have rank 40, but the layers of this model can have at most 32"):
-        inject(base.model, LoraConfig(r=8, rank_pattern={"experts.down_proj": 40}), base.router, "large")
 
 
 @pytest.mark.parametrize(
