@@ -101,8 +101,9 @@ class LoRAParameters(nn.Module):
 
     @property
     def splits_by_token(self) -> bool:
-        """Whether each token's output depends on that token's inputs only, as the names of these tell."""
-        return {"hidden_states", "top_k_index"} <= signature(type(self.base_layer).forward).parameters.keys()
+        """Whether each token's output depends on that token's inputs only: so it is for transformers' usual experts."""
+        names = signature(type(self.base_layer).forward).parameters.keys()
+        return hasattr(self.base_layer, "has_gate") or {"hidden_states", "top_k_index"} <= names
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output, each token with the adapter chosen by the router.
