@@ -10,11 +10,9 @@ from lorasmith.preflight.check import check
 from lorasmith.preflight.experts import Experts
 from lorasmith.preflight.facts import labeled_facts
 from tests.support.checks import config
-from tests.support.experts import EXPERTS
+from tests.support.experts import moe_folder
 from tests.support.model_folders import ENDS, make_folder
 from tests.support.tiny import rows_file
-
-SIZES = ENDS | {"max_position_embeddings": 128}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +24,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     place = tmp_path_factory.mktemp("models")
     families = ("mixtral", "gpt_oss", "jetmoe")
-    return {family: str(make_folder(place / family, family, EXPERTS[family] | SIZES)) for family in families}
+    return {family: str(moe_folder(place / family, family)) for family in families}
 
 
 def said(rows: Path, folder: str, **options: Any) -> tuple[list[tuple[str, str]], list[str]]:

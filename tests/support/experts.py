@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lorasmith.model.base import Base
 from tests.support.families import WORDS
+from tests.support.model_folders import ENDS, make_folder
 
 _SMALL = {
     "vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -52,3 +53,8 @@ def tiny_moe(family: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel
 def moe_base(family: str, dtype: torch.dtype = torch.float64) -> Base:
     """A Base on `tiny_moe(family)` that nothing was probed of."""
     return Base(tiny_moe(family, dtype), None, family, Path(), dtype, torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def moe_folder(folder: Path, family: str) -> Path:
+    """A folder with such a model and the tiny tokenizer."""
+    return make_folder(folder, family, EXPERTS[family] | ENDS | {"max_position_embeddings": 128})
