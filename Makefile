@@ -13,7 +13,7 @@ KEY := $(shell cat Makefile pyproject.toml requirements.lock requirements-dev.lo
 READY := $(VENV)/ready-$(KEY)
 READY_DEV := $(VENV)/ready-dev-$(KEY)
 
-.PHONY: help setup setup-dev demo test check catalogue docs corpus peft-suite bench bench-quick bench-serve gpu lock clean
+.PHONY: help setup setup-dev demo test check catalogue docs corpus parity peft-suite bench bench-quick bench-serve gpu lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -48,6 +48,9 @@ corpus: setup-dev  ## try the chat templates that people use, and write docs/com
 
 peft-suite: setup-dev  ## PEFT's own tests about LoRA on lorasmith.peft, beside PEFT itself: half an hour; one kind: ARGS='-k dora'
 	$(BIN)/python -m tools.peft_suite --page docs/peft.md docs/peft.zh.md $(ARGS)
+
+parity: setup-dev  ## every model family on a tiny model, beside PEFT, and write docs/families.md: 10 minutes; some: ARGS='llama mamba'
+	$(BIN)/python -m tests.model.parity --pages docs $(ARGS)
 
 bench: setup-dev  ## beside PEFT with Trainer, alone on the machine, 45 minutes at most; some sections: ARGS='--only training'
 	$(BIN)/python -m bench $(ARGS)

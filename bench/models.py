@@ -1,4 +1,4 @@
-"""Two models with random weights, for shapes that no package brings. A program of its own: see `programs.run`.
+"""Three models with random weights, for shapes that no package brings. A program of its own: see `programs.run`.
 
 python -m bench.models bloom FOLDER --demo FOLDER
 """
@@ -19,6 +19,12 @@ BLOOM: dict[str, Any] = {"n_layer": 24, "hidden_size": 1024, "n_head": 16, "voca
 LARGER = {  # SmolLM2-360M's
     "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15,
     "num_key_value_heads": 5, "head_dim": 64,
+}  # fmt: skip
+
+
+BILLION = {  # Llama 3.2 1B's
+    "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128_256, "tie_word_embeddings": True,
 }  # fmt: skip
 
 
@@ -46,11 +52,11 @@ def tokenizer(texts: Iterable[str], words: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, **names)
 
 
-def larger(folder: Path, demo: Path) -> None:
-    """The demo's model in the shape of SmolLM2-360M, bfloat16, with the demo's tokenizer."""
+def larger(folder: Path, demo: Path, shape: dict[str, Any] | None = None) -> None:
+    """The demo's model in the shape of SmolLM2-360M or another one, bfloat16, with the demo's tokenizer."""
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(demo)
-    config.update(LARGER)
+    config.update(shape or LARGER)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     for file in (*demo.glob("tokenizer*"), *demo.glob("chat_template*")):
@@ -60,14 +66,14 @@ def larger(folder: Path, demo: Path) -> None:
 def main() -> None:
     """Write one of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("which", choices=("bloom", "larger"))
+    parser.add_argument("which", choices=("bloom", "larger", "billion"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--demo", type=Path, required=True)
     args = parser.parse_args()
     if args.which == "bloom":
         bloom(args.folder)
     else:
-        larger(args.folder, args.demo)
+        larger(args.folder, args.demo, BILLION if args.which == "billion" else LARGER)
 
 
 if __name__ == "__main__":

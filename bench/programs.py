@@ -23,11 +23,12 @@ class Missing(Failed):
 
 @dataclass(frozen=True)
 class Ran:
-    """One whole run: wall time, peak resident memory, and the time from the process' start to the marker, if any."""
+    """One whole run: wall time, peak resident memory, time from its start to the marker, if any, and CPU time."""
 
     seconds: float
     peak_mib: float
     start_seconds: float | None
+    cpu_seconds: float = 0.0
 
 
 def run(words: Sequence[str], marker: Path | None = None) -> Ran:
@@ -50,4 +51,5 @@ def run(words: Sequence[str], marker: Path | None = None) -> Ran:
         if process.returncode:
             errors.seek(0)
             raise Failed(f"exit code {process.returncode}\n{' '.join(words)}\n{errors.read()[-2000:]}")
-    return Ran(seconds, usage.ru_maxrss / PEAK_UNITS, marker.stat().st_mtime - began if marker else None)
+    start = marker.stat().st_mtime - began if marker else None
+    return Ran(seconds, usage.ru_maxrss / PEAK_UNITS, start, usage.ru_utime + usage.ru_stime)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import lorasmith
 from lorasmith import LoraConfig, load, train
@@ -102,3 +103,16 @@ def test_the_report_hears_what_happens(tmp_path):
 def test_nothing_is_printed_without_a_report(tmp_path, capfd):
     train(rows_file(tmp_path / "rows.jsonl"), output=tmp_path / "run", **settings())
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("outer", [torch.no_grad, torch.inference_mode])
+def test_gradients_may_be_off_in_the_callers_program(outer, tmp_path):
+    files, plain, within = rows_file(tmp_path / "rows.jsonl"), tmp_path / "plain", tmp_path / "within"
+    train(files, output=plain, **settings())
+    with outer():
+        train(files, output=within, **settings())
+        session = load(within)
+        answer = session.generate("Why is the sky blue?", max_new_tokens=12)
+    assert adapter_bytes(plain) == adapter_bytes(within)
+    assert session.generate("Why is the sky blue?", max_new_tokens=12) == answer, "later too, outside of it"
+    assert session.base.layout == load(plain).base.layout == "packed"

@@ -8,8 +8,12 @@ from tests.support.paths import ROOT
 MOST_LOOSE, LONGEST = 8, 400
 PACKAGE, TESTS = ROOT / "src" / "lorasmith", ROOT / "tests"
 
-# The two modules that only make names available.
-ELSEWHERE = {"__init__.py": "test_api.py", "__main__.py": "cli/test_main.py"}
+# The modules that only make names available.
+ELSEWHERE = {
+    "__init__.py": "test_api.py",
+    "__main__.py": "cli/test_main.py",
+    "peft/__init__.py": "peft/test_refused.py",
+}
 
 
 def place(source: str) -> str:

@@ -13,10 +13,12 @@ from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 from lorasmith.report import Report
 from lorasmith.runs import train as run
+from lorasmith.system.autograd import autograd_on
 from lorasmith.training.run_files import Summary
 from lorasmith.training.run_folder import resumed_config
 
 
+@autograd_on()
 def train(
     data: str | Path | Sequence[str | Path] = (),
     *,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, dynamic_module_utils
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, dynamic_module_utils
 
 from lorasmith.adapters import merge as export
 from lorasmith.adapters.folder import end_ids, write_adapter
@@ -28,6 +28,7 @@ from lorasmith.lora.inject import inject
 from lorasmith.model.identity import identity
 from lorasmith.system.locking import locked
 from tests.support.families import distance, embedding, logits_of, stir
+from tests.support.model_folders import ENDS, make_folder
 from tests.support.tiny import CHATML, Watch, model_folder
 from tests.support.tokenizer_layouts import file_ids, tokenizer_folder
 
@@ -441,7 +442,7 @@ EXACT = torch.tensor([[3.0, 1.0, 0.0], [1.0, 1.01, -1.0], [0.0, -2.0, 2.0]])
 def certified(merged: Tensor, rounded: Tensor = EXACT, dtype: torch.dtype = torch.float32) -> export.Certificate:
     """Two probes, of two positions and of one."""
     a, r, m = ([t[:2], t[2:]] for t in (EXACT, rounded, merged))
-    return certify("out", dtype, a, r, m, untied=False)
+    return certify("out", dtype, a, [r], m, untied=False)
 
 
 def test_equal_logits_are_certified():
@@ -479,6 +480,46 @@ def test_a_likeliest_token_that_changed_is_a_refusal_where_its_lead_was_clear():
     assert (found.agreeing, found.positions) == (1, 2)
     assert found.error < found.limit
     assert not found.holds
+
+
+def test_several_runs_that_round_differently_allow_what_the_farthest_of_them_allows():
+    merged = [EXACT * (1 - 0.0119)]
+    assert not certify("out", torch.bfloat16, [EXACT], [[EXACT * 1.001]], merged, untied=False).holds
+    assert certify("out", torch.bfloat16, [EXACT], [[EXACT * 1.001], [EXACT * 1.01]], merged, untied=False).holds
+
+
+def test_in_a_mixture_of_experts_a_few_positions_may_go_to_another_expert():
+    wanted = [EXACT.repeat(20, 1)]
+    merged = [wanted[0].clone()]
+    merged[0][7] = -merged[0][7]
+    assert not certify("out", torch.bfloat16, wanted, [wanted], merged, untied=False).holds
+    assert certify("out", torch.bfloat16, wanted, [wanted], merged, untied=False, share=0.95).holds
+    merged[0][:6] *= -1
+    assert not certify("out", torch.bfloat16, wanted, [wanted], merged, untied=False, share=0.95).holds
+
+
+def test_a_weight_that_two_layers_share_is_refused(tmp_path: Path):
+    model = plain(model_folder())
+    first, second = (f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2))
+    model.model.layers[1].self_attn.q_proj.weight = model.model.layers[0].self_attn.q_proj.weight
+    with pytest.raises(
+        AdapterError, match=rf"^{first} and {second} are one weight in LlamaForCausalLM, but the adapter"
+    ):
+        export._refuse_shared(model, {first: torch.ones(2), second: torch.zeros(2)})
+    with pytest.raises(AdapterError):
+        export._refuse_shared(model, {second: torch.ones(2)})
+    export._refuse_shared(model, {first: torch.ones(2), second: torch.ones(2)})
+    export._refuse_shared(model, {})
+
+
+@pytest.mark.parametrize("family", ["openai-gpt", "xglm"])
+def test_tensors_that_are_no_parameters_get_the_dtype_too(family: str, tmp_path: Path):
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "d_model": 32, "num_layers": 2}
+    sizes |= {"attention_heads": 4, "ffn_dim": 48, "max_position_embeddings": 128}
+    own = vars(AutoConfig.for_model(family))
+    base = make_folder(tmp_path / "base", family, ENDS | {key: size for key, size in sizes.items() if key in own})
+    run = adapter_of(base, tmp_path / "adapter", 0.1)
+    assert merge_run(run, tmp_path / "merged", ModelConfig(dtype="bfloat16")).holds
 
 
 def test_numbers_that_are_none_are_no_certificate():

@@ -44,6 +44,16 @@ def test_what_others_wrote_is_never_replaced(tmp_path):
     assert (tmp_path / "out" / "notes.md").read_text() == "mine"
 
 
+def test_an_adapter_is_not_replaced_by_a_model(tmp_path):
+    with output_folder(tmp_path / "out", False, "adapter") as output:
+        output.write(lambda folder: (folder / "adapter.txt").touch())
+    with pytest.raises(RunError, match="out was not written by lorasmith"):
+        export(tmp_path / "out", overwrite=True)
+    with output_folder(tmp_path / "out", True, "adapter") as output:
+        output.write(lambda folder: (folder / "new.txt").touch())
+    assert (tmp_path / "out" / "new.txt").exists()
+
+
 def test_two_exports_into_one_folder(tmp_path):
     with output_folder(tmp_path / "out", False), pytest.raises(RunError, match="out is in use by process"):
         export(tmp_path / "out")

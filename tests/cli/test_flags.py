@@ -31,7 +31,7 @@ def test_every_field_has_a_flag_of_its_own_and_a_description():
 
 def test_every_flag_reaches_its_field(tmp_path):
     values = {
-        "model": {"model": "m", "dtype": "float32", "device": "cpu", "trust_remote_code": True},
+        "model": {"model": "m", "dtype": "float32", "quantize": "int8", "device": "cpu", "trust_remote_code": True},
         "data": {
             "roles": {"agent": "assistant"},
             "data": ("a", "b"), "max_samples": 5, "map": {"instruction": "question"}, "held_out": 0.5,

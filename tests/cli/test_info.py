@@ -2,6 +2,10 @@
 
 import json
 
+import pytest
+
+from lorasmith.adapters.folder import AdapterFolder
+from lorasmith.errors import AdapterError
 from tests.support.commands import as_json, refused, said
 from tests.support.peft_folder import peft_folder
 from tests.support.tiny import model_folder
@@ -28,6 +32,29 @@ def test_info_of_a_folder_that_peft_made(capsys, theirs):
     assert "ranks     q_proj=9" in lines
     assert "alphas    v_proj=3" in lines
     assert "template  not stored: the adapter was made by another tool" in lines
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"init_lora_weights": "pissa"}, "unsupported PEFT options: init_lora_weights=pissa."),
+        ({"kasa_config": {"beta": 0.1}}, "unsupported PEFT options: kasa_config."),
+        ({"option_of_2030": 1, "lora_dropout": 2.0}, "unsupported PEFT options: option_of_2030."),
+        ({"lora_dropout": 2.0}, "lora_dropout: "),
+    ],
+)
+def test_info_says_that_an_adapter_cannot_be_loaded_and_why(capsys, tmp_path, options, why):
+    folder = peft_folder(tmp_path)
+    assert "unusable" not in said(capsys, "info", folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | options))
+    lines = said(capsys, "info", folder).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("unusable  this adapter cannot be loaded: "))
+    text = " ".join(line[10:] for line in lines[at:])
+    assert text.startswith(f"this adapter cannot be loaded: adapter_config.json: {why}")
+    with pytest.raises(AdapterError) as caught:
+        AdapterFolder.read(folder).config  # noqa: B018
+    assert as_json(capsys, "info", folder)["problems"] == list(caught.value.problems)
 
 
 def test_info_for_programs(capsys, run):

@@ -86,9 +86,9 @@ def test_a_file_of_another_program_is_converted(tmp_path, monkeypatch, capsys):
 
 def test_a_file_that_cannot_be_converted_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "theirs.yaml").write_text(AXOLOTL.replace("adapter: lora", "adapter: qlora"), "utf-8")
+    (tmp_path / "theirs.yaml").write_text(AXOLOTL + "qat: true\n", "utf-8")
     assert main(["init", "--from", "theirs.yaml"]) == 2
-    assert "adapter: qlora: lorasmith does not quantize the base model" in capsys.readouterr().err
+    assert "qat: true: lorasmith quantizes a base model to NF4 or int8" in capsys.readouterr().err
     assert not (tmp_path / "lorasmith.toml").exists()
 
 

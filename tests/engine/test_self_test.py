@@ -1,5 +1,8 @@
 """What a model's self-test lets it decode with, and what it falls back to."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,8 +10,9 @@ from lorasmith.engine.engine import Engine
 from lorasmith.engine.kv_cache import KVCache
 from lorasmith.engine.self_test import decoder_of
 from lorasmith.errors import ModelError
+from lorasmith.model.base import Base
 from lorasmith.model.groups import AttentionGroup
-from tests.support.decoding import base_of, prompts, request, run
+from tests.support.decoding import base_of, prompts, request, run, theirs
 
 STACKED = ("llama", "qwen2", "qwen3", "mistral")  # in groups only: gemma3_text, olmo2, granite
 
@@ -63,3 +67,39 @@ def test_a_model_without_a_right_cache_decodes_in_padded_batches(fault: str, mon
     monkeypatch.undo()
     assert Engine(base).why == problem
     assert base.router.slices is None
+
+
+def changed(base: Base, how: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """From here on, the decoder's last hidden states [B, L, H] are changed."""
+
+    def hook(_module: object, _inputs: object, out: Any) -> None:
+        out.last_hidden_state = how(out.last_hidden_state)
+
+    base.decoder.register_forward_hook(hook)
+
+
+def with_others(states: torch.Tensor) -> torch.Tensor:
+    return states + states.mean(0, keepdim=True)
+
+
+def with_earlier(states: torch.Tensor) -> torch.Tensor:
+    return states + states.cumsum(1) / 5  # of the tokens of this call, so that a cache makes a difference
+
+
+@pytest.mark.parametrize(
+    ("how", "batches", "caches"), [(None, True, True), (with_others, False, True), (with_earlier, False, False)]
+)
+def test_padded_batches_are_tried_and_given_up_where_they_change_the_replies(
+    how: Any, batches: bool, caches: bool
+) -> None:
+    base = base_of("bloom")
+    if how is not None:
+        changed(base, how)
+    found = decoder_of(base)
+    assert (found.batches, found.caches) == (batches, caches)
+    said = "requests are answered one by one, because padding changes their results"
+    assert found.problem is not None
+    assert (said in found.problem) != batches
+    texts = prompts(5, 9, 3)
+    wanted = [theirs(base, ids, use_cache=False) for ids in texts]
+    assert run(Engine(base), [request(ids) for ids in texts]) == wanted

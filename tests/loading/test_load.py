@@ -10,7 +10,10 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorasmith.config.model import ModelConfig
+from lorasmith.loading import load as loading
 from lorasmith.loading.load import load_base
+from lorasmith.loading.weights import weights_mib
+from lorasmith.report import Report
 from tests.support.families import logits_of
 from tests.support.model_folders import configure, load, said, spoil
 from tests.support.tiny import Watch, model_folder
@@ -82,3 +85,33 @@ def test_cut_weights(folder: Path) -> None:
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
     assert said(folder).startswith("MODEL: transformers cannot load this model: ")
+
+
+def test_weights_that_do_not_fit_into_memory_are_foretold(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = weights_mib(model_folder(), torch.float32)
+    config = ModelConfig(model=str(model_folder()), dtype="float32", device="cpu")
+    said = {}
+    for share in (2.0, 0.6, 0.2, 0.01):
+        monkeypatch.setattr(loading, "usable_mib", lambda _device, share=share: share * size)
+        report = Collected()
+        load_base(config, report)
+        said[share] = report.warnings
+    assert not said[2.0]
+    assert "the weights take" in said[0.6][0]
+    assert "Quantized with --quantize int8" in said[0.6][0]
+    assert "Quantized with --quantize nf4" in said[0.2][0]
+    assert "--quantize" not in said[0.01][0]
+    monkeypatch.setattr(loading, "usable_mib", lambda _device: None)
+    report = Collected()
+    load_base(config, report)
+    assert not report.warnings
+
+
+class Collected(Report):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings = list[str]()
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lorasmith.errors import ModelError
+from lorasmith.loading import validate
 from lorasmith.loading.validate import load_error
 from tests.support.model_folders import configure, load, said, spoil
 
@@ -43,20 +44,12 @@ def test_weights_of_another_shape(folder: Path) -> None:
         ),
         (
             {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-            "the weights are quantized (gptq), and loading them requires gptqmodel, optimum. Install it with: pip "
-            "install gptqmodel optimum. Or use the unquantized model.",
+            "the weights are quantized with gptq, on which lorasmith cannot train. Use the unquantized model; "
+            "--quantize nf4 saves as much memory.",
         ),
-        ({"quantization_config": {"load_in_8bit": True}}, "(bitsandbytes), and loading them requires bitsandbytes."),
-        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "requires gptqmodel. Install it with: pip"),
-        (
-            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
-            "requires bitsandbytes. Install it with: pip install bitsandbytes. Or use the unquantized model.",
-        ),
-        (
-            {"quantization_config": {"quant_method": "eetq", "weights": "int8"}},
-            "(eetq), and loading them requires kernels. Install it with: pip install kernels.",
-        ),
-        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "pip install compressed-tensors. Or use"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "are quantized with awq, on which lorasmith"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "are quantized with fp8, on which lorasmith cannot train."),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "quantized with compressed-tensors, on"),
         ({"quantization_config": "yes"}, 'quantization_config is "yes"; it must be an object whose quant_method'),
         ({"quantization_config": {"quant_method": "mine"}}, "it must be an object whose quant_method is one that"),
     ],
@@ -66,6 +59,18 @@ def test_a_wrong_value_in_the_config_is_named(folder: Path, keys: dict[str, obje
     problem = said(folder)
     assert problem.startswith("MODEL/config.json: ")
     assert words in problem
+
+
+@pytest.mark.parametrize("mark", [{"load_in_8bit": True}, {"quant_method": "bitsandbytes", "load_in_4bit": True}])
+def test_the_packages_for_quantized_weights_are_named(
+    folder: Path, mark: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(folder, quantization_config=mark)
+    monkeypatch.setattr(validate, "find_spec", lambda _name: None)
+    assert said(folder) == (
+        "MODEL/config.json: the weights are quantized (bitsandbytes), and loading them requires bitsandbytes, "
+        "accelerate. Install it with: pip install bitsandbytes accelerate. Or use the unquantized model."
+    )
 
 
 def test_sizes_that_the_weights_do_not_have_are_named(folder: Path) -> None:
@@ -103,8 +108,8 @@ def test_parts_of_which_transformers_knows_nothing_are_left_out(folder: Path) ->
 
 
 def test_quantized_weights_that_this_machine_cannot_load(folder: Path) -> None:
-    configure(folder, quantization_config={"quant_method": "fp8"})
+    configure(folder, quantization_config={"quant_method": "mxfp4"})
     assert str(load_error(folder, RuntimeError("No GPU found."))) == (
-        f"{folder}/config.json: the weights are quantized (fp8) and cannot be loaded on this machine: No GPU found. "
+        f"{folder}/config.json: the weights are quantized (mxfp4) and cannot be loaded on this machine: No GPU found. "
         "Use the unquantized model."
     )

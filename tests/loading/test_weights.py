@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from lorasmith.config.model import ModelConfig
 from lorasmith.loading.load import load_base
-from lorasmith.loading.weights import is_stored_as, tensor_by_tensor
+from lorasmith.loading.weights import is_stored_as, tensor_by_tensor, weights_mib
+from lorasmith.lora.quantized import stored_bytes
 from tests.support.tiny import model_folder
 
 
@@ -67,3 +68,20 @@ def test_what_was_around_is_put_back(monkeypatch: pytest.MonkeyPatch, before: st
     assert transformers.modeling_utils.safe_open is safe_open
     assert os.environ.get("HF_DEACTIVATE_ASYNC_LOAD") == before
     assert os.environ["SET_MEANWHILE"] == "1"
+
+
+def test_the_memory_of_the_weights_is_foretold(tmp_path: Path) -> None:
+    def found(form: str) -> float:
+        model = load_base(ModelConfig(model=str(model_folder()), dtype="bfloat16", device="cpu", quantize=form)).model
+        return stored_bytes(model) / 2**20
+
+    for form in ("none", "nf4", "int8"):
+        told = weights_mib(model_folder(), torch.bfloat16, form)
+        assert found(form) == pytest.approx(told, rel=0.15), form  # of rows of 32, the scales are no small part
+    assert weights_mib(tmp_path_with_broken_file(tmp_path), torch.bfloat16) == 0
+
+
+def tmp_path_with_broken_file(folder: Path) -> Path:
+    copied(folder / "m")
+    (folder / "m" / "model.safetensors").write_bytes(b"broken")
+    return folder / "m"

@@ -1,10 +1,12 @@
-"""How often layers were computed as one."""
+"""How often layers were computed as one, and a sound adapter folder."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lorasmith.lora.fused import linears
+from tests.support.llama_adapter import sound_folder
 
 
 class Passes:
@@ -25,3 +27,9 @@ class Passes:
 def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
     """How often layers were computed as one so far."""
     return Passes(monkeypatch)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sound adapter for llama's q_proj."""
+    return sound_folder(tmp_path / "adapter")

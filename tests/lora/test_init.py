@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -46,3 +47,18 @@ def test_parameters_without_memory_are_left_alone() -> None:
     module.add("a", 2, 1.0, 0.0, torch.device("meta"))
     initialize(module, "a", LoraConfig(), torch.Generator())
     assert module.lora_A["a"].weight.is_meta
+
+
+@pytest.mark.parametrize("kind", ["default", "gaussian"])
+def test_without_a_generator_pefts_numbers_are_drawn(kind: Any) -> None:
+    init = "gaussian" if kind == "gaussian" else True
+    config = peft.LoraConfig(r=4, target_modules=["0", "1"], init_lora_weights=init)
+    torch.manual_seed(7)
+    theirs = peft.get_peft_model(nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 20)).requires_grad_(False), config)
+    torch.manual_seed(7)
+    ours = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 20))
+    for i, wanted in enumerate(p for name, p in theirs.named_parameters() if "lora_A" in name):
+        layer = LoRALayer(ours[i], ours[i].in_features, ours[i].out_features, Router())
+        layer.add("a", 4, 1.0, 0.0, torch.device("cpu"))
+        initialize(layer, "a", LoraConfig(init_lora_weights=kind), None)
+        assert torch.equal(layer.lora_A["a"].weight, wanted)

@@ -302,3 +302,67 @@ def test_adapters_are_kept_in_float32_at_least(base: str, master: str) -> None:
     module = nn.Linear(2, 2).to(getattr(torch, base))
     assert master_dtype(module) == getattr(torch, master)
     assert SavedModule(module, Router()).add("a").weight.dtype == getattr(torch, master)
+
+
+# -- autocast -----------------------------------------------------------------------------------------------------
+
+
+def autocast_layer(router: Router) -> LoRALayer:
+    torch.manual_seed(4)
+    layer = LoRALayer(nn.Linear(64, 48).requires_grad_(False), 64, 48, router)
+    for name, r in (("a", 4), ("b", 8)):
+        layer.add(name, r, 0.7, 0.0, torch.device("cpu"))
+        for matrix in layer.updates[name].matrices:
+            nn.init.normal_(matrix, std=0.2)
+    return layer
+
+
+@pytest.mark.parametrize("slices", [None, [("a", 0, 9), (None, 9, 15), ("b", 15, 24)]], ids=["one", "several"])
+def test_under_autocast_a_layer_computes_as_a_model_in_bfloat16(slices: Any) -> None:
+    router = Router()
+    layer = autocast_layer(router)
+    router.active = "a"
+    router.route(slices)
+    x = torch.randn(2, 12, 64, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    y.float().square().sum().backward()
+    found = [x.grad, *(p.grad for p in layer.parameters() if p.grad is not None)]
+
+    half = copy.deepcopy(layer)
+    half.base_layer.bfloat16()
+    half.zero_grad()
+    short = x.detach().bfloat16().requires_grad_(True)
+    z = half.unfused(short)
+    z.float().square().sum().backward()
+    wanted = [short.grad, *(p.grad for p in half.parameters() if p.grad is not None)]
+    assert torch.equal(y, z)
+    assert len(found) == (3 if slices is None else 5)
+    assert all(gradient.dtype == torch.float32 for gradient in found)
+    assert distance(found[0], wanted[0]) < 0.01  # of x: its two parts are added in float32 instead of bfloat16
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found[1:], wanted[1:], strict=True))
+
+
+def test_under_autocast_decoding_with_several_adapters_equals_training() -> None:
+    router = Router()
+    layer = autocast_layer(router)
+    x, slices = torch.randn(6, 64), [("a", 0, 3), ("b", 3, 6)]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        router.route(slices, stacked=True)
+        stacked = layer(x)
+        router.route(slices)
+        apart = layer(x)
+    assert stacked.dtype == apart.dtype == torch.bfloat16
+    assert distance(stacked, apart) < 0.01  # the ranks are summed in another order
+
+
+def test_under_autocast_layers_are_not_fused(passes: Any) -> None:
+    router = Router()
+    layer = autocast_layer(router)
+    router.active = "a"
+    layer(torch.randn(40, 64))
+    assert passes.count == 1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(torch.randn(40, 64))
+    assert passes.count == 1

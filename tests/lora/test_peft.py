@@ -266,3 +266,28 @@ def test_a_block_that_is_called_with_keywords_is_trained_whole_as_in_peft(
     again = tiny_base(family)
     AdapterFolder.read(tmp_path).load_into(again, "default")
     assert torch.equal(logits_of(again), logits_of(base))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "dora" not in case])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+def test_transformers_reads_our_folder_by_itself(family: str, case: str, tmp_path: Path) -> None:
+    """With model.load_adapter, which has no PeftModel around it."""
+    base, adapter = adapted(family, lora_alpha=6, **as_ours(options(case, family)))
+    save_adapter(adapter, base.model, tmp_path, "the/base")
+    theirs = tiny(family)
+    found = theirs.load_adapter(str(tmp_path))
+    assert not found.missing_keys
+    assert distance(logits_of(theirs), logits_of(base)) < LIMIT
+
+
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+def test_transformers_by_itself_reads_no_magnitudes_of_dora_whoever_wrote_them(whose: str, tmp_path: Path) -> None:
+    """It looks for them under another key (5.23). If this fails, move dora to the test above, and tell the docs."""
+    if whose == "ours":
+        base, adapter = adapted("llama", **as_ours(options("dora", "llama")))
+        save_adapter(adapter, base.model, tmp_path, "the/base")
+    else:
+        of_peft("dora", "llama").save_pretrained(tmp_path)
+    missing = tiny("llama").load_adapter(str(tmp_path)).missing_keys
+    assert missing
+    assert all("lora_magnitude_vector" in key for key in missing)

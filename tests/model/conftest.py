@@ -42,6 +42,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "zamba2": _HYBRID | {"layers_block_type": ["mamba", "hybrid"], "n_mamba_heads": 8, "mamba_ngroups": 1},
     "rembert": _SMALL | {"is_decoder": True, "input_embedding_size": 16, "output_embedding_size": 48},
     "phimoe": _SMALL | {"num_key_value_heads": 2, "num_local_experts": 4, "sliding_window": None},
+    "bert": _SMALL,  # an encoder, unless is_decoder is set
+    "prophetnet": _ENDS | {"hidden_size": 32, "is_decoder": True}
+    | {f"num_{side}_{part}": 2 for side in ("encoder", "decoder") for part in ("layers", "attention_heads")}
+    | {f"{side}_ffn_dim": 48 for side in ("encoder", "decoder")},
+    "got_ocr2": {"text_config": _TEXT | {"model_type": "qwen2"}, "vision_config": _VISION
+                 | {"num_hidden_layers": 1, "mlp_dim": 24, "output_channels": 8, "global_attn_indexes": [0]}},
     "reformer": _ENDS | {"is_decoder": True, "attn_layers": ["local"], "hidden_size": 32, "attention_head_size": 8}
     | {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8], "num_attention_heads": 4},
 }  # fmt: skip

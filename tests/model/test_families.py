@@ -9,7 +9,9 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import ConfigError, ModelError
 from lorasmith.lora.inject import inject
 from lorasmith.lora.layer import LoRALayer
+from lorasmith.model.attention import IMPLEMENTATION
 from lorasmith.model.base import Base
+from lorasmith.model.probe import native_attention
 from lorasmith.model.target_check import check_targets
 from lorasmith.model.verify import enable_fast_parts, trial_loss
 from lorasmith.report import Report
@@ -42,6 +44,23 @@ def test_a_router_that_returns_a_tuple_is_no_target(load: Any) -> None:
     assert not isinstance(router, LoRALayer)
     with pytest.raises(ConfigError, match=r"'router' matches model\.layers\.0\.mlp\.router, a \w+Router"):
         inject(base.model, LoraConfig(target_modules="router"), base.router, "b")
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [("bert", "BertLMHeadModel"), ("prophetnet", "ProphetNetForCausalLM")]
+)  # the one sees later tokens; in the other, logits depend on their number
+def test_a_model_that_is_not_causal_is_refused(family: str, kind: str, load: Any) -> None:
+    with pytest.raises(ModelError, match=rf"{kind} is not a causal language model: .* depends on the tokens after it"):
+        load(family)
+
+
+def test_the_attention_of_the_text_part_is_given_back(load: Any) -> None:
+    base = load("got_ocr2")
+    assert base.layout == "packed"
+    with native_attention(base):
+        assert base.decoder.config._attn_implementation != IMPLEMENTATION
+        assert base.model(input_ids=torch.tensor([IDS])).logits.isfinite().all()
+    assert base.decoder.config._attn_implementation == IMPLEMENTATION
 
 
 def test_a_model_that_cannot_read_a_short_text_is_refused(load: Any) -> None:

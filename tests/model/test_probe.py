@@ -13,9 +13,22 @@ from lorasmith.model.attention import attend
 from lorasmith.model.base import Base, Head
 from lorasmith.model.forward import hidden
 from lorasmith.model.groups import AttentionGroup, attention_groups
+from lorasmith.model.head import loss_sum, token_losses
 from lorasmith.model.probe import native_attention, probe
-from lorasmith.model.row import Row, Span
-from tests.support.families import CONFIGS, PADDED, adapted, distance, example, logits_of, one_row, tiny, tiny_base
+from lorasmith.model.row import Row, Span, flatten
+from tests.support.families import (
+    CONFIGS,
+    PADDED,
+    adapted,
+    distance,
+    example,
+    far_apart,
+    gradients,
+    logits_of,
+    one_row,
+    tiny,
+    tiny_base,
+)
 
 FIRST, OTHER, SECOND, THIRD, LAST = (example(n, i, learned=1) for i, n in enumerate((9, 9, 12, 5, 5)))
 
@@ -105,6 +118,46 @@ def test_positions_that_run_on_are_caught(family: str, monkeypatch: pytest.Monke
     # rotary embeddings see distances alone, so positions that run on are right there; learned positions are not
     assert base.layout == ("packed" if family == "llama" else "padded")
     assert family == "llama" or "packing changes its results" in base.why["layout"]
+
+
+def with_the_others(base: Base) -> None:
+    """From here on, what the decoder computes for a row of a batch depends on the other rows."""
+
+    def hook(_module: object, _inputs: object, out: Any) -> None:
+        out.last_hidden_state = out.last_hidden_state + out.last_hidden_state.mean(0, keepdim=True)
+
+    base.decoder.register_forward_hook(hook)
+
+
+def test_a_model_in_which_padding_changes_the_results_computes_one_example_at_a_time(exact: None) -> None:
+    base, adapter = adapted("bloom")
+    with_the_others(base)
+    base = probed_again(base)
+    assert (base.layout, base.one_by_one) == ("padded", True)
+    assert "attend to each other; padding changes its results too" in base.why["layout"]
+    batch = [FIRST, SECOND, THIRD]
+    total = sum(e.weight for e in batch)
+    loss_sum(base, one_row(batch)).backward()
+    together = gradients(adapter)
+    for one in batch:
+        loss_sum(base, flatten([one], total)).backward()
+    assert not far_apart(together, gradients(adapter), 1e-12)
+    losses = token_losses(base, one_row(batch))
+    assert distance(losses, torch.cat([token_losses(base, one_row([one])) for one in batch])) < 1e-12
+    base.one_by_one = False
+    assert distance(losses, token_losses(base, one_row(batch))) > 1e-3
+
+
+def test_padding_alone_does_not_make_it_one_by_one() -> None:
+    assert not tiny_base("bloom").one_by_one
+    assert not tiny_base("stablelm").one_by_one
+
+
+def test_rounding_in_another_group_of_experts_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention._by_hand
+    noisy = lambda q, k, v, *rest: right(q, k, v, *rest) * (1 + 1e-14 * float(v[0].abs().sum().detach()))  # noqa: E731
+    monkeypatch.setattr(attention, "_by_hand", noisy)
+    assert probed_again(tiny_base("llama")).layout == "packed"
 
 
 def test_wrong_scaling_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

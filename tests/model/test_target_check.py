@@ -26,9 +26,9 @@ from tests.support.tiny import Watch
 IDS = [5, 17, 60, 3, 8, 44, 92, 31, 9, 9, 12, 71, 4, 20, 6, 50]
 
 
-def adapt(base: Base, **options: Any) -> list[str]:
+def adapt(base: Base, watch: Watch | None = None, **options: Any) -> list[str]:
     """Adds the adapter `a` and returns what was said."""
-    watch = Watch()
+    watch = watch or Watch()
     base.adapters["a"] = inject(base.model, LoraConfig(r=2, **options), base.router, "a")
     check_targets(base, "a", IDS, watch)
     return watch.said
@@ -47,12 +47,29 @@ def test_all_linear_leaves_out_a_weight_that_the_model_takes_by_itself(family: s
     base = load(family)
     kind = type(base.model).__name__
     assert adapt(base) == [
-        f"dt_proj: no adapter, because {kind} computes with the weight of these layers without calling them"
+        f"dt_proj: no adapter, because {kind} computes with the weight of these layers without calling them",
+        f"out_proj: no adapter, because PEFT refuses LoRA on these layers of {kind}. To train them for use in "
+        "lorasmith, name them in --target-modules.",
     ]
-    assert {path.rpartition(".")[2] for path in base.adapters["a"].targets.adapted} == {"in_proj", "x_proj", "out_proj"}
+    assert {path.rpartition(".")[2] for path in base.adapters["a"].targets.adapted} == {"in_proj", "x_proj"}
     assert type(base.model.get_submodule("backbone.layers.0.mixer.dt_proj")) is torch.nn.Linear
     assert_every_part_learns(base)
     enable_fast_parts(base, "a", IDS)
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"])
+def test_what_peft_refuses_is_trained_if_it_is_named_and_said(family: str, load: Any, tmp_path: Path) -> None:
+    base = load(family)
+    watch = Watch()
+    assert adapt(base, watch, target_modules=("in_proj", "out_proj")) == []
+    assert watch.warned == [
+        f"out_proj: PEFT refuses LoRA on these layers of {type(base.model).__name__}, so PEFT and the programs that "
+        "use it cannot load this adapter. Merge it for them, or leave the layers out."
+    ]
+    assert_every_part_learns(base)
+    save_adapter(base.adapters["a"], base.model, tmp_path, "")
+    with pytest.raises(ValueError, match="incompatible with Mamba-based models"):
+        peft.PeftModel.from_pretrained(load(family).model, tmp_path)
 
 
 @pytest.mark.parametrize("option", ["target_modules", "modules_to_save"])

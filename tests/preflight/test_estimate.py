@@ -71,3 +71,26 @@ def test_what_is_unknown_is_not_shown():
     assert line == ("memory", "up to about 1,234 MiB (estimated from a trial step on two short examples)")
     with using_language("zh"):
         assert "1,234" in next(Estimate(peak_mib=1234.5).lines())[1]
+
+
+def test_quantizing_is_suggested_where_memory_is_short(tmp_path, monkeypatch):
+    job = job_of(rows_file(tmp_path / "rows.jsonl"), tmp_path, max_steps=2)
+    monkeypatch.setattr(estimate_module, "usable_mib", lambda _device: 400.0)
+    monkeypatch.setattr(
+        estimate_module, "weights_mib", lambda _folder, _dtype, form="none": 3000.0 if form == "none" else 900.0
+    )
+    (_recompute, suggestion) = estimate(job, MEASURED, recompute=False).warnings
+    assert suggestion == "model.quantize: loading the base model with --quantize nf4 would save about 2,100 MiB."
+    monkeypatch.setattr(estimate_module, "usable_mib", lambda _device: 4000.0)
+    assert estimate(job, MEASURED, recompute=False).warnings == []
+    monkeypatch.setattr(estimate_module, "usable_mib", lambda _device: 400.0)
+    job.base.quantize = "int8"
+    assert len(estimate(job, MEASURED, recompute=False).warnings) == 1
+
+
+def test_a_quantized_base_needs_room_for_what_is_converted():
+    base, _adapter = fast_base("llama", torch.float32)
+    row = one_row(examples((5, 6)))
+    plain = estimate_peak_mib(base, row, 1000)
+    base.quantize = "nf4"
+    assert estimate_peak_mib(base, row, 1000) - plain > 100

@@ -26,15 +26,15 @@ OUTCOMES: dict[str, dict[str, str]] = {}
 
 def pytest_configure(config: pytest.Config) -> None:
     """Replace the names in the package peft before any test file imports them, and keep the tests off the network."""
-    from tests import testing_utils  # PEFT's, which is the folder that the tests run in
-
-    testing_utils.hub_online_once = lambda model_id: nullcontext()
     if os.environ.get("FACADE"):
         import lorasmith.peft as facade
 
         stand_in = ModuleType("peft")  # the facade keeps the real package, which it builds on
         stand_in.__dict__.update(vars(peft) | {name: getattr(facade, name) for name in facade.__all__})
         sys.modules["peft"] = stand_in
+    from tests import testing_utils  # PEFT's: the tests run in its folder
+
+    testing_utils.hub_online_once = lambda model_id: nullcontext()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

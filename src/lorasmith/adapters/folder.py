@@ -24,6 +24,7 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, foreign, listed
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG, lora_config, parse_config
+from lorasmith.lora.adapter_keys import peft_keys
 from lorasmith.lora.expert_pairs import in_parameters
 from lorasmith.lora.files import (
     ADAPTER_WEIGHTS,
@@ -34,8 +35,10 @@ from lorasmith.lora.files import (
     weights_file,
     weights_shapes,
 )
+from lorasmith.lora.inject import module_paths
+from lorasmith.lora.peft_targets import fitted
 from lorasmith.model.base import Base
-from lorasmith.model.vocabulary import with_tokens
+from lorasmith.model.vocabulary import embedding_kept_on_error, with_tokens
 
 NAME, VERSION, WITH_TOKENS = "lorasmith.json", 1, 2  # versions, without and with added tokens
 
@@ -126,7 +129,16 @@ class AdapterFolder:
     @property
     def config(self) -> LoraConfig:
         """The LoRA options of its layers. Raises AdapterError for PEFT options that are not supported."""
-        return lora_config(self.peft_config, self.path / ADAPTER_CONFIG)
+        return lora_config(self.peft_config, self.path / ADAPTER_CONFIG, self.shapes)
+
+    @property
+    def problems(self) -> list[str]:
+        """Why it cannot be loaded on any base model, as far as its options tell; empty if it can."""
+        try:
+            _config = self.config
+        except AdapterError as error:
+            return list(error.problems)
+        return []
 
     @property
     def base(self) -> str:
@@ -191,19 +203,29 @@ class AdapterFolder:
     def load_into(self, base: Base, name: str) -> None:
         """Add it to `base` as the active adapter `name`.
 
-        Raises AdapterError as `load_adapter` and `with_added_tokens` do.
+        Raises AdapterError as `load_adapter` and `fitted_to` do; the base is then what it was before.
         """
-        config, tensors = self.fitted_to(base, self.tensors)
-        tokens = trained_tokens(base, self.peft_config, tensors)
-        base.adapters[name] = load_adapter(base.model, base.router, config, tensors, self.path, name, tokens)
+        with embedding_kept_on_error(base):
+            config, tensors = self.fitted_to(base, self.tensors)
+            tokens = trained_tokens(base, self.peft_config, tensors)
+            base.adapters[name] = load_adapter(base.model, base.router, config, tensors, self.path, name, tokens)
 
     def fitted_to(self, base: Base, tensors: Mapping[str, Tensor]) -> tuple[LoraConfig, dict[str, Tensor]]:
         """Its config and `tensors`, which are its own in some dtype, after `base` got rows for the tokens that it adds.
 
-        Raises AdapterError as `with_added_tokens` does.
+        Both name the modules as `base` does. Raises AdapterError as `peft_keys` and `with_added_tokens` do.
         """
-        config, tensors = in_parameters(base.model, self.config, tensors)
+        tensors = self.by_peft_keys(base, tensors)
+        config = fitted(self.config, self.peft_config, module_paths(base.model), tensors)
+        config, tensors = in_parameters(base.model, config, tensors)
         return with_added_tokens(base, self.path, self.peft_config, config, tensors)
+
+    def by_peft_keys(self, base: Base, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`tensors`, which are its own in some dtype, by PEFT's keys for this base. Raises as `peft_keys` does."""
+        try:
+            return peft_keys(tensors, module_paths(base.model), base.model.base_model_prefix)
+        except AdapterError as error:
+            raise AdapterError(*(f"{self.path / ADAPTER_WEIGHTS}: {problem}" for problem in error.problems)) from None
 
     def tensors_in(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Its tensors cast to `dtype`, for serving. Raises AdapterError if it has no effect or invalid values."""
@@ -226,21 +248,30 @@ def _read_json_files(path: Path) -> tuple[list[bytes], dict[str, Any], dict[str,
 
 def write_adapter(base: Base, adapter: str, template: Template, folder: Path, notes: dict[str, Any]) -> None:
     """Write one adapter of `base` so that PEFT, vLLM and lorasmith can load it; `notes` may hold any JSON."""
-    added = [{"id": i, "token": token} for token, i in base.added_tokens.items()]
-    metadata = {
-        "version": WITH_TOKENS if added else VERSION,
-        "base": {"model": absolute_if_exists(base.source), "identity": base.identity},
-        "template": template.to_json(),
-        **({"tokens": added} if added else {}),
-        "notes": notes,
-    }
-    text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
+    added = base.added_tokens
+    about = {"model": absolute_if_exists(base.source), "identity": base.identity}
+    text = metadata_text(about, template.to_json(), added, notes)
     source = absolute_if_exists(base.source if Path(base.source).expanduser().is_dir() else str(base.folder))
     save_adapter(base.adapters[adapter], base.model, folder, source, {NAME: text})
     if added:  # for other programs
         tokenizer = copy.copy(template.tokenizer)
         tokenizer.chat_template = template.as_jinja()
         tokenizer.save_pretrained(folder)
+
+
+def metadata_text(
+    base: Mapping[str, Any], template: Mapping[str, Any], tokens: Mapping[str, int], notes: Mapping[str, Any]
+) -> str:
+    """The text of lorasmith.json. tokens: the tokens that were added to the vocabulary, and their ids."""
+    added = [{"id": i, "token": token} for token, i in tokens.items()]
+    metadata = {
+        "version": WITH_TOKENS if added else VERSION,
+        "base": base,
+        "template": template,
+        **({"tokens": added} if added else {}),
+        "notes": notes,
+    }
+    return json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
 
 
 def absolute_if_exists(name: str) -> str:

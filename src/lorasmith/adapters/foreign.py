@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.config.files import read_object, read_text
@@ -22,8 +22,9 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.loading.tokenizer import load_tokenizer
-from lorasmith.lora.files import is_same
+from lorasmith.lora.files import ADAPTER_WEIGHTS, is_same
 from lorasmith.lora.inject import PEFT_PREFIX
+from lorasmith.lora.quantized import stored_weight, weight_shape
 from lorasmith.lora.target import ends_with
 from lorasmith.lora.token_rows import ROWS, paths_of_ends
 from lorasmith.model.base import Base
@@ -47,7 +48,7 @@ def foreign_template(folder: Path, base: Base, ends: tuple[int, ...]) -> Templat
 def _tokenizer(folder: Path, base: Base) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`, or the base model's with the chat template in `folder`, or the base model's."""
     if not any((folder / name).is_file() for name in VOCABULARIES):
-        text = _chat_template(folder)
+        text = chat_template_of(folder)
         if text is None or text == base.tokenizer.chat_template:
             return base.tokenizer
         tokenizer = copy.deepcopy(base.tokenizer)
@@ -70,7 +71,7 @@ def _tokenizer(folder: Path, base: Base) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _chat_template(folder: Path) -> str | None:
+def chat_template_of(folder: Path) -> str | None:
     """The chat template in an adapter folder that has no whole tokenizer."""
     if (folder / CHAT_TEMPLATE).is_file():
         return read_text(folder / CHAT_TEMPLATE, AdapterError)
@@ -99,8 +100,8 @@ def with_added_tokens(
     repeated |= {f"{PEFT_PREFIX}{path}{WHOLE[2]}" for path in ends}
     tensors = {key: tensor for key, tensor in tensors.items() if key not in repeated}
     for path, ids in trained_tokens(base, raw, tensors).items():
-        weight: Tensor = base.model.get_submodule(path).weight  # type: ignore[assignment]
-        _refuse_rows(weight, ids, tensors[f"{PEFT_PREFIX}{path}.{ROWS}"], f"{PEFT_PREFIX}{path}.{ROWS}")
+        key, shape = f"{PEFT_PREFIX}{path}.{ROWS}", weight_shape(base.model.get_submodule(path))
+        _refuse_rows(shape, ids, tensors[key], f"{folder / ADAPTER_WEIGHTS}: {key}")
     return config, tensors
 
 
@@ -109,7 +110,7 @@ def ends_without_rows(base: Base, tensors: Mapping[str, Tensor]) -> list[str]:
 
     If the adapter adds tokens, `with_added_tokens` gives these the mean of the other rows; call this before it.
     """
-    ends = {path: base.model.get_submodule(path).weight for path in paths_of_ends(base.model)}
+    ends = {path: stored_weight(base.model.get_submodule(path)) for path in paths_of_ends(base.model)}
     given = [
         weight
         for path, weight in ends.items()
@@ -141,30 +142,35 @@ def _rows_of(
     base: Base, ends: list[str], raw: Mapping[str, Any], config: LoraConfig, tensors: Mapping[str, Tensor]
 ) -> int:
     """The number of rows that the adapter needs; 0 if its tensors contradict each other or belong to another base."""
-    sizes = {size for path in ends for size in _sizes(path, raw, tensors)}
+    sizes = {size for path in ends for size in _sizes(path, raw, tensors, embedding_rows(base))}
     for path in ends:
         is_trained = any(ends_with(path, name) for name in config.modules_to_save)
         theirs = _saved(path, tensors, WHOLE[:-1] if is_trained else WHOLE)
-        ours: Tensor = base.model.get_submodule(path).weight.cpu()  # type: ignore[assignment]
-        if theirs is not None and not is_same(ours, theirs[: len(ours)]):
+        ours = base.model.get_submodule(path)
+        if theirs is not None and not _has_values(ours, theirs[: weight_shape(ours)[0]]):
             return 0
     return max(sizes) if len(sizes) == 1 else 0
 
 
+def _has_values(module: nn.Module, W: Tensor) -> bool:
+    """Whether the module's weight is W, or what quantizing W gives."""
+    stored = stored_weight(module)
+    return is_same(stored.cpu(), W) if isinstance(stored, Tensor) else stored.is_from(W)
+
+
 def _saved(path: str, tensors: Mapping[str, Tensor], suffixes: Sequence[str] = WHOLE) -> Tensor | None:
-    """The embedding or head at `path` that PEFT saved in full, or None."""
+    """The embedding or head at `path` that PEFT saved in full, or None. Tensors of another form are no embeddings."""
     keys = (f"{PEFT_PREFIX}{path}{suffix}" for suffix in suffixes)
-    return next((tensors[key] for key in keys if key in tensors), None)
+    return next((tensors[key] for key in keys if key in tensors and tensors[key].dim() == 2), None)
 
 
-def _sizes(path: str, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[int]:
-    """How many rows the embedding or head at `path` has, according to its tensors."""
+def _sizes(path: str, raw: Mapping[str, Any], tensors: Mapping[str, Tensor], rows: int) -> list[int]:
+    """How many rows the embedding or head at `path` has, according to its tensors; `rows` of them are the base's."""
     saved, low_rank = _saved(path, tensors), tensors.get(f"{PEFT_PREFIX}{path}.lora_embedding_A")
     sizes = [] if saved is None else [saved.shape[0]]
-    sizes += [] if low_rank is None else [low_rank.shape[1]]
-    if sizes or f"{PEFT_PREFIX}{path}.{ROWS}" not in tensors:
-        return sizes
-    return [max(_indices(path, raw), default=0) + 1]
+    sizes += [] if low_rank is None or low_rank.dim() != 2 else [low_rank.shape[1]]
+    ids = _indices(path, raw) if f"{PEFT_PREFIX}{path}.{ROWS}" in tensors and not sizes else []
+    return sizes + [max(ids) + 1 for _once in ids[:1] if max(ids) < rows + len(ids)]  # no rows without a token
 
 
 def _indices(path: str, raw: Mapping[str, Any]) -> list[int]:
@@ -178,9 +184,10 @@ def _indices(path: str, raw: Mapping[str, Any]) -> list[int]:
     return list(given)
 
 
-def _refuse_rows(weight: Tensor, ids: list[int], rows: Tensor, key: str) -> None:
-    """Raise AdapterError if `rows` are not those of the tokens `ids` in an embedding with this weight."""
-    if len(ids) != len(rows) or any(not 0 <= i < len(weight) for i in ids) or rows.shape[1:] != weight.shape[1:]:
+def _refuse_rows(need: tuple[int, ...], ids: list[int], rows: Tensor, key: str) -> None:
+    """Raise AdapterError if `rows` are not those of the tokens `ids` in an embedding of the shape `need`."""
+    is_known = all(0 <= i < need[0] for i in ids)
+    if rows.dim() != 2 or not is_known or len(ids) != len(rows) or rows.shape[1:] != need[1:]:
         raise AdapterError(
             _(
                 "{key} has the shape {found}, which does not fit the tokens in trainable_token_indices of "
@@ -188,6 +195,6 @@ def _refuse_rows(weight: Tensor, ids: list[int], rows: Tensor, key: str) -> None
                 key=key,
                 found=tuple(rows.shape),
                 count=len(ids),
-                need=tuple(weight.shape),
+                need=need,
             )
         )

@@ -1,29 +1,28 @@
 """The folder that an export writes: locked, never a folder of others, and under its name only when it is complete."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasmith.adapters.session import Session
 from lorasmith.errors import RunError
 from lorasmith.i18n import _
 from lorasmith.system.locking import locked
-from lorasmith.system.ownership import foreign_entries, is_marked, mark, marked_files, short_list
+from lorasmith.system.ownership import Kind, foreign_entries, is_marked, mark, marked_files, short_list
 from lorasmith.system.writing import recover, write_folder, writing
 
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """A folder that only this process writes. Made by `output_folder`."""
+    """A folder that only this process writes. Made by `output_folder`. kind: what it will contain."""
 
     path: Path
     overwrite: bool
+    kind: Kind = "model"
 
-    def spare(self, session: Session) -> None:
-        """Raise RunError if replacing the folder would remove the base model or an adapter of `session`."""
+    def spare(self, sources: Iterable[Path]) -> None:
+        """Raise RunError if replacing the folder would remove any of `sources`, which are still needed."""
         target = self.path.resolve()
-        sources = [session.base.folder, *(folder.path for folder in session.folders.values())]
         for source in (source.resolve() for source in sources):
             if source.is_relative_to(target):
                 raise RunError(
@@ -39,7 +38,7 @@ class OutputFolder:
 
         def fill_and_mark(staging: Path) -> None:
             fill(staging)
-            mark(staging, "model", sorted(str(one.relative_to(staging)) for one in staging.rglob("*")))
+            mark(staging, self.kind, sorted(str(one.relative_to(staging)) for one in staging.rglob("*")))
             self.require_replaceable()  # another process may have written there in the meantime
 
         write_folder(self.path.resolve(), fill_and_mark, is_run=False)
@@ -55,7 +54,7 @@ class OutputFolder:
             raise RunError(
                 _("{folder} already exists. Choose another --output, or replace it with --overwrite.", folder=folder)
             )
-        if not is_marked(folder, "model"):
+        if not is_marked(folder, self.kind):
             raise RunError(
                 _(
                     "{folder} was not written by lorasmith, so --overwrite does not replace it. Choose another "
@@ -76,12 +75,12 @@ class OutputFolder:
 
 
 @contextmanager
-def output_folder(path: str | Path, overwrite: bool) -> Iterator[OutputFolder]:
+def output_folder(path: str | Path, overwrite: bool, kind: Kind = "model") -> Iterator[OutputFolder]:
     """Lock the folder that is to be written, and undo what a killed process left there.
 
     Raises RunError if another process holds the lock, or if the folder cannot be written or must not be replaced.
     """
-    output = OutputFolder(Path(path).expanduser(), overwrite)
+    output = OutputFolder(Path(path).expanduser(), overwrite, kind)
     place = output.path.resolve()  # follow a link, and give "." a name
     with ExitStack() as stack:
         with writing(output.path, is_run=False):

@@ -20,6 +20,7 @@ from lorasmith.loading.load import load_base
 from lorasmith.model.base import Base
 from lorasmith.model.vocabulary import embedding_rows
 from lorasmith.report import Report
+from lorasmith.system.autograd import autograd_on
 from lorasmith.system.device import choose_device, choose_dtype
 
 
@@ -36,6 +37,7 @@ class Session:
         """The names of the adapters, in the order in which they were given."""
         return list(self.folders)
 
+    @autograd_on()
     def reply(
         self, conversations: Sequence[Sequence[Message]], adapter: str | None, sampling: SamplingConfig | None = None
     ) -> list[str]:
@@ -66,6 +68,7 @@ class Session:
         return answers[0] if isinstance(prompt, str) else answers
 
 
+@autograd_on()
 def open_adapters(
     paths: Sequence[str | Path], config: ModelConfig | None = None, report: Report | None = None
 ) -> Session:
@@ -82,7 +85,7 @@ def open_adapters(
     templates = {}
     for name, folder in folders.items():
         templates[name] = folder.template(base)
-        rows, lacking = embedding_rows(base), ends_without_rows(base, folder.tensors)
+        rows, lacking = embedding_rows(base), ends_without_rows(base, folder.by_peft_keys(base, folder.tensors))
         folder.load_into(base, name)
         if lacking and embedding_rows(base) > rows:
             report.warn(
@@ -139,6 +142,7 @@ def base_settings(adapter: AdapterFolder | None, config: ModelConfig, report: Re
     settings = config.model_dump(exclude_unset=True)
     if adapter is not None:
         settings["model"] = settings.get("model") or adapter.base
+        settings.setdefault("quantize", adapter.notes.get("quantize", "none"))
         if settings.get("dtype", "auto") == "auto":
             settings["dtype"] = _trained_dtype(adapter, settings.get("device", "auto"), report)
     return ModelConfig(**settings)

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lorasmith.cli.wrap import HelpFormatter
+from lorasmith.config.combine import CombineConfig
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingFlags
 from lorasmith.config.serving import ServeConfig
@@ -23,7 +24,12 @@ from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 
 Group = argparse._ArgumentGroup
-FLAG_SECTIONS: dict[str, type[BaseModel]] = {**SECTIONS, "sampling": SamplingFlags, "serve": ServeConfig}
+FLAG_SECTIONS: dict[str, type[BaseModel]] = {
+    **SECTIONS,
+    "sampling": SamplingFlags,
+    "serve": ServeConfig,
+    "combine": CombineConfig,
+}
 
 
 # Flags that do not have the name of their key.
@@ -75,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         """Add the flags of the base model, for commands that otherwise load the one that the adapter names."""
         text = _("Base model to use instead of the one named in the adapter")
         self.own.add_argument("--model", dest="model.model", metavar="TEXT", default=argparse.SUPPRESS, help=text)
-        self.add_section("model", only=("dtype", "device", "trust_remote_code"))
+        self.add_section("model", only=("dtype", "quantize", "device", "trust_remote_code"))
 
     def add_config(self) -> None:
         """Add --config, --output and the flags of every section."""

@@ -38,6 +38,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         _("adapter   {folder}", folder=facts["folder"]),
         _("base      {base}", base=facts["base"] or _("not specified")),
         _("LoRA      {options}", options=_options(facts)),
+        *_wrapped(_("unusable"), _unusable(facts["problems"], facts["folder"])),
         *_wrapped(_("targets"), _names(facts["target_modules"])),
         *_wrapped(_("weights"), _names(facts["target_parameters"])),
         *_wrapped(_("ranks"), _pairs(facts["rank_pattern"])),
@@ -61,6 +62,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     if facts["notes"]:
         data = facts["notes"].get("data", [])
         lines += _wrapped(_("data"), _names(data if isinstance(data, list) else str(data)))
+        lines += _combined(facts["notes"].get("combined"))
     return lines + _run(facts["summary"])
 
 
@@ -68,6 +70,20 @@ def _options(facts: dict[str, Any]) -> str:
     text = _("r {r}, lora_alpha {alpha}", r=facts["r"], alpha=facts["lora_alpha"])
     text += _(", scaled by lora_alpha / sqrt(r) (use_rslora)") if facts["use_rslora"] else ""
     return text + "".join(f", {flag}" for flag in facts["variants"])
+
+
+def _combined(how: dict[str, Any] | None) -> list[str]:
+    """What a combined adapter was made of."""
+    if how is None:
+        return []
+    parts = [f"{part['folder']} ({part['weight']:g})" for part in how["adapters"]]
+    return _wrapped(_("made of"), _("{adapters}, with {method}", adapters=_names(parts), method=how["method"]))
+
+
+def _unusable(problems: list[str], folder: str) -> str:
+    """Why the adapter cannot be loaded, without the folder, which was named above."""
+    why = " ".join(problem.removeprefix(folder).lstrip("/\\") for problem in problems)
+    return _("this adapter cannot be loaded: {why}", why=why) if why else ""
 
 
 def _run(summary: dict[str, Any] | None) -> list[str]:

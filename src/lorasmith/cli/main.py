@@ -17,7 +17,13 @@ from lorasmith.version import installed_version
 
 # Errors of the system that are reported as a message; any other OSError is a bug and gets a traceback.
 SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO)
-IGNORE_BROKEN_PIPE = ("train", "demo", "merge", "serve")  # commands that finish even if nobody reads their output
+IGNORE_BROKEN_PIPE = (
+    "train",
+    "demo",
+    "merge",
+    "combine",
+    "serve",
+)  # commands that finish even if nobody reads their output
 
 
 # Waiting threads of libgomp spin 300,000 times before they sleep, which made training ten times slower beside one
@@ -40,6 +46,7 @@ def verbs() -> dict[str, str]:
         "serve": _("Serve adapters with an OpenAI-compatible API"),
         "eval": _("Compare adapters with their base model: loss, answers, forgetting"),
         "merge": _("Merge an adapter into its base model"),
+        "combine": _("Combine several adapters of one base model into one"),
         "info": _("Show what a run or adapter folder contains"),
         "list": _("List the runs in a folder with state, data, losses and size"),
         "plot": _("Plot loss curves in the terminal or to a file"),

@@ -19,6 +19,9 @@ def parser() -> Parser:
     parser = Parser("merge", "RUN --output DIR", about)
     parser.own.add_argument("run", metavar="RUN", help=_("Run or adapter folder"))
     parser.own.add_argument("--output", metavar="DIR", required=True, help=_("Folder for the merged model"))
+    parser.own.add_argument(
+        "--data", metavar="FILE", help=_("Also compare the held-out loss before and after merging, on these rows")
+    )
     parser.add_switch("--overwrite", _("Replace the contents of --output"))
     parser.add_json()
     parser.add_base()
@@ -30,10 +33,12 @@ def run(args: argparse.Namespace) -> int:
     model = base_of(args)
     with importing():
         from lorasmith.adapters.merge import merge_run
+        from lorasmith.runs.merging_cost import merging_cost
 
     with Screen(json=args.json) as screen:
         certificate = merge_run(args.run, args.output, model, args.overwrite, screen)
         screen.say(_("Merged model: {folder}", folder=certificate.folder))
+        cost = merging_cost(args.run, certificate, args.data, model, screen) if args.data else None
     if args.json:
-        print(json.dumps(asdict(certificate)))
+        print(json.dumps(asdict(certificate) | ({} if cost is None else {"loss": asdict(cost)})))
     return 0

@@ -26,6 +26,14 @@ class ModelConfig(Typed):
         Literal["auto", "float32", "bfloat16", "float16", "float64"],
         Field(description=_("Data type of the frozen weights; auto chooses the one that is fast on this machine")),
     ] = "auto"
+    quantize: Annotated[
+        Literal["none", "nf4", "int8"],
+        Field(
+            description=_(
+                "Load the frozen weights in 4 bits (nf4) or 8 bits (int8), to save memory; needs lorasmith[quant]"
+            )
+        ),
+    ] = "none"
     device: Annotated[str, Field(description=_("Device: auto, cpu, cuda, cuda:1 or mps"))] = "auto"
     trust_remote_code: Annotated[
         bool, Field(description=_("Run Python code that comes with the model; use it only for models you trust"))

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from lorasmith.engine.detokenizer import Detokenizer
 from lorasmith.engine.kv_cache import KVCache
-from lorasmith.engine.padded import Padded
 from lorasmith.engine.request import Chunk, Event, Finish, Reply, Request, RunningRequest
 from lorasmith.engine.runner import Packed
 from lorasmith.engine.sampling.next_token import next_tokens
-from lorasmith.engine.self_test import decoder_of
+from lorasmith.engine.self_test import decoder_of, padded_layout
 from lorasmith.errors import AdapterError, DataError
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
@@ -72,7 +71,9 @@ class Engine:
         self._decoder = decoder_of(base)
         self.why = self._decoder.problem
         most = cache_tokens or max(DEFAULT_CACHE_TOKENS, base.max_positions or 0)
-        self._layout: Layout = Padded(base, slots) if self.why else Packed(base, slots, tokens, most, self._decoder)
+        self._layout: Layout = (
+            padded_layout(self._decoder, slots) if self.why else Packed(base, slots, tokens, most, self._decoder)
+        )
         if prepack:
             self._decoder.prepack()
         self._waiting: deque[RunningRequest] = deque()

@@ -19,13 +19,13 @@ from lorasmith.model.probe import native_attention
 class Padded:
     """Static batches of up to `slots` requests, with the KV cache of transformers.
 
-    A batch runs until all its requests have ended; only then do waiting requests start. A model without a KV cache
-    recomputes the whole text for each token.
+    A batch runs until all its requests have ended; only then do waiting requests start. Without a KV cache the whole
+    text is recomputed for each token.
 
         B = requests of the batch, including ended ones; L = tokens so far; N = new tokens of each
     """
 
-    def __init__(self, base: Base, slots: int) -> None:
+    def __init__(self, base: Base, slots: int, use_cache: bool = True) -> None:
         self.base, self.slots = base, slots
         self._batch: list[RunningRequest] = []
         self._ended: set[int] = set()
@@ -33,8 +33,8 @@ class Padded:
         self._mask_BL = torch.empty(0, 0, dtype=torch.long)
         self.longest: int | None = None
         accepted = inspect.signature(base.model.forward).parameters
-        self._takes_positions = "position_ids" in accepted
-        self._has_cache = "past_key_values" in accepted
+        self._takes_positions = slots > 1 and "position_ids" in accepted  # alone, the model counts better itself
+        self._has_cache = use_cache and "past_key_values" in accepted
         self._last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
     def admits(self, lengths: Sequence[int]) -> bool:

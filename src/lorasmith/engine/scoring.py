@@ -18,7 +18,7 @@ from lorasmith.i18n import _
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
 from lorasmith.model.fast.decoder import scoring
-from lorasmith.model.forward import hidden, packed_inputs, padded_inputs, padded_slices, row_of
+from lorasmith.model.forward import hidden, packed_inputs, padded_output, row_of
 from lorasmith.model.head import CHUNK, logits
 from lorasmith.model.row import IGNORED, Example, Row
 from lorasmith.model.vocabulary import refuse_surplus
@@ -104,7 +104,4 @@ def _logits_of_model(base: Base, row: Row) -> Tensor:
     if base.layout == "packed":
         base.router.route(row.slots)
         return base.model(**packed_inputs(base, row), logits_to_keep=row.at_N).logits[0]  # type: ignore[no-any-return]
-    inputs, at_T = padded_inputs(row)
-    base.router.route(padded_slices(row))
-    all_NV: Tensor = base.model(**inputs, use_cache=False).logits.flatten(0, 1)
-    return all_NV.index_select(0, at_T.index_select(0, row.at_N))
+    return padded_output(base, row, base.model, "logits", row.at_N)

@@ -1,20 +1,31 @@
-"""A self-test of each model: are packed rows with a KV cache, the adapter bank and the decoder stack correct?"""
+"""A self-test of each model: are packed rows with a KV cache, the adapter bank and the decoder stack correct?
 
+A model that is decoded in padded batches is tried with those, too.
+"""
+
+from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from lorasmith.engine.detokenizer import Detokenizer
 from lorasmith.engine.kv_cache import KVCache
+from lorasmith.engine.padded import Padded
+from lorasmith.engine.request import Request, RunningRequest
 from lorasmith.errors import ModelError, first_line
 from lorasmith.i18n import _
 from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
 from lorasmith.model.fast.decoder import FastDecoder
 from lorasmith.model.forward import hidden
-from lorasmith.model.probe import TOLERANCE
+from lorasmith.model.probe import native_attention
+from lorasmith.model.rounding import TOLERANCE, differ_by_rounding
 from lorasmith.model.row import Row, Span
+
+FARTHEST = 0.1  # a larger difference of padded batches is not taken for rounding: the other ways are right, if slower
+CACHED = 2  # tokens of each text that follow the others one by one, in the test of padded batches
 
 
 def decoder_of(base: Base) -> FastDecoder:
@@ -36,12 +47,80 @@ def decoder_of(base: Base) -> FastDecoder:
 @torch.no_grad()
 def _self_test(decoder: FastDecoder) -> None:
     base = decoder.base
+    words = int(base.model.config.get_text_config().vocab_size)
+    ids = [(7 * i + 3) % (words - 2) for i in range(12)]
+    _test_packed(decoder, (ids[:5], ids[5:]))
+    if decoder.problem is not None:
+        _choose_padded(decoder, (ids[:5], ids))
+
+
+def _choose_padded(decoder: FastDecoder, texts: Sequence[Sequence[int]]) -> None:
+    """Choose how padded batches are decoded: in the fastest way that gives the same logits as each text alone."""
+    base, training = decoder.base, decoder.base.model.training
+    base.model.eval()
+    try:
+        expected = _of_texts(base, texts)
+        for decoder.batches, decoder.caches in ((True, True), (False, True), (False, False)):
+            try:
+                actual = _decoded(decoder, texts)
+            except _FAILURES:
+                continue
+            if differ_by_rounding(base, (actual,), (expected,), lambda: (_of_texts(base, texts),), FARTHEST):
+                break
+    finally:
+        base.model.train(training)
+        base.router.route(None)
+    if not decoder.batches:
+        decoder.problem = _(
+            "{problem}; requests are answered one by one, because padding changes their results",
+            problem=decoder.problem,
+        )
+
+
+def _of_texts(base: Base, texts: Sequence[Sequence[int]]) -> Tensor:
+    """Logits of the base model after the last tokens of each text, alone: [texts * (CACHED + 1), V] in float32."""
+    with native_attention(base):
+        base.router.route([Slice(None, 0, 1)])  # a single slice holds for all tokens
+        alone = [
+            base.model(input_ids=torch.tensor([list(text)], device=base.device), use_cache=False) for text in texts
+        ]
+    return torch.cat([out.logits[0, -CACHED - 1 :] for out in alone]).float()
+
+
+def _decoded(decoder: FastDecoder, texts: Sequence[Sequence[int]]) -> Tensor:
+    """The same logits in padded batches, where the last tokens of each text follow the first ones one by one."""
+    base = decoder.base
+    runs = [
+        RunningRequest(
+            i, Request(text[:-CACHED]), list(text[:-CACHED]), len(text), frozenset(), Detokenizer(base.tokenizer)
+        )
+        for i, text in enumerate(texts)
+    ]
+    layout, waiting = padded_layout(decoder, len(runs)), deque(runs)
+    logits: list[list[Tensor]] = [[] for _text in texts]
+    while any(len(own) <= CACHED for own in logits):
+        chunks = layout.schedule(waiting)
+        for chunk, row_V in zip(chunks, layout.run(chunks), strict=True):
+            run = chunk.running
+            logits[run.key].append(row_V)
+            if len(run.ids) < run.limit:
+                run.ids.append(texts[run.key][len(run.ids)])
+            else:
+                layout.release(run)
+    return torch.stack([row_V for own in logits for row_V in own])
+
+
+def padded_layout(decoder: FastDecoder, slots: int) -> Padded:
+    """Padded batches of up to `slots` requests, as the self-test of this model chose them."""
+    return Padded(decoder.base, slots if decoder.batches else 1, decoder.caches)
+
+
+def _test_packed(decoder: FastDecoder, texts: Sequence[Sequence[int]]) -> None:
+    """Set `problem` if packed rows with a KV cache do not work; else choose what of the fast decoder works."""
+    base = decoder.base
     if base.layout != "packed":
         decoder.problem = base.why.get("layout", "")
         return
-    words = int(base.model.config.get_text_config().vocab_size)
-    ids = [(7 * i + 3) % (words - 2) for i in range(12)]
-    texts = ids[:5], ids[5:]
     try:
         expected = hidden(base, _pieces(texts, (0, 0), (5, 7)).to(base.device))[[4, 11]]
         actual = _in_pieces(base, texts)

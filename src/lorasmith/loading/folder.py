@@ -10,7 +10,7 @@ from lorasmith.errors import ModelError
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import PACKAGED, cached_gguf, packaged_model
 from lorasmith.loading.hub import hub_folder, is_hub_name
-from lorasmith.loading.validate import LOAD_ERRORS, config_problems, load_error, missing_packages
+from lorasmith.loading.validate import LOAD_ERRORS, config_problems, load_error, quantization_problems
 from lorasmith.model.base import positions_of
 from lorasmith.report import Report
 from lorasmith.system.transformers_logging import quiet_transformers
@@ -45,7 +45,7 @@ def check_folder(folder: Path, trust_remote_code: bool) -> None:
     config = read_object(folder / "config.json", ModelError)
     if problems := config_problems(folder / "config.json", config):
         raise ModelError(*problems)
-    if problems := missing_packages(folder / "config.json", config):
+    if problems := quantization_problems(folder / "config.json", config):
         raise ModelError(*problems)
     if "auto_map" in config and not trust_remote_code:
         raise ModelError(

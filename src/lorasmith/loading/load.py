@@ -4,30 +4,37 @@ Only safetensors are loaded, never pickled weights. The network is used only for
 """
 
 from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from lorasmith.config.files import read_object
 from lorasmith.config.model import ModelConfig
-from lorasmith.errors import ModelError
+from lorasmith.errors import ConfigError, MissingExtraError, ModelError
 from lorasmith.i18n import _, listed
 from lorasmith.loading.folder import check_folder, find_folder, read_config
+from lorasmith.loading.quantize import QuantizationSettings, convert_from_bitsandbytes, remove_marks
 from lorasmith.loading.tokenizer import load_tokenizer
-from lorasmith.loading.validate import LOAD_ERRORS, load_error, unexpected_weights
-from lorasmith.loading.weights import is_stored_as, tensor_by_tensor
+from lorasmith.loading.validate import LOAD_ERRORS, load_error, quant_method, unexpected_weights
+from lorasmith.loading.weights import is_stored_as, tensor_by_tensor, weights_mib
 from lorasmith.model.base import Base
 from lorasmith.model.fast.recognize import recognize_modules
 from lorasmith.model.probe import probe
 from lorasmith.model.vocabulary import surplus_tokens
 from lorasmith.report import Report
-from lorasmith.system.device import choose_device, choose_dtype, use_all_cores
+from lorasmith.system.autograd import autograd_on
+from lorasmith.system.device import choose_device, choose_dtype, dtype_name, use_all_cores
 from lorasmith.system.gc_pause import gc_paused
-from lorasmith.system.memory import keep_freed_memory
+from lorasmith.system.memory import keep_freed_memory, usable_mib
 from lorasmith.system.transformers_logging import quiet_transformers
 
 
 @gc_paused()
+@autograd_on()
 def load_base(config: ModelConfig, report: Report | None = None) -> Base:
     """Load and probe a base model, with all parameters frozen and all dropout set to zero.
 
@@ -41,16 +48,20 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
     device, why_device = choose_device(config.device)
     dtype, why_dtype = choose_dtype(config.dtype, device)
     use_all_cores()
-    if device.type == "cpu":
+    if device.type == "cpu" and config.quantize == "none":
         keep_freed_memory()
     settings = _without_dropout(read_config(folder, config.trust_remote_code))
     tokenizer = load_tokenizer(folder, config.trust_remote_code, report)
+    quantization = _quantization(config, folder, dtype, device)
+    if device.type == "cpu" and (text := _too_large(folder, dtype, config.quantize)):
+        report.warn(text)
     try:
-        mapped = is_stored_as(folder, dtype)
+        mapped = config.quantize == "none" and is_stored_as(folder, dtype)
         with quiet_transformers(), nullcontext() if mapped else tensor_by_tensor():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, config=settings, dtype=dtype, use_safetensors=True, local_files_only=True,
                 trust_remote_code=config.trust_remote_code, output_loading_info=True,
+                **quantization,
             )  # fmt: skip
     except LOAD_ERRORS as error:
         raise load_error(folder, error, settings) from error
@@ -62,16 +73,68 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
         )
     if problems := unexpected_weights(folder, model, info["unexpected_keys"]):
         raise ModelError(*problems)
+    if hasattr(model, "hf_quantizer"):
+        convert_from_bitsandbytes(model, dtype)
+        remove_marks(model)
     model.requires_grad_(False)
     nn.Module.to(model, device)
-    base = Base(model.train(), tokenizer, config.model, folder, dtype, device)
+    base = Base(model.train(), tokenizer, config.model, folder, dtype, device, config.quantize)
     base.why |= {"device": why_device, "dtype": why_dtype}
     with quiet_transformers():  # it warns if a model's attention cannot be changed; `probe` reports that itself
         recognize_modules(base.model)
         probe(base)
+    if device.type == "cpu" and config.quantize != "none":
+        keep_freed_memory()  # only now, because quantizing frees more than is needed afterwards
     if text := surplus_tokens(base):
         report.warn(text)
     return base
+
+
+def _too_large(folder: Path, dtype: torch.dtype, quantize: str) -> str:
+    """A warning if the weights alone take more memory than there is; empty if they do not, or if that is unknown."""
+    size, room = weights_mib(folder, dtype, quantize), usable_mib(torch.device("cpu"))
+    if room is None or size < room:
+        return ""
+    text = _(
+        "{folder}: the weights take {size:,.0f} MiB in {dtype}, and {room:,.0f} MiB are available to this process.",
+        folder=folder,
+        size=size,
+        dtype=dtype_name(dtype) if quantize == "none" else quantize,
+        room=room,
+    )
+    smaller = {form: weights_mib(folder, dtype, form) for form in ("int8", "nf4") if form != quantize}
+    fitting = [(form, mib) for form, mib in smaller.items() if mib < min(size, room)]
+    if not fitting:
+        return text
+    form, mib = fitting[0]
+    return text + " " + _("Quantized with --quantize {form} they take {mib:,.0f} MiB.", form=form, mib=mib)
+
+
+def _quantization(config: ModelConfig, folder: Path, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What transformers needs to be told to quantize the weights while it reads them, on the device of the model.
+
+    Raises MissingExtraError without bitsandbytes, ConfigError for weights that are quantized on disk.
+    """
+    if config.quantize == "none":
+        return {}
+    if find_spec("bitsandbytes") is None:
+        raise MissingExtraError(
+            _(
+                "model.quantize: {form} requires the bitsandbytes package, which is not installed. Install it with pip "
+                "install 'lorasmith[quant]'.",
+                form=config.quantize,
+            )
+        )
+    if method := quant_method(read_object(folder / "config.json", ModelError)):
+        raise ConfigError(
+            _(
+                "model.quantize: the weights in {folder} are already quantized ({method}). Leave --quantize out, or "
+                "use the unquantized model.",
+                folder=folder,
+                method=method,
+            )
+        )
+    return {"quantization_config": QuantizationSettings(config.quantize, dtype, device)}
 
 
 def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:

@@ -24,24 +24,8 @@ CONFIG = "config.json"
 LOAD_ERRORS = (*LIBRARY_ERRORS, SafetensorError, StrictDataclassError)  # what transformers raises for a model folder
 _NUMBERED = re.compile(r"(.*?)\.(\d+)\.(.*)")  # the list of layers, the index of a layer, a tensor in it
 _ATTENTION = ("attn_implementation", "_attn_implementation")
-# quant_method -> (package, the module that it installs) that transformers needs to load such weights
-_QUANTIZERS = {
-    "aqlm": [("aqlm", "aqlm")],
-    "auto-round": [("auto-round", "auto_round")],
-    "awq": [("gptqmodel", "gptqmodel")],
-    "bitsandbytes": [("bitsandbytes", "bitsandbytes")],
-    "compressed-tensors": [("compressed-tensors", "compressed_tensors")],
-    "eetq": [("kernels", "kernels")],
-    "fbgemm_fp8": [("fbgemm-gpu", "fbgemm_gpu")],
-    "fp_quant": [("fp_quant", "fp_quant")],
-    "gptq": [("gptqmodel", "gptqmodel"), ("optimum", "optimum")],
-    "hqq": [("hqq", "hqq")],
-    "quanto": [("optimum-quanto", "optimum")],
-    "quark": [("amd-quark", "quark")],
-    "spqr": [("spqr_quant", "spqr_quant")],
-    "torchao": [("torchao", "torchao")],
-    "vptq": [("vptq", "vptq")],
-}
+_BITSANDBYTES = ("bitsandbytes", "accelerate")  # packages that transformers needs to load weights quantized with it
+_LOADABLE = ("bitsandbytes", "mxfp4")  # the latter is dequantized by transformers
 _AT_LEAST_ONE = (
     "vocab_size", "hidden_size", "n_embd", "intermediate_size", "num_hidden_layers", "n_layer", "num_attention_heads",
     "n_head", "num_key_value_heads", "head_dim", "max_position_embeddings", "n_positions",
@@ -60,13 +44,13 @@ def config_problems(path: Path, raw: Mapping[str, Any]) -> list[str]:
         if name not in (None, "auto") and not (isinstance(name, str) and _is_dtype(name)):
             problems.append(_wrong(path, key, value, _("a torch dtype, such as {example}", example='"bfloat16"')))
     known = (*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes")
-    if (quantized := raw.get("quantization_config")) is not None and _quant_method(raw) not in known:
+    if (quantized := raw.get("quantization_config")) is not None and quant_method(raw) not in known:
         expected = _("an object whose quant_method is one that transformers knows, such as {example}", example='"gptq"')
         problems.append(_wrong(path, "quantization_config", quantized, expected))
     return problems
 
 
-def _quant_method(raw: Mapping[str, Any]) -> str | None:
+def quant_method(raw: Mapping[str, Any]) -> str | None:
     """How the weights are quantized; None if they are not."""
     found = raw.get("quantization_config")
     if not isinstance(found, dict):
@@ -75,10 +59,18 @@ def _quant_method(raw: Mapping[str, Any]) -> str | None:
     return found.get("quant_method", "bitsandbytes" if is_older else None)
 
 
-def missing_packages(path: Path, raw: Mapping[str, Any]) -> list[str]:
-    """A text that names the packages without which the quantized weights cannot be loaded; empty if none is missing."""
-    method = _quant_method(raw)
-    missing = [package for package, module in _QUANTIZERS.get(method or "", ()) if find_spec(module) is None]
+def quantization_problems(path: Path, raw: Mapping[str, Any]) -> list[str]:
+    """Why weights that were quantized by another tool cannot be loaded: not supported, or a package is missing."""
+    method = quant_method(raw)
+    if method is not None and method not in _LOADABLE:
+        text = _(
+            "{path}: the weights are quantized with {method}, on which lorasmith cannot train. Use the unquantized "
+            "model; --quantize nf4 saves as much memory.",
+            path=path,
+            method=method,
+        )
+        return [text]
+    missing = [package for package in _BITSANDBYTES if method == "bitsandbytes" and find_spec(package) is None]
     if not missing:
         return []
     text = _(
@@ -136,7 +128,7 @@ def load_error(folder: Path, error: Exception, settings: PretrainedConfig | None
             error=first_line(error),
         )
         return ModelError(f"{text.rstrip('.')}. " + _("Install it, or remove the key."))
-    if method := _quant_method(raw):
+    if method := quant_method(raw):
         return ModelError(
             _(
                 "{path}: the weights are quantized ({method}) and cannot be loaded on this machine: {error}. Use the "

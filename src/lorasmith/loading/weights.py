@@ -22,6 +22,7 @@ from lorasmith.errors import ModelError
 
 _STORED = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _transformers: Any = modeling_utils  # safe_open is not part of its public interface
+_BYTES = {"nf4": 0.5 + 1 / 64, "int8": 1.0}  # of a number; in NF4 with the scales of its block
 _SYNCHRONOUS = "HF_DEACTIVATE_ASYNC_LOAD"
 _one_at_a_time = threading.Lock()
 
@@ -39,6 +40,23 @@ def is_stored_as(folder: Path, dtype: torch.dtype) -> bool:
         except (OSError, SafetensorError):
             return True  # transformers will raise an error that says what is wrong
     return stored == _STORED.get(dtype)
+
+
+def weights_mib(folder: Path, dtype: torch.dtype, quantize: str = "none") -> float:
+    """About how much memory the weights of a checkpoint take in `dtype`, or quantized. Reads only their shapes.
+
+    In a quantized base, every matrix is in this format, and embedding and head in 8 bits.
+    """
+    total, vocabulary = 0.0, read_object(folder / "config.json", ModelError).get("vocab_size")
+    for path in _files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for shape in (file.get_slice(name).get_shape() for name in file.keys()):  # noqa: SIM118  not a dict
+                    form = "int8" if shape[:1] == [vocabulary] and quantize != "none" else quantize
+                    total += prod(shape) * (_BYTES[form] if len(shape) == 2 and form != "none" else dtype.itemsize)
+        except (OSError, SafetensorError):
+            return 0.0  # transformers will raise an error that says what is wrong
+    return total / 2**20
 
 
 def _files(folder: Path) -> list[Path]:

@@ -6,8 +6,12 @@ PEFT and vLLM can load what is written here, and folders written by PEFT can be 
 import json
 import math
 import re
-from collections.abc import Mapping
+import shlex
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,10 +21,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorasmith.config.lora import LoraConfig
+from lorasmith.config.values import range_text, ranges
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG, peft_config
-from lorasmith.lora.inject import PEFT_PREFIX, Adapter, inject, remove
+from lorasmith.lora.inject import PEFT_PREFIX, Adapter, adapter_names, inject, remove
 from lorasmith.lora.layer import LoRALayer, registered_update
 from lorasmith.lora.merge import plain_name
 from lorasmith.lora.router import Router
@@ -43,13 +48,16 @@ def save_adapter(
         layer = model.get_submodule(path)
         if isinstance(layer, LoRALayer):
             registered_update(layer, adapter.name)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: p.detach().cpu().clone().contiguous() for key, p in adapter.parameters.items()}
+    write_files(folder, tensors, peft_config(adapter, model, base), extras or {})
+
+
+def write_files(folder: Path, tensors: dict[str, Tensor], config: Mapping[str, Any], extras: Mapping[str, str]) -> None:
+    """Write the files of an adapter folder: tensors by PEFT's keys, adapter_config.json, `extras` as `save_adapter`."""
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    (folder / ADAPTER_CONFIG).write_text(
-        json.dumps(peft_config(adapter, model, base), indent=2, sort_keys=True) + "\n", "utf-8"
-    )
-    for name, text in (extras or {}).items():
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    for name, text in extras.items():
         (folder / name).write_text(text, "utf-8")
 
 
@@ -65,11 +73,22 @@ def weights_file(folder: Path) -> Path:
         hint = ""
         if (folder / "adapter_model.bin").is_file():
             hint = " " + _(
-                "adapter_model.bin is a pickle file, which can run code when it is loaded; convert it to "
-                "safetensors with PEFT first."
+                "adapter_model.bin is a pickle file, which can run code when it is loaded. Convert it with:\n{command}",
+                command=conversion_of(folder),
             )
         raise AdapterError(_("{folder} does not contain {name}.", folder=folder, name=ADAPTER_WEIGHTS) + hint)
     return path
+
+
+def conversion_of(folder: Path) -> str:
+    """The command that converts the pickled weights in a folder to safetensors; code in the pickle is not run."""
+    code = (
+        "import sys, torch; from safetensors.torch import save_file; "
+        "weights = torch.load(sys.argv[1] + '/adapter_model.bin', map_location='cpu', weights_only=True); "
+        "save_file({key: tensor.clone().contiguous() for key, tensor in weights.items()}, "
+        f"sys.argv[1] + '/{ADAPTER_WEIGHTS}')"
+    )
+    return f'python -c "{code}" {shlex.quote(str(folder))}'
 
 
 def parse_weights(content: bytes, path: Path) -> dict[str, Tensor]:
@@ -106,22 +125,37 @@ def load_adapter(
     lacks the target modules, or if the adapter has no effect. The model is then unchanged.
     """
     refuse_expert_pairs(model, tensors, folder)
-    tensors, before = dict(tensors), router.active
-    try:
-        adapter = inject(model, config, router, name, strict=False, tokens=tokens or {})
-    except ConfigError as error:
-        raise AdapterError(*(f"{folder / ADAPTER_CONFIG}: {problem}" for problem in error.problems)) from None
-    problems = _drop_base_weights(tensors, adapter, model)
-    problems += mismatches(adapter.parameters, tensors)
-    problems = problems or invalid_values(tensors)
-    if problems:
-        remove(model, name)
-        router.active = before
-        raise AdapterError(*(f"{folder / ADAPTER_WEIGHTS}: {problem}" for problem in problems))
-    with torch.no_grad():
-        for key, parameter in adapter.parameters.items():
-            parameter.copy_(tensors[key])
+    tensors = dict(tensors)
+    with _undone_on_error(model, router, name):
+        try:
+            adapter = inject(model, config, router, name, strict=False, tokens=tokens or {})
+        except ConfigError as error:
+            raise AdapterError(*(f"{folder / ADAPTER_CONFIG}: {problem}" for problem in error.problems)) from None
+        problems = _drop_base_weights(tensors, adapter, model)
+        problems += mismatches(adapter.parameters, tensors)
+        problems = problems or invalid_values(tensors)
+        if problems:
+            raise AdapterError(*(f"{folder / ADAPTER_WEIGHTS}: {problem}" for problem in problems))
+        with torch.no_grad():
+            for key, parameter in adapter.parameters.items():
+                parameter.copy_(tensors[key])
     return adapter
+
+
+@contextmanager
+def _undone_on_error(model: PreTrainedModel, router: Router, name: str) -> Iterator[None]:
+    """Remove adapter `name` again if an error is raised inside, so that the model is what it was before."""
+    active, is_new = router.active, name not in adapter_names(model)
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            remove(model, name)
+        router.active = active
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
+        raise
 
 
 def refuse_expert_pairs(model: PreTrainedModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -164,40 +198,75 @@ def is_same(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def mismatches(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
-    """A message for each problem with the keys and shapes of an adapter's tensors, compared with `wanted`."""
+    """A message for each kind of problem with the keys and shapes of an adapter's tensors, compared with `wanted`."""
+    missing, unknown = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
     problems = []
-    for text, keys in (
-        (
-            _("missing {keys}: the adapter belongs to another base model, or the file is incomplete."),
-            sorted(wanted.keys() - tensors.keys()),
-        ),
-        (_("unexpected {keys}: this base model has no such modules."), sorted(tensors.keys() - wanted.keys())),
-    ):
-        if keys:
-            problems.append(text.format(keys=_first_of(keys)))
-    for key in sorted(wanted.keys() & tensors.keys()):
+    if missing:
+        text = _(
+            "the adapter belongs to another base model, or the file is incomplete. It lacks {keys}",
+            keys=keys_text(missing),
+        )
+        problems.append(text)
+    if unknown:
+        text = _("this base model has no modules for {keys}", keys=keys_text(unknown))
+        problems.append(text)
+    differing = defaultdict[tuple[tuple[int, ...], tuple[int, ...]], list[str]](list)
+    for key in wanted.keys() & tensors.keys():
         if wanted[key].shape != tensors[key].shape:
-            found, need = tuple(tensors[key].shape), tuple(wanted[key].shape)
-            problems.append(
-                _("{key} has the shape {found}, but this base model needs {need}.", key=key, found=found, need=need)
+            differing[tuple(tensors[key].shape), tuple(wanted[key].shape)].append(key)
+    for (found, need), keys in sorted(differing.items()):
+        problems.append(
+            _(
+                "the shape is {found}, but this base model needs {need} for {keys}",
+                found=found,
+                need=need,
+                keys=keys_text(keys),
             )
+        )
     return problems
 
 
-def _first_of(keys: list[str]) -> str:
-    return keys[0] if len(keys) == 1 else _("{first} and {more} more keys", first=keys[0], more=len(keys) - 1)
+def keys_text(keys: Collection[str]) -> str:
+    """A single key; several below each other, the numbers of layers and experts as ranges."""
+    if len(keys) == 1:
+        return next(iter(keys))
+    names = sorted(keys)
+    for which in (-1, 0):
+        names = _with_ranges(names, which)
+    return _("{count} tensors:", count=len(keys)) + "".join(f"\n  {name}" for name in names)
+
+
+def _with_ranges(keys: Iterable[str], which: int) -> list[str]:
+    """The keys that differ only in one number, the first (0) or the last (-1) of each, as one."""
+    alike = defaultdict[tuple[str, str], list[int]](list)
+    for key in keys:
+        parts = key.split(".")
+        numbers = [i for i, part in enumerate(parts) if part.isdecimal()]
+        at = numbers[which] if numbers else len(parts)
+        alike[".".join(parts[:at]), ".".join(parts[at + 1 :])] += [int(part) for part in parts[at : at + 1]]
+    texts = {pair: ", ".join(map(range_text, ranges(numbers))) for pair, numbers in alike.items()}
+    return [".".join(part for part in (before, texts[before, after], after) if part) for before, after in alike]
 
 
 def invalid_values(tensors: Mapping[str, Tensor]) -> list[str]:
     """Messages about values that make an adapter unusable: wrong dtype, NaN or infinity, no effect. Empty if fine."""
-    if odd := sorted(key for key, tensor in tensors.items() if not tensor.is_floating_point()):
-        found = str(tensors[odd[0]].dtype).removeprefix("torch.")
-        text = _("{key} contains {found}; an adapter's matrices must contain floating-point numbers, such as float32.",
-                 key=odd[0], found=found)  # fmt: skip
-        return [text]
+    odd = defaultdict[str, list[str]](list)
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            odd[str(tensor.dtype).removeprefix("torch.")].append(key)
+    if odd:
+        return [
+            _(
+                "an adapter's matrices must contain floating-point numbers, such as float32, but {found} is in {keys}",
+                found=found,
+                keys=keys_text(keys),
+            )
+            for found, keys in odd.items()
+        ]
     broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
     if broken:
-        return [_("{key} contains NaN or infinity: the training diverged, or the file is damaged.", key=broken[0])]
+        text = _("the training diverged, or the file is damaged: NaN or infinity in {keys}", keys=keys_text(broken))
+        return [text]
     if not has_effect(tensors):
         return [_("all B matrices are zero, so the adapter changes nothing: this file contains no trained weights.")]
     return []

@@ -11,14 +11,18 @@ from lorasmith.lora.parameters import LoRAParameters
 
 
 @torch.no_grad()
-def initialize(layer: LoRALayer | LoRAEmbedding, adapter: str, config: LoraConfig, generator: torch.Generator) -> None:
+def initialize(
+    layer: LoRALayer | LoRAEmbedding, adapter: str, config: LoraConfig, generator: torch.Generator | None
+) -> None:
     """Initialize A and B of `adapter` in place. Random numbers come from the CPU, so the device makes no difference.
 
     default: A Kaiming-uniform with a = sqrt(5), as in torch's Linear and PEFT; gaussian: A from N(0, 1/r).
-    For an embedding, A is zero and B from N(0, 1), as in PEFT and loralib.
+    For an embedding, A is zero and B from N(0, 1), as in PEFT and loralib. generator: None is torch's global one.
     """
     if isinstance(layer, LoRAEmbedding):
         zero, random = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
+        for matrix in (zero, random) if generator is None else ():
+            torch.randn(matrix.shape, device=matrix.device)  # PEFT draws both once without using them
     else:
         random, zero = layer.updates[adapter].matrices
     nn.init.zeros_(zero)
@@ -29,7 +33,9 @@ def initialize(layer: LoRALayer | LoRAEmbedding, adapter: str, config: LoraConfi
 
 
 @torch.no_grad()
-def initialize_parameters(layer: LoRAParameters, adapter: str, config: LoraConfig, generator: torch.Generator) -> None:
+def initialize_parameters(
+    layer: LoRAParameters, adapter: str, config: LoraConfig, generator: torch.Generator | None
+) -> None:
     """Initialize A and B of `adapter` in place, as `initialize` does, each matrix of all experts as one, as in PEFT."""
     for update in layer.updates[adapter].values():
         nn.init.zeros_(update.lora_B)
@@ -38,7 +44,11 @@ def initialize_parameters(layer: LoRAParameters, adapter: str, config: LoraConfi
 
 
 def _random(
-    layer: nn.Module, shape: torch.Size, config: LoraConfig, generator: torch.Generator, r: int | None = None
+    layer: nn.Module,
+    shape: torch.Size,
+    config: LoraConfig,
+    generator: torch.Generator | None,
+    r: int | None = None,
 ) -> Tensor:
     values = torch.empty(shape, dtype=torch.float32)
     if config.init_lora_weights == "gaussian":

@@ -15,6 +15,7 @@ from lorasmith.i18n import _
 from lorasmith.lora.init import initialize, initialize_parameters
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
 from lorasmith.lora.parameters import LoRAParameters, peft_prefixes
+from lorasmith.lora.quantized import count_parameters, keep_layout, weight_device
 from lorasmith.lora.ranks import features, rank_and_alpha, rank_of_parameter, refuse_ranks
 from lorasmith.lora.router import Router
 from lorasmith.lora.target import Targets, find_targets
@@ -63,14 +64,15 @@ def inject(
     config: LoraConfig,
     router: Router,
     name: str = "default",
-    seed: int = 0,
+    seed: int | None = 0,
     strict: bool = True,
     tokens: TokenIds | Sequence[int] = (),
 ) -> Adapter:
     """Add a new adapter to `model`, make it the active one and freeze all other parameters.
 
     The logits do not change: B starts at zero, and fully trained modules start as copies. strict: see `find_targets`.
-    tokens: ids of tokens whose rows are trained; see `rows_to_train`.
+    seed: None draws A from torch's global generator, in the order in which target_modules names full paths; PEFT draws
+    the same numbers. tokens: ids of tokens whose rows are trained; see `rows_to_train`.
 
     Raises:
         ConfigError: a pattern matches no module, or one that LoRA or the variant does not support; or biases in half
@@ -107,11 +109,11 @@ def inject(
 
 
 def _add_layers(
-    model: PreTrainedModel, config: LoraConfig, targets: Targets, router: Router, name: str, seed: int
+    model: PreTrainedModel, config: LoraConfig, targets: Targets, router: Router, name: str, seed: int | None
 ) -> dict[str, nn.Parameter]:
     """Add A and B to the adapted layers, and copies of the modules that are trained in full; their parameters."""
     parameters: dict[str, nn.Parameter] = {}
-    generator = torch.Generator().manual_seed(seed)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
     for path in targets.adapted:
         layer = _wrap(model, path, router)
         _add_adapter(layer, path, name, config, generator)
@@ -211,9 +213,7 @@ def parameter_keys(targets: Targets) -> dict[str, str]:
 
 def count(model: PreTrainedModel, adapter: Adapter) -> ParameterCounts:
     """The number of parameters that the adapter trains, and of all parameters of the model."""
-    return ParameterCounts(
-        sum(p.numel() for p in adapter.parameters.values()), sum(p.numel() for p in model.parameters())
-    )
+    return ParameterCounts(sum(p.numel() for p in adapter.parameters.values()), count_parameters(model))
 
 
 class _Unwrapped:
@@ -221,7 +221,7 @@ class _Unwrapped:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.wrappers = model, _wrappers(model)
-        self.adapters = {name for wrapper in self.wrappers.values() for name in adapters_of(wrapper)}
+        self.adapters = adapter_names(model)
         own = (p for n, p in model.named_parameters() if n.endswith("bias") and ".modules_to_save." not in n)
         self.has_trained_bias = any(p.requires_grad for p in own)
 
@@ -259,12 +259,23 @@ def unwrapped(model: PreTrainedModel) -> AbstractContextManager[None]:
     return _Unwrapped(model)
 
 
+def module_paths(model: PreTrainedModel) -> list[str]:
+    """The paths of all modules of the base model, whether it has adapters or not."""
+    with unwrapped(model):
+        return [path for path, _module in model.named_modules()]
+
+
 def _is_inside(path: str, outer: str) -> bool:
     return path == outer or path.startswith(outer + ".")
 
 
 def _wrappers(model: nn.Module) -> dict[str, Wrapper]:
     return {p: m for p, m in model.named_modules() if isinstance(m, Wrapper)}
+
+
+def adapter_names(model: nn.Module) -> set[str]:
+    """The names of all adapters in the model."""
+    return {name for wrapper in _wrappers(model).values() for name in adapters_of(wrapper)}
 
 
 def adapters_of(wrapper: Wrapper) -> list[str]:
@@ -301,6 +312,7 @@ def _wrap(model: nn.Module, path: str, router: Router) -> LoRALayer | LoRAEmbedd
     if isinstance(module, nn.Embedding):
         layer = LoRAEmbedding(module, router)
     else:
+        keep_layout(module)
         layer = LoRALayer(module, *features(module), router)
     _replace(model, path, layer)
     return layer
@@ -323,10 +335,10 @@ def _wrap_whole(model: nn.Module, path: str, router: Router) -> SavedModule:
 
 
 def _add_adapter(
-    layer: LoRALayer | LoRAEmbedding, path: str, name: str, config: LoraConfig, generator: torch.Generator
+    layer: LoRALayer | LoRAEmbedding, path: str, name: str, config: LoraConfig, generator: torch.Generator | None
 ) -> None:
     r, alpha = rank_and_alpha(config, path)
-    device = next(layer.base_layer.parameters()).device
+    device = weight_device(layer.base_layer)
     if isinstance(layer, LoRAEmbedding):
         layer.add(name, r, config.scaling(r, alpha), device)
     else:

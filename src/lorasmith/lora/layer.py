@@ -22,6 +22,7 @@ from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.by_adapter import ModulesByAdapter, ParametersByAdapter
 from lorasmith.lora.fused.linears import FusedLinears
+from lorasmith.lora.quantized import QuantizedLinear, unquantized, weight_dtype
 from lorasmith.lora.router import Router, Slice
 from lorasmith.lora.token_rows import TokenRows, rows_of_new_tokens
 from lorasmith.lora.update import Update
@@ -34,7 +35,7 @@ class LowRank(torch.autograd.Function):
     """y += s (x A^T) B^T in place, for each slice of the tokens. x [..., I] and y [..., O] in any floating dtype.
 
     A and B keep their own dtype (float32), in which their gradients are returned, and are cast once per forward.
-    `plain_low_rank` computes the same in plain torch.
+    Under torch.autocast, x must have y's dtype. `plain_low_rank` computes the same in plain torch.
     """
 
     @staticmethod
@@ -85,7 +86,7 @@ def plain_low_rank(y: Tensor, x: Tensor, bounds: Bounds, scales: tuple[float, ..
 
 def master_dtype(module: nn.Module) -> torch.dtype:
     """The dtype in which a module's adapters and copies are trained: float32, or float64 for a float64 base."""
-    dtype = next(module.parameters()).dtype
+    dtype = weight_dtype(module)
     return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
 
 
@@ -156,10 +157,11 @@ class LoRALayer(nn.Module):
     def fusable(self, adapter: str | None) -> Update | None:
         """The update of `adapter` if this layer can be fused with others, else None.
 
-        It can if the update is plain low rank without dropout and the base layer is a frozen nn.Linear.
+        It can if the update is plain low rank without dropout and the base layer is a frozen nn.Linear or
+        QuantizedLinear.
         """
         update, base = self.updates.get(adapter or ""), self.base_layer
-        if update is None or type(base) is not nn.Linear or torch.compiler.is_compiling():
+        if update is None or type(base) not in (nn.Linear, QuantizedLinear) or torch.compiler.is_compiling():
             return None
         if type(self) is not LoRALayer or not update.is_low_rank or update.drops:
             return None
@@ -203,6 +205,15 @@ class LoRALayer(nn.Module):
         bounds, scales = tuple((s[1], s[2]) for s in slices), tuple(update.scaling for update in updates)
         if torch.compiler.is_compiling():  # torch.compile miscompiles in-place functions (pytorch issue 180642)
             return plain_low_rank(y, x, bounds, scales, *AB)
+        if not torch.is_autocast_enabled(x.device.type):
+            return self._low_rank(y, x, bounds, scales, AB)
+        # autocast casts the input and output of matrix products, but nothing that is added in place
+        with torch.autocast(x.device.type, enabled=False):
+            return self._low_rank(y, x.to(y.dtype), bounds, scales, AB)
+
+    def _low_rank(
+        self, y: Tensor, x: Tensor, bounds: Bounds, scales: tuple[float, ...], AB: Sequence[Tensor]
+    ) -> Tensor:
         added: Tensor = LowRank.apply(y, x, bounds, scales, *AB)  # type: ignore[no-untyped-call]
         return added
 
@@ -211,10 +222,10 @@ class LoRALayer(nn.Module):
         """Add all adapters with one masked low-rank product. Faster in decoding, with few tokens per adapter."""
         updates = [self.updates[adapter] for adapter, _start, _end in slices]
         A, B = zip(*(update.matrices for update in updates), strict=True)
-        A_KI = torch.cat(A).to(x.dtype)
-        B_OK = torch.cat([b * update.scaling for b, update in zip(B, updates, strict=True)], dim=1).to(x.dtype)
-        x_TI, y_TO = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-        mask_TK, column = x.new_zeros(len(x_TI), len(A_KI)), 0
+        A_KI = torch.cat(A).to(y.dtype)
+        B_OK = torch.cat([b * update.scaling for b, update in zip(B, updates, strict=True)], dim=1).to(y.dtype)
+        x_TI, y_TO = x.reshape(-1, x.shape[-1]).to(y.dtype), y.view(-1, y.shape[-1])
+        mask_TK, column = y.new_zeros(len(x_TI), len(A_KI)), 0
         for a, (_adapter, start, end) in zip(A, slices, strict=True):
             mask_TK[start:end, column : column + len(a)] = 1
             column += len(a)
@@ -296,7 +307,7 @@ class SavedModule(nn.Module):
         """Create a trainable copy of the original in `master_dtype` for `adapter`, and return it."""
         kept = [v for m in self.original_module.modules() for v in vars(m).values() if isinstance(v, PretrainedConfig)]
         # configs are shared rather than copied, because they select the attention implementation
-        own = copy.deepcopy(self.original_module, {id(config): config for config in kept})
+        own = unquantized(copy.deepcopy(self.original_module, {id(config): config for config in kept}))
         module = own.to(master_dtype(self.original_module)).requires_grad_(True)
         self.modules_to_save[adapter] = module
         return module
@@ -366,7 +377,7 @@ class SavedModule(nn.Module):
         """Call the copy of `adapter`, or the original if there is none, in the original's dtype."""
         if adapter is None or adapter not in self.modules_to_save:
             return self.original_module(*args, **kwargs)
-        module, dtype = self.modules_to_save[adapter], next(self.original_module.parameters()).dtype
+        module, dtype = self.modules_to_save[adapter], weight_dtype(self.original_module)
         if isinstance(module, TokenRows):
             return module.output(self.original_module, *args, **kwargs)
         if isinstance(module, nn.Embedding):

@@ -13,6 +13,7 @@ from lorasmith.i18n import _
 from lorasmith.lora.inject import Adapter, adapters_of
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule, registered_update
 from lorasmith.lora.parameters import LoRAParameters
+from lorasmith.lora.quantized import is_quantized, plain_weight
 from lorasmith.lora.token_rows import TokenRows
 
 
@@ -22,14 +23,13 @@ def merged_weight(layer: LoRALayer | LoRAEmbedding, adapter: str) -> Tensor:
 
     Raises AdapterError if the adapter uses an unregistered variant.
     """
-    weight: Tensor = layer.base_layer.weight  # type: ignore[assignment]
-    W = weight.double()
+    W = plain_weight(layer.base_layer, torch.float32 if is_quantized(layer.base_layer) else torch.float64).double()
     if isinstance(layer, LoRAEmbedding):
         A_RV, B_OR = layer.lora_embedding_A[adapter].double(), layer.lora_embedding_B[adapter].double()
         delta_VO: Tensor = (B_OR @ A_RV).t() * layer.scaling[adapter]
         return W + delta_VO
     update = registered_update(layer, adapter)
-    return update.merged(W.t()).t().contiguous() if isinstance(layer.base_layer, Conv1D) else update.merged(W)
+    return update.merged(W.t()).t().contiguous() if is_transposed(layer.base_layer) else update.merged(W)
 
 
 @torch.no_grad()
@@ -67,7 +67,14 @@ def plain_name(name: str) -> str | None:
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether the layer's weight is stored as [in, out]."""
+    return isinstance(layer, Conv1D) or getattr(layer, "transposed", False)
+
+
 def _refuse_quantized(path: str, layer: nn.Module) -> None:
+    if is_quantized(layer):
+        return
     weight: Tensor = layer.weight  # type: ignore[assignment]
     if not weight.dtype.is_floating_point:
         raise AdapterError(

@@ -5,10 +5,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -16,6 +16,7 @@ from lorasmith.config.lora import LoraConfig, is_name
 from lorasmith.config.values import range_text, ranges
 from lorasmith.errors import LIBRARY_ERRORS, ConfigError
 from lorasmith.i18n import _
+from lorasmith.lora.quantized import is_quantized, stored_weight
 from lorasmith.lora.target_parameters import (
     all_experts,
     all_parameters,
@@ -28,8 +29,13 @@ from lorasmith.lora.target_parameters import (
 
 ALL_LINEAR = "all-linear"
 Value = TypeVar("Value")
-_LAYER_NUMBER = re.compile(r".*\.[^.]*\.(\d+)\.")  # as PEFT finds the number of a layer in a module path
+_LAYER_NUMBER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # as PEFT finds the number of a layer in a module path
 _STACK = re.compile(r"(.*?\.)(\d+)\.")  # the stack of layers that a module is in, and the number of its layer there
+
+
+# PEFT 0.21.2 refuses LoRA on these modules of these models, whose fused kernels read the weight without a call.
+_REFUSED_TYPES = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+_REFUSED_NAMES = {"out_proj", "conv1d"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def describe_modules(paths: Sequence[str]) -> str:
 
 def is_adaptable(module: nn.Module) -> bool:
     """Whether LoRA supports this module: a linear layer with a single weight, or an embedding."""
-    if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
+    if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward and not is_quantized(module):
         return _answers_as_linear(module)
     return isinstance(module, nn.Linear | Conv1D | nn.Embedding)
 
@@ -94,6 +100,11 @@ def _answers_as_linear(module: nn.Linear) -> bool:
     except LIBRARY_ERRORS:
         return False
     return isinstance(y, torch.Tensor) and y.shape == (1, module.out_features)
+
+
+def is_refused_by_peft(model: PreTrainedModel, path: str) -> bool:
+    """Whether PEFT refuses LoRA on this module, so that it cannot load an adapter that has it."""
+    return getattr(model.config, "model_type", "") in _REFUSED_TYPES and path.rpartition(".")[2] in _REFUSED_NAMES
 
 
 def ends_with(path: str, name: str) -> bool:
@@ -114,15 +125,15 @@ def value_for(pattern: Mapping[str, Value], path: str, default: Value) -> Value:
 def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True) -> Targets:
     """The modules that `config` selects in `model`, which must be unwrapped.
 
-    With `strict`, patterns in exclude_modules, rank_pattern and alpha_pattern that match nothing are errors too. It is
-    off for existing adapters, whose files may contain such patterns.
+    With `strict`, every pattern, name and layer that matches nothing is an error. It is off for existing adapters,
+    whose files may contain such; then it is an error only if nothing is left.
 
     Raises ConfigError that lists every problem.
     """
     modules = dict(model.named_modules())
-    problems: list[str] = []
+    problems, unmatched = list[str](), list[str]()
     saved = {name: [p for p in modules if ends_with(p, name)] for name in config.modules_to_save}
-    problems += [_no_match("lora.modules_to_save", name, modules) for name, paths in saved.items() if not paths]
+    unmatched += [_no_match("lora.modules_to_save", name, modules) for name, paths in saved.items() if not paths]
     whole = {path for paths in saved.values() for path in paths}
     in_whole = {p for p in modules if any(p == path or p.startswith(path + ".") for path in whole)}
     matched = {}
@@ -130,15 +141,15 @@ def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True
         found = _matching(model, modules, pattern)
         paths = [path for path in found if path not in in_whole]
         if not found:
-            problems.append(_no_match("lora.target_modules", pattern, modules))
+            unmatched.append(_no_match("lora.target_modules", pattern, modules))
         elif not paths:
-            problems.append(
+            unmatched.append(
                 _(
                     "lora.target_modules: everything that {pattern!r} matches is already in modules_to_save",
                     pattern=pattern,
                 )
             )
-        paths = _in_last_layers(_filtered(paths, config, problems), config.last_layers, modules)
+        paths = _in_last_layers(_filtered(paths, config, unmatched), config.last_layers, modules)
         problems += _unsuitable(model, modules, pattern, paths)
         matched[pattern] = paths
     problems += _too_many_layers(config.last_layers, modules)
@@ -148,6 +159,8 @@ def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True
         matched.setdefault(parameters.pop(path), []).append(path.rpartition(".")[0])
     targets = Targets(matched, saved, parameters, expert_rank(model, config.r) if parameters else 1)
     problems += _adapted_twice(targets)
+    if strict or not (any(matched.values()) or parameters):
+        problems = [*unmatched, *problems]
     if strict:
         problems += _unused_patterns(config, modules, [*targets.adapted, *parameters])
     if not problems and not targets.adapted and not parameters:
@@ -225,9 +238,10 @@ def _patterns(value: str | Iterable[str]) -> list[str]:
 
 def _matching(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: str) -> list[str]:
     if pattern == ALL_LINEAR:
-        head = model.get_output_embeddings()
+        head = _end(model, "output")
         linear = {p: m for p, m in modules.items() if isinstance(m, nn.Linear | Conv1D)}
-        return [p for p, m in linear.items() if is_adaptable(m) and m is not head]
+        linear = {p: m for p, m in linear.items() if m is not head and not is_refused_by_peft(model, p)}
+        return [p for p, m in linear.items() if is_adaptable(m)]
     return [p for p in modules if _matches(p, pattern)]
 
 
@@ -257,8 +271,8 @@ def _unused_patterns(config: LoraConfig, modules: dict[str, nn.Module], adapted:
     return problems
 
 
-def _filtered(paths: list[str], config: LoraConfig, problems: list[str]) -> list[str]:
-    """The paths that exclude_modules and layers_to_transform leave; appends messages to `problems`."""
+def _filtered(paths: list[str], config: LoraConfig, unmatched: list[str]) -> list[str]:
+    """The paths that exclude_modules and layers_to_transform leave; appends messages to `unmatched`."""
     for pattern in _patterns(config.exclude_modules or ()):
         paths = [p for p in paths if not _matches(p, pattern)]
     if config.layers_to_transform is None:
@@ -266,7 +280,7 @@ def _filtered(paths: list[str], config: LoraConfig, problems: list[str]) -> list
     numbers = {path: number for path in paths if (number := layer_number(path)) is not None}
     absent = sorted(set(config.layers_to_transform) - set(numbers.values()))
     if absent and numbers:
-        problems.append(
+        unmatched.append(
             _(
                 "lora.layers_to_transform: layer {absent} does not exist; this model has layers {low} to {high}.",
                 absent=", ".join(map(str, absent)),
@@ -346,12 +360,20 @@ def _stacked(pattern: str, path: str, module: nn.Module, stacked: Sequence[str])
     )
 
 
+def _end(model: nn.Module, which: Literal["input", "output"]) -> nn.Module | None:
+    """The input or output embedding. None if there is none, as in a module that is no model of transformers."""
+    get: Any = getattr(model, f"get_{which}_embeddings", None)
+    return get() if get else None
+
+
 def is_tied(model: PreTrainedModel, module: nn.Module) -> bool:
     """Whether the module is the input embedding or output head and the two share their weight."""
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    ends = [_end(model, "input"), _end(model, "output")]
     if None in ends or not any(module is end for end in ends):
         return False
-    first, second = (end.weight for end in ends)
+    first, second = (stored_weight(end) for end in ends if end is not None)
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
+        return first is second
     return first is second or (first.data_ptr() == second.data_ptr() != 0)
 
 

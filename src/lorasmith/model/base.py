@@ -47,7 +47,9 @@ class Base:
     folder: Path  # with its files
     dtype: torch.dtype
     device: torch.device
+    quantize: str = "none"  # the option with which it was loaded
     layout: Layout = "padded"
+    one_by_one: bool = False  # whether padding changes the results, so that each example is computed alone
     head: Head = field(default_factory=Head)
     fast_parts: frozenset[str] = frozenset(
         {"attention", "head", "linear layers", "prefix"}

@@ -4,16 +4,17 @@ T = tokens of the row, H = hidden size, B = examples, L = tokens of the longest
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorasmith.lora.router import Slice
 from lorasmith.model.attention import Cache
 from lorasmith.model.base import Base
 from lorasmith.model.groups import attention_groups
-from lorasmith.model.row import Example, Row, flatten
+from lorasmith.model.row import Example, Row, Span, flatten
 
 SHORT_SLICE = 16  # up to so many tokens per adapter on average, one masked product for all adapters is faster
 MULTIPLE = 32  # packed rows are padded to a multiple of so many tokens if every new shape costs time
@@ -35,7 +36,7 @@ def hidden(base: Base, row: Row, kv: Cache | None = None) -> Tensor:
     """The decoder's last hidden states of a row, [T, H], each token computed with its own adapter. Sets the router."""
     if base.layout == "packed":
         return _packed(base, row, kv)
-    return _padded(base, row)
+    return padded_output(base, row, base.decoder, "last_hidden_state")
 
 
 def _packed(base: Base, row: Row, kv: Cache | None) -> Tensor:
@@ -74,12 +75,28 @@ def packed_inputs(base: Base, row: Row, kv: Cache | None = None) -> dict[str, An
     }
 
 
-def _padded(base: Base, row: Row) -> Tensor:
+def padded_output(base: Base, row: Row, model: nn.Module, name: str, at: Tensor | None = None) -> Tensor:
+    """The output `name` of `model`, [B, L, ...], for the tokens `at` of a row; for all of them if `at` is None.
+
+    The row is computed in one padded batch, or each example alone if the base is `one_by_one`. Sets the router.
+    """
+    if base.one_by_one and len(row.spans) > 1:
+        parts = [padded_output(base, _alone(row, span), model, name) for span in row.spans]
+        return torch.cat(parts) if at is None else torch.cat(parts).index_select(0, at)
     inputs, at_T = padded_inputs(row)
     base.router.route(padded_slices(row))
-    out = base.decoder(**inputs, use_cache=False).last_hidden_state
-    states: Tensor = out.flatten(0, 1).index_select(0, at_T)
-    return states
+    out: Tensor = getattr(model(**inputs, use_cache=False), name)
+    return out.flatten(0, 1).index_select(0, at_T if at is None else at_T.index_select(0, at))
+
+
+def _alone(row: Row, span: Span) -> Row:
+    """A row of the tokens of one span."""
+    (adapter,) = (slot.adapter for slot in row.slots if slot.start <= span.start < slot.end)
+    tokens = slice(span.start, span.end)
+    return replace(
+        row, ids_T=row.ids_T[tokens], position_T=row.position_T[tokens], spans=(Span(0, span.length),),
+        slots=(Slice(adapter, 0, span.length),),
+    )  # fmt: skip
 
 
 def padded_inputs(row: Row) -> tuple[dict[str, Tensor], Tensor]:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lorasmith.lora.fused.products import product_of_packed
+from lorasmith.lora.quantized import QuantizedLinear
+from lorasmith.lora.quantized_weight import QuantizedWeight
 from lorasmith.lora.router import Slice
 from lorasmith.model.attention import Cache
 from lorasmith.model.base import Base
-from lorasmith.model.forward import has_short_slices, hidden, packed_inputs, padded_inputs, padded_slices
+from lorasmith.model.forward import has_short_slices, hidden, packed_inputs, padded_output
 from lorasmith.model.row import Row
 
 FROZEN_CHUNK = 160  # labels of a chunk, at most, if the head is frozen
@@ -30,9 +32,9 @@ def loss_sum(base: Base, row: Row) -> Tensor:
         losses_N = _losses_of_model(base, row)
         return (losses_N * row.weight_N.to(losses_N.dtype)).sum()
     states_NH = hidden(base, row).index_select(0, row.at_N)
-    W_VH = frozen_matrix(base) if "head" in base.fast_parts else None
-    if W_VH is not None:
-        return _FrozenHead.apply(states_NH, W_VH, base.head.scale, row)  # type: ignore[no-any-return, no-untyped-call]
+    weight = _frozen_weight(base) if "head" in base.fast_parts else None
+    if weight is not None:
+        return _FrozenHead.apply(states_NH, weight, base.head.scale, row)  # type: ignore[no-any-return, no-untyped-call]
     trained = [p for p in base.output_embedding.parameters() if p.requires_grad]
     decoder_slices = base.router.slices
     loss: Tensor = _ChunkedLoss.apply(states_NH, base, row, *trained)  # type: ignore[no-untyped-call]
@@ -96,12 +98,21 @@ def logits(base: Base, states_NH: Tensor) -> Tensor:
 
 
 def frozen_matrix(base: Base) -> Tensor | None:
+    """The head's weight [V, H], or None if the head is trained, quantized or more than this matrix."""
+    weight = _frozen_weight(base)
+    return weight if isinstance(weight, Tensor) else None
+
+
+def _frozen_weight(base: Base) -> Tensor | QuantizedWeight | None:
     """The head's weight [V, H], or None if the head is trained or more than this matrix."""
     head = base.output_embedding
-    if type(head) is not nn.Linear or base.head.softcap is not None:
+    is_matrix = type(head) in (nn.Linear, QuantizedLinear) and head._parameters["bias"] is None
+    if not is_matrix or base.head.softcap is not None:
         return None
-    parameters = dict(head.named_parameters())
-    return None if "bias" in parameters or parameters["weight"].requires_grad else parameters["weight"]
+    if isinstance(head, QuantizedLinear):
+        return head.quantized
+    weight = head.get_parameter("weight")
+    return None if weight.requires_grad else weight
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -112,23 +123,22 @@ class _FrozenHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states_NH: Tensor, W_VH: Tensor, scale: float, row: Row) -> Tensor:
+    def forward(ctx: Any, states_NH: Tensor, W: Tensor | QuantizedWeight, scale: float, row: Row) -> Tensor:
         """Hidden states at the labels [N, H] -> weighted sum of losses, float32. Losses above 87 nats count as 87."""
         scaled_NH = states_NH if scale == 1 else states_NH * scale
         wide = torch.promote_types(states_NH.dtype, torch.float32)
         d_NH, losses_N = torch.empty_like(states_NH), states_NH.new_empty(len(states_NH), dtype=wide)
         size = _even_chunk(len(states_NH))
-        logits_CV = states_NH.new_empty(size, len(W_VH))
+        logits_CV = states_NH.new_empty(size, W.shape[0])
         for start in range(0, len(states_NH), size):
             end = min(start + size, len(states_NH))
-            torch.mm(scaled_NH[start:end], W_VH.t(), out=logits_CV[: end - start])
-            part_CV = logits_CV[: end - start]
+            part_CV = _product(scaled_NH[start:end], W, logits_CV[: end - start])
             P_CV = torch.softmax(part_CV, dim=-1, out=part_CV)
             p_C1 = P_CV.gather(1, row.target_N[start:end, None]).to(wide)
             losses_N[start:end] = p_C1[:, 0].clamp_min(torch.finfo(torch.float32).tiny).log().neg()
-            torch.mm(P_CV, W_VH, out=d_NH[start:end])
+            _back_through(P_CV, W, d_NH[start:end])
         weight_N = row.weight_N.to(wide)
-        d_NH.sub_(W_VH.index_select(0, row.target_N))
+        d_NH.sub_(W.index_select(0, row.target_N) if isinstance(W, Tensor) else W.at(row.target_N))
         ctx.save_for_backward((d_NH.to(wide) * (weight_N * scale)[:, None]).to(d_NH.dtype))
         return losses_N @ weight_N
 
@@ -138,6 +148,14 @@ class _FrozenHead(torch.autograd.Function):
         """The gradient was computed in forward; d_loss is 1 unless the loss is scaled."""
         (d_NH,) = ctx.saved_tensors
         return d_NH * d_loss.to(d_NH.dtype), None, None, None
+
+
+def _product(x_CH: Tensor, W: Tensor | QuantizedWeight, out_CV: Tensor) -> Tensor:
+    return torch.mm(x_CH, W.t(), out=out_CV) if isinstance(W, Tensor) else W.product(x_CH, out_CV)
+
+
+def _back_through(P_CV: Tensor, W: Tensor | QuantizedWeight, out_CH: Tensor) -> Tensor:
+    return torch.mm(P_CV, W, out=out_CH) if isinstance(W, Tensor) else W.add_product(P_CV, out_CH.zero_())
 
 
 def _even_chunk(labels: int) -> int:
@@ -197,8 +215,5 @@ def _losses_of_model(base: Base, row: Row) -> Tensor:
         base.router.route(row.slots)
         logits_NV = base.model(**packed_inputs(base, row), logits_to_keep=row.at_N).logits[0]
     else:
-        inputs, at_T = padded_inputs(row)
-        base.router.route(padded_slices(row))
-        places = at_T.index_select(0, row.at_N)
-        logits_NV = base.model(**inputs, use_cache=False).logits.flatten(0, 1).index_select(0, places)
+        logits_NV = padded_output(base, row, base.model, "logits", row.at_N)
     return _cross_entropy(logits_NV, row.target_N)

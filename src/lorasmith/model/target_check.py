@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from lorasmith.errors import LIBRARY_ERRORS, ConfigError, ModelError, first_line
 from lorasmith.i18n import _, listed
-from lorasmith.lora.inject import PEFT_PREFIX, leave_out, parameter_keys, stack_at
+from lorasmith.lora.inject import PEFT_PREFIX, leave_out, module_paths, parameter_keys, stack_at
 from lorasmith.lora.layer import SavedModule
+from lorasmith.lora.target import is_adaptable, is_refused_by_peft
 from lorasmith.model.base import Base
 from lorasmith.model.verify import trial_loss, use_fast_parts
 from lorasmith.report import Report
@@ -44,6 +45,7 @@ def check_targets(base: Base, name: str, ids: Sequence[int], report: Report) -> 
         weights = [path for path in paths if path in adapter.targets.parameters and path not in read]
         others = [path for path in paths if path not in read and path not in weights]
         _tell(base, [path for path in paths if path in read], others, weights, report)
+    _tell_what_peft_refuses(base, base.adapters[name].targets.adapted, report)
 
 
 def _unreached(base: Base, name: str, ids: Sequence[int]) -> list[str]:
@@ -81,14 +83,15 @@ def _computed_with(base: Base, name: str, ids: Sequence[int], paths: Sequence[st
     """Those of `paths` whose frozen weights the loss depends on, according to autograd."""
     weights: dict[str, nn.Parameter] = {}
     for path in paths:
+        weight: nn.Parameter | None
         if path in base.adapters[name].targets.parameters:
             weight = stack_at(base.model, path)
         else:
             wrapper = base.model.get_submodule(path)
             frozen = wrapper.original_module if isinstance(wrapper, SavedModule) else wrapper.base_layer
             assert isinstance(frozen, nn.Module)
-            weight = next(frozen.parameters())
-        weights |= {path: weight} if weight.is_floating_point() else {}
+            weight = next(frozen.parameters(), None)  # a quantized layer has none
+        weights |= {path: weight} if weight is not None and weight.is_floating_point() else {}
     if not weights:
         return []
     for weight in weights.values():
@@ -163,6 +166,30 @@ def _tell(base: Base, read: Sequence[str], others: Sequence[str], weights: Seque
             "{names}: no adapter, because the loss of a text does not depend on these weights of {kind}",
             names=listed(_last_names(weights)),
             kind=type(base.model).__name__,
+        )
+        report.say(text)
+
+
+def _tell_what_peft_refuses(base: Base, adapted: Sequence[str], report: Report) -> None:
+    """Report modules that PEFT refuses: all-linear leaves them out, and with them PEFT cannot load the adapter."""
+    kind = type(base.model).__name__
+    refused = [path for path in module_paths(base.model) if is_refused_by_peft(base.model, path)]
+    refused = [path for path in refused if is_adaptable(base.model.get_submodule(path)) or path in adapted]
+    left_out = _last_names(path for path in refused if path not in adapted)
+    if trained := _last_names(path for path in refused if path in adapted):
+        text = _(
+            "{names}: PEFT refuses LoRA on these layers of {kind}, so PEFT and the programs that use it cannot load "
+            "this adapter. Merge it for them, or leave the layers out.",
+            names=listed(trained),
+            kind=kind,
+        )
+        report.warn(text)
+    elif left_out:
+        text = _(
+            "{names}: no adapter, because PEFT refuses LoRA on these layers of {kind}. To train them for use in "
+            "lorasmith, name them in --target-modules.",
+            names=listed(left_out),
+            kind=kind,
         )
         report.say(text)
 

@@ -1,7 +1,8 @@
 """Token ids against the rows of the embedding: a tokenizer may have tokens that the model was never resized for."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from tokenizers import AddedToken
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith.errors import ConfigError, DataError
 from lorasmith.i18n import _, listed
+from lorasmith.lora.quantized import unquantize_ends, weight_shape
 from lorasmith.model.base import Base
 from lorasmith.model.row import Example
 
@@ -19,7 +21,7 @@ SHOWN = 3  # tokens or rows that a message names
 def embedding_rows(base: Base) -> int:
     """The number of token ids that the model can read and predict."""
     ends = [base.model.get_input_embeddings(), base.model.get_output_embeddings()]
-    return min(int(end.weight.shape[0]) for end in ends if end is not None)
+    return min(weight_shape(end)[0] for end in ends if end is not None)
 
 
 def surplus_tokens(base: Base) -> str:
@@ -57,6 +59,19 @@ def refuse_surplus_examples(base: Base, examples: Sequence[Example]) -> None:
         raise DataError(*problems)
 
 
+@contextmanager
+def embedding_kept_on_error(base: Base) -> Iterator[None]:
+    """Take the rows that were added to the embedding inside the block away again if it ends with an error."""
+    rows = embedding_rows(base)
+    try:
+        yield
+    except BaseException:
+        if embedding_rows(base) > rows:
+            base.model.resize_token_embeddings(rows, mean_resizing=False)
+            base.model.requires_grad_(False)
+        raise
+
+
 @torch.no_grad()
 def extend_embedding(base: Base, rows: int, saved: Mapping[str, Tensor | None]) -> None:
     """Resize embedding and head to `rows` rows, before any adapter is added.
@@ -64,6 +79,7 @@ def extend_embedding(base: Base, rows: int, saved: Mapping[str, Tensor | None]) 
     saved: by module path, a tensor [rows, H] with the new rows; without one they are the mean of the others.
     """
     before = embedding_rows(base)
+    unquantize_ends(base.model)
     base.model.resize_token_embeddings(rows, mean_resizing=False)
     base.model.requires_grad_(False)
     for end in (base.model.get_output_embeddings(), base.model.get_input_embeddings()):  # the input counts if tied

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from lorasmith.i18n import _, listed
+from lorasmith.loading.weights import weights_mib
+from lorasmith.lora.quantized_weight import PIECE
 from lorasmith.model.base import Base
 from lorasmith.model.head import FROZEN_CHUNK
 from lorasmith.model.row import Row
@@ -90,7 +92,21 @@ def estimate(job: Job, measurement: Measurement | None, recompute: bool) -> Esti
                 room=room,
             )
         )
+    if room is not None and peak > room and (saved := _saved_by_quantizing(job.base)):
+        warnings.append(
+            _(
+                "model.quantize: loading the base model with --quantize nf4 would save about {saved:,.0f} MiB.",
+                saved=saved,
+            )
+        )
     return Estimate(peak, room, seconds, by, recompute, warnings)
+
+
+def _saved_by_quantizing(base: Base) -> float:
+    """MiB that the weights would need less in NF4; 0 if they are quantized already."""
+    if base.quantize != "none" or base.device.type != "cpu":
+        return 0.0
+    return max(0.0, weights_mib(base.folder, base.dtype) - weights_mib(base.folder, base.dtype, "nf4"))
 
 
 def duration(seconds: float) -> str:
@@ -116,7 +132,8 @@ def estimate_peak_mib(base: Base, row: Row, trained: int) -> float | None:
     vocabulary = int(base.model.config.get_text_config().vocab_size)
     head = 2 * min(FROZEN_CHUNK, len(row.at_N)) * vocabulary * base.dtype.itemsize
     kept = row.tokens * base.saved_bytes_per_token / 2**20
-    return now + UNSEEN + kept + growth_mib(base, row, GROWTH_STEPS) + (optimizer + head) / 2**20
+    converted = 2 * PIECE * base.dtype.itemsize if base.quantize != "none" else 0
+    return now + UNSEEN + kept + growth_mib(base, row, GROWTH_STEPS) + (optimizer + head + converted) / 2**20
 
 
 def growth_mib(base: Base, row: Row, steps: int) -> float:

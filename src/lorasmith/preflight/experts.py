@@ -8,6 +8,7 @@ from torch import nn
 
 from lorasmith.i18n import _, listed
 from lorasmith.lora.inject import Adapter, parameter_keys
+from lorasmith.lora.quantized import count_parameters
 from lorasmith.lora.ranks import rank_of_parameter
 from lorasmith.lora.target import ALL_LINEAR
 from lorasmith.lora.target_parameters import how_to_leave_out, is_experts
@@ -62,7 +63,7 @@ def experts_of(base: Base, adapter: Adapter) -> Experts:
         for path, module in model.named_modules()
         if not _OF_ADAPTER & set(path.split("."))
     }
-    total = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    total = count_parameters(model) - sum(p.numel() for p in model.parameters() if p.requires_grad)
     sizes, counts = Counter[str](), set[int]()
     for path, module in own.items():
         stacks = _weights(module) if is_experts(module) else {}

@@ -12,6 +12,7 @@ from lorasmith.data.dataset.fit import rows_text
 from lorasmith.evaluation.loss import MIN_EXAMPLES
 from lorasmith.i18n import _, counted, listed
 from lorasmith.lora.inject import ParameterCounts, count
+from lorasmith.lora.quantized import count_parameters
 from lorasmith.lora.target import describe_modules
 from lorasmith.model.base import Base
 from lorasmith.preflight.estimate import Estimate
@@ -36,6 +37,7 @@ class Facts:
 
     model: str
     dtype: str
+    quantize: str
     device: str
     why: dict[str, str]
     layout: str
@@ -68,6 +70,7 @@ def collect_facts(job: Job, expected: Estimate) -> Facts:
     return Facts(
         model=base.source,
         dtype=dtype_name(base.dtype),
+        quantize=base.quantize,
         device=str(base.device),
         why=base.why | {"learning_rate": _why_rate(job.config)},
         layout=base.layout,
@@ -129,13 +132,14 @@ def labeled_facts(facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def _base(facts: Facts) -> str:
-    return _(
+    text = _(
         "{model}: {dtype} on {device} ({why})",
         model=facts.model,
         dtype=facts.dtype,
         device=facts.device,
         why=facts.why["dtype"],
     )
+    return text if facts.quantize == "none" else text + _("; weights quantized to {form}", form=facts.quantize)
 
 
 def _unadapted(facts: Facts) -> str:
@@ -226,7 +230,7 @@ def _few_steps(job: Job) -> Iterator[str]:
     if epochs == 1 or given & {"epochs", "max_steps"}:
         return
     flags = f"--epochs {epochs}"
-    size = HALF * sum(p.numel() for p in job.base.model.parameters())
+    size = HALF * count_parameters(job.base.model)
     rate, _why = suggested_learning_rate(epochs * steps, size)
     if "learning_rate" not in given and rate != job.config.learning_rate:
         flags += f" --learning-rate {rate:g}"

@@ -67,6 +67,7 @@ def facts_of(adapter: AdapterFolder, path: Path) -> dict[str, Any]:
         "chat_template": about["template"]["chat_template"] if about else None,
         "notes": about["notes"] if about else None,
         "summary": _summary(path / SUMMARY),
+        "problems": adapter.problems,
     }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.adapters.session import Session
 from lorasmith.config.files import read_object
 from lorasmith.config.toml import load_config
@@ -23,7 +24,8 @@ def leakage_warnings(session: Session, examples: Sequence[Example], report: Repo
     removed since.
     """
     for name, folder in session.folders.items():
-        trained_on = _training_examples(folder.path, session, _ProgressOnly(report))
+        quiet = _ProgressOnly(report)
+        trained_on = [example for place in _made_of(folder) for example in _training_examples(place, session, quiet)]
         if leaked := leaked_sources(trained_on, examples):
             yield _(
                 "{name} was trained on {rows} of the evaluation data, so its results look better than they "
@@ -32,6 +34,17 @@ def leakage_warnings(session: Session, examples: Sequence[Example], report: Repo
                 name=name,
                 places=places(leaked, MAX_PLACES),
             )
+
+
+def _made_of(folder: AdapterFolder) -> list[Path]:
+    """The adapter folder, and those of the adapters that were combined to it, as far as they are still there."""
+    found = [folder.path]
+    for part in folder.notes.get("combined", {}).get("adapters", []):
+        try:
+            found += _made_of(AdapterFolder.read_header(Path(part["folder"])))
+        except LorasmithError:
+            continue
+    return found
 
 
 class _ProgressOnly(WarningsOnly):

@@ -30,6 +30,7 @@ from lorasmith.errors import Interrupted, MissingExtraError, TrainingError
 from lorasmith.evaluation.loss import ExampleLosses, compare
 from lorasmith.i18n import _
 from lorasmith.lora.files import has_effect
+from lorasmith.lora.quantized import stored_bytes
 from lorasmith.model.base import Base
 from lorasmith.preflight.estimate import estimate
 from lorasmith.preflight.facts import collect_facts, fact_lines
@@ -197,7 +198,7 @@ class _Training:
             tokens=state.tokens,
             trainable_parameters=job.parameters.values.numel(),
             adapter_bytes=sum(p.numel() * 4 for p in job.base.adapters[ADAPTER].parameters.values()),
-            base_bytes=sum(p.numel() * p.element_size() for p in job.base.model.parameters() if not p.requires_grad),
+            base_bytes=stored_bytes(job.base.model),
         )
         if compared:
             self.report.say(str(compared))

@@ -28,6 +28,7 @@ from lorasmith.lora.parameters import LoRAParameters, cannot_split
 from lorasmith.lora.variant import flags_of
 from lorasmith.model.base import Base
 from lorasmith.model.fast.decoder import unpacked
+from lorasmith.model.vocabulary import embedding_kept_on_error
 from lorasmith.serve.discovery import MODEL_NAME, DiscoveredAdapter, read, resolve_inside
 from lorasmith.serve.protocol import Failure
 from lorasmith.serve.worker import Worker
@@ -195,6 +196,11 @@ def attach(base: Base, internal_name: str, adapter: AdapterFolder, tensors: Mapp
 
     Raises AdapterError if it cannot be served with the adapters already loaded; the base is then unchanged.
     """
+    with embedding_kept_on_error(base):
+        _attach(base, internal_name, adapter, tensors)
+
+
+def _attach(base: Base, internal_name: str, adapter: AdapterFolder, tensors: Mapping[str, Tensor]) -> None:
     decoder = base.fast_decoder
     paths = decoder.bank.paths if decoder and decoder.bank else frozenset[str]()
     config, tensors = adapter.fitted_to(base, tensors)

@@ -175,6 +175,7 @@ def _job(
         "data": list(with_absolute_paths(config).data.data),
         "max_length": data.max_length,
         "dtype": dtype_name(base.dtype),
+        **_quantized(base),
     }
 
     def write(folder: Path) -> None:
@@ -243,6 +244,7 @@ def _settings(base: Base, template: Template, data: Prepared, world: World, note
     texts = json.dumps([template.text, template.tool_text, template.stop_ids])
     return {f"base_{part}": value for part, value in base.identity.items()} | {
         "dtype": dtype_name(base.dtype),
+        **_quantized(base),
         "device": str(base.device),
         "layout": base.layout,
         "threads": str(torch.get_num_threads()),
@@ -255,6 +257,10 @@ def _settings(base: Base, template: Template, data: Prepared, world: World, note
         "template_sha256": sha256(texts.encode()).hexdigest(),
         **started,
     }
+
+
+def _quantized(base: Base) -> dict[str, str]:
+    return {"quantize": base.quantize} if base.quantize != "none" else {}
 
 
 def _options(config: Config) -> dict[str, str]:

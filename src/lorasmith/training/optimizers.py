@@ -1,7 +1,6 @@
 """The optimizers by name, behind one interface: step, learning rate, and a state that a resumed run restores."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from lorasmith.config.training import TrainingConfig
 from lorasmith.errors import ConfigError, MissingExtraError
 from lorasmith.i18n import _
+from lorasmith.system.bitsandbytes import bitsandbytes
 from lorasmith.training.optim import FlatParameters
 
 MATRICES = (".lora_A", ".lora_B", ".lora_embedding_")  # in the names of A and B
@@ -132,7 +132,7 @@ def _adamw8bit(parameters: FlatParameters, config: TrainingConfig) -> list[torch
         raise ConfigError(
             _("training.optimizer: adamw8bit does not support parameters in {kind}. Use adamw.", kind=kind)
         )
-    optim: Any = import_module("bitsandbytes").optim
+    optim: Any = bitsandbytes().optim
     betas = (config.beta1, config.beta2)
     return [
         optim.AdamW8bit(

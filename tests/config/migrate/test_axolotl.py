@@ -77,9 +77,8 @@ def test_what_is_not_set_has_their_default(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("adapter: qlora", "lorasmith does not quantize the base model"),
+        ("qat: true", "lorasmith quantizes a base model to NF4 or int8 with bitsandbytes, and in no other way"),
         ("adapter: llama-adapter", "lorasmith trains LoRA adapters (and DoRA) only"),
-        ("load_in_8bit: true", "lorasmith does not quantize the base model"),
         ("rl: dpo", "without preferences, rewards or reinforcement learning"),
         ("lora_model_dir: [old, older]", "lorasmith cannot start from this"),
         ("unfrozen_parameters: [lm_head]", "lorasmith trains LoRA adapters (and DoRA) only"),
@@ -95,13 +94,14 @@ def test_what_changes_the_meaning_is_refused(tmp_path, line, words):
     assert words in str(caught.value)
 
 
-def test_a_quantized_base_is_trained_on_as_it_is_when_the_command_says_so(tmp_path):
+def test_a_quantized_base_stays_quantized_unless_the_command_says_otherwise(tmp_path):
     text = AXOLOTL.replace("adapter: lora", "adapter: qlora") + "load_in_4bit: true\n"
-    config, done = converted(tmp_path, text, given={"model": {"dtype": "bfloat16"}})
-    assert config.model.dtype == "bfloat16"
+    config, done = converted(tmp_path, text)
+    assert config.model.quantize == "nf4"
+    assert not done.unmatched
+    config, done = converted(tmp_path, text, given={"model": {"quantize": "none"}})
+    assert config.model.quantize == "none"
     assert set(done.unmatched) == {"adapter: qlora", "load_in_4bit: true"}
-    with pytest.raises(ConfigError, match="Add --dtype auto to the command"):
-        converted(tmp_path, text)
 
 
 def test_plugins_that_only_make_it_faster_are_not_needed(tmp_path):

@@ -74,7 +74,7 @@ def test_what_is_not_set_has_their_default(tmp_path):
         ("tuner_type: adalora", "lorasmith trains LoRA adapters (and DoRA) only"),
         ("rlhf_type: dpo", "without preferences, rewards or reinforcement learning"),
         ("task_type: seq_cls", "lorasmith trains models that generate text, for no other task"),
-        ("quant_bits: 4", "lorasmith does not quantize the base model"),
+        ("quant_bits: 2", "lorasmith quantizes a base model to NF4 or int8 with bitsandbytes"),
         ("optimizer: galore", "lorasmith does not have this optimizer"),
         ("loss_type: cosine", "lorasmith has only the cross-entropy loss"),
         ("adapters: [old, older]", "lorasmith cannot start from this"),

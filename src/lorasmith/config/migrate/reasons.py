@@ -61,7 +61,7 @@ def unmatched(name: str, **values: object) -> str:
         "tracker_project": _("the client of the service reads this from the environment; set it there."),
         "trackers": _("lorasmith sends nothing to this service; it writes metrics.jsonl, and TensorBoard files."),
         "twice": _("named twice, but lorasmith reads it once; to use its rows more often, give the files weights."),
-        "unquantized": _("lorasmith trains on the weights as they are, in model.dtype."),
+        "unquantized": _("the weights are loaded as model.quantize says."),
         "warmup_constant": _("the schedule 'constant' of {program} has no warmup."),
     }  # fmt: skip
     return texts[name].format(**values)
@@ -114,8 +114,8 @@ def refusal(name: str, **values: object) -> str:
             "after --from FILE, and choose a template with --template."
         ),
         "quantized": _(
-            "{where}: lorasmith does not quantize the base model. Add --dtype auto to the command to train on the "
-            "weights as they are, which needs more memory."
+            "{where}: lorasmith quantizes a base model to NF4 or int8 with bitsandbytes, and in no other way. Add "
+            "--quantize nf4 to the command, or --quantize none for unquantized weights, which need more memory."
         ),
         "stage": _(
             "{where}: lorasmith trains on answers and plain text, without preferences, rewards or reinforcement "

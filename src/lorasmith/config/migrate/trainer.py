@@ -272,15 +272,26 @@ def patience(migration: Migration, key: str) -> None:
         migration.put("training.patience", value, key)
 
 
+_FORMATS = {
+    ("load_in_4bit", True): "nf4", ("load_in_8bit", True): "int8", ("adapter", "qlora"): "nf4",
+    ("quantization_bit", 4): "nf4", ("quantization_bit", 8): "int8",
+    ("quant_bits", 4): "nf4", ("quant_bits", 8): "int8",
+}  # fmt: skip
+_BITSANDBYTES = (("quant_method", "bnb"), ("quantization_method", "bnb"))
+
+
 def quantized(migration: Migration, keys: Iterable[str]) -> None:
-    """Keys that quantize the base model: refused, unless the command line says in which type to keep the weights."""
+    """Keys that quantize the base model: to 4 or 8 bits with bitsandbytes, unless the command line says how."""
     for key in keys:
         value = migration.take(key)
-        if value is not None and value not in OFF:
-            if "dtype" in migration.given.get("model", {}):
-                migration.unmatch("unquantized", key, value)
-            else:
-                migration.refuse("quantized", key, value)
+        if value is None or value in OFF or (key, value) in _BITSANDBYTES:
+            continue
+        if "quantize" in migration.given.get("model", {}):
+            migration.unmatch("unquantized", key, value)
+        elif form := _FORMATS.get((key, value)):
+            migration.put("model.quantize", form, key)
+        else:
+            migration.refuse("quantized", key, value)
 
 
 def start(migration: Migration, key: str) -> None:

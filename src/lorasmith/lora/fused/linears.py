@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lorasmith.lora.fused.products import adjacent, concat_columns, product, sum_of_products
+from lorasmith.lora.quantized import QuantizedLinear
+from lorasmith.lora.quantized_weight import QuantizedWeight
 from lorasmith.lora.router import Router
 from lorasmith.lora.update import Update
 
@@ -41,9 +43,10 @@ class FusedWeights(NamedTuple):
     """The stacked weights of layers with the same input, and the width, rank and scaling of each.
 
     Their LoRA matrices, A [R, I] and B [O of the layer, R], are passed separately as `AB`, so that autograd sees them.
+    Quantized weights are not stacked, but each is converted when it is used.
     """
 
-    W_OI: Tensor
+    W_OI: Tensor | Sequence[QuantizedWeight]
     bias_O: Tensor | None
     widths: tuple[int, ...]
     ranks: tuple[int, ...]
@@ -57,7 +60,7 @@ class FusedWeights(NamedTuple):
         """y = x W^T + b + (x A^T) B^T (LoRA, arXiv:2106.09685, section 4.1) as [T, O], and x A^T as [T, K]."""
         A_KI, B_KO = self._cast(AB, x_TI.dtype)
         h_TK = F.linear(x_TI, A_KI)
-        return product(x_TI, self.W_OI.t(), self.bias_O).addmm_(h_TK, B_KO), h_TK
+        return self._of_frozen(x_TI).addmm_(h_TK, B_KO), h_TK
 
     def backward(
         self, dy_TO: Tensor, x_TI: Tensor, h_TK: Tensor, AB: Sequence[Tensor], needs_dx: bool
@@ -67,12 +70,30 @@ class FusedWeights(NamedTuple):
         dh_TK = F.linear(dy_TO, B_KO)
         dx_TI = None
         if needs_dx:
-            dx_TI = sum_of_products(dy_TO.split(self.widths, dim=1), self.W_OI.split(self.widths))
-            dx_TI = dx_TI.addmm_(dh_TK, A_KI)
+            dx_TI = self._back_through_frozen(dy_TO).addmm_(dh_TK, A_KI)
         dA_RI, dB_RO = ((thin_TK.t() @ wide).split(self.ranks) for thin_TK, wide in ((dh_TK, x_TI), (h_TK, dy_TO)))
         dB_RO = [rows.split(self.widths, dim=1)[i] for i, rows in enumerate(dB_RO)]
         pairs = zip(dA_RI, dB_RO, self.scales, strict=True)
         return dx_TI, [g for dA, dB, s in pairs for g in (dA.to(AB[0].dtype), dB.t().to(AB[0].dtype).mul_(s))]
+
+    def _of_frozen(self, x_TI: Tensor) -> Tensor:
+        """x W^T + b."""
+        if isinstance(self.W_OI, Tensor):
+            return product(x_TI, self.W_OI.t(), self.bias_O)
+        y_TO = x_TI.new_empty(len(x_TI), sum(self.widths))
+        for part, columns_TO in zip(self.W_OI, y_TO.split(self.widths, dim=1), strict=True):
+            part.product(x_TI, columns_TO)
+        return y_TO if self.bias_O is None else y_TO.add_(self.bias_O)
+
+    def _back_through_frozen(self, dy_TO: Tensor) -> Tensor:
+        """dy W."""
+        parts_TO = dy_TO.split(self.widths, dim=1)
+        if isinstance(self.W_OI, Tensor):
+            return sum_of_products(parts_TO, self.W_OI.split(self.widths))
+        dx_TI = dy_TO.new_zeros(len(dy_TO), self.W_OI[0].shape[1])
+        for part, columns_TO in zip(self.W_OI, parts_TO, strict=True):
+            part.add_product(columns_TO, dx_TI)
+        return dx_TI
 
     def _cast(self, AB: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """All A stacked as [K, I]; all B, scaled and transposed, as a block-diagonal [K, O]."""
@@ -118,7 +139,7 @@ class FusedLinears:
     def weights_for(self, x: Tensor) -> tuple[FusedWeights, list[Tensor]] | None:
         """The fused weights, and the A and B of the adapter that the router selects.
 
-        None if the layers cannot be fused for this call: several adapters, dropout, 4-bit weights, a LoRA variant.
+        None if the layers cannot be fused for this call: several adapters, dropout, a LoRA variant.
         """
         tokens = x.numel() // x.shape[-1]
         slices = self.router.slices_of(tokens)
@@ -132,14 +153,17 @@ class FusedLinears:
             updates.append(update)
         if not updates:
             return None
-        weight, bias = fuse_weights([one.base_layer for one in self.layers])
+        weight, bias = _frozen([one.base_layer for one in self.layers])
+        if weight is None:
+            return None
         AB: list[Tensor] = [matrix for update in updates for matrix in update.matrices]
         widths, ranks = tuple(len(B) for B in AB[1::2]), tuple(len(A) for A in AB[0::2])
         return FusedWeights(weight, bias, widths, ranks, tuple(update.scaling for update in updates)), AB
 
     def output(self, layer: Any, x: Tensor) -> Tensor | None:
         """The output of `layer` for x, or None if it must be computed unfused."""
-        if torch.compiler.is_compiling():  # torch.compile cannot trace tensor versions
+        # torch.compile cannot trace tensor versions, and autocast does not reach into a product with `out=`
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
             return None
         call = (x, _version(x), self.router.turn, self.router.active, torch.is_grad_enabled())
         if layer not in self._ready or self._call[0] is not x or self._call[1:] != call[1:]:
@@ -163,6 +187,18 @@ class FusedLinears:
     def remove(self, layer: Any) -> None:
         """Remove `layer`, which is no longer in the model."""
         self.layers.remove(layer)
+
+
+def _frozen(linears: Sequence[nn.Linear]) -> tuple[Tensor | list[QuantizedWeight] | None, Tensor | None]:
+    """The weights and biases of these layers: stacked, or a list if they are quantized. None if only some are."""
+    quantized = [one.quantized for one in linears if isinstance(one, QuantizedLinear)]
+    if not quantized:
+        return fuse_weights(linears)
+    if len(quantized) < len(linears):
+        return None, None
+    optional: list[Tensor | None] = [one.bias for one in linears]
+    biases = [bias for bias in optional if bias is not None]
+    return quantized, torch.cat(biases) if biases else None
 
 
 def fuse_weights(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:

@@ -29,11 +29,13 @@ class FastDecoder:
 
     problem: why the model cannot decode in packed rows with a KV cache; None if it can. plain: why its layers are not
     in the adapter bank although it can; empty if they are. held: adapters that are not in the model, by name (see
-    lora/fused/held.py).
+    lora/fused/held.py). batches, caches: whether requests in padded batches are computed together, and with the
+    model's own KV cache; used if there is a `problem`.
     """
 
     def __init__(self, base: Base, problem: str | None = None) -> None:
         self.base, self.problem, self.plain = base, problem, ""
+        self.batches, self.caches = True, True
         self.bank: AdapterBank | None = None
         self.held: dict[str, AdapterWeights] = {}
         self.packed_head: Tensor | None = None  # the head's weight, prepacked; None unless the head is only that

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lorasmith.errors import LIBRARY_ERRORS
 from lorasmith.lora.inject import HALF_PRECISION
+from lorasmith.lora.quantized import weight_device, weight_dtype
 from lorasmith.model.fast.modules import FastAttention, FastGatedMLP, FastModule, FastRMSNorm, activated, fast_class
 
 # the largest difference of two correct computations of a module, relative to the largest value
@@ -41,9 +42,8 @@ def recognize_modules(model: nn.Module) -> None:
 
 def _norm_options(module: nn.Module) -> list[Options]:
     """The variants of RMSNorm that a module may be; empty if it is something else."""
-    eps, weight = _eps(module), getattr(module, "weight", None)
-    is_norm = type(module).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and weight.dim() == 1
-    if not is_norm or eps is None:  # falcon_mamba's weight is a buffer
+    eps, weight = _eps(module), module._parameters.get("weight")  # falcon_mamba's weight is a buffer
+    if not type(module).__name__.endswith("RMSNorm") or weight is None or weight.dim() != 1 or eps is None:
         return []
     return [{"variant": (eps, offset, wide)} for offset, wide in ((0.0, False), (0.0, True), (1.0, True))]
 
@@ -74,8 +74,8 @@ def _difference(module: nn.Module, mixin: type[FastModule], options: Options) ->
     """The largest relative difference of output and gradient from those of the module; 0 for attention."""
     if mixin is FastAttention:
         return 0.0
-    original, before, p = type(module), dict(module.__dict__), next(module.parameters())
-    x = torch.linspace(-3, 3, 4 * p.shape[-1], dtype=torch.float64).sin().mul(2).view(1, 4, -1).to(p.device, p.dtype)
+    original, before, like = type(module), dict(module.__dict__), _input(module)
+    x = torch.linspace(-3, 3, like.numel(), dtype=torch.float64).sin().mul(2).view(like.shape).to(like)
     try:
         wanted = _output_and_gradient(module, x)
         module.__class__ = fast_class(mixin, original)  # type: ignore[arg-type]
@@ -92,13 +92,20 @@ def _difference(module: nn.Module, mixin: type[FastModule], options: Options) ->
 
 def _best(module: nn.Module, mixin: type[FastModule], candidates: list[Options]) -> Options | None:
     """The options with the smallest difference, or None if that is above the tolerance."""
-    dtype = next(module.parameters()).dtype
+    dtype = weight_dtype(module)
     if mixin is FastRMSNorm and dtype in HALF_PRECISION:  # in half precision the variants are too similar to tell apart
         wide = copy.deepcopy(module).float()
         candidates = [one for one in candidates if _difference(wide, mixin, one) <= _TOLERANCE[torch.float32]]
     differences = ((_difference(module, mixin, one), i) for i, one in enumerate(candidates))
     smallest, index = min(differences, default=(float("inf"), 0))
     return candidates[index] if smallest <= _TOLERANCE[dtype] else None
+
+
+def _input(module: nn.Module) -> Tensor:
+    """A tensor [1, 4, H] of the shape, dtype and device of a norm's or MLP's input."""
+    first = next((m for m in module.modules() if isinstance(m, nn.Linear)), None)
+    width = next(module.parameters()).shape[-1] if first is None else first.in_features
+    return torch.empty(1, 4, width, dtype=weight_dtype(module), device=weight_device(module))
 
 
 def _output_and_gradient(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

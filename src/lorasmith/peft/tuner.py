@@ -1,0 +1,326 @@
+"""The part of a PeftModel that adds LoRA to its base model and switches, merges and removes adapters.
+
+PEFT's code does what lies around the LoRA layers: modules_to_save, trainable tokens, files, and the PeftModel itself.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+from accelerate import init_empty_weights
+from peft import LoraModel as PeftsLoraModel
+from peft import TaskType
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
+from peft.utils.other import AuxiliaryTrainingWrapper, set_additional_trainable_modules
+from peft.utils.other import _set_adapter as set_auxiliary_adapter
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lorasmith.config.lora import LoraConfig as CoreConfig
+from lorasmith.errors import AdapterError, ConfigError
+from lorasmith.i18n import _, listed
+from lorasmith.lora.files import mismatches
+from lorasmith.lora.inject import inject, remove, unwrapped
+from lorasmith.lora.layer import LoRALayer
+from lorasmith.lora.merge import merged_weight
+from lorasmith.lora.router import Router
+from lorasmith.lora.target import ends_with, find_targets
+from lorasmith.peft.config import Kind, LoraConfig, core_config, own_config
+from lorasmith.peft.layers import LAYERS, layers_of, parameters_of, tell
+from lorasmith.peft.refused import unsupported
+from lorasmith.peft.rows import route_rows
+from lorasmith.peft.weighted import add_weighted
+
+_CLASSIFIERS = ("classifier", "score")  # PEFT adds both to modules_to_save of a classifier, which has one of them
+
+
+class LoraModel(PeftsLoraModel):
+    """PEFT's LoraModel, whose layers and numbers are lorasmith's. `PeftModel.base_model` is one.
+
+    With the same torch.manual_seed, A starts at the numbers that PEFT draws. One adapter is active at a time.
+    """
+
+    tuner_layer_cls: Any = LoRALayer
+    router: Router
+    peft_config: dict[str, Any]
+
+    def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        self.router, self.disabled = Router(), False
+        self.merged_names: list[str] = []
+        self.saved_weights: dict[str, Tensor] = {}  # of the merged layers, as they were before
+
+    # -- adding ----------------------------------------------------------------------------------------------------
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Add the adapter of `self.peft_config[adapter_name]`. See lorasmith.lora.inject.inject for the errors."""
+        if state_dict is not None:
+            raise unsupported("inject_adapter_in_model(state_dict=...)")
+        config = self.peft_config[adapter_name] = own_config(self.peft_config[adapter_name])
+        model_config = self.get_model_config(model)
+        self._check_new_adapter_config(config)
+        self._check_tied_modules(model, config)
+        core = self._resolve(cast(PreTrainedModel, model), self._prepare_adapter_config(config, model_config))  # type: ignore[no-untyped-call]
+        before = {id(p): p.requires_grad for p in model.parameters()} if any(layers_of(model)) else {}
+        context: AbstractContextManager[Any] = init_empty_weights() if low_cpu_mem_usage else nullcontext()
+        with context:
+            inject(
+                cast(PreTrainedModel, model), core, self.router, adapter_name, seed=None, strict=not config.from_file
+            )
+        self._start_as_in_peft(config, adapter_name)
+        trained = adapter_name in self.active_adapters and not config.inference_mode
+        self._train_only({adapter_name: trained})
+        set_additional_trainable_modules(
+            model=model,
+            peft_config=config,
+            model_config=model_config,
+            adapter_name=adapter_name,
+            activate_adapter=adapter_name in self.active_adapters,
+        )
+        for p in model.parameters():
+            p.requires_grad_(before.get(id(p), p.requires_grad))
+        self._tell_layers()
+
+    def _resolve(self, model: PreTrainedModel, config: LoraConfig) -> CoreConfig:
+        """The LoRA options, with the full paths of the target modules in the model's order, as PEFT adds them."""
+        auxiliary = [path for path, m in model.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)]
+        core = core_config(config)
+        wanted = core.model_copy(update={"modules_to_save": _modules_to_save(model, config)})
+        with unwrapped(model):
+            chosen = set(find_targets(model, wanted, strict=not config.from_file).adapted)
+            paths = [path for path, _module in model.named_modules() if path in chosen]
+        paths = [path for path in paths if not any(path.startswith(f"{outer}.") for outer in auxiliary)]
+        self.targeted_module_names += [path for path in paths if path not in self.targeted_module_names]
+        if core.target_modules == "all-linear":
+            config.target_modules = cast(Any, set(paths))
+        given = {"target_modules": tuple(paths), "exclude_modules": None, "layers_to_transform": None}
+        return core.model_copy(update=given)
+
+    def _add_targets_to_tie(self, peft_config: Any, tied_weight_keys: list[str]) -> None:
+        raise ConfigError(
+            _(
+                "LoraConfig: ensure_weight_tying with an embedding in target_modules is not supported. Train the "
+                "embedding with modules_to_save or trainable_token_indices."
+            )
+        )
+
+    @torch.no_grad()
+    def _start_as_in_peft(self, config: LoraConfig, name: str) -> None:
+        """Random B for init_lora_weights=False, and A rounded to the base model's dtype."""
+        for _path, layer in layers_of(self.model, name):
+            if config.init_lora_weights is False and isinstance(layer, LoRALayer):
+                layer.lora_B[name].reset_parameters()  # type: ignore[operator]
+            for p in parameters_of(layer, name).values():
+                dtype = next(layer.base_layer.parameters()).dtype
+                if dtype.is_floating_point and not p.is_meta:
+                    p.copy_(p.to(dtype))
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Keep A and B in float32, or in the base model's dtype if they are not to be cast."""
+        cast_adapter_dtype(self.model, adapter_name, autocast_adapter_dtype)
+        for _path, layer in () if autocast_adapter_dtype else layers_of(self.model, adapter_name):
+            dtype = next(layer.base_layer.parameters()).dtype
+            for p in parameters_of(layer, adapter_name).values():
+                p.data = p.data.to(dtype) if dtype.is_floating_point else p.data
+
+    # -- switching -------------------------------------------------------------------------------------------------
+
+    def _tell_layers(self) -> None:
+        """Route to the active adapter, and let the layers say what PEFT's status functions ask them."""
+        active = self.active_adapters
+        self.router.active = None if self.disabled or self.merged_names or not active else active[0]
+        for _path, layer in layers_of(self.model):
+            tell(layer, active, self.merged_names, self.disabled)
+
+    def _train_only(self, names: Mapping[str, bool]) -> None:
+        """Train, or do not train, the LoRA parameters of these adapters."""
+        for name, trained in names.items():
+            for _path, layer in layers_of(self.model, name):
+                for p in parameters_of(layer, name).values():
+                    p.requires_grad_(trained)
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make this adapter the active one, and the only one that is trained. Raises ConfigError for several."""
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        if len(names) > 1:
+            raise ConfigError(
+                _(
+                    "set_adapter: one adapter can be active at a time, but {names} are given. Combine them with "
+                    "add_weighted_adapter, or choose one for each row with adapter_names.",
+                    names=listed(names),
+                )
+            )
+        if unknown := [name for name in names if name not in self.peft_config]:
+            raise ValueError(_("Adapter {name} not found.", name=unknown[0]))
+        if self.merged_names:
+            warnings.warn(
+                _("The merged adapters {names} are unmerged first.", names=listed(self.merged_names)), stacklevel=2
+            )
+            self.unmerge_adapter()
+        set_auxiliary_adapter(self.model, adapter_name, inference_mode=inference_mode)
+        self._train_only({name: name in names and not inference_mode for name in self.peft_config})
+        self.active_adapter = adapter_name
+        self._tell_layers()
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Train these adapters, or do not."""
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        self._train_only(dict.fromkeys(names, requires_grad))
+        for module in self._around():
+            module.set_requires_grad(adapter_names=adapter_names, requires_grad=requires_grad)
+
+    def _around(self) -> list[Any]:
+        """PEFT's own modules in the model."""
+        kinds = (AuxiliaryTrainingWrapper, BaseTunerLayer)
+        return [m for m in self.model.modules() if isinstance(m, kinds) and not isinstance(m, LAYERS)]
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        if self.merged_names and not enabled:
+            self.unmerge_adapter()
+        for module in self._around():
+            module.enable_adapters(enabled)
+        self.disabled = not enabled
+        self._tell_layers()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove this adapter; if it was active, the first of the others becomes active."""
+        if adapter_name not in self.peft_config:
+            raise ValueError(_("Adapter {name} not found.", name=adapter_name))
+        if adapter_name in self.merged_names:
+            raise ValueError(_("The adapter {name} is merged. Call unmerge_adapter first.", name=adapter_name))
+        del self.peft_config[adapter_name]
+        remove(cast(PreTrainedModel, self.model), adapter_name)
+        kept = [name for name in self.active_adapters if name != adapter_name] or list(self.peft_config)[:1]
+        for module in self.model.modules():
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                module.delete_adapter(adapter_name, new_active_adapters=kept or None)
+        self.active_adapter = kept
+        self._tell_layers()
+
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """The context of a forward pass: `adapter_names` chooses the adapter of each row."""
+        if kwargs.get("alora_offsets") is not None:
+            raise unsupported("alora_offsets")
+        names = kwargs.get("adapter_names")
+        return nullcontext() if names is None else route_rows(self, names)
+
+    def add_weighted_adapter(  # type: ignore[override]  # its options for the SVD are refused or of no effect
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+        density: float | None = None,
+        majority_sign_method: str = "total",
+        **svd: Any,
+    ) -> None:
+        """Add a frozen adapter that is a weighted sum of others. See `add_weighted`."""
+        if adapter_name in self.peft_config:
+            raise ValueError(_("An adapter {name} exists already.", name=adapter_name))
+        if given := [key for key, value in svd.items() if not (key == "svd_full_matrices" or value is None)]:
+            raise unsupported(f"add_weighted_adapter({given[0]}=...)")
+        add_weighted(self, adapters, weights, adapter_name, combination_type, svd_rank, density, majority_sign_method)
+
+    # -- merging ---------------------------------------------------------------------------------------------------
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Add the adapters to the weights of the base model, of which a copy is kept for `unmerge_adapter`."""
+        self._check_merge_allowed()  # type: ignore[no-untyped-call]
+        names = self._to_merge(adapter_names)
+        self._merge(names, safe_merge, keep=True)
+        for module in self._around():
+            if isinstance(module, BaseTunerLayer):
+                module.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+        self.merged_names += names
+        self._tell_layers()
+
+    def _to_merge(self, names: list[str] | None) -> list[str]:
+        if isinstance(names, str):
+            raise TypeError(_("adapter_names must be a list, but is {names!r}.", names=names))
+        chosen = self.active_adapters if names is None else names
+        if unknown := [name for name in chosen if name not in self.peft_config]:
+            raise ValueError(_("Adapter {name} not found.", name=unknown[0]))
+        if done := [name for name in chosen if name in self.merged_names]:
+            warnings.warn(_("Already merged: {names}.", names=listed(done)), stacklevel=3)
+        return [name for name in chosen if name not in self.merged_names]
+
+    @torch.no_grad()
+    def _merge(self, names: Sequence[str], safe: bool, keep: bool) -> None:
+        places = [(path, layer, name) for name in names for path, layer in layers_of(self.model, name)]
+        for _path, layer, name in places if safe else ():
+            if not torch.isfinite(merged_weight(layer, name)).all():
+                raise ValueError(
+                    _("The merged weights would have NaN or infinity; adapter {name} is broken.", name=name)
+                )
+        for path, layer, name in places:
+            weight = layer.base_layer.weight
+            if keep and path not in self.saved_weights:
+                self.saved_weights[path] = weight.detach().clone()
+            weight.data.copy_(merged_weight(layer, name))
+
+    @torch.no_grad()
+    def unmerge_adapter(self) -> None:
+        """Give the base model its own weights again, bit for bit."""
+        for path, weight in self.saved_weights.items():
+            self.model.get_submodule(path).base_layer.weight.data.copy_(weight)
+        for module in self._around():
+            if isinstance(module, BaseTunerLayer):
+                module.unmerge()
+        self.saved_weights, self.merged_names = {}, []
+        self._tell_layers()
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        if merge:
+            self._merge(self._to_merge(adapter_names), safe_merge, keep=False)
+        for name in list(self.peft_config):
+            remove(cast(PreTrainedModel, self.model), name)
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The tensors by their names in the model. Raises AdapterError that lists missing and unknown ones."""
+        found = super(PeftsLoraModel, cls)._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        there, layers = model.state_dict(), layers_of(model, adapter_name)
+        wanted = {f"{path}.{n}": p for path, layer in layers for n, p in parameters_of(layer, adapter_name).items()}
+        tensors = {key: tensor for key, tensor in found.items() if key in wanted or key not in there}
+        if problems := mismatches(wanted, {key: wanted.get(key, tensor) for key, tensor in tensors.items()}):
+            raise AdapterError(*problems)
+        return found
+
+
+def _modules_to_save(model: PreTrainedModel, config: LoraConfig) -> tuple[str, ...]:
+    """The names in modules_to_save that the model has, which are all but those that PEFT adds for every classifier.
+
+    Raises ConfigError for others.
+    """
+    paths, names = [path for path, _module in model.named_modules()], config.modules_to_save or ()
+    unknown = [name for name in names if not any(path.endswith(name) for path in paths)]
+    classifies = config.task_type in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS)
+    if wrong := [name for name in unknown if not (classifies and name in _CLASSIFIERS)]:
+        raise ConfigError(
+            _("LoraConfig: modules_to_save: this model has no module called {names}.", names=listed(wrong))
+        )
+    return tuple(name for name in dict.fromkeys(names) if any(ends_with(path, name) for path in paths))
+
+
+cast(dict[Any, Any], PEFT_TYPE_TO_TUNER_MAPPING)[Kind.LORA] = LoraModel

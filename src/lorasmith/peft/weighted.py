@@ -1,0 +1,60 @@
+"""add_weighted_adapter: a new adapter from a weighted sum of others in the model."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lorasmith.errors import AdapterError, LorasmithError
+from lorasmith.i18n import _
+from lorasmith.lora.combine import Factors, combine, padded
+from lorasmith.peft.layers import layers_of
+
+
+@torch.no_grad()
+def add_weighted(
+    tuner: Any, adapters: list[str], weights: list[float], adapter_name: str, method: str, svd_rank: int | None,
+    density: float | None, majority_sign_method: str,
+) -> None:  # fmt: skip
+    """Add `adapter_name`, combined as PEFT's combination_type `method` says; see lorasmith.lora.combine.
+
+    Raises AdapterError for variants of LoRA, whose updates are no product of two matrices.
+    """
+    method, rank, targets = tuner._check_add_weighted_adapter(adapters, method, svd_rank)
+    given = [{path: _factors(path, layer, name) for path, layer in layers_of(tuner.model, name)} for name in adapters]
+    order = [path for path, _layer in layers_of(tuner.model)]
+    rank = min(rank, max(min(factors.shape) for layers in given for factors in layers.values()))
+    changes = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    config = replace(tuner.peft_config[adapters[0]], target_modules=targets, **changes)
+    config.from_file = True  # it may exclude what only another of the adapters has
+    options = {"rank": rank, "density": density, "majority_sign_method": majority_sign_method, "order": order}
+    pairs = list(zip(given, weights, strict=True))
+    tuner.peft_config[adapter_name] = config
+    try:
+        tuner.inject_adapter(tuner.model, adapter_name)  # first, so that the masks of dare are those of PEFT
+        found = dict(combine(pairs, method, **options))
+    except LorasmithError:
+        tuner.delete_adapter(adapter_name)
+        raise
+    tuner.set_requires_grad(adapter_name, False)
+    for path, layer in layers_of(tuner.model, adapter_name):
+        factors = padded(found[path], rank)
+        A, B = _matrices(layer, adapter_name)
+        A.copy_(factors.A_RI)
+        B.copy_(factors.B_OR)
+
+
+def _matrices(layer: Any, name: str) -> tuple[Any, Any]:
+    if hasattr(layer, "updates"):
+        A, B = layer.updates[name].matrices
+        return A, B
+    return layer.lora_embedding_A[name], layer.lora_embedding_B[name]
+
+
+def _factors(path: str, layer: Any, name: str) -> Factors:
+    if not hasattr(layer, "updates"):
+        return Factors(*_matrices(layer, name), layer.scaling[name])
+    if not layer.updates[name].is_low_rank:
+        text = _("{path}: adapter {name} is no plain LoRA, so it cannot be combined with others.", path=path, name=name)
+        raise AdapterError(text)
+    return Factors(*_matrices(layer, name), layer.updates[name].scaling)
