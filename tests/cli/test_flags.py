@@ -41,6 +41,7 @@ def test_every_flag_reaches_its_field(tmp_path):
         },
         "lora": {
             "r": 3, "lora_alpha": 4.0, "lora_dropout": 0.5, "target_modules": ("x", "y"), "exclude_modules": "z",
+            "target_parameters": ("u", "v"),
             "layers_to_transform": (1, 2), "last_layers": None, "rank_pattern": {"a=b": 3}, "alpha_pattern": {"c": 2.5},
             "modules_to_save": ("h",), "bias": "all", "use_rslora": True, "use_dora": True,
             "init_lora_weights": "gaussian",

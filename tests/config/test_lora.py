@@ -18,6 +18,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lora_alpha": {"lora_alpha": 5.0},
     "lora_dropout": {"lora_dropout": 0.5},
     "target_modules": {"target_modules": ("q_proj", "fc1")},
+    "target_parameters": {"target_parameters": ("embed_positions.weight",)},
     "exclude_modules": {"exclude_modules": ("fc1",)},
     "layers_to_transform": {"layers_to_transform": (1,)},
     "last_layers": {"last_layers": 1},

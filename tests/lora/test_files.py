@@ -154,6 +154,20 @@ def test_a_broken_file(folder: Path) -> None:
     assert "not a valid safetensors file" in problem
 
 
+def test_parameters_that_this_base_lacks_are_refused_by_their_names(folder: Path) -> None:
+    configure(folder, target_parameters=["mlp.experts.gate_up_proj"])
+    (problem,) = problems(folder)
+    assert problem == (
+        "adapter_config.json: lora.target_parameters: 'mlp.experts.gate_up_proj' matches no parameter of this model. "
+        "It has no experts; use lora.target_modules to adapt its layers."
+    )
+    configure(folder, target_parameters=3)
+    with pytest.raises(AdapterError, match="target_parameters: invalid value 3: must be a list"):
+        _config = AdapterFolder.read(folder).config
+    configure(folder, target_parameters=[])
+    assert AdapterFolder.read(folder).config.target_parameters == ()
+
+
 def test_an_adapter_with_a_pair_for_each_expert_is_refused_by_name(folder: Path) -> None:
     keys = [f"base_model.model.model.layers.0.mlp.experts.{i}.w1.lora_{m}.weight" for i in (0, 1) for m in "AB"]
     change(folder, **{key: torch.ones(4, 4) for key in keys})

@@ -10,7 +10,7 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
-from lorasmith.lora.inject import count, inject, rank_and_alpha, remove
+from lorasmith.lora.inject import count, inject, remove
 from lorasmith.lora.layer import LoRALayer, SavedModule
 from lorasmith.lora.merge import merged_weights
 from lorasmith.lora.router import Router
@@ -79,17 +79,6 @@ def test_counts(family: str) -> None:
     trainable, total = count(base.model, adapter)
     assert trainable == 4 * (32 + 99) == sum(p.numel() for p in base.model.parameters() if p.requires_grad)
     assert total == trainable + sum(p.numel() for p in tiny(family).parameters())
-
-
-def test_rank_and_alpha_of_a_module() -> None:
-    config = LoraConfig(
-        r=8, lora_alpha=16, rank_pattern={"q_proj": 2, r"layers\.1\..*": 3}, alpha_pattern={"^model.*v_proj": 5}
-    )
-    assert rank_and_alpha(config, "model.layers.0.self_attn.q_proj") == (2, 16)
-    assert rank_and_alpha(config, "model.layers.1.self_attn.q_proj") == (2, 16), "the first that matches"
-    assert rank_and_alpha(config, "model.layers.1.self_attn.v_proj") == (3, 5)
-    assert rank_and_alpha(config, "model.layers.0.self_attn.xq_proj") == (8, 16)
-    assert rank_and_alpha(config, "model.layers.0.self_attn.q_proj_norm") == (8, 16)
 
 
 # --- several adapters -------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from lorasmith.model.base import Base
 from lorasmith.model.target_check import check_targets
 from lorasmith.model.verify import enable_fast_parts, trial_loss
 from lorasmith.system.transformers_logging import quiet_transformers
+from tests.support.experts import moe_base
 from tests.support.families import adapted, distance, logits_of, one_linear, stir, tiny_base
 from tests.support.tiny import Watch
 
@@ -38,7 +39,7 @@ def assert_every_part_learns(base: Base) -> None:
     adapter = base.adapters["a"]
     gradients = torch.autograd.grad(loss, [p for key, p in adapter.parameters.items() if ".lora_B." in key])
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
-    assert len(gradients) == len(adapter.targets.adapted)
+    assert len(gradients) == len(adapter.targets.adapted) + len(adapter.targets.parameters)
 
 
 @pytest.mark.parametrize("family", ["mamba", "falcon_mamba"])
@@ -181,3 +182,60 @@ def test_the_trial_leaves_everything_as_it_was(family: str) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(base.model.state_dict()[key], value) for key, value in before.items())
     assert one_linear(family) in {key.split(".")[-3] for key in base.adapters["a"].parameters}
+
+
+class _Indifferent(torch.nn.Module):
+    """Experts of Mixtral whose output does not depend on some of their weights."""
+
+    def __init__(self, experts: torch.nn.Module, reads: tuple[str, ...]) -> None:
+        super().__init__()
+        self.gate_up_proj, self.down_proj, self.reads = experts.gate_up_proj, experts.down_proj, reads
+
+    def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, _weights: torch.Tensor) -> torch.Tensor:
+        return hidden_states + sum(getattr(self, name)[top_k_index[0, 0]].sum() for name in self.reads)
+
+
+def indifferent(*reads: str) -> Base:
+    base = moe_base("mixtral", torch.float32)
+    _Indifferent.__name__ = "IndifferentExperts"
+    for layer in base.model.model.layers:
+        layer.mlp.experts = _Indifferent(layer.mlp.experts, reads)
+    return base
+
+
+def test_experts_on_whose_weights_nothing_depends_are_left_out_aloud() -> None:
+    base = indifferent("down_proj")
+    (text,) = adapt(base)
+    assert text == (
+        "gate_up_proj: no adapter, because the loss of a text does not depend on these weights of MixtralForCausalLM"
+    )
+    left = base.adapters["a"]
+    assert {path.rpartition(".")[2] for path in left.targets.parameters} == {"down_proj"}
+    assert {key for key in left.parameters if "experts" in key} == {
+        f"base_model.model.model.layers.{i}.mlp.experts.lora_{m}.weight" for i in (0, 1) for m in "AB"
+    }
+
+
+def test_experts_that_are_named_and_get_no_gradient_are_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        adapt(indifferent("down_proj"), target_modules=("q_proj",), target_parameters=("experts.gate_up_proj",))
+    (text,) = caught.value.problems
+    assert text.startswith("lora.target_parameters: the loss does not depend on any module that 'experts.gate_up_proj'")
+
+
+def test_experts_whose_weights_the_model_takes_by_itself_are_left_out_aloud() -> None:
+    base = moe_base("mixtral", torch.float32)
+    for layer in base.model.model.layers:
+        experts = layer.mlp.experts
+
+        def forward(hidden: torch.Tensor, mlp: torch.nn.Module = layer.mlp) -> torch.Tensor:
+            return hidden @ mlp.experts.down_proj[0] @ mlp.experts.down_proj[1].t()
+
+        assert experts.down_proj.shape[1] == 32
+        layer.mlp.forward = forward
+    assert adapt(base) == [
+        "down_proj: no adapter, because MixtralForCausalLM computes with the weight of these layers without calling "
+        "them",
+        "gate_up_proj: no adapter, because the loss of a text does not depend on these weights of MixtralForCausalLM",
+    ]
+    assert not base.adapters["a"].targets.parameters

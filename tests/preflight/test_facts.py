@@ -1,22 +1,13 @@
 """The training plan in lines, with what it warns of."""
 
 import pytest
-from transformers import AutoModelForCausalLM
 
 from lorasmith.config.training import TrainingConfig
 from lorasmith.preflight.check import check
 from lorasmith.preflight.estimate import Estimate
 from lorasmith.preflight.facts import LABEL, collect_facts, fact_lines, labeled_facts
 from tests.support.checks import config, job_of
-from tests.support.families import CONFIGS
-from tests.support.model_folders import ENDS, make_folder
 from tests.support.tiny import rows_file
-
-EXPERTS = {  # families with experts in one tensor each, and what their modules are called
-    "mixtral": {"num_local_experts": 4},
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
-    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
-}
 
 
 @pytest.fixture(scope="module")
@@ -84,30 +75,3 @@ def test_options_without_held_out_rows_are_warned_of(files, tmp_path, option, va
     more = {"eval_every": 2} if option == "patience" else {}
     facts = collect_facts(job_of(files, tmp_path, held_out=0, **{option: value}, **more), Estimate())
     assert any(text.startswith(f"training.{option}: no examples are held out") for text in facts.warnings)
-
-
-@pytest.mark.parametrize("family", list(EXPERTS))
-def test_experts_without_an_adapter_are_a_warning_with_their_share(files, tmp_path, family):
-    config_of = CONFIGS["llama"] | ENDS | EXPERTS[family] | {"max_position_embeddings": 128}
-    folder = str(make_folder(tmp_path / "model", family, config_of))
-    result = check(config(files, model=folder))
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    inside = sum(size for name, size in sizes.items() if ".experts." in name and "proj" in name and "bias" not in name)
-    share = round(100 * inside / sum(sizes.values()))
-    assert share > 40
-    (text,) = [text for text in result.warnings if "experts" in text]
-    assert text.startswith(f"lora.target_modules: {share}% of the model's parameters get no adapter: those in experts,")
-    assert "--modules-to-save experts" in text
-    layers = dict(labeled_facts(result.facts))["layers"]
-    assert layers.endswith(f"; no adapter on experts: {share}% of all parameters")
-    chosen = check(config(files, model=folder, target_modules=["q_proj"]))
-    assert not [text for text in chosen.warnings if "experts" in text]
-    for name in ("experts", "gate_up_proj"):
-        (problem,) = check(config(files, model=folder, target_modules=[name])).problems
-        assert problem.startswith(f"lora.target_modules: {name!r} matches model.layers.0.mlp.experts, a ")
-        assert "tensors of all experts together (gate_up_proj, down_proj). Leave it out to train" in problem
-
-
-def test_a_model_without_experts_has_nothing_to_warn_of(files):
-    assert check(config(files)).facts.stacked == {}

@@ -27,6 +27,7 @@ from lorasmith.serve.discovery import describe, discover
 from lorasmith.serve.registry import attach, detach
 from lorasmith.serve.startup import open_manager
 from tests.support import tiny
+from tests.support.experts import moe_folder
 from tests.support.families import stir
 from tests.support.serving import HI, ask, post, running, said, user, wait_for
 
@@ -110,6 +111,47 @@ def test_a_variant_of_lora_is_served_by_its_own_layers(tmp_path: Path) -> None:
         (found,) = prompt_logprobs(base, [Request(asked, SamplingConfig(), name, ())])
         wanted = [one.logprob for one in alone[name] if one]
         assert [one.logprob for one in found if one] == pytest.approx(wanted, abs=1e-4)
+
+
+def moe_base_of(folder: Path) -> Base:
+    return load_base(ModelConfig(model=str(folder), dtype="float32", device="cpu"))
+
+
+def test_adapters_of_experts_share_a_batch_with_others(tmp_path: Path) -> None:
+    model, asked, alone = moe_folder(tmp_path / "model", "mixtral"), [7, 11, 13, 17, 19], {}
+    configs = {
+        "experts": LoraConfig(r=2),
+        "one": LoraConfig(r=3, target_modules=(), target_parameters=("experts.down_proj",)),
+        "lora": LoraConfig(r=3, target_modules=("v_proj",)),
+    }
+    for number, (name, config) in enumerate(configs.items()):
+        own = moe_base_of(model)
+        own.adapters[name] = inject(own.model, config, own.router, name)
+        stir(own.adapters[name], number)
+        write_adapter(own, name, Template.of(own.tokenizer), tmp_path / name, {"data": []})
+        (alone[name],) = prompt_logprobs(own, [Request(asked, SamplingConfig(), name, ())])
+    base = moe_base_of(model)
+    Engine(base, prepack=True)
+    for name in configs:
+        offer_folder(base, name, tmp_path / name)
+    assert list(base.adapters) == ["experts", "one"], "in the model; the other is in the bank"
+    together = prompt_logprobs(base, [Request(asked, SamplingConfig(), name, ()) for name in configs])
+    for name, found in zip(configs, together, strict=True):
+        wanted = [one.logprob for one in alone[name] if one]
+        assert [one.logprob for one in found if one] == pytest.approx(wanted, abs=1e-4)
+    texts = [[one.logprob for one in found if one] for found in together]
+    assert texts[0] != pytest.approx(texts[1], abs=1e-2) != texts[2]
+
+
+def test_experts_that_cannot_share_a_batch_are_refused(tmp_path: Path) -> None:
+    own, base = (moe_base_of(moe_folder(tmp_path / "model", "jetmoe")) for _ in range(2))
+    own.adapters["one"] = inject(own.model, LoraConfig(r=2), own.router, "one")
+    stir(own.adapters["one"])
+    write_adapter(own, "one", Template.of(own.tokenizer), tmp_path / "one", {"data": []})
+    Engine(base)
+    with pytest.raises(AdapterError, match="a JetMoeParallelExperts cannot compute several adapters in one batch"):
+        offer_folder(base, "one", tmp_path / "one")
+    assert not base.adapters
 
 
 def test_an_adapter_is_added_replaced_and_taken_away(own_runs: Path):

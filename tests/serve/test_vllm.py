@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from lorasmith.cli.main import main
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG
@@ -55,6 +57,20 @@ def test_vllm_takes_patterns_of_ranks_from_a_version_on(own_runs: Path):
     assert "loud=" in command
     assert "--max-lora-rank 32" in command
     assert any(problem.startswith("loud: requires vLLM 0.32 or later") for problem in problems)
+
+
+def test_vllm_needs_both_weights_of_the_experts(own_runs: Path):
+    path = own_runs / "loud" / "adapter" / "adapter_model.safetensors"
+    key = "base_model.model.model.layers.0.mlp.experts.{}lora_{}.weight"
+    outer = {key.format("", matrix): torch.ones(4, 4) for matrix in "AB"}
+    save_file(load_file(path) | outer, path)
+    _command, problems = vllm_command(discover([own_runs]), "base", Report())
+    assert "vLLM cannot serve loud: it adapts only one of the two weights of the experts" in problems
+    both = {key.format("base_layer.", matrix): torch.ones(4, 4) for matrix in "AB"}
+    save_file(load_file(path) | both, path)
+    command, problems = vllm_command(discover([own_runs]), "base", Report())
+    assert "loud=" in command
+    assert not [problem for problem in problems if "experts" in problem]
 
 
 def test_what_vllm_refuses_is_named(own_runs: Path):

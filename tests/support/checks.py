@@ -11,7 +11,13 @@ from lorasmith.training.loop import Job
 from tests.support.tiny import settings
 
 SECTIONS = {"model": "model", "dtype": "model", "held_out": "data", "max_length": "data", "too_long": "data"}
-SECTIONS |= {"target_modules": "lora", "output": "", "add_tokens": "data"}
+SECTIONS |= {
+    "target_modules": "lora",
+    "target_parameters": "lora",
+    "exclude_modules": "lora",
+    "output": "",
+    "add_tokens": "data",
+}
 
 
 def config(files: str, **changes: Any) -> Config:

@@ -22,6 +22,7 @@ from lorasmith.errors import Interrupted, RunError
 from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
 from lorasmith.runs.listing import find_runs
 from lorasmith.training.run_files import read_summary
+from tests.support.experts import moe_folder
 from tests.support.tiny import (
     CHATML,
     Crash,
@@ -96,6 +97,18 @@ def test_killed_then_resumed_equals_uninterrupted(whole, tmp_path, step):
         trained(run, crash_at(step), **HARD)
     trained(run, resume=True, **HARD)
     assert_same(run, whole)
+
+
+def test_experts_resume_like_other_layers(tmp_path):
+    options = {"model": str(moe_folder(tmp_path / "model", "mixtral")), "save_every": 2, "max_steps": 5}
+    trained(tmp_path / "whole", **options)
+    with pytest.raises(Crash):
+        trained(tmp_path / "run", crash_at(3), **options)
+    trained(tmp_path / "run", resume=True, **options)
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    without = tmp_path / "without"
+    trained(without, **options, exclude_modules=("experts",))
+    assert metrics(without) != metrics(tmp_path / "whole")
 
 
 def test_interrupted_again_and_again(whole, tmp_path):

@@ -25,6 +25,7 @@ from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, foreign, listed
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG, lora_config, parse_config
 from lorasmith.lora.adapter_keys import peft_keys
+from lorasmith.lora.expert_pairs import in_parameters
 from lorasmith.lora.files import (
     ADAPTER_WEIGHTS,
     invalid_values,
@@ -216,6 +217,7 @@ class AdapterFolder:
         """
         tensors = self.by_peft_keys(base, tensors)
         config = fitted(self.config, self.peft_config, module_paths(base.model), tensors)
+        config, tensors = in_parameters(base.model, config, tensors)
         return with_added_tokens(base, self.path, self.peft_config, config, tensors)
 
     def by_peft_keys(self, base: Base, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

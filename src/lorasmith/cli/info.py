@@ -40,6 +40,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         _("LoRA      {options}", options=_options(facts)),
         *_wrapped(_("unusable"), _unusable(facts["problems"], facts["folder"])),
         *_wrapped(_("targets"), _names(facts["target_modules"])),
+        *_wrapped(_("weights"), _names(facts["target_parameters"])),
         *_wrapped(_("ranks"), _pairs(facts["rank_pattern"])),
         *_wrapped(_("alphas"), _pairs(facts["alpha_pattern"])),
         *_wrapped(_("full"), _names(facts["modules_to_save"])),

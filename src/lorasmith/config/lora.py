@@ -57,6 +57,15 @@ class LoraConfig(Typed):
             )
         ),
     ] = "all-linear"
+    target_parameters: Annotated[
+        tuple[str, ...] | None,
+        Field(
+            description=_(
+                "Names of weights to adapt that are not linear layers, such as experts.gate_up_proj; with all-linear, "
+                "all experts if not given"
+            )
+        ),
+    ] = None
     exclude_modules: Annotated[
         str | tuple[str, ...] | None,
         Field(description=_("Modules to exclude, written like target_modules")),
@@ -106,14 +115,14 @@ class LoraConfig(Typed):
         ),
     ] = "default"
 
-    @field_validator("target_modules", "modules_to_save", "exclude_modules")
+    @field_validator("target_modules", "target_parameters", "modules_to_save", "exclude_modules")
     @classmethod
     def _not_empty(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         if value is not None and value and any(not name for name in ([value] if isinstance(value, str) else value)):
             raise ValueError(_("a name is empty"))
         return value
 
-    @field_validator("target_modules", "exclude_modules")
+    @field_validator("target_modules", "target_parameters", "exclude_modules")
     @classmethod
     def _names(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         # PEFT treats the items of a list as names, so a regular expression in one would match nothing there.
@@ -158,7 +167,9 @@ class LoraConfig(Typed):
             )
         if self.last_layers is not None and self.layers_to_transform is not None:
             raise ValueError(_("last_layers and layers_to_transform both select layers; give only one of them"))
-        if not self.target_modules:  # PEFT cannot load an adapter with modules_to_save only
+        if (
+            not self.target_modules and not self.target_parameters
+        ):  # PEFT cannot load an adapter with modules_to_save only
             raise ValueError(_("no module would be adapted: name modules in target_modules, or use all-linear"))
         return self
 

@@ -12,9 +12,10 @@ from transformers.pytorch_utils import Conv1D
 from lorasmith.config.files import parse_object
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
-from lorasmith.i18n import _, listed
+from lorasmith.i18n import _
 from lorasmith.lora.inject import Adapter, module_paths
 from lorasmith.lora.layer import LoRALayer
+from lorasmith.lora.peft_parameters import named_by_weight, parameter_options, whole
 from lorasmith.lora.peft_targets import modules_to_save_of, target_modules_of
 from lorasmith.lora.token_rows import peft_token_indices
 from lorasmith.lora.variant import VARIANTS, flags_of
@@ -27,7 +28,7 @@ _SUPPORTED = {  # implemented here, or without influence on the output; any othe
     *PEFT_DEFAULTS, "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern",
     "modules_to_save", "init_lora_weights", "peft_type", "task_type", "base_model_name_or_path", "inference_mode",
     "auto_mapping", "peft_version", "revision", "fan_in_fan_out", "layers_pattern", "megatron_core", "runtime_config",
-    "eva_config", "qalora_group_size", "trainable_token_indices", "merge_weights",
+    "eva_config", "qalora_group_size", "trainable_token_indices", "merge_weights", "target_parameters",
 }  # fmt: skip
 _MLX = {"fine_tune_type", "lora_parameters", "lora_layers"}  # options of mlx-lm in a file of the same name
 _NEUTRAL_INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")  # leave the base model as it is
@@ -36,22 +37,22 @@ _NEUTRAL_INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")  #
 def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str, Any]:
     """The content of adapter_config.json, as PEFT 0.14 and later read it."""
     config, layers = adapter.config, dict(model.named_modules())
-    paths = module_paths(model)
+    paths, by_weight = module_paths(model), named_by_weight(adapter, model)
     first = next((layers[p] for p in adapter.targets.adapted), None)
     own = config.model_dump(include={*PEFT_DEFAULTS, "rank_pattern", "alpha_pattern", *flags_of(config)})
-    alpha = own["lora_alpha"]
     return own | {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-        "target_modules": target_modules_of(adapter, paths),
+        "lora_alpha": whole(config.lora_alpha),
+        "target_modules": target_modules_of(adapter, paths, by_weight),
         "modules_to_save": modules_to_save_of(adapter, paths),
         "init_lora_weights": True if config.init_lora_weights == "default" else "gaussian",
         "fan_in_fan_out": isinstance(first, LoRALayer) and isinstance(first.base_layer, Conv1D),
         "exclude_modules": None,  # already applied to target_modules
         "trainable_token_indices": peft_token_indices(model, adapter.tokens),
         "inference_mode": True,
+        **parameter_options(adapter, model),
     }
 
 
@@ -98,16 +99,6 @@ def lora_config(raw: Mapping[str, Any], path: Path, keys: Collection[str] = ()) 
     init = raw.get("init_lora_weights", True)
     if init not in _NEUTRAL_INITS:
         refused.append(f"init_lora_weights={init}")
-    if "target_parameters" in refused:
-        raise AdapterError(
-            _(
-                "{path}: target_parameters adapts {names}, which are not linear layers but tensors, such as those of "
-                "all experts together. lorasmith cannot load such an adapter: merge it into its base model with PEFT "
-                "(merge_and_unload), and use the result with --model.",
-                path=path,
-                names=listed(map(str, _list(raw["target_parameters"]))),
-            )
-        )
     if refused:
         raise AdapterError(
             _(
@@ -119,7 +110,8 @@ def lora_config(raw: Mapping[str, Any], path: Path, keys: Collection[str] = ()) 
     _refuse_odd_indices(raw.get("trainable_token_indices"), path)
     known = {key: raw.get(key, default) for key, default in PEFT_DEFAULTS.items()}
     known |= {key: raw[key] for key in flags if raw.get(key) is not None}
-    targets, layers = raw.get("target_modules") or _names_in(keys), raw.get("layers_to_transform")
+    named = raw.get("target_parameters") or ()
+    targets, layers = raw.get("target_modules") or (() if named else _names_in(keys)), raw.get("layers_to_transform")
     _refuse_odd_patterns(raw.get("layers_pattern"), path)
     try:
         return LoraConfig.model_validate(
@@ -127,6 +119,7 @@ def lora_config(raw: Mapping[str, Any], path: Path, keys: Collection[str] = ()) 
                 **known,
                 "use_rslora": known["use_rslora"] or False,  # PEFT accepts null for false
                 "target_modules": sorted(targets, key=str) if isinstance(targets, list) else targets,
+                "target_parameters": sorted(named, key=str) if isinstance(named, list) else named,
                 "exclude_modules": raw.get("exclude_modules") or None,
                 "layers_to_transform": [layers] if isinstance(layers, int) else layers or None,
                 "rank_pattern": raw.get("rank_pattern") or {},

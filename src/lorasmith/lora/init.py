@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer
+from lorasmith.lora.parameters import LoRAParameters
 
 
 @torch.no_grad()
@@ -31,12 +32,27 @@ def initialize(
         layer.updates[adapter].start()
 
 
+@torch.no_grad()
+def initialize_parameters(
+    layer: LoRAParameters, adapter: str, config: LoraConfig, generator: torch.Generator | None
+) -> None:
+    """Initialize A and B of `adapter` in place, as `initialize` does, each matrix of all experts as one, as in PEFT."""
+    for update in layer.updates[adapter].values():
+        nn.init.zeros_(update.lora_B)
+        if not update.lora_A.is_meta:
+            update.lora_A.copy_(_random(layer, update.lora_A.shape, config, generator, update.r))
+
+
 def _random(
-    layer: LoRALayer | LoRAEmbedding, shape: torch.Size, config: LoraConfig, generator: torch.Generator | None
+    layer: nn.Module,
+    shape: torch.Size,
+    config: LoraConfig,
+    generator: torch.Generator | None,
+    r: int | None = None,
 ) -> Tensor:
     values = torch.empty(shape, dtype=torch.float32)
     if config.init_lora_weights == "gaussian":
-        nn.init.normal_(values, std=1 / min(shape), generator=generator)
+        nn.init.normal_(values, std=1 / (r or min(shape)), generator=generator)
     elif isinstance(layer, LoRAEmbedding):
         nn.init.normal_(values, generator=generator)
     else:

@@ -12,15 +12,17 @@ from transformers import PreTrainedModel
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
-from lorasmith.lora.init import initialize
+from lorasmith.lora.init import initialize, initialize_parameters
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
+from lorasmith.lora.parameters import LoRAParameters, peft_prefixes
 from lorasmith.lora.quantized import count_parameters, keep_layout, weight_device
+from lorasmith.lora.ranks import features, rank_and_alpha, rank_of_parameter, refuse_ranks
 from lorasmith.lora.router import Router
-from lorasmith.lora.target import Targets, find_targets, key_matches
+from lorasmith.lora.target import Targets, find_targets
 from lorasmith.lora.token_rows import ROWS, TokenIds, rows_to_train, tied_path
 from lorasmith.lora.variant import variant_of, variant_problems
 
-Wrapper = LoRALayer | LoRAEmbedding | SavedModule
+Wrapper = LoRALayer | LoRAEmbedding | LoRAParameters | SavedModule
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 PEFT_PREFIX = "base_model.model."  # prefix of every key in PEFT's files
 
@@ -93,7 +95,8 @@ def inject(
     if problems:
         raise ConfigError(*problems)
     plain.refuse_clashes(targets, places)
-    _refuse_ranks(model, config, targets)
+    layers = {path: _base_of(model.get_submodule(path)) for path in targets.adapted}
+    refuse_ranks(layers, {path: stack_at(model, path) for path in targets.parameters}, config, targets)
     if not plain.adapters:
         model.requires_grad_(False)
     parameters = _add_layers(model, config, targets, router, name, seed)
@@ -115,6 +118,12 @@ def _add_layers(
         layer = _wrap(model, path, router)
         _add_adapter(layer, path, name, config, generator)
         parameters |= {_key(path, part): p for part, p in _own_parameters(layer, name).items()}
+    for path, names in targets.by_module.items():
+        stack = _wrap_parameters(model, path, router)
+        ranks = {own: rank_of_parameter(config, targets, f"{path}.{own}") for own in names}
+        stack.add(name, {own: (r, config.scaling(r, alpha)) for own, (r, alpha) in ranks.items()})
+        initialize_parameters(stack, name, config, generator)
+        parameters |= {_key(path, part): p for part, p in stack.own_parameters(name).items()}
     for path in (path for paths in targets.saved.values() for path in paths):
         saved = _wrap_whole(model, path, router)
         parameters |= {_key(path, part): p for part, p in saved.add(name).named_parameters()}
@@ -153,20 +162,33 @@ def remove(model: PreTrainedModel, name: str) -> None:
 
 
 def leave_out(model: PreTrainedModel, adapter: Adapter, paths: Collection[str]) -> Adapter:
-    """Remove a new adapter's LoRA from the modules at `paths`. Returns what is left of the adapter."""
-    wrappers = {path: wrapper for path, wrapper in _wrappers(model).items() if path in paths}
+    """Remove a new adapter's LoRA from the modules and parameters at `paths`. Returns what is left of the adapter."""
+    name, targets = adapter.name, adapter.targets
+    stacks = {
+        path: own for path, own in targets.by_module.items() if not {f"{path}.{n}" for n in own}.isdisjoint(paths)
+    }
+    wrappers = {path: wrapper for path, wrapper in _wrappers(model).items() if path in paths or path in stacks}
     left_out = {id(p) for w in wrappers.values() if not isinstance(w, SavedModule)
-                for p in _own_parameters(w, adapter.name).values()}  # fmt: skip
+                for p in _own_parameters(w, name).values()}  # fmt: skip
+    again: dict[str, nn.Parameter] = {}  # PEFT's keys depend on how many parameters of a module are adapted
     for path, wrapper in wrappers.items():
-        _remove_at(model, path, wrapper, adapter.name)
+        if isinstance(wrapper, LoRAParameters) and wrapper.keep(
+            name, [n for n in stacks[path] if f"{path}.{n}" not in paths]
+        ):
+            again |= {_key(path, part): p for part, p in _own_parameters(wrapper, name).items()}
+        else:
+            _remove_at(model, path, wrapper, name)
     for key in adapter.own_biases:
         adapter.parameters[key].requires_grad_(False)
-    kept = {k: p for k, p in adapter.parameters.items() if id(p) not in left_out and k not in adapter.own_biases}
+    kept = {
+        k: p for k, p in adapter.parameters.items() if id(p) not in left_out and k not in adapter.own_biases
+    } | again
     biases = _trained_biases(model, adapter.config, kept)
-    matched = {pattern: [p for p in own if p not in paths] for pattern, own in adapter.targets.matched.items()}
+    matched = {pattern: [p for p in own if p not in paths] for pattern, own in targets.matched.items()}
+    parameters = {path: pattern for path, pattern in targets.parameters.items() if path not in paths}
     own_biases = {key: p.detach().clone() for key, p in biases.items()}
-    return replace(adapter, targets=Targets(matched, adapter.targets.saved), parameters=kept | biases,
-                   own_biases=own_biases)  # fmt: skip
+    left = replace(targets, matched=matched, parameters=parameters)
+    return replace(adapter, targets=left, parameters=kept | biases, own_biases=own_biases)
 
 
 def _remove_at(model: PreTrainedModel, path: str, wrapper: Wrapper, name: str) -> None:
@@ -179,15 +201,19 @@ def _remove_at(model: PreTrainedModel, path: str, wrapper: Wrapper, name: str) -
             wrapper.fused_linears.remove(wrapper)
 
 
+def parameter_keys(targets: Targets) -> dict[str, str]:
+    """The paths of the parameters that are adapted directly, by the PEFT keys of their A and B."""
+    return {
+        _key(module, f"{prefix}{matrix}.weight"): f"{module}.{name}"
+        for module, names in targets.by_module.items()
+        for name, prefix in peft_prefixes(names).items()
+        for matrix in ("lora_A", "lora_B")
+    }
+
+
 def count(model: PreTrainedModel, adapter: Adapter) -> ParameterCounts:
     """The number of parameters that the adapter trains, and of all parameters of the model."""
     return ParameterCounts(sum(p.numel() for p in adapter.parameters.values()), count_parameters(model))
-
-
-def rank_and_alpha(config: LoraConfig, path: str) -> tuple[int, float]:
-    """r and lora_alpha of the module at `path`: the first match in rank_pattern and alpha_pattern, or the defaults."""
-    r = next((r for key, r in config.rank_pattern.items() if key_matches(key, path)), config.r)
-    return r, next((alpha for key, alpha in config.alpha_pattern.items() if key_matches(key, path)), config.lora_alpha)
 
 
 class _Unwrapped:
@@ -244,7 +270,7 @@ def _is_inside(path: str, outer: str) -> bool:
 
 
 def _wrappers(model: nn.Module) -> dict[str, Wrapper]:
-    return {p: m for p, m in model.named_modules() if isinstance(m, LoRALayer | LoRAEmbedding | SavedModule)}
+    return {p: m for p, m in model.named_modules() if isinstance(m, Wrapper)}
 
 
 def adapter_names(model: nn.Module) -> set[str]:
@@ -256,11 +282,21 @@ def adapters_of(wrapper: Wrapper) -> list[str]:
     """The names of the adapters on a wrapper."""
     if isinstance(wrapper, SavedModule):
         return list(wrapper.modules_to_save)
-    return list(wrapper.updates if isinstance(wrapper, LoRALayer) else wrapper.scaling)
+    return list(wrapper.scaling if isinstance(wrapper, LoRAEmbedding) else wrapper.updates)
 
 
 def _original(wrapper: Wrapper) -> nn.Module:
     return wrapper.original_module if isinstance(wrapper, SavedModule) else wrapper.base_layer
+
+
+def _base_of(module: nn.Module) -> nn.Module:
+    return module.base_layer if isinstance(module, LoRALayer | LoRAEmbedding | LoRAParameters) else module
+
+
+def stack_at(model: nn.Module, path: str) -> nn.Parameter:
+    """The base model's parameter at `path`, whose module may be wrapped."""
+    module, _dot, name = path.rpartition(".")
+    return _base_of(model.get_submodule(module)).get_parameter(name)
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -277,9 +313,17 @@ def _wrap(model: nn.Module, path: str, router: Router) -> LoRALayer | LoRAEmbedd
         layer = LoRAEmbedding(module, router)
     else:
         keep_layout(module)
-        layer = LoRALayer(module, *_features(module), router)
+        layer = LoRALayer(module, *features(module), router)
     _replace(model, path, layer)
     return layer
+
+
+def _wrap_parameters(model: nn.Module, path: str, router: Router) -> LoRAParameters:
+    module = model.get_submodule(path)
+    if not isinstance(module, LoRAParameters):
+        module = LoRAParameters(module, router).train(module.training)
+        _replace(model, path, module)
+    return module
 
 
 def _wrap_whole(model: nn.Module, path: str, router: Router) -> SavedModule:
@@ -288,13 +332,6 @@ def _wrap_whole(model: nn.Module, path: str, router: Router) -> SavedModule:
         module = SavedModule(module, router).train(module.training)
         _replace(model, path, module)
     return module
-
-
-def _features(module: nn.Module) -> tuple[int, int]:
-    """(in_features, out_features); Conv1D stores its weight as [in, out]."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    return module.weight.shape[0], module.weight.shape[1]  # type: ignore[index, return-value]
 
 
 def _add_adapter(
@@ -310,7 +347,9 @@ def _add_adapter(
     initialize(layer, name, config, generator)
 
 
-def _own_parameters(layer: LoRALayer | LoRAEmbedding, name: str) -> dict[str, nn.Parameter]:
+def _own_parameters(layer: LoRALayer | LoRAEmbedding | LoRAParameters, name: str) -> dict[str, nn.Parameter]:
+    if isinstance(layer, LoRAParameters):
+        return layer.own_parameters(name)
     if isinstance(layer, LoRAEmbedding):
         return {"lora_embedding_A": layer.lora_embedding_A[name], "lora_embedding_B": layer.lora_embedding_B[name]}
     return layer.updates[name].parameters
@@ -318,35 +357,6 @@ def _own_parameters(layer: LoRALayer | LoRAEmbedding, name: str) -> dict[str, nn
 
 def _key(path: str, part: str) -> str:
     return f"{PEFT_PREFIX}{path}.{part}"
-
-
-def _refuse_ranks(model: PreTrainedModel, config: LoraConfig, targets: Targets) -> None:
-    """Raise ConfigError if a rank exceeds min(O, I) of every adapted layer, which would only waste memory.
-
-    A rank that exceeds it in some of the layers, such as k and v of grouped-query attention, is common and allowed.
-    """
-    ranks = {path: rank_and_alpha(config, path)[0] for path in targets.adapted}
-    if not ranks:
-        return
-    most = max(_largest_rank(model.get_submodule(path)) for path in ranks)
-    path = max(ranks, key=lambda path: ranks[path])
-    if ranks[path] > most:
-        raise ConfigError(
-            _(
-                "lora.r: {path} would have rank {rank}, but the layers of this model can have at most "
-                "{most}. Use a smaller rank; 8 to 64 is typical.",
-                path=path,
-                rank=ranks[path],
-                most=most,
-            )
-        )
-
-
-def _largest_rank(module: nn.Module) -> int:
-    """min(O, I) of a module, wrapped or not. Not taken from the weight: a 4-bit weight has another shape."""
-    base = module.base_layer if isinstance(module, LoRALayer | LoRAEmbedding) else module
-    shape = (base.num_embeddings, base.embedding_dim) if isinstance(base, nn.Embedding) else _features(base)
-    return min(shape)
 
 
 def _refuse_rounded_biases(model: PreTrainedModel, config: LoraConfig) -> None:

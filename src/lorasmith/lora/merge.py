@@ -12,6 +12,7 @@ from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.inject import Adapter, adapters_of
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule, registered_update
+from lorasmith.lora.parameters import LoRAParameters
 from lorasmith.lora.quantized import is_quantized, plain_weight
 from lorasmith.lora.token_rows import TokenRows
 
@@ -47,6 +48,9 @@ def merged_weights(model: PreTrainedModel, adapter: Adapter, dtype: torch.dtype 
         if isinstance(module, LoRALayer | LoRAEmbedding) and adapter.name in adapters_of(module):
             _refuse_quantized(path, module.base_layer)
             weights[f"{path}.weight"] = merged_weight(module, adapter.name).to(dtype)
+        elif isinstance(module, LoRAParameters) and adapter.name in adapters_of(module):
+            for name, update in module.updates[adapter.name].items():
+                weights[f"{path}.{name}"] = update.merged(module.base_layer.get_parameter(name).double()).to(dtype)
         elif isinstance(module, SavedModule) and adapter.name in module.modules_to_save:
             copy = module.modules_to_save[adapter.name]
             if isinstance(copy, TokenRows):

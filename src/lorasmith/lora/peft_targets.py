@@ -42,12 +42,12 @@ def modules_to_save_of(adapter: Adapter, paths: Collection[str]) -> list[str] | 
     return [PEFT_PREFIX + path for path in wanted]
 
 
-def target_modules_of(adapter: Adapter, paths: Collection[str]) -> str | list[str]:
+def target_modules_of(adapter: Adapter, paths: Collection[str], by_weight: Collection[str] = ()) -> str | list[str]:
     """The shortest target_modules for which PEFT selects the same modules: an expression, names, or full paths.
 
-    paths: those of all modules of the unwrapped model.
+    paths: those of all modules of the unwrapped model. by_weight: those that target_parameters names instead.
     """
-    config, wanted = adapter.config, adapter.targets.adapted
+    config, wanted = adapter.config, [path for path in adapter.targets.adapted if path not in by_weight]
     saved = modules_to_save_of(adapter, paths) or []
     value = config.target_modules
     filtered = config.exclude_modules or config.layers_to_transform is not None or config.last_layers is not None

@@ -3,9 +3,9 @@
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,18 @@ from lorasmith.config.values import range_text, ranges
 from lorasmith.errors import LIBRARY_ERRORS, ConfigError
 from lorasmith.i18n import _
 from lorasmith.lora.quantized import is_quantized, stored_weight
+from lorasmith.lora.target_parameters import (
+    all_experts,
+    all_parameters,
+    expert_parameters,
+    expert_rank,
+    no_such_parameter,
+    refused_options,
+    unsuitable_parameter,
+)
 
 ALL_LINEAR = "all-linear"
+Value = TypeVar("Value")
 _LAYER_NUMBER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # as PEFT finds the number of a layer in a module path
 _STACK = re.compile(r"(.*?\.)(\d+)\.")  # the stack of layers that a module is in, and the number of its layer there
 
@@ -30,15 +40,30 @@ _REFUSED_NAMES = {"out_proj", "conv1d"}
 
 @dataclass(frozen=True)
 class Targets:
-    """Module paths `matched` by each pattern of target_modules, and `saved` for each name in modules_to_save."""
+    """Module paths `matched` by each pattern of target_modules, and `saved` for each name in modules_to_save.
+
+    parameters: the paths of the parameters that are adapted directly, in the order in which the model has them, and the
+    item of target_parameters that each matches, or all-linear.
+    expert_rank: the rank of those of all-linear, unless rank_pattern has another one for them.
+    """
 
     matched: dict[str, list[str]] = field(default_factory=dict)
     saved: dict[str, list[str]] = field(default_factory=dict)
+    parameters: dict[str, str] = field(default_factory=dict)
+    expert_rank: int = 1
 
     @property
     def adapted(self) -> list[str]:
         """The paths of all modules that get an A and a B, without duplicates."""
         return list(dict.fromkeys(path for paths in self.matched.values() for path in paths))
+
+    @property
+    def by_module(self) -> dict[str, list[str]]:
+        """The names of the parameters that are adapted directly, by the path of their module."""
+        found: dict[str, list[str]] = {}
+        for path, _dot, name in (path.rpartition(".") for path in self.parameters):
+            found.setdefault(path, []).append(name)
+        return found
 
 
 def layer_number(path: str) -> int | None:
@@ -82,15 +107,6 @@ def is_refused_by_peft(model: PreTrainedModel, path: str) -> bool:
     return getattr(model.config, "model_type", "") in _REFUSED_TYPES and path.rpartition(".")[2] in _REFUSED_NAMES
 
 
-def stacked_parameters(module: nn.Module) -> list[str]:
-    """Names of the module's own parameters of three or more dimensions, such as the weights of all experts together.
-
-    Convolutions have such parameters too, but are no place for LoRA in a language model.
-    """
-    own = () if isinstance(module, nn.modules.conv._ConvNd) else module.named_parameters(recurse=False)
-    return [name for name, parameter in own if parameter.dim() > 2]
-
-
 def ends_with(path: str, name: str) -> bool:
     """Whether `path` is `name` or ends with its components."""
     return path == name or path.endswith("." + name)
@@ -99,6 +115,11 @@ def ends_with(path: str, name: str) -> bool:
 def key_matches(key: str, path: str) -> bool:
     """Whether a key of rank_pattern or alpha_pattern matches the module at `path`, as in PEFT."""
     return re.match(rf"(.*\.)?({key})$", path) is not None
+
+
+def value_for(pattern: Mapping[str, Value], path: str, default: Value) -> Value:
+    """The value of the first key of a rank_pattern or alpha_pattern that matches `path`, or the default."""
+    return next((value for key, value in pattern.items() if key_matches(key, path)), default)
 
 
 def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True) -> Targets:
@@ -132,11 +153,17 @@ def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True
         problems += _unsuitable(model, modules, pattern, paths)
         matched[pattern] = paths
     problems += _too_many_layers(config.last_layers, modules)
-    if strict or not any(matched.values()):
+    parameters = _parameters(model, config, modules, strict, problems)
+    parameters = {path: pattern for path, pattern in parameters.items() if path.rpartition(".")[0] not in in_whole}
+    for path in [path for path in parameters if _is_weight_of_layer(path, config, modules)]:
+        matched.setdefault(parameters.pop(path), []).append(path.rpartition(".")[0])
+    targets = Targets(matched, saved, parameters, expert_rank(model, config.r) if parameters else 1)
+    problems += _adapted_twice(targets)
+    if strict or not (any(matched.values()) or parameters):
         problems = [*unmatched, *problems]
     if strict:
-        problems += _unused_patterns(config, modules, [path for paths in matched.values() for path in paths])
-    if not problems and not any(matched.values()):
+        problems += _unused_patterns(config, modules, [*targets.adapted, *parameters])
+    if not problems and not targets.adapted and not parameters:
         problems.append(
             _(
                 "lora.exclude_modules, lora.layers_to_transform and lora.last_layers exclude everything that "
@@ -145,7 +172,64 @@ def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True
         )
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
-    return Targets(matched, saved)
+    return targets
+
+
+def _parameters(
+    model: PreTrainedModel, config: LoraConfig, modules: dict[str, nn.Module], strict: bool, problems: list[str]
+) -> dict[str, str]:
+    """`Targets.parameters`; appends messages to `problems`. Without `strict`, patterns are the only filter, as in PEFT.
+
+    all-linear stands for all experts, unless target_parameters is given.
+    """
+    if config.target_parameters is None:
+        of_all = all_experts(modules) if ALL_LINEAR in _patterns(config.target_modules) else []
+        kept = _parameters_left(of_all, config, modules)
+        problems += refused_options(config, kept)
+        return dict.fromkeys(kept, ALL_LINEAR)
+    found: dict[str, str] = {}
+    for path in all_parameters(modules):
+        pattern = next((name for name in config.target_parameters if ends_with(path, name)), None)
+        found |= {} if pattern is None else {path: pattern}
+    problems += [no_such_parameter(name, modules) for name in config.target_parameters if name not in found.values()]
+    problems += [text for path, pattern in found.items() if (text := unsuitable_parameter(model, path, pattern))][:1]
+    kept = _parameters_left(list(found), config, modules) if strict else list(found)
+    problems += refused_options(config, kept)
+    return {path: found[path] for path in kept}
+
+
+def _is_weight_of_layer(path: str, config: LoraConfig, modules: dict[str, nn.Module]) -> bool:
+    """Whether LoRA on the parameter at `path` is the same as LoRA on its module, in PEFT's files too."""
+    module, _dot, name = path.rpartition(".")
+    same_rank = value_for(config.rank_pattern, path, config.r) == value_for(config.rank_pattern, module, config.r)
+    alphas = (value_for(config.alpha_pattern, either, config.lora_alpha) for either in (path, module))
+    is_layer = name == "weight" and isinstance(modules[module], nn.Linear) and is_adaptable(modules[module])
+    return is_layer and same_rank and len(set(alphas)) == 1
+
+
+def _parameters_left(paths: list[str], config: LoraConfig, modules: Iterable[str]) -> list[str]:
+    """The paths of parameters that exclude_modules, layers_to_transform and last_layers leave."""
+    for pattern in _patterns(config.exclude_modules or ()):
+        paths = [p for p in paths if not (_matches(p, pattern) or _matches(p.rpartition(".")[0], pattern))]
+    if config.layers_to_transform is not None:
+        paths = [p for p in paths if layer_number(p) in config.layers_to_transform]
+    return _in_last_layers(paths, config.last_layers, modules)
+
+
+def _adapted_twice(targets: Targets) -> list[str]:
+    """A message if a module with an adapted parameter has LoRA itself, or contains a layer that has."""
+    twice = ((path, module, one) for path, module in ((p, p.rpartition(".")[0]) for p in targets.parameters)
+             for one in targets.adapted if f"{one}.".startswith(f"{module}."))  # fmt: skip
+    return [
+        _(
+            "lora.target_parameters: {path} belongs to {module}, and LoRA is also added to {layer}. Name only one of "
+            "the two.",
+            path=path,
+            module=module,
+            layer=layer,
+        )
+        for path, module, layer in twice
+    ][:1]
 
 
 def _patterns(value: str | Iterable[str]) -> list[str]:
@@ -167,7 +251,9 @@ def _matches(path: str, pattern: str) -> bool:
 
 def _unused_patterns(config: LoraConfig, modules: dict[str, nn.Module], adapted: list[str]) -> list[str]:
     """A message for each pattern of exclude_modules, rank_pattern and alpha_pattern that has no effect."""
+    experts = all_experts(modules)
     adaptable = [path for path, module in modules.items() if is_adaptable(module)]
+    adaptable += [*experts, *dict.fromkeys(path.rpartition(".")[0] for path in experts), *adapted]
     problems = [
         _no_match("lora.exclude_modules", pattern, modules)
         for pattern in _patterns(config.exclude_modules or ())
@@ -235,7 +321,7 @@ def _unsuitable(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: 
         kind = type(modules[path])
         if kind in named:
             continue
-        if stacked := stacked_parameters(modules[path]):
+        if stacked := expert_parameters(modules[path]):
             named.add(kind)
             problems.append(_stacked(pattern, path, modules[path], stacked))
         elif not is_adaptable(modules[path]):
@@ -265,8 +351,8 @@ def _stacked(pattern: str, path: str, module: nn.Module, stacked: Sequence[str])
     """Why LoRA cannot be added to experts, and what can be done."""
     return _(
         "lora.target_modules: {pattern!r} matches {path}, a {kind}, whose weights are not linear layers but tensors of "
-        "all experts together ({names}). Leave it out to train the other layers, train it in full with "
-        "lora.modules_to_save, or adapt it in PEFT with target_parameters.",
+        "all experts together ({names}). Name these in lora.target_parameters, or use all-linear, which includes "
+        "them.",
         pattern=pattern,
         path=path,
         kind=type(module).__name__,
@@ -294,9 +380,9 @@ def is_tied(model: PreTrainedModel, module: nn.Module) -> bool:
 def _no_match(key: str, pattern: str, modules: dict[str, nn.Module]) -> str:
     for path, module in modules.items():
         if key == "lora.target_modules" and any(
-            _matches(f"{path}.{name}", pattern) for name in stacked_parameters(module)
+            _matches(f"{path}.{name}", pattern) for name in expert_parameters(module)
         ):
-            return _stacked(pattern, path, module, stacked_parameters(module))
+            return _stacked(pattern, path, module, expert_parameters(module))
     names = list(dict.fromkeys(p.rpartition(".")[2] for p, m in modules.items() if is_adaptable(m)))
     text = _(
         "{key}: {pattern!r} matches no module; this model has {names}.",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lorasmith.errors import LIBRARY_ERRORS, ConfigError, ModelError, first_line
 from lorasmith.i18n import _, listed
-from lorasmith.lora.inject import PEFT_PREFIX, leave_out, module_paths
+from lorasmith.lora.inject import PEFT_PREFIX, leave_out, module_paths, parameter_keys, stack_at
 from lorasmith.lora.layer import SavedModule
 from lorasmith.lora.target import is_adaptable, is_refused_by_peft
 from lorasmith.model.base import Base
@@ -39,9 +39,12 @@ def check_targets(base: Base, name: str, ids: Sequence[int], report: Report) -> 
     if unreached:
         _refuse_useless(base, name, unreached, read)
         adapter = base.adapters[name]
-        paths = [path for path in adapter.targets.adapted if path in set(unreached)]
+        taken = [*adapter.targets.adapted, *adapter.targets.parameters]
+        paths = [path for path in taken if path in set(unreached)]
         base.adapters[name] = leave_out(base.model, adapter, paths)
-        _tell(base, [path for path in paths if path in read], [path for path in paths if path not in read], report)
+        weights = [path for path in paths if path in adapter.targets.parameters and path not in read]
+        others = [path for path in paths if path not in read and path not in weights]
+        _tell(base, [path for path in paths if path in read], others, weights, report)
     _tell_what_peft_refuses(base, base.adapters[name].targets.adapted, report)
 
 
@@ -64,10 +67,11 @@ def _unreached(base: Base, name: str, ids: Sequence[int]) -> list[str]:
         ) from error
     learns = [key for key, gradient in zip(parameters, found, strict=True) if gradient is not None and gradient.any()]
     saved = [path for paths in targets.saved.values() for path in paths]
-    reached = {key.removeprefix(PEFT_PREFIX).partition(".lora_")[0] for key in learns}
+    stacks = parameter_keys(targets)
+    reached = {stacks.get(key, key.removeprefix(PEFT_PREFIX).partition(".lora_")[0]) for key in learns}
     reached |= {path for path in saved if any(key.startswith(f"{PEFT_PREFIX}{path}.") for key in learns)}
     roles = {_role(path) for path in reached}
-    return [path for path in (*targets.adapted, *saved) if _role(path) not in roles]
+    return [path for path in (*targets.adapted, *targets.parameters, *saved) if _role(path) not in roles]
 
 
 def _role(path: str) -> str:
@@ -79,10 +83,14 @@ def _computed_with(base: Base, name: str, ids: Sequence[int], paths: Sequence[st
     """Those of `paths` whose frozen weights the loss depends on, according to autograd."""
     weights: dict[str, nn.Parameter] = {}
     for path in paths:
-        wrapper = base.model.get_submodule(path)
-        frozen = wrapper.original_module if isinstance(wrapper, SavedModule) else wrapper.base_layer
-        assert isinstance(frozen, nn.Module)
-        weight = next(frozen.parameters(), None)  # a quantized layer has none
+        weight: nn.Parameter | None
+        if path in base.adapters[name].targets.parameters:
+            weight = stack_at(base.model, path)
+        else:
+            wrapper = base.model.get_submodule(path)
+            frozen = wrapper.original_module if isinstance(wrapper, SavedModule) else wrapper.base_layer
+            assert isinstance(frozen, nn.Module)
+            weight = next(frozen.parameters(), None)  # a quantized layer has none
         weights |= {path: weight} if weight is not None and weight.is_floating_point() else {}
     if not weights:
         return []
@@ -102,7 +110,14 @@ def _refuse_useless(base: Base, name: str, unreached: Sequence[str], read: set[s
     """Raise ConfigError for each pattern all of whose modules are among `unreached`."""
     targets, lost = base.adapters[name].targets, set(unreached)
     kind, problems = type(base.model).__name__, []
-    for option, patterns in (("target_modules", targets.matched), ("modules_to_save", targets.saved)):
+    modules, weights = dict(targets.matched), dict[str, list[str]]()
+    for path, pattern in targets.parameters.items():
+        if pattern in modules:  # all-linear, of which experts are only a part
+            modules[pattern] = [*modules[pattern], path]
+        else:
+            weights.setdefault(pattern, []).append(path)
+    for option, patterns in (("target_modules", modules), ("target_parameters", weights),
+                             ("modules_to_save", targets.saved)):  # fmt: skip
         for pattern, paths in patterns.items():
             if not paths or not lost.issuperset(paths):
                 continue
@@ -127,8 +142,11 @@ def _refuse_useless(base: Base, name: str, unreached: Sequence[str], read: set[s
         raise ConfigError(*problems)
 
 
-def _tell(base: Base, read: Sequence[str], others: Sequence[str], report: Report) -> None:
-    """Report what was left out: layers of which only the weight is read, and those that text does not reach."""
+def _tell(base: Base, read: Sequence[str], others: Sequence[str], weights: Sequence[str], report: Report) -> None:
+    """Report what was left out: layers of which only the weight is read, layers that text does not reach, and weights.
+
+    weights: the parameters that are adapted directly and that no text reaches.
+    """
     if read:
         text = _(
             "{names}: no adapter, because {kind} computes with the weight of these layers without calling them",
@@ -141,6 +159,13 @@ def _tell(base: Base, read: Sequence[str], others: Sequence[str], report: Report
             "{count} linear layers get no adapter, because a text does not reach them: {modules}",
             count=len(others),
             modules=listed(_places(others)),
+        )
+        report.say(text)
+    if weights:
+        text = _(
+            "{names}: no adapter, because the loss of a text does not depend on these weights of {kind}",
+            names=listed(_last_names(weights)),
+            kind=type(base.model).__name__,
         )
         report.say(text)
 

@@ -7,7 +7,7 @@ from peft import load_peft_weights, set_peft_model_state_dict
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, listed
 from lorasmith.lora.files import mismatches
-from lorasmith.lora.inject import rank_and_alpha
+from lorasmith.lora.ranks import rank_and_alpha
 from lorasmith.peft.config import PeftConfig, core_config
 from lorasmith.peft.layers import layers_of, parameters_of
 

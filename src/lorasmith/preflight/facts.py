@@ -1,6 +1,5 @@
 """The training plan in about ten lines, with the reason of each choice: shown by `check` and before every training."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -14,9 +13,10 @@ from lorasmith.evaluation.loss import MIN_EXAMPLES
 from lorasmith.i18n import _, counted, listed
 from lorasmith.lora.inject import ParameterCounts, count
 from lorasmith.lora.quantized import count_parameters
-from lorasmith.lora.target import ALL_LINEAR, describe_modules, stacked_parameters
+from lorasmith.lora.target import describe_modules
 from lorasmith.model.base import Base
 from lorasmith.preflight.estimate import Estimate
+from lorasmith.preflight.experts import Experts, expert_warnings, experts_of
 from lorasmith.preflight.suggest import suggested_epochs, suggested_learning_rate
 from lorasmith.system.device import dtype_name
 from lorasmith.training.loop import Job
@@ -25,7 +25,6 @@ from lorasmith.training.optim import learning_rate, warmup_steps
 LABEL = 9  # columns of a label
 PATTERNS = 8  # of target modules that get a line each
 HALF = 2  # bytes per parameter in the file of a base model
-NOTABLE = 0.1  # share of the parameters from which it is worth a warning that they get no adapter
 USUAL_RATE = 2e-4  # from the LoRA and QLoRA papers; see docs/decisions.md
 
 
@@ -33,8 +32,7 @@ USUAL_RATE = 2e-4  # from the LoRA and QLoRA papers; see docs/decisions.md
 class Facts:
     """A training before its first step. Module paths are the base model's own; tokens are those of one epoch.
 
-    stacked: the share of the model's parameters in each kind of module that holds the weights of all experts together,
-    which get no adapter.
+    experts: what is trained of the experts, if the model has any.
     """
 
     model: str
@@ -46,7 +44,7 @@ class Facts:
     targets: dict[str, list[str]]
     saved: dict[str, list[str]]
     without_adapter: list[str]
-    stacked: dict[str, float]
+    experts: Experts
     trainable: int
     parameters: int
     examples: int
@@ -79,7 +77,7 @@ def collect_facts(job: Job, expected: Estimate) -> Facts:
         targets=adapter.targets.matched,
         saved=adapter.targets.saved,
         without_adapter=_without_adapter(base, job.adapter),
-        stacked=_stacked(base),
+        experts=experts_of(base, adapter),
         trainable=trainable,
         parameters=parameters,
         examples=len(job.train),
@@ -124,6 +122,7 @@ def labeled_facts(facts: Facts) -> Iterator[tuple[str, str]]:
     for name, paths in facts.saved.items():
         yield _("full"), _("{name} is copied and trained in full: {modules}", name=name, modules=listed(paths))
     yield _("layers"), _unadapted(facts)
+    yield from facts.experts.lines()
     yield _("params"), str(ParameterCounts(facts.trainable, facts.parameters))
     yield _("steps"), _steps(facts)
     yield _("rate"), _rate(facts)
@@ -147,8 +146,6 @@ def _unadapted(facts: Facts) -> str:
     text = _("every linear layer has an adapter")
     if facts.without_adapter:
         text = _("linear layers without an adapter: {modules}", modules=describe_modules(facts.without_adapter))
-    for name, share in facts.stacked.items():
-        text += _("; no adapter on {name}: {share:.0%} of all parameters", name=name, share=share)
     return text
 
 
@@ -201,35 +198,9 @@ def _without_adapter(base: Base, adapter: str) -> list[str]:
     return [path for path in plain if not any(path == t or path.startswith(t + ".") for t in taken)]
 
 
-def _stacked(base: Base) -> dict[str, float]:
-    """See `Facts`; modules that are trained in full are left out."""
-    trained = sum(p.numel() for p in base.model.parameters() if p.requires_grad)
-    total, sizes = count_parameters(base.model) - trained, Counter[str]()
-    for path, module in base.model.named_modules():
-        if not {"original_module", "modules_to_save"} & set(path.split(".")):
-            sizes[path.rpartition(".")[2]] += sum(
-                module.get_parameter(name).numel() for name in stacked_parameters(module)
-            )
-    return {name: size / total for name, size in sizes.items() if size >= NOTABLE * total}
-
-
-def _without_experts(job: Job) -> Iterator[str]:
-    """A warning if all linear layers are adapted, and yet a large part of the model is not, because it is no such."""
-    for name, share in _stacked(job.base).items():
-        if ALL_LINEAR in job.base.adapters[job.adapter].targets.matched:
-            yield _(
-                "lora.target_modules: {share:.0%} of the model's parameters get no adapter: those in {name}, which are "
-                "not linear layers but tensors of all experts together. Often training the other layers is enough. "
-                "Otherwise train them in full (--modules-to-save {name}), or adapt them in PEFT with "
-                "target_parameters.",
-                share=share,
-                name=name,
-            )
-
-
 def _warnings(job: Job) -> Iterator[str]:
     yield from _few_steps(job)
-    yield from _without_experts(job)
+    yield from expert_warnings(experts_of(job.base, job.base.adapters[job.adapter]), job.base.adapters[job.adapter])
     steps = len(job.plan)
     if (warmup := warmup_steps(job.config, steps)) >= steps and not _never_learns(job):
         yield _(

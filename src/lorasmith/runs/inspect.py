@@ -30,6 +30,7 @@ class _Config(Typed):
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, int | float] | None = None
     target_modules: str | list[str] | None = None
+    target_parameters: list[str] | None = None
     modules_to_save: list[str] | None = None
 
 
@@ -55,6 +56,7 @@ def facts_of(adapter: AdapterFolder, path: Path) -> dict[str, Any]:
         "rank_pattern": config.rank_pattern or {},
         "alpha_pattern": config.alpha_pattern or {},
         "target_modules": sorted(targets) if isinstance(targets := config.target_modules, list) else targets or [],
+        "target_parameters": sorted(config.target_parameters or []),
         "modules_to_save": config.modules_to_save or [],
         "tensors": len(adapter.shapes),
         "parameters": sum(map(math.prod, adapter.shapes.values())),

@@ -24,6 +24,7 @@ from lorasmith.i18n import _
 from lorasmith.lora.fused.held import held_weights
 from lorasmith.lora.inject import bias_conflict, remove
 from lorasmith.lora.layer import SavedModule
+from lorasmith.lora.parameters import LoRAParameters, cannot_split
 from lorasmith.lora.variant import flags_of
 from lorasmith.model.base import Base
 from lorasmith.model.fast.decoder import unpacked
@@ -220,6 +221,10 @@ def _attach(base: Base, internal_name: str, adapter: AdapterFolder, tensors: Map
             path=blocks[0],
         )
         raise AdapterError(text)
+    stacks = [base.model.get_submodule(path) for path in base.adapters[internal_name].targets.by_module]
+    if whole := [m for m in stacks if isinstance(m, LoRAParameters) and not m.splits_by_token]:
+        detach(base, internal_name)
+        raise AdapterError(cannot_split(type(whole[0].base_layer).__name__))
     lost = decoder.lost() if decoder else []
     if lost and (flags := flags_of(config)):
         detach(base, internal_name)

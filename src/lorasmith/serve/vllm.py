@@ -14,6 +14,7 @@ from lorasmith.serve.discovery import DiscoveredAdapter, Discovery
 # Allowed values of vLLM's --max-lora-rank: MaxLoRARanks in vllm/config/lora.py.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head")
+_INNER = ".experts.base_layer."  # of the first of two adapted weights; vLLM's _stack_moe_lora_weights asserts both
 PATTERNS_SINCE = "0.32"  # first version whose vllm/lora/peft_helper.py reads rank_pattern and alpha_pattern
 
 
@@ -73,7 +74,7 @@ def _lora_module(adapter: DiscoveredAdapter) -> str:
 
 def vllm_refuses(adapter: DiscoveredAdapter) -> list[str]:
     """Reasons why vLLM cannot load the adapter, or not on every base model; empty if it can."""
-    raw, reasons = adapter.adapter.peft_config, []
+    raw, keys, reasons = adapter.adapter.peft_config, adapter.adapter.shapes, []
     if adapter.rank > VLLM_RANKS[-1]:
         reasons.append(
             _("its rank {rank} is higher than the maximum of {most}", rank=adapter.rank, most=VLLM_RANKS[-1])
@@ -83,6 +84,8 @@ def vllm_refuses(adapter: DiscoveredAdapter) -> list[str]:
     if raw.get("bias", "none") != "none":
         reasons.append(_("bias is {value!r}", value=raw["bias"]))
     reasons += [_("{flag} is set", flag=flag) for flag in (*VARIANTS, "trainable_token_indices") if raw.get(flag)]
+    if any(".experts.lora_A." in key and key.replace(".experts.", _INNER) not in keys for key in keys):
+        reasons.append(_("it adapts only one of the two weights of the experts"))
     targets = raw.get("target_modules") or []
     names = [str(target).rpartition(".")[2] for target in targets] if isinstance(targets, list) else []
     if touched := [name for name in EMBEDDINGS if name in names]:

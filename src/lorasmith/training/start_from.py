@@ -17,11 +17,11 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
 from lorasmith.lora.inject import Adapter
-from lorasmith.lora.target import find_targets
+from lorasmith.lora.target import Targets, find_targets
 from lorasmith.model.base import Base
 from lorasmith.report import Report
 
-TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "last_layers")
+TARGETS = ("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "last_layers")
 OPTIONS = {  # from which each part of a stored template comes
     "kind": "data.template", "chat_template": "data.template", "tool_template": "data.template",
     "system": "data.system", "kwargs": "data.template_kwargs", "system_as": "data.system_as",
@@ -85,20 +85,24 @@ def load_start(base: Base, start: AdapterFolder, given: LoraConfig, name: str) -
     """
     wanted = None
     if given.model_fields_set & set(TARGETS):
-        wanted = find_targets(base.model, LoraConfig(**{key: getattr(given, key) for key in TARGETS})).adapted
+        wanted = find_targets(base.model, LoraConfig(**{key: getattr(given, key) for key in TARGETS}))
     free = {key: getattr(given, key) for key in FREE if key in given.model_fields_set}
     replace(start, peft_config={**start.peft_config, **free}).load_into(base, name)
     adapter = base.adapters[name]
-    if wanted is not None and set(wanted) != set(adapter.targets.adapted):
+    if wanted is not None and _paths(wanted) != _paths(adapter.targets):
         text = _(
             "lora.target_modules: {folder} has {theirs} adapted modules, but these options select {ours}, and not the "
             "same ones. Remove the options that select modules, so that those of the adapter are used.",
             folder=start.path,
-            theirs=len(adapter.targets.adapted),
-            ours=len(wanted),
+            theirs=len(_paths(adapter.targets)),
+            ours=len(_paths(wanted)),
         )
         raise ConfigError(text)
     return adapter
+
+
+def _paths(targets: Targets) -> set[str]:
+    return {*targets.adapted, *targets.parameters}
 
 
 def load_checkpoint(base: Base, saved: Path, name: str) -> Adapter:

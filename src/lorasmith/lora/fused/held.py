@@ -11,7 +11,8 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError
 from lorasmith.lora.files import ADAPTER_WEIGHTS, mismatches, refuse_expert_pairs
 from lorasmith.lora.fused.bank import AdapterWeights, Factors
-from lorasmith.lora.inject import PEFT_PREFIX, rank_and_alpha, unwrapped
+from lorasmith.lora.inject import PEFT_PREFIX, unwrapped
+from lorasmith.lora.ranks import rank_and_alpha
 from lorasmith.lora.target import find_targets
 from lorasmith.lora.token_rows import ROWS
 from lorasmith.lora.update import Update
@@ -28,8 +29,8 @@ def held_weights(
 ) -> AdapterWeights | None:
     """The weights of an adapter that was read from `folder`, for the adapter bank.
 
-    None if the adapter changes anything besides the linear layers at `paths`, or is a variant of LoRA. `version`
-    identifies the content; `tensors` has PEFT's keys and the base model's dtype.
+    None if the adapter changes anything besides the linear layers at `paths`, such as experts, or is a variant of LoRA.
+    `version` identifies the content; `tensors` has PEFT's keys and the base model's dtype.
 
     Raises AdapterError if keys are missing or unknown, or shapes are wrong.
     """
@@ -39,7 +40,8 @@ def held_weights(
         layers = dict(model.named_modules())
     is_low_rank = variant_of(config) is Update
     has_rows = any(key.endswith(ROWS) for key in tensors)
-    if targets.saved or has_rows or config.bias != "none" or not is_low_rank or not set(targets.adapted) <= set(paths):
+    others = targets.saved or targets.parameters or has_rows
+    if others or config.bias != "none" or not is_low_rank or not set(targets.adapted) <= set(paths):
         return None
     wanted: dict[str, Tensor] = {}
     for path in targets.adapted:

@@ -1,0 +1,58 @@
+"""The rank and scaling of each adapted module and parameter, and which ranks they can have."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from lorasmith.config.lora import LoraConfig
+from lorasmith.errors import ConfigError
+from lorasmith.i18n import _
+from lorasmith.lora.target import ALL_LINEAR, Targets, value_for
+
+
+def rank_and_alpha(config: LoraConfig, path: str) -> tuple[int, float]:
+    """r and lora_alpha of the module at `path`: the first match in rank_pattern and alpha_pattern, or the defaults."""
+    return value_for(config.rank_pattern, path, config.r), value_for(config.alpha_pattern, path, config.lora_alpha)
+
+
+def rank_of_parameter(config: LoraConfig, targets: Targets, path: str) -> tuple[int, float]:
+    """r and lora_alpha of the parameter at `path`; see `Targets.expert_rank`."""
+    usual = targets.expert_rank if targets.parameters[path] == ALL_LINEAR else config.r
+    return value_for(config.rank_pattern, path, usual), value_for(config.alpha_pattern, path, config.lora_alpha)
+
+
+def refuse_ranks(
+    layers: Mapping[str, nn.Module], stacks: Mapping[str, Tensor], config: LoraConfig, targets: Targets
+) -> None:
+    """Raise ConfigError if a rank exceeds min(O, I) of every layer, which would only waste memory.
+
+    A rank that exceeds it in some of the layers, such as k and v of grouped-query attention, is common and allowed.
+    layers, stacks: the modules and the parameters to adapt, by path and without wrappers.
+    """
+    ranks = {path: rank_and_alpha(config, path)[0] for path in layers}
+    ranks |= {path: rank_of_parameter(config, targets, path)[0] for path in stacks}
+    most = max([*map(_largest_rank, layers.values()), *(min(stack.shape[-2:]) for stack in stacks.values())], default=0)
+    path = max(ranks, key=lambda path: ranks[path], default="")
+    if path and ranks[path] > most:
+        raise ConfigError(
+            _(
+                "lora.r: {path} would have rank {rank}, but the layers of this model can have at most "
+                "{most}. Use a smaller rank; 8 to 64 is typical.",
+                path=path,
+                rank=ranks[path],
+                most=most,
+            )
+        )
+
+
+def _largest_rank(layer: nn.Module) -> int:
+    """min(O, I). Not taken from the weight: a 4-bit weight has another shape."""
+    shape = (layer.num_embeddings, layer.embedding_dim) if isinstance(layer, nn.Embedding) else features(layer)
+    return min(shape)
+
+
+def features(layer: nn.Module) -> tuple[int, int]:
+    """(in_features, out_features) of a linear layer; Conv1D stores its weight as [in, out]."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.weight.shape[0], layer.weight.shape[1]  # type: ignore[index, return-value]
