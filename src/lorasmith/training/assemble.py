@@ -39,7 +39,7 @@ from lorasmith.training.history import History
 from lorasmith.training.loop import Job
 from lorasmith.training.memory import affordable_tokens
 from lorasmith.training.optim import FlatParameters
-from lorasmith.training.optimizers import make_optimizer, require_optimizer
+from lorasmith.training.optimizers import in_groups, make_optimizer, require_optimizer
 from lorasmith.training.run_folder import with_absolute_paths
 from lorasmith.training.start_from import (
     check_encoding,
@@ -170,7 +170,7 @@ def _job(
     world: World,
     notes: dict[str, Any],
 ) -> Job:
-    parameters = FlatParameters(base.adapters[ADAPTER].parameters)
+    parameters = FlatParameters(in_groups(base.adapters[ADAPTER].parameters, config.training))
     notes = notes | {
         "data": list(with_absolute_paths(config).data.data),
         "max_length": data.max_length,

@@ -221,3 +221,9 @@ def test_templates_that_are_ours_too(tmp_path, name, ours):
 
 def test_the_table_names_options():
     assert all(map(is_option, SAME.values()))
+
+
+def test_lora_plus(tmp_path):
+    config, done = converted(tmp_path, LLAMA_FACTORY + "loraplus_lr_ratio: 16\n")
+    assert config.training.loraplus_lr_ratio == 16
+    assert "from loraplus_lr_ratio" in done.comments["training.loraplus_lr_ratio"]

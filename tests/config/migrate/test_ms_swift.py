@@ -211,3 +211,10 @@ def test_modules_beside_all_linear_layers(tmp_path):
 
 def test_the_table_names_options():
     assert all(map(is_option, SAME.values()))
+
+
+@pytest.mark.parametrize("more", ["", "optimizer: lorap\n"])
+def test_lora_plus(tmp_path, more):
+    config, done = converted(tmp_path, MS_SWIFT + "lorap_lr_ratio: 16\n" + more)
+    assert config.training.loraplus_lr_ratio == 16
+    assert not [key for key in done.unmatched if "lorap" in key]

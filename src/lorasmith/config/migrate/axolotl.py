@@ -29,6 +29,7 @@ SAME = {
     "lora_modules_to_save": "lora.modules_to_save",
     "lora_r": "lora.r",
     "lora_rank_pattern": "lora.rank_pattern",
+    "loraplus_lr_ratio": "training.loraplus_lr_ratio",
     "max_grad_norm": "training.clip",
     "micro_batch_size": "training.batch_size",
     "num_epochs": "training.epochs",

@@ -23,6 +23,7 @@ SAME = {
     "lora_alpha": "lora.lora_alpha",
     "lora_dropout": "lora.lora_dropout",
     "lora_rank": "lora.r",
+    "loraplus_lr_ratio": "training.loraplus_lr_ratio",
     "output_dir": "output",
     "use_dora": "lora.use_dora",
     "use_rslora": "lora.use_rslora",

@@ -20,6 +20,7 @@ SAME = {
     "lora_bias": "lora.bias",
     "lora_dropout": "lora.lora_dropout",
     "lora_rank": "lora.r",
+    "lorap_lr_ratio": "training.loraplus_lr_ratio",
     "max_epochs": "training.epochs",
     "max_length": "data.max_length",
     "modules_to_save": "lora.modules_to_save",
@@ -132,6 +133,8 @@ def _method(migration: Migration) -> None:
     trainer.quantized(migration, ["quant_bits", "quant_method"])
     migration.refuse_all("method", ["freeze_llm", "lisa_activated_layers"])
     migration.refuse_all("loss", ["enable_channel_loss", "enable_dft_loss", "loss_type"])
+    if migration.left.get("optimizer") == "lorap":  # LoRA+, which lorap_lr_ratio switches on by itself
+        migration.ignore("default", ["optimizer"])
     migration.refuse_all("optimizer", ["optimizer", "use_galore"])
     migration.refuse_all("dataset_kind", ["cached_dataset"])
 
