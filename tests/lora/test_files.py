@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.errors import AdapterError
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG
-from lorasmith.lora.files import ADAPTER_WEIGHTS, has_effect, save_adapter
+from lorasmith.lora.files import ADAPTER_WEIGHTS, save_adapter
 from lorasmith.lora.fused.held import held_weights
+from lorasmith.lora.saved_values import has_effect
 from tests.support.families import adapted, logits_of, tiny, tiny_base
 
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"

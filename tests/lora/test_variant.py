@@ -23,11 +23,12 @@ from lorasmith.engine.request import Request
 from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG
-from lorasmith.lora.files import has_effect, read_weights, save_adapter
+from lorasmith.lora.files import read_weights, save_adapter
 from lorasmith.lora.inject import Adapter, inject, remove
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.merge import merged_weights
 from lorasmith.lora.router import Slice
+from lorasmith.lora.saved_values import has_effect
 from lorasmith.lora.update import Update
 from lorasmith.lora.variant import VARIANTS
 from lorasmith.model.base import Base

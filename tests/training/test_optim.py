@@ -20,9 +20,9 @@ from lorasmith.data.dataset.prepare import prepare
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import TrainingError
 from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
-from lorasmith.lora.files import has_effect
 from lorasmith.lora.inject import inject
 from lorasmith.lora.router import Router
+from lorasmith.lora.saved_values import has_effect
 from lorasmith.model.row import Example
 from lorasmith.training.optim import learning_rate, warmup_steps
 from lorasmith.training.run_files import read_summary

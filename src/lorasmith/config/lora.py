@@ -13,12 +13,14 @@ from pydantic import (
     model_validator,
 )
 
-from lorasmith.config.values import COLLECT_PROBLEMS, Typed, validation_messages
+from lorasmith.config.values import COLLECT_PROBLEMS, Typed, did_you_mean, validation_messages
 from lorasmith.errors import ConfigError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 
 MAX_RANK = 1_000_000  # wider than the layers of any model; `inject` checks against those of the base model
 MAX_ALPHA = 1_000_000
+STARTS = ("default", "gaussian", "orthogonal", "pissa", "olora", "mica", "eva", "random")  # of init_lora_weights
+OTHER_STARTS = ("loftq", "corda", "lora_ga")  # those of PEFT that change the base model and need a step of their own
 _SIGNS = re.compile(r"[*+?^$()\[\]{}|\\]")  # occur in regular expressions but not in module names
 
 
@@ -100,9 +102,14 @@ class LoraConfig(Typed):
         ),
     ] = False
     init_lora_weights: Annotated[
-        Literal["default", "gaussian"],
+        str,
         Field(
-            description=_("Initialization of A (B starts at zero): default is Kaiming uniform, gaussian is N(0, 1/r)")
+            description=_(
+                "Initialization of A and B. B starts at zero with default (A Kaiming uniform), gaussian (A from "
+                "N(0, 1/r)) and eva (arXiv:2410.07170: A from the inputs of the first training examples). orthogonal, "
+                "pissa (arXiv:2404.02948), pissa_niter_N (its fast approximation), olora (arXiv:2406.01775) and mica "
+                "(arXiv:2604.01694, B frozen) start both otherwise"
+            )
         ),
     ] = "default"
 
@@ -127,6 +134,22 @@ class LoraConfig(Typed):
                     )
                 )
         return value
+
+    @field_validator("init_lora_weights", mode="before")
+    @classmethod
+    def _start(cls, value: Any) -> Any:
+        """PEFT's True is the default here, and its False, with which B is random too, is 'random'."""
+        if isinstance(value, bool) or value in ("true", "false"):
+            return "default" if value in (True, "true") else "random"
+        if not isinstance(value, str) or value in STARTS or re.fullmatch(r"pissa_niter_[1-9]\d?", value):
+            return value
+        if value in OTHER_STARTS:
+            raise ValueError(_("lorasmith does not have {name!r}; use 'pissa', 'eva' or 'default'", name=value))
+        known = listed([*STARTS, "pissa_niter_N"])
+        raise ValueError(
+            _("unknown initialization {name!r}: choose from {known}", name=value, known=known)
+            + did_you_mean(value, STARTS)
+        )
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:

@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorasmith.config.files import parse_object
-from lorasmith.config.lora import LoraConfig, is_name
+from lorasmith.config.lora import OTHER_STARTS, LoraConfig, is_name
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _, listed
 from lorasmith.lora.inject import Adapter
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.target import ends_with, is_adaptable
 from lorasmith.lora.token_rows import peft_token_indices
-from lorasmith.lora.variant import VARIANTS, flags_of
+from lorasmith.lora.variant import VARIANTS, flags_of, variant_of
 
 ADAPTER_CONFIG = "adapter_config.json"
 # PEFT's defaults for options missing from adapter_config.json. Our own LoraConfig differs: its lora_alpha is 16.
@@ -30,12 +30,12 @@ _SUPPORTED = {  # implemented here, or without influence on the output; any othe
     "eva_config", "qalora_group_size", "trainable_token_indices",
 }  # fmt: skip
 _MLX = {"fine_tune_type", "lora_parameters", "lora_layers"}  # options of mlx-lm in a file of the same name
-_NEUTRAL_INITS = (True, False, "gaussian", "orthogonal", "eva")  # values of init_lora_weights that do not change W
+_PEFT_STARTS = {"default": True, "random": False}  # where PEFT's name of a start is another one
 
 
 def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str, Any]:
     """The content of adapter_config.json, as PEFT 0.14 and later read it."""
-    config, layers = adapter.config, dict(model.named_modules())
+    config, layers = variant_of(adapter.config).saved_config(adapter.config), dict(model.named_modules())
     first = next((layers[p] for p in adapter.targets.adapted), None)
     own = config.model_dump(include={*PEFT_DEFAULTS, "rank_pattern", "alpha_pattern", *flags_of(config)})
     alpha = own["lora_alpha"]
@@ -46,7 +46,7 @@ def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "target_modules": _peft_targets(adapter, model),
         "modules_to_save": list(config.modules_to_save) or None,
-        "init_lora_weights": True if config.init_lora_weights == "default" else "gaussian",
+        "init_lora_weights": _PEFT_STARTS.get(config.init_lora_weights, config.init_lora_weights),
         "fan_in_fan_out": isinstance(first, LoRALayer) and isinstance(first.base_layer, Conv1D),
         "exclude_modules": None,  # already applied to target_modules
         "trainable_token_indices": peft_token_indices(model, adapter.tokens),
@@ -116,8 +116,16 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
     flags = VARIANTS.keys() & LoraConfig.model_fields.keys()
     refused = sorted(key for key, value in raw.items() if value and key not in _SUPPORTED | flags)
     init = raw.get("init_lora_weights", True)
-    if init not in _NEUTRAL_INITS:
-        refused.append(f"init_lora_weights={init}")
+    if init in OTHER_STARTS or str(init).startswith("pissa_niter_"):
+        raise AdapterError(
+            _(
+                "{path}: init_lora_weights is {init!r}, so the adapter belongs to a changed base model that its folder "
+                "does not contain. Convert it to plain LoRA where it was trained: in PEFT, with "
+                "save_pretrained(..., path_initial_model_for_weight_conversion=...).",
+                path=path,
+                init=init,
+            )
+        )
     if "target_parameters" in refused:
         raise AdapterError(
             _(
@@ -151,7 +159,7 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
                 "rank_pattern": raw.get("rank_pattern") or {},
                 "alpha_pattern": raw.get("alpha_pattern") or {},
                 "modules_to_save": raw.get("modules_to_save") or (),
-                "init_lora_weights": "gaussian" if init == "gaussian" else "default",
+                "init_lora_weights": "default" if init is None else init,
             }
         )
     except ConfigError as error:

@@ -14,8 +14,9 @@ from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
 from lorasmith.lora.init import initialize
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
+from lorasmith.lora.ranks import features, rank_and_alpha, refuse_ranks
 from lorasmith.lora.router import Router
-from lorasmith.lora.target import Targets, find_targets, key_matches
+from lorasmith.lora.target import Targets, find_targets
 from lorasmith.lora.token_rows import ROWS, TokenIds, rows_to_train, tied_path
 from lorasmith.lora.variant import variant_of, variant_problems
 
@@ -26,7 +27,7 @@ PEFT_PREFIX = "base_model.model."  # prefix of every key in PEFT's files
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter in a model. `parameters` holds its trainable tensors by the keys of PEFT's files.
+    """An adapter in a model. `parameters` holds its tensors by the keys of PEFT's files, `trained` those of training.
 
     `own_biases`: the values that the base model's biases among them had before this adapter.
     `tokens`: the ids of the tokens whose rows it trains, by the path of the embedding or head.
@@ -38,6 +39,11 @@ class Adapter:
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     own_biases: dict[str, torch.Tensor] = field(default_factory=dict)
     tokens: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters without the frozen ones, such as B of MiCA."""
+        return {key: p for key, p in self.parameters.items() if p.requires_grad}
 
 
 class ParameterCounts(NamedTuple):
@@ -64,11 +70,13 @@ def inject(
     seed: int = 0,
     strict: bool = True,
     tokens: TokenIds | Sequence[int] = (),
+    start: bool = True,
 ) -> Adapter:
     """Add a new adapter to `model`, make it the active one and freeze all other parameters.
 
-    The logits do not change: B starts at zero, and fully trained modules start as copies. strict: see `find_targets`.
-    tokens: ids of tokens whose rows are trained; see `rows_to_train`.
+    The logits do not change: B A starts at zero, and fully trained modules start as copies. strict: see `find_targets`.
+    tokens: ids of tokens whose rows are trained; see `rows_to_train`. start: initialize A and B; otherwise
+    `restore_values` must give them their values.
 
     Raises:
         ConfigError: a pattern matches no module, or one that LoRA or the variant does not support; or biases in half
@@ -91,10 +99,10 @@ def inject(
     if problems:
         raise ConfigError(*problems)
     plain.refuse_clashes(targets, places)
-    _refuse_ranks(model, config, targets)
+    refuse_ranks({path: _base_of(model.get_submodule(path)) for path in targets.adapted}, config)
     if not plain.adapters:
         model.requires_grad_(False)
-    parameters = _add_layers(model, config, targets, router, name, seed)
+    parameters = _add_layers(model, config, targets, router, name, seed if start else None)
     parameters |= _add_rows(model, places, router, name)
     biases = _trained_biases(model, config, parameters)
     router.active = name
@@ -104,14 +112,16 @@ def inject(
 
 
 def _add_layers(
-    model: PreTrainedModel, config: LoraConfig, targets: Targets, router: Router, name: str, seed: int
+    model: PreTrainedModel, config: LoraConfig, targets: Targets, router: Router, name: str, seed: int | None
 ) -> dict[str, nn.Parameter]:
     """Add A and B to the adapted layers, and copies of the modules that are trained in full; their parameters."""
     parameters: dict[str, nn.Parameter] = {}
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed or 0)
     for path in targets.adapted:
         layer = _wrap(model, path, router)
-        _add_adapter(layer, path, name, config, generator)
+        _add_adapter(layer, path, name, config)
+        if seed is not None:
+            initialize(layer, name, config, generator)
         parameters |= {_key(path, part): p for part, p in _own_parameters(layer, name).items()}
     for path in (path for paths in targets.saved.values() for path in paths):
         saved = _wrap_whole(model, path, router)
@@ -179,15 +189,7 @@ def _remove_at(model: PreTrainedModel, path: str, wrapper: Wrapper, name: str) -
 
 def count(model: PreTrainedModel, adapter: Adapter) -> ParameterCounts:
     """The number of parameters that the adapter trains, and of all parameters of the model."""
-    return ParameterCounts(
-        sum(p.numel() for p in adapter.parameters.values()), sum(p.numel() for p in model.parameters())
-    )
-
-
-def rank_and_alpha(config: LoraConfig, path: str) -> tuple[int, float]:
-    """r and lora_alpha of the module at `path`: the first match in rank_pattern and alpha_pattern, or the defaults."""
-    r = next((r for key, r in config.rank_pattern.items() if key_matches(key, path)), config.r)
-    return r, next((alpha for key, alpha in config.alpha_pattern.items() if key_matches(key, path)), config.lora_alpha)
+    return ParameterCounts(sum(p.numel() for p in adapter.trained.values()), sum(p.numel() for p in model.parameters()))
 
 
 class _Unwrapped:
@@ -252,6 +254,10 @@ def _original(wrapper: Wrapper) -> nn.Module:
     return wrapper.original_module if isinstance(wrapper, SavedModule) else wrapper.base_layer
 
 
+def _base_of(module: nn.Module) -> nn.Module:
+    return module.base_layer if isinstance(module, LoRALayer | LoRAEmbedding) else module
+
+
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _dot, child = path.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
@@ -265,7 +271,7 @@ def _wrap(model: nn.Module, path: str, router: Router) -> LoRALayer | LoRAEmbedd
     if isinstance(module, nn.Embedding):
         layer = LoRAEmbedding(module, router)
     else:
-        layer = LoRALayer(module, *_features(module), router)
+        layer = LoRALayer(module, *features(module), router)
     _replace(model, path, layer)
     return layer
 
@@ -278,24 +284,17 @@ def _wrap_whole(model: nn.Module, path: str, router: Router) -> SavedModule:
     return module
 
 
-def _features(module: nn.Module) -> tuple[int, int]:
-    """(in_features, out_features); Conv1D stores its weight as [in, out]."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    return module.weight.shape[0], module.weight.shape[1]  # type: ignore[index, return-value]
-
-
-def _add_adapter(
-    layer: LoRALayer | LoRAEmbedding, path: str, name: str, config: LoraConfig, generator: torch.Generator
-) -> None:
+def _add_adapter(layer: LoRALayer | LoRAEmbedding, path: str, name: str, config: LoraConfig) -> None:
     r, alpha = rank_and_alpha(config, path)
     device = next(layer.base_layer.parameters()).device
     if isinstance(layer, LoRAEmbedding):
         layer.add(name, r, config.scaling(r, alpha), device)
+        B = layer.lora_embedding_B[name]
     else:
         layer.add(name, r, config.scaling(r, alpha), config.lora_dropout, device, variant_of(config))
+        _A, B = layer.updates[name].own_matrices
+    B.requires_grad_(config.init_lora_weights != "mica")  # MiCA trains A alone
     layer.train(layer.base_layer.training)
-    initialize(layer, name, config, generator)
 
 
 def _own_parameters(layer: LoRALayer | LoRAEmbedding, name: str) -> dict[str, nn.Parameter]:
@@ -306,35 +305,6 @@ def _own_parameters(layer: LoRALayer | LoRAEmbedding, name: str) -> dict[str, nn
 
 def _key(path: str, part: str) -> str:
     return f"{PEFT_PREFIX}{path}.{part}"
-
-
-def _refuse_ranks(model: PreTrainedModel, config: LoraConfig, targets: Targets) -> None:
-    """Raise ConfigError if a rank exceeds min(O, I) of every adapted layer, which would only waste memory.
-
-    A rank that exceeds it in some of the layers, such as k and v of grouped-query attention, is common and allowed.
-    """
-    ranks = {path: rank_and_alpha(config, path)[0] for path in targets.adapted}
-    if not ranks:
-        return
-    most = max(_largest_rank(model.get_submodule(path)) for path in ranks)
-    path = max(ranks, key=lambda path: ranks[path])
-    if ranks[path] > most:
-        raise ConfigError(
-            _(
-                "lora.r: {path} would have rank {rank}, but the layers of this model can have at most "
-                "{most}. Use a smaller rank; 8 to 64 is typical.",
-                path=path,
-                rank=ranks[path],
-                most=most,
-            )
-        )
-
-
-def _largest_rank(module: nn.Module) -> int:
-    """min(O, I) of a module, wrapped or not. Not taken from the weight: a 4-bit weight has another shape."""
-    base = module.base_layer if isinstance(module, LoRALayer | LoRAEmbedding) else module
-    shape = (base.num_embeddings, base.embedding_dim) if isinstance(base, nn.Embedding) else _features(base)
-    return min(shape)
 
 
 def _refuse_rounded_biases(model: PreTrainedModel, config: LoraConfig) -> None:

@@ -100,7 +100,7 @@ def _problem(
 
 def _trial_step(base: Base, adapter: str, ids: Sequence[int]) -> Callable[[], tuple[Tensor, Tensor]]:
     """A function that runs a trial step and returns its loss and the adapter's gradients, as one vector."""
-    parameters = list(base.adapters[adapter].parameters.values())
+    parameters = list(base.adapters[adapter].trained.values())
 
     def step() -> tuple[Tensor, Tensor]:
         with saved_tensors(base.model) as saved:
@@ -140,7 +140,7 @@ def saved_tensors(model: nn.Module) -> Iterator[dict[int, int]]:
 @contextmanager
 def _perturbed(base: Base, adapter: str) -> Iterator[None]:
     """Change the adapter to look trained inside the block, without dropout: while B = 0, A has no gradient."""
-    parameters = list(base.adapters[adapter].parameters.values())
+    parameters = list(base.adapters[adapter].trained.values())
     saved, training = [p.detach().clone() for p in parameters], base.model.training
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

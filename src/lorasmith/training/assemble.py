@@ -25,7 +25,10 @@ from lorasmith.evaluation.generation import GenerationEvaluation
 from lorasmith.evaluation.metrics import Metric, require_eval_extra
 from lorasmith.i18n import _, listed
 from lorasmith.loading.load import load_base
+from lorasmith.lora.files import read_weights
 from lorasmith.lora.inject import Adapter, inject
+from lorasmith.lora.saved_values import restore_values
+from lorasmith.lora.start_values import computed_from_weight
 from lorasmith.model.base import Base
 from lorasmith.model.target_check import check_targets
 from lorasmith.model.verify import enable_fast_parts
@@ -110,8 +113,12 @@ def assemble(
             return load_start(base, start, given, ADAPTER)
         if continues and saved is not None:
             return load_checkpoint(base, saved, ADAPTER)
-        return inject(base.model, config.lora, base.router, ADAPTER, config.training.seed,
-                      tokens=tuple(base.added_tokens.values()))  # fmt: skip
+        resumes = saved is not None and computed_from_weight(config.lora)  # then the start is in the checkpoint
+        added = inject(base.model, config.lora, base.router, ADAPTER, config.training.seed,
+                       tokens=tuple(base.added_tokens.values()), start=not resumes)  # fmt: skip
+        if saved is not None and resumes:
+            restore_values(added, base.model, read_weights(saved))
+        return added
 
     (template, data), base.adapters[ADAPTER] = together(rows, adapter)
     refuse_surplus_examples(base, [*data.train, *data.held_out])
@@ -170,7 +177,7 @@ def _job(
     world: World,
     notes: dict[str, Any],
 ) -> Job:
-    parameters = FlatParameters(in_groups(base.adapters[ADAPTER].parameters, config.training))
+    parameters = FlatParameters(in_groups(base.adapters[ADAPTER].trained, config.training))
     notes = notes | {
         "data": list(with_absolute_paths(config).data.data),
         "max_length": data.max_length,

@@ -105,7 +105,7 @@ class Lion(torch.optim.Optimizer):
 
 def in_groups(parameters: Mapping[str, nn.Parameter], config: TrainingConfig) -> dict[str, nn.Parameter]:
     """The parameters in the order in which those with the same learning rate are adjacent in one flat buffer."""
-    return dict(sorted(parameters.items(), key=lambda item: _is_raised(*item, config)))
+    return dict(sorted(parameters.items(), key=lambda item: _is_raised(item[0], item[1], config)))
 
 
 def _is_raised(name: str, p: Tensor, config: TrainingConfig) -> bool:
@@ -123,7 +123,7 @@ def make_optimizer(parameters: FlatParameters, config: TrainingConfig) -> Optimi
 
 def _flat_groups(parameters: FlatParameters, config: TrainingConfig) -> Groups:
     """The flat buffer, with LoRA+ in two parts."""
-    raised = [_is_raised(*pair, config) for pair in zip(parameters.names, parameters.tensors, strict=True)]
+    raised = [_is_raised(name, p, config) for name, p in zip(parameters.names, parameters.tensors, strict=True)]
     if not any(raised):
         return [{"params": [parameters.values]}]
     runs = groupby(zip(raised, parameters.tensors, strict=True), key=lambda pair: pair[0])

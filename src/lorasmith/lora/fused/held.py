@@ -11,7 +11,8 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError
 from lorasmith.lora.files import ADAPTER_WEIGHTS, mismatches, refuse_expert_pairs
 from lorasmith.lora.fused.bank import AdapterWeights, Factors
-from lorasmith.lora.inject import PEFT_PREFIX, rank_and_alpha, unwrapped
+from lorasmith.lora.inject import PEFT_PREFIX, unwrapped
+from lorasmith.lora.ranks import rank_and_alpha
 from lorasmith.lora.target import find_targets
 from lorasmith.lora.token_rows import ROWS
 from lorasmith.lora.update import Update

@@ -1,0 +1,79 @@
+"""The rank and scaling of each adapted module, and which ranks a layer can have."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from lorasmith.config.lora import LoraConfig
+from lorasmith.errors import ConfigError
+from lorasmith.i18n import _
+from lorasmith.lora.start_values import computed_from_weight, start_problem
+from lorasmith.lora.target import key_matches
+
+
+def rank_and_alpha(config: LoraConfig, path: str) -> tuple[int, float]:
+    """r and lora_alpha of the module at `path`: the first match in rank_pattern and alpha_pattern, or the defaults."""
+    r = next((r for key, r in config.rank_pattern.items() if key_matches(key, path)), config.r)
+    return r, next((alpha for key, alpha in config.alpha_pattern.items() if key_matches(key, path)), config.lora_alpha)
+
+
+def refuse_ranks(layers: Mapping[str, nn.Module], config: LoraConfig) -> None:
+    """Raise ConfigError if a rank exceeds min(O, I) of every layer, which would only waste memory.
+
+    A rank that exceeds it in some of the layers, such as k and v of grouped-query attention, is common and allowed,
+    unless A and B start from the weights. layers: the modules to adapt, by path and without wrappers.
+    """
+    ranks = {path: rank_and_alpha(config, path)[0] for path in layers}
+    if not ranks:
+        return
+    if computed_from_weight(config):
+        _refuse_starts(layers, config, ranks)
+    if config.init_lora_weights == "orthogonal" and (odd := [r for r in ranks.values() if r % 2]):
+        text = _("lora.init_lora_weights: 'orthogonal' needs an even rank, but r is {r}. Use {more}.",
+                 r=odd[0], more=odd[0] + 1)  # fmt: skip
+        raise ConfigError(text)
+    most = max(map(_largest_rank, layers.values()))
+    path = max(ranks, key=lambda path: ranks[path])
+    if ranks[path] > most:
+        raise ConfigError(
+            _(
+                "lora.r: {path} would have rank {rank}, but the layers of this model can have at most "
+                "{most}. Use a smaller rank; 8 to 64 is typical.",
+                path=path,
+                rank=ranks[path],
+                most=most,
+            )
+        )
+
+
+def _refuse_starts(layers: Mapping[str, nn.Module], config: LoraConfig, ranks: Mapping[str, int]) -> None:
+    """Raise ConfigError for layers that have no such start: their weight has a smaller rank, or is quantized."""
+    kind, problems = config.init_lora_weights, []
+    for path, layer in layers.items():
+        if problem := start_problem(layer):
+            problems.append(f"lora.init_lora_weights={kind}: {path}: {problem}")
+        elif ranks[path] > (most := _largest_rank(layer)):
+            text = _(
+                "lora.init_lora_weights={kind}: the weight of {path} has only {most} singular values, so its rank "
+                "cannot be {rank}. Use a smaller rank, for this layer with lora.rank_pattern.",
+                kind=kind,
+                path=path,
+                most=most,
+                rank=ranks[path],
+            )
+            problems.append(text)
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _largest_rank(layer: nn.Module) -> int:
+    """min(O, I). Not taken from the weight: a 4-bit weight has another shape."""
+    shape = (layer.num_embeddings, layer.embedding_dim) if isinstance(layer, nn.Embedding) else features(layer)
+    return min(shape)
+
+
+def features(layer: nn.Module) -> tuple[int, int]:
+    """(in_features, out_features) of a linear layer; Conv1D stores its weight as [in, out]."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.weight.shape[0], layer.weight.shape[1]  # type: ignore[index, return-value]
