@@ -60,7 +60,7 @@ def started(kind: Any, r: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
 def test_orthogonal_matrices_have_no_product_and_pefts_size() -> None:
     A, B = started("orthogonal")
     assert A.abs().min() > 0
-    assert float((B @ A).abs().max()) < 1e-8
+    assert float((B @ A).abs().max()) < 1e-6
     layer = peft.tuners.lora.Linear(nn.Linear(400, 300), "a", peft.LoraConfig(init_lora_weights="orthogonal"), r=8,
                                     lora_alpha=8)  # fmt: skip
     theirs = layer.lora_A["a"].weight, layer.lora_B["a"].weight

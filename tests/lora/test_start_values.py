@@ -247,9 +247,7 @@ def test_a_quantized_base_is_refused() -> None:
     base = tiny_base("llama")
     layer = base.model.model.layers[0].self_attn.q_proj
     layer.weight = nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(
-        ConfigError, match=r"pissa: .*q_proj: its start is computed from the weights, which are quantiz"
-    ):
+    with pytest.raises(ConfigError, match=r"pissa: .*q_proj: its start is computed from the weights"):
         inject(base.model, LoraConfig(init_lora_weights="pissa"), base.router)
 
 

@@ -37,6 +37,7 @@ from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
 from lorasmith.training.checkpoint import Origin
 from lorasmith.training.distributed import World
+from lorasmith.training.eva import start_eva
 from lorasmith.training.evaluator import Evaluator, Samples
 from lorasmith.training.history import History
 from lorasmith.training.loop import Job
@@ -113,23 +114,30 @@ def assemble(
             return load_start(base, start, given, ADAPTER)
         if continues and saved is not None:
             return load_checkpoint(base, saved, ADAPTER)
-        resumes = saved is not None and computed_from_weight(config.lora)  # then the start is in the checkpoint
-        added = inject(base.model, config.lora, base.router, ADAPTER, config.training.seed,
-                       tokens=tuple(base.added_tokens.values()), start=not resumes)  # fmt: skip
-        if saved is not None and resumes:
-            restore_values(added, base.model, read_weights(saved))
-        return added
+        return _new_adapter(base, config, saved)
 
     (template, data), base.adapters[ADAPTER] = together(rows, adapter)
     refuse_surplus_examples(base, [*data.train, *data.held_out])
     if text := unused_tokens(base, data.train):
         report.warn(text)
+    if start is None and saved is None:
+        start_eva(base, ADAPTER, data.train, config, report)
     first = [token for example in data.train[:16] for token in example.ids]
     check_targets(base, ADAPTER, first, report)
     enable_fast_parts(base, ADAPTER, first)
     notes = start_notes(start, saved) if continues else {}
     job = _job(config, base, template, data, custom, folder, report, world, notes)
     return Assembled(job, config, template, data)
+
+
+def _new_adapter(base: Base, config: Config, saved: Path | None) -> Adapter:
+    """A new adapter; that of the checkpoint `saved` if its start is computed from the weights, and so is in there."""
+    resumes = saved is not None and computed_from_weight(config.lora)
+    adapter = inject(base.model, config.lora, base.router, ADAPTER, config.training.seed,
+                     tokens=tuple(base.added_tokens.values()), start=not resumes)  # fmt: skip
+    if saved is not None and resumes:
+        restore_values(adapter, base.model, read_weights(saved))
+    return adapter
 
 
 def _default_model(config: Config) -> str:
