@@ -9,11 +9,12 @@ from peft import EvaConfig, initialize_lora_eva_weights
 from torch import Tensor
 
 from lorasmith.config.lora import LoraConfig
+from lorasmith.config.toml import Config
 from lorasmith.lora.inject import inject
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.model.base import Base
 from lorasmith.model.row import IGNORED, Example
-from lorasmith.training.eva import shuffled, start_from_inputs
+from lorasmith.training.eva import shuffled, start_eva, start_from_inputs
 from tests.support.families import distance, example, logits_of, tiny, tiny_base
 from tests.support.tiny import Crash, Watch, adapter_bytes, crash_at, losses, metrics, trained
 
@@ -100,7 +101,10 @@ def test_a_run_starts_from_its_examples_and_resumes_bit_for_bit(tmp_path: Any) -
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "whole")
 
 
-def test_a_run_says_where_there_are_too_few_tokens(tmp_path: Any) -> None:
-    report = Watch()
-    trained(tmp_path / "run", report, init_lora_weights="eva", r=30, row_tokens=3, max_steps=1)
-    assert [text for text in report.warned if "too few tokens for 'eva' in 14 layers" in text]
+def test_it_says_where_there_are_too_few_tokens() -> None:
+    report, base = Watch(), tiny_base("llama", torch.float32)
+    config = Config(lora=LoraConfig(r=8, init_lora_weights="eva"))
+    base.adapters["default"] = inject(base.model, config.lora, base.router)
+    start_eva(base, "default", [example(12, 5, learned=0.1)], config, report)
+    (text,) = report.warned
+    assert "too few tokens for 'eva' in 14 layers, such as model.layers.0.self_attn.q_proj" in text
