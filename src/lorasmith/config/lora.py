@@ -101,6 +101,9 @@ class LoraConfig(Typed):
             )
         ),
     ] = False
+    lora_bias: Annotated[
+        bool, Field(description=_("Give B a trained bias of its own; PEFT and lorasmith can load it, vLLM cannot"))
+    ] = False
     init_lora_weights: Annotated[
         str,
         Field(

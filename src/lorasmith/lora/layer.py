@@ -119,7 +119,7 @@ class LoRALayer(nn.Module):
         require_registered(variant)
         dtype = master_dtype(self.base_layer)
         self.lora_A[adapter] = nn.Linear(self.in_features, r, bias=False, device=device, dtype=dtype)
-        self.lora_B[adapter] = nn.Linear(r, self.out_features, bias=False, device=device, dtype=dtype)
+        self.lora_B[adapter] = nn.Linear(r, self.out_features, bias=variant.B_HAS_BIAS, device=device, dtype=dtype)
         self.lora_dropout[adapter] = nn.Dropout(dropout) if dropout else nn.Identity()
         for name, shape in variant.parts(self).items():
             if not hasattr(self, name):

@@ -30,6 +30,7 @@ class Update:
     """
 
     IS_LOW_RANK: ClassVar[bool] = True  # not inherited
+    B_HAS_BIAS: ClassVar[bool] = False
 
     def __init__(self, layer: "LoRALayer", adapter: str, scaling: float) -> None:
         self.layer, self.adapter, self.scaling = layer, adapter, scaling
@@ -119,3 +120,7 @@ class Update:
         """The weight [O, I] that is equivalent to the base weight W (float64) with this update."""
         A, B = self.matrices
         return W_OI + B.double() @ A.double() * self.scaling
+
+    def merged_bias(self, bias_O: Tensor | None) -> Tensor | None:
+        """The bias [O] of the merged layer, given that of the base layer (float64); None if there is none."""
+        return bias_O

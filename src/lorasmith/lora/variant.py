@@ -9,11 +9,13 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
 from lorasmith.lora.dora import DoRA
+from lorasmith.lora.lora_bias import LoraBias
 from lorasmith.lora.start_values import MOVING, FromStart
 from lorasmith.lora.update import Update
 
 VARIANTS: dict[str, type[Update]] = {
     "use_dora": DoRA,
+    "lora_bias": LoraBias,
 }
 
 
