@@ -104,6 +104,16 @@ class LoraConfig(Typed):
     lora_bias: Annotated[
         bool, Field(description=_("Give B a trained bias of its own; PEFT and lorasmith can load it, vLLM cannot"))
     ] = False
+    alora_invocation_tokens: Annotated[
+        tuple[int, ...] | None,
+        Field(
+            min_length=1,
+            description=_(
+                "aLoRA (arXiv:2504.12397): token ids from whose last occurrence in a text on the adapter is active; "
+                "before it, the base model's keys and values are used"
+            ),
+        ),
+    ] = None
     init_lora_weights: Annotated[
         str,
         Field(
@@ -184,6 +194,13 @@ class LoraConfig(Typed):
             )
         if self.last_layers is not None and self.layers_to_transform is not None:
             raise ValueError(_("last_layers and layers_to_transform both select layers; give only one of them"))
+        if self.alora_invocation_tokens is not None and (self.modules_to_save or self.bias != "none"):
+            raise ValueError(
+                _(
+                    "alora_invocation_tokens: modules_to_save and bias change tokens before the invocation sequence "
+                    "too, so an aLoRA cannot have them; remove them"
+                )
+            )
         if not self.target_modules:  # PEFT cannot load an adapter with modules_to_save only
             raise ValueError(_("no module would be adapted: name modules in target_modules, or use all-linear"))
         return self

@@ -95,6 +95,8 @@ def inject(
         targets = find_targets(model, config, strict)
         problems = variant_problems(config, {path: model.get_submodule(path) for path in targets.adapted})
         given = rows_to_train(model, targets, tokens)
+        if given and config.alora_invocation_tokens is not None:
+            problems.append(_no_rows_of_tokens())
         places = {path: (list(ids), tied_path(model, path)) for path, ids in given.items()}
     if problems:
         raise ConfigError(*problems)
@@ -106,6 +108,8 @@ def inject(
     parameters |= _add_rows(model, places, router, name)
     biases = _trained_biases(model, config, parameters)
     router.active = name
+    if config.alora_invocation_tokens is not None:
+        router.partial.add(name)
     own_biases = {key: p.detach().clone() for key, p in biases.items()}
     own_tokens = {path: ids for path, (ids, _tied) in places.items()}
     return Adapter(name, config, targets, parameters | biases, own_biases, own_tokens)
@@ -142,6 +146,13 @@ def _add_rows(
     return parameters
 
 
+def _no_rows_of_tokens() -> str:
+    return _(
+        "lora.alora_invocation_tokens: an aLoRA cannot train the rows of single tokens, which come before the "
+        "invocation sequence too. Leave them out."
+    )
+
+
 def bias_conflict(name: str, bias: str) -> AdapterError:
     """The error for an adapter with trained biases, which are the base model's own, beside other adapters."""
     return AdapterError(
@@ -157,6 +168,7 @@ def bias_conflict(name: str, bias: str) -> AdapterError:
 def remove(model: PreTrainedModel, name: str) -> None:
     """Remove the adapter from every layer. Wrappers without any adapters left are replaced by the original modules."""
     for path, wrapper in _wrappers(model).items():
+        wrapper.router.partial.discard(name)
         _remove_at(model, path, wrapper, name)
 
 

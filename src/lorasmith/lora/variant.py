@@ -8,6 +8,7 @@ from torch import nn
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
+from lorasmith.lora.alora import ALoRA
 from lorasmith.lora.dora import DoRA
 from lorasmith.lora.lora_bias import LoraBias
 from lorasmith.lora.start_values import MOVING, FromStart
@@ -16,6 +17,7 @@ from lorasmith.lora.update import Update
 VARIANTS: dict[str, type[Update]] = {
     "use_dora": DoRA,
     "lora_bias": LoraBias,
+    "alora_invocation_tokens": ALoRA,
 }
 
 

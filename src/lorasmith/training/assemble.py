@@ -40,6 +40,7 @@ from lorasmith.training.distributed import World
 from lorasmith.training.eva import start_eva
 from lorasmith.training.evaluator import Evaluator, Samples
 from lorasmith.training.history import History
+from lorasmith.training.invocation import check_invocation
 from lorasmith.training.loop import Job
 from lorasmith.training.memory import affordable_tokens
 from lorasmith.training.optim import FlatParameters
@@ -120,6 +121,7 @@ def assemble(
     refuse_surplus_examples(base, [*data.train, *data.held_out])
     if text := unused_tokens(base, data.train):
         report.warn(text)
+    check_invocation(data.train, base.adapters[ADAPTER].config, report)
     if start is None and saved is None:
         start_eva(base, ADAPTER, data.train, config, report)
     first = [token for example in data.train[:16] for token in example.ids]
