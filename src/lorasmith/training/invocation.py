@@ -20,8 +20,8 @@ def check_invocation(examples: Sequence[Example], config: LoraConfig, report: Re
         raise ConfigError(
             _(
                 "lora.alora_invocation_tokens: no example has the tokens {tokens} before what is trained on, so "
-                "there is nothing to learn. Give the ids of a sequence that each prompt ends with, such as the start of the "
-                "answer in the chat template; lorasmith check shows the tokens of an example.",
+                "there is nothing to learn. Give the ids of a sequence that each prompt ends with, such as the "
+                "beginning of the answer in the chat template; lorasmith check shows the tokens of an example.",
                 tokens=list(config.alora_invocation_tokens),
             )
         )
