@@ -24,7 +24,7 @@ from lorasmith.model.base import Base
 from lorasmith.report import Report
 from lorasmith.serve import registry
 from lorasmith.serve.discovery import describe, discover
-from lorasmith.serve.registry import attach, detach
+from lorasmith.serve.registry import attach, detach, load_version
 from lorasmith.serve.startup import open_manager
 from tests.support import tiny
 from tests.support.families import stir
@@ -127,6 +127,24 @@ def test_a_variant_of_lora_is_served_by_its_own_layers(tmp_path: Path, order: tu
     detach(base, "dora")
     assert scored(base, "lora", asked) == pytest.approx(alone["lora"], abs=1e-4)
     assert base.fast_decoder.bank.paths
+
+
+def test_an_alora_is_served_from_its_sequence_on(tmp_path: Path) -> None:
+    call, own = (7, 8), base_of()
+    config = LoraConfig(r=2, alora_invocation_tokens=call)
+    own.adapters["alora"] = inject(own.model, config, own.router, "alora")
+    stir(own.adapters["alora"])
+    write_adapter(own, "alora", Template.of(own.tokenizer), tmp_path / "alora", {"data": []})
+    base = base_of()
+    engine = Engine(base, prepack=True)
+    discovered = describe("alora", tmp_path / "alora")
+    whole = discovered.whole()
+    version = load_version(base, whole, whole.adapter.tensors_in(base.dtype))
+    assert version.effect > 0
+    asked = [11, 13, *call, 17, 19]
+    assert scored(base, version.adapter, asked) == pytest.approx(scored(own, "alora", asked), abs=1e-4)
+    requests = [Request(asked, SamplingConfig(max_new_tokens=4), name, ()) for name in (version.adapter, None)]
+    assert replies(engine, requests)[0].ids == replies(engine, requests[:1])[0].ids
 
 
 def scored(base: Base, name: str, asked: list[int]) -> list[float]:

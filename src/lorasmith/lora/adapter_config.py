@@ -27,8 +27,11 @@ _SUPPORTED = {  # implemented here, or without influence on the output; any othe
     *PEFT_DEFAULTS, "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern",
     "modules_to_save", "init_lora_weights", "peft_type", "task_type", "base_model_name_or_path", "inference_mode",
     "auto_mapping", "peft_version", "revision", "fan_in_fan_out", "layers_pattern", "megatron_core", "runtime_config",
-    "eva_config", "qalora_group_size", "trainable_token_indices",
+    "eva_config", "qalora_group_size", "trainable_token_indices", "velora_config", "loftq_config", "corda_config",
+    "lora_ga_config",
 }  # fmt: skip
+_MERGED_BY_PEFT = {"layer_replication", "kasa_config", "use_bdlora", "monteclora_config", "ensure_weight_tying"}
+_TIED = ("embed", "wte", "head", "output")  # parts of the names of embeddings and heads
 _MLX = {"fine_tune_type", "lora_parameters", "lora_layers"}  # options of mlx-lm in a file of the same name
 _PEFT_STARTS = {"default": True, "random": False}  # where PEFT's name of a start is another one
 
@@ -115,6 +118,8 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
     """
     flags = VARIANTS.keys() & LoraConfig.model_fields.keys()
     refused = sorted(key for key, value in raw.items() if value and key not in _SUPPORTED | flags)
+    if "ensure_weight_tying" in refused and not _may_touch_tied_weights(raw):
+        refused.remove("ensure_weight_tying")
     init = raw.get("init_lora_weights", True)
     if init in OTHER_STARTS or str(init).startswith("pissa_niter_"):
         raise AdapterError(
@@ -137,13 +142,7 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
             )
         )
     if refused:
-        raise AdapterError(
-            _(
-                "{path}: unsupported PEFT options: {keys}. Ignoring them would change the model's answers.",
-                path=path,
-                keys=", ".join(refused),
-            )
-        )
+        raise AdapterError(_unsupported(refused, path))
     _refuse_odd_indices(raw.get("trainable_token_indices"), path)
     known = {key: raw.get(key, default) for key, default in PEFT_DEFAULTS.items()}
     known |= {key: raw[key] for key in flags if raw.get(key) is not None}
@@ -164,6 +163,28 @@ def lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
         )
     except ConfigError as error:
         raise AdapterError(*(f"{path}: {text}" for text in error.problems)) from None
+
+
+def _unsupported(keys: list[str], path: Path) -> str:
+    """The message about options that are not supported, with what to do."""
+    text = _(
+        "{path}: unsupported PEFT options: {keys}. Ignoring them would change the model's answers.",
+        path=path,
+        keys=", ".join(keys),
+    )
+    if set(keys) <= _MERGED_BY_PEFT:
+        return f"{text} " + _(
+            "Merge the adapter into its base model with PEFT (merge_and_unload), and use the result with --model."
+        )
+    return text
+
+
+def _may_touch_tied_weights(raw: Mapping[str, Any]) -> bool:
+    """Whether the adapter may change an embedding or head, which alone could be tied."""
+    targets = raw.get("target_modules")
+    names = [str(name).lower() for name in targets] if isinstance(targets, list) else ["embed"]
+    changed = raw.get("modules_to_save") or raw.get("trainable_token_indices")
+    return bool(changed) or any(part in name for name in names for part in _TIED)
 
 
 def _refuse_odd_indices(value: Any, path: Path) -> None:

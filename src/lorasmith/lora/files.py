@@ -27,6 +27,7 @@ from lorasmith.lora.saved_values import has_effect, saved_values
 from lorasmith.lora.token_rows import TokenIds
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+UNUSED = "lora_velora_embed"  # end of keys of VeLoRA, which computes the gradients of plain LoRA otherwise
 _EXPERT = re.compile(r"\.experts\.\d+\.")  # in the keys of adapters with A and B for each expert
 
 
@@ -74,7 +75,7 @@ def weights_file(folder: Path) -> Path:
 def parse_weights(content: bytes, path: Path) -> dict[str, Tensor]:
     """Parse the content of the safetensors file at `path`. Raises AdapterError if it is not valid."""
     try:
-        return load_tensors(content)
+        return {key: tensor for key, tensor in load_tensors(content).items() if not key.endswith(UNUSED)}
     except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not have
         raise AdapterError(_("{path}: not a valid safetensors file: {error}", path=path, error=error)) from None
 
@@ -83,7 +84,7 @@ def weights_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors in a safetensors file, from its header only. Raises AdapterError."""
     try:
         with safe_open(path, framework="np") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys() if not key.endswith(UNUSED)}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise AdapterError(_("{path}: not a valid safetensors file: {error}", path=path, error=error)) from None
 

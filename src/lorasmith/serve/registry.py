@@ -178,8 +178,12 @@ def load_version(base: Base, discovered: DiscoveredAdapter, tensors: Mapping[str
 
 
 def effect_of(base: Base, adapter: str) -> float:
-    """The largest change of a token's logprob on EFFECT_PROMPT, in nats; NaN if a logprob is NaN or infinite."""
-    ids = base.tokenizer(EFFECT_PROMPT, add_special_tokens=False)["input_ids"]
+    """The largest change of a token's logprob on EFFECT_PROMPT, in nats; NaN if a logprob is NaN or infinite.
+
+    Before it comes the invocation sequence of an aLoRA, which has no effect otherwise.
+    """
+    invocation = base.adapters[adapter].config.alora_invocation_tokens if adapter in base.router.partial else None
+    ids = [*(invocation or ()), *base.tokenizer(EFFECT_PROMPT, add_special_tokens=False)["input_ids"]]
     own, others = prompt_logprobs(base, [Request(ids, adapter=None), Request(ids, adapter=adapter)])
     changes = [abs(a.logprob - b.logprob) for a, b in zip(own, others, strict=True) if a and b]
     return max(changes) if all(map(math.isfinite, changes)) else math.nan
