@@ -303,20 +303,6 @@ class Letters:
         return {}
 
 
-def test_compiled_layers_compute_the_variant() -> None:
-    base, adapter = base_with("llama", use_squash=True)
-    layer = base.model.model.layers[0].mlp.up_proj
-    x = torch.randn(2, 5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    key = "base_model.model.model.layers.0.mlp.up_proj"
-    own = {part: adapter.parameters[f"{key}.{part}"] for part in layer.updates["default"].parameters}
-    wanted = Book(layer, "default", own)(x)
-    base.router.route(None)
-    for fullgraph in (True, False):
-        compiled = torch.compile(layer, backend="aot_eager", fullgraph=fullgraph)
-        assert distance(compiled(x), wanted) < LIMIT
-    assert distance(layer.base_layer(x), wanted) > 0.1
-
-
 def test_a_variant_is_not_held_outside_the_model() -> None:
     """Where it would be served as plain LoRA from the adapter bank."""
     base, adapter = base_with("llama", use_squash=True)

@@ -189,7 +189,9 @@ class LoRALayer(nn.Module):
 
     def _add_variants(self, y: Tensor, x: Tensor, slices: Sequence[tuple[str, int, int]]) -> Tensor:
         """Compute each slice with its update's own forward. Returns a new tensor, as variants may save their output."""
-        x_TI, y_TO, pieces, done = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), list[Tensor](), 0
+        x_TI, y_TO = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+        pieces: list[Tensor] = []
+        done = 0
         for adapter, start, end in slices:
             pieces += [y_TO[done:start], self.updates[adapter].forward(x_TI[start:end], y_TO[start:end])]
             done = end
