@@ -29,6 +29,11 @@ def is_name(pattern: str) -> bool:
     return not _SIGNS.search(pattern)
 
 
+def is_start(value: object) -> bool:
+    """Whether `value` is the name of an initialization."""
+    return value in STARTS or (isinstance(value, str) and bool(re.fullmatch(r"pissa_niter_[1-9]\d?", value)))
+
+
 class LoraConfig(Typed):
     """The [lora] section: options of y = W0 x + (lora_alpha / r) B A x (arXiv:2106.09685, section 4.1).
 
@@ -154,7 +159,7 @@ class LoraConfig(Typed):
         """PEFT's True is the default here, and its False, with which B is random too, is 'random'."""
         if isinstance(value, bool) or value in ("true", "false"):
             return "default" if value in (True, "true") else "random"
-        if not isinstance(value, str) or value in STARTS or re.fullmatch(r"pissa_niter_[1-9]\d?", value):
+        if not isinstance(value, str) or is_start(value):
             return value
         if value in OTHER_STARTS:
             raise ValueError(_("lorasmith does not have {name!r}; use 'pissa', 'eva' or 'default'", name=value))

@@ -88,7 +88,7 @@ class TrainingConfig(Typed):
             allow_inf_nan=False,
             description=_(
                 "LoRA+ (arXiv:2402.12354): learning rate of B as a multiple of learning_rate, which is then that of A; "
-                "1 is plain LoRA, and 16 the paper's choice"
+                "1 is plain LoRA, and 16 what the paper suggests"
             ),
         ),
     ] = 1.0

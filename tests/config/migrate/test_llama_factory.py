@@ -223,6 +223,14 @@ def test_the_table_names_options():
     assert all(map(is_option, SAME.values()))
 
 
+@pytest.mark.parametrize(("line", "start"), [("", "pissa_niter_16"), ("pissa_iter: 4\n", "pissa_niter_4"),
+                                             ("pissa_iter: -1\n", "pissa")])  # fmt: skip
+def test_pissa(tmp_path, line, start):
+    config, done = converted(tmp_path, LLAMA_FACTORY + "pissa_init: true\npissa_convert: true\n" + line)
+    assert config.lora.init_lora_weights == start
+    assert not [key for key in done.unmatched if "pissa" in key]
+
+
 def test_lora_plus(tmp_path):
     config, done = converted(tmp_path, LLAMA_FACTORY + "loraplus_lr_ratio: 16\n")
     assert config.training.loraplus_lr_ratio == 16

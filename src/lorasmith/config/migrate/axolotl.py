@@ -34,6 +34,7 @@ SAME = {
     "micro_batch_size": "training.batch_size",
     "num_epochs": "training.epochs",
     "output_dir": "output",
+    "peft_init_lora_weights": "lora.init_lora_weights",
     "peft_layers_to_transform": "lora.layers_to_transform",
     "peft_use_dora": "lora.use_dora",
     "peft_use_rslora": "lora.use_rslora",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from lorasmith.config.files import read_text
+from lorasmith.config.lora import is_start
 from lorasmith.config.migrate import trainer
 from lorasmith.config.migrate.datasets import Datasets, base_model, local_or_hub
 from lorasmith.config.migrate.migration import Migration, words
@@ -152,8 +153,8 @@ def _modules(migration: Migration) -> None:
     elif names:
         migration.put("lora.target_modules", names, "target_modules")
     start = migration.take("init_weights")
-    if start == "gaussian":
-        migration.put("lora.init_lora_weights", "gaussian", "init_weights")
+    if is_start(start):
+        migration.put("lora.init_lora_weights", start, "init_weights")
     elif start in (True, "true"):
         migration.ignore("default", ["init_weights"])
     elif start is not None:
