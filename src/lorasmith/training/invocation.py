@@ -21,7 +21,7 @@ def check_invocation(examples: Sequence[Example], config: LoraConfig, report: Re
             _(
                 "lora.alora_invocation_tokens: no example has the tokens {tokens} before what is trained on, so "
                 "there is nothing to learn. Give the ids of a sequence that each prompt ends with, such as the "
-                "beginning of the answer in the chat template; lorasmith check shows the tokens of an example.",
+                "beginning of the answer in the chat template: tokenizer.encode(text, add_special_tokens=False).",
                 tokens=list(config.alora_invocation_tokens),
             )
         )
