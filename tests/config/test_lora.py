@@ -10,8 +10,9 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import ConfigError
 from lorasmith.lora.inject import inject
 from lorasmith.lora.merge import merged_weights
+from lorasmith.model.forward import row_of
 from lorasmith.model.head import loss_sum
-from tests.support.families import examples, one_row, stir, tiny_base
+from tests.support.families import examples, stir, tiny_base
 
 CASES: dict[str, dict[str, Any]] = {
     "r": {"r": 3},
@@ -29,20 +30,24 @@ CASES: dict[str, dict[str, Any]] = {
     "use_rslora": {"use_rslora": True},
     "use_dora": {"use_dora": True},
     "init_lora_weights": {"init_lora_weights": "gaussian"},
+    "lora_bias": {"lora_bias": True},
+    "alora_invocation_tokens": {"alora_invocation_tokens": tuple(examples()[3].ids[4:6])},
 }
 
 
 def outcome(**options: Any) -> dict[str, str]:
     """What an adapter with these options is at its start, and what a step then does to it."""
     base = tiny_base("opt")
-    adapter = inject(base.model, LoraConfig(**options), base.router)
+    adapter = base.adapters["default"] = inject(base.model, LoraConfig(**options), base.router)
     found = {f"start {key}": p.detach().clone() for key, p in adapter.parameters.items()}
     stir(adapter)
     torch.manual_seed(0)
-    loss = loss_sum(base, one_row(examples()))
+    loss = loss_sum(base, row_of(base, examples(), sum(one.weight for one in examples()), "default"))
     loss.backward()
     found |= {f"gradient {key}": p.grad for key, p in adapter.parameters.items() if p.grad is not None}
-    found |= {"loss": loss.detach()} | {f"merged {key}": W for key, W in merged_weights(base.model, adapter).items()}
+    found |= {"loss": loss.detach()}
+    if "alora_invocation_tokens" not in options:  # which cannot be merged
+        found |= {f"merged {key}": W for key, W in merged_weights(base.model, adapter).items()}
     return {key: hashlib.sha256(t.detach().contiguous().numpy().tobytes()).hexdigest() for key, t in found.items()}
 
 
@@ -80,7 +85,11 @@ PATTERN_BOUNDS = "the values of rank_pattern and alpha_pattern must be greater t
         ({"lora_dropout": 1}, "less than 1"),
         ({"last_layers": 1, "layers_to_transform": (0,)}, "last_layers and layers_to_transform both select layers"),
         ({"bias": "some"}, "'none', 'all' or 'lora_only'"),
-        ({"init_lora_weights": "pissa"}, "'default' or 'gaussian'"),
+        ({"init_lora_weights": "pisa"}, "unknown initialization 'pisa': choose from .*Did you mean 'pissa'"),
+        ({"init_lora_weights": "pissa_niter_0"}, "unknown initialization 'pissa_niter_0'"),
+        ({"init_lora_weights": "loftq"}, "lorasmith does not have 'loftq'; use 'pissa', 'eva' or 'default'"),
+        ({"init_lora_weights": 1}, "init_lora_weights: invalid value 1: must be text"),
+        ({"alora_invocation_tokens": ()}, "alora_invocation_tokens"),
         ({"target_moduls": "q_proj"}, "target_moduls: unknown key. Did you mean 'target_modules'?"),
         ({"target_modules": ()}, "no module would be adapted"),
         ({"target_modules": "", "modules_to_save": ("lm_head",)}, "no module would be adapted"),
@@ -95,6 +104,11 @@ PATTERN_BOUNDS = "the values of rank_pattern and alpha_pattern must be greater t
 def test_wrong_options_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         LoraConfig(**options)
+
+
+@pytest.mark.parametrize(("given", "kept"), [(True, "default"), (False, "random"), ("true", "default")])
+def test_pefts_truth_values_of_the_initialization(given: Any, kept: str) -> None:
+    assert LoraConfig(init_lora_weights=given).init_lora_weights == kept
 
 
 def test_the_scaling_of_the_papers() -> None:

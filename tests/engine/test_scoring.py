@@ -52,7 +52,7 @@ def test_heads_of_other_families(family: str) -> None:
 
 def test_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorasmith.engine.scoring.BATCH_TOKENS", 20)
-    monkeypatch.setattr("lorasmith.engine.scoring.CHUNK", 4)
+    monkeypatch.setattr("lorasmith.model.head.CHUNK", 4)
     check_all(base_of("llama", adapters=2))
 
 

@@ -15,9 +15,8 @@ from tests.support.llama_adapter import configure, problems
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"use_bdlora": True}, "use_bdlora"),
-        ({"lora_bias": True, "use_qalora": True}, "lora_bias, use_qalora"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
+        ({"arrow_config": {"a": 1}, "use_qalora": True}, "arrow_config, use_qalora"),
+        ({"megatron_config": {"tensor_model_parallel_size": 2}}, "megatron_config"),
         ({"some_option_of_2030": {"a": 1}}, "some_option_of_2030"),
     ],
 )
@@ -25,6 +24,26 @@ def test_an_option_that_is_not_understood_is_refused_by_name(folder: Path, optio
     configure(folder, **options)
     (problem,) = problems(folder)
     assert problem.endswith(f"unsupported PEFT options: {named}. Ignoring them would change the model's answers.")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_bdlora": {"match_strict": True}},
+        {"layer_replication": [[0, 2], [1, 3]]},
+        {"kasa_config": {"beta": 1e-4}},
+        {"monteclora_config": {"a": 1}},
+        {"ensure_weight_tying": True, "target_modules": ["embed_tokens"]},
+        {"ensure_weight_tying": True, "target_modules": ".*"},
+        {"ensure_weight_tying": True, "modules_to_save": ["lm_head"]},
+    ],
+)
+def test_an_option_with_which_peft_can_merge_says_so(folder: Path, options: dict[str, Any]) -> None:
+    configure(folder, **options)
+    (problem,) = problems(folder)
+    key = next(iter(options))
+    assert f"unsupported PEFT options: {key}. Ignoring them would change the model's answers. Merge the" in problem
+    assert "with PEFT (merge_and_unload), and use the result with --model." in problem
 
 
 @pytest.mark.parametrize(
@@ -50,21 +69,13 @@ def test_what_is_no_adapter_of_ours_is_said(tmp_path: Path, content: dict[str, A
     assert str(caught.value) == f"{tmp_path / ADAPTER_CONFIG}: {says}"
 
 
-def test_an_adapter_of_tensors_is_refused_by_their_names(folder: Path) -> None:
-    configure(folder, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
-    (problem,) = problems(folder)
-    assert "target_parameters adapts mlp.experts.gate_up_proj, mlp.experts.down_proj, which are not linear" in problem
-    configure(folder, target_parameters=3)
-    assert "target_parameters adapts 3, which" in problems(folder)[0]
-    configure(folder, target_parameters=[])
-    assert AdapterFolder.read(folder).config.r == 4
-
-
 @pytest.mark.parametrize(
     "options",
     [
         {"use_bdlora": False, "megatron_config": None, "loftq_config": {}, "some_option_of_2030": None},
         {"init_lora_weights": "orthogonal"},
+        {"ensure_weight_tying": True},
+        {"velora_config": {"num_groups": 2}, "loftq_config": {"loftq_bits": 4}, "corda_config": {"a": 1}},
         {"init_lora_weights": False},
         {"layers_to_transform": 1, "target_modules": "q_proj"},
     ],

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.errors import AdapterError
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG
-from lorasmith.lora.files import ADAPTER_WEIGHTS, conversion_of, has_effect, mismatches, save_adapter
+from lorasmith.lora.files import ADAPTER_WEIGHTS, conversion_of, mismatches, save_adapter
 from lorasmith.lora.fused.held import held_weights
+from lorasmith.lora.saved_values import has_effect
 from tests.support.families import adapted, logits_of, tiny, tiny_base
 from tests.support.llama_adapter import KEY, change, configure, problems
 

@@ -62,3 +62,32 @@ def test_without_a_generator_pefts_numbers_are_drawn(kind: Any) -> None:
         layer.add("a", 4, 1.0, 0.0, torch.device("cpu"))
         initialize(layer, "a", LoraConfig(init_lora_weights=kind), None)
         assert torch.equal(layer.lora_A["a"].weight, wanted)
+
+
+def started(kind: Any, r: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    module = LoRALayer(nn.Linear(400, 300), 400, 300, Router())
+    module.add("a", r, 1.0, 0.0, torch.device("cpu"))
+    initialize(module, "a", LoraConfig(init_lora_weights=kind), torch.Generator().manual_seed(0))
+    A, B = module.updates["a"].own_matrices
+    return A.detach(), B.detach()
+
+
+def test_orthogonal_matrices_have_no_product_and_pefts_size() -> None:
+    A, B = started("orthogonal")
+    assert A.abs().min() > 0
+    assert float((B @ A).abs().max()) < 1e-6
+    layer = peft.tuners.lora.Linear(nn.Linear(400, 300), "a", peft.LoraConfig(init_lora_weights="orthogonal"), r=8,
+                                    lora_alpha=8)  # fmt: skip
+    theirs = layer.lora_A["a"].weight, layer.lora_B["a"].weight
+    for ours, other in zip((A, B), theirs, strict=True):
+        assert float(ours.std()) == pytest.approx(float(other.detach().std()), rel=0.2)
+
+
+def test_false_is_random_in_both_as_in_peft() -> None:
+    A, B = started(False)
+    assert float(A.abs().max()) <= 1 / 400**0.5
+    assert 0.9 / 8**0.5 < float(B.abs().max()) <= 1 / 8**0.5
+
+
+def test_true_is_the_default() -> None:
+    assert all(torch.equal(*pair) for pair in zip(started(True), started("default"), strict=True))

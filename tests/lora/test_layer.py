@@ -13,6 +13,8 @@ from transformers.pytorch_utils import Conv1D
 from lorasmith.errors import AdapterError
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, LowRank, SavedModule, master_dtype, plain_low_rank
 from lorasmith.lora.router import Router
+from lorasmith.lora.update import Update
+from lorasmith.lora.variant import VARIANTS
 from tests.support.families import distance
 
 I, O, T = 5, 7, 11
@@ -215,6 +217,23 @@ def test_layer_compiles_in_one_piece(kind: Callable[[], nn.Module]) -> None:
     wanted = [x, *(p for p in module.parameters() if p.requires_grad)]
     gradients = torch.autograd.grad(ours.pow(2).sum(), wanted), torch.autograd.grad(plain.pow(2).sum(), wanted)
     assert all(distance(a, b) < 1e-13 for a, b in zip(*gradients, strict=True))
+
+
+class Squashed(Update):
+    """An invented variant; test_variant.py has more of them."""
+
+    def forward(self, x_TI: torch.Tensor, y_TO: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(super().forward(x_TI, y_TO))
+
+
+def test_a_compiled_layer_computes_an_invented_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VARIANTS, "use_squash", Squashed)
+    module, x = layer(), torch.randn(1, T, I, dtype=torch.float64)
+    plain = module(x)
+    module.updates["a"] = Squashed(module, "a", module.updates["a"].scaling)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    assert distance(compiled(x), torch.tanh(plain)) < 1e-14
+    assert distance(compiled(x), module(x)) < 1e-14
 
 
 # --- embedding, whole modules, start ----------------------------------------------------------------------------------

@@ -159,6 +159,19 @@ def test_a_bfloat16_base_gives_pefts_logits_within_rounding(family: str, tmp_pat
     assert distance(ours, truth) < 3 * distance(pefts, truth)
 
 
+def test_velora_is_plain_lora_once_it_is_trained(tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], velora_config=peft.tuners.lora.config.VeloraConfig())
+    theirs = peft.get_peft_model(tiny("llama"), config)
+    for p in theirs.parameters():
+        if p.requires_grad:
+            p.data += 0.1
+    theirs.save_pretrained(tmp_path)
+    base = tiny_base("llama")
+    AdapterFolder.read(tmp_path).load_into(base, "default")
+    assert distance(logits_of(base), logits_of(theirs.eval())) < LIMIT
+    assert AdapterFolder.read_header(tmp_path).shapes == AdapterFolder.read(tmp_path).shapes
+
+
 def test_the_config_is_one_that_peft_writes_too(tmp_path: Path) -> None:
     base, adapter = adapted("llama", lora_alpha=6, target_modules=("q_proj",), modules_to_save=("lm_head",))
     save_adapter(adapter, base.model, tmp_path / "ours", "the/base")

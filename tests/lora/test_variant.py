@@ -23,14 +23,21 @@ from lorasmith.engine.request import Request
 from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG
-from lorasmith.lora.files import has_effect, read_weights, save_adapter
+from lorasmith.lora.alora import ALoRA
+from lorasmith.lora.dora import DoRA
+from lorasmith.lora.files import read_weights, save_adapter
+from lorasmith.lora.fused.held import held_weights
 from lorasmith.lora.inject import Adapter, inject, remove
 from lorasmith.lora.layer import LoRALayer
+from lorasmith.lora.lora_bias import LoraBias
 from lorasmith.lora.merge import merged_weights
 from lorasmith.lora.router import Slice
+from lorasmith.lora.saved_values import has_effect
+from lorasmith.lora.start_values import FromStart
 from lorasmith.lora.update import Update
 from lorasmith.lora.variant import VARIANTS
 from lorasmith.model.base import Base
+from lorasmith.model.fast.decoder import adapter_weights
 from lorasmith.model.fast.recognize import recognize_modules
 from lorasmith.model.forward import hidden
 from lorasmith.model.head import loss_sum
@@ -294,6 +301,31 @@ class Letters:
 
     def get_added_vocab(self) -> dict[str, int]:
         return {}
+
+
+def test_a_variant_is_not_held_outside_the_model() -> None:
+    """Where it would be served as plain LoRA from the adapter bank."""
+    base, adapter = base_with("llama", use_squash=True)
+    tensors = {key: p.detach() for key, p in adapter.parameters.items()}
+    plain = tiny_base("llama")
+    paths = adapter.targets.adapted
+    assert held_weights(plain.model, adapter.config, tensors, Path(), paths, 0) is None
+    assert held_weights(plain.model, LoraConfig(r=3), tensors, Path(), paths, 0) is not None
+    assert not adapter_weights(base, adapter).read(), "nor are its matrices given to the bank from the model"
+
+
+class LowRankHeir(FromStart):
+    """A subclass of an update that is low rank, which does not say that it is."""
+
+
+def test_being_low_rank_is_not_inherited() -> None:
+    base, _adapter = base_with("llama")
+    layer = base.model.model.layers[0].mlp.up_proj
+    for kind, is_low_rank in ((Update, True), (FromStart, True), (ALoRA, True), (LoraBias, False), (DoRA, False),
+                              (LowRankHeir, False), (Gained, False)):  # fmt: skip
+        layer.updates["default"] = kind(layer, "default", 1.0)
+        assert layer.is_low_rank == is_low_rank, kind
+        assert (layer.fusable("default") is not None) == is_low_rank, kind
 
 
 # --- merging and files ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.serving import ServeConfig
 from lorasmith.data.template.encoding import Template
-from lorasmith.engine.engine import Engine
+from lorasmith.engine.engine import Engine, replies
 from lorasmith.engine.request import Request
 from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.errors import AdapterError
@@ -24,7 +24,7 @@ from lorasmith.model.base import Base
 from lorasmith.report import Report
 from lorasmith.serve import registry
 from lorasmith.serve.discovery import describe, discover
-from lorasmith.serve.registry import attach, detach
+from lorasmith.serve.registry import attach, detach, load_version
 from lorasmith.serve.startup import open_manager
 from tests.support import tiny
 from tests.support.experts import moe_folder
@@ -42,7 +42,7 @@ def offer_folder(base: Base, name: str, folder: Path) -> None:
 
 
 def test_lora_and_a_module_trained_whole_beside_it_exclude_each_other(tmp_path: Path) -> None:
-    """Whichever is first; the other is refused, and the base is as it was."""
+    """Whichever is first; the other is refused, and the base is as it was. Two modules with one input do not."""
     base = base_of()
     configs = {
         "lora": LoraConfig(r=2, target_modules=("v_proj",)),
@@ -59,10 +59,16 @@ def test_lora_and_a_module_trained_whole_beside_it_exclude_each_other(tmp_path: 
     assert base.fast_decoder.bank is not None
     paths = base.fast_decoder.bank.paths
     offer_folder(base, "lora", tmp_path / "lora")
-    for name in ("whole", "beside"):
-        with pytest.raises(AdapterError, match="v_proj: another adapter has LoRA on this module"):
-            offer_folder(base, name, tmp_path / name)
-        assert (list(base.adapters), base.fast_decoder.bank.paths) == ([], paths)
+    with pytest.raises(AdapterError, match="v_proj: another adapter has LoRA on this module"):
+        offer_folder(base, "whole", tmp_path / "whole")
+    assert (list(base.adapters), base.fast_decoder.bank.paths) == ([], paths)
+    asked = [7, 11, 13, 17, 19]
+    alone = scored(base, "lora", asked)
+    offer_folder(base, "beside", tmp_path / "beside")
+    assert scored(base, "lora", asked) == pytest.approx(alone, abs=1e-4)
+    assert scored(base, "beside", asked) != pytest.approx(alone, abs=1e-2)
+    detach(base, "beside")
+    assert base.fast_decoder.bank.paths == paths
     detach(base, "lora")
     offer_folder(base, "whole", tmp_path / "whole")
     with pytest.raises(AdapterError, match="v_proj: another adapter trains this module in full"):
@@ -88,29 +94,63 @@ def test_an_adapter_that_changes_biases_of_the_base_is_refused(tmp_path: Path) -
     assert all(torch.equal(now[name], p) for name, p in before.items())
 
 
-def test_a_variant_of_lora_is_served_by_its_own_layers(tmp_path: Path) -> None:
-    """Loaded first, a plain adapter on the same layers joins it there; loaded later, it is refused by name."""
-    configs = {"dora": LoraConfig(r=2, use_dora=True), "lora": LoraConfig(r=3, target_modules=("v_proj", "up_proj"))}
+@pytest.mark.parametrize("order", [("lora", "dora"), ("dora", "lora")])
+def test_a_variant_of_lora_is_served_by_its_own_layers(tmp_path: Path, order: tuple[str, str]) -> None:
+    """A plain adapter on the same layers joins it there, whichever comes first, and stays when the variant goes."""
+    configs = {
+        "dora": LoraConfig(r=2, use_dora=True),
+        "lora": LoraConfig(
+            r=3, target_modules=("v_proj", "up_proj"), use_rslora=True, rank_pattern={"layers.0.mlp.up_proj": 1}
+        ),
+    }
     asked, alone = [7, 11, 13, 17, 19], {}
     for name, config in configs.items():
         own = base_of()
         own.adapters[name] = inject(own.model, config, own.router, name)
         stir(own.adapters[name])
         write_adapter(own, name, Template.of(own.tokenizer), tmp_path / name, {"data": []})
-        (alone[name],) = prompt_logprobs(own, [Request(asked, SamplingConfig(), name, ())])
+        (scores,) = prompt_logprobs(own, [Request(asked, SamplingConfig(), name, ())])
+        alone[name] = [one.logprob for one in scores if one]
     base = base_of()
-    Engine(base, prepack=True)
-    offer_folder(base, "lora", tmp_path / "lora")
-    with pytest.raises(AdapterError, match="an adapter with use_dora cannot share this layer"):
-        offer_folder(base, "dora", tmp_path / "dora")
-    detach(base, "lora")
-    offer_folder(base, "dora", tmp_path / "dora")
-    offer_folder(base, "lora", tmp_path / "lora")
-    assert list(base.adapters) == ["dora", "lora"]
+    engine = Engine(base, prepack=True)
+    plain = [reply.ids for reply in replies(engine, [Request(asked, SamplingConfig(max_new_tokens=3), None, ())])]
+    for name in order:
+        offer_folder(base, name, tmp_path / name)
+        assert base.router.active is None
+    assert sorted(base.adapters) == ["dora", "lora"]
+    assert not base.fast_decoder.held
     for name in configs:
-        (found,) = prompt_logprobs(base, [Request(asked, SamplingConfig(), name, ())])
-        wanted = [one.logprob for one in alone[name] if one]
-        assert [one.logprob for one in found if one] == pytest.approx(wanted, abs=1e-4)
+        assert scored(base, name, asked) == pytest.approx(alone[name], abs=1e-4)
+    together = [Request(asked, SamplingConfig(max_new_tokens=3), name, ()) for name in (*configs, None)]
+    mixed = [reply.ids for reply in replies(engine, together)]
+    assert mixed == [replies(engine, [one])[0].ids for one in together]
+    assert mixed[-1] == plain[0]
+    detach(base, "dora")
+    assert scored(base, "lora", asked) == pytest.approx(alone["lora"], abs=1e-4)
+    assert base.fast_decoder.bank.paths
+
+
+def test_an_alora_is_served_from_its_sequence_on(tmp_path: Path) -> None:
+    call, own = (7, 8), base_of()
+    config = LoraConfig(r=2, alora_invocation_tokens=call)
+    own.adapters["alora"] = inject(own.model, config, own.router, "alora")
+    stir(own.adapters["alora"])
+    write_adapter(own, "alora", Template.of(own.tokenizer), tmp_path / "alora", {"data": []})
+    base = base_of()
+    engine = Engine(base, prepack=True)
+    discovered = describe("alora", tmp_path / "alora")
+    whole = discovered.whole()
+    version = load_version(base, whole, whole.adapter.tensors_in(base.dtype))
+    assert version.effect > 0
+    asked = [11, 13, *call, 17, 19]
+    assert scored(base, version.adapter, asked) == pytest.approx(scored(own, "alora", asked), abs=1e-4)
+    requests = [Request(asked, SamplingConfig(max_new_tokens=4), name, ()) for name in (version.adapter, None)]
+    assert replies(engine, requests)[0].ids == replies(engine, requests[:1])[0].ids
+
+
+def scored(base: Base, name: str, asked: list[int]) -> list[float]:
+    (found,) = prompt_logprobs(base, [Request(asked, SamplingConfig(), name, ())])
+    return [one.logprob for one in found if one]
 
 
 def moe_base_of(folder: Path) -> Base:

@@ -91,6 +91,13 @@ def test_nothing_that_vllm_could_serve(runs: Path, tmp_path: Path, refused):
     assert refusals == ["vLLM cannot serve loud: use_dora is set", "no adapters are left that vLLM can serve."]
 
 
+def test_vllm_is_given_no_adapter_of_a_changed_base(own_runs: Path):
+    path = own_runs / "loud" / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": "pissa"}))
+    _command, problems = vllm_command(discover([own_runs]), "base", Report())
+    assert [text for text in problems if "init_lora_weights is 'pissa', which belongs to a changed base model" in text]
+
+
 def test_vllm_is_given_no_variant_of_lora_whatever_comes_into_the_table(own_runs: Path, monkeypatch):
     monkeypatch.setitem(VARIANTS, "use_gain", VARIANTS["use_dora"])
     path = own_runs / "loud" / "adapter" / "adapter_config.json"

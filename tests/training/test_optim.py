@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -19,9 +20,9 @@ from lorasmith.data.dataset.prepare import prepare
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import TrainingError
 from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
-from lorasmith.lora.files import has_effect
 from lorasmith.lora.inject import inject
 from lorasmith.lora.router import Router
+from lorasmith.lora.saved_values import has_effect
 from lorasmith.model.row import Example
 from lorasmith.training.optim import learning_rate, warmup_steps
 from lorasmith.training.run_files import read_summary
@@ -76,10 +77,13 @@ def test_a_linear_schedule_ends_at_the_lowest_rate():
 
 
 @pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("more", [{}, {"loraplus_lr_ratio": 4.0}], ids=["lora", "lora+"])
 @pytest.mark.parametrize("family", ["llama", "bloom"])
-def test_fifty_steps_equal_peft_and_adamw_in_plain_torch(tmp_path, family):
+def test_fifty_steps_equal_peft_and_adamw_in_plain_torch(tmp_path, family, more):
+    """With LoRA+, PEFT's own `create_loraplus_optimizer` makes the optimizer."""
     options = {"max_steps": STEPS, "dtype": "float64", "schedule": "cosine", "warmup": 5, "weight_decay": 0.05,
                "beta2": 0.99, "clip": 0.3, "learning_rate": 5e-3, "r": 4, "lora_alpha": 8, "held_out": 0}  # fmt: skip
+    options |= more
     run = tmp_path / "run"
     trained(run, model=str(model_folder(family)), **options)
     theirs, tensors = peft_run(family, tmp_path, options)
@@ -104,9 +108,15 @@ def peft_run(family: str, folder: Path, options: dict) -> tuple[list[float], dic
             named[key].copy_(p)
     batches = batches_of(family, folder, options)
     trainable = [p for p in wrapped.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trainable, lr=options["learning_rate"], betas=(0.9, options["beta2"]), weight_decay=options["weight_decay"]
-    )
+    given = {"lr": options["learning_rate"], "betas": (0.9, options["beta2"])}
+    optimizer: torch.optim.Optimizer
+    if "loraplus_lr_ratio" in options:
+        optimizer = create_loraplus_optimizer(
+            wrapped, torch.optim.AdamW, loraplus_lr_ratio=options["loraplus_lr_ratio"],
+            loraplus_weight_decay=options["weight_decay"], **given,
+        )  # fmt: skip
+    else:
+        optimizer = torch.optim.AdamW(trainable, **given, weight_decay=options["weight_decay"])
     rates = scheduler(options["schedule"], optimizer, options["warmup"], STEPS)
     out = []
     for batch in batches:

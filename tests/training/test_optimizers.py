@@ -10,7 +10,7 @@ from transformers.optimization import Adafactor
 from lorasmith.config.training import TrainingConfig
 from lorasmith.errors import ConfigError, MissingExtraError
 from lorasmith.training.optim import FlatParameters
-from lorasmith.training.optimizers import Optimizer, make_optimizer
+from lorasmith.training.optimizers import Optimizer, in_groups, make_optimizer
 from tests.support.tiny import Crash, adapter_bytes, crash_at, metrics, trained
 
 NAMES = ("adamw", "adafactor", "lion", "muon")
@@ -149,6 +149,44 @@ def test_every_optimizer_learns(tmp_path, name):
     rate = 4e-3 if name == "lion" else 1e-2
     summary = trained(tmp_path / "run", optimizer=name, learning_rate=rate, max_steps=12)
     assert summary.loss_after < summary.loss_before - 0.3
+
+
+# --- LoRA+
+
+RATIO = 8.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lora_plus_moves_b_and_vectors_by_the_ratio(name):
+    """One step of each optimizer without weight decay is proportional to the learning rate."""
+    moved = []
+    for ratio in (1.0, RATIO):
+        config = TrainingConfig(optimizer=name, loraplus_lr_ratio=ratio)
+        named = in_groups({key: nn.Parameter(value) for key, value in tensors(0).items()}, config)
+        parameters = FlatParameters(named)
+        optimizer = make_optimizer(parameters, config)
+        for key, p in named.items():
+            p.grad.copy_(tensors(1)[key])
+        optimizer.lr = 0.01
+        assert optimizer.lr == 0.01, "the learning rate that is reported is that of A"
+        optimizer.step(torch.tensor(True))
+        moved.append({key: p.detach() - tensors(0)[key] for key, p in named.items()})
+    for key, plain in moved[0].items():
+        factor = RATIO if ".lora_B." in key or plain.dim() == 1 else 1
+        torch.testing.assert_close(moved[1][key], factor * plain, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_with_lora_plus_is_another_one_and_resumes_bit_for_bit(tmp_path, name):
+    changes = {"optimizer": name, "use_dora": True, "save_every": 1, "loraplus_lr_ratio": RATIO}
+    trained(tmp_path / "whole", **changes)
+    trained(tmp_path / "plain", **changes | {"loraplus_lr_ratio": 1.0})
+    assert metrics(tmp_path / "plain") != metrics(tmp_path / "whole")
+    with pytest.raises(Crash):
+        trained(tmp_path / "run", crash_at(3), **changes)
+    trained(tmp_path / "run", resume=True, **changes)
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "whole")
 
 
 # --- AdamW in 8 bits

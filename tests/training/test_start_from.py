@@ -17,6 +17,7 @@ from lorasmith.errors import AdapterError, ConfigError, RunError
 from lorasmith.preflight.check import check
 from lorasmith.training.run_files import read_summary
 from tests.support.checks import config
+from tests.support.families import distance, logits_of
 from tests.support.peft_folder import SHOUTED, foreign
 from tests.support.tiny import Crash, Watch, adapter_bytes, crash_at, metrics, model_folder, rows_file, trained
 
@@ -49,6 +50,30 @@ def test_a_training_starts_where_the_adapter_is(first, tmp_path):
         0.1,
         ["q_proj", "v_proj"],
     )
+
+
+def test_an_unconverted_pissa_of_peft_goes_on_as_plain_lora(tmp_path):
+    """Of twice the rank, for the unchanged base model; and the run resumes bit for bit."""
+    folder = tmp_path / "pissa"
+    options = {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": "pissa"}
+    theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(model_folder()), peft.LoraConfig(**options))
+    with torch.no_grad():
+        for p in theirs.parameters():
+            if p.requires_grad:
+                p += 0.05
+    theirs.save_pretrained(folder)
+    changes = {"start_from": str(folder), "save_every": 1, "max_steps": 3, "template": "model"}
+    trained(tmp_path / "whole", **changes)
+    with pytest.raises(Crash):
+        trained(tmp_path / "run", crash_at(2), **changes)
+    trained(tmp_path / "run", resume=True, **changes)
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "whole")
+    assert {len(p) for key, p in weights(tmp_path / "run" / "adapter").items() if "lora_A" in key} == {4}
+    trained(tmp_path / "still", **changes | {"learning_rate": 1e-12})
+    plain = AutoModelForCausalLM.from_pretrained(model_folder())
+    ours = peft.PeftModel.from_pretrained(plain, tmp_path / "still" / "adapter")
+    ids = torch.arange(3, 30)[None]
+    assert distance(logits_of(ours, ids), logits_of(theirs, ids)) < 1e-5
 
 
 def test_its_loss_goes_on_from_that_of_the_adapter(first, tmp_path):

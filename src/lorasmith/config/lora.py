@@ -13,18 +13,25 @@ from pydantic import (
     model_validator,
 )
 
-from lorasmith.config.values import COLLECT_PROBLEMS, Typed, validation_messages
+from lorasmith.config.values import COLLECT_PROBLEMS, Typed, did_you_mean, validation_messages
 from lorasmith.errors import ConfigError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 
 MAX_RANK = 1_000_000  # wider than the layers of any model; `inject` checks against those of the base model
 MAX_ALPHA = 1_000_000
+STARTS = ("default", "gaussian", "orthogonal", "pissa", "olora", "mica", "eva", "random")  # of init_lora_weights
+OTHER_STARTS = ("loftq", "corda", "lora_ga")  # those of PEFT that change the base model and need a step of their own
 _SIGNS = re.compile(r"[*+?^$()\[\]{}|\\]")  # occur in regular expressions but not in module names
 
 
 def is_name(pattern: str) -> bool:
     """Whether `pattern` is a module name, matched at the end of a path, rather than a regular expression."""
     return not _SIGNS.search(pattern)
+
+
+def is_start(value: object) -> bool:
+    """Whether `value` is the name of an initialization."""
+    return value in STARTS or (isinstance(value, str) and bool(re.fullmatch(r"pissa_niter_[1-9]\d?", value)))
 
 
 class LoraConfig(Typed):
@@ -108,10 +115,28 @@ class LoraConfig(Typed):
             )
         ),
     ] = False
-    init_lora_weights: Annotated[
-        Literal["default", "gaussian"],
+    lora_bias: Annotated[
+        bool, Field(description=_("Give B a trained bias of its own; PEFT and lorasmith can load it, vLLM cannot"))
+    ] = False
+    alora_invocation_tokens: Annotated[
+        tuple[int, ...] | None,
         Field(
-            description=_("Initialization of A (B starts at zero): default is Kaiming uniform, gaussian is N(0, 1/r)")
+            min_length=1,
+            description=_(
+                "aLoRA (arXiv:2504.12397): token ids from whose last occurrence in a text on the adapter is active; "
+                "before it, the base model's keys and values are used"
+            ),
+        ),
+    ] = None
+    init_lora_weights: Annotated[
+        str,
+        Field(
+            description=_(
+                "Initialization of A and B. B starts at zero with default (A Kaiming uniform), gaussian (A from "
+                "N(0, 1/r)) and eva (arXiv:2410.07170: A from the inputs of the first training examples). orthogonal, "
+                "pissa (arXiv:2404.02948), pissa_niter_N (its fast approximation), olora (arXiv:2406.01775) and mica "
+                "(arXiv:2604.01694, B frozen) start both otherwise"
+            )
         ),
     ] = "default"
 
@@ -136,6 +161,22 @@ class LoraConfig(Typed):
                     )
                 )
         return value
+
+    @field_validator("init_lora_weights", mode="before")
+    @classmethod
+    def _start(cls, value: Any) -> Any:
+        """PEFT's True is the default here, and its False, with which B is random too, is 'random'."""
+        if isinstance(value, bool) or value in ("true", "false"):
+            return "default" if value in (True, "true") else "random"
+        if not isinstance(value, str) or is_start(value):
+            return value
+        if value in OTHER_STARTS:
+            raise ValueError(_("lorasmith does not have {name!r}; use 'pissa', 'eva' or 'default'", name=value))
+        known = listed([*STARTS, "pissa_niter_N"])
+        raise ValueError(
+            _("unknown initialization {name!r}: choose from {known}", name=value, known=known)
+            + did_you_mean(value, STARTS)
+        )
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
@@ -167,9 +208,14 @@ class LoraConfig(Typed):
             )
         if self.last_layers is not None and self.layers_to_transform is not None:
             raise ValueError(_("last_layers and layers_to_transform both select layers; give only one of them"))
-        if (
-            not self.target_modules and not self.target_parameters
-        ):  # PEFT cannot load an adapter with modules_to_save only
+        if self.alora_invocation_tokens is not None and (self.modules_to_save or self.bias != "none"):
+            raise ValueError(
+                _(
+                    "alora_invocation_tokens: modules_to_save and bias change tokens before the invocation sequence "
+                    "too, so an aLoRA cannot have them; remove them"
+                )
+            )
+        if not self.target_modules and not self.target_parameters:  # PEFT needs either besides modules_to_save
             raise ValueError(_("no module would be adapted: name modules in target_modules, or use all-linear"))
         return self
 

@@ -80,6 +80,18 @@ class TrainingConfig(Typed):
     beta1: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("beta1 of AdamW and Lion"))] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, description=_("beta2 of AdamW and Lion"))] = 0.999
     eps: Annotated[float, Field(gt=0, le=MAX_NUMBER, allow_inf_nan=False, description=_("AdamW epsilon"))] = 1e-8
+    loraplus_lr_ratio: Annotated[
+        float,
+        Field(
+            ge=1,
+            le=MAX_NUMBER,
+            allow_inf_nan=False,
+            description=_(
+                "LoRA+ (arXiv:2402.12354): learning rate of B as a multiple of learning_rate, which is then that of A; "
+                "1 is plain LoRA, and 16 what the paper suggests"
+            ),
+        ),
+    ] = 1.0
     weight_decay: Annotated[
         float, Field(ge=0, le=MAX_NUMBER, allow_inf_nan=False, description=_("Decoupled weight decay"))
     ] = 0.0

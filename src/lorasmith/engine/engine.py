@@ -19,6 +19,7 @@ from lorasmith.engine.sampling.next_token import next_tokens
 from lorasmith.engine.self_test import decoder_of, padded_layout
 from lorasmith.errors import AdapterError, DataError
 from lorasmith.i18n import _
+from lorasmith.lora.alora import first_active
 from lorasmith.model.base import Base
 from lorasmith.model.vocabulary import refuse_surplus
 from lorasmith.system.memory import convert_memory_errors
@@ -193,7 +194,14 @@ class Engine:
             limit=min(len(request.ids) + settings.max_new_tokens, limit),
             stop_ids=frozenset((*request.stop_ids, *(special[stop] for stop in settings.stop if stop in special))),
             detokenizer=Detokenizer(tokenizer, settings.stop),
+            active_from=self._active_from(request),
         )
+
+    def _active_from(self, request: Request) -> int:
+        """The position from which on the adapter is active, in the prompt or after it."""
+        if request.adapter not in self.base.router.partial:
+            return 0
+        return first_active(request.ids, self.base.adapters[request.adapter].config)
 
 
 def generate(engine: Engine, requests: Iterable[Request]) -> Iterator[Event]:

@@ -14,6 +14,7 @@ from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
 from lorasmith.model.head import logits
 from lorasmith.model.probe import native_attention
+from lorasmith.model.row import slices_of
 
 
 class Padded:
@@ -113,10 +114,18 @@ class Padded:
         return logits(self.base, out.last_hidden_state[:, -1])
 
     def _slices(self, tokens: int) -> list[Slice]:
-        """The adapter of each row, for `tokens` tokens per row."""
+        """The adapter of each row, for the last `tokens` tokens of each row."""
+        if any(run.active_from for run in self._batch):
+            return list(slices_of([one for run in self._batch for one in _adapters(run, tokens)]))
         slices, first = [], 0
         for adapter, group in groupby(self._batch, key=lambda run: run.request.adapter):
             last = first + len(list(group))
             slices.append(Slice(adapter, first * tokens, last * tokens))
             first = last
         return slices
+
+
+def _adapters(run: RunningRequest, tokens: int) -> list[str | None]:
+    """The adapter of each of the last `tokens` tokens of a request, padding included."""
+    active = max(0, min(tokens, len(run.ids) - run.active_from))
+    return [None] * (tokens - active) + [run.request.adapter] * active

@@ -31,13 +31,14 @@ class PrefixCache:
         """Number of cached blocks."""
         return len(self._at)
 
-    def load(self, version: Hashable, ids: Sequence[int], cache: KVCache, slot: int) -> int:
+    def load(self, version: Hashable, ids: Sequence[int], cache: KVCache, slot: int, active_from: int = 0) -> int:
         """Copy the cached prefix of `ids` into the region of `slot`; returns its number of tokens.
 
-        The last token is never included, because its logits are needed.
+        The last token is never included, because its logits are needed. active_from: the position before which the
+        tokens are computed by the base model, with whose requests they are shared.
         """
         places: list[int] = []
-        for name in _block_hashes(version, ids[:-1]):
+        for name in _block_hashes(version, ids[:-1], active_from):
             if name not in self._at:
                 break
             self._at.move_to_end(name)
@@ -49,9 +50,9 @@ class PrefixCache:
                 _blocks_of(tensor, len(places)).copy_(blocks)
         return len(places) * BLOCK
 
-    def save(self, version: Hashable, ids: Sequence[int], cache: KVCache, slot: int) -> None:
+    def save(self, version: Hashable, ids: Sequence[int], cache: KVCache, slot: int, active_from: int = 0) -> None:
         """Store the full blocks of a prompt whose keys and values are in the region of `slot`."""
-        names = list(_block_hashes(version, ids))[: self.limit]
+        names = list(_block_hashes(version, ids, active_from))[: self.limit]
         new = [i for i, name in enumerate(names) if name not in self._at]
         for name in names:  # before adding, so that these are not evicted for one another
             if name in self._at:
@@ -88,10 +89,15 @@ class PrefixCache:
         return self._stores[key]
 
 
-def _block_hashes(version: Hashable, ids: Sequence[int]) -> Iterator[bytes]:
-    """The hash of each full block of `ids`, each including all tokens before it."""
-    name = repr(version).encode()
+def _block_hashes(version: Hashable, ids: Sequence[int], active_from: int) -> Iterator[bytes]:
+    """The hash of each full block of `ids`, each including all tokens before it.
+
+    Blocks that end before `active_from` have the names of the base model's, and the next one the adapter's version.
+    """
+    name, own = repr(None if active_from >= BLOCK else version).encode(), active_from < BLOCK
     for start in range(0, len(ids) - BLOCK + 1, BLOCK):
+        if not own and start + BLOCK > active_from:
+            name, own = name + repr(version).encode(), True
         name = hashlib.blake2b(name + repr(ids[start : start + BLOCK]).encode(), digest_size=16).digest()
         yield name
 

@@ -57,6 +57,7 @@ class RunningRequest:
     detokenizer: Detokenizer
     version: Hashable = None  # version of the adapter when the request got its slot; part of the prefix cache's keys
     past: int = 0
+    active_from: int = 0  # its adapter computes the tokens from this position on, the base model those before it
     slot: int = -1  # -1 while it waits
     token_counts: TokenCounts | None = field(init=False)  # if a penalty is set
     json: JsonObject | None = field(init=False)  # in JSON mode

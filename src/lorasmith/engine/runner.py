@@ -16,7 +16,7 @@ from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
 from lorasmith.model.fast.decoder import FastDecoder
 from lorasmith.model.head import next_logits
-from lorasmith.model.row import Row, Span
+from lorasmith.model.row import Row, Span, slices_of
 
 MAX_PREFIX_TOKENS = 2**14  # maximum size of the prefix cache
 
@@ -61,7 +61,7 @@ class Packed:
             run, was_prompt = chunk.running, chunk.is_last and not chunk.running.replied
             run.past += chunk.length
             if was_prompt:
-                self.prefixes.save(run.version, run.ids, self.cache, run.slot)
+                self.prefixes.save(run.version, run.ids, self.cache, run.slot, run.active_from)
         return logits_NV
 
     def release(self, run: RunningRequest) -> None:
@@ -79,7 +79,7 @@ class Packed:
         """Load the cached prefix of a request that just got its slot."""
         self._held = set()
         run.version = self._version(run)
-        run.past = self.prefixes.load(run.version, run.ids, self.cache, run.slot)
+        run.past = self.prefixes.load(run.version, run.ids, self.cache, run.slot, run.active_from)
 
     def _version(self, run: RunningRequest) -> Hashable:
         """The current version of the request's adapter; None for the base model."""
@@ -97,6 +97,7 @@ class Packed:
 
 def flat_row(chunks: Sequence[Chunk]) -> Row:
     """The row of these chunks, concatenated. `at_N` are the last tokens of chunks with `is_last`."""
+    is_partial = any(run.active_from > run.past for run, _length in chunks)
     ids: list[int] = []
     positions: list[int] = []
     spans: list[Span] = []
@@ -108,6 +109,14 @@ def flat_row(chunks: Sequence[Chunk]) -> Row:
             ids += run.ids[run.past : run.past + length]
             positions += range(run.past, run.past + length)
         slots.append(Slice(adapter, first, len(ids)))
+    label_slots = None
+    if is_partial:  # some tokens of requests to an aLoRA come before its invocation sequence
+        places = [(run, run.past + i) for run, length in chunks for i in range(length)]
+        active = [position >= run.active_from for run, position in places]
+        names = [slot.adapter for slot in slots for _token in range(slot.start, slot.end)]
+        routed = [name if is_active else None for name, is_active in zip(names, active, strict=True)]
+        ends = [span.end - 1 for span, chunk in zip(spans, chunks, strict=True) if chunk.is_last]
+        slots, label_slots = list(slices_of(routed)), slices_of(routed[end] for end in ends)
     at = [span.end - 1 for span, chunk in zip(spans, chunks, strict=True) if chunk.is_last]
     return Row(
         ids_T=torch.tensor(ids, dtype=torch.long),
@@ -118,4 +127,5 @@ def flat_row(chunks: Sequence[Chunk]) -> Row:
         target_N=torch.zeros(len(at), dtype=torch.long),
         weight_N=torch.zeros(len(at)),
         slots=tuple(slots),
+        label_slots=label_slots,
     )

@@ -15,11 +15,10 @@ from lorasmith.engine.request import Request
 from lorasmith.engine.sampling.logprobs import TokenLogprobs, logprobs_of
 from lorasmith.errors import DataError
 from lorasmith.i18n import _
-from lorasmith.lora.router import Slice
 from lorasmith.model.base import Base
 from lorasmith.model.fast.decoder import scoring
-from lorasmith.model.forward import hidden, packed_inputs, padded_output, row_of
-from lorasmith.model.head import CHUNK, logits
+from lorasmith.model.forward import hidden, padded_output, row_of
+from lorasmith.model.head import kept_logits, label_chunks, logits
 from lorasmith.model.row import IGNORED, Example, Row
 from lorasmith.model.vocabulary import refuse_surplus
 
@@ -81,7 +80,7 @@ def _score(base: Base, requests: Sequence[Request], scores: Sequence[list[TokenL
     tops = [one.sampling.logprobs or 0 for one in requests for _token in one.ids[1:]]
     row = row_of(base, examples, 1.0, adapter)
     targets, first = row.target_N.tolist(), 0
-    for logits_CV in _logits(base, row, adapter):
+    for logits_CV in _logits(base, row):
         last = first + len(logits_CV)
         logprobs = logprobs_of(logits_CV, targets[first:last], tops[first:last])
         for own, of_token in zip(lists[first:last], logprobs, strict=True):
@@ -89,19 +88,18 @@ def _score(base: Base, requests: Sequence[Request], scores: Sequence[list[TokenL
         first = last
 
 
-def _logits(base: Base, row: Row, adapter: str | None) -> Iterator[Tensor]:
+def _logits(base: Base, row: Row) -> Iterator[Tensor]:
     """Logits [C, V] at the row's targets, in order. Uses the full model if its head is more than a linear layer."""
     if not base.head.direct:
         yield _logits_of_model(base, row)
         return
     states_NH = hidden(base, row).index_select(0, row.at_N)
-    for states_CH in states_NH.split(CHUNK):
-        base.router.route([Slice(adapter, 0, len(states_CH))])
-        yield logits(base, states_CH)
+    for start, end in label_chunks(row, base):
+        yield logits(base, states_NH[start:end])
 
 
 def _logits_of_model(base: Base, row: Row) -> Tensor:
     if base.layout == "packed":
         base.router.route(row.slots)
-        return base.model(**packed_inputs(base, row), logits_to_keep=row.at_N).logits[0]  # type: ignore[no-any-return]
+        return kept_logits(base, row)
     return padded_output(base, row, base.model, "logits", row.at_N)

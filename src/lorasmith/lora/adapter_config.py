@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorasmith.config.files import parse_object
-from lorasmith.config.lora import LoraConfig
+from lorasmith.config.lora import OTHER_STARTS, LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
 from lorasmith.lora.inject import Adapter, module_paths
@@ -18,7 +18,7 @@ from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.peft_parameters import named_by_weight, parameter_options, whole
 from lorasmith.lora.peft_targets import modules_to_save_of, target_modules_of
 from lorasmith.lora.token_rows import peft_token_indices
-from lorasmith.lora.variant import VARIANTS, flags_of
+from lorasmith.lora.variant import VARIANTS, flags_of, variant_of
 
 ADAPTER_CONFIG = "adapter_config.json"
 # PEFT's defaults for options missing from adapter_config.json. Our own LoraConfig differs: its lora_alpha is 16.
@@ -28,15 +28,18 @@ _SUPPORTED = {  # implemented here, or without influence on the output; any othe
     *PEFT_DEFAULTS, "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern",
     "modules_to_save", "init_lora_weights", "peft_type", "task_type", "base_model_name_or_path", "inference_mode",
     "auto_mapping", "peft_version", "revision", "fan_in_fan_out", "layers_pattern", "megatron_core", "runtime_config",
-    "eva_config", "qalora_group_size", "trainable_token_indices", "merge_weights", "target_parameters",
+    "eva_config", "qalora_group_size", "trainable_token_indices", "merge_weights", "target_parameters", "velora_config",
+    "loftq_config", "corda_config", "lora_ga_config",
 }  # fmt: skip
+_MERGED_BY_PEFT = {"layer_replication", "kasa_config", "use_bdlora", "monteclora_config", "ensure_weight_tying"}
+_TIED = ("embed", "wte", "head", "output")  # parts of the names of embeddings and heads
 _MLX = {"fine_tune_type", "lora_parameters", "lora_layers"}  # options of mlx-lm in a file of the same name
-_NEUTRAL_INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")  # leave the base model as it is
+_PEFT_STARTS = {"default": True, "random": False}  # where PEFT's name of a start is another one
 
 
 def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str, Any]:
     """The content of adapter_config.json, as PEFT 0.14 and later read it."""
-    config, layers = adapter.config, dict(model.named_modules())
+    config, layers = variant_of(adapter.config).saved_config(adapter.config), dict(model.named_modules())
     paths, by_weight = module_paths(model), named_by_weight(adapter, model)
     first = next((layers[p] for p in adapter.targets.adapted), None)
     own = config.model_dump(include={*PEFT_DEFAULTS, "rank_pattern", "alpha_pattern", *flags_of(config)})
@@ -47,7 +50,7 @@ def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str
         "lora_alpha": whole(config.lora_alpha),
         "target_modules": target_modules_of(adapter, paths, by_weight),
         "modules_to_save": modules_to_save_of(adapter, paths),
-        "init_lora_weights": True if config.init_lora_weights == "default" else "gaussian",
+        "init_lora_weights": _PEFT_STARTS.get(config.init_lora_weights, config.init_lora_weights),
         "fan_in_fan_out": isinstance(first, LoRALayer) and isinstance(first.base_layer, Conv1D),
         "exclude_modules": None,  # already applied to target_modules
         "trainable_token_indices": peft_token_indices(model, adapter.tokens),
@@ -96,17 +99,21 @@ def lora_config(raw: Mapping[str, Any], path: Path, keys: Collection[str] = ()) 
     """
     flags = VARIANTS.keys() & LoraConfig.model_fields.keys()
     refused = sorted(key for key, value in raw.items() if key not in _SUPPORTED | flags and not _is_off(value))
+    if "ensure_weight_tying" in refused and not _may_touch_tied_weights(raw):
+        refused.remove("ensure_weight_tying")
     init = raw.get("init_lora_weights", True)
-    if init not in _NEUTRAL_INITS:
-        refused.append(f"init_lora_weights={init}")
-    if refused:
+    if init in OTHER_STARTS or str(init).startswith("pissa_niter_"):
         raise AdapterError(
             _(
-                "{path}: unsupported PEFT options: {keys}. Ignoring them would change the model's answers.",
+                "{path}: init_lora_weights is {init!r}, so the adapter belongs to a changed base model that its folder "
+                "does not contain. Convert it to plain LoRA where it was trained: in PEFT, with "
+                "save_pretrained(..., path_initial_model_for_weight_conversion=...).",
                 path=path,
-                keys=", ".join(refused),
+                init=init,
             )
         )
+    if refused:
+        raise AdapterError(_unsupported(refused, path))
     _refuse_odd_indices(raw.get("trainable_token_indices"), path)
     known = {key: raw.get(key, default) for key, default in PEFT_DEFAULTS.items()}
     known |= {key: raw[key] for key in flags if raw.get(key) is not None}
@@ -125,11 +132,33 @@ def lora_config(raw: Mapping[str, Any], path: Path, keys: Collection[str] = ()) 
                 "rank_pattern": raw.get("rank_pattern") or {},
                 "alpha_pattern": raw.get("alpha_pattern") or {},
                 "modules_to_save": raw.get("modules_to_save") or (),
-                "init_lora_weights": "gaussian" if init == "gaussian" else "default",
+                "init_lora_weights": "default" if init is None else init,
             }
         )
     except ConfigError as error:
         raise AdapterError(*(f"{path}: {text}" for text in error.problems)) from None
+
+
+def _unsupported(keys: list[str], path: Path) -> str:
+    """The message about options that are not supported, with what to do."""
+    text = _(
+        "{path}: unsupported PEFT options: {keys}. Ignoring them would change the model's answers.",
+        path=path,
+        keys=", ".join(keys),
+    )
+    if set(keys) <= _MERGED_BY_PEFT:
+        return f"{text} " + _(
+            "Merge the adapter into its base model with PEFT (merge_and_unload), and use the result with --model."
+        )
+    return text
+
+
+def _may_touch_tied_weights(raw: Mapping[str, Any]) -> bool:
+    """Whether the adapter may change an embedding or head, which alone could be tied."""
+    targets = raw.get("target_modules")
+    names = [str(name).lower() for name in targets] if isinstance(targets, list) else ["embed"]
+    changed = raw.get("modules_to_save") or raw.get("trainable_token_indices")
+    return bool(changed) or any(part in name for name in names for part in _TIED)
 
 
 def _refuse_odd_indices(value: Any, path: Path) -> None:

@@ -4,7 +4,6 @@ PEFT and vLLM can load what is written here, and folders written by PEFT can be 
 """
 
 import json
-import math
 import re
 import shlex
 from collections import defaultdict
@@ -26,12 +25,13 @@ from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG, peft_config
 from lorasmith.lora.inject import PEFT_PREFIX, Adapter, adapter_names, inject, remove
-from lorasmith.lora.layer import LoRALayer, registered_update
 from lorasmith.lora.merge import plain_name
 from lorasmith.lora.router import Router
+from lorasmith.lora.saved_values import has_effect, saved_values
 from lorasmith.lora.token_rows import TokenIds
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+UNUSED = "lora_velora_embed"  # end of keys of VeLoRA, which computes the gradients of plain LoRA otherwise
 _EXPERT = re.compile(r"\.experts\.\d+\.")  # in the keys of adapters with A and B for each expert
 
 
@@ -44,11 +44,7 @@ def save_adapter(
 
     Raises AdapterError if a layer uses an unregistered variant.
     """
-    for path in adapter.targets.adapted:
-        layer = model.get_submodule(path)
-        if isinstance(layer, LoRALayer):
-            registered_update(layer, adapter.name)
-    tensors = {key: p.detach().cpu().clone().contiguous() for key, p in adapter.parameters.items()}
+    tensors = {key: p.cpu().clone().contiguous() for key, p in saved_values(adapter, model).items()}
     write_files(folder, tensors, peft_config(adapter, model, base), extras or {})
 
 
@@ -94,7 +90,7 @@ def conversion_of(folder: Path) -> str:
 def parse_weights(content: bytes, path: Path) -> dict[str, Tensor]:
     """Parse the content of the safetensors file at `path`. Raises AdapterError if it is not valid."""
     try:
-        return load_tensors(content)
+        return {key: tensor for key, tensor in load_tensors(content).items() if not key.endswith(UNUSED)}
     except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not have
         raise AdapterError(_("{path}: not a valid safetensors file: {error}", path=path, error=error)) from None
 
@@ -103,7 +99,7 @@ def weights_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors in a safetensors file, from its header only. Raises AdapterError."""
     try:
         with safe_open(path, framework="np") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys() if not key.endswith(UNUSED)}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise AdapterError(_("{path}: not a valid safetensors file: {error}", path=path, error=error)) from None
 
@@ -270,16 +266,3 @@ def invalid_values(tensors: Mapping[str, Tensor]) -> list[str]:
     if not has_effect(tensors):
         return [_("all B matrices are zero, so the adapter changes nothing: this file contains no trained weights.")]
     return []
-
-
-def has_effect(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether an adapter's tensors, by PEFT's keys, change the model: A and B are nonzero, or a full module is trained.
-
-    Other parameters of a variant are ignored, since they do not start at zero.
-    """
-    pairs = [(key, key.replace("lora_B.", "lora_A.")) for key in tensors if ".lora_B." in key]
-    pairs += [(key, key[:-1] + "B") for key in tensors if key.endswith("lora_embedding_A")]
-    if any(key for key in tensors if ".lora_" not in key):
-        return True  # a fully trained module, or a bias
-    sizes = ([float(tensors[key].detach().float().abs().sum()) for key in pair if key in tensors] for pair in pairs)
-    return any(all(math.isfinite(size) and size > 0 for size in pair) for pair in sizes)

@@ -1,4 +1,4 @@
-"""Initialization of a new adapter: A random, B zero, so that the model's output does not change."""
+"""Initialization of a new adapter. The model's output does not change, unless `init_lora_weights` is 'random'."""
 
 import math
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lorasmith.config.lora import LoraConfig
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer
 from lorasmith.lora.parameters import LoRAParameters
+from lorasmith.lora.start_values import computed_from_weight, start_of_embedding, start_of_weight
 
 
 @torch.no_grad()
@@ -16,18 +17,20 @@ def initialize(
 ) -> None:
     """Initialize A and B of `adapter` in place. Random numbers come from the CPU, so the device makes no difference.
 
-    default: A Kaiming-uniform with a = sqrt(5), as in torch's Linear and PEFT; gaussian: A from N(0, 1/r).
-    For an embedding, A is zero and B from N(0, 1), as in PEFT and loralib. generator: None is torch's global one.
+    default: A Kaiming-uniform with a = sqrt(5), as in torch's Linear and PEFT, and B zero; gaussian: A from N(0, 1/r);
+    eva: as default, until `training/eva.py` has seen the first examples; random: B as A in default. orthogonal: B A is
+    zero, although neither is. Others: see start_values.py. For an embedding, A is zero and B from N(0, 1), as in PEFT
+    and loralib. generator: None is torch's global one, and draws PEFT's numbers.
     """
     if isinstance(layer, LoRAEmbedding):
-        zero, random = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
-        for matrix in (zero, random) if generator is None else ():
+        A, B = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
+        for matrix in (A, B) if generator is None else ():
             torch.randn(matrix.shape, device=matrix.device)  # PEFT draws both once without using them
     else:
-        random, zero = layer.updates[adapter].matrices
-    nn.init.zeros_(zero)
-    if not random.is_meta:
-        random.copy_(_random(layer, random.shape, config, generator))
+        A, B = layer.updates[adapter].own_matrices
+    if not A.is_meta:
+        for matrix, values in zip((A, B), _starts(layer, adapter, A, config, generator), strict=True):
+            matrix.copy_(values)
     if isinstance(layer, LoRALayer):
         layer.updates[adapter].start()
 
@@ -38,23 +41,49 @@ def initialize_parameters(
 ) -> None:
     """Initialize A and B of `adapter` in place, as `initialize` does, each matrix of all experts as one, as in PEFT."""
     for update in layer.updates[adapter].values():
+        if update.lora_A.is_meta:
+            continue
+        values = torch.empty(update.lora_A.shape, dtype=torch.float32)
+        if config.init_lora_weights == "gaussian":
+            nn.init.normal_(values, std=1 / update.r, generator=generator)
+        else:
+            nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
+        update.lora_A.copy_(values)
         nn.init.zeros_(update.lora_B)
-        if not update.lora_A.is_meta:
-            update.lora_A.copy_(_random(layer, update.lora_A.shape, config, generator, update.r))
+        if config.init_lora_weights == "random":
+            values = torch.empty(update.lora_B.shape, dtype=torch.float32)
+            update.lora_B.copy_(nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator))
 
 
-def _random(
-    layer: nn.Module,
-    shape: torch.Size,
-    config: LoraConfig,
-    generator: torch.Generator | None,
-    r: int | None = None,
-) -> Tensor:
-    values = torch.empty(shape, dtype=torch.float32)
-    if config.init_lora_weights == "gaussian":
-        nn.init.normal_(values, std=1 / (r or min(shape)), generator=generator)
-    elif isinstance(layer, LoRAEmbedding):
-        nn.init.normal_(values, generator=generator)
+def _starts(
+    layer: LoRALayer | LoRAEmbedding, adapter: str, A: Tensor, config: LoraConfig, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """The first A [R, I] and B [O, R]."""
+    r, kind = len(A), config.init_lora_weights
+    if isinstance(layer, LoRAEmbedding):
+        embedding = layer.base_layer
+        if kind == "mica":
+            return start_of_embedding(embedding, r)
+        B = torch.empty(embedding.embedding_dim, r)
+        nn.init.normal_(B, std=1 / min(B.shape) if kind == "gaussian" else 1.0, generator=generator)
+        return torch.zeros_like(A), B
+    if computed_from_weight(config):
+        seed = torch.initial_seed() if generator is None else generator.initial_seed()
+        return start_of_weight(layer.base_layer, r, layer.updates[adapter].scaling, config, seed)
+    if kind == "orthogonal":
+        return _orthogonal(layer.in_features, layer.out_features, r, generator)
+    first, second = torch.empty(A.shape), torch.zeros(layer.out_features, r)
+    if kind == "gaussian":
+        nn.init.normal_(first, std=1 / r, generator=generator)
     else:
-        nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
-    return values
+        nn.init.kaiming_uniform_(first, a=math.sqrt(5), generator=generator)
+    if kind == "random":
+        nn.init.kaiming_uniform_(second, a=math.sqrt(5), generator=generator)
+    return first, second
+
+
+def _orthogonal(inputs: int, outputs: int, r: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """A and B from the odd and the even rows of an orthogonal matrix, as PEFT makes them: B A = 0. r is even."""
+    Q, _R = torch.linalg.qr(torch.randn(r, r, generator=generator))
+    A = (torch.randn(inputs, r // 2, generator=generator) @ Q[0::2]).t() / 10
+    return A, torch.randn(r // 2, outputs, generator=generator).t() @ Q[1::2] / 10

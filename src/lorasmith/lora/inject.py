@@ -29,7 +29,7 @@ PEFT_PREFIX = "base_model.model."  # prefix of every key in PEFT's files
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter in a model. `parameters` holds its trainable tensors by the keys of PEFT's files.
+    """An adapter in a model. `parameters` holds its tensors by the keys of PEFT's files, `trained` those of training.
 
     `own_biases`: the values that the base model's biases among them had before this adapter.
     `tokens`: the ids of the tokens whose rows it trains, by the path of the embedding or head.
@@ -41,6 +41,11 @@ class Adapter:
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     own_biases: dict[str, torch.Tensor] = field(default_factory=dict)
     tokens: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters without the frozen ones, such as B of MiCA."""
+        return {key: p for key, p in self.parameters.items() if p.requires_grad}
 
 
 class ParameterCounts(NamedTuple):
@@ -67,12 +72,14 @@ def inject(
     seed: int | None = 0,
     strict: bool = True,
     tokens: TokenIds | Sequence[int] = (),
+    start: bool = True,
 ) -> Adapter:
     """Add a new adapter to `model`, make it the active one and freeze all other parameters.
 
-    The logits do not change: B starts at zero, and fully trained modules start as copies. strict: see `find_targets`.
+    The logits do not change: B A starts at zero, and fully trained modules start as copies. strict: see `find_targets`.
     seed: None draws A from torch's global generator, in the order in which target_modules names full paths; PEFT draws
-    the same numbers. tokens: ids of tokens whose rows are trained; see `rows_to_train`.
+    the same numbers. tokens: ids of tokens whose rows are trained; see `rows_to_train`. start: initialize A and B;
+    otherwise `restore_values` must give them their values.
 
     Raises:
         ConfigError: a pattern matches no module, or one that LoRA or the variant does not support; or biases in half
@@ -91,6 +98,8 @@ def inject(
         targets = find_targets(model, config, strict)
         problems = variant_problems(config, {path: model.get_submodule(path) for path in targets.adapted})
         given = rows_to_train(model, targets, tokens)
+        if given and config.alora_invocation_tokens is not None:
+            problems.append(_no_rows_of_tokens())
         places = {path: (list(ids), tied_path(model, path)) for path, ids in given.items()}
     if problems:
         raise ConfigError(*problems)
@@ -99,30 +108,41 @@ def inject(
     refuse_ranks(layers, {path: stack_at(model, path) for path in targets.parameters}, config, targets)
     if not plain.adapters:
         model.requires_grad_(False)
-    parameters = _add_layers(model, config, targets, router, name, seed)
+    parameters = _add_layers(model, config, targets, router, name, seed, start)
     parameters |= _add_rows(model, places, router, name)
     biases = _trained_biases(model, config, parameters)
     router.active = name
+    if config.alora_invocation_tokens is not None:
+        router.partial.add(name)
     own_biases = {key: p.detach().clone() for key, p in biases.items()}
     own_tokens = {path: ids for path, (ids, _tied) in places.items()}
     return Adapter(name, config, targets, parameters | biases, own_biases, own_tokens)
 
 
 def _add_layers(
-    model: PreTrainedModel, config: LoraConfig, targets: Targets, router: Router, name: str, seed: int | None
+    model: PreTrainedModel,
+    config: LoraConfig,
+    targets: Targets,
+    router: Router,
+    name: str,
+    seed: int | None,
+    start: bool,
 ) -> dict[str, nn.Parameter]:
     """Add A and B to the adapted layers, and copies of the modules that are trained in full; their parameters."""
     parameters: dict[str, nn.Parameter] = {}
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     for path in targets.adapted:
         layer = _wrap(model, path, router)
-        _add_adapter(layer, path, name, config, generator)
+        _add_adapter(layer, path, name, config)
+        if start:
+            initialize(layer, name, config, generator)
         parameters |= {_key(path, part): p for part, p in _own_parameters(layer, name).items()}
     for path, names in targets.by_module.items():
         stack = _wrap_parameters(model, path, router)
         ranks = {own: rank_of_parameter(config, targets, f"{path}.{own}") for own in names}
         stack.add(name, {own: (r, config.scaling(r, alpha)) for own, (r, alpha) in ranks.items()})
-        initialize_parameters(stack, name, config, generator)
+        if start:
+            initialize_parameters(stack, name, config, generator)
         parameters |= {_key(path, part): p for part, p in stack.own_parameters(name).items()}
     for path in (path for paths in targets.saved.values() for path in paths):
         saved = _wrap_whole(model, path, router)
@@ -143,6 +163,13 @@ def _add_rows(
     return parameters
 
 
+def _no_rows_of_tokens() -> str:
+    return _(
+        "lora.alora_invocation_tokens: an aLoRA cannot train the rows of single tokens, which come before the "
+        "invocation sequence too. Leave them out."
+    )
+
+
 def bias_conflict(name: str, bias: str) -> AdapterError:
     """The error for an adapter with trained biases, which are the base model's own, beside other adapters."""
     return AdapterError(
@@ -158,6 +185,7 @@ def bias_conflict(name: str, bias: str) -> AdapterError:
 def remove(model: PreTrainedModel, name: str) -> None:
     """Remove the adapter from every layer. Wrappers without any adapters left are replaced by the original modules."""
     for path, wrapper in _wrappers(model).items():
+        wrapper.router.partial.discard(name)
         _remove_at(model, path, wrapper, name)
 
 
@@ -213,7 +241,7 @@ def parameter_keys(targets: Targets) -> dict[str, str]:
 
 def count(model: PreTrainedModel, adapter: Adapter) -> ParameterCounts:
     """The number of parameters that the adapter trains, and of all parameters of the model."""
-    return ParameterCounts(sum(p.numel() for p in adapter.parameters.values()), count_parameters(model))
+    return ParameterCounts(sum(p.numel() for p in adapter.trained.values()), count_parameters(model))
 
 
 class _Unwrapped:
@@ -334,17 +362,17 @@ def _wrap_whole(model: nn.Module, path: str, router: Router) -> SavedModule:
     return module
 
 
-def _add_adapter(
-    layer: LoRALayer | LoRAEmbedding, path: str, name: str, config: LoraConfig, generator: torch.Generator | None
-) -> None:
+def _add_adapter(layer: LoRALayer | LoRAEmbedding, path: str, name: str, config: LoraConfig) -> None:
     r, alpha = rank_and_alpha(config, path)
     device = weight_device(layer.base_layer)
     if isinstance(layer, LoRAEmbedding):
         layer.add(name, r, config.scaling(r, alpha), device)
+        B = layer.lora_embedding_B[name]
     else:
         layer.add(name, r, config.scaling(r, alpha), config.lora_dropout, device, variant_of(config))
+        _A, B = layer.updates[name].own_matrices
+    B.requires_grad_(config.init_lora_weights != "mica")  # MiCA trains A alone
     layer.train(layer.base_layer.training)
-    initialize(layer, name, config, generator)
 
 
 def _own_parameters(layer: LoRALayer | LoRAEmbedding | LoRAParameters, name: str) -> dict[str, nn.Parameter]:

@@ -120,7 +120,7 @@ class LoRALayer(nn.Module):
         require_registered(variant)
         dtype = master_dtype(self.base_layer)
         self.lora_A[adapter] = nn.Linear(self.in_features, r, bias=False, device=device, dtype=dtype)
-        self.lora_B[adapter] = nn.Linear(r, self.out_features, bias=False, device=device, dtype=dtype)
+        self.lora_B[adapter] = nn.Linear(r, self.out_features, bias=variant.B_HAS_BIAS, device=device, dtype=dtype)
         self.lora_dropout[adapter] = nn.Dropout(dropout) if dropout else nn.Identity()
         for name, shape in variant.parts(self).items():
             if not hasattr(self, name):
@@ -191,7 +191,9 @@ class LoRALayer(nn.Module):
 
     def _add_variants(self, y: Tensor, x: Tensor, slices: Sequence[tuple[str, int, int]]) -> Tensor:
         """Compute each slice with its update's own forward. Returns a new tensor, as variants may save their output."""
-        x_TI, y_TO, pieces, done = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), list[Tensor](), 0
+        x_TI, y_TO = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+        pieces: list[Tensor] = []
+        done = 0
         for adapter, start, end in slices:
             pieces += [y_TO[done:start], self.updates[adapter].forward(x_TI[start:end], y_TO[start:end])]
             done = end

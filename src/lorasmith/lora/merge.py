@@ -32,6 +32,14 @@ def merged_weight(layer: LoRALayer | LoRAEmbedding, adapter: str) -> Tensor:
     return update.merged(W.t()).t().contiguous() if is_transposed(layer.base_layer) else update.merged(W)
 
 
+def _changed_bias(layer: LoRALayer, adapter: str) -> Tensor | None:
+    """The bias with `adapter` merged into it; None if that does not change it."""
+    bias: Tensor | None = layer.base_layer.bias  # type: ignore[assignment]
+    own = None if bias is None else bias.double()
+    merged = layer.updates[adapter].merged_bias(own)
+    return None if merged is own else merged
+
+
 @torch.no_grad()
 def merged_weights(model: PreTrainedModel, adapter: Adapter, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """The weights that the adapter changes, by their names in the base model.
@@ -48,6 +56,8 @@ def merged_weights(model: PreTrainedModel, adapter: Adapter, dtype: torch.dtype 
         if isinstance(module, LoRALayer | LoRAEmbedding) and adapter.name in adapters_of(module):
             _refuse_quantized(path, module.base_layer)
             weights[f"{path}.weight"] = merged_weight(module, adapter.name).to(dtype)
+            if isinstance(module, LoRALayer) and (bias := _changed_bias(module, adapter.name)) is not None:
+                weights[f"{path}.bias"] = bias.to(dtype)
         elif isinstance(module, LoRAParameters) and adapter.name in adapters_of(module):
             for name, update in module.updates[adapter.name].items():
                 weights[f"{path}.{name}"] = update.merged(module.base_layer.get_parameter(name).double()).to(dtype)

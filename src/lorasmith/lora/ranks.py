@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
+from lorasmith.lora.start_values import computed_from_weight, start_problem
 from lorasmith.lora.target import ALL_LINEAR, Targets, value_for
 
 
@@ -26,10 +27,17 @@ def refuse_ranks(
 ) -> None:
     """Raise ConfigError if a rank exceeds min(O, I) of every layer, which would only waste memory.
 
-    A rank that exceeds it in some of the layers, such as k and v of grouped-query attention, is common and allowed.
-    layers, stacks: the modules and the parameters to adapt, by path and without wrappers.
+    A rank that exceeds it in some of the layers, such as k and v of grouped-query attention, is common and allowed,
+    unless A and B start from the weights. layers, stacks: the modules and the parameters to adapt, by path and
+    without wrappers.
     """
     ranks = {path: rank_and_alpha(config, path)[0] for path in layers}
+    if computed_from_weight(config):
+        _refuse_starts(layers, config, ranks)
+    if config.init_lora_weights == "orthogonal" and (odd := [r for r in ranks.values() if r % 2]):
+        text = _("lora.init_lora_weights: 'orthogonal' needs an even rank, but r is {r}. Use {more}.",
+                 r=odd[0], more=odd[0] + 1)  # fmt: skip
+        raise ConfigError(text)
     ranks |= {path: rank_of_parameter(config, targets, path)[0] for path in stacks}
     most = max([*map(_largest_rank, layers.values()), *(min(stack.shape[-2:]) for stack in stacks.values())], default=0)
     path = max(ranks, key=lambda path: ranks[path], default="")
@@ -43,6 +51,26 @@ def refuse_ranks(
                 most=most,
             )
         )
+
+
+def _refuse_starts(layers: Mapping[str, nn.Module], config: LoraConfig, ranks: Mapping[str, int]) -> None:
+    """Raise ConfigError for layers that have no such start: their weight has a smaller rank, or is quantized."""
+    kind, problems = config.init_lora_weights, []
+    for path, layer in layers.items():
+        if problem := start_problem(layer):
+            problems.append(f"lora.init_lora_weights={kind}: {path}: {problem}")
+        elif ranks[path] > (most := _largest_rank(layer)):
+            text = _(
+                "lora.init_lora_weights={kind}: the weight of {path} has only {most} singular values, so its rank "
+                "cannot be {rank}. Use a smaller rank, for this layer with lora.rank_pattern.",
+                kind=kind,
+                path=path,
+                most=most,
+                rank=ranks[path],
+            )
+            problems.append(text)
+    if problems:
+        raise ConfigError(*problems)
 
 
 def _largest_rank(layer: nn.Module) -> int:

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lorasmith.errors import AdapterError
+from lorasmith.i18n import _
+
 
 class Slice(NamedTuple):
     """Tokens [start, end), counted over all leading dimensions, use `adapter`; None is the base model."""
@@ -15,6 +18,8 @@ class Slice(NamedTuple):
 class Router:
     """The slices of the current forward pass; without slices, every token uses the adapter `active`.
 
+    `partial` are adapters that need slices, which `model/row.py` and the engine make.
+
     `stacked` makes layers compute all adapters in one masked product, which is faster for few tokens of many adapters
     (decoding). Otherwise they compute slice by slice, which is faster for many tokens (training, prefill).
     """
@@ -23,6 +28,7 @@ class Router:
         self.active: str | None = None
         self.slices: tuple[Slice, ...] | None = None
         self.stacked = False
+        self.partial: set[str] = set()  # aLoRA adapters, which compute only some tokens of a text (see alora.py)
         self.turn = 0  # number of the forward pass, to invalidate what is cached within one
         self.fused = True  # whether layers with the same input may be fused
 
@@ -35,6 +41,14 @@ class Router:
     def slices_of(self, tokens: int) -> tuple[Slice, ...]:
         """The slices of an input of `tokens` tokens, which may be part of the batch if that uses a single adapter."""
         if self.slices is None:
+            if self.active in self.partial:
+                raise AdapterError(
+                    _(
+                        "adapter {name!r} is an aLoRA, and a call of the model itself does not tell from which token "
+                        "on it is active. Generate or score with lorasmith instead.",
+                        name=self.active,
+                    )
+                )
             return (Slice(self.active, 0, tokens),)
         if len(self.slices) == 1:
             return (Slice(self.slices[0].adapter, 0, tokens),)

@@ -102,6 +102,15 @@ def refused_options(config: LoraConfig, paths: Sequence[str]) -> list[str]:
             how=how,
         )
         texts.append(text)
+    if config.init_lora_weights not in ("default", "gaussian", "random"):
+        text = _(
+            "lora.init_lora_weights={kind}: {path} is a parameter, not a linear layer, and this initialization "
+            "supports linear layers only. Use default, or leave these weights out: {how}.",
+            kind=config.init_lora_weights,
+            path=paths[0],
+            how=how,
+        )
+        texts.append(text)
     if flags := flags_of(config):
         text = _(
             "lora.{flag}: {path} is a parameter, not a linear layer, and this variant supports linear layers only. "

@@ -8,10 +8,14 @@ Optimized code paths that compute several layers or adapters at once (fused line
 decoder stack) support only plain low-rank updates and check `is_low_rank`. Other updates run their own `forward`.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lorasmith.config.lora import LoraConfig
 
 if TYPE_CHECKING:
     from lorasmith.lora.layer import LoRALayer
@@ -20,21 +24,30 @@ if TYPE_CHECKING:
 class Update:
     """A plain low-rank update: y += s B A x.
 
-    A variant overrides `forward` and `merged`, and `parts` and `start` if it has parameters besides A and B. Variants
-    are registered in variant.py.
+    A variant overrides `forward` and `merged`, and `parts` and `start` if it has parameters besides A and B. One that
+    is plain low rank, with other `matrices`, sets IS_LOW_RANK and overrides `saved` and `restore`. Variants are
+    registered in variant.py.
     """
+
+    IS_LOW_RANK: ClassVar[bool] = True  # not inherited
+    B_HAS_BIAS: ClassVar[bool] = False
 
     def __init__(self, layer: "LoRALayer", adapter: str, scaling: float) -> None:
         self.layer, self.adapter, self.scaling = layer, adapter, scaling
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether the update is exactly s B A x. Always False for a subclass."""
-        return type(self) is Update
+        """Whether the update is exactly s B A x, with A and B of `matrices`. False for a subclass that does not say."""
+        return bool(type(self).__dict__.get("IS_LOW_RANK", False))
 
     @property
-    def matrices(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """A [R, I] and B [O, R]."""
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """A and B as they are computed with."""
+        return self.own_matrices
+
+    @property
+    def own_matrices(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """The parameters A [R, I] and B [O, R]."""
         A: nn.Parameter = self.layer.lora_A[self.adapter].weight  # type: ignore[assignment]
         B: nn.Parameter = self.layer.lora_B[self.adapter].weight  # type: ignore[assignment]
         return A, B
@@ -56,9 +69,30 @@ class Update:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Its trainable parameters by their names in PEFT's files, relative to the layer."""
-        A, B = self.matrices
+        """Its parameters by their names in PEFT's files, relative to the layer. One may be frozen."""
+        A, B = self.own_matrices
         return {"lora_A.weight": A, "lora_B.weight": B, **{name: self.part(name) for name in self.parts(self.layer)}}
+
+    @property
+    def saved(self) -> dict[str, Tensor]:
+        """What is written to a file, by names in PEFT's files, relative to the layer."""
+        return {name: p.detach() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Take all values from tensors that `saved` made."""
+        for name, p in self.parameters.items():
+            p.copy_(saved[name])
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the update differs from that of a new adapter: here, whether A and B are nonzero."""
+        return all(bool(matrix.any()) for matrix in self.own_matrices)
+
+    @classmethod
+    def saved_config(cls, config: LoraConfig) -> LoraConfig:
+        """The options that are written beside `saved`."""
+        return config
 
     def low_rank(self, x_TI: Tensor) -> Tensor:
         """s B A x [T, O] in x's dtype, differentiated by autograd."""
@@ -86,3 +120,7 @@ class Update:
         """The weight [O, I] that is equivalent to the base weight W (float64) with this update."""
         A, B = self.matrices
         return W_OI + B.double() @ A.double() * self.scaling
+
+    def merged_bias(self, bias_O: Tensor | None) -> Tensor | None:
+        """The bias [O] of the merged layer, given that of the base layer (float64); None if there is none."""
+        return bias_O

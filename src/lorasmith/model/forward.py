@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorasmith.lora.alora import first_active
 from lorasmith.lora.router import Slice
 from lorasmith.model.attention import Cache
 from lorasmith.model.base import Base
 from lorasmith.model.groups import attention_groups
-from lorasmith.model.row import Example, Row, Span, flatten
+from lorasmith.model.row import Example, Row, Span, flatten, slices_of
 
 SHORT_SLICE = 16  # up to so many tokens per adapter on average, one masked product for all adapters is faster
 MULTIPLE = 32  # packed rows are padded to a multiple of so many tokens if every new shape costs time
@@ -25,11 +26,21 @@ def row_of(base: Base, examples: Sequence[Example], total_weight: float, adapter
 
     Common prefixes are computed once, unless LoRA dropout would make them differ between examples.
     """
+    starts = active_from(base, examples, adapter)
     if base.layout == "padded":
-        return flatten(examples, total_weight, adapter).to(base.device)
+        return flatten(examples, total_weight, adapter, starts=starts).to(base.device)
     drops = base.model.training and adapter is not None and base.adapters[adapter].config.lora_dropout > 0
     multiple = MULTIPLE if base.compiles_shapes else 1
-    return flatten(examples, total_weight, adapter, "prefix" in base.fast_parts and not drops, multiple).to(base.device)
+    share = "prefix" in base.fast_parts and not drops
+    return flatten(examples, total_weight, adapter, share, multiple, starts).to(base.device)
+
+
+def active_from(base: Base, examples: Sequence[Example], adapter: str | None) -> list[int] | None:
+    """The position from which on the adapter is active in each example; None if it always is, as only aLoRA is not."""
+    if adapter not in base.router.partial:
+        return None
+    config = base.adapters[adapter].config
+    return [first_active(one.whole_ids, config) for one in examples]
 
 
 def hidden(base: Base, row: Row, kv: Cache | None = None) -> Tensor:
@@ -91,11 +102,15 @@ def padded_output(base: Base, row: Row, model: nn.Module, name: str, at: Tensor 
 
 def _alone(row: Row, span: Span) -> Row:
     """A row of the tokens of one span."""
-    (adapter,) = (slot.adapter for slot in row.slots if slot.start <= span.start < slot.end)
-    tokens = slice(span.start, span.end)
+    tokens, first = slice(span.start, span.end), span.start
+    slots = [
+        Slice(slot.adapter, max(slot.start, first) - first, min(slot.end, span.end) - first)
+        for slot in row.slots
+        if slot.start < span.end and first < slot.end
+    ]
     return replace(
         row, ids_T=row.ids_T[tokens], position_T=row.position_T[tokens], spans=(Span(0, span.length),),
-        slots=(Slice(adapter, 0, span.length),),
+        slots=tuple(slots),
     )  # fmt: skip
 
 
@@ -112,7 +127,11 @@ def padded_inputs(row: Row) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def padded_slices(row: Row) -> list[Slice]:
-    """The row's slots in padded tokens. A slot consists of whole spans."""
+    """The row's slots in padded tokens. The padding after a span has the adapter of the span's last token."""
     longest = max(span.length for span in row.spans)
-    starts = {span.start: i for i, span in enumerate(row.spans)} | {row.tokens: len(row.spans)}
-    return [Slice(slot.adapter, starts[slot.start] * longest, starts[slot.end] * longest) for slot in row.slots]
+    if row.label_slots is None:  # a slot consists of whole spans
+        starts = {span.start: i for i, span in enumerate(row.spans)} | {row.tokens: len(row.spans)}
+        return [Slice(slot.adapter, starts[slot.start] * longest, starts[slot.end] * longest) for slot in row.slots]
+    adapters = [slot.adapter for slot in row.slots for _token in range(slot.start, slot.end)]
+    own = [adapters[span.start : span.end] for span in row.spans]
+    return list(slices_of([one for line in own for one in line + line[-1:] * (longest - len(line))]))

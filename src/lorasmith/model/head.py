@@ -49,7 +49,7 @@ def token_losses(base: Base, row: Row) -> Tensor:
         return _losses_of_model(base, row)
     states_NH = hidden(base, row).index_select(0, row.at_N)
     losses = []
-    for start, end in _chunks(row, base):
+    for start, end in label_chunks(row, base):
         losses.append(_cross_entropy(logits(base, states_NH[start:end]), row.target_N[start:end]))
     return torch.cat(losses)
 
@@ -59,10 +59,7 @@ def next_logits(base: Base, row: Row, kv: Cache) -> Tensor:
     """Logits at the positions `at_N` of a packed row with a KV cache, [N, V] in float32, for all adapters at once."""
     if not base.head.direct:
         base.router.route(row.slots, stacked=has_short_slices(row.slots))
-        # the head may carry adapters, whose slices count every token of the row
-        keep = row.at_N if len(row.slots) == 1 else torch.arange(row.tokens, device=row.at_N.device)
-        out: Tensor = base.model(**packed_inputs(base, row, kv), logits_to_keep=keep).logits[0]
-        return (out if len(row.slots) == 1 else out.index_select(0, row.at_N)).float()
+        return kept_logits(base, row, kv).float()
     states_NH = hidden(base, row, kv).index_select(0, row.at_N)
     if not len(states_NH):
         return states_NH.float()
@@ -73,6 +70,8 @@ def next_logits(base: Base, row: Row, kv: Cache) -> Tensor:
 
 def label_slices(row: Row) -> list[Slice]:
     """The row's slots in labels, without those that have none."""
+    if row.label_slots is not None:
+        return list(row.label_slots)
     if len(row.slots) == 1:  # spans may be common prefixes, which `counts` does not know
         return [Slice(row.slots[0].adapter, 0, len(row.at_N))] if len(row.at_N) else []
     slices: list[Slice] = []
@@ -172,7 +171,7 @@ class _ChunkedLoss(torch.autograd.Function):
         d_states = torch.empty_like(states_NH)
         d_trained: list[Tensor | None] = [None] * len(trained)  # None for parameters of adapters that no token uses
         total = torch.zeros((), dtype=torch.promote_types(states_NH.dtype, torch.float32), device=states_NH.device)
-        for start, end in _chunks(row, base):
+        for start, end in label_chunks(row, base):
             with torch.enable_grad():
                 states_CH = states_NH[start:end].detach().requires_grad_(True)
                 losses_C = _cross_entropy(logits(base, states_CH), row.target_N[start:end])
@@ -200,7 +199,7 @@ def _cross_entropy(logits_CV: Tensor, target_C: Tensor) -> Tensor:
     return F.cross_entropy(wide, target_C, reduction="none")
 
 
-def _chunks(row: Row, base: Base) -> Iterator[tuple[int, int]]:
+def label_chunks(row: Row, base: Base) -> Iterator[tuple[int, int]]:
     """Bounds of the chunks, each of labels with the same adapter. Sets the router for each chunk."""
     for adapter, first, last in label_slices(row):
         for start in range(first, last, CHUNK):
@@ -209,11 +208,19 @@ def _chunks(row: Row, base: Base) -> Iterator[tuple[int, int]]:
             yield start, stop
 
 
+def kept_logits(base: Base, row: Row, kv: Cache | None = None) -> Tensor:
+    """The model's own logits [N, V] at the positions `at_N` of a packed row. The router must be set."""
+    # the head may carry adapters, whose slices count every token of the row
+    keep = row.at_N if len(row.slots) == 1 else torch.arange(row.tokens, device=row.at_N.device)
+    out: Tensor = base.model(**packed_inputs(base, row, kv), logits_to_keep=keep).logits[0]
+    return out if len(row.slots) == 1 else out.index_select(0, row.at_N)
+
+
 def _losses_of_model(base: Base, row: Row) -> Tensor:
     """Cross-entropy of each label from the model's own logits, for a head that is more than a linear layer: [N]."""
     if base.layout == "packed":
         base.router.route(row.slots)
-        logits_NV = base.model(**packed_inputs(base, row), logits_to_keep=row.at_N).logits[0]
+        logits_NV = kept_logits(base, row)
     else:
         logits_NV = padded_output(base, row, base.model, "logits", row.at_N)
     return _cross_entropy(logits_NV, row.target_N)

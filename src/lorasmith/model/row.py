@@ -5,10 +5,10 @@ Training, evaluation and decoding all build their batches here. Nothing in this 
     T = tokens of the row, N = labels of the row (tokens that are trained on)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
-from typing import NamedTuple, Self
+from itertools import groupby, takewhile
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -55,6 +55,11 @@ class Example:
         assert len(self.ids) == len(self.targets) == len(self.weights)
 
     @property
+    def whole_ids(self) -> list[int]:
+        """`ids` with the last target, which nothing follows; -100 if that is not trained on."""
+        return [*self.ids, *self.targets[-1:]]
+
+    @property
     def learned(self) -> list[int]:
         """The positions whose target is trained on."""
         return [i for i, target in enumerate(self.targets) if target != IGNORED]
@@ -87,6 +92,7 @@ class Row:
     target_N: Tensor  # token id of each label, int64
     weight_N: Tensor  # weight of each label in the loss; float64 on the CPU, else float32
     slots: tuple[Slice, ...]  # which adapter computes which tokens
+    label_slots: tuple[Slice, ...] | None = None  # which computes which labels; None: a slot consists of whole spans
 
     @property
     def tokens(self) -> int:
@@ -116,6 +122,7 @@ def flatten(
     adapter: str | None = "default",
     share: bool = False,
     multiple: int = 1,
+    starts: Sequence[int] | None = None,
 ) -> Row:
     """Lay examples end to end in one row. Each is cut after its last label, which changes neither loss nor gradients.
 
@@ -123,15 +130,22 @@ def flatten(
     that the losses of the rows add up to the same loss however the step is split into rows.
     share: include a common prefix of several examples only once. Loss and gradients stay the same.
     multiple: pad the row to a multiple of so many tokens, with a span that has no labels.
+    starts: the position of each example from which on the adapter is active (see lora/alora.py); None: from the start.
     """
     ids = [example.ids[: example.useful_length] for example in examples]
-    spans, places = _tree(ids, SHARED if share else None)
+    spans, places = _tree(ids if starts is None else _marked(ids, starts), SHARED if share else None)
     at = [places[e][i] for e, example in enumerate(examples) for i in example.learned]
     flat = {place: (ids[e][i], i) for e, line in enumerate(places) for i, place in enumerate(line)}
     filled = -(-len(flat) // multiple) * multiple
     if filled > len(flat):
         spans.append(Span(len(flat), filled))
         flat |= {len(flat) + i: (0, i) for i in range(filled - len(flat))}
+    slots: tuple[Slice, ...] = (Slice(adapter, 0, len(flat)),)
+    label_slots = None
+    if starts is not None:
+        active = {place for e, line in enumerate(places) for place in line[starts[e] :]}
+        slots = slices_of([adapter if place in active else None for place in range(len(flat))])
+        label_slots = slices_of([adapter if place in active else None for place in at])
     return Row(
         ids_T=torch.tensor([flat[place][0] for place in range(len(flat))], dtype=torch.long),
         position_T=torch.tensor([flat[place][1] for place in range(len(flat))], dtype=torch.long),
@@ -140,17 +154,32 @@ def flatten(
         at_N=torch.tensor(at, dtype=torch.long),
         target_N=torch.tensor([e.targets[i] for e in examples for i in e.learned], dtype=torch.long),
         weight_N=torch.tensor([e.weights[i] / total_weight for e in examples for i in e.learned], dtype=torch.float64),
-        slots=(Slice(adapter, 0, len(flat)),),
+        slots=slots,
+        label_slots=label_slots,
     )
 
 
-def _tree(ids: list[list[int]], shared: int | None) -> tuple[list[Span], list[list[int]]]:
+def _marked(ids: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[tuple[int, bool]]]:
+    """Each token with whether it is active: a prefix is common only if that is the same."""
+    return [[(token, i >= start) for i, token in enumerate(text)] for text, start in zip(ids, starts, strict=True)]
+
+
+def slices_of(adapters: Iterable[str | None]) -> tuple[Slice, ...]:
+    """The slices of tokens or labels that have these adapters one by one."""
+    slices, end = list[Slice](), 0
+    for adapter, run in groupby(adapters):
+        start, end = end, end + sum(1 for _one in run)
+        slices.append(Slice(adapter, start, end))
+    return tuple(slices)
+
+
+def _tree(ids: Sequence[Sequence[Any]], shared: int | None) -> tuple[list[Span], list[list[int]]]:
     """Spans, and the row positions of each example's tokens. Common prefixes of at least `shared` are laid once."""
     spans: list[Span] = []
     places: list[list[int]] = [[] for _example in ids]
 
     def lay(members: Sequence[int], depth: int, parent: int) -> None:
-        same_prefix: dict[tuple[int, ...], list[int]] = {}
+        same_prefix: dict[tuple[Any, ...], list[int]] = {}
         for e in members:
             same_prefix.setdefault(tuple(ids[e][depth : depth + shared]) if shared else (), []).append(e)
         for prefix, some in same_prefix.items():
@@ -173,7 +202,7 @@ def _tree(ids: list[list[int]], shared: int | None) -> tuple[list[Span], list[li
     return spans, places
 
 
-def _common_prefix(texts: list[list[int]]) -> int:
+def _common_prefix(texts: Sequence[Any]) -> int:
     """Length of the longest common prefix: that of the first and the last in lexicographic order."""
     ordered = sorted(texts)
     return sum(1 for _pair in takewhile(lambda pair: pair[0] == pair[1], zip(ordered[0], ordered[-1], strict=False)))

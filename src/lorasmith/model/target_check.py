@@ -51,7 +51,7 @@ def check_targets(base: Base, name: str, ids: Sequence[int], report: Report) -> 
 def _unreached(base: Base, name: str, ids: Sequence[int]) -> list[str]:
     """Paths of the adapter's modules on which the loss does not depend, in no layer."""
     adapter = base.adapters[name]
-    targets, parameters = adapter.targets, adapter.parameters
+    targets, parameters = adapter.targets, adapter.trained
     try:
         loss, _tokens = trial_loss(base, name, ids)
         found: Sequence[Tensor | None] = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)

@@ -100,7 +100,7 @@ def _problem(
 
 def _trial_step(base: Base, adapter: str, ids: Sequence[int]) -> Callable[[], tuple[Tensor, Tensor]]:
     """A function that runs a trial step and returns its loss and the adapter's gradients, as one vector."""
-    parameters = list(base.adapters[adapter].parameters.values())
+    parameters = list(base.adapters[adapter].trained.values())
 
     def step() -> tuple[Tensor, Tensor]:
         with saved_tensors(base.model) as saved:
@@ -114,7 +114,8 @@ def _trial_step(base: Base, adapter: str, ids: Sequence[int]) -> Callable[[], tu
 
 def trial_loss(base: Base, adapter: str, ids: Sequence[int]) -> tuple[Tensor, int]:
     """The loss of a step on two short examples with a common prefix, and the number of tokens in its row."""
-    first = (list(ids) * 16)[:16]
+    invocation = base.adapters[adapter].config.alora_invocation_tokens or ()
+    first = [*invocation, *list(ids) * 16][:16]
     texts = first, [*first[:SHARED], *reversed(first[:SHARED])]
     examples = [Example(text, [*text[1:], text[0]], [1.0] * len(text), "trial") for text in texts]
     row = row_of(base, examples, float(sum(len(e.ids) for e in examples)), adapter)
@@ -140,7 +141,7 @@ def saved_tensors(model: nn.Module) -> Iterator[dict[int, int]]:
 @contextmanager
 def _perturbed(base: Base, adapter: str) -> Iterator[None]:
     """Change the adapter to look trained inside the block, without dropout: while B = 0, A has no gradient."""
-    parameters = list(base.adapters[adapter].parameters.values())
+    parameters = list(base.adapters[adapter].trained.values())
     saved, training = [p.detach().clone() for p in parameters], base.model.training
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -29,8 +29,8 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.errors import Interrupted, MissingExtraError, TrainingError
 from lorasmith.evaluation.loss import ExampleLosses, compare
 from lorasmith.i18n import _
-from lorasmith.lora.files import has_effect
 from lorasmith.lora.quantized import stored_bytes
+from lorasmith.lora.saved_values import has_moved
 from lorasmith.model.base import Base
 from lorasmith.preflight.estimate import estimate
 from lorasmith.preflight.facts import collect_facts, fact_lines
@@ -233,7 +233,7 @@ def _resumable(folder: Path) -> Iterator[None]:
 
 def _refuse_without_effect(job: loop.Job) -> None:
     """Raise TrainingError if the adapter still has no effect after the last step, so that the run never finishes."""
-    if not has_effect(job.base.adapters[ADAPTER].parameters):
+    if not has_moved(job.base.adapters[ADAPTER], job.base.model):
         raise TrainingError(
             _(
                 "{folder}: after {steps} steps the adapter has no effect: its B matrices are all zero, because "

@@ -21,11 +21,10 @@ from lorasmith.engine.request import Request
 from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.fused.held import held_weights
+from lorasmith.lora.fused.held import held_weights, inject_held
 from lorasmith.lora.inject import bias_conflict, remove
 from lorasmith.lora.layer import SavedModule
 from lorasmith.lora.parameters import LoRAParameters, cannot_split
-from lorasmith.lora.variant import flags_of
 from lorasmith.model.base import Base
 from lorasmith.model.fast.decoder import unpacked
 from lorasmith.model.vocabulary import embedding_kept_on_error
@@ -181,8 +180,12 @@ def load_version(base: Base, discovered: DiscoveredAdapter, tensors: Mapping[str
 
 
 def effect_of(base: Base, adapter: str) -> float:
-    """The largest change of a token's logprob on EFFECT_PROMPT, in nats; NaN if a logprob is NaN or infinite."""
-    ids = base.tokenizer(EFFECT_PROMPT, add_special_tokens=False)["input_ids"]
+    """The largest change of a token's logprob on EFFECT_PROMPT, in nats; NaN if a logprob is NaN or infinite.
+
+    Before it comes the invocation sequence of an aLoRA, which has no effect otherwise.
+    """
+    invocation = base.adapters[adapter].config.alora_invocation_tokens if adapter in base.router.partial else None
+    ids = [*(invocation or ()), *base.tokenizer(EFFECT_PROMPT, add_special_tokens=False)["input_ids"]]
     own, others = prompt_logprobs(base, [Request(ids, adapter=None), Request(ids, adapter=adapter)])
     changes = [abs(a.logprob - b.logprob) for a, b in zip(own, others, strict=True) if a and b]
     return max(changes) if all(map(math.isfinite, changes)) else math.nan
@@ -225,25 +228,29 @@ def _attach(base: Base, internal_name: str, adapter: AdapterFolder, tensors: Map
     if whole := [m for m in stacks if isinstance(m, LoRAParameters) and not m.splits_by_token]:
         detach(base, internal_name)
         raise AdapterError(cannot_split(type(whole[0].base_layer).__name__))
+    try:
+        _move_into_model(base)
+    except AdapterError:
+        saved = [path for paths in base.adapters[internal_name].targets.saved.values() for path in paths]
+        detach(base, internal_name)
+        text = _("{path}: another adapter has LoRA on this module, so it cannot be trained in full.", path=saved[0])
+        raise AdapterError(text) from None
+
+
+def _move_into_model(base: Base) -> None:
+    """Add the held adapters to the model whose layers an adapter that was just added took out of the bank.
+
+    Such is a variant of LoRA, which has layers of its own, or one that trains a module beside them in full. Raises
+    AdapterError if that module is one of theirs.
+    """
+    decoder = base.fast_decoder
     lost = decoder.lost() if decoder else []
-    if lost and (flags := flags_of(config)):
-        detach(base, internal_name)
-        raise AdapterError(
-            _(
-                "{path}: an adapter with {flag} cannot share this layer with one that was loaded before it. Load it "
-                "first, or serve it by itself.",
-                path=lost[0],
-                flag=flags[0],
-            )
-        )
-    if lost:
-        detach(base, internal_name)
-        text = _(
-            "{path}: another adapter has LoRA on this module, and this adapter trains a neighboring module in "
-            "full. They cannot be served together.",
-            path=lost[0],
-        )
-        raise AdapterError(text)
+    if decoder is None or not lost:
+        return
+    with unpacked(base):
+        for name in lost:
+            base.adapters[name] = inject_held(base.model, base.router, name, decoder.held[name])
+            decoder.drop(name)
 
 
 def _blocks(base: Base, name: str) -> list[str]:

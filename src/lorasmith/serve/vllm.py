@@ -7,6 +7,7 @@ from pathlib import Path
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import PACKAGED, cached_gguf, packaged_model
+from lorasmith.lora.start_values import MOVING
 from lorasmith.lora.variant import VARIANTS
 from lorasmith.report import Report
 from lorasmith.serve.discovery import DiscoveredAdapter, Discovery
@@ -86,6 +87,8 @@ def vllm_refuses(adapter: DiscoveredAdapter) -> list[str]:
     reasons += [_("{flag} is set", flag=flag) for flag in (*VARIANTS, "trainable_token_indices") if raw.get(flag)]
     if any(".experts.lora_A." in key and key.replace(".experts.", _INNER) not in keys for key in keys):
         reasons.append(_("it adapts only one of the two weights of the experts"))
+    if str(start := raw.get("init_lora_weights")).startswith(MOVING):
+        reasons.append(_("init_lora_weights is {value!r}, which belongs to a changed base model", value=start))
     targets = raw.get("target_modules") or []
     names = [str(target).rpartition(".")[2] for target in targets] if isinstance(targets, list) else []
     if touched := [name for name in EMBEDDINGS if name in names]:

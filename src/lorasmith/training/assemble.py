@@ -25,7 +25,10 @@ from lorasmith.evaluation.generation import GenerationEvaluation
 from lorasmith.evaluation.metrics import Metric, require_eval_extra
 from lorasmith.i18n import _, listed
 from lorasmith.loading.load import load_base
+from lorasmith.lora.files import read_weights
 from lorasmith.lora.inject import Adapter, inject
+from lorasmith.lora.saved_values import restore_values
+from lorasmith.lora.start_values import computed_from_weight
 from lorasmith.model.base import Base
 from lorasmith.model.target_check import check_targets
 from lorasmith.model.verify import enable_fast_parts
@@ -34,12 +37,14 @@ from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
 from lorasmith.training.checkpoint import Origin
 from lorasmith.training.distributed import World
+from lorasmith.training.eva import start_eva
 from lorasmith.training.evaluator import Evaluator, Samples
 from lorasmith.training.history import History
+from lorasmith.training.invocation import check_invocation
 from lorasmith.training.loop import Job
 from lorasmith.training.memory import affordable_tokens
 from lorasmith.training.optim import FlatParameters
-from lorasmith.training.optimizers import make_optimizer, require_optimizer
+from lorasmith.training.optimizers import in_groups, make_optimizer, require_optimizer
 from lorasmith.training.run_folder import with_absolute_paths
 from lorasmith.training.start_from import (
     check_encoding,
@@ -110,19 +115,31 @@ def assemble(
             return load_start(base, start, given, ADAPTER)
         if continues and saved is not None:
             return load_checkpoint(base, saved, ADAPTER)
-        return inject(base.model, config.lora, base.router, ADAPTER, config.training.seed,
-                      tokens=tuple(base.added_tokens.values()))  # fmt: skip
+        return _new_adapter(base, config, saved)
 
     (template, data), base.adapters[ADAPTER] = together(rows, adapter)
     refuse_surplus_examples(base, [*data.train, *data.held_out])
     if text := unused_tokens(base, data.train):
         report.warn(text)
+    check_invocation(data.train, base.adapters[ADAPTER].config, report)
+    if start is None and saved is None:
+        start_eva(base, ADAPTER, data.train, config, report)
     first = [token for example in data.train[:16] for token in example.ids]
     check_targets(base, ADAPTER, first, report)
     enable_fast_parts(base, ADAPTER, first)
     notes = start_notes(start, saved) if continues else {}
     job = _job(config, base, template, data, custom, folder, report, world, notes)
     return Assembled(job, config, template, data)
+
+
+def _new_adapter(base: Base, config: Config, saved: Path | None) -> Adapter:
+    """A new adapter; that of the checkpoint `saved` if its start is computed from the weights, and so is in there."""
+    resumes = saved is not None and computed_from_weight(config.lora)
+    adapter = inject(base.model, config.lora, base.router, ADAPTER, config.training.seed,
+                     tokens=tuple(base.added_tokens.values()), start=not resumes)  # fmt: skip
+    if saved is not None and resumes:
+        restore_values(adapter, base.model, read_weights(saved))
+    return adapter
 
 
 def _default_model(config: Config) -> str:
@@ -170,7 +187,7 @@ def _job(
     world: World,
     notes: dict[str, Any],
 ) -> Job:
-    parameters = FlatParameters(base.adapters[ADAPTER].parameters)
+    parameters = FlatParameters(in_groups(base.adapters[ADAPTER].trained, config.training))
     notes = notes | {
         "data": list(with_absolute_paths(config).data.data),
         "max_length": data.max_length,

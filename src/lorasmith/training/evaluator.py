@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.data.rows.conversation import Message
 from lorasmith.data.template.encoding import Template
@@ -21,7 +19,8 @@ from lorasmith.errors import ConfigError
 from lorasmith.evaluation.generation import GenerationEvaluation
 from lorasmith.evaluation.loss import ExampleLosses, eval_mode, evaluate_loss
 from lorasmith.i18n import _, counted, listed
-from lorasmith.lora.files import has_effect, read_weights
+from lorasmith.lora.files import read_weights
+from lorasmith.lora.saved_values import has_moved, restore_values
 from lorasmith.model.base import Base
 from lorasmith.model.row import Example
 from lorasmith.model.vocabulary import refuse_surplus
@@ -182,13 +181,10 @@ class Evaluator:
             self.report.say(f"  > {_one_line(prompt)}\n    {shown}")
 
     def _has_effect(self) -> bool:
-        return has_effect(self.base.adapters[self.adapter].parameters)
+        return has_moved(self.base.adapters[self.adapter], self.base.model)
 
-    @torch.no_grad()
     def _load_weights(self, folder: Path) -> None:
-        tensors = read_weights(folder)
-        for key, parameter in self.base.adapters[self.adapter].parameters.items():
-            parameter.copy_(tensors[key])
+        restore_values(self.base.adapters[self.adapter], self.base.model, read_weights(folder))
 
 
 def _copy(source: Path, folder: Path) -> None:

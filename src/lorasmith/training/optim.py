@@ -34,6 +34,13 @@ class FlatParameters:
         pieces = flat.split([p.numel() for p in tensors])
         return [piece.view(p.shape) for piece, p in zip(pieces, tensors, strict=True)]
 
+    def parts(self, sizes: list[int]) -> list[nn.Parameter]:
+        """`values` in consecutive parts of these sizes, each with its part of the gradient."""
+        parts = [nn.Parameter(piece) for piece in self.values.data.split(sizes)]
+        for part, gradient in zip(parts, self.gradient.split(sizes), strict=True):
+            part.grad = gradient
+        return parts
+
     def changed(self) -> None:
         """Let the tensors know that `values` has changed: whoever keeps a copy of one compares its version.
 

@@ -1,7 +1,11 @@
-"""The optimizers by name, behind one interface: step, learning rate, and a state that a resumed run restores."""
+"""The optimizers by name, behind one interface: step, learning rate, and a state that a resumed run restores.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+LoRA+ (arXiv:2402.12354): B learns with a multiple of the learning rate, `loraplus_lr_ratio`, in each of them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -14,6 +18,8 @@ from lorasmith.system.bitsandbytes import bitsandbytes
 from lorasmith.training.optim import FlatParameters
 
 MATRICES = (".lora_A", ".lora_B", ".lora_embedding_")  # in the names of A and B
+RATIO = "lr_ratio"  # of a parameter group: its learning rate in multiples of the optimizer's
+Groups = list[dict[str, Any]]  # of parameters, as torch's optimizers take them; the first has the ratio 1
 
 
 class Optimizer:
@@ -32,7 +38,7 @@ class Optimizer:
     def lr(self, value: float) -> None:
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = value
+                group["lr"] = value * group.get(RATIO, 1)
 
     def step(self, is_finite: Tensor) -> None:
         """Update the parameters, unless `is_finite` is false. Only fused AdamW need not wait for the device to tell."""
@@ -79,7 +85,7 @@ class Optimizer:
 class Lion(torch.optim.Optimizer):
     """Lion (arXiv:2302.06675, algorithm 2): the sign of an average of the gradients, with decoupled weight decay."""
 
-    def __init__(self, params: Sequence[Tensor], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+    def __init__(self, params: Groups, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -97,20 +103,56 @@ class Lion(torch.optim.Optimizer):
                 average.lerp_(p.grad, 1 - beta2)
 
 
+def in_groups(parameters: Mapping[str, nn.Parameter], config: TrainingConfig) -> dict[str, nn.Parameter]:
+    """The parameters in the order in which those with the same learning rate are adjacent in one flat buffer."""
+    return dict(sorted(parameters.items(), key=lambda item: _is_raised(item[0], item[1], config)))
+
+
+def _is_raised(name: str, p: Tensor, config: TrainingConfig) -> bool:
+    """Whether LoRA+ raises this learning rate: that of B and, as in PEFT, of vectors.
+
+    Not that of an embedding's B, which starts at random values as A does elsewhere.
+    """
+    return config.loraplus_lr_ratio != 1 and (".lora_B." in name or p.dim() == 1)
+
+
 def make_optimizer(parameters: FlatParameters, config: TrainingConfig) -> Optimizer:
     """The optimizer that training.optimizer names. Raises ConfigError if it cannot update these parameters."""
     return Optimizer(parameters, _MAKERS[config.optimizer](parameters, config))
 
 
+def _flat_groups(parameters: FlatParameters, config: TrainingConfig) -> Groups:
+    """The flat buffer, with LoRA+ in two parts."""
+    raised = [_is_raised(name, p, config) for name, p in zip(parameters.names, parameters.tensors, strict=True)]
+    if not any(raised):
+        return [{"params": [parameters.values]}]
+    runs = groupby(zip(raised, parameters.tensors, strict=True), key=lambda pair: pair[0])
+    sizes = {is_raised: sum(p.numel() for _raised, p in run) for is_raised, run in runs}
+    assert list(sizes) == sorted(sizes), "see in_groups"
+    parts = parameters.parts(list(sizes.values()))
+    return [
+        {"params": [part], RATIO: config.loraplus_lr_ratio if is_raised else 1.0}
+        for is_raised, part in zip(sizes, parts, strict=True)
+    ]
+
+
+def _groups(pairs: Iterable[tuple[str, nn.Parameter]], config: TrainingConfig) -> Groups:
+    """The parameters one by one, with LoRA+ in two groups."""
+    groups: Groups = [{"params": []}, {"params": [], RATIO: config.loraplus_lr_ratio}]
+    for name, p in pairs:
+        groups[_is_raised(name, p, config)]["params"].append(p)
+    return [group for group in groups if group["params"]]
+
+
 def _adamw(parameters: FlatParameters, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """Fused AdamW (arXiv:1711.05101) over the flat buffer, with moments in the parameters' dtype."""
-    return [_adamw_of([parameters.values], config)]
+    return [_adamw_of(_flat_groups(parameters, config), config)]
 
 
-def _adamw_of(tensors: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
+def _adamw_of(groups: Groups, config: TrainingConfig) -> torch.optim.AdamW:
     betas = (config.beta1, config.beta2)
     return torch.optim.AdamW(
-        tensors, lr=config.learning_rate, betas=betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
+        groups, lr=config.learning_rate, betas=betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
     )
 
 
@@ -136,13 +178,18 @@ def _adamw8bit(parameters: FlatParameters, config: TrainingConfig) -> list[torch
     betas = (config.beta1, config.beta2)
     return [
         optim.AdamW8bit(
-            [parameters.values], config.learning_rate, betas, eps=config.eps, weight_decay=config.weight_decay
+            _flat_groups(parameters, config),
+            config.learning_rate,
+            betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
         )
     ]
 
 
 def _lion(parameters: FlatParameters, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    return [Lion([parameters.values], config.learning_rate, (config.beta1, config.beta2), config.weight_decay)]
+    betas = (config.beta1, config.beta2)
+    return [Lion(_flat_groups(parameters, config), config.learning_rate, betas, config.weight_decay)]
 
 
 def _adafactor(parameters: FlatParameters, config: TrainingConfig) -> list[torch.optim.Optimizer]:
@@ -150,14 +197,15 @@ def _adafactor(parameters: FlatParameters, config: TrainingConfig) -> list[torch
     from transformers.optimization import Adafactor
 
     options = {"scale_parameter": False, "relative_step": False, "weight_decay": config.weight_decay}
-    return [Adafactor(parameters.tensors, lr=config.learning_rate, **options)]
+    groups = _groups(zip(parameters.names, parameters.tensors, strict=True), config)
+    return [Adafactor(groups, lr=config.learning_rate, **options)]
 
 
 def _muon(parameters: FlatParameters, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """Muon for A and B, with updates as large as those of AdamW (arXiv:2502.16982); AdamW for all other parameters."""
     pairs = list(zip(parameters.names, parameters.tensors, strict=True))
-    matrices = [p for name, p in pairs if any(part in name for part in MATRICES)]
-    others = [p for name, p in pairs if not any(part in name for part in MATRICES)]
+    matrices = _groups((pair for pair in pairs if any(part in pair[0] for part in MATRICES)), config)
+    others = _groups((pair for pair in pairs if not any(part in pair[0] for part in MATRICES)), config)
     muon = torch.optim.Muon(
         matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
     )

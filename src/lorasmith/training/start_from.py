@@ -16,8 +16,11 @@ from lorasmith.config.toml import Config
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
-from lorasmith.lora.inject import Adapter
+from lorasmith.lora.files import load_adapter
+from lorasmith.lora.inject import Adapter, remove
+from lorasmith.lora.saved_values import saved_values
 from lorasmith.lora.target import Targets, find_targets
+from lorasmith.lora.variant import variant_of
 from lorasmith.model.base import Base
 from lorasmith.report import Report
 
@@ -58,7 +61,7 @@ def continued(config: Config, start: AdapterFolder, report: Report) -> Config:
 
     Raises ConfigError that names every option that is given and differs. Target modules are compared in `load_start`.
     """
-    theirs, given = start.config, config.lora
+    theirs, given = _as_saved(start.config), config.lora
     fixed = [key for key in LoraConfig.model_fields if key in given.model_fields_set and key not in (*TARGETS, *FREE)]
     problems = [
         _differs(start, f"lora.{key}", getattr(theirs, key), getattr(given, key))
@@ -76,6 +79,11 @@ def continued(config: Config, start: AdapterFolder, report: Report) -> Config:
     return config.model_copy(update={"lora": theirs.model_copy(update=free), "model": model, "data": data})
 
 
+def _as_saved(config: LoraConfig) -> LoraConfig:
+    """The options to go on with: those of the plain LoRA as which PiSSA and OLoRA are saved; else the same object."""
+    return variant_of(config).saved_config(config)
+
+
 def load_start(base: Base, start: AdapterFolder, given: LoraConfig, name: str) -> Adapter:
     """Add the adapter to `base`, to be trained further. given: the LoRA options that the user gave.
 
@@ -89,6 +97,11 @@ def load_start(base: Base, start: AdapterFolder, given: LoraConfig, name: str) -
     free = {key: getattr(given, key) for key in FREE if key in given.model_fields_set}
     replace(start, peft_config={**start.peft_config, **free}).load_into(base, name)
     adapter = base.adapters[name]
+    config = _as_saved(adapter.config)
+    if config is not adapter.config:
+        tensors = saved_values(adapter, base.model)
+        remove(base.model, name)
+        adapter = base.adapters[name] = load_adapter(base.model, base.router, config, tensors, start.path, name)
     if wanted is not None and _paths(wanted) != _paths(adapter.targets):
         text = _(
             "lora.target_modules: {folder} has {theirs} adapted modules, but these options select {ours}, and not the "

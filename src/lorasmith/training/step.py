@@ -48,7 +48,8 @@ def train_step(
     parameters.stop.fill_(stop)
     for row in step.rows:
         loss = loss_sum(base, row)
-        loss.backward()
+        if loss.requires_grad:  # not if an aLoRA is active nowhere in the row
+            loss.backward()
         parameters.loss += loss.detach()
     world.all_reduce(parameters.reduced)
     norm = parameters.gradient.norm()

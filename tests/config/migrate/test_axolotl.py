@@ -239,3 +239,9 @@ def test_evaluations_and_patience(tmp_path):
 
 def test_the_table_names_options():
     assert all(map(is_option, SAME.values()))
+
+
+def test_lora_plus(tmp_path):
+    config, done = converted(tmp_path, AXOLOTL + "loraplus_lr_ratio: 16\n")
+    assert config.training.loraplus_lr_ratio == 16
+    assert "from loraplus_lr_ratio" in done.comments["training.loraplus_lr_ratio"]

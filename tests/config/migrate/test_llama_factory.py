@@ -221,3 +221,17 @@ def test_templates_that_are_ours_too(tmp_path, name, ours):
 
 def test_the_table_names_options():
     assert all(map(is_option, SAME.values()))
+
+
+@pytest.mark.parametrize(("line", "start"), [("", "pissa_niter_16"), ("pissa_iter: 4\n", "pissa_niter_4"),
+                                             ("pissa_iter: -1\n", "pissa")])  # fmt: skip
+def test_pissa(tmp_path, line, start):
+    config, done = converted(tmp_path, LLAMA_FACTORY + "pissa_init: true\npissa_convert: true\n" + line)
+    assert config.lora.init_lora_weights == start
+    assert not [key for key in done.unmatched if "pissa" in key]
+
+
+def test_lora_plus(tmp_path):
+    config, done = converted(tmp_path, LLAMA_FACTORY + "loraplus_lr_ratio: 16\n")
+    assert config.training.loraplus_lr_ratio == 16
+    assert "from loraplus_lr_ratio" in done.comments["training.loraplus_lr_ratio"]

@@ -178,11 +178,12 @@ def test_thinking_is_switched_as_in_their_template(tmp_path):
 
 def test_weights_of_the_loss_and_modules(tmp_path):
     more = "loss_scale: last_round+hermes\ntarget_regex: '.*q_proj'\n"
-    more += "init_weights: pissa\ntrain_dataloader_shuffle: false\n"
+    more += "init_weights: loftq\ntrain_dataloader_shuffle: false\n"
     config, done = converted(tmp_path, MS_SWIFT + more)
     assert (config.data.learn, config.lora.target_modules) == ("last-answer", ".*q_proj")
-    assert {"loss_scale: hermes", "init_weights: pissa", "train_dataloader_shuffle: false"} <= set(done.unmatched)
-    assert converted(tmp_path, MS_SWIFT + "init_weights: gaussian\n")[0].lora.init_lora_weights == "gaussian"
+    assert {"loss_scale: hermes", "init_weights: loftq", "train_dataloader_shuffle: false"} <= set(done.unmatched)
+    for start in ("gaussian", "pissa_niter_4", "olora"):
+        assert converted(tmp_path, MS_SWIFT + f"init_weights: {start}\n")[0].lora.init_lora_weights == start
 
 
 def test_a_service_that_keeps_everything_here(tmp_path):
@@ -211,3 +212,10 @@ def test_modules_beside_all_linear_layers(tmp_path):
 
 def test_the_table_names_options():
     assert all(map(is_option, SAME.values()))
+
+
+@pytest.mark.parametrize("more", ["", "optimizer: lorap\n"])
+def test_lora_plus(tmp_path, more):
+    config, done = converted(tmp_path, MS_SWIFT + "lorap_lr_ratio: 16\n" + more)
+    assert config.training.loraplus_lr_ratio == 16
+    assert not [key for key in done.unmatched if "lorap" in key]

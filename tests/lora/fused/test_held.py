@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from lorasmith.errors import AdapterError
-from lorasmith.lora.fused.held import held_weights
+from lorasmith.lora.fused.held import held_weights, inject_held
 from lorasmith.lora.inject import Adapter
 from lorasmith.model.base import Base
-from tests.support.families import adapted, tiny_base
+from tests.support.families import adapted, distance, logits_of, tiny_base
 
+pytestmark = pytest.mark.usefixtures("exact")
 FOLDER = Path("the/adapter")
 
 
@@ -51,3 +52,17 @@ def test_tensors_that_do_not_fit_are_refused_with_the_file() -> None:
         held_weights(base.model, adapter.config, broken, FOLDER, adapter.targets.adapted, 0)
     assert len(caught.value.problems) == 2
     assert all(problem.startswith("the/adapter/adapter_model.safetensors: ") for problem in caught.value.problems)
+
+
+def test_a_held_adapter_can_move_into_the_model() -> None:
+    """With the same results, whatever its ranks, alphas and scaling."""
+    options = {"rank_pattern": {"up_proj": 6, "layers.1.self_attn.q_proj": 2}, "alpha_pattern": {"q_proj": 3}}
+    base, adapter, tensors = trained(target_modules=("q_proj", "up_proj"), use_rslora=True, **options)
+    other, _adapter = adapted("llama", target_modules=("q_proj", "up_proj"), use_rslora=True, **options)
+    weights = held_weights(base.model, adapter.config, tensors, FOLDER, adapter.targets.adapted, 0)
+    assert weights is not None
+    moved = inject_held(base.model, base.router, "moved", weights)
+    assert base.router.active is None
+    assert sorted(moved.targets.adapted) == sorted(adapter.targets.adapted)
+    base.router.active = "moved"
+    assert distance(logits_of(base), logits_of(other)) < 1e-11

@@ -23,6 +23,7 @@ SAME = {
     "lora_alpha": "lora.lora_alpha",
     "lora_dropout": "lora.lora_dropout",
     "lora_rank": "lora.r",
+    "loraplus_lr_ratio": "training.loraplus_lr_ratio",
     "output_dir": "output",
     "use_dora": "lora.use_dora",
     "use_rslora": "lora.use_rslora",
@@ -59,13 +60,13 @@ QUANTIZATION = ("double_quantization", "quantization_device_map", "quantization_
 METHODS = (
     "freeze_language_model",
     "mixture_of_depths",
-    "pissa_init",
     "shift_attn",
     "train_from_scratch",
     "use_llama_pro",
 )
 LOSSES = ("use_asft_loss", "use_dft_loss", "use_eaft_loss")
 OPTIMIZERS = ("use_adam_mini", "use_apollo", "use_badam", "use_galore")
+PISSA_ITER = 16  # LLaMA-Factory's default
 TEMPLATES = {"alpaca": "alpaca", "chatml": "chatml", "default": "human-assistant"}
 # Columns of dataset_info.json, as ours. A file of messages has them under the key of the format that it has.
 COLUMNS = {
@@ -154,6 +155,12 @@ def _lora(migration: Migration) -> None:
         migration.put("lora.target_modules", "all-linear" if targets == ["all"] else targets, "lora_target")
     if extra := words(migration.take("additional_target", [])):
         migration.put("lora.modules_to_save", extra, "additional_target")
+    if migration.take("pissa_init"):
+        niter = migration.take("pissa_iter", PISSA_ITER)
+        migration.put("lora.init_lora_weights", "pissa" if niter == -1 else f"pissa_niter_{niter}", "pissa_init")
+        migration.ignore("always", ["pissa_convert"])
+    else:
+        migration.ignore("inactive", ["pissa_iter", "pissa_convert"])
     rank = migration.value("lora.r")
     migration.default("lora.lora_alpha", 2 * rank if isinstance(rank, int) else 16)
 

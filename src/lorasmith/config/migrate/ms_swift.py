@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from lorasmith.config.files import read_text
+from lorasmith.config.lora import is_start
 from lorasmith.config.migrate import trainer
 from lorasmith.config.migrate.datasets import Datasets, base_model, local_or_hub
 from lorasmith.config.migrate.migration import Migration, words
@@ -20,6 +21,7 @@ SAME = {
     "lora_bias": "lora.bias",
     "lora_dropout": "lora.lora_dropout",
     "lora_rank": "lora.r",
+    "lorap_lr_ratio": "training.loraplus_lr_ratio",
     "max_epochs": "training.epochs",
     "max_length": "data.max_length",
     "modules_to_save": "lora.modules_to_save",
@@ -132,6 +134,8 @@ def _method(migration: Migration) -> None:
     trainer.quantized(migration, ["quant_bits", "quant_method"])
     migration.refuse_all("method", ["freeze_llm", "lisa_activated_layers"])
     migration.refuse_all("loss", ["enable_channel_loss", "enable_dft_loss", "loss_type"])
+    if migration.left.get("optimizer") == "lorap":  # LoRA+, which lorap_lr_ratio switches on by itself
+        migration.ignore("default", ["optimizer"])
     migration.refuse_all("optimizer", ["optimizer", "use_galore"])
     migration.refuse_all("dataset_kind", ["cached_dataset"])
 
@@ -149,8 +153,8 @@ def _modules(migration: Migration) -> None:
     elif names:
         migration.put("lora.target_modules", names, "target_modules")
     start = migration.take("init_weights")
-    if start == "gaussian":
-        migration.put("lora.init_lora_weights", "gaussian", "init_weights")
+    if is_start(start):
+        migration.put("lora.init_lora_weights", start, "init_weights")
     elif start in (True, "true"):
         migration.ignore("default", ["init_weights"])
     elif start is not None:

@@ -1,5 +1,6 @@
 """Held adapters: kept in memory for serving, outside the model, until a request needs them in the adapter bank."""
 
+import re
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError
 from lorasmith.lora.files import ADAPTER_WEIGHTS, mismatches, refuse_expert_pairs
 from lorasmith.lora.fused.bank import AdapterWeights, Factors
-from lorasmith.lora.inject import PEFT_PREFIX, unwrapped
+from lorasmith.lora.inject import PEFT_PREFIX, Adapter, inject, unwrapped
 from lorasmith.lora.ranks import rank_and_alpha
+from lorasmith.lora.router import Router
 from lorasmith.lora.target import find_targets
 from lorasmith.lora.token_rows import ROWS
 from lorasmith.lora.update import Update
@@ -52,6 +54,25 @@ def held_weights(
         raise AdapterError(*(f"{folder / ADAPTER_WEIGHTS}: {problem}" for problem in problems))
     changes = _changes(config, targets.adapted, tensors)
     return AdapterWeights(lambda: changes, max(len(change.A_RI) for change in changes.values()), lambda: version)
+
+
+@torch.no_grad()
+def inject_held(model: PreTrainedModel, router: Router, name: str, weights: AdapterWeights) -> Adapter:
+    """Add a held adapter to the model, for layers that are not in the bank anymore. The router's `active` is kept.
+
+    Raises AdapterError if another adapter trains one of its layers in full.
+    """
+    factors, active = weights.read(), router.active
+    ranks = {re.escape(path): len(A_RI) for path, (A_RI, _B_RO) in factors.items()}
+    alphas = {path: float(r) for path, r in ranks.items()}  # B is already scaled
+    config = LoraConfig(r=weights.r, target_modules=tuple(factors), rank_pattern=ranks, alpha_pattern=alphas)
+    adapter = inject(model, config, router, name, strict=False)
+    router.active = active
+    for path, (A_RI, B_RO) in factors.items():
+        A, B = model.get_submodule(path).updates[name].own_matrices  # type: ignore[union-attr, index]
+        A.copy_(A_RI)
+        B.copy_(B_RO.t())
+    return adapter
 
 
 def _key(path: str, matrix: str) -> str:

@@ -134,9 +134,9 @@ class FastDecoder:
         return self.held.pop(name, None) is not None
 
     def lost(self) -> list[str]:
-        """Paths of layers that a held adapter changes but that are not in the bank, so that it would have no effect."""
+        """The held adapters that change a layer which is not in the bank, so that they would not have their effect."""
         paths = self.bank.paths if self.bank is not None else frozenset[str]()
-        return [path for weights in self.held.values() for path in weights.read() if path not in paths]
+        return [name for name, weights in self.held.items() if not weights.read().keys() <= paths]
 
     def clear(self) -> None:
         """Empty all slots: a mask does not hide NaN."""
