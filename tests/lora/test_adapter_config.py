@@ -50,16 +50,6 @@ def test_what_is_no_adapter_of_ours_is_said(tmp_path: Path, content: dict[str, A
     assert str(caught.value) == f"{tmp_path / ADAPTER_CONFIG}: {says}"
 
 
-def test_an_adapter_of_tensors_is_refused_by_their_names(folder: Path) -> None:
-    configure(folder, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
-    (problem,) = problems(folder)
-    assert "target_parameters adapts mlp.experts.gate_up_proj, mlp.experts.down_proj, which are not linear" in problem
-    configure(folder, target_parameters=3)
-    assert "target_parameters adapts 3, which" in problems(folder)[0]
-    configure(folder, target_parameters=[])
-    assert AdapterFolder.read(folder).config.r == 4
-
-
 @pytest.mark.parametrize(
     "options",
     [
