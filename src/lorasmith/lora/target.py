@@ -221,16 +221,9 @@ def _adapted_twice(targets: Targets) -> list[str]:
     """A message if a module with an adapted parameter has LoRA itself, or contains a layer that has."""
     twice = ((path, module, one) for path, module in ((p, p.rpartition(".")[0]) for p in targets.parameters)
              for one in targets.adapted if f"{one}.".startswith(f"{module}."))  # fmt: skip
-    return [
-        _(
-            "lora.target_parameters: {path} belongs to {module}, and LoRA is also added to {layer}. Name only one of "
-            "the two.",
-            path=path,
-            module=module,
-            layer=layer,
-        )
-        for path, module, layer in twice
-    ][:1]
+    text = _("lora.target_parameters: {path} belongs to {module}, and LoRA is also added to {layer}. Name only one of "
+             "the two.")  # fmt: skip
+    return [text.format(path=path, module=module, layer=layer) for path, module, layer in twice][:1]
 
 
 def _patterns(value: str | Iterable[str]) -> list[str]:
