@@ -201,10 +201,11 @@ def _parameters(
 def _is_weight_of_layer(path: str, config: LoraConfig, modules: dict[str, nn.Module]) -> bool:
     """Whether LoRA on the parameter at `path` is the same as LoRA on its module, in PEFT's files too."""
     module, _dot, name = path.rpartition(".")
-    same_rank = value_for(config.rank_pattern, path, config.r) == value_for(config.rank_pattern, module, config.r)
-    alphas = (value_for(config.alpha_pattern, either, config.lora_alpha) for either in (path, module))
+    own = {
+        (value_for(config.rank_pattern, p, config.r), value_for(config.alpha_pattern, p, 0.0)) for p in (path, module)
+    }
     is_layer = name == "weight" and isinstance(modules[module], nn.Linear) and is_adaptable(modules[module])
-    return is_layer and same_rank and len(set(alphas)) == 1
+    return is_layer and len(own) == 1
 
 
 def _parameters_left(paths: list[str], config: LoraConfig, modules: Iterable[str]) -> list[str]:
@@ -220,16 +221,9 @@ def _adapted_twice(targets: Targets) -> list[str]:
     """A message if a module with an adapted parameter has LoRA itself, or contains a layer that has."""
     twice = ((path, module, one) for path, module in ((p, p.rpartition(".")[0]) for p in targets.parameters)
              for one in targets.adapted if f"{one}.".startswith(f"{module}."))  # fmt: skip
-    return [
-        _(
-            "lora.target_parameters: {path} belongs to {module}, and LoRA is also added to {layer}. Name only one of "
-            "the two.",
-            path=path,
-            module=module,
-            layer=layer,
-        )
-        for path, module, layer in twice
-    ][:1]
+    text = _("lora.target_parameters: {path} belongs to {module}, and LoRA is also added to {layer}. Name only one of "
+             "the two.")  # fmt: skip
+    return [text.format(path=path, module=module, layer=layer) for path, module, layer in twice][:1]
 
 
 def _patterns(value: str | Iterable[str]) -> list[str]:
