@@ -146,18 +146,6 @@ def test_an_adapter_has_one_name_and_no_dot_in_it() -> None:
         inject(base.model, LoraConfig(), base.router, "v1.2")
 
 
-@pytest.mark.parametrize(("first", "second"), [("all", "none"), ("none", "lora_only")])
-def test_biases_are_trained_by_one_adapter_alone(first: Any, second: Any) -> None:
-    base, _first = adapted("gpt2", bias=first)
-    with pytest.raises(AdapterError, match="changes the base model itself, so it cannot be shared"):
-        inject(base.model, LoraConfig(bias=second), base.router, "second")
-
-
-def test_a_bias_in_a_module_trained_whole_is_no_bias_of_the_base() -> None:
-    base, _first = adapted("gpt2", modules_to_save=("ln_f",))
-    inject(base.model, LoraConfig(modules_to_save=("ln_f",)), base.router, "second")
-
-
 def test_a_module_is_not_trained_whole_by_one_and_adapted_by_another() -> None:
     for first, second, said in (
         ({"modules_to_save": ("lm_head",)}, {"target_modules": "lm_head"}, "trains this module in full"),
@@ -209,17 +197,3 @@ def test_transformers_own_generate_uses_the_active_adapter(family: str) -> None:
         out = base.model.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
     for length in range(3, 7):
         assert out[0, length] == logits_of(base, out[:, :length])[0, -1].argmax()
-
-
-@pytest.mark.parametrize("bias", ["all", "lora_only"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_biases_in_half_precision_are_not_trained(bias: Any, dtype: torch.dtype) -> None:
-    model = tiny("gpt2", dtype)
-    text = (
-        rf"^lora\.bias: '{bias}' trains .*, but this base model is in half precision, .*\. "
-        r"Load it with --dtype float32\.$"
-    )
-    with pytest.raises(ConfigError, match=text):
-        inject(model, LoraConfig(bias=bias), Router())
-    assert not any(isinstance(module, LoRALayer) for module in model.modules())
-    inject(tiny("gpt2", torch.float32), LoraConfig(bias=bias), Router())

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
+from lorasmith.lora.biases import bias_conflict, refuse_rounded_biases, trained_biases
 from lorasmith.lora.init import initialize, initialize_parameters
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
 from lorasmith.lora.parameters import LoRAParameters, peft_prefixes
@@ -23,7 +24,6 @@ from lorasmith.lora.token_rows import ROWS, TokenIds, rows_to_train, tied_path
 from lorasmith.lora.variant import variant_of, variant_problems
 
 Wrapper = LoRALayer | LoRAEmbedding | LoRAParameters | SavedModule
-HALF_PRECISION = (torch.bfloat16, torch.float16)
 PEFT_PREFIX = "base_model.model."  # prefix of every key in PEFT's files
 
 
@@ -93,7 +93,7 @@ def inject(
         )
     if plain.adapters and (config.bias != "none" or plain.has_trained_bias):
         raise bias_conflict(name, config.bias)
-    _refuse_rounded_biases(model, config)
+    refuse_rounded_biases(model, config)
     with plain:
         targets = find_targets(model, config, strict)
         problems = variant_problems(config, {path: model.get_submodule(path) for path in targets.adapted})
@@ -110,7 +110,7 @@ def inject(
         model.requires_grad_(False)
     parameters = _add_layers(model, config, targets, router, name, seed, start)
     parameters |= _add_rows(model, places, router, name)
-    biases = _trained_biases(model, config, parameters)
+    biases = {PEFT_PREFIX + n: p for n, p in trained_biases(model, config, parameters).items()}
     router.active = name
     if config.alora_invocation_tokens is not None:
         router.partial.add(name)
@@ -170,18 +170,6 @@ def _no_rows_of_tokens() -> str:
     )
 
 
-def bias_conflict(name: str, bias: str) -> AdapterError:
-    """The error for an adapter with trained biases, which are the base model's own, beside other adapters."""
-    return AdapterError(
-        _(
-            "adapter {name!r}: bias={bias!r} changes the base model itself, so it cannot be shared with "
-            "other adapters.",
-            name=name,
-            bias=bias,
-        )
-    )
-
-
 def remove(model: PreTrainedModel, name: str) -> None:
     """Remove the adapter from every layer. Wrappers without any adapters left are replaced by the original modules."""
     for path, wrapper in _wrappers(model).items():
@@ -211,7 +199,7 @@ def leave_out(model: PreTrainedModel, adapter: Adapter, paths: Collection[str]) 
     kept = {
         k: p for k, p in adapter.parameters.items() if id(p) not in left_out and k not in adapter.own_biases
     } | again
-    biases = _trained_biases(model, adapter.config, kept)
+    biases = {PEFT_PREFIX + n: p for n, p in trained_biases(model, adapter.config, kept).items()}
     matched = {pattern: [p for p in own if p not in paths] for pattern, own in targets.matched.items()}
     parameters = {path: pattern for path, pattern in targets.parameters.items() if path not in paths}
     own_biases = {key: p.detach().clone() for key, p in biases.items()}
@@ -385,30 +373,3 @@ def _own_parameters(layer: LoRALayer | LoRAEmbedding | LoRAParameters, name: str
 
 def _key(path: str, part: str) -> str:
     return f"{PEFT_PREFIX}{path}.{part}"
-
-
-def _refuse_rounded_biases(model: PreTrainedModel, config: LoraConfig) -> None:
-    """Raise ConfigError for trained biases in half precision: they have no float32 copy, so each step would round."""
-    half = [n for n, p in model.named_parameters() if n.endswith("bias") and p.dtype in HALF_PRECISION]
-    if config.bias != "none" and half:
-        raise ConfigError(
-            _(
-                "lora.bias: {bias!r} trains biases of the base model, such as {name}, but this base model is "
-                "in half precision, which would round them at every step. Load it with --dtype float32.",
-                bias=config.bias,
-                name=half[0],
-            )
-        )
-
-
-def _trained_biases(model: nn.Module, config: LoraConfig, own: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """Unfreeze the base model's biases that the option `bias` selects; returns them by PEFT's keys."""
-    if config.bias == "none":
-        return {}
-    mine = {id(p) for p in own.values()}
-    named = [(n, p) for n, p in model.named_parameters() if n.endswith("bias") and id(p) not in mine]
-    if config.bias == "lora_only":
-        named = [(n, p) for n, p in named if n.endswith(".base_layer.bias")]
-    for _name, parameter in named:
-        parameter.requires_grad_(True)
-    return {PEFT_PREFIX + n: p for n, p in named}

@@ -25,7 +25,7 @@ from lorasmith.lora.target_parameters import (
     no_such_parameter,
     refused_options,
     unsuitable_parameter,
-)
+)  # fmt: skip
 
 ALL_LINEAR = "all-linear"
 Value = TypeVar("Value")

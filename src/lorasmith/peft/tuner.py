@@ -115,10 +115,8 @@ class LoraModel(PeftsLoraModel):
 
     @torch.no_grad()
     def _start_as_in_peft(self, config: LoraConfig, name: str) -> None:
-        """Random B for init_lora_weights=False, and A rounded to the base model's dtype."""
+        """A and B rounded to the base model's dtype."""
         for _path, layer in layers_of(self.model, name):
-            if config.init_lora_weights is False and isinstance(layer, LoRALayer):
-                layer.lora_B[name].reset_parameters()  # type: ignore[operator]
             for p in parameters_of(layer, name).values():
                 dtype = next(layer.base_layer.parameters()).dtype
                 if dtype.is_floating_point and not p.is_meta:

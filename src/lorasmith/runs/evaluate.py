@@ -22,7 +22,7 @@ from lorasmith.evaluation.loss import ExampleLosses, compare, evaluate_loss
 from lorasmith.evaluation.metrics import Metric, MetricComparison, compare_metric, require_eval_extra
 from lorasmith.evaluation.results import AdapterEvaluation, ComparedAnswers, Evaluation, Forgetting
 from lorasmith.i18n import _, listed
-from lorasmith.lora.inject import HALF_PRECISION
+from lorasmith.lora.biases import HALF_PRECISION
 from lorasmith.model.row import Example
 from lorasmith.model.verify import enable_fast_parts
 from lorasmith.model.vocabulary import refuse_surplus_examples

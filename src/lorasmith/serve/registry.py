@@ -21,8 +21,9 @@ from lorasmith.engine.request import Request
 from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
+from lorasmith.lora.biases import bias_conflict
 from lorasmith.lora.fused.held import held_weights, inject_held
-from lorasmith.lora.inject import bias_conflict, remove
+from lorasmith.lora.inject import remove
 from lorasmith.lora.layer import SavedModule
 from lorasmith.lora.parameters import LoRAParameters, cannot_split
 from lorasmith.model.base import Base

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lorasmith.errors import LIBRARY_ERRORS
-from lorasmith.lora.inject import HALF_PRECISION
+from lorasmith.lora.biases import HALF_PRECISION
 from lorasmith.lora.quantized import weight_device, weight_dtype
 from lorasmith.model.fast.modules import FastAttention, FastGatedMLP, FastModule, FastRMSNorm, activated, fast_class
 
