@@ -15,6 +15,7 @@ BOTH, MLP = "base and adapter", "an MLP"  # told apart by shape; and what is no 
 NAMES = {
     "LowRank": ADAPTER,
     "AdaptedLinear": BOTH,
+    "QuantizedProduct": BASE,
     "ByHand": ATTENTION,
     "aten::bmm": ATTENTION,
     "aten::baddbmm": ATTENTION,

@@ -86,7 +86,7 @@ def error_texts() -> tuple[ErrorText, ...]:
     for module, tree in trees.items():
         for function in ast.walk(tree):
             if isinstance(function, Function):
-                for raised, error in _raises(function, package):
+                for raised, error in _raises(function, package, is_facade=module.startswith("peft/")):
                     _Flow(package, error, found).follow(module, function, raised)
     for module, name, error in HANDED_ON:
         if (module, name) not in package.functions:
@@ -95,15 +95,18 @@ def error_texts() -> tuple[ErrorText, ...]:
     return tuple(sorted(found, key=lambda one: (one.error, one.module, found[one])))
 
 
-def _raises(function: Function, package: Package) -> Iterator[tuple[ast.AST, str]]:
-    """Where an error is made, to be raised here or by who asked for it, and where a bad row's text is kept for one."""
+def _raises(function: Function, package: Package, is_facade: bool) -> Iterator[tuple[ast.AST, str]]:
+    """Where an error is made, to be raised here or by who asked for it, and where a bad row's text is kept for one.
+
+    In the facade of PEFT a ValueError is raised as PEFT raises it, and nobody turns it into another.
+    """
     for node in ast.walk(function):
         if not isinstance(node, ast.Call):
             continue
         name = _name(node.func)
         if name == "Broken" or (name == "add" and _names(node.func) == {"problems"}):
             yield node.args[-1], "DataError"
-        elif (name not in ALIASES or _has_text(node)) and (error := package.error_class(name)):
+        elif (name not in ALIASES or (_has_text(node) and not is_facade)) and (error := package.error_class(name)):
             yield node, error
 
 

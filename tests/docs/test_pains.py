@@ -80,10 +80,10 @@ def test_a_tuned_model_stops_where_pad_is_eos(tmp_path: Path, capsys: Capture) -
     ("change", "text"),
     [
         (
-            lambda key, value: {key.replace("base_model.model.", "base_model."): value},
-            "this base model has no such modules",
+            lambda key, value: {key.replace("base_model.model.model.", "base_model.model.decoder."): value},
+            "this base model has no modules for",
         ),
-        (lambda key, value: {} if "layers.0" in key else {key: value}, "missing base_model.model.model.layers.0"),
+        (lambda key, value: {} if "layers.0" in key else {key: value}, "It lacks"),
         (lambda key, value: {key: value * 0 if "lora_B" in key else value}, "so the adapter changes nothing"),
     ],
     ids=["other prefix", "a layer missing", "B all zero"],

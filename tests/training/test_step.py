@@ -93,7 +93,7 @@ def test_a_step_runs_on_tensors_without_values(family):
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = AutoModelForCausalLM.from_config(probed.model.config).requires_grad_(False)
         model.set_attn_implementation(attention.IMPLEMENTATION)
-        base = Base(model, None, family, None, torch.float32, torch.device("cpu"), "packed", probed.head)
+        base = Base(model, None, family, None, torch.float32, torch.device("cpu"), layout="packed", head=probed.head)
         log = step_of(base, inject(model, LoraConfig(r=4), base.router), of=real)
     assert isinstance(log.loss, FakeTensor)
     assert log.grad_norm.shape == ()

@@ -23,6 +23,7 @@ from lorasmith.errors import ModelError
 _STORED = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _transformers: Any = modeling_utils  # safe_open is not part of its public interface
 _BYTES = {"nf4": 0.5 + 1 / 64, "int8": 1.0}  # of a number; in NF4 with the scales of its block
+_TABLE = 1024  # bytes of the 256 values that the scales of an NF4 matrix can have
 _SYNCHRONOUS = "HF_DEACTIVATE_ASYNC_LOAD"
 _one_at_a_time = threading.Lock()
 
@@ -53,7 +54,9 @@ def weights_mib(folder: Path, dtype: torch.dtype, quantize: str = "none") -> flo
             with safe_open(path, framework="pt") as file:
                 for shape in (file.get_slice(name).get_shape() for name in file.keys()):  # noqa: SIM118  not a dict
                     form = "int8" if shape[:1] == [vocabulary] and quantize != "none" else quantize
-                    total += prod(shape) * (_BYTES[form] if len(shape) == 2 and form != "none" else dtype.itemsize)
+                    is_quantized = len(shape) == 2 and form != "none"
+                    total += prod(shape) * (_BYTES[form] if is_quantized else dtype.itemsize)
+                    total += _TABLE if is_quantized and form == "nf4" else 0
         except (OSError, SafetensorError):
             return 0.0  # transformers will raise an error that says what is wrong
     return total / 2**20

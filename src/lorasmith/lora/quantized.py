@@ -29,7 +29,7 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., I] -> [..., O]."""
-        y: Tensor = _Product.apply(x, self.quantized)  # type: ignore[no-untyped-call]
+        y: Tensor = _QuantizedProduct.apply(x, self.quantized)  # type: ignore[no-untyped-call]
         bias: Tensor | None = self.bias
         return y if bias is None else y + bias.to(y.dtype)
 
@@ -53,7 +53,7 @@ class QuantizedEmbedding(nn.Embedding):
         return self.quantized.at(ids)
 
 
-class _Product(torch.autograd.Function):
+class _QuantizedProduct(torch.autograd.Function):
     """x W^T for a quantized W. Saves nothing: W is converted again in backward."""
 
     @staticmethod

@@ -104,7 +104,10 @@ def _answers_as_linear(module: nn.Linear) -> bool:
 
 def is_refused_by_peft(model: PreTrainedModel, path: str) -> bool:
     """Whether PEFT refuses LoRA on this module, so that it cannot load an adapter that has it."""
-    return getattr(model.config, "model_type", "") in _REFUSED_TYPES and path.rpartition(".")[2] in _REFUSED_NAMES
+    return (
+        getattr(getattr(model, "config", None), "model_type", "") in _REFUSED_TYPES
+        and path.rpartition(".")[2] in _REFUSED_NAMES
+    )
 
 
 def ends_with(path: str, name: str) -> bool:

@@ -92,7 +92,7 @@ def estimate(job: Job, measurement: Measurement | None, recompute: bool) -> Esti
                 room=room,
             )
         )
-    if room is not None and peak > room and (saved := _saved_by_quantizing(job.base)):
+    if room is not None and peak > room and (saved := _saved_by_quantizing(job.base)) > 0.05 * peak:
         warnings.append(
             _(
                 "model.quantize: loading the base model with --quantize nf4 would save about {saved:,.0f} MiB.",
