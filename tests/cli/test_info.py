@@ -37,7 +37,10 @@ def test_info_of_a_folder_that_peft_made(capsys, theirs):
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"init_lora_weights": "pissa"}, "unsupported PEFT options: init_lora_weights=pissa."),
+        (
+            {"init_lora_weights": "corda"},
+            "init_lora_weights is 'corda', so the adapter belongs to a changed base model",
+        ),
         ({"kasa_config": {"beta": 0.1}}, "unsupported PEFT options: kasa_config."),
         ({"option_of_2030": 1, "lora_dropout": 2.0}, "unsupported PEFT options: option_of_2030."),
         ({"lora_dropout": 2.0}, "lora_dropout: "),

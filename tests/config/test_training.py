@@ -48,6 +48,7 @@ CASES: dict[str, tuple[Any, See]] = {
     "schedule": ("cosine", adapter_bytes),
     "warmup": (0.5, adapter_bytes),
     "optimizer": ("lion", adapter_bytes),
+    "loraplus_lr_ratio": (16.0, adapter_bytes),
     "beta1": (0.8, adapter_bytes),
     "beta2": (0.9, adapter_bytes),
     "eps": (1e-3, adapter_bytes),

@@ -81,6 +81,7 @@ def test_the_weight_of_a_linear_layer_is_lora_on_the_layer() -> None:
     ("options", "says"),
     [
         ({"lora_dropout": 0.1}, "dropout is applied to the input of A, but the update of model.layers.1.mlp.experts."),
+        ({"init_lora_weights": "pissa"}, "not a linear layer, and this initialization supports linear layers only."),
         ({"use_dora": True}, "experts.gate_up_proj is a parameter, not a linear layer, and this variant supports"),
         ({"target_parameters": ("experts.foo",)}, "The weights of its experts are gate_up_proj, down_proj."),
         (
