@@ -45,13 +45,13 @@ def test_every_flag_reaches_its_field(tmp_path):
             "layers_to_transform": (1, 2), "last_layers": None, "rank_pattern": {"a=b": 3}, "alpha_pattern": {"c": 2.5},
             "modules_to_save": ("h",), "bias": "all", "use_rslora": True, "use_dora": True,
             "lora_bias": True, "alora_invocation_tokens": None,  # which excludes bias and modules_to_save
-           
             "init_lora_weights": "gaussian",
         },
         "training": {
             "start_from": "runs/first", "batch_size": 2, "accumulate": 3, "epochs": 0.5, "max_steps": 4,
             "learning_rate": 1e-3, "schedule": "cosine", "warmup": 5.0, "min_learning_rate": 1e-5,
-            "optimizer": "adamw8bit", "loraplus_lr_ratio": 16.0, "beta1": 0.8, "beta2": 0.7, "eps": 1e-6, "weight_decay": 0.1, "clip": 0.5,
+            "optimizer": "adamw8bit", "loraplus_lr_ratio": 16.0,
+            "beta1": 0.8, "beta2": 0.7, "eps": 1e-6, "weight_decay": 0.1, "clip": 0.5,
             "gradient_checkpointing": True, "row_tokens": 64, "log_every": 2, "eval_every": 3, "save_every": 6,
             "keep_checkpoints": 4, "seed": 7, "patience": 2, "samples": ("Why?", "考试有哪些技巧？"),
             "tensorboard": True, "report_to": ("wandb", "mlflow"),
