@@ -37,6 +37,32 @@ def test_peft_reads_dense_layers_with_names_of_experts(case: str, tmp_path: Path
     assert distance(logits_of(again.model), logits_of(base.model)) < LIMIT
 
 
+def test_biases_of_experts_have_pefts_keys(tmp_path: Path) -> None:
+    """PEFT wraps the module once for each of its parameters, and its biases are inside."""
+    base, adapter = adapted("gpt_oss", bias="all")
+    save_adapter(adapter, base.model, tmp_path, "the/base")
+    theirs = in_peft("gpt_oss", tmp_path)
+    assert adapter.parameters.keys() <= {name.replace(".default", "") for name in theirs.state_dict()}
+    assert any(key.endswith("experts.base_layer.base_layer.gate_up_proj_bias") for key in adapter.parameters)
+    assert distance(own_logits(theirs), own_logits(base.model)) < LIMIT
+    again = moe_base("gpt_oss")
+    AdapterFolder.read(tmp_path).load_into(again, "default")
+    assert distance(logits_of(again.model), logits_of(base.model)) < LIMIT
+
+
+@pytest.mark.parametrize("start", ["orthogonal", "eva", "gaussian", "random", "pissa", "mica"])
+def test_dense_layers_named_by_their_weight_can_have_any_start(start: str, tmp_path: Path) -> None:
+    """A start that parameters cannot have: these are layers. PEFT takes MiCA for a variant, and refuses it here."""
+    base, adapter = adapted("qwen3_moe", exclude_modules=("experts",), init_lora_weights=start)
+    save_adapter(adapter, base.model, tmp_path, "the/base")
+    again = moe_base("qwen3_moe")
+    AdapterFolder.read(tmp_path).load_into(again, "default")
+    assert set(again.adapters["default"].targets.adapted) == set(adapter.targets.adapted)
+    assert distance(logits_of(again.model), logits_of(base.model)) < LIMIT
+    if start != "mica":
+        assert distance(own_logits(in_peft("qwen3_moe", tmp_path)), own_logits(base.model)) < LIMIT
+
+
 def test_the_files_are_as_in_pefts_documentation(tmp_path: Path) -> None:
     base, adapter = adapted("mixtral")
     save_adapter(adapter, base.model, tmp_path, "the/base")

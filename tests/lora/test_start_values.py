@@ -213,6 +213,21 @@ def test_packed_rows_are_fused_as_plain_lora_is(kind: str) -> None:
     assert distance(wanted, sum(alone) / sum(one.weight for one in batch)) < 1e-6
 
 
+@pytest.mark.parametrize("other", [{"use_dora": True}, {"alora_invocation_tokens": (5,)}])
+def test_mica_is_no_part_of_another_variant_as_in_peft(other: dict[str, Any]) -> None:
+    """PEFT would not load the folder."""
+    options = {"r": 2, "init_lora_weights": "mica", "target_modules": ["q_proj"]}
+    theirs = peft.LoraConfig(
+        **options, **{key: value if value is True else list(value) for key, value in other.items()}
+    )
+    with pytest.raises(ValueError, match="unsupported variant combination"):
+        peft.get_peft_model(tiny("llama", torch.float32), theirs)
+    base = tiny_base("llama")
+    (flag,) = other
+    with pytest.raises(ConfigError, match=rf"lora\.{flag} and lora\.init_lora_weights=mica are mutually exclusive"):
+        inject(base.model, LoraConfig(**options, **other), base.router)
+
+
 def test_mica_counts_and_trains_a_alone() -> None:
     base = inject_into(tiny_base("llama"), "mica", target_modules=("q_proj", "embed_tokens"))
     adapter = base.adapters["default"]

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _
+from lorasmith.lora.parameters import LoRAParameters
 
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -38,7 +39,7 @@ def refuse_rounded_biases(model: PreTrainedModel, config: LoraConfig) -> None:
 
 
 def trained_biases(model: nn.Module, config: LoraConfig, own: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """Unfreeze the base model's biases that the option `bias` selects; returns them by name."""
+    """Unfreeze the base model's biases that the option `bias` selects; returns them by their names in PEFT."""
     if config.bias == "none":
         return {}
     mine = {id(p) for p in own.values()}
@@ -47,4 +48,14 @@ def trained_biases(model: nn.Module, config: LoraConfig, own: dict[str, nn.Param
         named = [(n, p) for n, p in named if n.endswith(".base_layer.bias")]
     for _name, parameter in named:
         parameter.requires_grad_(True)
-    return dict(named)
+    return {_in_peft(model, name): parameter for name, parameter in named}
+
+
+def _in_peft(model: nn.Module, name: str) -> str:
+    """The name in PEFT, which wraps a module once for each of its parameters that is adapted."""
+    path, inside, own = name.rpartition(".base_layer.")
+    module = model.get_submodule(path) if inside else None
+    if not isinstance(module, LoRAParameters):
+        return name
+    depth = max(map(len, module.updates.values()))
+    return f"{path}{'.base_layer' * depth}.{own}"

@@ -49,7 +49,8 @@ def named_by_weight(adapter: Adapter, model: PreTrainedModel) -> list[str]:
     In models with experts in one tensor, PEFT 0.19 and later read the names of dense layers in target_modules as those
     of experts, and leave the layers out (`_convert_peft_config_moe`).
     """
-    if not has_experts(model) or flags_of(adapter.config):  # PEFT refuses variants in target_parameters
+    is_variant = flags_of(adapter.config) or adapter.config.init_lora_weights == "mica"
+    if not has_experts(model) or is_variant:  # PEFT refuses variants in target_parameters
         return []
     named = [path for path in adapter.targets.adapted if path.rpartition(".")[2] in OF_EXPERTS]
     layers = {path: model.get_submodule(path) for path in named}

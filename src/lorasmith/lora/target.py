@@ -160,6 +160,7 @@ def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True
     parameters = {path: pattern for path, pattern in parameters.items() if path.rpartition(".")[0] not in in_whole}
     for path in [path for path in parameters if _is_weight_of_layer(path, config, modules)]:
         matched.setdefault(parameters.pop(path), []).append(path.rpartition(".")[0])
+    problems += refused_options(config, list(parameters))
     targets = Targets(matched, saved, parameters, expert_rank(model, config.r) if parameters else 1)
     problems += _adapted_twice(targets)
     if strict or not (any(matched.values()) or parameters):
@@ -187,9 +188,7 @@ def _parameters(
     """
     if config.target_parameters is None:
         of_all = all_experts(modules) if ALL_LINEAR in _patterns(config.target_modules) else []
-        kept = _parameters_left(of_all, config, modules)
-        problems += refused_options(config, kept)
-        return dict.fromkeys(kept, ALL_LINEAR)
+        return dict.fromkeys(_parameters_left(of_all, config, modules), ALL_LINEAR)
     found: dict[str, str] = {}
     for path in all_parameters(modules):
         pattern = next((name for name in config.target_parameters if ends_with(path, name)), None)
@@ -197,7 +196,6 @@ def _parameters(
     problems += [no_such_parameter(name, modules) for name in config.target_parameters if name not in found.values()]
     problems += [text for path, pattern in found.items() if (text := unsuitable_parameter(model, path, pattern))][:1]
     kept = _parameters_left(list(found), config, modules) if strict else list(found)
-    problems += refused_options(config, kept)
     return {path: found[path] for path in kept}
 
 

@@ -22,6 +22,7 @@ VARIANTS: dict[str, type[Update]] = {
 
 
 STARTS: dict[str, type[Update]] = dict.fromkeys(MOVING, FromStart)  # by the beginning of init_lora_weights
+NOT_WITH_MICA = ("use_dora", "alora_invocation_tokens")  # PEFT has no variant that is both
 
 
 def flags_of(config: LoraConfig) -> list[str]:
@@ -33,6 +34,8 @@ def _selected(config: LoraConfig) -> dict[str, type[Update]]:
     """The variants that `config` selects, by the name of the option."""
     chosen = {flag: VARIANTS[flag] for flag in flags_of(config)}
     starts = [kind for name, kind in STARTS.items() if config.init_lora_weights.startswith(name)]
+    if config.init_lora_weights == "mica" and not chosen.keys().isdisjoint(NOT_WITH_MICA):
+        starts = [Update]
     return chosen | {f"init_lora_weights={config.init_lora_weights}": kind for kind in starts}
 
 
