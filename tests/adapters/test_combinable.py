@@ -17,6 +17,7 @@ from lorasmith.report import Report
 from tests.adapters.test_combine import adapter_of
 from tests.support.peft_folder import SHOUTED, foreign, peft_folder
 
+UNMERGED = ("lora_bias", "alora_invocation_tokens")  # merge refuses these, so it is no way out
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -99,7 +100,12 @@ def test_whatever_is_not_plain_lora_is_refused_by_name(made, tmp_path, options, 
     folder = edited(made, "theirs", tmp_path / "x", lambda config: config.update(options))
     text = refusal(folder, made / "two")
     assert text.startswith(f"{folder}: trained with {named}, so its change of a layer is more than the product")
-    assert "Merge it into its base model with lorasmith merge" in text
+    assert ("Merge it into its base model with lorasmith merge" in text) == (named not in UNMERGED)
+
+
+def test_mica_leaves_the_base_as_it_is_and_is_plain_lora(made, tmp_path):
+    mica = edited(made, "theirs", tmp_path / "x", lambda config: config.update(init_lora_weights="mica"))
+    checked(mica, made / "theirs")
 
 
 def test_variants_and_biases_of_real_folders_are_refused(made):

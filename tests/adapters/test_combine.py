@@ -68,6 +68,17 @@ def here(folder: Path) -> Tensor:
     return logits_of(open_adapters([folder], FLOAT32).base)
 
 
+def test_the_base_is_loaded_as_in_the_training_of_the_parts(tmp_path: Path) -> None:
+    """Quantized, if it was: the unquantized one may not fit into the memory."""
+    one, two = adapter_of(tmp_path / "one", 1), adapter_of(tmp_path / "two", 2)
+    for folder in (one, two):
+        stored = json.loads((folder / NAME).read_text())
+        stored["notes"]["quantize"] = "int8"
+        (folder / NAME).write_text(json.dumps(stored))
+    result = combine_adapters([(one, 1.0), (two, 0.5)], tmp_path / "both")
+    assert AdapterFolder.read_header(Path(result.folder)).notes["quantize"] == "int8"
+
+
 def in_peft(folder: Path, family: str = "llama") -> Tensor:
     return logits_of(peft.PeftModel.from_pretrained(plain(family), folder).eval())
 

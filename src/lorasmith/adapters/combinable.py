@@ -32,7 +32,9 @@ _PLAIN = {
     "qalora_group_size", "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "auto_mapping",
     "peft_version", "revision", "megatron_core", "runtime_config",
 }  # fmt: skip
-_PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva")  # of init_lora_weights, those that leave W as it is
+_UNMERGED = {"alora_invocation_tokens", "lora_bias"}  # with which most adapters cannot be merged either
+# of init_lora_weights, those that leave W as it is
+_PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "mica")
 
 
 @dataclass(frozen=True)
@@ -132,16 +134,26 @@ def _refuse_variants(folder: AdapterFolder) -> None:
         options.append(f"init_lora_weights={init}")
     if raw.get("bias") not in (None, "none"):
         options.append(f"bias={raw['bias']}")
-    if options:
+    if not options:
+        return
+    if not _UNMERGED.isdisjoint(options):
         raise AdapterError(
             _(
                 "{folder}: trained with {options}, so its change of a layer is more than the product of B and A, and "
-                "cannot be combined from these. Merge it into its base model with lorasmith merge and train the other "
-                "adapters on the result, or train it again without {options}.",
+                "cannot be combined from these. Train it again without {options}.",
                 folder=folder.path,
                 options=listed(sorted(options)),
             )
         )
+    raise AdapterError(
+        _(
+            "{folder}: trained with {options}, so its change of a layer is more than the product of B and A, and "
+            "cannot be combined from these. Merge it into its base model with lorasmith merge and train the other "
+            "adapters on the result, or train it again without {options}.",
+            folder=folder.path,
+            options=listed(sorted(options)),
+        )
+    )
 
 
 def _factors(folder: AdapterFolder, config: LoraConfig, path: str, pair: Mapping[str, Tensor]) -> Factors:

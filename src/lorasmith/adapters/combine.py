@@ -183,7 +183,7 @@ def _extras(sources: Sequence[Source], options: CombineConfig) -> dict[str, str]
         return {}
     tokens = {token: i for source in sources for token, i in source.folder.added_tokens.items()}
     data = dict.fromkeys(name for source in sources for name in source.folder.notes.get("data", []))
-    notes = {key: first.notes[key] for key in ("max_length", "dtype") if key in first.notes}
+    notes = {key: first.notes[key] for key in ("max_length", "dtype", "quantize") if key in first.notes}
     made_of = [
         {"folder": str(source.path.absolute()), "sha256": source.folder.hash, "weight": source.weight}
         for source in sources
