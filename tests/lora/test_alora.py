@@ -28,7 +28,9 @@ from lorasmith.model.base import Base
 from lorasmith.model.forward import hidden, row_of
 from lorasmith.model.head import loss_sum
 from lorasmith.model.row import Example
-from lorasmith.model.verify import enable_fast_parts
+from lorasmith.model.target_check import check_targets
+from lorasmith.model.verify import enable_fast_parts, trial_loss
+from lorasmith.report import Report
 from tests.support.families import distance, own_logits, stir, tiny, tiny_base
 from tests.support.tiny import Crash, Watch, adapter_bytes, crash_at, losses, metrics, tokenizer, trained
 
@@ -112,6 +114,22 @@ def test_loss_and_gradients_of_a_row_equal_those_of_peft(family: str, fast: bool
     wanted.backward()
     for key, p in named(theirs).items():
         assert distance(base.adapters["default"].parameters[key].grad, p.grad) < 1e-5, key
+
+
+@pytest.mark.parametrize("call", [(5,), (5, 5), tuple(range(3, 13)), tuple(range(40, 60))])
+def test_the_trial_step_is_active_for_any_sequence(call: tuple[int, ...]) -> None:
+    """One token, one twice, more than the common prefix has, more than the trial's own text."""
+    base = tiny_base("llama")
+    config = LoraConfig(r=4, alora_invocation_tokens=call)
+    adapter = base.adapters["default"] = inject(base.model, config, base.router)
+    paths = set(adapter.targets.adapted)
+    for ids in (list(range(3, 30)), list(call)):
+        check_targets(base, "default", ids, Report())
+        assert set(base.adapters["default"].targets.adapted) == paths
+        enable_fast_parts(base, "default", ids)
+        assert "plain" not in base.why
+        loss, _tokens = trial_loss(base, "default", ids)
+        assert all(g.isfinite().all() for g in torch.autograd.grad(loss, list(adapter.trained.values())))
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])

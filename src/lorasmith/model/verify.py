@@ -115,9 +115,10 @@ def _trial_step(base: Base, adapter: str, ids: Sequence[int]) -> Callable[[], tu
 def trial_loss(base: Base, adapter: str, ids: Sequence[int]) -> tuple[Tensor, int]:
     """The loss of a step on two short examples with a common prefix, and the number of tokens in its row."""
     invocation = base.adapters[adapter].config.alora_invocation_tokens or ()
-    first = [*invocation, *list(ids) * 16][:16]
-    texts = first, [*first[:SHARED], *reversed(first[:SHARED])]
-    examples = [Example(text, [*text[1:], text[0]], [1.0] * len(text), "trial") for text in texts]
+    others = [i for i in ids if i not in invocation] or [min(set(range(len(invocation) + 1)).difference(invocation))]
+    n, first = len(invocation), [*invocation, *(others * 16)[:16]]  # an aLoRA is active from the last occurrence on
+    texts = first, [*first[: max(SHARED, n)], *reversed(first[n : n + SHARED])]
+    examples = [Example(text, [*text[1:], first[n]], [1.0] * len(text), "trial") for text in texts]
     row = row_of(base, examples, float(sum(len(e.ids) for e in examples)), adapter)
     return loss_sum(base, row), row.tokens
 
