@@ -18,8 +18,9 @@ from lorasmith.errors import ConfigError, MissingExtraError, ModelError
 from lorasmith.loading import load as loading
 from lorasmith.loading import quantize as quantizing
 from lorasmith.loading.load import load_base
+from lorasmith.loading.weights import weights_mib
 from lorasmith.lora.inject import Adapter, inject
-from lorasmith.lora.quantized import QuantizedEmbedding, QuantizedLinear
+from lorasmith.lora.quantized import QuantizedEmbedding, QuantizedLinear, stored_bytes
 from lorasmith.lora.target import is_tied
 from lorasmith.model.base import Base
 from lorasmith.model.forward import row_of
@@ -28,8 +29,9 @@ from lorasmith.model.identity import identity
 from lorasmith.model.row import Example
 from lorasmith.model.verify import enable_fast_parts, use_fast_parts
 from lorasmith.model.vocabulary import add_tokens, embedding_rows
+from tests.support.experts import moe_folder
 from tests.support.families import CONFIGS
-from tests.support.tiny import model_folder, tokenizer
+from tests.support.tiny import Watch, model_folder, tokenizer
 
 WIDE = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128, "num_hidden_layers": 2}
 IDS = [7 * i % 290 for i in range(1, 41)]
@@ -231,3 +233,20 @@ def test_remove_marks_of_every_part(wide: Path) -> None:
     quantizing.remove_marks(theirs)
     assert theirs.config._is_quantized is False if hasattr(theirs.config, "_is_quantized") else True
     assert json.loads(theirs.config.to_json_string()).get("quantization_config") is None
+
+
+def test_experts_stay_unquantized_and_that_is_told(tmp_path: Path) -> None:
+    """Their weights are no linear layers. The estimate knows it, although the file has a matrix for each expert."""
+    folder, watch = moe_folder(tmp_path / "moe", "mixtral"), Watch()
+    base = load_base(ModelConfig(model=str(folder), quantize="nf4", dtype="float32", device="cpu"), watch)
+    (text,) = watch.warned
+    assert text.startswith("model.quantize: the weights of the experts stay in float32, since only linear layers are")
+    stored = stored_bytes(base.model) / 2**20
+    assert weights_mib(folder, torch.float32, "nf4") == pytest.approx(stored, rel=0.15)
+    assert weights_mib(folder, torch.float32, "nf4") < weights_mib(folder, torch.float32)
+
+
+def test_a_model_without_experts_is_loaded_without_a_warning(wide: Path) -> None:
+    watch = Watch()
+    load_base(ModelConfig(model=str(wide), quantize="int8", dtype="float32", device="cpu"), watch)
+    assert watch.warned == []

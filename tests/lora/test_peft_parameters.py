@@ -4,15 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
+import torch
 
 from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.config.lora import LoraConfig
 from lorasmith.lora.files import save_adapter
 from lorasmith.lora.inject import inject
+from lorasmith.model.target_check import check_targets
 from tests.lora.test_parameters import LIMIT, adapted, assert_same, in_peft
 from tests.support.experts import moe_base, tiny_moe
 from tests.support.families import distance, logits_of, own_logits, stir
+from tests.support.tiny import Watch
 
 pytestmark = [pytest.mark.usefixtures("exact"), pytest.mark.filterwarnings("ignore::UserWarning:peft")]
 
@@ -35,6 +39,21 @@ def test_peft_reads_dense_layers_with_names_of_experts(case: str, tmp_path: Path
     loaded = again.adapters["default"]
     assert set(loaded.targets.adapted) == set(adapter.targets.adapted), "LoRA on a layer, not on its weight"
     assert distance(logits_of(again.model), logits_of(base.model)) < LIMIT
+
+
+@pytest.mark.parametrize("option", [{"use_dora": True}, {"lora_bias": True}, {"init_lora_weights": "mica"}])
+def test_what_peft_cannot_load_is_told(option: dict[str, Any], tmp_path: Path) -> None:
+    base, adapter = adapted("qwen3_moe", torch.float32, exclude_modules=("experts",), **option)
+    save_adapter(adapter, base.model, tmp_path, "the/base")
+    with pytest.raises(ValueError, match=r"does not work with|unsupported variant"):
+        peft.PeftModel.from_pretrained(tiny_moe("qwen3_moe", torch.float32), tmp_path)
+    watch = Watch()
+    check_targets(base, "default", list(range(3, 20)), watch)
+    (text,) = watch.warned
+    assert text.startswith("gate_proj, up_proj, down_proj: PEFT refuses LoRA on these layers of Qwen3Moe")
+    base, _adapter = adapted("qwen3_moe", target_modules=("q_proj",), **option)
+    check_targets(base, "default", list(range(3, 20)), watch := Watch())
+    assert watch.warned == []
 
 
 def test_biases_of_experts_have_pefts_keys(tmp_path: Path) -> None:

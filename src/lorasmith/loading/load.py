@@ -21,6 +21,8 @@ from lorasmith.loading.quantize import QuantizationSettings, convert_from_bitsan
 from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.loading.validate import LOAD_ERRORS, load_error, quant_method, unexpected_weights
 from lorasmith.loading.weights import is_stored_as, tensor_by_tensor, weights_mib
+from lorasmith.lora.quantized import count_parameters
+from lorasmith.lora.target_parameters import expert_parameters
 from lorasmith.model.base import Base
 from lorasmith.model.fast.recognize import recognize_modules
 from lorasmith.model.probe import probe
@@ -87,7 +89,23 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
         keep_freed_memory()  # only now, because quantizing frees more than is needed afterwards
     if text := surplus_tokens(base):
         report.warn(text)
+    if text := _unquantized_experts(base):
+        report.warn(text)
     return base
+
+
+def _unquantized_experts(base: Base) -> str:
+    """A warning if the base is quantized, but not its experts, which are most of a model that has any."""
+    stacks = [m.get_parameter(name) for m in base.model.modules() for name in expert_parameters(m)]
+    if base.quantize == "none" or not stacks:
+        return ""
+    return _(
+        "model.quantize: the weights of the experts stay in {dtype}, since only linear layers are quantized. They are "
+        "{share:.0%} of all parameters, and take {mib:,.0f} MiB.",
+        dtype=dtype_name(base.dtype),
+        share=sum(stack.numel() for stack in stacks) / count_parameters(base.model),
+        mib=sum(stack.numel() * stack.element_size() for stack in stacks) / 2**20,
+    )
 
 
 def _too_large(folder: Path, dtype: torch.dtype, quantize: str) -> str:

@@ -6,6 +6,7 @@ their own.
 """
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ _STORED = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", t
 _transformers: Any = modeling_utils  # safe_open is not part of its public interface
 _BYTES = {"nf4": 0.5 + 1 / 64, "int8": 1.0}  # of a number; in NF4 with the scales of its block
 _TABLE = 1024  # bytes of the 256 values that the scales of an NF4 matrix can have
+_EXPERT = re.compile(r"\.experts\.\d+\.")  # in the name of a weight of one expert
 _SYNCHRONOUS = "HF_DEACTIVATE_ASYNC_LOAD"
 _one_at_a_time = threading.Lock()
 
@@ -46,15 +48,17 @@ def is_stored_as(folder: Path, dtype: torch.dtype) -> bool:
 def weights_mib(folder: Path, dtype: torch.dtype, quantize: str = "none") -> float:
     """About how much memory the weights of a checkpoint take in `dtype`, or quantized. Reads only their shapes.
 
-    In a quantized base, every matrix is in this format, and embedding and head in 8 bits.
+    In a quantized base, every matrix is in this format, and embedding and head in 8 bits. Experts are not quantized:
+    transformers puts them into one tensor of three dimensions, also where the file has matrices.
     """
     total, vocabulary = 0.0, read_object(folder / "config.json", ModelError).get("vocab_size")
     for path in _files(folder):
         try:
             with safe_open(path, framework="pt") as file:
-                for shape in (file.get_slice(name).get_shape() for name in file.keys()):  # noqa: SIM118  not a dict
+                for name in file.keys():  # noqa: SIM118  not a dict
+                    shape = file.get_slice(name).get_shape()
                     form = "int8" if shape[:1] == [vocabulary] and quantize != "none" else quantize
-                    is_quantized = len(shape) == 2 and form != "none"
+                    is_quantized = len(shape) == 2 and form != "none" and not _EXPERT.search(name)
                     total += prod(shape) * (_BYTES[form] if is_quantized else dtype.itemsize)
                     total += _TABLE if is_quantized and form == "nf4" else 0
         except (OSError, SafetensorError):

@@ -49,11 +49,21 @@ def named_by_weight(adapter: Adapter, model: PreTrainedModel) -> list[str]:
     In models with experts in one tensor, PEFT 0.19 and later read the names of dense layers in target_modules as those
     of experts, and leave the layers out (`_convert_peft_config_moe`).
     """
-    is_variant = flags_of(adapter.config) or adapter.config.init_lora_weights == "mica"
-    if not has_experts(model) or is_variant:  # PEFT refuses variants in target_parameters
-        return []
+    return [] if _is_variant_in_peft(adapter) else _named_as_experts(adapter, model)
+
+
+def unreadable_in_peft(adapter: Adapter, model: PreTrainedModel) -> list[str]:
+    """The paths of such layers if PEFT refuses the adapter for them: it has no variants in target_parameters."""
+    return _named_as_experts(adapter, model) if _is_variant_in_peft(adapter) else []
+
+
+def _is_variant_in_peft(adapter: Adapter) -> bool:
+    return bool(flags_of(adapter.config)) or adapter.config.init_lora_weights == "mica"
+
+
+def _named_as_experts(adapter: Adapter, model: PreTrainedModel) -> list[str]:
     named = [path for path in adapter.targets.adapted if path.rpartition(".")[2] in OF_EXPERTS]
-    layers = {path: model.get_submodule(path) for path in named}
+    layers = {path: model.get_submodule(path) for path in named if has_experts(model)}
     return [path for path, m in layers.items() if isinstance(m, LoRALayer) and isinstance(m.base_layer, nn.Linear)]
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from lorasmith.errors import LIBRARY_ERRORS, ConfigError, ModelError, first_line
 from lorasmith.i18n import _, listed
-from lorasmith.lora.inject import PEFT_PREFIX, leave_out, module_paths, parameter_keys, stack_at
+from lorasmith.lora.inject import PEFT_PREFIX, Adapter, leave_out, module_paths, parameter_keys, stack_at
 from lorasmith.lora.layer import SavedModule
+from lorasmith.lora.peft_parameters import unreadable_in_peft
 from lorasmith.lora.target import is_adaptable, is_refused_by_peft
 from lorasmith.model.base import Base
 from lorasmith.model.verify import trial_loss, use_fast_parts
@@ -45,7 +46,7 @@ def check_targets(base: Base, name: str, ids: Sequence[int], report: Report) -> 
         weights = [path for path in paths if path in adapter.targets.parameters and path not in read]
         others = [path for path in paths if path not in read and path not in weights]
         _tell(base, [path for path in paths if path in read], others, weights, report)
-    _tell_what_peft_refuses(base, base.adapters[name].targets.adapted, report)
+    _tell_what_peft_refuses(base, base.adapters[name], report)
 
 
 def _unreached(base: Base, name: str, ids: Sequence[int]) -> list[str]:
@@ -170,17 +171,18 @@ def _tell(base: Base, read: Sequence[str], others: Sequence[str], weights: Seque
         report.say(text)
 
 
-def _tell_what_peft_refuses(base: Base, adapted: Sequence[str], report: Report) -> None:
+def _tell_what_peft_refuses(base: Base, adapter: Adapter, report: Report) -> None:
     """Report modules that PEFT refuses: all-linear leaves them out, and with them PEFT cannot load the adapter."""
-    kind = type(base.model).__name__
+    kind, adapted = type(base.model).__name__, adapter.targets.adapted
     refused = [path for path in module_paths(base.model) if is_refused_by_peft(base.model, path)]
     refused = [path for path in refused if is_adaptable(base.model.get_submodule(path)) or path in adapted]
     left_out = _last_names(path for path in refused if path not in adapted)
-    if trained := _last_names(path for path in refused if path in adapted):
+    trained = [*(path for path in refused if path in adapted), *unreadable_in_peft(adapter, base.model)]
+    if trained:
         text = _(
             "{names}: PEFT refuses LoRA on these layers of {kind}, so PEFT and the programs that use it cannot load "
             "this adapter. Merge it for them, or leave the layers out.",
-            names=listed(trained),
+            names=listed(_last_names(trained)),
             kind=kind,
         )
         report.warn(text)
