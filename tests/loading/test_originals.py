@@ -1,5 +1,6 @@
 """Every parameter is given once, under its name in the loaded model and with its value in the file."""
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,17 @@ def test_experts_that_are_many_tensors_in_the_file(tmp_path: Path) -> None:
     found = given(folder)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], p) for name, p in wanted.items())
+
+
+def test_one_is_in_memory_at_a_time() -> None:
+    folder, seen = model_folder("llama"), list[weakref.ref[Tensor]]()
+
+    def use(_name: str, value: Tensor) -> None:
+        assert not any(ref() is not None for ref in seen[:-1])  # the last one is still a local variable of the caller
+        seen.append(weakref.ref(value))
+
+    each_original(folder, False, use)
+    assert len(seen) > 10
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
