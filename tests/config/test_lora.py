@@ -87,7 +87,7 @@ PATTERN_BOUNDS = "the values of rank_pattern and alpha_pattern must be greater t
         ({"bias": "some"}, "'none', 'all' or 'lora_only'"),
         ({"init_lora_weights": "pisa"}, "unknown initialization 'pisa': choose from .*Did you mean 'pissa'"),
         ({"init_lora_weights": "pissa_niter_0"}, "unknown initialization 'pissa_niter_0'"),
-        ({"init_lora_weights": "loftq"}, "lorasmith does not have 'loftq'; use 'pissa', 'eva' or 'default'"),
+        ({"init_lora_weights": "corda"}, "lorasmith does not have 'corda'; use 'pissa', 'eva' or 'default'"),
         ({"init_lora_weights": 1}, "init_lora_weights: invalid value 1: must be text"),
         ({"alora_invocation_tokens": ()}, "alora_invocation_tokens"),
         ({"target_moduls": "q_proj"}, "target_moduls: unknown key. Did you mean 'target_modules'?"),

@@ -19,8 +19,18 @@ from lorasmith.i18n import _, listed
 
 MAX_RANK = 1_000_000  # wider than the layers of any model; `inject` checks against those of the base model
 MAX_ALPHA = 1_000_000
-STARTS = ("default", "gaussian", "orthogonal", "pissa", "olora", "mica", "eva", "random")  # of init_lora_weights
-OTHER_STARTS = ("loftq", "corda", "lora_ga")  # those of PEFT that change the base model and need a step of their own
+STARTS = (
+    "default",
+    "gaussian",
+    "orthogonal",
+    "pissa",
+    "olora",
+    "mica",
+    "eva",
+    "loftq",
+    "random",
+)  # of init_lora_weights
+OTHER_STARTS = ("corda", "lora_ga")  # those of PEFT that change the base model and need a step of their own
 _SIGNS = re.compile(r"[*+?^$()\[\]{}|\\]")  # occur in regular expressions but not in module names
 
 
@@ -134,8 +144,9 @@ class LoraConfig(Typed):
             description=_(
                 "Initialization of A and B. B starts at zero with default (A Kaiming uniform), gaussian (A from "
                 "N(0, 1/r)) and eva (arXiv:2410.07170: A from the inputs of the first training examples). orthogonal, "
-                "pissa (arXiv:2404.02948), pissa_niter_N (its fast approximation), olora (arXiv:2406.01775) and mica "
-                "(arXiv:2604.01694, B frozen) start both otherwise"
+                "pissa (arXiv:2404.02948), pissa_niter_N (its fast approximation), olora (arXiv:2406.01775), mica "
+                "(arXiv:2604.01694, B frozen) and, with model.quantize, loftq (arXiv:2310.08659: from the error of "
+                "quantizing) start both otherwise"
             )
         ),
     ] = "default"

@@ -34,7 +34,7 @@ _SUPPORTED = {  # implemented here, or without influence on the output; any othe
 _MERGED_BY_PEFT = {"layer_replication", "kasa_config", "use_bdlora", "monteclora_config", "ensure_weight_tying"}
 _TIED = ("embed", "wte", "head", "output")  # parts of the names of embeddings and heads
 _MLX = {"fine_tune_type", "lora_parameters", "lora_layers"}  # options of mlx-lm in a file of the same name
-_PEFT_STARTS = {"default": True, "random": False}  # where PEFT's name of a start is another one
+_PEFT_STARTS = {"default": True, "random": False, "loftq": True}  # where PEFT's name is another one; LoftQ's changes W
 
 
 def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def lora_config(raw: Mapping[str, Any], path: Path, keys: Collection[str] = ()) 
     if "ensure_weight_tying" in refused and not _may_touch_tied_weights(raw):
         refused.remove("ensure_weight_tying")
     init = raw.get("init_lora_weights", True)
-    if init in OTHER_STARTS or str(init).startswith("pissa_niter_"):
+    if init in ("loftq", *OTHER_STARTS) or str(init).startswith("pissa_niter_"):
         raise AdapterError(
             _(
                 "{path}: init_lora_weights is {init!r}, so the adapter belongs to a changed base model that its folder "

@@ -1,4 +1,4 @@
-"""Initialization of a new adapter. The model's output does not change, unless `init_lora_weights` is 'random'."""
+"""Initialization of a new adapter. The model's output does not change, unless B A is not zero, as with 'random'."""
 
 import math
 
@@ -18,7 +18,7 @@ def initialize(
     """Initialize A and B of `adapter` in place. Random numbers come from the CPU, so the device makes no difference.
 
     default: A Kaiming-uniform with a = sqrt(5), as in torch's Linear and PEFT, and B zero; gaussian: A from N(0, 1/r);
-    eva: as default, until `training/eva.py` has seen the first examples; random: B as A in default. orthogonal: B A is
+    eva, loftq: as default, until training/eva.py or loftq.py sets them; random: B as A in default. orthogonal: B A is
     zero, although neither is. Others: see start_values.py. For an embedding, A is zero and B from N(0, 1), as in PEFT
     and loralib. generator: None is torch's global one, and draws PEFT's numbers.
     """

@@ -112,6 +112,13 @@ def start_of_embedding(embedding: nn.Embedding, r: int) -> tuple[Tensor, Tensor]
     return _starts(W_HV.to(torch.promote_types(W_HV.dtype, torch.float32)), r, 1.0, "mica", 0)
 
 
+def start_of_error(error_OI: Tensor, r: int, scaling: float) -> tuple[Tensor, Tensor]:
+    """A [K, I] and B [O, K] whose s B A is the best approximation of rank r. K is less than r if the rank is."""
+    A, B = _starts(error_OI, r, scaling, "pissa", 0)
+    nonzero = B.any(dim=0)
+    return A[nonzero], B[:, nonzero]
+
+
 def _starts(W_OI: Tensor, r: int, scaling: float, kind: str, seed: int) -> tuple[Tensor, Tensor]:
     if kind == "olora":
         Q, R = torch.linalg.qr(W_OI)

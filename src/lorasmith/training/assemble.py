@@ -41,6 +41,7 @@ from lorasmith.training.eva import start_eva
 from lorasmith.training.evaluator import Evaluator, Samples
 from lorasmith.training.history import History
 from lorasmith.training.invocation import check_invocation
+from lorasmith.training.loftq import refuse_without_error, start_loftq
 from lorasmith.training.loop import Job
 from lorasmith.training.memory import affordable_tokens
 from lorasmith.training.optim import FlatParameters
@@ -124,6 +125,7 @@ def assemble(
     check_invocation(data.train, base.adapters[ADAPTER].config, report)
     if start is None and saved is None:
         start_eva(base, ADAPTER, data.train, config, report)
+        start_loftq(base, ADAPTER, config, report)
     first = [token for example in data.train[:16] for token in example.ids]
     check_targets(base, ADAPTER, first, report)
     enable_fast_parts(base, ADAPTER, first)
@@ -134,6 +136,7 @@ def assemble(
 
 def _new_adapter(base: Base, config: Config, saved: Path | None) -> Adapter:
     """A new adapter; that of the checkpoint `saved` if its start is computed from the weights, and so is in there."""
+    refuse_without_error(base, config.lora)
     resumes = saved is not None and computed_from_weight(config.lora)
     adapter = inject(base.model, config.lora, base.router, ADAPTER, config.training.seed,
                      tokens=tuple(base.added_tokens.values()), start=not resumes)  # fmt: skip

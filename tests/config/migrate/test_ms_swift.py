@@ -178,10 +178,10 @@ def test_thinking_is_switched_as_in_their_template(tmp_path):
 
 def test_weights_of_the_loss_and_modules(tmp_path):
     more = "loss_scale: last_round+hermes\ntarget_regex: '.*q_proj'\n"
-    more += "init_weights: loftq\ntrain_dataloader_shuffle: false\n"
+    more += "init_weights: lora-ga\ntrain_dataloader_shuffle: false\n"
     config, done = converted(tmp_path, MS_SWIFT + more)
     assert (config.data.learn, config.lora.target_modules) == ("last-answer", ".*q_proj")
-    assert {"loss_scale: hermes", "init_weights: loftq", "train_dataloader_shuffle: false"} <= set(done.unmatched)
+    assert {"loss_scale: hermes", "init_weights: lora-ga", "train_dataloader_shuffle: false"} <= set(done.unmatched)
     for start in ("gaussian", "pissa_niter_4", "olora"):
         assert converted(tmp_path, MS_SWIFT + f"init_weights: {start}\n")[0].lora.init_lora_weights == start
 
