@@ -17,11 +17,7 @@ def test_hotswap_gives_an_adapter_the_weights_of_another(tmp_path: Path) -> None
     model = two(ours)
     ours.hotswap_adapter(model, str(tmp_path / "other"), "first")
     compare(logits(model), logits(other.eval()), 0)
-<<<<<<< HEAD
     with pytest.raises(AdapterError, match="It lacks 4 tensors"):
-=======
-    with pytest.raises(AdapterError, match=r"lacks|no modules"):
->>>>>>> 251f3a9 (Starts of embeddings as in PEFT; reasons for what PEFT's tests find; shorter tests)
         ours.hotswap_adapter(model, str(tmp_path / "other"), "second")
     config = ours.LoraConfig(r=8, target_modules=["q_proj", "v_proj"])
     stirred(ours.get_peft_model(base(), config)).save_pretrained(tmp_path / "wide")
