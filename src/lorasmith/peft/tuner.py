@@ -77,7 +77,7 @@ class LoraModel(PeftsLoraModel):
         before = {id(p): p.requires_grad for p in model.parameters()} if any(layers_of(model)) else {}
         # a variant's own start is computed from the weights
         empty = low_cpu_mem_usage and variant_of(core) is Update
-        with init_empty_weights() if empty else nullcontext():  # type: ignore[no-untyped-call]
+        with init_empty_weights() if empty else nullcontext():
             inject(cast(PreTrainedModel, model), core, self.router, adapter_name, seed=None,
                    strict=not config.from_file, any_rank=True)  # fmt: skip
         self._start_as_in_peft(config, adapter_name)
