@@ -36,7 +36,7 @@ def test_an_embedding_starts_with_a_zero(kind: Any) -> None:
     module.add("a", 8, 1.0, torch.device("cpu"))
     initialize(module, "a", LoraConfig(init_lora_weights=kind), torch.Generator().manual_seed(0))
     assert not module.lora_embedding_A["a"].any()
-    wanted = 1 / 8 if kind == "gaussian" else 1.0
+    wanted = 1.0  # of both, as in PEFT
     assert float(module.lora_embedding_B["a"].detach().std()) == pytest.approx(wanted, rel=0.15)
 
 

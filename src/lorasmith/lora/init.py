@@ -20,7 +20,7 @@ def initialize(
     default: A Kaiming-uniform with a = sqrt(5), as in torch's Linear and PEFT, and B zero; gaussian: A from N(0, 1/r);
     eva, loftq: as default, until training/eva.py or loftq.py sets them; random: B as A in default. orthogonal: B A is
     zero, although neither is. Others: see start_values.py. For an embedding, A is zero and B from N(0, 1), as in PEFT
-    and loralib. generator: None is torch's global one, and draws PEFT's numbers.
+    and loralib; random: both from N(0, 1). generator: None is torch's global one, and draws PEFT's numbers.
     """
     if isinstance(layer, LoRAEmbedding):
         A, B = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
@@ -65,7 +65,9 @@ def _starts(
         if kind == "mica":
             return start_of_embedding(embedding, r)
         B = torch.empty(embedding.embedding_dim, r)
-        nn.init.normal_(B, std=1 / min(B.shape) if kind == "gaussian" else 1.0, generator=generator)
+        if kind == "random":
+            return torch.randn(A.shape, generator=generator), B.normal_(generator=generator)
+        nn.init.normal_(B, generator=generator)
         return torch.zeros_like(A), B
     if computed_from_weight(config):
         seed = torch.initial_seed() if generator is None else generator.initial_seed()

@@ -73,13 +73,14 @@ def inject(
     strict: bool = True,
     tokens: TokenIds | Sequence[int] = (),
     start: bool = True,
+    any_rank: bool = False,
 ) -> Adapter:
     """Add a new adapter to `model`, make it the active one and freeze all other parameters.
 
     The logits do not change: B A starts at zero, and fully trained modules start as copies. strict: see `find_targets`.
     seed: None draws A from torch's global generator, in the order in which target_modules names full paths; PEFT draws
     the same numbers. tokens: ids of tokens whose rows are trained; see `rows_to_train`. start: initialize A and B;
-    otherwise `restore_values` must give them their values.
+    otherwise `restore_values` must give them their values. any_rank: only warn of a rank that exceeds every layer's.
 
     Raises:
         ConfigError: a pattern matches no module, or one that LoRA or the variant does not support; or biases in half
@@ -105,7 +106,7 @@ def inject(
         raise ConfigError(*problems)
     plain.refuse_clashes(targets, places)
     layers = {path: _base_of(model.get_submodule(path)) for path in targets.adapted}
-    refuse_ranks(layers, {path: stack_at(model, path) for path in targets.parameters}, config, targets)
+    refuse_ranks(layers, {path: stack_at(model, path) for path in targets.parameters}, config, targets, any_rank)
     if not plain.adapters:
         model.requires_grad_(False)
     parameters = _add_layers(model, config, targets, router, name, seed, start)
@@ -238,7 +239,11 @@ class _Unwrapped:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.wrappers = model, _wrappers(model)
         self.adapters = adapter_names(model)
-        own = (p for n, p in model.named_parameters() if n.endswith("bias") and ".modules_to_save." not in n)
+        own = (
+            p
+            for n, p in model.named_parameters()
+            if n.endswith("bias") and not (".modules_to_save." in n or ".lora_" in n)
+        )
         self.has_trained_bias = any(p.requires_grad for p in own)
 
     def __enter__(self) -> None:

@@ -3,6 +3,8 @@
 W' = W + (lora_alpha / r) B A        (LoRA, arXiv:2106.09685, section 4.1, "No Additional Inference Latency")
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -32,6 +34,18 @@ def merged_weight(layer: LoRALayer | LoRAEmbedding, adapter: str) -> Tensor:
     return update.merged(W.t()).t().contiguous() if is_transposed(layer.base_layer) else update.merged(W)
 
 
+@torch.no_grad()
+def merged_parameters(layer: LoRALayer | LoRAEmbedding | LoRAParameters, adapter: str) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of the base layer that `adapter` changes, by their names in it, in float64."""
+    if isinstance(layer, LoRAParameters):
+        for name, update in layer.updates[adapter].items():
+            yield name, update.merged(layer.base_layer.get_parameter(name).double())
+        return
+    yield "weight", merged_weight(layer, adapter)
+    if isinstance(layer, LoRALayer) and (bias := _changed_bias(layer, adapter)) is not None:
+        yield "bias", bias
+
+
 def _changed_bias(layer: LoRALayer, adapter: str) -> Tensor | None:
     """The bias with `adapter` merged into it; None if that does not change it."""
     bias: Tensor | None = layer.base_layer.bias  # type: ignore[assignment]
@@ -55,12 +69,9 @@ def merged_weights(model: PreTrainedModel, adapter: Adapter, dtype: torch.dtype 
     for path, module in model.named_modules():
         if isinstance(module, LoRALayer | LoRAEmbedding) and adapter.name in adapters_of(module):
             _refuse_quantized(path, module.base_layer)
-            weights[f"{path}.weight"] = merged_weight(module, adapter.name).to(dtype)
-            if isinstance(module, LoRALayer) and (bias := _changed_bias(module, adapter.name)) is not None:
-                weights[f"{path}.bias"] = bias.to(dtype)
+            weights |= {f"{path}.{name}": p.to(dtype) for name, p in merged_parameters(module, adapter.name)}
         elif isinstance(module, LoRAParameters) and adapter.name in adapters_of(module):
-            for name, update in module.updates[adapter.name].items():
-                weights[f"{path}.{name}"] = update.merged(module.base_layer.get_parameter(name).double()).to(dtype)
+            weights |= {f"{path}.{name}": p.to(dtype) for name, p in merged_parameters(module, adapter.name)}
         elif isinstance(module, SavedModule) and adapter.name in module.modules_to_save:
             copy = module.modules_to_save[adapter.name]
             if isinstance(copy, TokenRows):

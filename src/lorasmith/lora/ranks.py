@@ -1,5 +1,6 @@
 """The rank and scaling of each adapted module and parameter, and which ranks they can have."""
 
+import warnings
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -23,9 +24,13 @@ def rank_of_parameter(config: LoraConfig, targets: Targets, path: str) -> tuple[
 
 
 def refuse_ranks(
-    layers: Mapping[str, nn.Module], stacks: Mapping[str, Tensor], config: LoraConfig, targets: Targets
+    layers: Mapping[str, nn.Module],
+    stacks: Mapping[str, Tensor],
+    config: LoraConfig,
+    targets: Targets,
+    warn: bool = False,
 ) -> None:
-    """Raise ConfigError if a rank exceeds min(O, I) of every layer, which would only waste memory.
+    """Raise ConfigError, or only warn, if a rank exceeds min(O, I) of every layer, which would only waste memory.
 
     A rank that exceeds it in some of the layers, such as k and v of grouped-query attention, is common and allowed,
     unless A and B start from the weights. layers, stacks: the modules and the parameters to adapt, by path and
@@ -42,15 +47,16 @@ def refuse_ranks(
     most = max([*map(_largest_rank, layers.values()), *(min(stack.shape[-2:]) for stack in stacks.values())], default=0)
     path = max(ranks, key=lambda path: ranks[path], default="")
     if path and ranks[path] > most:
-        raise ConfigError(
-            _(
-                "lora.r: {path} would have rank {rank}, but the layers of this model can have at most "
-                "{most}. Use a smaller rank; 8 to 64 is typical.",
-                path=path,
-                rank=ranks[path],
-                most=most,
-            )
+        text = _(
+            "lora.r: {path} would have rank {rank}, but the layers of this model can have at most "
+            "{most}. Use a smaller rank; 8 to 64 is typical.",
+            path=path,
+            rank=ranks[path],
+            most=most,
         )
+        if not warn:
+            raise ConfigError(text)
+        warnings.warn(text, stacklevel=2)
 
 
 def _refuse_starts(layers: Mapping[str, nn.Module], config: LoraConfig, ranks: Mapping[str, int]) -> None:

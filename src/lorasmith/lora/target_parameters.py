@@ -50,7 +50,7 @@ def expert_rank(model: PreTrainedModel, r: int) -> int:
     So an adapter has the same share of the weights that compute a token in experts as elsewhere (Schulman and Thinking
     Machines Lab, LoRA Without Regret, 2025). All parameters of a stack that is unknown to the config get r itself.
     """
-    return max(1, r // active_experts(model.config))
+    return max(1, r // active_experts(model.config)) if hasattr(model, "config") else r
 
 
 def active_experts(config: PretrainedConfig) -> int:

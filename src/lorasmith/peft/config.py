@@ -17,6 +17,7 @@ from lorasmith.peft.refused import unsupported
 
 # Options that PEFT's own code carries out, around the LoRA layers. See LoraModel.inject_adapter.
 AROUND = ("modules_to_save", "trainable_token_indices", "ensure_weight_tying")
+_STARTS = ("gaussian", "orthogonal", "pissa", "olora", "mica")
 _SELECTED_BY = Path("LoraConfig")  # in place of the path of a file, in messages
 
 
@@ -51,8 +52,9 @@ class PeftConfig(peft.PeftConfig):
                     keys=listed(unknown),
                 )
             )
-        config = LoraConfig(**{key: value for key, value in kwargs.items() if key in known})
+        config = LoraConfig.__new__(LoraConfig)
         config.from_file = True
+        config.__init__(**{key: value for key, value in kwargs.items() if key in known})  # type: ignore[misc]
         return config
 
 
@@ -63,10 +65,11 @@ class LoraConfig(peft.LoraConfig, PeftConfig):
     Raises ConfigError or AdapterError that names every option that would have no effect here.
     """
 
+    from_file = False  # of a file, which may have patterns that match nothing; no option, as it has no annotation
+
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = Kind.LORA
-        self.from_file = False  # read from a file, which may have patterns that match nothing
         core_config(self)
 
     def _register_custom_module(self, mapping: dict[Any, Any]) -> None:
@@ -91,11 +94,13 @@ def core_config(config: LoraConfig) -> CoreConfig:
     raw["target_modules"] = raw["target_modules"] or ALL_LINEAR
     if isinstance(raw["target_modules"], str) and raw["target_modules"].lower() == ALL_LINEAR:
         raw["target_modules"] = ALL_LINEAR
-    core = lora_config(raw, _SELECTED_BY)
+    for key in ("alora_invocation_tokens", "target_parameters"):
+        if raw[key]:
+            raise unsupported(key)
     start = config.init_lora_weights  # of a file, it is over, so that the core does not look at it
-    if not config.from_file and (start == "eva" or (isinstance(start, str) and core.init_lora_weights != start)):
+    if not config.from_file and isinstance(start, str) and start not in _STARTS:
         raise unsupported(f"init_lora_weights={start!r}")
-    return core
+    return lora_config(raw, _SELECTED_BY)
 
 
 cast(dict[Any, Any], PEFT_TYPE_TO_CONFIG_MAPPING)[Kind.LORA] = LoraConfig

@@ -7,7 +7,9 @@ import peft
 from peft import get_peft_model as make_peft_model
 from torch import nn
 
-from lorasmith.peft.config import LoraConfig, PeftConfig, own_config
+from lorasmith.lora.update import Update
+from lorasmith.lora.variant import variant_of
+from lorasmith.peft.config import LoraConfig, PeftConfig, core_config, own_config
 from lorasmith.peft.refused import unsupported
 from lorasmith.peft.tuner import LoraModel
 
@@ -44,7 +46,10 @@ class PeftModel(peft.PeftModel, metaclass=_OfOurs):
         if config is None:
             given = {key: kwargs[key] for key in ("subfolder", "revision", "cache_dir", "token") if key in kwargs}
             config = PeftConfig.from_pretrained(str(model_id), **given)
-        return super().from_pretrained(model, str(model_id), adapter_name, is_trainable, own_config(config), **kwargs)
+        config = own_config(config)
+        if variant_of(core_config(config)) is not Update:  # what a variant starts from is computed from the weights
+            kwargs["low_cpu_mem_usage"] = False
+        return super().from_pretrained(model, str(model_id), adapter_name, is_trainable, config, **kwargs)
 
 
 def _of_task(task: str) -> Any:

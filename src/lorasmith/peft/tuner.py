@@ -5,7 +5,8 @@ PEFT's code does what lies around the LoRA layers: modules_to_save, trainable to
 
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,7 @@ from accelerate import init_empty_weights
 from peft import LoraModel as PeftsLoraModel
 from peft import TaskType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
+from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype, check_adapters_to_merge
 from peft.utils.other import AuxiliaryTrainingWrapper, set_additional_trainable_modules
 from peft.utils.other import _set_adapter as set_auxiliary_adapter
 from torch import Tensor, nn
@@ -25,9 +26,12 @@ from lorasmith.i18n import _, listed
 from lorasmith.lora.files import mismatches
 from lorasmith.lora.inject import inject, remove, unwrapped
 from lorasmith.lora.layer import LoRALayer
-from lorasmith.lora.merge import merged_weight
+from lorasmith.lora.merge import merged_parameters
+from lorasmith.lora.quantized import is_quantized
 from lorasmith.lora.router import Router
 from lorasmith.lora.target import ends_with, find_targets
+from lorasmith.lora.update import Update
+from lorasmith.lora.variant import variant_of
 from lorasmith.peft.config import Kind, LoraConfig, core_config, own_config
 from lorasmith.peft.layers import LAYERS, layers_of, parameters_of, tell
 from lorasmith.peft.refused import unsupported
@@ -71,11 +75,11 @@ class LoraModel(PeftsLoraModel):
         self._check_tied_modules(model, config)
         core = self._resolve(cast(PreTrainedModel, model), self._prepare_adapter_config(config, model_config))  # type: ignore[no-untyped-call]
         before = {id(p): p.requires_grad for p in model.parameters()} if any(layers_of(model)) else {}
-        context: AbstractContextManager[Any] = init_empty_weights() if low_cpu_mem_usage else nullcontext()
-        with context:
-            inject(
-                cast(PreTrainedModel, model), core, self.router, adapter_name, seed=None, strict=not config.from_file
-            )
+        # a variant's own start is computed from the weights
+        empty = low_cpu_mem_usage and variant_of(core) is Update
+        with init_empty_weights() if empty else nullcontext():
+            inject(cast(PreTrainedModel, model), core, self.router, adapter_name, seed=None,
+                   strict=not config.from_file, any_rank=True)  # fmt: skip
         self._start_as_in_peft(config, adapter_name)
         trained = adapter_name in self.active_adapters and not config.inference_mode
         self._train_only({adapter_name: trained})
@@ -142,9 +146,11 @@ class LoraModel(PeftsLoraModel):
     def _train_only(self, names: Mapping[str, bool]) -> None:
         """Train, or do not train, the LoRA parameters of these adapters."""
         for name, trained in names.items():
+            frozen = "lora_B", "lora_embedding_B"
+            is_mica = name in self.peft_config and self.peft_config[name].init_lora_weights == "mica"
             for _path, layer in layers_of(self.model, name):
-                for p in parameters_of(layer, name).values():
-                    p.requires_grad_(trained)
+                for own, p in parameters_of(layer, name).items():
+                    p.requires_grad_(trained and not (is_mica and own.startswith(frozen)))
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Make this adapter the active one, and the only one that is trained. Raises ConfigError for several."""
@@ -157,8 +163,7 @@ class LoraModel(PeftsLoraModel):
                     names=listed(names),
                 )
             )
-        if unknown := [name for name in names if name not in self.peft_config]:
-            raise ValueError(_("Adapter {name} not found.", name=unknown[0]))
+        self._require(names)
         if self.merged_names:
             warnings.warn(
                 _("The merged adapters {names} are unmerged first.", names=listed(self.merged_names)), stacklevel=2
@@ -187,12 +192,16 @@ class LoraModel(PeftsLoraModel):
         for module in self._around():
             module.enable_adapters(enabled)
         self.disabled = not enabled
+        self._train_only({name: enabled and name in self.active_adapters for name in self.peft_config})
         self._tell_layers()
+
+    def _require(self, names: Sequence[str]) -> None:
+        if unknown := [name for name in names if name not in self.peft_config]:
+            raise ValueError(_("Adapter {name} not found.", name=unknown[0]))
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove this adapter; if it was active, the first of the others becomes active."""
-        if adapter_name not in self.peft_config:
-            raise ValueError(_("Adapter {name} not found.", name=adapter_name))
+        self._require([adapter_name])
         if adapter_name in self.merged_names:
             raise ValueError(_("The adapter {name} is merged. Call unmerge_adapter first.", name=adapter_name))
         del self.peft_config[adapter_name]
@@ -206,8 +215,6 @@ class LoraModel(PeftsLoraModel):
 
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
         """The context of a forward pass: `adapter_names` chooses the adapter of each row."""
-        if kwargs.get("alora_offsets") is not None:
-            raise unsupported("alora_offsets")
         names = kwargs.get("adapter_names")
         return nullcontext() if names is None else route_rows(self, names)
 
@@ -243,34 +250,35 @@ class LoraModel(PeftsLoraModel):
         self._tell_layers()
 
     def _to_merge(self, names: list[str] | None) -> list[str]:
-        if isinstance(names, str):
-            raise TypeError(_("adapter_names must be a list, but is {names!r}.", names=names))
-        chosen = self.active_adapters if names is None else names
-        if unknown := [name for name in chosen if name not in self.peft_config]:
-            raise ValueError(_("Adapter {name} not found.", name=unknown[0]))
-        if done := [name for name in chosen if name in self.merged_names]:
-            warnings.warn(_("Already merged: {names}.", names=listed(done)), stacklevel=3)
-        return [name for name in chosen if name not in self.merged_names]
+        merged = self.merged_names
+        state = SimpleNamespace(active_adapters=self.active_adapters, merged=bool(merged), merged_adapters=merged)
+        chosen = check_adapters_to_merge(cast(Any, state), names)
+        self._require(chosen)
+        return chosen
 
     @torch.no_grad()
     def _merge(self, names: Sequence[str], safe: bool, keep: bool) -> None:
         places = [(path, layer, name) for name in names for path, layer in layers_of(self.model, name)]
-        for _path, layer, name in places if safe else ():
-            if not torch.isfinite(merged_weight(layer, name)).all():
+        if any(is_quantized(layer.base_layer) for _path, layer, _name in places):
+            raise unsupported("merging into a quantized base model")
+        # first without a change; a layer may have no bias that could take up that of lora_bias
+        for _path, layer, name in places if safe or any(self.peft_config[name].lora_bias for name in names) else ():
+            if not all(p.isfinite().all() or not safe for _own, p in merged_parameters(layer, name)):
                 raise ValueError(
                     _("The merged weights would have NaN or infinity; adapter {name} is broken.", name=name)
                 )
         for path, layer, name in places:
-            weight = layer.base_layer.weight
-            if keep and path not in self.saved_weights:
-                self.saved_weights[path] = weight.detach().clone()
-            weight.data.copy_(merged_weight(layer, name))
+            for own, merged in merged_parameters(layer, name):
+                p = layer.base_layer.get_parameter(own)
+                if keep:
+                    self.saved_weights.setdefault(f"{path}.base_layer.{own}", p.detach().clone())
+                p.data.copy_(merged)
 
     @torch.no_grad()
     def unmerge_adapter(self) -> None:
         """Give the base model its own weights again, bit for bit."""
         for path, weight in self.saved_weights.items():
-            self.model.get_submodule(path).base_layer.weight.data.copy_(weight)
+            self.model.get_parameter(path).data.copy_(weight)
         for module in self._around():
             if isinstance(module, BaseTunerLayer):
                 module.unmerge()

@@ -8,6 +8,7 @@ import torch
 from lorasmith.errors import AdapterError, LorasmithError
 from lorasmith.i18n import _
 from lorasmith.lora.combine import Factors, combine, padded
+from lorasmith.lora.update import Update
 from lorasmith.peft.layers import layers_of
 
 
@@ -54,7 +55,7 @@ def _matrices(layer: Any, name: str) -> tuple[Any, Any]:
 def _factors(path: str, layer: Any, name: str) -> Factors:
     if not hasattr(layer, "updates"):
         return Factors(*_matrices(layer, name), layer.scaling[name])
-    if not layer.updates[name].is_low_rank:
+    if type(layer.updates[name]) is not Update:
         text = _("{path}: adapter {name} is no plain LoRA, so it cannot be combined with others.", path=path, name=name)
         raise AdapterError(text)
     return Factors(*_matrices(layer, name), layer.updates[name].scaling)

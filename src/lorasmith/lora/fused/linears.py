@@ -114,7 +114,9 @@ class AdaptedLinear(torch.autograd.Function):
         ctx.compute, kept = recompute or (None, [x_TI])
         ctx.save_for_backward(h_TK, *AB, *kept)
         ctx.weights, ctx.shape = weights, x.shape
-        return tuple(y.view(*x.shape[:-1], -1) for y in y_TO.split(weights.widths, dim=1))
+        # no views, as autograd refuses to change outputs in place that are: Llama 4 adds to one
+        parts = torch.unsafe_split_with_sizes(y_TO, weights.widths, dim=1)
+        return tuple(torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[1])) for y in parts)
 
     @staticmethod
     @once_differentiable
