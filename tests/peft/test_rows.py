@@ -4,7 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import (
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import lorasmith.peft as ours
 from lorasmith.errors import ConfigError
@@ -98,3 +103,16 @@ def test_what_cannot_be_is_refused() -> None:
         logits(model, adapter_names=ROWS[0])
     with pytest.raises(ConfigError, match="alora_offsets"):
         logits(two(ours), alora_offsets=[1, 2, 3])
+
+
+def test_experts_do_not_know_which_row_a_token_is_from() -> None:
+    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 2,
+             "num_heads": 2, "num_experts": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1,
+             "decoder_start_token_id": 0}  # fmt: skip
+    config = ours.LoraConfig(r=4, target_modules=["wi", "q"], task_type="SEQ_2_SEQ_LM")
+    switch = SwitchTransformersForConditionalGeneration(SwitchTransformersConfig(**sizes))
+    model = ours.get_peft_model(switch, config).eval()
+    with pytest.raises(
+        ConfigError, match=r"experts\.expert_0\.wi belongs to experts, which see the tokens of all rows"
+    ):
+        model(input_ids=ids() % 50, decoder_input_ids=ids() % 50, adapter_names=["default"] * len(ids()))
