@@ -101,6 +101,8 @@ def test_what_cannot_be_is_refused() -> None:
     model.eval().merge_adapter()
     with pytest.raises(ValueError, match="unmerge_adapter"):
         logits(model, adapter_names=ROWS[0])
+    with pytest.raises(ConfigError, match="alora_offsets"):
+        logits(two(ours), alora_offsets=[1, 2, 3])
 
 
 def test_experts_do_not_know_which_row_a_token_is_from() -> None:

@@ -100,7 +100,7 @@ def test_a_file_with_missing_or_unknown_tensors_is_refused_where_peft_says_littl
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 @pytest.mark.parametrize(
     "options",
     [

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from lorasmith.lora.token_rows import ROWS, TokenIds, rows_to_train, tied_path
 from lorasmith.lora.variant import variant_of, variant_problems
 
 Wrapper = LoRALayer | LoRAEmbedding | LoRAParameters | SavedModule
+_Whole = TypeVar("_Whole", LoRAParameters, SavedModule)
 PEFT_PREFIX = "base_model.model."  # prefix of every key in PEFT's files
 
 
@@ -139,14 +140,14 @@ def _add_layers(
             initialize(layer, name, config, generator)
         parameters |= {_key(path, part): p for part, p in _own_parameters(layer, name).items()}
     for path, names in targets.by_module.items():
-        stack = _wrap_parameters(model, path, router)
+        stack = _wrap_in(LoRAParameters, model, path, router)
         ranks = {own: rank_of_parameter(config, targets, f"{path}.{own}") for own in names}
         stack.add(name, {own: (r, config.scaling(r, alpha)) for own, (r, alpha) in ranks.items()})
         if start:
             initialize_parameters(stack, name, config, generator)
         parameters |= {_key(path, part): p for part, p in stack.own_parameters(name).items()}
     for path in (path for paths in targets.saved.values() for path in paths):
-        saved = _wrap_whole(model, path, router)
+        saved = _wrap_in(SavedModule, model, path, router)
         parameters |= {_key(path, part): p for part, p in saved.add(name).named_parameters()}
     return parameters
 
@@ -157,10 +158,10 @@ def _add_rows(
     """Add the rows of single tokens. places: the ids of each embedding or head, and the one that it is tied to."""
     parameters: dict[str, nn.Parameter] = {}
     for path, (ids, tied) in places.items():
-        rows = _wrap_whole(model, path, router).add_rows(name, ids)
+        rows = _wrap_in(SavedModule, model, path, router).add_rows(name, ids)
         parameters[_key(path, ROWS)] = rows.rows_NH
         if tied is not None and tied not in places:
-            _wrap_whole(model, tied, router).share_rows(name, rows)
+            _wrap_in(SavedModule, model, tied, router).share_rows(name, rows)
     return parameters
 
 
@@ -339,18 +340,11 @@ def _wrap(model: nn.Module, path: str, router: Router) -> LoRALayer | LoRAEmbedd
     return layer
 
 
-def _wrap_parameters(model: nn.Module, path: str, router: Router) -> LoRAParameters:
+def _wrap_in(kind: type[_Whole], model: nn.Module, path: str, router: Router) -> _Whole:
+    """The wrapper of this kind at `path`, which is put there if it is missing."""
     module = model.get_submodule(path)
-    if not isinstance(module, LoRAParameters):
-        module = LoRAParameters(module, router).train(module.training)
-        _replace(model, path, module)
-    return module
-
-
-def _wrap_whole(model: nn.Module, path: str, router: Router) -> SavedModule:
-    module = model.get_submodule(path)
-    if not isinstance(module, SavedModule):
-        module = SavedModule(module, router).train(module.training)
+    if not isinstance(module, kind):
+        module = kind(module, router).train(module.training)
         _replace(model, path, module)
     return module
 

@@ -215,6 +215,8 @@ class LoraModel(PeftsLoraModel):
 
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
         """The context of a forward pass: `adapter_names` chooses the adapter of each row."""
+        if kwargs.get("alora_offsets") is not None:
+            raise unsupported("alora_offsets")
         names = kwargs.get("adapter_names")
         return nullcontext() if names is None else route_rows(self, names)
 
