@@ -43,16 +43,9 @@ def initialize_parameters(
     for update in layer.updates[adapter].values():
         if update.lora_A.is_meta:
             continue
-        values = torch.empty(update.lora_A.shape, dtype=torch.float32)
-        if config.init_lora_weights == "gaussian":
-            nn.init.normal_(values, std=1 / update.r, generator=generator)
-        else:
-            nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
-        update.lora_A.copy_(values)
-        nn.init.zeros_(update.lora_B)
-        if config.init_lora_weights == "random":
-            values = torch.empty(update.lora_B.shape, dtype=torch.float32)
-            update.lora_B.copy_(nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator))
+        A, B = update.lora_A, update.lora_B
+        for matrix, values in zip((A, B), _random(A.shape, B.shape, update.r, config, generator), strict=True):
+            matrix.copy_(values)
 
 
 def _starts(
@@ -74,14 +67,21 @@ def _starts(
         return start_of_weight(layer.base_layer, r, layer.updates[adapter].scaling, config, seed)
     if kind == "orthogonal":
         return _orthogonal(layer.in_features, layer.out_features, r, generator)
-    first, second = torch.empty(A.shape), torch.zeros(layer.out_features, r)
-    if kind == "gaussian":
-        nn.init.normal_(first, std=1 / r, generator=generator)
+    return _random(A.shape, torch.Size((layer.out_features, r)), r, config, generator)
+
+
+def _random(
+    shape_A: torch.Size, shape_B: torch.Size, r: int, config: LoraConfig, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """A drawn at random; B too with 'random', and otherwise zero."""
+    A, B = torch.empty(shape_A), torch.zeros(shape_B)
+    if config.init_lora_weights == "gaussian":
+        nn.init.normal_(A, std=1 / r, generator=generator)
     else:
-        nn.init.kaiming_uniform_(first, a=math.sqrt(5), generator=generator)
-    if kind == "random":
-        nn.init.kaiming_uniform_(second, a=math.sqrt(5), generator=generator)
-    return first, second
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
+    if config.init_lora_weights == "random":
+        nn.init.kaiming_uniform_(B, a=math.sqrt(5), generator=generator)
+    return A, B
 
 
 def _orthogonal(inputs: int, outputs: int, r: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
