@@ -1,29 +1,40 @@
-"""hotswap_adapter: the weights of another folder, or a refusal."""
+"""hotswap_adapter: PEFT's own function on lorasmith's layers."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import lorasmith.peft as ours
-from lorasmith.errors import AdapterError
+from lorasmith.peft.hotswap import hotswap_adapter
 from tests.support.peft_pair import base, compare, logits, stirred, two
 
 
-def test_hotswap_gives_an_adapter_the_weights_of_another(tmp_path: Path) -> None:
+def other(folder: Path, **options: Any) -> Any:
+    """Another adapter, which is also written to `folder`."""
     torch.manual_seed(9)
-    other = ours.get_peft_model(base(), ours.LoraConfig(r=4, lora_alpha=40, target_modules=["q_proj", "v_proj"]))
-    stirred(other, seed=77).save_pretrained(tmp_path / "other")
+    config = ours.LoraConfig(**{"r": 4, "lora_alpha": 40, "target_modules": ["q_proj", "v_proj"]} | options)
+    model = stirred(ours.get_peft_model(base(), config), seed=77).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, {"r": 2}, {"target_modules": ["v_proj"]}], ids=str)
+def test_hotswap_gives_an_adapter_the_weights_and_the_scaling_of_another(tmp_path: Path, options: Any) -> None:
+    wanted = logits(other(tmp_path, **options))
     model = two(ours)
-    ours.hotswap_adapter(model, str(tmp_path / "other"), "first")
-    compare(logits(model), logits(other.eval()), 0)
-    with pytest.raises(AdapterError, match="It lacks 4 tensors"):
-        ours.hotswap_adapter(model, str(tmp_path / "other"), "second")
-    config = ours.LoraConfig(r=8, target_modules=["q_proj", "v_proj"])
-    stirred(ours.get_peft_model(base(), config)).save_pretrained(tmp_path / "wide")
-    with pytest.raises(AdapterError, match=r"wide: the shape is \(8, 32\), but this base model needs \(4, 32\)"):
-        ours.hotswap_adapter(model, str(tmp_path / "wide"), "first")
-    config = ours.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], use_rslora=True)
-    stirred(ours.get_peft_model(base(), config)).save_pretrained(tmp_path / "rslora")
-    with pytest.raises(AdapterError, match=r"use_rslora"):
-        ours.hotswap_adapter(model, str(tmp_path / "rslora"), "first")
+    hotswap_adapter(model, str(tmp_path), "first", torch_device="cpu")
+    compare(logits(model), wanted, 1e-6)
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    other(tmp_path / "wide", target_modules=["q_proj", "v_proj", "k_proj"])
+    other(tmp_path / "rslora", use_rslora=True)
+    model = two(ours)
+    before = logits(model)
+    with pytest.raises(RuntimeError, match=r"unexpected keys.*k_proj"):
+        hotswap_adapter(model, str(tmp_path / "wide"), "first", torch_device="cpu")
+    with pytest.raises(ValueError, match="use_rslora"):
+        hotswap_adapter(model, str(tmp_path / "rslora"), "first", torch_device="cpu")
+    compare(logits(model), before, 0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lorasmith.peft as ours
-from lorasmith.errors import AdapterError, ConfigError
+from lorasmith.errors import AdapterError
 from tests.support.peft_pair import base, compare, ids, logits, same, state, stirred, trained, two
 
 
@@ -35,12 +35,43 @@ def test_adapters_are_added_switched_disabled_and_deleted_as_in_peft() -> None:
     assert not torch.allclose(found[0]["logits"], found[1]["logits"], atol=1e-2)
 
 
-def test_several_active_adapters_are_refused() -> None:
-    model = two(ours)
-    with pytest.raises(ConfigError, match=r"first, second .*add_weighted_adapter.*adapter_names"):
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"use_dora": True}, {"lora_bias": True}, {"target_modules": ["q_proj", "embed_tokens"]}],
+    ids=str,
+)
+def test_several_active_adapters_add_up_and_are_trained_together(changes: dict[str, Any]) -> None:
+    def program(library: Any) -> list[Any]:
+        model = two(library, **changes)
+        alone = [logits(model)]
         model.base_model.set_adapter(["first", "second"])
-    with pytest.raises(ValueError, match="third not found"):
-        model.base_model.set_adapter("third")
+        states = [*alone, state(model)]
+        model(input_ids=ids(), labels=ids()).loss.backward()
+        states.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        states += [len(states[-1]), library.get_peft_model_state_dict(model, adapter_name="second")]
+        model.merge_adapter()
+        states.append(state(model))
+        model.unmerge_adapter()
+        with model.disable_adapter():
+            states.append(logits(model))
+        states.append(state(model))
+        model.delete_adapter("first")
+        states.append(state(model))
+        model.add_adapter("third", library.LoraConfig(target_modules=["k_proj"]))
+        model.base_model.set_adapter(["second", "third"], inference_mode=True)
+        return [*states, state(model), logits(model.merge_and_unload())]
+
+    found = same(program)
+    assert not torch.allclose(found[0], found[1]["logits"], atol=1e-3)
+    assert found[3] >= 16  # A and B of both, in two layers
+
+
+def test_an_adapter_that_is_not_there_is_not_made_active() -> None:
+    model = two(ours)
+    for names in ("third", ["first", "third"]):
+        with pytest.raises(ValueError, match="third not found"):
+            model.base_model.set_adapter(names)
+    assert model.active_adapters == ["first"]
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["0", "3"], r"[03]"], ids=str)

@@ -100,7 +100,7 @@ class LoRALayer(nn.Module):
         super().__init__()
         self.base_layer = base_layer
         self.lora_A, self.lora_B, self.lora_dropout = (ModulesByAdapter() for _part in range(3))
-        self.updates: dict[str, Update] = {}
+        self.updates, self.scaling = dict[str, Update](), dict[str, float]()
         self.in_features, self.out_features, self.router = in_features, out_features, router
         self.fused_linears = FusedLinears(router, [self])
 
@@ -131,7 +131,7 @@ class LoRALayer(nn.Module):
     def remove(self, adapter: str) -> None:
         """Remove `adapter`."""
         parts = [getattr(self, name) for name in self.updates[adapter].parts(self)]
-        for store in (self.lora_A, self.lora_B, self.lora_dropout, self.updates, *parts):
+        for store in (self.lora_A, self.lora_B, self.lora_dropout, self.updates, self.scaling, *parts):
             del store[adapter]
 
     @property
@@ -170,7 +170,12 @@ class LoRALayer(nn.Module):
     def unfused(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The same as `forward` for any base layer and any adapters, without fusing: call the base, add the updates."""
         y: Tensor = self.base_layer(x, *args, **kwargs)
-        slices = self._active_slices(self.router.slices_of(x.numel() // x.shape[-1]))
+        for slices in self.router.passes(x.numel() // x.shape[-1]):
+            y = self._add_updates(y, x, self._active_slices(slices))
+        return y
+
+    def _add_updates(self, y: Tensor, x: Tensor, slices: list[tuple[str, int, int]]) -> Tensor:
+        """Add to y, in place if they are plain low rank, the updates of slices that do not overlap."""
         if others := [s for s in slices if not self.updates[s[0]].is_low_rank]:
             y = self._add_variants(y, x, others)
             slices = [s for s in slices if s not in others]
@@ -280,9 +285,14 @@ class LoRAEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """E[ids] + (lora_alpha / r) B A[:, ids], multiplied by the embedding's scale if it has one (Gemma)."""
         y: Tensor = self.base_layer(ids)
+        for slices in self.router.passes(ids.numel()):
+            y = self._add_updates(y, ids, slices)
+        return y
+
+    def _add_updates(self, y: Tensor, ids: Tensor, slices: Sequence[Slice]) -> Tensor:
         ids_T, y_TO = ids.reshape(-1), y.reshape(-1, y.shape[-1])
         pieces = []
-        for adapter, start, end in self.router.slices_of(ids.numel()):
+        for adapter, start, end in slices:
             piece = y_TO[start:end]
             if adapter in self.scaling:
                 A_VR = self.lora_embedding_A[adapter].t()

@@ -3,7 +3,7 @@
 W' = W + (lora_alpha / r) B A        (LoRA, arXiv:2106.09685, section 4.1, "No Additional Inference Latency")
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,13 @@ from transformers.pytorch_utils import Conv1D
 
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
+from lorasmith.lora.combine import Factors
 from lorasmith.lora.inject import Adapter, adapters_of
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule, registered_update
 from lorasmith.lora.parameters import LoRAParameters
 from lorasmith.lora.quantized import is_quantized, plain_weight
 from lorasmith.lora.token_rows import TokenRows
+from lorasmith.lora.update import Update
 
 
 @torch.no_grad()
@@ -44,6 +46,46 @@ def merged_parameters(layer: LoRALayer | LoRAEmbedding | LoRAParameters, adapter
     yield "weight", merged_weight(layer, adapter)
     if isinstance(layer, LoRALayer) and (bias := _changed_bias(layer, adapter)) is not None:
         yield "bias", bias
+
+
+@torch.no_grad()
+def merge_into(model: nn.Module, names: Sequence[str], keep: bool, check: bool) -> dict[str, Tensor]:
+    """Add these adapters to the weights of `model` itself, one after the other. Returns the weights as they were.
+
+    keep: copy the weights, to return them by their names; otherwise the result is empty. check: compute everything
+    twice, first without a change, and raise ValueError if the result has NaN or infinity.
+
+    Raises AdapterError if an update is equivalent to no weights; with `check`, the model is then unchanged.
+    """
+    layers = [
+        (path, m) for path, m in model.named_modules() if isinstance(m, LoRALayer | LoRAEmbedding | LoRAParameters)
+    ]
+    places = [(path, layer, name) for name in names for path, layer in layers if name in adapters_of(layer)]
+    for _path, layer, name in places if check else ():
+        if not all(p.isfinite().all() for _own, p in merged_parameters(layer, name)):
+            text = _("The merged weights would have NaN or infinity; adapter {name} is broken.", name=name)
+            raise ValueError(text)
+    before: dict[str, Tensor] = {}
+    for path, layer, name in places:
+        for own, merged in merged_parameters(layer, name):
+            p = layer.base_layer.get_parameter(own)
+            if keep:
+                before.setdefault(f"{path}.base_layer.{own}", p.detach().clone())
+            p.data.copy_(merged)
+    return before
+
+
+def factors_of(path: str, layer: LoRALayer | LoRAEmbedding, adapter: str) -> Factors:
+    """The matrices of a plain low-rank update, to combine it with others. Raises AdapterError for a variant."""
+    if isinstance(layer, LoRAEmbedding):
+        return Factors(layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter], layer.scaling[adapter])
+    update = layer.updates[adapter]
+    if type(update) is not Update:
+        text = _(
+            "{path}: adapter {name} is no plain LoRA, so it cannot be combined with others.", path=path, name=adapter
+        )
+        raise AdapterError(text)
+    return Factors(*update.own_matrices, update.scaling)
 
 
 def _changed_bias(layer: LoRALayer, adapter: str) -> Tensor | None:

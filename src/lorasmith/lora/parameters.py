@@ -8,7 +8,7 @@ Such a module has no input of which B A x could be computed from outside, so the
 forward the sum W' in place of W.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -65,6 +65,8 @@ class LoRAParameters(nn.Module):
         self.base_layer, self.router = base_layer, router
         self.updates: dict[str, dict[str, ParameterUpdate]] = {}
         self.lora_updates = ModulesByAdapter()  # the same, as modules
+        self.register_state_dict_post_hook(_as_in_peft)
+        self.register_load_state_dict_pre_hook(_from_peft)
 
     def add(self, adapter: str, ranks: Mapping[str, tuple[int, float]]) -> None:
         """Create the uninitialized A and B of `adapter`. ranks: r and scaling by the parameter's name."""
@@ -111,41 +113,66 @@ class LoRAParameters(nn.Module):
         With several adapters in a batch, every tensor among the arguments must have the tokens as its first dimension.
         Raises AdapterError otherwise.
         """
-        slices = self.router.slices or (Slice(self.router.active, 0, 0),)
-        ranges: dict[str | None, list[Tensor]] = {}
+        router = self.router
+        slices = router.slices or (Slice(router.active, 0, 0),)
+        beside = () if router.slices else router.beside
+        ranges: dict[tuple[str, ...], list[Tensor]] = {}
         for adapter, start, end in slices:
-            known = adapter if adapter in self.updates else None
+            known = tuple(name for name in (adapter, *beside) if name in self.updates and name)
             ranges.setdefault(known, []).append(torch.arange(start, end))
         if len(ranges) == 1:
             return self._call(next(iter(ranges)), *args, **kwargs)
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if not self.splits_by_token or any(len(value) != slices[-1].end for value in tensors):
             raise AdapterError(cannot_split(type(self.base_layer).__name__))
-        tokens = {adapter: torch.cat(own).to(tensors[0].device) for adapter, own in ranges.items()}
+        tokens = {adapters: torch.cat(own).to(tensors[0].device) for adapters, own in ranges.items()}
         outputs = []
-        for adapter, at in tokens.items():
+        for adapters, at in tokens.items():
             own, named = ([v[at] if isinstance(v, Tensor) else v for v in part] for part in (args, kwargs.values()))
-            outputs.append(self._call(adapter, *own, **dict(zip(kwargs, named, strict=True))))
+            outputs.append(self._call(adapters, *own, **dict(zip(kwargs, named, strict=True))))
         return torch.cat(outputs)[torch.cat(list(tokens.values())).argsort()]
 
-    def _call(self, adapter: str | None, *args: Any, **kwargs: Any) -> Any:
-        if adapter is None or adapter not in self.updates:
+    def _call(self, adapters: tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
+        if not adapters:
             return self.base_layer(*args, **kwargs)
-        updates = self.updates[adapter]
-        if self.router.fused and can_fuse(self.base_layer, list(updates), args, kwargs):
+        updates = self.updates[adapters[0]]
+        if len(adapters) == 1 and self.router.fused and can_fuse(self.base_layer, list(updates), args, kwargs):
             return fused_experts(self.base_layer, updates, *args)
         if not torch.is_grad_enabled():
-            return self.unfused(adapter, *args, **kwargs)
+            return self.unfused(adapters, *args, **kwargs)
         # backward would keep W + s B A of every layer, which is as large as the model: compute it again instead
-        return checkpoint(self.unfused, adapter, *args, use_reentrant=False, **kwargs)
+        return checkpoint(self.unfused, adapters, *args, use_reentrant=False, **kwargs)
 
-    def unfused(self, adapter: str, *args: Any, **kwargs: Any) -> Any:
-        """Call the module with W + s B A in place of W, in W's dtype."""
-        changed = {}
-        for name, update in self.updates[adapter].items():
+    def unfused(self, adapters: Sequence[str], *args: Any, **kwargs: Any) -> Any:
+        """Call the module with W + s B A of these adapters in place of W, in W's dtype."""
+        changed: dict[str, Tensor] = {}
+        for name, update in ((name, update) for one in adapters for name, update in self.updates[one].items()):
             weight = self.base_layer.get_parameter(name)
-            changed[name] = update.merged(weight).to(weight.dtype)
+            changed[name] = update.merged(changed.get(name, weight)).to(weight.dtype)
         return torch.func.functional_call(self.base_layer, changed, args, kwargs)
+
+
+def _names_in_peft(layer: LoRAParameters, prefix: str) -> Iterator[tuple[str, str]]:
+    """The name of each A and B in this model's state dict, and in PEFT's."""
+    for adapter, updates in layer.updates.items():
+        for i, outer in enumerate(peft_prefixes(list(updates)).values()):
+            for matrix in ("lora_A", "lora_B"):
+                yield f"{prefix}lora_updates.{adapter}.{i}.{matrix}", f"{prefix}{outer}{matrix}.{adapter}.weight"
+
+
+def _as_in_peft(layer: nn.Module, state: dict[str, Any], prefix: str, _local: Any) -> None:
+    """Name A and B in a state dict as PEFT does."""
+    assert isinstance(layer, LoRAParameters)
+    for own, peft in _names_in_peft(layer, prefix):
+        state[peft] = state.pop(own)
+
+
+def _from_peft(layer: nn.Module, state: dict[str, Any], prefix: str, *_others: Any) -> None:
+    """Find A and B in a state dict by PEFT's names."""
+    assert isinstance(layer, LoRAParameters)
+    for own, peft in _names_in_peft(layer, prefix):
+        if peft in state:
+            state[own] = state.pop(peft)
 
 
 def peft_prefixes(names: Sequence[str]) -> dict[str, str]:

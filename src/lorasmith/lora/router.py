@@ -26,6 +26,7 @@ class Router:
 
     def __init__(self) -> None:
         self.active: str | None = None
+        self.beside: tuple[str, ...] = ()  # more adapters that are active for every token; their updates add up
         self.slices: tuple[Slice, ...] | None = None
         self.stacked = False
         self.partial: set[str] = set()  # aLoRA adapters, which compute only some tokens of a text (see alora.py)
@@ -38,9 +39,21 @@ class Router:
         self.stacked = stacked
         self.turn += 1
 
+    def activate(self, names: Sequence[str]) -> None:
+        """Make these adapters active, for every token of a forward pass without slices."""
+        self.active, self.beside = (names[0], tuple(names[1:])) if names else (None, ())
+        self.turn += 1
+
+    def passes(self, tokens: int) -> tuple[tuple[Slice, ...], ...]:
+        """The slices of an input; several if several adapters are active, each of which adds its updates in turn."""
+        if self.slices is not None or not self.beside:
+            return (self.slices_of(tokens),)
+        return tuple((Slice(name, 0, tokens),) for name in (self.active, *self.beside))
+
     def slices_of(self, tokens: int) -> tuple[Slice, ...]:
         """The slices of an input of `tokens` tokens, which may be part of the batch if that uses a single adapter."""
         if self.slices is None:
+            assert not self.beside, "several adapters are active: see passes"
             if self.active in self.partial:
                 raise AdapterError(
                     _(

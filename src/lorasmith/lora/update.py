@@ -33,7 +33,13 @@ class Update:
     B_HAS_BIAS: ClassVar[bool] = False
 
     def __init__(self, layer: "LoRALayer", adapter: str, scaling: float) -> None:
-        self.layer, self.adapter, self.scaling = layer, adapter, scaling
+        self.layer, self.adapter = layer, adapter
+        layer.scaling[adapter] = scaling  # where PEFT has it, and programs change it
+
+    @property
+    def scaling(self) -> float:
+        """s = lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA."""
+        return self.layer.scaling[self.adapter]
 
     @property
     def is_low_rank(self) -> bool:

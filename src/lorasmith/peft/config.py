@@ -85,18 +85,15 @@ def own_config(config: peft.PeftConfig) -> LoraConfig:
 
 
 def core_config(config: LoraConfig) -> CoreConfig:
-    """The options of the LoRA layers, without those in AROUND; target_modules is all-linear if it is not given.
+    """The options of the LoRA layers, without those in AROUND; all-linear if neither modules nor parameters are given.
 
     Raises AdapterError or ConfigError that names every option that has no effect here, or an invalid value.
     """
     raw = {key: sorted(v, key=str) if isinstance(v, set) else v for key, v in dataclasses.asdict(config).items()}
     raw = {key: value for key, value in raw.items() if key not in AROUND}
-    raw["target_modules"] = raw["target_modules"] or ALL_LINEAR
+    raw["target_modules"] = raw["target_modules"] or ([] if raw["target_parameters"] else ALL_LINEAR)
     if isinstance(raw["target_modules"], str) and raw["target_modules"].lower() == ALL_LINEAR:
         raw["target_modules"] = ALL_LINEAR
-    for key in ("alora_invocation_tokens", "target_parameters"):
-        if raw[key]:
-            raise unsupported(key)
     start = config.init_lora_weights  # of a file, it is over, so that the core does not look at it
     if not config.from_file and isinstance(start, str) and start not in _STARTS:
         raise unsupported(f"init_lora_weights={start!r}")

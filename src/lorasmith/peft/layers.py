@@ -1,14 +1,17 @@
 """What PEFT's functions ask of a LoRA layer, for the layers of lorasmith.lora."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, get_args
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from lorasmith.lora.inject import Wrapper, adapters_of
-from lorasmith.lora.layer import SavedModule
+from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
+from lorasmith.lora.parameters import LoRAParameters
+from lorasmith.lora.target import value_for
 
 LAYERS = tuple(kind for kind in get_args(Wrapper) if kind is not SavedModule)
 for _kind in LAYERS:
@@ -22,17 +25,38 @@ def layers_of(model: nn.Module, name: str | None = None) -> Iterator[tuple[str, 
             yield path, module
 
 
-def parameters_of(layer: nn.Module, name: str) -> dict[str, nn.Parameter]:
-    """The LoRA parameters of an adapter in a layer, by their names there."""
-    named = ((path.split("."), path, p) for path, p in layer.named_parameters())
-    return {path: p for parts, path, p in named if parts[0] != "base_layer" and parts[1] == name}
+def parameters_of(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Parameter, torch.dtype]]:
+    """The LoRA parameters of an adapter: the name of each in PEFT's state dict, and the dtype of its base layer."""
+    for path, layer in layers_of(model, name):
+        dtype = next(layer.base_layer.parameters()).dtype
+        if isinstance(layer, LoRAParameters):
+            own = {f"{key.removesuffix('.weight')}.{name}.weight": p for key, p in layer.own_parameters(name).items()}
+        else:
+            named = ((key.split("."), key, p) for key, p in layer.named_parameters())
+            own = {key: p for parts, key, p in named if parts[0] != "base_layer" and parts[1] == name}
+        yield from ((f"{path}.{key}", p, dtype) for key, p in own.items())
 
 
-def tell(layer: Any, active: Sequence[str], merged: Sequence[str], disabled: bool) -> None:
-    """Set the attributes that get_layer_status and get_model_status read."""
-    names = [path.partition(".")[0] for path, _p in layer.named_parameters()]
-    layer.adapter_layer_names = tuple(dict.fromkeys(name for name in names if name != "base_layer"))
-    layer.other_param_names, layer.disable_adapters, layer.active_adapters = (), disabled, list(active)
-    layer.merged_adapters = [name for name in merged if name in adapters_of(layer)]
+def tell(path: str, layer: Any, tuner: Any) -> None:
+    """Set the attributes that PEFT's functions and users' programs read; of them, only `scaling` has an effect."""
+    names = adapters_of(layer)
+    configs = {name: tuner.peft_config[name] for name in names if name in tuner.peft_config}
+    stores = (key.partition(".")[0] for key, _p in layer.named_parameters())
+    layer.adapter_layer_names = tuple(dict.fromkeys(store for store in stores if store != "base_layer"))
+    layer.other_param_names, layer.disable_adapters = (), tuner.disabled
+    layer.active_adapter = layer.active_adapters = list(tuner.active_adapters)
+    layer.merged_adapters = [name for name in tuner.merged_names if name in names]
     layer.merged = bool(layer.merged_adapters)
     layer._get_available_adapters = partial(adapters_of, layer)
+    layer.r = {name: _rank(layer, name) for name in names}
+    for option in ("use_rslora", "use_dora", "lora_bias"):
+        setattr(layer, option, {name: getattr(config, option) for name, config in configs.items()})
+    layer.lora_alpha = {name: value_for(c.alpha_pattern, path, c.lora_alpha) for name, c in configs.items()}
+
+
+def _rank(layer: Any, name: str) -> int:
+    if isinstance(layer, LoRALayer):
+        return len(layer.updates[name].own_matrices[0])
+    if isinstance(layer, LoRAEmbedding):
+        return len(layer.lora_embedding_A[name])
+    return int(next(iter(layer.updates[name].values())).r)

@@ -26,9 +26,10 @@ from lorasmith.i18n import _, listed
 from lorasmith.lora.files import mismatches
 from lorasmith.lora.inject import inject, remove, unwrapped
 from lorasmith.lora.layer import LoRALayer
-from lorasmith.lora.merge import merged_parameters
+from lorasmith.lora.merge import merge_into
 from lorasmith.lora.quantized import is_quantized
 from lorasmith.lora.router import Router
+from lorasmith.lora.rows import RowRouting
 from lorasmith.lora.target import ends_with, find_targets
 from lorasmith.lora.update import Update
 from lorasmith.lora.variant import variant_of
@@ -44,7 +45,7 @@ _CLASSIFIERS = ("classifier", "score")  # PEFT adds both to modules_to_save of a
 class LoraModel(PeftsLoraModel):
     """PEFT's LoraModel, whose layers and numbers are lorasmith's. `PeftModel.base_model` is one.
 
-    With the same torch.manual_seed, A starts at the numbers that PEFT draws. One adapter is active at a time.
+    With the same torch.manual_seed, A starts at the numbers that PEFT draws.
     """
 
     tuner_layer_cls: Any = LoRALayer
@@ -53,6 +54,7 @@ class LoraModel(PeftsLoraModel):
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         self.router, self.disabled = Router(), False
+        self.rows = RowRouting(model, self.router)
         self.merged_names: list[str] = []
         self.saved_weights: dict[str, Tensor] = {}  # of the merged layers, as they were before
 
@@ -100,14 +102,17 @@ class LoraModel(PeftsLoraModel):
         core = core_config(config)
         wanted = core.model_copy(update={"modules_to_save": _modules_to_save(model, config)})
         with unwrapped(model):
-            chosen = set(find_targets(model, wanted, strict=not config.from_file).adapted)
-            paths = [path for path, _module in model.named_modules() if path in chosen]
+            targets = find_targets(model, wanted, strict=not config.from_file)
+            order = {path: i for i, (path, _module) in enumerate(model.named_modules())}
+        by_weight = {path for name in core.target_parameters or () for path in targets.matched.get(name, ())}
+        paths = sorted(targets.adapted, key=lambda path: (path in by_weight, order[path]))
         paths = [path for path in paths if not any(path.startswith(f"{outer}.") for outer in auxiliary)]
         self.targeted_module_names += [path for path in paths if path not in self.targeted_module_names]
+        self.targeted_parameter_names += [p for p in targets.parameters if p not in self.targeted_parameter_names]
         if core.target_modules == "all-linear":
             config.target_modules = cast(Any, set(paths))
         given = {"target_modules": tuple(paths), "exclude_modules": None, "layers_to_transform": None}
-        return core.model_copy(update=given)
+        return core.model_copy(update=given | {"target_parameters": tuple(targets.parameters) or None})
 
     def _add_targets_to_tie(self, peft_config: Any, tied_weight_keys: list[str]) -> None:
         raise ConfigError(
@@ -120,49 +125,34 @@ class LoraModel(PeftsLoraModel):
     @torch.no_grad()
     def _start_as_in_peft(self, config: LoraConfig, name: str) -> None:
         """A and B rounded to the base model's dtype."""
-        for _path, layer in layers_of(self.model, name):
-            for p in parameters_of(layer, name).values():
-                dtype = next(layer.base_layer.parameters()).dtype
-                if dtype.is_floating_point and not p.is_meta:
-                    p.copy_(p.to(dtype))
+        for _key, p, dtype in parameters_of(self.model, name):
+            if dtype.is_floating_point and not p.is_meta:
+                p.copy_(p.to(dtype))
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Keep A and B in float32, or in the base model's dtype if they are not to be cast."""
         cast_adapter_dtype(self.model, adapter_name, autocast_adapter_dtype)
-        for _path, layer in () if autocast_adapter_dtype else layers_of(self.model, adapter_name):
-            dtype = next(layer.base_layer.parameters()).dtype
-            for p in parameters_of(layer, adapter_name).values():
-                p.data = p.data.to(dtype) if dtype.is_floating_point else p.data
+        for _key, p, dtype in () if autocast_adapter_dtype else parameters_of(self.model, adapter_name):
+            p.data = p.data.to(dtype) if dtype.is_floating_point else p.data
 
     # -- switching -------------------------------------------------------------------------------------------------
 
     def _tell_layers(self) -> None:
-        """Route to the active adapter, and let the layers say what PEFT's status functions ask them."""
-        active = self.active_adapters
-        self.router.active = None if self.disabled or self.merged_names or not active else active[0]
-        for _path, layer in layers_of(self.model):
-            tell(layer, active, self.merged_names, self.disabled)
+        """Route to the active adapters, and let the layers say what PEFT's status functions ask them."""
+        self.router.activate([] if self.disabled or self.merged_names else self.active_adapters)
+        for path, layer in layers_of(self.model):
+            tell(path, layer, self)
 
     def _train_only(self, names: Mapping[str, bool]) -> None:
         """Train, or do not train, the LoRA parameters of these adapters."""
         for name, trained in names.items():
-            frozen = "lora_B", "lora_embedding_B"
             is_mica = name in self.peft_config and self.peft_config[name].init_lora_weights == "mica"
-            for _path, layer in layers_of(self.model, name):
-                for own, p in parameters_of(layer, name).items():
-                    p.requires_grad_(trained and not (is_mica and own.startswith(frozen)))
+            for key, p, _dtype in parameters_of(self.model, name):
+                p.requires_grad_(trained and not (is_mica and (".lora_B." in key or ".lora_embedding_B." in key)))
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Make this adapter the active one, and the only one that is trained. Raises ConfigError for several."""
+        """Make these adapters the active ones, whose updates add up, and the only ones that are trained."""
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-        if len(names) > 1:
-            raise ConfigError(
-                _(
-                    "set_adapter: one adapter can be active at a time, but {names} are given. Combine them with "
-                    "add_weighted_adapter, or choose one for each row with adapter_names.",
-                    names=listed(names),
-                )
-            )
         self._require(names)
         if self.merged_names:
             warnings.warn(
@@ -214,11 +204,11 @@ class LoraModel(PeftsLoraModel):
         self._tell_layers()
 
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
-        """The context of a forward pass: `adapter_names` chooses the adapter of each row."""
-        if kwargs.get("alora_offsets") is not None:
-            raise unsupported("alora_offsets")
-        names = kwargs.get("adapter_names")
-        return nullcontext() if names is None else route_rows(self, names)
+        """The context of a forward pass: each row with its adapter, and an aLoRA from its invocation sequence on."""
+        names, offsets = kwargs.get("adapter_names"), kwargs.get("alora_offsets")
+        if names is None and self.router.active not in self.router.partial:
+            return nullcontext()
+        return route_rows(self, names, offsets)
 
     def add_weighted_adapter(  # type: ignore[override]  # its options for the SVD are refused or of no effect
         self,
@@ -258,23 +248,12 @@ class LoraModel(PeftsLoraModel):
         self._require(chosen)
         return chosen
 
-    @torch.no_grad()
     def _merge(self, names: Sequence[str], safe: bool, keep: bool) -> None:
-        places = [(path, layer, name) for name in names for path, layer in layers_of(self.model, name)]
-        if any(is_quantized(layer.base_layer) for _path, layer, _name in places):
+        if any(is_quantized(layer.base_layer) for name in names for _path, layer in layers_of(self.model, name)):
             raise unsupported("merging into a quantized base model")
-        # first without a change; a layer may have no bias that could take up that of lora_bias
-        for _path, layer, name in places if safe or any(self.peft_config[name].lora_bias for name in names) else ():
-            if not all(p.isfinite().all() or not safe for _own, p in merged_parameters(layer, name)):
-                raise ValueError(
-                    _("The merged weights would have NaN or infinity; adapter {name} is broken.", name=name)
-                )
-        for path, layer, name in places:
-            for own, merged in merged_parameters(layer, name):
-                p = layer.base_layer.get_parameter(own)
-                if keep:
-                    self.saved_weights.setdefault(f"{path}.base_layer.{own}", p.detach().clone())
-                p.data.copy_(merged)
+        # first without a change: a layer may have no bias that could take up that of lora_bias
+        check = safe or any(self.peft_config[name].lora_bias for name in names)
+        self.saved_weights = merge_into(self.model, names, keep, check) | self.saved_weights
 
     @torch.no_grad()
     def unmerge_adapter(self) -> None:
@@ -308,8 +287,7 @@ class LoraModel(PeftsLoraModel):
     ) -> dict[str, Tensor]:
         """The tensors by their names in the model. Raises AdapterError that lists missing and unknown ones."""
         found = super(PeftsLoraModel, cls)._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        there, layers = model.state_dict(), layers_of(model, adapter_name)
-        wanted = {f"{path}.{n}": p for path, layer in layers for n, p in parameters_of(layer, adapter_name).items()}
+        there, wanted = model.state_dict(), {key: p for key, p, _dtype in parameters_of(model, adapter_name)}
         tensors = {key: tensor for key, tensor in found.items() if key in wanted or key not in there}
         if problems := mismatches(wanted, {key: wanted.get(key, tensor) for key, tensor in tensors.items()}):
             raise AdapterError(*problems)

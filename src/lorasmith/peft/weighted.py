@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 
-from lorasmith.errors import AdapterError, LorasmithError
-from lorasmith.i18n import _
-from lorasmith.lora.combine import Factors, combine, padded
-from lorasmith.lora.update import Update
+from lorasmith.errors import LorasmithError
+from lorasmith.lora.combine import combine, padded
+from lorasmith.lora.merge import factors_of
 from lorasmith.peft.layers import layers_of
 
 
@@ -22,7 +21,7 @@ def add_weighted(
     Raises AdapterError for variants of LoRA, whose updates are no product of two matrices.
     """
     method, rank, targets = tuner._check_add_weighted_adapter(adapters, method, svd_rank)
-    given = [{path: _factors(path, layer, name) for path, layer in layers_of(tuner.model, name)} for name in adapters]
+    given = [{path: factors_of(path, layer, name) for path, layer in layers_of(tuner.model, name)} for name in adapters]
     order = [path for path, _layer in layers_of(tuner.model)]
     rank = min(rank, max(min(factors.shape) for layers in given for factors in layers.values()))
     changes = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
@@ -39,23 +38,6 @@ def add_weighted(
         raise
     tuner.set_requires_grad(adapter_name, False)
     for path, layer in layers_of(tuner.model, adapter_name):
-        factors = padded(found[path], rank)
-        A, B = _matrices(layer, adapter_name)
-        A.copy_(factors.A_RI)
-        B.copy_(factors.B_OR)
-
-
-def _matrices(layer: Any, name: str) -> tuple[Any, Any]:
-    if hasattr(layer, "updates"):
-        A, B = layer.updates[name].matrices
-        return A, B
-    return layer.lora_embedding_A[name], layer.lora_embedding_B[name]
-
-
-def _factors(path: str, layer: Any, name: str) -> Factors:
-    if not hasattr(layer, "updates"):
-        return Factors(*_matrices(layer, name), layer.scaling[name])
-    if type(layer.updates[name]) is not Update:
-        text = _("{path}: adapter {name} is no plain LoRA, so it cannot be combined with others.", path=path, name=name)
-        raise AdapterError(text)
-    return Factors(*_matrices(layer, name), layer.updates[name].scaling)
+        new, own = padded(found[path], rank), factors_of(path, layer, adapter_name)
+        own.A_RI.copy_(new.A_RI)
+        own.B_OR.copy_(new.B_OR)

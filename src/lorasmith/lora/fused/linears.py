@@ -165,7 +165,7 @@ class FusedLinears:
     def output(self, layer: Any, x: Tensor) -> Tensor | None:
         """The output of `layer` for x, or None if it must be computed unfused."""
         # torch.compile cannot trace tensor versions, and autocast does not reach into a product with `out=`
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or self.router.beside:
             return None
         call = (x, _version(x), self.router.turn, self.router.active, torch.is_grad_enabled())
         if layer not in self._ready or self._call[0] is not x or self._call[1:] != call[1:]:
