@@ -57,8 +57,8 @@ class DoRA(Update):
         return y_TO + added_TO.to(y_TO.dtype)
 
     def merged(self, W_OI: Tensor) -> Tensor:
-        """The merged weight m / ||W + s B A|| * (W + s B A) [O, I]."""
-        scale_O = self.part(MAGNITUDE).double() / self._norm(W_OI)
+        """The merged weight m / ||W + s B A|| * (W_OI + s B A) [O, I]; W_OI may have other adapters in it already."""
+        scale_O = self.part(MAGNITUDE).double() / self._norm(self._weight().double())
         return scale_O[:, None] * super().merged(W_OI)
 
     def _weight(self) -> Tensor:

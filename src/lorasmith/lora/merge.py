@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorasmith.errors import AdapterError
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.lora.combine import Factors
 from lorasmith.lora.inject import Adapter, adapters_of
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule, registered_update
@@ -22,55 +22,73 @@ from lorasmith.lora.update import Update
 
 
 @torch.no_grad()
-def merged_weight(layer: LoRALayer | LoRAEmbedding, adapter: str) -> Tensor:
-    """The weight of `layer` with `adapter` merged into it: float64, in the base weight's shape and on its device.
+def merged_weight(layer: LoRALayer | LoRAEmbedding, *adapters: str) -> Tensor:
+    """The weight of `layer` with these adapters merged into it: float64, in the base weight's shape, on its device.
 
-    Raises AdapterError if the adapter uses an unregistered variant.
+    Raises AdapterError if an adapter uses an unregistered variant.
     """
     W = plain_weight(layer.base_layer, torch.float32 if is_quantized(layer.base_layer) else torch.float64).double()
     if isinstance(layer, LoRAEmbedding):
-        A_RV, B_OR = layer.lora_embedding_A[adapter].double(), layer.lora_embedding_B[adapter].double()
-        delta_VO: Tensor = (B_OR @ A_RV).t() * layer.scaling[adapter]
-        return W + delta_VO
-    update = registered_update(layer, adapter)
-    return update.merged(W.t()).t().contiguous() if is_transposed(layer.base_layer) else update.merged(W)
+        for adapter in adapters:
+            A_RV, B_OR = layer.lora_embedding_A[adapter].double(), layer.lora_embedding_B[adapter].double()
+            W = W + (B_OR @ A_RV).t() * layer.scaling[adapter]
+        return W
+    transposed = is_transposed(layer.base_layer)
+    W = W.t() if transposed else W
+    for adapter in adapters:
+        W = registered_update(layer, adapter).merged(W)
+    return W.t().contiguous() if transposed else W
 
 
 @torch.no_grad()
-def merged_parameters(layer: LoRALayer | LoRAEmbedding | LoRAParameters, adapter: str) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of the base layer that `adapter` changes, by their names in it, in float64."""
+def merged_parameters(
+    layer: LoRALayer | LoRAEmbedding | LoRAParameters, *adapters: str
+) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of the base layer that these adapters change, by their names in it, in float64."""
     if isinstance(layer, LoRAParameters):
-        for name, update in layer.updates[adapter].items():
-            yield name, update.merged(layer.base_layer.get_parameter(name).double())
+        for name in dict.fromkeys(name for adapter in adapters for name in layer.updates[adapter]):
+            W = layer.base_layer.get_parameter(name).double()
+            for adapter in adapters:
+                W = layer.updates[adapter][name].merged(W) if name in layer.updates[adapter] else W
+            yield name, W
         return
-    yield "weight", merged_weight(layer, adapter)
-    if isinstance(layer, LoRALayer) and (bias := _changed_bias(layer, adapter)) is not None:
+    yield "weight", merged_weight(layer, *adapters)
+    if isinstance(layer, LoRALayer) and (bias := _changed_bias(layer, adapters)) is not None:
         yield "bias", bias
+
+
+def _changed_bias(layer: LoRALayer, adapters: Sequence[str]) -> Tensor | None:
+    """The bias with these adapters merged into it; None if that does not change it."""
+    bias: Tensor | None = layer.base_layer.bias  # type: ignore[assignment]
+    own = merged = None if bias is None else bias.double()
+    for adapter in adapters:
+        merged = layer.updates[adapter].merged_bias(merged)
+    return None if merged is own else merged
 
 
 @torch.no_grad()
 def merge_into(model: nn.Module, names: Sequence[str], keep: bool, check: bool) -> dict[str, Tensor]:
-    """Add these adapters to the weights of `model` itself, one after the other. Returns the weights as they were.
+    """Add these adapters to the weights of `model` itself, in float64. Returns the changed weights as they were.
 
     keep: copy the weights, to return them by their names; otherwise the result is empty. check: compute everything
     twice, first without a change, and raise ValueError if the result has NaN or infinity.
 
     Raises AdapterError if an update is equivalent to no weights; with `check`, the model is then unchanged.
     """
-    layers = [
-        (path, m) for path, m in model.named_modules() if isinstance(m, LoRALayer | LoRAEmbedding | LoRAParameters)
-    ]
-    places = [(path, layer, name) for name in names for path, layer in layers if name in adapters_of(layer)]
-    for _path, layer, name in places if check else ():
-        if not all(p.isfinite().all() for _own, p in merged_parameters(layer, name)):
-            text = _("The merged weights would have NaN or infinity; adapter {name} is broken.", name=name)
+    layers = {path: m for path, m in model.named_modules() if isinstance(m, LoRALayer | LoRAEmbedding | LoRAParameters)}
+    own = {path: [name for name in names if name in adapters_of(layer)] for path, layer in layers.items()}
+    for path, layer in layers.items() if check else ():
+        if not all(p.isfinite().all() for _name, p in merged_parameters(layer, *own[path])):
+            text = _(
+                "The merged weights would have NaN or infinity; an adapter of {names} is broken.", names=listed(names)
+            )
             raise ValueError(text)
     before: dict[str, Tensor] = {}
-    for path, layer, name in places:
-        for own, merged in merged_parameters(layer, name):
-            p = layer.base_layer.get_parameter(own)
+    for path, layer in layers.items():
+        for name, merged in merged_parameters(layer, *own[path]) if own[path] else ():
+            p = layer.base_layer.get_parameter(name)
             if keep:
-                before.setdefault(f"{path}.base_layer.{own}", p.detach().clone())
+                before[f"{path}.base_layer.{name}"] = p.detach().clone()
             p.data.copy_(merged)
     return before
 
@@ -86,14 +104,6 @@ def factors_of(path: str, layer: LoRALayer | LoRAEmbedding, adapter: str) -> Fac
         )
         raise AdapterError(text)
     return Factors(*update.own_matrices, update.scaling)
-
-
-def _changed_bias(layer: LoRALayer, adapter: str) -> Tensor | None:
-    """The bias with `adapter` merged into it; None if that does not change it."""
-    bias: Tensor | None = layer.base_layer.bias  # type: ignore[assignment]
-    own = None if bias is None else bias.double()
-    merged = layer.updates[adapter].merged_bias(own)
-    return None if merged is own else merged
 
 
 @torch.no_grad()

@@ -235,10 +235,10 @@ class LoraModel(PeftsLoraModel):
         self._check_merge_allowed()  # type: ignore[no-untyped-call]
         names = self._to_merge(adapter_names)
         self._merge(names, safe_merge, keep=True)
+        self.merged_names += names
         for module in self._around():
             if isinstance(module, BaseTunerLayer):
                 module.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-        self.merged_names += names
         self._tell_layers()
 
     def _to_merge(self, names: list[str] | None) -> list[str]:
@@ -251,19 +251,30 @@ class LoraModel(PeftsLoraModel):
     def _merge(self, names: Sequence[str], safe: bool, keep: bool) -> None:
         if any(is_quantized(layer.base_layer) for name in names for _path, layer in layers_of(self.model, name)):
             raise unsupported("merging into a quantized base model")
+        self._restore()
+        names = [*self.merged_names, *names]
         # first without a change: a layer may have no bias that could take up that of lora_bias
         check = safe or any(self.peft_config[name].lora_bias for name in names)
-        self.saved_weights = merge_into(self.model, names, keep, check) | self.saved_weights
+        try:
+            self.saved_weights = merge_into(self.model, names, keep, check)
+        except (ValueError, AdapterError):
+            self.saved_weights = merge_into(self.model, self.merged_names, True, False)
+            raise
 
     @torch.no_grad()
-    def unmerge_adapter(self) -> None:
+    def _restore(self) -> None:
         """Give the base model its own weights again, bit for bit."""
         for path, weight in self.saved_weights.items():
             self.model.get_parameter(path).data.copy_(weight)
+        self.saved_weights = {}
+
+    def unmerge_adapter(self) -> None:
+        """Give the base model its own weights again, bit for bit."""
+        self._restore()
         for module in self._around():
             if isinstance(module, BaseTunerLayer):
                 module.unmerge()
-        self.saved_weights, self.merged_names = {}, []
+        self.merged_names = []
         self._tell_layers()
 
     def _unload_and_optionally_merge(
