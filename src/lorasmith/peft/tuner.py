@@ -24,7 +24,7 @@ from lorasmith.config.lora import LoraConfig as CoreConfig
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _, listed
 from lorasmith.lora.files import mismatches
-from lorasmith.lora.inject import inject, remove, unwrapped
+from lorasmith.lora.inject import PEFT_PREFIX, inject, remove, unwrapped
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.merge import merge_into
 from lorasmith.lora.quantized import is_quantized
@@ -293,12 +293,27 @@ class LoraModel(PeftsLoraModel):
     # -- files -----------------------------------------------------------------------------------------------------
 
     @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: Any,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        """The tensors of the adapter, by their names in the model."""
+        found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        return found | {key: state_dict[key] for key, *_rest in parameters_of(model, adapter_name) if key in state_dict}
+
+    @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """The tensors by their names in the model. Raises AdapterError that lists missing and unknown ones."""
-        found = super(PeftsLoraModel, cls)._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         there, wanted = model.state_dict(), {key: p for key, p, _dtype in parameters_of(model, adapter_name)}
+        names = {cls._remove_adapter_name_from_key(key, adapter_name): key for key in wanted}
+        named = {names.get(key, names.get(key.removeprefix(PEFT_PREFIX), key)): t for key, t in state_dict.items()}
+        found = super(PeftsLoraModel, cls)._remap_adapter_state_dict_for_load(model, config, adapter_name, named)
         tensors = {key: tensor for key, tensor in found.items() if key in wanted or key not in there}
         if problems := mismatches(wanted, {key: wanted.get(key, tensor) for key, tensor in tensors.items()}):
             raise AdapterError(*problems)
