@@ -101,8 +101,76 @@ def test_what_cannot_be_is_refused() -> None:
     model.eval().merge_adapter()
     with pytest.raises(ValueError, match="unmerge_adapter"):
         logits(model, adapter_names=ROWS[0])
-    with pytest.raises(ConfigError, match="alora_offsets"):
-        logits(two(ours), alora_offsets=[1, 2, 3])
+
+
+CALL = [5, 9]  # the invocation tokens
+
+
+def _with_alora(library: Any) -> Any:
+    """A model with the aLoRA `default`, which is active, and the adapter `plain`."""
+    torch.manual_seed(1)
+    given = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", "r": 4, "lora_alpha": 16}
+    model = library.get_peft_model(base(), library.LoraConfig(alora_invocation_tokens=CALL, **given))
+    model.add_adapter("plain", library.LoraConfig(**given))
+    return stirred(model).eval()
+
+
+def _called() -> torch.Tensor:
+    """Three rows, two of which have the invocation tokens, at different places and one of them twice."""
+    rows = ids()
+    rows[(rows == CALL[0]) | (rows == CALL[1])] = 3
+    rows[0, 4:6] = rows[1, 1:3] = rows[1, 7:9] = torch.tensor(CALL)
+    return rows
+
+
+def test_an_alora_is_active_from_its_invocation_tokens_on() -> None:
+    def program(library: Any) -> list[Any]:
+        model, rows = _with_alora(library), _called()
+        given = {"do_sample": False, "max_new_tokens": 5, "pad_token_id": 0}
+        names = ["default", "plain", "default"]
+        out = model(input_ids=rows, labels=rows)
+        out.loss.backward()
+        with torch.no_grad():
+            found = [model(input_ids=rows, alora_offsets=[3, None, 20]).logits, model.generate(rows, **given),
+                     model(inputs_embeds=model.get_input_embeddings()(rows)).logits,
+                     model(input_ids=rows, adapter_names=["plain", "default", "__base__"]).logits,
+                     model.generate(input_ids=rows, adapter_names=names, **given)]  # fmt: skip
+            with model.disable_adapter():
+                found.append(model(input_ids=rows).logits)
+            model.set_adapter("plain")
+            found.append(model(input_ids=rows).logits)
+        return [out.logits, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, *found]
+
+    found = same(program)
+    plain = logits_of(base(), _called())
+    assert torch.equal(found[0][0, :4], plain[0, :4])
+    assert torch.equal(found[0][2], plain[2])
+    assert not torch.allclose(found[0][0, 4], plain[0, 4], atol=1e-2)
+    assert not torch.allclose(found[0][1, 7], plain[1, 7], atol=1e-2)
+    assert torch.equal(found[4], plain)  # without tokens, PEFT warns
+
+
+def test_an_alora_with_gradient_checkpointing() -> None:
+    def program(library: Any, checkpointing: bool = True) -> dict[str, torch.Tensor]:
+        model = _with_alora(library).train()
+        if checkpointing:
+            model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        for rows in (_called(), _called().flip(0)):
+            model(input_ids=rows, labels=rows).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    compare(same(program), program(ours, checkpointing=False), 1e-6)
+    model = _with_alora(ours).train()
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    model(input_ids=_called())
+    with pytest.raises(ValueError, match="a backward pass after each forward pass"):
+        model(input_ids=_called())
+
+
+def logits_of(model: Any, rows: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=rows).logits
+    return found
 
 
 def test_experts_do_not_know_which_row_a_token_is_from() -> None:

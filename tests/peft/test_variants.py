@@ -91,8 +91,6 @@ def test_mica_keeps_b_frozen() -> None:
     ("options", "named"),
     [
         *(({"init_lora_weights": start}, start) for start in ("eva", "corda", "lora_ga", "pissa_niter_4")),
-        ({"alora_invocation_tokens": [3, 4]}, "alora_invocation_tokens"),
-        ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
     ],
 )
 def test_what_would_not_be_right_is_refused_by_name(options: dict[str, Any], named: str) -> None:

@@ -31,7 +31,7 @@ def ids(rows: int = 3, tokens: int = 10, seed: int = 0) -> torch.Tensor:
 
 def stirred(model: Any, seed: int = 5, size: float = 0.2) -> Any:
     """The model with noise on all LoRA parameters; the same for both libraries, whatever their order."""
-    for name, p in model.named_parameters():
+    for name, p in model.state_dict(keep_vars=True).items():
         if "lora_" in name:
             known = name.removesuffix(".weight") if "magnitude" in name else name  # PEFT has ".weight" there
             generator = torch.Generator().manual_seed(seed + sum(map(ord, known)))

@@ -44,6 +44,8 @@ def initialize_parameters(
         if update.lora_A.is_meta:
             continue
         A, B = update.lora_A, update.lora_B
+        for matrix in (A, B) if generator is None else ():
+            nn.init.kaiming_uniform_(torch.empty(matrix.shape))  # PEFT draws both once without using them
         for matrix, values in zip((A, B), _random(A.shape, B.shape, update.r, config, generator), strict=True):
             matrix.copy_(values)
 

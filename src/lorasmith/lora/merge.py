@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorasmith.errors import AdapterError
-from lorasmith.i18n import _, listed
+from lorasmith.i18n import _
 from lorasmith.lora.combine import Factors
 from lorasmith.lora.inject import Adapter, adapters_of
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule, registered_update
@@ -77,11 +77,9 @@ def merge_into(model: nn.Module, names: Sequence[str], keep: bool, check: bool) 
     """
     layers = {path: m for path, m in model.named_modules() if isinstance(m, LoRALayer | LoRAEmbedding | LoRAParameters)}
     own = {path: [name for name in names if name in adapters_of(layer)] for path, layer in layers.items()}
-    for path, layer in layers.items() if check else ():
-        if not all(p.isfinite().all() for _name, p in merged_parameters(layer, *own[path])):
-            text = _(
-                "The merged weights would have NaN or infinity; an adapter of {names} is broken.", names=listed(names)
-            )
+    for layer, name in [(layers[path], name) for path in layers for name in own[path]] if check else ():
+        if not all(p.isfinite().all() for _name, p in merged_parameters(layer, name)):  # the message is PEFT's
+            text = _("NaNs detected in the merged weights. The adapter {name} seems to be broken.", name=name)
             raise ValueError(text)
     before: dict[str, Tensor] = {}
     for path, layer in layers.items():
