@@ -53,7 +53,7 @@ def test_options_without_effect_and_invalid_values_are_named(given: dict[str, An
     ("given", "text"),
     [
         ({"target_modules": ["q_proj", "query"]}, "'query' matches no module"),
-        ({"target_modules": ["q_proj"], "modules_to_save": ["heads"]}, "no module called heads"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["heads"]}, "modules_to_save: 'heads' matches no module"),
         ({"target_modules": ["q_proj"], "exclude_modules": ["k_prj"]}, "exclude_modules: 'k_prj' matches no module"),
         (
             {"target_modules": ["q_proj"], "rank_pattern": {"v_proj": 2}},

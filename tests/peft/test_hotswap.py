@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lorasmith.peft as ours
-from lorasmith.peft.hotswap import hotswap_adapter
+from lorasmith.peft import hotswap_adapter
 from tests.support.peft_pair import base, compare, logits, stirred, two
 
 

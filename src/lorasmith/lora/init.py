@@ -1,6 +1,7 @@
 """Initialization of a new adapter. The model's output does not change, unless B A is not zero, as with 'random'."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from lorasmith.config.lora import LoraConfig
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer
 from lorasmith.lora.parameters import LoRAParameters
+from lorasmith.lora.quantized import weight_dtype
 from lorasmith.lora.start_values import computed_from_weight, start_of_embedding, start_of_weight
 
 
@@ -33,6 +35,9 @@ def initialize(
             matrix.copy_(values)
     if isinstance(layer, LoRALayer):
         layer.updates[adapter].start()
+    if generator is None:
+        own = (A, B) if isinstance(layer, LoRAEmbedding) else layer.updates[adapter].parameters.values()
+        _round(own, weight_dtype(layer.base_layer))
 
 
 @torch.no_grad()
@@ -48,6 +53,15 @@ def initialize_parameters(
             nn.init.kaiming_uniform_(torch.empty(matrix.shape))  # PEFT draws both once without using them
         for matrix, values in zip((A, B), _random(A.shape, B.shape, update.r, config, generator), strict=True):
             matrix.copy_(values)
+        if generator is None:
+            _round((A, B), next(layer.base_layer.parameters()).dtype)
+
+
+def _round(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
+    """Round to the base model's dtype, as PEFT does."""
+    for p in parameters:
+        if dtype.is_floating_point and not p.is_meta:
+            p.copy_(p.to(dtype))
 
 
 def _starts(

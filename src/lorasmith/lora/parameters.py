@@ -65,8 +65,8 @@ class LoRAParameters(nn.Module):
         self.base_layer, self.router = base_layer, router
         self.updates: dict[str, dict[str, ParameterUpdate]] = {}
         self.lora_updates = ModulesByAdapter()  # the same, as modules
-        self.register_state_dict_post_hook(_as_in_peft)
-        self.register_load_state_dict_pre_hook(_from_peft)
+        self.register_state_dict_post_hook(_as_in_peft)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_from_peft)  # type: ignore[no-untyped-call]
 
     def add(self, adapter: str, ranks: Mapping[str, tuple[int, float]]) -> None:
         """Create the uninitialized A and B of `adapter`. ranks: r and scaling by the parameter's name."""

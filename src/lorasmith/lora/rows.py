@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 from lorasmith.lora.inject import Wrapper
 from lorasmith.lora.router import Router
@@ -34,8 +35,9 @@ class RowRouting:
     def block(self, adapters: Sequence[str | None], last: Sequence[int]) -> Iterator[None]:
         """Compute row b with adapters[b] in its last last[b] tokens; None is the base model.
 
-        Raises ValueError if a layer gets a number of rows that is no multiple of that of the adapters, or if another
-        forward pass still waits for its backward pass with gradient checkpointing, which would use these rows too.
+        Raises ConfigError if LoRA is on experts, which see the tokens of all rows in one. Raises ValueError if a layer
+        gets a number of rows that is no multiple of that of the adapters, or if an earlier forward pass with gradient
+        checkpointing still waits for its backward pass, which would use these rows too.
         """
         if self._handles and not self._recomputed:
             self.close()
@@ -46,9 +48,17 @@ class RowRouting:
                 )
             )
         self.close()
+        layers = {path: module for path, module in self.model.named_modules() if isinstance(module, Wrapper)}
+        if experts := [path for path in layers if "experts" in path.split(".")]:
+            raise ConfigError(
+                _(
+                    "{path} belongs to experts, which see the tokens of all rows in one, so rows cannot use different "
+                    "adapters or an aLoRA. Leave it out, or compute the rows of one adapter at a time.",
+                    path=experts[0],
+                )
+            )
         self._inside, self._recomputed = True, False
-        layers = ((path, module) for path, module in self.model.named_modules() if isinstance(module, Wrapper))
-        for path, layer in layers:
+        for path, layer in layers.items():
             hook = partial(self._route, adapters, last, path)
             self._handles.append(layer.register_forward_pre_hook(hook))
         kept = False

@@ -7,12 +7,11 @@ accept them. What PEFT has besides LoRA raises by its name when it is used.
 from typing import Any
 
 try:
-    import peft  # noqa: F401
+    from peft.utils.hotswap import hotswap_adapter
 except ImportError:
     raise ImportError("lorasmith.peft needs PEFT. Install it with: pip install 'lorasmith[peft]'") from None
 
 from lorasmith.peft.config import LoraConfig, PeftConfig
-from lorasmith.peft.hotswap import hotswap_adapter
 from lorasmith.peft.model import BY_TASK, PeftModel, get_peft_config, get_peft_model
 from lorasmith.peft.refused import AS_IN_PEFT, as_in_peft
 from lorasmith.peft.tuner import LoraModel

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import peft
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK
 
 from lorasmith.config.lora import LoraConfig as CoreConfig
 from lorasmith.errors import ConfigError
@@ -100,5 +101,6 @@ def core_config(config: LoraConfig) -> CoreConfig:
     return lora_config(raw, _SELECTED_BY)
 
 
+cast(dict[Any, Any], CONFIG_KEYS_TO_CHECK)[Kind.LORA] = CONFIG_KEYS_TO_CHECK[peft.PeftType.LORA]  # of hotswap
 cast(dict[Any, Any], PEFT_TYPE_TO_CONFIG_MAPPING)[Kind.LORA] = LoraConfig
 cast(dict[Any, Any], PEFT_TYPE_TO_PREFIX_MAPPING)[Kind.LORA] = "lora_"

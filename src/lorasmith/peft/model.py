@@ -34,14 +34,9 @@ class PeftModel(peft.PeftModel, metaclass=_OfOurs):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the rest of PEFT's parameters is passed on
-        cls,
-        model: nn.Module,
-        model_id: str | os.PathLike[str],
-        adapter_name: str = "default",
-        is_trainable: bool = False,
-        config: Any = None,
-        **kwargs: Any,
-    ) -> Any:
+        cls, model: nn.Module, model_id: str | os.PathLike[str], adapter_name: str = "default",
+        is_trainable: bool = False, config: Any = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """Load the adapter folder `model_id` onto `model`. Raises AdapterError if tensors are missing or unknown."""
         if config is None:
             given = {key: kwargs[key] for key in ("subfolder", "revision", "cache_dir", "token") if key in kwargs}

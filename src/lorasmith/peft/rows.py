@@ -7,7 +7,6 @@ from typing import Any
 
 from peft.utils.other import AuxiliaryTrainingWrapper
 
-from lorasmith.errors import ConfigError
 from lorasmith.i18n import _, listed
 from lorasmith.lora.inject import adapters_of
 from lorasmith.lora.rows import ALL, check_rows
@@ -22,17 +21,16 @@ def route_rows(tuner: Any, names: Sequence[str] | None, offsets: Sequence[int | 
 
     offsets: the number of tokens at the end of each row in which an aLoRA is active; None is none of them.
 
-    Raises ValueError for unknown adapters and in training, ConfigError if a layer does not see the rows apart.
+    Raises ValueError for unknown adapters and in training; see `RowRouting.block` for others.
     """
-    _refuse_experts(tuner, "alora_invocation_tokens" if names is None else "adapter_names")
     if names is not None:
         _refuse(tuner, names)
-    rows = names or [tuner.router.active] * len(offsets or [None])
+    rows: list[str | None] = list(names or [tuner.router.active] * len(offsets or [None]))
     last = [(n or 0) if name in tuner.router.partial else ALL
             for name, n in zip(rows, offsets or [None] * len(rows), strict=True)]  # fmt: skip
-    auxiliary = tuner.model.named_modules() if names is not None else ()
     handles = [module.register_forward_pre_hook(partial(_name, names, path), with_kwargs=True)
-               for path, module in auxiliary if isinstance(module, AuxiliaryTrainingWrapper)]  # fmt: skip
+               for path, module in tuner.model.named_modules()
+               if isinstance(module, AuxiliaryTrainingWrapper) and names is not None]  # fmt: skip
     try:
         with tuner.rows.block([None if name == BASE else name for name in rows], last):
             yield
@@ -49,18 +47,6 @@ def _refuse(tuner: Any, names: Sequence[str]) -> None:
         raise ValueError(_("adapter_names: there is no adapter {names}.", names=listed(unknown)))
     if tuner.merged_names:
         raise ValueError(_("adapter_names: an adapter is merged. Call unmerge_adapter first."))
-
-
-def _refuse_experts(tuner: Any, option: str) -> None:
-    if experts := [path for path, _layer in layers_of(tuner.model) if "experts" in path.split(".")]:
-        raise ConfigError(
-            _(
-                "{option}: {path} belongs to experts, which see the tokens of all rows in one. Leave it out of LoRA, "
-                "or compute the rows of one adapter at a time.",
-                option=option,
-                path=experts[0],
-            )
-        )
 
 
 def _name(names: Sequence[str], path: str, module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:

@@ -58,16 +58,10 @@ class LoraModel(PeftsLoraModel):
         self.merged_names: list[str] = []
         self.saved_weights: dict[str, Tensor] = {}  # of the merged layers, as they were before
 
-    # -- adding ----------------------------------------------------------------------------------------------------
-
     def inject_adapter(
-        self,
-        model: nn.Module,
-        adapter_name: str,
-        autocast_adapter_dtype: bool = True,
-        low_cpu_mem_usage: bool = False,
+        self, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True, low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Add the adapter of `self.peft_config[adapter_name]`. See lorasmith.lora.inject.inject for the errors."""
         if state_dict is not None:
             raise unsupported("inject_adapter_in_model(state_dict=...)")
@@ -82,16 +76,10 @@ class LoraModel(PeftsLoraModel):
         with init_empty_weights() if empty else nullcontext():
             inject(cast(PreTrainedModel, model), core, self.router, adapter_name, seed=None,
                    strict=not config.from_file, any_rank=True)  # fmt: skip
-        self._start_as_in_peft(config, adapter_name)
         trained = adapter_name in self.active_adapters and not config.inference_mode
         self._train_only({adapter_name: trained})
-        set_additional_trainable_modules(
-            model=model,
-            peft_config=config,
-            model_config=model_config,
-            adapter_name=adapter_name,
-            activate_adapter=adapter_name in self.active_adapters,
-        )
+        set_additional_trainable_modules(model=model, peft_config=config, model_config=model_config,
+            adapter_name=adapter_name, activate_adapter=adapter_name in self.active_adapters)  # fmt: skip
         for p in model.parameters():
             p.requires_grad_(before.get(id(p), p.requires_grad))
         self._tell_layers()
@@ -122,20 +110,11 @@ class LoraModel(PeftsLoraModel):
             )
         )
 
-    @torch.no_grad()
-    def _start_as_in_peft(self, config: LoraConfig, name: str) -> None:
-        """A and B rounded to the base model's dtype."""
-        for _key, p, dtype in parameters_of(self.model, name):
-            if dtype.is_floating_point and not p.is_meta:
-                p.copy_(p.to(dtype))
-
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Keep A and B in float32, or in the base model's dtype if they are not to be cast."""
         cast_adapter_dtype(self.model, adapter_name, autocast_adapter_dtype)
         for _key, p, dtype in () if autocast_adapter_dtype else parameters_of(self.model, adapter_name):
             p.data = p.data.to(dtype) if dtype.is_floating_point else p.data
-
-    # -- switching -------------------------------------------------------------------------------------------------
 
     def _tell_layers(self) -> None:
         """Route to the active adapters, and let the layers say what PEFT's status functions ask them."""
@@ -211,24 +190,15 @@ class LoraModel(PeftsLoraModel):
         return route_rows(self, names, offsets)
 
     def add_weighted_adapter(  # type: ignore[override]  # its options for the SVD are refused or of no effect
-        self,
-        adapters: list[str],
-        weights: list[float],
-        adapter_name: str,
-        combination_type: str = "svd",
-        svd_rank: int | None = None,
-        density: float | None = None,
-        majority_sign_method: str = "total",
-        **svd: Any,
-    ) -> None:
+        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "svd",
+        svd_rank: int | None = None, density: float | None = None, majority_sign_method: str = "total", **svd: Any,
+    ) -> None:  # fmt: skip
         """Add a frozen adapter that is a weighted sum of others. See `add_weighted`."""
         if adapter_name in self.peft_config:
             raise ValueError(_("An adapter {name} exists already.", name=adapter_name))
         if given := [key for key, value in svd.items() if not (key == "svd_full_matrices" or value is None)]:
             raise unsupported(f"add_weighted_adapter({given[0]}=...)")
         add_weighted(self, adapters, weights, adapter_name, combination_type, svd_rank, density, majority_sign_method)
-
-    # -- merging ---------------------------------------------------------------------------------------------------
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Add the adapters to the weights of the base model, of which a copy is kept for `unmerge_adapter`."""
@@ -278,19 +248,14 @@ class LoraModel(PeftsLoraModel):
         self._tell_layers()
 
     def _unload_and_optionally_merge(
-        self,
-        merge: bool = True,
-        progressbar: bool = False,
-        safe_merge: bool = False,
+        self, merge: bool = True, progressbar: bool = False, safe_merge: bool = False,
         adapter_names: list[str] | None = None,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         if merge:
             self._merge(self._to_merge(adapter_names), safe_merge, keep=False)
         for name in list(self.peft_config):
             remove(cast(PreTrainedModel, self.model), name)
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
-
-    # -- files -----------------------------------------------------------------------------------------------------
 
     @classmethod
     def _get_adapter_state_dict(
@@ -302,7 +267,9 @@ class LoraModel(PeftsLoraModel):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         """The tensors of the adapter, by their names in the model."""
-        found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        found: dict[str, Tensor] = super()._get_adapter_state_dict(  # type: ignore[no-untyped-call]
+            model, config, adapter_name, state_dict, unwanted_adapter_names
+        )
         return found | {key: state_dict[key] for key, *_rest in parameters_of(model, adapter_name) if key in state_dict}
 
     @classmethod
@@ -321,18 +288,10 @@ class LoraModel(PeftsLoraModel):
 
 
 def _modules_to_save(model: PreTrainedModel, config: LoraConfig) -> tuple[str, ...]:
-    """The names in modules_to_save that the model has, which are all but those that PEFT adds for every classifier.
-
-    Raises ConfigError for others.
-    """
-    paths, names = [path for path, _module in model.named_modules()], config.modules_to_save or ()
-    unknown = [name for name in names if not any(path.endswith(name) for path in paths)]
-    classifies = config.task_type in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS)
-    if wrong := [name for name in unknown if not (classifies and name in _CLASSIFIERS)]:
-        raise ConfigError(
-            _("LoraConfig: modules_to_save: this model has no module called {names}.", names=listed(wrong))
-        )
-    return tuple(name for name in dict.fromkeys(names) if any(ends_with(path, name) for path in paths))
+    """modules_to_save, without the names that PEFT adds for every classifier and that this model lacks."""
+    added = _CLASSIFIERS if config.task_type in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS) else ()
+    paths, names = [path for path, _module in model.named_modules()], dict.fromkeys(config.modules_to_save or ())
+    return tuple(name for name in names if name not in added or any(ends_with(path, name) for path in paths))
 
 
 cast(dict[Any, Any], PEFT_TYPE_TO_TUNER_MAPPING)[Kind.LORA] = LoraModel
