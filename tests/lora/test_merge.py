@@ -1,5 +1,7 @@
 """Merged weights: summed in float64, one adapter's own, and refused where they would be rounded away."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -8,11 +10,8 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError
 from lorasmith.lora.inject import inject
 from lorasmith.lora.layer import LoRALayer
-from lorasmith.lora.merge import merged_weights, plain_name
-from tests.support.families import (
-    adapted,
-    tiny,
-)
+from lorasmith.lora.merge import factors_of, merge_into, merged_weights, plain_name
+from tests.support.families import adapted, distance, own_logits, stir, tiny
 
 
 def test_merged_weights_of_a_bfloat16_base_are_summed_in_float64() -> None:
@@ -48,3 +47,42 @@ def test_quantized_base_is_not_merged() -> None:
     layer.base_layer.weight = nn.Parameter(torch.ones(32, 32, dtype=torch.int8), requires_grad=False)
     with pytest.raises(AdapterError, match=r"layers\.1\.self_attn\.q_proj: the base model is quantized"):
         merged_weights(base.model, adapter)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"target_modules": ("q_proj", "embed_tokens")}], ids=str)
+@torch.no_grad()
+def test_adapters_merged_together_compute_what_they_do_unmerged(options: dict[str, Any], exact: None) -> None:
+    base, _first = adapted("llama", **options)
+    other = inject(base.model, LoraConfig(r=2, **options), base.router, "other")
+    stir(other)
+    base.router.activate(["default", "other"])
+    wanted = own_logits(base.model)
+    before = merge_into(base.model, ["default", "other"], keep=True, check=True)
+    base.router.activate([])
+    assert distance(own_logits(base.model), wanted) < 1e-12
+    for name, weight in before.items():
+        base.model.get_parameter(name).copy_(weight)
+    assert not distance(own_logits(base.model), wanted) < 1e-2
+    base.router.activate(["default", "other"])
+    assert torch.equal(own_logits(base.model), wanted)
+
+
+def test_a_broken_adapter_is_named_before_anything_is_merged() -> None:
+    base, adapter = adapted("llama")
+    plain = {name: p.clone() for name, p in base.model.named_parameters()}
+    next(iter(adapter.parameters.values())).data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"NaNs detected in the merged weights\. The adapter default seems"):
+        merge_into(base.model, ["default"], keep=False, check=True)
+    assert all(torch.equal(p, plain[name]) for name, p in base.model.named_parameters() if "base_layer" in name)
+
+
+def test_factors_are_those_of_plain_lora() -> None:
+    base, _adapter = adapted("llama", target_modules=("q_proj", "embed_tokens"))
+    for path in ("model.layers.0.self_attn.q_proj", "model.embed_tokens"):
+        layer: Any = base.model.get_submodule(path)
+        found = factors_of(path, layer, "default")
+        assert (found.A_RI.shape[0], found.scaling) == (4, 4.0)
+    base, _adapter = adapted("llama", use_dora=True)
+    layer = base.model.get_submodule("model.layers.0.self_attn.q_proj")
+    with pytest.raises(AdapterError, match="q_proj: adapter default is no plain LoRA"):
+        factors_of("q_proj", layer, "default")

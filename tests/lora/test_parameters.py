@@ -14,7 +14,7 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError
 from lorasmith.lora.files import save_adapter
 from lorasmith.lora.inject import Adapter, inject, leave_out, remove
-from lorasmith.lora.merge import merged_weights
+from lorasmith.lora.merge import merge_into, merged_weights
 from lorasmith.lora.parameters import LoRAParameters, ParameterUpdate, peft_prefixes
 from lorasmith.model.base import Base
 from tests.support.experts import LAYOUTS, moe_base, tiny_moe
@@ -94,6 +94,34 @@ def test_a_parameter_of_two_dimensions_is_one_expert() -> None:
 
 def test_peft_wraps_a_module_once_for_each_parameter() -> None:
     assert peft_prefixes(["a", "b", "c"]) == {"a": "base_layer.base_layer.", "b": "base_layer.", "c": ""}
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_a_state_dict_has_pefts_names_and_is_read_by_them(family: str) -> None:
+    base, adapter = adapted(family, target_modules=(), target_parameters=names(family))
+    state = base.model.state_dict()
+    own = {f"base_model.model.{key}".replace(".default.", "."): p for key, p in state.items() if "lora_" in key}
+    assert own.keys() == adapter.parameters.keys()
+    for p in adapter.parameters.values():
+        p.data.zero_()
+    assert not any(base.model.load_state_dict({key: p + 1 for key, p in state.items()}, strict=True))
+    assert all(bool((p == 1).all()) for p in adapter.parameters.values())
+
+
+@torch.no_grad()
+def test_several_active_adapters_add_up() -> None:
+    base, _first = adapted("mixtral", target_modules=(), target_parameters=names("mixtral"))
+    second = inject(
+        base.model, LoraConfig(r=2, target_modules=(), target_parameters=names("mixtral")[:1]), base.router, "b"
+    )
+    stir(second)
+    base.router.activate(["default", "b"])
+    both = base.model(IDS).logits
+    merge_into(base.model, ["default", "b"], keep=False, check=False)
+    base.router.activate([])
+    assert distance(base.model(IDS).logits, both) < LIMIT
+    base.router.activate(["default"])
+    assert not distance(base.model(IDS).logits, both) < 1e-3
 
 
 @pytest.mark.parametrize("family", LAYOUTS)

@@ -25,3 +25,19 @@ def test_slices_hold_for_one_size_and_each_route_is_a_turn() -> None:
         router.slices_of(4)
     router.route(None)
     assert (router.slices, router.stacked, router.turn) == (None, False, 2)
+
+
+def test_several_active_adapters_pass_one_after_the_other() -> None:
+    router = Router()
+    router.activate(["a", "b"])
+    assert router.passes(7) == ((Slice("a", 0, 7),), (Slice("b", 0, 7),))
+    with pytest.raises(AssertionError, match="several adapters are active"):
+        router.slices_of(7)  # what knows of one adapter for each token alone
+    router.route([("c", 0, 7)])
+    assert router.passes(7) == (router.slices_of(7),)  # slices come first
+    router.route(None)
+    turn = router.turn
+    router.activate(["b"])
+    assert (router.passes(7), router.turn) == (((Slice("b", 0, 7),),), turn + 1)
+    router.activate([])
+    assert router.passes(7) == ((Slice(None, 0, 7),),)

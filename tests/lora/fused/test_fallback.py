@@ -47,6 +47,20 @@ def test_several_adapters_in_one_row_fall_back(passes: Any) -> None:
         assert distance(out, torch.cat([a[:, :4], one.base_layer(x)[:, 4:6], b[:, 6:]], 1)) < 1e-12
 
 
+def test_several_active_adapters_fall_back_and_add_up(passes: Any) -> None:
+    made, x = layers(adapters=("a", "b", "c")), tokens()
+    made[0].router.activate(["a", "c"])
+    inputs = [x, *trained(made, "a"), *trained(made, "c")]
+    ours = with_gradients([one(x) for one in made], inputs)
+    pairs = zip(made, formula(made, x, "a"), formula(made, x, "c"), strict=True)
+    wanted = with_gradients([a + c - one.base_layer(x) for one, a, c in pairs], inputs)
+    assert passes.count == 0
+    assert all(distance(o, w) < 1e-12 for o, w in zip(ours, wanted, strict=True))
+    made[0].router.activate(["c"])
+    assert all(distance(one(x), w) < 1e-12 for one, w in zip(made, formula(made, x, "c"), strict=True))
+    assert passes.count == 1
+
+
 @pytest.mark.parametrize("adapter", [None, "nobody"])
 def test_without_an_adapter_the_base_runs_alone(adapter: str | None, passes: Any) -> None:
     made, x = layers(), tokens()
