@@ -46,6 +46,13 @@ def test_an_option_with_which_peft_can_merge_says_so(folder: Path, options: dict
     assert "with PEFT (merge_and_unload), and use the result with --model." in problem
 
 
+def test_loftq_of_peft_belongs_to_weights_that_peft_replaced(folder: Path) -> None:
+    configure(folder, init_lora_weights="loftq")
+    (problem,) = problems(folder)
+    assert "init_lora_weights is 'loftq', so PEFT replaced the weights of the base model" in problem
+    assert "Merge the adapter in the program that trained it (merge_and_unload)" in problem
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

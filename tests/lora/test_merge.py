@@ -56,15 +56,15 @@ def test_adapters_merged_together_compute_what_they_do_unmerged(options: dict[st
     other = inject(base.model, LoraConfig(r=2, **options), base.router, "other")
     stir(other)
     base.router.activate(["default", "other"])
-    wanted = own_logits(base.model)
+    wanted = own_logits(base)
     before = merge_into(base.model, ["default", "other"], keep=True, check=True)
     base.router.activate([])
-    assert distance(own_logits(base.model), wanted) < 1e-12
+    assert distance(own_logits(base), wanted) < 1e-12
     for name, weight in before.items():
         base.model.get_parameter(name).copy_(weight)
-    assert not distance(own_logits(base.model), wanted) < 1e-2
+    assert not distance(own_logits(base), wanted) < 1e-2
     base.router.activate(["default", "other"])
-    assert torch.equal(own_logits(base.model), wanted)
+    assert torch.equal(own_logits(base), wanted)
 
 
 def test_a_broken_adapter_is_named_before_anything_is_merged() -> None:

@@ -102,7 +102,16 @@ def lora_config(raw: Mapping[str, Any], path: Path, keys: Collection[str] = ()) 
     if "ensure_weight_tying" in refused and not _may_touch_tied_weights(raw):
         refused.remove("ensure_weight_tying")
     init = raw.get("init_lora_weights", True)
-    if init in ("loftq", *OTHER_STARTS) or str(init).startswith("pissa_niter_"):
+    if init == "loftq":
+        raise AdapterError(
+            _(
+                "{path}: init_lora_weights is 'loftq', so PEFT replaced the weights of the base model by quantized "
+                "ones when it added this adapter, and its folder does not contain them. Merge the adapter in the "
+                "program that trained it (merge_and_unload), and use the result with --model.",
+                path=path,
+            )
+        )
+    if init in OTHER_STARTS or str(init).startswith("pissa_niter_"):
         raise AdapterError(
             _(
                 "{path}: init_lora_weights is {init!r}, so the adapter belongs to a changed base model that its folder "

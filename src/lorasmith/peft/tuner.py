@@ -223,8 +223,8 @@ class LoraModel(PeftsLoraModel):
             raise unsupported("merging into a quantized base model")
         self._restore()
         names = [*self.merged_names, *names]
-        # first without a change: a layer may have no bias that could take up that of lora_bias
-        check = safe or any(self.peft_config[name].lora_bias for name in names)
+        # first without a change: no bias may be there for that of lora_bias, and an aLoRA belongs to no weights
+        check = safe or any(c.lora_bias or c.alora_invocation_tokens for c in map(self.peft_config.get, names))
         try:
             self.saved_weights = merge_into(self.model, names, keep, check)
         except (ValueError, AdapterError):
@@ -259,17 +259,11 @@ class LoraModel(PeftsLoraModel):
 
     @classmethod
     def _get_adapter_state_dict(
-        cls,
-        model: Any,
-        config: Any,
-        adapter_name: str,
-        state_dict: dict[str, Tensor],
-        unwanted_adapter_names: list[str],
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor], unwanted_adapter_names: Any
     ) -> dict[str, Tensor]:
         """The tensors of the adapter, by their names in the model."""
-        found: dict[str, Tensor] = super()._get_adapter_state_dict(  # type: ignore[no-untyped-call]
-            model, config, adapter_name, state_dict, unwanted_adapter_names
-        )
+        given = model, config, adapter_name, state_dict, unwanted_adapter_names
+        found: dict[str, Tensor] = super()._get_adapter_state_dict(*given)  # type: ignore[no-untyped-call]
         return found | {key: state_dict[key] for key, *_rest in parameters_of(model, adapter_name) if key in state_dict}
 
     @classmethod
