@@ -67,6 +67,18 @@ def test_an_adapter_may_be_active_in_the_last_tokens_only(last: tuple[int, ...])
         torch.testing.assert_close(mixed[i, first:], alone(model, name, x[i : i + 1])[0, first:])
 
 
+def test_an_adapter_that_no_token_uses_gets_zeros() -> None:
+    model = Model().requires_grad_(False)
+    for p in (model.linear.lora_A["a"].weight, model.embedding.lora_embedding_B["a"]):
+        p.requires_grad_(True)
+    with RowRouting(model, model.router).block(["a", "a"], [0, 0]):
+        out = model(ids(2))
+    torch.testing.assert_close(out, alone(model, None, ids(2)))
+    out.sum().backward()
+    assert model.linear.lora_A["a"].weight.grad is not None
+    assert not model.linear.lora_A["a"].weight.grad.any()
+
+
 def test_backward_may_compute_again_what_was_routed() -> None:
     model, x = Model().train(), ids(2)
     routing = RowRouting(model, model.router)

@@ -98,6 +98,8 @@ class RowRouting:
                 if slices and slices[-1][0] == name:
                     start = slices.pop()[1]
                 slices += [(name, start, stop)] if start < stop else []
+        if torch.is_grad_enabled():  # an adapter that no token uses gets a gradient of zeros, as in PEFT
+            slices += [(name, total, total) for name in dict.fromkeys(adapters) if name not in {s[0] for s in slices}]
         self.router.route(slices, stacked=total == len(x) and not torch.is_grad_enabled())
 
 
