@@ -62,9 +62,8 @@ BY_TASK: dict[str, Any] = {f"PeftModelFor{task}": _of_task(task) for task in TAS
 BY_TASK |= {f"Auto{name}": _auto(f"Auto{name}", kind) for name, kind in (*BY_TASK.items(), ("PeftModel", PeftModel))}
 
 
-def get_peft_model(
-    model: nn.Module, peft_config: Any, adapter_name: str = "default", mixed: bool = False, **kwargs: Any
-) -> Any:
+def get_peft_model(model: nn.Module, peft_config: Any, adapter_name: str = "default", mixed: bool = False,
+                   **kwargs: Any) -> Any:  # fmt: skip
     """Add a new adapter to `model`, which is changed in place, and return it as a PeftModel.
 
     Raises ConfigError or AdapterError that names everything in the config that matches nothing or is not supported.

@@ -4,15 +4,13 @@ PEFT's code does what lies around the LoRA layers: modules_to_save, trainable to
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
-import torch
 from accelerate import init_empty_weights
 from peft import LoraModel as PeftsLoraModel
-from peft import TaskType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype, check_adapters_to_merge
 from peft.utils.other import AuxiliaryTrainingWrapper, set_additional_trainable_modules
@@ -116,10 +114,10 @@ class LoraModel(PeftsLoraModel):
         for _key, p, dtype in () if autocast_adapter_dtype else parameters_of(self.model, adapter_name):
             p.data = p.data.to(dtype) if dtype.is_floating_point else p.data
 
-    def _tell_layers(self) -> None:
-        """Route to the active adapters, and let the layers say what PEFT's status functions ask them."""
+    def _tell_layers(self, others: Iterable[tuple[str, Any]] = ()) -> None:
+        """Route to the active adapters, and let the layers, and `others`, say what PEFT's functions ask them."""
         self.router.activate([] if self.disabled or self.merged_names else self.active_adapters)
-        for path, layer in layers_of(self.model):
+        for path, layer in (*layers_of(self.model), *others):
             tell(path, layer, self)
 
     def _train_only(self, names: Mapping[str, bool]) -> None:
@@ -174,20 +172,20 @@ class LoraModel(PeftsLoraModel):
         if adapter_name in self.merged_names:
             raise ValueError(_("The adapter {name} is merged. Call unmerge_adapter first.", name=adapter_name))
         del self.peft_config[adapter_name]
+        layers = list(layers_of(self.model, adapter_name))
         remove(cast(PreTrainedModel, self.model), adapter_name)
         kept = [name for name in self.active_adapters if name != adapter_name] or list(self.peft_config)[:1]
         for module in self.model.modules():
             if isinstance(module, AuxiliaryTrainingWrapper):
                 module.delete_adapter(adapter_name, new_active_adapters=kept or None)
         self.active_adapter = kept
-        self._tell_layers()
+        self._tell_layers(layers)
 
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
         """The context of a forward pass: each row with its adapter, and an aLoRA from its invocation sequence on."""
-        names, offsets = kwargs.get("adapter_names"), kwargs.get("alora_offsets")
-        if names is None and self.router.active not in self.router.partial:
+        if kwargs.get("adapter_names") is None and self.router.active not in self.router.partial:
             return nullcontext()
-        return route_rows(self, names, offsets)
+        return route_rows(self, kwargs.get("adapter_names"), kwargs.get("alora_offsets"))
 
     def add_weighted_adapter(  # type: ignore[override]  # its options for the SVD are refused or of no effect
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "svd",
@@ -213,8 +211,8 @@ class LoraModel(PeftsLoraModel):
 
     def _to_merge(self, names: list[str] | None) -> list[str]:
         merged = self.merged_names
-        state = SimpleNamespace(active_adapters=self.active_adapters, merged=bool(merged), merged_adapters=merged)
-        chosen = check_adapters_to_merge(cast(Any, state), names)
+        state: Any = SimpleNamespace(active_adapters=self.active_adapters, merged=bool(merged), merged_adapters=merged)
+        chosen = check_adapters_to_merge(state, names)
         self._require(chosen)
         return chosen
 
@@ -231,7 +229,6 @@ class LoraModel(PeftsLoraModel):
             self.saved_weights = merge_into(self.model, self.merged_names, True, False)
             raise
 
-    @torch.no_grad()
     def _restore(self) -> None:
         """Give the base model its own weights again, bit for bit."""
         for path, weight in self.saved_weights.items():
@@ -283,8 +280,8 @@ class LoraModel(PeftsLoraModel):
 
 def _modules_to_save(model: PreTrainedModel, config: LoraConfig) -> tuple[str, ...]:
     """modules_to_save, without the names that PEFT adds for every classifier and that this model lacks."""
-    added = _CLASSIFIERS if config.task_type in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS) else ()
     paths, names = [path for path, _module in model.named_modules()], dict.fromkeys(config.modules_to_save or ())
+    added = _CLASSIFIERS if names.keys() >= set(_CLASSIFIERS) else ()
     return tuple(name for name in names if name not in added or any(ends_with(path, name) for path in paths))
 
 

@@ -27,12 +27,11 @@ def add_weighted(
     changes = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
     config = replace(tuner.peft_config[adapters[0]], target_modules=targets, **changes)
     config.from_file = True  # it may exclude what only another of the adapters has
-    options = {"rank": rank, "density": density, "majority_sign_method": majority_sign_method, "order": order}
-    pairs = list(zip(given, weights, strict=True))
     tuner.peft_config[adapter_name] = config
     try:
         tuner.inject_adapter(tuner.model, adapter_name)  # first, so that the masks of dare are those of PEFT
-        found = dict(combine(pairs, method, **options))
+        found = dict(combine(list(zip(given, weights, strict=True)), method, rank=rank, density=density,
+                             majority_sign_method=majority_sign_method, order=order))  # fmt: skip
     except LorasmithError:
         tuner.delete_adapter(adapter_name)
         raise
