@@ -1,12 +1,13 @@
 """What PEFT's functions and TRL ask of a layer."""
 
 import copy
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 import lorasmith.peft as ours
 from lorasmith.peft.layers import layers_of, parameters_of
-from tests.support.peft_pair import two
+from tests.support.peft_pair import logits, same, two
 
 
 def test_layers_are_layers_of_peft_to_those_who_ask() -> None:
@@ -25,3 +26,18 @@ def test_a_copied_layer_tells_of_its_own_adapters() -> None:
     twin.delete_adapter("second")
     assert twin.get_model_status().available_adapters == ["first"]
     assert model.get_model_status().available_adapters == ["first", "second"]
+
+
+def test_layers_have_pefts_attributes() -> None:
+    def program(library: Any) -> list[Any]:
+        model = two(library, rank_pattern={"q_proj": 3}, alpha_pattern={"q_proj": 7}, use_rslora=True)
+        layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+        other = model.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
+        names = ("r", "lora_alpha", "use_rslora", "use_dora", "lora_bias", "active_adapters", "merged_adapters")
+        ranks, before = layer.r, [dict(layer.r), {n: getattr(other, n) for n in names}, dict(layer.scaling)]
+        layer.scaling["first"] *= 2  # the one of them that has an effect
+        out = logits(model)
+        model.delete_adapter("first")
+        return [before, out, ranks, layer.lora_alpha, layer.scaling]
+
+    same(program)

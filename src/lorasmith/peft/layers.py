@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from lorasmith.lora.inject import Wrapper, adapters_of
-from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule
+from lorasmith.lora.layer import LoRALayer, SavedModule
 from lorasmith.lora.parameters import LoRAParameters
 from lorasmith.lora.target import value_for
 
@@ -46,17 +46,16 @@ def tell(path: str, layer: Any, tuner: Any) -> None:
     layer.other_param_names, layer.disable_adapters = (), tuner.disabled
     layer.active_adapter = layer.active_adapters = list(tuner.active_adapters)
     layer.merged_adapters = [name for name in tuner.merged_names if name in names]
-    layer.merged = bool(layer.merged_adapters)
-    layer._get_available_adapters = partial(adapters_of, layer)
-    layer.r = {name: _rank(layer, name) for name in names}
-    for option in ("use_rslora", "use_dora", "lora_bias"):
-        setattr(layer, option, {name: getattr(config, option) for name, config in configs.items()})
-    layer.lora_alpha = {name: value_for(c.alpha_pattern, path, c.lora_alpha) for name, c in configs.items()}
+    layer.merged, layer._get_available_adapters = bool(layer.merged_adapters), partial(adapters_of, layer)
+    facts = {o: {n: getattr(c, o) for n, c in configs.items()} for o in ("use_rslora", "use_dora", "lora_bias")}
+    facts["lora_alpha"] = {name: value_for(c.alpha_pattern, path, c.lora_alpha) for name, c in configs.items()}
+    for key, values in (facts | {"r": {name: _rank(layer, name) for name in names}}).items():
+        known = vars(layer).setdefault(key, {})  # the same dictionary each time, which programs may hold
+        known.clear()
+        known.update(values)
 
 
 def _rank(layer: Any, name: str) -> int:
-    if isinstance(layer, LoRALayer):
-        return len(layer.updates[name].own_matrices[0])
-    if isinstance(layer, LoRAEmbedding):
-        return len(layer.lora_embedding_A[name])
-    return int(next(iter(layer.updates[name].values())).r)
+    if isinstance(layer, LoRAParameters):
+        return next(iter(layer.updates[name].values())).r
+    return len(layer.lora_A[name].weight if isinstance(layer, LoRALayer) else layer.lora_embedding_A[name])

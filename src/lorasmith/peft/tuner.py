@@ -222,7 +222,8 @@ class LoraModel(PeftsLoraModel):
         self._restore()
         names = [*self.merged_names, *names]
         # first without a change: no bias may be there for that of lora_bias, and an aLoRA belongs to no weights
-        check = safe or any(c.lora_bias or c.alora_invocation_tokens for c in map(self.peft_config.get, names))
+        configs = [self.peft_config[name] for name in names]
+        check = safe or any(config.lora_bias or config.alora_invocation_tokens for config in configs)
         try:
             self.saved_weights = merge_into(self.model, names, keep, check)
         except (ValueError, AdapterError):

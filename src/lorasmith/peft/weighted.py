@@ -22,16 +22,16 @@ def add_weighted(
     """
     method, rank, targets = tuner._check_add_weighted_adapter(adapters, method, svd_rank)
     given = [{path: factors_of(path, layer, name) for path, layer in layers_of(tuner.model, name)} for name in adapters]
-    order = [path for path, _layer in layers_of(tuner.model)]
     rank = min(rank, max(min(factors.shape) for layers in given for factors in layers.values()))
     changes = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
     config = replace(tuner.peft_config[adapters[0]], target_modules=targets, **changes)
     config.from_file = True  # it may exclude what only another of the adapters has
+    pairs, order = list(zip(given, weights, strict=True)), dict(layers_of(tuner.model))
     tuner.peft_config[adapter_name] = config
     try:
         tuner.inject_adapter(tuner.model, adapter_name)  # first, so that the masks of dare are those of PEFT
-        found = dict(combine(list(zip(given, weights, strict=True)), method, rank=rank, density=density,
-                             majority_sign_method=majority_sign_method, order=order))  # fmt: skip
+        options = {"rank": rank, "density": density, "majority_sign_method": majority_sign_method, "order": order}
+        found = dict(combine(pairs, method, **options))
     except LorasmithError:
         tuner.delete_adapter(adapter_name)
         raise
