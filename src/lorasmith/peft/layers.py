@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from lorasmith.lora.inject import Wrapper, adapters_of
-from lorasmith.lora.layer import LoRALayer, SavedModule
+from lorasmith.lora.layer import SavedModule
 from lorasmith.lora.parameters import LoRAParameters
 from lorasmith.lora.target import value_for
 
@@ -58,4 +58,4 @@ def tell(path: str, layer: Any, tuner: Any) -> None:
 def _rank(layer: Any, name: str) -> int:
     if isinstance(layer, LoRAParameters):
         return next(iter(layer.updates[name].values())).r
-    return len(layer.lora_A[name].weight if isinstance(layer, LoRALayer) else layer.lora_embedding_A[name])
+    return len(layer.lora_A[name].weight if hasattr(layer, "lora_A") else layer.lora_embedding_A[name])
