@@ -18,6 +18,7 @@ Tone = Literal["good", "bad", "neutral", "unknown"]
 
 SMALL_CHANGE = 0.01  # of the loss: a smaller fall in a third of the training is not worth another run
 LARGE_GAP = 0.1  # of the fall on training examples; a smaller gap is usual even where nothing is memorized
+MEMORIZED = 0.5  # of that fall: with such a gap, most of what was learned is about the training examples themselves
 ALMOST_ALL = 0.9  # of the improvement: kept with half the rank, the other half is worth little
 
 
@@ -50,8 +51,8 @@ class Finding:
     def certainty(self) -> str:
         """How sure the answer is, in words."""
         return {
-            "clear": _("sure: the 95% confidence interval excludes the opposite"),
-            "likely": _("likely, but not proved by this run alone"),
+            "clear": _("clear: the 95% interval excludes the opposite"),
+            "likely": _("likely, not proved by this run alone"),
             "hint": _("a hint only"),
             "unknown": _("not known"),
         }[self.sure]
@@ -121,8 +122,15 @@ def forgotten_finding(one: Forgetting | None) -> Finding:
     return Finding("forgotten", "better", text, evidence, "clear", "good")
 
 
-def falling_finding(end: Trend | None, rates: tuple[float, float] | None = None) -> Finding:
-    """Is the training loss still falling? end: the trend of its last third; rates: learning rates in that time."""
+def falling_finding(
+    end: Trend | None,
+    rates: tuple[float, float] | None = None,
+    held_out: Sequence[tuple[int, float]] = (),
+) -> Finding:
+    """Is the training loss still falling?
+
+    end: the trend of its last third; rates: learning rates in that time; held_out: losses of the evaluations, by step.
+    """
     if end is None:
         text = _("Not known: too few steps were logged to tell a trend from noise.")
         evidence = _("Train for more steps, or with --log-every 1.")
@@ -146,6 +154,17 @@ def falling_finding(end: Trend | None, rates: tuple[float, float] | None = None)
                 "end alone does not prove that nothing is left to learn.",
                 first=rates[0],
                 last=rates[1],
+            )
+        )
+    if len(held_out) > 2:
+        (before, one), (after, other) = held_out[-2:]
+        evidence.append(
+            _(
+                "Between the last two evaluations (steps {before} and {after}) the held-out loss changed by {change:+.3f}; "
+                "no interval is known for that.",
+                before=before,
+                after=after,
+                change=other - one,
             )
         )
     small = SMALL_CHANGE * abs(end.mean)
@@ -175,13 +194,16 @@ def gap_finding(
     the last step; hint: what to do if the gap cannot be known.
     """
     evidence = _gap_evidence(gap, opening, later)
-    is_open = bool(gap and trained_on and gap.is_significant and gap.value > LARGE_GAP * abs(trained_on.difference))
+    part = gap.value / abs(trained_on.difference) if gap and gap.is_significant and trained_on else 0.0
     is_opening = bool(opening and opening.low > 0)
     if later and later.is_significant and later.difference > 0:
         text = _("Yes: after a while the held-out loss rose while the training went on. That is overfitting.")
         return Finding("gap", "harmful", text, evidence, "clear", "bad")
-    if is_open:
-        text = _("Partly: training examples improved more than held-out ones do.")
+    if part > MEMORIZED:
+        text = _("Yes: most of what was learned holds for the training examples only.")
+        return Finding("gap", "memorized", text, evidence, "clear", "bad")
+    if part > LARGE_GAP:
+        text = _("Partly: {part:.0%} of what was learned holds for the training examples only.", part=part)
         return Finding("gap", "open", text, evidence, "clear", "neutral")
     if gap and gap.examples < MIN_EXAMPLES:
         text = _("Too few examples to tell.")

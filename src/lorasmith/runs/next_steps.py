@@ -13,6 +13,7 @@ from lorasmith.training.run_files import RUN_CONFIG
 
 LARGE_RANK = 64  # from here on, a still larger rank costs about as much as full fine-tuning does in a small model
 EVALUATIONS = 10  # in a training, if none was asked for
+PATIENCE = 3  # of these without a better held-out loss
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def _missing(outcomes: Mapping[Key, str], subject: Subject, config: Config) -> l
                 command(subject, "held-out", "--held-out", "0.1"),
             )
         )
-    elif outcomes.get("gap") == "open" and not config.training.eval_every:
+    elif outcomes.get("gap") in ("open", "memorized") and not config.training.eval_every:
         steps.append(
             NextStep(
                 _("Evaluate during the training"),
@@ -73,8 +74,8 @@ def _changes(outcomes: Mapping[Key, str], subject: Subject, config: Config) -> l
             why = _("A rising training loss means that the steps are too large.")
         return [NextStep(_("A lower learning rate"), why, command(subject, f"lr{lower}", "--learning-rate", lower))]
     steps = []
-    is_memorizing = outcomes.get("gap") == "open"
-    if outcomes.get("falling") == "falling" and not is_memorizing:
+    has_gap = outcomes.get("gap") in ("open", "memorized")
+    if outcomes.get("falling") == "falling" and outcomes.get("gap") != "memorized":
         steps.append(_longer(subject, config))
     if outcomes.get("learned") == "none" and outcomes.get("falling") in ("level", "unclear", "unknown"):
         higher = f"{rate * 3:.2g}"
@@ -82,9 +83,9 @@ def _changes(outcomes: Mapping[Key, str], subject: Subject, config: Config) -> l
         steps.append(
             NextStep(_("A higher learning rate"), why, command(subject, f"lr{higher}", "--learning-rate", higher))
         )
-    if outcomes.get("rank") == "used" and not is_memorizing:
+    if outcomes.get("rank") == "used" and not has_gap:
         steps.append(_more_capacity(subject, config))
-    if is_memorizing:
+    if has_gap:
         why = _("Training examples improve more than held-out ones: more different examples help most, more steps least.")
         steps.append(NextStep(_("More data"), why, ""))
     if outcomes.get("forgotten") == "forgot":
@@ -106,7 +107,7 @@ def _against_overfitting(subject: Subject, config: Config) -> list[NextStep]:
         "that step, so nothing is lost, but the time after it was.",
         step=subject.step,
     )
-    flags = ["--eval-every", str(config.training.eval_every or _every(subject)), "--patience", "3"]
+    flags = ["--eval-every", str(config.training.eval_every or _every(subject)), "--patience", str(PATIENCE)]
     return [
         NextStep(_("Stop earlier"), why, command(subject, "patient", *flags)),
         NextStep(_("More data"), _("Overfitting means that the examples are learned by heart before what they share."), ""),
@@ -114,9 +115,12 @@ def _against_overfitting(subject: Subject, config: Config) -> list[NextStep]:
 
 
 def _longer(subject: Subject, config: Config) -> NextStep:
-    training = config.training
-    flags = ("--max-steps", str(2 * training.max_steps)) if training.max_steps else ("--epochs", f"{2 * training.epochs:g}")
-    why = _("The training loss was still falling, and held-out examples gain as much as training examples do.")
+    training, why = config.training, _("The training loss was still falling when the training ended.")
+    steps, epochs = training.max_steps, training.epochs
+    flags = ["--max-steps", str(2 * steps)] if steps else ["--epochs", f"{2 * epochs:g}"]
+    if config.data.held_out:
+        why = joined(f"{why} {_('It stops by itself once the held-out loss rises.')}")
+        flags += ["--eval-every", str(training.eval_every or _every(subject)), "--patience", str(PATIENCE)]
     return NextStep(_("Train for longer"), why, command(subject, "longer", *flags))
 
 

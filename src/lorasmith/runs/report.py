@@ -106,7 +106,7 @@ def make_report(
     found = [
         learned_finding(evidence.learned, evidence.missing, _evaluations(subject)),
         forgotten_finding(evidence.forgotten),
-        falling_finding(end, _rates(subject, end)),
+        falling_finding(end, _rates(subject, end), subject.held_out),
         gap_finding(evidence.gap, evidence.trained_on, opening, evidence.later, _gap_hint(quick)),
         rank_finding(layers, evidence.half),
     ]
@@ -261,6 +261,8 @@ def _value(value: Any) -> str:
     """An option's value; of a path, the name alone."""
     if isinstance(value, str) and Path(value).is_absolute():
         return Path(value).name
+    if isinstance(value, float):
+        return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
