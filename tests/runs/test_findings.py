@@ -103,9 +103,10 @@ def test_what_flattens_a_curve_is_told():
     assert len(falling_finding(slope(0, 0.01), (2e-4, 1.9e-4)).evidence) == 1
     assert "from 0.0002 to 1e-06" in falling_finding(slope(0, 0.01), (2e-4, 1e-6)).evidence[1]
     held_out = [(0, 3.0), (150, 2.5), (300, 2.25)]
-    assert "steps 150 and 300) the held-out loss changed by -0.250" in falling_finding(
-        slope(0, 0.01), None, held_out
-    ).evidence[-1]
+    assert (
+        "steps 150 and 300) the held-out loss changed by -0.250"
+        in falling_finding(slope(0, 0.01), None, held_out).evidence[-1]
+    )
 
 
 TRAINED = loss(-1.0)

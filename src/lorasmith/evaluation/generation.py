@@ -166,7 +166,7 @@ def example_prompts(examples: Sequence[Example], template: Template) -> Iterator
         if start < 2 or example.ids[end - 1] not in template.stop_ids:
             yield None
             continue
-        asked = str(template.tokenizer.decode(example.ids[last:start]))
+        asked = str(template.tokenizer.decode(example.ids[max(last - 1, 0) : start]))  # with the stop token before it
         text = asked.removesuffix(after).partition(before)[2] if before and before in asked else ""
         yield Prompt(
             example.ids[:start],

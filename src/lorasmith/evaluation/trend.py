@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist, fmean
 
 MIN_POINTS = 8  # with fewer, an interval from the scatter of the points says little
@@ -50,7 +51,7 @@ def trend(points: Sequence[tuple[int, float]], least: int = MIN_POINTS) -> Trend
     slope = sum((step - mean_step) * (value - mean) for step, value in points) / spread
     residuals = [value - mean - slope * (step - mean_step) for step, value in points]
     total = sum(residual**2 for residual in residuals)
-    together = sum(a * b for a, b in zip(residuals, residuals[1:], strict=False))
+    together = sum(a * b for a, b in pairwise(residuals))
     correlation = max(together / total, 0.0) if total else 0.0
     independent = n * (1 - correlation) / (1 + correlation)
     if independent < 4:

@@ -22,11 +22,13 @@ MOST_LINES = 400  # of layers in one picture; more cannot be told apart
 MOST_KINDS = 24  # of modules, in rows of the picture of all layers
 # Colors that stand for those of the page.
 INK, DIM, LINE, ONE, TWO, GOOD, BAD = (f"#00000{i}" for i in range(1, 8))
-NAMES = dict(zip((INK, DIM, LINE, ONE, TWO, GOOD, BAD), ("ink", "dim", "line", "one", "two", "good", "bad"), strict=True))
+NAMES = dict(
+    zip((INK, DIM, LINE, ONE, TWO, GOOD, BAD), ("ink", "dim", "line", "one", "two", "good", "bad"), strict=True)
+)
 STYLE = {
     "svg.fonttype": "path", "svg.hashsalt": "lorasmith", "font.size": 9, "text.color": DIM, "axes.edgecolor": LINE,
-    "axes.labelcolor": DIM, "xtick.color": DIM, "ytick.color": DIM, "axes.spines.top": False, "axes.spines.right": False,
-    "grid.color": LINE, "legend.frameon": False, "legend.fontsize": 8.5, "axes.linewidth": 0.8, "grid.linewidth": 0.6,
+    "axes.labelcolor": DIM, "xtick.color": DIM, "ytick.color": DIM, "axes.spines.top": False,
+    "axes.spines.right": False, "grid.color": LINE, "legend.frameon": False, "legend.fontsize": 8.5, "axes.linewidth": 0.8, "grid.linewidth": 0.6,
     "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "xtick.major.size": 0, "ytick.major.size": 0,
 }  # fmt: skip
 
@@ -67,7 +69,9 @@ def pictures(report: RunReport) -> dict[str, Picture]:
         wanted["layers"] = (_("Effective rank by layer and module"), height, lambda figure, _w: _layers(figure, kinds))
     with matplotlib.rc_context(STYLE), drawable_language():
         return {
-            name: Picture(_svg(draw, WIDE, height, title, f"{name}-"), _svg(draw, NARROW, height, title, f"{name}-n-"), title)
+            name: Picture(
+                _svg(draw, WIDE, height, title, f"{name}-"), _svg(draw, NARROW, height, title, f"{name}-n-"), title
+            )
             for name, (title, height, draw) in wanted.items()
         }
 
@@ -80,12 +84,14 @@ def _svg(draw: Callable[[Any, float], None], width: float, height: float, title:
     draw(figure, width)
     target = io.StringIO()
     figure.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = re.sub(r"<metadata>.*?</metadata>", "", target.getvalue()[target.getvalue().index("<svg") :], flags=re.DOTALL)
+    text = re.sub(
+        r"<metadata>.*?</metadata>", "", target.getvalue()[target.getvalue().index("<svg") :], flags=re.DOTALL
+    )
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
     text = re.sub("|".join(NAMES), lambda found: f"var(--{NAMES[found[0]]})", text)
     text = re.sub(r'(width|height)="[\d.]+pt"', "", text, count=2)
     text = re.sub(r'(id="|href="#|url\(#)', lambda found: found[1] + prefix, text)
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{Markup.escape(title)}"', 1))  # noqa: S704
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{Markup.escape(title)}"', 1))
 
 
 def _loss(figure: Any, report: RunReport) -> None:
@@ -94,7 +100,9 @@ def _loss(figure: Any, report: RunReport) -> None:
     axes.plot(steps, values, color=ONE, linewidth=0.8, alpha=0.35)
     axes.plot(steps, smooth(values), color=ONE, linewidth=1.8, label=_("training, smoothed"))
     if subject.held_out:
-        axes.plot(*zip(*subject.held_out, strict=True), "o--", color=TWO, linewidth=1.4, markersize=4, label=_("held out"))
+        axes.plot(
+            *zip(*subject.held_out, strict=True), "o--", color=TWO, linewidth=1.4, markersize=4, label=_("held out")
+        )
     if report.end:
         ends = [report.end.first, report.end.last]
         label = _("trend of the last third")
@@ -150,7 +158,9 @@ def _spectrum(figure: Any, layers: Sequence[LayerSpectrum]) -> None:
     rank = max(one.rank for one in layers)
     full = [_relative(one) for one in layers if one.rank == rank]
     middle = [median(values) for values in zip(*full, strict=True)]
-    axes.plot(range(1, rank + 1), middle, "o-", color=INK, linewidth=2, markersize=3 if rank <= 32 else 0, label=_("median"))
+    axes.plot(
+        range(1, rank + 1), middle, "o-", color=INK, linewidth=2, markersize=3 if rank <= 32 else 0, label=_("median")
+    )
     axes.plot([], [], color=ONE, linewidth=1, label=_("each update"))
     axes.set(xlabel=_("direction, strongest first"), ylabel=_("relative to the strongest"), ylim=(0, 1.04))
     axes.locator_params(axis="x", integer=True)

@@ -83,8 +83,9 @@ def _state(report: RunReport) -> str:
         return _("An adapter folder without its run: how it was trained is not known here.")
     if subject.state == "finished":
         return ""
-    text = _("This run is not finished. The report is about its latest checkpoint, after step {step}.", step=subject.step)
-    return text
+    return _(
+        "This run is not finished. The report is about its latest checkpoint, after step {step}.", step=subject.step
+    )
 
 
 def _texts(report: RunReport) -> dict[str, str]:
@@ -94,18 +95,18 @@ def _texts(report: RunReport) -> dict[str, str]:
         "title": _("Training report"),
         "glance": _("At a glance"),
         "next": _("What to try next"),
-        "nothing_next": _("Nothing is called for: no finding of this report speaks for another setting."),
-        "no_run_next": _("Without the run folder, no command can be suggested."),
+        "nothing_next": _("Nothing is called for: no finding of this report suggests a different setting."),
+        "no_run_next": _("Without its run folder, the options of its training are not known, so nothing is suggested."),
         "not_known": _("What is not known"),
         "learned": _("Did it learn?"),
         "forgotten": _("What did it forget?"),
         "enough": _("Was LoRA enough?"),
         "sure": _("How sure"),
-        "trained": _("What was trained on what"),
+        "trained": _("What was trained, and on what"),
         "examples": _("Answers side by side"),
         "chosen": _(
             "Of the {count} held-out examples with a prompt and a complete answer, ordered by how much the adapter "
-            "changed their loss: the first, the middle and the last ones. Nobody chose them. Answers are decoded "
+            "changed their loss: the first, the middle and the last ones, whatever they say. Answers are decoded "
             "greedily, up to {tokens} tokens.",
             count=f"{report.evidence.eligible:,}",
             tokens=ANSWERS.max_new_tokens,
@@ -124,10 +125,10 @@ def _texts(report: RunReport) -> dict[str, str]:
         "norm": _("size"),
         "all_layers": _("All {updates}", updates=counted(len(report.spectra), _("1 update"), _("{count} updates"))),
         "explained": _(
-            "The singular values of s·B·A tell how the update of a layer is spread over its r directions. The effective "
-            "rank is the exponential of their entropy (Roy and Vetterli 2007): 1 if one direction holds everything, r "
-            "if all are equal. Directions for 90%: how many of them hold 90% of the squared update. Size: its Frobenius "
-            "norm. Medians, with the range in parentheses."
+            "The singular values of s·B·A tell how the update of a layer is spread over its r directions. The "
+            "effective rank is the exponential of their entropy (Roy and Vetterli 2007): 1 if one direction holds "
+            "everything, r if all are equal. Directions for 90%: how many of them hold 90% of the squared update. Size: its "
+            "Frobenius norm. Medians, with the range in parentheses."
         ),
         "method": _("How these figures were made"),
         "methods": _(

@@ -29,7 +29,7 @@ from lorasmith.system.autograd import autograd_on
 SHOWN_OF_EACH = 2  # examples from the top, the middle and the bottom of the order by change of loss
 # Training examples whose losses are compared with the held-out ones: as many as these, within these bounds.
 LEAST_TRAIN_EXAMPLES, MOST_TRAIN_EXAMPLES = 50, 200
-ANSWERS = SamplingConfig()  # greedy
+ANSWERS = SamplingConfig(max_new_tokens=128)  # greedy; to show what the answers are like, that is enough
 
 
 @dataclass(frozen=True)

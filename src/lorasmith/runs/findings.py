@@ -43,7 +43,7 @@ class Finding:
             "learned": _("Did it learn?"),
             "forgotten": _("What did it forget?"),
             "falling": _("Is the training loss still falling?"),
-            "gap": _("Does it memorize instead of learn?"),
+            "gap": _("Did it memorize the training examples?"),
             "rank": _("Is the rank used up?"),
         }[self.key]
 
@@ -85,8 +85,8 @@ def learned_finding(one: Comparison | None, missing: Sequence[str], evaluations:
     if evaluations > 1:
         evidence.append(
             _(
-                "The adapter was chosen as the best of {count} evaluations on these same examples, so the loss looks "
-                "slightly better than it is.",
+                "The adapter was chosen as the best of {count} evaluations on these same examples, so its loss "
+                "looks slightly better than it is.",
                 count=evaluations,
             )
         )
@@ -133,12 +133,12 @@ def falling_finding(
     """
     if end is None:
         text = _("Not known: too few steps were logged to tell a trend from noise.")
-        evidence = _("Train for more steps, or with --log-every 1.")
+        evidence = _("Train for more steps, or use --log-every 1.")
         return Finding("falling", "unknown", text, (evidence,), "unknown", "unknown")
     change, low, high = end.change
     evidence = [
         _(
-            "In the last third of the training (steps {first} to {last}, {points} logged losses) the loss changed by "
+            "In the last third of training (steps {first} to {last}, {points} logged losses) the loss changed by "
             "{change}; its mean there is {mean:.3f}.",
             first=end.first,
             last=end.last,
@@ -160,8 +160,8 @@ def falling_finding(
         (before, one), (after, other) = held_out[-2:]
         evidence.append(
             _(
-                "Between the last two evaluations (steps {before} and {after}) the held-out loss changed by {change:+.3f}; "
-                "no interval is known for that.",
+                "Between the last two evaluations (steps {before} and {after}) the held-out loss changed by "
+                "{change:+.3f}; no interval is known for that.",
                 before=before,
                 after=after,
                 change=other - one,
@@ -169,15 +169,15 @@ def falling_finding(
         )
     small = SMALL_CHANGE * abs(end.mean)
     if high < 0 and change < -small:
-        text = _("Yes: it was still falling when the training ended.")
+        text = _("Yes: it was still falling when training ended.")
         return Finding("falling", "falling", text, tuple(evidence), "clear", "neutral")
     if low > 0 and change > small:
-        text = _("No: it rises. The training is unstable.")
+        text = _("No, it rises: training is unstable.")
         return Finding("falling", "rising", text, tuple(evidence), "clear", "bad")
     if low > -2 * small:
-        text = _("No: it has leveled off.")
+        text = _("No, it has leveled off.")
         return Finding("falling", "level", text, tuple(evidence), "likely", "good")
-    text = _("Cannot be told: the losses of single steps scatter too much.")
+    text = _("Unclear: the losses of single steps scatter too much.")
     return Finding("falling", "unclear", text, tuple(evidence), "unknown", "unknown")
 
 
@@ -197,7 +197,7 @@ def gap_finding(
     part = gap.value / abs(trained_on.difference) if gap and gap.is_significant and trained_on else 0.0
     is_opening = bool(opening and opening.low > 0)
     if later and later.is_significant and later.difference > 0:
-        text = _("Yes: after a while the held-out loss rose while the training went on. That is overfitting.")
+        text = _("Yes: from some step on, the held-out loss rose. That is overfitting.")
         return Finding("gap", "harmful", text, evidence, "clear", "bad")
     if part > MEMORIZED:
         text = _("Yes: most of what was learned holds for the training examples only.")
@@ -209,14 +209,14 @@ def gap_finding(
         text = _("Too few examples to tell.")
         return Finding("gap", "unclear", text, evidence, "unknown", "unknown")
     if is_opening and not gap:
-        text = _("Perhaps: the gap between held-out and training loss grew during the training.")
+        text = _("Perhaps: the gap between held-out and training loss grew.")
         return Finding("gap", "open", text, evidence, "hint", "neutral")
     if gap and trained_on:
         text = _("No: held-out examples improved as much as training examples, as far as can be measured.")
         is_sure = gap.high <= LARGE_GAP * abs(trained_on.difference)
         return Finding("gap", "closed", text, evidence, "likely" if is_sure else "hint", "good")
     if opening:
-        text = _("Cannot be told: the gap changed too irregularly.")
+        text = _("Unclear: the gap changed too irregularly.")
         return Finding("gap", "unclear", text, evidence, "unknown", "unknown")
     return Finding("gap", "unknown", _("Not known."), (*evidence, *([hint] if hint else [])), "unknown", "unknown")
 
@@ -257,13 +257,14 @@ def rank_finding(spectra: Sequence[LayerSpectrum], half: Interval | None) -> Fin
     """Is the rank used up? half: what remains of the improvement with half the rank."""
     usable = [one for one in spectra if one.rank > 1 and one.effective_rank == one.effective_rank]  # not NaN
     if not usable:
-        text = _("Not known: there is no layer with a rank above 1 to look at.")
+        text = _("Not known: no update has a rank above 1.")
         return Finding("rank", "unknown", text, (), "unknown", "unknown")
     shares = sorted(one.share for one in usable)
     share, ranks = median(shares), sorted({one.rank for one in usable})
     evidence = [
         _(
-            "Effective rank: median {share:.0%} of the rank ({low:.0%} to {high:.0%} over {count} updates of rank {r}).",
+            "Effective rank: median {share:.0%} of the rank ({low:.0%} to {high:.0%} over {count} updates of rank "
+            "{r}).",
             share=share,
             low=shares[0],
             high=shares[-1],
@@ -295,8 +296,8 @@ def rank_finding(spectra: Sequence[LayerSpectrum], half: Interval | None) -> Fin
         text = _("No: half the rank would have done almost as well.")
         return Finding("rank", "spare", text, tuple(evidence), "likely", "good")
     if half.high < ALMOST_ALL:
-        evidence.append(_("Whether an even larger rank would help, only a run with one can show."))
+        evidence.append(_("Only a run with a larger rank can show whether that would help."))
         text = _("Yes: the weaker half of the directions is needed, too.")
         return Finding("rank", "used", text, tuple(evidence), "hint", "neutral")
-    text = _("Cannot be told: half the rank does about as well, but the interval is wide.")
+    text = _("Unclear: half the rank keeps about 90% of the improvement, give or take.")
     return Finding("rank", "unclear", text, tuple(evidence), "unknown", "unknown")

@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from lorasmith.config.toml import SECTIONS, Config
 from lorasmith.i18n import _, joined
@@ -48,15 +47,15 @@ def _missing(outcomes: Mapping[Key, str], subject: Subject, config: Config) -> l
         steps.append(
             NextStep(
                 _("Hold out examples"),
-                _("Without them nobody can say whether the adapter learned anything that holds for new examples."),
+                _("Without them, nobody knows whether the adapter does better on new examples."),
                 command(subject, "held-out", "--held-out", "0.1"),
             )
         )
     elif outcomes.get("gap") in ("open", "memorized") and not config.training.eval_every:
         steps.append(
             NextStep(
-                _("Evaluate during the training"),
-                _("Then the report can tell whether and when the held-out loss began to rise."),
+                _("Evaluate during training"),
+                _("Then the report can tell whether, and when, the held-out loss began to rise."),
                 command(subject, "evaluated", "--eval-every", _every(subject)),
             )
         )
@@ -71,7 +70,7 @@ def _changes(outcomes: Mapping[Key, str], subject: Subject, config: Config) -> l
         lower = f"{rate / 3:.2g}"
         why = _("The adapter is worse than the base model: too large a learning rate is the usual reason.")
         if not worse:
-            why = _("A rising training loss means that the steps are too large.")
+            why = _("A rising training loss is a sign of too large a learning rate.")
         return [NextStep(_("A lower learning rate"), why, command(subject, f"lr{lower}", "--learning-rate", lower))]
     steps = []
     has_gap = outcomes.get("gap") in ("open", "memorized")
@@ -86,7 +85,9 @@ def _changes(outcomes: Mapping[Key, str], subject: Subject, config: Config) -> l
     if outcomes.get("rank") == "used" and not has_gap:
         steps.append(_more_capacity(subject, config))
     if has_gap:
-        why = _("Training examples improve more than held-out ones: more different examples help most, more steps least.")
+        why = _(
+            "Training examples improve more than held-out ones, so more, and more varied, examples would help most."
+        )
         steps.append(NextStep(_("More data"), why, ""))
     if outcomes.get("forgotten") == "forgot":
         lower = f"{rate / 2:.2g}"
@@ -103,29 +104,32 @@ def _changes(outcomes: Mapping[Key, str], subject: Subject, config: Config) -> l
 
 def _against_overfitting(subject: Subject, config: Config) -> list[NextStep]:
     why = _(
-        "The held-out loss was lowest after step {step}; what came later made it worse. The run kept the adapter of "
-        "that step, so nothing is lost, but the time after it was.",
+        "The held-out loss was lowest after step {step} and then rose. The run kept the adapter of that step, so only "
+        "the time after it was wasted.",
         step=subject.step,
     )
     flags = ["--eval-every", str(config.training.eval_every or _every(subject)), "--patience", str(PATIENCE)]
     return [
         NextStep(_("Stop earlier"), why, command(subject, "patient", *flags)),
-        NextStep(_("More data"), _("Overfitting means that the examples are learned by heart before what they share."), ""),
+        NextStep(_("More data"), _("With more examples, it takes longer until they are memorized."), ""),
     ]
 
 
 def _longer(subject: Subject, config: Config) -> NextStep:
-    training, why = config.training, _("The training loss was still falling when the training ended.")
+    training, why = config.training, _("The training loss was still falling when training ended.")
     steps, epochs = training.max_steps, training.epochs
     flags = ["--max-steps", str(2 * steps)] if steps else ["--epochs", f"{2 * epochs:g}"]
     if config.data.held_out:
-        why = joined(f"{why} {_('It stops by itself once the held-out loss rises.')}")
+        why = joined(f"{why} {_('With --patience, training stops once the held-out loss no longer improves.')}")
         flags += ["--eval-every", str(training.eval_every or _every(subject)), "--patience", str(PATIENCE)]
     return NextStep(_("Train for longer"), why, command(subject, "longer", *flags))
 
 
 def _more_capacity(subject: Subject, config: Config) -> NextStep:
-    r, why = config.lora.r, _("All directions of the update are in use, and held-out examples gain from them.")
+    r, why = (
+        config.lora.r,
+        _("Even the weaker half of the directions improves held-out examples, so more directions may help further."),
+    )
     if r >= LARGE_RANK and has_full_fine_tuning():
         return NextStep(_("Full fine-tuning"), why, command(subject, "full", "--method", "full"))
     alpha = _(

@@ -1,4 +1,4 @@
-"""`lorasmith report`: what a run was trained on, what it learned and forgot, whether LoRA was enough, what to try next."""
+"""`lorasmith report`: what a run learned and forgot, whether LoRA was enough, and what to try next."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,6 @@ from typing import Any
 from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.toml import Config
-from lorasmith.errors import LorasmithError
 from lorasmith.evaluation.interval import Interval
 from lorasmith.evaluation.loss import Comparison
 from lorasmith.evaluation.trend import Trend, trend
@@ -149,7 +148,7 @@ def _spectra(adapter: AdapterFolder, report: Report) -> list[LayerSpectrum]:
 def _from_files(subject: Subject) -> Evidence:
     """What summary.json tells, without loading a model."""
     summary = subject.summary
-    missing = [_("Made with --quick, so without the base model: nothing was evaluated or answered again.")]
+    missing = [_("This report was made with --quick, without the base model, so nothing was evaluated again.")]
     learned = None
     if summary and summary.interval and summary.loss_before is not None and summary.loss_after is not None:
         if summary.held_out_examples is None:
@@ -202,9 +201,7 @@ def _facts(subject: Subject, adapter: AdapterFolder, evidence: Evidence) -> list
     if subject.config:
         facts.append((_("data"), listed(Path(name).name for name in subject.config.data.data)))
         facts.append((_("examples"), _examples(evidence)))
-    size = _(
-        "{parameters:,} parameters, {mib:.1f} MiB", parameters=about["parameters"], mib=about["bytes"] / 2**20
-    )
+    size = _("{parameters:,} parameters, {mib:.1f} MiB", parameters=about["parameters"], mib=about["bytes"] / 2**20)
     targets = about["target_modules"]
     options = _("r {r}, lora_alpha {alpha:g}", r=about["r"], alpha=about["lora_alpha"])
     names = targets if isinstance(targets, str) else listed([*targets, *about["target_parameters"]])

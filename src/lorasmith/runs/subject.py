@@ -98,6 +98,4 @@ def find_subject(path: Path) -> Subject:
         later = ()  # both adapters would train the base model's own biases
     environment = read_object(path / ENVIRONMENT, RunError) if (path / ENVIRONMENT).is_file() else {}
     adapter = path / ADAPTER if has_adapter else last[0][1]
-    return Subject(
-        path, adapter, state, config, summary, environment, metrics, training, held_out, step, later
-    )
+    return Subject(path, adapter, state, config, summary, environment, metrics, training, held_out, step, later)
