@@ -21,15 +21,14 @@ WIDE, NARROW = 8.6, 4.0  # inches: of the picture for a desk, and of that for a 
 MOST_LINES = 400  # of layers in one picture; more cannot be told apart
 MOST_KINDS = 24  # of modules, in rows of the picture of all layers
 # Colors that stand for those of the page.
-INK, DIM, LINE, ONE, TWO, GOOD, BAD = (f"#00000{i}" for i in range(1, 8))
-NAMES = dict(
-    zip((INK, DIM, LINE, ONE, TWO, GOOD, BAD), ("ink", "dim", "line", "one", "two", "good", "bad"), strict=True)
-)
+NAMES = {f"#00000{i}": name for i, name in enumerate(("ink", "dim", "line", "one", "two", "good", "bad"), 1)}
+INK, DIM, LINE, ONE, TWO, GOOD, BAD = NAMES
 STYLE = {
     "svg.fonttype": "path", "svg.hashsalt": "lorasmith", "font.size": 9, "text.color": DIM, "axes.edgecolor": LINE,
     "axes.labelcolor": DIM, "xtick.color": DIM, "ytick.color": DIM, "axes.spines.top": False,
-    "axes.spines.right": False, "grid.color": LINE, "legend.frameon": False, "legend.fontsize": 8.5, "axes.linewidth": 0.8, "grid.linewidth": 0.6,
-    "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "xtick.major.size": 0, "ytick.major.size": 0,
+    "axes.spines.right": False, "grid.color": LINE, "legend.frameon": False, "legend.fontsize": 8.5,
+    "axes.linewidth": 0.8, "grid.linewidth": 0.6, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "xtick.major.size": 0,
+    "ytick.major.size": 0,
 }  # fmt: skip
 
 
@@ -55,18 +54,18 @@ def pictures(report: RunReport) -> dict[str, Picture]:
     require_matplotlib()
     import matplotlib
 
-    wanted: dict[str, tuple[str, float, Callable[[Any, float], None]]] = {}
+    wanted: dict[str, tuple[str, float, Callable[[Any], None]]] = {}
     if len(report.subject.training) > 1:
-        wanted["loss"] = (_("Loss over the steps of the training"), 3.1, lambda figure, _w: _loss(figure, report))
+        wanted["loss"] = (_("Loss over the steps of the training"), 3.1, lambda figure: _loss(figure, report))
     if rows := _intervals(report):
         height = 0.9 + 0.36 * len(rows)
-        wanted["intervals"] = (_("Changes of the loss"), height, lambda figure, w: _forest(figure, rows, w))
+        wanted["intervals"] = (_("Changes of the loss"), height, lambda figure: _forest(figure, report))
     usable = [one for one in report.spectra if one.rank > 1 and one.norm > 0]
     if usable:
-        wanted["spectrum"] = (_("Singular values of every update"), 2.9, lambda figure, _w: _spectrum(figure, usable))
+        wanted["spectrum"] = (_("Singular values of every update"), 2.9, lambda figure: _spectrum(figure, usable))
     if kinds := _kinds(usable):
         height = 1.0 + 0.24 * len(kinds)
-        wanted["layers"] = (_("Effective rank by layer and module"), height, lambda figure, _w: _layers(figure, kinds))
+        wanted["layers"] = (_("Effective rank by layer and module"), height, lambda figure: _layers(figure, kinds))
     with matplotlib.rc_context(STYLE), drawable_language():
         return {
             name: Picture(
@@ -76,12 +75,12 @@ def pictures(report: RunReport) -> dict[str, Picture]:
         }
 
 
-def _svg(draw: Callable[[Any, float], None], width: float, height: float, title: str, prefix: str) -> Markup:
+def _svg(draw: Callable[[Any], None], width: float, height: float, title: str, prefix: str) -> Markup:
     """Draw a picture of this size in inches, as an <svg> element whose ids start with `prefix`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    draw(figure, width)
+    draw(figure)
     target = io.StringIO()
     figure.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = re.sub(
@@ -133,8 +132,8 @@ def _intervals(report: RunReport) -> list[tuple[str, float, float, float]]:
     return rows
 
 
-def _forest(figure: Any, rows: Sequence[tuple[str, float, float, float]], width: float) -> None:
-    axes = figure.subplots()
+def _forest(figure: Any, report: RunReport) -> None:
+    axes, rows = figure.subplots(), _intervals(report)
     axes.axvline(0, color=DIM, linewidth=1)
     for i, (_label, value, low, high) in enumerate(rows):
         color = GOOD if high < 0 else BAD if low > 0 else DIM
@@ -142,9 +141,7 @@ def _forest(figure: Any, rows: Sequence[tuple[str, float, float, float]], width:
         axes.plot([value], [i], "o", color=color, markersize=6)
     axes.set_yticks(range(len(rows)), [label for label, *_rest in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel(_("change of the loss in nats per token, with 95% CI; left of 0 is better"), wrap=True)
-    if width <= NARROW:
-        axes.set_xlabel(_("change in nats per token; left of 0 is better"))
+    axes.set_xlabel(_("change in nats per token, with 95% CI; left of 0 is better"))
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
 

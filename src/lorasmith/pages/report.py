@@ -127,8 +127,8 @@ def _texts(report: RunReport) -> dict[str, str]:
         "explained": _(
             "The singular values of s·B·A tell how the update of a layer is spread over its r directions. The "
             "effective rank is the exponential of their entropy (Roy and Vetterli 2007): 1 if one direction holds "
-            "everything, r if all are equal. Directions for 90%: how many of them hold 90% of the squared update. Size: its "
-            "Frobenius norm. Medians, with the range in parentheses."
+            "everything, r if all are equal. Directions for 90%: how many of them hold 90% of the squared update. "
+            "Size: its Frobenius norm. Medians, with the range in parentheses."
         ),
         "method": _("How these figures were made"),
         "methods": _(
