@@ -120,7 +120,8 @@ def _longer(subject: Subject, config: Config) -> NextStep:
     steps, epochs = training.max_steps, training.epochs
     flags = ["--max-steps", str(2 * steps)] if steps else ["--epochs", f"{2 * epochs:g}"]
     if config.data.held_out:
-        why = joined(f"{why} {_('With --patience, training stops once the held-out loss no longer improves.')}")
+        until = _("With --patience, training stops once the held-out loss no longer improves.")
+        why = joined(f"{why} {until}")
         flags += ["--eval-every", str(training.eval_every or _every(subject)), "--patience", str(PATIENCE)]
     return NextStep(_("Train for longer"), why, command(subject, "longer", *flags))
 
