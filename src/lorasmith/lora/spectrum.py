@@ -153,7 +153,8 @@ def singular_values(A_ERI: Tensor, B_EOR: Tensor) -> Tensor:
     """The singular values of each B A in descending order: [E, min(O, R, I)]."""
     R_A = torch.linalg.qr(A_ERI.mT, mode="r").R
     R_B = torch.linalg.qr(B_EOR, mode="r").R
-    return torch.linalg.svdvals(R_B @ R_A.mT)
+    values_ES: Tensor = torch.linalg.svdvals(R_B @ R_A.mT)
+    return values_ES
 
 
 def effective_ranks(values_ES: Tensor) -> Tensor:
@@ -162,7 +163,8 @@ def effective_ranks(values_ES: Tensor) -> Tensor:
     1 if one of the values dominates, S if all are equal; NaN where all are zero.
     """
     p_ES = values_ES / values_ES.sum(1, keepdim=True)
-    return torch.special.entr(p_ES).sum(1).exp()
+    ranks_E: Tensor = torch.special.entr(p_ES).sum(1).exp()
+    return ranks_E
 
 
 def _natural(key: str) -> list[tuple[float, str]]:

@@ -23,7 +23,7 @@ MOST_KINDS = 24  # of modules, in rows of the picture of all layers
 # Colors that stand for those of the page.
 NAMES = {f"#00000{i}": name for i, name in enumerate(("ink", "dim", "line", "one", "two", "good", "bad"), 1)}
 INK, DIM, LINE, ONE, TWO, GOOD, BAD = NAMES
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "path", "svg.hashsalt": "lorasmith", "font.size": 9, "text.color": DIM, "axes.edgecolor": LINE,
     "axes.labelcolor": DIM, "xtick.color": DIM, "ytick.color": DIM, "axes.spines.top": False,
     "axes.spines.right": False, "grid.color": LINE, "legend.frameon": False, "legend.fontsize": 8.5,
@@ -58,8 +58,12 @@ def pictures(report: RunReport) -> dict[str, Picture]:
     if len(report.subject.training) > 1:
         wanted["loss"] = (_("Loss over the steps of the training"), 3.1, lambda figure: _loss(figure, report))
     if rows := _intervals(report):
-        height = 0.9 + 0.36 * len(rows)
-        wanted["intervals"] = (_("Changes of the loss"), height, lambda figure: _forest(figure, report))
+        height = 0.6 + 0.36 * len(rows)
+        wanted["intervals"] = (
+            _("Change of the loss in nats per token, with 95% CI; left of 0 is better"),
+            height,
+            lambda figure: _forest(figure, report),
+        )
     usable = [one for one in report.spectra if one.rank > 1 and one.norm > 0]
     if usable:
         wanted["spectrum"] = (_("Singular values of every update"), 2.9, lambda figure: _spectrum(figure, usable))
@@ -141,7 +145,6 @@ def _forest(figure: Any, report: RunReport) -> None:
         axes.plot([value], [i], "o", color=color, markersize=6)
     axes.set_yticks(range(len(rows)), [label for label, *_rest in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel(_("change in nats per token, with 95% CI; left of 0 is better"))
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
 

@@ -90,7 +90,6 @@ def _state(report: RunReport) -> str:
 
 def _texts(report: RunReport) -> dict[str, str]:
     """The labels of the page."""
-    shown = report.evidence.shown
     return {
         "title": _("Training report"),
         "glance": _("At a glance"),
@@ -101,16 +100,9 @@ def _texts(report: RunReport) -> dict[str, str]:
         "learned": _("Did it learn?"),
         "forgotten": _("What did it forget?"),
         "enough": _("Was LoRA enough?"),
-        "sure": _("How sure"),
         "trained": _("What was trained, and on what"),
         "examples": _("Answers side by side"),
-        "chosen": _(
-            "Of the {count} held-out examples with a prompt and a complete answer, ordered by how much the adapter "
-            "changed their loss: the first, the middle and the last ones, whatever they say. Answers are decoded "
-            "greedily, up to {tokens} tokens.",
-            count=f"{report.evidence.eligible:,}",
-            tokens=ANSWERS.max_new_tokens,
-        ) if shown else "",
+        "chosen": _chosen(report),
         "reference": _("reference answer"),
         "base": _("base"),
         "adapter": _("adapter"),
@@ -139,3 +131,14 @@ def _texts(report: RunReport) -> dict[str, str]:
             "run: another seed gives somewhat different figures."
         ),
     }  # fmt: skip
+
+
+def _chosen(report: RunReport) -> str:
+    """How the examples were chosen that are shown."""
+    return _(
+        "Of the {count} held-out examples with a prompt and a complete answer, ordered by how much the adapter "
+        "changed their loss: the first, the middle and the last ones, whatever they say. Answers are decoded "
+        "greedily, up to {tokens} tokens.",
+        count=f"{report.evidence.eligible:,}",
+        tokens=ANSWERS.max_new_tokens,
+    )

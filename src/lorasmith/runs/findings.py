@@ -57,6 +57,11 @@ class Finding:
             "unknown": _("not known"),
         }[self.sure]
 
+    @property
+    def how_sure(self) -> str:
+        """`certainty` as a line of its own."""
+        return _("How sure: {certainty}", certainty=self.certainty)
+
 
 def interval_text(value: float, low: float, high: float) -> str:
     """A difference with its confidence interval."""
@@ -133,9 +138,27 @@ def falling_finding(
     """
     if end is None:
         text = _("Not known: too few steps were logged to tell a trend from noise.")
-        evidence = _("Train for more steps, or use --log-every 1.")
-        return Finding("falling", "unknown", text, (evidence,), "unknown", "unknown")
+        remedy = _("Train for more steps, or use --log-every 1.")
+        return Finding("falling", "unknown", text, (remedy,), "unknown", "unknown")
     change, low, high = end.change
+    evidence = _falling_evidence(end, rates, held_out)
+    small = SMALL_CHANGE * abs(end.mean)
+    if high < 0 and change < -small:
+        text = _("Yes: it was still falling when training ended.")
+        return Finding("falling", "falling", text, evidence, "clear", "neutral")
+    if low > 0 and change > small:
+        text = _("No, it rises: training is unstable.")
+        return Finding("falling", "rising", text, evidence, "clear", "bad")
+    if low > -2 * small:
+        text = _("No, it has leveled off.")
+        return Finding("falling", "level", text, evidence, "likely", "good")
+    text = _("Unclear: the losses of single steps scatter too much.")
+    return Finding("falling", "unclear", text, evidence, "unknown", "unknown")
+
+
+def _falling_evidence(
+    end: Trend, rates: tuple[float, float] | None, held_out: Sequence[tuple[int, float]]
+) -> tuple[str, ...]:
     evidence = [
         _(
             "In the last third of training (steps {first} to {last}, {points} logged losses) the loss changed by "
@@ -143,7 +166,7 @@ def falling_finding(
             first=end.first,
             last=end.last,
             points=end.points,
-            change=interval_text(change, low, high),
+            change=interval_text(*end.change),
             mean=end.mean,
         )
     ]
@@ -167,18 +190,7 @@ def falling_finding(
                 change=other - one,
             )
         )
-    small = SMALL_CHANGE * abs(end.mean)
-    if high < 0 and change < -small:
-        text = _("Yes: it was still falling when training ended.")
-        return Finding("falling", "falling", text, tuple(evidence), "clear", "neutral")
-    if low > 0 and change > small:
-        text = _("No, it rises: training is unstable.")
-        return Finding("falling", "rising", text, tuple(evidence), "clear", "bad")
-    if low > -2 * small:
-        text = _("No, it has leveled off.")
-        return Finding("falling", "level", text, tuple(evidence), "likely", "good")
-    text = _("Unclear: the losses of single steps scatter too much.")
-    return Finding("falling", "unclear", text, tuple(evidence), "unknown", "unknown")
+    return tuple(evidence)
 
 
 def gap_finding(
