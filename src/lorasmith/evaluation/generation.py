@@ -30,6 +30,7 @@ from lorasmith.report import Report
 
 ENDED = "ended"  # key of the one metric that judges how an answer ended instead of its text
 PLACEHOLDER = "\N{OPEN BOX}"  # text of a message that occurs in no template
+NO_END = "\N{SYMBOL FOR SPACE}"  # text of an answer that no system message ends with
 THOUGHT = re.compile(r"<(\w+)>\s*(?:</\1>\s*)?\Z")  # the reasoning before an answer, empty or begun
 
 
@@ -213,7 +214,7 @@ def _last_answer(example: Example) -> tuple[int, int, int]:
 
 def _user_frame(template: Template) -> tuple[str, str]:
     """What the template writes right before and right after any user message; empty if that cannot be told."""
-    conversation = (Message("user", PLACEHOLDER), Message("assistant", "."), Message("user", PLACEHOLDER))
+    conversation = (Message("user", PLACEHOLDER), Message("assistant", NO_END), Message("user", PLACEHOLDER))
     try:
         parts = template.render(conversation).split(PLACEHOLDER)
     except RowError:  # the template accepts a single user message only
