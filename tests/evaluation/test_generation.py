@@ -103,3 +103,10 @@ def test_reasoning_that_does_not_end_has_no_answer() -> None:
     assert frame.content("<think>It may be four, or") == ""
     assert frame.content("It is <think> four") == "It is <think> four"
     assert Frame().content("<think>four</think>") == "<think>four</think>"
+
+
+def test_a_later_turn_is_shown_without_the_words_of_a_template_with_a_default_system_prompt():
+    """Such a template ends a system message before the first user message, and an answer before any other."""
+    template = template_of("{{ '<|im_start|>system\nHelp.<|im_end|>\n' }}" + PLAIN)
+    (found,) = prompts_from_examples([template.encode(TALK[1:], "rows.jsonl:7")], template, 5)
+    assert found.text == TALK[3].content

@@ -8,9 +8,9 @@ very ids that preceded the answer in training, whatever the format of the row.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Self
 
 from torch import Tensor
@@ -30,6 +30,7 @@ from lorasmith.report import Report
 
 ENDED = "ended"  # key of the one metric that judges how an answer ended instead of its text
 PLACEHOLDER = "\N{OPEN BOX}"  # text of a message that occurs in no template
+NO_END = "\N{SYMBOL FOR SPACE}"  # text of an answer that no system message ends with
 THOUGHT = re.compile(r"<(\w+)>\s*(?:</\1>\s*)?\Z")  # the reasoning before an answer, empty or begun
 
 
@@ -146,24 +147,7 @@ def prompts_from_examples(examples: Sequence[Example], template: Template, count
     Plain text has no prompt, and truncated answers are no reference: both are skipped. Raises DataError if nothing is
     left.
     """
-    prompts: list[Prompt] = []
-    frame, (before, after) = Frame.of(template), _user_frame(template)
-    for example in examples:
-        if len(prompts) == count:
-            break
-        start, end, last = _last_answer(example)
-        if start < 2 or example.ids[end - 1] not in template.stop_ids:
-            continue
-        asked = str(template.tokenizer.decode(example.ids[last:start]))
-        text = asked.removesuffix(after).partition(before)[2] if before and before in asked else ""
-        prompts.append(
-            Prompt(
-                example.ids[:start],
-                text.strip() or _plain_text(template, example.ids[last:start]),
-                frame.content(_plain_text(template, example.ids[start:end])),
-                example.source,
-            )
-        )
+    prompts = list(islice(filter(None, example_prompts(examples, template)), count))
     if not prompts:
         raise DataError(
             _(
@@ -173,6 +157,24 @@ def prompts_from_examples(examples: Sequence[Example], template: Template, count
             )
         )
     return prompts
+
+
+def example_prompts(examples: Sequence[Example], template: Template) -> Iterator[Prompt | None]:
+    """The last prompt and answer of each example; None for plain text, and where the answer is truncated."""
+    frame, (before, after) = Frame.of(template), _user_frame(template)
+    for example in examples:
+        start, end, last = _last_answer(example)
+        if start < 2 or example.ids[end - 1] not in template.stop_ids:
+            yield None
+            continue
+        asked = str(template.tokenizer.decode(example.ids[max(last - 1, 0) : start]))  # with the stop token before it
+        text = asked.removesuffix(after).partition(before)[2] if before and before in asked else ""
+        yield Prompt(
+            example.ids[:start],
+            text.strip() or _plain_text(template, example.ids[last:start]),
+            frame.content(_plain_text(template, example.ids[start:end])),
+            example.source,
+        )
 
 
 def generate_answers(
@@ -212,7 +214,7 @@ def _last_answer(example: Example) -> tuple[int, int, int]:
 
 def _user_frame(template: Template) -> tuple[str, str]:
     """What the template writes right before and right after any user message; empty if that cannot be told."""
-    conversation = (Message("user", PLACEHOLDER), Message("assistant", "."), Message("user", PLACEHOLDER))
+    conversation = (Message("user", PLACEHOLDER), Message("assistant", NO_END), Message("user", PLACEHOLDER))
     try:
         parts = template.render(conversation).split(PLACEHOLDER)
     except RowError:  # the template accepts a single user message only

@@ -152,10 +152,14 @@ def eval_mode(base: Base) -> Iterator[None]:
 
 def compare(before: ExampleLosses, after: ExampleLosses, seed: int = 0) -> Comparison:
     """Paired bootstrap (Efron 1979): resample examples with replacement, and take both losses on the same resample."""
-    resamples = bootstrap_indices(len(before.losses), seed)
-    differences = (after.losses - before.losses)[resamples].sum(1) / before.weights[resamples].sum(1)
-    low, high = confidence_interval(differences)
+    low, high = confidence_interval(resampled_differences(before, after, seed))
     return Comparison(before.loss, after.loss, low, high, len(before.losses))
+
+
+def resampled_differences(before: ExampleLosses, after: ExampleLosses, seed: int = 0) -> Tensor:
+    """after - before on each resample of the bootstrap: float64 of shape (`RESAMPLES`,)."""
+    resamples = bootstrap_indices(len(before.losses), seed)
+    return (after.losses - before.losses)[resamples].sum(1) / before.weights[resamples].sum(1)
 
 
 def bootstrap_indices(examples: int, seed: int) -> Tensor:

@@ -13,7 +13,7 @@ from lorasmith.config.files import parse_json
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import Config, load_config
-from lorasmith.data.dataset.prepare import prepare
+from lorasmith.data.dataset.prepare import Prepared, prepare
 from lorasmith.errors import AdapterError, ConfigError, DataError, RunError
 from lorasmith.evaluation.custom_metric import custom_metrics
 from lorasmith.evaluation.general_text import GENERAL_TEXT, general_examples
@@ -74,7 +74,7 @@ def evaluate(
     config = load_config(runs[0] / RUN_CONFIG, {}) if _is_run_folder(runs[0]) else None
     seed = config.training.seed if config else 0
     if options.files:
-        examples = _read_examples(session, options.files, options.limits or DataConfig(), report)
+        examples = read_examples(session, options.files, options.limits or DataConfig(), report)
         for text in leakage_warnings(session, examples, report):
             report.warn(text)
     else:
@@ -159,7 +159,7 @@ def _forgetting_examples(session: Session, forget: str | None, report: Report) -
         return []
     if not forget:
         return general_examples(session.base.tokenizer, session.base.max_positions)
-    return _read_examples(session, [forget], DataConfig(too_long="truncate"), report)
+    return read_examples(session, [forget], DataConfig(too_long="truncate"), report)
 
 
 def _evaluate_forgetting(
@@ -207,7 +207,7 @@ def _held_out_files(config: Config | None) -> tuple[str, ...]:
     return (share,) if isinstance(share, str) else config.data.data
 
 
-def _read_examples(session: Session, files: Sequence[str], limits: DataConfig, report: Report) -> list[Example]:
+def read_examples(session: Session, files: Sequence[str], limits: DataConfig, report: Report) -> list[Example]:
     """All rows of `files`, encoded with the template of the adapters."""
     config = limits.model_copy(update={"data": tuple(files), "held_out": 0.0})
     return prepare(config, session.template, session.base.max_positions, WarningsOnly(report)).train
@@ -250,6 +250,14 @@ def _held_out_by(session: Session, run: Path, config: Config | None, report: Rep
                 run=run,
             )
         )
+    now = prepared_again(session, run, config, report)
+    if not now.held_out:
+        raise DataError(_("{run}: this run held out no examples. Give a file: lorasmith eval RUN FILE", run=run))
+    return now.held_out
+
+
+def prepared_again(session: Session, run: Path, config: Config, report: Report) -> Prepared:
+    """A run's examples, read again from its files. Raises RunError if the held-out ones are not what they were."""
     then = _environment(run)
     now = prepare(config.data, session.template, session.base.max_positions, WarningsOnly(report), config.training.seed)
     if then.get("held_out_sha256") != now.held_out_sha256:
@@ -261,9 +269,7 @@ def _held_out_by(session: Session, run: Path, config: Config | None, report: Rep
                 files=listed(config.data.data),
             )
         )
-    if not now.held_out:
-        raise DataError(_("{run}: this run held out no examples. Give a file: lorasmith eval RUN FILE", run=run))
-    return now.held_out
+    return now
 
 
 def _environment(run: Path) -> dict[str, Any]:

@@ -199,6 +199,8 @@ class _Training:
             trainable_parameters=job.parameters.values.numel(),
             adapter_bytes=sum(p.numel() * 4 for p in job.base.adapters[ADAPTER].parameters.values()),
             base_bytes=stored_bytes(job.base.model),
+            train_examples=len(job.train),
+            held_out_examples=len(job.held_out),
         )
         if compared:
             self.report.say(str(compared))

@@ -14,6 +14,7 @@ from lorasmith.system.ownership import MARKER, is_marked
 from lorasmith.system.writing import LEFTOVER, recover, writing
 
 RUN_CONFIG, ENVIRONMENT, SUMMARY, LOSS_PLOT = "config.toml", "environment.json", "summary.json", "loss.png"
+REPORT = "report.html"  # written by `lorasmith report`
 LOCK = f"{MARKER}.lock"
 METRICS, SAMPLES, EVENTS = "metrics.jsonl", "samples.jsonl", "tensorboard"
 DEMO_SAMPLES = "samples.json"  # written by `lorasmith demo`
@@ -29,7 +30,7 @@ ADAPTER_FILES = TOKENIZER_FILES | {"adapter_config.json", "adapter_model.safeten
 CHECKPOINT_FILES = ADAPTER_FILES | {STATE, TENSORS}
 TOP_LEVEL = frozenset({
     MARKER, LOCK, RUN_CONFIG, ENVIRONMENT, SUMMARY, LOSS_PLOT, METRICS, SAMPLES, DEMO_SAMPLES, EVENTS, ADAPTER,
-    CHECKPOINTS,
+    CHECKPOINTS, REPORT,
 })  # fmt: skip
 _CHECKPOINT = re.compile(r"(step|best)-([0-9]{6,15})")
 # The second form was left behind by version 0.1.0 when it was killed while writing.
@@ -57,6 +58,8 @@ class Summary:
     base_bytes: int
     best_step: int | None = None  # the step of the adapter that was kept
     stopped_early: bool = False  # training.patience ran out; not written before version 0.2
+    train_examples: int | None = None  # these two are not written before version 0.2
+    held_out_examples: int | None = None
 
     def __str__(self) -> str:
         if self.loss_before is None or self.loss_after is None:

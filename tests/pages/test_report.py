@@ -1,0 +1,145 @@
+"""The page of a report: one file with every figure, in both languages, that fits a phone, a desk and paper."""
+
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from lorasmith.i18n import using_language
+from lorasmith.pages.report import kind_rows, render_page, write_page
+from lorasmith.runs.evidence import Evidence
+from lorasmith.runs.report import RunReport
+from tests.support.reports import TAGS, made_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+class Page(HTMLParser):
+    """Tags, what they refer to, and the text outside of pictures."""
+
+    VOID = ("meta", "path", "use", "rect")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.links += [value for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "action")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append(tag)
+        self.links += [value for key, value in attrs if key in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "svg"} & {*self.open}:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def report() -> RunReport:
+    return made_report()
+
+
+def test_everything_is_on_the_page_and_nothing_is_fetched(report):
+    html = render_page(report)
+    page = Page(html)
+    assert page.open == []
+    assert all(link.startswith("#") for link in page.links)
+    assert not re.search(r"https?:|@import|url\((?!#)", html)
+    assert "script" not in page.seen
+    assert "<b>" not in html
+    for finding in report.findings.values():
+        assert page.text.count(finding.answer) == 2  # at a glance, and with its evidence
+        assert all(line in page.text for line in finding.evidence)
+    for step in report.steps:
+        assert step.what in page.text
+        assert step.command in page.text
+    assert all(text in page.text for text in report.problems)
+    for example in report.evidence.shown:
+        assert example.prompt.text in page.text
+        assert example.base.text in page.text
+    assert page.text.count("(empty)") == 3
+    assert page.text.count("truncated at the length limit") == 3
+    assert "Of the 40 held-out examples" in page.text
+    assert TAGS in page.text
+    assert page.seen.count("svg") == 8
+
+
+def test_the_page_is_in_the_readers_language(report):
+    with using_language("zh"):
+        html = render_page(report)
+        text = Page(html).text
+    assert '<html lang="zh">' in html
+    for word in ("训练报告", "学到东西了吗？", "LoRA 够用吗？", "接下来可以试什么", "最差", "有效秩"):
+        assert word in text
+    assert '<html lang="en">' in render_page(report)
+
+
+def test_what_is_not_known_is_said(report):
+    bare = replace(report, evidence=Evidence(), spectra=[], steps=[], problems=(), facts=[])
+    text = Page(render_page(bare)).text
+    assert "Nothing is called for" in text
+    assert "Answers side by side" not in text
+    assert "directions for 90%" not in text
+    alone = replace(bare, subject=replace(report.subject, config=None, state="adapter"))
+    text = Page(render_page(alone)).text
+    assert "An adapter folder without its run" in text
+    assert "Nothing is called for" not in text
+    unfinished = replace(bare, subject=replace(report.subject, state="interrupted"))
+    assert "after step 60" in Page(render_page(unfinished)).text
+
+
+def test_a_row_for_each_kind_of_module(report):
+    up, query = sorted(kind_rows(report.spectra), key=lambda row: row.kind)
+    assert (up.kind, query.kind, up.updates, up.rank) == ("mlp.up_proj", "self_attn.q_proj", 3, "4")
+    assert up.directions == "2"
+    assert up.norm == "2.3 (1.15-3.45)"
+    assert up.effective == "3.0"
+
+
+def test_the_page_is_written_whole(report, tmp_path):
+    write_page(report, tmp_path / "page.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    assert (tmp_path / "page.html").read_text("utf-8") == render_page(report)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.slow
+def test_the_page_fits_a_phone_a_desk_and_paper(report, tmp_path: Path):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    for language in ("en", "zh"):
+        with using_language(language):
+            write_page(report, tmp_path / f"{language}.html")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        for language in ("en", "zh"):
+            for width, shown in ((390, "narrow"), (1280, "wideonly")):
+                page = browser.new_page(viewport={"width": width, "height": 900})
+                page.goto((tmp_path / f"{language}.html").as_uri())
+                assert page.evaluate("document.documentElement.scrollWidth") == width
+                assert page.locator(f"figure .{shown}").first.is_visible()
+                other = "wideonly" if shown == "narrow" else "narrow"
+                assert not page.locator(f"figure .{other}").first.is_visible()
+                page.close()
+        page = browser.new_page(color_scheme="dark")
+        page.goto((tmp_path / "en.html").as_uri())
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 28)"
+        page.emulate_media(media="print")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        page.pdf(path=tmp_path / "page.pdf")
+        assert (tmp_path / "page.pdf").stat().st_size > 10_000
+        browser.close()
