@@ -1,13 +1,12 @@
 """Losses on preferences: equal to TRL's trainers in value, rewards and gradients, and to plain torch in float64."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
@@ -18,7 +17,6 @@ from lorasmith.lora.inject import Adapter
 from lorasmith.model.base import Base
 from lorasmith.model.head import loss_sum, token_losses
 from lorasmith.model.preference import (
-    AnswerSums,
     PreferenceLoss,
     Share,
     answer_sums,
@@ -26,7 +24,7 @@ from lorasmith.model.preference import (
     objective,
 )
 from lorasmith.model.row import IGNORED, Example, Row, flatten
-from tests.support.families import WORDS, adapted, distance, gradients, own_logits, tiny
+from tests.support.families import WORDS, adapted, distance, gradients, tiny
 from tests.support.tiny import tokenizer
 
 PAIRS = 4
@@ -78,7 +76,9 @@ def answers() -> list[Example]:
 
 def reference_of(base: Base, batch: Sequence[Example]) -> Tensor:
     """Log-probabilities in the base model, each answer alone."""
-    return torch.cat([answer_sums(token_losses(base, row), row).logp_K for row in (flatten([e], 1.0, None) for e in batch)])
+    return torch.cat(
+        [answer_sums(token_losses(base, row), row).logp_K for row in (flatten([e], 1.0, None) for e in batch)]
+    )
 
 
 def step_rows(loss: PreferenceLoss, base: Base, share_prefix: bool = True) -> tuple[list[Row], list[list[int]]]:
@@ -111,9 +111,7 @@ def ours(name: str, base: Base, adapter: Adapter) -> tuple[float, dict[str, floa
     batch = loss.examples(answers())
     reference = reference_of(base, answers()) if loss.has_reference else None
     kl = kl_of(base, answers()) if name == "kto" else None
-    tokens_in_all = sum(
-        float(loss.nll(answer_sums(torch.ones(len(row.at_N)), row))[1].sum()) for row in rows
-    )
+    tokens_in_all = sum(float(loss.nll(answer_sums(torch.ones(len(row.at_N)), row))[1].sum()) for row in rows)
     share = Share(len(batch) // loss.unit, tokens_in_all, torch.zeros(8, dtype=torch.float64))
     total = 0.0
     for row, part in zip(rows, members, strict=True):
@@ -138,7 +136,9 @@ def trainer_of(name: str, folder: Path) -> Any:
     kind: Any
     args: Any
     if name.startswith("dpo"):
-        types = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, given["rpo_alpha"]]} if "rpo_alpha" in given else {}
+        types = (
+            {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, given["rpo_alpha"]]} if "rpo_alpha" in given else {}
+        )
         kind, args = DPOTrainer, DPOConfig(**few, beta=given["beta"], **types)
     elif name == "kto":
         kind, args = KTOTrainer, KTOConfig(**few, **given)
@@ -159,8 +159,7 @@ def inputs_of(name: str, trainer: Any) -> dict[str, Any]:
     """A batch of the same pairs, as the trainer's collator makes it."""
     made = pairs()
     if name.startswith("dpo"):
-        batch: dict[str, Any] = trainer.data_collator(made)
-        return batch
+        return dict(trainer.data_collator(made))
     if name == "kto":
         flat = [
             {"prompt_ids": pair["prompt_ids"], "completion_ids": pair[f"{kind}_ids"], "label": kind == "chosen"}
@@ -169,18 +168,19 @@ def inputs_of(name: str, trainer: Any) -> dict[str, Any]:
         ]
         for i, one in enumerate(flat):
             one["KL_completion_ids"] = flat[i - 1]["completion_ids"]
-        batch = trainer.data_collator(flat)
-        return batch
+        return dict(trainer.data_collator(flat))
     rows = []
     for pair in made:
-        row: dict[str, Any] = {"prompt_input_ids": pair["prompt_ids"], "prompt_attention_mask": [1] * len(pair["prompt_ids"])}
+        row: dict[str, Any] = {
+            "prompt_input_ids": pair["prompt_ids"],
+            "prompt_attention_mask": [1] * len(pair["prompt_ids"]),
+        }
         for kind in ("chosen", "rejected"):
             ids = pair["prompt_ids"] + pair[f"{kind}_ids"]
             row |= {f"{kind}_input_ids": ids, f"{kind}_attention_mask": [1] * len(ids)}
             row[f"{kind}_labels"] = [IGNORED] * len(pair["prompt_ids"]) + pair[f"{kind}_ids"]
         rows.append(row)
-    batch = trainer.data_collator(rows)
-    return batch
+    return dict(trainer.data_collator(rows))
 
 
 def theirs(name: str, adapter: Adapter, folder: Path) -> tuple[float, dict[str, float], dict[str, Tensor]]:

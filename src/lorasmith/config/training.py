@@ -22,6 +22,15 @@ class TrainingConfig(Typed):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    method: Annotated[
+        Literal["lora", "full", "dpo", "orpo", "kto", "simpo"],
+        Field(
+            description=_(
+                "What is trained: lora (an adapter), full (all weights of the base model), or an adapter on preference "
+                "pairs: dpo, orpo, kto, simpo"
+            )
+        ),
+    ] = "lora"
     start_from: Annotated[
         str | None,
         Field(description=_("Run or adapter folder to continue training from, with a new optimizer and schedule")),

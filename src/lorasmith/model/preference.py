@@ -1,10 +1,9 @@
 """Losses on preferences: of which answers are better, from their log-probabilities.
 
-    dpo    -log sigmoid(r_chosen - r_rejected), where r = beta * (log pi - log pi_ref)
-           (Rafailov et al. 2023, arXiv:2305.18290, eq. 7; with label_smoothing: Mitchell 2023, "A note on DPO with noisy
-           preferences", eq. 3)
-    orpo   the mean cross-entropy of the chosen texts, prompt included, - beta * log sigmoid(log-odds of the pair), each
-           by the mean log-probability of a token (Hong et al. 2024, arXiv:2403.07691, eqs. 4, 6 and 7)
+    dpo    -log sigmoid(r_chosen - r_rejected), where r = beta * (log pi - log pi_ref) (Rafailov et al. 2023,
+           arXiv:2305.18290, eq. 7; label_smoothing: Mitchell 2023, "A note on DPO with noisy preferences", eq. 3)
+    orpo   the mean cross-entropy of the chosen texts, prompt included, - beta * log sigmoid of the difference of the
+           log-odds, each of the mean log-probability of a token (Hong et al. 2024, arXiv:2403.07691, eqs. 4, 6, 7)
     kto    1 - sigmoid(r - z) for a desirable answer and 1 - sigmoid(z - r) for another one, times their weights, where
            z = beta * KL (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8)
     simpo  -log sigmoid(r_chosen - r_rejected - gamma), where r = beta * log pi / tokens
@@ -95,7 +94,9 @@ class PreferenceLoss:
         if self.method == "kto":
             assert kl is not None
             away_K = (2 * desirable_K - 1) * (reward_K - self.beta * kl)
-            weight_K = torch.lerp(*map(reward_K.new_tensor, (self.undesirable_weight, self.desirable_weight)), desirable_K)
+            weight_K = torch.lerp(
+                *map(reward_K.new_tensor, (self.undesirable_weight, self.desirable_weight)), desirable_K
+            )
             return Values(weight_K * (1 - torch.sigmoid(away_K)), away_K > 0, reward_K, logp_K)
         chosen_U, rejected_U = reward_K[0::2], reward_K[1::2]
         right_U = chosen_U > rejected_U

@@ -286,7 +286,8 @@ def _quantized(base: Base) -> dict[str, str]:
 def _options(config: Config) -> dict[str, str]:
     """The options that affect the adapter, besides those of the base model and the data; values as JSON."""
     config = with_absolute_paths(config)
-    parts = {"lora": config.lora.model_dump(mode="json"), "training": config.training.model_dump(mode="json")}
+    sections = {"lora": config.lora, "training": config.training, "preference": config.preference}
+    parts = {name: section.model_dump(mode="json") for name, section in sections.items()}
     return {
         f"{part}.{key}": json.dumps(value, ensure_ascii=False)
         for part, values in parts.items()
