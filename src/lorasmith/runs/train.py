@@ -4,6 +4,7 @@ RUN/.lorasmith         marks the folder as ours; .lorasmith.lock exists beside i
 RUN/config.toml        all options as resolved, with the reasons for automatic choices
 RUN/environment.json   versions, processor, number of threads, hashes of base model and data
 RUN/metrics.jsonl      one line per step or evaluation
+RUN/reference.safetensors  what the model said of preferences before the training, if it is on preferences
 RUN/samples.jsonl      answers to the prompts of training.samples at every evaluation
 RUN/tensorboard/       the metrics as event files, if training.report_to has tensorboard
 RUN/checkpoints/       the last checkpoint, and the best adapter by held-out loss
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -27,7 +29,8 @@ from lorasmith.config.toml import Config
 from lorasmith.data.dataset.prepare import Prepared, read_files
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import Interrupted, MissingExtraError, TrainingError
-from lorasmith.evaluation.loss import ExampleLosses, compare
+from lorasmith.evaluation.loss import Comparison, ExampleLosses, compare
+from lorasmith.evaluation.preference import PreferenceLosses, compare_preferences
 from lorasmith.i18n import _
 from lorasmith.lora.quantized import stored_bytes
 from lorasmith.lora.saved_values import has_moved
@@ -50,9 +53,10 @@ from lorasmith.training import checkpoint, loop
 from lorasmith.training.assemble import ADAPTER, assemble, recompute_activations
 from lorasmith.training.checkpoint import State
 from lorasmith.training.distributed import World, join, leave
+from lorasmith.training.preference import Reference
 from lorasmith.training.resume import restored_state
 from lorasmith.training.run_files import ADAPTER as ADAPTER_FOLDER
-from lorasmith.training.run_files import CHECKPOINTS, LOSS_PLOT, SUMMARY, Summary, read_summary, recover_run
+from lorasmith.training.run_files import CHECKPOINTS, LOSS_PLOT, REFERENCE, SUMMARY, Summary, read_summary, recover_run
 from lorasmith.training.run_folder import (
     check_folder,
     check_space,
@@ -107,7 +111,9 @@ class _Training:
     def run(self, resume: bool, started: float) -> Summary:
         """Load, prepare, train, evaluate, write. `started` is the perf_counter() at which the run began."""
         config, report = self.config, self.report
-        files = read_files(config.data, report)  # first, to report invalid rows before a base model is loaded
+        files = read_files(
+            config.data, report, config.training.method
+        )  # first, to report invalid rows before a base model is loaded
         saved = self._last_checkpoint() if resume else None
         assembled = assemble(config, self.folder, report, self.world, files, saved)
         job, config, template, data = assembled.job, assembled.config, assembled.template, assembled.data
@@ -115,6 +121,7 @@ class _Training:
         self._describe(job, load_measurement(measurements))
         state = self._restore(job, saved) if resume else self._start(job, config, template, data)
         is_representative = state.step == 0 and self.recompute == config.training.gradient_checkpointing
+        is_representative &= job.preference is None  # whose first evaluation is part of what is measured before
         with _resumable(self.folder), job.history:
             self._track(job, config)
             prepared = time.perf_counter()
@@ -151,8 +158,16 @@ class _Training:
             reasons = {f"model.{key}": why for key, why in job.base.why.items()}
             resolved = _resolved(config, self.folder, job.base, template, data)
             start_run(self.folder, resolved, reasons, job.origin.settings | _versions(), self.overwrite)
-        self.world.barrier()
+        self._measure_start(job)
         return State()
+
+    def _measure_start(self, job: loop.Job) -> None:
+        """Let the model say of the preferences, if the training is on some, what it says before the first step."""
+        if job.preference:
+            reference = job.preference.measure(job.base, job.adapter, self.report, self.world)
+            if self.world.is_first:
+                reference.save(self.folder / REFERENCE)
+        self.world.barrier()
 
     def _track(self, job: loop.Job, config: Config) -> None:
         """Begin or resume the run in the trackers of training.report_to. Raises ConfigError if one cannot."""
@@ -175,7 +190,10 @@ class _Training:
         self.world.barrier()
         if saved is None:
             self.report.say(_("No checkpoint in {folder} yet; starting from the beginning", folder=self.folder))
+            self._measure_start(job)
             return state
+        if job.preference:
+            job.preference.reference = Reference.load(self.folder / REFERENCE)
         checkpoint.restore(saved, job.parameters, job.optimizer, state.step)
         self.report.say(_("Resuming after step {step} of {steps}", step=state.step, steps=len(job.plan)))
         return state
@@ -183,7 +201,7 @@ class _Training:
     def _summarize(
         self, job: loop.Job, state: State, before: ExampleLosses | None, after: ExampleLosses | None, seconds: float
     ) -> Summary:
-        compared = compare(before, after, self.config.training.seed) if before and after else None
+        compared, scores = _compared(before, after, self.config.training.seed)
         summary = Summary(
             run=str(self.folder),
             loss_before=compared.before if compared else None,
@@ -199,6 +217,7 @@ class _Training:
             trainable_parameters=job.parameters.values.numel(),
             adapter_bytes=sum(p.numel() * 4 for p in job.base.adapters[ADAPTER].parameters.values()),
             base_bytes=stored_bytes(job.base.model),
+            **scores,
         )
         if compared:
             self.report.say(str(compared))
@@ -215,6 +234,18 @@ class _Training:
                 plot_loss([self.folder], target)
         except MissingExtraError as error:
             self.report.warn(str(error))
+
+
+def _compared(
+    before: ExampleLosses | None, after: ExampleLosses | None, seed: int
+) -> tuple[Comparison | None, dict[str, Any]]:
+    """The comparison of the held-out losses, if there are any, and what the summary says besides."""
+    if before is None or after is None:
+        return None, {}
+    if not isinstance(before, PreferenceLosses) or not isinstance(after, PreferenceLosses):
+        return compare(before, after, seed), {}
+    found = compare_preferences(before, after, seed)
+    return found, {key: getattr(found, key) for key in ("accuracy", "accuracy_interval", "margin", "margin_interval")}
 
 
 @contextmanager

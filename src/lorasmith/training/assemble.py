@@ -33,6 +33,7 @@ from lorasmith.model.base import Base
 from lorasmith.model.target_check import check_targets
 from lorasmith.model.verify import enable_fast_parts
 from lorasmith.model.vocabulary import add_tokens, refuse_surplus_examples, unused_tokens
+from lorasmith.model.row import Example, laid_length
 from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
 from lorasmith.training.checkpoint import Origin
@@ -46,6 +47,7 @@ from lorasmith.training.loop import Job
 from lorasmith.training.memory import affordable_tokens
 from lorasmith.training.optim import FlatParameters
 from lorasmith.training.optimizers import in_groups, make_optimizer, require_optimizer
+from lorasmith.training.preference import Preference
 from lorasmith.training.run_folder import with_absolute_paths
 from lorasmith.training.start_from import (
     check_encoding,
@@ -108,8 +110,9 @@ def assemble(
         if start is not None:
             check_encoding(start, base, template, report)
         return template, prepare(
-            config.data, template, base.max_positions, report, config.training.seed, files, affordable_tokens(base)
-        )
+            config.data, template, base.max_positions, report, config.training.seed, files, affordable_tokens(base),
+            config.training.method,
+        )  # fmt: skip
 
     def adapter() -> Adapter:
         if start is not None:
@@ -202,13 +205,18 @@ def _job(
         write_adapter(base, ADAPTER, template, folder, notes)
 
     history = History(folder, config.training.trackers, report)
+    preference = Preference.of(config, data.train, data.held_out, data.max_length)
+    train = preference.train if preference else data.train
+    made = _plan(config, base, train, preference.loss.unit if preference else 1)
+    if preference:
+        preference.follow(made)
     return Job(
         base=base,
         adapter=ADAPTER,
         parameters=parameters,
         optimizer=make_optimizer(parameters, config.training),
-        plan=_plan(config, base, data),
-        train=data.train,
+        plan=made,
+        train=train,
         config=config.training,
         world=world,
         folder=folder,
@@ -216,7 +224,8 @@ def _job(
         evaluator=Evaluator(
             base=base,
             adapter=ADAPTER,
-            examples=data.held_out,
+            examples=preference.held_out if preference else data.held_out,
+            preference=preference,
             generation=_generation_evaluation(config, template, data, custom),
             samples=Samples.of(base, template, config.training.samples),
             history=history,
@@ -228,6 +237,7 @@ def _job(
         origin=Origin(_settings(base, template, data, world, notes), _options(config)),
         write_adapter=write,
         report=report,
+        preference=preference,
     )
 
 
@@ -238,12 +248,16 @@ def _generation_evaluation(
     count, sampling = config.training.generate, SamplingConfig(max_new_tokens=config.training.max_new_tokens)
     if not count or not data.held_out:
         return None
-    return GenerationEvaluation.from_examples(data.held_out, template, count, sampling, custom)
+    good = [example for example in data.held_out if example.desirable is not False]
+    return GenerationEvaluation.from_examples(good, template, count, sampling, custom)
 
 
-def _plan(config: Config, base: Base, data: Prepared) -> Plan:
-    lengths = [example.useful_length for example in data.train]
-    n_targets = [example.n_targets for example in data.train]
+def _plan(config: Config, base: Base, train: Sequence[Example], unit: int) -> Plan:
+    """The plan, of which each unit is so many consecutive examples."""
+    units = [train[i : i + unit] for i in range(0, len(train), unit)]
+    share = unit > 1 and "prefix" in base.fast_parts and not config.lora.lora_dropout
+    lengths = [laid_length(examples, share) for examples in units]
+    n_targets = [sum(example.n_targets for example in examples) for examples in units]
     made = plan(lengths, n_targets, config.training, config.training.seed, base.layout)
     if len(made) > MAX_STEPS:
         raise ConfigError(

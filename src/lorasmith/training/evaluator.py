@@ -18,6 +18,7 @@ from lorasmith.engine.request import Request
 from lorasmith.errors import ConfigError
 from lorasmith.evaluation.generation import GenerationEvaluation
 from lorasmith.evaluation.loss import ExampleLosses, eval_mode, evaluate_loss
+from lorasmith.evaluation.preference import PreferenceLosses
 from lorasmith.i18n import _, counted, listed
 from lorasmith.lora.files import read_weights
 from lorasmith.lora.saved_values import has_moved, restore_values
@@ -29,6 +30,7 @@ from lorasmith.system.writing import write_folder
 from lorasmith.training.checkpoint import State, best_name
 from lorasmith.training.distributed import World
 from lorasmith.training.history import History
+from lorasmith.training.preference import Preference
 from lorasmith.training.run_files import ADAPTER, ADAPTER_FILES, CHECKPOINTS, TOKENIZER_FILES
 
 SAMPLING = SamplingConfig(max_new_tokens=64)  # greedy, so that answers differ between steps only through the adapter
@@ -90,9 +92,15 @@ class Evaluator:
     write_adapter: Callable[[Path], None]
     world: World
     report: Report
+    preference: Preference | None = None
 
     def base_losses(self) -> ExampleLosses | None:
-        """The held-out losses of the base model; None if nothing is held out."""
+        """The held-out losses of the base model, or of the starting model in a training on preferences.
+
+        None if nothing is held out.
+        """
+        if self.preference and self.examples:
+            return self.preference.losses_before()
         return self._losses(None, _("held-out loss of the base model")) if self.examples else None
 
     def record_base(self, losses: ExampleLosses | None) -> None:
@@ -148,12 +156,15 @@ class Evaluator:
         return losses
 
     def _losses(self, adapter: str | None, task: str) -> ExampleLosses:
+        if self.preference:
+            return self.preference.losses(self.base, adapter, self.report, task, self.world)
         return evaluate_loss(self.base, self.examples, adapter, self.report, task, self.world)
 
     def _record(self, step: int, losses: ExampleLosses, adapter: str | None) -> None:
         """Record the mean of the `losses`, and the scores of the answers that training.generate asks for."""
         if self.world.is_first:
-            scores = self._scores(step, adapter, self.generation) if self.generation else {}
+            scores = losses.scores if isinstance(losses, PreferenceLosses) else {}
+            scores |= self._scores(step, adapter, self.generation) if self.generation else {}
             self.history.append({"step": step, "held_out_loss": losses.loss, **scores})
 
     def _scores(self, step: int, adapter: str | None, generation: GenerationEvaluation) -> dict[str, float]:

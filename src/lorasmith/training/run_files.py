@@ -17,6 +17,7 @@ RUN_CONFIG, ENVIRONMENT, SUMMARY, LOSS_PLOT = "config.toml", "environment.json",
 LOCK = f"{MARKER}.lock"
 METRICS, SAMPLES, EVENTS = "metrics.jsonl", "samples.jsonl", "tensorboard"
 DEMO_SAMPLES = "samples.json"  # written by `lorasmith demo`
+REFERENCE = "reference.safetensors"  # what the model said of preferences before the training
 ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
 STATE, TENSORS = "state.json", "state.safetensors"
 
@@ -28,8 +29,8 @@ TOKENIZER_FILES = frozenset({
 ADAPTER_FILES = TOKENIZER_FILES | {"adapter_config.json", "adapter_model.safetensors", "lorasmith.json"}
 CHECKPOINT_FILES = ADAPTER_FILES | {STATE, TENSORS}
 TOP_LEVEL = frozenset({
-    MARKER, LOCK, RUN_CONFIG, ENVIRONMENT, SUMMARY, LOSS_PLOT, METRICS, SAMPLES, DEMO_SAMPLES, EVENTS, ADAPTER,
-    CHECKPOINTS,
+    MARKER, LOCK, RUN_CONFIG, ENVIRONMENT, SUMMARY, LOSS_PLOT, METRICS, SAMPLES, DEMO_SAMPLES, EVENTS, REFERENCE,
+    ADAPTER, CHECKPOINTS,
 })  # fmt: skip
 _CHECKPOINT = re.compile(r"(step|best)-([0-9]{6,15})")
 # The second form was left behind by version 0.1.0 when it was killed while writing.
@@ -40,7 +41,8 @@ _LEFTOVERS = (LEFTOVER, re.compile(r"\.(?P<name>.+?)\.(?:(?P<old>old)\.)?[0-9]+"
 class Summary:
     """The results of a finished run, as stored in RUN/summary.json.
 
-    Losses are in nats per token. The losses, the interval and `best_step` are None if nothing was held out.
+    Losses are in nats per token, those of preferences in nats per row. The losses, the interval and `best_step` are None
+    if nothing was held out, and what is about preferences if the training was on examples.
     """
 
     run: str
@@ -57,6 +59,10 @@ class Summary:
     base_bytes: int
     best_step: int | None = None  # the step of the adapter that was kept
     stopped_early: bool = False  # training.patience ran out; not written before version 0.2
+    accuracy: float | None = None  # part of the held-out rows whose chosen answer has the larger reward
+    accuracy_interval: tuple[float, float] | None = None
+    margin: float | None = None  # of the rewards
+    margin_interval: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         if self.loss_before is None or self.loss_after is None:

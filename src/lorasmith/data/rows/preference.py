@@ -273,7 +273,7 @@ def _conversation(fields: Fields, source: str, strip: bool) -> Conversation:
 
 
 _SHARED = ("system", "tools", "functions", "history", "input", "instruction", "conversations", "messages")
-PAIRS = RowFormat("preference", ANSWERS, ("prompt", *_SHARED), _pair_problem, _conversation)
+PAIRS = RowFormat("preference", ("prompt", *ANSWERS), _SHARED, _pair_problem, _conversation)
 RATED = RowFormat(
     "KTO",
     ("prompt", "completion", "label"),
