@@ -64,9 +64,9 @@ class PreferenceComparison(Comparison):
 
     def __str__(self) -> str:
         return _(
-            "held-out preference loss {before:.4f} -> {after:.4f}; difference {difference:+.4f}, 95% confidence interval "
-            "[{low:+.4f}, {high:+.4f}] on {examples} held-out rows: {verdict}. Accuracy {accuracy:.1%} [{worst:.1%}, "
-            "{best:.1%}], reward margin {margin:+.4f} [{least:+.4f}, {most:+.4f}]",
+            "held-out preference loss {before:.4f} -> {after:.4f}; difference {difference:+.4f}, 95% confidence "
+            "interval [{low:+.4f}, {high:+.4f}] on {examples} held-out rows: {verdict}. Accuracy {accuracy:.1%} "
+            "[{worst:.1%}, {best:.1%}], reward margin {margin:+.4f} [{least:+.4f}, {most:+.4f}]",
             before=self.before,
             after=self.after,
             difference=self.difference,

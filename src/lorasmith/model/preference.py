@@ -94,9 +94,7 @@ class PreferenceLoss:
         if self.method == "kto":
             assert kl is not None
             away_K = (2 * desirable_K - 1) * (reward_K - self.beta * kl)
-            weight_K = torch.lerp(
-                *map(reward_K.new_tensor, (self.undesirable_weight, self.desirable_weight)), desirable_K
-            )
+            weight_K = desirable_K * self.desirable_weight + (1 - desirable_K) * self.undesirable_weight
             return Values(weight_K * (1 - torch.sigmoid(away_K)), away_K > 0, reward_K, logp_K)
         chosen_U, rejected_U = reward_K[0::2], reward_K[1::2]
         right_U = chosen_U > rejected_U

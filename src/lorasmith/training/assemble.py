@@ -30,10 +30,10 @@ from lorasmith.lora.inject import Adapter, inject
 from lorasmith.lora.saved_values import restore_values
 from lorasmith.lora.start_values import computed_from_weight
 from lorasmith.model.base import Base
+from lorasmith.model.row import Example, laid_length
 from lorasmith.model.target_check import check_targets
 from lorasmith.model.verify import enable_fast_parts
 from lorasmith.model.vocabulary import add_tokens, refuse_surplus_examples, unused_tokens
-from lorasmith.model.row import Example, laid_length
 from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
 from lorasmith.training.checkpoint import Origin

@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lorasmith.config.preference import METHODS
 from lorasmith.config.toml import Config
 from lorasmith.data.dataset.fit import truncate
 from lorasmith.data.dataset.plan import Plan
@@ -37,7 +36,7 @@ class Reference:
     """What the starting model says of the answers.
 
     train: log-probabilities of the answers that are trained on, [K]; held_out: the sums of the held-out ones, as an
-    `AnswerSums` stacked, [4, K]. train_kl, held_out_kl: log-probabilities of the unrelated answers, with kto; else empty.
+    `AnswerSums` stacked, [4, K]. train_kl, held_out_kl: log-probabilities of the unrelated answers of kto, else empty.
     """
 
     train: Tensor
@@ -70,9 +69,9 @@ class Reference:
 class Preference:
     """What a training on preferences needs besides the examples, for the plan of the training.
 
-    train, held_out: the examples, with the labels that the loss needs. unrelated, held_out_unrelated: with kto, for each
-    example its prompt with the answer of another one, to estimate the divergence from the starting model (KTO, section
-    4.1: an answer of the same batch); else empty.
+    train, held_out: the examples, with the labels that the loss needs. unrelated, held_out_unrelated: with kto, for
+    each example its prompt with the answer of another one, to estimate the divergence from the starting model (KTO,
+    section 4.1: an answer of the same batch); else empty.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class Preference:
         self.loss, self.max_length = loss, max_length
         self.train, self.held_out = loss.examples(train), loss.examples(held_out)
         self.unrelated: list[Example] = []
-        self.held_out_unrelated = self._unrelated(self.held_out, range(len(held_out)))
+        self.held_out_unrelated = self._unrelated(self.held_out)
         self.reference: Reference | None = None
 
     @classmethod
@@ -91,7 +90,7 @@ class Preference:
     ) -> "Preference | None":
         """What `config` asks for; None if it does not train on preferences. Raises DataError for too few answers."""
         method, given = config.training.method, config.preference
-        if method not in METHODS:
+        if method == "lora" or method == "full":
             return None
         loss = PreferenceLoss(
             method, given.beta_of(method), given.gamma, given.label_smoothing, given.rpo_alpha,
@@ -115,10 +114,13 @@ class Preference:
             before[i] = order[(place - 1 if place > first else last) if last > first else place - 1]
         self.unrelated = [self._mixed(self.train[i], self.train[before[i]]) for i in range(len(self.train))]
 
-    def _unrelated(self, examples: Sequence[Example], order: Sequence[int]) -> list[Example]:
+    def _unrelated(self, examples: Sequence[Example]) -> list[Example]:
+        """Each prompt with the answer of the example before; good answers first, for the next is to the same prompt."""
         if self.loss.method != "kto":
             return []
-        return [self._mixed(examples[i], examples[order[place - 1]]) for place, i in enumerate(order)]
+        order = sorted(range(len(examples)), key=lambda i: not examples[i].desirable)
+        before = {i: order[place - 1] for place, i in enumerate(order)}
+        return [self._mixed(example, examples[before[i]]) for i, example in enumerate(examples)]
 
     def _mixed(self, asked: Example, answered: Example) -> Example:
         """The prompt of `asked` with the answer of `answered`."""

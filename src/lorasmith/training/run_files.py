@@ -41,8 +41,8 @@ _LEFTOVERS = (LEFTOVER, re.compile(r"\.(?P<name>.+?)\.(?:(?P<old>old)\.)?[0-9]+"
 class Summary:
     """The results of a finished run, as stored in RUN/summary.json.
 
-    Losses are in nats per token, those of preferences in nats per row. The losses, the interval and `best_step` are None
-    if nothing was held out, and what is about preferences if the training was on examples.
+    Losses are in nats per token, those of preferences in nats per row. The losses, the interval and `best_step` are
+    None if nothing was held out, and the accuracy and the margin also if the training was on examples.
     """
 
     run: str

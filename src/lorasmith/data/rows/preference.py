@@ -80,8 +80,9 @@ def answers_of(record: Record, strip: bool = True) -> tuple[Conversation, ...]:
     strip: as in `to_conversation`.
     """
     found = _format(record.fields)
-    if found is None or (text := found.problem(record.fields)) is not None:
-        raise RowError(record.source, text if found is not None else _no_preference(record.fields, "dpo"))
+    text = _no_preference(record.fields, "dpo") if found is None else found.problem(record.fields)
+    if text is not None:
+        raise RowError(record.source, text)
     if found is RATED:
         return (_rated(record.fields, record.source, strip),)
     pair = tuple(_answer(record.fields, record.source, strip, key) for key in ANSWERS)
