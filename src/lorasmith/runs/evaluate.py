@@ -11,6 +11,7 @@ from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.data import DataConfig
 from lorasmith.config.files import parse_json
 from lorasmith.config.model import ModelConfig
+from lorasmith.config.preference import METHODS
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import Config, load_config
 from lorasmith.data.dataset.prepare import prepare
@@ -28,7 +29,7 @@ from lorasmith.model.verify import enable_fast_parts
 from lorasmith.model.vocabulary import refuse_surplus_examples
 from lorasmith.report import Report, WarningsOnly
 from lorasmith.runs.leakage import leakage_warnings
-from lorasmith.training.run_files import ENVIRONMENT, RUN_CONFIG
+from lorasmith.training.run_files import ENVIRONMENT, METRICS, RUN_CONFIG, SUMMARY
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,17 @@ def _held_out_by(session: Session, run: Path, config: Config | None, report: Rep
             _(
                 "{run}: not a run folder, so it records no held-out examples. Give a file: lorasmith eval RUN FILE",
                 run=run,
+            )
+        )
+    if config.training.method in METHODS:
+        raise RunError(
+            _(
+                "{run}: was trained on preferences ({method}); its held-out loss, accuracy and margin are in {summary} "
+                "and, by step, in {metrics}. To evaluate the adapter on examples, give a file: lorasmith eval RUN FILE",
+                run=run,
+                method=config.training.method,
+                summary=run / SUMMARY,
+                metrics=run / METRICS,
             )
         )
     then = _environment(run)

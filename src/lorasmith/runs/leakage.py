@@ -62,7 +62,10 @@ def _training_examples(folder: Path, session: Session, report: Report) -> list[E
     try:
         config = load_config(runs[0] / RUN_CONFIG, {})
         then = read_object(runs[0] / ENVIRONMENT, RunError)
-        now = prepare(config.data, session.template, session.base.max_positions, report, config.training.seed)
+        now = prepare(
+            config.data, session.template, session.base.max_positions, report, config.training.seed,
+            method=config.training.method,
+        )  # fmt: skip
     except LorasmithError:
         return []
     return now.train if then.get("train_sha256") == now.train_sha256 else []

@@ -97,7 +97,12 @@ class Preference:
             given.desirable_weight, given.undesirable_weight,
         )  # fmt: skip
         if method == "kto" and len(train) < 2:
-            raise DataError(_("data.data: kto needs at least two answers, to compare the answers of one with another."))
+            raise DataError(
+                _(
+                    "data.data: kto needs at least two answers, because it estimates with unrelated ones how far the "
+                    "model has moved. Add rows."
+                )
+            )
         return cls(loss, train, held_out, max_length)
 
     def follow(self, plan: Plan) -> None:
