@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from lorasmith.adapters.folder import end_ids
 from lorasmith.adapters.output import OutputFolder, output_folder
 from lorasmith.adapters.session import Session, open_adapters
+from lorasmith.adapters.whole_model import set_encoding
 from lorasmith.config.model import ModelConfig
-from lorasmith.data.template.chat_template import named_templates
 from lorasmith.data.template.golden import PROBES
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
@@ -204,12 +204,7 @@ def _set_encoding(plain: PreTrainedModel, session: Session) -> None:
     template, tokenizer = session.template, session.template.tokenizer
     if session.folders[session.names[0]].metadata is None:
         return  # made by another tool; its tokenizer has its template
-    own = named_templates(tokenizer)
-    wanted = template.named_as_jinja() if template.tool_text else {"default": template.as_jinja()}
-    if any(own.get(name) != text for name, text in wanted.items()):
-        tokenizer.chat_template = wanted if template.tool_text else wanted["default"]
-    if set(template.stop_ids) != set(end_ids(session.base)):
-        plain.generation_config.eos_token_id = list(template.stop_ids)
+    set_encoding(template, tokenizer, plain.generation_config, end_ids(session.base))
 
 
 @torch.no_grad()

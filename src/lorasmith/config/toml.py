@@ -35,8 +35,23 @@ class Config(Typed):
 
     @model_validator(mode="after")
     def _of_method(self) -> Self:
-        """Options of preferences need such a method, and such a method knows no other way to learn or to shorten."""
+        """Options of preferences need such a method, and such a method knows no other way to learn or to shorten.
+
+        Options of adapters need an adapter. A run's config.toml has them all, so their defaults are accepted.
+        """
         method = self.training.method
+        if method == "full":
+            default = LoraConfig()
+            if differing := [key for key, value in self.lora if value != getattr(default, key)]:
+                text = _("lora.{key}: training.method is 'full', which trains all weights; remove it", key=differing[0])
+                raise ValueError(text)
+            if self.model.quantize != "none":
+                raise ValueError(
+                    _(
+                        "model.quantize: quantized weights cannot be trained, but training.method is 'full'; remove "
+                        "it, or train an adapter with method 'lora'"
+                    )
+                )
         for key in self.preference.unused(method):
             methods = listed(USED_BY.get(key, METHODS))
             raise ValueError(

@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lorasmith.config.training import TrainingConfig
+from lorasmith.config.training import FULL_RATE, TrainingConfig
 from lorasmith.data.dataset.fit import rows_text
 from lorasmith.evaluation.loss import MIN_EXAMPLES
 from lorasmith.i18n import _, counted, listed
@@ -62,6 +62,7 @@ class Facts:
     answer_tokens: int
     expected: Estimate
     preferences: str = ""
+    method: str = "lora"
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -95,6 +96,7 @@ def collect_facts(job: Job, expected: Estimate) -> Facts:
         answered=len(job.evaluator.generation.prompts) if job.evaluator.generation else 0,
         answer_tokens=job.config.max_new_tokens,
         expected=expected,
+        method=job.config.method,
         preferences=preference_text(job) if job.preference else "",
         warnings=[*_warnings(job), *expected.warnings],
         problems=[*_problems(job), *expected.problems],
@@ -125,7 +127,7 @@ def labeled_facts(facts: Facts) -> Iterator[tuple[str, str]]:
         yield _("target"), _("{pattern} matches {modules}", pattern=pattern, modules=describe_modules(paths))
     for name, paths in facts.saved.items():
         yield _("full"), _("{name} is copied and trained in full: {modules}", name=name, modules=listed(paths))
-    yield _("layers"), _unadapted(facts)
+    yield _("layers"), _unadapted(facts) if facts.method != "full" else _("all weights are trained")
     yield from facts.experts.lines()
     yield _("params"), str(ParameterCounts(facts.trainable, facts.parameters))
     if facts.preferences:
@@ -188,6 +190,8 @@ def _answers(facts: Facts) -> str:
 
 
 def _why_rate(config: TrainingConfig) -> str:
+    if config.method == "full" and config.learning_rate == FULL_RATE:
+        return _("the usual value for full fine-tuning")
     if "learning_rate" not in config.model_fields_set:
         return _("the usual value for LoRA and QLoRA")
     times = config.learning_rate / USUAL_RATE

@@ -9,6 +9,7 @@ RUN/samples.jsonl      answers to the prompts of training.samples at every evalu
 RUN/tensorboard/       the metrics as event files, if training.report_to has tensorboard
 RUN/checkpoints/       the last checkpoint, and the best adapter by held-out loss
 RUN/adapter/           the best adapter by held-out loss, or the last one if nothing is held out
+RUN/model/             the same of the whole model, if the method is full fine-tuning
 RUN/loss.png           the loss curve
 RUN/summary.json       the results; written last, so a run that has it is finished
 """
@@ -55,7 +56,6 @@ from lorasmith.training.checkpoint import State
 from lorasmith.training.distributed import World, join, leave
 from lorasmith.training.preference import Reference
 from lorasmith.training.resume import restored_state
-from lorasmith.training.run_files import ADAPTER as ADAPTER_FOLDER
 from lorasmith.training.run_files import CHECKPOINTS, LOSS_PLOT, REFERENCE, SUMMARY, Summary, read_summary, recover_run
 from lorasmith.training.run_folder import (
     check_folder,
@@ -119,13 +119,15 @@ class _Training:
         job, config, template, data = assembled.job, assembled.config, assembled.template, assembled.data
         measurements = measurement_path(job, config)
         self._describe(job, load_measurement(measurements))
+        # before all weights of the base model, if these are trained, get the values of the checkpoint
+        before = job.evaluator.base_losses() if resume and not job.preference else None
         state = self._restore(job, saved) if resume else self._start(job, config, template, data)
         is_representative = state.step == 0 and self.recompute == config.training.gradient_checkpointing
         is_representative &= job.preference is None  # whose first evaluation is part of what is measured before
         with _resumable(self.folder), job.history:
             self._track(job, config)
             prepared = time.perf_counter()
-            before = job.evaluator.base_losses()
+            before = before or job.evaluator.base_losses()
             evaluation_seconds = time.perf_counter() - prepared
             if state.step == 0:
                 job.evaluator.record_base(before)
@@ -224,7 +226,12 @@ class _Training:
         if self.world.is_first:
             self._plot()
             write_file(self.folder / SUMMARY, json.dumps(asdict(summary), indent=2) + "\n")
-        self.report.say(_("Finished. The adapter is in {folder}", folder=self.folder / ADAPTER_FOLDER))
+        place = self.folder / job.artifact.name
+        self.report.say(
+            _("Finished. The model is in {folder}", folder=place)
+            if job.base.adapters[ADAPTER].is_whole_model
+            else _("Finished. The adapter is in {folder}", folder=place)
+        )
         return summary
 
     def _plot(self) -> None:

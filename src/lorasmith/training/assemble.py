@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from lorasmith.adapters.folder import end_ids, write_adapter
+from lorasmith.adapters.folder import end_ids
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import Config
 from lorasmith.config.training import MAX_STEPS
@@ -36,10 +36,12 @@ from lorasmith.model.verify import enable_fast_parts
 from lorasmith.model.vocabulary import add_tokens, refuse_surplus_examples, unused_tokens
 from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
+from lorasmith.training.artifact import artifact_of
 from lorasmith.training.checkpoint import Origin
 from lorasmith.training.distributed import World
 from lorasmith.training.eva import start_eva
 from lorasmith.training.evaluator import Evaluator, Samples
+from lorasmith.training.full import leave_out_unreached, whole_model
 from lorasmith.training.history import History
 from lorasmith.training.invocation import check_invocation
 from lorasmith.training.loftq import refuse_without_error, start_loftq
@@ -119,6 +121,8 @@ def assemble(
             return load_start(base, start, given, ADAPTER)
         if continues and saved is not None:
             return load_checkpoint(base, saved, ADAPTER)
+        if config.training.method == "full":
+            return whole_model(base, ADAPTER, config.training)
         return _new_adapter(base, config, saved)
 
     (template, data), base.adapters[ADAPTER] = together(rows, adapter)
@@ -130,7 +134,10 @@ def assemble(
         start_eva(base, ADAPTER, data.train, config, report)
         start_loftq(base, ADAPTER, config, report)
     first = [token for example in data.train[:16] for token in example.ids]
-    check_targets(base, ADAPTER, first, report)
+    if base.adapters[ADAPTER].is_whole_model:
+        leave_out_unreached(base, ADAPTER, first, report)
+    else:
+        check_targets(base, ADAPTER, first, report)
     enable_fast_parts(base, ADAPTER, first)
     notes = start_notes(start, saved) if continues else {}
     job = _job(config, base, template, data, custom, folder, report, world, notes)
@@ -201,9 +208,7 @@ def _job(
         **_quantized(base),
     }
 
-    def write(folder: Path) -> None:
-        write_adapter(base, ADAPTER, template, folder, notes)
-
+    artifact = artifact_of(base, ADAPTER, template, notes, config.model.trust_remote_code)
     history = History(folder, config.training.trackers, report)
     preference = Preference.of(config, data.train, data.held_out, data.max_length)
     train = preference.train if preference else data.train
@@ -230,12 +235,12 @@ def _job(
             samples=Samples.of(base, template, config.training.samples),
             history=history,
             folder=folder,
-            write_adapter=write,
+            artifact=artifact,
             world=world,
             report=report,
         ),
         origin=Origin(_settings(base, template, data, world, notes), _options(config)),
-        write_adapter=write,
+        artifact=artifact,
         report=report,
         preference=preference,
     )

@@ -2,7 +2,7 @@
 
 import heapq
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from lorasmith.model.row import Example, Objective, Row, Step, flatten
 from lorasmith.report import Report
 from lorasmith.system.memory import peak_memory_mib
 from lorasmith.training import checkpoint
+from lorasmith.training.artifact import Artifact
 from lorasmith.training.checkpoint import Origin, State
 from lorasmith.training.distributed import World
 from lorasmith.training.evaluator import Evaluator
@@ -34,7 +35,7 @@ SHOWN = ("rewards/accuracies", "rewards/margins")  # metrics of preferences in t
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a training needs. `folder` is the run's; `write_adapter` writes the adapter into a folder.
+    """Everything that a training needs. `folder` is the run's.
 
     preference: what a training on preferences needs. Then the plan's examples are its units, of one or two answers.
     """
@@ -51,7 +52,7 @@ class Job:
     history: History
     evaluator: Evaluator
     origin: Origin
-    write_adapter: Callable[[Path], None]
+    artifact: Artifact
     report: Report
     preference: Preference | None = None
 
@@ -172,7 +173,7 @@ def save(job: Job, state: State) -> Path:
 
 def _write(job: Job, state: State) -> Path:
     job.history.sync()  # a resumed run does not write these lines again
-    folder = checkpoint.save(job.checkpoints, state, job.parameters, job.optimizer, job.origin, job.write_adapter)
+    folder = checkpoint.save(job.checkpoints, state, job.parameters, job.optimizer, job.origin, job.artifact)
     checkpoint.drop_old(job.checkpoints, state, job.config.keep_checkpoints)
     return folder
 
