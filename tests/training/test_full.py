@@ -1,5 +1,6 @@
 """Full fine-tuning: the same as a plain loop of PyTorch, resumed bit for bit, and a folder that transformers loads."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,22 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from lorasmith.adapters.session import open_adapters
+from lorasmith.cli.main import main
 from lorasmith.config.data import DataConfig
 from lorasmith.config.model import ModelConfig
+from lorasmith.config.serving import ServeConfig
 from lorasmith.config.toml import load_config
 from lorasmith.data.dataset.prepare import prepare
 from lorasmith.data.template.encoding import Template
-from lorasmith.errors import ConfigError
+from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.evaluation.loss import evaluate_loss
 from lorasmith.loading.load import load_base
 from lorasmith.report import Report
+from lorasmith.runs.evaluate import EvaluationOptions, evaluate
+from lorasmith.runs.listing import find_runs
+from lorasmith.serve.discovery import discover
+from lorasmith.serve.startup import open_manager
 from lorasmith.training import full
 from lorasmith.training.assemble import assemble
 from lorasmith.training.distributed import World
@@ -31,7 +39,15 @@ def job_of(folder: Path, family: str = "llama", dtype: str = "float64", **traini
     sections = {
         "model": {"model": str(model_folder(family)), "dtype": dtype, "device": "cpu"},
         "data": {"data": (rows_file(folder / "rows.jsonl"),), "held_out": 3.0},
-        "training": {"method": "full", "batch_size": 4, "max_steps": 50, "clip": 0, "weight_decay": 0.01, "learning_rate": 2e-3} | training,
+        "training": {
+            "method": "full",
+            "batch_size": 4,
+            "max_steps": 50,
+            "clip": 0,
+            "weight_decay": 0.01,
+            "learning_rate": 2e-3,
+        }
+        | training,
     }
     return assemble(load_config(None, sections), folder / "run", Report(), World()).job
 
@@ -119,7 +135,10 @@ def test_the_run_folder_holds_a_model_that_transformers_loads(tmp_path):
     run = tmp_path / "run"
     summary = trained(run, method="full", learning_rate=1e-3)
     assert not (run / "adapter").exists()
-    assert {path.name for path in (run / "checkpoints" / "step-000004").iterdir()} == {"state.json", "state.safetensors"}
+    assert {path.name for path in (run / "checkpoints" / "step-000004").iterdir()} == {
+        "state.json",
+        "state.safetensors",
+    }
     base = load_base(ModelConfig(model=str(run / "model"), dtype="float32", device="cpu"), Report())
     plain = AutoModelForCausalLM.from_pretrained(run / "model")
     assert all(torch.equal(p, dict(base.model.named_parameters())[name]) for name, p in plain.named_parameters())
@@ -134,7 +153,9 @@ def test_the_best_model_is_kept(tmp_path):
     """After too large steps, an earlier evaluation has the lowest loss."""
     run = tmp_path / "run"
     summary = trained(run, method="full", learning_rate=3, eval_every=1, max_steps=4, warmup=3)
-    lines = [(line["step"], line["held_out_loss"]) for line in metrics(run) if line.get("step") and "held_out_loss" in line]
+    lines = [
+        (line["step"], line["held_out_loss"]) for line in metrics(run) if line.get("step") and "held_out_loss" in line
+    ]
     best = min(lines, key=lambda line: line[1])
     assert summary.best_step == best[0] < 4
     assert summary.loss_after == pytest.approx(best[1], rel=1e-6)
@@ -164,14 +185,10 @@ def test_the_default_learning_rate_is_a_tenth_of_that_of_lora():
 
 
 def test_a_model_that_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch):
-    monkeypatch.setattr(full, "usable_mib", lambda device: 1.0)
+    weights = sum(t.numel() for t in load_file(model_folder() / "model.safetensors").values())
+    monkeypatch.setattr(full, "usable_mib", lambda device: 9 * weights / 2**20)
     with pytest.raises(ConfigError, match=r"--method lora.*up to 0 million.*another --optimizer: adafactor"):
-        monkeypatch.setattr(full, "usable_mib", lambda device: 10 * weights_of(tmp_path) / 2**20)
         job_of(tmp_path, dtype="float32")
-
-
-def weights_of(folder: Path) -> int:
-    return sum(t.numel() for t in load_file(model_folder() / "model.safetensors").values())
 
 
 def test_weights_that_no_text_reaches_are_left_out(tmp_path):
@@ -184,3 +201,54 @@ def test_weights_that_no_text_reaches_are_left_out(tmp_path):
     full.leave_out_unreached(base, "default", [3, 4, 5, 6], said)
     assert "unused" not in base.adapters["default"].parameters
     assert not base.model.get_parameter("unused").requires_grad
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("full") / "run"
+    trained(run, method="full", learning_rate=1e-2)
+    return run
+
+
+def test_chat_and_generate_use_the_trained_model(run):
+    session = open_adapters([run])
+    assert (session.names, session.model) == ([], run / "model")
+    base = open_adapters([run / "model"])
+    assert session.generate("Why?", max_new_tokens=4) == base.generate("Why?", max_new_tokens=4)
+
+
+def test_eval_compares_it_with_the_model_that_it_was(run):
+    found = evaluate([run], EvaluationOptions(forget=""), ModelConfig(dtype="float32")).adapters[0]
+    summary = read_summary(run)
+    assert (found.loss.before, found.loss.after) == pytest.approx((summary.loss_before, summary.loss_after), rel=1e-6)
+    assert (found.name, found.forgotten.before != found.forgotten.after) == ("run", True)
+
+
+def test_it_is_served_under_the_name_of_its_run(run):
+    manager = open_manager(discover([run]), ModelConfig(), ServeConfig(), None, Report())
+    assert manager.registry.names() == ["run"]
+
+
+def test_beside_adapters_it_is_left_out_with_a_message(run, tmp_path):
+    trained(tmp_path / "lora")
+    shutil.copytree(run, tmp_path / "whole")
+    found = discover([tmp_path])
+    assert (list(found.adapters), found.models) == (["lora"], [tmp_path / "whole" / "model"])
+    with pytest.raises(AdapterError, match="Give only this one"):
+        open_adapters([tmp_path / "lora", run])
+
+
+def test_info_and_list_show_it(run, capsys):
+    assert main(["info", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "all weights were trained" in shown
+    assert "held out  loss" in shown
+    assert find_runs(run)[0].adapter_bytes == (run / "model" / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("words", [["merge"], ["combine", "RUN"]])
+def test_what_needs_an_adapter_says_where_the_model_is(run, tmp_path, words, capsys):
+    """There is nothing to merge or to combine."""
+    command = [words[0], str(run), *[str(run) if word == "RUN" else word for word in words[1:]]]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 2
+    assert f"--model {run / 'model'}" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from lorasmith.adapters.folder import end_ids
+from lorasmith.adapters.folder import end_ids, find_adapter
 from lorasmith.adapters.output import OutputFolder, output_folder
 from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.adapters.whole_model import set_encoding
@@ -93,7 +93,7 @@ def merge_run(
 
 def _merge(path: str | Path, output: OutputFolder, config: ModelConfig, report: Report) -> Certificate:
     wide = config.model_dump(exclude_unset=True) | {"dtype": "float32"}
-    session = open_adapters([path], ModelConfig(**wide), report)
+    session = open_adapters([find_adapter(Path(path).expanduser())], ModelConfig(**wide), report)
     output.spare([session.base.folder, *(folder.path for folder in session.folders.values())])
     dtype = _dtype_on_disk(session, config) if config.dtype == "auto" else getattr(torch, config.dtype)
     report.say(_("Merging in {dtype}", dtype=dtype_name(dtype)))

@@ -56,7 +56,13 @@ class TrainingConfig(Typed):
     ] = 1.0
     max_steps: Annotated[int | None, Field(gt=0, le=MAX_STEPS, description=_("Stop after this many steps"))] = None
     learning_rate: Annotated[
-        float, Field(gt=0, le=MAX_NUMBER, allow_inf_nan=False, description=_("Peak learning rate; 2e-5 by default if method is full"))
+        float,
+        Field(
+            gt=0,
+            le=MAX_NUMBER,
+            allow_inf_nan=False,
+            description=_("Peak learning rate; 2e-5 by default if method is full"),
+        ),
     ] = 2e-4
     schedule: Annotated[
         Literal["cosine", "linear", "constant"], Field(description=_("Learning rate schedule after warmup"))

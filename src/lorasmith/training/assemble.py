@@ -31,7 +31,6 @@ from lorasmith.lora.saved_values import restore_values
 from lorasmith.lora.start_values import computed_from_weight
 from lorasmith.model.base import Base
 from lorasmith.model.row import Example, laid_length
-from lorasmith.model.target_check import check_targets
 from lorasmith.model.verify import enable_fast_parts
 from lorasmith.model.vocabulary import add_tokens, refuse_surplus_examples, unused_tokens
 from lorasmith.report import Report
@@ -121,8 +120,6 @@ def assemble(
             return load_start(base, start, given, ADAPTER)
         if continues and saved is not None:
             return load_checkpoint(base, saved, ADAPTER)
-        if config.training.method == "full":
-            return whole_model(base, ADAPTER, config.training)
         return _new_adapter(base, config, saved)
 
     (template, data), base.adapters[ADAPTER] = together(rows, adapter)
@@ -134,10 +131,7 @@ def assemble(
         start_eva(base, ADAPTER, data.train, config, report)
         start_loftq(base, ADAPTER, config, report)
     first = [token for example in data.train[:16] for token in example.ids]
-    if base.adapters[ADAPTER].is_whole_model:
-        leave_out_unreached(base, ADAPTER, first, report)
-    else:
-        check_targets(base, ADAPTER, first, report)
+    leave_out_unreached(base, ADAPTER, first, report)
     enable_fast_parts(base, ADAPTER, first)
     notes = start_notes(start, saved) if continues else {}
     job = _job(config, base, template, data, custom, folder, report, world, notes)
@@ -145,7 +139,9 @@ def assemble(
 
 
 def _new_adapter(base: Base, config: Config, saved: Path | None) -> Adapter:
-    """A new adapter; that of the checkpoint `saved` if its start is computed from the weights, and so is in there."""
+    """A new adapter, or all weights; if the start of A and B is computed from the weights, that in the checkpoint."""
+    if config.training.method == "full":
+        return whole_model(base, ADAPTER, config.training)
     refuse_without_error(base, config.lora)
     resumes = saved is not None and computed_from_weight(config.lora)
     adapter = inject(base.model, config.lora, base.router, ADAPTER, config.training.seed,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.training import TrainingConfig
@@ -12,6 +13,7 @@ from lorasmith.i18n import _, listed
 from lorasmith.lora.inject import Adapter
 from lorasmith.lora.target import Targets, describe_modules
 from lorasmith.model.base import Base
+from lorasmith.model.target_check import check_targets
 from lorasmith.model.verify import trial_loss, use_fast_parts
 from lorasmith.report import Report
 from lorasmith.system.memory import usable_mib
@@ -32,17 +34,22 @@ def whole_model(base: Base, name: str, config: TrainingConfig) -> Adapter:
 
 
 def leave_out_unreached(base: Base, name: str, ids: Sequence[int], report: Report) -> None:
-    """Freeze the weights that the loss of a trial step on these token ids does not depend on, and say which.
+    """Leave out what the loss of a trial step on these token ids does not depend on, and say what that is.
 
-    Weight decay would shrink them. Experts that only happen to get no token are not among them: their weights are in
-    one tensor. Raises ModelError if the step fails.
+    Weight decay would shrink such weights. Experts that only happen to get no token are not among them: the weights of
+    all are one tensor. Raises ModelError if the step fails, and for an adapter as `check_targets` does.
     """
     adapter, fast = base.adapters[name], base.fast_parts
+    if not adapter.is_whole_model:
+        check_targets(base, name, ids, report)
+        return
     use_fast_parts(base, frozenset())
     try:
         with torch.random.fork_rng([base.device] if base.device.type == "cuda" else []):  # dropout uses it
             loss, _tokens = trial_loss(base, name, ids)
-            found = torch.autograd.grad(loss, list(adapter.parameters.values()), allow_unused=True)
+            found: Sequence[Tensor | None] = torch.autograd.grad(
+                loss, list(adapter.parameters.values()), allow_unused=True
+            )
     except LIBRARY_ERRORS as error:
         raise ModelError(
             _(
@@ -85,8 +92,9 @@ def _refuse_too_large(base: Base, optimizer: str) -> None:
     raise ConfigError(
         _(
             "training.method: full fine-tuning of {base} needs {needed:,.0f} MiB for {weights:,} weights, their "
-            "gradients and the optimizer {optimizer}, besides the activations, but {room:,.0f} MiB are available to this "
-            "process. Train an adapter with --method lora, or a base model of up to {most:,.0f} million parameters.",
+            "gradients and the optimizer {optimizer}, besides the activations, but {room:,.0f} MiB are available to "
+            "this process. Train an adapter with --method lora, or a base model of up to {most:,.0f} million "
+            "parameters.",
             base=base.source,
             needed=weights * each / 2**20,
             weights=weights,
