@@ -61,7 +61,8 @@ def test_a_rated_answer_is_one_conversation(row):
     assert preference_problem(row, RATED, "kto") is None
     assert texts(row) == [(True, [("assistant", "Hello", True)])]
     label = "label" if "label" in row else "kto_tag"
-    assert texts(row | {label: False})[0][0] is False
+    for bad in (False, 0, 0.0, "False"):
+        assert texts(row | {label: bad})[0][0] is False
 
 
 def test_earlier_answers_are_not_trained_on():
