@@ -15,16 +15,18 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from lorasmith.lora.inject import Adapter
 from lorasmith.model.base import Base
+from lorasmith.model.forward import row_of
 from lorasmith.model.head import loss_sum, token_losses
 from lorasmith.model.preference import (
     PreferenceLoss,
     Share,
+    _log1mexp,
     answer_sums,
     metrics,
     objective,
 )
 from lorasmith.model.row import IGNORED, Example, Row, flatten
-from tests.support.families import WORDS, adapted, distance, gradients, tiny
+from tests.support.families import WORDS, adapted, distance, far_apart, gradients, own_logits, tiny
 from tests.support.tiny import tokenizer
 
 PAIRS = 4
@@ -212,3 +214,86 @@ def test_loss_metrics_and_gradients_are_those_of_trl(name: str, tmp_path: Path) 
         assert found[key] == pytest.approx(value, rel=LIMIT, abs=LIMIT), key
     for key, value in wanted_gradient.items():
         assert distance(gradient[key], value) < LIMIT, key
+
+
+def dense(loss: PreferenceLoss, base: Base, references: Tensor) -> Tensor:
+    """The loss of all pairs from whole logits, each answer alone, by the formulas of the papers."""
+    logp, tokens, nll = [], [], []
+    for one in answers():
+        ids = torch.tensor([[*one.ids, one.targets[-1]]])
+        log_p = own_logits(base, ids).log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+        logp.append(log_p[-one.n_targets :].sum())
+        tokens.append(one.n_targets)
+        nll.append(-log_p)
+    chosen, rejected = torch.stack(logp[0::2]), torch.stack(logp[1::2])
+    counts = torch.tensor(tokens, dtype=torch.float64)
+    if loss.method == "dpo":
+        margin = loss.beta * ((chosen - references[0::2]) - (rejected - references[1::2]))
+        return -torch.log(1 / (1 + torch.exp(-margin))).mean()
+    if loss.method == "kto":
+        ratios = torch.stack(logp) - references
+        good, bad = ratios[0::2], ratios[1::2]
+        value = torch.cat([1 / (1 + torch.exp(loss.beta * (good - 0.3))), 1 / (1 + torch.exp(loss.beta * (0.3 - bad)))])
+        return (value * torch.tensor([loss.desirable_weight, loss.undesirable_weight]).repeat_interleave(PAIRS)).mean()
+    means = torch.stack(logp) / counts
+    if loss.method == "orpo":
+        odds = torch.exp(means) / (1 - torch.exp(means))
+        ratio = torch.log(odds[0::2] / odds[1::2])
+        return torch.cat(nll[0::2]).mean() - loss.beta * torch.log(torch.sigmoid(ratio)).mean()
+    gap = loss.beta * (means[0::2] - means[1::2]) - loss.gamma
+    return -torch.log(torch.sigmoid(gap)).mean()
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {}),
+        ("llama", {"modules_to_save": ["lm_head"]}),  # a head that is trained
+        ("gemma2", {}),  # a head with a cap, and padded rows
+        ("cohere", {}),  # a head with a scale
+        ("bloom", {}),
+    ],
+)
+@pytest.mark.parametrize("method", ["dpo", "orpo", "kto", "simpo"])
+def test_loss_and_gradient_are_those_of_whole_logits(family: str, options: dict[str, Any], method: str) -> None:
+    base, adapter = adapted(family, **options)
+    base.adapters["default"] = adapter
+    loss, batch = loss_of(method), loss_of(method).examples(answers())
+    references = reference_of(base, answers())
+    units = range(0, len(batch), loss.unit)
+    tokens_in_all = sum(e.n_targets for e in batch[0::2])
+    share = Share(len(units), tokens_in_all, torch.zeros(8, dtype=torch.float64))
+    members = [list(range(3 * loss.unit)), list(range(3 * loss.unit, len(batch)))]
+    total = 0.0
+    for part in members:
+        row = row_of(base, [batch[i] for i in part], 1.0, "default")
+        kl = torch.tensor(0.3, dtype=torch.float64) if method == "kto" else None
+        of_start = references[part] if loss.has_reference else None
+        value = loss_sum(base, row, objective(loss, row, of_start, [batch[i].desirable for i in part], kl, share))
+        value.backward()
+        total += float(value.detach())
+    ours = gradients(adapter)
+    base.router.route(None)
+    base.router.active = "default"
+    wanted = dense(loss, base, references)
+    wanted.backward()
+    assert total == pytest.approx(float(wanted.detach()), rel=1e-9)
+    assert not far_apart(ours, gradients(adapter), 1e-9)
+
+
+def test_labels_of_a_prompt_have_weight_0_and_those_of_a_rejected_answer_stay() -> None:
+    chosen, rejected = answers()[:2]
+    made, same = loss_of("orpo").examples([chosen, rejected])
+    assert same is rejected
+    assert made.targets == [*chosen.ids[1:], chosen.targets[-1]]
+    assert [w for w, t in zip(made.weights, chosen.targets, strict=True) if t == IGNORED] == [0.0] * (
+        len(chosen.ids) - chosen.n_targets
+    )
+    assert made.weight == chosen.weight
+
+
+def test_log1mexp_is_precise_near_0_and_far_from_it() -> None:
+    x = torch.tensor([-1e-12, -1e-3, -0.6931, -0.7, -30.0], dtype=torch.float64)
+    wanted = [-27.631021115928547, -6.908255320644, -0.69324718, -0.68632, -9.3576e-14]
+    assert _log1mexp(x).tolist() == pytest.approx(wanted, rel=1e-4)

@@ -21,7 +21,19 @@ from lorasmith.training.preference import Preference, Reference
 from lorasmith.training.run_files import REFERENCE, read_summary
 from tests.support.checks import job_of
 from tests.support.preferences import pair, pairs_file, rated, write_rows
-from tests.support.tiny import Crash, adapter_bytes, crash_at, metrics, model_folder, settings, tokenizer, trained
+from tests.support.tiny import (
+    EXACT,
+    Crash,
+    adapter_bytes,
+    assert_same_results,
+    crash_at,
+    metrics,
+    model_folder,
+    settings,
+    tokenizer,
+    trained,
+)
+from tests.training.test_distributed import in_two_processes
 
 METHODS = ("dpo", "orpo", "kto", "simpo")
 
@@ -201,3 +213,14 @@ def test_a_reference_is_read_back(tmp_path: Path) -> None:
     read = Reference.load(tmp_path / REFERENCE)
     assert torch.equal(read.train, written.train)
     assert torch.equal(read.held_out, written.held_out)
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("method", ["dpo", "kto", "orpo"])
+def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
+    options = EXACT | {"method": method, "batch_size": 3, "eval_every": 1}
+    preferred(tmp_path / "one", **options)
+    assert in_two_processes(lambda rank: preferred(tmp_path / "two", **options)) == [0, 0]
+    assert_same_results(tmp_path / "two", tmp_path / "one")
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert one == pytest.approx(two, rel=1e-9, abs=1e-12)

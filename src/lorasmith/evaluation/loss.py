@@ -12,7 +12,7 @@ from torch import Tensor
 from lorasmith.data.dataset.plan import pack_rows
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
-from lorasmith.model.forward import row_of
+from lorasmith.model.forward import row_of, shares_prefixes
 from lorasmith.model.head import token_losses
 from lorasmith.model.row import Example, Row, laid_length
 from lorasmith.report import Report
@@ -146,7 +146,7 @@ def evaluated_rows(
     unit: consecutive examples that stay in the same row, such as two answers to the same prompt.
     """
     units = [examples[i : i + unit] for i in range(0, len(examples), unit)]
-    share = unit > 1 and "prefix" in base.fast_parts
+    share = unit > 1 and shares_prefixes(base, None)
     rows = pack_rows([laid_length(one, share) for one in units], EVAL_ROW_TOKENS, base.layout)
     rows = rows[world.rank :: world.size] if world else rows
     with eval_mode(base), base.without_trained_biases() if adapter is None else nullcontext():

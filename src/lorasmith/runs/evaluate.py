@@ -19,7 +19,7 @@ from lorasmith.errors import AdapterError, ConfigError, DataError, RunError
 from lorasmith.evaluation.custom_metric import custom_metrics
 from lorasmith.evaluation.general_text import GENERAL_TEXT, general_examples
 from lorasmith.evaluation.generation import GenerationEvaluation
-from lorasmith.evaluation.loss import ExampleLosses, compare, evaluate_loss
+from lorasmith.evaluation.loss import Comparison, ExampleLosses, compare, evaluate_loss
 from lorasmith.evaluation.metrics import Metric, MetricComparison, compare_metric, require_eval_extra
 from lorasmith.evaluation.results import AdapterEvaluation, ComparedAnswers, Evaluation, Forgetting
 from lorasmith.i18n import _, listed
@@ -31,8 +31,9 @@ from lorasmith.model.verify import enable_fast_parts
 from lorasmith.model.vocabulary import refuse_surplus_examples
 from lorasmith.report import Report, WarningsOnly
 from lorasmith.runs.leakage import leakage_warnings
+from lorasmith.runs.preferences import preference_comparisons
 from lorasmith.system.device import dtype_name
-from lorasmith.training.run_files import ENVIRONMENT, METRICS, RUN_CONFIG, SUMMARY
+from lorasmith.training.run_files import ENVIRONMENT, RUN_CONFIG
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the adapters in `paths` (run or adapter folders) and their base model on the same examples.
 
-    The bootstrap uses the seed of the first run's training, so the intervals are those of the run's summary.
+    The bootstrap uses the seed of the first run's training, so the intervals are those of the run's summary. A run
+    on preferences is evaluated by its loss, beside the model as it stood at its start.
 
     Raises:
         ConfigError: limits without files, or a custom metric that cannot be used.
@@ -92,10 +94,15 @@ def evaluate(
         enable_fast_parts(session.base, session.names[0], [token for example in examples[:16] for token in example.ids])
     generation = None
     if options.answers:
+        good = [example for example in examples if example.desirable is not False]
         generation = GenerationEvaluation.from_examples(
-            examples, session.template, options.answers, options.sampling, custom
+            good, session.template, options.answers, options.sampling, custom
         )
-    losses = [compare(*pair, seed) for pair in _evaluate_losses(systems, examples, _("held-out loss"), report)]
+    losses: list[Comparison]
+    if not options.files and config is not None and config.training.method in METHODS:
+        losses = list(preference_comparisons(session, runs[0], config, examples, report))
+    else:
+        losses = [compare(*pair, seed) for pair in _evaluate_losses(systems, examples, _("held-out loss"), report)]
     forgotten = _evaluate_forgetting(systems, forgetting_examples, seed, report)
     samples = _compare_answers(systems, generation, report)
     scores = _compare_metrics(samples, generation, len(losses), seed)
@@ -278,19 +285,11 @@ def _held_out_by(session: Session, run: Path, config: Config | None, report: Rep
                 run=run,
             )
         )
-    if config.training.method in METHODS:
-        raise RunError(
-            _(
-                "{run}: was trained on preferences ({method}); its held-out loss, accuracy and margin are in {summary} "
-                "and, by step, in {metrics}. To evaluate the adapter on examples, give a file: lorasmith eval RUN FILE",
-                run=run,
-                method=config.training.method,
-                summary=run / SUMMARY,
-                metrics=run / METRICS,
-            )
-        )
     then = _environment(run)
-    now = prepare(config.data, session.template, session.base.max_positions, WarningsOnly(report), config.training.seed)
+    now = prepare(
+        config.data, session.template, session.base.max_positions, WarningsOnly(report), config.training.seed,
+        method=config.training.method,
+    )  # fmt: skip
     if then.get("held_out_sha256") != now.held_out_sha256:
         raise RunError(
             _(

@@ -30,6 +30,7 @@ from lorasmith.lora.inject import Adapter, inject
 from lorasmith.lora.saved_values import restore_values
 from lorasmith.lora.start_values import computed_from_weight
 from lorasmith.model.base import Base
+from lorasmith.model.forward import shares_prefixes
 from lorasmith.model.row import Example, laid_length
 from lorasmith.model.verify import enable_fast_parts
 from lorasmith.model.vocabulary import add_tokens, refuse_surplus_examples, unused_tokens
@@ -256,7 +257,7 @@ def _generation_evaluation(
 def _plan(config: Config, base: Base, train: Sequence[Example], unit: int) -> Plan:
     """The plan, of which each unit is so many consecutive examples."""
     units = [train[i : i + unit] for i in range(0, len(train), unit)]
-    share = unit > 1 and "prefix" in base.fast_parts and not config.lora.lora_dropout
+    share = unit > 1 and shares_prefixes(base, ADAPTER)
     lengths = [laid_length(examples, share) for examples in units]
     n_targets = [sum(example.n_targets for example in examples) for examples in units]
     made = plan(lengths, n_targets, config.training, config.training.seed, base.layout)

@@ -66,6 +66,22 @@ class Reference:
             ) from None
 
 
+def loss_of(config: Config) -> PreferenceLoss | None:
+    """The loss that `config` asks for; None if it does not train on preferences."""
+    method, given = config.training.method, config.preference
+    if method == "lora" or method == "full":
+        return None
+    return PreferenceLoss(
+        method,
+        given.beta_of(method),
+        given.gamma,
+        given.label_smoothing,
+        given.rpo_alpha,
+        given.desirable_weight,
+        given.undesirable_weight,
+    )
+
+
 class Preference:
     """What a training on preferences needs besides the examples, for the plan of the training.
 
@@ -89,14 +105,10 @@ class Preference:
         cls, config: Config, train: Sequence[Example], held_out: Sequence[Example], max_length: int
     ) -> "Preference | None":
         """What `config` asks for; None if it does not train on preferences. Raises DataError for too few answers."""
-        method, given = config.training.method, config.preference
-        if method == "lora" or method == "full":
+        loss = loss_of(config)
+        if loss is None:
             return None
-        loss = PreferenceLoss(
-            method, given.beta_of(method), given.gamma, given.label_smoothing, given.rpo_alpha,
-            given.desirable_weight, given.undesirable_weight,
-        )  # fmt: skip
-        if method == "kto" and len(train) < 2:
+        if loss.method == "kto" and len(train) < 2:
             raise DataError(
                 _(
                     "data.data: kto needs at least two answers, because it estimates with unrelated ones how far the "

@@ -151,7 +151,7 @@ def test_the_command_for_plain_text(tmp_path):
     config, done = converted(tmp_path, "swift pt --model org/base --dataset org/rows --max_length 512", "train.sh")
     assert (config.data.learn, config.data.template, config.data.max_length) == ("all", "auto", 512)
     assert not done.unmatched
-    with pytest.raises(ConfigError, match="swift: rlhf: lorasmith trains on answers and plain text"):
+    with pytest.raises(ConfigError, match="swift: rlhf: init converts configurations of supervised fine-tuning only"):
         converted(tmp_path, "swift rlhf --model org/base --dataset org/rows", "train.sh")
 
 

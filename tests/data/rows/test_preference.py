@@ -4,8 +4,11 @@ from typing import Any
 
 import pytest
 
+from lorasmith.data.read.files import read_file
 from lorasmith.data.rows.conversation import Record, RowError
 from lorasmith.data.rows.preference import PAIRS, RATED, answers_of, preference_format, preference_problem
+from lorasmith.errors import DataError
+from tests.support.preferences import write_rows
 
 
 def message(role: str, content: str) -> dict[str, str]:
@@ -58,7 +61,8 @@ def test_a_rated_answer_is_one_conversation(row):
     assert preference_problem(row, RATED, "kto") is None
     assert texts(row) == [(True, [("assistant", "Hello", True)])]
     label = "label" if "label" in row else "kto_tag"
-    assert texts(row | {label: False})[0][0] is False
+    for bad in (False, 0, 0.0, "False"):
+        assert texts(row | {label: bad})[0][0] is False
 
 
 def test_earlier_answers_are_not_trained_on():
@@ -112,8 +116,11 @@ PROBLEMS = [
 
 
 @pytest.mark.parametrize(("row", "text"), PROBLEMS)
-def test_a_row_that_is_no_pair_says_why(row, text):
+def test_a_row_that_is_no_pair_says_why(tmp_path, row, text):
     assert text in preference_problem(row, PAIRS, "dpo")
+    with pytest.raises(DataError, match=r"rows\.jsonl line 1: ") as error:
+        read_file(write_rows(tmp_path / "rows.jsonl", [row]), method="dpo")
+    assert text in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +133,11 @@ def test_a_row_that_is_no_pair_says_why(row, text):
         (FORMS[0], "this row is in preference format"),
     ],
 )
-def test_a_row_that_is_not_rated_says_why(row, text):
+def test_a_row_that_is_not_rated_says_why(tmp_path, row, text):
     assert text in preference_problem(row, RATED, "kto")
+    with pytest.raises(DataError, match=r"rows\.jsonl line 2: ") as error:
+        read_file(write_rows(tmp_path / "rows.jsonl", [LABELLED[0], row, LABELLED[2]]), method="kto")
+    assert text in str(error.value)
 
 
 def test_answers_that_become_equal_are_refused():

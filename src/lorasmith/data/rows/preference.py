@@ -242,7 +242,7 @@ def _answer(fields: Fields, source: str, strip: bool, key: str) -> Conversation:
 def _rated_problem(fields: Fields) -> str | None:
     label = _label(fields) or LABELS[0]
     value = fields[label]
-    if str(value).strip().lower() not in (*YES, *NO):
+    if _plain(value) not in (*YES, *NO):
         return _("'{key}' must be true or false, found {found}.", key=label, found=repr(value)[:40])
     row = _unlabelled(fields)
     found = format_of(row)
@@ -261,8 +261,12 @@ def _rated(fields: Fields, source: str, strip: bool) -> Conversation:
     if found.required[0] == "prompt" and isinstance(row["completion"], list):
         last = 0  # all answers of the completion are the answer; those of the prompt are not learned anyway
     messages = (*_unlearned(made.messages[:last]), *made.messages[last:])
-    desirable = str(fields[_label(fields) or ""]).strip().lower() in YES
+    desirable = _plain(fields[_label(fields) or ""]) in YES
     return replace(made, messages=messages, desirable=desirable)
+
+
+def _plain(value: object) -> str:
+    return str(value).strip().lower().removesuffix(".0")  # a column with nulls is one of floats
 
 
 def _unlearned(messages: Iterable[Message]) -> Iterable[Message]:
