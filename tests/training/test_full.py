@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -52,10 +53,10 @@ def job_of(folder: Path, family: str = "llama", dtype: str = "float64", **traini
     return assemble(load_config(None, sections), folder / "run", Report(), World()).job
 
 
-def plain_losses(job: Job, family: str) -> tuple[list[float], Any]:
-    """The losses of PyTorch's AdamW over transformers' model, one example at a time, on the same steps."""
-    model = AutoModelForCausalLM.from_pretrained(model_folder(family), dtype=torch.float64).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=job.config.weight_decay)
+def losses_of(job: Job, model: Any) -> list[float]:
+    """The losses of PyTorch's AdamW over a model of transformers, one example at a time, on the same steps."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, weight_decay=job.config.weight_decay)
     found = []
     for k in range(len(job.plan)):
         for group in optimizer.param_groups:
@@ -71,15 +72,16 @@ def plain_losses(job: Job, family: str) -> tuple[list[float], Any]:
         loss.backward()
         optimizer.step()
         found.append(float(loss.detach()))
-    return found, model
+    return found
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
 def test_fifty_steps_equal_those_of_pytorch(tmp_path, family):
     """gpt2 and bloom have tied embeddings, which must stay one weight."""
     job = job_of(tmp_path, family)
+    model = AutoModelForCausalLM.from_pretrained(model_folder(family), dtype=torch.float64).eval()
     with no_casts_down():
-        expected, model = plain_losses(job, family)
+        expected = losses_of(job, model)
         losses = [float(one_step(job, k).loss) for k in range(len(job.plan))]
     assert losses == pytest.approx(expected, rel=1e-10)
     own, theirs = dict(job.base.model.named_parameters()), dict(model.named_parameters())
@@ -252,3 +254,29 @@ def test_what_needs_an_adapter_says_where_the_model_is(run, tmp_path, words, cap
     command = [words[0], str(run), *[str(run) if word == "RUN" else word for word in words[1:]]]
     assert main([*command, "--output", str(tmp_path / "out")]) == 2
     assert f"--model {run / 'model'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [("input_layernorm", "norm"), ("lm_head",), ("embed_tokens", "norm")])
+def test_parts_that_are_trained_whole_beside_lora_learn_as_in_peft(tmp_path, names):
+    """The in-between of LoRA and full fine-tuning: ten steps with the same learning rate for all."""
+    sections = {
+        "model": {"model": str(model_folder()), "dtype": "float64", "device": "cpu"},
+        "data": {"data": (rows_file(tmp_path / "rows.jsonl"),), "held_out": 3.0},
+        "lora": {"r": 4, "target_modules": "q_proj", "modules_to_save": names},
+        "training": {"batch_size": 4, "max_steps": 10, "clip": 0, "learning_rate": 2e-3},
+    }
+    job = assemble(load_config(None, sections), tmp_path / "run", Report(), World()).job
+    plain = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float64)
+    saved = ["model.norm" if name == "norm" else name for name in names]  # "norm" is the end of other names, too
+    config = peft.LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj"], modules_to_save=saved)
+    theirs = peft.get_peft_model(plain, config, autocast_adapter_dtype=False).eval()
+    own = job.base.adapters["default"].parameters
+    trained_there = {name.replace(".default", ""): p for name, p in theirs.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for key in (key for key in own if ".lora_" in key):
+            trained_there[key].copy_(own[key])
+    with no_casts_down():
+        expected = losses_of(job, theirs)
+        losses = [float(one_step(job, k).loss) for k in range(len(job.plan))]
+    assert losses == pytest.approx(expected, rel=1e-10)
+    assert len(own) == len(trained_there)
