@@ -1,11 +1,11 @@
 """Losses on preferences: of which answers are better, from their log-probabilities.
 
     dpo    -log sigmoid(r_chosen - r_rejected), where r = beta * (log pi - log pi_ref) (Rafailov et al. 2023,
-           arXiv:2305.18290, eq. 7; label_smoothing: Mitchell 2023, "A note on DPO with noisy preferences", eq. 3)
+           arXiv:2305.18290, eq. 7; label_smoothing: Mitchell 2023, "A note on DPO with noisy preferences")
     orpo   the mean cross-entropy of the chosen texts, prompt included, - beta * log sigmoid of the difference of the
            log-odds, each of the mean log-probability of a token (Hong et al. 2024, arXiv:2403.07691, eqs. 4, 6, 7)
     kto    1 - sigmoid(r - z) for a desirable answer and 1 - sigmoid(z - r) for another one, times their weights, where
-           z = beta * KL (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8)
+           z = beta * KL (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7)
     simpo  -log sigmoid(r_chosen - r_rejected - gamma), where r = beta * log pi / tokens
            (Meng et al. 2024, arXiv:2405.14734, eq. 6)
 

@@ -41,6 +41,13 @@ def test_a_rated_answer_is_one_example_and_kto_takes_pairs_too(tmp_path):
     assert len(prepared(pairs_file(tmp_path / "b.jsonl", 4), "kto").train) == 8
 
 
+def test_another_label_is_other_data(tmp_path):
+    rows = [rated(i) for i in range(3)]
+    other = [*rows[:2], rows[2] | {"label": not rows[2]["label"]}]
+    first, second = (prepared(write_rows(tmp_path / "a.jsonl", some), "kto") for some in (rows, other))
+    assert first.train_sha256 != second.train_sha256
+
+
 def test_a_pair_of_which_one_answer_does_not_fit_is_left_out(tmp_path):
     long = pair(0) | {"rejected": "No. " * 40}
     shared = {"prompt": "Hi", "chosen": "No. " * 40 + "a", "rejected": "No. " * 40 + "b"}

@@ -322,10 +322,15 @@ def _summary(splits: list[DataSplit], training: Sequence[Example]) -> str:
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """sha256 of the examples in order, in hexadecimal: their ids, targets, and weights if any of them is not 1."""
+    """sha256 of the examples in order, in hexadecimal: their ids, targets, and weights if any is not 1.
+
+    Of an answer in a preference row also whether it is a good one.
+    """
     digest = sha256()
     for example in examples:
         digest.update(array("q", [len(example.ids), *example.ids, *example.targets]).tobytes())
         if set(example.weights) != {1.0}:
             digest.update(array("d", example.weights).tobytes())
+        if example.desirable is not None:
+            digest.update(bytes([example.desirable]))
     return digest.hexdigest()
