@@ -182,7 +182,7 @@ CASES: dict[str, tuple[Callable[[], Words], str]] = {
     ),
     "KTO": (
         lambda: row(prompt="Hi", completion="Go away", label=False),
-        "this row has 'label': false, which marks a good or a bad answer for KTO.",
+        "this row has 'label': false, which marks a good or a bad answer. Training on",
     ),
     "steps and labels": (
         lambda: row(prompt="2+2?", completions=["2+2", "4"], labels=[True, True]),

@@ -60,11 +60,12 @@ def _row(one: dict[str, Any], language: str, tools: str) -> list[str]:
     Path("rows.jsonl").write_text(one["text"].lstrip("\n"), "utf-8")
     made = tokenizer()
     template = Template.of(made, one.get("template", "chatml"))
-    options = {"renamed": one.get("map", {}), "filling": one.get("fill", {})}
+    options = {"renamed": one.get("map", {}), "filling": one.get("fill", {}), "method": one.get("method", "lora")}
     (record,) = read_file("rows.jsonl", **options).records
     texts = [
         row_text(text_spans(example, made, template.stop_ids), marked=True, whole=True).plain
-        for example in template.encode_row(template.conversation(record))
+        for conversation in (template.answers(record) if "method" in one else [template.conversation(record)])
+        for example in template.encode_row(conversation)
     ]
     lines = [f"### {one[language]}", "", one[f"about_{language}"], "", *block("json", one["text"].lstrip("\n"))]
     lines += [*_read("rows.jsonl", **options), *block("text", "\n".join(texts))]

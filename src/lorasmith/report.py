@@ -13,7 +13,7 @@ class Report:
     def progress(self, task: str, done: int, total: int, **numbers: float) -> None:
         """`done` of `total` units of `task` are done; the task ends when they are equal.
 
-        numbers: any of loss, tokens_per_second, seconds_left, memory_mib.
+        numbers: any of loss, rewards/accuracies, rewards/margins, tokens_per_second, seconds_left, memory_mib.
         """
 
 

@@ -35,7 +35,7 @@ def test_every_flag_reaches_its_field(tmp_path):
         "data": {
             "roles": {"agent": "assistant"},
             "data": ("a", "b"), "max_samples": 5, "map": {"instruction": "question"}, "held_out": 0.5,
-            "template": "model", "template_kwargs": {"effort": "high"}, "system": "s", "learn": "all",
+            "template": "model", "template_kwargs": {"effort": "high"}, "system": "s", "learn": "answers",
             "max_length": 9, "too_long": "drop", "fill": {"name": "Ada"}, "skip_bad_rows": 0.1, "system_as": "user",
             "special_tokens": "tokens", "leading_answer": "drop", "add_tokens": ("<a>", "</a>"),
         },
@@ -55,7 +55,11 @@ def test_every_flag_reaches_its_field(tmp_path):
             "gradient_checkpointing": True, "row_tokens": 64, "log_every": 2, "eval_every": 3, "save_every": 6,
             "keep_checkpoints": 4, "seed": 7, "patience": 2, "samples": ("Why?", "考试有哪些技巧？"),
             "tensorboard": True, "report_to": ("wandb", "mlflow"),
-            "generate": 5, "max_new_tokens": 9, "metric": ("a.py:f",),
+            "generate": 5, "max_new_tokens": 9, "metric": ("a.py:f",), "method": "simpo",
+        },
+        "preference": {
+            "beta": 0.5, "gamma": 0.7, "label_smoothing": 0.1, "rpo_alpha": 0.2,
+            "desirable_weight": 1.0, "undesirable_weight": 1.0,  # the defaults, because simpo does not use them
         },
     }  # fmt: skip
     argv = []
@@ -68,6 +72,9 @@ def test_every_flag_reaches_its_field(tmp_path):
     assert typed(*argv) == Config.model_validate(values)
     assert typed("--last-layers", "2").lora.last_layers == 2  # which excludes layers_to_transform
     assert typed("--alora-invocation-tokens", "5", "7").lora.alora_invocation_tokens == (5, 7)
+    assert typed("--learn", "all").data.learn == "all"  # which no training on preferences has
+    weights = typed("--method", "kto", "--desirable-weight", "2", "--undesirable-weight", "0.5").preference
+    assert (weights.desirable_weight, weights.undesirable_weight) == (2.0, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +128,7 @@ def test_columns_are_mapped_from_names_that_rows_have():
     assert typed("a", "--rank-pattern", "(?=q)q_proj=4").lora.rank_pattern == {"(?=q)q_proj": 4}
     with pytest.raises(
         ConfigError,
-        match=r"data\.map: unknown column 'question': no row format uses it; known columns are completion, ",
+        match=r"data\.map: unknown column 'question': no row format uses it; known columns are chosen, ",
     ):
         typed("--map", "question=instruction")
 

@@ -12,7 +12,7 @@ import termios
 import pytest
 from rich.cells import cell_len
 
-from lorasmith.cli.screen import Screen, clock, printable
+from lorasmith.cli.screen import Screen, clock, number, printable
 
 SHOW = """
 from lorasmith.cli.screen import Screen
@@ -137,3 +137,8 @@ def test_replies_cannot_steer_the_terminal():
 
 def test_clock():
     assert [clock(s) for s in (0, 7.4, 75, 3723)] == ["0:00", "0:07", "1:15", "1:02:03"]
+
+
+def test_the_numbers_of_preferences_have_names():
+    found = [number("rewards/accuracies", 0.8125), number("rewards/margins", 0.12345), number("loss", 0.5)]
+    assert found == ["accuracy 81%", "margin +0.123", "loss 0.500"]

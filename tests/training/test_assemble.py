@@ -59,6 +59,7 @@ def test_the_origin_holds_every_option_that_affects_the_adapter(tmp_path):
     config = configured(tmp_path)
     wanted = {f"lora.{key}" for key in config.lora.model_dump()}
     wanted |= {f"training.{key}" for key in config.training.model_dump() if key not in NO_EFFECT_ON_ADAPTER}
+    wanted |= {f"preference.{key}" for key in config.preference.model_dump()}
     assert job.origin.options.keys() == wanted
     assert json.loads(job.origin.options["training.batch_size"]) == 4
     assert {"base_config", "dtype", "train_sha256", "processes"} <= job.origin.settings.keys()

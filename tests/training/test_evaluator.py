@@ -10,13 +10,20 @@ import pytest
 
 from lorasmith.adapters.session import open_adapters
 from lorasmith.cli.main import main
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.data.read.prompts import as_record
+from lorasmith.data.template.encoding import Template
 from lorasmith.errors import ConfigError
 from lorasmith.evaluation.loss import ExampleLosses
+from lorasmith.loading.load import load_base
+from lorasmith.lora.inject import inject
+from lorasmith.report import Report
 from lorasmith.runs.evaluate import EvaluationOptions, evaluate
+from lorasmith.training.artifact import artifact_of
 from lorasmith.training.checkpoint import read_state
-from lorasmith.training.evaluator import SAMPLING, Evaluator, _copy
+from lorasmith.training.evaluator import SAMPLING, Evaluator
 from lorasmith.training.run_files import ADAPTER_FILES, read_summary
 from tests.support.tiny import (
     Crash,
@@ -92,7 +99,9 @@ def test_the_best_adapter_is_kept_without_the_files_of_others(tmp_path):
     adapter.mkdir()
     for name in (*ADAPTER_FILES, "notes.txt"):
         (best / name).write_text(name)
-    _copy(best, adapter)
+    base = load_base(ModelConfig(model=str(model_folder()), dtype="float32", device="cpu"), Report())
+    base.adapters["a"] = inject(base.model, LoraConfig(), base.router, "a")
+    artifact_of(base, "a", Template.of(base.tokenizer), {}).copy(best, adapter)
     assert {path.name for path in adapter.iterdir()} == ADAPTER_FILES
 
 

@@ -157,7 +157,7 @@ def test_a_loss_that_is_no_number_stops_before_the_optimizer(tmp_path, capsys):
 
 
 def test_a_first_step_without_a_number_says_that_nothing_was_learned(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("lorasmith.training.step.loss_sum", lambda base, row: row_loss(base) * float("inf"))
+    monkeypatch.setattr("lorasmith.training.step.loss_sum", lambda base, row, _objective: row_loss(base) * float("inf"))
     words = [rows_file(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "run"), *flags(settings())]
     assert main(["train", *words]) == 2
     err = capsys.readouterr().err

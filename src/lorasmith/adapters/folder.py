@@ -287,6 +287,15 @@ def find_adapter(path: Path) -> Path:
             return folder
     if not path.exists():
         raise AdapterError(_("{path}: the folder does not exist.", path=path))
+    if (model := find_model(path)) is not None:
+        raise AdapterError(
+            _(
+                "{path}: this run trained all weights of its base model (--method full), so it has a model of its own "
+                "instead of an adapter, in {model}. Use it as a base model: --model {model}",
+                path=path,
+                model=model,
+            )
+        )
     if (path / "config.toml").is_file():
         raise AdapterError(
             _(
@@ -296,6 +305,14 @@ def find_adapter(path: Path) -> Path:
             )
         )
     raise AdapterError(_not_an_adapter(path))
+
+
+def find_model(path: Path) -> Path | None:
+    """The model of the run at `path`, or of which `path` is the model, if the run trained all weights; else None."""
+    for run, model in ((path, path / "model"), (path.absolute().parent, path)):
+        if (run / "config.toml").is_file() and (model / "config.json").is_file() and model.name == "model":
+            return model
+    return None
 
 
 def _not_an_adapter(path: Path) -> str:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from lorasmith.adapters.folder import end_ids
+from lorasmith.adapters.folder import end_ids, find_adapter
 from lorasmith.adapters.output import OutputFolder, output_folder
 from lorasmith.adapters.session import Session, open_adapters
+from lorasmith.adapters.whole_model import set_encoding
 from lorasmith.config.model import ModelConfig
-from lorasmith.data.template.chat_template import named_templates
 from lorasmith.data.template.golden import PROBES
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
@@ -93,7 +93,7 @@ def merge_run(
 
 def _merge(path: str | Path, output: OutputFolder, config: ModelConfig, report: Report) -> Certificate:
     wide = config.model_dump(exclude_unset=True) | {"dtype": "float32"}
-    session = open_adapters([path], ModelConfig(**wide), report)
+    session = open_adapters([find_adapter(Path(path).expanduser())], ModelConfig(**wide), report)
     output.spare([session.base.folder, *(folder.path for folder in session.folders.values())])
     dtype = _dtype_on_disk(session, config) if config.dtype == "auto" else getattr(torch, config.dtype)
     report.say(_("Merging in {dtype}", dtype=dtype_name(dtype)))
@@ -204,12 +204,7 @@ def _set_encoding(plain: PreTrainedModel, session: Session) -> None:
     template, tokenizer = session.template, session.template.tokenizer
     if session.folders[session.names[0]].metadata is None:
         return  # made by another tool; its tokenizer has its template
-    own = named_templates(tokenizer)
-    wanted = template.named_as_jinja() if template.tool_text else {"default": template.as_jinja()}
-    if any(own.get(name) != text for name, text in wanted.items()):
-        tokenizer.chat_template = wanted if template.tool_text else wanted["default"]
-    if set(template.stop_ids) != set(end_ids(session.base)):
-        plain.generation_config.eos_token_id = list(template.stop_ids)
+    set_encoding(template, tokenizer, plain.generation_config, end_ids(session.base))
 
 
 @torch.no_grad()

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorasmith.adapters.folder import AdapterFolder, find_adapter
+from lorasmith.adapters.folder import AdapterFolder, end_ids, find_adapter, find_model
 from lorasmith.adapters.foreign import ends_without_rows
+from lorasmith.config.data import DataConfig
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.values import check
@@ -14,7 +15,7 @@ from lorasmith.data.rows.conversation import Message
 from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine, replies
 from lorasmith.engine.request import Request
-from lorasmith.errors import AdapterError
+from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _, listed
 from lorasmith.loading.load import load_base
 from lorasmith.model.base import Base
@@ -26,11 +27,15 @@ from lorasmith.system.device import choose_device, choose_dtype
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded base model, its adapters by name, and the template that all of them were trained with."""
+    """A loaded base model, its adapters by name, and the template that all of them were trained with.
+
+    model: its folder if it is that of a run which trained all weights; there are no adapters then.
+    """
 
     base: Base
     template: Template
     folders: dict[str, AdapterFolder]
+    model: Path | None = None
 
     @property
     def names(self) -> list[str]:
@@ -55,7 +60,7 @@ class Session:
 
         Args:
             prompt: one or several user messages.
-            adapter: one of `names`, or None for the base model alone; the first adapter by default.
+            adapter: one of `names`, or None for the base model alone; the first adapter by default, if there is one.
             sampling: any field of `SamplingConfig`, such as temperature, top_p or max_new_tokens.
 
         Raises:
@@ -63,7 +68,7 @@ class Session:
         """
         settings = check(SamplingConfig, sampling, "sampling")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        name = self.names[0] if adapter == "" else adapter
+        name = next(iter(self.names), None) if adapter == "" else adapter
         answers = self.reply([(Message("user", text),) for text in prompts], name, settings)
         return answers[0] if isinstance(prompt, str) else answers
 
@@ -80,6 +85,8 @@ def open_adapters(
         ModelError: the base model cannot be loaded.
     """
     report = report or Report()
+    if (whole := _whole_model(paths, config or ModelConfig(), report)) is not None:
+        return whole
     folders = _named([AdapterFolder.read(find_adapter(Path(path).expanduser())) for path in paths])
     base = load_base(base_settings(next(iter(folders.values())), config or ModelConfig(), report), report)
     templates = {}
@@ -116,6 +123,28 @@ def open_adapters(
     base.tokenizer = template.tokenizer  # which may have more tokens
     base.model.eval()
     return Session(base, template, {name: folder.without_tensors() for name, folder in folders.items()})
+
+
+def _whole_model(paths: Sequence[str | Path], config: ModelConfig, report: Report) -> Session | None:
+    """The model of a run that trained all weights, if `paths` is one; None otherwise.
+
+    Raises AdapterError for other paths beside it, ConfigError for another base model.
+    """
+    found = [model for path in paths if (model := find_model(Path(path).expanduser())) is not None]
+    if not found:
+        return None
+    if len(paths) > 1:
+        raise AdapterError(
+            _("{path}: the model of a run that trained all weights is loaded alone. Give only this one.", path=found[0])
+        )
+    if "model" in config.model_fields_set:
+        text = _(
+            "--model: the run trained all weights and is a model itself, in {path}. Leave --model out.", path=found[0]
+        )
+        raise ConfigError(text)
+    base = load_base(config.model_copy(update={"model": str(found[0])}), report)
+    base.model.eval()
+    return Session(base, Template.from_config(base.tokenizer, DataConfig(), end_ids(base)), {}, found[0])
 
 
 def tell_template(folder: AdapterFolder, has_own: bool, report: Report) -> None:

@@ -78,7 +78,7 @@ class Chat:
 
     def __init__(self, answer: StreamAnswer, names: Sequence[str], system: str | None, screen: Screen) -> None:
         self.answer, self.names, self.screen = answer, names, screen
-        self.adapter: str | None = names[0]
+        self.adapter: str | None = next(iter(names), None)
         self.start = [Message("system", system)] if system else []
         self.messages = list(self.start)
         self.interactive = sys.stdin.isatty()
@@ -146,6 +146,8 @@ class Chat:
         self.screen.say(_("Now chatting with {name}.", name=self._who()))
 
     def _who(self) -> str:
+        if not self.names:
+            return _("the model")
         return _("the base model") if self.adapter is None else self.adapter
 
     def _again(self) -> None:

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     with Screen(json=True) as screen:  # standard output is for the answers
         session = open_adapters([args.run], model, screen)
-        template, adapter = session.template, session.names[0]
+        template, adapter = session.template, next(iter(session.names), None)
         prompts = [template.conversation(record) for record in records]
 
         def events(conversations: Sequence[Conversation]) -> Iterator["Event"]:

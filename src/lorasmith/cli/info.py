@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
+    if facts.get("method") == "full":
+        return _model_lines(facts)
     lines = [
         _("adapter   {folder}", folder=facts["folder"]),
         _("base      {base}", base=facts["base"] or _("not specified")),
@@ -64,6 +66,23 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         lines += _wrapped(_("data"), _names(data if isinstance(data, list) else str(data)))
         lines += _combined(facts["notes"].get("combined"))
     return lines + _run(facts["summary"])
+
+
+def _model_lines(facts: dict[str, Any]) -> list[str]:
+    """Of a model all of whose weights were trained."""
+    size = _(
+        "size      {parameters:,} parameters in {tensors} tensors, {mib:.1f} MiB",
+        parameters=facts["parameters"],
+        tensors=facts["tensors"],
+        mib=facts["bytes"] / 2**20,
+    )
+    return [
+        _("model     {folder}: all weights were trained", folder=facts["folder"]),
+        _("base      {base}", base=facts["base"]),
+        size,
+        *_wrapped(_("data"), _names(facts["data"])),
+        *_run(facts["summary"]),
+    ]
 
 
 def _options(facts: dict[str, Any]) -> str:

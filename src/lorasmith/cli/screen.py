@@ -186,6 +186,10 @@ def number(name: str, value: float) -> str:
         return _("loss {value:.3f}", value=value)
     if name == "tokens_per_second":
         return _("{value:,.0f} tokens/s", value=value)
+    if name == "rewards/accuracies":
+        return _("accuracy {value:.0%}", value=value)
+    if name == "rewards/margins":
+        return _("margin {value:+.3f}", value=value)
     if name == "seconds_left":
         return _("{clock} left", clock=clock(value))
     if name == "memory_mib":

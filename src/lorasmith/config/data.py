@@ -26,8 +26,8 @@ RENDERING = frozenset({
 ROLES = ("system", "user", "assistant", "tool")
 # The columns that the row formats of data/rows/formats.py read; a test keeps the two in step.
 COLUMNS = (
-    "completion", "conversation", "conversations", "functions", "history", "input", "instruction", "messages", "output",
-    "prompt", "system", "text", "tools",
+    "chosen", "completion", "conversation", "conversations", "functions", "history", "input", "instruction", "kto_tag",
+    "label", "messages", "output", "prompt", "rejected", "system", "text", "tools",
 )  # fmt: skip
 
 

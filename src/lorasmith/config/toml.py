@@ -7,17 +7,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lorasmith.config.data import DataConfig
 from lorasmith.config.files import read_toml
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.model import ModelConfig
+from lorasmith.config.preference import METHODS, USED_BY, PreferenceConfig
 from lorasmith.config.training import TrainingConfig
 from lorasmith.config.values import Typed, check
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 
 
 class Config(Typed):
@@ -29,7 +30,51 @@ class Config(Typed):
     data: DataConfig = DataConfig()
     lora: LoraConfig = LoraConfig()
     training: TrainingConfig = TrainingConfig()
+    preference: PreferenceConfig = PreferenceConfig()
     output: Annotated[str | None, Field(description=_("Run folder (default: runs/NAME-DATE)"))] = None
+
+    @model_validator(mode="after")
+    def _of_method(self) -> Self:
+        """Options of preferences need such a method, and such a method knows no other way to learn or to shorten.
+
+        Options of adapters need an adapter. A run's config.toml has them all, so their defaults are accepted.
+        """
+        method = self.training.method
+        if method == "full":
+            default = LoraConfig()
+            if differing := [key for key, value in self.lora if value != getattr(default, key)]:
+                text = _("lora.{key}: training.method is 'full', which trains all weights; remove it", key=differing[0])
+                raise ValueError(text)
+            if self.model.quantize != "none":
+                raise ValueError(
+                    _(
+                        "model.quantize: quantized weights cannot be trained, but training.method is 'full'; remove "
+                        "it, or train an adapter with method 'lora'"
+                    )
+                )
+        for key in self.preference.unused(method):
+            methods = listed(USED_BY.get(key, METHODS))
+            raise ValueError(
+                _(
+                    "preference.{key}: used by {methods} only, but training.method is '{method}'; remove it",
+                    key=key,
+                    method=method,
+                    methods=methods,
+                )
+            )
+        if method in METHODS and self.data.learn != "answers":
+            raise ValueError(
+                _("data.learn: training on preferences ({method}) learns whole answers; remove it", method=method)
+            )
+        if method in METHODS and self.data.too_long in ("split", "truncate-left"):
+            raise ValueError(
+                _(
+                    "data.too_long: {value!r} does not work for preferences ({method}); use 'truncate' or 'drop'",
+                    value=self.data.too_long,
+                    method=method,
+                )
+            )
+        return self
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -37,6 +82,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "data": DataConfig,
     "lora": LoraConfig,
     "training": TrainingConfig,
+    "preference": PreferenceConfig,
 }
 
 

@@ -1,12 +1,13 @@
 """Options of training: batch, schedule, optimizer, evaluation and checkpoints. Loads no torch."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from lorasmith.config.values import Typed, did_you_mean
 from lorasmith.i18n import _, listed
 
+FULL_RATE = 2e-5  # the default learning rate with method "full"
 MAX_STEPS = 999_999  # the name of a checkpoint has six digits
 MAX_EXAMPLES, MAX_TOKENS = 1_000_000, 10_000_000
 MAX_NUMBER = 1e30  # AdamW computes with these in float32
@@ -22,6 +23,15 @@ class TrainingConfig(Typed):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    method: Annotated[
+        Literal["lora", "full", "dpo", "orpo", "kto", "simpo"],
+        Field(
+            description=_(
+                "What is trained: lora (an adapter), full (all weights of the base model), or an adapter on preference "
+                "pairs: dpo, orpo, kto, simpo"
+            )
+        ),
+    ] = "lora"
     start_from: Annotated[
         str | None,
         Field(description=_("Run or adapter folder to continue training from, with a new optimizer and schedule")),
@@ -46,7 +56,13 @@ class TrainingConfig(Typed):
     ] = 1.0
     max_steps: Annotated[int | None, Field(gt=0, le=MAX_STEPS, description=_("Stop after this many steps"))] = None
     learning_rate: Annotated[
-        float, Field(gt=0, le=MAX_NUMBER, allow_inf_nan=False, description=_("Peak learning rate"))
+        float,
+        Field(
+            gt=0,
+            le=MAX_NUMBER,
+            allow_inf_nan=False,
+            description=_("Peak learning rate; 2e-5 by default if method is full"),
+        ),
     ] = 2e-4
     schedule: Annotated[
         Literal["cosine", "linear", "constant"], Field(description=_("Learning rate schedule after warmup"))
@@ -208,6 +224,26 @@ class TrainingConfig(Typed):
         if blank:
             raise ValueError(_("prompt {number} is empty; write a prompt or remove it", number=blank[0]))
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_method(cls, values: Any) -> Any:
+        """Full fine-tuning needs about a tenth of LoRA's learning rate ("LoRA Without Regret", 2025)."""
+        is_full = isinstance(values, dict) and values.get("method") == "full"
+        return {"learning_rate": FULL_RATE, **values} if is_full else values
+
+    @model_validator(mode="after")
+    def _of_full(self) -> Self:
+        if self.method != "full":
+            return self
+        given = {"start_from": self.start_from is not None, "loraplus_lr_ratio": self.loraplus_lr_ratio != 1}
+        for key in (key for key, is_given in given.items() if is_given):
+            raise ValueError(
+                _("{key}: only for adapters, but method is 'full', which trains all weights; remove it", key=key)
+            )
+        if self.optimizer == "muon":
+            raise ValueError(_("optimizer: 'muon' is only for adapters here; use 'adamw' with method 'full'"))
+        return self
 
     @model_validator(mode="after")
     def _evaluated(self) -> Self:

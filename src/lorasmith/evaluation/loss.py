@@ -12,9 +12,9 @@ from torch import Tensor
 from lorasmith.data.dataset.plan import pack_rows
 from lorasmith.i18n import _
 from lorasmith.model.base import Base
-from lorasmith.model.forward import row_of
+from lorasmith.model.forward import row_of, shares_prefixes
 from lorasmith.model.head import token_losses
-from lorasmith.model.row import Example
+from lorasmith.model.row import Example, Row, laid_length
 from lorasmith.report import Report
 
 RESAMPLES = 2000  # of the bootstrap
@@ -121,21 +121,41 @@ def evaluate_loss(
     """
     losses = torch.zeros(len(examples), dtype=torch.float64)
     weights = torch.tensor([example.weight for example in examples], dtype=torch.float64)
-    rows = pack_rows([e.useful_length for e in examples], EVAL_ROW_TOKENS, base.layout)
-    rows = rows[world.rank :: world.size] if world else rows
-    with eval_mode(base), base.without_trained_biases() if adapter is None else nullcontext():
-        for done, members in enumerate(rows, 1):
-            row = row_of(base, [examples[i] for i in members], total_weight=1.0, adapter=adapter)
-            weighted = token_losses(base, row).double().cpu() * row.weight_N.double().cpu()
-            for i, part in zip(members, weighted.split(list(row.counts)), strict=True):
-                losses[i] = part.sum()
-            if report:
-                report.progress(task, done, len(rows))
+    for members, row, losses_N in evaluated_rows(base, examples, adapter, report, task, world):
+        weighted = losses_N.double().cpu() * row.weight_N.double().cpu()
+        for i, part in zip(members, weighted.split(list(row.counts)), strict=True):
+            losses[i] = part.sum()
     if world and world.size > 1:
         summed = losses.to(base.device)  # the device on which the process group reduces gradients, too
         world.all_reduce(summed)
         losses = summed.cpu()
     return ExampleLosses(losses, weights)
+
+
+def evaluated_rows(
+    base: Base,
+    examples: Sequence[Example],
+    adapter: str | None,
+    report: Report | None = None,
+    task: str = "",
+    world: ProcessGroup | None = None,
+    unit: int = 1,
+) -> Iterator[tuple[list[int], Row, Tensor]]:
+    """The rows of this process as (examples, row, token losses [N]), without dropout and without gradient.
+
+    unit: consecutive examples that stay in the same row, such as two answers to the same prompt.
+    """
+    units = [examples[i : i + unit] for i in range(0, len(examples), unit)]
+    share = unit > 1 and shares_prefixes(base, None)
+    rows = pack_rows([laid_length(one, share) for one in units], EVAL_ROW_TOKENS, base.layout)
+    rows = rows[world.rank :: world.size] if world else rows
+    with eval_mode(base), base.without_trained_biases() if adapter is None else nullcontext():
+        for done, chosen in enumerate(rows, 1):
+            members = [i * unit + k for i in chosen for k in range(unit)]
+            row = row_of(base, [examples[i] for i in members], total_weight=1.0, adapter=adapter)
+            yield members, row, token_losses(base, row)
+            if report:
+                report.progress(task, done, len(rows))
 
 
 @contextmanager

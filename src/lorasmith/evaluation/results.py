@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from lorasmith.evaluation.generation import Answer
 from lorasmith.evaluation.loss import MIN_EXAMPLES, Comparison, perplexity
 from lorasmith.evaluation.metrics import MetricComparison
+from lorasmith.evaluation.preference import PreferenceComparison
 from lorasmith.i18n import _, listed
 
 
@@ -95,10 +96,12 @@ class Evaluation:
     def groups(self) -> Iterator[ResultGroup]:
         """Every metric with its intervals and verdicts: loss, perplexity, scores, forgetting."""
         losses = [adapter.loss for adapter in self.adapters]
-        yield self._group(_("held-out loss"), losses, 4)
-        values = [losses[0].before, *(loss.after for loss in losses)]
-        lines = [ResultLine(who, f"{perplexity(value):.1f}") for who, value in zip(self.names, values, strict=True)]
-        yield ResultGroup(_("perplexity"), lines)
+        on_preferences = isinstance(losses[0], PreferenceComparison)
+        yield self._group(_("held-out preference loss") if on_preferences else _("held-out loss"), losses, 4)
+        if not on_preferences:
+            values = [losses[0].before, *(loss.after for loss in losses)]
+            lines = [ResultLine(who, f"{perplexity(value):.1f}") for who, value in zip(self.names, values, strict=True)]
+            yield ResultGroup(_("perplexity"), lines)
         for scores in zip(*(adapter.scores for adapter in self.adapters), strict=True):
             yield self._group(scores[0].name, scores, scores[0].digits)
         forgotten = [adapter.forgotten for adapter in self.adapters if adapter.forgotten]

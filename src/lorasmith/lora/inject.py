@@ -34,6 +34,7 @@ class Adapter:
 
     `own_biases`: the values that the base model's biases among them had before this adapter.
     `tokens`: the ids of the tokens whose rows it trains, by the path of the embedding or head.
+    `is_whole_model`: it is no adapter, but all weights of the base model, which are trained themselves.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Adapter:
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     own_biases: dict[str, torch.Tensor] = field(default_factory=dict)
     tokens: dict[str, list[int]] = field(default_factory=dict)
+    is_whole_model: bool = False
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:

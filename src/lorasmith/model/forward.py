@@ -29,10 +29,15 @@ def row_of(base: Base, examples: Sequence[Example], total_weight: float, adapter
     starts = active_from(base, examples, adapter)
     if base.layout == "padded":
         return flatten(examples, total_weight, adapter, starts=starts).to(base.device)
-    drops = base.model.training and adapter is not None and base.adapters[adapter].config.lora_dropout > 0
     multiple = MULTIPLE if base.compiles_shapes else 1
-    share = "prefix" in base.fast_parts and not drops
+    share = shares_prefixes(base, adapter if base.model.training else None)
     return flatten(examples, total_weight, adapter, share, multiple, starts).to(base.device)
+
+
+def shares_prefixes(base: Base, trained: str | None) -> bool:
+    """Whether rows compute common prefixes once. trained: the adapter that is being trained; None in an evaluation."""
+    drops = trained is not None and base.adapters[trained].config.lora_dropout > 0
+    return base.layout == "packed" and "prefix" in base.fast_parts and not drops
 
 
 def active_from(base: Base, examples: Sequence[Example], adapter: str | None) -> list[int] | None:

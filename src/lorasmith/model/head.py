@@ -6,6 +6,7 @@ The backward pass of a chunk runs right after its forward pass, and only the gra
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,26 +21,55 @@ from lorasmith.lora.router import Slice
 from lorasmith.model.attention import Cache
 from lorasmith.model.base import Base
 from lorasmith.model.forward import has_short_slices, hidden, packed_inputs, padded_output
-from lorasmith.model.row import Row
+from lorasmith.model.row import Objective, Row
 
 FROZEN_CHUNK = 160  # labels of a chunk, at most, if the head is frozen
 CHUNK = 128  # labels of a chunk otherwise: the fastest of 32 to 640 on two cores with a vocabulary of 49,152
 
 
-def loss_sum(base: Base, row: Row) -> Tensor:
-    """Sum of weight x cross-entropy over the row's labels: a scalar in float32 that can be differentiated."""
+def loss_sum(base: Base, row: Row, objective: Objective | None = None) -> Tensor:
+    """Sum of weight x cross-entropy over the row's labels: a scalar in float32 that can be differentiated.
+
+    objective: another loss, a function of the cross-entropies. Its gradient is that of the sum in which each label has
+    the derivative as its weight, so it takes no second pass through the decoder.
+    """
     if not base.head.direct:
         losses_N = _losses_of_model(base, row)
-        return (losses_N * row.weight_N.to(losses_N.dtype)).sum()
+        if objective is None:
+            return (losses_N * row.weight_N.to(losses_N.dtype)).sum()
+        value, weight_N = objective(losses_N.detach())
+        return _with_value((losses_N * weight_N.to(losses_N.dtype)).sum(), value)
     states_NH = hidden(base, row).index_select(0, row.at_N)
     weight = _frozen_weight(base) if "head" in base.fast_parts else None
     if weight is not None:
-        return _FrozenHead.apply(states_NH, weight, base.head.scale, row)  # type: ignore[no-any-return, no-untyped-call]
+        made = objective or _weighted(row)
+        return _FrozenHead.apply(states_NH, weight, base.head.scale, row, made)  # type: ignore[no-any-return, no-untyped-call]
     trained = [p for p in base.output_embedding.parameters() if p.requires_grad]
     decoder_slices = base.router.slices
-    loss: Tensor = _ChunkedLoss.apply(states_NH, base, row, *trained)  # type: ignore[no-untyped-call]
+    if objective is None:
+        loss: Tensor = _ChunkedLoss.apply(states_NH, base, row, *trained)  # type: ignore[no-untyped-call]
+    else:
+        with torch.random.fork_rng([base.device] if base.device.type == "cuda" else []):  # the same dropout again below
+            value, weight_N = objective(_losses_of_states(base, row, states_NH.detach()))
+        weighted = replace(row, weight_N=weight_N)
+        loss = _with_value(_ChunkedLoss.apply(states_NH, base, weighted, *trained), value)  # type: ignore[no-untyped-call]
     base.router.route(decoder_slices)  # which a recomputation in backward needs
     return loss
+
+
+def _weighted(row: Row) -> Objective:
+    """The objective of `loss_sum` without another one."""
+
+    def weighted(losses_N: Tensor) -> tuple[Tensor, Tensor]:
+        weight_N = row.weight_N.to(losses_N.dtype)
+        return losses_N @ weight_N, weight_N
+
+    return weighted
+
+
+def _with_value(loss: Tensor, value: Tensor) -> Tensor:
+    """A scalar with this value and the gradient of `loss`."""
+    return value.to(loss.dtype) + (loss - loss.detach())
 
 
 @torch.no_grad()
@@ -47,7 +77,12 @@ def token_losses(base: Base, row: Row) -> Tensor:
     """Cross-entropy of each label, [N] in float32, without gradient."""
     if not base.head.direct:
         return _losses_of_model(base, row)
-    states_NH = hidden(base, row).index_select(0, row.at_N)
+    return _losses_of_states(base, row, hidden(base, row).index_select(0, row.at_N))
+
+
+@torch.no_grad()
+def _losses_of_states(base: Base, row: Row, states_NH: Tensor) -> Tensor:
+    """Cross-entropy of each label from its hidden state, [N]. Sets the router for each chunk."""
     losses = []
     for start, end in label_chunks(row, base):
         losses.append(_cross_entropy(logits(base, states_NH[start:end]), row.target_N[start:end]))
@@ -117,13 +152,17 @@ def _frozen_weight(base: Base) -> Tensor | QuantizedWeight | None:
 class _FrozenHead(torch.autograd.Function):
     """The loss at a frozen head matrix W, with the gradient scale * weight * (softmax(logits) - 1_target) W.
 
+    The objective gives the weight of each label when all losses are known.
+
     Logits and probabilities exist for one chunk at a time, in the head's dtype. In bfloat16 this rounds each
     probability once more, by at most 0.4%, which the reported loss shows; the gradient would be rounded there anyway.
     """
 
     @staticmethod
-    def forward(ctx: Any, states_NH: Tensor, W: Tensor | QuantizedWeight, scale: float, row: Row) -> Tensor:
-        """Hidden states at the labels [N, H] -> weighted sum of losses, float32. Losses above 87 nats count as 87."""
+    def forward(
+        ctx: Any, states_NH: Tensor, W: Tensor | QuantizedWeight, scale: float, row: Row, objective: Objective
+    ) -> Tensor:
+        """Hidden states at the labels [N, H] -> the objective, float32. Losses above 87 nats count as 87."""
         scaled_NH = states_NH if scale == 1 else states_NH * scale
         wide = torch.promote_types(states_NH.dtype, torch.float32)
         d_NH, losses_N = torch.empty_like(states_NH), states_NH.new_empty(len(states_NH), dtype=wide)
@@ -136,17 +175,17 @@ class _FrozenHead(torch.autograd.Function):
             p_C1 = P_CV.gather(1, row.target_N[start:end, None]).to(wide)
             losses_N[start:end] = p_C1[:, 0].clamp_min(torch.finfo(torch.float32).tiny).log().neg()
             _back_through(P_CV, W, d_NH[start:end])
-        weight_N = row.weight_N.to(wide)
+        value, weight_N = objective(losses_N)
         d_NH.sub_(W.index_select(0, row.target_N) if isinstance(W, Tensor) else W.at(row.target_N))
-        ctx.save_for_backward((d_NH.to(wide) * (weight_N * scale)[:, None]).to(d_NH.dtype))
-        return losses_N @ weight_N
+        ctx.save_for_backward((d_NH.to(wide) * (weight_N.to(wide) * scale)[:, None]).to(d_NH.dtype))
+        return value.to(wide)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient was computed in forward; d_loss is 1 unless the loss is scaled."""
         (d_NH,) = ctx.saved_tensors
-        return d_NH * d_loss.to(d_NH.dtype), None, None, None
+        return d_NH * d_loss.to(d_NH.dtype), None, None, None, None
 
 
 def _product(x_CH: Tensor, W: Tensor | QuantizedWeight, out_CV: Tensor) -> Tensor:

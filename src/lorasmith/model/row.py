@@ -5,7 +5,7 @@ Training, evaluation and decoding all build their batches here. Nothing in this 
     T = tokens of the row, N = labels of the row (tokens that are trained on)
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 from typing import Any, NamedTuple, Self
@@ -17,6 +17,9 @@ from lorasmith.lora.router import Slice
 
 SHARED = 8  # the shortest common prefix that is computed once; shorter ones cost more in extra spans than they save
 IGNORED = -100  # the target of a token that is not trained on, as in transformers
+# From the losses of a row's labels, [N], to the row's loss, a scalar, and its derivative by each of them, [N]. Both
+# without gradient.
+Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Span(NamedTuple):
@@ -43,13 +46,15 @@ class Example:
     """An encoded example.
 
     ids: token ids; targets: what each position must predict, or -100; weights: of each target in the loss. All three
-    have the same length. source: where the example comes from, such as 'train.jsonl:812'.
+    have the same length. source: where the example comes from, such as 'train.jsonl:812'. desirable: whether the answer
+    is a good or a bad one; None where that is not known, as in all training but that on preferences.
     """
 
     ids: list[int]
     targets: list[int]
     weights: list[float]
     source: str
+    desirable: bool | None = None
 
     def __post_init__(self) -> None:
         assert len(self.ids) == len(self.targets) == len(self.weights)
@@ -110,10 +115,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step: its rows on this rank, and the number of labels on all ranks together."""
+    """One optimizer step: its rows on this rank, and the number of labels on all ranks together.
+
+    objectives: what is minimized in each row; none: the sum of weight x token loss.
+    """
 
     rows: tuple[Row, ...]
     targets: int
+    objectives: tuple[Objective, ...] = ()
 
 
 def flatten(
@@ -157,6 +166,13 @@ def flatten(
         slots=slots,
         label_slots=label_slots,
     )
+
+
+def laid_length(examples: Sequence[Example], share: bool) -> int:
+    """The number of tokens of a row of these examples."""
+    ids = [example.ids[: example.useful_length] for example in examples]
+    spans, _places = _tree(ids, SHARED if share else None)
+    return spans[-1].end if spans else 0
 
 
 def _marked(ids: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[tuple[int, bool]]]:

@@ -141,8 +141,11 @@ def saved_tensors(model: nn.Module) -> Iterator[dict[int, int]]:
 
 @contextmanager
 def _perturbed(base: Base, adapter: str) -> Iterator[None]:
-    """Change the adapter to look trained inside the block, without dropout: while B = 0, A has no gradient."""
-    parameters = list(base.adapters[adapter].trained.values())
+    """Change the adapter to look trained inside the block, without dropout: while B = 0, A has no gradient.
+
+    All weights of the model need no change: they have been trained.
+    """
+    parameters = [] if base.adapters[adapter].is_whole_model else list(base.adapters[adapter].trained.values())
     saved, training = [p.detach().clone() for p in parameters], base.model.training
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

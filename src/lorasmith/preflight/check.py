@@ -134,7 +134,7 @@ def _stop_problems(job: Job, stop_ids: tuple[int, ...]) -> list[str]:
 def _data_problems(config: Config) -> list[str]:
     """What is wrong with the data files, if the base model to encode them for could not be loaded."""
     try:
-        read_files(config.data, Report())
+        read_files(config.data, Report(), config.training.method)
     except LorasmithError as error:
         return list(error.problems)
     return []

@@ -9,7 +9,6 @@ from pathlib import Path
 from lorasmith.data.dataset.plan import pack_rows
 from lorasmith.evaluation.loss import EVAL_ROW_TOKENS, evaluate_loss
 from lorasmith.i18n import _
-from lorasmith.model.forward import row_of
 from lorasmith.model.row import Example, Row, Step
 from lorasmith.preflight.estimate import growth_mib
 from lorasmith.preflight.measurements import Measurement
@@ -68,8 +67,7 @@ def _typical_rows(job: Job) -> list[Row]:
     if len(rows) < 3:
         return []
     chosen = [rows[len(rows) // 3], rows[2 * len(rows) // 3]]
-    examples = [[job.train[i] for i in row] for row in chosen]
-    return [row_of(job.base, row, sum(e.weight for e in row), job.adapter) for row in examples]
+    return [job.row(row, sum(e.weight for e in job.examples(row))) for row in chosen]
 
 
 def _longest_held_out(job: Job) -> list[Sequence[Example]]:

@@ -56,7 +56,9 @@ class Experts:
 
 
 def experts_of(base: Base, adapter: Adapter) -> Experts:
-    """The experts of `base`, and what `adapter` trains of them."""
+    """The experts of `base`, and what `adapter` trains of them; none if all weights are trained."""
+    if adapter.is_whole_model:
+        return Experts()
     model, targets, keys = base.model, adapter.targets, parameter_keys(adapter.targets)
     own = {
         path.removesuffix(".base_layer"): module

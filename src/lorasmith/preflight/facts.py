@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lorasmith.config.training import TrainingConfig
+from lorasmith.config.training import FULL_RATE, TrainingConfig
 from lorasmith.data.dataset.fit import rows_text
 from lorasmith.evaluation.loss import MIN_EXAMPLES
 from lorasmith.i18n import _, counted, listed
@@ -17,6 +17,7 @@ from lorasmith.lora.target import describe_modules
 from lorasmith.model.base import Base
 from lorasmith.preflight.estimate import Estimate
 from lorasmith.preflight.experts import Experts, expert_warnings, experts_of
+from lorasmith.preflight.pairs import preference_text
 from lorasmith.preflight.suggest import suggested_epochs, suggested_learning_rate
 from lorasmith.system.device import dtype_name
 from lorasmith.training.loop import Job
@@ -32,7 +33,8 @@ USUAL_RATE = 2e-4  # from the LoRA and QLoRA papers; see docs/decisions.md
 class Facts:
     """A training before its first step. Module paths are the base model's own; tokens are those of one epoch.
 
-    experts: what is trained of the experts, if the model has any.
+    experts: what is trained of the experts, if the model has any. preferences: what the pairs or rated answers are, if
+    the training is on some.
     """
 
     model: str
@@ -59,6 +61,8 @@ class Facts:
     answered: int
     answer_tokens: int
     expected: Estimate
+    preferences: str = ""
+    method: str = "lora"
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -80,8 +84,8 @@ def collect_facts(job: Job, expected: Estimate) -> Facts:
         experts=experts_of(base, adapter),
         trainable=trainable,
         parameters=parameters,
-        examples=len(job.train),
-        held_out=len(job.held_out),
+        examples=len(job.plan.lengths),
+        held_out=len(job.held_out) // (job.preference.loss.unit if job.preference else 1),
         tokens=sum(job.plan.lengths),
         learned_tokens=sum(job.plan.n_targets),
         steps=len(job.plan),
@@ -92,6 +96,8 @@ def collect_facts(job: Job, expected: Estimate) -> Facts:
         answered=len(job.evaluator.generation.prompts) if job.evaluator.generation else 0,
         answer_tokens=job.config.max_new_tokens,
         expected=expected,
+        method=job.config.method,
+        preferences=preference_text(job) if job.preference else "",
         warnings=[*_warnings(job), *expected.warnings],
         problems=[*_problems(job), *expected.problems],
     )
@@ -121,9 +127,11 @@ def labeled_facts(facts: Facts) -> Iterator[tuple[str, str]]:
         yield _("target"), _("{pattern} matches {modules}", pattern=pattern, modules=describe_modules(paths))
     for name, paths in facts.saved.items():
         yield _("full"), _("{name} is copied and trained in full: {modules}", name=name, modules=listed(paths))
-    yield _("layers"), _unadapted(facts)
+    yield _("layers"), _unadapted(facts) if facts.method != "full" else _("all weights are trained")
     yield from facts.experts.lines()
     yield _("params"), str(ParameterCounts(facts.trainable, facts.parameters))
+    if facts.preferences:
+        yield _("pairs"), facts.preferences
     yield _("steps"), _steps(facts)
     yield _("rate"), _rate(facts)
     if facts.answered:
@@ -182,6 +190,8 @@ def _answers(facts: Facts) -> str:
 
 
 def _why_rate(config: TrainingConfig) -> str:
+    if config.method == "full" and config.learning_rate == FULL_RATE:
+        return _("the usual value for full fine-tuning")
     if "learning_rate" not in config.model_fields_set:
         return _("the usual value for LoRA and QLoRA")
     times = config.learning_rate / USUAL_RATE
@@ -208,6 +218,12 @@ def _warnings(job: Job) -> Iterator[str]:
             warmup=counted(warmup, _("1 warmup step"), _("{count} warmup steps")),
             steps=steps_text(steps),
         )
+    if job.preference and "learning_rate" not in job.config.model_fields_set:
+        yield _(
+            "training.learning_rate: the default of {rate:g} is for training on examples. Training on preferences "
+            "usually takes 5e-6 to 5e-5: set --learning-rate 2e-5, for example.",
+            rate=job.config.learning_rate,
+        )
     if job.config.optimizer == "lion" and "learning_rate" not in job.config.model_fields_set:
         yield _(
             "training.learning_rate: the default of {rate:g} is for AdamW. Lion needs about a tenth of it: set "
@@ -227,7 +243,7 @@ def _few_steps(job: Job) -> Iterator[str]:
     """A warning if the data is small and no number of epochs is set: one epoch would hardly change the replies."""
     steps, given = len(job.plan), job.config.model_fields_set
     epochs = suggested_epochs(steps)
-    if epochs == 1 or given & {"epochs", "max_steps"}:
+    if job.preference or epochs == 1 or given & {"epochs", "max_steps"}:
         return
     flags = f"--epochs {epochs}"
     size = HALF * count_parameters(job.base.model)

@@ -36,12 +36,14 @@ class RowPreview:
 
 
 def preview_rows(examples: Sequence[Example], template: Template) -> list[RowPreview]:
-    """The first row, the longest, and a truncated one if there is any."""
+    """The first row, the longest, and a truncated one if there is any; both answers of a pair."""
     longest = max(range(len(examples)), key=lambda i: examples[i].useful_length)
     truncated = next(
         (i for i, example in enumerate(examples) if not ends_with_stop_token(example, template.stop_ids)), None
     )
     reasons: dict[int, list[str]] = {0: [_("the first row")]}
+    if len(examples) > 1 and examples[0].desirable is not None and examples[0].source == examples[1].source:
+        reasons = {0: [_("the chosen answer of the first row")], 1: [_("the rejected answer of the first row")]}
     reasons.setdefault(longest, []).append(_("the longest row"))
     if truncated is not None:
         reasons.setdefault(truncated, []).append(_("a truncated row"))

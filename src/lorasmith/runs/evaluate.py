@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,6 +11,7 @@ from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.data import DataConfig
 from lorasmith.config.files import parse_json
 from lorasmith.config.model import ModelConfig
+from lorasmith.config.preference import METHODS
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import Config, load_config
 from lorasmith.data.dataset.prepare import Prepared, prepare
@@ -18,16 +19,20 @@ from lorasmith.errors import AdapterError, ConfigError, DataError, RunError
 from lorasmith.evaluation.custom_metric import custom_metrics
 from lorasmith.evaluation.general_text import GENERAL_TEXT, general_examples
 from lorasmith.evaluation.generation import GenerationEvaluation
-from lorasmith.evaluation.loss import ExampleLosses, compare, evaluate_loss
+from lorasmith.evaluation.loss import Comparison, ExampleLosses, compare, evaluate_loss
 from lorasmith.evaluation.metrics import Metric, MetricComparison, compare_metric, require_eval_extra
 from lorasmith.evaluation.results import AdapterEvaluation, ComparedAnswers, Evaluation, Forgetting
 from lorasmith.i18n import _, listed
+from lorasmith.loading.load import load_base
 from lorasmith.lora.biases import HALF_PRECISION
+from lorasmith.model.base import Base
 from lorasmith.model.row import Example
 from lorasmith.model.verify import enable_fast_parts
 from lorasmith.model.vocabulary import refuse_surplus_examples
 from lorasmith.report import Report, WarningsOnly
 from lorasmith.runs.leakage import leakage_warnings
+from lorasmith.runs.preferences import preference_comparisons
+from lorasmith.system.device import dtype_name
 from lorasmith.training.run_files import ENVIRONMENT, RUN_CONFIG
 
 
@@ -58,7 +63,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the adapters in `paths` (run or adapter folders) and their base model on the same examples.
 
-    The bootstrap uses the seed of the first run's training, so the intervals are those of the run's summary.
+    The bootstrap uses the seed of the first run's training, so the intervals are those of the run's summary. A run
+    on preferences is evaluated by its loss, beside the model as it stood at its start.
 
     Raises:
         ConfigError: limits without files, or a custom metric that cannot be used.
@@ -81,25 +87,33 @@ def evaluate(
         examples = _held_out_by_all(session, runs, config, report)
     forgetting_examples = _forgetting_examples(session, options.forget, report)
     refuse_surplus_examples(session.base, [*examples, *forgetting_examples])
+    systems = _systems(session, model, report)
     if (
-        session.base.dtype in HALF_PRECISION
+        session.base.dtype in HALF_PRECISION and session.names
     ):  # the kernels of its training: others would change the fourth digit of the loss
         enable_fast_parts(session.base, session.names[0], [token for example in examples[:16] for token in example.ids])
     generation = None
     if options.answers:
+        good = [example for example in examples if example.desirable is not False]
         generation = GenerationEvaluation.from_examples(
-            examples, session.template, options.answers, options.sampling, custom
+            good, session.template, options.answers, options.sampling, custom
         )
-    losses = [compare(*pair, seed) for pair in _evaluate_losses(session, examples, _("held-out loss"), report)]
-    forgotten = _evaluate_forgetting(session, forgetting_examples, seed, report)
-    samples = _compare_answers(session, generation, report)
+    losses: list[Comparison]
+    if not options.files and config is not None and config.training.method in METHODS:
+        losses = list(preference_comparisons(session, runs[0], config, examples, report))
+    else:
+        losses = [compare(*pair, seed) for pair in _evaluate_losses(systems, examples, _("held-out loss"), report)]
+    forgotten = _evaluate_forgetting(systems, forgetting_examples, seed, report)
+    samples = _compare_answers(systems, generation, report)
     scores = _compare_metrics(samples, generation, len(losses), seed)
-    names, folders = session.names, [str(folder.path) for folder in session.folders.values()]
     return Evaluation(
-        base=session.base.source,
+        base=systems[0].base.source,
         data=options.files or _held_out_files(config),
         forget_data=options.forget if options.forget != "" else GENERAL_TEXT,
-        adapters=tuple(map(AdapterEvaluation, names, folders, losses, scores, forgotten)),
+        adapters=tuple(
+            AdapterEvaluation(system.name, str(system.folder), loss, score, lost)
+            for system, loss, score, lost in zip(systems[1:], losses, scores, forgotten, strict=True)
+        ),
         samples=samples,
     )
 
@@ -131,21 +145,42 @@ def _checked(options: EvaluationOptions) -> list[Metric]:
     return custom
 
 
+class _System(NamedTuple):
+    """What is evaluated: a base model, alone or with an adapter. folder: of the adapter, or of the trained model."""
+
+    name: str
+    base: Base
+    adapter: str | None = None
+    folder: Path = Path()
+
+
+def _systems(session: Session, model: ModelConfig | None, report: Report) -> list[_System]:
+    """The base model, and what was trained: the adapters, or a model all of whose weights were."""
+    if session.model is None:
+        trained = [_System(name, session.base, name, folder.path) for name, folder in session.folders.items()]
+        return [_System(_("the base model"), session.base), *trained]
+    run = session.model.absolute().parent
+    config, given = load_config(run / RUN_CONFIG, {}).model, (model or ModelConfig()).model_dump(exclude_unset=True)
+    original = load_base(config.model_copy(update={"dtype": dtype_name(session.base.dtype)} | given), report)
+    original.model.eval()
+    return [_System(_("the base model"), original), _System(run.name, session.base, folder=session.model)]
+
+
 def _evaluate_losses(
-    session: Session, examples: Sequence[Example], what: str, report: Report
+    systems: Sequence[_System], examples: Sequence[Example], what: str, report: Report
 ) -> list[tuple[ExampleLosses, ExampleLosses]]:
-    """(base model, adapter) for each adapter. Raises AdapterError for one that changes no bit of any loss."""
-    before = evaluate_loss(session.base, examples, None, report, _("{what} of the base model", what=what))
+    """(base model, trained) for all but the first. Raises AdapterError for one that changes no bit of any loss."""
+    before = evaluate_loss(systems[0].base, examples, None, report, _("{what} of the base model", what=what))
     pairs = []
-    for name, folder in session.folders.items():
-        of = _("the adapter") if len(session.folders) == 1 else name
-        after = evaluate_loss(session.base, examples, name, report, _("{what} of {name}", what=what, name=of))
+    for name, base, adapter, folder in systems[1:]:
+        of = _("the adapter") if len(systems) == 2 and adapter else name
+        after = evaluate_loss(base, examples, adapter, report, _("{what} of {name}", what=what, name=of))
         if torch.equal(before.losses, after.losses):
             raise AdapterError(
                 _(
                     "{folder}: this adapter has no effect: on all {examples} examples its loss is bit-for-bit "
                     "equal to the base model's. Check that it was trained and that its lora_alpha is above 0.",
-                    folder=folder.path,
+                    folder=folder,
                     examples=len(examples),
                 )
             )
@@ -163,24 +198,24 @@ def _forgetting_examples(session: Session, forget: str | None, report: Report) -
 
 
 def _evaluate_forgetting(
-    session: Session, examples: Sequence[Example], seed: int, report: Report
+    systems: Sequence[_System], examples: Sequence[Example], seed: int, report: Report
 ) -> list[Forgetting] | list[None]:
     if not examples:
-        return [None] * len(session.folders)
-    pairs = _evaluate_losses(session, examples, _("forgetting-check loss"), report)
+        return [None] * (len(systems) - 1)
+    pairs = _evaluate_losses(systems, examples, _("forgetting-check loss"), report)
     return [Forgetting(*astuple(compare(*pair, seed))) for pair in pairs]
 
 
 def _compare_answers(
-    session: Session, generation: GenerationEvaluation | None, report: Report
+    systems: Sequence[_System], generation: GenerationEvaluation | None, report: Report
 ) -> tuple[ComparedAnswers, ...]:
     """The answers of the base model and of every adapter to the same prompts."""
     if generation is None:
         return ()
     answers = []
-    for name in (None, *session.names):
-        task = _("answers of {name}", name=_("the base model") if name is None else name)
-        answers.append(generation.generate(session.base, name, report, task))
+    for system in systems:
+        task = _("answers of {name}", name=system.name)
+        answers.append(generation.generate(system.base, system.adapter, report, task))
     rows = zip(generation.prompts, *answers, strict=True)
     return tuple(ComparedAnswers(p.text, p.reference, p.source, base, tuple(rest)) for p, base, *rest in rows)
 
@@ -259,7 +294,10 @@ def _held_out_by(session: Session, run: Path, config: Config | None, report: Rep
 def prepared_again(session: Session, run: Path, config: Config, report: Report) -> Prepared:
     """A run's examples, read again from its files. Raises RunError if the held-out ones are not what they were."""
     then = _environment(run)
-    now = prepare(config.data, session.template, session.base.max_positions, WarningsOnly(report), config.training.seed)
+    now = prepare(
+        config.data, session.template, session.base.max_positions, WarningsOnly(report), config.training.seed,
+        method=config.training.method,
+    )  # fmt: skip
     if then.get("held_out_sha256") != now.held_out_sha256:
         raise RunError(
             _(

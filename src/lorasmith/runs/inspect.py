@@ -8,14 +8,16 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from lorasmith.adapters.folder import AdapterFolder, find_adapter
+from lorasmith.adapters.folder import AdapterFolder, find_adapter, find_model
 from lorasmith.config.files import read_json
+from lorasmith.config.toml import load_config
 from lorasmith.config.values import Typed, validation_messages
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG, PEFT_DEFAULTS
+from lorasmith.lora.files import weights_shapes
 from lorasmith.lora.variant import VARIANTS
-from lorasmith.training.run_files import SUMMARY, Summary
+from lorasmith.training.run_files import RUN_CONFIG, SUMMARY, Summary
 
 
 class _Config(Typed):
@@ -40,7 +42,25 @@ def inspect_folder(path: str | Path) -> dict[str, Any]:
     Raises AdapterError if the folder holds no adapter, or not yet, or if one of its files is missing or malformed.
     """
     path = Path(path).expanduser()
+    if (model := find_model(path)) is not None:
+        return _model_facts(model)
     return facts_of(AdapterFolder.read_header(find_adapter(path)), path)
+
+
+def _model_facts(model: Path) -> dict[str, Any]:
+    """The facts of a model all of whose weights were trained. Raises LorasmithError if a file is missing or broken."""
+    run, weights = model.absolute().parent, model / "model.safetensors"
+    config, shapes = load_config(run / RUN_CONFIG, {}), weights_shapes(weights)
+    return {
+        "folder": str(model),
+        "base": config.model.model,
+        "method": config.training.method,
+        "tensors": len(shapes),
+        "parameters": sum(map(math.prod, shapes.values())),
+        "bytes": weights.stat().st_size,
+        "data": list(config.data.data),
+        "summary": _summary(run / SUMMARY),
+    }
 
 
 def facts_of(adapter: AdapterFolder, path: Path) -> dict[str, Any]:

@@ -23,9 +23,12 @@ def leakage_warnings(session: Session, examples: Sequence[Example], report: Repo
     Nothing can be told, and nothing is said, of an adapter without a run folder, or whose training data was changed or
     removed since.
     """
-    for name, folder in session.folders.items():
+    made_of = {name: _made_of(folder) for name, folder in session.folders.items()}
+    if session.model is not None:  # all weights were trained
+        made_of = {session.model.absolute().parent.name: [session.model]}
+    for name, places_ in made_of.items():
         quiet = _ProgressOnly(report)
-        trained_on = [example for place in _made_of(folder) for example in _training_examples(place, session, quiet)]
+        trained_on = [example for place in places_ for example in _training_examples(place, session, quiet)]
         if leaked := leaked_sources(trained_on, examples):
             yield _(
                 "{name} was trained on {rows} of the evaluation data, so its results look better than they "
@@ -62,7 +65,10 @@ def _training_examples(folder: Path, session: Session, report: Report) -> list[E
     try:
         config = load_config(runs[0] / RUN_CONFIG, {})
         then = read_object(runs[0] / ENVIRONMENT, RunError)
-        now = prepare(config.data, session.template, session.base.max_positions, report, config.training.seed)
+        now = prepare(
+            config.data, session.template, session.base.max_positions, report, config.training.seed,
+            method=config.training.method,
+        )  # fmt: skip
     except LorasmithError:
         return []
     return now.train if then.get("train_sha256") == now.train_sha256 else []

@@ -18,6 +18,7 @@ from lorasmith.training.run_files import (
     CHECKPOINTS,
     LOCK,
     METRICS,
+    MODEL,
     RUN_CONFIG,
     SUMMARY,
     Summary,
@@ -111,6 +112,8 @@ def _last_checkpoint(run: Path) -> int:
 
 def _bytes(run: Path) -> int | None:
     """The size of the final adapter's weights, or of those in the newest checkpoint."""
+    if (whole := run / MODEL / "model.safetensors").is_file():
+        return whole.stat().st_size
     places = [run / ADAPTER, *(place for _step, place in reversed(checkpoints_in(run / CHECKPOINTS)))]
     files = [place / "adapter_model.safetensors" for place in places]
     return next((file.stat().st_size for file in files if file.is_file()), None)

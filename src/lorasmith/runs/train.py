@@ -4,10 +4,12 @@ RUN/.lorasmith         marks the folder as ours; .lorasmith.lock exists beside i
 RUN/config.toml        all options as resolved, with the reasons for automatic choices
 RUN/environment.json   versions, processor, number of threads, hashes of base model and data
 RUN/metrics.jsonl      one line per step or evaluation
+RUN/reference.safetensors  what the model said of preferences before the training, if it is on preferences
 RUN/samples.jsonl      answers to the prompts of training.samples at every evaluation
 RUN/tensorboard/       the metrics as event files, if training.report_to has tensorboard
 RUN/checkpoints/       the last checkpoint, and the best adapter by held-out loss
 RUN/adapter/           the best adapter by held-out loss, or the last one if nothing is held out
+RUN/model/             the same of the whole model, if the method is full fine-tuning
 RUN/loss.png           the loss curve
 RUN/summary.json       the results; written last, so a run that has it is finished
 """
@@ -19,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -27,7 +30,8 @@ from lorasmith.config.toml import Config
 from lorasmith.data.dataset.prepare import Prepared, read_files
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import Interrupted, MissingExtraError, TrainingError
-from lorasmith.evaluation.loss import ExampleLosses, compare
+from lorasmith.evaluation.loss import Comparison, ExampleLosses, compare
+from lorasmith.evaluation.preference import PreferenceLosses, compare_preferences
 from lorasmith.i18n import _
 from lorasmith.lora.quantized import stored_bytes
 from lorasmith.lora.saved_values import has_moved
@@ -50,9 +54,9 @@ from lorasmith.training import checkpoint, loop
 from lorasmith.training.assemble import ADAPTER, assemble, recompute_activations
 from lorasmith.training.checkpoint import State
 from lorasmith.training.distributed import World, join, leave
+from lorasmith.training.preference import Reference
 from lorasmith.training.resume import restored_state
-from lorasmith.training.run_files import ADAPTER as ADAPTER_FOLDER
-from lorasmith.training.run_files import CHECKPOINTS, LOSS_PLOT, SUMMARY, Summary, read_summary, recover_run
+from lorasmith.training.run_files import CHECKPOINTS, LOSS_PLOT, REFERENCE, SUMMARY, Summary, read_summary, recover_run
 from lorasmith.training.run_folder import (
     check_folder,
     check_space,
@@ -107,18 +111,23 @@ class _Training:
     def run(self, resume: bool, started: float) -> Summary:
         """Load, prepare, train, evaluate, write. `started` is the perf_counter() at which the run began."""
         config, report = self.config, self.report
-        files = read_files(config.data, report)  # first, to report invalid rows before a base model is loaded
+        files = read_files(
+            config.data, report, config.training.method
+        )  # first, to report invalid rows before a base model is loaded
         saved = self._last_checkpoint() if resume else None
         assembled = assemble(config, self.folder, report, self.world, files, saved)
         job, config, template, data = assembled.job, assembled.config, assembled.template, assembled.data
         measurements = measurement_path(job, config)
         self._describe(job, load_measurement(measurements))
+        # before all weights of the base model, if these are trained, get the values of the checkpoint
+        before = job.evaluator.base_losses() if resume and not job.preference else None
         state = self._restore(job, saved) if resume else self._start(job, config, template, data)
         is_representative = state.step == 0 and self.recompute == config.training.gradient_checkpointing
+        is_representative &= job.preference is None  # whose first evaluation is part of what is measured before
         with _resumable(self.folder), job.history:
             self._track(job, config)
             prepared = time.perf_counter()
-            before = job.evaluator.base_losses()
+            before = before or job.evaluator.base_losses()
             evaluation_seconds = time.perf_counter() - prepared
             if state.step == 0:
                 job.evaluator.record_base(before)
@@ -151,8 +160,16 @@ class _Training:
             reasons = {f"model.{key}": why for key, why in job.base.why.items()}
             resolved = _resolved(config, self.folder, job.base, template, data)
             start_run(self.folder, resolved, reasons, job.origin.settings | _versions(), self.overwrite)
-        self.world.barrier()
+        self._measure_start(job)
         return State()
+
+    def _measure_start(self, job: loop.Job) -> None:
+        """Let the model say of the preferences, if the training is on some, what it says before the first step."""
+        if job.preference:
+            reference = job.preference.measure(job.base, job.adapter, self.report, self.world)
+            if self.world.is_first:
+                reference.save(self.folder / REFERENCE)
+        self.world.barrier()
 
     def _track(self, job: loop.Job, config: Config) -> None:
         """Begin or resume the run in the trackers of training.report_to. Raises ConfigError if one cannot."""
@@ -175,7 +192,10 @@ class _Training:
         self.world.barrier()
         if saved is None:
             self.report.say(_("No checkpoint in {folder} yet; starting from the beginning", folder=self.folder))
+            self._measure_start(job)
             return state
+        if job.preference:
+            job.preference.reference = Reference.load(self.folder / REFERENCE)
         checkpoint.restore(saved, job.parameters, job.optimizer, state.step)
         self.report.say(_("Resuming after step {step} of {steps}", step=state.step, steps=len(job.plan)))
         return state
@@ -183,7 +203,7 @@ class _Training:
     def _summarize(
         self, job: loop.Job, state: State, before: ExampleLosses | None, after: ExampleLosses | None, seconds: float
     ) -> Summary:
-        compared = compare(before, after, self.config.training.seed) if before and after else None
+        compared, scores = _compared(before, after, self.config.training.seed)
         summary = Summary(
             run=str(self.folder),
             loss_before=compared.before if compared else None,
@@ -201,13 +221,19 @@ class _Training:
             base_bytes=stored_bytes(job.base.model),
             train_examples=len(job.train),
             held_out_examples=len(job.held_out),
+            **scores,
         )
         if compared:
             self.report.say(str(compared))
         if self.world.is_first:
             self._plot()
             write_file(self.folder / SUMMARY, json.dumps(asdict(summary), indent=2) + "\n")
-        self.report.say(_("Finished. The adapter is in {folder}", folder=self.folder / ADAPTER_FOLDER))
+        place = self.folder / job.artifact.name
+        self.report.say(
+            _("Finished. The model is in {folder}", folder=place)
+            if job.base.adapters[ADAPTER].is_whole_model
+            else _("Finished. The adapter is in {folder}", folder=place)
+        )
         return summary
 
     def _plot(self) -> None:
@@ -217,6 +243,18 @@ class _Training:
                 plot_loss([self.folder], target)
         except MissingExtraError as error:
             self.report.warn(str(error))
+
+
+def _compared(
+    before: ExampleLosses | None, after: ExampleLosses | None, seed: int
+) -> tuple[Comparison | None, dict[str, Any]]:
+    """The comparison of the held-out losses, if there are any, and what the summary says besides."""
+    if before is None or after is None:
+        return None, {}
+    if not isinstance(before, PreferenceLosses) or not isinstance(after, PreferenceLosses):
+        return compare(before, after, seed), {}
+    found = compare_preferences(before, after, seed)
+    return found, {key: getattr(found, key) for key in ("accuracy", "accuracy_interval", "margin", "margin_interval")}
 
 
 @contextmanager

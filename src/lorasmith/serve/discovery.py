@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lorasmith.adapters.folder import NAME, AdapterFolder, find_adapter
+from lorasmith.adapters.folder import NAME, AdapterFolder, find_adapter, find_model
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG, PEFT_DEFAULTS
@@ -68,11 +68,15 @@ class DiscoveredAdapter:
 
 @dataclass(frozen=True)
 class Discovery:
-    """The adapters found at startup, messages about those that cannot be served, and the folders of runs (`roots`)."""
+    """The adapters found at startup, messages about those that cannot be served, and the folders of runs (`roots`).
+
+    models: the models of runs that trained all weights.
+    """
 
     adapters: dict[str, DiscoveredAdapter] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     roots: list[Path] = field(default_factory=list)
+    models: list[Path] = field(default_factory=list)
 
 
 def discover(paths: Sequence[Path]) -> Discovery:
@@ -145,6 +149,9 @@ def _is_run_or_adapter(path: Path) -> bool:
 
 
 def _add(discovery: Discovery, path: Path) -> None:
+    if (model := find_model(path)) is not None:
+        discovery.models.append(model)
+        return
     full = path.resolve()
     name = full.parent.name if full.name == "adapter" else full.name
     if not MODEL_NAME.fullmatch(name):

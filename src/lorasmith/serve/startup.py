@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lorasmith.adapters.folder import find_model
 from lorasmith.adapters.session import base_settings, tell_template
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.serving import ServeConfig
@@ -30,6 +31,7 @@ def open_manager(
     Raises ModelError if the base cannot be loaded, AdapterError if none is given and there are no adapters.
     """
     first = next(iter(discovery.adapters.values()), None)
+    model = _with_trained_model(discovery, model)
     if first is None and "model" not in model.model_fields_set:
         raise AdapterError(
             *discovery.problems, _("no adapter can be served, and no base model is given. Give one with --model.")
@@ -39,7 +41,10 @@ def open_manager(
         cache = settings.cache_tokens or cache_tokens(base)
         engine = Engine(base, slots=settings.slots, cache_tokens=cache, prepack=True)
     place = Path(base.source)
-    registry = Registry(base, place.name or place.resolve().name, discovery.roots)  # `.` has no name
+    name = place.name or place.resolve().name  # `.` has no name
+    if find_model(place) is not None:
+        name = place.resolve().parent.name
+    registry = Registry(base, name, discovery.roots)
     for done, found in enumerate(discovery.adapters.values(), 1):
         try:
             with convert_memory_errors():
@@ -50,6 +55,24 @@ def open_manager(
             discovery.problems.extend(error.problems)
         report.progress(_("adapters"), done, len(discovery.adapters))
     return RequestManager(registry, Worker(engine, settings.slots), settings, keys)
+
+
+def _with_trained_model(discovery: Discovery, model: ModelConfig) -> ModelConfig:
+    """`model`, or if it names none and there are no adapters, the model of the run that trained all weights.
+
+    Other such models are left out, with a message in `discovery.problems`.
+    """
+    is_free = not discovery.adapters and "model" not in model.model_fields_set
+    served, others = (discovery.models[:1], discovery.models[1:]) if is_free else ([], discovery.models)
+    discovery.problems.extend(
+        _(
+            "{path}: the model of a run that trained all weights is a base model, and a server has only one. Serve it "
+            "alone, or give it with --model.",
+            path=path,
+        )
+        for path in others
+    )
+    return model.model_copy(update={"model": str(served[0])}) if served else model
 
 
 def cache_tokens(base: Base) -> int:

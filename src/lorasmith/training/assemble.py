@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from lorasmith.adapters.folder import end_ids, write_adapter
+from lorasmith.adapters.folder import end_ids
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import Config
 from lorasmith.config.training import MAX_STEPS
@@ -30,15 +30,18 @@ from lorasmith.lora.inject import Adapter, inject
 from lorasmith.lora.saved_values import restore_values
 from lorasmith.lora.start_values import computed_from_weight
 from lorasmith.model.base import Base
-from lorasmith.model.target_check import check_targets
+from lorasmith.model.forward import shares_prefixes
+from lorasmith.model.row import Example, laid_length
 from lorasmith.model.verify import enable_fast_parts
 from lorasmith.model.vocabulary import add_tokens, refuse_surplus_examples, unused_tokens
 from lorasmith.report import Report
 from lorasmith.system.device import dtype_name
+from lorasmith.training.artifact import artifact_of
 from lorasmith.training.checkpoint import Origin
 from lorasmith.training.distributed import World
 from lorasmith.training.eva import start_eva
 from lorasmith.training.evaluator import Evaluator, Samples
+from lorasmith.training.full import leave_out_unreached, whole_model
 from lorasmith.training.history import History
 from lorasmith.training.invocation import check_invocation
 from lorasmith.training.loftq import refuse_without_error, start_loftq
@@ -46,6 +49,7 @@ from lorasmith.training.loop import Job
 from lorasmith.training.memory import affordable_tokens
 from lorasmith.training.optim import FlatParameters
 from lorasmith.training.optimizers import in_groups, make_optimizer, require_optimizer
+from lorasmith.training.preference import Preference
 from lorasmith.training.run_folder import with_absolute_paths
 from lorasmith.training.start_from import (
     check_encoding,
@@ -108,8 +112,9 @@ def assemble(
         if start is not None:
             check_encoding(start, base, template, report)
         return template, prepare(
-            config.data, template, base.max_positions, report, config.training.seed, files, affordable_tokens(base)
-        )
+            config.data, template, base.max_positions, report, config.training.seed, files, affordable_tokens(base),
+            config.training.method,
+        )  # fmt: skip
 
     def adapter() -> Adapter:
         if start is not None:
@@ -127,7 +132,7 @@ def assemble(
         start_eva(base, ADAPTER, data.train, config, report)
         start_loftq(base, ADAPTER, config, report)
     first = [token for example in data.train[:16] for token in example.ids]
-    check_targets(base, ADAPTER, first, report)
+    leave_out_unreached(base, ADAPTER, first, report)
     enable_fast_parts(base, ADAPTER, first)
     notes = start_notes(start, saved) if continues else {}
     job = _job(config, base, template, data, custom, folder, report, world, notes)
@@ -135,7 +140,9 @@ def assemble(
 
 
 def _new_adapter(base: Base, config: Config, saved: Path | None) -> Adapter:
-    """A new adapter; that of the checkpoint `saved` if its start is computed from the weights, and so is in there."""
+    """A new adapter, or all weights; if the start of A and B is computed from the weights, that in the checkpoint."""
+    if config.training.method == "full":
+        return whole_model(base, ADAPTER, config.training)
     refuse_without_error(base, config.lora)
     resumes = saved is not None and computed_from_weight(config.lora)
     adapter = inject(base.model, config.lora, base.router, ADAPTER, config.training.seed,
@@ -198,17 +205,20 @@ def _job(
         **_quantized(base),
     }
 
-    def write(folder: Path) -> None:
-        write_adapter(base, ADAPTER, template, folder, notes)
-
+    artifact = artifact_of(base, ADAPTER, template, notes, config.model.trust_remote_code)
     history = History(folder, config.training.trackers, report)
+    preference = Preference.of(config, data.train, data.held_out, data.max_length)
+    train = preference.train if preference else data.train
+    made = _plan(config, base, train, preference.loss.unit if preference else 1)
+    if preference:
+        preference.follow(made)
     return Job(
         base=base,
         adapter=ADAPTER,
         parameters=parameters,
         optimizer=make_optimizer(parameters, config.training),
-        plan=_plan(config, base, data),
-        train=data.train,
+        plan=made,
+        train=train,
         config=config.training,
         world=world,
         folder=folder,
@@ -216,18 +226,20 @@ def _job(
         evaluator=Evaluator(
             base=base,
             adapter=ADAPTER,
-            examples=data.held_out,
+            examples=preference.held_out if preference else data.held_out,
+            preference=preference,
             generation=_generation_evaluation(config, template, data, custom),
             samples=Samples.of(base, template, config.training.samples),
             history=history,
             folder=folder,
-            write_adapter=write,
+            artifact=artifact,
             world=world,
             report=report,
         ),
         origin=Origin(_settings(base, template, data, world, notes), _options(config)),
-        write_adapter=write,
+        artifact=artifact,
         report=report,
+        preference=preference,
     )
 
 
@@ -238,12 +250,16 @@ def _generation_evaluation(
     count, sampling = config.training.generate, SamplingConfig(max_new_tokens=config.training.max_new_tokens)
     if not count or not data.held_out:
         return None
-    return GenerationEvaluation.from_examples(data.held_out, template, count, sampling, custom)
+    good = [example for example in data.held_out if example.desirable is not False]
+    return GenerationEvaluation.from_examples(good, template, count, sampling, custom)
 
 
-def _plan(config: Config, base: Base, data: Prepared) -> Plan:
-    lengths = [example.useful_length for example in data.train]
-    n_targets = [example.n_targets for example in data.train]
+def _plan(config: Config, base: Base, train: Sequence[Example], unit: int) -> Plan:
+    """The plan, of which each unit is so many consecutive examples."""
+    units = [train[i : i + unit] for i in range(0, len(train), unit)]
+    share = unit > 1 and shares_prefixes(base, ADAPTER)
+    lengths = [laid_length(examples, share) for examples in units]
+    n_targets = [sum(example.n_targets for example in examples) for examples in units]
     made = plan(lengths, n_targets, config.training, config.training.seed, base.layout)
     if len(made) > MAX_STEPS:
         raise ConfigError(
@@ -286,7 +302,8 @@ def _quantized(base: Base) -> dict[str, str]:
 def _options(config: Config) -> dict[str, str]:
     """The options that affect the adapter, besides those of the base model and the data; values as JSON."""
     config = with_absolute_paths(config)
-    parts = {"lora": config.lora.model_dump(mode="json"), "training": config.training.model_dump(mode="json")}
+    sections = {"lora": config.lora, "training": config.training, "preference": config.preference}
+    parts = {name: section.model_dump(mode="json") for name, section in sections.items()}
     return {
         f"{part}.{key}": json.dumps(value, ensure_ascii=False)
         for part, values in parts.items()

@@ -1,7 +1,6 @@
 """Checkpoints: everything that the next step needs, so that a resumed run equals an uninterrupted one bit for bit."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +14,10 @@ from lorasmith.config.values import read_back
 from lorasmith.errors import RunError
 from lorasmith.i18n import _
 from lorasmith.system.writing import discard, write_folder, writing
+from lorasmith.training.artifact import Artifact
 from lorasmith.training.optim import FlatParameters
 from lorasmith.training.optimizers import Optimizer
-from lorasmith.training.run_files import CHECKPOINT_FILES, STATE, TENSORS, checkpoint_name, checkpoints_in
+from lorasmith.training.run_files import STATE, TENSORS, checkpoint_name, checkpoints_in, is_checkpoint_file
 
 VERSION, READABLE = 2, (1, 2)  # version 1 did not contain options
 
@@ -59,15 +59,16 @@ class _Saved(BaseModel):
 
 def save(
     checkpoints: Path, state: State, parameters: FlatParameters, optimizer: Optimizer,
-    origin: Origin, write_adapter: Callable[[Path], None],
+    origin: Origin, artifact: Artifact,
 ) -> Path:  # fmt: skip
-    """Write checkpoints/step-NNNNNN, an adapter folder that also contains the optimizer's state, and return it.
+    """Write checkpoints/step-NNNNNN and return it: the optimizer's state, and the adapter if one is trained.
 
     Raises RunError.
     """
 
     def fill(folder: Path) -> None:
-        write_adapter(folder)
+        if artifact.in_checkpoints:
+            artifact.write(folder)
         tensors = {"values": parameters.values.detach(), **optimizer.tensors()}
         save_file({name: t.cpu().clone() for name, t in tensors.items()}, folder / TENSORS)
         text = json.dumps({"version": VERSION, **asdict(origin), **asdict(state)}, indent=2)
@@ -101,7 +102,7 @@ def _possible_best(saved_at: int, best: list[tuple[int, Path]]) -> list[int]:
 def _drop(folder: Path) -> None:
     """Remove a checkpoint, unless it contains a file that lorasmith did not write."""
     with writing(folder):
-        if {path.name for path in folder.iterdir()} <= CHECKPOINT_FILES:
+        if all(is_checkpoint_file(path.name) for path in folder.iterdir()):
             discard(folder)
 
 

@@ -5,8 +5,7 @@ to the mode that it was in.
 """
 
 import math
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,18 +17,20 @@ from lorasmith.engine.request import Request
 from lorasmith.errors import ConfigError
 from lorasmith.evaluation.generation import GenerationEvaluation
 from lorasmith.evaluation.loss import ExampleLosses, eval_mode, evaluate_loss
+from lorasmith.evaluation.preference import PreferenceLosses
 from lorasmith.i18n import _, counted, listed
-from lorasmith.lora.files import read_weights
-from lorasmith.lora.saved_values import has_moved, restore_values
+from lorasmith.lora.saved_values import has_moved
 from lorasmith.model.base import Base
 from lorasmith.model.row import Example
 from lorasmith.model.vocabulary import refuse_surplus
 from lorasmith.report import Report
 from lorasmith.system.writing import write_folder
+from lorasmith.training.artifact import Artifact
 from lorasmith.training.checkpoint import State, best_name
 from lorasmith.training.distributed import World
 from lorasmith.training.history import History
-from lorasmith.training.run_files import ADAPTER, ADAPTER_FILES, CHECKPOINTS, TOKENIZER_FILES
+from lorasmith.training.preference import Preference
+from lorasmith.training.run_files import CHECKPOINTS
 
 SAMPLING = SamplingConfig(max_new_tokens=64)  # greedy, so that answers differ between steps only through the adapter
 SHOWN = 200  # characters of a sample that are shown on screen
@@ -87,12 +88,18 @@ class Evaluator:
     samples: Samples
     history: History
     folder: Path  # of the run
-    write_adapter: Callable[[Path], None]
+    artifact: Artifact
     world: World
     report: Report
+    preference: Preference | None = None
 
     def base_losses(self) -> ExampleLosses | None:
-        """The held-out losses of the base model; None if nothing is held out."""
+        """The held-out losses of the base model, or of the starting model in a training on preferences.
+
+        None if nothing is held out.
+        """
+        if self.preference and self.examples:
+            return self.preference.losses_before()
         return self._losses(None, _("held-out loss of the base model")) if self.examples else None
 
     def record_base(self, losses: ExampleLosses | None) -> None:
@@ -113,10 +120,10 @@ class Evaluator:
         if is_better and self._has_effect():
             state.best_loss, state.best_step = loss, state.step
             if self.world.is_first:
-                write_folder(self.best_folder(state), self.write_adapter)
+                write_folder(self.best_folder(state), self.artifact.write)
 
     def finish(self, state: State, is_last: bool) -> ExampleLosses | None:
-        """Write the best adapter by held-out loss, or without that the last one, to adapter/; return its losses.
+        """Write the best adapter by held-out loss, or without that the last one; return its losses.
 
         is_last: all steps are done, so evaluate the current adapter first. After an early stop that has been done.
         """
@@ -126,13 +133,13 @@ class Evaluator:
             if last is None or state.best_loss is None or last.loss <= state.best_loss:
                 state.best_loss, state.best_step = last.loss if last else None, state.step
                 if self.world.is_first:
-                    write_folder(self.folder / ADAPTER, self.write_adapter)
+                    write_folder(self.folder / self.artifact.name, self.artifact.write)
                 return last
         best = self.best_folder(state)
         if self.world.is_first:
-            write_folder(self.folder / ADAPTER, lambda staging: _copy(best, staging))
+            write_folder(self.folder / self.artifact.name, lambda staging: self.artifact.copy(best, staging))
         self.world.barrier()
-        self._load_weights(best)
+        self.artifact.load(best)
         self.report.say(
             _("Keeping the adapter from step {step}, which has the best held-out loss", step=state.best_step)
         )
@@ -148,12 +155,15 @@ class Evaluator:
         return losses
 
     def _losses(self, adapter: str | None, task: str) -> ExampleLosses:
+        if self.preference:
+            return self.preference.losses(self.base, adapter, self.report, task, self.world)
         return evaluate_loss(self.base, self.examples, adapter, self.report, task, self.world)
 
     def _record(self, step: int, losses: ExampleLosses, adapter: str | None) -> None:
         """Record the mean of the `losses`, and the scores of the answers that training.generate asks for."""
         if self.world.is_first:
-            scores = self._scores(step, adapter, self.generation) if self.generation else {}
+            scores = losses.scores if isinstance(losses, PreferenceLosses) else {}
+            scores |= self._scores(step, adapter, self.generation) if self.generation else {}
             self.history.append({"step": step, "held_out_loss": losses.loss, **scores})
 
     def _scores(self, step: int, adapter: str | None, generation: GenerationEvaluation) -> dict[str, float]:
@@ -182,16 +192,6 @@ class Evaluator:
 
     def _has_effect(self) -> bool:
         return has_moved(self.base.adapters[self.adapter], self.base.model)
-
-    def _load_weights(self, folder: Path) -> None:
-        restore_values(self.base.adapters[self.adapter], self.base.model, read_weights(folder))
-
-
-def _copy(source: Path, folder: Path) -> None:
-    """Copy the files of an adapter, and nothing that others put beside them."""
-    tokenizer = {name for name in TOKENIZER_FILES if (source / name).is_file()}  # only beside added tokens
-    for name in ADAPTER_FILES - TOKENIZER_FILES | tokenizer:
-        shutil.copyfile(source / name, folder / name)
 
 
 def _one_line(text: str) -> str:

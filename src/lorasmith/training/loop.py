@@ -2,8 +2,8 @@
 
 import heapq
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,10 +14,11 @@ from lorasmith.errors import ConfigError, Interrupted, TrainingError
 from lorasmith.i18n import _, listed
 from lorasmith.model.base import Base
 from lorasmith.model.forward import row_of
-from lorasmith.model.row import Example, Row, Step, flatten
+from lorasmith.model.row import Example, Objective, Row, Step, flatten
 from lorasmith.report import Report
 from lorasmith.system.memory import peak_memory_mib
 from lorasmith.training import checkpoint
+from lorasmith.training.artifact import Artifact
 from lorasmith.training.checkpoint import Origin, State
 from lorasmith.training.distributed import World
 from lorasmith.training.evaluator import Evaluator
@@ -25,13 +26,19 @@ from lorasmith.training.history import History
 from lorasmith.training.interrupt import stop_on_signal
 from lorasmith.training.optim import FlatParameters, learning_rate
 from lorasmith.training.optimizers import Optimizer
+from lorasmith.training.preference import Preference
 from lorasmith.training.run_files import CHECKPOINTS
 from lorasmith.training.step import Log, train_step
+
+SHOWN = ("rewards/accuracies", "rewards/margins")  # metrics of preferences in the line of progress
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a training needs. `folder` is the run's; `write_adapter` writes the adapter into a folder."""
+    """Everything that a training needs. `folder` is the run's.
+
+    preference: what a training on preferences needs. Then the plan's examples are its units, of one or two answers.
+    """
 
     base: Base
     adapter: str
@@ -45,8 +52,18 @@ class Job:
     history: History
     evaluator: Evaluator
     origin: Origin
-    write_adapter: Callable[[Path], None]
+    artifact: Artifact
     report: Report
+    preference: Preference | None = None
+
+    def examples(self, units: Sequence[int]) -> list[Example]:
+        """The examples that the plan calls `units`."""
+        return [self.train[i] for i in (self.preference.members(units) if self.preference else units)]
+
+    def row(self, units: Sequence[int], total_weight: float) -> Row:
+        """A row with the examples that the plan calls `units`."""
+        total = 1.0 if self.preference else total_weight  # whose objectives divide by themselves
+        return row_of(self.base, self.examples(units), total, self.adapter)
 
     @property
     def held_out(self) -> Sequence[Example]:
@@ -73,7 +90,8 @@ def train(job: Job, state: State) -> None:
     def announce() -> None:
         job.report.warn(_("stopping after the current step has been saved; press Ctrl-C again to quit immediately"))
 
-    tokens_left = job.plan.total([len(example.ids) for example in job.train], state.step)
+    sizes = [sum(len(example.ids) for example in job.examples([i])) for i in range(len(job.plan.lengths))]
+    tokens_left = job.plan.total(sizes, state.step)
     with stop_on_signal(announce) as stop_request:
         while state.step < len(job.plan):
             # evaluate before the next step rather than after the last one, so that a resumed run does not skip it
@@ -102,14 +120,17 @@ def one_step(job: Job, k: int, stop: bool = False) -> Log:
     Dropout is seeded by the run's seed, the step and the rank, so no generator state is needed to resume.
     """
     torch.manual_seed(((job.config.seed * 1_000_003 + k) * 1_009 + job.world.rank) % 2**63)
-    optimizer, total = job.optimizer, sum(job.train[i].weight for i in job.plan.members(k))
+    optimizer, units = job.optimizer, job.plan.members(k)
     optimizer.lr = learning_rate(job.config, len(job.plan), k)
-    rows = tuple(
-        row_of(job.base, [job.train[i] for i in members], total, job.adapter)
-        for members in job.plan.of_rank(k, job.world.rank, job.world.size)
-    )
-    step = Step(rows, job.plan.targets(k))
-    return train_step(job.base, job.parameters, optimizer, step, job.config.clip, job.world, stop)
+    total = sum(example.weight for example in job.examples(units))
+    mine = job.plan.of_rank(k, job.world.rank, job.world.size)
+    rows, objectives = tuple(job.row(members, total) for members in mine), tuple[Objective, ...]()
+    preferences = job.preference.begin(job.base, job.adapter, units, job.world) if job.preference else None
+    if preferences:
+        objectives = tuple(preferences.objective(row, members) for row, members in zip(rows, mine, strict=True))
+    step = Step(rows, job.plan.targets(k), objectives)
+    log = train_step(job.base, job.parameters, optimizer, step, job.config.clip, job.world, stop)
+    return replace(log, metrics=preferences.metrics(job.world)) if preferences else log
 
 
 def heaviest_row(job: Job) -> Row:
@@ -118,7 +139,7 @@ def heaviest_row(job: Job) -> Row:
     steps = range(min(len(job.plan), job.plan.steps_per_epoch))
     rows = [row for k in steps for row in job.plan.of_rank(k, world.rank, world.size)]
     longest = heapq.nlargest(8, rows, key=lambda row: sum(job.plan.lengths[i] for i in row))
-    built = [row_of(job.base, [job.train[i] for i in row], 1.0, job.adapter) for row in longest]
+    built = [job.row(units, 1.0) for units in longest]
     return max(built, key=lambda row: row.tokens, default=flatten([], 1.0))
 
 
@@ -152,7 +173,7 @@ def save(job: Job, state: State) -> Path:
 
 def _write(job: Job, state: State) -> Path:
     job.history.sync()  # a resumed run does not write these lines again
-    folder = checkpoint.save(job.checkpoints, state, job.parameters, job.optimizer, job.origin, job.write_adapter)
+    folder = checkpoint.save(job.checkpoints, state, job.parameters, job.optimizer, job.origin, job.artifact)
     checkpoint.drop_old(job.checkpoints, state, job.config.keep_checkpoints)
     return folder
 
@@ -182,7 +203,7 @@ def kept_checkpoints(job: Job) -> int:
 
 def _tokens(job: Job, k: int) -> int:
     """The number of tokens of step k's examples, including those after the last trained token."""
-    return sum(len(job.train[i].ids) for i in job.plan.members(k))
+    return sum(len(example.ids) for example in job.examples(job.plan.members(k)))
 
 
 def _advance(job: Job, state: State, log: Log, seconds: float, tokens_left: int) -> None:
@@ -195,11 +216,12 @@ def _advance(job: Job, state: State, log: Log, seconds: float, tokens_left: int)
             "step": state.step, "epoch": job.plan.epoch(k), "loss": loss, "grad_norm": float(log.grad_norm),
             "learning_rate": job.optimizer.lr, "tokens": state.tokens,
             "targets": job.plan.targets(k), "tokens_per_second": tokens / seconds, "seconds": state.seconds,
-            "peak_memory_mib": memory,
+            "peak_memory_mib": memory, **log.metrics,
         })  # fmt: skip
     job.report.progress(
         _("training"), state.step, len(job.plan),
-        loss=loss, tokens_per_second=rate, seconds_left=tokens_left / rate, memory_mib=memory,
+        loss=loss, **{name: log.metrics[name] for name in SHOWN if name in log.metrics},
+        tokens_per_second=rate, seconds_left=tokens_left / rate, memory_mib=memory,
     )  # fmt: skip
 
 
@@ -221,7 +243,7 @@ def _stop_early(job: Job, state: State) -> None:
 
 def _stop_non_finite(job: Job, state: State, log: Log) -> None:
     """Save the last good state, and raise TrainingError that names the step and its rows."""
-    sources = sorted(job.train[i].source for i in job.plan.members(state.step))
+    sources = sorted({example.source for example in job.examples(job.plan.members(state.step))})
     where = save(job, state) if state.step else None
     kept = (
         _("the state before this step is saved in {folder}", folder=where)

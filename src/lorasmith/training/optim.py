@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +14,35 @@ class FlatParameters:
     """All trained parameters as views of one flat tensor `values`, and their gradients as views of `gradient`.
 
     So there is one fused AdamW update, one norm and one all-reduce. Gradients are zeroed in place, never set to None.
-    `tensors` are the parameters themselves, for an optimizer that must know their shapes.
+    `values` is in float32 at least. A parameter in half precision, as in full fine-tuning, is no view but a rounded
+    copy, and its gradients are added up in float32 (mixed precision training, arXiv:1710.03740, section 3.1).
+    `pieces` are the parameters, or for those in half precision their float32 values, for an optimizer that must know
+    their shapes.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.names, self.tensors = list(parameters), list(parameters.values())
         tensors = self.tensors
-        self.values = nn.Parameter(torch.cat([p.detach().flatten() for p in tensors]))
+        wide = reduce(torch.promote_types, (p.dtype for p in tensors), torch.float32)
+        self.values = nn.Parameter(torch.cat([p.detach().flatten().to(wide) for p in tensors]))
         # the loss and the stop request follow the gradient, to be summed over the ranks in the same all-reduce
         self.reduced = self.values.new_zeros(self.values.numel() + 2)
         self.gradient, self.loss, self.stop = self.reduced[:-2], self.reduced[-2], self.reduced[-1]
         self.values.grad = self.gradient
+        self.pieces: list[nn.Parameter] = []
+        self._rounded: list[tuple[nn.Parameter, Tensor]] = []  # parameters in half precision, and their values
         for p, value, gradient in zip(
             tensors, self._split(self.values.data, tensors), self._split(self.gradient, tensors), strict=True
         ):
-            p.data, p.grad = value, gradient
+            piece = p
+            if p.dtype == wide:
+                p.data = value
+            else:
+                piece = nn.Parameter(value)
+                self._rounded.append((p, value))
+                p.register_post_accumulate_grad_hook(partial(_add_to, gradient))
+            piece.grad = gradient
+            self.pieces.append(piece)
 
     @staticmethod
     def _split(flat: Tensor, tensors: list[nn.Parameter]) -> list[Tensor]:
@@ -44,13 +59,23 @@ class FlatParameters:
     def changed(self) -> None:
         """Let the tensors know that `values` has changed: whoever keeps a copy of one compares its version.
 
-        They share the memory of `values`, but not its version counter.
+        They share the memory of `values`, but not its version counter. Those in half precision get the new values.
         """
         torch.autograd.graph.increment_version(self.tensors)
+        with torch.no_grad():
+            for p, value in self._rounded:
+                p.copy_(value)
 
     def zero(self) -> None:
         """Zero the gradient, the loss and the stop request for the next step."""
         self.reduced.zero_()
+
+
+def _add_to(gradient: Tensor, p: nn.Parameter) -> None:
+    """Move the gradient of a parameter to where those of its kind are added up."""
+    assert p.grad is not None
+    gradient.add_(p.grad)
+    p.grad = None
 
 
 def warmup_steps(config: TrainingConfig, steps: int) -> int:

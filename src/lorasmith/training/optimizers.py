@@ -197,13 +197,13 @@ def _adafactor(parameters: FlatParameters, config: TrainingConfig) -> list[torch
     from transformers.optimization import Adafactor
 
     options = {"scale_parameter": False, "relative_step": False, "weight_decay": config.weight_decay}
-    groups = _groups(zip(parameters.names, parameters.tensors, strict=True), config)
+    groups = _groups(zip(parameters.names, parameters.pieces, strict=True), config)
     return [Adafactor(groups, lr=config.learning_rate, **options)]
 
 
 def _muon(parameters: FlatParameters, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """Muon for A and B, with updates as large as those of AdamW (arXiv:2502.16982); AdamW for all other parameters."""
-    pairs = list(zip(parameters.names, parameters.tensors, strict=True))
+    pairs = list(zip(parameters.names, parameters.pieces, strict=True))
     matrices = _groups((pair for pair in pairs if any(part in pair[0] for part in MATRICES)), config)
     others = _groups((pair for pair in pairs if not any(part in pair[0] for part in MATRICES)), config)
     muon = torch.optim.Muon(

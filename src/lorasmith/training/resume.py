@@ -6,6 +6,7 @@ from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.config.values import read_back
 from lorasmith.errors import RunError
 from lorasmith.i18n import _, foreign, listed
+from lorasmith.lora.adapter_config import ADAPTER_CONFIG
 from lorasmith.report import Report
 from lorasmith.training.checkpoint import Origin, State, best_name, read_state
 from lorasmith.training.loop import Job
@@ -80,7 +81,9 @@ def _environment(folder: Path) -> Origin:
 
 
 def _identity(checkpoint: Path) -> dict[str, str]:
-    """The identity of the base model, from the checkpoint's lorasmith.json. Raises AdapterError."""
+    """The identity of the base model, from the adapter in the checkpoint, if there is one. Raises AdapterError."""
+    if not (checkpoint / ADAPTER_CONFIG).is_file():
+        return {}
     metadata = AdapterFolder.read_header(checkpoint).metadata
     return {f"{BASE}{part}": value for part, value in metadata["base"]["identity"].items()} if metadata else {}
 

@@ -18,7 +18,8 @@ REPORT = "report.html"  # written by `lorasmith report`
 LOCK = f"{MARKER}.lock"
 METRICS, SAMPLES, EVENTS = "metrics.jsonl", "samples.jsonl", "tensorboard"
 DEMO_SAMPLES = "samples.json"  # written by `lorasmith demo`
-ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
+REFERENCE = "reference.safetensors"  # what the model said of preferences before the training
+ADAPTER, MODEL, CHECKPOINTS = "adapter", "model", "checkpoints"
 STATE, TENSORS = "state.json", "state.safetensors"
 
 # What a tokenizer is saved as, beside an adapter with added tokens.
@@ -27,10 +28,12 @@ TOKENIZER_FILES = frozenset({
     "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
 })  # fmt: skip
 ADAPTER_FILES = TOKENIZER_FILES | {"adapter_config.json", "adapter_model.safetensors", "lorasmith.json"}
-CHECKPOINT_FILES = ADAPTER_FILES | {STATE, TENSORS}
+# of a whole model; a model with code of its own has .py files, too
+MODEL_FILES = TOKENIZER_FILES | {"config.json", "generation_config.json", "model.safetensors"}
+CHECKPOINT_FILES = ADAPTER_FILES | MODEL_FILES | {STATE, TENSORS}
 TOP_LEVEL = frozenset({
-    MARKER, LOCK, RUN_CONFIG, ENVIRONMENT, SUMMARY, LOSS_PLOT, METRICS, SAMPLES, DEMO_SAMPLES, EVENTS, ADAPTER,
-    CHECKPOINTS, REPORT,
+    MARKER, LOCK, RUN_CONFIG, ENVIRONMENT, SUMMARY, LOSS_PLOT, METRICS, SAMPLES, DEMO_SAMPLES, EVENTS, REFERENCE,
+    ADAPTER, MODEL, CHECKPOINTS, REPORT,
 })  # fmt: skip
 _CHECKPOINT = re.compile(r"(step|best)-([0-9]{6,15})")
 # The second form was left behind by version 0.1.0 when it was killed while writing.
@@ -41,7 +44,8 @@ _LEFTOVERS = (LEFTOVER, re.compile(r"\.(?P<name>.+?)\.(?:(?P<old>old)\.)?[0-9]+"
 class Summary:
     """The results of a finished run, as stored in RUN/summary.json.
 
-    Losses are in nats per token. The losses, the interval and `best_step` are None if nothing was held out.
+    Losses are in nats per token, those of preferences in nats per row. The losses, the interval and `best_step` are
+    None if nothing was held out, and the accuracy and the margin also if the training was on examples.
     """
 
     run: str
@@ -60,6 +64,10 @@ class Summary:
     stopped_early: bool = False  # training.patience ran out; not written before version 0.2
     train_examples: int | None = None  # these two are not written before version 0.2
     held_out_examples: int | None = None
+    accuracy: float | None = None  # part of the held-out rows whose chosen answer has the larger reward
+    accuracy_interval: tuple[float, float] | None = None
+    margin: float | None = None  # of the rewards
+    margin_interval: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         if self.loss_before is None or self.loss_after is None:
@@ -121,13 +129,25 @@ def is_run_file(path: PurePath) -> bool:
             return name in TOP_LEVEL
         case ("adapter", name):
             return name in ADAPTER_FILES
+        case ("model", name):
+            return is_model_file(name)
         case ("tensorboard", name):
             return name.startswith("events.out.tfevents.")
         case ("checkpoints", name):
             return _step(name) is not None
         case ("checkpoints", _, name):
-            return name in CHECKPOINT_FILES
+            return is_checkpoint_file(name)
     return False
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a whole model has a file of this name."""
+    return name in MODEL_FILES or name.endswith(".py")
+
+
+def is_checkpoint_file(name: str) -> bool:
+    """Whether a checkpoint has a file of this name."""
+    return name in CHECKPOINT_FILES or is_model_file(name)
 
 
 def is_leftover(name: str) -> bool:

@@ -1,6 +1,10 @@
-"""One optimizer step. The loss is the sum of weight x token loss; the weights sum to 1 over all rows and ranks."""
+"""One optimizer step. The loss is the sum of weight x token loss; the weights sum to 1 over all rows and ranks.
 
-from dataclasses import dataclass
+A step with objectives minimizes these instead; they add up to its loss over all rows and ranks.
+"""
+
+from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -17,12 +21,13 @@ from lorasmith.training.optimizers import Optimizer
 class Log:
     """The loss, gradient norm and stop request of one step: scalar tensors, the same on all ranks.
 
-    `stop` counts the ranks that asked to stop. Reading a value waits for the device.
+    `stop` counts the ranks that asked to stop. Reading a value waits for the device. metrics: of the objectives.
     """
 
     loss: Tensor
     grad_norm: Tensor
     stop: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def is_finite(self) -> bool:
         """Whether loss and gradient norm are finite; if not, the optimizer has not changed the parameters."""
@@ -46,8 +51,8 @@ def train_step(
     """
     parameters.zero()
     parameters.stop.fill_(stop)
-    for row in step.rows:
-        loss = loss_sum(base, row)
+    for row, objective in zip_longest(step.rows, step.objectives):
+        loss = loss_sum(base, row, objective)
         if loss.requires_grad:  # not if an aLoRA is active nowhere in the row
             loss.backward()
         parameters.loss += loss.detach()

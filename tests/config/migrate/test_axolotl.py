@@ -79,7 +79,7 @@ def test_what_is_not_set_has_their_default(tmp_path):
     [
         ("qat: true", "lorasmith quantizes a base model to NF4 or int8 with bitsandbytes, and in no other way"),
         ("adapter: llama-adapter", "lorasmith trains LoRA adapters (and DoRA) only"),
-        ("rl: dpo", "without preferences, rewards or reinforcement learning"),
+        ("rl: dpo", "no rewards and no reinforcement learning"),
         ("lora_model_dir: [old, older]", "lorasmith cannot start from this"),
         ("unfrozen_parameters: [lm_head]", "lorasmith trains LoRA adapters (and DoRA) only"),
         ("optimizer: galore_adamw", "optimizer: galore_adamw: lorasmith does not have this optimizer"),

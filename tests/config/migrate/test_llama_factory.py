@@ -87,7 +87,7 @@ def test_what_is_not_set_has_their_default(tmp_path):
     [
         ("finetuning_type: full", "lorasmith trains LoRA adapters (and DoRA) only"),
         ("finetuning_type: freeze", "lorasmith trains LoRA adapters (and DoRA) only"),
-        ("stage: dpo", "without preferences, rewards or reinforcement learning"),
+        ("stage: dpo", "no rewards and no reinforcement learning"),
         ("quantization_bit: 2", "lorasmith quantizes a base model to NF4 or int8 with bitsandbytes"),
         ("use_apollo: true", "use_apollo: true: lorasmith does not have this optimizer"),
         ("optim: sgd", "optim: sgd: lorasmith does not have this optimizer"),

@@ -72,7 +72,7 @@ def test_what_is_not_set_has_their_default(tmp_path):
     [
         ("tuner_type: full", "lorasmith trains LoRA adapters (and DoRA) only"),
         ("tuner_type: adalora", "lorasmith trains LoRA adapters (and DoRA) only"),
-        ("rlhf_type: dpo", "without preferences, rewards or reinforcement learning"),
+        ("rlhf_type: dpo", "no rewards and no reinforcement learning"),
         ("task_type: seq_cls", "lorasmith trains models that generate text, for no other task"),
         ("quant_bits: 2", "lorasmith quantizes a base model to NF4 or int8 with bitsandbytes"),
         ("optimizer: galore", "lorasmith does not have this optimizer"),
@@ -151,7 +151,7 @@ def test_the_command_for_plain_text(tmp_path):
     config, done = converted(tmp_path, "swift pt --model org/base --dataset org/rows --max_length 512", "train.sh")
     assert (config.data.learn, config.data.template, config.data.max_length) == ("all", "auto", 512)
     assert not done.unmatched
-    with pytest.raises(ConfigError, match="swift: rlhf: lorasmith trains on answers and plain text"):
+    with pytest.raises(ConfigError, match="swift: rlhf: init converts configurations of supervised fine-tuning only"):
         converted(tmp_path, "swift rlhf --model org/base --dataset org/rows", "train.sh")
 
 

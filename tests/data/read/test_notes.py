@@ -15,8 +15,8 @@ def test_scores_that_are_not_used_are_warned_of(write):
 def test_labels_of_0_and_1_beside_an_answer_are_warned_of(write):
     path = write("a.jsonl", [CHAT | {"label": 0}, CHAT | {"label": 1.0}, CHAT | {"label": None}])
     assert read_file(path).warnings == (
-        f"{path}: 'label' is 0 or 1 (1 rows with 0) and is not used. If 0 marks bad answers, as for KTO, remove these "
-        "rows: good and bad answers are learned alike.",
+        f"{path}: 'label' is 0 or 1 (1 rows with 0) and is not used. If 0 marks bad answers, train with --method kto, "
+        "or remove these rows: good and bad answers are learned alike.",
     )
     for row in ({"text": "Nice.", "label": 0}, ROW | {"label": 1}, ROW | {"label": "positive"}):
         assert read_file(write("b.jsonl", [row, row | {"label": 2}])).warnings == ()

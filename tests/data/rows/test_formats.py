@@ -8,6 +8,7 @@ from lorasmith.config.data import COLUMNS
 from lorasmith.data.read.files import read_file
 from lorasmith.data.rows.conversation import Message, Record
 from lorasmith.data.rows.formats import FORMATS, to_conversation
+from lorasmith.data.rows.preference import PAIRS, RATED
 from lorasmith.errors import ConfigError, DataError
 
 ROW = {"instruction": "Ask", "input": "", "output": "Answer"}
@@ -48,7 +49,7 @@ def refused(seen, tmp_path):
 
 
 def test_the_columns_that_map_may_name_are_those_of_the_row_formats():
-    assert sorted(COLUMNS) == sorted({key for one in FORMATS for key in one.keys})
+    assert sorted(COLUMNS) == sorted({key for one in (*FORMATS, PAIRS, RATED) for key in one.keys})
 
 
 # -- the format of a file ---------------------------------------------------------------------------------------------

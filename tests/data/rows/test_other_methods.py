@@ -37,14 +37,14 @@ PREFERENCE = [
 def test_preference_rows(row):
     text = row_problem(row, None)
     assert text.startswith("this is a preference row ('")
-    assert "DPO, ORPO, SimPO or reward modeling" in text
+    assert "--method dpo, orpo, simpo or kto" in text
     assert "--map" not in text
 
 
 @pytest.mark.parametrize(
     ("row", "text"),
     [
-        (CHAT | {"label": False}, "this row has 'label': false, which marks a good or a bad answer for KTO"),
+        (CHAT | {"label": False}, "this row has 'label': false, which marks a good or a bad answer"),
         (ROW | {"kto_tag": "True"}, "this row has 'kto_tag': \"True\", which"),
         (ROW | {"kto_tag": 0}, "this row has 'kto_tag': 0, which"),
         (CHAT | {"kto_label": "1"}, "this row has 'kto_label': \"1\", which"),

@@ -108,7 +108,10 @@ def refusal(name: str, **values: object) -> str:
             "for AdamW."
         ),
         "megatron": _("{where}: lorasmith does not read configurations of Megatron-SWIFT. Give one of ms-swift."),
-        "preference": _("{where}: this is preference data. Give data with one answer per prompt."),
+        "preference": _(
+            "{where}: this is preference data, which init does not convert. Give it to lorasmith train --method dpo, "
+            "orpo, simpo or kto."
+        ),
         "prompt": _(
             "{where}: lorasmith does not know this prompt format. Convert the rows (see docs/formats.md), give them "
             "after --from FILE, and choose a template with --template."
@@ -118,8 +121,8 @@ def refusal(name: str, **values: object) -> str:
             "--quantize nf4 to the command, or --quantize none for unquantized weights, which need more memory."
         ),
         "stage": _(
-            "{where}: lorasmith trains on answers and plain text, without preferences, rewards or reinforcement "
-            "learning. Give a configuration of supervised fine-tuning."
+            "{where}: init converts configurations of supervised fine-tuning only. For preferences, use lorasmith "
+            "train --method dpo, orpo, simpo or kto; lorasmith has no rewards and no reinforcement learning."
         ),
         "task": _("{where}: lorasmith trains models that generate text, for no other task."),
         "templates": _(

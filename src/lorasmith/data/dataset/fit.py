@@ -36,7 +36,7 @@ def truncate(example: Example, length: int) -> Example:
     if len(example.ids) <= length:
         return example
     targets = [*example.targets[: length - 1], IGNORED]
-    return Example(example.ids[:length], targets, example.weights[:length], example.source)
+    return replace(example, ids=example.ids[:length], targets=targets, weights=example.weights[:length])
 
 
 def split_text(example: Example, length: int) -> list[Example]:
@@ -133,7 +133,9 @@ def _short(
         return [piece for example in examples for piece in split_text(example, length)]
     if cfg.too_long == "truncate-left":
         return truncate_left(row, template, cfg.learn, length)
-    return [short for short in (truncate(example, length) for example in examples) if short.n_targets]
+    kept = [short for short in (truncate(example, length) for example in examples) if short.n_targets]
+    is_pair = len(examples) == 2 and row.desirable is not None
+    return [] if is_pair and (len(kept) < 2 or kept[0].ids == kept[1].ids) else kept  # then neither is better
 
 
 def _truncated_text(option: str, cfg: DataConfig, length: int, rows: int, tokens: int, parts: int) -> str:

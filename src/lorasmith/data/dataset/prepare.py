@@ -2,18 +2,18 @@
 
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
 
 from lorasmith.config.data import DataConfig
-from lorasmith.data.dataset.encoded_cache import encoded_path, load_encoded, save_encoded
-from lorasmith.data.dataset.fit import REPORT_EVERY, DataSplit, fit, refuse_too_long, rows_text
+from lorasmith.config.preference import METHODS
+from lorasmith.data.dataset.encode import Notes, encode_rows
+from lorasmith.data.dataset.fit import DataSplit, fit, refuse_too_long, rows_text
 from lorasmith.data.dataset.mix import Mix, mix_rows
 from lorasmith.data.dataset.sources import DataSource, parse_held_out, parse_sources, sample
 from lorasmith.data.read.files import DataFile, read_file, require_used
-from lorasmith.data.rows.conversation import MAX_PLACES, Conversation, Problems, Record, RowError, places
+from lorasmith.data.rows.conversation import MAX_PLACES, Record, places
 from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.findings import notes_of_losses, template_notes
 from lorasmith.errors import ConfigError, DataError
@@ -44,10 +44,11 @@ class Prepared:
     held_out_sha256: str
 
 
-def read_files(cfg: DataConfig, report: Report) -> list[DataFile]:
+def read_files(cfg: DataConfig, report: Report, method: str = "lora") -> list[DataFile]:
     """Read all files of `cfg`, the held-out file last, with as many rows of each as it asks for.
 
-    Needs no model, so bad rows are found before one is loaded.
+    method: `training.method`, which needs preference rows or examples. Needs no model, so bad rows are found before one
+    is loaded.
 
     Raises ConfigError for an invalid setting, DataError with every bad row.
     """
@@ -56,7 +57,7 @@ def read_files(cfg: DataConfig, report: Report) -> list[DataFile]:
         raise ConfigError(_("data.data: no training data is given. Give a JSON, JSONL, CSV or Parquet file."))
     sources = [(source, "data.data") for source in parse_sources(cfg.data)]
     sources += [(parse_held_out(share), "data.held_out")] if isinstance(share, str) else []
-    return _read_all(sources, cfg, report)
+    return _read_all(sources, cfg, report, method)
 
 
 def prepare(
@@ -67,17 +68,19 @@ def prepare(
     seed: int = 0,
     files: Sequence[DataFile] | None = None,
     affordable: int | None = None,
+    method: str = "lora",
 ) -> Prepared:
     """The examples of all files of `cfg`.
 
     limit: context length of the model in tokens, None if it has none; files: what `read_files` returned, if the files
     were read already; affordable: the tokens of an example for which there is memory, None if that is not known.
+    method: `training.method`. If it trains on preferences, a row is one example per answer, a pair's chosen one first.
 
     Raises ConfigError for an invalid setting, DataError with every bad row.
     """
     report, share, sources = report or Report(), _held_out_share(cfg), parse_sources(cfg.data)
     _max_length(cfg, limit)
-    files = read_files(cfg, report) if files is None else files
+    files = read_files(cfg, report, method) if files is None else files
     for note in (note for found in files for note in found.notes):
         report.say(note)
     notes = [note for found in files for note in (*found.notes, *found.warnings)]
@@ -85,17 +88,19 @@ def prepare(
     held_out = files[-1].records if isinstance(share, str) else None
     mix = _mix(sources, train)
     records = [record for found in train for record in found.records]
-    made = prepare_rows(records, held_out, cfg, template, limit, report, seed, mix, affordable)
+    made = prepare_rows(records, held_out, cfg, template, limit, report, seed, mix, affordable, method)
     return replace(made, notes=(*notes, *made.notes))
 
 
-def _read_all(sources: Sequence[tuple[DataSource, str]], cfg: DataConfig, report: Report) -> list[DataFile]:
+def _read_all(
+    sources: Sequence[tuple[DataSource, str]], cfg: DataConfig, report: Report, method: str
+) -> list[DataFile]:
     """Read every file, and warn of rows that are left out. Raises DataError with the problems of all files."""
     files, problems = list[DataFile](), dict[str, None]()
     for source, option in sources:
         try:
             columns = cfg.map_of(source.name)
-            found = read_file(source.name, option, columns, report, cfg.fill, cfg.skip_bad_rows, cfg.roles)
+            found = read_file(source.name, option, columns, report, cfg.fill, cfg.skip_bad_rows, cfg.roles, method)
             files.append(sample(found, source, cfg.max_samples, option))
         except (DataError, ConfigError) as error:
             problems |= dict.fromkeys(error.problems)
@@ -126,6 +131,7 @@ def prepare_rows(
     seed: int = 0,
     mix: Mix | None = None,
     affordable: int | None = None,
+    method: str = "lora",
 ) -> Prepared:
     """As `prepare`, for rows that were read already. held_out: None to sample from `train` as `cfg.held_out` says.
 
@@ -133,8 +139,8 @@ def prepare_rows(
     """
     report, length = report or Report(), _max_length(cfg, limit)
     files = {"data.data": train} if held_out is None else {"data.data": train, "data.held_out": held_out}
-    notes = _Notes(report)
-    splits = _encode(files, template, cfg, notes)
+    notes = Notes(report)
+    splits = encode_rows(files, template, cfg, notes, method in METHODS)
     notes.say(_rewriting_note(splits))
     notes.say(_date_note(template))
     for text in template_notes(template):
@@ -164,23 +170,6 @@ def prepare_rows(
     notes.warn(_leakage_warning(training, evaluation))
     notes.say(_summary(splits, training))
     return Prepared(training, evaluation, length, tuple(notes.texts), fingerprint(training), fingerprint(evaluation))
-
-
-class _Notes:
-    """Passes messages on to a report, and keeps them."""
-
-    def __init__(self, report: Report) -> None:
-        self.report, self.texts = report, list[str]()
-
-    def say(self, text: str) -> None:
-        if text:
-            self.texts.append(text)
-            self.report.say(text)
-
-    def warn(self, text: str) -> None:
-        if text:
-            self.texts.append(text)
-            self.report.warn(text)
 
 
 def _held_out_share(cfg: DataConfig) -> float | str:
@@ -229,56 +218,7 @@ def _follow_rows(
     )
 
 
-def _encode(files: dict[str, Sequence[Record]], template: Template, cfg: DataConfig, notes: _Notes) -> list[DataSplit]:
-    """Encode the rows of each split. Raises DataError with every row that the template refuses, unless few may be."""
-    total, done, splits, texts, caches = sum(map(len, files.values())), 0, [], list[str](), set[Path]()
-    for option, records in files.items():
-        problems, split = Problems(option), DataSplit(option, [], [])
-        conversations = list(_conversations(records, template, problems))
-        path = encoded_path(conversations, template, cfg.learn)
-        cached = load_encoded(path, conversations) if path else None
-        for number, row in enumerate(conversations):
-            try:
-                split.rows.append(template.encode_row(row, cfg.learn) if cached is None else cached[0][number])
-                split.lost.append(template.lost(row, cfg.learn) if cached is None else cached[1][number])
-                split.conversations.append(row)
-            except RowError as error:
-                problems.add(error.source, error.text)
-            done += 1
-            if cached is None and total > REPORT_EVERY and (done % REPORT_EVERY == 0 or done == total):
-                notes.report.progress(_("encoding"), done, total)
-        if path and cached is None and not problems.sources:
-            save_encoded(path, split.rows, split.lost)
-        caches |= {path.parent} if path and path.is_file() else set()
-        splits.append(split)
-        try:
-            for text in problems.skip_or_raise(cfg.skip_bad_rows, len(records)):
-                notes.warn(text)
-        except DataError as error:
-            texts += error.problems
-    if texts:
-        raise DataError(*texts)
-    if caches:
-        notes.report.say(
-            _(
-                "Encoded copies of these rows are kept in {folder} for the next run; only you can read them. "
-                "To remove them, delete that folder.",
-                folder=caches.pop(),
-            )
-        )
-    return splits
-
-
-def _conversations(records: Sequence[Record], template: Template, problems: Problems) -> Iterator[Conversation]:
-    """The conversations of the records that have no problem."""
-    for record in records:
-        try:
-            yield template.conversation(record)
-        except RowError as error:
-            problems.add(error.source, error.text)
-
-
-def _hold_out(train: DataSplit, share: float | str, seed: int, notes: _Notes) -> DataSplit:
+def _hold_out(train: DataSplit, share: float | str, seed: int, notes: Notes) -> DataSplit:
     """Move a random sample of the rows of `train`, which depends on the seed only, into a split of their own."""
     assert isinstance(share, float)
     rows = train.rows
@@ -321,7 +261,7 @@ def _date_note(template: Template) -> str:
 
 
 def _rewriting_note(splits: list[DataSplit]) -> str:
-    several = [row for split in splits for row in split.rows if len(row) > 1]
+    several = [row for split in splits for row in split.rows if len(row) > 1 and row[0].desirable is None]
     if not several:
         return ""
     return _(
@@ -353,7 +293,7 @@ def _has_inner_stop(example: Example, stops: frozenset[int]) -> bool:
 def leaked_sources(training: Sequence[Example], evaluation: Sequence[Example]) -> list[str]:
     """Leakage: the sources of the `evaluation` examples whose tokens are those of a `training` example."""
     known = {tuple(example.ids) for example in training} if evaluation else set()
-    return [example.source for example in evaluation if tuple(example.ids) in known]
+    return list(dict.fromkeys(example.source for example in evaluation if tuple(example.ids) in known))
 
 
 def _leakage_warning(training: Sequence[Example], evaluation: Sequence[Example]) -> str:
@@ -382,10 +322,15 @@ def _summary(splits: list[DataSplit], training: Sequence[Example]) -> str:
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """sha256 of the examples in order, in hexadecimal: their ids, targets, and weights if any of them is not 1."""
+    """sha256 of the examples in order, in hexadecimal: their ids, targets, and weights if any is not 1.
+
+    Of an answer in a preference row also whether it is a good one.
+    """
     digest = sha256()
     for example in examples:
         digest.update(array("q", [len(example.ids), *example.ids, *example.targets]).tobytes())
         if set(example.weights) != {1.0}:
             digest.update(array("d", example.weights).tobytes())
+        if example.desirable is not None:
+            digest.update(bytes([example.desirable]))
     return digest.hexdigest()

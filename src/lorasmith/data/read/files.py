@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from lorasmith.config.data import DataConfig, is_file
+from lorasmith.config.preference import METHODS
 from lorasmith.data.hub import folder_rows, hub_rows, is_hub_name
 from lorasmith.data.read.json_rows import columns_problem, document, json_lines, json_list
 from lorasmith.data.read.notes import notes, warnings
@@ -21,6 +22,7 @@ from lorasmith.data.rows.cells import parse_list_cells
 from lorasmith.data.rows.conversation import Problems, Record, quoted
 from lorasmith.data.rows.formats import RowFormat, recognize_format, row_problem
 from lorasmith.data.rows.placeholders import fill, placeholders
+from lorasmith.data.rows.preference import preference_format, preference_problem
 from lorasmith.data.rows.styles import rename_roles
 from lorasmith.errors import ConfigError, DataError
 from lorasmith.i18n import _, listed
@@ -70,12 +72,14 @@ def read_file(
     filling: Mapping[str, str] | None = None,
     skip: float = 0.0,
     roles: Mapping[str, str] | None = None,
+    method: str = "lora",
 ) -> DataFile:
     """Read and check all rows. The format of the file is the one that most rows have.
 
     name: a file, a folder saved by `datasets`, or a dataset on a hub. option: the setting that `name` came from, for
     error messages. renamed: our column name -> the file's; entries whose column does not exist are ignored. filling:
-    `data.fill`. skip: `data.skip_bad_rows`. roles: `data.roles`.
+    `data.fill`. skip: `data.skip_bad_rows`. roles: `data.roles`. method: `training.method`, which needs preference rows
+    or examples.
 
     Raises:
         DataError: rows that cannot be used, each with its line; or the file cannot be read.
@@ -90,11 +94,12 @@ def read_file(
     found = [(at, parse_list_cells(_renamed(row, renamed)) if isinstance(row, dict) else row) for at, row in found]
     filled = _filled(found, filling)
     renamed_roles = _with_roles(found, roles or {})
-    row_format = recognize_format(row for _at, row in found if isinstance(row, dict))
+    recognize = preference_format if method in METHODS else recognize_format
+    row_format = recognize(row for _at, row in found if isinstance(row, dict))
     missing = [(ours, theirs) for ours, theirs in renamed.items() if theirs not in columns]
     if row_format is None and columns and missing:
         raise ConfigError(*(_no_column(ours, theirs, columns, source.name) for ours, theirs in missing))
-    good, problems = _check(found, row_format, source)
+    good, problems = _check(found, row_format, source, method)
     if row_format is None or any(isinstance(row, UnreadRest) for _at, row in found):
         problems.raise_any()
     if row_format is None:
@@ -133,20 +138,24 @@ def _with_roles(found: list[tuple[str, object]], roles: Mapping[str, str]) -> fr
 
 
 def _check(
-    found: Sequence[tuple[str, object]], row_format: RowFormat | None, source: Source
+    found: Sequence[tuple[str, object]], row_format: RowFormat | None, source: Source, method: str
 ) -> tuple[list[tuple[str, dict[str, object]]], Problems]:
     """The rows that can be used, and the problems of the others."""
     good, problems = list[tuple[str, dict[str, object]]](), Problems(source.option)
     for done, (at, row) in enumerate(found, 1):
         if not isinstance(row, dict):
             problems.add(at, str(row) if isinstance(row, BadRow) else not_an_object(row))
-        elif (text := row_problem(row, row_format)) is not None:
+        elif (text := _problem(row, row_format, method)) is not None:
             problems.add(at, text)
         else:
             good.append((at, row))
         if len(found) > REPORT_EVERY and (done % REPORT_EVERY == 0 or done == len(found)):
             source.report.progress(_("checking {file}", file=source.path.name), done, len(found))
     return good, problems
+
+
+def _problem(row: Mapping[str, object], row_format: RowFormat | None, method: str) -> str | None:
+    return preference_problem(row, row_format, method) if method in METHODS else row_problem(row, row_format)
 
 
 def not_an_object(row: object) -> str:

@@ -54,8 +54,8 @@ def warnings(source: Source, row_format: RowFormat, rows: Sequence[Row], records
         values = [str(row[key]).removesuffix(".0") for row in rows if row.get(key) not in (None, "")]
         if row_format.required != ("text",) and "0" in values and set(values) <= {"0", "1"}:
             yield _(
-                "{file}: '{key}' is 0 or 1 ({count} rows with 0) and is not used. If 0 marks bad answers, as for KTO, "
-                "remove these rows: good and bad answers are learned alike.",
+                "{file}: '{key}' is 0 or 1 ({count} rows with 0) and is not used. If 0 marks bad answers, train "
+                "with --method kto, or remove these rows: good and bad answers are learned alike.",
                 file=source.name,
                 key=key,
                 count=f"{values.count('0'):,}",

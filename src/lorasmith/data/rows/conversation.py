@@ -67,13 +67,14 @@ class Conversation:
     """A row as a template encodes it, whatever its format was.
 
     tools: JSON schemas of the functions that the model may call. text: plain text to train on as a whole; then there
-    are no messages.
+    are no messages. desirable: whether its answer is a good one, in a preference row; None in any other row.
     """
 
     messages: tuple[Message, ...]
     source: str
     tools: tuple[dict[str, object], ...] = ()
     text: str | None = None
+    desirable: bool | None = None
 
 
 class RowError(DataError):

@@ -47,56 +47,63 @@ class RowFormat:
 
 def _list_format(name: str, key: str) -> RowFormat:
     def problem(fields: Fields) -> str | None:
-        text = messages_problem(key, fields[key]) or _tools_problem(fields) or _text_problem(fields, ())
+        text = messages_problem(key, fields[key]) or tools_problem_of(fields) or _text_problem(fields, ())
         return text or _system_problem(fields, key)
 
     def made(fields: Fields, source: str, _strip: bool) -> Conversation:
         messages = parse_messages(_list(fields[key]))
-        return Conversation((*_system(fields), *messages), source, _tools(fields))
+        return Conversation((*system_messages(fields), *messages), source, tools_of(fields))
 
     return RowFormat(name, (key,), ("system", "tools", "functions"), problem, made)
 
 
 def _alpaca_problem(fields: Fields) -> str | None:
     text = _text_problem(fields, ("instruction", "output"), ("input",))
-    return text or _empty(fields, "output") or _history_problem(fields.get("history"))
+    return text or _empty(fields, "output") or history_problem(fields.get("history"))
 
 
 def _alpaca(fields: Fields, source: str, strip: bool) -> Conversation:
+    messages = parse_messages([*alpaca_messages(fields, strip), *as_messages(str(fields["output"]), "assistant")])
+    return Conversation((*system_messages(fields), *messages), source)
+
+
+def alpaca_messages(fields: Fields, strip: bool) -> list[dict[str, object]]:
+    """The user message of an alpaca row, after the pairs of its history. strip: as `to_conversation`."""
     asked = f"{fields['instruction']}\n{fields.get('input') or ''}"
-    pairs = [[str(text) for text in pair] for pair in _list(fields.get("history"))]
-    pairs.append([asked.strip() if strip else asked, str(fields["output"])])
-    return Conversation((*_system(fields), *(message for pair in pairs for message in _pair(pair))), source)
+    texts = [str(text) for pair in _list(fields.get("history")) for text in pair]
+    texts.append(asked.strip() if strip else asked)
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def _prompt_problem(fields: Fields) -> str | None:
     if not any(isinstance(fields[key], list) for key in ("prompt", "completion")):
         text = _text_problem(fields, ("prompt", "completion")) or _empty(fields, "completion")
-        return text or _tools_problem(fields)
+        return text or tools_problem_of(fields)
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         messages = fields[key]
         if not isinstance(messages, str | list):
             return _("'{key}' must be text or a list of messages, found {found}.", key=key, found=type_name(messages))
-        listed_messages = _as_messages(messages, role)
+        listed_messages = as_messages(messages, role)
         style = detect_style(list(listed_messages))
         answer = [{style.role: style.answer, style.content: "-"}] if role == "user" else []  # a prompt needs none
         if text := messages_problem(key, [*listed_messages, *answer]):
             return text
-    return _tools_problem(fields) or _text_problem(fields, ()) or _system_problem(fields, "prompt")
+    return tools_problem_of(fields) or _text_problem(fields, ()) or _system_problem(fields, "prompt")
 
 
 def _prompt(fields: Fields, source: str, _strip: bool) -> Conversation:
     """The answers in a prompt of messages are not trained on, as in TRL."""
     if not any(isinstance(fields[key], list) for key in ("prompt", "completion")):
         pair = _pair([str(fields["prompt"]), str(fields["completion"])])
-        return Conversation((*_system(fields), *pair), source, _tools(fields))
-    before = parse_messages(_as_messages(fields["prompt"], "user"))
+        return Conversation((*system_messages(fields), *pair), source, tools_of(fields))
+    before = parse_messages(as_messages(fields["prompt"], "user"))
     prompt = (message._replace(learn=False) if message.role == "assistant" else message for message in before)
-    messages = (*prompt, *parse_messages(_as_messages(fields["completion"], "assistant")))
-    return Conversation((*_system(fields), *messages), source, _tools(fields))
+    messages = (*prompt, *parse_messages(as_messages(fields["completion"], "assistant")))
+    return Conversation((*system_messages(fields), *messages), source, tools_of(fields))
 
 
-def _as_messages(value: object, role: str) -> list[dict[str, object]]:
+def as_messages(value: object, role: str) -> list[dict[str, object]]:
+    """A list of messages; a text is one message of `role`."""
     return value if isinstance(value, list) else [{"role": role, "content": value}]
 
 
@@ -161,7 +168,7 @@ def recognize_format(rows: Iterable[Fields]) -> RowFormat | None:
     named: Counter[RowFormat] = Counter()
     for row in rows:
         for counts, columns in ((filled, {key for key in row if row[key] is not None}), (named, row.keys())):
-            row_format = _format_of(columns)
+            row_format = format_of(columns)
             counts.update([row_format] if row_format else [])
     votes = filled or named  # columns with only nulls, as in Parquet, count only if no row has values
     return max(FORMATS, key=lambda one: votes[one]) if votes else None
@@ -175,7 +182,7 @@ def answer_column(columns: Collection[str]) -> str:
 
 def row_problem(fields: Fields, row_format: RowFormat | None) -> str | None:
     """Why this row is not a valid row in the format `row_format` of its file, as a sentence; None if it is."""
-    is_known = _format_of(key for key in fields if fields[key] is not None) is not None
+    is_known = format_of(key for key in fields if fields[key] is not None) is not None
     if (text := other_method(fields, is_known)) is not None:
         return text
     if (column := media_column(fields)) is not None:
@@ -185,13 +192,14 @@ def row_problem(fields: Fields, row_format: RowFormat | None) -> str | None:
     return row_format.problem(fields)
 
 
-def _format_of(columns: Iterable[str]) -> RowFormat | None:
+def format_of(columns: Iterable[str]) -> RowFormat | None:
+    """The first format whose columns are all there."""
     there = set(columns)
     return next((one for one in FORMATS if there.issuperset(one.required)), None)
 
 
 def _columns_problem(fields: Fields, wanted: RowFormat | None) -> str:
-    other = _format_of(key for key in fields if fields[key] is not None)
+    other = format_of(key for key in fields if fields[key] is not None)
     if wanted is not None and other is not None:
         return _(
             "this row is in {other} format ({found}), but most rows of the file are in {form} format, such as "
@@ -265,7 +273,7 @@ def _nearest(fields: Fields, wanted: RowFormat | None) -> tuple[RowFormat | None
 def _is_read(fields: Fields, renamed: Mapping[str, str]) -> bool:
     """Whether the row would be valid with these columns renamed, as {theirs: ours}."""
     row = {renamed.get(key, key): value for key, value in fields.items()}
-    row_format = _format_of(row)
+    row_format = format_of(row)
     return row_format is not None and row_problem(parse_list_cells(row), row_format) is None
 
 
@@ -316,7 +324,8 @@ def _system_problem(fields: Fields, key: str) -> str | None:
     return _("'system' is set, but the first message has the role 'system' too. Keep only one of them.")
 
 
-def _history_problem(history: object) -> str | None:
+def history_problem(history: object) -> str | None:
+    """Why the pairs of an alpaca row's history are invalid, or None."""
     if not history:
         return None
     if isinstance(history, str) and (text := json_problem("history", history)):
@@ -333,18 +342,20 @@ def _history_problem(history: object) -> str | None:
     return None
 
 
-def _tools_problem(fields: Fields) -> str | None:
+def tools_problem_of(fields: Fields) -> str | None:
     """The problem of `tools`, or of `functions`, its name in OpenAI's older files."""
     if fields.get("tools") and fields.get("functions"):
         return _("the row has both 'tools' and 'functions'. Keep one of them.")
     return next((text for key in ("tools", "functions") if (text := tools_problem(key, fields.get(key)))), None)
 
 
-def _tools(fields: Fields) -> tuple[dict[str, object], ...]:
+def tools_of(fields: Fields) -> tuple[dict[str, object], ...]:
+    """The functions that a row declares."""
     return parse_tools(fields.get("tools") or fields.get("functions"))
 
 
-def _system(fields: Fields) -> tuple[Message, ...]:
+def system_messages(fields: Fields) -> tuple[Message, ...]:
+    """The system message in the column `system`, if there is one."""
     return (Message("system", str(fields["system"])),) if fields.get("system") else ()
 
 

@@ -50,15 +50,16 @@ def other_method(fields: Fields, is_known: bool) -> str | None:
     columns = {kind: [key for key in keys if fields[key]] for kind, keys in _kinds(tuple(fields)).items()}
     if answers := _several_answers(fields, columns, is_known):
         return _(
-            "this is a preference row ({columns}): answers of which one is better, for DPO, ORPO, SimPO or reward "
-            "modeling. Training a LoRA adapter on examples learns every answer it gets, so give it rows with good "
+            "this is a preference row ({columns}): answers of which one is better. Training on examples learns every "
+            "answer that it gets. Train on preferences with --method dpo, orpo, simpo or kto, or give rows with good "
             "answers only.",
             columns=quoted(answers),
         )
     if label := _kto_label(fields):
         return _(
-            "this row has '{label}': {value}, which marks a good or a bad answer for KTO. Training a LoRA adapter on "
-            "examples learns every answer it gets, so give it the rows with good answers only, without this column.",
+            "this row has '{label}': {value}, which marks a good or a bad answer. Training on examples learns every "
+            "answer that it gets. Train on such rows with --method kto, or give the rows with good answers only, "
+            "without this column.",
             label=label,
             value=json.dumps(fields[label], ensure_ascii=False, default=str)[:40],
         )
@@ -74,6 +75,12 @@ def other_method(fields: Fields, is_known: bool) -> str | None:
     if len(columns.get("contrast", ())) > 1:
         return _("this row has positive and negative texts, for training an embedding model.")
     return None
+
+
+def answer_columns(fields: Fields) -> list[str]:
+    """The columns with several answers to the same prompt, the better one first; empty if there are none."""
+    columns = {kind: [key for key in keys if fields[key]] for kind, keys in _kinds(tuple(fields)).items()}
+    return _several_answers(fields, columns, is_known=False)
 
 
 def scores(columns: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ from lorasmith.config.data import ROLES
 from lorasmith.data.rows.marks import MARKS
 
 CALL = "call"  # a message whose content is function calls
-MESSAGE_COLUMNS = ("messages", "conversations", "conversation", "prompt", "completion")
+MESSAGE_COLUMNS = ("messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected")
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 
 _NAMES = {

@@ -15,7 +15,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 
 from lorasmith.config.data import TEMPLATES, SystemAs
 from lorasmith.config.values import did_you_mean
-from lorasmith.data.rows.conversation import Message, RowError
+from lorasmith.data.rows.conversation import Message, Record, RowError
 from lorasmith.data.template.behavior import INLINE, Behavior, find_behavior, inline
 from lorasmith.errors import ConfigError, ModelError
 from lorasmith.i18n import _, foreign, listed
@@ -352,3 +352,11 @@ def _from_file(path: Path) -> str:
     if not text.strip():
         raise ConfigError(_("data.template: {path} is empty. It must contain a chat template in Jinja.", path=path))
     return text
+
+
+def with_input_heading(record: Record, kind: str) -> Record:
+    """An alpaca row for the template `kind`: that of the kind 'alpaca' has a heading above the input."""
+    fields, given = record.fields, record.fields.get("input")
+    if kind == "alpaca" and "instruction" in fields and isinstance(given, str) and given.strip():
+        return replace(record, fields=fields | {"input": ALPACA_INPUT.removeprefix("\n") + given.strip()})
+    return record

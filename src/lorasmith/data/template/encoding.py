@@ -5,16 +5,16 @@ from token ids (the pad token may be the EOS token). A prompt has the same token
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lorasmith.config.data import DataConfig
 from lorasmith.data.rows.conversation import Conversation, Message, Record, RowError
 from lorasmith.data.rows.formats import to_conversation
+from lorasmith.data.rows.preference import answers_of
 from lorasmith.data.template.behavior import Behavior
 from lorasmith.data.template.chat_template import (
-    ALPACA_INPUT,
     BUILTIN,
     HUMAN_ASSISTANT,
     JinjaTemplate,
@@ -22,6 +22,7 @@ from lorasmith.data.template.chat_template import (
     for_other_programs,
     named_templates,
     template_text,
+    with_input_heading,
 )
 from lorasmith.data.template.contents import AS_GIVEN, ContentOptions
 from lorasmith.data.template.examples import build_examples, missing_stop, plain_example
@@ -145,10 +146,11 @@ class Template:
 
     def conversation(self, record: Record) -> Conversation:
         """The conversation of a row. Raises RowError if the row cannot be used."""
-        fields, given = record.fields, record.fields.get("input")
-        if self.kind == "alpaca" and "instruction" in fields and isinstance(given, str) and given.strip():
-            record = replace(record, fields=fields | {"input": ALPACA_INPUT.removeprefix("\n") + given.strip()})
-        return to_conversation(record, strip=self.kind != "human-assistant")  # `human_turns` strips like the tutorial
+        return to_conversation(with_input_heading(record, self.kind), self.kind != "human-assistant")
+
+    def answers(self, record: Record) -> tuple[Conversation, ...]:
+        """The conversations of a preference row's answers. Raises RowError if the row cannot be used."""
+        return answers_of(with_input_heading(record, self.kind), self.kind != "human-assistant")
 
     def with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
         """`messages` after the system message, unless they have one. It gets the weight of the first message."""
