@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
 from bench import __main__ as bench_main
-from bench import breakdown, commands, programs, table
+from bench import breakdown, commands, injection, programs, table
 from lorasmith.adapters.folder import end_ids
 from lorasmith.cli import eval as eval_verb
 from lorasmith.cli import train as train_verb
@@ -437,3 +437,11 @@ def test_what_is_written_for_llama_cpp_is_the_same_model(tmp_path):
 def test_without_llama_cpp_the_reason_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     assert why_not(str(model_folder())) == "`llama-cpp-python` is not installed"
+
+
+def test_ours_and_pefts_run_in_turns_and_the_first_rounds_do_not_count():
+    order, ours, theirs = [], iter([9.0, 9.0, 1.0, 4.0, 3.0]), iter([1.0, 1.0, 2.0, 2.0, 2.0])
+    timed = lambda name, values: order.append(name) or next(values)  # noqa: E731
+    found = injection.compared(3, lambda: timed("ours", ours), lambda: timed("peft", theirs))
+    assert found == (3.0, 2.0, 1.5)
+    assert order == ["peft", "ours", "ours", "peft", "peft", "ours", "ours", "peft", "peft", "ours"]
