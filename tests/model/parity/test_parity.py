@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lorasmith.model import forward, head
+from tests.model.parity import trial as trials
 from tests.model.parity.configs import FAMILIES
 from tests.model.parity.page import shortened, write
-from tests.model.parity.trial import DTYPES, Outcome, trial
+from tests.model.parity.trial import DTYPES, RANDOM, REPEATED, Outcome, trial
 from tests.model.parity.verdicts import changes, known
 
 SMALL_SET = ("gpt2", "llama", "qwen2", "qwen3", "gemma3_text", "bloom", "mamba", "mixtral")
@@ -25,6 +26,22 @@ def test_nothing_became_worse(family: str, tmp_path: Path) -> None:
     found = tried(family, tmp_path)
     worse, _other = changes({family: found}, known())
     assert worse == [], {dtype: found[dtype]["problems"] for dtype in DTYPES}
+
+
+def test_a_model_that_is_random_in_training_mode_is_compared_in_evaluation_mode(tmp_path: Path) -> None:
+    found = tried("phimoe", tmp_path, "float32")["float32"]
+    assert (found["verdict"], found["problems"]) == ("packed", {})
+    assert RANDOM in found["said"]
+
+
+def test_what_fails_with_one_adapter_only_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, seeds = head.hidden, list[int]()
+    stirred = trials.stir
+    monkeypatch.setattr(trials, "stir", lambda base, seed: seeds.append(seed) or stirred(base, seed))
+    monkeypatch.setattr(head, "hidden", lambda base, row, kv=None: right(base, row, kv) * (1.01 if seeds == [1] else 1))
+    found = tried("llama", tmp_path, "float32")["float32"]
+    assert (found["verdict"], seeds) == ("packed", [1, 2])
+    assert any(text.startswith(f"{REPEATED} 1: batch: ") for text in found["said"])
 
 
 def test_every_family_is_on_record() -> None:

@@ -46,6 +46,8 @@ LENGTHS = (7, 12, 4, 9)  # of the examples; below SHARED common tokens
 PROMPTS = (5, 11, 3)
 NEW_TOKENS = 6
 SEEDS = (1, 2, 3)  # of the adapters
+RANDOM = "The model itself draws random numbers in training mode, so its training is compared in evaluation mode."
+REPEATED = "With the adapter of seed"
 
 
 @dataclass
@@ -91,9 +93,11 @@ def trial(family: str, folder: Path, dtypes: tuple[str, ...] = DTYPES) -> dict[s
     """The outcome in each dtype; `folder` is an empty folder for the model and adapters.
 
     With some weights of the adapter, rounding changes the expert that a router chooses, and so the results by far more
-    than rounding, in transformers and PEFT too. So a family fails only if it fails with each of several adapters.
+    than rounding, in transformers and PEFT too. So a family fails only if it fails with each of several adapters, and
+    what was found with those before is said.
     """
     make_model(family, folder / "model")
+    before: dict[str, list[str]] = {dtype: [] for dtype in dtypes}
     for seed in SEEDS:
         outcomes, reference = dict[str, Outcome](), None
         for dtype in dtypes:
@@ -101,8 +105,13 @@ def trial(family: str, folder: Path, dtypes: tuple[str, ...] = DTYPES) -> dict[s
             one.run()
             reference = reference or one.alone
             outcomes[dtype] = one.outcome
-        if not any(outcome.verdict == "fails" for outcome in outcomes.values()):
+        failed = {dtype: outcome for dtype, outcome in outcomes.items() if outcome.verdict == "fails"}
+        if not failed:
             break
+        for dtype, outcome in failed.items():
+            before[dtype] += [f"{REPEATED} {seed}: {stage}: {text}" for stage, text in outcome.problems.items()]
+    for dtype, outcome in outcomes.items():
+        outcome.said += before[dtype] if outcome.verdict != "fails" else []
     return outcomes
 
 
@@ -188,6 +197,9 @@ class _Trial:
         assert self.alone
         parameters = self.base.adapters["a"].parameters
         batch = examples()
+        if self._is_random():
+            self.base.model.eval()
+            self.report.say(RANDOM)
         loss = loss_sum(self.base, row_of(self.base, batch, float(sum(e.weight for e in batch)), "a"))
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         self.batch = Results(loss.detach(), dict(zip(parameters, found, strict=True)), [])
@@ -258,6 +270,14 @@ class _Trial:
         self._limit("generate", worst, 1e-3 if self.dtype == "float32" else 0.5)
 
     # --- parts of them ------------------------------------------------------------------------------------------------
+
+    def _is_random(self) -> bool:
+        """Whether two equal passes in training mode differ, as in PhiMoE, whose router draws experts."""
+        assert self.base
+        base, batch = self.base, examples()
+        with torch.no_grad():
+            first, second = (loss_sum(base, row_of(base, batch, float(len(batch)), "a"))[None] for _pass in range(2))
+        return distance(first, second) > 1e-6
 
     def _plain(self) -> Any:
         with quiet_transformers():
