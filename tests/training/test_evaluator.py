@@ -10,21 +10,14 @@ import pytest
 
 from lorasmith.adapters.session import open_adapters
 from lorasmith.cli.main import main
-from lorasmith.config.lora import LoraConfig
-from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.data.read.prompts import as_record
-from lorasmith.data.template.encoding import Template
 from lorasmith.errors import ConfigError
 from lorasmith.evaluation.loss import ExampleLosses
-from lorasmith.loading.load import load_base
-from lorasmith.lora.inject import inject
-from lorasmith.report import Report
 from lorasmith.runs.evaluate import EvaluationOptions, evaluate
-from lorasmith.training.artifact import artifact_of
 from lorasmith.training.checkpoint import read_state
 from lorasmith.training.evaluator import SAMPLING, Evaluator
-from lorasmith.training.run_files import ADAPTER_FILES, read_summary
+from lorasmith.training.run_files import read_summary
 from tests.support.tiny import (
     Crash,
     Watch,
@@ -90,19 +83,6 @@ def test_a_loss_that_is_not_finite_is_never_the_best_and_the_run_can_be_resumed(
     state, _origin = read_state(run / "checkpoints" / "step-000003")
     assert state.best_step is None
     assert trained(run, resume=True, **HARD).best_step in (4, 6)
-
-
-def test_the_best_adapter_is_kept_without_the_files_of_others(tmp_path):
-    """With these, --overwrite would refuse to replace adapter/."""
-    best, adapter = tmp_path / "best-000002", tmp_path / "adapter"
-    best.mkdir()
-    adapter.mkdir()
-    for name in (*ADAPTER_FILES, "notes.txt"):
-        (best / name).write_text(name)
-    base = load_base(ModelConfig(model=str(model_folder()), dtype="float32", device="cpu"), Report())
-    base.adapters["a"] = inject(base.model, LoraConfig(), base.router, "a")
-    artifact_of(base, "a", Template.of(base.tokenizer), {}).copy(best, adapter)
-    assert {path.name for path in adapter.iterdir()} == ADAPTER_FILES
 
 
 def test_samples_are_what_chat_answers_then(asked):

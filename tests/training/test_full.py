@@ -12,15 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from lorasmith.adapters.session import open_adapters
 from lorasmith.cli.main import main
-from lorasmith.config.data import DataConfig
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.serving import ServeConfig
 from lorasmith.config.toml import load_config
-from lorasmith.data.dataset.prepare import prepare
-from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError, ConfigError
-from lorasmith.evaluation.loss import evaluate_loss
-from lorasmith.loading.load import load_base
 from lorasmith.report import Report
 from lorasmith.runs.evaluate import EvaluationOptions, evaluate
 from lorasmith.runs.listing import find_runs
@@ -130,25 +125,6 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, dtype):
     assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
     assert metrics(whole) == metrics(parts)
     assert read_summary(whole).loss_before == read_summary(parts).loss_before
-
-
-def test_the_run_folder_holds_a_model_that_transformers_loads(tmp_path):
-    """With the loss that the summary tells, and no adapter."""
-    run = tmp_path / "run"
-    summary = trained(run, method="full", learning_rate=1e-3)
-    assert not (run / "adapter").exists()
-    assert {path.name for path in (run / "checkpoints" / "step-000004").iterdir()} == {
-        "state.json",
-        "state.safetensors",
-    }
-    base = load_base(ModelConfig(model=str(run / "model"), dtype="float32", device="cpu"), Report())
-    plain = AutoModelForCausalLM.from_pretrained(run / "model")
-    assert all(torch.equal(p, dict(base.model.named_parameters())[name]) for name, p in plain.named_parameters())
-    template = Template.of(base.tokenizer)
-    examples = prepare(DataConfig(data=(str(tmp_path / "rows.jsonl"),), held_out=3.0), template, 128, Report()).held_out
-    assert evaluate_loss(base, examples, None).loss == pytest.approx(summary.loss_after, rel=1e-6)
-    assert summary.loss_after < summary.loss_before
-    assert summary.trainable_parameters == sum(p.numel() for p in plain.parameters())
 
 
 def test_the_best_model_is_kept(tmp_path):
