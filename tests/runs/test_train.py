@@ -152,7 +152,7 @@ def test_adapter_is_the_best_by_held_out_loss_where_the_last_is_worse(tmp_path):
     kept = run / "checkpoints" / f"best-{best:06d}" / "adapter_model.safetensors"
     assert adapter_bytes(run) == kept.read_bytes()
     assert adapter_bytes(run) != (run / "checkpoints" / "step-000003" / "adapter_model.safetensors").read_bytes()
-    assert f"Keeping the adapter from step {best}, which has the best held-out loss" in watch.said
+    assert f"Keeping the weights from step {best}, which have the best held-out loss" in watch.said
     trained(tmp_path / "short", max_steps=best, learning_rate=0.5, schedule="constant")
     assert adapter_bytes(tmp_path / "short") == adapter_bytes(run)
 

@@ -129,7 +129,7 @@ class Evaluator:
         """
         if is_last:
             self._show_samples(state.step, self.adapter)
-            last = self._evaluate(state.step, _("held-out loss of the adapter")) if self.examples else None
+            last = self._evaluate(state.step, _("held-out loss after training")) if self.examples else None
             if last is None or state.best_loss is None or last.loss <= state.best_loss:
                 state.best_loss, state.best_step = last.loss if last else None, state.step
                 if self.world.is_first:
@@ -141,9 +141,9 @@ class Evaluator:
         self.world.barrier()
         self.artifact.load(best)
         self.report.say(
-            _("Keeping the adapter from step {step}, which has the best held-out loss", step=state.best_step)
+            _("Keeping the weights from step {step}, which have the best held-out loss", step=state.best_step)
         )
-        return self._losses(self.adapter, _("held-out loss of the best adapter"))
+        return self._losses(self.adapter, _("held-out loss of the best step"))
 
     def best_folder(self, state: State) -> Path:
         """The folder of the best adapter so far."""
