@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lorasmith.errors import LIBRARY_ERRORS, ModelError, first_line
 from lorasmith.i18n import _, foreign, listed
@@ -125,13 +126,18 @@ def trial_loss(base: Base, adapter: str, ids: Sequence[int]) -> tuple[Tensor, in
 
 @contextmanager
 def saved_tensors(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Record what autograd saves for backward inside the block: bytes by storage, without the model's own weights."""
+    """Record what autograd saves for backward inside the block: bytes by storage, without the model's own weights.
+
+    Nor the gradient of a trained head, which the loss has computed already: it does not grow with the tokens.
+    """
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    constant = {p.shape for p in head.parameters() if p.requires_grad} if head is not None else set()
     found: dict[int, int] = {}
 
     def record(t: Tensor) -> Tensor:
         storage = t.untyped_storage()
-        if storage._cdata not in weights:
+        if storage._cdata not in weights and t.shape not in constant:
             found[storage._cdata] = storage.nbytes()
         return t
 

@@ -12,6 +12,7 @@ from lorasmith.model.row import Row
 from lorasmith.preflight.measurements import Measurement, estimate_seconds
 from lorasmith.system.memory import memory_mib, usable_mib
 from lorasmith.training import loop
+from lorasmith.training.full import GRADIENT, MOMENTS
 from lorasmith.training.loop import Job
 
 # Measured with 135M parameters in bfloat16, rows of 900 and 1,400 tokens, 32 and 16 steps: 1,540 and 1,740 MiB.
@@ -75,7 +76,7 @@ def estimate(job: Job, measurement: Measurement | None, recompute: bool) -> Esti
     elif recompute:
         return Estimate(recompute=True)
     else:
-        found = estimate_peak_mib(job.base, loop.heaviest_row(job), job.parameters.values.numel())
+        found = estimate_peak_mib(job.base, loop.heaviest_row(job), _state_bytes(job))
         if found is None:
             return Estimate()
         peak, by = found, "trial"
@@ -119,21 +120,27 @@ def duration(seconds: float) -> str:
     return _("{h} h {min:02} min", h=whole // 3600, min=whole % 3600 // 60)
 
 
-def estimate_peak_mib(base: Base, row: Row, trained: int) -> float | None:
+def _state_bytes(job: Job) -> float:
+    """What will be added for the trained parameters: gradient and optimizer state, and for an adapter its values."""
+    trained = job.parameters.values.numel()
+    is_whole = job.base.adapters[job.adapter].is_whole_model  # whose values are there already
+    return trained * (GRADIENT + MOMENTS[job.config.optimizer] if is_whole else 4 * 4)
+
+
+def estimate_peak_mib(base: Base, row: Row, state: float) -> float | None:
     """Peak memory of a training on a CPU whose heaviest row is `row`; None if it cannot be told.
 
-    trained: number of trainable parameters. Follows from the bytes per token that the trial step of `enable_fast_parts`
+    state: bytes of gradients and optimizer. Follows from the bytes per token that the trial step of `enable_fast_parts`
     kept for its backward pass.
     """
     now = memory_mib()
     if now is None or base.device.type != "cpu" or base.layout != "packed" or not base.saved_bytes_per_token:
         return None
-    optimizer = 4 * 4 * trained  # values, gradient and two moments in float32
     vocabulary = int(base.model.config.get_text_config().vocab_size)
     head = 2 * min(FROZEN_CHUNK, len(row.at_N)) * vocabulary * base.dtype.itemsize
     kept = row.tokens * base.saved_bytes_per_token / 2**20
     converted = 2 * PIECE * base.dtype.itemsize if base.quantize != "none" else 0
-    return now + UNSEEN + kept + growth_mib(base, row, GROWTH_STEPS) + (optimizer + head + converted) / 2**20
+    return now + UNSEEN + kept + growth_mib(base, row, GROWTH_STEPS) + (state + head + converted) / 2**20
 
 
 def growth_mib(base: Base, row: Row, steps: int) -> float:

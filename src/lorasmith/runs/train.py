@@ -156,7 +156,8 @@ class _Training:
     def _start(self, job: loop.Job, config: Config, template: Template, data: Prepared) -> State:
         """Write the first files of a new run."""
         if self.world.is_first:
-            check_space(self.folder, job.parameters.values.nbytes, loop.kept_checkpoints(job))
+            size, kept = job.parameters.values.nbytes, loop.kept_checkpoints(job)
+            check_space(self.folder, size, kept, job.artifact.in_checkpoints)
             reasons = {f"model.{key}": why for key, why in job.base.why.items()}
             resolved = _resolved(config, self.folder, job.base, template, data)
             start_run(self.folder, resolved, reasons, job.origin.settings | _versions(), self.overwrite)

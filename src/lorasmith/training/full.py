@@ -18,7 +18,7 @@ from lorasmith.model.verify import trial_loss, use_fast_parts
 from lorasmith.report import Report
 from lorasmith.system.memory import usable_mib
 
-VALUES = 8  # bytes of a weight in float32 and its gradient
+GRADIENT = 4  # bytes of a weight's gradient, and of its value in float32
 MOMENTS = {"adamw": 8.0, "adamw8bit": 2.1, "lion": 4.0, "adafactor": 0.1}  # bytes that the optimizer adds per weight
 
 
@@ -77,7 +77,7 @@ def bytes_per_weight(base: Base, optimizer: str) -> float:
     its gradient, and the optimizer's state.
     """
     rounded = 0 if base.dtype in (torch.float32, torch.float64) else base.dtype.itemsize
-    return VALUES + MOMENTS[optimizer] + rounded
+    return 2 * GRADIENT + MOMENTS[optimizer] + rounded
 
 
 def _refuse_too_large(base: Base, optimizer: str) -> None:

@@ -249,13 +249,15 @@ def start_run(
         sync(folder.absolute().parent)
 
 
-def check_space(folder: Path, adapter_bytes: int, checkpoints: int = 1) -> None:
+def check_space(folder: Path, adapter_bytes: int, checkpoints: int = 1, in_checkpoints: bool = True) -> None:
     """Raise RunError if the disk has less space than a run can need.
 
-    adapter_bytes: size of the adapter. checkpoints: how many the run keeps; one more exists while it is written.
+    adapter_bytes: size of the adapter, or of the whole model. checkpoints: how many the run keeps; one more exists
+    while it is written. in_checkpoints: whether they contain it besides the values that the optimizer changes.
     """
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    copies = 1 + CHECKPOINT_COPIES * (checkpoints + 1)  # one in adapter/
+    in_each = CHECKPOINT_COPIES if in_checkpoints else CHECKPOINT_COPIES - 1
+    copies = 1 + in_each * (checkpoints + 1)  # one in adapter/ or model/
     needed, free = copies * adapter_bytes + OTHER_BYTES, shutil.disk_usage(existing).free
     if free < needed:
         raise RunError(
