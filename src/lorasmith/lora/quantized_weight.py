@@ -32,7 +32,7 @@ BLOCK, NESTED_BLOCK = 64, 256  # numbers that share a scale, and scales that sha
 _rooms = threading.local()
 
 
-def _room(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def room(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Uninitialized memory, on a CPU the same again and again.
 
     Otherwise what is kept for backward would be allocated inside what the last piece freed, so that the next piece does
@@ -153,7 +153,7 @@ class Int8Weight(QuantizedWeight):
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         """The whole numbers, which every float dtype represents exactly."""
-        return _room(end - start, self.shape[1], dtype, self.device).copy_(self.values_OI[start:end])
+        return room(end - start, self.shape[1], dtype, self.device).copy_(self.values_OI[start:end])
 
     def product(self, x_TI: Tensor, out_TO: Tensor) -> Tensor:
         """out = x W^T. For few tokens, torch has a kernel that reads the whole numbers; it is fast in bfloat16 only."""
@@ -212,7 +212,7 @@ class FourBitWeight(QuantizedWeight):
         absmax, first, last = self._absmax(), start * self.shape[1], end * self.shape[1]
         if last - first <= STEP:
             return self._numbers(first, last, absmax, dtype).view(end - start, -1)
-        out = _room(end - start, self.shape[1], dtype, self.device)
+        out = room(end - start, self.shape[1], dtype, self.device)
         flat = out.view(-1)
         for low in range(first, last, STEP):
             high = min(low + STEP, last)
