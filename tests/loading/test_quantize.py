@@ -70,9 +70,11 @@ def ten_steps(parameters: list[nn.Parameter], loss_of: Any) -> Tensor:
     return torch.tensor(losses)
 
 
-@pytest.mark.parametrize(("fast", "use_dora"), [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize(
+    ("form", "fast", "use_dora"),
+    [*((form, fast, False) for form in FORMATS for fast in (True, False)), ("nf4", True, True)],  # in PEFT 0.21, DoRA on int8 fails
+)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("form", FORMATS)
 def test_ten_steps_are_those_of_peft_on_the_same_base(
     wide: Path, form: str, dtype: str, fast: bool, use_dora: bool
 ) -> None:
@@ -83,6 +85,7 @@ def test_ten_steps_are_those_of_peft_on_the_same_base(
     options = {"target_modules": "all-linear", "use_dora": use_dora}
     model = peft.get_peft_model(theirs, peft.LoraConfig(r=4, lora_alpha=16, **options))
     named = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
+    named = {name.replace("magnitude_vector.weight", "magnitude_vector"): p for name, p in named.items()}
     assert named.keys() == adapter.parameters.keys()
     with torch.no_grad():
         for key, p in adapter.parameters.items():
