@@ -72,7 +72,10 @@ def ten_steps(parameters: list[nn.Parameter], loss_of: Any) -> Tensor:
 
 @pytest.mark.parametrize(
     ("form", "fast", "use_dora"),
-    [*((form, fast, False) for form in FORMATS for fast in (True, False)), ("nf4", True, True)],  # in PEFT 0.21, DoRA on int8 fails
+    [
+        *((form, fast, False) for form in FORMATS for fast in (True, False)),
+        ("nf4", True, True),
+    ],  # in PEFT 0.21, DoRA on int8 fails
 )
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_ten_steps_are_those_of_peft_on_the_same_base(

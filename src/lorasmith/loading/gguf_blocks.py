@@ -6,6 +6,7 @@ in another order, as llama.cpp computes rotary embeddings with other pairs, or o
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
 from torch import Tensor
@@ -17,7 +18,7 @@ class GgufBlocks:
     """The tensors of a file by the names of the weights in the model."""
 
     def __init__(self, gguf: Path) -> None:
-        reader = GGUFReader(gguf)
+        self._path, reader = gguf, GGUFReader(gguf)
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         own = str(reader.fields["general.architecture"].contents())
         architecture = next((number for number, name in MODEL_ARCH_NAMES.items() if name == own), None)
@@ -30,7 +31,9 @@ class GgufBlocks:
         tensor = self._tensors.get(found or "")
         if tensor is None or not is_known(int(tensor.tensor_type)):
             return None
-        weight = GgufWeight(torch.from_numpy(tensor.data.copy()), int(tensor.tensor_type), dtype)
+        # read, because what the reader has mapped would count as memory of the process from then on
+        data = np.fromfile(self._path, np.uint8, tensor.n_bytes, offset=tensor.data_offset).reshape(tensor.data.shape)
+        weight = GgufWeight(torch.from_numpy(data), int(tensor.tensor_type), dtype)
         if weight.is_from(W_OI):
             return weight
         if weight.shape != W_OI.shape or (order := _order(weight.dequantized(W_OI.dtype), W_OI)) is None:

@@ -54,8 +54,8 @@ class Quantizer(HfQuantizer):
             for path, module in model.named_modules()
             if (type(module) is nn.Linear or isinstance(module, Conv1D)) and should_convert_module(path, fixed)
         }
-        ends = dict.fromkeys(_ends(model), form if isinstance(form, GgufBlocks) else "int8")
-        self.formats: dict[str, Format | GgufBlocks] = linear | ends
+        of_ends: Format | GgufBlocks = form if isinstance(form, GgufBlocks) else "int8"
+        self.formats = linear | dict.fromkeys(_ends(model), of_ends)
         self.unquantized = list[str]()  # the weights of these that are not quantized in the GGUF file
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
