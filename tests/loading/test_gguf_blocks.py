@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from lorasmith.config.lora import LoraConfig
@@ -122,3 +123,9 @@ def test_the_file_of_a_model(gguf: Path, tmp_path: Path) -> None:
 def test_loftq_has_no_error_to_start_from(gguf: Path) -> None:
     with pytest.raises(ConfigError, match="which a GGUF file does not contain"):
         refuse_without_error(load(gguf, "gguf"), LoraConfig(init_lora_weights="loftq"))
+
+
+def test_a_format_that_transformers_does_not_know_is_refused(tmp_path: Path) -> None:
+    gguf = write_tiny_gguf(tmp_path / "tiny.Q5_0.gguf", kind=GGMLQuantizationType.Q5_0)
+    with pytest.raises(ConfigError, match=r"model\.quantize: gguf cannot keep the weights of .*Q5_0\.gguf: .*type 6"):
+        GgufBlocks(gguf)
