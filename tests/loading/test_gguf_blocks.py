@@ -1,5 +1,6 @@
 """Training on the blocks of a GGUF file: the same values, losses and answers as on the converted model."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
+from lorasmith.adapters.session import open_adapters
+from lorasmith.cli.main import main
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.model import ModelConfig
 from lorasmith.errors import ConfigError
@@ -129,3 +132,19 @@ def test_a_format_that_transformers_does_not_know_is_refused(tmp_path: Path) -> 
     gguf = write_tiny_gguf(tmp_path / "tiny.Q5_0.gguf", kind=GGMLQuantizationType.Q5_0)
     with pytest.raises(ConfigError, match=r"model\.quantize: gguf cannot keep the weights of .*Q5_0\.gguf: .*type 6"):
         GgufBlocks(gguf)
+
+
+def test_a_run_is_used_with_the_same_weights(gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its notes name the file, not the folder that it was converted to."""
+    rows, run = tmp_path / "rows.jsonl", str(tmp_path / "run")
+    rows.write_text("".join(json.dumps({"prompt": f"{i} ", "completion": "hello"}) + "\n" for i in range(6)), "utf-8")
+    few = ["--held-out", "2", "--max-steps", "2", "--dtype", "float32"]
+    assert main(["train", str(rows), "--output", run, "--model", str(gguf), "--quantize", "gguf", *few]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "run"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
+    assert found["after"] == pytest.approx(summary["loss_after"], rel=1e-5)
+    assert main(["generate", str(tmp_path / "run"), "hello", "--max-new-tokens", "4"]) == 0
+    session = open_adapters([tmp_path / "run"], ModelConfig())
+    assert isinstance(session.base.model.lm_head.quantized, GgufWeight)
