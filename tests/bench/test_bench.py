@@ -445,3 +445,19 @@ def test_ours_and_pefts_run_in_turns_and_the_first_rounds_do_not_count():
     found = injection.compared(3, lambda: timed("ours", ours), lambda: timed("peft", theirs))
     assert found == (3.0, 2.0, 1.5)
     assert order == ["peft", "ours", "ours", "peft", "peft", "ours", "ours", "peft", "peft", "ours"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="only Linux tells a process's anonymous memory")
+def test_memory_without_mapped_files(tmp_path: Path) -> None:
+    """A hundred MiB of a mapped file, all read, and fifty of its own: only the latter are anonymous."""
+    (tmp_path / "file").write_bytes(bytes(100 * 2**20))
+    code = (
+        "import mmap, sys, time\n"
+        "file = open(sys.argv[1], 'rb')\n"
+        "mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)\n"
+        "read, own = sum(mapped[::4096]), b'x' * (50 * 2**20)\n"
+        "time.sleep(1)\n"
+    )
+    ran = programs.run([sys.executable, "-c", code, str(tmp_path / "file")])
+    assert 50 < ran.anonymous_mib < 100
+    assert ran.peak_mib > 150

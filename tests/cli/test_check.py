@@ -9,6 +9,8 @@ import pytest
 from lorasmith.cli.main import main
 from lorasmith.config.toml import load_config
 from lorasmith.errors import LorasmithError
+from lorasmith.loading import load as loading
+from lorasmith.preflight import estimate as estimating
 from lorasmith.preflight.check import check
 from tests.support.checks import config
 from tests.support.tiny import Watch, flags, row, rows_file, settings, trained
@@ -171,3 +173,24 @@ def test_without_a_base_weights_and_other_columns_are_understood(tmp_path, capsy
     told = "".join(capsys.readouterr())
     assert "model.model" in told
     assert "1 problem" in told, told
+
+
+def test_nf4_is_suggested_where_the_base_model_does_not_fit(files, capsys, monkeypatch):
+    """A model of 3 billion parameters in float32 on a machine of 8 GB: before it is loaded, and beside the estimate."""
+    mib = {"none": 12_000.0, "int8": 9_000.0, "nf4": 1_900.0}
+    for module in (loading, estimating):
+        monkeypatch.setattr(module, "weights_mib", lambda _folder, _dtype, form="none": mib[form])
+    monkeypatch.setattr(loading, "usable_mib", lambda _device: 8_000.0)
+    monkeypatch.setattr(estimating, "usable_mib", lambda _device: 100.0)  # less than this process has already
+    assert main(["check", files, *flags(settings())]) == 0
+    out, err = (" ".join(text.split()) for text in capsys.readouterr())
+    assert (
+        "the weights take 12,000 MiB in float32, and 8,000 MiB are available to this process. Quantized with"
+        in out + err
+    )
+    assert "--quantize nf4 they take 1,900 MiB" in out + err
+    assert "loading the base model with --quantize nf4 would save about 10,100 MiB" in out + err
+    monkeypatch.setattr(estimating, "usable_mib", lambda _device: 100_000.0)
+    monkeypatch.setattr(loading, "usable_mib", lambda _device: 100_000.0)
+    assert main(["check", files, *flags(settings())]) == 0
+    assert "--quantize" not in "".join(capsys.readouterr())

@@ -30,34 +30,17 @@ from lorasmith.model.row import Example
 from lorasmith.model.verify import enable_fast_parts, use_fast_parts
 from lorasmith.model.vocabulary import add_tokens, embedding_rows
 from tests.support.experts import moe_folder
-from tests.support.families import CONFIGS
+from tests.support.quantized_weights import FORMATS, wide_folder
 from tests.support.tiny import Watch, model_folder, tokenizer
 
-WIDE = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128, "num_hidden_layers": 2}
 IDS = [7 * i % 290 for i in range(1, 41)]
-FORMATS = ("nf4", "int8")
 DTYPES = ("float32", "bfloat16")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A llama whose rows are whole blocks of 64: bitsandbytes 0.50 computes others wrongly on a CPU."""
-    folder = tmp_path_factory.mktemp("wide") / "model"
-    options = CONFIGS["llama"] | WIDE | {"vocab_size": len(tokenizer("llama")), "tie_word_embeddings": True}
-    write(folder, options)
-    return folder
-
-
-def write(folder: Path, options: dict[str, Any]) -> None:
-    from transformers import AutoConfig
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **options))
-    for p in model.parameters():
-        p.data.normal_(1.0 if p.dim() == 1 else 0.0, 0.1)
-    model.save_pretrained(folder)
-    tokenizer("llama").save_pretrained(folder)
+    return wide_folder(tmp_path_factory.mktemp("wide") / "model")
 
 
 def load(folder: Path, form: Any, dtype: Any = "float32") -> Base:
@@ -71,8 +54,8 @@ def by_transformers(folder: Path, form: str, dtype: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=getattr(torch, dtype))
 
 
-def with_lora(base: Base) -> Adapter:
-    adapter = base.adapters["default"] = inject(base.model, LoraConfig(r=4), base.router)
+def with_lora(base: Base, **options: Any) -> Adapter:
+    adapter = base.adapters["default"] = inject(base.model, LoraConfig(r=4, **options), base.router)
     return adapter
 
 
@@ -87,23 +70,32 @@ def ten_steps(parameters: list[nn.Parameter], loss_of: Any) -> Tensor:
     return torch.tensor(losses)
 
 
-@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(
+    ("form", "fast", "use_dora"),
+    [
+        *((form, fast, False) for form in FORMATS for fast in (True, False)),
+        ("nf4", True, True),
+    ],  # in PEFT 0.21, DoRA on int8 fails
+)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("form", FORMATS)
-def test_ten_steps_are_those_of_peft_on_the_same_base(wide: Path, form: str, dtype: str, fast: bool) -> None:
+def test_ten_steps_are_those_of_peft_on_the_same_base(
+    wide: Path, form: str, dtype: str, fast: bool, use_dora: bool
+) -> None:
     base = load(wide, form, dtype)
-    adapter, theirs = with_lora(base), by_transformers(wide, form, dtype)
+    adapter, theirs = with_lora(base, use_dora=use_dora), by_transformers(wide, form, dtype)
     theirs.model.embed_tokens.weight.data = base.model.get_input_embeddings().weight  # which only we quantize
     theirs.tie_weights()
-    model = peft.get_peft_model(theirs, peft.LoraConfig(r=4, lora_alpha=16, target_modules="all-linear"))
+    options = {"target_modules": "all-linear", "use_dora": use_dora}
+    model = peft.get_peft_model(theirs, peft.LoraConfig(r=4, lora_alpha=16, **options))
     named = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
+    named = {name.replace("magnitude_vector.weight", "magnitude_vector"): p for name, p in named.items()}
     assert named.keys() == adapter.parameters.keys()
     with torch.no_grad():
         for key, p in adapter.parameters.items():
             named[key].copy_(p)
     if fast:
         enable_fast_parts(base, "default", IDS[:16])
-        assert {"MLPs", "linear layers", "head"} <= base.fast_parts
+        assert {"head"} if use_dora else {"MLPs", "linear layers", "head"} <= base.fast_parts
     else:
         use_fast_parts(base, frozenset())
     targets = [*IDS[1:], -100]

@@ -9,8 +9,13 @@ HIDDEN, INNER, LAYERS, HEADS, KV_HEADS = 64, 96, 2, 4, 2
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
 
-def write_tiny_gguf(path: Path, architecture: str = "llama", quantized: bool = True) -> Path:
-    """Random weights: matrices in Q8_0 blocks (or float32), norms in float32, the head tied to the embedding."""
+Q8_0 = GGMLQuantizationType.Q8_0
+
+
+def write_tiny_gguf(
+    path: Path, architecture: str = "llama", quantized: bool = True, kind: GGMLQuantizationType = Q8_0
+) -> Path:
+    """Random weights: matrices in blocks (or float32), norms in float32, the head tied to the embedding."""
     words = _words()
     writer = GGUFWriter(path, architecture)
     writer.add_name("tiny")
@@ -35,7 +40,6 @@ def write_tiny_gguf(path: Path, architecture: str = "llama", quantized: bool = T
     writer.add_chat_template(TEMPLATE)
     for name, array in _tensors(len(words)).items():
         if quantized and array.ndim == 2:
-            kind = GGMLQuantizationType.Q8_0
             writer.add_tensor(name, quantize(array, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, array)

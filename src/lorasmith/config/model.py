@@ -27,10 +27,11 @@ class ModelConfig(Typed):
         Field(description=_("Data type of the frozen weights; auto chooses the one that is fast on this machine")),
     ] = "auto"
     quantize: Annotated[
-        Literal["none", "nf4", "int8"],
+        Literal["none", "nf4", "int8", "gguf"],
         Field(
             description=_(
-                "Load the frozen weights in 4 bits (nf4) or 8 bits (int8), to save memory; needs lorasmith[quant]"
+                "Load the frozen weights in 4 bits (nf4) or 8 bits (int8), to save memory (needs lorasmith[quant]), or "
+                "leave them as they are in a GGUF file (gguf)"
             )
         ),
     ] = "none"

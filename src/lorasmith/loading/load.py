@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
@@ -17,10 +18,13 @@ from lorasmith.config.model import ModelConfig
 from lorasmith.errors import ConfigError, MissingExtraError, ModelError
 from lorasmith.i18n import _, listed
 from lorasmith.loading.folder import check_folder, find_folder, read_config
+from lorasmith.loading.gguf import gguf_file
+from lorasmith.loading.gguf_blocks import GgufBlocks
 from lorasmith.loading.quantize import QuantizationSettings, convert_from_bitsandbytes, remove_marks
 from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.loading.validate import LOAD_ERRORS, load_error, quant_method, unexpected_weights
 from lorasmith.loading.weights import is_stored_as, tensor_by_tensor, weights_mib
+from lorasmith.lora.gguf_weight import has_formats
 from lorasmith.lora.quantized import count_parameters
 from lorasmith.lora.target_parameters import expert_parameters
 from lorasmith.model.base import Base
@@ -54,8 +58,8 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
         keep_freed_memory()
     settings = _without_dropout(read_config(folder, config.trust_remote_code))
     tokenizer = load_tokenizer(folder, config.trust_remote_code, report)
-    quantization = _quantization(config, folder, dtype, device)
-    if device.type == "cpu" and (text := _too_large(folder, dtype, config.quantize)):
+    quantization = _quantization(config, folder, dtype, device, report)
+    if device.type == "cpu" and config.quantize != "gguf" and (text := _too_large(folder, dtype, config.quantize)):
         report.warn(text)
     try:
         mapped = config.quantize == "none" and is_stored_as(folder, dtype)
@@ -76,6 +80,8 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
     if problems := unexpected_weights(folder, model, info["unexpected_keys"]):
         raise ModelError(*problems)
     if hasattr(model, "hf_quantizer"):
+        if left := getattr(model.hf_quantizer, "unquantized", None):
+            report.warn(_unquantized_weights(left, dtype))
         convert_from_bitsandbytes(model, dtype)
         remove_marks(model)
     model.requires_grad_(False)
@@ -92,6 +98,17 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
     if text := _unquantized_experts(base):
         report.warn(text)
     return base
+
+
+def _unquantized_weights(names: list[str], dtype: torch.dtype) -> str:
+    """The warning that not all weights could stay as they are in the GGUF file."""
+    return _(
+        "model.quantize: {count} weights, such as {name}, stay in {dtype}: in the GGUF file they are not quantized, or "
+        "not in one tensor.",
+        count=len(names),
+        name=names[0],
+        dtype=dtype_name(dtype),
+    )
 
 
 def _unquantized_experts(base: Base) -> str:
@@ -128,13 +145,18 @@ def _too_large(folder: Path, dtype: torch.dtype, quantize: str) -> str:
     return text + " " + _("Quantized with --quantize {form} they take {mib:,.0f} MiB.", form=form, mib=mib)
 
 
-def _quantization(config: ModelConfig, folder: Path, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def _quantization(
+    config: ModelConfig, folder: Path, dtype: torch.dtype, device: torch.device, report: Report
+) -> dict[str, Any]:
     """What transformers needs to be told to quantize the weights while it reads them, on the device of the model.
 
-    Raises MissingExtraError without bitsandbytes, ConfigError for weights that are quantized on disk.
+    Raises MissingExtraError without bitsandbytes, ConfigError for weights that are quantized on disk, or are not in a
+    GGUF file but should stay as they are there.
     """
     if config.quantize == "none":
         return {}
+    if config.quantize == "gguf":
+        return {"quantization_config": QuantizationSettings(_blocks(config.model, report), dtype, device)}
     if find_spec("bitsandbytes") is None:
         raise MissingExtraError(
             _(
@@ -153,6 +175,28 @@ def _quantization(config: ModelConfig, folder: Path, dtype: torch.dtype, device:
             )
         )
     return {"quantization_config": QuantizationSettings(config.quantize, dtype, device)}
+
+
+def _blocks(name: str, report: Report) -> GgufBlocks:
+    """The quantized weights of the model's GGUF file. Raises ConfigError if it is in no such file."""
+    gguf = gguf_file(name, report)
+    if gguf is None:
+        raise ConfigError(
+            _(
+                "model.quantize: gguf keeps the quantized weights of a GGUF file, but {model} is not one. Use nf4 or "
+                "int8.",
+                model=name,
+            )
+        )
+    if not has_formats():
+        raise ConfigError(
+            _(
+                "model.quantize: gguf needs transformers 5.23 or newer, but {version} is installed. Update it, or use "
+                "nf4 or int8.",
+                version=transformers.__version__,
+            )
+        )
+    return GgufBlocks(gguf)
 
 
 def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:

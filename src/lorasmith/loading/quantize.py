@@ -16,6 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from lorasmith.loading.gguf_blocks import GgufBlocks
 from lorasmith.lora.quantized import QuantizedEmbedding, QuantizedLinear, weight_of_bitsandbytes
 from lorasmith.lora.quantized_weight import Format, QuantizedWeight, quantize
 from lorasmith.system.memory import release_freed_memory
@@ -24,11 +25,14 @@ METHOD = "lorasmith"
 
 
 class QuantizationSettings(QuantizationConfigMixin):
-    """The format of the linear layers, the dtype in which they compute, and the device that quantizes them."""
+    """The format of the linear layers, the dtype in which they compute, and the device that quantizes them.
+
+    form: a format, or the GGUF file whose quantized weights stay as they are.
+    """
 
     quant_method = METHOD  # type: ignore[assignment]
 
-    def __init__(self, form: Format, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, form: Format | GgufBlocks, dtype: torch.dtype, device: torch.device) -> None:
         self.form, self.dtype, self.device = form, dtype, device
 
 
@@ -36,19 +40,23 @@ class QuantizationSettings(QuantizationConfigMixin):
 class Quantizer(HfQuantizer):
     """Quantizes the linear layers that transformers' bitsandbytes quantizer does; embedding and head to int8.
 
-    In a small model these are a large part of the weights. NF4 would be too coarse for them.
+    In a small model these are a large part of the weights. NF4 would be too coarse for them. Of a GGUF file, all these
+    stay in its formats; what is not quantized there, or is not in one tensor, remains unquantized.
     """
 
     quantization_config: QuantizationSettings
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         fixed = self.get_modules_to_not_convert(model, None, list(model._keep_in_fp32_modules or ()))
+        form = self.quantization_config.form
         linear = {
-            path: self.quantization_config.form
+            path: form
             for path, module in model.named_modules()
             if (type(module) is nn.Linear or isinstance(module, Conv1D)) and should_convert_module(path, fixed)
         }
-        self.formats: dict[str, Format] = linear | dict.fromkeys(_ends(model), "int8")
+        of_ends: Format | GgufBlocks = form if isinstance(form, GgufBlocks) else "int8"
+        self.formats = linear | dict.fromkeys(_ends(model), of_ends)
+        self.unquantized = list[str]()  # the weights of these that are not quantized in the GGUF file
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
         """Whether this is the weight of a layer to quantize."""
@@ -90,21 +98,29 @@ class _Quantize(ConversionOps):
         missing_keys: set[str] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Replace the module with a quantized one; nothing is left for transformers to set."""
+        """Replace the module with a quantized one; nothing is left for transformers to set unless it stays as it is."""
         (value,) = input_dict.values()
         W = value[0] if isinstance(value, list) else value
         path = full_layer_name.removesuffix(".weight")
         module, settings = model.get_submodule(path), self.quantizer.quantization_config
         form = self.quantizer.formats[path]
         W = W.to(settings.device)
-        weight = quantize(W.t().contiguous() if isinstance(module, Conv1D) else W, form, settings.dtype)
+        W_OI = W.t().contiguous() if isinstance(module, Conv1D) else W
+        if isinstance(form, GgufBlocks):
+            kept = form.weight_of(full_layer_name, W_OI, settings.dtype)
+            if kept is None:
+                self.quantizer.unquantized.append(full_layer_name)
+                return {full_layer_name: value}
+            weight: QuantizedWeight = kept
+        else:
+            weight = quantize(W_OI, form, settings.dtype)
         done = {full_layer_name}
         if not _is_already(module, weight):
             replace_module(model, path, weight)
             done |= _tie(model, full_layer_name, weight)
         if missing_keys is not None:
             missing_keys -= done
-        del W, value
+        del W, W_OI, value
         if settings.device.type == "cpu":
             release_freed_memory()  # otherwise what lies between the quantized weights adds up to twice their size
         return {}

@@ -17,18 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorasmith.lora.nf4 import quantize_blocks
 from lorasmith.system.bitsandbytes import bitsandbytes
 
 Format = Literal["nf4", "int8"]
 PIECE = 2**24  # numbers that are converted at a time: 32 MiB in bfloat16
 STEP = 2**20  # numbers that bitsandbytes converts at a time; a multiple of every block size
+ALIGNMENT = 64  # torch's kernel for int8 crashes with inputs at other addresses, and is wrong for rows of other lengths
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # for others bitsandbytes gives back uninitialized memory
+FEW = 16  # tokens up to which a product takes less time than converting the weight
 BLOCK, NESTED_BLOCK = 64, 256  # numbers that share a scale, and scales that share one; bitsandbytes' defaults
 
 
 _rooms = threading.local()
 
 
-def _room(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def room(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Uninitialized memory, on a CPU the same again and again.
 
     Otherwise what is kept for backward would be allocated inside what the last piece freed, so that the next piece does
@@ -68,15 +72,16 @@ class QuantizedWeight(nn.Module):
         """A factor for each row [O], or None. A product applies it to its output, which is faster."""
         return None
 
-    def pieces(self) -> Iterator[tuple[int, int]]:
-        """Bounds of the row ranges that are converted at a time."""
-        height = max(1, PIECE // self.shape[1])
+    def pieces(self, tokens: int | None = None) -> Iterator[tuple[int, int]]:
+        """Bounds of the row ranges that are converted at a time, for a product with so many tokens."""
+        few = tokens is not None and tokens <= FEW and self.device.type == "cpu"
+        height = max(1, (STEP if few else PIECE) // self.shape[1])
         for start in range(0, self.shape[0], height):
             yield start, min(start + height, self.shape[0])
 
     def product(self, x_TI: Tensor, out_TO: Tensor) -> Tensor:
         """out = x W^T."""
-        for start, end in self.pieces():
+        for start, end in self.pieces(len(x_TI)):
             torch.mm(x_TI, self.rows(start, end, x_TI.dtype).t(), out=out_TO[:, start:end])
         return out_TO if self.scales is None else out_TO.mul_(self.scales.to(out_TO.dtype))
 
@@ -148,7 +153,18 @@ class Int8Weight(QuantizedWeight):
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         """The whole numbers, which every float dtype represents exactly."""
-        return _room(end - start, self.shape[1], dtype, self.device).copy_(self.values_OI[start:end])
+        return room(end - start, self.shape[1], dtype, self.device).copy_(self.values_OI[start:end])
+
+    def product(self, x_TI: Tensor, out_TO: Tensor) -> Tensor:
+        """out = x W^T. For few tokens, torch has a kernel that reads the whole numbers; it is fast in bfloat16 only."""
+        few = len(x_TI) <= FEW and x_TI.device.type == "cpu" and x_TI.dtype == torch.bfloat16
+        if not few or self.shape[1] % ALIGNMENT or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+            return super().product(x_TI, out_TO)
+        x_TI = x_TI.contiguous()
+        if x_TI.data_ptr() % ALIGNMENT:
+            x_TI = x_TI.clone()
+        found: Tensor = torch.ops.aten._weight_int8pack_mm(x_TI, self.values_OI, self.scales.to(x_TI.dtype))
+        return out_TO.copy_(found)
 
     def at(self, ids: Tensor) -> Tensor:
         """The rows with these numbers, [..., I]."""
@@ -182,32 +198,40 @@ class FourBitWeight(QuantizedWeight):
         packed, maxima = numbers.new_empty(-(-len(numbers) // 2), 1, dtype=torch.uint8), []
         step = max(1, PIECE // 8 // BLOCK) * BLOCK  # no block is in two pieces
         for part, into in zip(numbers.split(step), packed.split(step // 2), strict=True):
-            found, state = F4.quantize_4bit(part, blocksize=BLOCK, quant_type="nf4", compress_statistics=False)
+            found, part_absmax = _nf4(part)
             into.copy_(found)
-            maxima.append(state.absmax)
-        absmax, state.shape = torch.cat(maxima), W_OI.shape
-        state.offset = absmax.mean()
-        state.absmax, state.state2 = F4.quantize_blockwise(absmax - state.offset, blocksize=NESTED_BLOCK)
-        state.nested = True
+            maxima.append(part_absmax)
+        absmax = torch.cat(maxima)
+        offset = absmax.mean()
+        absmax, nested = F4.quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCK)
+        state = F4.QuantState(absmax, W_OI.shape, None, BLOCK, "nf4", W_OI.dtype, offset, nested)
         return cls(packed, state, dtype)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         """The rows in `dtype`. As a matrix of blocks: on a CPU, rows that end within a block come out wrong in 0.50."""
-        absmax, out = self._absmax(), _room(end - start, self.shape[1], dtype, self.device)
-        bitsandbytes()
-        first, last, flat = start * self.shape[1], end * self.shape[1], out.view(-1)
+        absmax, first, last = self._absmax(), start * self.shape[1], end * self.shape[1]
+        if last - first <= STEP:
+            return self._numbers(first, last, absmax, dtype).view(end - start, -1)
+        out = room(end - start, self.shape[1], dtype, self.device)
+        flat = out.view(-1)
         for low in range(first, last, STEP):
             high = min(low + STEP, last)
-            packed, scales = self.packed[low // 2 : -(-high // 2)], absmax[low // self.block : -(-high // self.block)]
-            numbers = high - low
-            shape = [1, numbers] if numbers % self.block else [numbers // self.block, self.block]
-            part: Tensor = torch.ops.bitsandbytes.dequantize_4bit(packed, scales, self.block, self.kind, shape, dtype)
-            flat[low - first : high - first] = part.view(-1)
+            flat[low - first : high - first] = self._numbers(low, high, absmax, dtype)
         return out
 
-    def pieces(self) -> Iterator[tuple[int, int]]:
+    def _numbers(self, low: int, high: int, absmax: Tensor, dtype: torch.dtype) -> Tensor:
+        """The numbers [low, high), which begin with a block."""
+        bitsandbytes()
+        packed, scales = self.packed[low // 2 : -(-high // 2)], absmax[low // self.block : -(-high // self.block)]
+        numbers = high - low
+        shape = [1, numbers] if numbers % self.block else [numbers // self.block, self.block]
+        known = dtype if dtype in DTYPES else torch.float32
+        found: Tensor = torch.ops.bitsandbytes.dequantize_4bit(packed, scales, self.block, self.kind, shape, known)
+        return found.view(-1).to(dtype)
+
+    def pieces(self, tokens: int | None = None) -> Iterator[tuple[int, int]]:
         """Bounds of the row ranges; all rows if a block of numbers may be in two of them."""
-        yield from super().pieces() if self.shape[1] % self.block == 0 else [(0, self.shape[0])]
+        yield from super().pieces(tokens) if self.shape[1] % self.block == 0 else [(0, self.shape[0])]
 
     def at(self, ids: Tensor) -> Tensor:
         """The rows with these numbers, [..., I]."""
@@ -221,6 +245,15 @@ class FourBitWeight(QuantizedWeight):
             self.absmax, self.nested_absmax, self.nested_code, self.nested_block, torch.float32
         )
         return absmax.add_(self.offset)
+
+
+def _nf4(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Two numbers a byte, and each block's maximum in float32."""
+    if numbers.device.type == "cpu" and len(numbers) % BLOCK == 0:
+        return quantize_blocks(numbers, BLOCK)
+    quantize_4bit = bitsandbytes().functional.quantize_4bit
+    packed, state = quantize_4bit(numbers, blocksize=BLOCK, quant_type="nf4", compress_statistics=False)
+    return packed, state.absmax
 
 
 @torch.no_grad()

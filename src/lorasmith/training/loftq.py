@@ -27,8 +27,15 @@ from lorasmith.report import Report
 
 def refuse_without_error(base: Base, config: LoraConfig) -> None:
     """Raise ConfigError if `config` asks for this start and `base` has no errors, or no weights to find them."""
-    if config.init_lora_weights != "loftq" or base.quantize != "none":
+    if config.init_lora_weights != "loftq" or base.quantize in ("nf4", "int8"):
         return
+    if base.quantize == "gguf":
+        raise ConfigError(
+            _(
+                "lora.init_lora_weights: 'loftq' starts from the error of quantizing the weights, which a GGUF file "
+                "does not contain. Use the unquantized model with --quantize nf4, or another initialization."
+            )
+        )
     if method := quant_method(read_object(base.folder / "config.json", ModelError)):
         raise ConfigError(
             _(
