@@ -100,7 +100,7 @@ def _texts(outcome: Mapping[str, Any]) -> list[str]:
 
 def shortened(text: str) -> str:
     """A message without the paths of this machine, at most 240 characters, as a cell of a table."""
-    text = re.sub(r"\S*/lorasmith-parity-[^/\s]+/(\S+?)(: |\s|$)", r"\1\2", text)
+    text = re.sub(r"\S*/lorasmith-parity-[^/\s]+/(?:\d/)?(\S+?)(: |\s|$)", r"\1\2", text)
     text = re.sub(r"^model: ", "", text).removeprefix("!").replace("|", "\\|").replace("<", "&lt;")
     return text if len(text) <= 240 else text[:239] + "…"
 

@@ -85,3 +85,4 @@ def test_the_page_has_a_line_for_each_family_and_no_path_of_this_machine(tmp_pat
         lines = (tmp_path / name).read_text("utf-8").splitlines()
         assert "| a | refused | refused | - | - | AModel cannot be used. |" in lines
     assert shortened("!x: a|b <c>") == "x: a\\|b &lt;c>"
+    assert shortened("/tmp/lorasmith-parity-x1/2/merged: not written") == "merged: not written"

@@ -109,7 +109,9 @@ def trial(family: str, folder: Path, dtypes: tuple[str, ...] = DTYPES) -> dict[s
         if not failed:
             break
         for dtype, outcome in failed.items():
-            before[dtype] += [f"{REPEATED} {seed}: {stage}: {text}" for stage, text in outcome.problems.items()]
+            before[dtype] += [
+                f"{REPEATED} {seed}: {stage}: {text.removeprefix('!')}" for stage, text in outcome.problems.items()
+            ]
     for dtype, outcome in outcomes.items():
         outcome.said += before[dtype] if outcome.verdict != "fails" else []
     return outcomes
