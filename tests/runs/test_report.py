@@ -12,6 +12,7 @@ from lorasmith.config.toml import Config
 from lorasmith.config.training import TrainingConfig
 from lorasmith.runs.report import RunReport, changed_options, gaps_of, make_report
 from lorasmith.training.run_files import read_summary
+from tests.support.experts import moe_folder
 from tests.support.tiny import Crash, Watch, crash_at, rows_file, settings, train, trained
 
 
@@ -156,6 +157,27 @@ def test_dora_is_reported_with_what_is_left_out(tmp_path):
     assert any("DoRA also trains" in text for text in report.problems)
     assert report.evidence.half is not None
     assert 0 < report.evidence.half.value < 1.5
+
+
+def test_experts_have_spectra_and_half_of_them(tmp_path):
+    rows = rows_file(tmp_path / "rows.jsonl", range(40))
+    model = str(moe_folder(tmp_path / "moe", "qwen3_moe"))
+    options = settings(held_out=12, max_steps=12, model=model, r=8, target_modules="all-linear")
+    train(rows, **{"output": tmp_path / "run"} | options)
+    report = make_report(tmp_path / "run")
+    experts = [one for one in report.spectra if ".experts" in one.path]
+    assert len(experts) == 2  # of one layer: up and gate, and down
+    assert {one.values_ES.shape for one in experts} == {(4, 4)}  # r is divided by the two experts of a token
+    assert report.evidence.half is not None
+    assert 0 < report.evidence.half.value < 1.5
+
+
+def test_what_is_trained_in_full_is_told(tmp_path):
+    rows = rows_file(tmp_path / "rows.jsonl", range(40))
+    train(rows, **{"output": tmp_path / "run"} | settings(held_out=12, modules_to_save=["lm_head"], max_steps=12))
+    assert any("trained in full (lm_head)" in text for text in make_report(tmp_path / "run", quick=True).problems)
+    train(rows, **{"output": tmp_path / "plain"} | settings(held_out=12, max_steps=12))
+    assert not any("trained in full" in text for text in make_report(tmp_path / "plain", quick=True).problems)
 
 
 def test_a_report_shows_progress(small_rank, folder):

@@ -22,6 +22,7 @@ IGNORE_BROKEN_PIPE = (
     "demo",
     "merge",
     "combine",
+    "report",
     "serve",
 )  # commands that finish even if nobody reads their output
 

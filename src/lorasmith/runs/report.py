@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from lorasmith.adapters.folder import AdapterFolder
+from lorasmith.config.lora import LoraConfig
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.toml import Config
 from lorasmith.evaluation.interval import Interval
@@ -71,7 +72,7 @@ class RunReport:
             "half_rank": _plain(evidence.half),
             "end": _plain(self.end),
             "layers": [
-                {"path": one.path, "rank": one.rank, "effective_rank": one.effective_rank,
+                {"path": one.path, "rank": one.rank, "effective_rank": one.effective_rank if one.norm else None,
                  "directions_for_90_percent": one.directions, "norm": one.norm}
                 for one in self.spectra
             ],
@@ -120,7 +121,7 @@ def make_report(
         layers,
         findings,
         next_steps(findings, subject),
-        (*evidence.missing, *_left_out(layers)),
+        (*evidence.missing, *_left_out(layers, adapter.config)),
     )
 
 
@@ -188,11 +189,21 @@ def _gap_hint(quick: bool) -> str:
     return _("Train with --held-out and --eval-every to see it.")
 
 
-def _left_out(layers: Sequence[LayerSpectrum]) -> list[str]:
+def _left_out(layers: Sequence[LayerSpectrum], config: LoraConfig) -> list[str]:
     """What the singular values do not contain."""
+    texts = []
     if any(one.has_magnitude for one in layers):
-        return [_("DoRA also trains the length of each weight row; the singular values are those of B A alone.")]
-    return []
+        texts.append(_("DoRA also trains the length of each weight row; the singular values are those of B A alone."))
+    whole = [*config.modules_to_save, *(["bias"] if config.bias != "none" else [])]
+    if whole:
+        texts.append(
+            _(
+                "What is trained in full ({names}) has no rank: it is not in the singular values, and stays whole "
+                "where half the rank is tried.",
+                names=listed(whole),
+            )
+        )
+    return texts
 
 
 def _facts(subject: Subject, adapter: AdapterFolder, evidence: Evidence) -> list[tuple[str, str]]:
