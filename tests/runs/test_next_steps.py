@@ -11,9 +11,8 @@ from lorasmith.cli.flags import config_of
 from lorasmith.config.data import DataConfig
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.model import ModelConfig
-from lorasmith.config.toml import SECTIONS, Config, to_toml
+from lorasmith.config.toml import Config, to_toml
 from lorasmith.config.training import TrainingConfig
-from lorasmith.runs import next_steps as module
 from lorasmith.runs.findings import Finding
 from lorasmith.runs.next_steps import NextStep, next_steps
 from lorasmith.runs.subject import Subject
@@ -81,18 +80,19 @@ def test_the_rank_is_used_up(subject):
     assert [step.what for step in steps(subject, rank="used", gap="open")][-1] == "More data"
 
 
-def test_full_fine_tuning_is_suggested_for_a_large_rank_if_it_can_be_had(subject, monkeypatch):
-    large = of(subject, lora=LoraConfig(r=64))
-    monkeypatch.setattr(module, "has_full_fine_tuning", lambda: True)
-    assert steps(large, rank="used")[0].command.endswith("-full' --method full")
+def test_full_fine_tuning_is_suggested_for_a_large_rank(subject):
+    large = of(subject, lora=LoraConfig(r=64, lora_alpha=32, use_rslora=True), model=ModelConfig(quantize="nf4"))
+    (subject.folder / "config.toml").write_text(to_toml(large.config, {}), "utf-8")
+    (full,) = steps(large, rank="used")
+    found = config(full)
+    assert (found.training.method, found.training.learning_rate) == ("full", pytest.approx(2e-5))
+    assert (found.lora, found.model.quantize) == (LoraConfig(), "none")
     assert steps(large, rank="spare") == []
     assert "--method" not in steps(subject, rank="used")[0].command
-    monkeypatch.setattr(module, "has_full_fine_tuning", lambda: False)
-    assert config(steps(large, rank="used")[0]).lora.r == 256
-
-
-def test_the_flag_of_full_fine_tuning_is_the_one_that_train_has():
-    assert module.has_full_fine_tuning() == any("method" in part.model_fields for part in SECTIONS.values())
+    special = of(subject, lora=LoraConfig(r=64, rank_pattern={"q_proj": 8}))
+    assert steps(special, rank="used")[0].command == ""
+    on_preferences = of(subject, lora=LoraConfig(r=64), training=TrainingConfig(method="dpo"))
+    assert steps(on_preferences, rank="used")[0].what == "A larger rank"
 
 
 @pytest.mark.parametrize("outcome", [{"learned": "worse"}, {"falling": "rising"}])

@@ -10,9 +10,12 @@ from safetensors.torch import load_file, save_file
 from lorasmith.config.data import DataConfig
 from lorasmith.config.toml import Config
 from lorasmith.config.training import TrainingConfig
+from lorasmith.errors import AdapterError
+from lorasmith.runs.evaluate import EvaluationOptions, evaluate
 from lorasmith.runs.report import RunReport, changed_options, gaps_of, make_report
 from lorasmith.training.run_files import read_summary
 from tests.support.experts import moe_folder
+from tests.support.preferences import pairs_file
 from tests.support.tiny import Crash, Watch, crash_at, rows_file, settings, train, trained
 
 
@@ -178,6 +181,28 @@ def test_what_is_trained_in_full_is_told(tmp_path):
     assert any("trained in full (lm_head)" in text for text in make_report(tmp_path / "run", quick=True).problems)
     train(rows, **{"output": tmp_path / "plain"} | settings(held_out=12, max_steps=12))
     assert not any("trained in full" in text for text in make_report(tmp_path / "plain", quick=True).problems)
+
+
+def test_a_run_on_preferences(tmp_path):
+    pairs = pairs_file(tmp_path / "pairs.jsonl")
+    train(pairs, **{"output": tmp_path / "run"} | settings(method="dpo", learning_rate=5e-3, eval_every=1))
+    report = make_report(tmp_path / "run")
+    (wanted,) = evaluate([tmp_path / "run"], EvaluationOptions(forget="")).adapters
+    assert report.evidence.learned == wanted.loss
+    assert report.evidence.forgotten == wanted.forgotten
+    assert report.findings["learned"].evidence[0].startswith("held-out preference loss")
+    assert report.findings["rank"].outcome == report.findings["gap"].outcome.replace("unclear", "unknown") == "unknown"
+    assert any("The run is on preferences (dpo)" in text for text in report.problems)
+    quick = make_report(tmp_path / "run", quick=True)
+    assert quick.findings["learned"].outcome == "unknown"
+    assert any("only judged without --quick" in text for text in quick.problems)
+
+
+def test_a_run_of_all_weights_has_no_adapter_to_report_on(tmp_path):
+    rows = rows_file(tmp_path / "rows.jsonl")
+    train(rows, **{"output": tmp_path / "run"} | settings(method="full", learning_rate=1e-4))
+    with pytest.raises(AdapterError, match="has a model of its own instead of an adapter"):
+        make_report(tmp_path / "run")
 
 
 def test_a_report_shows_progress(small_rank, folder):

@@ -6,7 +6,9 @@ from dataclasses import astuple, dataclass, replace
 from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.data import DataConfig
 from lorasmith.config.model import ModelConfig
+from lorasmith.config.preference import METHODS
 from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.toml import Config
 from lorasmith.data.dataset.prepare import Prepared
 from lorasmith.errors import DataError, RunError
 from lorasmith.evaluation.general_text import general_examples
@@ -23,6 +25,7 @@ from lorasmith.model.vocabulary import refuse_surplus_examples
 from lorasmith.report import Report
 from lorasmith.runs.evaluate import prepared_again, read_examples
 from lorasmith.runs.leakage import leakage_warnings
+from lorasmith.runs.preferences import preference_comparisons
 from lorasmith.runs.subject import Subject
 from lorasmith.system.autograd import autograd_on
 
@@ -99,7 +102,10 @@ class _Measurement:
             enable_fast_parts(self.base, self.session.names[0], tokens)
         warnings = tuple(leakage_warnings(self.session, held_out, self.report)) if files else ()
         found = Evidence(train_examples=len(train) or None, warnings=warnings)
-        if held_out:
+        config = self.subject.config
+        if held_out and config and config.training.method in METHODS and not files:
+            found = replace(self._of_preferences(config, held_out), warnings=warnings)
+        elif held_out:
             found = self._of_held_out(found, held_out, self._sample(train, held_out))
         forgotten = compare(*self._pair(general, _("loss on the general text")), self.seed)
         return replace(found, forgotten=Forgetting(*astuple(forgotten)), missing=tuple(self.missing))
@@ -119,6 +125,17 @@ class _Measurement:
             found = replace(found, half=self._half(held_out, before, after))
         shown, eligible = self._shown(held_out, pair)
         return replace(found, shown=shown, eligible=eligible)
+
+    def _of_preferences(self, config: Config, held_out: Sequence[Example]) -> Evidence:
+        """The preference loss alone: the other figures are losses of examples."""
+        self.missing.append(
+            _(
+                "The run is on preferences ({method}): answers side by side, memorizing and half the rank are measured "
+                "for runs on examples only.",
+                method=config.training.method,
+            )
+        )
+        return Evidence(next(preference_comparisons(self.session, self.subject.folder, config, held_out, self.report)))
 
     def _examples(self, files: Sequence[str]) -> tuple[Sequence[Example], Sequence[Example]]:
         """Held-out and training examples, as far as they are there."""

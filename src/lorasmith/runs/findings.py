@@ -7,6 +7,7 @@ from typing import Literal
 
 from lorasmith.evaluation.interval import Interval
 from lorasmith.evaluation.loss import MIN_EXAMPLES, Comparison, perplexity
+from lorasmith.evaluation.preference import PreferenceComparison
 from lorasmith.evaluation.results import Forgetting
 from lorasmith.evaluation.trend import Trend
 from lorasmith.i18n import _
@@ -70,6 +71,8 @@ def interval_text(value: float, low: float, high: float) -> str:
 
 def comparison_text(one: Comparison) -> str:
     """The losses before and after, their difference with its interval, and the number of examples."""
+    if isinstance(one, PreferenceComparison):
+        return str(one)
     return _(
         "loss {before:.3f} -> {after:.3f}, perplexity {ppl_before:.1f} -> {ppl_after:.1f}; difference {difference}, "
         "{examples} examples",
@@ -103,6 +106,8 @@ def learned_finding(one: Comparison | None, missing: Sequence[str], evaluations:
         return Finding("learned", "none", text, tuple(evidence), "likely", "neutral")
     if one.difference < 0:
         text = _("Yes: the held-out loss fell by {fall:.2f} nats per token.", fall=-one.difference)
+        if isinstance(one, PreferenceComparison):
+            text = _("Yes: the held-out preference loss fell by {fall:.3f}.", fall=-one.difference)
         return Finding("learned", "better", text, tuple(evidence), "clear", "good")
     text = _("No: on held-out examples the adapter is worse than the base model.")
     return Finding("learned", "worse", text, tuple(evidence), "clear", "bad")

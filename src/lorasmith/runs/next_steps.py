@@ -4,7 +4,8 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lorasmith.config.toml import SECTIONS, Config
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.toml import Config
 from lorasmith.i18n import _, joined
 from lorasmith.runs.findings import Finding, Key
 from lorasmith.runs.subject import Subject
@@ -131,8 +132,8 @@ def _more_capacity(subject: Subject, config: Config) -> NextStep:
         config.lora.r,
         _("Even the weaker half of the directions improves held-out examples, so more directions may help further."),
     )
-    if r >= LARGE_RANK and has_full_fine_tuning():
-        return NextStep(_("Full fine-tuning"), why, command(subject, "full", "--method", "full"))
+    if r >= LARGE_RANK and config.training.method == "lora":
+        return NextStep(_("Full fine-tuning"), why, _full(subject, config))
     alpha = _(
         "lora_alpha stays as it is: with the factor lora_alpha / r, the best learning rate hardly depends on the rank "
         '("LoRA Without Regret", Thinking Machines 2025).'
@@ -140,9 +141,21 @@ def _more_capacity(subject: Subject, config: Config) -> NextStep:
     return NextStep(_("A larger rank"), joined(f"{why} {alpha}"), command(subject, f"r{4 * r}", "--r", str(4 * r)))
 
 
-def has_full_fine_tuning() -> bool:
-    """Whether `train` can train all weights of the base model."""
-    return any("method" in section.model_fields for section in SECTIONS.values())
+def _full(subject: Subject, config: Config) -> str:
+    """The command of full fine-tuning, which accepts the options of adapters at their defaults only.
+
+    Its best learning rate is about a tenth of LoRA's ("LoRA Without Regret"). Empty if a flag cannot set a default.
+    """
+    default = LoraConfig()
+    flags = ["--method", "full", "--learning-rate", f"{config.training.learning_rate / 10:.2g}"]
+    for key in (key for key, value in config.lora if value != getattr(default, key)):
+        value = getattr(default, key)
+        if isinstance(value, dict | tuple) or value is None:
+            return ""
+        flag = "--" + key.replace("_", "-")
+        flags += [flag.replace("--", "--no-", 1)] if value is False else [flag, str(value)]
+    flags += ["--quantize", "none"] if config.model.quantize != "none" else []
+    return command(subject, "full", *flags)
 
 
 def _every(subject: Subject) -> str:

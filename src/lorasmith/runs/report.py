@@ -10,6 +10,7 @@ from typing import Any
 from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.model import ModelConfig
+from lorasmith.config.preference import METHODS
 from lorasmith.config.toml import Config
 from lorasmith.evaluation.interval import Interval
 from lorasmith.evaluation.loss import Comparison
@@ -151,7 +152,9 @@ def _from_files(subject: Subject) -> Evidence:
     summary = subject.summary
     missing = [_("This report was made with --quick, without the base model, so nothing was evaluated again.")]
     learned = None
-    if summary and summary.interval and summary.loss_before is not None and summary.loss_after is not None:
+    if subject.config and subject.config.training.method in METHODS:
+        missing.append(_("The preference losses of a run are only judged without --quick."))
+    elif summary and summary.interval and summary.loss_before is not None and summary.loss_after is not None:
         if summary.held_out_examples is None:
             missing.append(
                 _("The run is from an earlier version and does not record how many examples it held out, so its "

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from lorasmith.adapters.folder import find_adapter
 from lorasmith.config.files import read_object, read_objects
+from lorasmith.config.preference import METHODS
 from lorasmith.config.toml import Config, load_config
 from lorasmith.errors import RunError
 from lorasmith.i18n import _
@@ -73,6 +74,9 @@ def find_subject(path: Path) -> Subject:
     path = path.parent if path.name == ADAPTER and (path.parent / RUN_CONFIG).is_file() else path
     if not (path / RUN_CONFIG).is_file():
         return Subject(path, find_adapter(path), "adapter")
+    config = load_config(path / RUN_CONFIG, {})
+    if config.training.method == "full":
+        find_adapter(path)  # says what there is instead
     summary, checkpoints = read_summary(path), checkpoints_in(path / CHECKPOINTS)
     has_adapter = summary is not None and (path / ADAPTER / ADAPTER_CONFIG).is_file()
     if not has_adapter and not checkpoints:
@@ -93,9 +97,8 @@ def find_subject(path: Path) -> Subject:
     else:
         state = "running" if is_locked(path / LOCK) else "interrupted"
         (step, _place), later = last[0], ()
-    config = load_config(path / RUN_CONFIG, {})
-    if config.lora.bias != "none":
-        later = ()  # both adapters would train the base model's own biases
+    if config.lora.bias != "none" or config.training.method in METHODS:
+        later = ()  # both adapters would train the base model's own biases; or there are no losses to compare
     environment = read_object(path / ENVIRONMENT, RunError) if (path / ENVIRONMENT).is_file() else {}
     adapter = path / ADAPTER if has_adapter else last[0][1]
     return Subject(path, adapter, state, config, summary, environment, metrics, training, held_out, step, later)
