@@ -46,7 +46,7 @@ def verbs() -> dict[str, str]:
         "generate": _("Answer a prompt, a file of prompts or standard input"),
         "serve": _("Serve adapters with an OpenAI-compatible API"),
         "eval": _("Compare adapters with their base model: loss, answers, forgetting"),
-        "report": _("Write a page about a run: what it learned and forgot, what to try next"),
+        "report": _("Report what a run learned and forgot, and what to try next"),
         "merge": _("Merge an adapter into its base model"),
         "combine": _("Combine several adapters of one base model into one"),
         "info": _("Show what a run or adapter folder contains"),
