@@ -130,7 +130,7 @@ def _ran(program: str, method: str, setting: dict[str, Any], file: Path, model: 
 
 def _pairs_file(folder: Path, count: int) -> Path:
     """The first rows of the demo as pairs: the answer of the next row is the rejected one."""
-    rows = [row["messages"] for row in records_of(CHAT) or []][: count + 1]
+    rows = [_until_answer(row["messages"]) for row in records_of(CHAT) or []][: count + 1]
     lines = [
         json.dumps({"prompt": row[:-1], "chosen": row[-1:], "rejected": after[-1:]}, ensure_ascii=False) + "\n"
         for row, after in pairwise(rows)
@@ -138,6 +138,11 @@ def _pairs_file(folder: Path, count: int) -> Path:
     path = folder / f"pairs-{count}.jsonl"
     path.write_text("".join(lines), "utf-8")
     return path
+
+
+def _until_answer(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The messages up to the last answer."""
+    return messages[: max(i for i, message in enumerate(messages) if message["role"] == "assistant") + 1]
 
 
 def _tokens(file: Path, model: Path) -> int:
