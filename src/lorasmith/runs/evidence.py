@@ -7,6 +7,7 @@ from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.data import DataConfig
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
+from lorasmith.config.toml import Config
 from lorasmith.data.dataset.prepare import Prepared
 from lorasmith.errors import DataError, RunError
 from lorasmith.evaluation.general_text import general_examples
@@ -23,6 +24,7 @@ from lorasmith.model.vocabulary import refuse_surplus_examples
 from lorasmith.report import Report
 from lorasmith.runs.evaluate import prepared_again, read_examples
 from lorasmith.runs.leakage import leakage_warnings
+from lorasmith.runs.preferences import preference_comparisons
 from lorasmith.runs.subject import Subject
 from lorasmith.system.autograd import autograd_on
 
@@ -105,6 +107,8 @@ class _Measurement:
         return replace(found, forgotten=Forgetting(*astuple(forgotten)), missing=tuple(self.missing))
 
     def _of_held_out(self, found: Evidence, held_out: Sequence[Example], train: Sequence[Example]) -> Evidence:
+        if self.subject.config is not None and held_out[0].desirable is not None:
+            return self._of_preferences(found, held_out, self.subject.config)
         before, after = pair = self._pair(held_out, _("held-out loss"))
         learned = compare(before, after, self.seed)
         found = replace(found, learned=learned)
@@ -119,6 +123,19 @@ class _Measurement:
             found = replace(found, half=self._half(held_out, before, after))
         shown, eligible = self._shown(held_out, pair)
         return replace(found, shown=shown, eligible=eligible)
+
+    def _of_preferences(self, found: Evidence, held_out: Sequence[Example], config: Config) -> Evidence:
+        """What is measured of a run on preferences: its own loss, and the answers to the prompts of the good ones."""
+        self.missing.append(
+            _(
+                "The run was trained on preferences, and learning is judged by their loss. Memorizing and the rank are "
+                "not judged."
+            )
+        )
+        learned, *_later = preference_comparisons(self.session, self.subject.folder, config, held_out, self.report)
+        good = [example for example in held_out if example.desirable]
+        shown, eligible = self._shown(good, self._pair(good, _("loss on chosen answers"))) if good else ((), 0)
+        return replace(found, learned=learned, shown=shown, eligible=eligible)
 
     def _examples(self, files: Sequence[str]) -> tuple[Sequence[Example], Sequence[Example]]:
         """Held-out and training examples, as far as they are there."""
