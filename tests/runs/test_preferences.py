@@ -70,3 +70,7 @@ def test_a_report_judges_by_the_loss_of_the_run_and_shows_chosen_answers(runs):
     assert {one.prompt.reference for one in made.evidence.shown} <= chosen
     assert any("was trained on preferences" in text for text in made.problems)
     assert made.evidence.gap is None
+    text = made.findings["learned"].evidence[0]
+    assert text.startswith(f"preference loss 0.693 -> {summary.loss_after:.3f}; difference ")
+    quick = make_report(runs["dpo"], quick=True)
+    assert quick.findings["learned"].evidence[0] == text

@@ -7,6 +7,7 @@ from typing import Literal
 
 from lorasmith.evaluation.interval import Interval
 from lorasmith.evaluation.loss import MIN_EXAMPLES, Comparison, perplexity
+from lorasmith.evaluation.preference import PreferenceComparison
 from lorasmith.evaluation.results import Forgetting
 from lorasmith.evaluation.trend import Trend
 from lorasmith.i18n import _
@@ -70,6 +71,18 @@ def interval_text(value: float, low: float, high: float) -> str:
 
 def comparison_text(one: Comparison) -> str:
     """The losses before and after, their difference with its interval, and the number of examples."""
+    if isinstance(one, PreferenceComparison):
+        return _(
+            "preference loss {before:.3f} -> {after:.3f}; difference {difference}, {examples} examples; accuracy "
+            "{accuracy:.1%} (95% CI {worst:.1%} to {best:.1%})",
+            before=one.before,
+            after=one.after,
+            difference=interval_text(one.difference, one.low, one.high),
+            examples=one.examples,
+            accuracy=one.accuracy,
+            worst=one.accuracy_interval[0],
+            best=one.accuracy_interval[1],
+        )
     return _(
         "loss {before:.3f} -> {after:.3f}, perplexity {ppl_before:.1f} -> {ppl_after:.1f}; difference {difference}, "
         "{examples} examples",

@@ -1,6 +1,7 @@
 """`lorasmith report`: what a run learned and forgot, whether LoRA was enough, and what to try next."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from lorasmith.config.model import ModelConfig
 from lorasmith.config.toml import Config
 from lorasmith.evaluation.interval import Interval
 from lorasmith.evaluation.loss import Comparison
+from lorasmith.evaluation.preference import PreferenceComparison
 from lorasmith.evaluation.trend import Trend, trend
 from lorasmith.i18n import _, counted, listed
 from lorasmith.lora.spectrum import LayerSpectrum, spectra
@@ -159,6 +161,12 @@ def _from_files(subject: Subject) -> Evidence:
         else:
             losses = summary.loss_before, summary.loss_after
             learned = Comparison(*losses, *summary.interval, summary.held_out_examples)
+            if summary.accuracy is not None and summary.accuracy_interval is not None:
+                margin = math.nan if summary.margin is None else summary.margin
+                learned = PreferenceComparison(
+                    *losses, *summary.interval, summary.held_out_examples, summary.accuracy, summary.accuracy_interval,
+                    margin, summary.margin_interval or (margin, margin),
+                )  # fmt: skip
     return Evidence(learned, train_examples=summary.train_examples if summary else None, missing=tuple(missing))
 
 
