@@ -49,6 +49,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--method", choices=("dpo", "orpo", "kto", "simpo"), default="dpo")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pairs", type=int, nargs=2, default=COUNTS, help="of the two runs")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="of TRL")
     parser.add_argument("--json", type=Path, default=Path("bench-preference.json"))
     parser.add_argument("--peer", nargs=3, metavar=("SETTING", "DATA", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
@@ -65,16 +66,25 @@ def main(words: Sequence[str] | None = None) -> int:
     }
     model = packaged_model("smollm2-135m-instruct", Report())
     with tempfile.TemporaryDirectory(prefix="lorasmith-bench-") as scratch:
-        measure(Book(args.json.absolute(), head), args.method, model, args.rounds, tuple(args.pairs), Path(scratch))
+        book = Book(args.json.absolute(), head)
+        measure(book, args.method, model, args.rounds, tuple(args.pairs), Path(scratch), args.settings)
     return 0
 
 
-def measure(book: Book, method: str, model: Path, rounds: int, counts: tuple[int, int], scratch: Path) -> None:
+def measure(
+    book: Book,
+    method: str,
+    model: Path,
+    rounds: int,
+    counts: tuple[int, int],
+    scratch: Path,
+    names: Sequence[str],
+) -> None:
     """Rounds of both programs in turn; the figures so far are in the book after each run."""
     files = [_pairs_file(scratch, count) for count in counts]
     tokens = _tokens(files[1], model) - _tokens(files[0], model)
     has_reference = method in ("dpo", "kto")
-    settings = {name: words for name, words in SETTINGS.items() if has_reference or "precompute" not in str(words)}
+    settings = {name: SETTINGS[name] for name in names if has_reference or "precompute" not in str(SETTINGS[name])}
     runs = list[Measured]()
     for number in range(rounds):
         for program, setting in ((OURS, "default"), *((TRL, name) for name in settings)):
@@ -130,7 +140,7 @@ def _ran(program: str, method: str, setting: dict[str, Any], file: Path, model: 
 
 def _pairs_file(folder: Path, count: int) -> Path:
     """The first rows of the demo as pairs: the answer of the next row is the rejected one."""
-    rows = [row["messages"] for row in records_of(CHAT) or []][: count + 1]
+    rows = [_until_answer(row["messages"]) for row in records_of(CHAT) or []][: count + 1]
     lines = [
         json.dumps({"prompt": row[:-1], "chosen": row[-1:], "rejected": after[-1:]}, ensure_ascii=False) + "\n"
         for row, after in pairwise(rows)
@@ -138,6 +148,11 @@ def _pairs_file(folder: Path, count: int) -> Path:
     path = folder / f"pairs-{count}.jsonl"
     path.write_text("".join(lines), "utf-8")
     return path
+
+
+def _until_answer(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The messages up to the last answer."""
+    return messages[: max(i for i, message in enumerate(messages) if message["role"] == "assistant") + 1]
 
 
 def _tokens(file: Path, model: Path) -> int:

@@ -183,6 +183,15 @@ def test_rated_rows_train_with_kto(tmp_path: Path) -> None:
     assert summary.loss_after < summary.loss_before
 
 
+def test_held_out_answers_of_one_kind_have_no_margin(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [rated(i) for i in range(8)])
+    good = write_rows(tmp_path / "good.jsonl", [rated(i) for i in (9, 11, 13)])
+    train(file, output=tmp_path / "run", **settings(method="kto", held_out=good, learning_rate=5e-3))
+    assert read_summary(tmp_path / "run").margin is None
+    assert read_summary(tmp_path / "run").accuracy is not None
+    assert all("held_out_margin" not in line for line in metrics(tmp_path / "run"))
+
+
 def test_rows_of_the_other_kind_are_refused_with_the_flag_that_is_meant(tmp_path: Path) -> None:
     pairs, examples = (
         pairs_file(tmp_path / "pairs.jsonl"),

@@ -1,5 +1,6 @@
 """Preference loss, accuracy and reward margin on held-out answers, with paired bootstrap intervals."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,9 +36,11 @@ class PreferenceLosses(ExampleLosses):
 
     @property
     def scores(self) -> dict[str, float]:
-        """Accuracy and mean margin of the rewards, for metrics.jsonl."""
+        """Accuracy and mean margin of the rewards, for metrics.jsonl; no margin if all answers are of one kind."""
         whole = torch.arange(len(self.losses))[None]
-        return {"held_out_accuracy": float(self._accuracy(whole)), "held_out_margin": float(self._margin(whole))}
+        margin = float(self._margin(whole))
+        found = {"held_out_accuracy": float(self._accuracy(whole))}
+        return found if math.isnan(margin) else found | {"held_out_margin": margin}
 
     def _accuracy(self, resamples_RU: Tensor) -> Tensor:
         return self.right_U[resamples_RU].mean(1)
@@ -63,10 +66,10 @@ class PreferenceComparison(Comparison):
     margin_interval: tuple[float, float]
 
     def __str__(self) -> str:
-        return _(
+        text = _(
             "held-out preference loss {before:.4f} -> {after:.4f}; difference {difference:+.4f}, 95% confidence "
             "interval [{low:+.4f}, {high:+.4f}] on {examples} held-out rows: {verdict}. Accuracy {accuracy:.1%} "
-            "[{worst:.1%}, {best:.1%}], reward margin {margin:+.4f} [{least:+.4f}, {most:+.4f}]",
+            "[{worst:.1%}, {best:.1%}]",
             before=self.before,
             after=self.after,
             difference=self.difference,
@@ -77,9 +80,12 @@ class PreferenceComparison(Comparison):
             accuracy=self.accuracy,
             worst=self.accuracy_interval[0],
             best=self.accuracy_interval[1],
-            margin=self.margin,
-            least=self.margin_interval[0],
-            most=self.margin_interval[1],
+        )
+        if math.isnan(self.margin):
+            return text
+        least, most = self.margin_interval
+        return text + _(
+            ", reward margin {margin:+.4f} [{least:+.4f}, {most:+.4f}]", margin=self.margin, least=least, most=most
         )
 
 
@@ -138,5 +144,6 @@ def compare_preferences(before: PreferenceLosses, after: PreferenceLosses, seed:
     return PreferenceComparison(
         before.loss, after.loss, low, high, len(before.losses),
         scores["held_out_accuracy"], confidence_interval(after._accuracy(resamples_RU)),
-        scores["held_out_margin"], confidence_interval(margin_R) if len(margin_R) else (float("nan"),) * 2,
+        scores.get("held_out_margin", math.nan),
+        confidence_interval(margin_R) if len(margin_R) else (math.nan, math.nan),
     )  # fmt: skip

@@ -15,6 +15,7 @@ RUN/summary.json       the results; written last, so a run that has it is finish
 """
 
 import json
+import math
 import platform
 import time
 from collections.abc import Iterator
@@ -220,8 +221,8 @@ class _Training:
             trainable_parameters=job.parameters.values.numel(),
             adapter_bytes=sum(p.numel() * 4 for p in job.base.adapters[ADAPTER].parameters.values()),
             base_bytes=stored_bytes(job.base.model),
-            train_examples=len(job.train),
-            held_out_examples=len(job.held_out),
+            train_examples=len(job.plan.lengths),
+            held_out_examples=compared.examples if compared else len(job.held_out),
             **scores,
         )
         if compared:
@@ -255,7 +256,10 @@ def _compared(
     if not isinstance(before, PreferenceLosses) or not isinstance(after, PreferenceLosses):
         return compare(before, after, seed), {}
     found = compare_preferences(before, after, seed)
-    return found, {key: getattr(found, key) for key in ("accuracy", "accuracy_interval", "margin", "margin_interval")}
+    scores = {"accuracy": found.accuracy, "accuracy_interval": found.accuracy_interval}
+    if not math.isnan(found.margin):
+        scores |= {"margin": found.margin, "margin_interval": found.margin_interval}
+    return found, scores
 
 
 @contextmanager
