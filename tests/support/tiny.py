@@ -132,11 +132,12 @@ LIMIT = 2e-11  # relative; sums in another order
 
 
 def assert_same_results(run: Path, other: Path) -> None:
-    """Losses and adapters of two runs in float64 are the same within rounding."""
+    """Losses and adapters, or whole models, of two runs in float64 are the same within rounding."""
     ours, theirs = losses(run), losses(other)
     assert len(ours) == len(theirs)
     assert all(abs(a - b) <= LIMIT * abs(b) for a, b in zip(ours, theirs, strict=True))
-    tensors, wanted = (load_file(r / "adapter" / "adapter_model.safetensors") for r in (run, other))
+    name = "model/model.safetensors" if (other / "model").is_dir() else "adapter/adapter_model.safetensors"
+    tensors, wanted = (load_file(r / name) for r in (run, other))
     assert tensors.keys() == wanted.keys()
     for key, tensor in wanted.items():
         assert distance(tensors[key], tensor) < LIMIT, key

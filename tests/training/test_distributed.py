@@ -52,6 +52,8 @@ def in_two_processes(work: Callable[[int], None]) -> list[int | None]:
         ("llama", {"batch_size": 4, "row_tokens": 100_000}),  # one row of four: two and two, or three and one
         ("llama", {"batch_size": 1}),  # the second process has none
         ("bloom", {"batch_size": 5}),
+        ("llama", {"batch_size": 3, "row_tokens": 1, "method": "full", "learning_rate": 1e-3}),
+        ("gpt2", {"batch_size": 3, "row_tokens": 1, "method": "full", "learning_rate": 1e-3}),  # a tied head
     ],
 )
 def test_two_processes_equal_one(tmp_path, family, split):

@@ -4,10 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from lorasmith.config.toml import load_config
 from lorasmith.config.training import TrainingConfig
 from lorasmith.data.dataset.plan import plan
 from lorasmith.errors import ConfigError
-from lorasmith.training.loop import is_due
+from lorasmith.report import Report
+from lorasmith.training.assemble import assemble
+from lorasmith.training.distributed import World
+from lorasmith.training.loop import disk_bytes, is_due
 from lorasmith.training.run_files import read_summary
 from tests.support.tiny import Crash, Watch, adapter_bytes, crash_at, losses, metrics, trained
 
@@ -88,3 +92,26 @@ def test_killed_between_the_early_stop_and_the_summary(impatient, tmp_path, monk
 def test_patience_needs_evaluations(tmp_path):
     with pytest.raises(ConfigError, match=r"^training.patience: counts evaluations .* eval_every is 0"):
         trained(tmp_path / "run", patience=2)
+
+
+@pytest.mark.parametrize(("method", "dtype"), [("lora", "float32"), ("full", "float32"), ("full", "bfloat16")])
+def test_the_bytes_on_disk_are_foretold(tmp_path, method, dtype):
+    """Two checkpoints, one more while it is written, each with its best weights; and the weights at the end."""
+    run, seen = tmp_path / "run", list[int]()
+    options = {
+        "method": method,
+        "dtype": dtype,
+        "max_steps": 6,
+        "save_every": 1,
+        "eval_every": 1,
+        "keep_checkpoints": 2,
+    }
+
+    def measure(_step: int) -> None:
+        seen.append(sum(path.stat().st_size for path in run.rglob("*.safetensors")))
+
+    trained(run, Watch(measure), **options)
+    measure(6)
+    config = load_config(run / "config.toml", {})
+    foretold = disk_bytes(assemble(config, tmp_path / "other", Report(), World()).job)
+    assert max(seen) < foretold < 2.5 * max(seen)

@@ -118,12 +118,12 @@ def test_a_run_that_is_a_disk_of_its_own(small_disk, capsys):
     train(rows_file(small_disk.parent / "rows.jsonl"), output=small_disk, overwrite=True, **settings())
 
 
-def test_a_disk_needs_room_for_the_checkpoints_that_are_kept(tmp_path, monkeypatch):
-    """By hand: adapter/, and for each checkpoint and one more its adapter, values, two moments and best adapter."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=(1 + 5 * 4) * 2**30 + 2**20))
-    check_space(tmp_path, 2**30, checkpoints=3)
+def test_a_disk_needs_room_for_the_run(tmp_path, monkeypatch):
+    """And 1 MiB for what is neither weights nor checkpoints."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=21 * 2**30 + 2**20))
+    check_space(tmp_path, 21 * 2**30)
     with pytest.raises(RunError, match=r"may write 26,625\.0 MiB, but only 21,505\.0 MiB are free"):
-        check_space(tmp_path, 2**30, checkpoints=4)
+        check_space(tmp_path, 26 * 2**30)
 
 
 # --- paths

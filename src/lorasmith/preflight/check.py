@@ -148,7 +148,7 @@ def _output_problems(config: Config, job: Job | None = None) -> list[str]:
     try:
         check_folder(folder, config, resume=False, overwrite=False)
         if job is not None:
-            check_space(folder, int(job.parameters.values.nbytes), loop.kept_checkpoints(job))
+            check_space(folder, loop.disk_bytes(job))
     except RunError as error:
         return list(error.problems)
     return []

@@ -157,8 +157,7 @@ class _Training:
     def _start(self, job: loop.Job, config: Config, template: Template, data: Prepared) -> State:
         """Write the first files of a new run."""
         if self.world.is_first:
-            size, kept = job.parameters.values.nbytes, loop.kept_checkpoints(job)
-            check_space(self.folder, size, kept, job.artifact.in_checkpoints)
+            check_space(self.folder, loop.disk_bytes(job))
             reasons = {f"model.{key}": why for key, why in job.base.why.items()}
             resolved = _resolved(config, self.folder, job.base, template, data)
             start_run(self.folder, resolved, reasons, job.origin.settings | _versions(), self.overwrite)
@@ -219,7 +218,7 @@ class _Training:
             stopped_early=state.step < len(job.plan),
             tokens=state.tokens,
             trainable_parameters=job.parameters.values.numel(),
-            adapter_bytes=sum(p.numel() * 4 for p in job.base.adapters[ADAPTER].parameters.values()),
+            adapter_bytes=job.artifact.bytes,
             base_bytes=stored_bytes(job.base.model),
             train_examples=len(job.plan.lengths),
             held_out_examples=compared.examples if compared else len(job.held_out),

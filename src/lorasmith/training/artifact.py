@@ -21,6 +21,7 @@ class Artifact:
 
     name: of its folder in the run. required: the files that it always has; is_own: whether a file belongs to it.
     in_checkpoints: whether a checkpoint contains it, too. That of a whole model would hold all weights twice.
+    bytes: of its weights.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Artifact:
     required: Collection[str]
     is_own: Callable[[str], bool]
     in_checkpoints: bool
+    bytes: int
 
     def copy(self, source: Path, folder: Path) -> None:
         """Copy the files of `source` into `folder`, and nothing that others put beside them."""
@@ -49,6 +51,7 @@ def artifact_of(
             required=("config.json", "model.safetensors"),
             is_own=is_model_file,
             in_checkpoints=False,
+            bytes=sum(p.nbytes for p in base.model.parameters()),
         )
     return Artifact(
         ADAPTER,
@@ -57,4 +60,5 @@ def artifact_of(
         required=ADAPTER_FILES - TOKENIZER_FILES,
         is_own=ADAPTER_FILES.__contains__,
         in_checkpoints=True,
+        bytes=sum(p.nbytes for p in base.adapters[adapter].parameters.values()),
     )

@@ -1,6 +1,7 @@
 """Checkpoints: everything that the next step needs, so that a resumed run equals an uninterrupted one bit for bit."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ import torch
 from pydantic import BaseModel, Field, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from lorasmith.config.values import read_back
 from lorasmith.errors import RunError
@@ -69,14 +71,24 @@ def save(
     def fill(folder: Path) -> None:
         if artifact.in_checkpoints:
             artifact.write(folder)
-        tensors = {"values": parameters.values.detach(), **optimizer.tensors()}
-        save_file({name: t.cpu().clone() for name, t in tensors.items()}, folder / TENSORS)
+        save_file(_apart({"values": parameters.values.detach(), **optimizer.tensors()}), folder / TENSORS)
         text = json.dumps({"version": VERSION, **asdict(origin), **asdict(state)}, indent=2)
         (folder / STATE).write_text(text + "\n", "utf-8")
 
     folder = checkpoints / checkpoint_name(state.step)
     write_folder(folder, fill)
     return folder
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each in memory of its own, as safetensors demands; those that are so are not copied."""
+    found, used = dict[str, Tensor](), set[int]()
+    for name, t in tensors.items():
+        own = t.cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        found[name] = own.clone() if place in used else own
+        used.add(place)
+    return found
 
 
 def drop_old(checkpoints: Path, state: State, keep: int) -> None:

@@ -16,7 +16,7 @@ from lorasmith.model.base import Base
 from lorasmith.model.target_check import check_targets
 from lorasmith.model.verify import trial_loss, use_fast_parts
 from lorasmith.report import Report
-from lorasmith.system.memory import usable_mib
+from lorasmith.system.memory import available_mib
 
 GRADIENT = 4  # bytes of a weight's gradient, and of its value in float32
 MOMENTS = {"adamw": 8.0, "adamw8bit": 2.1, "lion": 4.0, "adafactor": 0.1}  # bytes that the optimizer adds per weight
@@ -82,10 +82,13 @@ def bytes_per_weight(base: Base, optimizer: str) -> float:
 
 def _refuse_too_large(base: Base, optimizer: str) -> None:
     """Raise ConfigError, with what would fit, if the weights and what belongs to each do not fit into memory."""
-    room = usable_mib(base.device)
+    free = available_mib(base.device)
     weights = sum(p.numel() for p in base.model.parameters())
     each = bytes_per_weight(base, optimizer)
-    if room is None or weights * each / 2**20 <= room:
+    if free is None:
+        return
+    room = free + sum(p.nbytes for p in base.model.parameters()) / 2**20  # what is loaded is part of the need
+    if weights * each / 2**20 <= room:
         return
     others = [name for name in MOMENTS if weights * bytes_per_weight(base, name) / 2**20 <= room]
     hint = " " + _("It would fit with another --optimizer: {names}.", names=listed(others)) if others else ""

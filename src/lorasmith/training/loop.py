@@ -32,6 +32,8 @@ from lorasmith.training.step import Log, train_step
 
 SHOWN = ("rewards/accuracies", "rewards/margins")  # metrics of preferences in the line of progress
 
+VALUES_SAVED = 3  # the values and two moments, of the same size
+
 
 @dataclass(frozen=True)
 class Job:
@@ -199,6 +201,16 @@ def kept_checkpoints(job: Job) -> int:
     every = steps_between(job.config.save_every, job.plan)
     saves = 1 + ((len(job.plan) - 1) // every if every else 0)
     return min(job.config.keep_checkpoints or saves, saves)
+
+
+def disk_bytes(job: Job) -> int:
+    """The most that the weights and checkpoints of the run take on the disk, in bytes.
+
+    Each checkpoint has the values with at most two moments, and refers to the best weights so far. One checkpoint more
+    is there while it is written.
+    """
+    saved = (1 + job.artifact.in_checkpoints) * job.artifact.bytes + VALUES_SAVED * job.parameters.values.nbytes
+    return job.artifact.bytes + (kept_checkpoints(job) + 1) * saved
 
 
 def _tokens(job: Job, k: int) -> int:

@@ -40,7 +40,6 @@ from lorasmith.training.run_files import (
 PRIVATE = ("data.data", "data.fill", "data.system", "training.start_from", "training.samples", "training.metric")
 # Options whose default lets the first start choose; config.toml then holds the choice.
 CHOSEN_AT_START = ("model.dtype", "model.device", "data.template", "data.max_length")
-CHECKPOINT_COPIES = 5  # of the adapter: in a checkpoint, its values and two moments there, and its best adapter
 OTHER_BYTES = 2**20  # for loss.png, metrics.jsonl and the like
 
 
@@ -249,16 +248,13 @@ def start_run(
         sync(folder.absolute().parent)
 
 
-def check_space(folder: Path, adapter_bytes: int, checkpoints: int = 1, in_checkpoints: bool = True) -> None:
+def check_space(folder: Path, run_bytes: int) -> None:
     """Raise RunError if the disk has less space than a run can need.
 
-    adapter_bytes: size of the adapter, or of the whole model. checkpoints: how many the run keeps; one more exists
-    while it is written. in_checkpoints: whether they contain it besides the values that the optimizer changes.
+    run_bytes: of its weights and checkpoints; see `loop.disk_bytes`.
     """
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    in_each = CHECKPOINT_COPIES if in_checkpoints else CHECKPOINT_COPIES - 1
-    copies = 1 + in_each * (checkpoints + 1)  # one in adapter/ or model/
-    needed, free = copies * adapter_bytes + OTHER_BYTES, shutil.disk_usage(existing).free
+    needed, free = run_bytes + OTHER_BYTES, shutil.disk_usage(existing).free
     if free < needed:
         raise RunError(
             _(
