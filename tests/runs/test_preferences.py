@@ -8,9 +8,8 @@ from lorasmith import train
 from lorasmith.errors import RunError
 from lorasmith.evaluation.preference import PreferenceComparison
 from lorasmith.runs.evaluate import EvaluationOptions, evaluate
-from lorasmith.runs.report import make_report
 from lorasmith.training.run_files import REFERENCE, read_summary
-from tests.support.preferences import pair, pairs_file
+from tests.support.preferences import pairs_file
 from tests.support.tiny import rows_file, settings
 
 
@@ -58,19 +57,3 @@ def test_without_its_reference_it_says_so(runs, tmp_path):
     with pytest.raises(RunError, match=r"reference\.safetensors: cannot be read"):
         evaluate([runs["kto"]])
     (runs["kto"] / REFERENCE).write_bytes(reference)
-
-
-def test_a_report_judges_by_the_loss_of_the_run_and_shows_chosen_answers(runs):
-    made = make_report(runs["dpo"])
-    summary = read_summary(runs["dpo"])
-    assert isinstance(made.evidence.learned, PreferenceComparison)
-    assert made.evidence.learned.after == pytest.approx(summary.loss_after, rel=1e-6)
-    chosen = {pair(i)["chosen"] for i in range(12)}
-    assert made.evidence.shown
-    assert {one.prompt.reference for one in made.evidence.shown} <= chosen
-    assert any("was trained on preferences" in text for text in made.problems)
-    assert made.evidence.gap is None
-    text = made.findings["learned"].evidence[0]
-    assert text.startswith(f"preference loss 0.693 -> {summary.loss_after:.3f}; difference ")
-    quick = make_report(runs["dpo"], quick=True)
-    assert quick.findings["learned"].evidence[0] == text

@@ -17,6 +17,7 @@ from lorasmith.config.model import ModelConfig
 from lorasmith.config.serving import ServeConfig
 from lorasmith.config.toml import load_config
 from lorasmith.errors import AdapterError, ConfigError
+from lorasmith.loading.load import load_base
 from lorasmith.report import Report
 from lorasmith.runs.evaluate import EvaluationOptions, evaluate
 from lorasmith.runs.listing import find_runs
