@@ -17,7 +17,7 @@ RUN/summary.json       the results; written last, so a run that has it is finish
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +33,7 @@ from lorasmith.errors import Interrupted, MissingExtraError, TrainingError
 from lorasmith.evaluation.loss import Comparison, ExampleLosses, compare
 from lorasmith.evaluation.preference import PreferenceLosses, compare_preferences
 from lorasmith.i18n import _
+from lorasmith.loading.load import load_base
 from lorasmith.lora.quantized import stored_bytes
 from lorasmith.lora.saved_values import has_moved
 from lorasmith.model.base import Base
@@ -51,7 +52,7 @@ from lorasmith.system.device import dtype_name
 from lorasmith.system.memory import peak_memory_mib
 from lorasmith.system.writing import write_file, writing
 from lorasmith.training import checkpoint, loop
-from lorasmith.training.assemble import ADAPTER, assemble, recompute_activations
+from lorasmith.training.assemble import ADAPTER, LoadBase, assemble, recompute_activations
 from lorasmith.training.checkpoint import State
 from lorasmith.training.distributed import World, join, leave
 from lorasmith.training.preference import Reference
@@ -71,11 +72,19 @@ from lorasmith.training.trackers import TrackedRun
 from lorasmith.version import installed_version
 
 
-def train(config: Config, report: Report | None = None, resume: bool = False, overwrite: bool = False) -> Summary:
+Measure = Callable[[loop.Job, ExampleLosses | None, ExampleLosses | None], None]
+
+
+def train(
+    config: Config, report: Report | None = None, resume: bool = False, overwrite: bool = False,
+    load: LoadBase = load_base, measure: Measure | None = None,
+) -> Summary:  # fmt: skip
     """Train one adapter as `config` says and return the results, which the run folder also holds.
 
     resume: continue the run in `config.output`.
     overwrite: replace the run in `config.output`.
+    load: gives the base model; runs that follow each other share one with `SharedBase`.
+    measure: called once with the trained job and the held-out losses before and after, before the run is finished.
 
     Raises:
         LorasmithError: a problem that the user can fix.
@@ -94,7 +103,7 @@ def train(config: Config, report: Report | None = None, resume: bool = False, ov
                 report.say(_("{run} has already finished: {summary}", run=folder, summary=finished))
                 return finished
             with _resumable(folder) if resume else nullcontext():
-                return _Training(config, folder, report, world, overwrite).run(resume, started)
+                return _Training(config, folder, report, world, overwrite, load, measure).run(resume, started)
     finally:
         if world.owns_group:
             leave()
@@ -103,9 +112,12 @@ def train(config: Config, report: Report | None = None, resume: bool = False, ov
 class _Training:
     """The phases of one run, from reading the data to writing summary.json."""
 
-    def __init__(self, config: Config, folder: Path, report: Report, world: World, overwrite: bool) -> None:
+    def __init__(
+        self, config: Config, folder: Path, report: Report, world: World, overwrite: bool,
+        load: LoadBase = load_base, measure: Measure | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.folder, self.report, self.world = config, folder, report, world
-        self.overwrite = overwrite
+        self.overwrite, self.load, self.measure = overwrite, load, measure
         self.recompute = config.training.gradient_checkpointing
 
     def run(self, resume: bool, started: float) -> Summary:
@@ -115,7 +127,7 @@ class _Training:
             config.data, report, config.training.method
         )  # first, to report invalid rows before a base model is loaded
         saved = self._last_checkpoint() if resume else None
-        assembled = assemble(config, self.folder, report, self.world, files, saved)
+        assembled = assemble(config, self.folder, report, self.world, files, saved, self.load)
         job, config, template, data = assembled.job, assembled.config, assembled.template, assembled.data
         measurements = measurement_path(job, config)
         self._describe(job, load_measurement(measurements))
@@ -136,6 +148,8 @@ class _Training:
             loop.train(job, state)
             _refuse_without_effect(job)
             after = job.evaluator.finish(state, is_last=state.step == len(job.plan))
+            if self.measure:
+                self.measure(job, before, after)
             summary = self._summarize(job, state, before, after, time.perf_counter() - started)
         if is_representative and self.world.is_first:
             seconds = prepared - started, evaluation_seconds, state.seconds, summary.seconds
