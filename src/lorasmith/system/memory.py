@@ -5,7 +5,7 @@ Limits of control groups, such as a container's, count too. Importing this modul
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -48,6 +48,20 @@ def peak_memory_mib(device: "torch.device") -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory_mib` begin again, where the system can: on Linux, and on a GPU. Returns freed memory before."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    release_freed_memory()
+    with suppress(OSError):
+        (ROOT / "proc/self/clear_refs").write_text("5")  # see man 5 proc
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def memory_mib() -> float | None:
