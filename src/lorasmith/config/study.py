@@ -1,4 +1,4 @@
-"""A study: one TOML file whose [study.grid] lists values of options, each combination of which is a run. Loads no torch.
+"""A study: a TOML file whose [study.grid] lists values of options, each combination of which is a run. Loads no torch.
 
     [study.grid]
     "training.learning_rate" = [1e-4, 3e-4, 1e-3]
@@ -140,7 +140,8 @@ def _grids(found: Any) -> list[Grid]:
         grid: Grid = {}
         for key, values in _flat(table):
             if key not in known_keys():
-                problems.append(_("study.grid: unknown option {key!r}.", key=key) + did_you_mean(key, known_keys()))
+                near = [known for known in known_keys() if known.endswith(f".{key}")] or known_keys()
+                problems.append(_("study.grid: unknown option {key!r}.", key=key) + did_you_mean(key, near))
             grid[key] = values if isinstance(values, list) else [values]
             if not grid[key]:
                 problems.append(_("study.grid: {key} has no values.", key=key))

@@ -39,9 +39,7 @@ class SeedComparison:
         return self.examples.is_significant and (low > 0 or high < 0)
 
 
-def compare_over_seeds(
-    one: Sequence[ExampleLosses], other: Sequence[ExampleLosses], seed: int = 0
-) -> SeedComparison:
+def compare_over_seeds(one: Sequence[ExampleLosses], other: Sequence[ExampleLosses], seed: int = 0) -> SeedComparison:
     """Compare runs of two settings on the same examples; runs at the same place have the same seed of training."""
     compared = compare(_mean(one), _mean(other), seed)
     differences = [b.loss - a.loss for a, b in zip(one, other, strict=True)]

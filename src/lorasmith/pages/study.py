@@ -9,7 +9,7 @@ from lorasmith.config.study import label, value_text
 from lorasmith.i18n import _, listed
 from lorasmith.pages.page import render_template
 from lorasmith.preflight.estimate import duration
-from lorasmith.runs.study.findings import findings, verdict
+from lorasmith.runs.study.findings import axis_text, findings, verdict
 from lorasmith.runs.study.result import CellResult, Curve, Setting, StudyResult
 from lorasmith.system.writing import write_file
 from lorasmith.version import installed_version
@@ -109,7 +109,7 @@ def charts(result: StudyResult) -> list[Chart]:
 
 
 def _parts(curves: Sequence[Curve]) -> list[tuple[str, list[Curve]]]:
-    """The curves of each chart with its title: all in one, or by the first option that makes the charts small enough."""
+    """The curves of each chart with its title: all in one, or by the first option that makes them small enough."""
     if len(curves) <= COLORS:
         return [("", list(curves))]
     for key in curves[0].options:
@@ -220,7 +220,7 @@ def _row(setting: Setting, result: StudyResult) -> dict[str, str]:
 def _cell(cell: CellResult) -> dict[str, str]:
     """The cells of a line of the table of all runs."""
     loss, general = cell.loss, cell.general
-    scores = [f"{name} {before:.1f} → {after:.1f}" for name, (before, after) in cell.scores.items()]
+    scores = [f"{name.replace('_', ' ')} {before:.1f} → {after:.1f}" for name, (before, after) in cell.scores.items()]
     states = {"finished": _("finished"), "failed": _("failed"), "open": _("not trained yet")}
     return {
         "name": cell.name,
@@ -242,7 +242,7 @@ def _is_number(value: object) -> bool:
 
 def _texts(result: StudyResult) -> dict[str, str]:
     """The labels of the page."""
-    axis = label(result.axis) if result.axis else ""
+    axis = axis_text(result.axis)
     return {
         "title": _("Study"),
         "base": _("base"),
@@ -272,9 +272,9 @@ def _texts(result: StudyResult) -> dict[str, str]:
         "memory": _("peak memory, MiB"),
         "trained": _("trained parameters"),
         "legend": _(
-            "Loss is in nats per target token on the held-out examples; lower is better. Where there are several seeds, "
-            "it is their mean. A difference counts as larger than the noise if both intervals exclude zero: the one "
-            "over examples (paired bootstrap), and the one over seeds (Student's t on runs of the same seed). "
+            "Loss is in nats per target token on the held-out examples; lower is better. Where there are several "
+            "seeds, it is their mean. A difference counts as larger than the noise if both intervals exclude zero: the "
+            "one over examples (paired bootstrap), and the one over seeds (Student's t on runs of the same seed). "
             "Forgetting is how much the loss on a small general text rose. Time is that of the training steps."
         ),
         "runs": _("All runs"),

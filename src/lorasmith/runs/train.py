@@ -71,7 +71,6 @@ from lorasmith.training.run_folder import (
 from lorasmith.training.trackers import TrackedRun
 from lorasmith.version import installed_version
 
-
 Measure = Callable[[loop.Job, ExampleLosses | None, ExampleLosses | None], None]
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lorasmith.config.data import DataConfig
+from lorasmith.config.values import check
 from lorasmith.data.dataset.prepare import Prepared, prepare
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import ConfigError, DataError
@@ -36,7 +37,15 @@ def test_the_held_out_rows_follow_the_seed_of_the_training_or_their_own(prepared
 
 def test_fewer_rows_are_a_part_of_more_and_the_held_out_ones_stay(prepared):
     made = {rows: prepared(train_rows=rows, held_out_seed=0) for rows in (5, 20, 0.5, 1, 90, 1000, None)}
-    assert {rows: len(one.train) for rows, one in made.items()} == {5: 5, 20: 20, 0.5: 45, 1: 90, 90: 90, 1000: 90, None: 90}
+    assert {rows: len(one.train) for rows, one in made.items()} == {
+        5: 5,
+        20: 20,
+        0.5: 45,
+        1: 90,
+        90: 90,
+        1000: 90,
+        None: 90,
+    }
     assert len({one.held_out_sha256 for one in made.values()}) == 1
     assert set(sources(made[5].train)) < set(sources(made[20].train)) < set(sources(made[0.5].train))
     assert sources(made[20].train) == [s for s in sources(made[None].train) if s in set(sources(made[20].train))]
@@ -51,6 +60,4 @@ def test_a_share_of_less_than_a_row_is_refused(prepared):
 
 def test_a_number_of_rows_is_whole():
     with pytest.raises(ConfigError, match="whole number of rows"):
-        from lorasmith.config.values import check
-
         check(DataConfig, {"train_rows": 2.5})

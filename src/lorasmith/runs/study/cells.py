@@ -69,7 +69,8 @@ def read_measured(study: Path, name: str) -> Measured | None:
     except (OSError, ValueError) as error:
         raise RunError(
             _(
-                "{path}: not in the format that a study writes: {error}. Remove the file; the study then measures again.",
+                "{path}: not in the format that a study writes: {error}. Remove the file; the study then measures "
+                "again.",
                 path=path,
                 error=error,
             )

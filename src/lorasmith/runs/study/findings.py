@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from lorasmith.config.study import label, value_text
+from lorasmith.config.study import RATE, label, value_text
 from lorasmith.evaluation.seeds import SeedComparison
 from lorasmith.i18n import _, counted, listed
 from lorasmith.runs.study.result import Curve, Setting, StudyResult
@@ -28,6 +28,11 @@ def findings(result: StudyResult) -> list[str]:
     ]
 
 
+def axis_text(key: str) -> str:
+    """The option of the axis in words."""
+    return _("learning rate") if key == RATE else label(key)
+
+
 def verdict(compared: SeedComparison | None) -> str:
     """Whether a setting is worse than the best one, in words."""
     if compared is None:
@@ -41,8 +46,9 @@ def interval_text(compared: SeedComparison) -> str:
     """The difference with its intervals over examples and over seeds."""
     examples = compared.examples
     text = _(
-        "{difference:+.4f}, 95% confidence interval over examples [{low:+.4f}, {high:+.4f}]",
+        "{difference:+.4f} ({share:+.1%}), 95% confidence interval over examples [{low:+.4f}, {high:+.4f}]",
         difference=compared.difference,
+        share=compared.difference / examples.before,
         low=examples.low,
         high=examples.high,
     )
@@ -81,7 +87,7 @@ def _edges(result: StudyResult) -> Iterator[str]:
             yield _(
                 "{names}: the best {axis} is {end} of the grid, so a better one may lie beyond it.",
                 names=listed(curve.name or _("all runs") for curve in curves),
-                axis=label(result.axis),
+                axis=axis_text(result.axis),
                 end=end,
             )
 
@@ -94,7 +100,7 @@ def _curves(result: StudyResult, best: Setting) -> Iterator[str]:
         own = curve.best
         if own.options == best.options or own.from_best is None:
             continue
-        words = {"name": curve.name, "axis": label(result.axis), "best": best.name}
+        words = {"name": curve.name, "axis": axis_text(result.axis), "best": best.name}
         words |= {"value": value_text(own.options.get(result.axis)), "interval": interval_text(own.from_best)}
         at = _("{name} at its best {axis} of {value}", **words) if result.axis else own.name
         yield (
@@ -111,7 +117,7 @@ def _same(result: StudyResult, best: Setting) -> Iterator[str]:
     if same and result.axis:
         yield _(
             "Of the other values of {axis} there, these cannot be told apart from the best: {values}.",
-            axis=label(result.axis),
+            axis=axis_text(result.axis),
             values=listed(value_text(one.options[result.axis]) for one in same),
         )
 
@@ -139,10 +145,15 @@ def _seeds(result: StudyResult) -> Iterator[str]:
             typical=sorted(spreads)[len(spreads) // 2],
             most=max(spreads),
         )
+    if any(one.from_best and one.from_best.runs == 2 for one in result.settings):
+        yield _(
+            "With two seeds, an interval over seeds is wide (Student's t with one degree of freedom); three or more "
+            "seeds tell smaller differences apart."
+        )
     if len(result.settings) > 2:
         yield _(
-            "The best of {count} settings was chosen by the same held-out examples on which its loss is reported, so on "
-            "new data expect a little more.",
+            "The best of {count} settings was chosen by the same held-out examples on which its loss is reported, so "
+            "on new data expect a little more.",
             count=len(result.settings),
         )
 

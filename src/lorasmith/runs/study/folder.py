@@ -23,7 +23,7 @@ from lorasmith.errors import RunError
 from lorasmith.i18n import _, counted
 from lorasmith.report import Report
 from lorasmith.system.locking import locked
-from lorasmith.system.ownership import MARKER, is_marked, mark
+from lorasmith.system.ownership import is_marked, mark
 from lorasmith.system.writing import write_file, writing
 from lorasmith.training.run_files import LOCK
 from lorasmith.training.run_folder import flat_options, with_absolute_paths
@@ -55,7 +55,12 @@ def study_lock(folder: Path, report: Report) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / LOCK, folder) as has_locks:
         if not has_locks:
-            report.warn(_("{folder}: this file system does not support locks. Start a study there once.", folder=folder))
+            report.warn(
+                _(
+                    "{folder}: this file system does not support locks. Do not start two studies there at once.",
+                    folder=folder,
+                )
+            )
         mark(folder, "study")
         yield
 
@@ -137,9 +142,6 @@ def _changed(study: Study, missing: dict[str, Options], now: dict[str, Options])
         near = min(now.values(), key=lambda options: sum(options[key] != then.get(key) for key in options))
         differing = [key for key, value in near.items() if then.get(key) != value]
         for key in differing[:SHOWN]:
-            yield _("{name}: {key} was {before!r}, now {now!r}", name=name, key=key, before=then.get(key), now=near[key])
-
-
-def is_study(folder: Path) -> bool:
-    """Whether a study was started in this folder."""
-    return is_marked(folder, "study") and (folder / MARKER).is_file()
+            yield _(
+                "{name}: {key} was {before!r}, now {now!r}", name=name, key=key, before=then.get(key), now=near[key]
+            )

@@ -5,15 +5,14 @@ import math
 import os
 import platform
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from lorasmith.config.study import RATE, SEED, Cell, Study, setting_text, value_text
-from lorasmith.config.toml import Config
-from lorasmith.evaluation.loss import Comparison, ExampleLosses, compare
+from lorasmith.evaluation.loss import Comparison, compare
 from lorasmith.evaluation.seeds import SeedComparison, compare_over_seeds
 from lorasmith.runs.study.cells import Measured, read_measured
 from lorasmith.training.history import read_scores
@@ -165,7 +164,14 @@ class StudyResult:
         ]
         whole = {"study": self.study, "base": self.base, "data": self.data, "examples": self.examples}
         cells = [asdict(cell) for cell in self.cells]
-        return {"version": FORMAT, **whole, "axis": self.axis, "machine": self.machine, "settings": settings, "cells": cells}
+        return {
+            "version": FORMAT,
+            **whole,
+            "axis": self.axis,
+            "machine": self.machine,
+            "settings": settings,
+            "cells": cells,
+        }
 
 
 def collect(study: Study) -> StudyResult:
@@ -173,24 +179,26 @@ def collect(study: Study) -> StudyResult:
     seed = study.cells[0].config.training.seed
     measured = {cell.name: read_measured(study.folder, cell.name) for cell in study.cells}
     cells = tuple(_cell_result(study, cell, measured[cell.name], seed) for cell in study.cells)
-    settings = _settings(cells)
     first = next((found for found in measured.values() if found and found.held_out), None)
+    examples = len(first.held_out.weights) if first and first.held_out else 0
     config = study.cells[0].config
-    result = StudyResult(
-        study=study.folder.name,
-        base=config.model.model,
-        data=tuple(Path(file).name for file in config.data.data),
-        examples=len(first.held_out.weights) if first and first.held_out else 0,
-        axis=_axis(cells, study.keys),
-        cells=cells,
-        settings=tuple(settings),
-        machine=machine(),
-    )
+    data = tuple(Path(file).name for file in config.data.data)
+    axis = _axis(cells, study.keys)
+    return combined(study.folder.name, config.model.model, data, examples, axis, cells, measured, machine(), seed)
+
+
+def combined(
+    study: str, base: str, data: tuple[str, ...], examples: int, axis: str, cells: Sequence[CellResult],
+    measured: Mapping[str, Measured | None], machine: dict[str, str], seed: int = 0,
+) -> StudyResult:  # fmt: skip
+    """The result of a study with these cells: its settings, each compared with the best one by `measured`."""
+    settings = tuple(_settings(cells))
+    result = StudyResult(study, base, data, examples, axis, tuple(cells), settings, machine)
     best = result.best
     if best is None:
         return result
-    compared = [Setting(one.options, one.cells, _from_best(best, one, measured, seed)) for one in settings]
-    return StudyResult(**{**result.__dict__, "settings": tuple(compared)})
+    compared = (Setting(one.options, one.cells, _from_best(best, one, measured, seed)) for one in settings)
+    return replace(result, settings=tuple(compared))
 
 
 def machine() -> dict[str, str]:
@@ -245,14 +253,16 @@ def _settings(cells: Sequence[CellResult]) -> list[Setting]:
     ]
 
 
-def _from_best(best: Setting, other: Setting, measured: dict[str, Measured | None], seed: int) -> SeedComparison | None:
+def _from_best(
+    best: Setting, other: Setting, measured: Mapping[str, Measured | None], seed: int
+) -> SeedComparison | None:
     """The other setting compared with the best one, on the seeds that both have."""
     if other is best:
         return None
     pairs = []
     for one in best.cells:
         for two in other.cells:
-            a, b = measured[one.name], measured[two.name]
+            a, b = measured.get(one.name), measured.get(two.name)
             if one.seed == two.seed and two.loss and a and b and a.held_out and b.held_out and a.base == b.base:
                 pairs.append((a.held_out.pair[1], b.held_out.pair[1]))
     if not pairs:
@@ -263,6 +273,7 @@ def _from_best(best: Setting, other: Setting, measured: dict[str, Measured | Non
 
 def _axis(cells: Sequence[CellResult], keys: Sequence[str]) -> str:
     """The learning rate if the study has several, else the option with the most numbers; '' if there is none."""
+
     def numbers(key: str) -> int:
         found = {cell.options.get(key) for cell in cells if _is_number(cell.options.get(key))}
         return len(found)

@@ -74,9 +74,7 @@ def _say_what_is_done(study: Study, waiting: list[Cell], report: Report) -> None
                 all=len(study.cells),
             )
         )
-    failed = [
-        cell.name for cell in study.cells if (found := read_measured(study.folder, cell.name)) and found.problems
-    ]
+    failed = [cell.name for cell in study.cells if (found := read_measured(study.folder, cell.name)) and found.problems]
     for name in failed:
         report.warn(
             _(
@@ -109,7 +107,7 @@ class _Progress:
             self.report.warn(_("{name} failed: {problem}", name=self.title(cell), problem=problems[0]))
             return
         summary = read_summary(self.study.folder / cell.name)
-        self.report.say(_("{name}: {summary}", name=self.title(cell), summary=summary))
+        self.report.say(f"{self.title(cell)}: {summary}")
 
     def title(self, cell: Cell) -> str:
         """'[3/12] r8_lr0.0003'."""
@@ -130,7 +128,7 @@ class _CellReport(Report):
         self.progress_of_study, self.title = progress, progress.title(cell)
 
     def warn(self, text: str) -> None:
-        self.progress_of_study.report.warn(_("{name}: {text}", name=self.title, text=text))
+        self.progress_of_study.report.warn(f"{self.title}: {text}")
 
     def progress(self, task: str, done: int, total: int, **numbers: float) -> None:
         if task != _("training"):
