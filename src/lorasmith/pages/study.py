@@ -99,6 +99,20 @@ def render_page(result: StudyResult) -> str:
     )
 
 
+def picture(result: StudyResult, chart: Chart) -> str:
+    """A chart as an SVG file of its own, in light or dark as the reader's system is set."""
+    return render_template(
+        "study_picture.svg", chart=chart, width=WIDTH, height=HEIGHT, t=_texts(result), legend=_legend(chart)
+    )
+
+
+def _legend(chart: Chart) -> list[tuple[Line, int, int]]:
+    """The curves with the places of their names below the picture, two in a row."""
+    return [
+        (line, (WIDTH // 2) * (number % 2), HEIGHT + 76 + 22 * (number // 2)) for number, line in enumerate(chart.lines)
+    ]
+
+
 def charts(result: StudyResult) -> list[Chart]:
     """The pictures of the loss over the option of the axis; none without such an option or without losses."""
     scale = _scale(result)

@@ -44,6 +44,8 @@ def peak_memory_mib(device: "torch.device") -> float:
         import torch
 
         return float(torch.cuda.max_memory_allocated(device)) / 2**20
+    if (peak_mib := _kib(ROOT / "proc/self/status", "VmHWM:")) is not None:
+        return peak_mib  # getrusage counts what the parent process used before it started this one, too
     import resource  # not on Windows, where this is not offered yet
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

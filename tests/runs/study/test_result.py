@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lorasmith.runs.study.result import collect, machine
+from lorasmith.runs.study.result import StudyResult, collect, machine
 from tests.support.studies import made_up, small_study
 
 LORA = {1e-4: [2.5, 2.52, 2.48], 1e-3: [2.0, 2.01, 1.99], 1e-2: [2.2, None, 2.21]}
@@ -49,6 +49,14 @@ def test_curves_are_settings_that_differ_in_the_option_of_the_axis():
 def test_the_result_is_json_without_what_json_does_not_have():
     text = json.dumps(made_up({"lora": LORA}).to_json(), allow_nan=False)
     assert json.loads(text)["settings"][2]["failed"] == 1
+
+
+def test_a_result_is_read_back_as_it_was():
+    result = made_up({"lora": LORA, "dora": DORA})
+    text = json.dumps(result.to_json())
+    assert StudyResult.from_json(json.loads(text)) == result
+    with pytest.raises(ValueError, match="version 2"):
+        StudyResult.from_json({"version": 2})
 
 
 def test_cells_that_were_not_trained_are_open(tmp_path):

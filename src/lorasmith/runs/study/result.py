@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from lorasmith.config.study import RATE, SEED, Cell, Study, setting_text, value_text
 from lorasmith.evaluation.loss import Comparison, compare
 from lorasmith.evaluation.seeds import SeedComparison, compare_over_seeds
@@ -172,6 +174,21 @@ class StudyResult:
             "settings": settings,
             "cells": cells,
         }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "StudyResult":
+        """The result that a study.json holds. Raises ValueError if it is something else."""
+        if values.get("version") != FORMAT:
+            raise ValueError(f"version {values.get('version')!r}")
+        cells = TypeAdapter(tuple[CellResult, ...]).validate_python(values["cells"])
+        compared = [TypeAdapter(SeedComparison | None).validate_python(one["from_best"]) for one in values["settings"]]
+        settings = zip(_settings(cells), compared, strict=True)
+        return cls(
+            **{key: values[key] for key in ("study", "base", "examples", "axis", "machine")},
+            data=tuple(values["data"]),
+            cells=cells,
+            settings=tuple(replace(setting, from_best=found) for setting, found in settings),
+        )
 
 
 def collect(study: Study) -> StudyResult:
