@@ -28,6 +28,12 @@ def test_a_dry_run_shows_the_runs_and_trains_nothing(capsys, tmp_path):
     assert "2 runs, 2 of them to train: about " in capsys.readouterr().out
 
 
+def test_a_dry_run_says_what_cannot_be_trained(capsys, tmp_path):
+    file = study_file(tmp_path, '"lora.target_modules" = ["all-linear", "no_such_module"]')
+    assert main(["study", str(file), "--dry-run"]) == 2
+    assert "error: no_such_module: " in capsys.readouterr().out
+
+
 def test_the_results_as_json(capsys, tmp_path):
     file = study_file(tmp_path, '"lora.r" = [1]')
     found = as_json(capsys, "study", file, "--output", tmp_path / "other")

@@ -37,7 +37,10 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train what has not been trained yet, show the table, write the page. Raises LorasmithError, Interrupted."""
+    """Train what has not been trained yet, show the table, write the page. Raises LorasmithError, Interrupted.
+
+    With --dry-run, returns 2 if a run could not be trained.
+    """
     study = load_study(Path(args.file).expanduser(), args.output)
     with importing():
         from lorasmith.pages.study import write_page
@@ -98,7 +101,18 @@ def _dry_run(study: "Study", screen: Screen, as_json: bool) -> int:
     left = sum(not one.is_finished for one in expected)
     total = duration(sum(known)) if known else "?"
     screen.say(_("{runs} runs, {left} of them to train: about {time}", runs=len(expected), left=left, time=total))
+    problems = dict.fromkeys(f"{one.cell.name}: {text}" for one in expected for text in one.problems)
+    for text in problems:
+        screen.fail(text)
     if as_json:
-        runs = [{"name": one.cell.name, "seconds": one.seconds, "finished": one.is_finished} for one in expected]
+        runs = [
+            {
+                "name": one.cell.name,
+                "seconds": one.seconds,
+                "finished": one.is_finished,
+                "problems": list(one.problems),
+            }
+            for one in expected
+        ]
         print(json.dumps({"runs": runs}))
-    return 0
+    return 2 if problems else 0

@@ -1,8 +1,5 @@
 """The time of the runs of a study, from a few steps of one run of each kind."""
 
-import pytest
-
-from lorasmith.errors import ConfigError
 from lorasmith.runs.study import forecast as module
 from lorasmith.runs.study.forecast import forecast
 from lorasmith.runs.study.run import run_study
@@ -27,7 +24,9 @@ def test_finished_runs_are_marked(tmp_path):
     assert [one.is_finished for one in forecast(more)] == [True, False]
 
 
-def test_problems_are_said_with_the_name_of_the_run(tmp_path):
+def test_problems_are_said_of_the_run_that_has_them(tmp_path):
     study = small_study(tmp_path, '"lora.target_modules" = ["all-linear", "no_such_module"]')
-    with pytest.raises(ConfigError, match=r"no_such_module: lora\.target_modules"):
-        forecast(study)
+    good, bad = forecast(study)
+    assert good.problems == ()
+    assert bad.seconds is None
+    assert "no_such_module" in bad.problems[0]

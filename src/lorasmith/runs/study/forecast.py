@@ -4,10 +4,9 @@ import json
 from dataclasses import dataclass
 
 from lorasmith.config.study import SEED, Cell, Study
-from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 from lorasmith.loading.shared import SharedBase
-from lorasmith.preflight.check import check
+from lorasmith.preflight.check import CheckResult, check
 from lorasmith.preflight.measurements import IRRELEVANT_OPTIONS
 from lorasmith.report import Report
 from lorasmith.runs.study.cells import is_finished
@@ -15,33 +14,33 @@ from lorasmith.runs.study.cells import is_finished
 
 @dataclass(frozen=True)
 class Expected:
-    """A cell with the seconds that it will take; None if they cannot be told."""
+    """A cell with the seconds that it will take; None if they cannot be told. problems: why it cannot be trained."""
 
     cell: Cell
     seconds: float | None
     is_finished: bool
+    problems: tuple[str, ...] = ()
 
 
 def forecast(study: Study, report: Report | None = None) -> list[Expected]:
     """What each cell will take. One cell of each kind is loaded and tried; those of a kind take the same time.
 
     Cells are of one kind if they differ only in options that change neither time nor memory, such as the learning rate.
-
-    Raises ConfigError with the problems of the cells that were tried.
     """
     report, load = report or Report(), SharedBase()
-    seconds, problems = dict[str, float | None](), dict[str, None]()
+    found = dict[str, CheckResult]()
     kinds = {cell.name: _kind(cell) for cell in study.cells}
     for number, cell in enumerate(study.cells, 1):
-        if kinds[cell.name] not in seconds:
+        if kinds[cell.name] not in found:
             config = cell.config.model_copy(update={"output": None})
-            found = check(config, report, load)
-            problems |= dict.fromkeys(f"{cell.name}: {text}" for text in found.problems)
-            seconds[kinds[cell.name]] = sum(found.facts.expected.seconds.values()) if found.facts else None
+            found[kinds[cell.name]] = check(config, report, load)
         report.progress(_("trying runs"), number, len(study.cells))
-    if problems:
-        raise ConfigError(*problems)
-    return [Expected(cell, seconds[kinds[cell.name]], is_finished(study.folder, cell)) for cell in study.cells]
+    return [_expected(study, cell, found[kinds[cell.name]]) for cell in study.cells]
+
+
+def _expected(study: Study, cell: Cell, found: CheckResult) -> Expected:
+    seconds = sum(found.facts.expected.seconds.values()) if found.facts else None
+    return Expected(cell, seconds, is_finished(study.folder, cell), tuple(found.problems))
 
 
 def _kind(cell: Cell) -> str:
