@@ -219,8 +219,6 @@ def _follow_rows(
     )
 
 
-
-
 def _date_note(template: Template) -> str:
     if not template.text or not template.jinja.has_clock:
         return ""
