@@ -99,6 +99,15 @@ def test_what_is_wrong_is_said(written, text, message):
     assert message in refused(written(text))
 
 
+def test_runs_on_different_losses_are_refused(written):
+    text = refused(written('[study.grid]\n"training.method" = ["full", "lora", "dpo", "orpo"]'))
+    assert "study.grid: the runs lora, dpo, orpo are trained on different losses, which cannot be compared" in text
+    assert "different losses" in refused(
+        written('[training]\nmethod = "dpo"\n[study.grid]\n"preference.beta" = [0.1, 0.5]')
+    )
+    assert len(load_study(written('[study.grid]\n"training.method" = ["full", "lora"]')).cells) == 2
+
+
 def test_a_study_of_very_many_runs_is_refused(written):
     seeds = list(range(50))
     text = f'[study.grid]\n"training.seed" = {seeds}\n"lora.r" = {seeds[1:]}'

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 
 from lorasmith.config.files import read_toml
+from lorasmith.config.preference import METHODS
 from lorasmith.config.toml import SECTIONS, Config
 from lorasmith.config.values import Typed, check, did_you_mean
 from lorasmith.errors import ConfigError
@@ -92,7 +93,9 @@ def load_study(path: Path, output: str | None = None) -> Study:
     if not isinstance(base.data.held_out, str):
         values.setdefault("data", {}).setdefault("held_out_seed", base.training.seed)
     keys = tuple(dict.fromkeys(key for grid in grids for key in grid))
-    return Study(folder, tuple(_cells(values, grids, folder)), keys, wanted.forget)
+    cells = tuple(_cells(values, grids, folder))
+    _refuse_several_losses(cells)
+    return Study(folder, cells, keys, wanted.forget)
 
 
 def known_keys() -> list[str]:
@@ -187,6 +190,22 @@ def _cells(values: Mapping[str, Any], grids: Sequence[Grid], folder: Path) -> It
             yield Cell(name, options, config.model_copy(update={"output": str(folder / name)}))
     if problems:
         raise ConfigError(*problems)
+
+
+def _refuse_several_losses(cells: Sequence[Cell]) -> None:
+    """Raise ConfigError if the cells are trained on different losses, whose values cannot be compared."""
+    losses = {}
+    for cell in cells:
+        method, options = cell.config.training.method, cell.config.preference
+        losses[f"{method}: {options.model_dump_json()}" if method in METHODS else "examples"] = cell.name
+    if len(losses) > 1:
+        raise ConfigError(
+            _(
+                "study.grid: the runs {names} are trained on different losses, which cannot be compared. Make a study "
+                "of each.",
+                names=listed(losses.values()),
+            )
+        )
 
 
 def _with(values: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

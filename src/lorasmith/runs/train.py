@@ -17,11 +17,11 @@ RUN/summary.json       the results; written last, so a run that has it is finish
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import torch
@@ -71,7 +71,15 @@ from lorasmith.training.run_folder import (
 from lorasmith.training.trackers import TrackedRun
 from lorasmith.version import installed_version
 
-Measure = Callable[[loop.Job, ExampleLosses | None, ExampleLosses | None], None]
+
+class Measure(Protocol):
+    """Measures more of a run than training does; a study does."""
+
+    def started(self, job: loop.Job) -> None:
+        """Called before the first step, also of a resumed run: the model is still the base model."""
+
+    def finished(self, job: loop.Job, before: ExampleLosses | None, after: ExampleLosses | None) -> None:
+        """Called with the trained model and the held-out losses before and after, before the run is finished."""
 
 
 def train(
@@ -83,7 +91,7 @@ def train(
     resume: continue the run in `config.output`.
     overwrite: replace the run in `config.output`.
     load: gives the base model; runs that follow each other share one with `SharedBase`.
-    measure: called once with the trained job and the held-out losses before and after, before the run is finished.
+    measure: measures more of the run, before and after the training.
 
     Raises:
         LorasmithError: a problem that the user can fix.
@@ -131,6 +139,8 @@ class _Training:
         measurements = measurement_path(job, config)
         self._describe(job, load_measurement(measurements))
         # before all weights of the base model, if these are trained, get the values of the checkpoint
+        if self.measure:
+            self.measure.started(job)
         before = job.evaluator.base_losses() if resume and not job.preference else None
         state = self._restore(job, saved) if resume else self._start(job, config, template, data)
         is_representative = state.step == 0 and self.recompute == config.training.gradient_checkpointing
@@ -148,7 +158,7 @@ class _Training:
             _refuse_without_effect(job)
             after = job.evaluator.finish(state, is_last=state.step == len(job.plan))
             if self.measure:
-                self.measure(job, before, after)
+                self.measure.finished(job, before, after)
             summary = self._summarize(job, state, before, after, time.perf_counter() - started)
         if is_representative and self.world.is_first:
             seconds = prepared - started, evaluation_seconds, state.seconds, summary.seconds

@@ -65,7 +65,9 @@ def test_a_held_out_loss_that_is_not_finite_is_a_training_that_diverged(tmp_path
     study = small_study(tmp_path, '"lora.r" = [1]')
     study.folder.mkdir()
     infinite = ExampleLosses(torch.tensor([math.inf]), torch.ones(1))
-    monkeypatch.setattr(cells, "train", lambda _config, _report, *, measure, **_more: measure(None, infinite, infinite))
+    monkeypatch.setattr(
+        cells, "train", lambda _config, _report, *, measure, **_more: measure.finished(None, infinite, infinite)
+    )
     heard = []
     cells.train_cells(
         study.folder, study.cells, None, False, lambda cell: None, lambda cell, problems: heard.append(problems)

@@ -1,6 +1,7 @@
 """A whole study on a tiny model: its results, what an interruption keeps, and runs that diverge."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -145,6 +146,37 @@ def test_data_sizes_are_compared_on_the_same_rows(tmp_path):
     assert result.axis == "data.train_rows"
     assert len({cell.loss.before for cell in result.cells}) == 1
     assert result.examples == 12
+
+
+def test_full_fine_tuning_is_compared_with_lora_and_changes_no_other_run(tmp_path):
+    grid = '"training.method" = ["lora", "full", "lora"]\n"training.seed" = [0, 1]'
+    study = small_study(tmp_path, grid, training="learning_rate = 1e-2")
+    result = run_study(study)
+    assert [cell.name for cell in result.cells] == ["lora_seed0", "lora_seed1", "full_seed0", "full_seed1"]
+    assert len({round(cell.loss.before, 6) for cell in result.cells}) == 1, "with other kernels, but the same model"
+    assert len({cell.general.before for cell in result.cells}) == 1
+    assert all(cell.general.difference != 0 for cell in result.cells)
+    for cell in study.cells:
+        alone = tmp_path / cell.name
+        train(cell.config.model_copy(update={"output": str(alone)}))
+        assert metrics(study.folder / cell.name) == metrics(alone)
+        assert list((study.folder / cell.name / "checkpoints").glob("step-*")) == []
+
+
+def test_a_study_of_full_fine_tuning_goes_on_where_it_was(tmp_path):
+    study = small_study(tmp_path, '"training.method" = ["full"]', training="save_every = 1\nlearning_rate = 1e-2")
+    with pytest.raises(Interrupted):
+        run_study(study, Stop(1, 2))
+    (cell,) = run_study(study).cells
+    (whole,) = run_study(replace_folder(study, tmp_path / "whole")).cells
+    assert (cell.loss, cell.general) == (whole.loss, whole.general)
+
+
+def replace_folder(study, folder):
+    cells = (
+        replace(cell, config=cell.config.model_copy(update={"output": str(folder / cell.name)})) for cell in study.cells
+    )
+    return replace(study, folder=folder, cells=tuple(cells))
 
 
 def test_generated_answers_are_scored_if_the_file_asks_for_it(tmp_path):

@@ -17,10 +17,10 @@ from lorasmith.report import Report
 from lorasmith.runs.study.folder import RESULTS
 from lorasmith.runs.train import train
 from lorasmith.system.memory import reset_peak_memory
-from lorasmith.system.writing import remove, write_file, writing
+from lorasmith.system.writing import discard, remove, write_file, writing
 from lorasmith.training.assemble import LoadBase
 from lorasmith.training.loop import Job
-from lorasmith.training.run_files import SUMMARY, is_run
+from lorasmith.training.run_files import CHECKPOINTS, SUMMARY, checkpoints_in, is_run
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,10 @@ def train_cells(
     and its problems. A cell that diverged is recorded as such and not tried again. Another problem of the first cell
     is raised, because all have it; one of a later cell is passed to `done`, and the others go on.
     """
+    general = GeneralText() if forget else None
     for number, cell in enumerate(cells):
         try:
-            _train_cell(study, cell, load, forget, report(cell))
+            _train_cell(study, cell, load, general, report(cell))
         except TrainingError as error:
             _write(study, cell.name, Measured(problems=error.problems))
             done(cell, error.problems)
@@ -107,30 +108,63 @@ def train_cells(
             done(cell, ())
 
 
-def _train_cell(study: Path, cell: Cell, load: LoadBase, forget: bool, report: Report) -> None:
+def _train_cell(study: Path, cell: Cell, load: LoadBase, general: "GeneralText | None", report: Report) -> None:
     folder = study / cell.name
     resume = is_run(folder)
-    if resume and (folder / SUMMARY).is_file():  # but not measured: the last step of the run is done again
+    if resume and (folder / SUMMARY).is_file():  # but not measured: the run is finished once more
         with writing(folder):
             remove(folder / SUMMARY)
+    reset_peak_memory()
+    train(cell.config, report, resume=resume, load=load, measure=_Measure(study, cell, general, report))
+    with writing(folder):  # a finished run needs no checkpoint, and one of all weights takes gigabytes
+        for _step, checkpoint in checkpoints_in(folder / CHECKPOINTS):
+            discard(checkpoint)
 
-    def measure(job: Job, before: ExampleLosses | None, after: ExampleLosses | None) -> None:
+
+class GeneralText:
+    """The losses on the general text; those of a base model are computed once."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, ExampleLosses] = {}
+
+    def before(self, job: Job, report: Report) -> ExampleLosses:
+        """Those of the base model of `job`."""
+        key = json.dumps([*job.base.identity.values(), str(job.base.dtype), job.base.quantize])
+        if key not in self._before:
+            self._before[key] = self.losses(job, None, report)
+        return self._before[key]
+
+    def losses(self, job: Job, adapter: str | None, report: Report) -> ExampleLosses:
+        """Those under an adapter, or of the model without one."""
+        examples = general_examples(job.base.tokenizer, job.base.max_positions)
+        return evaluate_loss(job.base, examples, adapter, report, _("loss on the general text"))
+
+
+@dataclass
+class _Measure:
+    """Measures a cell; see `runs.train.Measure`."""
+
+    study: Path
+    cell: Cell
+    general: GeneralText | None
+    report: Report
+    before: ExampleLosses | None = None  # on the general text
+
+    def started(self, job: Job) -> None:
+        self.before = self.general.before(job, self.report) if self.general else None
+
+    def finished(self, job: Job, before: ExampleLosses | None, after: ExampleLosses | None) -> None:
+        """Write what was measured. Raises TrainingError if the held-out loss is not finite."""
+        folder = self.study / self.cell.name
         if after is not None and not bool(after.losses.isfinite().all()):
             raise TrainingError(_("{run}: the held-out loss is not finite; the training diverged.", run=folder))
-        losses = Losses.of(before, after) if before and after else None
+        held_out = Losses.of(before, after) if before and after else None
         identity = {**job.base.identity, "held_out": job.origin.settings["held_out_sha256"]}
-        general = _general(job, report) if forget else None
-        _write(study, cell.name, Measured(base=json.dumps(identity, sort_keys=True), held_out=losses, general=general))
-
-    reset_peak_memory()
-    train(cell.config, report, resume=resume, load=load, measure=measure)
-
-
-def _general(job: Job, report: Report) -> Losses:
-    examples = general_examples(job.base.tokenizer, job.base.max_positions)
-    task = _("loss on the general text")
-    before, after = (evaluate_loss(job.base, examples, name, report, task) for name in (None, job.adapter))
-    return Losses.of(before, after)
+        general = None
+        if self.general and self.before:
+            general = Losses.of(self.before, self.general.losses(job, job.adapter, self.report))
+        measured = Measured(base=json.dumps(identity, sort_keys=True), held_out=held_out, general=general)
+        _write(self.study, self.cell.name, measured)
 
 
 def _write(study: Path, name: str, measured: Measured) -> None:
