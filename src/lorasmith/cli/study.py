@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorasmith.cli.flags import Parser
+from lorasmith.cli.flags import Parser, positive
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
 from lorasmith.config.study import load_study
@@ -32,6 +32,10 @@ def parser() -> Parser:
         "--output", metavar="TEXT", help=_("Folder of the study (default: output in the file, or runs/NAME)")
     )
     parser.add_switch("--dry-run", _("Only show the runs and how long they will take"))
+    parser.own.add_argument(
+        "--parallel", metavar="N", type=positive, default=1,
+        help=_("Train N runs at once, each in a process with its share of the cores, where cores and memory allow it"),
+    )  # fmt: skip
     parser.add_json()
     return parser
 
@@ -51,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run:
             return _dry_run(study, screen, args.json)
         page = study.folder / PAGE
-        result = run_study(study, screen, lambda result: write_page(result, page))
+        result = run_study(study, screen, lambda result: write_page(result, page), args.parallel)
         show(result, screen)
         screen.say(_("Wrote {file}", file=page))
     if args.json:

@@ -12,6 +12,7 @@ from lorasmith.loading.shared import SharedBase
 from lorasmith.report import Report
 from lorasmith.runs.study.cells import is_finished, read_measured, train_cells
 from lorasmith.runs.study.folder import RESULT, settle, study_lock
+from lorasmith.runs.study.parallel import processes_for, train_in_parallel
 from lorasmith.runs.study.result import StudyResult, collect
 from lorasmith.system.writing import write_file
 from lorasmith.training.run_files import read_summary
@@ -19,10 +20,11 @@ from lorasmith.training.run_files import read_summary
 Show = Callable[[StudyResult], None]
 
 
-def run_study(study: Study, report: Report | None = None, show: Show | None = None) -> StudyResult:
+def run_study(study: Study, report: Report | None = None, show: Show | None = None, parallel: int = 1) -> StudyResult:
     """Train the cells that have not been trained yet, and return the results of all.
 
-    show: called with the results so far after each cell, and at the end.
+    show: called with the results so far after each cell, and at the end. parallel: the number of cells to train at
+    once, each in a process of its own, where cores and memory allow it.
 
     Raises:
         RunError: the folder belongs to something else, or the file of the study has changed.
@@ -34,6 +36,7 @@ def run_study(study: Study, report: Report | None = None, show: Show | None = No
         study = settle(study, report)
         waiting = [cell for cell in study.cells if not is_finished(study.folder, cell)]
         _say_what_is_done(study, waiting, report)
+        processes = processes_for(study, min(parallel, len(waiting) or 1), report)
         progress = _Progress(study, report, waiting)
 
         def done(cell: Cell, problems: tuple[str, ...]) -> None:
@@ -41,7 +44,10 @@ def run_study(study: Study, report: Report | None = None, show: Show | None = No
             _write(study, show)
 
         try:
-            train_cells(study.folder, waiting, SharedBase(), study.forget, progress.of, done)
+            if processes > 1:
+                train_in_parallel(study, waiting, processes, done)
+            else:
+                train_cells(study.folder, waiting, SharedBase(), study.forget, progress.of, done)
         except KeyboardInterrupt:
             left = sum(not is_finished(study.folder, cell) for cell in study.cells)
             raise Interrupted(
