@@ -13,7 +13,7 @@ KEY := $(shell cat Makefile pyproject.toml requirements.lock requirements-dev.lo
 READY := $(VENV)/ready-$(KEY)
 READY_DEV := $(VENV)/ready-dev-$(KEY)
 
-.PHONY: help setup setup-dev demo test check catalogue docs corpus parity peft-suite bench bench-quick bench-serve gpu lock clean
+.PHONY: help setup setup-dev demo test check catalogue docs corpus parity peft-suite study study-quick bench bench-quick bench-serve gpu lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -42,6 +42,7 @@ docs: setup-dev  ## the pages of docs that are made from the code
 	$(BIN)/python -m tools.errors_page
 	$(BIN)/python -m tools.options_page
 	$(BIN)/python -m tools.formats_page
+	$(BIN)/python -m tools.quality_page
 
 corpus: setup-dev  ## try the chat templates that people use, and write docs/compatibility.md; more of them: ARGS='CHECKOUT ...'
 	$(BIN)/python -m tests.data.corpus --download build/corpus --pages docs $(ARGS)
@@ -51,6 +52,19 @@ peft-suite: setup-dev  ## PEFT's own tests about LoRA on lorasmith.peft, beside 
 
 parity: setup-dev  ## every model family on a tiny model, beside PEFT, and write docs/families.md: 10 minutes; some: ARGS='llama mamba'
 	$(BIN)/python -m tests.model.parity --pages docs $(ARGS)
+
+study: setup-dev  ## the studies of docs/quality.md: hours; interrupted, it goes on where it was
+	$(call studies,conversations addresses reviews)
+
+study-quick: setup-dev  ## the same in minutes: fewer values, steps and held-out rows
+	$(call studies,quick-conversations quick-addresses quick-reviews)
+
+# Each study of the list, then the pages of their results.
+define studies
+	$(BIN)/python -m tools.study_data
+	@set -e; for name in $(1); do $(BIN)/lorasmith study studies/$$name.toml $(ARGS); done
+	$(BIN)/python -m tools.quality_page --collect
+endef
 
 bench: setup-dev  ## beside PEFT with Trainer, alone on the machine, 45 minutes at most; some sections: ARGS='--only training'
 	$(BIN)/python -m bench $(ARGS)

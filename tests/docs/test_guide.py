@@ -14,6 +14,7 @@ import yaml
 from lorasmith.cli.flags import config_of
 from lorasmith.cli.main import verbs
 from lorasmith.config.lora import LoraConfig
+from lorasmith.config.study import load_study
 from lorasmith.config.toml import Config, load_config
 from lorasmith.data.rows.formats import recognize_format, row_problem
 from lorasmith.engine.kv_cache import KVCache
@@ -33,12 +34,12 @@ PAIRS = {
 PAGES = [name for pair in PAIRS.values() for name in pair]
 KINDS = {
     "start": {"bash": 10, "json": 1, "text": 1},
-    "guide": {"bash": 11, "json": 3, "toml": 3, "python": 2},
+    "guide": {"bash": 12, "json": 3, "toml": 4, "python": 2},
     "concepts": {"bash": 5, "python": 2},
     "serving": {"bash": 4, "python": 2, "yaml": 1},
     "scale": {"bash": 2},
 }
-COMMANDS = {"start": 14, "guide": 28, "concepts": 5, "serving": 3, "scale": 2}  # of lorasmith, by torchrun as well
+COMMANDS = {"start": 14, "guide": 30, "concepts": 5, "serving": 3, "scale": 2}  # of lorasmith, by torchrun as well
 BODIES = {"serving": 2}  # that curl sends
 INLINE = {"start": 6, "guide": 12, "concepts": 6, "serving": 7, "scale": 1}  # flags in the sentences, at least
 FAR_EAST = re.compile(r"[\u3000-\u9fff\uff00-\uffef]")
@@ -138,7 +139,8 @@ def test_every_toml_loads_and_every_python_compiles(name: str, tmp_path: Path) -
     for number, body in enumerate(of_language(name, "toml")):
         file = tmp_path / f"{number}.toml"
         file.write_text(body, "utf-8")
-        config = load_config(file, {})
+        is_study = "[study.grid]" in body
+        config = load_study(file).cells[0].config if is_study else load_config(file, {})
         assert config.data.data
     for body in of_language(name, "python"):
         compile(body, name, "exec")

@@ -170,3 +170,19 @@ def test_what_this_process_uses_is_at_most_its_peak():
     if used is None:
         pytest.skip("this system does not tell")
     assert 0 < used <= memory.peak_memory_mib(torch.device("cpu")) + 1
+
+
+def test_the_peak_can_begin_again():
+    """In a process of its own, whose memory no other test has."""
+    code = """
+import torch
+from lorasmith.system.memory import peak_memory_mib, reset_peak_memory
+block = torch.ones(300 * 2**20, dtype=torch.uint8)
+before = peak_memory_mib(torch.device("cpu"))
+del block
+reset_peak_memory()
+assert peak_memory_mib(torch.device("cpu")) < before - 250
+"""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("this system does not offer it")
+    subprocess.run([sys.executable, "-c", code], check=True)

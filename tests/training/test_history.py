@@ -2,11 +2,12 @@
 
 import json
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 from lorasmith.errors import RunError
-from lorasmith.training.history import History, read_losses
+from lorasmith.training.history import History, read_losses, read_scores
 from tests.support.tiny import Crash, crash_at, metrics, trained
 
 HARD = {"lora_dropout": 0.3, "eval_every": 2, "max_steps": 6, "save_every": 3}
@@ -90,3 +91,16 @@ def test_events_hold_what_metrics_hold_also_after_a_resume(tmp_path, option):
         wanted = {line["step"]: line[name] for line in metrics(run) if name in line}
         events = {event.step: event.value for event in found.Scalars(name)}
         assert events == pytest.approx(wanted, rel=1e-6), name  # an event holds float32
+
+
+def test_scores_are_those_before_and_of_the_kept_adapter(tmp_path):
+    assert read_scores(scored(tmp_path, []), 1) == {}
+    run = scored(tmp_path, [(0, 1.0), (2, 3.0), (4, 2.0)])
+    assert read_scores(run, 2) == {"f1": (1.0, 3.0)}
+    assert read_scores(run, None) == {"f1": (1.0, 2.0)}
+
+
+def scored(run: Path, scores: list[tuple[int, float]]) -> Path:
+    lines = [{"step": step, "held_out_loss": 2.0, "f1": score} for step, score in scores]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{"step": 1, "loss": 3.0}, *lines]))
+    return run

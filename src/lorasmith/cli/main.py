@@ -19,6 +19,7 @@ from lorasmith.version import installed_version
 SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO)
 IGNORE_BROKEN_PIPE = (
     "train",
+    "study",
     "demo",
     "merge",
     "combine",
@@ -47,6 +48,7 @@ def verbs() -> dict[str, str]:
         "serve": _("Serve adapters with an OpenAI-compatible API"),
         "eval": _("Compare adapters with their base model: loss, answers, forgetting"),
         "report": _("Report what a run learned and forgot, and what to try next"),
+        "study": _("Train a grid of options and compare the runs"),
         "merge": _("Merge an adapter into its base model"),
         "combine": _("Combine several adapters of one base model into one"),
         "info": _("Show what a run or adapter folder contains"),

@@ -96,6 +96,28 @@ class DataConfig(Typed):
             )
         ),
     ] = 0.05
+    held_out_seed: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            lt=2**32,
+            description=_(
+                "Random seed of the choice of the held-out rows; training.seed if not given. With it, runs of "
+                "different seeds are evaluated on the same rows"
+            ),
+        ),
+    ] = None
+    train_rows: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1_000_000_000,
+            description=_(
+                "How many of the rows that are not held out to train on, as a number or a fraction up to 1: a random "
+                "sample; all of them if not given"
+            ),
+        ),
+    ] = None
     template: Annotated[
         str,
         Field(
@@ -239,10 +261,10 @@ class DataConfig(Typed):
                 raise ValueError(text + did_you_mean(ours, ROLES))
         return roles
 
-    @field_validator("skip_bad_rows")
+    @field_validator("skip_bad_rows", "train_rows")
     @classmethod
-    def _whole_or_a_fraction(cls, number: float) -> float:
-        if number > 1 and number != int(number):
+    def _whole_or_a_fraction(cls, number: float | None) -> float | None:
+        if number is not None and number > 1 and number != int(number):
             raise ValueError(_("must be a whole number of rows, or a fraction below 1"))
         return number
 

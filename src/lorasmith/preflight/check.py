@@ -10,6 +10,7 @@ from lorasmith.config.toml import Config
 from lorasmith.data.dataset.prepare import read_files
 from lorasmith.errors import LorasmithError, ModelError, RunError
 from lorasmith.i18n import _
+from lorasmith.loading.load import load_base
 from lorasmith.preflight.dry_run import dry_run
 from lorasmith.preflight.estimate import Estimate, estimate
 from lorasmith.preflight.facts import Facts, collect_facts
@@ -18,7 +19,7 @@ from lorasmith.preflight.measurements import load_measurement, measurement_path,
 from lorasmith.preflight.rows import RowPreview, ends_with_stop_token, preview_rows
 from lorasmith.report import Report
 from lorasmith.training import loop
-from lorasmith.training.assemble import Assembled, assemble, recompute_activations
+from lorasmith.training.assemble import Assembled, LoadBase, assemble, recompute_activations
 from lorasmith.training.distributed import World
 from lorasmith.training.loop import Job
 from lorasmith.training.run_folder import check_folder, check_space
@@ -67,12 +68,15 @@ class _CollectingReport(Report):
         self.outer.progress(task, done, total, **numbers)
 
 
-def check(config: Config, report: Report | None = None) -> CheckResult:
-    """Check a training with `config`: load everything and do a dry run. Nothing is written, except into the cache."""
+def check(config: Config, report: Report | None = None, load: LoadBase = load_base) -> CheckResult:
+    """Check a training with `config`: load everything and do a dry run. Nothing is written, except into the cache.
+
+    load: gives the base model.
+    """
     began, collected = time.perf_counter(), _CollectingReport(report or Report())
     with tempfile.TemporaryDirectory(prefix="lorasmith-check-") as folder:
         try:
-            assembled = assemble(config, Path(folder), collected, World())
+            assembled = assemble(config, Path(folder), collected, World(), load=load)
         except LorasmithError as error:
             problems = [*error.problems, *(_data_problems(config) if isinstance(error, ModelError) else [])]
             return CheckResult([*problems, *_output_problems(config)], collected.warnings, collected.notes)

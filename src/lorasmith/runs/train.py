@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import torch
@@ -34,6 +34,7 @@ from lorasmith.errors import Interrupted, MissingExtraError, TrainingError
 from lorasmith.evaluation.loss import Comparison, ExampleLosses, compare
 from lorasmith.evaluation.preference import PreferenceLosses, compare_preferences
 from lorasmith.i18n import _
+from lorasmith.loading.load import load_base
 from lorasmith.lora.quantized import stored_bytes
 from lorasmith.lora.saved_values import has_moved
 from lorasmith.model.base import Base
@@ -52,7 +53,7 @@ from lorasmith.system.device import dtype_name
 from lorasmith.system.memory import peak_memory_mib
 from lorasmith.system.writing import write_file, writing
 from lorasmith.training import checkpoint, loop
-from lorasmith.training.assemble import ADAPTER, assemble, recompute_activations
+from lorasmith.training.assemble import ADAPTER, LoadBase, assemble, recompute_activations
 from lorasmith.training.checkpoint import State
 from lorasmith.training.distributed import World, join, leave
 from lorasmith.training.preference import Reference
@@ -72,11 +73,26 @@ from lorasmith.training.trackers import TrackedRun
 from lorasmith.version import installed_version
 
 
-def train(config: Config, report: Report | None = None, resume: bool = False, overwrite: bool = False) -> Summary:
+class Measure(Protocol):
+    """Measures more of a run than training does; a study does."""
+
+    def started(self, job: loop.Job) -> None:
+        """Called before the first step, also of a resumed run: the model is still the base model."""
+
+    def finished(self, job: loop.Job, before: ExampleLosses | None, after: ExampleLosses | None) -> None:
+        """Called with the trained model and the held-out losses before and after, before the run is finished."""
+
+
+def train(
+    config: Config, report: Report | None = None, resume: bool = False, overwrite: bool = False,
+    load: LoadBase = load_base, measure: Measure | None = None,
+) -> Summary:  # fmt: skip
     """Train one adapter as `config` says and return the results, which the run folder also holds.
 
     resume: continue the run in `config.output`.
     overwrite: replace the run in `config.output`.
+    load: gives the base model; runs that follow each other share one with `SharedBase`.
+    measure: measures more of the run, before and after the training.
 
     Raises:
         LorasmithError: a problem that the user can fix.
@@ -95,7 +111,7 @@ def train(config: Config, report: Report | None = None, resume: bool = False, ov
                 report.say(_("{run} has already finished: {summary}", run=folder, summary=finished))
                 return finished
             with _resumable(folder) if resume else nullcontext():
-                return _Training(config, folder, report, world, overwrite).run(resume, started)
+                return _Training(config, folder, report, world, overwrite, load, measure).run(resume, started)
     finally:
         if world.owns_group:
             leave()
@@ -104,9 +120,12 @@ def train(config: Config, report: Report | None = None, resume: bool = False, ov
 class _Training:
     """The phases of one run, from reading the data to writing summary.json."""
 
-    def __init__(self, config: Config, folder: Path, report: Report, world: World, overwrite: bool) -> None:
+    def __init__(
+        self, config: Config, folder: Path, report: Report, world: World, overwrite: bool,
+        load: LoadBase = load_base, measure: Measure | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.folder, self.report, self.world = config, folder, report, world
-        self.overwrite = overwrite
+        self.overwrite, self.load, self.measure = overwrite, load, measure
         self.recompute = config.training.gradient_checkpointing
 
     def run(self, resume: bool, started: float) -> Summary:
@@ -116,11 +135,13 @@ class _Training:
             config.data, report, config.training.method
         )  # first, to report invalid rows before a base model is loaded
         saved = self._last_checkpoint() if resume else None
-        assembled = assemble(config, self.folder, report, self.world, files, saved)
+        assembled = assemble(config, self.folder, report, self.world, files, saved, self.load)
         job, config, template, data = assembled.job, assembled.config, assembled.template, assembled.data
         measurements = measurement_path(job, config)
         self._describe(job, load_measurement(measurements))
         # before all weights of the base model, if these are trained, get the values of the checkpoint
+        if self.measure:
+            self.measure.started(job)
         before = job.evaluator.base_losses() if resume and not job.preference else None
         state = self._restore(job, saved) if resume else self._start(job, config, template, data)
         is_representative = state.step == 0 and self.recompute == config.training.gradient_checkpointing
@@ -137,6 +158,8 @@ class _Training:
             loop.train(job, state)
             _refuse_without_effect(job)
             after = job.evaluator.finish(state, is_last=state.step == len(job.plan))
+            if self.measure:
+                self.measure.finished(job, before, after)
             summary = self._summarize(job, state, before, after, time.perf_counter() - started)
         if is_representative and self.world.is_first:
             seconds = prepared - started, evaluation_seconds, state.seconds, summary.seconds

@@ -5,7 +5,7 @@ Limits of control groups, such as a container's, count too. Importing this modul
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -44,10 +44,26 @@ def peak_memory_mib(device: "torch.device") -> float:
         import torch
 
         return float(torch.cuda.max_memory_allocated(device)) / 2**20
+    if (peak_mib := _kib(ROOT / "proc/self/status", "VmHWM:")) is not None:
+        return peak_mib  # getrusage counts what the parent process used before it started this one, too
     import resource  # not on Windows, where this is not offered yet
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory_mib` begin again, where the system can: on Linux, and on a GPU. Returns freed memory before."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    release_freed_memory()
+    with suppress(OSError):
+        (ROOT / "proc/self/clear_refs").write_text("5")  # see man 5 proc
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def memory_mib() -> float | None:

@@ -1,6 +1,6 @@
 """Which folders and files lorasmith wrote, so that overwriting never removes anything else. Loads no torch.
 
-FOLDER/.lorasmith    {"version": 1, "folder": "run"}, or "model" or "adapter" with the names of its files
+FOLDER/.lorasmith    {"version": 1, "folder": "run" or "study"}, or "model" or "adapter" with the names of its files
 
 Only this marker identifies a folder: many programs write a config.toml or a config.json.
 """
@@ -20,7 +20,7 @@ from lorasmith.system.writing import remove, write_file
 MARKER, VERSION = ".lorasmith", 1
 NAMED = 3  # paths that a message lists at most
 
-Kind = Literal["run", "model", "adapter"]
+Kind = Literal["run", "model", "adapter", "study"]
 
 
 class _Mark(BaseModel):

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from lorasmith.adapters.folder import end_ids
+from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import Config
 from lorasmith.config.training import MAX_STEPS
@@ -61,6 +62,7 @@ from lorasmith.training.start_from import (
 )
 from lorasmith.training.trackers import require_trackers
 
+LoadBase = Callable[[ModelConfig, Report], Base]
 ADAPTER = "default"
 # Options of [training] that do not affect the adapter, so a resumed run may change them.
 NO_EFFECT_ON_ADAPTER = {"log_every", "save_every", "keep_checkpoints", "samples", "metric", "tensorboard", "report_to"}
@@ -81,12 +83,13 @@ class Assembled:
 
 def assemble(
     config: Config, folder: Path, report: Report, world: World,
-    files: Sequence[DataFile] | None = None, saved: Path | None = None,
+    files: Sequence[DataFile] | None = None, saved: Path | None = None, load: LoadBase = load_base,
 ) -> Assembled:  # fmt: skip
     """Load the base model, encode the examples and add the adapter. Writes nothing into the run's `folder`.
 
     files: the data files, if they have already been read. saved: the checkpoint from which the run is resumed. It has
-    everything of the adapter that training.start_from names, which may have been removed since.
+    everything of the adapter that training.start_from names, which may have been removed since. load: gives the base
+    model, whose modules the training then changes.
 
     Raises LorasmithError, which reports problems of the data and of the adapter's target patterns together.
     """
@@ -101,7 +104,7 @@ def assemble(
         config = continued(config, start, report)
     elif "model" not in config.model.model_fields_set:
         report.say(_default_model(config))
-    base = load_base(config.model, report)
+    base = load(config.model, report)
     if config.data.add_tokens:
         add_tokens(base, config.data.add_tokens)
         report.say(_added(base))

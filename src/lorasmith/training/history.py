@@ -110,3 +110,16 @@ def _was_done(values: Mapping[str, Any], step: int) -> bool:
     """Whether a run that resumes after `step` does not write this line again."""
     at = values.get("step")
     return not isinstance(at, int) or at < step or (at == step and "loss" in values)
+
+
+def read_scores(run: Path, step: int | None) -> dict[str, tuple[float, float]]:
+    """For each metric of generated answers, its scores before training and after `step` steps (None: the last).
+
+    Raises RunError if metrics.jsonl cannot be read.
+    """
+    lines = [line for line in read_objects(run / METRICS, RunError) if "held_out_loss" in line]
+    if not lines:
+        return {}
+    last = next((line for line in lines if line["step"] == step), lines[-1])
+    names = [name for name in last if name not in ("step", "held_out_loss")]
+    return {name: (float(lines[0][name]), float(last[name])) for name in names if name in lines[0]}

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from lorasmith.config.data import DataConfig
-from lorasmith.data.dataset.prepare import MAX_HELD_OUT, Prepared, fingerprint, prepare, prepare_rows
+from lorasmith.data.dataset.prepare import Prepared, fingerprint, prepare, prepare_rows
+from lorasmith.data.dataset.split import MAX_HELD_OUT
 from lorasmith.data.rows.conversation import Record
 from lorasmith.data.template.contents import ContentOptions
 from lorasmith.data.template.encoding import Template

@@ -1,6 +1,5 @@
 """From data files to examples: read, encode, fit to the maximum length, hold some out, and report what was done."""
 
-import random
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from lorasmith.data.dataset.encode import Notes, encode_rows
 from lorasmith.data.dataset.fit import DataSplit, fit, refuse_too_long, rows_text
 from lorasmith.data.dataset.mix import Mix, mix_rows
 from lorasmith.data.dataset.sources import DataSource, parse_held_out, parse_sources, sample
+from lorasmith.data.dataset.split import hold_out, keep_some
 from lorasmith.data.read.files import DataFile, read_file, require_used
 from lorasmith.data.rows.conversation import MAX_PLACES, Record, places
 from lorasmith.data.template.encoding import Template
@@ -25,7 +25,6 @@ DEFAULT_MAX_LENGTH = 1024  # tokens; less if the model's context is shorter, mor
 LONGEST_DEFAULT = 32_768  # tokens; who wants more says so
 ROUND = 64  # a length that follows the rows is rounded up to a multiple of it, for rows that are added later
 MAX_ROWS = 1_000_000_000  # held out
-MAX_HELD_OUT = 200  # rows held out by a fraction: more cost time and tell little
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,9 @@ def prepare_rows(
     if not splits[0].rows:
         raise DataError(_("data.data: no rows are left to train on. Add more rows, or raise data.max_length."))
     if held_out is None:
-        splits.append(_hold_out(splits[0], _held_out_share(cfg), seed, notes))
+        own = seed if cfg.held_out_seed is None else cfg.held_out_seed
+        splits.append(hold_out(splits[0], _held_out_share(cfg), own, notes.say))
+    keep_some(splits[0], cfg.train_rows, seed, notes.say)
     if mix is not None:
         splits[0].rows, texts = mix_rows(splits[0].rows, lambda row: row[0].source, mix, seed)
         for text in texts:
@@ -216,39 +217,6 @@ def _follow_rows(
         length=f"{chosen:,}",
         longest=f"{longest:,}",
     )
-
-
-def _hold_out(train: DataSplit, share: float | str, seed: int, notes: Notes) -> DataSplit:
-    """Move a random sample of the rows of `train`, which depends on the seed only, into a split of their own."""
-    assert isinstance(share, float)
-    rows = train.rows
-    count = int(share) if share >= 1 else min(MAX_HELD_OUT, int(round(share * len(rows), 6)))
-    if count >= len(rows):
-        raise DataError(
-            _(
-                "data.held_out: holding out {count} of {rows} rows leaves none to train on. Hold out fewer.",
-                count=f"{count:,}",
-                rows=f"{len(rows):,}",
-            )
-        )
-    if share and not count:
-        notes.say(
-            _(
-                "No rows are held out: the fraction {share} of {rows} is less than one row.",
-                share=share,
-                rows=rows_text(len(rows)),
-            )
-        )
-    order = list(range(len(rows)))
-    random.Random(f"held-out-{seed}").shuffle(order)
-    chosen = set(order[:count])
-    places_held_out = sorted(chosen)
-    held_out = DataSplit(
-        "data.held_out", [train.conversations[i] for i in places_held_out], [rows[i] for i in places_held_out]
-    )
-    train.conversations = [one for i, one in enumerate(train.conversations) if i not in chosen]
-    train.rows = [row for i, row in enumerate(rows) if i not in chosen]
-    return held_out
 
 
 def _date_note(template: Template) -> str:

@@ -1,0 +1,106 @@
+"""Several cells of a study at the same time, each in a process of its own with its share of the cores."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from lorasmith.config.study import Cell, Study
+from lorasmith.errors import ConfigError, LorasmithError
+from lorasmith.i18n import _
+from lorasmith.loading.folder import find_folder
+from lorasmith.loading.shared import SharedBase
+from lorasmith.loading.weights import weights_mib
+from lorasmith.report import Report
+from lorasmith.runs.study.cells import train_cells
+from lorasmith.system.device import choose_device, choose_dtype
+from lorasmith.system.memory import available_mib
+
+OVERHEAD_MIB = 1500  # of a process that trains, beside the weights of its base model
+FULL = 18  # bytes per weight of a full fine-tuning in bfloat16, relative to 2 of the weights
+
+
+def processes_for(study: Study, wanted: int, report: Report) -> int:
+    """How many processes train at once: `wanted`, or fewer, with the reason, where cores or memory do not allow it.
+
+    Raises ConfigError if the cells are trained on a GPU, which one process fills.
+    """
+    if wanted == 1:
+        return 1
+    config = study.cells[0].config.model
+    device, _why = choose_device(config.device)
+    if device.type != "cpu":
+        raise ConfigError(_("--parallel works on a CPU only, and this study is trained on {device}.", device=device))
+    cores = _cores()
+    if wanted > cores:
+        report.warn(_("--parallel {wanted}: limited to the {cores} cores of this machine.", wanted=wanted, cores=cores))
+    dtype, _why = choose_dtype(config.dtype, device)
+    weights = weights_mib(find_folder(config.model, report), dtype, config.quantize)
+    is_full = any(cell.config.training.method == "full" for cell in study.cells)
+    needed, free = weights * (FULL / 2 if is_full else 1) + OVERHEAD_MIB, available_mib(device)
+    fitting = max(1, int(free / needed)) if free is not None else wanted
+    if fitting < min(wanted, cores):
+        report.warn(
+            _(
+                "--parallel {wanted}: limited to {fitting}, because each process needs about {needed:,.0f} MiB and "
+                "{free:,.0f} MiB are free.",
+                wanted=wanted,
+                fitting=fitting,
+                needed=needed,
+                free=free,
+            )
+        )
+    return min(wanted, cores, fitting)
+
+
+def train_in_parallel(
+    study: Study, cells: Sequence[Cell], processes: int, done: Callable[[Cell, tuple[str, ...]], None]
+) -> None:
+    """As `train_cells`, in several processes. A problem of one cell never ends the others."""
+    spawn = multiprocessing.get_context("spawn")
+    with _threads(max(1, _cores() // processes)), ProcessPoolExecutor(processes, spawn) as pool:
+        running = {pool.submit(_train, study.folder, cell, study.forget): cell for cell in cells}
+        try:
+            for future in as_completed(running):
+                done(running[future], future.result())
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _train(folder: Path, cell: Cell, forget: bool) -> tuple[str, ...]:
+    """Train a cell in this process; its problems."""
+    problems = list[str]()
+    try:
+        train_cells(
+            folder, [cell], _shared_base(), forget, lambda _cell: Report(), lambda _cell, found: problems.extend(found)
+        )
+    except LorasmithError as error:
+        problems.extend(error.problems)
+    return tuple(problems)
+
+
+@cache
+def _shared_base() -> SharedBase:
+    """The base model of this process."""
+    return SharedBase()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let processes that are started inside the block compute with `count` threads, unless the user says otherwise."""
+    if "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,108 @@
+"""The page of a study: its pictures, its tables, and that it says the same in both languages."""
+
+import re
+
+import pytest
+
+from lorasmith.i18n import using_language
+from lorasmith.pages.study import HEIGHT, WIDTH, charts, render_page, write_page
+from tests.support.studies import made_up
+
+LOSSES = {
+    "lora": {1e-4: [2.5, 2.52, 2.48], 1e-3: [2.0, 2.01, 1.99], 1e-2: [9.0, None, 2.2]},
+    "<dora>": {1e-4: [2.4, 2.42, 2.38], 1e-3: [2.005, 2.0, 2.02]},
+}
+
+
+@pytest.fixture(scope="module")
+def result():
+    return made_up(LOSSES)
+
+
+def test_every_run_is_a_point_and_the_line_joins_the_medians(result):
+    (chart,) = charts(result)
+    first, second = chart.lines
+    assert [len(line.points) for line in chart.lines] == [9, 6]
+    assert first.points[0].title == "lora_lr0.0001_seed0: 2.5000"
+    places = [tuple(map(float, point.split(","))) for point in first.pieces[0].split()]
+    assert places[0] == (first.points[0].x, first.points[0].y), "2.5 is the median of the first setting"
+    assert places[1][1] > places[0][1], "a lower loss is drawn lower"
+    assert second.pieces[0].count(",") == 2
+    assert (first.best, second.best) == ("2.0000 at 0.001", "2.0083 at 0.001")
+
+
+def test_the_axis_of_rates_is_logarithmic(result):
+    ticks = charts(result)[0].ticks
+    assert [tick.text for tick in ticks] == ["0.0001", "0.001", "0.01"]
+    assert ticks[1].at - ticks[0].at == pytest.approx(ticks[2].at - ticks[1].at, abs=0.2)
+
+
+def test_close_values_are_on_a_linear_axis():
+    (chart,) = charts(made_up({"lora": {1.0: [2.0], 2.0: [2.1], 3.0: [2.2]}}))
+    at = [tick.at for tick in chart.ticks]
+    assert at[1] - at[0] == pytest.approx(at[2] - at[1], abs=0.2)
+
+
+def test_failed_runs_and_losses_far_above_are_crosses_at_the_edge(result):
+    points = charts(result)[0].lines[0].points
+    clipped = [point for point in points if point.clipped]
+    assert [point.title for point in clipped] == ["lora_lr0.01_seed0: 9.0000", "lora_lr0.01_seed1: failed"]
+    assert {point.y for point in clipped} == {0.0}
+    assert all(0 <= point.x <= WIDTH and 0 <= point.y <= HEIGHT for point in points)
+
+
+def test_many_curves_are_divided_into_charts():
+    many = made_up({f"m{i}": {1e-4: [2.0 + i / 100], 1e-3: [2.1]} for i in range(8)})
+    assert [len(chart.lines) for chart in charts(many)] == [1] * 8 or sum(len(c.lines) for c in charts(many)) == 8
+    assert all(len(chart.lines) <= 6 for chart in charts(many))
+
+
+def test_a_study_without_numbers_on_an_axis_has_no_picture():
+    assert charts(made_up({"lora": {1e-3: [2.0, 2.1]}})) == []
+    assert charts(made_up({"lora": {1e-3: [None], 1e-2: [None]}})) == []
+
+
+def test_the_page_has_what_was_measured_and_escapes_names(result, tmp_path):
+    write_page(result, tmp_path / "study.html")
+    page = (tmp_path / "study.html").read_text("utf-8")
+    for text in (
+        "What was found", "Held-out loss over learning rate", "base model", "1.9900 – 2.0100", "the best", "worse",
+        "no clear difference", "1 of 3 seeds failed", "+0.0500", "1 min 01 s", "4,096", "step 2: loss nan, not finite",
+        "60 held-out examples, the same for all runs", "A processor",
+    ):  # fmt: skip
+        assert text in page, text
+    assert "<dora>" not in page
+    assert "&lt;dora&gt;" in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", ""), "nothing is loaded from elsewhere"
+
+
+def test_the_page_is_chinese_where_the_reader_is(result):
+    with using_language("zh"):
+        page = render_page(result)
+    words = re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)
+    english = set(re.findall(r"[A-Za-z]{3,}", words)) - {
+        "made",
+        "tiny",
+        "rows",
+        "jsonl",
+        "lorasmith",
+        "torch",
+        "processor",
+    }
+    assert english <= {
+        "lora",
+        "dora",
+        "init",
+        "weights",
+        "seed",
+        "step",
+        "loss",
+        "nat",
+        "token",
+        "nan",
+        "not",
+        "finite",
+        "MiB",
+        "lr",
+        "Student",
+    }

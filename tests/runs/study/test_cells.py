@@ -1,0 +1,76 @@
+"""What is kept of a trained cell."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from lorasmith.errors import RunError
+from lorasmith.evaluation.loss import ExampleLosses
+from lorasmith.runs.study import cells
+from lorasmith.runs.study.cells import Losses, is_finished, read_measured
+from lorasmith.runs.study.run import run_study
+from lorasmith.training.run_files import SUMMARY, read_summary
+from tests.support.studies import small_study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    study = small_study(tmp_path_factory.mktemp("cells"), '"lora.r" = [1, 2]', more="[study]\nforget = false")
+    run_study(study)
+    return study
+
+
+def test_losses_keep_every_bit():
+    weights = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    before, after = (ExampleLosses(torch.rand(2, dtype=torch.float64), weights) for _ in range(2))
+    kept = Losses(**json.loads(json.dumps(vars(Losses.of(before, after)))))
+    assert all(torch.equal(a.losses, b.losses) for a, b in zip(kept.pair, (before, after), strict=True))
+    assert kept.pair[0].loss == before.loss
+
+
+def test_the_losses_of_every_example_are_kept(study):
+    measured = read_measured(study.folder, "r1")
+    assert len(measured.held_out.after) == 12
+    assert measured.held_out.pair[1].loss == read_summary(study.folder / "r1").loss_after
+    assert measured.general is None, "the file does not ask for it"
+    assert measured.base == read_measured(study.folder, "r2").base
+
+
+def test_a_cell_is_finished_when_it_was_trained_and_measured(study):
+    cell = study.cells[0]
+    assert is_finished(study.folder, cell)
+    summary = study.folder / cell.name / SUMMARY
+    text = summary.read_text("utf-8")
+    summary.unlink()
+    assert not is_finished(study.folder, cell)
+    summary.write_text(text, "utf-8")
+
+
+def test_a_broken_file_is_said(study):
+    path = study.folder / "results" / "r2.json"
+    text = path.read_text("utf-8")
+    path.write_text('{"version": 1, "base": 3}', "utf-8")
+    with pytest.raises(RunError, match=r"r2\.json: not in the format that a study writes: .* Remove the file"):
+        read_measured(study.folder, "r2")
+    path.write_text(text, "utf-8")
+
+
+def test_memory_is_that_of_each_cell(study):
+    assert 0 < read_summary(study.folder / "r2").peak_memory_mib < 4000
+
+
+def test_a_held_out_loss_that_is_not_finite_is_a_training_that_diverged(tmp_path, monkeypatch):
+    study = small_study(tmp_path, '"lora.r" = [1]')
+    study.folder.mkdir()
+    infinite = ExampleLosses(torch.tensor([math.inf]), torch.ones(1))
+    monkeypatch.setattr(
+        cells, "train", lambda _config, _report, *, measure, **_more: measure.finished(None, infinite, infinite)
+    )
+    heard = []
+    cells.train_cells(
+        study.folder, study.cells, None, False, lambda cell: None, lambda cell, problems: heard.append(problems)
+    )
+    assert read_measured(study.folder, "r1").problems == heard[0]
+    assert "the held-out loss is not finite; the training diverged." in heard[0][0]

@@ -1,0 +1,70 @@
+"""Cells in several processes: the same results, and as many processes as cores and memory allow."""
+
+import os
+
+import pytest
+import torch
+
+from lorasmith.errors import ConfigError
+from lorasmith.runs.study import parallel
+from lorasmith.runs.study.parallel import processes_for
+from lorasmith.runs.study.run import run_study
+from tests.support.studies import small_study
+from tests.support.tiny import Watch, adapter_bytes
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with four cores and 10 GiB."""
+    monkeypatch.setattr(parallel, "_cores", lambda: 4)
+    monkeypatch.setattr(parallel, "available_mib", lambda _device: 10_240.0)
+    return monkeypatch
+
+
+@pytest.mark.slow
+def test_cells_in_processes_are_those_of_one_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "_cores", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    grid = '"training.learning_rate" = [1e-3, 1e-2, 1e30]'
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    alone, together = (small_study(tmp_path / name, grid) for name in ("one", "two"))
+    watch = Watch()
+    one, two = run_study(alone), run_study(together, watch, parallel=2)
+    assert [cell.state for cell in two.cells] == ["finished", "finished", "failed"]
+    assert [cell.loss for cell in two.cells] == [cell.loss for cell in one.cells]
+    for cell in alone.cells[:2]:
+        assert adapter_bytes(alone.folder / cell.name) == adapter_bytes(together.folder / cell.name)
+    assert "[3/3] lr1e+30 failed: step 2: loss nan" in watch.warned[-1]
+    assert os.environ["OMP_NUM_THREADS"] == str(torch.get_num_threads())
+
+
+def test_more_processes_than_cores_are_not_started(tmp_path, machine):
+    watch, study = Watch(), small_study(tmp_path)
+    assert processes_for(study, 3, watch) == 3
+    assert watch.warned == []
+    assert processes_for(study, 8, watch) == 4
+    assert watch.warned == ["--parallel 8: limited to the 4 cores of this machine."]
+
+
+def test_the_memory_limits_the_processes(tmp_path, machine):
+    machine.setattr(parallel, "available_mib", lambda _device: 3_200.0)
+    watch, study = Watch(), small_study(tmp_path)
+    assert processes_for(study, 3, watch) == 2
+    assert "--parallel 3: limited to 2, because each process needs about 1,50" in watch.warned[0]
+    machine.setattr(parallel, "available_mib", lambda _device: 100.0)
+    assert processes_for(study, 3, watch) == 1
+
+
+def test_a_gpu_is_not_shared(tmp_path, machine):
+    machine.setattr(parallel, "choose_device", lambda _wanted: (torch.device("cuda"), ""))
+    with pytest.raises(ConfigError, match="--parallel works on a CPU only, and this study is trained on cuda"):
+        processes_for(small_study(tmp_path), 2, Watch())
+    assert processes_for(small_study(tmp_path), 1, Watch()) == 1
+
+
+def test_the_threads_of_processes_are_their_share(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with parallel._threads(3):
+        assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert "OMP_NUM_THREADS" not in os.environ
