@@ -94,7 +94,7 @@ def test_mica_keeps_b_frozen() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        *(({"init_lora_weights": start}, start) for start in ("loftq", "corda", "lora_ga")),
+        *(({"init_lora_weights": start}, start) for start in ("corda", "lora_ga")),
     ],
 )
 def test_what_would_not_be_right_is_refused_by_name(options: dict[str, Any], named: str) -> None:

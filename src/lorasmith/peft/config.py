@@ -47,13 +47,8 @@ class PeftConfig(peft.PeftConfig):
             raise unsupported(f"peft_type={getattr(kind, 'value', kind)}")
         known = {field.name for field in dataclasses.fields(LoraConfig)}
         if unknown := sorted(key for key, value in kwargs.items() if value and key not in known):
-            raise ConfigError(
-                _(
-                    "LoraConfig: the installed PEFT {version} does not know {keys}. Install a newer one.",
-                    version=peft.__version__,
-                    keys=listed(unknown),
-                )
-            )
+            raise ConfigError(_("LoraConfig: the installed PEFT {version} does not know {keys}. Install a newer one.",
+                                version=peft.__version__, keys=listed(unknown)))  # fmt: skip
         config = LoraConfig.__new__(LoraConfig)
         config.from_file = True
         config.__init__(**{key: value for key, value in kwargs.items() if key in known})  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import peft
@@ -10,11 +11,10 @@ from peft.utils.loftq_utils import _SafetensorLoader
 
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _, listed
-from lorasmith.lora.given_start import linear_layers, start_from_directions, start_from_error
+from lorasmith.lora.adapted import layers_of, linear_layers
+from lorasmith.lora.given_start import start_from_directions, start_from_errors
 from lorasmith.lora.inject import PEFT_PREFIX
-from lorasmith.lora.quantized import is_quantized
 from lorasmith.peft.config import core_config
-from lorasmith.peft.layers import layers_of
 
 
 def get_eva_state_dict(model: Any, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
@@ -24,8 +24,7 @@ def get_eva_state_dict(model: Any, *args: Any, **kwargs: Any) -> dict[str, torch
         raise ConfigError(
             _("init_lora_weights='eva' is for linear layers only. Leave out {paths}.", paths=listed(others))
         )
-    found: dict[str, torch.Tensor] = peft.get_eva_state_dict(model, *args, **kwargs)
-    return found
+    return peft.get_eva_state_dict(model, *args, **kwargs)
 
 
 def initialize_lora_eva_weights(
@@ -44,12 +43,10 @@ def initialize_lora_eva_weights(
         eva_state_dict = get_eva_state_dict(model, dataloader, None, *args, adapter_name=adapter_name, **kwargs)
     given = {key.removeprefix(PEFT_PREFIX): directions for key, directions in eva_state_dict.items()}
     keep = config.eva_config.adjust_scaling_factors
-    ranks = start_from_directions(tuner.model, adapter_name, core_config(config), given, keep)
-    if missing := [path for path in ranks if path not in given]:
+    changed = start_from_directions(tuner.model, adapter_name, core_config(config), given, keep)
+    if missing := [path for path in changed["target_modules"] if path not in given]:
         warnings.warn(_("A starts at random in {paths}.", paths=listed(missing)), stacklevel=2)
-    config.target_modules = set(ranks)
-    config.rank_pattern = {path: r for path, (r, _alpha) in ranks.items() if r != config.r}
-    config.alpha_pattern = {path: alpha for path, (_r, alpha) in ranks.items() if alpha != config.lora_alpha}
+    vars(config).update(changed)
     tuner.set_adapter(model.active_adapters)
 
 
@@ -62,15 +59,7 @@ def replace_lora_weights_loftq(
     callback: called after each layer with the model and the layer's path; if it returns False, A and B are put back.
     Unlike in PEFT, the scaling is taken into account. Raises ValueError if no layer of the adapter is quantized.
     """
-    layers = linear_layers(peft_model.base_model.model, adapter_name)
-    layers = {path: layer for path, layer in layers.items() if is_quantized(layer.base_layer)}
-    if not layers:
+    read = _SafetensorLoader(peft_model, model_path).get_tensor  # type: ignore[no-untyped-call]
+    keep = partial(callback, peft_model) if callback else bool
+    if not start_from_errors(peft_model.base_model.model, adapter_name, read, keep):
         raise ValueError(_("No layer of adapter {name} is quantized.", name=adapter_name))
-    originals = _SafetensorLoader(peft_model, model_path)  # type: ignore[no-untyped-call]
-    for path, layer in layers.items():
-        matrices = layer.updates[adapter_name].own_matrices
-        before = [matrix.detach().clone() for matrix in matrices]
-        start_from_error(layer, adapter_name, originals.get_tensor(f"{path}.weight"))  # type: ignore[no-untyped-call]
-        if callback and not callback(peft_model, path):
-            for matrix, own in zip(matrices, before, strict=True):
-                matrix.data.copy_(own)
