@@ -1,6 +1,6 @@
 """The layers and parameters that an adapter has in a model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 import torch
@@ -9,6 +9,7 @@ from torch import nn
 from lorasmith.lora.inject import Wrapper, adapters_of
 from lorasmith.lora.layer import LoRALayer, SavedModule
 from lorasmith.lora.parameters import LoRAParameters
+from lorasmith.lora.target import value_for
 
 LAYERS = tuple(kind for kind in get_args(Wrapper) if kind is not SavedModule)
 
@@ -47,6 +48,19 @@ def cast_to_base(model: nn.Module, name: str) -> None:
     """Cast the LoRA parameters of an adapter to the dtypes of their base layers."""
     for _key, p, dtype in parameters_of(model, name):
         p.data = p.data.to(dtype) if dtype.is_floating_point else p.data
+
+
+def tell_options(layer: Any, path: str, configs: Mapping[str, Any]) -> None:
+    """Set the layer's attributes r, lora_alpha, use_rslora and so on, dictionaries by adapter as in PEFT."""
+    stores = (key.partition(".")[0] for key, _p in layer.named_parameters())
+    layer.adapter_layer_names = tuple(dict.fromkeys(store for store in stores if store != "base_layer"))
+    layer.other_param_names = ()
+    facts = {o: {n: getattr(c, o) for n, c in configs.items()} for o in ("use_rslora", "use_dora", "lora_bias")}
+    facts["lora_alpha"] = {name: value_for(c.alpha_pattern, path, c.lora_alpha) for name, c in configs.items()}
+    for key, values in (facts | {"r": {name: rank_in(layer, name) for name in adapters_of(layer)}}).items():
+        known = vars(layer).setdefault(key, {})  # the same dictionary each time, which programs may hold
+        known.clear()
+        known.update(values)
 
 
 def rank_in(layer: Any, name: str) -> int:

@@ -11,9 +11,9 @@ from lorasmith.lora.target import Targets, ends_with, find_targets
 _CLASSIFIERS = ("classifier", "score")  # PEFT adds both to modules_to_save of a classifier, which has one of them
 
 
-def present(model: PreTrainedModel, modules_to_save: Iterable[str]) -> tuple[str, ...]:
+def present(model: PreTrainedModel, modules_to_save: Iterable[str] | None) -> tuple[str, ...]:
     """The names without those that PEFT adds for every classifier and that this model lacks."""
-    paths, names = [path for path, _module in model.named_modules()], dict.fromkeys(modules_to_save)
+    paths, names = [path for path, _module in model.named_modules()], dict.fromkeys(modules_to_save or ())
     added = _CLASSIFIERS if names.keys() >= set(_CLASSIFIERS) else ()
     return tuple(name for name in names if name not in added or any(ends_with(path, name) for path in paths))
 

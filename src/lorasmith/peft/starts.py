@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import peft
-import torch
 from peft.utils.loftq_utils import _SafetensorLoader
 
 from lorasmith.errors import ConfigError
@@ -17,7 +16,7 @@ from lorasmith.lora.inject import PEFT_PREFIX
 from lorasmith.peft.config import core_config
 
 
-def get_eva_state_dict(model: Any, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+def get_eva_state_dict(model: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """PEFT's get_eva_state_dict. Raises ConfigError for adapters with LoRA on embeddings or parameters."""
     linear = linear_layers(model, name := kwargs.get("adapter_name", "default"))
     if others := [path for path, _layer in layers_of(model, name) if path not in linear]:

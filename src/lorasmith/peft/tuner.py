@@ -26,6 +26,7 @@ from lorasmith.lora.files import mismatches
 from lorasmith.lora.inject import PEFT_PREFIX, inject, remove
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.merge import merge_more, restore_weights
+from lorasmith.lora.one_by_one import OneByOne
 from lorasmith.lora.peft_order import in_order, present
 from lorasmith.lora.quantized import is_quantized
 from lorasmith.lora.router import Router
@@ -51,7 +52,7 @@ class LoraModel(PeftsLoraModel):
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         self.router, self.disabled = Router(), False
-        self.rows = RowRouting(model, self.router)
+        self.rows, self.one_by_one = RowRouting(model, self.router), OneByOne()
         self.merged_names: list[str] = []
         self.saved_weights: dict[str, Tensor] = {}  # of the merged layers, as they were before
 
@@ -84,8 +85,7 @@ class LoraModel(PeftsLoraModel):
     def _resolve(self, model: PreTrainedModel, config: LoraConfig) -> CoreConfig:
         """The LoRA options, with the full paths of the target modules in the model's order, as PEFT adds them."""
         auxiliary = [path for path, m in model.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)]
-        saved = present(model, config.modules_to_save or ())
-        wanted = core_config(config).model_copy(update={"modules_to_save": saved})
+        wanted = core_config(config).model_copy(update={"modules_to_save": present(model, config.modules_to_save)})
         core, targets = in_order(model, wanted, not config.from_file, auxiliary)
         self.targeted_module_names += [p for p in core.target_modules if p not in self.targeted_module_names]
         self.targeted_parameter_names += [p for p in targets.parameters if p not in self.targeted_parameter_names]
@@ -127,7 +127,13 @@ class LoraModel(PeftsLoraModel):
         set_auxiliary_adapter(self.model, adapter_name, inference_mode=inference_mode)
         self._train_only({name: name in names and not inference_mode for name in self.peft_config})
         self.active_adapter = adapter_name
+        self.one_by_one = OneByOne()
         self._tell_layers()
+
+    def set_in_layer(self, path: str, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """set_adapter of the layer at `path`, which takes effect once it has been called for all layers."""
+        if self.one_by_one.ask(path, adapter_names, inference_mode, dict(layers_of(self.model))):
+            self.set_adapter(adapter_names, inference_mode)
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
         """Train these adapters, or do not."""
@@ -171,6 +177,7 @@ class LoraModel(PeftsLoraModel):
 
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
         """The context of a forward pass: each row with its adapter, and an aLoRA from its invocation sequence on."""
+        self.one_by_one.check()
         if kwargs.get("adapter_names") is None and self.router.active not in self.router.partial:
             return nullcontext()
         return route_rows(self, kwargs.get("adapter_names"), kwargs.get("alora_offsets"))
