@@ -58,7 +58,7 @@ def replace_lora_weights_loftq(
     callback: called after each layer with the model and the layer's path; if it returns False, A and B are put back.
     Unlike in PEFT, the scaling is taken into account. Raises ValueError if no layer of the adapter is quantized.
     """
-    read = _SafetensorLoader(peft_model, model_path).get_tensor  # type: ignore[no-untyped-call]
+    read = _SafetensorLoader(peft_model, model_path).get_tensor
     keep = partial(callback, peft_model) if callback else bool
     if not start_from_errors(peft_model.base_model.model, adapter_name, read, keep):
         raise ValueError(_("No layer of adapter {name} is quantized.", name=adapter_name))

@@ -30,8 +30,9 @@ def add_weighted(
     try:
         tuner.inject_adapter(tuner.model, adapter_name)  # first, so that the masks of dare are those of PEFT
         pairs, order = list(zip(given, weights, strict=True)), dict(layers_of(tuner.model))
-        options = {"density": density, "majority_sign_method": majority_sign_method, "order": order}
-        set_factors(tuner.model, adapter_name, dict(combine(pairs, method, rank=rank, **options)), rank)
+        found = combine(pairs, method, rank=rank, density=density, majority_sign_method=majority_sign_method,
+                        order=order)  # fmt: skip
+        set_factors(tuner.model, adapter_name, dict(found), rank)
     except LorasmithError:
         tuner.delete_adapter(adapter_name)
         raise
