@@ -10,7 +10,7 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError
 from lorasmith.lora.inject import inject
 from lorasmith.lora.layer import LoRALayer
-from lorasmith.lora.merge import factors_of, merge_into, merged_weights, plain_name
+from lorasmith.lora.merge import merge_into, merged_weights, plain_name
 from tests.support.families import adapted, distance, own_logits, stir, tiny
 
 
@@ -74,15 +74,3 @@ def test_a_broken_adapter_is_named_before_anything_is_merged() -> None:
     with pytest.raises(ValueError, match=r"NaNs detected in the merged weights\. The adapter default seems"):
         merge_into(base.model, ["default"], keep=False, check=True)
     assert all(torch.equal(p, plain[name]) for name, p in base.model.named_parameters() if "base_layer" in name)
-
-
-def test_factors_are_those_of_plain_lora() -> None:
-    base, _adapter = adapted("llama", target_modules=("q_proj", "embed_tokens"))
-    for path in ("model.layers.0.self_attn.q_proj", "model.embed_tokens"):
-        layer: Any = base.model.get_submodule(path)
-        found = factors_of(path, layer, "default")
-        assert (found.A_RI.shape[0], found.scaling) == (4, 4.0)
-    base, _adapter = adapted("llama", use_dora=True)
-    layer = base.model.get_submodule("model.layers.0.self_attn.q_proj")
-    with pytest.raises(AdapterError, match="q_proj: adapter default is no plain LoRA"):
-        factors_of("q_proj", layer, "default")

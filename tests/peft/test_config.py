@@ -34,7 +34,10 @@ def test_configs_are_read_as_ours(tmp_path: Path) -> None:
             {"use_qalora": True, "layer_replication": [[0, 2]]},
             r"LoraConfig: unsupported PEFT options: layer_replication, use_qalora",
         ),
-        ({"init_lora_weights": "eva"}, "init_lora_weights='eva' is not supported by lorasmith.peft. Use peft itself"),
+        (
+            {"init_lora_weights": "corda"},
+            "init_lora_weights='corda' is not supported by lorasmith.peft. Use peft",
+        ),
         ({"init_lora_weights": "lora_ga"}, "lora_ga"),
         ({"kasa_config": {}}, "kasa_config"),
         ({"r": 0}, "LoraConfig: r: invalid value 0"),

@@ -3,21 +3,20 @@
 import copy
 from typing import Any
 
+import pytest
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 import lorasmith.peft as ours
-from lorasmith.peft.layers import layers_of, parameters_of
-from tests.support.peft_pair import logits, same, two
+from lorasmith.errors import AdapterError
+from lorasmith.lora.adapted import layers_of
+from tests.support.peft_pair import ids, logits, same, trained, two
 
 
 def test_layers_are_layers_of_peft_to_those_who_ask() -> None:
-    model = two(ours)
-    layers = dict(layers_of(model))
+    layers = [layer for _path, layer in layers_of(two(ours))]
     assert len(layers) == 6
-    assert len(dict(layers_of(model, "second"))) == 4
-    assert all(isinstance(layer, BaseTunerLayer) for layer in layers.values())
-    keys = {key for key, _p, _dtype in parameters_of(model, "first")}
-    assert keys == {key for key in model.state_dict() if ".first." in key}
+    assert all(isinstance(layer, BaseTunerLayer) for layer in layers)
 
 
 def test_a_copied_layer_tells_of_its_own_adapters() -> None:
@@ -41,3 +40,36 @@ def test_layers_have_pefts_attributes() -> None:
         return [before, out, ranks, layer.lora_alpha, layer.scaling]
 
     same(program)
+
+
+def test_adapters_are_switched_layer_by_layer() -> None:
+    def program(library: Any) -> list[Any]:
+        model = two(library)
+        for module in model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.set_adapter(["first", "second"])
+        found = [logits(model), trained(model)]
+        for module in model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.set_adapter("second", inference_mode=True)
+        return [*found, logits(model), trained(model)]
+
+    same(program)
+
+
+def test_layers_that_are_switched_apart_are_refused() -> None:
+    model = two(ours)
+    layers = [layer for _path, layer in layers_of(model)]
+    layers[0].set_adapter("second")
+    with pytest.raises(AdapterError, match="set_adapter of single layers: 1 of 6 layers have been switched, and all"):
+        logits(model)
+    for layer in layers[1:]:
+        layer.set_adapter("first")
+    with pytest.raises(AdapterError, match="6 of 6 layers"):
+        model.generate(ids())
+    model.set_adapter("first")
+    assert torch.equal(logits(model), logits(two(ours)))
+    for layer in layers[1:]:
+        layer.set_adapter("third")
+    with pytest.raises(ValueError, match="third"):
+        layers[0].set_adapter("third")

@@ -78,8 +78,10 @@ def _starts(
             return torch.randn(A.shape, generator=generator), B.normal_(generator=generator)
         nn.init.normal_(B, generator=generator)
         return torch.zeros_like(A), B
+    if kind == "eva" and generator is None:
+        return A.clone(), torch.zeros(layer.out_features, r)  # as PEFT, which does not draw again
     if computed_from_weight(config):
-        seed = torch.initial_seed() if generator is None else generator.initial_seed()
+        seed = None if generator is None else generator.initial_seed()
         return start_of_weight(layer.base_layer, r, layer.updates[adapter].scaling, config, seed)
     if kind == "orthogonal":
         return _orthogonal(layer.in_features, layer.out_features, r, generator)

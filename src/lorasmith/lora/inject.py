@@ -178,7 +178,7 @@ def remove(model: PreTrainedModel, name: str) -> None:
     """Remove the adapter from every layer. Wrappers without any adapters left are replaced by the original modules."""
     for path, wrapper in _wrappers(model).items():
         wrapper.router.partial.discard(name)
-        _remove_at(model, path, wrapper, name)
+        remove_at(model, path, wrapper, name)
 
 
 def leave_out(model: PreTrainedModel, adapter: Adapter, paths: Collection[str]) -> Adapter:
@@ -197,7 +197,7 @@ def leave_out(model: PreTrainedModel, adapter: Adapter, paths: Collection[str]) 
         ):
             again |= {_key(path, part): p for part, p in _own_parameters(wrapper, name).items()}
         else:
-            _remove_at(model, path, wrapper, name)
+            remove_at(model, path, wrapper, name)
     for key in adapter.own_biases:
         adapter.parameters[key].requires_grad_(False)
     kept = {
@@ -211,7 +211,7 @@ def leave_out(model: PreTrainedModel, adapter: Adapter, paths: Collection[str]) 
     return replace(adapter, targets=left, parameters=kept | biases, own_biases=own_biases)
 
 
-def _remove_at(model: PreTrainedModel, path: str, wrapper: Wrapper, name: str) -> None:
+def remove_at(model: nn.Module, path: str, wrapper: Wrapper, name: str) -> None:
     """Remove the adapter from the wrapper at `path`, and the wrapper if it has no other adapters."""
     if name in adapters_of(wrapper):
         wrapper.remove(name)

@@ -12,13 +12,11 @@ from transformers.pytorch_utils import Conv1D
 
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
-from lorasmith.lora.combine import Factors
 from lorasmith.lora.inject import Adapter, adapters_of
 from lorasmith.lora.layer import LoRAEmbedding, LoRALayer, SavedModule, registered_update
 from lorasmith.lora.parameters import LoRAParameters
 from lorasmith.lora.quantized import is_quantized, plain_weight
 from lorasmith.lora.token_rows import TokenRows
-from lorasmith.lora.update import Update
 
 
 @torch.no_grad()
@@ -91,17 +89,26 @@ def merge_into(model: nn.Module, names: Sequence[str], keep: bool, check: bool) 
     return before
 
 
-def factors_of(path: str, layer: LoRALayer | LoRAEmbedding, adapter: str) -> Factors:
-    """The matrices of a plain low-rank update, to combine it with others. Raises AdapterError for a variant."""
-    if isinstance(layer, LoRAEmbedding):
-        return Factors(layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter], layer.scaling[adapter])
-    update = layer.updates[adapter]
-    if type(update) is not Update:
-        text = _(
-            "{path}: adapter {name} is no plain LoRA, so it cannot be combined with others.", path=path, name=adapter
-        )
-        raise AdapterError(text)
-    return Factors(*update.own_matrices, update.scaling)
+def merge_more(
+    model: nn.Module, saved: dict[str, Tensor], merged: Sequence[str], names: Sequence[str], keep: bool, check: bool
+) -> dict[str, Tensor]:
+    """Merge `names` besides the adapters `merged`, all of them into the weights as they were, which are in `saved`.
+
+    Returns these weights. Raises what `merge_into` raises; the adapters `merged` are then merged as before.
+    """
+    restore_weights(model, saved)
+    try:
+        return merge_into(model, [*merged, *names], keep, check)
+    except (ValueError, AdapterError):
+        saved.update(merge_into(model, merged, True, False))
+        raise
+
+
+def restore_weights(model: nn.Module, saved: dict[str, Tensor]) -> None:
+    """Give the model the weights in `saved` again, bit for bit, and empty it."""
+    for path, weight in saved.items():
+        model.get_parameter(path).data.copy_(weight)
+    saved.clear()
 
 
 @torch.no_grad()

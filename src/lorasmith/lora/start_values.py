@@ -96,10 +96,13 @@ def start_problem(base: nn.Module) -> str:
     return _("its start is computed from the weights, which are quantized. Load the base model unquantized.")
 
 
-def start_of_weight(base: nn.Module, r: int, scaling: float, config: LoraConfig, seed: int) -> tuple[Tensor, Tensor]:
+def start_of_weight(
+    base: nn.Module, r: int, scaling: float, config: LoraConfig, seed: int | None
+) -> tuple[Tensor, Tensor]:
     """A [R, I] and B [O, R] of a linear layer for the start that `config` selects, computed as PEFT does.
 
-    In float32, or in float64 for a float64 base. seed: for the approximate decomposition of pissa_niter.
+    In float32, or in float64 for a float64 base. seed: for the approximate decomposition of pissa_niter; None
+    draws from torch's global generator, as PEFT does.
     """
     weight: Tensor = base.weight  # type: ignore[assignment]
     W_OI = weight.detach().t() if isinstance(base, Conv1D) else weight.detach()
@@ -119,7 +122,7 @@ def start_of_error(error_OI: Tensor, r: int, scaling: float) -> tuple[Tensor, Te
     return A[nonzero], B[:, nonzero]
 
 
-def _starts(W_OI: Tensor, r: int, scaling: float, kind: str, seed: int) -> tuple[Tensor, Tensor]:
+def _starts(W_OI: Tensor, r: int, scaling: float, kind: str, seed: int | None) -> tuple[Tensor, Tensor]:
     if kind == "olora":
         Q, R = torch.linalg.qr(W_OI)
         return R[:r], Q[:, :r]
@@ -127,8 +130,10 @@ def _starts(W_OI: Tensor, r: int, scaling: float, kind: str, seed: int) -> tuple
         U, _S, _Vh = torch.linalg.svd(W_OI, full_matrices=False)
         return W_OI.new_zeros(r, W_OI.shape[1]), U[:, -r:]
     if found := NITER.fullmatch(kind):
-        with torch.random.fork_rng([W_OI.device] if W_OI.device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        devices = [W_OI.device] if W_OI.device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
             U, S, V = torch.svd_lowrank(W_OI, r, niter=int(found[1]))
         root_R = (S / scaling).sqrt()
         return root_R[:, None] * V.t(), U * root_R

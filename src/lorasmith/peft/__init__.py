@@ -14,11 +14,12 @@ except ImportError:
 from lorasmith.peft.config import LoraConfig, PeftConfig
 from lorasmith.peft.model import BY_TASK, PeftModel, get_peft_config, get_peft_model
 from lorasmith.peft.refused import AS_IN_PEFT, as_in_peft
+from lorasmith.peft.starts import get_eva_state_dict, initialize_lora_eva_weights, replace_lora_weights_loftq
 from lorasmith.peft.tuner import LoraModel
 
 __all__ = [
-    "LoraConfig", "LoraModel", "PeftConfig", "PeftModel", "get_peft_config", "get_peft_model", "hotswap_adapter",
-    *BY_TASK, *AS_IN_PEFT,
+    "LoraConfig", "LoraModel", "PeftConfig", "PeftModel", "get_eva_state_dict", "get_peft_config", "get_peft_model",
+    "hotswap_adapter", "initialize_lora_eva_weights", "replace_lora_weights_loftq", *BY_TASK, *AS_IN_PEFT,
 ]  # fmt: skip
 
 

@@ -13,12 +13,13 @@ from lorasmith.config.lora import LoraConfig as CoreConfig
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _, listed
 from lorasmith.lora.adapter_config import lora_config
+from lorasmith.lora.start_values import NITER
 from lorasmith.lora.target import ALL_LINEAR
 from lorasmith.peft.refused import unsupported
 
 # Options that PEFT's own code carries out, around the LoRA layers. See LoraModel.inject_adapter.
 AROUND = ("modules_to_save", "trainable_token_indices", "ensure_weight_tying")
-_STARTS = ("gaussian", "orthogonal", "pissa", "olora", "mica")
+_STARTS = ("gaussian", "orthogonal", "pissa", "olora", "mica", "eva")
 _SELECTED_BY = Path("LoraConfig")  # in place of the path of a file, in messages
 
 
@@ -46,13 +47,8 @@ class PeftConfig(peft.PeftConfig):
             raise unsupported(f"peft_type={getattr(kind, 'value', kind)}")
         known = {field.name for field in dataclasses.fields(LoraConfig)}
         if unknown := sorted(key for key, value in kwargs.items() if value and key not in known):
-            raise ConfigError(
-                _(
-                    "LoraConfig: the installed PEFT {version} does not know {keys}. Install a newer one.",
-                    version=peft.__version__,
-                    keys=listed(unknown),
-                )
-            )
+            raise ConfigError(_("LoraConfig: the installed PEFT {version} does not know {keys}. Install a newer one.",
+                                version=peft.__version__, keys=listed(unknown)))  # fmt: skip
         config = LoraConfig.__new__(LoraConfig)
         config.from_file = True
         config.__init__(**{key: value for key, value in kwargs.items() if key in known})  # type: ignore[misc]
@@ -96,9 +92,12 @@ def core_config(config: LoraConfig) -> CoreConfig:
     if isinstance(raw["target_modules"], str) and raw["target_modules"].lower() == ALL_LINEAR:
         raw["target_modules"] = ALL_LINEAR
     start = config.init_lora_weights  # of a file, it is over, so that the core does not look at it
-    if not config.from_file and isinstance(start, str) and start not in _STARTS:
+    if config.from_file or not isinstance(start, str):
+        return lora_config(raw, _SELECTED_BY)
+    if start not in _STARTS and not NITER.fullmatch(start):
         raise unsupported(f"init_lora_weights={start!r}")
-    return lora_config(raw, _SELECTED_BY)
+    checked = lora_config(raw | {"init_lora_weights": True}, _SELECTED_BY)
+    return CoreConfig.model_validate(checked.model_dump() | {"init_lora_weights": start})
 
 
 cast(dict[Any, Any], CONFIG_KEYS_TO_CHECK)[Kind.LORA] = CONFIG_KEYS_TO_CHECK[peft.PeftType.LORA]  # of hotswap

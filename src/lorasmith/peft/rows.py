@@ -8,9 +8,9 @@ from typing import Any
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 from lorasmith.i18n import _, listed
+from lorasmith.lora.adapted import layers_of
 from lorasmith.lora.inject import adapters_of
 from lorasmith.lora.rows import ALL, check_rows
-from lorasmith.peft.layers import layers_of
 
 BASE = "__base__"  # PEFT's name of the base model in adapter_names
 

@@ -21,23 +21,23 @@ from transformers import PreTrainedModel
 from lorasmith.config.lora import LoraConfig as CoreConfig
 from lorasmith.errors import AdapterError, ConfigError
 from lorasmith.i18n import _, listed
+from lorasmith.lora.adapted import LAYERS, cast_to_base, layers_of, parameters_of, set_trained
 from lorasmith.lora.files import mismatches
-from lorasmith.lora.inject import PEFT_PREFIX, inject, remove, unwrapped
+from lorasmith.lora.inject import PEFT_PREFIX, inject, remove
 from lorasmith.lora.layer import LoRALayer
-from lorasmith.lora.merge import merge_into
+from lorasmith.lora.merge import merge_more, restore_weights
+from lorasmith.lora.one_by_one import OneByOne
+from lorasmith.lora.peft_order import in_order, present
 from lorasmith.lora.quantized import is_quantized
 from lorasmith.lora.router import Router
 from lorasmith.lora.rows import RowRouting
-from lorasmith.lora.target import ends_with, find_targets
 from lorasmith.lora.update import Update
 from lorasmith.lora.variant import variant_of
 from lorasmith.peft.config import Kind, LoraConfig, core_config, own_config
-from lorasmith.peft.layers import LAYERS, layers_of, parameters_of, tell
+from lorasmith.peft.layers import tell
 from lorasmith.peft.refused import unsupported
 from lorasmith.peft.rows import route_rows
 from lorasmith.peft.weighted import add_weighted
-
-_CLASSIFIERS = ("classifier", "score")  # PEFT adds both to modules_to_save of a classifier, which has one of them
 
 
 class LoraModel(PeftsLoraModel):
@@ -52,7 +52,7 @@ class LoraModel(PeftsLoraModel):
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         self.router, self.disabled = Router(), False
-        self.rows = RowRouting(model, self.router)
+        self.rows, self.one_by_one = RowRouting(model, self.router), OneByOne()
         self.merged_names: list[str] = []
         self.saved_weights: dict[str, Tensor] = {}  # of the merged layers, as they were before
 
@@ -85,34 +85,23 @@ class LoraModel(PeftsLoraModel):
     def _resolve(self, model: PreTrainedModel, config: LoraConfig) -> CoreConfig:
         """The LoRA options, with the full paths of the target modules in the model's order, as PEFT adds them."""
         auxiliary = [path for path, m in model.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)]
-        core = core_config(config)
-        wanted = core.model_copy(update={"modules_to_save": _modules_to_save(model, config)})
-        with unwrapped(model):
-            targets = find_targets(model, wanted, strict=not config.from_file)
-            order = {path: i for i, (path, _module) in enumerate(model.named_modules())}
-        by_weight = {path for name in core.target_parameters or () for path in targets.matched.get(name, ())}
-        paths = sorted(targets.adapted, key=lambda path: (path in by_weight, order[path]))
-        paths = [path for path in paths if not any(path.startswith(f"{outer}.") for outer in auxiliary)]
-        self.targeted_module_names += [path for path in paths if path not in self.targeted_module_names]
+        wanted = core_config(config).model_copy(update={"modules_to_save": present(model, config.modules_to_save)})
+        core, targets = in_order(model, wanted, not config.from_file, auxiliary)
+        self.targeted_module_names += [p for p in core.target_modules if p not in self.targeted_module_names]
         self.targeted_parameter_names += [p for p in targets.parameters if p not in self.targeted_parameter_names]
-        if core.target_modules == "all-linear":
-            config.target_modules = cast(Any, set(paths))
-        given = {"target_modules": tuple(paths), "exclude_modules": None, "layers_to_transform": None}
-        return core.model_copy(update=given | {"target_parameters": tuple(targets.parameters) or None})
+        if wanted.target_modules == "all-linear":
+            config.target_modules = cast(Any, set(core.target_modules))
+        return core.model_copy(update={"modules_to_save": ()})
 
     def _add_targets_to_tie(self, peft_config: Any, tied_weight_keys: list[str]) -> None:
-        raise ConfigError(
-            _(
-                "LoraConfig: ensure_weight_tying with an embedding in target_modules is not supported. Train the "
-                "embedding with modules_to_save or trainable_token_indices."
-            )
-        )
+        raise ConfigError(_("LoraConfig: ensure_weight_tying with an embedding in target_modules is not supported. "
+                            "Train the embedding with modules_to_save or trainable_token_indices."))  # fmt: skip
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Keep A and B in float32, or in the base model's dtype if they are not to be cast."""
         cast_adapter_dtype(self.model, adapter_name, autocast_adapter_dtype)
-        for _key, p, dtype in () if autocast_adapter_dtype else parameters_of(self.model, adapter_name):
-            p.data = p.data.to(dtype) if dtype.is_floating_point else p.data
+        if not autocast_adapter_dtype:
+            cast_to_base(self.model, adapter_name)
 
     def _tell_layers(self, others: Iterable[tuple[str, Any]] = ()) -> None:
         """Route to the active adapters, and let the layers, and `others`, say what PEFT's functions ask them."""
@@ -124,8 +113,7 @@ class LoraModel(PeftsLoraModel):
         """Train, or do not train, the LoRA parameters of these adapters."""
         for name, trained in names.items():
             is_mica = name in self.peft_config and self.peft_config[name].init_lora_weights == "mica"
-            for key, p, _dtype in parameters_of(self.model, name):
-                p.requires_grad_(trained and not (is_mica and (".lora_B." in key or ".lora_embedding_B." in key)))
+            set_trained(self.model, name, trained, is_mica)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Make these adapters the active ones, whose updates add up, and the only ones that are trained."""
@@ -139,7 +127,13 @@ class LoraModel(PeftsLoraModel):
         set_auxiliary_adapter(self.model, adapter_name, inference_mode=inference_mode)
         self._train_only({name: name in names and not inference_mode for name in self.peft_config})
         self.active_adapter = adapter_name
+        self.one_by_one = OneByOne()
         self._tell_layers()
+
+    def set_in_layer(self, path: str, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """set_adapter of the layer at `path`, which takes effect once it has been called for all layers."""
+        if self.one_by_one.ask(path, adapter_names, inference_mode, dict(layers_of(self.model))):
+            self.set_adapter(adapter_names, inference_mode)
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
         """Train these adapters, or do not."""
@@ -183,6 +177,7 @@ class LoraModel(PeftsLoraModel):
 
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
         """The context of a forward pass: each row with its adapter, and an aLoRA from its invocation sequence on."""
+        self.one_by_one.check()
         if kwargs.get("adapter_names") is None and self.router.active not in self.router.partial:
             return nullcontext()
         return route_rows(self, kwargs.get("adapter_names"), kwargs.get("alora_offsets"))
@@ -219,26 +214,14 @@ class LoraModel(PeftsLoraModel):
     def _merge(self, names: Sequence[str], safe: bool, keep: bool) -> None:
         if any(is_quantized(layer.base_layer) for name in names for _path, layer in layers_of(self.model, name)):
             raise unsupported("merging into a quantized base model")
-        self._restore()
-        names = [*self.merged_names, *names]
         # first without a change: no bias may be there for that of lora_bias, and an aLoRA belongs to no weights
-        configs = [self.peft_config[name] for name in names]
+        configs = [self.peft_config[name] for name in (*self.merged_names, *names)]
         check = safe or any(config.lora_bias or config.alora_invocation_tokens for config in configs)
-        try:
-            self.saved_weights = merge_into(self.model, names, keep, check)
-        except (ValueError, AdapterError):
-            self.saved_weights = merge_into(self.model, self.merged_names, True, False)
-            raise
-
-    def _restore(self) -> None:
-        """Give the base model its own weights again, bit for bit."""
-        for path, weight in self.saved_weights.items():
-            self.model.get_parameter(path).data.copy_(weight)
-        self.saved_weights = {}
+        self.saved_weights = merge_more(self.model, self.saved_weights, self.merged_names, names, keep, check)
 
     def unmerge_adapter(self) -> None:
         """Give the base model its own weights again, bit for bit."""
-        self._restore()
+        restore_weights(self.model, self.saved_weights)
         for module in self._around():
             if isinstance(module, BaseTunerLayer):
                 module.unmerge()
@@ -277,13 +260,6 @@ class LoraModel(PeftsLoraModel):
         if problems := mismatches(wanted, {key: wanted.get(key, tensor) for key, tensor in tensors.items()}):
             raise AdapterError(*problems)
         return found
-
-
-def _modules_to_save(model: PreTrainedModel, config: LoraConfig) -> tuple[str, ...]:
-    """modules_to_save, without the names that PEFT adds for every classifier and that this model lacks."""
-    paths, names = [path for path, _module in model.named_modules()], dict.fromkeys(config.modules_to_save or ())
-    added = _CLASSIFIERS if names.keys() >= set(_CLASSIFIERS) else ()
-    return tuple(name for name in names if name not in added or any(ends_with(path, name) for path in paths))
 
 
 cast(dict[Any, Any], PEFT_TYPE_TO_TUNER_MAPPING)[Kind.LORA] = LoraModel

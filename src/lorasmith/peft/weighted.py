@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from lorasmith.errors import LorasmithError
-from lorasmith.lora.combine import combine, padded
-from lorasmith.lora.merge import factors_of
-from lorasmith.peft.layers import layers_of
+from lorasmith.lora.adapted import layers_of
+from lorasmith.lora.combine import combine
+from lorasmith.lora.factors import factors_in, largest_rank, set_factors
 
 
 @torch.no_grad()
@@ -21,22 +21,19 @@ def add_weighted(
     Raises AdapterError for variants of LoRA, whose updates are no product of two matrices.
     """
     method, rank, targets = tuner._check_add_weighted_adapter(adapters, method, svd_rank)
-    given = [{path: factors_of(path, layer, name) for path, layer in layers_of(tuner.model, name)} for name in adapters]
-    rank = min(rank, max(min(factors.shape) for layers in given for factors in layers.values()))
+    given = [factors_in(tuner.model, name) for name in adapters]
+    rank = min(rank, largest_rank(given))
     changes = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
     config = replace(tuner.peft_config[adapters[0]], target_modules=targets, **changes)
     config.from_file = True  # it may exclude what only another of the adapters has
-    pairs, order = list(zip(given, weights, strict=True)), dict(layers_of(tuner.model))
     tuner.peft_config[adapter_name] = config
     try:
         tuner.inject_adapter(tuner.model, adapter_name)  # first, so that the masks of dare are those of PEFT
-        options = {"rank": rank, "density": density, "majority_sign_method": majority_sign_method, "order": order}
-        found = dict(combine(pairs, method, **options))
+        pairs, order = list(zip(given, weights, strict=True)), dict(layers_of(tuner.model))
+        found = combine(pairs, method, rank=rank, density=density, majority_sign_method=majority_sign_method,
+                        order=order)  # fmt: skip
+        set_factors(tuner.model, adapter_name, dict(found), rank)
     except LorasmithError:
         tuner.delete_adapter(adapter_name)
         raise
     tuner.set_requires_grad(adapter_name, False)
-    for path, layer in layers_of(tuner.model, adapter_name):
-        new, own = padded(found[path], rank), factors_of(path, layer, adapter_name)
-        own.A_RI.copy_(new.A_RI)
-        own.B_OR.copy_(new.B_OR)

@@ -5,10 +5,9 @@
 That is one iteration of LoftQ. Q stays as it is, as in PEFT's `replace_lora_weights_loftq`, so the adapter is plain
 LoRA for the same quantized base as any other. PEFT leaves s out, and is right only for s = 1.
 
-    I = in_features, O = out_features, R = rank, K = the directions in which there is an error, at most R
+    R = rank
 """
 
-import torch
 from torch import Tensor
 
 from lorasmith.config.files import read_object
@@ -18,9 +17,9 @@ from lorasmith.errors import ConfigError, ModelError
 from lorasmith.i18n import _
 from lorasmith.loading.originals import each_original
 from lorasmith.loading.validate import quant_method
+from lorasmith.lora.given_start import start_from_error
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.quantized import QuantizedLinear
-from lorasmith.lora.start_values import start_of_error
 from lorasmith.model.base import Base
 from lorasmith.report import Report
 
@@ -81,21 +80,8 @@ def start_from_errors(base: Base, name: str, trust_remote_code: bool = False) ->
         path = weight.removesuffix(".weight")
         layer = base.model.get_submodule(path) if path in left else None
         if isinstance(layer, LoRALayer) and isinstance(layer.base_layer, QuantizedLinear):
-            _start(layer, name, W.t() if layer.base_layer.transposed else W)
+            start_from_error(layer, name, W.t() if layer.base_layer.transposed else W)
             del left[path]
 
     each_original(base.folder, trust_remote_code, use)
     return list(left)
-
-
-@torch.no_grad()
-def _start(layer: LoRALayer, name: str, W_OI: Tensor) -> None:
-    """Set the first K rows of A and columns of B; the others stay as in the default start."""
-    update, base = layer.updates[name], layer.base_layer
-    assert isinstance(base, QuantizedLinear)
-    A, B = update.own_matrices
-    error_OI = W_OI.to(A.device) - base.quantized.dequantized(torch.float32)
-    A_KI, B_OK = start_of_error(error_OI, len(A), update.scaling)
-    A[: len(A_KI)].copy_(A_KI)
-    B[:, : len(A_KI)].copy_(B_OK)
-    update.start()
