@@ -42,8 +42,8 @@ _PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "mica")
 class Source:
     """One of the adapters, and its weight.
 
-    factors: A and B by the path of the layer or expert. kept: its other tensors by PEFT's keys: modules and rows that were
-    trained in full, and frozen ones that PEFT saves along.
+    factors: A and B by the path of the layer or expert. kept: its other tensors by PEFT's keys: modules and rows that
+    were trained in full, and frozen ones that PEFT saves along.
     """
 
     folder: AdapterFolder
@@ -160,7 +160,7 @@ def _refuse_variants(folder: AdapterFolder) -> None:
 def _factors(
     folder: AdapterFolder, config: LoraConfig, sides: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, Factors]:
-    """A and B of each layer and expert, with its scaling. Raises AdapterError if one is missing, or the rank is another."""
+    """A and B of each layer and expert, with its scaling. Raises AdapterError if one is missing or has another rank."""
     try:
         parameters = {place.path: place for place in places(config, sides)}
     except AdapterError as error:
