@@ -88,7 +88,6 @@ def test_scalings_and_ranks_come_from_the_patterns(tmp_path):
         ({"use_dora": True}, "use_dora"),
         ({"lora_bias": True}, "lora_bias"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
-        ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
         ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
         ({"kasa_config": {"beta": 1}, "use_dora": True}, "kasa_config, use_dora"),
         ({"bias": "all"}, "bias=all"),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lorasmith.adapters.folder import AdapterFolder, find_adapter
 from lorasmith.adapters.foreign import VOCABULARIES, WHOLE, chat_template_of
+from lorasmith.adapters.stacks import expert_factors, other_counts, parameters_of, places
 from lorasmith.config.files import read_object
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError
@@ -28,7 +29,7 @@ _PAIR = re.compile(re.escape(PEFT_PREFIX) + r"(?P<path>.+)\.(lora_(?P<side>[AB])
 # Options with which an adapter is still the sum of W and s B A. All others are refused, also those of later versions.
 _PLAIN = {
     *PEFT_DEFAULTS, "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern",
-    "alpha_pattern", "modules_to_save", "trainable_token_indices", "fan_in_fan_out", "init_lora_weights", "eva_config",
+    "alpha_pattern", "modules_to_save", "trainable_token_indices", "target_parameters", "fan_in_fan_out", "init_lora_weights", "eva_config",
     "qalora_group_size", "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "auto_mapping",
     "peft_version", "revision", "megatron_core", "runtime_config",
 }  # fmt: skip
@@ -41,8 +42,8 @@ _PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "mica")
 class Source:
     """One of the adapters, and its weight.
 
-    factors: A and B by the path of the layer. kept: its other tensors by PEFT's keys: modules and rows that were
-    trained in full, and frozen ones that PEFT saves along.
+    factors: A and B by the path of the layer or expert. kept: its other tensors by PEFT's keys: modules and rows that
+    were trained in full, and frozen ones that PEFT saves along.
     """
 
     folder: AdapterFolder
@@ -114,7 +115,7 @@ def _read(folder: AdapterFolder, weight: float) -> Source:
             sides.setdefault(found["path"], {})[found["side"] or found["end"]] = tensor
         else:
             kept[key] = tensor
-    factors = {path: _factors(folder, config, path, pair) for path, pair in sides.items()}
+    factors = _factors(folder, config, sides)
     if odd := [key for key in kept if ".lora_" in key or not key.startswith(PEFT_PREFIX)]:
         raise AdapterError(
             _(
@@ -156,21 +157,38 @@ def _refuse_variants(folder: AdapterFolder) -> None:
     )
 
 
-def _factors(folder: AdapterFolder, config: LoraConfig, path: str, pair: Mapping[str, Tensor]) -> Factors:
-    """A and B of one layer, with its scaling. Raises AdapterError if one is missing, or the rank is another."""
-    r, alpha = rank_and_alpha(config, path)
-    ranks = [size for side, tensor in pair.items() for size in [tensor.shape[0] if side == "A" else tensor.shape[1]]]
-    if ranks != [r, r]:
-        raise AdapterError(
-            _(
-                "{path}: the layer {layer} does not have an A and a B of the rank that adapter_config.json gives it "
-                "({rank}), so the file is incomplete or belongs to another adapter.",
-                path=folder.path / ADAPTER_WEIGHTS,
-                layer=path,
-                rank=r,
-            )
-        )
-    return Factors(pair["A"], pair["B"], config.scaling(r, alpha))
+def _factors(
+    folder: AdapterFolder, config: LoraConfig, sides: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, Factors]:
+    """A and B of each layer and expert, with its scaling. Raises AdapterError if one is missing or has another rank."""
+    try:
+        parameters = {place.path: place for place in places(config, sides)}
+    except AdapterError as error:
+        raise AdapterError(*(f"{folder.path}: {problem}" for problem in error.problems)) from None
+    factors = dict[str, Factors]()
+    for path, pair in sides.items():
+        place = parameters.get(path)
+        r, alpha = rank_and_alpha(config, place.parameter if place else path)
+        if pair.keys() == {"A", "B"} and place:
+            found = expert_factors(config, place, pair["A"], pair["B"])
+        elif [size for side in "AB" if side in pair for size in [pair[side].shape[side == "B"]]] == [r, r]:
+            found = {path: Factors(pair["A"], pair["B"], config.scaling(r, alpha))}
+        else:
+            found = {}
+        if not found:
+            raise AdapterError(_other_rank(folder, place.parameter if place else path, r))
+        factors |= found
+    return factors
+
+
+def _other_rank(folder: AdapterFolder, path: str, r: int) -> str:
+    return _(
+        "{path}: the layer {layer} does not have an A and a B of the rank that adapter_config.json gives it "
+        "({rank}), so the file is incomplete or belongs to another adapter.",
+        path=folder.path / ADAPTER_WEIGHTS,
+        layer=path,
+        rank=r,
+    )
 
 
 def refuse_differences(sources: Sequence[Source], report: Report) -> None:
@@ -193,7 +211,7 @@ def refuse_differences(sources: Sequence[Source], report: Report) -> None:
         for other in group[1:]
         if other.template != group[0].template
     ]
-    problems += _other_tokens(sources)
+    problems += _other_tokens(sources) + other_counts([source.factors for source in sources]) + _other_storage(sources)
     if problems:
         raise AdapterError(*problems)
     if len({source.system for source in ours}) > 1:
@@ -245,6 +263,32 @@ def _other_base(first: Source, other: Source, report: Report) -> str:
             )
         )
     return ""
+
+
+def _other_storage(sources: Sequence[Source]) -> list[str]:
+    """A message if some adapters have their experts as PEFT 0.17 and 0.18 stored them, and others do not."""
+    having = [source for source in sources if parameters_of(source.factors)]
+    stored = {source.folder.stored_transposed: source for source in having}
+    if None in stored:
+        return [
+            _(
+                "{folder}: PEFT 0.17 and 0.18 stored the matrices of experts transposed, and adapter_config.json has "
+                "no usable peft_version, so nothing tells whether they are so here. Add the version of PEFT that "
+                'trained the adapter to it, such as "peft_version": "0.18.1".',
+                folder=stored[None].path,
+            )
+        ]
+    if len(stored) < 2:
+        return []
+    return [
+        _(
+            "{first} was written by PEFT 0.17 or 0.18, which stored the matrices of experts transposed, and {other} by "
+            "a later program, so they cannot be combined. Merge one of them into its base model with lorasmith merge, "
+            "and train the other one again on the result.",
+            first=stored[True].path,
+            other=stored[False].path,
+        )
+    ]
 
 
 def _other_tokens(sources: Sequence[Source]) -> list[str]:

@@ -13,6 +13,7 @@ from lorasmith.adapters.combinable import Source, kept_tensors, read_sources, re
 from lorasmith.adapters.folder import NAME, AdapterFolder, metadata_text
 from lorasmith.adapters.foreign import CHAT_TEMPLATE, TOKENIZER_CONFIG, VOCABULARIES
 from lorasmith.adapters.output import output_folder
+from lorasmith.adapters.stacks import is_expert, parameters_of, stacked
 from lorasmith.config.combine import CombineConfig
 from lorasmith.config.model import ModelConfig
 from lorasmith.errors import AdapterError
@@ -30,6 +31,7 @@ from lorasmith.lora.combine import (
 )
 from lorasmith.lora.files import write_files
 from lorasmith.lora.inject import PEFT_PREFIX
+from lorasmith.lora.target import ends_with
 from lorasmith.report import Report
 
 CANCELLED = 1e-6  # of the size of the first adapter: a sum that is smaller is only rounding
@@ -79,9 +81,8 @@ def combine_adapters(
         refuse_differences(sources, report)
         kept = kept_tensors(sources)
         combined, layers = _combined(sources, options, report)
-        rank = max(factors.rank for factors in combined.values())
-        tensors = _tensors({path: padded(factors, rank) for path, factors in combined.items()}, sources) | kept
-        config, extras = _config(sources, rank, list(combined)), _extras(sources, options)
+        config, extras = _config(sources, combined), _extras(sources, options)
+        tensors, rank = _tensors(combined, sources) | kept, config["r"]
         if model is not None:
             _check_base(sources, AdapterFolder(folder.path, config, None, {}, 0, tensors=tensors), model, report)
 
@@ -101,17 +102,19 @@ def _combined(
     """A and B of each layer, and their errors. Raises AdapterError if the adapters cancel each other out."""
     adapters = [(source.factors, source.weight) for source in sources]
     layers, combined, errors = parts_by_layer(adapters), dict[str, Factors](), list[LayerError]()
-    for path, factors in combine(
-        adapters,
-        options.method,
-        rank=options.rank,
-        density=options.density,
-        majority_sign_method=options.majority_sign_method,
-        generator=torch.Generator().manual_seed(options.seed),
-    ):
-        combined[path] = factors
-        errors.append(layer_error(path, layers[path], factors))
-        report.progress(_("combined layers"), len(combined), len(layers))
+    generator = torch.Generator().manual_seed(options.seed)
+    for experts in (False, True):  # apart, because experts have a smaller rank than other layers
+        for path, factors in combine(
+            [({p: f for p, f in own.items() if is_expert(p) is experts}, weight) for own, weight in adapters],
+            options.method,
+            rank=options.rank,
+            density=options.density,
+            majority_sign_method=options.majority_sign_method,
+            generator=generator,
+        ):
+            combined[path] = factors
+            errors.append(layer_error(path, layers[path], factors))
+            report.progress(_("combined layers"), len(combined), len(layers))
     _refuse_nothing(layers, errors, combined)
     return combined, errors
 
@@ -129,19 +132,35 @@ def _refuse_nothing(
         )  # fmt: skip
 
 
+def _ranks(combined: Mapping[str, Factors]) -> tuple[int, int]:
+    """The largest rank of the layers, and of the experts; 0 if there are none."""
+    ranks = [(is_expert(path), factors.rank) for path, factors in combined.items()]
+    layers, experts = (max((rank for kind, rank in ranks if kind is wanted), default=0) for wanted in (False, True))
+    return layers, experts
+
+
 def _tensors(combined: Mapping[str, Factors], sources: Sequence[Source]) -> dict[str, Tensor]:
-    """A and B by PEFT's keys."""
-    tensors = dict[str, Tensor]()
+    """A and B by PEFT's keys, those of all layers with one rank, and those of all experts."""
+    tensors, (rank, of_experts) = dict[str, Tensor](), _ranks(combined)
     for path, factors in combined.items():
-        key = f"{PEFT_PREFIX}{path}."
-        embedding = any(f"{key}lora_embedding_A" in source.folder.tensors for source in sources)
-        A, B = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
-        tensors |= {key + A: factors.A_RI, key + B: factors.B_OR}
+        if not is_expert(path):
+            key, whole = f"{PEFT_PREFIX}{path}.", padded(factors, rank)
+            embedding = any(f"{key}lora_embedding_A" in source.folder.tensors for source in sources)
+            A, B = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+            tensors |= {key + A: whole.A_RI, key + B: whole.B_OR}
+    for path, (A_stack, B_stack) in stacked({p: f for p, f in combined.items() if is_expert(p)}, of_experts).items():
+        tensors |= {f"{PEFT_PREFIX}{path}.lora_A.weight": A_stack, f"{PEFT_PREFIX}{path}.lora_B.weight": B_stack}
     return tensors
 
 
-def _config(sources: Sequence[Source], rank: int, paths: list[str]) -> dict[str, Any]:
-    """The content of adapter_config.json. One rank and alpha for all layers, since some programs know only these."""
+def _config(sources: Sequence[Source], combined: Mapping[str, Factors]) -> dict[str, Any]:
+    """The content of adapter_config.json. One rank and alpha for all layers, since some programs know only these.
+
+    Experts have another, because they are many: with the rank of the layers, most of the file would be zeros.
+    """
+    (of_layers, of_experts), parameters = _ranks(combined), _parameters(sources, combined)
+    rank = of_layers or of_experts
+    other = {name: of_experts for name, is_stack in parameters.items() if is_stack and of_experts != rank}
     raws = [source.folder.peft_config for source in sources]
     saved = dict.fromkeys(name for source in sources for name in source.config.modules_to_save)
     indices = [raw["trainable_token_indices"] for raw in raws if raw.get("trainable_token_indices")]
@@ -152,11 +171,12 @@ def _config(sources: Sequence[Source], rank: int, paths: list[str]) -> dict[str,
         "r": rank,
         "lora_alpha": rank,  # scaling 1: weights, alphas and rsLoRA are in A and B
         "use_rslora": False,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "lora_dropout": sources[0].config.lora_dropout,
+        "rank_pattern": other,
+        "alpha_pattern": other,
+        "lora_dropout": 0.0 if parameters else sources[0].config.lora_dropout,
         "bias": "none",
-        "target_modules": _targets(sources, paths),
+        "target_modules": _targets(sources, combined),
+        **({"target_parameters": list(parameters), "peft_version": _peft_version(sources)} if parameters else {}),
         "exclude_modules": None,
         "modules_to_save": list(saved) or None,
         "trainable_token_indices": indices[0] if indices else None,
@@ -166,14 +186,36 @@ def _config(sources: Sequence[Source], rank: int, paths: list[str]) -> dict[str,
     }
 
 
-def _targets(sources: Sequence[Source], paths: list[str]) -> list[str]:
-    """Names, if every adapter gives names and nothing that narrows them down; otherwise the paths of all layers."""
+def _parameters(sources: Sequence[Source], combined: Mapping[str, Factors]) -> dict[str, bool]:
+    """What target_parameters must have, and whether it is a stack of experts, instead of the weight of a layer."""
+    stacks = parameters_of(path for path in combined if is_expert(path))
+    names = {name for source in sources for name in source.config.target_parameters or ()}
+    layers = [f"{path}.weight" for path in combined if any(ends_with(f"{path}.weight", name) for name in names)]
+    if _is_narrowed(sources):
+        names = {*stacks, *layers}
+    return {name: any(ends_with(path, name) for path in stacks) for name in sorted(names)}
+
+
+def _peft_version(sources: Sequence[Source]) -> str | None:
+    """That of the adapters with experts, because it tells how these are stored."""
+    versions = (source.folder.peft_config.get("peft_version") for source in sources if parameters_of(source.factors))
+    return next((version for version in versions if version), None)
+
+
+def _is_narrowed(sources: Sequence[Source]) -> bool:
+    """Whether an adapter does not adapt all that its names match, so that names do not say what it adapts."""
     configs = [source.config for source in sources]
-    if any(
+    return any(
         isinstance(c.target_modules, str) or c.exclude_modules or c.layers_to_transform is not None for c in configs
-    ):
-        return sorted(paths)
-    return sorted({name for config in configs for name in config.target_modules})
+    )
+
+
+def _targets(sources: Sequence[Source], combined: Mapping[str, Factors]) -> list[str]:
+    """Names, if every adapter gives names and nothing that narrows them down; otherwise the paths of all layers."""
+    if not _is_narrowed(sources):
+        return sorted({name for source in sources for name in source.config.target_modules})
+    named = _parameters(sources, combined)
+    return sorted(path for path in combined if not is_expert(path) and f"{path}.weight" not in named)
 
 
 def _extras(sources: Sequence[Source], options: CombineConfig) -> dict[str, str]:

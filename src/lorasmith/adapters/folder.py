@@ -25,6 +25,7 @@ from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, foreign, listed
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG, lora_config, parse_config
 from lorasmith.lora.adapter_keys import peft_keys
+from lorasmith.lora.early_experts import as_stored_now, stored_transposed
 from lorasmith.lora.expert_pairs import in_parameters
 from lorasmith.lora.files import (
     ADAPTER_WEIGHTS,
@@ -160,6 +161,11 @@ class AdapterFolder:
         """What training recorded: data files, maximum length and dtype; empty if another tool made the adapter."""
         return self.metadata["notes"] if self.metadata else {}
 
+    @property
+    def stored_transposed(self) -> bool | None:
+        """See `lora.early_experts.stored_transposed`."""
+        return stored_transposed(self.peft_config, self.metadata is not None)
+
     def template(self, base: Base) -> Template:
         """The template that it was trained with. See `foreign_template` for adapters of other tools.
 
@@ -218,6 +224,10 @@ class AdapterFolder:
         tensors = self.by_peft_keys(base, tensors)
         config = fitted(self.config, self.peft_config, module_paths(base.model), tensors)
         config, tensors = in_parameters(base.model, config, tensors)
+        try:
+            tensors = as_stored_now(base.model, config, tensors, self.stored_transposed)
+        except AdapterError as error:
+            raise AdapterError(*(f"{self.path}: {problem}" for problem in error.problems)) from None
         return with_added_tokens(base, self.path, self.peft_config, config, tensors)
 
     def by_peft_keys(self, base: Base, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
