@@ -38,6 +38,11 @@ TRL = "TRL"
 SETTINGS: dict[str, dict[str, Any]] = {  # of TRL
     "default": {},
     "no recomputation": {"gradient_checkpointing": False},
+    "no recomputation, 2 x 4": {
+        "gradient_checkpointing": False,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 4,
+    },
     "no recomputation, reference beforehand": {"gradient_checkpointing": False, "precompute_ref_log_probs": True},
 }
 OWN = ["--batch-size", "8", "--learning-rate", "2e-5", "--warmup", "0", "--save-every", "0", "--held-out", "0"]
@@ -183,11 +188,12 @@ def train_with_trl(method: str, setting: dict[str, Any], data: Path, model: Path
         "simpo": (CPOTrainer, CPOConfig, {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0}),
     }
     kind, config, own = kinds[method]
-    args = config(
-        output_dir=folder, per_device_train_batch_size=8 if method != "kto" else 16, num_train_epochs=1,
-        learning_rate=2e-5, max_length=PAIRS.max_length, bf16=False, use_cpu=True, save_strategy="no",
-        logging_steps=10, report_to="none", disable_tqdm=True, **own, **setting,
-    )  # fmt: skip
+    usual = {
+        "output_dir": folder, "per_device_train_batch_size": 8 if method != "kto" else 16, "num_train_epochs": 1,
+        "learning_rate": 2e-5, "max_length": PAIRS.max_length, "bf16": False, "use_cpu": True, "save_strategy": "no",
+        "logging_steps": 10, "report_to": "none", "disable_tqdm": True,
+    }  # fmt: skip
+    args = config(**usual | own | setting)
     rows = [json.loads(line) for line in data.read_text("utf-8").splitlines()]
     trainer = kind(
         model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
