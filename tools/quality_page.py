@@ -70,6 +70,8 @@ def page(language: str) -> str:
     with using_language(language):
         for name, values in results().items():
             lines += _study(name, values, known["studies"][name][language], words, language)
+        if not results():
+            lines += [words["none"], ""]
         lines += [known["tail"][language]]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -81,7 +81,7 @@ def test_a_quick_study_runs_on_a_tiny_model(tmp_path):
     rows = rows_file(tmp_path / "rows.jsonl", range(40))
     cells = []
     for cell in study.cells[:4]:
-        data = cell.config.data.model_copy(update={"data": (rows,), "held_out": 12.0})
+        data = cell.config.data.model_copy(update={"data": (rows,), "held_out": 12.0, "max_length": 100})
         model = cell.config.model.model_copy(update={"model": str(model_folder()), "dtype": "float32"})
         training = cell.config.training.model_copy(update={"max_steps": 2})
         config = cell.config.model_copy(update={"data": data, "model": model, "training": training})
