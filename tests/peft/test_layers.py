@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 import lorasmith.peft as ours
 from lorasmith.errors import AdapterError
 from lorasmith.lora.adapted import layers_of
-from tests.support.peft_pair import ids, logits, same, trained, two
+from tests.support.peft_pair import base, ids, logits, same, trained, two
 
 
 def test_layers_are_layers_of_peft_to_those_who_ask() -> None:
@@ -37,7 +37,7 @@ def test_layers_have_pefts_attributes() -> None:
         layer.scaling["first"] *= 2  # the one of them that has an effect
         out = logits(model)
         model.delete_adapter("first")
-        return [before, out, ranks, layer.lora_alpha, layer.scaling]
+        return [before, out, ranks, layer.lora_alpha, layer.scaling, layer.get_base_layer().weight]
 
     same(program)
 
@@ -53,6 +53,23 @@ def test_adapters_are_switched_layer_by_layer() -> None:
             if isinstance(module, BaseTunerLayer):
                 module.set_adapter("second", inference_mode=True)
         return [*found, logits(model), trained(model)]
+
+    same(program)
+
+
+def test_tokens_that_are_trained_are_switched_by_themselves() -> None:
+    def program(library: Any) -> list[Any]:
+        torch.manual_seed(1)
+        options: list[dict[str, Any]] = [{"trainable_token_indices": {"embed_tokens": [i, i + 1]}} for i in (3, 5)]
+        first, second = (library.LoraConfig(target_modules=["q_proj"], init_lora_weights=False, **o) for o in options)
+        model = library.get_peft_model(base(), first, adapter_name="first").eval()
+        model.add_adapter("second", second)
+        for module in model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.set_adapter(["first", "second"])
+        found = [logits(model), trained(model)]
+        model.merge_adapter()
+        return [*found, logits(model)]
 
     same(program)
 

@@ -96,6 +96,7 @@ def _in_4_bits(library: Any, alpha: int = 4) -> tuple[Any, dict[str, torch.Tenso
         quantized = bitsandbytes.nn.Linear4bit(64, 64, bias=False, quant_type="nf4")
         quantized.weight = bitsandbytes.nn.Params4bit(plain.weight.data, requires_grad=False, quant_type="nf4")
         block.wide = quantized.to("cpu")
+    model.is_loaded_in_4bit = True
     config = library.LoraConfig(target_modules=["wide"], r=4, lora_alpha=alpha)
     return library.get_peft_model(model, config), weights
 

@@ -1,6 +1,7 @@
 """The layers and parameters that an adapter has in a model."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -54,7 +55,7 @@ def tell_options(layer: Any, path: str, configs: Mapping[str, Any]) -> None:
     """Set the layer's attributes r, lora_alpha, use_rslora and so on, dictionaries by adapter as in PEFT."""
     stores = (key.partition(".")[0] for key, _p in layer.named_parameters())
     layer.adapter_layer_names = tuple(dict.fromkeys(store for store in stores if store != "base_layer"))
-    layer.other_param_names = ()
+    layer.other_param_names, layer.get_base_layer = (), partial(getattr, layer, "base_layer")
     facts = {o: {n: getattr(c, o) for n, c in configs.items()} for o in ("use_rslora", "use_dora", "lora_bias")}
     facts["lora_alpha"] = {name: value_for(c.alpha_pattern, path, c.lora_alpha) for name, c in configs.items()}
     for key, values in (facts | {"r": {name: rank_in(layer, name) for name in adapters_of(layer)}}).items():

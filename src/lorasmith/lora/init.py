@@ -78,8 +78,9 @@ def _starts(
             return torch.randn(A.shape, generator=generator), B.normal_(generator=generator)
         nn.init.normal_(B, generator=generator)
         return torch.zeros_like(A), B
-    if kind == "eva" and generator is None:
-        return A.clone(), torch.zeros(layer.out_features, r)  # as PEFT, which does not draw again
+    if kind in ("eva", "random") and generator is None:  # PEFT keeps what nn.Linear has drawn
+        B = layer.updates[adapter].own_matrices[1]
+        return A.clone(), B.clone() if kind == "random" else torch.zeros_like(B)
     if computed_from_weight(config):
         seed = None if generator is None else generator.initial_seed()
         return start_of_weight(layer.base_layer, r, layer.updates[adapter].scaling, config, seed)

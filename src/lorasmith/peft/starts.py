@@ -19,7 +19,7 @@ from lorasmith.peft.config import core_config
 def get_eva_state_dict(model: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """PEFT's get_eva_state_dict. Raises ConfigError for adapters with LoRA on embeddings or parameters."""
     linear = linear_layers(model, name := kwargs.get("adapter_name", "default"))
-    if others := [path for path, _layer in layers_of(model, name) if path not in linear]:
+    if others := [path.removeprefix(PEFT_PREFIX) for path, _layer in layers_of(model, name) if path not in linear]:
         raise ConfigError(
             _("init_lora_weights='eva' is for linear layers only. Leave out {paths}.", paths=listed(others))
         )
@@ -43,7 +43,7 @@ def initialize_lora_eva_weights(
     given = {key.removeprefix(PEFT_PREFIX): directions for key, directions in eva_state_dict.items()}
     keep = config.eva_config.adjust_scaling_factors
     changed = start_from_directions(tuner.model, adapter_name, core_config(config), given, keep)
-    if missing := [path for path in changed["target_modules"] if path not in given]:
+    if missing := sorted(changed["target_modules"] - given.keys()):
         warnings.warn(_("A starts at random in {paths}.", paths=listed(missing)), stacklevel=2)
     vars(config).update(changed)
     tuner.set_adapter(model.active_adapters)

@@ -115,7 +115,7 @@ class LoraModel(PeftsLoraModel):
             is_mica = name in self.peft_config and self.peft_config[name].init_lora_weights == "mica"
             set_trained(self.model, name, trained, is_mica)
 
-    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False, around: bool = True) -> None:
         """Make these adapters the active ones, whose updates add up, and the only ones that are trained."""
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         self._require(names)
@@ -124,7 +124,8 @@ class LoraModel(PeftsLoraModel):
                 _("The merged adapters {names} are unmerged first.", names=listed(self.merged_names)), stacklevel=2
             )
             self.unmerge_adapter()
-        set_auxiliary_adapter(self.model, adapter_name, inference_mode=inference_mode)
+        if around:  # also in modules_to_save and trained tokens
+            set_auxiliary_adapter(self.model, adapter_name, inference_mode=inference_mode)
         self._train_only({name: name in names and not inference_mode for name in self.peft_config})
         self.active_adapter = adapter_name
         self.one_by_one = OneByOne()
@@ -133,7 +134,7 @@ class LoraModel(PeftsLoraModel):
     def set_in_layer(self, path: str, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """set_adapter of the layer at `path`, which takes effect once it has been called for all layers."""
         if self.one_by_one.ask(path, adapter_names, inference_mode, dict(layers_of(self.model))):
-            self.set_adapter(adapter_names, inference_mode)
+            self.set_adapter(adapter_names, inference_mode, around=False)
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
         """Train these adapters, or do not."""

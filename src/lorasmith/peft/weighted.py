@@ -26,12 +26,11 @@ def add_weighted(
     changes = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
     config = replace(tuner.peft_config[adapters[0]], target_modules=targets, **changes)
     config.from_file = True  # it may exclude what only another of the adapters has
-    tuner.peft_config[adapter_name] = config
+    tuner.peft_config[adapter_name], pairs = config, list(zip(given, weights, strict=True))
     try:
         tuner.inject_adapter(tuner.model, adapter_name)  # first, so that the masks of dare are those of PEFT
-        pairs, order = list(zip(given, weights, strict=True)), dict(layers_of(tuner.model))
         found = combine(pairs, method, rank=rank, density=density, majority_sign_method=majority_sign_method,
-                        order=order)  # fmt: skip
+                        order=dict(layers_of(tuner.model)))  # fmt: skip
         set_factors(tuner.model, adapter_name, dict(found), rank)
     except LorasmithError:
         tuner.delete_adapter(adapter_name)
