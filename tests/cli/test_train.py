@@ -6,7 +6,7 @@ import pytest
 
 from lorasmith.cli.main import main
 from tests.support.commands import refused
-from tests.support.tiny import flags, model_folder, rows_file, settings
+from tests.support.tiny import adapter_bytes, flags, model_folder, rows_file, settings
 
 
 def test_the_summary_as_json(tmp_path, capsys):
@@ -41,3 +41,25 @@ def test_train_says_which_base_where_none_is_named(tmp_path, monkeypatch, capsys
     assert 'model = "smollm2-135m-instruct"' in (tmp_path / "run" / "config.toml").read_text("utf-8")
     assert main(["train", "--output", str(tmp_path / "run"), "--resume"]) == 0
     assert "No base model" not in capsys.readouterr().out
+
+
+def test_an_adapter_for_each_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shops").mkdir()
+    rows_file(tmp_path / "shops" / "shopA.jsonl")
+    rows_file(tmp_path / "shops" / "shopB.jsonl", range(6, 18))
+    assert main(["train", "shops", "--each", "--output", "runs/all", *flags(settings())]) == 0
+    out = capsys.readouterr().out
+    assert "Training 2 adapters at once" in out
+    assert "next: lorasmith chat runs/all/shopA" in out
+    words = ["train", "--data", "a=shops/shopA.jsonl", "b=shops/shopB.jsonl", "--output", "runs/named", "--json"]
+    assert main([*words, *flags(settings())]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["a", "b"]
+    for name, other in (("a", "shopA"), ("b", "shopB")):
+        run = tmp_path / "runs" / "named" / name
+        assert found[name] == json.loads((run / "summary.json").read_text("utf-8"))
+        assert adapter_bytes(run) == adapter_bytes(tmp_path / "runs" / "all" / other)
+    assert main(["train", "--output", "runs/named", "--resume"]) == 0
+    assert capsys.readouterr().out.count("has already finished") == 2
+    assert "is the run of one adapter" in refused(capsys, *words[:4], "--output", "runs/named/a", *flags(settings()))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lorasmith.lora.router import Slice
 from lorasmith.model.head import loss_sum
-from lorasmith.model.row import IGNORED, Example, Row, Span, flatten
+from lorasmith.model.row import IGNORED, SHARED, Example, Row, Span, flatten, join
 from tests.support.families import adapted, distance, examples, far_apart, gradients, one_row
 
 A = Example([10, 11, 12, 13], [IGNORED, 12, 13, IGNORED], [1.0, 2.0, 1.0, 1.0], "a")
@@ -82,3 +82,22 @@ def test_cutting_after_the_last_learned_token_changes_no_loss_and_no_gradient(fa
     long_loss.backward()
     assert distance(loss, long_loss) < 1e-12
     assert not far_apart(found, gradients(adapter), 1e-12)
+
+
+def test_joined_rows_keep_their_spans_labels_and_adapters():
+    """Common prefixes included, whose spans no count knows."""
+    prefix = list(range(SHARED))
+    parts = [[Example([*prefix, e], [-100] * SHARED + [e], [1.0] * (SHARED + 1), "x") for e in (50, 60)],
+             [Example([7, 8, 9], [-100, 8, 9], [1.0, 2.0, 3.0], "y")]]  # fmt: skip
+    rows = [flatten(part, 2.0, name, share=True) for part, name in zip(parts, "ab", strict=True)]
+    row, (a, b) = join(rows), rows
+    assert row.tokens == a.tokens + b.tokens
+    assert row.ids_T.tolist() == a.ids_T.tolist() + b.ids_T.tolist()
+    assert [span.parent for span in row.spans] == [-1, 0, 0, -1]
+    assert [span.start for span in row.spans] == [0, SHARED, SHARED + 1, SHARED + 2]
+    assert row.slots == (Slice("a", 0, a.tokens), Slice("b", a.tokens, row.tokens))
+    assert row.label_slots == (Slice("a", 0, 2), Slice("b", 2, 4))
+    assert row.at_N.tolist() == [SHARED, SHARED + 1, SHARED + 3, SHARED + 4]
+    assert row.weight_N.tolist() == [0.5, 0.5, 1.0, 1.5]
+    nested = join([row, b])
+    assert nested.label_slots == (Slice("a", 0, 2), Slice("b", 2, 4), Slice("b", 4, 6))

@@ -72,6 +72,15 @@ def test_values_follow_from_the_rows(many, tmp_path):
     assert (few.data.held_out, few.training.batch_size, few.training.eval_every) == (0, 2, 0)
 
 
+def test_a_race_chooses_the_learning_rate_of_a_long_run(many, tmp_path):
+    assert found(many).config.training.learning_rate == 1e-3
+    rows_file(tmp_path / "long.jsonl", range(2300))
+    suggestion = found(tmp_path / "long.jsonl")
+    assert suggestion.config.training.learning_rate == "auto"
+    assert suggestion.reasons["training.learning_rate"].endswith("steps are enough for a race of five")
+    assert found(tmp_path / "long.jsonl", add_tokens=["<|call|>"]).config.training.learning_rate == 2e-4
+
+
 @pytest.mark.parametrize(("long", "policy"), [(1, "drop"), (10, "truncate")])
 def test_rows_that_do_not_fit(tmp_path, long, policy):
     """The base holds 128 tokens; what becomes of longer rows depends on how many there are."""

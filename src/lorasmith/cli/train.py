@@ -15,6 +15,13 @@ def parser() -> Parser:
     """The arguments of the command, including a flag for every field of the configuration."""
     parser = Parser("train", "DATA ...", _("Train a LoRA adapter on your data and evaluate it on held-out examples."))
     parser.own.add_argument("files", metavar="DATA", nargs="*", help=_("Training data files (same as --data)"))
+    parser.add_switch(
+        "--each",
+        _(
+            "Train an adapter for each file of DATA, or of the folder DATA, all at once; DATA can also name them: "
+            "a=FILE b=FILE"
+        ),
+    )
     parser.add_switch("--resume", _("Resume the run in --output"))
     parser.add_switch("--overwrite", _("Replace the run in --output"))
     parser.add_json()
@@ -34,8 +41,19 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and config.output is None:
         raise ConfigError(_("--resume: specify the run to resume with --output RUN"))
     with importing():
+        from lorasmith.data.dataset.by_name import files_by_name, named_by_file
+        from lorasmith.runs.together import train_each
         from lorasmith.runs.train import train
-
+    if args.each and not files_by_name(config.data.data):
+        named = config.data.model_copy(update={"data": named_by_file(config.data.data)})
+        config = config.model_copy(update={"data": named})
+    if files_by_name(config.data.data):
+        with Screen(json=args.json) as screen:
+            found = train_each(config, screen, resume=args.resume, overwrite=args.overwrite)
+            screen.say(_("next: lorasmith chat {run}", run=next(iter(found.values())).run))
+        if args.json:
+            print(json.dumps({name: asdict(summary) for name, summary in found.items()}))
+        return 0
     with Screen(json=args.json) as screen:
         summary = train(config, screen, resume=args.resume, overwrite=args.overwrite)
         screen.say(_("next: lorasmith chat {run}", run=summary.run))

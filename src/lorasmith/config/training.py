@@ -15,6 +15,7 @@ TRACKERS = ("tensorboard", "wandb", "swanlab", "mlflow", "trackio")
 # Options that an optimizer does not have. With Muon, the AdamW of the few parameters that are no matrices has the
 # default ones.
 UNUSED_BY = {"adafactor": ("beta1", "beta2", "eps"), "lion": ("eps",), "muon": ("beta1", "beta2", "eps")}
+USUAL_RATE = 2e-4
 Every = Annotated[int, Field(ge=0, le=MAX_STEPS)] | Literal["epoch"]  # 0: never; 'epoch': once per epoch
 
 
@@ -56,14 +57,14 @@ class TrainingConfig(Typed):
     ] = 1.0
     max_steps: Annotated[int | None, Field(gt=0, le=MAX_STEPS, description=_("Stop after this many steps"))] = None
     learning_rate: Annotated[
-        float,
+        Annotated[float, Field(gt=0, le=MAX_NUMBER, allow_inf_nan=False)] | Literal["auto"],
         Field(
-            gt=0,
-            le=MAX_NUMBER,
-            allow_inf_nan=False,
-            description=_("Peak learning rate; 2e-5 by default if method is full"),
+            description=_(
+                "Peak learning rate; auto lets five rates race over the first steps, and trains with the best by "
+                "held-out loss; 2e-5 by default if method is full"
+            )
         ),
-    ] = 2e-4
+    ] = USUAL_RATE
     schedule: Annotated[
         Literal["cosine", "linear", "constant"], Field(description=_("Learning rate schedule after warmup"))
     ] = "linear"
@@ -208,6 +209,11 @@ class TrainingConfig(Typed):
         """The trackers of `report_to`, with 'tensorboard' if that option is on."""
         return tuple(dict.fromkeys((*self.report_to, *(("tensorboard",) if self.tensorboard else ()))))
 
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate, or the usual one while the race of `auto` has not chosen one."""
+        return USUAL_RATE if self.learning_rate == "auto" else self.learning_rate
+
     @field_validator("report_to")
     @classmethod
     def _known_trackers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -266,7 +272,7 @@ class TrainingConfig(Typed):
                     "'cosine', or remove it"
                 )
             )
-        if self.min_learning_rate > self.learning_rate:
+        if self.learning_rate != "auto" and self.min_learning_rate > self.learning_rate:
             raise ValueError(
                 _(
                     "min_learning_rate: {lowest:g} is above the peak, learning_rate {peak:g}; lower it",

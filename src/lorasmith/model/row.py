@@ -7,7 +7,7 @@ Training, evaluation and decoding all build their batches here. Nothing in this 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, takewhile
+from itertools import accumulate, groupby, takewhile
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -104,6 +104,14 @@ class Row:
         """Number of tokens, T."""
         return self.spans[-1].end if self.spans else 0
 
+    @property
+    def slots_of_labels(self) -> tuple[Slice, ...]:
+        """Which adapter computes which labels, of a row with a single slot or with `label_slots`."""
+        if self.label_slots is not None:
+            return self.label_slots
+        (slot,) = self.slots
+        return (Slice(slot.adapter, 0, len(self.at_N)),) if len(self.at_N) else ()
+
     def to(self, device: torch.device) -> Self:
         """The same row with its tensors on `device`; copied asynchronously."""
         if device.type == "cpu":
@@ -173,6 +181,42 @@ def laid_length(examples: Sequence[Example], share: bool) -> int:
     ids = [example.ids[: example.useful_length] for example in examples]
     spans, _places = _tree(ids, SHARED if share else None)
     return spans[-1].end if spans else 0
+
+
+def join(rows: Sequence[Row]) -> Row:
+    """Lay rows of different adapters end to end in one row, whose loss is the sum of theirs.
+
+    Each row has a single slot or `label_slots`, as `flatten` makes them.
+    """
+    starts = list(accumulate((row.tokens for row in rows), initial=0))
+    labels = list(accumulate((len(row.at_N) for row in rows), initial=0))
+    firsts = list(accumulate((len(row.spans) for row in rows), initial=0))
+    return Row(
+        ids_T=torch.cat([row.ids_T for row in rows]),
+        position_T=torch.cat([row.position_T for row in rows]),
+        spans=tuple(
+            span._replace(
+                start=span.start + start, end=span.end + start, parent=span.parent + first if span.parent >= 0 else -1
+            )
+            for row, start, first in zip(rows, starts, firsts, strict=False)
+            for span in row.spans
+        ),
+        counts=tuple(count for row in rows for count in row.counts),
+        at_N=torch.cat([row.at_N + start for row, start in zip(rows, starts, strict=False)]),
+        target_N=torch.cat([row.target_N for row in rows]),
+        weight_N=torch.cat([row.weight_N for row in rows]),
+        slots=_moved_slices([row.slots for row in rows], starts),
+        label_slots=_moved_slices([row.slots_of_labels for row in rows], labels),
+    )
+
+
+def _moved_slices(slices: Sequence[Sequence[Slice]], starts: Sequence[int]) -> tuple[Slice, ...]:
+    return tuple(
+        Slice(one.adapter, one.start + start, one.end + start)
+        for own, start in zip(slices, starts, strict=False)
+        for one in own
+        if one.end > one.start
+    )
 
 
 def _marked(ids: Sequence[Sequence[int]], starts: Sequence[int]) -> list[list[tuple[int, bool]]]:

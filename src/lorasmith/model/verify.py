@@ -26,7 +26,7 @@ from lorasmith.system.memory import keep_freed_memory, release_freed_memory
 
 # the largest relative difference of two correct steps, in the loss and in the norm of the gradients; one rounding in
 # bfloat16 is 0.4%
-_TOLERANCE = {
+TOLERANCE = {
     torch.float64: (1e-5, 1e-5),
     torch.float32: (1e-4, 1e-3),
     torch.bfloat16: (2e-2, 0.15),
@@ -91,7 +91,7 @@ def _problem(
     except (ModelError, *LIBRARY_ERRORS) as error:
         return _("it fails with an error: {error}", error=first_line(error))
     plain_loss, plain_gradient = wanted
-    limits = _TOLERANCE[base.dtype]
+    limits = TOLERANCE[base.dtype]
     off = float((loss - plain_loss).abs() / plain_loss.abs().clamp_min(1e-30))
     turned = float((gradient - plain_gradient).norm() / plain_gradient.norm().clamp_min(1e-30))
     if off <= limits[0] and turned <= limits[1]:  # False for NaN, too

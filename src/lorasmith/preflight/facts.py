@@ -90,7 +90,7 @@ def collect_facts(job: Job, expected: Estimate) -> Facts:
         learned_tokens=sum(job.plan.n_targets),
         steps=len(job.plan),
         step_examples=job.plan.step_examples,
-        learning_rate=job.config.learning_rate,
+        learning_rate=job.config.peak_learning_rate,
         schedule=job.config.schedule,
         warmup=warmup_steps(job.config, len(job.plan)),
         answered=len(job.evaluator.generation.prompts) if job.evaluator.generation else 0,
@@ -194,7 +194,9 @@ def _why_rate(config: TrainingConfig) -> str:
         return _("the usual value for full fine-tuning")
     if "learning_rate" not in config.model_fields_set:
         return _("the usual value for LoRA and QLoRA")
-    times = config.learning_rate / USUAL_RATE
+    if config.learning_rate == "auto":
+        return _("a race of several rates comes first, and decides")
+    times = config.peak_learning_rate / USUAL_RATE
     return _("as requested: {times:.3g} times the usual {usual:g}", times=times, usual=USUAL_RATE)
 
 
@@ -222,14 +224,14 @@ def _warnings(job: Job) -> Iterator[str]:
         yield _(
             "training.learning_rate: the default of {rate:g} is for training on examples. Training on preferences "
             "usually takes 5e-6 to 5e-5: set --learning-rate 2e-5, for example.",
-            rate=job.config.learning_rate,
+            rate=job.config.peak_learning_rate,
         )
     if job.config.optimizer == "lion" and "learning_rate" not in job.config.model_fields_set:
         yield _(
             "training.learning_rate: the default of {rate:g} is for AdamW. Lion needs about a tenth of it: set "
             "--learning-rate {tenth:g}, for example.",
-            rate=job.config.learning_rate,
-            tenth=job.config.learning_rate / 10,
+            rate=job.config.peak_learning_rate,
+            tenth=job.config.peak_learning_rate / 10,
         )
     if job.config.eval_every and not (job.held_out or job.config.samples):
         yield _("training.eval_every: no examples are held out, so there is nothing to evaluate on.")
@@ -248,7 +250,7 @@ def _few_steps(job: Job) -> Iterator[str]:
     flags = f"--epochs {epochs}"
     size = HALF * count_parameters(job.base.model)
     rate, _why = suggested_learning_rate(epochs * steps, size)
-    if "learning_rate" not in given and rate != job.config.learning_rate:
+    if "learning_rate" not in given and rate != job.config.peak_learning_rate:
         flags += f" --learning-rate {rate:g}"
     yield _(
         "training.epochs: the data is small, and one epoch ({steps}) will hardly change the replies. Try "

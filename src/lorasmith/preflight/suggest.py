@@ -32,6 +32,7 @@ LONGEST = 2048  # most tokens of an example that are suggested: training.row_tok
 FEW_TOO_LONG = 0.05  # fraction of the rows that may be dropped
 HELD_OUT, MOST_HELD_OUT = 0.05, 200  # fraction and number of rows; more cost time and tell little
 ENOUGH_STEPS, MOST_EPOCHS, EVALUATIONS = 60, 8, 5
+RACE_STEPS = 250  # from which on a race has ten steps
 FEW_STEPS, SMALL_BASE = 100, 1_000_000_000  # steps, and bytes of a base model: below both, a higher learning rate
 PROMPTS, PROMPT_LENGTH = 2, 200  # number of training.samples, and most characters of one
 
@@ -193,6 +194,16 @@ def _for_training(summary: DataSummary, config: Config) -> dict[str, tuple[Any, 
         "epochs": (float(epochs), _epochs(epochs, per_epoch)),
         "learning_rate": suggested_learning_rate(steps, summary.base_bytes),
     }
+    if (
+        steps >= RACE_STEPS
+        and given.method == "lora"
+        and config.lora.bias == "none"
+        and not (config.lora.modules_to_save or config.data.add_tokens or given.start_from)
+    ):
+        chosen["learning_rate"] = (
+            "auto",
+            _("no rate is known for this data, and {steps:,} steps are enough for a race of five", steps=steps),
+        )
     if share or isinstance(share, str):
         every = max(1, steps // EVALUATIONS)
         chosen["eval_every"] = every, _("{times} evaluations in {steps:,} steps; the best adapter is kept",

@@ -147,7 +147,7 @@ def _full(subject: Subject, config: Config) -> str:
     Its best learning rate is about a tenth of LoRA's ("LoRA Without Regret"). Empty if a flag cannot set a default.
     """
     default = LoraConfig()
-    flags = ["--method", "full", "--learning-rate", f"{config.training.learning_rate / 10:.2g}"]
+    flags = ["--method", "full", "--learning-rate", f"{config.training.peak_learning_rate / 10:.2g}"]
     for key in (key for key, value in config.lora if value != getattr(default, key)):
         value = getattr(default, key)
         if isinstance(value, dict | tuple) or value is None:

@@ -20,7 +20,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
@@ -53,10 +53,11 @@ from lorasmith.system.device import dtype_name
 from lorasmith.system.memory import peak_memory_mib
 from lorasmith.system.writing import write_file, writing
 from lorasmith.training import checkpoint, loop
-from lorasmith.training.assemble import ADAPTER, LoadBase, assemble, recompute_activations
-from lorasmith.training.checkpoint import State
+from lorasmith.training.assemble import ADAPTER, Assembled, LoadBase, assemble, recompute_activations
+from lorasmith.training.checkpoint import Origin, State
 from lorasmith.training.distributed import World, join, leave
 from lorasmith.training.preference import Reference
+from lorasmith.training.race import race
 from lorasmith.training.resume import restored_state
 from lorasmith.training.run_files import CHECKPOINTS, LOSS_PLOT, REFERENCE, SUMMARY, Summary, read_summary, recover_run
 from lorasmith.training.run_folder import (
@@ -110,14 +111,14 @@ def train(
             if finished is not None:
                 report.say(_("{run} has already finished: {summary}", run=folder, summary=finished))
                 return finished
-            with _resumable(folder) if resume else nullcontext():
-                return _Training(config, folder, report, world, overwrite, load, measure).run(resume, started)
+            with resumable(folder) if resume else nullcontext():
+                return Training(config, folder, report, world, overwrite, load, measure).run(resume, started)
     finally:
         if world.owns_group:
             leave()
 
 
-class _Training:
+class Training:
     """The phases of one run, from reading the data to writing summary.json."""
 
     def __init__(
@@ -127,44 +128,86 @@ class _Training:
         self.config, self.folder, self.report, self.world = config, folder, report, world
         self.overwrite, self.load, self.measure = overwrite, load, measure
         self.recompute = config.training.gradient_checkpointing
+        self.resume = False
+        self.reasons: dict[str, str] = {}
+        self.saved: Path | None = None
+        self.assembled: Assembled
+        self.job: loop.Job
+        self.state: State
+        self.before: ExampleLosses | None = None
+        self.started = self.prepared = self.evaluation_seconds = 0.0
 
     def run(self, resume: bool, started: float) -> Summary:
         """Load, prepare, train, evaluate, write. `started` is the perf_counter() at which the run began."""
-        config, report = self.config, self.report
-        files = read_files(
-            config.data, report, config.training.method
-        )  # first, to report invalid rows before a base model is loaded
-        saved = self._last_checkpoint() if resume else None
-        assembled = assemble(config, self.folder, report, self.world, files, saved, self.load)
-        job, config, template, data = assembled.job, assembled.config, assembled.template, assembled.data
-        measurements = measurement_path(job, config)
-        self._describe(job, load_measurement(measurements))
-        # before all weights of the base model, if these are trained, get the values of the checkpoint
-        if self.measure:
-            self.measure.started(job)
-        before = job.evaluator.base_losses() if resume and not job.preference else None
-        state = self._restore(job, saved) if resume else self._start(job, config, template, data)
-        is_representative = state.step == 0 and self.recompute == config.training.gradient_checkpointing
+        self.prepare(resume, started)
+        self.open()
+        job, state = self.job, self.state
+        is_representative = state.step == 0 and self.recompute == self.config.training.gradient_checkpointing
         is_representative &= job.preference is None  # whose first evaluation is part of what is measured before
-        with _resumable(self.folder), job.history:
-            self._track(job, config)
-            prepared = time.perf_counter()
-            before = before or job.evaluator.base_losses()
-            evaluation_seconds = time.perf_counter() - prepared
-            if state.step == 0:
-                job.evaluator.record_base(before)
+        with resumable(self.folder), job.history:
+            self.begin()
             if self.recompute:
                 recompute_activations(job.base)
             loop.train(job, state)
-            _refuse_without_effect(job)
-            after = job.evaluator.finish(state, is_last=state.step == len(job.plan))
-            if self.measure:
-                self.measure.finished(job, before, after)
-            summary = self._summarize(job, state, before, after, time.perf_counter() - started)
+            summary = self.finish()
         if is_representative and self.world.is_first:
-            seconds = prepared - started, evaluation_seconds, state.seconds, summary.seconds
-            save_measurement(measurements, measurement_of_run(job, *seconds))
+            seconds = self.prepared - started, self.evaluation_seconds, state.seconds, summary.seconds
+            save_measurement(self.measurements, measurement_of_run(job, *seconds))
         return summary
+
+    def prepare(self, resume: bool, started: float, name: str = ADAPTER) -> None:
+        """Read the data, load the base model and make the job; nothing is written yet. name: the adapter's."""
+        self.resume, self.started = resume, started
+        files = read_files(
+            self.config.data, self.report, self.config.training.method
+        )  # first, to report invalid rows before a base model is loaded
+        self.saved = self._last_checkpoint() if resume else None
+        self.assembled = assemble(self.config, self.folder, self.report, self.world, files, self.saved, self.load, name)
+        self.job, self.config = self.assembled.job, self.assembled.config
+        self.measurements = measurement_path(self.job, self.config)
+        self._describe(self.job, load_measurement(self.measurements))
+        if self.config.training.learning_rate == "auto":
+            self._race()
+
+    def _race(self) -> None:
+        """Choose the learning rate; from here on, everything is as if it had been given."""
+        found = race(self.job, self.report)
+        self.reasons["training.learning_rate"] = found.why
+        training = self.config.training.model_copy(update={"learning_rate": found.rate})
+        self.config = self.config.model_copy(update={"training": training})
+        options = self.job.origin.options | {"training.learning_rate": json.dumps(found.rate)}
+        origin = Origin(self.job.origin.settings, options)
+        self.job = replace(self.job, config=training, origin=origin)
+
+    def open(self) -> None:
+        """Write the first files of a new run, or restore the state of the one that is resumed."""
+        if self.measure:
+            self.measure.started(self.job)
+        if self.resume:
+            if not self.job.preference:
+                # before all weights of the base model, if these are trained, get the values of the checkpoint
+                self.before = self.job.evaluator.base_losses()
+            self.state = self._restore(self.job, self.saved)
+        else:
+            self.state = self._start(self.job, self.config, self.assembled.template, self.assembled.data)
+
+    def begin(self, before: ExampleLosses | None = None) -> None:
+        """Measure the base model. before: its held-out losses, if they are known. Within `job.history`."""
+        self._track(self.job, self.config)
+        self.prepared = time.perf_counter()
+        self.before = before or self.before or self.job.evaluator.base_losses()
+        self.evaluation_seconds = time.perf_counter() - self.prepared
+        if self.state.step == 0:
+            self.job.evaluator.record_base(self.before)
+
+    def finish(self) -> Summary:
+        """Evaluate the trained adapter and write it, with the results."""
+        job, state = self.job, self.state
+        _refuse_without_effect(job)
+        after = job.evaluator.finish(state, is_last=state.step == len(job.plan))
+        if self.measure:
+            self.measure.finished(job, self.before, after)
+        return self._summarize(job, state, self.before, after, time.perf_counter() - self.started)
 
     def _describe(self, job: loop.Job, measurement: Measurement | None) -> None:
         """Report what the run will do, need and cost. Raises TrainingError if it cannot succeed."""
@@ -181,7 +224,7 @@ class _Training:
         """Write the first files of a new run."""
         if self.world.is_first:
             check_space(self.folder, loop.disk_bytes(job))
-            reasons = {f"model.{key}": why for key, why in job.base.why.items()}
+            reasons = self.reasons | {f"model.{key}": why for key, why in job.base.why.items()}
             resolved = _resolved(config, self.folder, job.base, template, data)
             start_run(self.folder, resolved, reasons, job.origin.settings | _versions(), self.overwrite)
         self._measure_start(job)
@@ -255,7 +298,7 @@ class _Training:
         place = self.folder / job.artifact.name
         self.report.say(
             _("Finished. The model is in {folder}", folder=place)
-            if job.base.adapters[ADAPTER].is_whole_model
+            if job.base.adapters[job.adapter].is_whole_model
             else _("Finished. The adapter is in {folder}", folder=place)
         )
         return summary
@@ -285,7 +328,7 @@ def _compared(
 
 
 @contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
+def resumable(folder: Path) -> Iterator[None]:
     """A context in which Ctrl-C raises Interrupted with the command that resumes the run in `folder`."""
     try:
         yield
@@ -300,7 +343,7 @@ def _resumable(folder: Path) -> Iterator[None]:
 
 def _refuse_without_effect(job: loop.Job) -> None:
     """Raise TrainingError if the adapter still has no effect after the last step, so that the run never finishes."""
-    if not has_moved(job.base.adapters[ADAPTER], job.base.model):
+    if not has_moved(job.base.adapters[job.adapter], job.base.model):
         raise TrainingError(
             _(
                 "{folder}: after {steps} steps the adapter has no effect: its B matrices are all zero, because "

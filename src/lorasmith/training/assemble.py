@@ -84,12 +84,13 @@ class Assembled:
 def assemble(
     config: Config, folder: Path, report: Report, world: World,
     files: Sequence[DataFile] | None = None, saved: Path | None = None, load: LoadBase = load_base,
+    name: str = ADAPTER,
 ) -> Assembled:  # fmt: skip
     """Load the base model, encode the examples and add the adapter. Writes nothing into the run's `folder`.
 
     files: the data files, if they have already been read. saved: the checkpoint from which the run is resumed. It has
     everything of the adapter that training.start_from names, which may have been removed since. load: gives the base
-    model, whose modules the training then changes.
+    model, whose modules the training then changes. name: the adapter's.
 
     Raises LorasmithError, which reports problems of the data and of the adapter's target patterns together.
     """
@@ -121,34 +122,34 @@ def assemble(
 
     def adapter() -> Adapter:
         if start is not None:
-            return load_start(base, start, given, ADAPTER)
+            return load_start(base, start, given, name)
         if continues and saved is not None:
-            return load_checkpoint(base, saved, ADAPTER)
-        return _new_adapter(base, config, saved)
+            return load_checkpoint(base, saved, name)
+        return _new_adapter(base, config, saved, name)
 
-    (template, data), base.adapters[ADAPTER] = together(rows, adapter)
+    (template, data), base.adapters[name] = together(rows, adapter)
     refuse_surplus_examples(base, [*data.train, *data.held_out])
     if text := unused_tokens(base, data.train):
         report.warn(text)
-    check_invocation(data.train, base.adapters[ADAPTER].config, report)
+    check_invocation(data.train, base.adapters[name].config, report)
     if start is None and saved is None:
-        start_eva(base, ADAPTER, data.train, config, report)
-        start_loftq(base, ADAPTER, config, report)
+        start_eva(base, name, data.train, config, report)
+        start_loftq(base, name, config, report)
     first = [token for example in data.train[:16] for token in example.ids]
-    leave_out_unreached(base, ADAPTER, first, report)
-    enable_fast_parts(base, ADAPTER, first)
+    leave_out_unreached(base, name, first, report)
+    enable_fast_parts(base, name, first)
     notes = start_notes(start, saved) if continues else {}
-    job = _job(config, base, template, data, custom, folder, report, world, notes)
+    job = _job(config, base, template, data, custom, folder, report, world, notes, name)
     return Assembled(job, config, template, data)
 
 
-def _new_adapter(base: Base, config: Config, saved: Path | None) -> Adapter:
+def _new_adapter(base: Base, config: Config, saved: Path | None, name: str) -> Adapter:
     """A new adapter, or all weights; if the start of A and B is computed from the weights, that in the checkpoint."""
     if config.training.method == "full":
-        return whole_model(base, ADAPTER, config.training)
+        return whole_model(base, name, config.training)
     refuse_without_error(base, config.lora)
     resumes = saved is not None and computed_from_weight(config.lora)
-    adapter = inject(base.model, config.lora, base.router, ADAPTER, config.training.seed,
+    adapter = inject(base.model, config.lora, base.router, name, config.training.seed,
                      tokens=tuple(base.added_tokens.values()), start=not resumes)  # fmt: skip
     if saved is not None and resumes:
         restore_values(adapter, base.model, read_weights(saved))
@@ -199,8 +200,9 @@ def _job(
     report: Report,
     world: World,
     notes: dict[str, Any],
+    name: str,
 ) -> Job:
-    parameters = FlatParameters(in_groups(base.adapters[ADAPTER].trained, config.training))
+    parameters = FlatParameters(in_groups(base.adapters[name].trained, config.training))
     notes = notes | {
         "data": list(with_absolute_paths(config).data.data),
         "max_length": data.max_length,
@@ -208,7 +210,7 @@ def _job(
         **_quantized(base),
     }
 
-    artifact = artifact_of(base, ADAPTER, template, notes, config.model.trust_remote_code)
+    artifact = artifact_of(base, name, template, notes, config.model.trust_remote_code)
     history = History(folder, config.training.trackers, report)
     preference = Preference.of(config, data.train, data.held_out, data.max_length)
     train = preference.train if preference else data.train
@@ -217,7 +219,7 @@ def _job(
         preference.follow(made)
     return Job(
         base=base,
-        adapter=ADAPTER,
+        adapter=name,
         parameters=parameters,
         optimizer=make_optimizer(parameters, config.training),
         plan=made,
@@ -228,7 +230,7 @@ def _job(
         history=history,
         evaluator=Evaluator(
             base=base,
-            adapter=ADAPTER,
+            adapter=name,
             examples=preference.held_out if preference else data.held_out,
             preference=preference,
             generation=_generation_evaluation(config, template, data, custom),

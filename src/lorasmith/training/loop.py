@@ -2,7 +2,8 @@
 
 import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from lorasmith.config.training import Every, TrainingConfig
 from lorasmith.data.dataset.plan import Plan
-from lorasmith.errors import ConfigError, Interrupted, TrainingError
+from lorasmith.errors import ConfigError, Interrupted, LorasmithError, TrainingError
 from lorasmith.i18n import _, listed
 from lorasmith.model.base import Base
 from lorasmith.model.forward import row_of
@@ -28,7 +29,9 @@ from lorasmith.training.optim import FlatParameters, learning_rate
 from lorasmith.training.optimizers import Optimizer
 from lorasmith.training.preference import Preference
 from lorasmith.training.run_files import CHECKPOINTS
-from lorasmith.training.step import Log, train_step
+from lorasmith.training.step import Learner, Log, train_step, train_step_together
+
+AT_ONCE = 512  # tokens of several adapters in one pass; more gain nothing and need memory (docs/decisions.md)
 
 SHOWN = ("rewards/accuracies", "rewards/margins")  # metrics of preferences in the line of progress
 
@@ -88,32 +91,114 @@ def train(job: Job, state: State) -> None:
             is saved.
         Interrupted: the user pressed Ctrl-C; the state is saved.
     """
+    (error,) = train_together([(job, state)])
+    if error is not None:
+        raise error
+
+
+def train_together(trainings: Sequence[tuple[Job, State]]) -> list[LorasmithError | None]:
+    """`train` of each, over one base model, with a step of all jobs at once; the error that ended each, or None.
+
+    A job that ends or fails leaves the others to go on. Raises Interrupted after saving all of them.
+    """
+    runs = [_Run(job, state, len(trainings) == 1) for job, state in trainings]
 
     def announce() -> None:
-        job.report.warn(_("stopping after the current step has been saved; press Ctrl-C again to quit immediately"))
+        text = _("stopping after the current step has been saved; press Ctrl-C again to quit immediately")
+        runs[0].job.report.warn(text)
 
-    sizes = [sum(len(example.ids) for example in job.examples([i])) for i in range(len(job.plan.lengths))]
-    tokens_left = job.plan.total(sizes, state.step)
     with stop_on_signal(announce) as stop_request:
-        while state.step < len(job.plan):
-            # evaluate before the next step rather than after the last one, so that a resumed run does not skip it
+        while going := [run for run in runs if run.goes_on()]:
+            started = time.perf_counter()
+            logs = _steps(going, stop_request.is_set)
+            seconds = time.perf_counter() - started
+            advanced = [run for run, log in zip(going, logs, strict=True) if run.advance(log, seconds)]
+            if any(bool(log.stop) for log in logs):
+                _interrupt(advanced)
+            for run in advanced:
+                run.save_if_due()
+    return [run.error for run in runs]
+
+
+class _Run:
+    """A job in the loop: its progress, and the error that ended it."""
+
+    def __init__(self, job: Job, state: State, is_alone: bool) -> None:
+        self.job, self.state, self.is_alone = job, state, is_alone
+        self.error: LorasmithError | None = None
+        self._stopped = False
+        sizes = [sum(len(example.ids) for example in job.examples([i])) for i in range(len(job.plan.lengths))]
+        self._tokens_left = job.plan.total(sizes, state.step)
+
+    def goes_on(self) -> bool:
+        """Whether the job has another step; evaluates the adapter if that is due before it."""
+        job, state = self.job, self.state
+        if self._is_over or state.step >= len(job.plan):
+            return False
+        # evaluate before the next step rather than after the last one, so that a resumed run does not skip it
+        with self._ended_by_error():
             if state.step and is_due(job.config.eval_every, state.step, job.plan):
                 _evaluate_or_save(job, state)
                 if patience_is_over(job, state):
+                    self._stopped = True
                     _stop_early(job, state)
-                    return
-            started = time.perf_counter()
-            log = one_step(job, state.step, stop_request.is_set)
+        return not self._is_over
+
+    @property
+    def _is_over(self) -> bool:
+        return self._stopped or self.error is not None
+
+    def advance(self, log: Log, seconds: float) -> bool:
+        """Count and record a step that took `seconds`; False if it failed."""
+        with self._ended_by_error():
             if not log.is_finite():
-                _stop_non_finite(job, state, log)
-            tokens_left -= _tokens(job, state.step)
-            _advance(job, state, log, time.perf_counter() - started, tokens_left)
-            if bool(log.stop) and state.step < len(job.plan):
-                raise Interrupted(
-                    _("Stopped after step {step}; saved in {folder}", step=state.step, folder=save(job, state))
-                )
-            if save_is_due(job, state.step):
-                save(job, state)
+                _stop_non_finite(self.job, self.state, log)
+            self._tokens_left -= _tokens(self.job, self.state.step)
+            _advance(self.job, self.state, log, seconds, self._tokens_left)
+        return self.error is None
+
+    def save_if_due(self) -> None:
+        """Save a checkpoint, as training.save_every says."""
+        with self._ended_by_error():
+            if save_is_due(self.job, self.state.step):
+                save(self.job, self.state)
+
+    @contextmanager
+    def _ended_by_error(self) -> Iterator[None]:
+        try:
+            yield
+        except LorasmithError as error:
+            self.error = error
+            if not self.is_alone:  # the caller reports it only after the others have ended
+                self.job.report.warn(str(error))
+
+
+def _interrupt(runs: Sequence[_Run]) -> None:
+    """Save these runs and raise Interrupted, unless this step was the last of all."""
+    left = [run for run in runs if run.state.step < len(run.job.plan)]
+    if not left:
+        return
+    folders = [str(save(run.job, run.state)) for run in runs]
+    step = left[0].state.step
+    raise Interrupted(_("Stopped after step {step}; saved in {folder}", step=step, folder=listed(folders)))
+
+
+def _steps(runs: Sequence[_Run], stop: bool) -> list[Log]:
+    """The next step of each of these runs. One without a finite loss is repeated alone, to see whose fault it is."""
+    if len(runs) == 1:
+        return [one_step(runs[0].job, runs[0].state.step, stop)]
+    logs = steps_at_once([(run.job, run.state.step) for run in runs], stop)
+    return [
+        log if log.is_finite() else one_step(run.job, run.state.step, stop) for run, log in zip(runs, logs, strict=True)
+    ]
+
+
+def steps_at_once(steps: Sequence[tuple[Job, int]], stop: bool = False) -> list[Log]:
+    """Run a step of the plan of each job, over one base model, in passes of several jobs."""
+    jobs = [job for job, _k in steps]
+    learners = [Learner(job.parameters, job.optimizer, _prepared(job, k), job.config.clip) for job, k in steps]
+    row_tokens = min(AT_ONCE, max(job.config.row_tokens for job in jobs))
+    return train_step_together(jobs[0].base, learners, row_tokens, jobs[0].world, stop)
 
 
 def one_step(job: Job, k: int, stop: bool = False) -> Log:
@@ -122,17 +207,22 @@ def one_step(job: Job, k: int, stop: bool = False) -> Log:
     Dropout is seeded by the run's seed, the step and the rank, so no generator state is needed to resume.
     """
     torch.manual_seed(((job.config.seed * 1_000_003 + k) * 1_009 + job.world.rank) % 2**63)
-    optimizer, units = job.optimizer, job.plan.members(k)
-    optimizer.lr = learning_rate(job.config, len(job.plan), k)
-    total = sum(example.weight for example in job.examples(units))
-    mine = job.plan.of_rank(k, job.world.rank, job.world.size)
-    rows, objectives = tuple(job.row(members, total) for members in mine), tuple[Objective, ...]()
+    step, objectives, units = _prepared(job, k), tuple[Objective, ...](), job.plan.members(k)
     preferences = job.preference.begin(job.base, job.adapter, units, job.world) if job.preference else None
     if preferences:
-        objectives = tuple(preferences.objective(row, members) for row, members in zip(rows, mine, strict=True))
-    step = Step(rows, job.plan.targets(k), objectives)
-    log = train_step(job.base, job.parameters, optimizer, step, job.config.clip, job.world, stop)
+        mine = job.plan.of_rank(k, job.world.rank, job.world.size)
+        objectives = tuple(preferences.objective(row, members) for row, members in zip(step.rows, mine, strict=True))
+    step = replace(step, objectives=objectives)
+    log = train_step(job.base, job.parameters, job.optimizer, step, job.config.clip, job.world, stop)
     return replace(log, metrics=preferences.metrics(job.world)) if preferences else log
+
+
+def _prepared(job: Job, k: int) -> Step:
+    """The rows of step k on this rank; sets the optimizer's learning rate for it."""
+    total = sum(example.weight for example in job.examples(job.plan.members(k)))
+    job.optimizer.lr = learning_rate(job.config, len(job.plan), k)
+    mine = job.plan.of_rank(k, job.world.rank, job.world.size)
+    return Step(tuple(job.row(members, total) for members in mine), job.plan.targets(k))
 
 
 def heaviest_row(job: Job) -> Row:

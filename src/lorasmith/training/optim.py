@@ -93,7 +93,7 @@ def learning_rate(config: TrainingConfig, steps: int, k: int) -> float:
 
     A warmup from 0 to the peak, then a decay to `min_learning_rate`.
     """
-    warm, peak, lowest = warmup_steps(config, steps), config.learning_rate, config.min_learning_rate
+    warm, peak, lowest = warmup_steps(config, steps), config.peak_learning_rate, config.min_learning_rate
     if k < warm:
         return peak * k / warm
     if config.schedule == "constant":

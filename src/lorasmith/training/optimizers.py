@@ -152,7 +152,7 @@ def _adamw(parameters: FlatParameters, config: TrainingConfig) -> list[torch.opt
 def _adamw_of(groups: Groups, config: TrainingConfig) -> torch.optim.AdamW:
     betas = (config.beta1, config.beta2)
     return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
+        groups, lr=config.peak_learning_rate, betas=betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
     )
 
 
@@ -179,7 +179,7 @@ def _adamw8bit(parameters: FlatParameters, config: TrainingConfig) -> list[torch
     return [
         optim.AdamW8bit(
             _flat_groups(parameters, config),
-            config.learning_rate,
+            config.peak_learning_rate,
             betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
@@ -189,7 +189,7 @@ def _adamw8bit(parameters: FlatParameters, config: TrainingConfig) -> list[torch
 
 def _lion(parameters: FlatParameters, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     betas = (config.beta1, config.beta2)
-    return [Lion(_flat_groups(parameters, config), config.learning_rate, betas, config.weight_decay)]
+    return [Lion(_flat_groups(parameters, config), config.peak_learning_rate, betas, config.weight_decay)]
 
 
 def _adafactor(parameters: FlatParameters, config: TrainingConfig) -> list[torch.optim.Optimizer]:
@@ -198,7 +198,7 @@ def _adafactor(parameters: FlatParameters, config: TrainingConfig) -> list[torch
 
     options = {"scale_parameter": False, "relative_step": False, "weight_decay": config.weight_decay}
     groups = _groups(zip(parameters.names, parameters.pieces, strict=True), config)
-    return [Adafactor(groups, lr=config.learning_rate, **options)]
+    return [Adafactor(groups, lr=config.peak_learning_rate, **options)]
 
 
 def _muon(parameters: FlatParameters, config: TrainingConfig) -> list[torch.optim.Optimizer]:
@@ -207,7 +207,7 @@ def _muon(parameters: FlatParameters, config: TrainingConfig) -> list[torch.opti
     matrices = _groups((pair for pair in pairs if any(part in pair[0] for part in MATRICES)), config)
     others = _groups((pair for pair in pairs if not any(part in pair[0] for part in MATRICES)), config)
     muon = torch.optim.Muon(
-        matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        matrices, lr=config.peak_learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
     return [muon, _adamw_of(others, config)] if others else [muon]
 

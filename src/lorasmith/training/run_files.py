@@ -16,6 +16,7 @@ from lorasmith.system.writing import LEFTOVER, recover, writing
 RUN_CONFIG, ENVIRONMENT, SUMMARY, LOSS_PLOT = "config.toml", "environment.json", "summary.json", "loss.png"
 REPORT = "report.html"  # written by `lorasmith report`
 LOCK = f"{MARKER}.lock"
+GROUP_CONFIG = "adapters.toml"  # in the folder of several runs that are trained at once
 METRICS, SAMPLES, EVENTS = "metrics.jsonl", "samples.jsonl", "tensorboard"
 DEMO_SAMPLES = "samples.json"  # written by `lorasmith demo`
 REFERENCE = "reference.safetensors"  # what the model said of preferences before the training

@@ -27,6 +27,7 @@ from lorasmith.training.distributed import World
 from lorasmith.training.run_files import (
     CHECKPOINTS,
     ENVIRONMENT,
+    GROUP_CONFIG,
     LOCK,
     RUN_CONFIG,
     SUMMARY,
@@ -52,9 +53,9 @@ def choose_folder(config: Config, world: World) -> Path:
 
 
 def resumed_config(output: str | Path) -> Path | None:
-    """The config.toml with which the run in `output` is resumed, or None if there is none."""
-    path = Path(output).expanduser() / RUN_CONFIG
-    return path if path.is_file() else None
+    """The file with which the run in `output`, or several of them, are resumed; None if there is none."""
+    folder = Path(output).expanduser()
+    return next((path for path in (folder / RUN_CONFIG, folder / GROUP_CONFIG) if path.is_file()), None)
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -278,7 +279,10 @@ def _resumed_config(folder: Path, config: Config) -> Config:
     differing = [
         _("{key}: was {before!r}, now {now!r}", key=key, before=value, now=now[key])
         for key, value in before.items()
-        if now[key] != value and key != "model.device" and not (key in CHOSEN_AT_START and now[key] == default[key])
+        if now[key] != value
+        and key != "model.device"
+        and not (key in CHOSEN_AT_START and now[key] == default[key])
+        and not (key == "training.learning_rate" and now[key] == "auto")  # which has been chosen
     ]
     if differing:
         raise RunError(
