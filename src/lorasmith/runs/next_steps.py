@@ -64,7 +64,7 @@ def _missing(outcomes: Mapping[Key, str], subject: Subject, config: Config) -> l
 
 
 def _changes(outcomes: Mapping[Key, str], subject: Subject, config: Config) -> list[NextStep]:
-    rate, worse = config.training.learning_rate, outcomes.get("learned") == "worse"
+    rate, worse = config.training.peak_learning_rate, outcomes.get("learned") == "worse"
     if outcomes.get("gap") == "harmful":
         return _against_overfitting(subject, config)
     if worse or outcomes.get("falling") == "rising":
