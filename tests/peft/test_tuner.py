@@ -189,10 +189,6 @@ def test_options_give_pefts_parameters_logits_gradients_and_files(
         kept = library.get_peft_model_state_dict(model)
         return [trained(model), before, logits(model), gradients, kept, logits(again), logits(merged)]
 
-    if "init_lora_weights" in options:
-        with pytest.raises(AssertionError):
-            same(program)  # B is random in both, and not the same
-        return
     mine = same(program, limit=1e-4)
     compare(mine[5], mine[2], 1e-5)
     if "EMBEDDING" not in str(options.get("target_modules")) or family == "llama":
