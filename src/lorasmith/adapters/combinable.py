@@ -29,9 +29,9 @@ _PAIR = re.compile(re.escape(PEFT_PREFIX) + r"(?P<path>.+)\.(lora_(?P<side>[AB])
 # Options with which an adapter is still the sum of W and s B A. All others are refused, also those of later versions.
 _PLAIN = {
     *PEFT_DEFAULTS, "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern",
-    "alpha_pattern", "modules_to_save", "trainable_token_indices", "target_parameters", "fan_in_fan_out", "init_lora_weights", "eva_config",
-    "qalora_group_size", "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "auto_mapping",
-    "peft_version", "revision", "megatron_core", "runtime_config",
+    "alpha_pattern", "modules_to_save", "trainable_token_indices", "target_parameters", "fan_in_fan_out",
+    "init_lora_weights", "eva_config", "qalora_group_size", "peft_type", "task_type", "base_model_name_or_path",
+    "inference_mode", "auto_mapping", "peft_version", "revision", "megatron_core", "runtime_config",
 }  # fmt: skip
 _UNMERGED = {"alora_invocation_tokens", "lora_bias"}  # with which most adapters cannot be merged either
 # of init_lora_weights, those that leave W as it is

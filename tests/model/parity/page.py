@@ -26,7 +26,8 @@ PEFT loads the saved adapter and computes the same logits and gradients; the ada
 
 In bfloat16, results may be as far from those in float32 as PEFT's are. With some adapters, rounding changes the expert that a router chooses, and the results by far more than rounding, so a family fails only if
 it fails with each of three random adapters; the last column says what was found with the others.
-The column "PEFT" shows whether PEFT {peft} makes of the saved adapter what it is. It rewrites the names of some layers of mixtures of experts when it loads an adapter, and then leaves out the tensors whose names it does not find.
+The column "PEFT" shows whether PEFT {peft} makes of the saved adapter what it is. It rewrites the names of some layers when it loads an adapter, and then leaves out the tensors whose names it does not find:
+in laguna and inkling2_text it loses the same tensors of adapters that it saved itself, because a pattern of transformers for names in old checkpoints also matches the new names.
 The column "difference" is the largest relative difference of gradients, in float32, between a batch and its examples alone, and between lorasmith and PEFT.
 
 {counts}
@@ -51,7 +52,8 @@ CHINESE = """# 模型系列
 - **not built**：无法构造这个系列的微型模型，或三分钟内无法完成。
 
 在 bfloat16 下，与 float32 结果的差距不得大于 PEFT 的差距。对某些适配器，舍入误差会改变路由器选择的专家，使结果的变化远大于舍入误差，所以只有三个随机适配器都失败时才算失败；最后一列列出其余适配器的情况。
-“PEFT”一列说明 PEFT {peft} 能否正确加载保存的适配器。加载时，它会改写某些混合专家模型的层名，并丢掉找不到名字的张量。
+“PEFT”一列说明 PEFT {peft} 能否正确加载保存的适配器。加载时，它会改写某些层的名字，并丢掉找不到名字的张量：
+对于 laguna 和 inkling2_text，它自己保存的适配器也会丢失同样的张量，因为 transformers 用来改写旧检查点名字的模式也匹配新名字。
 “差异”一列是 float32 下梯度的最大相对差异：批次与单个样本之间，以及 lorasmith 与 PEFT 之间。原因一列是程序的英文消息。
 
 {counts}
