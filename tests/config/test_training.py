@@ -61,6 +61,7 @@ CASES: dict[str, tuple[Any, See]] = {
 ELSEWHERE = {"gradient_checkpointing", "row_tokens", "save_every"}  # tests of their own below ...
 ELSEWHERE |= {"patience", "samples", "tensorboard"}  # ... and in test_loop.py, test_evaluator.py and test_history.py
 ELSEWHERE |= {"generate", "max_new_tokens", "metric"}  # the same
+ELSEWHERE |= {"method"}  # in test_full.py and test_preference.py
 ELSEWHERE |= {
     "keep_checkpoints",
     "start_from",
@@ -111,7 +112,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, run: Path, **options: Any) -> int:
     monkeypatch.setattr(
         "lorasmith.training.assemble.enable_fast_parts", lambda base, *_: base.why.update(fast="")
     )  # it computes a few short steps of its own
-    monkeypatch.setattr("lorasmith.training.assemble.check_targets", lambda *_: None)  # as does this
+    monkeypatch.setattr("lorasmith.training.full.check_targets", lambda *_: None)  # as does this
     monkeypatch.setattr(LoRALayer, "forward", counted)
     trained(run, **BASE | {"held_out": 0} | options)
     monkeypatch.undo()

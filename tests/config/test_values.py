@@ -34,7 +34,7 @@ def refusal(section: str, model: type[BaseModel], key: str, value: Any) -> str:
 def test_no_option_takes_a_value_of_another_kind():
     for section, model, key, kinds in options():
         wrong: list[Any] = [] if bool in kinds or key == "init_lora_weights" else [True, False]  # as in PEFT
-        wrong += [] if str in kinds or key in ("eval_every", "save_every", "dtype") else ["1"]
+        wrong += [] if str in kinds or key in ("eval_every", "save_every", "learning_rate", "dtype") else ["1"]
         wrong += [] if float in kinds else [8.0]
         wrong += [[True], [1.5], ["1"], {"a": True}] if kinds in ([int], [float], [bool]) else []
         for value in wrong:
