@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "lorasmith"
+FACADE = ("peft/", "lora/rows.py")  # whose ValueErrors are those of PEFT
 # Functions whose texts another part raises: by module, name and class.
 HANDED_ON = (
     ("cli/flags.py", "read", "ConfigError"),
@@ -86,7 +87,7 @@ def error_texts() -> tuple[ErrorText, ...]:
     for module, tree in trees.items():
         for function in ast.walk(tree):
             if isinstance(function, Function):
-                for raised, error in _raises(function, package, is_facade=module.startswith("peft/")):
+                for raised, error in _raises(function, package, is_facade=module.startswith(FACADE)):
                     _Flow(package, error, found).follow(module, function, raised)
     for module, name, error in HANDED_ON:
         if (module, name) not in package.functions:
@@ -98,7 +99,7 @@ def error_texts() -> tuple[ErrorText, ...]:
 def _raises(function: Function, package: Package, is_facade: bool) -> Iterator[tuple[ast.AST, str]]:
     """Where an error is made, to be raised here or by who asked for it, and where a bad row's text is kept for one.
 
-    In the facade of PEFT a ValueError is raised as PEFT raises it, and nobody turns it into another.
+    In FACADE a ValueError is raised as PEFT raises it, and nobody turns it into another.
     """
     for node in ast.walk(function):
         if not isinstance(node, ast.Call):

@@ -34,7 +34,8 @@ def test_every_flag_reaches_its_field(tmp_path):
         "model": {"model": "m", "dtype": "float32", "quantize": "int8", "device": "cpu", "trust_remote_code": True},
         "data": {
             "roles": {"agent": "assistant"},
-            "data": ("a", "b"), "max_samples": 5, "map": {"instruction": "question"}, "held_out": 0.5,
+            "data": ("a", "b"), "max_samples": 5, "map": {"instruction": "question"},
+            "held_out": 0.5, "held_out_seed": 3, "train_rows": 7,
             "template": "model", "template_kwargs": {"effort": "high"}, "system": "s", "learn": "answers",
             "max_length": 9, "too_long": "drop", "fill": {"name": "Ada"}, "skip_bad_rows": 0.1, "system_as": "user",
             "special_tokens": "tokens", "leading_answer": "drop", "add_tokens": ("<a>", "</a>"),

@@ -16,7 +16,7 @@ from lorasmith.cli.main import main
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.serving import ServeConfig
 from lorasmith.config.toml import load_config
-from lorasmith.errors import AdapterError, ConfigError
+from lorasmith.errors import AdapterError, ConfigError, ModelError
 from lorasmith.loading.load import load_base
 from lorasmith.report import Report
 from lorasmith.runs.evaluate import EvaluationOptions, evaluate
@@ -231,6 +231,10 @@ def test_beside_adapters_it_is_left_out_with_a_message(run, tmp_path):
     shutil.copytree(run, tmp_path / "whole")
     found = discover([tmp_path])
     assert (list(found.adapters), found.models) == (["lora"], [tmp_path / "whole" / "model"])
+    open_manager(found, ModelConfig(), ServeConfig(), None, Report())
+    assert any("Serve it alone" in problem for problem in found.problems)
+    with pytest.raises(ConfigError, match="Leave --model out"):
+        open_adapters([run], ModelConfig(model=str(model_folder())))
     with pytest.raises(AdapterError, match="Give only this one"):
         open_adapters([tmp_path / "lora", run])
 
@@ -286,3 +290,14 @@ def test_parts_that_are_trained_whole_beside_lora_learn_as_in_peft(tmp_path, fam
         losses = [float(one_step(job, k).loss) for k in range(len(job.plan))]
     assert losses == pytest.approx(expected, rel=1e-10)
     assert len(own) == len(trained_there)
+
+
+def test_a_model_that_cannot_be_trained_whole_is_refused_by_name(tmp_path, monkeypatch):
+    def broken(*_args: Any) -> Any:
+        raise RuntimeError("a kernel without backward")
+
+    monkeypatch.setattr(full, "trial_loss", broken)
+    with pytest.raises(
+        ModelError, match=r"a training step of all weights fails .*a kernel without backward.*--method lora"
+    ):
+        job_of(tmp_path, dtype="float32")

@@ -10,7 +10,6 @@ from lorasmith.config.toml import Config
 from lorasmith.data.dataset.prepare import read_files
 from lorasmith.errors import LorasmithError, ModelError, RunError
 from lorasmith.i18n import _
-from lorasmith.loading.load import load_base
 from lorasmith.preflight.dry_run import dry_run
 from lorasmith.preflight.estimate import Estimate, estimate
 from lorasmith.preflight.facts import Facts, collect_facts
@@ -68,7 +67,7 @@ class _CollectingReport(Report):
         self.outer.progress(task, done, total, **numbers)
 
 
-def check(config: Config, report: Report | None = None, load: LoadBase = load_base) -> CheckResult:
+def check(config: Config, report: Report | None = None, load: LoadBase | None = None) -> CheckResult:
     """Check a training with `config`: load everything and do a dry run. Nothing is written, except into the cache.
 
     load: gives the base model.

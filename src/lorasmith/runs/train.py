@@ -34,7 +34,6 @@ from lorasmith.errors import Interrupted, MissingExtraError, TrainingError
 from lorasmith.evaluation.loss import Comparison, ExampleLosses, compare
 from lorasmith.evaluation.preference import PreferenceLosses, compare_preferences
 from lorasmith.i18n import _
-from lorasmith.loading.load import load_base
 from lorasmith.lora.quantized import stored_bytes
 from lorasmith.lora.saved_values import has_moved
 from lorasmith.model.base import Base
@@ -86,7 +85,7 @@ class Measure(Protocol):
 
 def train(
     config: Config, report: Report | None = None, resume: bool = False, overwrite: bool = False,
-    load: LoadBase = load_base, measure: Measure | None = None,
+    load: LoadBase | None = None, measure: Measure | None = None,
 ) -> Summary:  # fmt: skip
     """Train one adapter as `config` says and return the results, which the run folder also holds.
 
@@ -123,7 +122,7 @@ class Training:
 
     def __init__(
         self, config: Config, folder: Path, report: Report, world: World, overwrite: bool,
-        load: LoadBase = load_base, measure: Measure | None = None,
+        load: LoadBase | None = None, measure: Measure | None = None,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.report, self.world = config, folder, report, world
         self.overwrite, self.load, self.measure = overwrite, load, measure

@@ -64,14 +64,16 @@ def _with_trained_model(discovery: Discovery, model: ModelConfig) -> ModelConfig
     """
     is_free = not discovery.adapters and "model" not in model.model_fields_set
     served, others = (discovery.models[:1], discovery.models[1:]) if is_free else ([], discovery.models)
-    discovery.problems.extend(
+    left_out = [
         _(
             "{path}: the model of a run that trained all weights is a base model, and a server has only one. Serve it "
             "alone, or give it with --model.",
             path=path,
         )
         for path in others
-    )
+    ]
+    if left_out:
+        discovery.problems.extend(AdapterError(*left_out).problems)
     return model.model_copy(update={"model": str(served[0])}) if served else model
 
 

@@ -83,7 +83,7 @@ class Assembled:
 
 def assemble(
     config: Config, folder: Path, report: Report, world: World,
-    files: Sequence[DataFile] | None = None, saved: Path | None = None, load: LoadBase = load_base,
+    files: Sequence[DataFile] | None = None, saved: Path | None = None, load: LoadBase | None = None,
     name: str = ADAPTER,
 ) -> Assembled:  # fmt: skip
     """Load the base model, encode the examples and add the adapter. Writes nothing into the run's `folder`.
@@ -105,7 +105,7 @@ def assemble(
         config = continued(config, start, report)
     elif "model" not in config.model.model_fields_set:
         report.say(_default_model(config))
-    base = load(config.model, report)
+    base = (load or load_base)(config.model, report)
     if config.data.add_tokens:
         add_tokens(base, config.data.add_tokens)
         report.say(_added(base))

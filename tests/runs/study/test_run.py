@@ -182,4 +182,4 @@ def replace_folder(study, folder):
 def test_generated_answers_are_scored_if_the_file_asks_for_it(tmp_path):
     study = small_study(tmp_path, '"lora.r" = [1]', training="generate = 3\nmax_new_tokens = 4")
     (cell,) = run_study(study).cells
-    assert {"exact_match", "f1"} <= cell.scores.keys()
+    assert {"exact", "f1"} <= cell.scores.keys()
