@@ -3,7 +3,6 @@
 import io
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,10 @@ from lorasmith.cli.main import main
 from lorasmith.config.model import ModelConfig
 from lorasmith.loading.load import load_base
 from lorasmith.lora.quantized import unquantized
-from tests.support.commands import as_json, said
+from tests.support.commands import COMMAND, as_json, said, server_process
 from tests.support.quantized_weights import FORMATS, wide_folder
 from tests.support.tiny import Crash, adapter_bytes, crash_at, rows_file, tokenizer, trained
 
-COMMAND = [sys.executable, "-c", "import sys; from lorasmith.cli.main import main; sys.exit(main(sys.argv[1:]))"]
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {},
     "dora": {"use_dora": True},
@@ -125,14 +123,7 @@ def test_a_resumed_run_comes_to_the_same_adapter(form: str, variant: str, wide: 
 @pytest.fixture
 def served(finished: Path) -> Iterator[openai.OpenAI]:
     """A client of a server, which is a process of its own."""
-    words = ["serve", str(finished), "--port", "0"]
-    program = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert program.stdout is not None
-    shown = ""
-    while "curl" not in shown:
-        line = program.stdout.readline()
-        assert line, shown
-        shown += line
+    program, shown = server_process("serve", str(finished), "--port", "0")
     url = next(word for word in shown.split() if word.startswith("http://"))
     yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
     program.terminate()

@@ -2,13 +2,13 @@
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from lorasmith.cli.main import main
 from lorasmith.pages.evaluation import HEIGHT, MOST_POINTS, WIDTH, loss_curve
+from tests.support.html_page import Page
 from tests.support.tiny import rows_file, trained
 
 SPOILED = "<script>alert('&')</script> 你好"
@@ -31,36 +31,6 @@ def own(tmp_path: Path) -> str:
     row = {"messages": [{"role": "user", "content": SPOILED}, {"role": "assistant", "content": SPOILED}]}
     file.write_text(json.dumps(row) + "\n" + file.read_text("utf-8"), "utf-8")
     return str(file)
-
-
-class Page(HTMLParser):
-    """Tags that are open, every tag and attribute, and the text."""
-
-    VOID = ("meta", "path", "polyline", "circle")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[str] = []
-        self.links: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append(tag)
-        self.links += [value for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "action")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.seen.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def test_a_page_to_send(capsys, runs, own, tmp_path):

@@ -3,7 +3,6 @@
 import re
 import shutil
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -12,41 +11,11 @@ from lorasmith.i18n import using_language
 from lorasmith.pages.report import kind_rows, render_page, write_page
 from lorasmith.runs.evidence import Evidence
 from lorasmith.runs.report import RunReport
+from tests.support.html_page import Page
 from tests.support.reports import TAGS, made_report
 
+HIDDEN = ("style", "svg")  # whose text no reader reads
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-class Page(HTMLParser):
-    """Tags, what they refer to, and the text outside of pictures."""
-
-    VOID = ("meta", "path", "use", "rect")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[str] = []
-        self.links: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append(tag)
-        self.links += [value for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "action")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.seen.append(tag)
-        self.links += [value for key, value in attrs if key in ("src", "href", "xlink:href")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if not {"style", "svg"} & {*self.open}:
-            self.text += data
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +25,7 @@ def report() -> RunReport:
 
 def test_everything_is_on_the_page_and_nothing_is_fetched(report):
     html = render_page(report)
-    page = Page(html)
+    page = Page(html, HIDDEN)
     assert page.open == []
     assert all(link.startswith("#") for link in page.links)
     assert not re.search(r"https?:|@import|url\((?!#)", html)
@@ -82,7 +51,7 @@ def test_everything_is_on_the_page_and_nothing_is_fetched(report):
 def test_the_page_is_in_the_readers_language(report):
     with using_language("zh"):
         html = render_page(report)
-        text = Page(html).text
+        text = Page(html, HIDDEN).text
     assert '<html lang="zh">' in html
     for word in ("训练报告", "学到东西了吗？", "LoRA 够用吗？", "接下来可以试什么", "最差", "有效秩"):
         assert word in text
@@ -91,16 +60,16 @@ def test_the_page_is_in_the_readers_language(report):
 
 def test_what_is_not_known_is_said(report):
     bare = replace(report, evidence=Evidence(), spectra=[], steps=[], problems=(), facts=[])
-    text = Page(render_page(bare)).text
+    text = Page(render_page(bare), HIDDEN).text
     assert "Nothing is called for" in text
     assert "Answers side by side" not in text
     assert "directions for 90%" not in text
     alone = replace(bare, subject=replace(report.subject, config=None, state="adapter"))
-    text = Page(render_page(alone)).text
+    text = Page(render_page(alone), HIDDEN).text
     assert "An adapter folder without its run" in text
     assert "Nothing is called for" not in text
     unfinished = replace(bare, subject=replace(report.subject, state="interrupted"))
-    assert "after step 60" in Page(render_page(unfinished)).text
+    assert "after step 60" in Page(render_page(unfinished), HIDDEN).text
 
 
 def test_a_row_for_each_kind_of_module(report):

@@ -1,5 +1,7 @@
 """Estimates of memory and time, and how they are displayed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -84,6 +86,9 @@ def test_quantizing_is_suggested_where_memory_is_short(tmp_path, monkeypatch):
     monkeypatch.setattr(estimate_module, "usable_mib", lambda _device: 4000.0)
     assert estimate(job, MEASURED, recompute=False).warnings == []
     monkeypatch.setattr(estimate_module, "usable_mib", lambda _device: 400.0)
+    job.base.adapters["default"] = replace(job.base.adapters["default"], is_whole_model=True)  # which refuses it
+    assert len(estimate(job, MEASURED, recompute=False).warnings) == 1
+    job.base.adapters["default"] = replace(job.base.adapters["default"], is_whole_model=False)
     job.base.quantize = "int8"
     assert len(estimate(job, MEASURED, recompute=False).warnings) == 1
 

@@ -2,8 +2,6 @@
 
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import openai
@@ -12,9 +10,8 @@ import pytest
 from lorasmith.cli.main import main
 from lorasmith.serve.server import is_public
 from tests.support import tiny
+from tests.support.commands import server_process
 from tests.support.serving import LONG, running, slow
-
-COMMAND = [sys.executable, "-c", "import sys; from lorasmith.cli.main import main; sys.exit(main(sys.argv[1:]))"]
 
 
 def test_the_second_signal_tells_those_who_listen(runs: Path, monkeypatch: pytest.MonkeyPatch):
@@ -39,13 +36,7 @@ def test_a_public_address_needs_keys(runs: Path, tmp_path: Path, capsys):
 def test_the_command_serves_until_it_is_told_to_end(runs: Path):
     """The start screen says what there is; SIGTERM lets a running stream finish, then 0."""
     words = ["serve", str(runs), "--model", str(tiny.model_folder()), "--port", "0", "--context", "120"]
-    program = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert program.stdout is not None
-    shown = ""
-    while "curl" not in shown:
-        line = program.stdout.readline()
-        assert line, shown
-        shown += line
+    program, shown = server_process(*words)
     assert "calm" in shown
     assert "not valid JSON" in shown
     assert "not finished" in shown

@@ -1,12 +1,15 @@
 """Commands as they are typed: exit code, what people read, and the line that programs read."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from lorasmith.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
+COMMAND = [sys.executable, "-c", "import sys; from lorasmith.cli.main import main; sys.exit(main(sys.argv[1:]))"]
 
 
 def said(capsys: Capture, *argv: object) -> str:
@@ -25,6 +28,18 @@ def as_json(capsys: Capture, *argv: object) -> dict[str, object]:
     (line,) = out.splitlines()
     found: dict[str, object] = json.loads(line)
     return found
+
+
+def server_process(*words: str) -> tuple[subprocess.Popen[str], str]:
+    """A server as a process of its own, once it serves, and what it has shown until then."""
+    program = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert program.stdout is not None
+    shown = ""
+    while "curl" not in shown:
+        line = program.stdout.readline()
+        assert line, shown
+        shown += line
+    return program, shown
 
 
 def refused(capsys: Capture, *argv: object) -> str:

@@ -93,7 +93,7 @@ def estimate(job: Job, measurement: Measurement | None, recompute: bool) -> Esti
                 room=room,
             )
         )
-    if room is not None and peak > room and (saved := _saved_by_quantizing(job.base)) > 0.05 * peak:
+    if room is not None and peak > room and (saved := _saved_by_quantizing(job)) > 0.05 * peak:
         warnings.append(
             _(
                 "model.quantize: loading the base model with --quantize nf4 would save about {saved:,.0f} MiB.",
@@ -103,9 +103,10 @@ def estimate(job: Job, measurement: Measurement | None, recompute: bool) -> Esti
     return Estimate(peak, room, seconds, by, recompute, warnings)
 
 
-def _saved_by_quantizing(base: Base) -> float:
-    """MiB that the weights would need less in NF4; 0 if they are quantized already."""
-    if base.quantize != "none" or base.device.type != "cpu":
+def _saved_by_quantizing(job: Job) -> float:
+    """MiB that the weights would need less in NF4; 0 if they are quantized already, or are trained themselves."""
+    base = job.base
+    if base.quantize != "none" or base.device.type != "cpu" or base.adapters[job.adapter].is_whole_model:
         return 0.0
     return max(0.0, weights_mib(base.folder, base.dtype) - weights_mib(base.folder, base.dtype, "nf4"))
 

@@ -214,7 +214,7 @@ def _job(
     history = History(folder, config.training.trackers, report)
     preference = Preference.of(config, data.train, data.held_out, data.max_length)
     train = preference.train if preference else data.train
-    made = _plan(config, base, train, preference.loss.unit if preference else 1)
+    made = _plan(config, base, train, name, preference.loss.unit if preference else 1)
     if preference:
         preference.follow(made)
     return Job(
@@ -259,10 +259,10 @@ def _generation_evaluation(
     return GenerationEvaluation.from_examples(good, template, count, sampling, custom)
 
 
-def _plan(config: Config, base: Base, train: Sequence[Example], unit: int) -> Plan:
+def _plan(config: Config, base: Base, train: Sequence[Example], name: str, unit: int) -> Plan:
     """The plan, of which each unit is so many consecutive examples."""
     units = [train[i : i + unit] for i in range(0, len(train), unit)]
-    share = unit > 1 and shares_prefixes(base, ADAPTER)
+    share = unit > 1 and shares_prefixes(base, name)
     lengths = [laid_length(examples, share) for examples in units]
     n_targets = [sum(example.n_targets for example in examples) for examples in units]
     made = plan(lengths, n_targets, config.training, config.training.seed, base.layout)
