@@ -179,4 +179,4 @@ def restore(folder: Path, parameters: FlatParameters, optimizer: Optimizer, step
             )
         ) from None
     own.copy_(values)
-    parameters.changed()
+    parameters.changed(step)

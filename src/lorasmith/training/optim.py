@@ -8,14 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from lorasmith.config.training import TrainingConfig
+from lorasmith.training.rounding import Rounding
 
 
 class FlatParameters:
     """All trained parameters as views of one flat tensor `values`, and their gradients as views of `gradient`.
 
     So there is one fused AdamW update, one norm and one all-reduce. Gradients are zeroed in place, never set to None.
-    `values` is in float32 at least. A parameter in half precision, as in full fine-tuning, is no view but a rounded
-    copy, and its gradients are added up in float32 (mixed precision training, arXiv:1710.03740, section 3.1).
+    `values` is in float32 at least. A parameter in half precision, as in full fine-tuning, is no view but a copy that
+    is rounded at random, and its gradients are added up in float32 (mixed precision training, arXiv:1710.03740,
+    section 3.1). `changes` counts the changes of `values`; the random numbers depend on it alone.
     `pieces` are the parameters, or for those in half precision their float32 values, for an optimizer that must know
     their shapes.
     """
@@ -30,6 +32,7 @@ class FlatParameters:
         self.gradient, self.loss, self.stop = self.reduced[:-2], self.reduced[-2], self.reduced[-1]
         self.values.grad = self.gradient
         self.pieces: list[nn.Parameter] = []
+        self.changes = 0
         self._rounded: list[tuple[nn.Parameter, Tensor]] = []  # parameters in half precision, and their values
         for p, value, gradient in zip(
             tensors, self._split(self.values.data, tensors), self._split(self.gradient, tensors), strict=True
@@ -56,15 +59,18 @@ class FlatParameters:
             part.grad = gradient
         return parts
 
-    def changed(self) -> None:
+    def changed(self, changes: int | None = None) -> None:
         """Let the tensors know that `values` has changed: whoever keeps a copy of one compares its version.
 
         They share the memory of `values`, but not its version counter. Those in half precision get the new values.
+        changes: how often `values` has changed, if it was restored.
         """
+        self.changes = self.changes + 1 if changes is None else changes
         torch.autograd.graph.increment_version(self.tensors)
-        with torch.no_grad():
+        if self._rounded:
+            rounding = Rounding(self.changes, self.values.device)
             for p, value in self._rounded:
-                p.copy_(value)
+                rounding.write(value, p.data)
 
     def zero(self) -> None:
         """Zero the gradient, the loss and the stop request for the next step."""
