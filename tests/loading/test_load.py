@@ -14,6 +14,7 @@ from lorasmith.loading import load as loading
 from lorasmith.loading.load import load_base
 from lorasmith.loading.weights import weights_mib
 from lorasmith.report import Report
+from lorasmith.system import device as machine
 from tests.support.families import logits_of
 from tests.support.model_folders import configure, load, said, spoil
 from tests.support.tiny import Watch, model_folder
@@ -117,3 +118,13 @@ class Collected(Report):
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
+
+
+def test_a_large_model_is_loaded_in_bfloat16_although_float32_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(machine, "float32_is_faster", lambda: True)
+    size = weights_mib(model_folder(), torch.float32)
+    config = ModelConfig(model=str(model_folder()), device="cpu")
+    for share, dtype in ((2.1, torch.float32), (1.9, torch.bfloat16)):
+        monkeypatch.setattr(loading, "usable_mib", lambda _device, share=share: share * size)
+        assert load_base(config, Collected()).dtype == dtype

@@ -404,7 +404,7 @@ def test_resume_takes_what_was_chosen_from_the_run(tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setattr("lorasmith.system.device.torch.cpu.get_capabilities", dict)
     stopped_at(run, 3, dtype="auto", save_every=2)
-    monkeypatch.setattr("lorasmith.system.device.torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr("lorasmith.system.device.torch.cpu.get_capabilities", lambda: {"amx_bf16": True})
     watch = Watch()
     trained(run, watch, resume=True, dtype="auto", save_every=2)
     assert [text for text in watch.said if text.startswith("base ") and "float32 on cpu" in text]

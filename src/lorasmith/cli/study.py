@@ -94,6 +94,7 @@ def _row(setting: "Setting") -> list[str]:
 def _dry_run(study: "Study", screen: Screen, as_json: bool) -> int:
     from lorasmith.preflight.estimate import duration
     from lorasmith.runs.study.forecast import forecast
+    from lorasmith.runs.study.repeats import runs_of
 
     expected = forecast(study, screen)
     rows = [
@@ -102,9 +103,10 @@ def _dry_run(study: "Study", screen: Screen, as_json: bool) -> int:
     ]
     screen.table([_("run"), _("time")], [[row] for row in rows])
     known = [one.seconds for one in expected if one.seconds is not None and not one.is_finished]
-    left = sum(not one.is_finished for one in expected)
-    total = duration(sum(known)) if known else "?"
-    screen.say(_("{runs} runs, {left} of them to train: about {time}", runs=len(expected), left=left, time=total))
+    count = runs_of(study).total  # with those that depend on results
+    left = count - sum(one.is_finished for one in expected)
+    total = duration(left * sum(known) / len(known)) if known else "?"
+    screen.say(_("{runs} runs, {left} of them to train: about {time}", runs=count, left=left, time=total))
     problems = dict.fromkeys(f"{one.cell.name}: {text}" for one in expected for text in one.problems)
     for text in problems:
         screen.fail(text)

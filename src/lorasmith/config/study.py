@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -49,6 +49,15 @@ class StudySection(Typed):
     forget: Annotated[
         bool, Field(description=_("Also compute the loss on a small general text, to see what was forgotten"))
     ] = True
+    repeat: Annotated[
+        Literal["all", "best"],
+        Field(
+            description=_(
+                "Which runs to repeat with the other values of training.seed: all of them, or, among those that differ "
+                "only in the learning rate, the one that is best with the first seed"
+            )
+        ),
+    ] = "all"
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class Study:
     cells: tuple[Cell, ...]
     keys: tuple[str, ...]
     forget: bool = True
+    repeat: Literal["all", "best"] = "all"
 
 
 def load_study(path: Path, output: str | None = None) -> Study:
@@ -92,10 +102,12 @@ def load_study(path: Path, output: str | None = None) -> Study:
     base = check(Config, values)
     if not isinstance(base.data.held_out, str):
         values.setdefault("data", {}).setdefault("held_out_seed", base.training.seed)
+    if wanted.repeat == "best" and not base.data.held_out:
+        raise ConfigError(_("study.repeat: the best run is found by held-out examples. Set data.held_out."))
     keys = tuple(dict.fromkeys(key for grid in grids for key in grid))
     cells = tuple(_cells(values, grids, folder))
     _refuse_several_losses(cells)
-    return Study(folder, cells, keys, wanted.forget)
+    return Study(folder, cells, keys, wanted.forget, wanted.repeat)
 
 
 def known_keys() -> list[str]:

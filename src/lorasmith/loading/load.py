@@ -52,7 +52,8 @@ def load_base(config: ModelConfig, report: Report | None = None) -> Base:
     folder = find_folder(config.model, report)
     check_folder(folder, config.trust_remote_code)
     device, why_device = choose_device(config.device)
-    dtype, why_dtype = choose_dtype(config.dtype, device)
+    saves_memory = config.quantize != "none" or _is_large(folder)
+    dtype, why_dtype = choose_dtype(config.dtype, device, saves_memory)
     use_all_cores()
     if device.type == "cpu" and config.quantize == "none":
         keep_freed_memory()
@@ -123,6 +124,12 @@ def _unquantized_experts(base: Base) -> str:
         share=sum(stack.numel() for stack in stacks) / count_parameters(base.model),
         mib=sum(stack.numel() * stack.element_size() for stack in stacks) / 2**20,
     )
+
+
+def _is_large(folder: Path) -> bool:
+    """Whether the weights in float32 would take more than half of the memory that there is."""
+    room = usable_mib(torch.device("cpu"))
+    return room is not None and weights_mib(folder, torch.float32) > room / 2
 
 
 def _too_large(folder: Path, dtype: torch.dtype, quantize: str) -> str:

@@ -79,6 +79,9 @@ class Measure(Protocol):
     def started(self, job: loop.Job) -> None:
         """Called before the first step, also of a resumed run: the model is still the base model."""
 
+    def known(self, job: loop.Job) -> ExampleLosses | None:
+        """The held-out losses of the base model, if they have been computed before."""
+
     def finished(self, job: loop.Job, before: ExampleLosses | None, after: ExampleLosses | None) -> None:
         """Called with the trained model and the held-out losses before and after, before the run is finished."""
 
@@ -185,7 +188,7 @@ class Training:
         if self.resume:
             if not self.job.preference:
                 # before all weights of the base model, if these are trained, get the values of the checkpoint
-                self.before = self.job.evaluator.base_losses()
+                self.before = self._base_losses()
             self.state = self._restore(self.job, self.saved)
         else:
             self.state = self._start(self.job, self.config, self.assembled.template, self.assembled.data)
@@ -194,10 +197,14 @@ class Training:
         """Measure the base model. before: its held-out losses, if they are known. Within `job.history`."""
         self._track(self.job, self.config)
         self.prepared = time.perf_counter()
-        self.before = before or self.before or self.job.evaluator.base_losses()
+        self.before = before or self.before or self._base_losses()
         self.evaluation_seconds = time.perf_counter() - self.prepared
         if self.state.step == 0:
             self.job.evaluator.record_base(self.before)
+
+    def _base_losses(self) -> ExampleLosses | None:
+        known = self.measure.known(self.job) if self.measure else None
+        return known or self.job.evaluator.base_losses()
 
     def finish(self) -> Summary:
         """Evaluate the trained adapter and write it, with the results."""

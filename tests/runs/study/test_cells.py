@@ -11,6 +11,7 @@ from lorasmith.evaluation.loss import ExampleLosses
 from lorasmith.runs.study import cells
 from lorasmith.runs.study.cells import Losses, is_finished, read_measured
 from lorasmith.runs.study.run import run_study
+from lorasmith.training.evaluator import Evaluator
 from lorasmith.training.run_files import SUMMARY, read_summary
 from tests.support.studies import small_study
 
@@ -57,6 +58,15 @@ def test_a_broken_file_is_said(study):
     path.write_text(text, "utf-8")
 
 
+def test_the_base_model_is_measured_once_for_the_same_examples(tmp_path, monkeypatch):
+    calls, whole = [], Evaluator.base_losses
+    monkeypatch.setattr(Evaluator, "base_losses", lambda self: calls.append(self) or whole(self))
+    grid = '"lora.r" = [1, 2]\n"data.held_out" = [12, 8]'
+    result = run_study(small_study(tmp_path, grid))
+    assert len(calls) == 2
+    assert len({cell.loss.before for cell in result.cells}) == 2
+
+
 def test_memory_is_that_of_each_cell(study):
     assert 0 < read_summary(study.folder / "r2").peak_memory_mib < 4000
 
@@ -70,7 +80,12 @@ def test_a_held_out_loss_that_is_not_finite_is_a_training_that_diverged(tmp_path
     )
     heard = []
     cells.train_cells(
-        study.folder, study.cells, None, False, lambda cell: None, lambda cell, problems: heard.append(problems)
+        study.folder,
+        study.cells,
+        None,
+        cells.BaseModel(False),
+        lambda cell: None,
+        lambda cell, problems: heard.append(problems),
     )
     assert read_measured(study.folder, "r1").problems == heard[0]
     assert "the held-out loss is not finite; the training diverged." in heard[0][0]

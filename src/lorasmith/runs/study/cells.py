@@ -84,19 +84,19 @@ def is_finished(study: Path, cell: Cell) -> bool:
 
 
 def train_cells(
-    study: Path, cells: Sequence[Cell], load: LoadBase, forget: bool, report: Callable[[Cell], Report],
+    study: Path, cells: Sequence[Cell], load: LoadBase, before: "BaseModel", report: Callable[[Cell], Report],
     done: Callable[[Cell, tuple[str, ...]], None],
 ) -> None:  # fmt: skip
     """Train the cells that are not finished, one after the other, each in its run folder and resumed if it was started.
 
-    load: gives the base model, such as a `SharedBase`. report: makes the report of a cell. done: called with each cell
-    and its problems. A cell that diverged is recorded as such and not tried again. Another problem of the first cell
-    is raised, because all have it; one of a later cell is passed to `done`, and the others go on.
+    load: gives the base model, such as a `SharedBase`. before: keeps what is measured of it. report: makes the report
+    of a cell. done: called with each cell and its problems. A cell that diverged is recorded as such and not tried
+    again. Another problem of the first cell is raised, because all have it; one of a later cell is passed to `done`,
+    and the others go on.
     """
-    general = GeneralText() if forget else None
     for number, cell in enumerate(cells):
         try:
-            _train_cell(study, cell, load, general, report(cell))
+            _train_cell(study, cell, load, before, report(cell))
         except TrainingError as error:
             _write(study, cell.name, Measured(problems=error.problems))
             done(cell, error.problems)
@@ -108,36 +108,56 @@ def train_cells(
             done(cell, ())
 
 
-def _train_cell(study: Path, cell: Cell, load: LoadBase, general: "GeneralText | None", report: Report) -> None:
+def _train_cell(study: Path, cell: Cell, load: LoadBase, before: "BaseModel", report: Report) -> None:
     folder = study / cell.name
     resume = is_run(folder)
     if resume and (folder / SUMMARY).is_file():  # but not measured: the run is finished once more
         with writing(folder):
             remove(folder / SUMMARY)
     reset_peak_memory()
-    train(cell.config, report, resume=resume, load=load, measure=_Measure(study, cell, general, report))
+    train(cell.config, report, resume=resume, load=load, measure=_Measure(study, cell, before, report))
     with writing(folder):  # a finished run needs no checkpoint, and one of all weights takes gigabytes
         for _step, checkpoint in checkpoints_in(folder / CHECKPOINTS):
             discard(checkpoint)
 
 
-class GeneralText:
-    """The losses on the general text; those of a base model are computed once."""
+class BaseModel:
+    """What is measured of a base model: its losses on the general text and on held-out examples, each computed once."""
 
-    def __init__(self) -> None:
-        self._before: dict[str, ExampleLosses] = {}
+    def __init__(self, forget: bool) -> None:
+        self.forget = forget
+        self._general: dict[str, ExampleLosses] = {}
+        self._held_out: dict[str, ExampleLosses] = {}
 
-    def before(self, job: Job, report: Report) -> ExampleLosses:
-        """Those of the base model of `job`."""
-        key = json.dumps([*job.base.identity.values(), str(job.base.dtype), job.base.quantize])
-        if key not in self._before:
-            self._before[key] = self.losses(job, None, report)
-        return self._before[key]
+    def general(self, job: Job, report: Report) -> ExampleLosses | None:
+        """Those on the general text; None if they are not asked for."""
+        key = _key(job)
+        if self.forget and key not in self._general:
+            self._general[key] = _general_losses(job, None, report)
+        return self._general.get(key)
 
-    def losses(self, job: Job, adapter: str | None, report: Report) -> ExampleLosses:
-        """Those under an adapter, or of the model without one."""
-        examples = general_examples(job.base.tokenizer, job.base.max_positions)
-        return evaluate_loss(job.base, examples, adapter, report, _("loss on the general text"))
+    def held_out(self, job: Job) -> ExampleLosses | None:
+        """Those on the held-out examples of `job`, if they are known."""
+        return self._held_out.get(_key(job, held_out=True))
+
+    def keep(self, job: Job, losses: ExampleLosses | None) -> None:
+        """Keep those on the held-out examples of `job`, unless they are of a loss that depends on more."""
+        if losses is not None and job.preference is None:
+            self._held_out[_key(job, held_out=True)] = losses
+
+
+def _key(job: Job, held_out: bool = False) -> str:
+    """What the losses of a base model depend on."""
+    base, more = job.base, list[object]()
+    if held_out:  # of a run that equals one alone to the last bit, so the same kernels computed them
+        more = [job.origin.settings["held_out_sha256"], sorted(base.fast_parts), job.config.method]
+    return json.dumps([*base.identity.values(), str(base.dtype), base.quantize, *more])
+
+
+def _general_losses(job: Job, adapter: str | None, report: Report) -> ExampleLosses:
+    """On the general text, those under an adapter, or of the model without one."""
+    examples = general_examples(job.base.tokenizer, job.base.max_positions)
+    return evaluate_loss(job.base, examples, adapter, report, _("loss on the general text"))
 
 
 @dataclass
@@ -146,23 +166,27 @@ class _Measure:
 
     study: Path
     cell: Cell
-    general: GeneralText | None
+    base: BaseModel
     report: Report
     before: ExampleLosses | None = None  # on the general text
 
     def started(self, job: Job) -> None:
-        self.before = self.general.before(job, self.report) if self.general else None
+        self.before = self.base.general(job, self.report)
+
+    def known(self, job: Job) -> ExampleLosses | None:
+        return self.base.held_out(job)
 
     def finished(self, job: Job, before: ExampleLosses | None, after: ExampleLosses | None) -> None:
         """Write what was measured. Raises TrainingError if the held-out loss is not finite."""
         folder = self.study / self.cell.name
         if after is not None and not bool(after.losses.isfinite().all()):
             raise TrainingError(_("{run}: the held-out loss is not finite; the training diverged.", run=folder))
+        self.base.keep(job, before)
         held_out = Losses.of(before, after) if before and after else None
         identity = {**job.base.identity, "held_out": job.origin.settings["held_out_sha256"]}
         general = None
-        if self.general and self.before:
-            general = Losses.of(self.before, self.general.losses(job, job.adapter, self.report))
+        if self.before:
+            general = Losses.of(self.before, _general_losses(job, job.adapter, self.report))
         measured = Measured(base=json.dumps(identity, sort_keys=True), held_out=held_out, general=general)
         _write(self.study, self.cell.name, measured)
 

@@ -10,6 +10,7 @@ from lorasmith.preflight.check import CheckResult, check
 from lorasmith.preflight.measurements import IRRELEVANT_OPTIONS
 from lorasmith.report import Report
 from lorasmith.runs.study.cells import is_finished
+from lorasmith.runs.study.repeats import runs_of
 
 
 @dataclass(frozen=True)
@@ -23,19 +24,20 @@ class Expected:
 
 
 def forecast(study: Study, report: Report | None = None) -> list[Expected]:
-    """What each cell will take. One cell of each kind is loaded and tried; those of a kind take the same time.
+    """What each known cell will take. One cell of each kind is loaded and tried; those of a kind take the same time.
 
     Cells are of one kind if they differ only in options that change neither time nor memory, such as the learning rate.
     """
     report, load = report or Report(), SharedBase()
     found = dict[str, CheckResult]()
-    kinds = {cell.name: _kind(cell) for cell in study.cells}
-    for number, cell in enumerate(study.cells, 1):
+    cells = runs_of(study).cells
+    kinds = {cell.name: _kind(cell) for cell in cells}
+    for number, cell in enumerate(cells, 1):
         if kinds[cell.name] not in found:
             config = cell.config.model_copy(update={"output": None})
             found[kinds[cell.name]] = check(config, report, load)
-        report.progress(_("trying runs"), number, len(study.cells))
-    return [_expected(study, cell, found[kinds[cell.name]]) for cell in study.cells]
+        report.progress(_("trying runs"), number, len(cells))
+    return [_expected(study, cell, found[kinds[cell.name]]) for cell in cells]
 
 
 def _expected(study: Study, cell: Cell, found: CheckResult) -> Expected:

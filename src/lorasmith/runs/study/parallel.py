@@ -15,7 +15,7 @@ from lorasmith.loading.folder import find_folder
 from lorasmith.loading.shared import SharedBase
 from lorasmith.loading.weights import weights_mib
 from lorasmith.report import Report
-from lorasmith.runs.study.cells import train_cells
+from lorasmith.runs.study.cells import BaseModel, train_cells
 from lorasmith.system.device import choose_device, choose_dtype
 from lorasmith.system.memory import available_mib
 
@@ -76,8 +76,9 @@ def _train(folder: Path, cell: Cell, forget: bool) -> tuple[str, ...]:
     problems = list[str]()
     try:
         train_cells(
-            folder, [cell], _shared_base(), forget, lambda _cell: Report(), lambda _cell, found: problems.extend(found)
-        )
+            folder, [cell], _shared_base(), _base_model(forget), lambda _cell: Report(),
+            lambda _cell, found: problems.extend(found),
+        )  # fmt: skip
     except LorasmithError as error:
         problems.extend(error.problems)
     return tuple(problems)
@@ -87,6 +88,12 @@ def _train(folder: Path, cell: Cell, forget: bool) -> tuple[str, ...]:
 def _shared_base() -> SharedBase:
     """The base model of this process."""
     return SharedBase()
+
+
+@cache
+def _base_model(forget: bool) -> BaseModel:
+    """What this process has measured of it."""
+    return BaseModel(forget)
 
 
 @contextmanager

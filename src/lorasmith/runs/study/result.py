@@ -17,6 +17,7 @@ from lorasmith.config.study import RATE, SEED, Cell, Study, setting_text, value_
 from lorasmith.evaluation.loss import Comparison, compare
 from lorasmith.evaluation.seeds import SeedComparison, compare_over_seeds
 from lorasmith.runs.study.cells import Measured, read_measured
+from lorasmith.runs.study.repeats import runs_of
 from lorasmith.training.history import read_scores
 from lorasmith.training.run_files import Summary, read_summary
 from lorasmith.version import installed_version
@@ -101,10 +102,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Curve:
-    """Settings that differ only in the option on the horizontal axis, in its order."""
+    """Settings that differ only in the option on the horizontal axis, in its order.
+
+    repeat: as in the study's file. With 'best', the setting that was trained with more seeds is the best one.
+    """
 
     options: Options
     settings: tuple[Setting, ...]
+    repeat: str = "all"
 
     @property
     def name(self) -> str:
@@ -114,7 +119,7 @@ class Curve:
     @property
     def best(self) -> Setting:
         """The setting with the lowest mean loss."""
-        return min(self.settings, key=lambda setting: setting.mean)
+        return min(_comparable(self.settings, self.repeat), key=lambda setting: setting.mean)
 
 
 @dataclass(frozen=True)
@@ -129,12 +134,13 @@ class StudyResult:
     cells: tuple[CellResult, ...]
     settings: tuple[Setting, ...]
     machine: dict[str, str]
+    repeat: str = "all"
 
     @property
     def best(self) -> Setting | None:
         """The setting with the lowest mean held-out loss of those of which all seeds have finished."""
         done = [one for one in self.settings if math.isfinite(one.mean) and all(c.loss for c in one.cells)]
-        return min(done, key=lambda setting: setting.mean, default=None)
+        return min(_comparable(done, self.repeat), key=lambda setting: setting.mean, default=None)
 
     @cached_property
     def curves(self) -> list[Curve]:
@@ -147,6 +153,7 @@ class StudyResult:
             Curve(
                 {key: value for key, value in group[0].options.items() if key != self.axis},
                 tuple(sorted(group, key=lambda setting: _order(setting.options.get(self.axis)))),
+                self.repeat,
             )
             for group in groups.values()
         ]
@@ -170,6 +177,7 @@ class StudyResult:
             "version": FORMAT,
             **whole,
             "axis": self.axis,
+            "repeat": self.repeat,
             "machine": self.machine,
             "settings": settings,
             "cells": cells,
@@ -186,6 +194,7 @@ class StudyResult:
         return cls(
             **{key: values[key] for key in ("study", "base", "examples", "axis", "machine")},
             data=tuple(values["data"]),
+            repeat=values.get("repeat", "all"),
             cells=cells,
             settings=tuple(replace(setting, from_best=found) for setting, found in settings),
         )
@@ -194,23 +203,25 @@ class StudyResult:
 def collect(study: Study) -> StudyResult:
     """Read the results of a study from its folder; cells that have not been trained are open. Raises RunError."""
     seed = study.cells[0].config.training.seed
-    measured = {cell.name: read_measured(study.folder, cell.name) for cell in study.cells}
-    cells = tuple(_cell_result(study, cell, measured[cell.name], seed) for cell in study.cells)
+    runs = runs_of(study).cells
+    measured = {cell.name: read_measured(study.folder, cell.name) for cell in runs}
+    cells = tuple(_cell_result(study, cell, measured[cell.name], seed) for cell in runs)
     first = next((found for found in measured.values() if found and found.held_out), None)
     examples = len(first.held_out.weights) if first and first.held_out else 0
     config = study.cells[0].config
     data = tuple(Path(file).name for file in config.data.data)
     axis = _axis(cells, study.keys)
-    return combined(study.folder.name, config.model.model, data, examples, axis, cells, measured, machine(), seed)
+    name, about = study.folder.name, machine()
+    return combined(name, config.model.model, data, examples, axis, cells, measured, about, seed, study.repeat)
 
 
 def combined(
     study: str, base: str, data: tuple[str, ...], examples: int, axis: str, cells: Sequence[CellResult],
-    measured: Mapping[str, Measured | None], machine: dict[str, str], seed: int = 0,
+    measured: Mapping[str, Measured | None], machine: dict[str, str], seed: int = 0, repeat: str = "all",
 ) -> StudyResult:  # fmt: skip
     """The result of a study with these cells: its settings, each compared with the best one by `measured`."""
     settings = tuple(_settings(cells))
-    result = StudyResult(study, base, data, examples, axis, tuple(cells), settings, machine)
+    result = StudyResult(study, base, data, examples, axis, tuple(cells), settings, machine, repeat)
     best = result.best
     if best is None:
         return result
@@ -286,6 +297,12 @@ def _from_best(
         return None
     ones, others = zip(*pairs, strict=True)
     return compare_over_seeds(ones, others, seed)
+
+
+def _comparable(settings: Sequence[Setting], repeat: str) -> Sequence[Setting]:
+    """Those that may be the best: a mean over seeds is not compared with the one seed by which it was chosen."""
+    most = max((len(setting.cells) for setting in settings), default=0)
+    return [setting for setting in settings if repeat == "all" or len(setting.cells) == most]
 
 
 def _axis(cells: Sequence[CellResult], keys: Sequence[str]) -> str:

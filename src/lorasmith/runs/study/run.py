@@ -10,9 +10,10 @@ from lorasmith.errors import Interrupted
 from lorasmith.i18n import _
 from lorasmith.loading.shared import SharedBase
 from lorasmith.report import Report
-from lorasmith.runs.study.cells import is_finished, read_measured, train_cells
+from lorasmith.runs.study.cells import BaseModel, is_finished, read_measured, train_cells
 from lorasmith.runs.study.folder import RESULT, settle, study_lock
 from lorasmith.runs.study.parallel import processes_for, train_in_parallel
+from lorasmith.runs.study.repeats import runs_of
 from lorasmith.runs.study.result import StudyResult, collect
 from lorasmith.system.writing import write_file
 from lorasmith.training.run_files import read_summary
@@ -34,31 +35,39 @@ def run_study(study: Study, report: Report | None = None, show: Show | None = No
     report = report or Report()
     with study_lock(study.folder, report):
         study = settle(study, report)
-        waiting = [cell for cell in study.cells if not is_finished(study.folder, cell)]
-        _say_what_is_done(study, waiting, report)
-        processes = processes_for(study, min(parallel, len(waiting) or 1), report)
-        progress = _Progress(study, report, waiting)
+        _say_what_is_done(study, report)
+        progress = _Progress(study, report)
+        load, before = SharedBase(), BaseModel(study.forget)
 
         def done(cell: Cell, problems: tuple[str, ...]) -> None:
             progress.done(cell, problems)
             _write(study, show)
 
         try:
-            if processes > 1:
-                train_in_parallel(study, waiting, processes, done)
-            else:
-                train_cells(study.folder, waiting, SharedBase(), study.forget, progress.of, done)
+            tried = set[str]()
+            while waiting := [cell for cell in _waiting(study) if cell.name not in tried]:
+                tried |= {cell.name for cell in waiting}
+                processes = processes_for(study, min(parallel, len(waiting)), report)
+                if processes > 1:
+                    train_in_parallel(study, waiting, processes, done)
+                else:
+                    train_cells(study.folder, waiting, load, before, progress.of, done)
         except KeyboardInterrupt:
-            left = sum(not is_finished(study.folder, cell) for cell in study.cells)
+            runs = runs_of(study)
             raise Interrupted(
                 _(
                     "Interrupted. {done} of {all} runs are finished and kept in {folder}; the same command continues.",
-                    done=len(study.cells) - left,
-                    all=len(study.cells),
+                    done=len(runs.cells) - len(_waiting(study)),
+                    all=runs.total,
                     folder=study.folder,
                 )
             ) from None
         return _write(study, show)
+
+
+def _waiting(study: Study) -> list[Cell]:
+    """The runs that are known and not finished."""
+    return [cell for cell in runs_of(study).cells if not is_finished(study.folder, cell)]
 
 
 def _write(study: Study, show: Show | None) -> StudyResult:
@@ -69,18 +78,19 @@ def _write(study: Study, show: Show | None) -> StudyResult:
     return result
 
 
-def _say_what_is_done(study: Study, waiting: list[Cell], report: Report) -> None:
-    known = len(study.cells) - len(waiting)
+def _say_what_is_done(study: Study, report: Report) -> None:
+    runs = runs_of(study)
+    known = len(runs.cells) - len(_waiting(study))
     if known:
         report.say(
             _(
                 "{folder}: {known} of {all} runs are finished and kept.",
                 folder=study.folder,
                 known=known,
-                all=len(study.cells),
+                all=runs.total,
             )
         )
-    failed = [cell.name for cell in study.cells if (found := read_measured(study.folder, cell.name)) and found.problems]
+    failed = [cell.name for cell in runs.cells if (found := read_measured(study.folder, cell.name)) and found.problems]
     for name in failed:
         report.warn(
             _(
@@ -97,7 +107,6 @@ class _Progress:
 
     study: Study
     report: Report
-    waiting: list[Cell]
     started: float = 0.0  # of the current cell
     took: list[float] = field(default_factory=list)  # seconds of each finished cell
 
@@ -117,12 +126,14 @@ class _Progress:
 
     def title(self, cell: Cell) -> str:
         """'[3/12] r8_lr0.0003'."""
-        return f"[{self.study.cells.index(cell) + 1}/{len(self.study.cells)}] {cell.name}"
+        runs = runs_of(self.study)
+        return f"[{runs.cells.index(cell) + 1}/{runs.total}] {cell.name}"
 
     def seconds_left(self, of_cell: float) -> float:
         """The seconds left for the study, if the current cell needs `of_cell` more."""
         this = time.perf_counter() - self.started + of_cell
-        after = len(self.waiting) - len(self.took) - 1
+        runs = runs_of(self.study)
+        after = runs.total - len(runs.cells) + len(_waiting(self.study)) - 1
         typical = sum(self.took) / len(self.took) if self.took else this
         return of_cell + after * typical
 
