@@ -36,6 +36,13 @@ def parser() -> Parser:
         "--parallel", metavar="N", type=positive, default=1,
         help=_("Train N runs at once, each in a process with its share of the cores, where cores and memory allow it"),
     )  # fmt: skip
+    parser.own.add_argument(
+        "--at-once", metavar="N", type=positive, default=1,
+        help=_(
+            "Train up to N adapters in the same steps over one base model, which is faster with short rows; each is "
+            "the same as alone up to rounding"
+        ),
+    )  # fmt: skip
     parser.add_json()
     return parser
 
@@ -55,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run:
             return _dry_run(study, screen, args.json)
         page = study.folder / PAGE
-        result = run_study(study, screen, lambda result: write_page(result, page), args.parallel)
+        result = run_study(study, screen, lambda result: write_page(result, page), args.parallel, args.at_once)
         show(result, screen)
         screen.say(_("Wrote {file}", file=page))
     if args.json:

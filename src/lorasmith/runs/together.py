@@ -22,10 +22,10 @@ from lorasmith.i18n import _, counted
 from lorasmith.model.base import Base
 from lorasmith.model.verify import use_fast_parts
 from lorasmith.report import Report
-from lorasmith.runs.train import Training, resumable, train
+from lorasmith.runs.train import Measure, Training, resumable, train
 from lorasmith.system.writing import write_file, writing
 from lorasmith.training import loop
-from lorasmith.training.assemble import recompute_activations
+from lorasmith.training.assemble import LoadBase, recompute_activations
 from lorasmith.training.at_once import not_at_once, why_alone
 from lorasmith.training.distributed import join
 from lorasmith.training.run_files import GROUP_CONFIG, Summary, is_run, read_summary
@@ -55,7 +55,7 @@ def train_all(
     names = _names(configs)
     for members in sorted(groups):
         reports = [Named(names[i], report) for i in members]
-        found = _Group([configs[i] for i in members], reports, report).train(resume, overwrite)
+        found = Group([configs[i] for i in members], reports, report).train(resume, overwrite)
         results |= dict(zip(members, found, strict=True))
     for i, why in alone.items():
         own = Named(names[i], report)
@@ -125,14 +125,18 @@ class Named(Report):
         self.report.progress(f"{self.name}: {task}", done, total, **numbers)
 
 
-class _Group:
-    """Runs that share a base model."""
+class Group:
+    """Runs that share a base model. reports: of each run; load and measures: as in `runs.train.train`."""
 
-    def __init__(self, configs: Sequence[Config], reports: Sequence[Report], report: Report) -> None:
-        self.configs, self.reports, self.report = configs, reports, report
+    def __init__(
+        self, configs: Sequence[Config], reports: Sequence[Report], report: Report,
+        load: LoadBase | None = None, measures: Sequence[Measure] | None = None,
+    ) -> None:  # fmt: skip
+        self.configs, self.reports, self.report, self.load = configs, reports, report, load
+        self.measures: Sequence[Measure | None] = measures or [None] * len(configs)
 
     def train(self, resume: bool, overwrite: bool) -> list[Summary | LorasmithError]:
-        """The result of each run, in order."""
+        """The result of each run, in order. Raises LorasmithError before any is opened, Interrupted."""
         started, world = time.perf_counter(), join()
         with ExitStack() as stack:
             runs: list[Training] = []
@@ -146,7 +150,7 @@ class _Group:
                     report.say(_("{run} has already finished: {summary}", run=folder, summary=finished))
                     results[i] = finished
                     continue
-                runs.append(Training(config, folder, report, world, overwrite))
+                runs.append(Training(config, folder, report, world, overwrite, self.load, self.measures[i]))
                 runs[-1].resume = goes_on
             waiting = [i for i in range(len(self.configs)) if i not in results]
             if runs:

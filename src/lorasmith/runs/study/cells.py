@@ -15,12 +15,15 @@ from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
 from lorasmith.i18n import _
 from lorasmith.report import Report
 from lorasmith.runs.study.folder import RESULTS
+from lorasmith.runs.together import Group, Named
 from lorasmith.runs.train import train
 from lorasmith.system.memory import reset_peak_memory
 from lorasmith.system.writing import discard, remove, write_file, writing
 from lorasmith.training.assemble import LoadBase
+from lorasmith.training.at_once import why_alone
+from lorasmith.training.distributed import join
 from lorasmith.training.loop import Job
-from lorasmith.training.run_files import CHECKPOINTS, SUMMARY, checkpoints_in, is_run
+from lorasmith.training.run_files import CHECKPOINTS, SUMMARY, Summary, checkpoints_in, is_run
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,14 @@ class Measured:
 
     base: identity of the base model and fingerprint of the held-out examples; only cells with the same one are
     compared. held_out: None if nothing is held out. general: losses on the general text; None if not asked for.
+    at_once: how many adapters were trained in the same steps, whose time and memory are those of all.
     """
 
     version: int = 1
     base: str = ""
     held_out: Losses | None = None
     general: Losses | None = None
+    at_once: int = 1
     problems: tuple[str, ...] = field(default=())
 
 
@@ -85,38 +90,92 @@ def is_finished(study: Path, cell: Cell) -> bool:
 
 def train_cells(
     study: Path, cells: Sequence[Cell], load: LoadBase, before: "BaseModel", report: Callable[[Cell], Report],
-    done: Callable[[Cell, tuple[str, ...]], None],
+    done: Callable[[Cell, tuple[str, ...]], None], at_once: int = 1,
 ) -> None:  # fmt: skip
     """Train the cells that are not finished, one after the other, each in its run folder and resumed if it was started.
 
     load: gives the base model, such as a `SharedBase`. before: keeps what is measured of it. report: makes the report
-    of a cell. done: called with each cell and its problems. A cell that diverged is recorded as such and not tried
-    again. Another problem of the first cell is raised, because all have it; one of a later cell is passed to `done`,
-    and the others go on.
+    of a cell. done: called with each cell and its problems. at_once: the most adapters to train in the same steps,
+    where that is possible. A cell that diverged is recorded as such and not tried again. Another problem of the first
+    cell is raised, because all have it; one of a later cell is passed to `done`, and the others go on.
     """
-    for number, cell in enumerate(cells):
-        try:
-            _train_cell(study, cell, load, before, report(cell))
-        except TrainingError as error:
-            _write(study, cell.name, Measured(problems=error.problems))
-            done(cell, error.problems)
-        except LorasmithError as error:
-            if number == 0:
-                raise
-            done(cell, error.problems)
+    for group in grouped(cells, at_once):
+        together = _train_at_once(study, group, load, before, report(group[0])) if len(group) > 1 else {}
+        for cell in group:
+            try:
+                if cell.name not in together:
+                    _train_alone(study, cell, load, before, report(cell))
+                elif isinstance(error := together[cell.name], LorasmithError):
+                    raise error
+            except TrainingError as error:
+                _write(study, cell.name, Measured(problems=error.problems))
+                done(cell, error.problems)
+            except LorasmithError as error:
+                if cell is cells[0]:
+                    raise
+                done(cell, error.problems)
+            else:
+                done(cell, ())
+
+
+def grouped(cells: Sequence[Cell], at_once: int) -> list[list[Cell]]:
+    """The cells in order, in groups of at most `at_once` that can share a base model and its passes."""
+    groups = list[list[Cell]]()
+    for cell in cells:
+        last = groups[-1] if groups else []
+        fits = 0 < len(last) < at_once and last[0].config.model == cell.config.model
+        if fits and not any(why_alone(one.config, join()) or one.config.lora.lora_dropout for one in (last[0], cell)):
+            last.append(cell)
         else:
-            done(cell, ())
+            groups.append([cell])
+    return groups
 
 
-def _train_cell(study: Path, cell: Cell, load: LoadBase, before: "BaseModel", report: Report) -> None:
-    folder = study / cell.name
-    resume = is_run(folder)
-    if resume and (folder / SUMMARY).is_file():  # but not measured: the run is finished once more
-        with writing(folder):
-            remove(folder / SUMMARY)
+def _train_alone(study: Path, cell: Cell, load: LoadBase, before: "BaseModel", report: Report) -> None:
+    resume = _prepare(study, cell)
     reset_peak_memory()
     train(cell.config, report, resume=resume, load=load, measure=_Measure(study, cell, before, report))
-    with writing(folder):  # a finished run needs no checkpoint, and one of all weights takes gigabytes
+    _drop_checkpoints(study, cell)
+
+
+def _train_at_once(
+    study: Path, cells: Sequence[Cell], load: LoadBase, before: "BaseModel", report: Report
+) -> dict[str, Summary | LorasmithError]:
+    """The results of the cells by name, trained in the same steps; empty if they cannot be trained like this."""
+    for cell in cells:
+        _prepare(study, cell)
+    reports = [report, *(Quiet(cell.name, report) for cell in cells[1:])]
+    measures = [_Measure(study, cell, before, report, len(cells)) for cell in cells]
+    try:
+        found = Group([cell.config for cell in cells], reports, report, load, measures).train(True, False)
+    except LorasmithError as error:
+        report.warn(_("these runs are trained one after the other: {error}", error=error))
+        return {}
+    for cell in cells:
+        _drop_checkpoints(study, cell)
+    return dict(zip((cell.name for cell in cells), found, strict=True))
+
+
+class Quiet(Named):
+    """The report of a run beside another one, whose progress is shown."""
+
+    def progress(self, task: str, done: int, total: int, **numbers: float) -> None:
+        """Show nothing."""
+
+
+def _prepare(study: Path, cell: Cell) -> bool:
+    """Whether the cell was started before. One that is finished but not measured is to be finished once more."""
+    folder = study / cell.name
+    if is_run(folder) and (folder / SUMMARY).is_file():
+        with writing(folder):
+            remove(folder / SUMMARY)
+    return is_run(folder)
+
+
+def _drop_checkpoints(study: Path, cell: Cell) -> None:
+    """A finished run needs no checkpoint, and one of all weights takes gigabytes."""
+    folder = study / cell.name
+    with writing(folder):
         for _step, checkpoint in checkpoints_in(folder / CHECKPOINTS):
             discard(checkpoint)
 
@@ -168,6 +227,7 @@ class _Measure:
     cell: Cell
     base: BaseModel
     report: Report
+    at_once: int = 1
     before: ExampleLosses | None = None  # on the general text
 
     def started(self, job: Job) -> None:
@@ -187,7 +247,8 @@ class _Measure:
         general = None
         if self.before:
             general = Losses.of(self.before, _general_losses(job, job.adapter, self.report))
-        measured = Measured(base=json.dumps(identity, sort_keys=True), held_out=held_out, general=general)
+        base = json.dumps(identity, sort_keys=True)
+        measured = Measured(base=base, held_out=held_out, general=general, at_once=self.at_once)
         _write(self.study, self.cell.name, measured)
 
 

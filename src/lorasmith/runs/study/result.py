@@ -31,8 +31,8 @@ State = Literal["finished", "failed", "open"]
 class CellResult:
     """One run. Losses in nats per token; `loss` against the base model, `general` on the general text.
 
-    seconds: of its training steps. scores: of generated answers, by metric: those of the base model and of the run.
-    problems: why it failed.
+    seconds: of its training steps; like the memory, None if it was trained at once with others. scores: of generated
+    answers, by metric: those of the base model and of the run. problems: why it failed.
     """
 
     name: str
@@ -254,6 +254,7 @@ def _cell_result(study: Study, cell: Cell, measured: Measured | None, seed: int)
 
 
 def _finished(cell: Cell, measured: Measured, summary: Summary, folder: Path, seed: int) -> CellResult:
+    alone = measured.at_once == 1
     return CellResult(
         cell.name,
         cell.options,
@@ -263,9 +264,9 @@ def _finished(cell: Cell, measured: Measured, summary: Summary, folder: Path, se
         general=compare(*measured.general.pair, seed) if measured.general else None,
         scores=read_scores(folder, summary.best_step) if cell.config.training.generate else {},
         steps=summary.steps,
-        seconds=summary.tokens / summary.tokens_per_second,
-        tokens_per_second=summary.tokens_per_second,
-        peak_memory_mib=summary.peak_memory_mib,
+        seconds=summary.tokens / summary.tokens_per_second if alone else None,
+        tokens_per_second=summary.tokens_per_second if alone else None,
+        peak_memory_mib=summary.peak_memory_mib if alone else None,
         trainable_parameters=summary.trainable_parameters,
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lorasmith.config.study import Cell, Study
-from lorasmith.errors import Interrupted
+from lorasmith.errors import ConfigError, Interrupted
 from lorasmith.i18n import _
 from lorasmith.loading.shared import SharedBase
 from lorasmith.report import Report
@@ -21,18 +21,24 @@ from lorasmith.training.run_files import read_summary
 Show = Callable[[StudyResult], None]
 
 
-def run_study(study: Study, report: Report | None = None, show: Show | None = None, parallel: int = 1) -> StudyResult:
+def run_study(
+    study: Study, report: Report | None = None, show: Show | None = None, parallel: int = 1, at_once: int = 1
+) -> StudyResult:
     """Train the cells that have not been trained yet, and return the results of all.
 
     show: called with the results so far after each cell, and at the end. parallel: the number of cells to train at
-    once, each in a process of its own, where cores and memory allow it.
+    once, each in a process of its own, where cores and memory allow it. at_once: the most adapters to train in the same
+    steps of one process; each is the same as alone up to rounding.
 
     Raises:
+        ConfigError: both `parallel` and `at_once` are asked for.
         RunError: the folder belongs to something else, or the file of the study has changed.
         Interrupted: the user pressed Ctrl-C; what was done is kept.
         LorasmithError: a problem of the first cell, which most likely is one of all.
     """
     report = report or Report()
+    if parallel > 1 and at_once > 1:
+        raise ConfigError(_("--parallel and --at-once cannot be combined. Choose one of them."))
     with study_lock(study.folder, report):
         study = settle(study, report)
         _say_what_is_done(study, report)
@@ -51,7 +57,7 @@ def run_study(study: Study, report: Report | None = None, show: Show | None = No
                 if processes > 1:
                     train_in_parallel(study, waiting, processes, done)
                 else:
-                    train_cells(study.folder, waiting, load, before, progress.of, done)
+                    train_cells(study.folder, waiting, load, before, progress.of, done, at_once)
         except KeyboardInterrupt:
             runs = runs_of(study)
             raise Interrupted(
@@ -117,7 +123,9 @@ class _Progress:
 
     def done(self, cell: Cell, problems: tuple[str, ...]) -> None:
         """Report the result of a cell."""
-        self.took.append(time.perf_counter() - self.started)
+        now = time.perf_counter()
+        self.took.append(now - self.started)
+        self.started = now  # of those that were trained in the same steps, the first has taken the time of all
         if problems:
             self.report.warn(_("{name} failed: {problem}", name=self.title(cell), problem=problems[0]))
             return
