@@ -20,6 +20,7 @@ from lorasmith.preflight.estimate import duration
 from lorasmith.runs.study.findings import axis_text, findings, verdict
 from lorasmith.runs.study.result import Curve, StudyResult
 from tools.pages import ROOT, notes, places, table, write
+from tools.quality_claims import claims
 
 PAGES = places("quality")
 PICTURES = ROOT / "docs" / "pictures"
@@ -66,7 +67,7 @@ def page(language: str) -> str:
     """The whole page in `en` or `zh`."""
     known = notes("quality")
     words = known["words"][language]
-    lines = [known["head"][language]]
+    lines = [known["head"][language], *claims(results(), language)]
     with using_language(language):
         for name, values in results().items():
             lines += _study(name, values, known["studies"][name][language], words, language)
