@@ -74,7 +74,7 @@ def _learner(base: Base, name: str) -> Callable[[int], Learner]:
     optimizer = make_optimizer(parameters, TrainingConfig())
 
     def of_tokens(tokens: int) -> Learner:
-        ids = torch.randint(100, 40_000, (tokens + 1,)).tolist()
+        ids = torch.randint(100, base.model.config.vocab_size, (tokens + 1,)).tolist()
         targets = [-100] * (tokens // 2) + ids[tokens // 2 + 1 :]
         example = Example(ids[:-1], targets, [1.0] * tokens, "bench")
         row = row_of(base, [example], example.weight, name)

@@ -72,11 +72,11 @@ def leave_out_unreached(base: Base, name: str, ids: Sequence[int], report: Repor
     report.say(_("Not trained, because a text does not reach them: {modules}", modules=describe_modules(modules)))
 
 
-def bytes_per_weight(base: Base, optimizer: str) -> float:
-    """What full fine-tuning needs for each weight: its value in float32, also in the base's dtype if that is another,
+def bytes_per_weight(dtype: torch.dtype, optimizer: str) -> float:
+    """What full fine-tuning needs for each weight: its value in float32, also in the base's `dtype` if that is another,
     its gradient, and the optimizer's state.
     """
-    rounded = 0 if base.dtype in (torch.float32, torch.float64) else base.dtype.itemsize
+    rounded = 0 if dtype in (torch.float32, torch.float64) else dtype.itemsize
     return 2 * GRADIENT + MOMENTS[optimizer] + rounded
 
 
@@ -84,13 +84,13 @@ def _refuse_too_large(base: Base, optimizer: str) -> None:
     """Raise ConfigError, with what would fit, if the weights and what belongs to each do not fit into memory."""
     free = available_mib(base.device)
     weights = sum(p.numel() for p in base.model.parameters())
-    each = bytes_per_weight(base, optimizer)
+    each = bytes_per_weight(base.dtype, optimizer)
     if free is None:
         return
     room = free + sum(p.nbytes for p in base.model.parameters()) / 2**20  # what is loaded is part of the need
     if weights * each / 2**20 <= room:
         return
-    others = [name for name in MOMENTS if weights * bytes_per_weight(base, name) / 2**20 <= room]
+    others = [name for name in MOMENTS if weights * bytes_per_weight(base.dtype, name) / 2**20 <= room]
     hint = " " + _("It would fit with another --optimizer: {names}.", names=listed(others)) if others else ""
     raise ConfigError(
         _(

@@ -5,11 +5,12 @@ import os
 import pytest
 import torch
 
+from lorasmith.config.study import load_study
 from lorasmith.errors import ConfigError
 from lorasmith.runs.study import parallel
 from lorasmith.runs.study.parallel import processes_for
 from lorasmith.runs.study.run import run_study
-from tests.support.studies import small_study
+from tests.support.studies import small_study, study_file
 from tests.support.tiny import Watch, adapter_bytes
 
 
@@ -54,6 +55,19 @@ def test_the_memory_limits_the_processes(tmp_path, machine):
     assert "--parallel 3: limited to 2, because each process needs about 1,50" in watch.warned[0]
     machine.setattr(parallel, "available_mib", lambda _device: 100.0)
     assert processes_for(study, 3, watch) == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "optimizer", "needed"),
+    [("float32", "adamw", "5,500"), ("float32", "adafactor", "3,525"), ("bfloat16", "adamw", "10,500")],
+)
+def test_full_fine_tuning_needs_more_memory(tmp_path, machine, dtype, optimizer, needed):
+    machine.setattr(parallel, "weights_mib", lambda *_args: 1000.0)
+    file = study_file(tmp_path, '"training.method" = ["lora", "full"]', training=f'optimizer = "{optimizer}"')
+    file.write_text(file.read_text("utf-8").replace("float32", dtype), "utf-8")
+    watch = Watch()
+    processes_for(load_study(file), 4, watch)
+    assert f"each process needs about {needed} MiB" in watch.warned[0]
 
 
 def test_a_gpu_is_not_shared(tmp_path, machine):

@@ -18,9 +18,9 @@ from lorasmith.report import Report
 from lorasmith.runs.study.cells import BaseModel, train_cells
 from lorasmith.system.device import choose_device, choose_dtype
 from lorasmith.system.memory import available_mib
+from lorasmith.training.full import bytes_per_weight
 
 OVERHEAD_MIB = 1500  # of a process that trains, beside the weights of its base model
-FULL = 18  # bytes per weight of a full fine-tuning in bfloat16, relative to 2 of the weights
 
 
 def processes_for(study: Study, wanted: int, report: Report) -> int:
@@ -39,8 +39,9 @@ def processes_for(study: Study, wanted: int, report: Report) -> int:
         report.warn(_("--parallel {wanted}: limited to the {cores} cores of this machine.", wanted=wanted, cores=cores))
     dtype, _why = choose_dtype(config.dtype, device)
     weights = weights_mib(find_folder(config.model, report), dtype, config.quantize)
-    is_full = any(cell.config.training.method == "full" for cell in study.cells)
-    needed, free = weights * (FULL / 2 if is_full else 1) + OVERHEAD_MIB, available_mib(device)
+    optimizers = {cell.config.training.optimizer for cell in study.cells if cell.config.training.method == "full"}
+    times = max([1.0, *(bytes_per_weight(dtype, name) / dtype.itemsize for name in optimizers)])
+    needed, free = weights * times + OVERHEAD_MIB, available_mib(device)
     fitting = max(1, int(free / needed)) if free is not None else wanted
     if fitting < min(wanted, cores):
         report.warn(
