@@ -1,6 +1,7 @@
 """The page of a study: its pictures, its tables, and that it says the same in both languages."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -106,3 +107,11 @@ def test_the_page_is_chinese_where_the_reader_is(result):
         "lr",
         "Student",
     }
+
+
+def test_scores_of_answers_have_their_intervals_where_these_are_known(result):
+    cell = next(cell for cell in result.cells if cell.loss)
+    scored = replace(cell, scores={"exact": (10.0, 60.0), "f1": (20.0, 70.0)}, score_intervals={"exact": (38.0, 62.0)})
+    page = render_page(replace(result, cells=(scored,)))
+    assert "exact 10.0 → 60.0 [+38.0, +62.0]" in page
+    assert "f1 20.0 → 70.0" in page

@@ -136,10 +136,6 @@ class GenerationEvaluation:
         predictions = [a.finish if metric.key == ENDED else self.frame.content(a.text) for a in answers]
         return answer_statistics(metric, predictions, [prompt.reference for prompt in self.prompts])
 
-    def scores(self, answers: Sequence[Answer]) -> list[float]:
-        """The score of all answers under each of `metrics`."""
-        return [metric.aggregate(self.statistics(metric, answers).sum(0).tolist()) for metric in self.metrics]
-
 
 def prompts_from_examples(examples: Sequence[Example], template: Template, count: int) -> list[Prompt]:
     """The last prompt and answer of each of the first `count` examples that have one.

@@ -231,10 +231,20 @@ def _row(setting: Setting, result: StudyResult) -> dict[str, str]:
     }
 
 
+def _score(cell: CellResult, name: str) -> str:
+    """A score before and after, with the interval of the difference: 'exact 10.0 → 60.0 [+38.0, +62.0]'."""
+    before, after = cell.scores[name]
+    text = f"{name.replace('_', ' ')} {before:.1f} → {after:.1f}"
+    if name not in cell.score_intervals:
+        return text
+    low, high = cell.score_intervals[name]
+    return f"{text} [{low:+.1f}, {high:+.1f}]"
+
+
 def _cell(cell: CellResult) -> dict[str, str]:
     """The cells of a line of the table of all runs."""
     loss, general = cell.loss, cell.general
-    scores = [f"{name.replace('_', ' ')} {before:.1f} → {after:.1f}" for name, (before, after) in cell.scores.items()]
+    scores = [_score(cell, name) for name in cell.scores]
     states = {"finished": _("finished"), "failed": _("failed"), "open": _("not trained yet")}
     return {
         "name": cell.name,

@@ -6,8 +6,10 @@ to the mode that it was in.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from torch import Tensor
 
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.data.rows.conversation import Message
@@ -78,7 +80,8 @@ class Samples:
 class Evaluator:
     """Evaluates the base model and then the adapter of one training, and records the results in its history.
 
-    The held-out examples are divided over all processes; the first process alone generates answers.
+    The held-out examples are divided over all processes; the first process alone generates answers. answered: by step,
+    the statistics of each answer under each metric, of shape (answers, statistics).
     """
 
     base: Base
@@ -92,6 +95,7 @@ class Evaluator:
     world: World
     report: Report
     preference: Preference | None = None
+    answered: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def base_losses(self) -> ExampleLosses | None:
         """The held-out losses of the base model, or of the starting model in a training on preferences.
@@ -168,7 +172,11 @@ class Evaluator:
 
     def _scores(self, step: int, adapter: str | None, generation: GenerationEvaluation) -> dict[str, float]:
         answers = generation.generate(self.base, adapter, self.report, _("answers to held-out examples"))
-        scores = list(zip(generation.metrics, generation.scores(answers), strict=True))
+        self.answered[step] = [generation.statistics(metric, answers) for metric in generation.metrics]
+        scores = [
+            (metric, metric.aggregate(statistics.sum(0).tolist()))
+            for metric, statistics in zip(generation.metrics, self.answered[step], strict=True)
+        ]
         figures = listed(f"{metric.name} {score:.{metric.digits}f}" for metric, score in scores)
         count = counted(len(generation.prompts), _("1 held-out answer"), _("{count} held-out answers"))
         self.report.say(

@@ -182,4 +182,7 @@ def replace_folder(study, folder):
 def test_generated_answers_are_scored_if_the_file_asks_for_it(tmp_path):
     study = small_study(tmp_path, '"lora.r" = [1]', training="generate = 3\nmax_new_tokens = 4")
     (cell,) = run_study(study).cells
-    assert {"exact", "f1"} <= cell.scores.keys()
+    assert {"exact", "f1"} <= cell.scores.keys() == cell.score_intervals.keys()
+    for name, (before, after) in cell.scores.items():
+        low, high = cell.score_intervals[name]
+        assert low - 1e-9 <= after - before <= high + 1e-9

@@ -12,6 +12,7 @@ from lorasmith.config.values import read_back
 from lorasmith.errors import LorasmithError, RunError, TrainingError
 from lorasmith.evaluation.general_text import general_examples
 from lorasmith.evaluation.loss import ExampleLosses, evaluate_loss
+from lorasmith.evaluation.metrics import compare_metric
 from lorasmith.i18n import _
 from lorasmith.report import Report
 from lorasmith.runs.study.folder import RESULTS
@@ -53,6 +54,7 @@ class Measured:
 
     base: identity of the base model and fingerprint of the held-out examples; only cells with the same one are
     compared. held_out: None if nothing is held out. general: losses on the general text; None if not asked for.
+    scores: by step and metric, the 95% confidence interval of the difference of the scores of generated answers.
     at_once: how many adapters were trained in the same steps, whose time and memory are those of all.
     """
 
@@ -60,6 +62,7 @@ class Measured:
     base: str = ""
     held_out: Losses | None = None
     general: Losses | None = None
+    scores: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     at_once: int = 1
     problems: tuple[str, ...] = field(default=())
 
@@ -247,9 +250,25 @@ class _Measure:
         general = None
         if self.before:
             general = Losses.of(self.before, _general_losses(job, job.adapter, self.report))
-        base = json.dumps(identity, sort_keys=True)
-        measured = Measured(base=base, held_out=held_out, general=general, at_once=self.at_once)
+        base, scores = json.dumps(identity, sort_keys=True), _score_intervals(job)
+        measured = Measured(base=base, held_out=held_out, general=general, scores=scores, at_once=self.at_once)
         _write(self.study, self.cell.name, measured)
+
+
+def _score_intervals(job: Job) -> dict[str, dict[str, tuple[float, float]]]:
+    """By step and metric, the interval of the difference to the base model; empty if its answers are not known.
+
+    They are not if the run was resumed.
+    """
+    answered, generation = job.evaluator.answered, job.evaluator.generation
+    if generation is None or 0 not in answered:
+        return {}
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for step in answered.keys() - {0}:
+        pairs = zip(generation.metrics, answered[0], answered[step], strict=True)
+        compared = [compare_metric(metric, before, after, job.config.seed) for metric, before, after in pairs]
+        found[str(step)] = {Path(one.key).name: (one.low, one.high) for one in compared}
+    return found
 
 
 def _write(study: Path, name: str, measured: Measured) -> None:

@@ -32,7 +32,8 @@ class CellResult:
     """One run. Losses in nats per token; `loss` against the base model, `general` on the general text.
 
     seconds: of its training steps; like the memory, None if it was trained at once with others. scores: of generated
-    answers, by metric: those of the base model and of the run. problems: why it failed.
+    answers, by metric: those of the base model and of the run. score_intervals: 95% confidence intervals of their
+    differences, where they are known. problems: why it failed.
     """
 
     name: str
@@ -48,6 +49,7 @@ class CellResult:
     peak_memory_mib: float | None = None
     trainable_parameters: int | None = None
     problems: tuple[str, ...] = ()
+    score_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -263,6 +265,7 @@ def _finished(cell: Cell, measured: Measured, summary: Summary, folder: Path, se
         loss=compare(*measured.held_out.pair, seed) if measured.held_out else None,
         general=compare(*measured.general.pair, seed) if measured.general else None,
         scores=read_scores(folder, summary.best_step) if cell.config.training.generate else {},
+        score_intervals=measured.scores.get(str(summary.best_step), {}),
         steps=summary.steps,
         seconds=summary.tokens / summary.tokens_per_second if alone else None,
         tokens_per_second=summary.tokens_per_second if alone else None,
