@@ -31,7 +31,7 @@ def test_the_default_learning_rate_is_too_high_for_lion(files):
         return [text for text in check(changed).warnings if "Lion" in text]
 
     (warning,) = said(optimizer="lion")
-    assert "is for AdamW. Lion needs about a tenth of it: set --learning-rate 2e-05, for example." in warning
+    assert "is for AdamW. Lion needs about a tenth of it: set --learning-rate 0.0001, for example." in warning
     assert said(optimizer="lion", learning_rate=2e-4) == said(optimizer="muon") == []
 
 

@@ -9,13 +9,14 @@ import pytest
 
 from lorasmith.cli.main import main
 from lorasmith.config.toml import Config, load_config
+from lorasmith.preflight import suggest as suggesting
 from lorasmith.preflight.suggest import Suggestion, suggest
 from tests.support.tiny import model_folder, row, rows_file
 
 
-def found(path: Path, **data: object) -> Suggestion:
-    config = load_config(None, {"model": {"model": str(model_folder())}, "data": {"data": [str(path)], **data}})
-    return suggest(config)
+def found(path: Path, method: str = "lora", **data: object) -> Suggestion:
+    sections = {"model": {"model": str(model_folder())}, "data": {"data": [str(path)], **data}}
+    return suggest(load_config(None, {**sections, "training": {"method": method}}))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,15 @@ def test_a_race_chooses_the_learning_rate_of_a_long_run(many, tmp_path):
     suggestion = found(tmp_path / "long.jsonl")
     assert suggestion.config.training.learning_rate == "auto"
     assert suggestion.reasons["training.learning_rate"].endswith("steps are enough for a race of five")
-    assert found(tmp_path / "long.jsonl", add_tokens=["<|call|>"]).config.training.learning_rate == 2e-4
+    assert found(tmp_path / "long.jsonl", add_tokens=["<|call|>"]).config.training.learning_rate == 1e-3
+
+
+def test_a_larger_model_and_full_fine_tuning_get_their_usual_rates(many, monkeypatch):
+    assert found(many, method="full").config.training.learning_rate == 1e-4
+    monkeypatch.setattr(suggesting, "weights_mib", lambda _folder, _dtype: 2000.0)  # 524 million numbers of 4 bytes
+    large, full = found(many), found(many, method="full")
+    assert (large.config.training.learning_rate, full.config.training.learning_rate) == (2e-4, 2e-5)
+    assert large.reasons["training.learning_rate"] == "the usual value for this method"
 
 
 @pytest.mark.parametrize(("long", "policy"), [(1, "drop"), (10, "truncate")])

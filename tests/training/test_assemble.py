@@ -8,6 +8,7 @@ import pytest
 from lorasmith.config.toml import Config, load_config
 from lorasmith.errors import ConfigError, LorasmithError
 from lorasmith.report import Report
+from lorasmith.training import assemble as assembling
 from lorasmith.training.assemble import NO_EFFECT_ON_ADAPTER, Assembled, assemble, together
 from lorasmith.training.distributed import World
 from tests.support.tiny import model_folder, rows_file
@@ -71,3 +72,15 @@ def test_more_steps_than_a_run_can_have_are_refused(tmp_path):
         ConfigError, match=r"training\.epochs: 900000 epochs are [\d,]+ steps, but a run can have at most 999,999"
     ):
         assemble(config, tmp_path / "run", Report(), World())
+
+
+@pytest.mark.parametrize(
+    ("size", "method", "rate"),
+    [(499_000_000, "lora", 1e-3), (500_000_000, "lora", 2e-4), (499_000_000, "full", 1e-4), (10**10, "full", 2e-5)],
+)
+def test_the_default_learning_rate_is_that_for_the_size_of_the_base(tmp_path, monkeypatch, size, method, rate):
+    monkeypatch.setattr(assembling, "count_parameters", lambda _model: size)
+    made = assembled(tmp_path, method=method)
+    assert made.job.config.learning_rate == made.config.training.learning_rate == pytest.approx(rate)
+    assert json.loads(made.job.origin.options["training.learning_rate"]) == pytest.approx(rate)
+    assert assembled(tmp_path, method=method, learning_rate=3e-4).job.config.learning_rate == 3e-4

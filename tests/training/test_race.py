@@ -17,9 +17,9 @@ def test_the_run_is_that_of_the_rate_that_won(tmp_path):
     text = (tmp_path / "run" / "config.toml").read_text("utf-8")
     (line,) = [line for line in text.splitlines() if line.startswith("learning_rate")]
     rate = float(line.split("=")[1])
-    assert "# learning_rate: the best of a race over 3 steps; loss on 3 held-out examples: 2e-05: " in text
+    assert "# learning_rate: the best of a race over 3 steps; loss on 3 held-out examples: 0.0001: " in text
     shown = {float(said.split()[0]): float(said.split()[1]) for said in watch.said if said.startswith("  ")}
-    assert tuple(shown) == racing.RATES
+    assert tuple(shown) == (1e-4, 3.2e-4, 1e-3, 3.2e-3, 1e-2)
     assert rate == min(shown, key=lambda one: shown[one])
     trained(tmp_path / "plain", **LONG | {"learning_rate": rate})
     assert metrics(tmp_path / "run") == metrics(tmp_path / "plain")
@@ -36,9 +36,9 @@ def test_a_short_run_has_no_race(tmp_path):
     watch = Watch()
     trained(tmp_path / "run", watch, learning_rate="auto", max_steps=20)
     text = "the usual value; the run has too few steps (20) for a race of learning rates"
-    assert f"Learning rate 0.0002: {text}" in watch.said
+    assert f"Learning rate 0.001: {text}" in watch.said
     config = (tmp_path / "run" / "config.toml").read_text("utf-8")
-    assert f"# learning_rate: {text}\nlearning_rate = 0.0002\n" in config
+    assert f"# learning_rate: {text}\nlearning_rate = 0.001\n" in config
 
 
 def test_the_race_costs_at_most_a_quarter_of_the_training(tmp_path, monkeypatch):
@@ -75,7 +75,7 @@ def test_adapters_that_cannot_be_copied_are_refused_by_name(tmp_path, option, ch
 
 
 def test_a_race_that_nobody_finishes(tmp_path, monkeypatch):
-    monkeypatch.setattr(racing, "RATES", (1e29, 1e30))
+    monkeypatch.setattr(racing, "TIMES", (1e32, 1e33))
     with pytest.raises(TrainingError, match="no rate of the race gave a finite loss"):
         trained(tmp_path / "run", **LONG)
     assert not (tmp_path / "run" / "config.toml").exists()

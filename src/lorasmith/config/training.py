@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, field_validator, model_validator
 
 from lorasmith.config.values import Typed, did_you_mean
 from lorasmith.i18n import _, listed
@@ -15,8 +15,15 @@ TRACKERS = ("tensorboard", "wandb", "swanlab", "mlflow", "trackio")
 # Options that an optimizer does not have. With Muon, the AdamW of the few parameters that are no matrices has the
 # default ones.
 UNUSED_BY = {"adafactor": ("beta1", "beta2", "eps"), "lion": ("eps",), "muon": ("beta1", "beta2", "eps")}
-USUAL_RATE = 2e-4
+USUAL_RATE = 2e-4  # the default learning rate with method "lora", and for a base model of fewer parameters:
+SMALL_MODEL, SMALL_MODEL_RATE = 500_000_000, 1e-3
 Every = Annotated[int, Field(ge=0, le=MAX_STEPS)] | Literal["epoch"]  # 0: never; 'epoch': once per epoch
+
+
+def usual_rate(parameters: int, method: str = "lora") -> float:
+    """The default learning rate for a base model of so many parameters; docs/quality.md has the figures."""
+    rate = SMALL_MODEL_RATE if parameters < SMALL_MODEL else USUAL_RATE
+    return rate / 10 if method == "full" else rate
 
 
 class TrainingConfig(Typed):
@@ -61,7 +68,8 @@ class TrainingConfig(Typed):
         Field(
             description=_(
                 "Peak learning rate; auto lets five rates race over the first steps, and trains with the best by "
-                "held-out loss; 2e-5 by default if method is full"
+                "held-out loss. By default 1e-3 for a base model of fewer than 500 million parameters, else 2e-4; a "
+                "tenth of it if method is full"
             )
         ),
     ] = USUAL_RATE
@@ -209,6 +217,14 @@ class TrainingConfig(Typed):
         """The trackers of `report_to`, with 'tensorboard' if that option is on."""
         return tuple(dict.fromkeys((*self.report_to, *(("tensorboard",) if self.tensorboard else ()))))
 
+    def with_usual_rate(self, parameters: int) -> Self:
+        """These options with the default learning rate for a base model of so many parameters, if none is given."""
+        if self.method not in ("lora", "full") or "learning_rate" in self.model_fields_set:
+            return self
+        changed = self.model_copy(update={"learning_rate": usual_rate(parameters, self.method)})
+        changed.model_fields_set.discard("learning_rate")
+        return changed
+
     @property
     def peak_learning_rate(self) -> float:
         """The learning rate, or the usual one while the race of `auto` has not chosen one."""
@@ -231,12 +247,15 @@ class TrainingConfig(Typed):
             raise ValueError(_("prompt {number} is empty; write a prompt or remove it", number=blank[0]))
         return value
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _rate_of_method(cls, values: Any) -> Any:
+    def _rate_of_method(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
         """Full fine-tuning needs about a tenth of LoRA's learning rate ("LoRA Without Regret", 2025)."""
-        is_full = isinstance(values, dict) and values.get("method") == "full"
-        return {"learning_rate": FULL_RATE, **values} if is_full else values
+        if not isinstance(values, dict) or values.get("method") != "full" or "learning_rate" in values:
+            return validate(values)
+        made = validate({**values, "learning_rate": FULL_RATE})
+        made.model_fields_set.discard("learning_rate")
+        return made
 
     @model_validator(mode="after")
     def _of_full(self) -> Self:

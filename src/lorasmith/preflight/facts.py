@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lorasmith.config.training import FULL_RATE, TrainingConfig
+from lorasmith.config.training import FULL_RATE, USUAL_RATE, usual_rate
 from lorasmith.data.dataset.fit import rows_text
 from lorasmith.evaluation.loss import MIN_EXAMPLES
 from lorasmith.i18n import _, counted, listed
@@ -18,15 +18,13 @@ from lorasmith.model.base import Base
 from lorasmith.preflight.estimate import Estimate
 from lorasmith.preflight.experts import Experts, expert_warnings, experts_of
 from lorasmith.preflight.pairs import preference_text
-from lorasmith.preflight.suggest import suggested_epochs, suggested_learning_rate
+from lorasmith.preflight.suggest import suggested_epochs
 from lorasmith.system.device import dtype_name
 from lorasmith.training.loop import Job
 from lorasmith.training.optim import learning_rate, warmup_steps
 
 LABEL = 9  # columns of a label
 PATTERNS = 8  # of target modules that get a line each
-HALF = 2  # bytes per parameter in the file of a base model
-USUAL_RATE = 2e-4  # from the LoRA and QLoRA papers; see docs/decisions.md
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def collect_facts(job: Job, expected: Estimate) -> Facts:
         dtype=dtype_name(base.dtype),
         quantize=base.quantize,
         device=str(base.device),
-        why=base.why | {"learning_rate": _why_rate(job.config)},
+        why=base.why | {"learning_rate": _why_rate(job)},
         layout=base.layout,
         targets=adapter.targets.matched,
         saved=adapter.targets.saved,
@@ -189,15 +187,20 @@ def _answers(facts: Facts) -> str:
     )
 
 
-def _why_rate(config: TrainingConfig) -> str:
-    if config.method == "full" and config.learning_rate == FULL_RATE:
-        return _("the usual value for full fine-tuning")
-    if "learning_rate" not in config.model_fields_set:
-        return _("the usual value for LoRA and QLoRA")
+def _why_rate(job: Job) -> str:
+    config, method = job.config, "full" if job.config.method == "full" else "lora"
     if config.learning_rate == "auto":
         return _("a race of several rates comes first, and decides")
-    times = config.peak_learning_rate / USUAL_RATE
-    return _("as requested: {times:.3g} times the usual {usual:g}", times=times, usual=USUAL_RATE)
+    base = sum(p.numel() for p in job.parameters.tensors) if method == "lora" else 0
+    usual = usual_rate(count_parameters(job.base.model) - base, method)
+    if config.peak_learning_rate != usual:
+        times = config.peak_learning_rate / usual
+        return _("as requested: {times:.3g} times the usual {usual:g}", times=times, usual=usual)
+    if usual in (USUAL_RATE, FULL_RATE):
+        return (
+            _("the usual value for full fine-tuning") if method == "full" else _("the usual value for LoRA and QLoRA")
+        )
+    return _("the usual value for this method on a small base model")
 
 
 def _without_adapter(base: Base, adapter: str) -> list[str]:
@@ -248,10 +251,6 @@ def _few_steps(job: Job) -> Iterator[str]:
     if job.preference or epochs == 1 or given & {"epochs", "max_steps"}:
         return
     flags = f"--epochs {epochs}"
-    size = HALF * count_parameters(job.base.model)
-    rate, _why = suggested_learning_rate(epochs * steps, size)
-    if "learning_rate" not in given and rate != job.config.peak_learning_rate:
-        flags += f" --learning-rate {rate:g}"
     yield _(
         "training.epochs: the data is small, and one epoch ({steps}) will hardly change the replies. Try "
         "{flags}; lorasmith init suggests all values.",

@@ -12,9 +12,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 from pydantic import BaseModel
 
 from lorasmith.config.toml import Config, commented_toml
+from lorasmith.config.training import SMALL_MODEL
 from lorasmith.data.dataset.prepare import ROUND, prepare_rows, read_files
 from lorasmith.data.read.files import DataFile
 from lorasmith.data.rows.conversation import Record
@@ -24,6 +26,7 @@ from lorasmith.evaluation.loss import MIN_EXAMPLES
 from lorasmith.i18n import _, listed
 from lorasmith.loading.folder import eos_ids, find_folder, max_positions
 from lorasmith.loading.tokenizer import load_tokenizer
+from lorasmith.loading.weights import weights_mib
 from lorasmith.report import Report, WarningsOnly
 from lorasmith.system.writing import write_file
 
@@ -33,7 +36,6 @@ FEW_TOO_LONG = 0.05  # fraction of the rows that may be dropped
 HELD_OUT, MOST_HELD_OUT = 0.05, 200  # fraction and number of rows; more cost time and tell little
 ENOUGH_STEPS, MOST_EPOCHS, EVALUATIONS = 60, 8, 5
 RACE_STEPS = 250  # from which on a race has ten steps
-FEW_STEPS, SMALL_BASE = 100, 1_000_000_000  # steps, and bytes of a base model: below both, a higher learning rate
 PROMPTS, PROMPT_LENGTH = 2, 200  # number of training.samples, and most characters of one
 
 
@@ -43,6 +45,7 @@ class DataSummary:
 
     form: formats of the rows, for display; different: number of distinct rows; lengths: tokens of each example up to
     its last target; learned: number of target tokens; limit: context length of the model, None if it has none.
+    parameters: of the model.
     """
 
     form: str
@@ -51,7 +54,7 @@ class DataSummary:
     lengths: tuple[int, ...]
     learned: int
     limit: int | None
-    base_bytes: int
+    parameters: int
     prompts: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -113,7 +116,7 @@ def summarize_data(config: Config, report: Report) -> DataSummary:
         lengths=tuple(example.useful_length + 1 for example in examples),
         learned=sum(example.n_targets for example in examples),
         limit=max_positions(folder, config.model.trust_remote_code),
-        base_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        parameters=round(weights_mib(folder, torch.float32) * 2**20 / torch.float32.itemsize),
         prompts=_prompts(records, template),
     )
 
@@ -192,7 +195,7 @@ def _for_training(summary: DataSummary, config: Config) -> dict[str, tuple[Any, 
     chosen: dict[str, tuple[Any, str]] = {
         "batch_size": (batch, _("{steps:,} steps per epoch over {rows:,} rows", steps=per_epoch, rows=rows)),
         "epochs": (float(epochs), _epochs(epochs, per_epoch)),
-        "learning_rate": suggested_learning_rate(steps, summary.base_bytes),
+        "learning_rate": _learning_rate(config, summary.parameters),
     }
     if (
         steps >= RACE_STEPS
@@ -233,15 +236,11 @@ def _epochs(epochs: int, per_epoch: int) -> str:
     )
 
 
-def suggested_learning_rate(steps: int, base_bytes: int) -> tuple[float, str]:
-    """A learning rate for a training of `steps` steps on a base model of `base_bytes` bytes, and the reason."""
-    if steps < FEW_STEPS and base_bytes < SMALL_BASE:
-        return 1e-3, _(
-            "higher than LoRA's usual 2e-4, because the base model is small and there are only {steps} steps; "
-            "3e-4 learned less in our measurements",
-            steps=steps,
-        )
-    return 2e-4, _("the usual value for LoRA; {steps:,} steps", steps=steps)
+def _learning_rate(config: Config, parameters: int) -> tuple[float, str]:
+    rate = config.training.with_usual_rate(parameters).peak_learning_rate
+    if parameters < SMALL_MODEL:
+        return rate, _("the usual value for this method on a small base model")
+    return rate, _("the usual value for this method")
 
 
 def _forms(files: Sequence[DataFile]) -> str:

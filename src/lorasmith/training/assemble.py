@@ -28,6 +28,7 @@ from lorasmith.i18n import _, listed
 from lorasmith.loading.load import load_base
 from lorasmith.lora.files import read_weights
 from lorasmith.lora.inject import Adapter, inject
+from lorasmith.lora.quantized import count_parameters
 from lorasmith.lora.saved_values import restore_values
 from lorasmith.lora.start_values import computed_from_weight
 from lorasmith.model.base import Base
@@ -72,7 +73,8 @@ NO_EFFECT_ON_ADAPTER = {"log_every", "save_every", "keep_checkpoints", "samples"
 class Assembled:
     """A job before its first step, with the template and the data that it was made from.
 
-    config: with the base model and the LoRA options of the adapter that it starts from, if there is one.
+    config: with the base model and the LoRA options of the adapter that it starts from, if there is one, and with the
+    learning rate that is usual for the base model, if none is given.
     """
 
     job: Job
@@ -106,6 +108,8 @@ def assemble(
     elif "model" not in config.model.model_fields_set:
         report.say(_default_model(config))
     base = (load or load_base)(config.model, report)
+    training = config.training.with_usual_rate(count_parameters(base.model))
+    config = config.model_copy(update={"training": training})
     if config.data.add_tokens:
         add_tokens(base, config.data.add_tokens)
         report.say(_added(base))

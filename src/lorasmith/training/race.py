@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lorasmith.config.training import USUAL_RATE
+from lorasmith.config.training import USUAL_RATE, usual_rate
 from lorasmith.errors import ConfigError, TrainingError
 from lorasmith.evaluation.loss import evaluate_loss
 from lorasmith.i18n import _
 from lorasmith.lora.inject import inject, remove
+from lorasmith.lora.quantized import count_parameters
 from lorasmith.model.base import Base
 from lorasmith.model.row import Example
 from lorasmith.report import Report
@@ -23,7 +24,7 @@ from lorasmith.training.loop import Job, steps_at_once
 from lorasmith.training.optim import FlatParameters
 from lorasmith.training.optimizers import in_groups, make_optimizer
 
-RATES = (2e-5, 6.3e-5, USUAL_RATE, 6.3e-4, 2e-3)  # evenly spaced over two decades
+TIMES = (0.1, 0.32, 1, 3.2, 10)  # the usual rate: evenly spaced over two decades
 # Of the whole training: what all steps and what all evaluations of the race may cost if being computed at once gains
 # nothing. Together with what is not counted, such as adding the adapters, a run takes at most 1.3 times as long.
 STEPS_SHARE, EVALUATION_SHARE = 0.2, 0.05
@@ -50,32 +51,33 @@ def race(job: Job, report: Report) -> Race:
         TrainingError: no rate gave a finite loss.
     """
     _require_copies(job)
-    steps = _affordable_steps(job)
+    usual = usual_rate(count_parameters(job.base.model) - job.parameters.values.numel())
+    rates, steps = [float(f"{times * usual:.2g}") for times in TIMES], _affordable_steps(job)
     if steps < FEWEST_STEPS:
         why = _(
             "the usual value; the run has too few steps ({steps}) for a race of learning rates", steps=len(job.plan)
         )
-        report.say(_("Learning rate {rate:g}: {why}", rate=USUAL_RATE, why=why))
-        return Race(USUAL_RATE, why)
+        report.say(_("Learning rate {rate:g}: {why}", rate=usual, why=why))
+        return Race(usual, why)
     examples, kind = _examples(job, steps)
     report.say(
         _(
             "Race of {rates} learning rates over {steps} steps, at once; then the loss on {examples} {kind}",
-            rates=len(RATES), steps=steps, examples=len(examples), kind=kind,
+            rates=len(rates), steps=steps, examples=len(examples), kind=kind,
         )
     )  # fmt: skip
-    with _racers(job, steps) as racers:
+    with _racers(job, rates, steps) as racers:
         torch.manual_seed(job.config.seed)  # dropout
         for k in range(steps):
             steps_at_once([(racer, k) for racer in racers])
             report.progress(_("race of learning rates"), k + 1, steps)
         losses = [evaluate_loss(job.base, examples, racer.adapter).loss for racer in racers]
-    found = sorted((loss, rate) for loss, rate in zip(losses, RATES, strict=True) if math.isfinite(loss))
+    found = sorted((loss, rate) for loss, rate in zip(losses, rates, strict=True) if math.isfinite(loss))
     if not found:
         raise TrainingError(_("training.learning_rate: no rate of the race gave a finite loss. Set one yourself."))
-    for loss, rate in zip(losses, RATES, strict=True):
+    for loss, rate in zip(losses, rates, strict=True):
         report.say(f"  {rate:<9g} {loss:.4f}" + ("  <-" if rate == found[0][1] else ""))
-    table = ", ".join(f"{rate:g}: {loss:.4f}" for loss, rate in zip(losses, RATES, strict=True))
+    table = ", ".join(f"{rate:g}: {loss:.4f}" for loss, rate in zip(losses, rates, strict=True))
     why = _("the best of a race over {steps} steps; loss on {examples} {kind}: {table}", steps=steps,
             examples=len(examples), kind=kind, table=table)  # fmt: skip
     return Race(found[0][1], why)
@@ -103,7 +105,7 @@ def _require_copies(job: Job) -> None:
 def _affordable_steps(job: Job) -> int:
     """The number of the plan's first steps that all rates together can take."""
     lengths = job.plan.lengths
-    left, steps = STEPS_SHARE * job.plan.total(lengths) / len(RATES), 0
+    left, steps = STEPS_SHARE * job.plan.total(lengths) / len(TIMES), 0
     for k in range(min(len(job.plan), MOST_STEPS)):
         left -= sum(lengths[i] for i in job.plan.members(k))
         if left < 0:
@@ -120,7 +122,7 @@ def _examples(job: Job, steps: int) -> tuple[Sequence[Example], str]:
         candidates, kind = [e for i, e in enumerate(job.train) if i not in seen], _("examples that it did not train on")
     if not candidates:
         candidates, kind = job.train, _("training examples")
-    left = EVALUATION_SHARE * job.plan.total(job.plan.lengths) / len(RATES) / FORWARD
+    left = EVALUATION_SHARE * job.plan.total(job.plan.lengths) / len(TIMES) / FORWARD
     chosen: list[Example] = []
     for example in candidates[:MOST_EXAMPLES]:
         left -= example.useful_length
@@ -131,11 +133,11 @@ def _examples(job: Job, steps: int) -> tuple[Sequence[Example], str]:
 
 
 @contextmanager
-def _racers(job: Job, steps: int) -> Iterator[list[Job]]:
+def _racers(job: Job, rates: Sequence[float], steps: int) -> Iterator[list[Job]]:
     """A job for each rate, with a copy of the adapter that exists inside the block only."""
-    base, names = job.base, [f"race-{i}" for i in range(len(RATES))]
+    base, names = job.base, [f"race-{i}" for i in range(len(rates))]
     try:
-        yield [_racer(job, name, rate, steps) for name, rate in zip(names, RATES, strict=True)]
+        yield [_racer(job, name, rate, steps) for name, rate in zip(names, rates, strict=True)]
     finally:
         for name in names:
             if base.adapters.pop(name, None) is not None:
