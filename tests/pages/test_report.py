@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from lorasmith.evaluation.interval import Interval
 from lorasmith.i18n import using_language
+from lorasmith.lora.spectrum import LayerSpectrum
 from lorasmith.pages.report import kind_rows, render_page, write_page
 from lorasmith.runs.evidence import Evidence
+from lorasmith.runs.findings import Finding
+from lorasmith.runs.full_finding import full_finding
 from lorasmith.runs.report import RunReport
+from lorasmith.runs.whole_update import WholeUpdate
 from tests.support.html_page import Page
 from tests.support.reports import TAGS, made_report
 
@@ -56,6 +61,36 @@ def test_the_page_is_in_the_readers_language(report):
     for word in ("训练报告", "学到东西了吗？", "LoRA 够用吗？", "接下来可以试什么", "最差", "有效秩"):
         assert word in text
     assert '<html lang="en">' in render_page(report)
+
+
+def test_a_run_of_all_weights_has_its_own_question(report):
+    config = report.subject.config
+    full = config.model_copy(update={"training": config.training.model_copy(update={"method": "full"})})
+    values = report.spectra[0].values_ES
+    update = WholeUpdate(
+        (
+            LayerSpectrum("model.layers.0.mlp.up_proj", values),
+            LayerSpectrum("model.layers.1.mlp.up_proj", values, rest=9),
+        ),
+        {64: Interval(0.95, 0.93, 0.97, 40)},
+    )
+    findings = {key: one for key, one in report.findings.items() if key != "rank"} | {"full": full_finding(update, ())}
+    subject = replace(report.subject, config=full)
+    whole = replace(report, subject=subject, findings=findings, spectra=[*update.spectra])
+    html = render_page(whole)
+    text = Page(html, HIDDEN).text
+    assert text.count("Was full fine-tuning needed?") == 3
+    assert "Was LoRA enough?" not in text
+    assert "Probably not: cut to rank 64" in text
+    assert "effective rank" not in text
+    assert "3 (2-≥5)" in text
+    assert "W - W0" in text
+    assert 'class="cards five"' in html
+    assert Page(html, HIDDEN).seen.count("svg") == 6  # none of the effective rank by layer
+    study = Finding("study", "best", "It is the best.", ("The page of the study: s.html",), "likely", "good")
+    more = render_page(replace(whole, findings=findings | {"study": study}))
+    assert 'class="cards"' in more
+    assert Page(more, HIDDEN).text.count("It is the best.") == 2
 
 
 def test_what_is_not_known_is_said(report):

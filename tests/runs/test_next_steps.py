@@ -95,6 +95,17 @@ def test_full_fine_tuning_is_suggested_for_a_large_rank(subject):
     assert steps(on_preferences, rank="used")[0].what == "A larger rank"
 
 
+def test_lora_is_suggested_where_a_rank_of_the_update_is_enough(subject):
+    full = of(subject, training=TrainingConfig(method="full", learning_rate=3e-5))
+    (subject.folder / "config.toml").write_text(to_toml(full.config, {}), "utf-8")
+    (lora,) = steps(full, full="rank 64")
+    found = config(lora)
+    assert (found.training.method, found.training.learning_rate) == ("lora", pytest.approx(3e-4))
+    assert found.lora == LoraConfig(r=64)
+    assert lora.what == "LoRA with rank 64"
+    assert steps(full, full="needed") == []
+
+
 @pytest.mark.parametrize("outcome", [{"learned": "worse"}, {"falling": "rising"}])
 def test_too_large_a_learning_rate(subject, outcome):
     (lower,) = steps(subject, **outcome)

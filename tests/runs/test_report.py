@@ -10,13 +10,14 @@ from safetensors.torch import load_file, save_file
 from lorasmith.config.data import DataConfig
 from lorasmith.config.toml import Config
 from lorasmith.config.training import TrainingConfig
-from lorasmith.errors import AdapterError
 from lorasmith.runs.evaluate import EvaluationOptions, evaluate
 from lorasmith.runs.report import RunReport, changed_options, gaps_of, make_report
+from lorasmith.runs.study.result import CellResult, combined
+from lorasmith.system.ownership import mark
 from lorasmith.training.run_files import read_summary
 from tests.support.experts import moe_folder
 from tests.support.preferences import pairs_file
-from tests.support.tiny import Crash, Watch, crash_at, rows_file, settings, train, trained
+from tests.support.tiny import Crash, Watch, crash_at, model_folder, rows_file, settings, train, trained
 
 
 def outcomes(report: RunReport) -> dict[str, str]:
@@ -198,11 +199,47 @@ def test_a_run_on_preferences(tmp_path):
     assert any("only judged without --quick" in text for text in quick.problems)
 
 
-def test_a_run_of_all_weights_has_no_adapter_to_report_on(tmp_path):
-    rows = rows_file(tmp_path / "rows.jsonl")
-    train(rows, **{"output": tmp_path / "run"} | settings(method="full", learning_rate=1e-4))
-    with pytest.raises(AdapterError, match="has a model of its own instead of an adapter"):
-        make_report(tmp_path / "run")
+@pytest.fixture(scope="module")
+def full(folder: Path) -> RunReport:
+    return report_on(folder, "full", method="full", learning_rate=3e-3, max_steps=60)
+
+
+def test_a_run_of_all_weights_is_compared_with_what_it_was(full):
+    (wanted,) = evaluate([full.subject.folder], EvaluationOptions(forget="")).adapters
+    assert full.evidence.learned == wanted.loss
+    assert full.evidence.forgotten == wanted.forgotten
+    assert full.evidence.gap is not None
+    assert len(full.evidence.shown) == 6
+    facts = dict(full.facts)
+    assert facts["all weights"].startswith(f"{full.subject.summary.trainable_parameters:,} parameters, ")
+    assert facts["base model"] == str(model_folder())
+    assert "adapter" not in facts
+    assert [*full.findings] == ["learned", "forgotten", "falling", "gap", "full"]
+    assert outcomes(full)["full"] == "others"  # its embeddings and head are most of it
+    found = json.loads(json.dumps(full.to_json()))
+    assert set(found["ranks"]) == {"8", "64"}
+    assert found["linear_layers"]["examples"] == 20
+    assert len(found["layers"]) == 14
+
+
+def test_quick_on_a_run_of_all_weights(full, monkeypatch):
+    monkeypatch.setattr("lorasmith.adapters.session.load_base", None)
+    quick = make_report(full.subject.folder / "model", quick=True)
+    assert outcomes(quick)["learned"] == outcomes(full)["learned"] == "better"
+    assert outcomes(quick)["full"] == "unknown"
+    assert quick.spectra == []
+
+
+def test_the_run_of_a_study_has_its_place_there(small_rank, folder, tmp_path):
+    assert "study" not in small_rank.findings
+    mark(tmp_path, "study")
+    cell = CellResult("run", {"lora.r": 2}, 0, "finished", loss=small_rank.evidence.learned)
+    result = combined("s", "m", ("rows.jsonl",), 20, "", [cell], {}, {})
+    (tmp_path / "study.json").write_text(json.dumps(result.to_json()), "utf-8")
+    shutil.copytree(folder / "rank2", tmp_path / "run")
+    report = make_report(tmp_path / "run", quick=True)
+    assert [*report.findings][-1] == "study"
+    assert outcomes(report)["study"] == "best"
 
 
 def test_a_report_shows_progress(small_rank, folder):

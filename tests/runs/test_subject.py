@@ -58,6 +58,19 @@ def test_a_run_without_a_checkpoint_has_no_adapter_yet(runs):
         find_subject(runs / "fresh")
 
 
+def test_a_run_of_all_weights(tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(Crash):
+        trained(run, crash_at(3), save_every=2, method="full", learning_rate=1e-3)
+    with pytest.raises(RunError, match="trains all weights and is not finished"):
+        find_subject(run)
+    trained(run, resume=True, save_every=2, method="full", learning_rate=1e-3)
+    found = find_subject(run)
+    assert (found.adapter, found.state, found.step, found.later) == (run / "model", "finished", 4, ())
+    assert found.is_whole_model
+    assert found == find_subject(run / "model")
+
+
 def test_an_adapter_without_a_run(runs, tmp_path):
     shutil.copytree(runs / "done" / "adapter", tmp_path / "mine")
     found = find_subject(tmp_path / "mine")

@@ -14,8 +14,8 @@ from lorasmith.i18n import _
 def parser() -> Parser:
     """The arguments of the command."""
     about = _(
-        "Write a page about a run: what it learned and forgot, whether LoRA was enough, and what to try next, with the "
-        "evidence and how sure it is."
+        "Write a page about a run: what it learned and forgot, whether LoRA was enough or full fine-tuning was needed, "
+        "and what to try next, with the evidence and how sure it is."
     )
     parser = Parser("report", "RUN [DATA ...]", about)
     parser.own.add_argument("run", metavar="RUN", help=_("Run or adapter folder"))

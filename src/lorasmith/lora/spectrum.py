@@ -29,12 +29,14 @@ class LayerSpectrum:
     """The singular values of one layer's update, or of the updates of one weight of all experts.
 
     path: of the module; values_ES: float64, in descending order, a row for each expert (a single one for a layer);
-    has_magnitude: DoRA also trains the length of each weight row, which the values do not contain.
+    has_magnitude: DoRA also trains the length of each weight row, which the values do not contain. rest: the sum of the
+    squares of further values, if these are only the largest ones.
     """
 
     path: str
     values_ES: Tensor
     has_magnitude: bool = False
+    rest: float = 0.0
 
     @property
     def rank(self) -> int:
@@ -43,7 +45,9 @@ class LayerSpectrum:
 
     @property
     def effective_rank(self) -> float:
-        """The effective rank, between 1 and `rank`; of experts, the median. NaN if the update is zero."""
+        """The effective rank, between 1 and `rank`; of experts, the median. NaN if the update is zero or has a rest."""
+        if self.rest:
+            return math.nan
         return float(effective_ranks(self.values_ES).nanquantile(0.5))
 
     @property
@@ -53,15 +57,15 @@ class LayerSpectrum:
 
     @property
     def directions(self) -> int:
-        """How many directions hold 90% of the squared update; of experts, the median."""
+        """How many directions hold 90% of the squared update; of experts, the median. `rank` + 1 if it is more."""
         energy_ES = self.values_ES.square().cumsum(1)
-        needed_E1 = MOST_OF * energy_ES[:, -1:]
+        needed_E1 = MOST_OF * (energy_ES[:, -1:] + self.rest)
         return int((1 + (energy_ES < needed_E1).sum(1)).median())
 
     @property
     def norm(self) -> float:
         """The Frobenius norm of the update; of experts, of all of them together."""
-        return float(self.values_ES.square().sum().sqrt())
+        return math.sqrt(float(self.values_ES.square().sum()) + self.rest)
 
     @property
     def layer(self) -> int | None:

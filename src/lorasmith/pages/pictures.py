@@ -67,7 +67,7 @@ def pictures(report: RunReport) -> dict[str, Picture]:
     usable = [one for one in report.spectra if one.rank > 1 and one.norm > 0]
     if usable:
         wanted["spectrum"] = (_("Singular values of every update"), 2.9, lambda figure: _spectrum(figure, usable))
-    if kinds := _kinds(usable):
+    if kinds := {} if report.subject.is_whole_model else _kinds(usable):
         height = 1.0 + 0.24 * len(kinds)
         wanted["layers"] = (_("Effective rank by layer and module"), height, lambda figure: _layers(figure, kinds))
     with matplotlib.rc_context(STYLE), drawable_language():
@@ -111,7 +111,7 @@ def _loss(figure: Any, report: RunReport) -> None:
         label = _("trend of the last third")
         axes.plot(ends, [report.end.at(step) for step in ends], color=INK, linewidth=2.2, label=label)
     if subject.step and subject.steps and subject.step < subject.steps:
-        axes.axvline(subject.step, color=GOOD, linewidth=1.2, linestyle=":", label=_("this adapter"))
+        axes.axvline(subject.step, color=GOOD, linewidth=1.2, linestyle=":", label=_("kept"))
     axes.set(xlabel=_("step"), ylabel=_("loss (nats per token)"))
     axes.grid(axis="y")
     _legend(figure, axes)

@@ -1,5 +1,6 @@
 """The report on a run as a self-contained HTML page, in light or dark as the reader's system is set, and for paper."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from lorasmith.lora.spectrum import LayerSpectrum
 from lorasmith.pages.page import render_template
 from lorasmith.pages.pictures import pictures
 from lorasmith.runs.evidence import ANSWERS
+from lorasmith.runs.full_finding import directions_text
 from lorasmith.runs.report import RunReport
+from lorasmith.runs.whole_update import RANKS
 from lorasmith.system.writing import write_file
 from lorasmith.version import installed_version
 
@@ -34,7 +37,7 @@ def write_page(report: RunReport, file: Path) -> None:
 
 def render_page(report: RunReport) -> str:
     """The page as HTML. Texts of the data are escaped. Raises MissingExtraError without matplotlib."""
-    enough = [report.findings[key] for key in ("falling", "gap", "rank")]
+    enough = [report.findings[key] for key in ("falling", "gap", "rank", "full") if key in report.findings]
     return render_template(
         "report.html",
         r=report,
@@ -42,6 +45,8 @@ def render_page(report: RunReport) -> str:
         enough=enough,
         pictures=pictures(report),
         kinds=list(kind_rows(report.spectra)),
+        directions=directions_text,
+        whole=report.subject.is_whole_model,
         places={"worst": _("worst"), "middle": _("middle"), "best": _("best")},
         run=report.subject.folder.resolve().name,
         state=_state(report),
@@ -63,13 +68,17 @@ def kind_rows(layers: Sequence[LayerSpectrum]) -> Iterator[KindRow]:
             len(found),
             _range([one.rank for one in found], "d"),
             _range([one.effective_rank for one in found], ".1f"),
-            _range([one.directions for one in found], "d"),
+            _range([one.directions for one in found], "d", max(one.rank for one in found)),
             _range([one.norm for one in found], ".3g"),
         )
 
 
-def _range(values: Sequence[float], form: str) -> str:
-    low, middle, high = (f"{value:{form}}" for value in (min(values), _median(values, form), max(values)))
+def _range(values: Sequence[float], form: str, most: float = math.inf) -> str:
+    """The median and the range. most: larger values are only lower bounds."""
+    low, middle, high = (
+        f"{value:{form}}" if value <= most else f"≥{value:{form}}"
+        for value in (min(values), _median(values, form), max(values))
+    )
     return middle if low == high else f"{middle} ({low}-{high})"
 
 
@@ -90,6 +99,7 @@ def _state(report: RunReport) -> str:
 
 def _texts(report: RunReport) -> dict[str, str]:
     """The labels of the page."""
+    whole = report.subject.is_whole_model
     return {
         "title": _("Training report"),
         "glance": _("At a glance"),
@@ -99,13 +109,13 @@ def _texts(report: RunReport) -> dict[str, str]:
         "not_known": _("What is not known"),
         "learned": _("Did it learn?"),
         "forgotten": _("What did it forget?"),
-        "enough": _("Was LoRA enough?"),
+        "enough": _("Was full fine-tuning needed?") if whole else _("Was LoRA enough?"),
         "trained": _("What was trained, and on what"),
         "examples": _("Answers side by side"),
         "chosen": _chosen(report),
         "reference": _("reference answer"),
         "base": _("base"),
-        "adapter": _("adapter"),
+        "adapter": _("trained") if whole else _("adapter"),
         "cut": _("truncated at the length limit"),
         "empty": _("(empty)"),
         "loss": _("loss"),
@@ -117,6 +127,13 @@ def _texts(report: RunReport) -> dict[str, str]:
         "norm": _("size"),
         "all_layers": _("All {updates}", updates=counted(len(report.spectra), _("1 update"), _("{count} updates"))),
         "explained": _(
+            "The singular values of W - W0 tell how what was learned is spread over the directions of a layer; the "
+            "{rank} largest are computed. Directions for 90%: how many of them hold 90% of the squared update. Size: "
+            "its Frobenius norm. Medians, with the range in parentheses.",
+            rank=RANKS[0],
+        )
+        if whole
+        else _(
             "The singular values of s·B·A tell how the update of a layer is spread over its r directions. The "
             "effective rank is the exponential of their entropy (Roy and Vetterli 2007): 1 if one direction holds "
             "everything, r if all are equal. Directions for 90%: how many of them hold 90% of the squared update. "
@@ -136,7 +153,7 @@ def _texts(report: RunReport) -> dict[str, str]:
 def _chosen(report: RunReport) -> str:
     """How the examples were chosen that are shown."""
     return _(
-        "Of the {count} held-out examples with a prompt and a complete answer, ordered by how much the adapter "
+        "Of the {count} held-out examples with a prompt and a complete answer, ordered by how much the training "
         "changed their loss: the first, the middle and the last ones, whatever they say. Answers are decoded "
         "greedily, up to {tokens} tokens.",
         count=f"{report.evidence.eligible:,}",

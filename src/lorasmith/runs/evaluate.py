@@ -159,11 +159,21 @@ def _systems(session: Session, model: ModelConfig | None, report: Report) -> lis
     if session.model is None:
         trained = [_System(name, session.base, name, folder.path) for name, folder in session.folders.items()]
         return [_System(_("the base model"), session.base), *trained]
-    run = session.model.absolute().parent
-    config, given = load_config(run / RUN_CONFIG, {}).model, (model or ModelConfig()).model_dump(exclude_unset=True)
+    name, original = session.model.absolute().parent.name, original_of(session, model, report)
+    return [_System(_("the base model"), original), _System(name, session.base, folder=session.model)]
+
+
+def original_of(session: Session, model: ModelConfig | None, report: Report) -> Base:
+    """The model that the trained model of `session` was before its run, loaded beside it, in eval mode.
+
+    Both need memory then. Raises ModelError if it cannot be loaded.
+    """
+    assert session.model is not None
+    config = load_config(session.model.absolute().parent / RUN_CONFIG, {}).model
+    given = (model or ModelConfig()).model_dump(exclude_unset=True)
     original = load_base(config.model_copy(update={"dtype": dtype_name(session.base.dtype)} | given), report)
     original.model.eval()
-    return [_System(_("the base model"), original), _System(run.name, session.base, folder=session.model)]
+    return original
 
 
 def _evaluate_losses(

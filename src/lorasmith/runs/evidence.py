@@ -1,7 +1,11 @@
-"""What `lorasmith report` measures with the loaded base model: losses with and without the adapter, and answers."""
+"""What `lorasmith report` measures with the loaded base model: losses with and without the adapter, and answers.
+
+Of a run that trained all weights, the model as it was and as it is are both loaded, which needs memory for two.
+"""
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
+from typing import NamedTuple
 
 from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.data import DataConfig
@@ -10,7 +14,7 @@ from lorasmith.config.preference import METHODS
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import Config
 from lorasmith.data.dataset.prepare import Prepared
-from lorasmith.errors import DataError, RunError
+from lorasmith.errors import ConfigError, DataError, RunError
 from lorasmith.evaluation.general_text import general_examples
 from lorasmith.evaluation.generation import Answer, Prompt, example_prompts, generate_answers
 from lorasmith.evaluation.interval import Interval, Pair, by_change, generalization_gap, retained_share
@@ -19,14 +23,16 @@ from lorasmith.evaluation.results import Forgetting
 from lorasmith.i18n import _
 from lorasmith.lora.biases import HALF_PRECISION
 from lorasmith.lora.spectrum import strongest_half
+from lorasmith.model.base import Base
 from lorasmith.model.row import Example
 from lorasmith.model.verify import enable_fast_parts
 from lorasmith.model.vocabulary import refuse_surplus_examples
 from lorasmith.report import Report
-from lorasmith.runs.evaluate import prepared_again, read_examples
+from lorasmith.runs.evaluate import original_of, prepared_again, read_examples
 from lorasmith.runs.leakage import leakage_warnings
 from lorasmith.runs.preferences import preference_comparisons
 from lorasmith.runs.subject import Subject
+from lorasmith.runs.whole_update import WholeUpdate, whole_update
 from lorasmith.system.autograd import autograd_on
 
 SHOWN_OF_EACH = 2  # examples from the top, the middle and the bottom of the order by change of loss
@@ -39,7 +45,7 @@ ANSWERS = SamplingConfig(max_new_tokens=128)  # greedy; to show what the answers
 class ShownExample:
     """A held-out example with the answers of base model and adapter. place: 'worst', 'middle' or 'best' by its change.
 
-    before, after: its loss per token.
+    before, after: its loss per token. adapter: the answer of the trained model, if all weights were trained.
     """
 
     place: str
@@ -58,6 +64,7 @@ class Evidence:
     trained_on: the same on a sample of the training examples; gap: see `generalization_gap`.
     later: held-out loss of this adapter and of the one after the last step, if that is another one.
     half: the part of the improvement that remains with half the rank; see `retained_share`.
+    update: the update of all weights, if all were trained.
     eligible: the number of held-out examples that `shown` was chosen from.
     """
 
@@ -67,6 +74,7 @@ class Evidence:
     gap: Interval | None = None
     later: Comparison | None = None
     half: Interval | None = None
+    update: WholeUpdate | None = None
     shown: tuple[ShownExample, ...] = ()
     eligible: int = 0
     train_examples: int | None = None
@@ -81,33 +89,52 @@ def measure(subject: Subject, files: Sequence[str], model: ModelConfig | None, r
     Raises AdapterError, ModelError as `open_adapters` does, DataError for invalid files.
     """
     session = open_adapters([subject.adapter, *subject.later], model, report)
-    return _Measurement(session, subject, report).run(files)
+    original = original_of(session, model, report) if subject.is_whole_model else session.base
+    return _Measurement(session, original, subject, report).run(files)
+
+
+class _Side(NamedTuple):
+    """One of the two that are compared: a model, alone or with an adapter."""
+
+    name: str
+    base: Base
+    adapter: str | None
 
 
 class _Measurement:
-    """The steps of one measurement."""
+    """The steps of one measurement.
 
-    def __init__(self, session: Session, subject: Subject, report: Report) -> None:
+    before, after: what is compared, the same model without and with an adapter, or two models.
+    """
+
+    def __init__(self, session: Session, original: Base, subject: Subject, report: Report) -> None:
         self.session, self.base, self.subject, self.report = session, session.base, subject, report
+        self.before = _Side(_("the base model"), original, None)
+        name = _("the trained model") if subject.is_whole_model else _("the adapter")
+        self.after = _Side(name, session.base, next(iter(session.names), None))
         self.seed = subject.config.training.seed if subject.config else 0
         self.missing: list[str] = []
+        self.improved: Pair | None = None  # the held-out losses, if they fell
 
     def run(self, files: Sequence[str]) -> Evidence:
         """Measure everything that can be measured."""
         held_out, train = self._examples(files)
         general = general_examples(self.base.tokenizer, self.base.max_positions)
-        refuse_surplus_examples(self.base, [*held_out, *general])
-        if self.base.dtype in HALF_PRECISION:  # as in training; see `evaluate`
+        for side in (self.before, self.after):
+            refuse_surplus_examples(side.base, [*held_out, *general])
+        if self.base.dtype in HALF_PRECISION and self.after.adapter:  # as in training; see `evaluate`
             tokens = [token for example in (held_out or general)[:16] for token in example.ids]
-            enable_fast_parts(self.base, self.session.names[0], tokens)
+            enable_fast_parts(self.base, self.after.adapter, tokens)
         warnings = tuple(leakage_warnings(self.session, held_out, self.report)) if files else ()
+        forgotten = compare(*self._pair(general, _("loss on the general text")), self.seed)
         found = Evidence(train_examples=len(train) or None, warnings=warnings)
         config = self.subject.config
         if held_out and config and config.training.method in METHODS and not files:
             found = replace(self._of_preferences(config, held_out), warnings=warnings)
         elif held_out:
             found = self._of_held_out(found, held_out, self._sample(train, held_out))
-        forgotten = compare(*self._pair(general, _("loss on the general text")), self.seed)
+        if self.subject.is_whole_model:
+            found = replace(found, update=self._update(held_out))
         return replace(found, forgotten=Forgetting(*astuple(forgotten)), missing=tuple(self.missing))
 
     def _of_held_out(self, found: Evidence, held_out: Sequence[Example], train: Sequence[Example]) -> Evidence:
@@ -122,6 +149,7 @@ class _Measurement:
             last = self._losses(held_out, self.session.names[1], _("held-out loss after the last step"))
             found = replace(found, later=compare(after, last, self.seed))
         if learned.is_significant and learned.difference < 0:
+            self.improved = pair
             found = replace(found, half=self._half(held_out, before, after))
         shown, eligible = self._shown(held_out, pair)
         return replace(found, shown=shown, eligible=eligible)
@@ -163,8 +191,8 @@ class _Measurement:
         train = again.train if again else []
         if train and not self.subject.saw_all_rows:
             self.missing.append(
-                _("The adapter was saved before the training had seen every row once, so its losses on training "
-                  "examples say nothing about memorizing.")
+                _("What is reported on was saved before the training had seen every row once, so its losses on "
+                  "training examples say nothing about memorizing.")
             )  # fmt: skip
             train = []
         return held_out, train
@@ -178,12 +206,25 @@ class _Measurement:
         return evaluate_loss(self.base, examples, adapter, self.report, task)
 
     def _pair(self, examples: Sequence[Example], what: str) -> Pair:
-        before = self._losses(examples, None, _("{what} of the base model", what=what))
-        of = _("the adapter")
-        return before, self._losses(examples, self.session.names[0], _("{what} of {name}", what=what, name=of))
+        task = _("{what} of the base model", what=what)
+        before = evaluate_loss(self.before.base, examples, None, self.report, task)
+        task = _("{what} of {name}", what=what, name=self.after.name)
+        return before, self._losses(examples, self.after.adapter, task)
+
+    def _update(self, held_out: Sequence[Example]) -> WholeUpdate | None:
+        """Last of all, because it changes the base model."""
+        try:
+            return whole_update(self.before.base, self.base, held_out, self.improved, self.seed, self.report)
+        except ConfigError as error:
+            self.missing.append(
+                _("Whether LoRA would have done is not measured: {why}.", why=str(error).removesuffix("."))
+            )
+            return None
 
     def _half(self, held_out: Sequence[Example], before: ExampleLosses, after: ExampleLosses) -> Interval | None:
-        adapter = self.base.adapters[self.session.names[0]]
+        if self.after.adapter is None:
+            return None
+        adapter = self.base.adapters[self.after.adapter]
         with strongest_half(adapter.parameters, adapter.config) as changed:
             if not changed:
                 return None
@@ -201,19 +242,17 @@ class _Measurement:
             return (), 0
         chosen = chosen_of(order)
         asked = [prompt for _place, i in chosen if (prompt := prompts[i]) is not None]
-        answers = [self._answers(asked, name) for name in (None, self.session.names[0])]
+        answers = [self._answers(asked, side) for side in (self.before, self.after)]
         before, after = (losses.losses / losses.weights for losses in pair)
         return tuple(
             ShownExample(place, prompt, float(before[i]), float(after[i]), *both)
             for (place, i), prompt, *both in zip(chosen, asked, *answers, strict=True)
         ), len(order)
 
-    def _answers(self, prompts: Sequence[Prompt], name: str | None) -> list[Answer]:
-        task = _("answers of {name}", name=_("the base model") if name is None else _("the adapter"))
-        with eval_mode(self.base):
-            return generate_answers(
-                prompts, self.base, name, ANSWERS, self.session.template.stop_ids, self.report, task
-            )
+    def _answers(self, prompts: Sequence[Prompt], side: _Side) -> list[Answer]:
+        task, stop_ids = _("answers of {name}", name=side.name), self.session.template.stop_ids
+        with eval_mode(side.base):
+            return generate_answers(prompts, side.base, side.adapter, ANSWERS, stop_ids, self.report, task)
 
 
 def chosen_of(order: Sequence[int]) -> list[tuple[str, int]]:

@@ -13,7 +13,7 @@ from lorasmith.evaluation.trend import Trend
 from lorasmith.i18n import _
 from lorasmith.lora.spectrum import LayerSpectrum
 
-Key = Literal["learned", "forgotten", "falling", "gap", "rank"]
+Key = Literal["learned", "forgotten", "falling", "gap", "rank", "full", "study"]
 Sure = Literal["clear", "likely", "hint", "unknown"]
 Tone = Literal["good", "bad", "neutral", "unknown"]
 
@@ -46,6 +46,8 @@ class Finding:
             "falling": _("Is the training loss still falling?"),
             "gap": _("Did it memorize the training examples?"),
             "rank": _("Is the rank used up?"),
+            "full": _("Was full fine-tuning needed?"),
+            "study": _("What does its study say?"),
         }[self.key]
 
     @property
@@ -93,8 +95,8 @@ def learned_finding(one: Comparison | None, missing: Sequence[str], evaluations:
     if evaluations > 1:
         evidence.append(
             _(
-                "The adapter was chosen as the best of {count} evaluations on these same examples, so its loss "
-                "looks slightly better than it is.",
+                "What was kept is the best of {count} evaluations on these same examples, so its loss looks slightly "
+                "better than it is.",
                 count=evaluations,
             )
         )
@@ -109,7 +111,7 @@ def learned_finding(one: Comparison | None, missing: Sequence[str], evaluations:
         if isinstance(one, PreferenceComparison):
             text = _("Yes: the held-out preference loss fell by {fall:.3f}.", fall=-one.difference)
         return Finding("learned", "better", text, tuple(evidence), "clear", "good")
-    text = _("No: on held-out examples the adapter is worse than the base model.")
+    text = _("No: on held-out examples the base model was better.")
     return Finding("learned", "worse", text, tuple(evidence), "clear", "bad")
 
 

@@ -48,7 +48,7 @@ def _missing(outcomes: Mapping[Key, str], subject: Subject, config: Config) -> l
         steps.append(
             NextStep(
                 _("Hold out examples"),
-                _("Without them, nobody knows whether the adapter does better on new examples."),
+                _("Without them, nobody knows whether new examples come out better."),
                 command(subject, "held-out", "--held-out", "0.1"),
             )
         )
@@ -69,7 +69,7 @@ def _changes(outcomes: Mapping[Key, str], subject: Subject, config: Config) -> l
         return _against_overfitting(subject, config)
     if worse or outcomes.get("falling") == "rising":
         lower = f"{rate / 3:.2g}"
-        why = _("The adapter is worse than the base model: too large a learning rate is the usual reason.")
+        why = _("The training made the model worse: too large a learning rate is the usual reason.")
         if not worse:
             why = _("A rising training loss is a sign of too large a learning rate.")
         return [NextStep(_("A lower learning rate"), why, command(subject, f"lr{lower}", "--learning-rate", lower))]
@@ -79,12 +79,14 @@ def _changes(outcomes: Mapping[Key, str], subject: Subject, config: Config) -> l
         steps.append(_longer(subject, config))
     if outcomes.get("learned") == "none" and outcomes.get("falling") in ("level", "unclear", "unknown"):
         higher = f"{rate * 3:.2g}"
-        why = _("The training had no measurable effect: a larger learning rate moves the adapter further.")
+        why = _("The training had no measurable effect: a larger learning rate moves the weights further.")
         steps.append(
             NextStep(_("A higher learning rate"), why, command(subject, f"lr{higher}", "--learning-rate", higher))
         )
     if outcomes.get("rank") == "used" and not has_gap:
         steps.append(_more_capacity(subject, config))
+    if (enough := outcomes.get("full", "")).startswith("rank "):
+        steps.append(_lora(subject, config, enough.removeprefix("rank ")))
     if has_gap:
         why = _(
             "Training examples improve more than held-out ones, so more, and more varied, examples would help most."
@@ -105,7 +107,7 @@ def _changes(outcomes: Mapping[Key, str], subject: Subject, config: Config) -> l
 
 def _against_overfitting(subject: Subject, config: Config) -> list[NextStep]:
     why = _(
-        "The held-out loss was lowest after step {step} and then rose. The run kept the adapter of that step, so only "
+        "The held-out loss was lowest after step {step} and then rose. The run kept the weights of that step, so only "
         "the time after it was wasted.",
         step=subject.step,
     )
@@ -156,6 +158,19 @@ def _full(subject: Subject, config: Config) -> str:
         flags += [flag.replace("--", "--no-", 1)] if value is False else [flag, str(value)]
     flags += ["--quantize", "none"] if config.model.quantize != "none" else []
     return command(subject, "full", *flags)
+
+
+def _lora(subject: Subject, config: Config, rank: str) -> NextStep:
+    """The command of LoRA in place of full fine-tuning, at ten times its learning rate, as in `_full`."""
+    rate = f"{config.training.peak_learning_rate * 10:.2g}"
+    why = _(
+        "The update of this run hardly needs more than rank {rank}. LoRA trains with less memory, and its adapter is a "
+        'small file. Its best learning rate is about ten times as large ("LoRA Without Regret", Thinking Machines '
+        "2025).",
+        rank=rank,
+    )
+    flags = ["--method", "lora", "--r", rank, "--learning-rate", rate]
+    return NextStep(_("LoRA with rank {rank}", rank=rank), why, command(subject, f"lora-r{rank}", *flags))
 
 
 def _every(subject: Subject) -> str:

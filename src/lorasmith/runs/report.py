@@ -28,8 +28,10 @@ from lorasmith.runs.findings import (
     learned_finding,
     rank_finding,
 )
-from lorasmith.runs.inspect import facts_of
+from lorasmith.runs.full_finding import full_finding
+from lorasmith.runs.inspect import facts_of, inspect_folder
 from lorasmith.runs.next_steps import NextStep, next_steps
+from lorasmith.runs.study.place import place_in_study
 from lorasmith.runs.subject import Subject, find_subject
 from lorasmith.training.history import Points
 from lorasmith.training.run_folder import CHOSEN_AT_START, flat_options
@@ -71,9 +73,12 @@ class RunReport:
             "gap": _plain(evidence.gap),
             "later": _plain(evidence.later),
             "half_rank": _plain(evidence.half),
+            "ranks": {rank: asdict(part) for rank, part in evidence.update.retained.items()} if evidence.update else {},
+            "linear_layers": _plain(evidence.update.of_layers if evidence.update else None),
             "end": _plain(self.end),
             "layers": [
-                {"path": one.path, "rank": one.rank, "effective_rank": one.effective_rank if one.norm else None,
+                {"path": one.path, "rank": one.rank,
+                 "effective_rank": one.effective_rank if one.norm and not one.rest else None,
                  "directions_for_90_percent": one.directions, "norm": one.norm}
                 for one in self.spectra
             ],
@@ -96,20 +101,22 @@ def make_report(
     """
     report = report or Report()
     subject = find_subject(Path(path).expanduser())
-    adapter = AdapterFolder.read(subject.adapter)
-    layers = _spectra(adapter, report)
+    adapter = None if subject.is_whole_model else AdapterFolder.read(subject.adapter)
+    layers = _spectra(adapter, report) if adapter else []
     evidence = _from_files(subject) if quick else measure(subject, files, model, report)
+    layers = [*evidence.update.spectra] if evidence.update else layers
     for text in evidence.warnings:
         report.warn(text)
     end = trend(_last_part(subject.training))
     gaps = gaps_of(subject.training, subject.held_out)
-    opening = trend(gaps, LEAST_EVALUATIONS)
+    opening, place = trend(gaps, LEAST_EVALUATIONS), place_in_study(subject.folder)
     found = [
         learned_finding(evidence.learned, evidence.missing, _evaluations(subject)),
         forgotten_finding(evidence.forgotten),
         falling_finding(end, _rates(subject, end), subject.held_out),
         gap_finding(evidence.gap, evidence.trained_on, opening, evidence.later, _gap_hint(quick)),
-        rank_finding(layers, evidence.half),
+        rank_finding(layers, evidence.half) if adapter else full_finding(evidence.update, evidence.missing),
+        *([place.finding] if place else []),
     ]
     findings = {finding.key: finding for finding in found}
     return RunReport(
@@ -121,8 +128,8 @@ def make_report(
         opening,
         layers,
         findings,
-        next_steps(findings, subject),
-        (*evidence.missing, *_left_out(layers, adapter.config)),
+        [*next_steps(findings, subject), *(place.steps if place else ())],
+        (*evidence.missing, *(_left_out(layers, adapter.config) if adapter else ())),
     )
 
 
@@ -209,19 +216,24 @@ def _left_out(layers: Sequence[LayerSpectrum], config: LoraConfig) -> list[str]:
     return texts
 
 
-def _facts(subject: Subject, adapter: AdapterFolder, evidence: Evidence) -> list[tuple[str, str]]:
-    about = facts_of(adapter, subject.folder)
+def _facts(subject: Subject, adapter: AdapterFolder | None, evidence: Evidence) -> list[tuple[str, str]]:
+    about = facts_of(adapter, subject.folder) if adapter else inspect_folder(subject.adapter)
     facts = [(_("base model"), str(about["base"] or _("not specified")))]
     if subject.config:
         facts.append((_("data"), listed(Path(name).name for name in subject.config.data.data)))
         facts.append((_("examples"), _examples(evidence)))
     size = _("{parameters:,} parameters, {mib:.1f} MiB", parameters=about["parameters"], mib=about["bytes"] / 2**20)
+    facts.append((_("adapter"), "; ".join([*_of_adapter(about), size])) if adapter else (_("all weights"), size))
+    facts += _of_run(subject) if subject.config else []
+    return [(label, text) for label, text in facts if text]
+
+
+def _of_adapter(about: Mapping[str, Any]) -> list[str]:
+    """Its options, what is adapted, and its variants."""
     targets = about["target_modules"]
     options = _("r {r}, lora_alpha {alpha:g}", r=about["r"], alpha=about["lora_alpha"])
     names = targets if isinstance(targets, str) else listed([*targets, *about["target_parameters"]])
-    facts.append((_("adapter"), "; ".join([options, names, *about["variants"], size])))
-    facts += _of_run(subject) if subject.config else []
-    return [(label, text) for label, text in facts if text]
+    return [options, names, *about["variants"]]
 
 
 def _examples(evidence: Evidence) -> str:
@@ -253,7 +265,7 @@ def _of_run(subject: Subject) -> list[tuple[str, str]]:
     versions = [f"{name} {about[name]}" for name in names if name in about]
     return [
         (_("training"), listed(length)),
-        (_("step of the adapter"), str(subject.step) if subject.step else ""),
+        (_("step that was kept"), str(subject.step) if subject.step else ""),
         (_("options that differ from the defaults"), listed(changed_options(config))),
         (_("machine"), listed(str(part) for part in machine if part)),
         (_("versions"), listed(versions)),

@@ -1,10 +1,13 @@
-"""What a report is about: a finished run, an unfinished one with a checkpoint, or an adapter folder alone."""
+"""What a report is about: a finished run, an unfinished one with a checkpoint, or an adapter folder alone.
+
+A run that trained all weights must be finished: a checkpoint of it cannot be opened as a model.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lorasmith.adapters.folder import find_adapter
+from lorasmith.adapters.folder import find_adapter, find_model
 from lorasmith.config.files import read_object, read_objects
 from lorasmith.config.preference import METHODS
 from lorasmith.config.toml import Config, load_config
@@ -19,6 +22,7 @@ from lorasmith.training.run_files import (
     ENVIRONMENT,
     LOCK,
     METRICS,
+    MODEL,
     RUN_CONFIG,
     Summary,
     checkpoints_in,
@@ -32,7 +36,8 @@ State = Literal["finished", "running", "interrupted", "adapter"]
 class Subject:
     """A run or an adapter, as its files describe it.
 
-    folder: the run folder, or the adapter folder if there is no run; adapter: the folder of the adapter itself.
+    folder: the run folder, or the adapter folder if there is no run; adapter: the folder of the adapter itself, or of
+    the model if the run trained all weights.
     step: after which `adapter` was saved; steps: those that the training has done so far; both None without a run.
     later: the checkpoint after the last step, if the adapter is an earlier one; otherwise empty.
     metrics: the lines of metrics.jsonl; environment: the content of environment.json.
@@ -49,6 +54,11 @@ class Subject:
     held_out: Points = field(default_factory=list)
     step: int | None = None
     later: tuple[Path, ...] = ()
+
+    @property
+    def is_whole_model(self) -> bool:
+        """Whether the run trained all weights, so that there is a model in place of an adapter."""
+        return self.config is not None and self.config.training.method == "full"
 
     @property
     def steps(self) -> int | None:
@@ -71,13 +81,26 @@ class Subject:
 
 def find_subject(path: Path) -> Subject:
     """What is at `path`. Raises AdapterError or RunError if it is neither, or a run without a checkpoint."""
-    path = path.parent if path.name == ADAPTER and (path.parent / RUN_CONFIG).is_file() else path
+    path = path.parent if path.name in (ADAPTER, MODEL) and (path.parent / RUN_CONFIG).is_file() else path
     if not (path / RUN_CONFIG).is_file():
         return Subject(path, find_adapter(path), "adapter")
     config = load_config(path / RUN_CONFIG, {})
-    if config.training.method == "full":
-        find_adapter(path)  # says what there is instead
+    training, held_out = read_losses(path) if (path / METRICS).is_file() else ([], [])
+    metrics = tuple(read_objects(path / METRICS, RunError)) if (path / METRICS).is_file() else ()
+    environment = read_object(path / ENVIRONMENT, RunError) if (path / ENVIRONMENT).is_file() else {}
     summary, checkpoints = read_summary(path), checkpoints_in(path / CHECKPOINTS)
+    if config.training.method == "full":
+        model = find_model(path)
+        if summary is None or model is None:
+            raise RunError(
+                _(
+                    "{run}: this run trains all weights and is not finished, so it has no model yet. Finish it with: "
+                    "lorasmith train --output {run} --resume",
+                    run=path,
+                )
+            )
+        step = summary.steps if summary.best_step is None else summary.best_step
+        return Subject(path, model, "finished", config, summary, environment, metrics, training, held_out, step)
     has_adapter = summary is not None and (path / ADAPTER / ADAPTER_CONFIG).is_file()
     if not has_adapter and not checkpoints:
         raise RunError(
@@ -87,8 +110,6 @@ def find_subject(path: Path) -> Subject:
                 run=path,
             )
         )
-    training, held_out = read_losses(path) if (path / METRICS).is_file() else ([], [])
-    metrics = tuple(read_objects(path / METRICS, RunError)) if (path / METRICS).is_file() else ()
     last = checkpoints[-1:]
     if summary is not None and has_adapter:
         state: State = "finished"
@@ -99,6 +120,5 @@ def find_subject(path: Path) -> Subject:
         (step, _place), later = last[0], ()
     if config.lora.bias != "none" or config.training.method in METHODS:
         later = ()  # both adapters would train the base model's own biases; or there are no losses to compare
-    environment = read_object(path / ENVIRONMENT, RunError) if (path / ENVIRONMENT).is_file() else {}
     adapter = path / ADAPTER if has_adapter else last[0][1]
     return Subject(path, adapter, state, config, summary, environment, metrics, training, held_out, step, later)
