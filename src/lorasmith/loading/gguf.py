@@ -103,7 +103,7 @@ def _convert(gguf: Path, folder: Path, report: Report) -> None:
             report.progress(task, 0, 4)
             tokenizer = _read_tokenizer(gguf)
             report.progress(task, 1, 4)
-            model = _read_model(gguf)
+            model = read_model(gguf)
             report.progress(task, 3, 4)
         except UNREADABLE as error:
             raise ModelError(_unreadable(gguf, error)) from error
@@ -131,7 +131,8 @@ def _read_tokenizer(gguf: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def _read_model(gguf: Path) -> "PreTrainedModel":
+def read_model(gguf: Path) -> "PreTrainedModel":
+    """The model of a GGUF file in float32, as transformers reads it. Raises what is in `UNREADABLE`."""
     import torch
     import transformers
 
