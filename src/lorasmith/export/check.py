@@ -16,20 +16,27 @@ from transformers import PreTrainedModel
 
 from lorasmith.adapters.merge import adapter_logits, certify, plain_logits, probe_rows
 from lorasmith.adapters.session import Session
+from lorasmith.data.rows.conversation import RowError
 from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.golden import PROBES
-from lorasmith.errors import RowError
-from lorasmith.export.families import family_of, keys_of, names_of
+from lorasmith.export.families import context_length, family_of, keys_of, names_of
 from lorasmith.export.gguf_file import GGUFFile, rounded, tensors_of
 from lorasmith.export.tokenizer import SPLITS, compared_texts, first_other_ids, from_file
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import UNREADABLE, read_model
 from lorasmith.lora.merge import plain_name
 from lorasmith.lora.quantized import is_quantized, unquantized
+from lorasmith.model.probe import native_attention
 from lorasmith.model.rounding import rounding_errors
 from lorasmith.system.transformers_logging import quiet_transformers
 
 REPLY = 32  # tokens of a greedy reply
+# Settings that transformers 5.23 does not take from a file, and their keys; it takes the values of well-known models.
+LEFT_OUT = {
+    "qwen3": {"head_dim": "attention.key_length"},
+    "gemma3": {"query_pre_attn_scalar": "attention.key_length"},
+    "gpt2": {"n_positions": "context_length", "vocab_size": "vocab_size"},
+}
 SLACK, FLOOR = 1.001, 3e-7  # of a tensor's rounding error; the floor is float32's own, of norms that are stored plus 1
 
 
@@ -76,10 +83,12 @@ class Trained:
 
 def measure(session: Session, kind: str) -> Trained:
     """Compute what the trained model says. The weights of the session's base model are rounded afterwards."""
-    probes = probe_rows(session)
+    limit = context_length(session.base.model.config)
+    probes = [ids[:limit] for ids in probe_rows(session)]
     prompts = [ids for _messages, ids in prompts_of(session.template)]
     wanted = adapter_logits(session, probes)
-    said = [greedy(session.base.model, ids, session.template.stop_ids) for ids in prompts]
+    with native_attention(session.base):
+        said = [greedy(session.base.model, ids, session.template.stop_ids, limit) for ids in prompts]
     _round_base(session, kind)
     runs = [adapter_logits(session, probes)]
     if kind != "f32":
@@ -102,10 +111,10 @@ def prompts_of(template: Template) -> list[tuple[list[dict[str, str]], list[int]
 
 
 @torch.no_grad()
-def greedy(model: PreTrainedModel, prompt: list[int], stops: Sequence[int]) -> list[int]:
-    """The reply of likeliest tokens, up to and including a stop token."""
-    ids = list(prompt)
-    while len(ids) < len(prompt) + REPLY and (len(ids) == len(prompt) or ids[-1] not in stops):
+def greedy(model: PreTrainedModel, prompt: list[int], stops: Sequence[int], limit: int) -> list[int]:
+    """The reply of likeliest tokens, up to and including a stop token, within a context of `limit` tokens."""
+    ids, end = list(prompt), min(len(prompt) + REPLY, limit)
+    while len(ids) < end and (len(ids) == len(prompt) or ids[-1] not in stops):
         row = torch.tensor([ids], device=model.device)
         ids.append(int(model(input_ids=row, use_cache=False).logits[0, -1].argmax()))
     return ids[len(prompt) :]
@@ -204,7 +213,7 @@ def _other_prompts(file: GGUFFile, core: Tokenizer, trained: Trained, figures: F
 def _other_logits(file: GGUFFile, trained: Trained, kind: str, figures: Figures) -> Iterator[str]:
     try:
         with quiet_transformers():
-            model = read_model(file.path).eval()
+            model = read_model(file.path, _settings(file)).eval()
     except UNREADABLE as error:
         yield _("transformers cannot read it: {reason}", reason=str(error).splitlines()[0])
         return
@@ -222,10 +231,18 @@ def _other_logits(file: GGUFFile, trained: Trained, kind: str, figures: Figures)
             positions=result.positions,
         )
         return
-    said = [greedy(model, ids, trained.template.stop_ids) for ids in trained.prompts]
+    stops, limit = trained.template.stop_ids, context_length(model.config)
+    said = [greedy(model, ids, stops, limit) for ids in trained.prompts]
     figures.replies, figures.equal_replies = len(said), sum(map(list.__eq__, said, trained.replies))
     if kind == "f32" and figures.equal_replies < len(said):
         yield _("{count} of {total} replies differ", count=len(said) - figures.equal_replies, total=len(said))
+
+
+def _settings(file: GGUFFile) -> dict[str, Any]:
+    """What transformers does not take from the keys of the file, taken from there."""
+    architecture = file.key("general.architecture")
+    left_out = LEFT_OUT.get(architecture, {})
+    return {name: file.key(f"{architecture}.{key}") for name, key in left_out.items()}
 
 
 @torch.no_grad()

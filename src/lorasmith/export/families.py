@@ -77,6 +77,11 @@ def keys_of(config: PretrainedConfig) -> dict[str, Value]:
     return {f"{family.architecture}.{name}": value for name, value in (found | family.keys(config)).items()}
 
 
+def context_length(config: PretrainedConfig) -> int:
+    """How many tokens programs may give to the exported model, which is less than the model's own with `_window`."""
+    return int(keys_of(config)[f"{family_of(config).architecture}.context_length"])
+
+
 def names_of(config: PretrainedConfig) -> Callable[[str], str]:
     """A function from the name of a parameter to that in GGUF. It raises ModelError for one that GGUF has no name for."""
     arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == family_of(config).architecture)
