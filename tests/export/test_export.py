@@ -52,6 +52,10 @@ def adapter_of(base_folder: Path, folder: Path) -> Path:
     base = load_base(ModelConfig(model=str(base_folder), dtype="float32", device="cpu"))
     adapter = inject(base.model, LoraConfig(r=4), base.router)
     stir(adapter, 1)
+    with torch.no_grad():
+        for key, parameter in adapter.parameters.items():
+            if ".lora_B." in key:
+                parameter *= 0.2  # as a training would: the weights change by some percent
     base.adapters["default"] = adapter
     write_adapter(base, "default", Template.of(base.tokenizer), folder, {"dtype": "float32"})
     return folder
@@ -69,10 +73,13 @@ def test_every_family_is_exported_and_read_back(family, tmp_path):
     own = adapter_of(folder_of(family, tmp_path / "base"), tmp_path / "adapter")
     content = export_gguf(own, tmp_path / "model.gguf", "f32").content
     figures = content["figures"]
-    assert figures["worst_tensor"] < 1e-6 and figures["tensors"] > 10 and figures["texts"] > 190
+    assert figures["worst_tensor"] < 1e-6
+    assert figures["tensors"] > 10
+    assert figures["texts"] > 190
     assert ("transformers" in content["readers"]) == FAMILIES[family].read_by_transformers
     if FAMILIES[family].read_by_transformers:
-        assert figures["error"] < 1e-5 and figures["agreeing"] == figures["positions"] > 20
+        assert figures["error"] < 1e-5
+        assert figures["agreeing"] == figures["positions"] > 20
         assert figures["equal_replies"] == figures["replies"] == 4
 
 
@@ -168,10 +175,8 @@ def test_a_faulty_file_gets_no_name_and_the_fault_is_named(adapter, tmp_path, mo
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0"])
 def test_a_file_without_the_adapter_is_refused(adapter, tmp_path, monkeypatch, kind):
     base = load_plain(adapter.parent / "base", None, torch.float32, False)
-    monkeypatch.setattr(
-        exporting, "write_gguf", lambda path, _model, *rest: gguf_file.write_gguf(path, base, *rest)
-    )
-    with pytest.raises(AdapterError, match="is not model.layers.0.self_attn.q_proj.weight of the trained model"):
+    monkeypatch.setattr(exporting, "write_gguf", lambda path, _model, *rest: gguf_file.write_gguf(path, base, *rest))
+    with pytest.raises(AdapterError, match=r"is not model\.layers.0\.self_attn\.q_proj\.weight of the trained model"):
         export_gguf(adapter, tmp_path / "model.gguf", kind)
 
 
@@ -199,7 +204,7 @@ def test_verify_again_and_against_the_run(adapter, tmp_path):
     file.write_bytes(content)
     with pytest.raises(RunError, match="is not the file of its certificate"):
         verify_gguf(file)
-    with pytest.raises(AdapterError, match="is not .* of the trained model"):
+    with pytest.raises(AdapterError, match=r"is not .* of the trained model"):
         verify_gguf(file, adapter)
     with pytest.raises(RunError, match="there is no such file"):
         verify_gguf(tmp_path / "other.gguf")
@@ -252,5 +257,5 @@ def test_other_replies_are_refused(adapter, tmp_path, monkeypatch):
 
 def test_too_many_end_tokens(adapter, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "_ends", lambda _template: [0, 1, 2, 3])
-    with pytest.raises(ModelError, match="4 tokens that end an answer .* can name only three"):
+    with pytest.raises(ModelError, match=r"4 tokens that end an answer .* can name only three"):
         export_gguf(adapter, tmp_path / "model.gguf", "f32")

@@ -26,7 +26,7 @@ def test_what_cannot_be_exported_is_refused_by_name(family, options, words):
 def test_a_weight_without_a_name_is_refused():
     name_of = names_of(AutoConfig.for_model("llama"))
     assert name_of("model.layers.1.self_attn.q_proj.weight") == "blk.1.attn_q.weight"
-    with pytest.raises(ModelError, match="model.other.weight: GGUF has no name for this weight"):
+    with pytest.raises(ModelError, match=r"model\.other\.weight: GGUF has no name for this weight"):
         name_of("model.other.weight")
 
 

@@ -5,7 +5,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lorasmith.errors import ModelError
-from lorasmith.export.tokenizer import LLAMA3, QWEN2, TEKKEN, first_other_ids, from_file, vocabulary_of
+from lorasmith.export.tokenizer import LLAMA3, QWEN2, TEKKEN, first_other_text, from_file, vocabulary_of
 from tests.support.tiny import tokenizer
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -37,7 +37,7 @@ def test_the_name_follows_from_the_rules(rules, whole_words, name):
     own = splitting(*rules, whole_words=whole_words)
     vocabulary = vocabulary_of(own, 260)
     assert (vocabulary.pre, vocabulary.tokens[256:]) == (name, [f"[PAD{i}]" for i in range(256, 260)])
-    assert first_other_ids(own, from_file(vocabulary)) is None
+    assert first_other_text(own, from_file(vocabulary)) is None
 
 
 def test_added_tokens_stay_whole():

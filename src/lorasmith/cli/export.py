@@ -1,4 +1,4 @@
-"""lorasmith export: write the model of a run as one file for other programs, after checking that it is the same model."""
+"""lorasmith export: write the model of a run as one file for other programs, after checking that it is the same."""
 
 import argparse
 import json
@@ -69,8 +69,8 @@ def show(content: dict[str, Any], screen: Screen) -> None:
         return
     screen.say(
         _(
-            "As transformers reads it: relative logit error {error:.1e} (limit {limit:.1e}); {equal} of {replies} greedy "
-            "replies are equal",
+            "As transformers reads it: relative logit error {error:.1e} (limit {limit:.1e}); {equal} of {replies} "
+            "greedy replies are equal",
             error=figures["error"],
             limit=figures["limit"],
             equal=figures["equal_replies"],

@@ -13,8 +13,8 @@ from lorasmith.i18n import _
 def parser() -> Parser:
     """The arguments of the command."""
     about = _(
-        "Check that an exported file is still the one of its certificate, or, with --against, compare it with a run and "
-        "write a new certificate."
+        "Check that an exported file is still the one of its certificate, or, with --against, compare it with a run "
+        "and write a new certificate."
     )
     parser = Parser("verify", "FILE [--against RUN]", about)
     parser.own.add_argument("file", metavar="FILE", help=_("File that lorasmith export wrote"))

@@ -6,7 +6,9 @@ the model, and must give the trained model's logits and replies.
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, field
+from io import StringIO
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.golden import PROBES
 from lorasmith.export.families import context_length, family_of, keys_of, names_of
 from lorasmith.export.gguf_file import GGUFFile, rounded, tensors_of
-from lorasmith.export.tokenizer import SPLITS, compared_texts, first_other_ids, from_file
+from lorasmith.export.tokenizer import SPLITS, compared_texts, first_other_text, from_file
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import UNREADABLE, read_model
 from lorasmith.lora.merge import plain_name
@@ -98,7 +100,7 @@ def measure(session: Session, kind: str) -> Trained:
 
 
 def prompts_of(template: Template) -> list[tuple[list[dict[str, str]], list[int]]]:
-    """The prompts of the probe conversations that the template accepts, as messages and as the training encodes them."""
+    """The prompts of the probe conversations that the template accepts: messages, and token ids as in training."""
     found = []
     for probe in PROBES:
         for end in range(1, len(probe), 2):
@@ -177,11 +179,11 @@ def _other_tokens(file: GGUFFile, trained: Trained, figures: Figures) -> Iterato
         return
     core = from_file(encoding.vocabulary)
     figures.texts = len(compared_texts(template.tokenizer))
-    if (text := first_other_ids(template.tokenizer, core)) is not None:
+    if (text := first_other_text(template.tokenizer, core)) is not None:
         yield _(
-            "the tokenizer, with tokenizer.ggml.pre={name}, splits the text {text} into other tokens than in training",
+            "the tokenizer, with tokenizer.ggml.pre={name}, splits the text {sample} into other tokens than in training",
             name=encoding.vocabulary.pre,
-            text=repr(text),
+            sample=repr(text),
         )
     yield from _other_prompts(file, core, trained, figures)
     if missing := [template.token(i) for i in template.stop_ids[: len(encoding.ends) + 1] if i not in encoding.ends]:
@@ -203,16 +205,16 @@ def _other_prompts(file: GGUFFile, core: Tokenizer, trained: Trained, figures: F
             return
         if ids != wanted:
             yield _(
-                "tokenizer.chat_template makes other tokens of the conversation {text} than the template of the "
+                "tokenizer.chat_template makes other tokens of the conversation {sample} than the template of the "
                 "training",
-                text=repr(messages[0]["content"]),
+                sample=repr(messages[0]["content"]),
             )
             return
 
 
 def _other_logits(file: GGUFFile, trained: Trained, kind: str, figures: Figures) -> Iterator[str]:
     try:
-        with quiet_transformers():
+        with quiet_transformers(), redirect_stderr(StringIO()):  # one progress bar bypasses transformers' logging
             model = read_model(file.path, _settings(file)).eval()
     except UNREADABLE as error:
         yield _("transformers cannot read it: {reason}", reason=str(error).splitlines()[0])
@@ -223,8 +225,8 @@ def _other_logits(file: GGUFFile, trained: Trained, kind: str, figures: Figures)
     figures.agreeing, figures.positions = result.agreeing, result.positions
     if not result.holds:
         yield _(
-            "as transformers reads it, its logits differ from those of the trained model by {error:.1e}, where rounding "
-            "explains {limit:.1e}; the top token agrees at {agreeing} of {positions} positions",
+            "as transformers reads it, its logits differ from those of the trained model by {error:.1e}, where "
+            "rounding explains {limit:.1e}; the top token agrees at {agreeing} of {positions} positions",
             error=result.error,
             limit=result.limit,
             agreeing=result.agreeing,
@@ -259,5 +261,3 @@ def _round_base(session: Session, kind: str) -> None:
             name = name_of(plain)
             laid = family.change(name, tensor.detach().cpu(), model.config)
             tensor.copy_(family.undo(name, rounded(name, laid, kind), model.config))
-
-

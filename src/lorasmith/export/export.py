@@ -1,4 +1,4 @@
-"""Exporting a run to a GGUF file, which gets its name only once it is shown to be the trained model; and its certificate.
+"""Exporting a run to a GGUF file, which gets its name only once it is shown to be the trained model.
 
 The certificate is a JSON file beside it, with hashes of file, base model and adapter, versions, and what was compared.
 """
@@ -94,8 +94,8 @@ def verify_gguf(
         if content.get("sha256") != sha256_of(target):
             raise RunError(
                 _(
-                    "{file} is not the file of its certificate: its SHA-256 has changed. Export it again, or compare it "
-                    "with its run: lorasmith verify {file} --against RUN.",
+                    "{file} is not the file of its certificate: its SHA-256 has changed. Export it again, or compare "
+                    "it with its run: lorasmith verify {file} --against RUN.",
                     file=target,
                 )
             )

@@ -1,7 +1,7 @@
 """What GGUF calls the parts of a model: for each family, its architecture, its keys and how its tensors are stored.
 
-Names are those of the package gguf; keys and layouts are those that llama.cpp reads for the architecture. Where llama.cpp
-has a rule in its code instead of a key, `require` refuses a model that does not follow the rule.
+Names are those of the package gguf; keys and layouts are those that llama.cpp reads for the architecture. Where
+llama.cpp has a rule in its code instead of a key, `require` refuses a model that does not follow the rule.
 """
 
 from collections.abc import Callable, Mapping
@@ -83,7 +83,7 @@ def context_length(config: PretrainedConfig) -> int:
 
 
 def names_of(config: PretrainedConfig) -> Callable[[str], str]:
-    """A function from the name of a parameter to that in GGUF. It raises ModelError for one that GGUF has no name for."""
+    """A function from the name of a parameter to that in GGUF. It raises ModelError if there is none."""
     arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == family_of(config).architecture)
     table = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
 

@@ -70,9 +70,7 @@ def tensors_of(model: PreTrainedModel) -> Iterator[tuple[str, str, Tensor]]:
 
 
 @torch.no_grad()
-def write_gguf(
-    path: Path, model: PreTrainedModel, encoding: Encoding, kind: str, about: Mapping[str, Value]
-) -> None:
+def write_gguf(path: Path, model: PreTrainedModel, encoding: Encoding, kind: str, about: Mapping[str, Value]) -> None:
     """Write the model to `path`. about: further metadata, with full keys.
 
     Raises ModelError for a model that cannot be exported, OSError.

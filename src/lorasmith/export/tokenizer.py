@@ -94,11 +94,13 @@ def compared_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [text for text in TEXTS if normalizer is None or normalizer.normalize_str(text) == text]
 
 
-def first_other_ids(tokenizer: PreTrainedTokenizerBase, other: Tokenizer) -> str | None:
-    """The first of `compared_texts` to which the two give other token ids; None if there is none."""
+def first_other_text(tokenizer: PreTrainedTokenizerBase, other: Tokenizer) -> str | None:
+    """The first of `compared_texts` that the two split otherwise, or give other token ids; None if there is none."""
+    own = tokenizer.backend_tokenizer.pre_tokenizer  # type: ignore[attr-defined]
     for text in compared_texts(tokenizer):
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if ids != other.encode(text, add_special_tokens=False).ids:
+        splits = (one.pre_tokenize_str(text) for one in (own, other.pre_tokenizer))
+        if ids != other.encode(text, add_special_tokens=False).ids or next(splits) != next(splits):
             return text
     return None
 
@@ -109,8 +111,8 @@ def _parts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     if parts.get("model", {}).get("type") != "BPE" or "ByteLevel" not in json.dumps(parts.get("pre_tokenizer")):
         raise ModelError(
             _(
-                "The tokenizer ({kind}) is not byte-level BPE, and only such tokenizers can be exported to GGUF yet. Use "
-                "lorasmith merge, and convert the folder with llama.cpp's convert_hf_to_gguf.py.",
+                "The tokenizer ({kind}) is not byte-level BPE, and only such tokenizers can be exported to GGUF yet. "
+                "Use lorasmith merge, and convert the folder with llama.cpp's convert_hf_to_gguf.py.",
                 kind=type(tokenizer).__name__,
             )
         )
@@ -129,8 +131,8 @@ def _pre_tokenizer(tokenizer: PreTrainedTokenizerBase, parts: dict[str, Any]) ->
             return name
     raise ModelError(
         _(
-            "The tokenizer splits text by rules for which GGUF has no name that lorasmith knows ({rules}). Use lorasmith "
-            "merge, and convert the folder with llama.cpp's convert_hf_to_gguf.py.",
+            "The tokenizer splits text by rules for which GGUF has no name that lorasmith knows ({rules}). Use "
+            "lorasmith merge, and convert the folder with llama.cpp's convert_hf_to_gguf.py.",
             rules=json.dumps(parts["pre_tokenizer"], ensure_ascii=False)[:200],
         )
     )
