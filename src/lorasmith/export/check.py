@@ -181,7 +181,8 @@ def _other_tokens(file: GGUFFile, trained: Trained, figures: Figures) -> Iterato
     figures.texts = len(compared_texts(template.tokenizer))
     if (text := first_other_text(template.tokenizer, core)) is not None:
         yield _(
-            "the tokenizer, with tokenizer.ggml.pre={name}, splits the text {sample} into other tokens than in training",
+            "the tokenizer, with tokenizer.ggml.pre={name}, splits the text {sample} into other tokens than in the "
+            "training",
             name=encoding.vocabulary.pre,
             sample=repr(text),
         )
