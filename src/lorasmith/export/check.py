@@ -137,7 +137,11 @@ def _other_keys(file: GGUFFile, plain: PreTrainedModel, figures: Figures) -> Ite
     wanted = {"general.architecture": family_of(plain.config).architecture} | keys_of(plain.config)
     for name, value in wanted.items():
         found, figures.keys = file.key(name), figures.keys + 1
-        same = math.isclose(found, value, rel_tol=1e-6) if isinstance(found, float) else found == value
+        same = (
+            math.isclose(found, value, rel_tol=1e-6)
+            if isinstance(found, float) and isinstance(value, float)
+            else found == value
+        )
         if not same:
             yield _("{name} is {found} instead of {wanted}", name=name, found=found, wanted=value)
 

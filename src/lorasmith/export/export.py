@@ -28,6 +28,7 @@ from lorasmith.export.gguf_file import ENDS, Encoding, GGUFFile, write_gguf
 from lorasmith.export.tokenizer import vocabulary_of
 from lorasmith.i18n import _, listed
 from lorasmith.loading.folder import read_config
+from lorasmith.model.vocabulary import embedding_rows
 from lorasmith.report import Report
 from lorasmith.system.locking import locked
 from lorasmith.system.writing import new_file, write_file, writing
@@ -197,7 +198,6 @@ class _Subject:
 
 def _encoding(session: Session) -> Encoding:
     template, tokenizer = session.template, session.template.tokenizer
-    rows = session.base.model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
     ends = _ends(template)
     if len(ends) > len(ENDS):
         raise ModelError(
@@ -208,7 +208,11 @@ def _encoding(session: Session) -> Encoding:
             )
         )
     return Encoding(
-        vocabulary_of(tokenizer, rows), template.as_jinja(), ends, tokenizer.bos_token_id, tokenizer.pad_token_id
+        vocabulary_of(tokenizer, embedding_rows(session.base)),
+        template.as_jinja(),
+        ends,
+        tokenizer.bos_token_id,
+        tokenizer.pad_token_id,
     )
 
 

@@ -105,7 +105,7 @@ def names_of(config: PretrainedConfig) -> Callable[[str], str]:
 
 def head_size(config: PretrainedConfig) -> int:
     """Size of one attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _common_keys(config: PretrainedConfig) -> dict[str, Value]:
@@ -146,7 +146,7 @@ def _same(_name: str, tensor: Tensor, _config: PretrainedConfig) -> Tensor:
 def _heads(name: str, config: PretrainedConfig) -> int:
     """The number of heads whose rotary halves are interleaved in this tensor; 0 for all other tensors."""
     counts = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    return counts.get(name.split(".")[-2], 0)
+    return int(counts.get(name.split(".")[-2], 0))
 
 
 def interleaved(name: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
@@ -154,7 +154,8 @@ def interleaved(name: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
     heads = _heads(name, config)
     if not heads:
         return tensor
-    return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(tensor.shape)
+    mixed: Tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(tensor.shape)
+    return mixed
 
 
 def in_halves(name: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:

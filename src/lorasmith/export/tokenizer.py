@@ -74,8 +74,8 @@ def from_file(vocabulary: Vocabulary) -> Tokenizer:
     ids = {token: i for i, token in enumerate(vocabulary.tokens)}
     merges = [tuple(merge.split(" ")) for merge in vocabulary.merges]
     core = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=whole_words))  # type: ignore[arg-type]
-    core.pre_tokenizer = _splitter(vocabulary.pre)  # type: ignore[assignment]
-    core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    core.pre_tokenizer = _splitter(vocabulary.pre)
+    core.decoder = decoders.ByteLevel()
     for kind, is_special in ((TokenType.CONTROL, True), (TokenType.USER_DEFINED, False)):
         pairs = zip(vocabulary.tokens, vocabulary.types, strict=True)
         core.add_tokens([AddedToken(t, normalized=False, special=is_special) for t, own in pairs if own == kind])
@@ -85,18 +85,18 @@ def from_file(vocabulary: Vocabulary) -> Tokenizer:
 def _splitter(name: str) -> pre_tokenizers.PreTokenizer:
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[name][0]]
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return pre_tokenizers.Sequence([*splits, last])  # type: ignore[no-any-return]
+    return pre_tokenizers.Sequence([*splits, last])
 
 
 def compared_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Texts of many kinds, except those that the tokenizer normalizes first, which llama.cpp does not do."""
-    normalizer = tokenizer.backend_tokenizer.normalizer  # type: ignore[attr-defined]
+    normalizer = tokenizer.backend_tokenizer.normalizer
     return [text for text in TEXTS if normalizer is None or normalizer.normalize_str(text) == text]
 
 
 def first_other_text(tokenizer: PreTrainedTokenizerBase, other: Tokenizer) -> str | None:
     """The first of `compared_texts` that the two split otherwise, or give other token ids; None if there is none."""
-    own = tokenizer.backend_tokenizer.pre_tokenizer  # type: ignore[attr-defined]
+    own = tokenizer.backend_tokenizer.pre_tokenizer
     for text in compared_texts(tokenizer):
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         splits = (one.pre_tokenize_str(text) for one in (own, other.pre_tokenizer))
@@ -121,7 +121,7 @@ def _parts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 def _pre_tokenizer(tokenizer: PreTrainedTokenizerBase, parts: dict[str, Any]) -> str:
     """The name of rules that give the tokenizer's ids, for text of many kinds."""
-    own = tokenizer.backend_tokenizer.pre_tokenizer  # type: ignore[attr-defined]
+    own = tokenizer.backend_tokenizer.pre_tokenizer
     texts = compared_texts(tokenizer)
     for name, (_patterns, whole_words) in SPLITS.items():
         rules = _splitter(name)
