@@ -98,21 +98,21 @@ def _merge(path: str | Path, output: OutputFolder, config: ModelConfig, report: 
     dtype = _dtype_on_disk(session, config) if config.dtype == "auto" else getattr(torch, config.dtype)
     report.say(_("Merging in {dtype}", dtype=dtype_name(dtype)))
     plain, untied = _merged_model(session, dtype, config.trust_remote_code)
-    probes = _probes(session)
-    wanted = _logits_of_base(session, probes)
+    probes = probe_rows(session)
+    wanted = adapter_logits(session, probes)
     _round_base(session, plain)
-    rounded = [_logits_of_base(session, probes)]
+    rounded = [adapter_logits(session, probes)]
     is_half = dtype not in (torch.float32, torch.float64)
     share = EXPERTS_SHARE if is_half and _has_experts(plain) else 1.0
     for seed in range(NOISY_RUNS if is_half else 0):
         with rounding_errors(session.base.model, seed):
-            rounded.append(_logits_of_base(session, probes))
+            rounded.append(adapter_logits(session, probes))
     certificates: list[Certificate] = []
 
     def fill(staging: Path) -> None:
         _save(plain, session, staging)
-        saved = _load_plain(staging, None, dtype, config.trust_remote_code)
-        certificate = certify(str(output.path), dtype, wanted, rounded, _logits(saved, probes), untied, share)
+        saved = load_plain(staging, None, dtype, config.trust_remote_code)
+        certificate = certify(str(output.path), dtype, wanted, rounded, plain_logits(saved, probes), untied, share)
         _refuse_wrong(certificate)
         certificates.append(certificate)
 
@@ -178,7 +178,7 @@ def _refuse_wrong(certificate: Certificate) -> None:
     raise AdapterError(text)
 
 
-def _probes(session: Session) -> list[list[int]]:
+def probe_rows(session: Session) -> list[list[int]]:
     """Token ids of the probe conversations, cut to the context length; plain text if the template rejects one."""
     template, limit = session.template, session.base.max_positions
     found = []
@@ -218,7 +218,7 @@ def _merged_model(session: Session, dtype: torch.dtype, trust_remote_code: bool)
     config = _config(session, trust_remote_code)
     if untied:
         config.tie_word_embeddings = False
-    plain = _load_plain(session.base.folder, config, dtype, trust_remote_code)
+    plain = load_plain(session.base.folder, config, dtype, trust_remote_code)
     if session.base.model.config.get_text_config().vocab_size > plain.config.get_text_config().vocab_size:
         plain.resize_token_embeddings(embedding_rows(session.base), mean_resizing=False)  # the adapter adds tokens
     _refuse_shared(plain, merged)
@@ -267,9 +267,10 @@ def _must_untie(model: PreTrainedModel, merged: dict[str, Tensor]) -> bool:
     return new[0] is None or new[1] is None or not torch.equal(new[0], new[1])
 
 
-def _load_plain(
+def load_plain(
     folder: Path, config: PretrainedConfig | None, dtype: torch.dtype, trust_remote_code: bool
 ) -> PreTrainedModel:
+    """A model folder as transformers loads it."""
     with quiet_transformers():  # it would report an untied head as missing, which is filled in afterwards
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, local_files_only=True, use_safetensors=True,
@@ -298,14 +299,15 @@ def _round_base(session: Session, plain: PreTrainedModel) -> None:
             tensor.data = tensor.data.to(dtypes[own_name])
 
 
-def _logits_of_base(session: Session, probes: Sequence[list[int]]) -> list[Tensor]:
+def adapter_logits(session: Session, probes: Sequence[list[int]]) -> list[Tensor]:
     """The adapter's logits, computed with transformers' own attention."""
     with native_attention(session.base):
-        return _logits(session.base.model, probes)
+        return plain_logits(session.base.model, probes)
 
 
 @torch.no_grad()
-def _logits(model: PreTrainedModel, probes: Sequence[list[int]]) -> list[Tensor]:
+def plain_logits(model: PreTrainedModel, probes: Sequence[list[int]]) -> list[Tensor]:
+    """The logits of a model for each probe: float32 of shape [L, V], on the CPU."""
     rows = [torch.tensor([ids], device=model.device) for ids in probes]
     return [model(input_ids=row, use_cache=False).logits[0].float().cpu() for row in rows]
 

@@ -7,7 +7,7 @@ holds exactly the values of the file, in float32.
 import hashlib
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -103,7 +103,7 @@ def _convert(gguf: Path, folder: Path, report: Report) -> None:
             report.progress(task, 0, 4)
             tokenizer = _read_tokenizer(gguf)
             report.progress(task, 1, 4)
-            model = _read_model(gguf)
+            model = read_model(gguf)
             report.progress(task, 3, 4)
         except UNREADABLE as error:
             raise ModelError(_unreadable(gguf, error)) from error
@@ -131,13 +131,20 @@ def _read_tokenizer(gguf: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def _read_model(gguf: Path) -> "PreTrainedModel":
+def read_model(gguf: Path, settings: Mapping[str, Any] | None = None) -> "PreTrainedModel":
+    """The model of a GGUF file in float32, as transformers reads it. Raises what is in `UNREADABLE`.
+
+    settings: entries of the config that transformers does not take from the file.
+    """
     import torch
     import transformers
 
     options: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):  # else 5.23 leaves some architectures quantized
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    if settings:
+        options["config"] = transformers.AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        options["config"].update(settings)
     model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **options
     )

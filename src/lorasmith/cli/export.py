@@ -1,0 +1,79 @@
+"""lorasmith export: write the model of a run as one file for other programs, after checking that it is the same."""
+
+import argparse
+import json
+from typing import Any
+
+from lorasmith.cli.flags import Parser, base_of
+from lorasmith.cli.importing import importing
+from lorasmith.cli.screen import Screen
+from lorasmith.i18n import _
+
+TARGETS, TYPES = ("gguf",), ("f16", "bf16", "f32", "q8_0")
+
+
+def parser() -> Parser:
+    """The arguments of the command."""
+    about = _(
+        "Merge an adapter into its base model and write it to a GGUF file, for llama.cpp, Ollama or LM Studio, after "
+        "reading it back and comparing it with the trained model."
+    )
+    parser = Parser("export", "RUN --to gguf --output FILE", about)
+    parser.own.add_argument("run", metavar="RUN", help=_("Run or adapter folder"))
+    parser.own.add_argument("--to", choices=TARGETS, required=True, help=_("Format of the file"))
+    parser.own.add_argument(
+        "--type", choices=TYPES, default="f16",
+        help=_("Type of the matrices in the file (default: f16); q8_0 takes about half as much space as f16"),
+    )  # fmt: skip
+    parser.own.add_argument("--output", metavar="FILE", required=True, help=_("File to write"))
+    parser.add_switch("--overwrite", _("Replace the file --output, if an export wrote it"))
+    parser.add_json()
+    parser.add_base()
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export and compare. Raises LorasmithError."""
+    model = base_of(args)
+    with importing():
+        from lorasmith.export.export import export_gguf
+
+    with Screen(json=args.json) as screen:
+        found = export_gguf(args.run, args.output, args.type, model, args.overwrite, screen)
+        show(found.content, screen)
+        screen.say(_("Exported: {file}, with {certificate}", file=found.file, certificate=found.certificate.name))
+    if args.json:
+        print(json.dumps({"file": str(found.file), **found.content}, ensure_ascii=False))
+    return 0
+
+
+def show(content: dict[str, Any], screen: Screen) -> None:
+    """Show what was compared."""
+    figures = content["figures"]
+    screen.say(
+        _(
+            "Read back and equal: {keys} keys, {tensors} tensors, token ids of {texts} texts, {prompts} prompts",
+            keys=figures["keys"],
+            tensors=figures["tensors"],
+            texts=figures["texts"],
+            prompts=figures["prompts"],
+        )
+    )
+    if figures["error"] is None:
+        screen.say(
+            _(
+                "transformers does not read the architecture {name} from GGUF, so logits and replies were not compared",
+                name=content["architecture"],
+            )
+        )
+        return
+    screen.say(
+        _(
+            "As transformers reads it: relative logit error {error:.1e} (limit {limit:.1e}); {equal} of {replies} "
+            "greedy replies are equal",
+            error=figures["error"],
+            limit=figures["limit"],
+            equal=figures["equal_replies"],
+            replies=figures["replies"],
+        )
+    )

@@ -1,0 +1,39 @@
+"""lorasmith verify: check an exported file against its certificate, or compare it with its run again."""
+
+import argparse
+import json
+
+from lorasmith.cli.export import show
+from lorasmith.cli.flags import Parser, base_of
+from lorasmith.cli.importing import importing
+from lorasmith.cli.screen import Screen
+from lorasmith.i18n import _
+
+
+def parser() -> Parser:
+    """The arguments of the command."""
+    about = _(
+        "Check that an exported file is still the one of its certificate, or, with --against, compare it with a run "
+        "and write a new certificate."
+    )
+    parser = Parser("verify", "FILE [--against RUN]", about)
+    parser.own.add_argument("file", metavar="FILE", help=_("File that lorasmith export wrote"))
+    parser.own.add_argument("--against", metavar="RUN", help=_("Run or adapter folder to compare the file with"))
+    parser.add_json()
+    parser.add_base()
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the file. Raises LorasmithError."""
+    model = base_of(args)
+    with importing():
+        from lorasmith.export.export import verify_gguf
+
+    with Screen(json=args.json) as screen:
+        found = verify_gguf(args.file, args.against, model, screen)
+        show(found.content, screen)
+        screen.say(_("{file} is the file of its certificate ({name})", file=found.file, name=found.certificate.name))
+    if args.json:
+        print(json.dumps({"file": str(found.file), **found.content}, ensure_ascii=False))
+    return 0

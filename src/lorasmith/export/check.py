@@ -1,0 +1,268 @@
+"""Whether a GGUF file is the trained model: each part is read back and compared, and what differs is named.
+
+Keys, tensors, tokenizer and chat template are compared one by one; then transformers reads the file, without knowing
+the model, and must give the trained model's logits and replies.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass, field
+from io import StringIO
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lorasmith.adapters.merge import adapter_logits, certify, plain_logits, probe_rows
+from lorasmith.adapters.session import Session
+from lorasmith.data.rows.conversation import RowError
+from lorasmith.data.template.encoding import Template
+from lorasmith.data.template.golden import PROBES
+from lorasmith.export.families import context_length, family_of, keys_of, names_of
+from lorasmith.export.gguf_file import GGUFFile, rounded, tensors_of
+from lorasmith.export.tokenizer import SPLITS, compared_texts, first_other_text, from_file
+from lorasmith.i18n import _
+from lorasmith.loading.gguf import UNREADABLE, read_model
+from lorasmith.lora.merge import plain_name
+from lorasmith.lora.quantized import is_quantized, unquantized
+from lorasmith.model.probe import native_attention
+from lorasmith.model.rounding import rounding_errors
+from lorasmith.system.transformers_logging import quiet_transformers
+
+REPLY = 32  # tokens of a greedy reply
+# Settings that transformers 5.23 does not take from a file, and their keys; it takes the values of well-known models.
+LEFT_OUT = {
+    "qwen3": {"head_dim": "attention.key_length"},
+    "gemma3": {"query_pre_attn_scalar": "attention.key_length"},
+    "gpt2": {"n_positions": "context_length", "vocab_size": "vocab_size"},
+}
+SLACK, FLOOR = 1.001, 3e-7  # of a tensor's rounding error; the floor is float32's own, of norms that are stored plus 1
+
+
+@dataclass
+class Figures:
+    """What was compared, with the results. problems: what differs, in words; empty if the file is the trained model.
+
+    error and limit are relative errors of the logits; None if transformers does not read this architecture.
+    """
+
+    keys: int = 0
+    tensors: int = 0
+    worst_tensor: float = 0.0
+    texts: int = 0
+    prompts: int = 0
+    error: float | None = None
+    limit: float | None = None
+    agreeing: int = 0
+    positions: int = 0
+    replies: int = 0
+    equal_replies: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the certificate, which is only written without problems."""
+        return {name: value for name, value in asdict(self).items() if name != "problems"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the trained model says, before anything is merged or rounded.
+
+    logits, rounded: of each probe, with the adapter on the base model, and on the base rounded to the type of the file.
+    replies: the greedy replies to `prompts`, as token ids.
+    """
+
+    template: Template
+    probes: Sequence[list[int]]
+    logits: Sequence[Tensor]
+    rounded: Sequence[Sequence[Tensor]]
+    prompts: Sequence[list[int]]
+    replies: Sequence[list[int]]
+
+
+def measure(session: Session, kind: str) -> Trained:
+    """Compute what the trained model says. The weights of the session's base model are rounded afterwards."""
+    limit = context_length(session.base.model.config)
+    probes = [ids[:limit] for ids in probe_rows(session)]
+    prompts = [ids for _messages, ids in prompts_of(session.template)]
+    wanted = adapter_logits(session, probes)
+    with native_attention(session.base):
+        said = [greedy(session.base.model, ids, session.template.stop_ids, limit) for ids in prompts]
+    _round_base(session, kind)
+    runs = [adapter_logits(session, probes)]
+    if kind != "f32":
+        with rounding_errors(session.base.model, 0):
+            runs.append(adapter_logits(session, probes))
+    return Trained(session.template, probes, wanted, runs, prompts, said)
+
+
+def prompts_of(template: Template) -> list[tuple[list[dict[str, str]], list[int]]]:
+    """The prompts of the probe conversations that the template accepts: messages, and token ids as in training."""
+    found = []
+    for probe in PROBES:
+        for end in range(1, len(probe), 2):
+            try:
+                ids = template.encode_prompt(probe[:end])
+            except RowError:
+                continue
+            found.append(([{"role": m.role, "content": m.content} for m in probe[:end]], ids))
+    return found
+
+
+@torch.no_grad()
+def greedy(model: PreTrainedModel, prompt: list[int], stops: Sequence[int], limit: int) -> list[int]:
+    """The reply of likeliest tokens, up to and including a stop token, within a context of `limit` tokens."""
+    ids, end = list(prompt), min(len(prompt) + REPLY, limit)
+    while len(ids) < end and (len(ids) == len(prompt) or ids[-1] not in stops):
+        row = torch.tensor([ids], device=model.device)
+        ids.append(int(model(input_ids=row, use_cache=False).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def compare(file: GGUFFile, plain: PreTrainedModel, trained: Trained, kind: str) -> Figures:
+    """Compare the file with the merged model, and with what the trained model says."""
+    figures = Figures()
+    figures.problems += _other_keys(file, plain, figures)
+    figures.problems += _other_tensors(file, plain, kind, figures)
+    figures.problems += _other_tokens(file, trained, figures)
+    if family_of(plain.config).read_by_transformers:
+        figures.problems += _other_logits(file, trained, kind, figures)
+    return figures
+
+
+def _other_keys(file: GGUFFile, plain: PreTrainedModel, figures: Figures) -> Iterator[str]:
+    wanted = {"general.architecture": family_of(plain.config).architecture} | keys_of(plain.config)
+    for name, value in wanted.items():
+        found, figures.keys = file.key(name), figures.keys + 1
+        same = (
+            math.isclose(found, value, rel_tol=1e-6)
+            if isinstance(found, float) and isinstance(value, float)
+            else found == value
+        )
+        if not same:
+            yield _("{name} is {found} instead of {wanted}", name=name, found=found, wanted=value)
+
+
+def _other_tensors(file: GGUFFile, plain: PreTrainedModel, kind: str, figures: Figures) -> Iterator[str]:
+    family, found = family_of(plain.config), file.tensors()
+    for name, parameter, weight in tensors_of(plain):
+        if name not in found:
+            yield _("the tensor {name} ({parameter}) is missing", name=name, parameter=parameter)
+            continue
+        back, figures.tensors = family.undo(name, found.pop(name), plain.config), figures.tensors + 1
+        own = family.undo(name, rounded(name, family.change(name, weight, plain.config), kind), plain.config)
+        if back.shape != weight.shape:
+            shapes = {"found": list(back.shape), "wanted": list(weight.shape)}
+            yield _("the tensor {name} has shape {found} instead of {wanted}", name=name, **shapes)
+            continue
+        off, limit = _distance(back, weight), max(SLACK * _distance(own, weight), FLOOR)
+        figures.worst_tensor = max(figures.worst_tensor, off)
+        if off > limit:
+            values: dict[str, Any] = {"parameter": parameter, "off": off, "limit": limit}
+            yield _(
+                "the tensor {name} is not {parameter} of the trained model: relative difference {off:.1e}, where "
+                "rounding explains {limit:.1e}",
+                name=name,
+                **values,
+            )
+    for name in found:
+        yield _("the tensor {name} belongs to no weight of the model", name=name)
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30))
+
+
+def _other_tokens(file: GGUFFile, trained: Trained, figures: Figures) -> Iterator[str]:
+    template, encoding = trained.template, file.encoding
+    if encoding.vocabulary.pre not in SPLITS:
+        yield _("tokenizer.ggml.pre is {name}, which is unknown", name=encoding.vocabulary.pre)
+        return
+    core = from_file(encoding.vocabulary)
+    figures.texts = len(compared_texts(template.tokenizer))
+    if (text := first_other_text(template.tokenizer, core)) is not None:
+        yield _(
+            "the tokenizer, with tokenizer.ggml.pre={name}, splits the text {sample} into other tokens than in the "
+            "training",
+            name=encoding.vocabulary.pre,
+            sample=repr(text),
+        )
+    yield from _other_prompts(file, core, trained, figures)
+    if missing := [template.token(i) for i in template.stop_ids[: len(encoding.ends) + 1] if i not in encoding.ends]:
+        yield _(
+            "tokenizer.ggml.eos_token_id and its like lack the end token {token} of the training", token=str(missing[0])
+        )
+
+
+def _other_prompts(file: GGUFFile, core: Tokenizer, trained: Trained, figures: Figures) -> Iterator[str]:
+    encoding, tokenizer = file.encoding, trained.template.tokenizer
+    first = [encoding.bos] if encoding.add_bos and encoding.bos is not None else []
+    for messages, wanted in prompts_of(trained.template):
+        text = tokenizer.apply_chat_template(
+            messages, chat_template=encoding.chat_template, add_generation_prompt=True, tokenize=False
+        )
+        ids, figures.prompts = [*first, *core.encode(text, add_special_tokens=False).ids], figures.prompts + 1
+        if first and ids[1:] == wanted:
+            yield _("tokenizer.ggml.add_bos_token puts a begin token before a prompt that has none in training")
+            return
+        if ids != wanted:
+            yield _(
+                "tokenizer.chat_template makes other tokens of the conversation {sample} than the template of the "
+                "training",
+                sample=repr(messages[0]["content"]),
+            )
+            return
+
+
+def _other_logits(file: GGUFFile, trained: Trained, kind: str, figures: Figures) -> Iterator[str]:
+    try:
+        with quiet_transformers(), redirect_stderr(StringIO()):  # one progress bar bypasses transformers' logging
+            model = read_model(file.path, _settings(file)).eval()
+    except UNREADABLE as error:
+        yield _("transformers cannot read it: {reason}", reason=str(error).splitlines()[0])
+        return
+    found = plain_logits(model, trained.probes)
+    result = certify("", torch.float32, trained.logits, trained.rounded, found, False)
+    figures.error, figures.limit = result.error, result.limit
+    figures.agreeing, figures.positions = result.agreeing, result.positions
+    if not result.holds:
+        yield _(
+            "as transformers reads it, its logits differ from those of the trained model by {error:.1e}, where "
+            "rounding explains {limit:.1e}; the top token agrees at {agreeing} of {positions} positions",
+            error=result.error,
+            limit=result.limit,
+            agreeing=result.agreeing,
+            positions=result.positions,
+        )
+        return
+    stops, limit = trained.template.stop_ids, context_length(model.config)
+    said = [greedy(model, ids, stops, limit) for ids in trained.prompts]
+    figures.replies, figures.equal_replies = len(said), sum(map(list.__eq__, said, trained.replies))
+    if kind == "f32" and figures.equal_replies < len(said):
+        yield _("{count} of {total} replies differ", count=len(said) - figures.equal_replies, total=len(said))
+
+
+def _settings(file: GGUFFile) -> dict[str, Any]:
+    """What transformers does not take from the keys of the file, taken from there."""
+    architecture = file.key("general.architecture")
+    left_out = LEFT_OUT.get(architecture, {})
+    return {name: file.key(f"{architecture}.{key}") for name, key in left_out.items()}
+
+
+@torch.no_grad()
+def _round_base(session: Session, kind: str) -> None:
+    """Round the base model's weights as the file does; those of the adapter stay: the alternative to merging."""
+    model = session.base.model
+    own = {id(p) for one in session.base.adapters.values() for p in one.parameters.values()}
+    for path, module in list(model.named_modules()):
+        if is_quantized(module):
+            model.set_submodule(path, unquantized(module))
+    family, name_of = family_of(model.config), names_of(model.config)
+    for parameter, tensor in model.named_parameters():
+        if id(tensor) not in own and (plain := plain_name(parameter)) is not None:
+            name = name_of(plain)
+            laid = family.change(name, tensor.detach().cpu(), model.config)
+            tensor.copy_(family.undo(name, rounded(name, laid, kind), model.config))
