@@ -94,7 +94,7 @@ def test_an_adapter_of_another_tool_uses_the_models_template(tmp_path):
 def test_the_base_has_the_dtype_of_the_training_unless_that_is_slow_here(
     run, monkeypatch, trained_in, given, fast_here, wanted
 ):
-    monkeypatch.setattr("lorasmith.adapters.session.choose_dtype", lambda *_args: (fast_here, "in this test"))
+    monkeypatch.setattr("lorasmith.adapters.session.choose_dtype", lambda *_args, **_more: (fast_here, "in this test"))
     folder = AdapterFolder.read_header(run / "adapter")
     assert folder.metadata is not None
     folder.metadata["notes"]["dtype"] = trained_in

@@ -178,9 +178,9 @@ def base_settings(adapter: AdapterFolder | None, config: ModelConfig, report: Re
 
 
 def _trained_dtype(adapter: AdapterFolder, device: str, report: Report) -> str:
-    """The dtype of the base model in training, so that results match; auto if that dtype would be slow here."""
+    """The dtype of the base model in training, so that results match; auto if this processor does not have it."""
     trained = str(adapter.notes.get("dtype", "auto"))
-    chosen, why = choose_dtype("auto", choose_device(device)[0])
+    chosen, why = choose_dtype("auto", choose_device(device)[0], saves_memory=True)
     if trained in ("auto", "float32", "float64") or trained == str(chosen).removeprefix("torch."):
         return trained
     text = _(
