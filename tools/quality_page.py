@@ -108,7 +108,7 @@ def _study(
         yield from (f"![{_('Held-out loss over {axis}', axis=axis_text(result.axis))}](pictures/{file.name})", "")
     yield from (f"- {joined(found)}" for found in findings(result))
     yield ""
-    yield from table(words["columns"], (_row(curve, result) for curve in result.curves))
+    yield from table(words["columns"], (_row(curve, result) for curve in result.curves if not curve.is_open))
 
 
 def _row(curve: Curve, result: StudyResult) -> list[str]:

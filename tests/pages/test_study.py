@@ -7,6 +7,7 @@ import pytest
 
 from lorasmith.i18n import using_language
 from lorasmith.pages.study import HEIGHT, WIDTH, charts, render_page, write_page
+from lorasmith.runs.study.result import combined
 from tests.support.studies import made_up
 
 LOSSES = {
@@ -115,3 +116,11 @@ def test_scores_of_answers_have_their_intervals_where_these_are_known(result):
     page = render_page(replace(result, cells=(scored,)))
     assert "exact 10.0 → 60.0 [+38.0, +62.0]" in page
     assert "f1 20.0 → 70.0" in page
+
+
+def test_curves_that_are_not_trained_yet_are_in_no_picture(result):
+    waiting = [replace(cell, state="open", loss=None) for cell in result.cells if cell.name.startswith("<dora>")]
+    rest = [cell for cell in result.cells if not cell.name.startswith("<dora>")]
+    started = combined(result.study, result.base, result.data, 60, result.axis, [*rest, *waiting], {}, result.machine)
+    assert [curve.is_open for curve in started.curves] == [False, True]
+    assert [len(chart.lines) for chart in charts(started)] == [1]

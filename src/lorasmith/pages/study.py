@@ -118,7 +118,7 @@ def charts(result: StudyResult) -> list[Chart]:
     scale = _scale(result)
     if scale is None:
         return []
-    parts = _parts(result.curves)
+    parts = _parts([curve for curve in result.curves if not curve.is_open])
     return [_chart(result, title, curves, scale) for title, curves in parts]
 
 

@@ -119,6 +119,11 @@ class Curve:
         return setting_text(self.options)
 
     @property
+    def is_open(self) -> bool:
+        """Whether none of its runs has been trained."""
+        return not any(setting.losses or setting.failed for setting in self.settings)
+
+    @property
     def best(self) -> Setting:
         """The setting with the lowest mean loss."""
         return min(_comparable(self.settings, self.repeat), key=lambda setting: setting.mean)
