@@ -124,3 +124,12 @@ def test_curves_that_are_not_trained_yet_are_in_no_picture(result):
     started = combined(result.study, result.base, result.data, 60, result.axis, [*rest, *waiting], {}, result.machine)
     assert [curve.is_open for curve in started.curves] == [False, True]
     assert [len(chart.lines) for chart in charts(started)] == [1]
+
+
+def test_a_base_model_far_above_is_left_out_so_that_differences_can_be_seen():
+    close = made_up({"lora": {1e-4: [2.02], 1e-3: [2.0], 1e-2: [9.0]}})  # and the base model has 3.0
+    (chart,) = charts(close)
+    assert chart.base is None
+    assert [point.clipped for point in chart.lines[0].points] == [False, False, True]
+    assert chart.lines[0].points[0].y < HEIGHT / 3 < 2 * HEIGHT / 3 < chart.lines[0].points[1].y
+    assert charts(made_up({"lora": {1e-4: [2.5], 1e-3: [2.0]}}))[0].base is not None

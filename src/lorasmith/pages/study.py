@@ -16,6 +16,8 @@ from lorasmith.version import installed_version
 
 WIDTH, HEIGHT = 640, 320  # of a chart, in units of its SVG
 COLORS = 6  # and shapes of points, which tell curves apart without colors, too
+LONG_NAME = 36  # characters of a curve's name, of which two have no room beside each other
+NEAR_BASE = 1.0  # a chart reaches up to the base model unless its loss is farther from all better ones than these are
 ABOVE_BASE = 0.15  # how far above the base model's loss a chart reaches, relative to what the best run gained
 LOGARITHMIC = 5  # largest / smallest value from which on the horizontal axis is logarithmic
 
@@ -107,9 +109,11 @@ def picture(result: StudyResult, chart: Chart) -> str:
 
 
 def _legend(chart: Chart) -> list[tuple[Line, int, int]]:
-    """The curves with the places of their names below the picture, two in a row."""
+    """The curves with the places of their names below the picture, two in a row if they are short enough."""
+    columns = 2 if all(len(line.name) <= LONG_NAME for line in chart.lines) else 1
     return [
-        (line, (WIDTH // 2) * (number % 2), HEIGHT + 76 + 22 * (number // 2)) for number, line in enumerate(chart.lines)
+        (line, (WIDTH // 2) * (number % columns), HEIGHT + 76 + 22 * (number // columns))
+        for number, line in enumerate(chart.lines)
     ]
 
 
@@ -136,14 +140,16 @@ def _parts(curves: Sequence[Curve]) -> list[tuple[str, list[Curve]]]:
 
 
 def _scale(result: StudyResult) -> _Scale | None:
-    cells = [cell for cell in result.cells if result.axis in cell.options]
+    cells = [cell for cell in result.cells if result.axis in cell.options and cell.state != "open"]
     losses = [cell.loss.after for cell in cells if cell.loss]
     values = sorted({float(cell.options[result.axis]) for cell in cells if _is_number(cell.options[result.axis])})
     if not losses or len(values) < 2:
         return None
     base = max(cell.loss.before for cell in cells if cell.loss)
     low = min(losses)
-    high = min(max(*losses, base), max(base, low) + ABOVE_BASE * max(base - low, 0.0)) if base > low else max(losses)
+    high = max(loss for loss in losses if loss <= max(base, low))
+    if base - high < NEAR_BASE * (high - low):
+        high = min(max(*losses, base), base + ABOVE_BASE * (base - low)) if base > low else max(losses)
     room = 0.06 * ((high - low) or 1.0)
     return _Scale(values, values[0] > 0 and values[-1] / values[0] >= LOGARITHMIC, low - room, high + room, base)
 
