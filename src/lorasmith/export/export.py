@@ -161,7 +161,7 @@ class _Subject:
             "base": {"model": session.base.source, **session.base.identity},
             "adapter": {"hash": AdapterFolder.read(folder).hash},
         }
-        trained = measure(session, kind)
+        trained = measure(session)
         del session
         with tempfile.TemporaryDirectory(prefix="lorasmith-merged-") as place:
             merge_run(path, Path(place) / "model", wide, report=report)
