@@ -34,7 +34,7 @@ PAIRS = {
 PAGES = [name for pair in PAIRS.values() for name in pair]
 KINDS = {
     "start": {"bash": 10, "json": 1, "text": 1},
-    "guide": {"bash": 12, "json": 3, "toml": 4, "python": 2},
+    "guide": {"bash": 13, "json": 3, "toml": 4, "python": 2},
     "concepts": {"bash": 5, "python": 2},
     "serving": {"bash": 4, "python": 2, "yaml": 1},
     "scale": {"bash": 2},

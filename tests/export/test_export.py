@@ -84,7 +84,7 @@ def test_every_family_is_exported_and_read_back(family, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0"])
-def test_a_rounded_file_is_as_close_as_rounding_the_base_alone(adapter, tmp_path, kind):
+def test_a_rounded_file_is_as_close_as_rounding_explains(adapter, tmp_path, kind):
     figures = export_gguf(adapter, tmp_path / "model.gguf", kind).content["figures"]
     assert 1e-5 < figures["error"] <= figures["limit"] < 0.1
     assert figures["agreeing"] == figures["positions"]

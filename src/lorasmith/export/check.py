@@ -21,15 +21,12 @@ from lorasmith.adapters.session import Session
 from lorasmith.data.rows.conversation import RowError
 from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.golden import PROBES
-from lorasmith.export.families import context_length, family_of, keys_of, names_of
+from lorasmith.export.families import context_length, family_of, keys_of
 from lorasmith.export.gguf_file import GGUFFile, rounded, tensors_of
 from lorasmith.export.tokenizer import SPLITS, compared_texts, first_other_text, from_file
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import UNREADABLE, read_model
-from lorasmith.lora.merge import plain_name
-from lorasmith.lora.quantized import is_quantized, unquantized
 from lorasmith.model.probe import native_attention
-from lorasmith.model.rounding import rounding_errors
 from lorasmith.system.transformers_logging import quiet_transformers
 
 REPLY = 32  # tokens of a greedy reply
@@ -71,32 +68,26 @@ class Figures:
 class Trained:
     """What the trained model says, before anything is merged or rounded.
 
-    logits, rounded: of each probe, with the adapter on the base model, and on the base rounded to the type of the file.
+    logits: of each probe, with the adapter on the base model.
     replies: the greedy replies to `prompts`, as token ids.
     """
 
     template: Template
     probes: Sequence[list[int]]
     logits: Sequence[Tensor]
-    rounded: Sequence[Sequence[Tensor]]
     prompts: Sequence[list[int]]
     replies: Sequence[list[int]]
 
 
-def measure(session: Session, kind: str) -> Trained:
-    """Compute what the trained model says. The weights of the session's base model are rounded afterwards."""
+def measure(session: Session) -> Trained:
+    """Compute what the trained model says."""
     limit = context_length(session.base.model.config)
     probes = [ids[:limit] for ids in probe_rows(session)]
     prompts = [ids for _messages, ids in prompts_of(session.template)]
     wanted = adapter_logits(session, probes)
     with native_attention(session.base):
         said = [greedy(session.base.model, ids, session.template.stop_ids, limit) for ids in prompts]
-    _round_base(session, kind)
-    runs = [adapter_logits(session, probes)]
-    if kind != "f32":
-        with rounding_errors(session.base.model, 0):
-            runs.append(adapter_logits(session, probes))
-    return Trained(session.template, probes, wanted, runs, prompts, said)
+    return Trained(session.template, probes, wanted, prompts, said)
 
 
 def prompts_of(template: Template) -> list[tuple[list[dict[str, str]], list[int]]]:
@@ -123,13 +114,13 @@ def greedy(model: PreTrainedModel, prompt: list[int], stops: Sequence[int], limi
 
 
 def compare(file: GGUFFile, plain: PreTrainedModel, trained: Trained, kind: str) -> Figures:
-    """Compare the file with the merged model, and with what the trained model says."""
+    """Compare the file with the merged model, whose weights are rounded then, and with what the trained model says."""
     figures = Figures()
     figures.problems += _other_keys(file, plain, figures)
     figures.problems += _other_tensors(file, plain, kind, figures)
     figures.problems += _other_tokens(file, trained, figures)
     if family_of(plain.config).read_by_transformers:
-        figures.problems += _other_logits(file, trained, kind, figures)
+        figures.problems += _other_logits(file, plain, trained, kind, figures)
     return figures
 
 
@@ -217,7 +208,9 @@ def _other_prompts(file: GGUFFile, core: Tokenizer, trained: Trained, figures: F
             return
 
 
-def _other_logits(file: GGUFFile, trained: Trained, kind: str, figures: Figures) -> Iterator[str]:
+def _other_logits(
+    file: GGUFFile, plain: PreTrainedModel, trained: Trained, kind: str, figures: Figures
+) -> Iterator[str]:
     try:
         with quiet_transformers(), redirect_stderr(StringIO()):  # one progress bar bypasses transformers' logging
             model = read_model(file.path, _settings(file)).eval()
@@ -225,7 +218,9 @@ def _other_logits(file: GGUFFile, trained: Trained, kind: str, figures: Figures)
         yield _("transformers cannot read it: {reason}", reason=str(error).splitlines()[0])
         return
     found = plain_logits(model, trained.probes)
-    result = certify("", torch.float32, trained.logits, trained.rounded, found, False)
+    _round(plain, kind)
+    runs = [plain_logits(plain, trained.probes)]
+    result = certify("", torch.float32, trained.logits, runs, found, False)
     figures.error, figures.limit = result.error, result.limit
     figures.agreeing, figures.positions = result.agreeing, result.positions
     if not result.holds:
@@ -253,16 +248,12 @@ def _settings(file: GGUFFile) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _round_base(session: Session, kind: str) -> None:
-    """Round the base model's weights as the file does; those of the adapter stay: the alternative to merging."""
-    model = session.base.model
-    own = {id(p) for one in session.base.adapters.values() for p in one.parameters.values()}
-    for path, module in list(model.named_modules()):
-        if is_quantized(module):
-            model.set_submodule(path, unquantized(module))
-    family, name_of = family_of(model.config), names_of(model.config)
-    for parameter, tensor in model.named_parameters():
-        if id(tensor) not in own and (plain := plain_name(parameter)) is not None:
-            name = name_of(plain)
-            laid = family.change(name, tensor.detach().cpu(), model.config)
-            tensor.copy_(family.undo(name, rounded(name, laid, kind), model.config))
+def _round(plain: PreTrainedModel, kind: str) -> None:
+    """Round the merged weights as the file does, in memory.
+
+    Not those of the base model: if these come from a file of the same type, rounding does not change them at all.
+    """
+    family = family_of(plain.config)
+    for name, _parameter, tensor in tensors_of(plain):
+        laid = family.change(name, tensor, plain.config)
+        tensor.copy_(family.undo(name, rounded(name, laid, kind), plain.config))

@@ -67,7 +67,7 @@ def export_gguf(
     report, config, target = report or Report(), config or ModelConfig(), Path(output).expanduser()
     with writing(target, is_run=False), locked(target.parent / f".{target.name}.lorasmith-lock", target):
         _require_free(target, overwrite)
-        subject = _Subject.open(path, kind, config, report)
+        subject = _Subject.open(path, config, report)
         report.say(_("Writing {file} ({kind})", file=target, kind=kind))
         with new_file(target) as staging:
             write_gguf(staging, subject.plain, subject.encoding, kind, subject.about(target))
@@ -108,7 +108,7 @@ def verify_gguf(
         raise RunError(_("{file}: this GGUF file is damaged ({reason}).", file=target, reason=error)) from error
     if kind is None:
         raise RunError(_("{file}: lorasmith writes no GGUF files of this type, and cannot compare it.", file=target))
-    subject = _Subject.open(against, kind, config or ModelConfig(), report or Report())
+    subject = _Subject.open(against, config or ModelConfig(), report or Report())
     figures = compare(found, subject.plain, subject.trained, kind)
     _refuse_other(target, figures)
     content = subject.certificate(target, kind, figures)
@@ -151,7 +151,7 @@ class _Subject:
     names: dict[str, Any]  # of base model and adapter, with their hashes
 
     @classmethod
-    def open(cls, path: str | Path, kind: str, config: ModelConfig, report: Report) -> "_Subject":
+    def open(cls, path: str | Path, config: ModelConfig, report: Report) -> "_Subject":
         wide = ModelConfig(**config.model_dump(exclude_unset=True) | {"dtype": "float32"})
         folder = find_adapter(Path(path).expanduser())
         session = open_adapters([folder], wide, report)
@@ -161,7 +161,7 @@ class _Subject:
             "base": {"model": session.base.source, **session.base.identity},
             "adapter": {"hash": AdapterFolder.read(folder).hash},
         }
-        trained = measure(session, kind)
+        trained = measure(session)
         del session
         with tempfile.TemporaryDirectory(prefix="lorasmith-merged-") as place:
             merge_run(path, Path(place) / "model", wide, report=report)
