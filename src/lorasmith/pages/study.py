@@ -148,7 +148,7 @@ def _scale(result: StudyResult) -> _Scale | None:
     base = max(cell.loss.before for cell in cells if cell.loss)
     low = min(losses)
     high = max(loss for loss in losses if loss <= max(base, low))
-    if base - high < NEAR_BASE * (high - low):
+    if base - high <= NEAR_BASE * (high - low):
         high = min(max(*losses, base), base + ABOVE_BASE * (base - low)) if base > low else max(losses)
     room = 0.06 * ((high - low) or 1.0)
     return _Scale(values, values[0] > 0 and values[-1] / values[0] >= LOGARITHMIC, low - room, high + room, base)
