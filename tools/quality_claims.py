@@ -25,7 +25,7 @@ Found = dict[str, Curve]
 
 
 def claims(results: Mapping[str, Mapping[str, Any]], language: str) -> Iterator[str]:
-    """The section of the page, from the results of the tasks that have any."""
+    """The section of the page, from the results of the tasks that have any; claims without a figure are left out."""
     known = notes("quality")
     tasks = {name: values for name, values in results.items() if not name.startswith("quick-")}
     words = known["claims"][language]
@@ -36,7 +36,7 @@ def claims(results: Mapping[str, Mapping[str, Any]], language: str) -> Iterator[
         found = {name: curves_of(StudyResult.from_json(values)) for name, values in tasks.items()}
         titles = [known["studies"][name][language]["title"] for name in tasks]
         rows = [[words[key], *(measure(curves, words) for curves in found.values())] for key, measure in CLAIMS.items()]
-    yield from table([words["column"], *titles], rows)
+    yield from table([words["column"], *titles], (row for row in rows if any(cell != UNKNOWN for cell in row[1:])))
 
 
 def curves_of(result: StudyResult) -> Found:
