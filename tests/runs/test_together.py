@@ -1,5 +1,6 @@
 """Several adapters trained at once: each is that of its run alone, and lies in a run folder like any other."""
 
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from lorasmith.config.training import TrainingConfig
 from lorasmith.errors import Interrupted, LorasmithError, RunError, TrainingError
 from lorasmith.runs.together import train_all, train_each
 from lorasmith.runs.train import train
-from lorasmith.training.run_files import read_summary
+from lorasmith.training.run_files import GROUP_CONFIG, read_summary
 from tests.support.tiny import Watch, assert_same_results, losses, model_folder, rows_file
 
 # three adapters that differ in everything that may differ
@@ -153,3 +154,17 @@ def test_a_group_without_runs_cannot_be_resumed(tmp_path):
     named = one.data.model_copy(update={"data": (f"a={one.data.data[0]}",)})
     with pytest.raises(RunError, match="there is no run of any of these adapters to resume"):
         train_each(one.model_copy(update={"data": named}), resume=True)
+
+
+def test_a_group_goes_on_with_the_learning_rate_that_fits_the_base_model(tmp_path):
+    """None is given: what was started goes on with what was chosen, and what was not gets the same."""
+    file = rows_file(tmp_path / "rows.jsonl")
+    data = {"data": {"data": [f"a={file}", f"b={file}"], "held_out": 3.0}}
+    sections = {"model": {"model": str(model_folder()), "dtype": "float32"}, "training": {"max_steps": 2}, **data}
+    given = load_config(None, {**sections, "output": str(tmp_path / "out")})
+    train_each(given)
+    shutil.rmtree(tmp_path / "out" / "b")
+    (tmp_path / "out" / "a" / "summary.json").unlink()
+    train_each(load_config(tmp_path / "out" / GROUP_CONFIG, {}), resume=True)
+    rates = [load_config(tmp_path / "out" / name / "config.toml", {}).training.learning_rate for name in "ab"]
+    assert rates == [1e-3, 1e-3]

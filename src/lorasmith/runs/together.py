@@ -4,6 +4,7 @@ The base model is loaded once. A step computes the examples of all adapters in o
 each token has its own adapter. Loss, clipping, optimizer, schedule, evaluation and checkpoints are each adapter's own.
 """
 
+import re
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -102,8 +103,15 @@ def train_each(
         )
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            write_file(folder / GROUP_CONFIG, to_toml(whole, {}))
+            write_file(folder / GROUP_CONFIG, _as_given(whole))
     return dict(zip(named, train_all(configs, report, resume, overwrite), strict=True))
+
+
+def _as_given(config: Config) -> str:
+    """The options as TOML, without the learning rate if none is given: it depends on the base model."""
+    text = to_toml(config, {})
+    given = "learning_rate" in config.training.model_fields_set
+    return text if given else re.sub(r"^learning_rate = .*\n", "", text, flags=re.MULTILINE)
 
 
 class Named(Report):

@@ -276,13 +276,14 @@ def _resumed_config(folder: Path, config: Config) -> Config:
     """
     saved, default = load_config(folder / RUN_CONFIG, {}), flat_options(Config())
     before, now = flat_options(with_absolute_paths(saved)), flat_options(with_absolute_paths(config))
+    chosen_rate = config.training.learning_rate == "auto" or "learning_rate" not in config.training.model_fields_set
     differing = [
         _("{key}: was {before!r}, now {now!r}", key=key, before=value, now=now[key])
         for key, value in before.items()
         if now[key] != value
         and key != "model.device"
         and not (key in CHOSEN_AT_START and now[key] == default[key])
-        and not (key == "training.learning_rate" and now[key] == "auto")  # which has been chosen
+        and not (key == "training.learning_rate" and chosen_rate)
     ]
     if differing:
         raise RunError(
