@@ -54,7 +54,7 @@ parity: setup-dev  ## every model family on a tiny model, beside PEFT, and write
 	$(BIN)/python -m tests.model.parity --pages docs $(ARGS)
 
 study: setup-dev  ## the studies of docs/quality.md: hours; interrupted, it goes on where it was
-	$(call studies,conversations addresses reviews)
+	$(call studies,conversations addresses addresses-batches addresses-long reviews)
 
 study-quick: setup-dev  ## the same in minutes: fewer values, steps and held-out rows
 	$(call studies,quick-conversations quick-addresses quick-reviews)
