@@ -22,6 +22,7 @@ from lorasmith.export import export as exporting
 from lorasmith.export.export import certificate_of, export_gguf, verify_gguf
 from lorasmith.export.families import FAMILIES, Value, keys_of
 from lorasmith.export.gguf_file import Encoding, tensors_of
+from lorasmith.loading.gguf_settings import LLAMA3
 from lorasmith.loading.load import load_base
 from lorasmith.lora.inject import inject
 from tests.support.families import CONFIGS, stir
@@ -81,6 +82,30 @@ def test_every_family_is_exported_and_read_back(family, tmp_path):
         assert figures["error"] < 1e-5
         assert figures["agreeing"] == figures["positions"] > 20
         assert figures["equal_replies"] == figures["replies"] == 4
+
+
+@pytest.mark.parametrize(
+    ("family", "rope"),
+    [
+        ("llama", {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, **LLAMA3}),
+        ("granite", {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, **LLAMA3}),
+        ("qwen2", {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}),
+        ("gemma3_text", {"full_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 8.0},
+                         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}),
+    ],
+)  # fmt: skip
+def test_scaled_positions_are_exported(family, rope, tmp_path):
+    own = adapter_of(folder_of(family, tmp_path / "base", rope_parameters=rope), tmp_path / "adapter")
+    figures = export_gguf(own, tmp_path / "model.gguf", "f32").content["figures"]
+    assert (figures["error"] or 0) < 1e-5
+
+
+def test_positions_that_are_not_scaled_are_noticed(tmp_path, monkeypatch):
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, **LLAMA3}
+    own = adapter_of(folder_of("llama", tmp_path / "base", rope_parameters=rope), tmp_path / "adapter")
+    monkeypatch.setattr(gguf_file, "extra_tensors", lambda _config: {})
+    with pytest.raises(AdapterError, match="its logits differ from those of the trained model"):
+        export_gguf(own, tmp_path / "model.gguf", "f32")
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0"])

@@ -6,13 +6,17 @@ from transformers import AutoConfig
 
 from lorasmith.errors import ModelError
 from lorasmith.export.families import FAMILIES, family_of, in_halves, interleaved, keys_of, names_of
+from lorasmith.loading.gguf_settings import LLAMA3
+
+LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, **LLAMA3}
 
 
 @pytest.mark.parametrize(
     ("family", "options", "words"),
     [
         ("bloom", {}, "Models of type bloom cannot be exported to GGUF yet; these can: gemma3_text, gpt2,"),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_type=linear"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}, "rope_type=yarn"),
+        ("qwen2", {"rope_parameters": LLAMA3_ROPE}, "rope_type=llama3"),
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window=True"),
         ("gemma3_text", {"query_pre_attn_scalar": 7}, "query_pre_attn_scalar=7"),
         ("smollm3", {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 1]}, r"no_rope_layers=\[1, 1, 1, 1\]"),
@@ -53,3 +57,12 @@ def test_change_is_undone(family):
 def test_a_sliding_window_limits_the_context():
     config = AutoConfig.for_model("mistral", sliding_window=512, max_position_embeddings=4096)
     assert keys_of(config)["llama.context_length"] == 512
+
+
+def test_the_largest_gemma_3_scales_its_attention_by_another_size():
+    config = AutoConfig.for_model("gemma3_text", num_hidden_layers=62, hidden_size=5376, num_attention_heads=32)
+    config.query_pre_attn_scalar = 168
+    assert family_of(config).architecture == "gemma3"
+    config.query_pre_attn_scalar = config.head_dim
+    with pytest.raises(ModelError, match="only with query_pre_attn_scalar=168"):
+        family_of(config)

@@ -21,6 +21,7 @@ from lorasmith.adapters.session import Session
 from lorasmith.data.rows.conversation import RowError
 from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.golden import PROBES
+from lorasmith.errors import ModelError
 from lorasmith.export.families import context_length, family_of, keys_of
 from lorasmith.export.gguf_file import GGUFFile, rounded, tensors_of
 from lorasmith.export.tokenizer import SPLITS, compared_texts, first_other_text, from_file
@@ -30,12 +31,6 @@ from lorasmith.model.probe import native_attention
 from lorasmith.system.transformers_logging import quiet_transformers
 
 REPLY = 32  # tokens of a greedy reply
-# Settings that transformers 5.23 does not take from a file, and their keys; it takes the values of well-known models.
-LEFT_OUT = {
-    "qwen3": {"head_dim": "attention.key_length"},
-    "gemma3": {"query_pre_attn_scalar": "attention.key_length"},
-    "gpt2": {"n_positions": "context_length", "vocab_size": "vocab_size"},
-}
 SLACK, FLOOR = 1.001, 3e-7  # of a tensor's rounding error; the floor is float32's own, of norms that are stored plus 1
 
 
@@ -213,8 +208,8 @@ def _other_logits(
 ) -> Iterator[str]:
     try:
         with quiet_transformers(), redirect_stderr(StringIO()):  # one progress bar bypasses transformers' logging
-            model = read_model(file.path, _settings(file)).eval()
-    except UNREADABLE as error:
+            model = read_model(file.path).eval()
+    except (*UNREADABLE, ModelError) as error:
         yield _("transformers cannot read it: {reason}", reason=str(error).splitlines()[0])
         return
     found = plain_logits(model, trained.probes)
@@ -238,13 +233,6 @@ def _other_logits(
     figures.replies, figures.equal_replies = len(said), sum(map(list.__eq__, said, trained.replies))
     if kind == "f32" and figures.equal_replies < len(said):
         yield _("{count} of {total} replies differ", count=len(said) - figures.equal_replies, total=len(said))
-
-
-def _settings(file: GGUFFile) -> dict[str, Any]:
-    """What transformers does not take from the keys of the file, taken from there."""
-    architecture = file.key("general.architecture")
-    left_out = LEFT_OUT.get(architecture, {})
-    return {name: file.key(f"{architecture}.{key}") for name, key in left_out.items()}
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ Names are those of the package gguf; keys and layouts are those that llama.cpp r
 llama.cpp has a rule in its code instead of a key, `require` refuses a model that does not follow the rule.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,13 @@ from transformers import PretrainedConfig
 
 from lorasmith.errors import ModelError
 from lorasmith.i18n import _, listed
+from lorasmith.loading.gguf_settings import FACTORS, GEMMA3_27B, stretching
 
 Value = int | float | str | bool
 Change = Callable[[str, Tensor, PretrainedConfig], Tensor]
 NO_POSITIONS_EVERY = 4  # SmolLM3: every fourth layer has no rotary positions
 FULL_ATTENTION_EVERY = 6  # Gemma 3: every sixth layer sees all tokens
+LLAMA3_TOO = ("default", "linear", "llama3")  # architectures that read the factors of Llama 3
 LOCAL_ROPE_BASE = 10000.0  # Gemma 3: the rope base of the other layers
 
 
@@ -28,7 +30,8 @@ class Family:
     """How a family is written. change: of a tensor, by its GGUF name; undo: the inverse, for reading back.
 
     keys: further keys, without the name of the architecture. require: what a config must have, with what it has.
-    read_by_transformers: whether transformers loads this architecture from GGUF.
+    read_by_transformers: whether transformers loads this architecture from GGUF. ropes: the scalings of rotary
+    positions that llama.cpp knows in it.
     """
 
     architecture: str
@@ -37,6 +40,7 @@ class Family:
     keys: Callable[[PretrainedConfig], dict[str, Value]] = lambda _config: {}
     require: Callable[[PretrainedConfig], dict[str, tuple[Any, Any]]] = lambda _config: {}
     read_by_transformers: bool = True
+    ropes: Sequence[str] = ("default", "linear")
 
 
 def family_of(config: PretrainedConfig) -> Family:
@@ -51,9 +55,9 @@ def family_of(config: PretrainedConfig) -> Family:
                 known=listed(sorted(FAMILIES)),
             )
         )
-    rope = getattr(config, "rope_parameters", None) or {}
-    kind = rope.get("rope_type", "default") if config.model_type != "gemma3_text" else "default"
-    needs = {"rope_type": ("default", kind)} | family.require(config)
+    kind = rope_of(config).get("rope_type", "default")
+    rope = kind if kind in family.ropes else family.ropes[0]
+    needs = {"rope_type": (rope, kind)} | family.require(config)
     for name, (wanted, found) in needs.items():
         if found != wanted:
             raise ModelError(
@@ -80,6 +84,19 @@ def keys_of(config: PretrainedConfig) -> dict[str, Value]:
 def context_length(config: PretrainedConfig) -> int:
     """How many tokens programs may give to the exported model, which is less than the model's own with `_window`."""
     return int(keys_of(config)[f"{family_of(config).architecture}.context_length"])
+
+
+def rope_of(config: PretrainedConfig) -> dict[str, Any]:
+    """The settings of the rotary positions, of Gemma 3 those of the layers that see all tokens; empty without any."""
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    whole: dict[str, Any] = rope.get("full_attention", rope)
+    return whole
+
+
+def extra_tensors(config: PretrainedConfig) -> dict[str, Tensor]:
+    """Tensors of the file that are no weights of the model, in float32 by their names in GGUF."""
+    rope = rope_of(config)
+    return {FACTORS: stretching(config, rope).float()} if rope.get("rope_type") == "llama3" else {}
 
 
 def names_of(config: PretrainedConfig) -> Callable[[str], str]:
@@ -109,8 +126,8 @@ def head_size(config: PretrainedConfig) -> int:
 
 
 def _common_keys(config: PretrainedConfig) -> dict[str, Value]:
-    rope = config.rope_parameters
-    rope = rope.get("full_attention", rope)
+    rope = rope_of(config)
+    scaling = {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope.get("factor", 1.0))}
     return {
         "vocab_size": config.vocab_size,
         "context_length": config.max_position_embeddings,
@@ -124,6 +141,7 @@ def _common_keys(config: PretrainedConfig) -> dict[str, Value]:
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
         "rope.dimension_count": int(head_size(config) * rope.get("partial_rotary_factor", 1.0)),
         "rope.freq_base": float(rope["rope_theta"]),
+        **(scaling if rope.get("rope_type") == "linear" else {}),
     }
 
 
@@ -191,12 +209,14 @@ def _gemma3(config: PretrainedConfig) -> dict[str, tuple[Any, Any]]:
         "sliding_attention" if (i + 1) % FULL_ATTENTION_EVERY else "full_attention"
         for i in range(config.num_hidden_layers)
     ]
-    rope = config.rope_parameters
+    largest = config.num_hidden_layers == GEMMA3_27B
+    scale = config.hidden_size // config.num_attention_heads if largest else head_size(config)
+    local = config.rope_parameters["sliding_attention"]
     return {
         "layer_types": (kinds, list(config.layer_types)),
-        "query_pre_attn_scalar": (head_size(config), config.query_pre_attn_scalar),
-        "rope_local_base_freq": (LOCAL_ROPE_BASE, float(rope["sliding_attention"]["rope_theta"])),
-        "rope_type": ("default", rope["full_attention"].get("rope_type", "default")),
+        "query_pre_attn_scalar": (scale, config.query_pre_attn_scalar),
+        "rope_local_base_freq": (LOCAL_ROPE_BASE, float(local["rope_theta"])),
+        "rope_local_type": ("default", local.get("rope_type", "default")),
     }
 
 
@@ -219,8 +239,8 @@ def _granite(config: PretrainedConfig) -> dict[str, Value]:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family("llama", interleaved, in_halves),
-    "mistral": Family("llama", interleaved, in_halves, _window),
+    "llama": Family("llama", interleaved, in_halves, ropes=LLAMA3_TOO),
+    "mistral": Family("llama", interleaved, in_halves, _window, ropes=LLAMA3_TOO),
     "qwen2": Family("qwen2", _same, _same, require=lambda c: {"use_sliding_window": (False, _slides(c))}),
     "qwen3": Family("qwen3", _same, _same, require=lambda c: {"use_sliding_window": (False, _slides(c))}),
     "gemma3_text": Family(
@@ -233,6 +253,6 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "smollm3": Family("smollm3", interleaved, in_halves, require=_smollm3, read_by_transformers=False),
     "olmo2": Family("olmo2", _same, _same, read_by_transformers=False),
-    "granite": Family("granite", interleaved, in_halves, _granite, read_by_transformers=False),
+    "granite": Family("granite", interleaved, in_halves, _granite, read_by_transformers=False, ropes=LLAMA3_TOO),
     "gpt2": Family("gpt2", _transposed, _transposed),
 }  # fmt: skip

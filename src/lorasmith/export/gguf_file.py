@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lorasmith.export.families import Value, family_of, keys_of, names_of
+from lorasmith.export.families import Value, extra_tensors, family_of, keys_of, names_of
 from lorasmith.export.tokenizer import Vocabulary
 
 TYPES = {
@@ -63,10 +63,15 @@ def rounded(name: str, tensor: Tensor, kind: str) -> Tensor:
 
 
 def tensors_of(model: PreTrainedModel) -> Iterator[tuple[str, str, Tensor]]:
-    """The name in GGUF, the name in the model, and the weight of each parameter. Tied weights come once."""
+    """The name in GGUF, the name in the model, and the weight of each parameter. Tied weights come once.
+
+    What else the file needs comes last, with the name of the entry of the config that it follows from.
+    """
     name_of = names_of(model.config)
-    for parameter, tensor in model.named_parameters():
-        yield name_of(parameter), parameter, tensor.detach()
+    for parameter, weight in model.named_parameters():
+        yield name_of(parameter), parameter, weight.detach()
+    for name, tensor in extra_tensors(model.config).items():
+        yield name, "rope_parameters", tensor
 
 
 @torch.no_grad()

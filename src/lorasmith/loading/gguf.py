@@ -7,7 +7,7 @@ holds exactly the values of the file, in float32.
 import hashlib
 import shutil
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGED: dict[str, Package] = {"smollm2-135m-instruct": SMOLLM2}
+
+CONVERSION = 2  # counts the changes after which a file is converted to another model
 
 # What transformers raises for an unknown architecture, quantization or tokenizer, or for a truncated file.
 UNREADABLE = (
@@ -131,22 +133,20 @@ def _read_tokenizer(gguf: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def read_model(gguf: Path, settings: Mapping[str, Any] | None = None) -> "PreTrainedModel":
-    """The model of a GGUF file in float32, as transformers reads it. Raises what is in `UNREADABLE`.
-
-    settings: entries of the config that transformers does not take from the file.
-    """
+def read_model(gguf: Path) -> "PreTrainedModel":
+    """The model of a GGUF file in float32. Raises ModelError, or what is in `UNREADABLE`, if it cannot be read."""
     import torch
     import transformers
+
+    from lorasmith.loading.gguf_settings import left_out
 
     options: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):  # else 5.23 leaves some architectures quantized
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    if settings:
-        options["config"] = transformers.AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        options["config"].update(settings)
+    config = transformers.AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    config.update(left_out(gguf, config))
     model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **options
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, config=config, **options
     )
     return model
 
@@ -203,7 +203,7 @@ def _require_gguf(gguf: Path) -> None:
 def _fingerprint(gguf: Path) -> str:
     """Twelve hexadecimal digits from the file's size, modification time, and first and last megabyte."""
     stat = gguf.stat()
-    digest = hashlib.sha256(f"{stat.st_size} {stat.st_mtime_ns} ".encode())
+    digest = hashlib.sha256(f"{CONVERSION} {stat.st_size} {stat.st_mtime_ns} ".encode())
     with gguf.open("rb") as stream:
         digest.update(stream.read(1 << 20))
         stream.seek(max(0, stat.st_size - (1 << 20)))
