@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Any build of this version will do; options of pip may follow, such as the --index-url of the CPU builds.
 TORCH ?= torch==2.13.0
+# A second reader of exported GGUF files, which is compiled when it is installed.
+LLAMA_CPP ?= llama-cpp-python==0.3.36
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -13,7 +15,7 @@ KEY := $(shell cat Makefile pyproject.toml requirements.lock requirements-dev.lo
 READY := $(VENV)/ready-$(KEY)
 READY_DEV := $(VENV)/ready-dev-$(KEY)
 
-.PHONY: help setup setup-dev demo test check catalogue docs corpus parity peft-suite study study-quick bench bench-quick bench-serve gpu lock clean
+.PHONY: help setup setup-dev demo test check catalogue docs corpus parity peft-suite export-check study study-quick bench bench-quick bench-serve gpu lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -52,6 +54,11 @@ peft-suite: setup-dev  ## PEFT's own tests about LoRA on lorasmith.peft, beside 
 
 parity: setup-dev  ## every model family on a tiny model, beside PEFT, and write docs/families.md: 10 minutes; some: ARGS='llama mamba'
 	$(BIN)/python -m tests.model.parity --pages docs $(ARGS)
+
+export-check: setup-dev  ## exports read by llama.cpp, which is compiled first: ten minutes
+	$(PIP) install --quiet $(LLAMA_CPP)
+	$(BIN)/python -m pytest -q tests/export tests/cli/test_export.py
+	$(BIN)/python -m tests.export.figures
 
 study: setup-dev  ## the studies of docs/quality.md: hours; interrupted, it goes on where it was
 	$(call studies,conversations addresses addresses-batches addresses-long reviews)

@@ -7,8 +7,10 @@ def test_export(capsys, run, tmp_path):
     out = tmp_path / "model.gguf"
     lines = said(capsys, "export", run, "--to", "gguf", "--type", "f32", "--output", out).splitlines()
     assert lines[-1] == f"Exported: {out}, with model.gguf.certificate.json"
-    assert lines[-3].startswith("Read back and equal: 13 keys, ")
-    assert "4 of 4 greedy replies are equal" in lines[-2]
+    (at,) = [i for i, line in enumerate(lines) if line.startswith("Read back and equal: 13 keys, ")]
+    assert "As transformers reads it: " in lines[at + 1]
+    assert "20 of 20 greedy replies are equal" in lines[at + 1]
+    assert "held-out rows: mean log probability off by at most" in lines[at + 2]
     assert "already exists" in refused(capsys, "export", run, "--to", "gguf", "--output", out)
     found = as_json(capsys, "export", run, "--to", "gguf", "--output", out, "--overwrite")
     assert (found["type"], found["architecture"]) == ("f16", "llama")

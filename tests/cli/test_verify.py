@@ -15,7 +15,8 @@ def test_verify(capsys, run, tmp_path):
 
 
 def test_what_was_not_compared_is_said(capsys):
-    figures = {"keys": 1, "tensors": 2, "texts": 3, "prompts": 4, "error": None}
+    figures = {"keys": 1, "tensors": 2, "texts": 3, "prompts": 4, "readings": []}
     with Screen() as screen:
         show({"architecture": "olmo2", "figures": figures}, screen)
-    assert "transformers does not read the architecture olmo2" in " ".join("".join(capsys.readouterr()).split())
+    shown = " ".join("".join(capsys.readouterr()).split())
+    assert "does not read the architecture olmo2 from GGUF, and llama-cpp-python is not installed" in shown

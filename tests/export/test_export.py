@@ -19,9 +19,11 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError, ModelError, RunError
 from lorasmith.export import check, gguf_file
 from lorasmith.export import export as exporting
+from lorasmith.export import readers as readers_of_files
 from lorasmith.export.export import certificate_of, export_gguf, verify_gguf
 from lorasmith.export.families import FAMILIES, Value, keys_of
 from lorasmith.export.gguf_file import Encoding, tensors_of
+from lorasmith.export.readers import Transformers, has_llama_cpp
 from lorasmith.loading.gguf_settings import LLAMA3
 from lorasmith.loading.load import load_base
 from lorasmith.lora.inject import inject
@@ -29,6 +31,7 @@ from tests.support.families import CONFIGS, stir
 from tests.support.model_folders import ENDS, make_folder
 from tests.support.tiny_gguf import write_tiny_gguf
 
+GELU = ("gemma3_text", "gpt2")  # llama.cpp takes it from a table in half precision
 SIX = ["sliding_attention"] * 5 + ["full_attention"]
 WIDE = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "max_position_embeddings": 128}
 OWN: dict[str, dict[str, Any]] = {
@@ -77,11 +80,18 @@ def test_every_family_is_exported_and_read_back(family, tmp_path):
     assert figures["worst_tensor"] < 1e-6
     assert figures["tensors"] > 10
     assert figures["texts"] > 190
-    assert ("transformers" in content["readers"]) == FAMILIES[family].read_by_transformers
-    if FAMILIES[family].read_by_transformers:
-        assert figures["error"] < 1e-5
-        assert figures["agreeing"] == figures["positions"] > 20
-        assert figures["equal_replies"] == figures["replies"] == 4
+    assert [one["reader"] for one in figures["readings"]] == readers(family)
+    for one in figures["readings"]:
+        rough = one["reader"] == "llama.cpp" and family in GELU
+        assert one["error"] < (1e-3 if rough else 1e-5)
+        assert one["agreeing"] == one["positions"] > 20
+        assert one["equal_replies"] >= (18 if rough else 20)
+        assert one["replies"] == 20
+
+
+def readers(family: str) -> list[str]:
+    """The programs that read it here."""
+    return ["transformers"] * FAMILIES[family].read_by_transformers + ["llama.cpp"] * has_llama_cpp()
 
 
 @pytest.mark.parametrize(
@@ -96,8 +106,9 @@ def test_every_family_is_exported_and_read_back(family, tmp_path):
 )  # fmt: skip
 def test_scaled_positions_are_exported(family, rope, tmp_path):
     own = adapter_of(folder_of(family, tmp_path / "base", rope_parameters=rope), tmp_path / "adapter")
-    figures = export_gguf(own, tmp_path / "model.gguf", "f32").content["figures"]
-    assert (figures["error"] or 0) < 1e-5
+    readings = export_gguf(own, tmp_path / "model.gguf", "f32").content["figures"]["readings"]
+    assert [one["reader"] for one in readings] == readers(family)
+    assert all(one["error"] < (1e-3 if family in GELU else 1e-5) for one in readings)
 
 
 def test_positions_that_are_not_scaled_are_noticed(tmp_path, monkeypatch):
@@ -110,9 +121,9 @@ def test_positions_that_are_not_scaled_are_noticed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0"])
 def test_a_rounded_file_is_as_close_as_rounding_explains(adapter, tmp_path, kind):
-    figures = export_gguf(adapter, tmp_path / "model.gguf", kind).content["figures"]
-    assert 1e-5 < figures["error"] <= figures["limit"] < 0.1
-    assert figures["agreeing"] == figures["positions"]
+    for one in export_gguf(adapter, tmp_path / "model.gguf", kind).content["figures"]["readings"]:
+        assert 1e-5 < one["error"] <= one["limit"] < 0.1
+        assert one["agreeing"] == one["positions"]
 
 
 def permuted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,21 +273,14 @@ def test_a_file_that_transformers_cannot_read(adapter, tmp_path, monkeypatch):
     def fail(*_args: object) -> None:
         raise ValueError("no such architecture")
 
-    monkeypatch.setattr(check, "read_model", fail)
+    monkeypatch.setattr(readers_of_files, "read_model", fail)
     with pytest.raises(AdapterError, match="transformers cannot read it: no such architecture"):
         export_gguf(adapter, tmp_path / "model.gguf", "f32")
 
 
 def test_other_replies_are_refused(adapter, tmp_path, monkeypatch):
-    real = check.greedy
-    seen: list[int] = []
-
-    def greedy(*args: Any) -> list[int]:
-        seen.append(1)
-        return [1] if len(seen) > 4 else real(*args)
-
-    monkeypatch.setattr(check, "greedy", greedy)
-    with pytest.raises(AdapterError, match="4 of 4 replies differ"):
+    monkeypatch.setattr(Transformers, "replies", lambda _self, prompts, *_rest: [[1]] * len(prompts))
+    with pytest.raises(AdapterError, match=r"as transformers reads it, it replies .* to .*sky blue.* instead of"):
         export_gguf(adapter, tmp_path / "model.gguf", "f32")
 
 

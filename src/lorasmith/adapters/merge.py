@@ -136,6 +136,7 @@ def certify(
     merged: Sequence[Tensor],
     untied: bool,
     share: float = 1.0,
+    floor: float = FLOAT32_LIMIT,
 ) -> Certificate:
     """Compare the logits of each probe, float tensors of shape [L, V] for L tokens and V entries of the vocabulary.
 
@@ -143,7 +144,7 @@ def certify(
     rounded: of the adapter on the base model rounded to `dtype`, in one or several runs that round differently.
     merged: of the merged model.
 
-    The limit is 1e-4, or, if it is larger, 1.2 times the error that rounding the base model alone causes. The most
+    The limit is `floor`, or, if it is larger, 1.2 times the error that rounding the base model alone causes. The most
     likely token must agree wherever its lead over the second is larger than that rounding can undo.
     """
     a, m, *runs = (torch.cat([t.double() for t in side]) for side in (wanted, merged, *rounded))
@@ -154,11 +155,11 @@ def certify(
         squares_L = (other - a).pow(2).mean(-1).sort().values
         return float(squares_L[: max(1, round(share * len(squares_L)))].mean().sqrt() / size)
 
-    limit = max(FLOAT32_LIMIT, *(MARGIN * off(r) for r in runs))
+    limit = max(floor, *(MARGIN * off(r) for r in runs))
     top = a.topk(2, dim=-1)
     lead = top.values[:, 0] - top.values[:, 1]
     most = max(float((r - a).abs().max()) for r in runs)
-    clear = lead > max(2 * MARGIN * most, FLOAT32_LIMIT * float(size))
+    clear = lead > max(2 * MARGIN * most, floor * float(size))
     same = m.argmax(-1) == top.indices[:, 0]
     return Certificate(
         folder, dtype_name(dtype), off(m), limit, int((same & clear).sum()), int(clear.sum()), untied, share

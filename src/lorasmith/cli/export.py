@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from functools import partial
 from typing import Any
 
 from lorasmith.cli.flags import Parser, base_of
@@ -37,9 +38,11 @@ def run(args: argparse.Namespace) -> int:
     model = base_of(args)
     with importing():
         from lorasmith.export.export import export_gguf
+        from lorasmith.runs.evaluate import some_held_out
 
     with Screen(json=args.json) as screen:
-        found = export_gguf(args.run, args.output, args.type, model, args.overwrite, screen)
+        rows = partial(some_held_out, path=args.run, report=screen)
+        found = export_gguf(args.run, args.output, args.type, model, args.overwrite, screen, rows)
         show(found.content, screen)
         screen.say(_("Exported: {file}, with {certificate}", file=found.file, certificate=found.certificate.name))
     if args.json:
@@ -59,21 +62,28 @@ def show(content: dict[str, Any], screen: Screen) -> None:
             prompts=figures["prompts"],
         )
     )
-    if figures["error"] is None:
+    if not figures["readings"]:
         screen.say(
             _(
-                "transformers does not read the architecture {name} from GGUF, so logits and replies were not compared",
+                "transformers does not read the architecture {name} from GGUF, and llama-cpp-python is not installed, "
+                "so logits and replies were not compared",
                 name=content["architecture"],
             )
         )
-        return
-    screen.say(
-        _(
-            "As transformers reads it: relative logit error {error:.1e} (limit {limit:.1e}); {equal} of {replies} "
-            "greedy replies are equal",
-            error=figures["error"],
-            limit=figures["limit"],
-            equal=figures["equal_replies"],
-            replies=figures["replies"],
+    for one in figures["readings"]:
+        screen.say(
+            _(
+                "As {reader} reads it: relative logit error {error:.1e} (limit {limit:.1e}); {equal_replies} of "
+                "{replies} greedy replies are equal",
+                **{name: one[name] for name in ("reader", "error", "limit", "equal_replies", "replies")},
+            )
         )
-    )
+        if one["rows"]:
+            screen.say(
+                _(
+                    "{rows} held-out rows: mean log probability off by at most {error:.1e} (limit {limit:.1e})",
+                    rows=one["rows"],
+                    error=one["log_prob_error"],
+                    limit=one["log_prob_limit"],
+                )
+            )

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from functools import partial
 
 from lorasmith.cli.export import show
 from lorasmith.cli.flags import Parser, base_of
@@ -29,9 +30,11 @@ def run(args: argparse.Namespace) -> int:
     model = base_of(args)
     with importing():
         from lorasmith.export.export import verify_gguf
+        from lorasmith.runs.evaluate import some_held_out
 
     with Screen(json=args.json) as screen:
-        found = verify_gguf(args.file, args.against, model, screen)
+        rows = partial(some_held_out, path=args.against or "", report=screen)
+        found = verify_gguf(args.file, args.against, model, screen, rows)
         show(found.content, screen)
         screen.say(_("{file} is the file of its certificate ({name})", file=found.file, name=found.certificate.name))
     if args.json:

@@ -1,14 +1,13 @@
 """Whether a GGUF file is the trained model: each part is read back and compared, and what differs is named.
 
-Keys, tensors, tokenizer and chat template are compared one by one; then transformers reads the file, without knowing
-the model, and must give the trained model's logits and replies.
+Keys, tensors, tokenizer and chat template are compared one by one; then each reader (`export.readers`) reads the file,
+without knowing the model, and must give the trained model's logits, replies and log probabilities of held-out rows.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from io import StringIO
 from typing import Any
 
 import torch
@@ -16,21 +15,17 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lorasmith.adapters.merge import adapter_logits, certify, plain_logits, probe_rows
-from lorasmith.adapters.session import Session
-from lorasmith.data.rows.conversation import RowError
-from lorasmith.data.template.encoding import Template
-from lorasmith.data.template.golden import PROBES
 from lorasmith.errors import ModelError
-from lorasmith.export.families import context_length, family_of, keys_of
+from lorasmith.export.families import family_of, keys_of
 from lorasmith.export.gguf_file import GGUFFile, rounded, tensors_of
+from lorasmith.export.prompts import prompts_of
+from lorasmith.export.readers import LlamaCpp, Reader, Transformers, has_llama_cpp
+from lorasmith.export.reading import Reading, Rounding, read
 from lorasmith.export.tokenizer import SPLITS, compared_texts, first_other_text, from_file
+from lorasmith.export.trained import Trained
 from lorasmith.i18n import _
-from lorasmith.loading.gguf import UNREADABLE, read_model
-from lorasmith.model.probe import native_attention
-from lorasmith.system.transformers_logging import quiet_transformers
+from lorasmith.loading.gguf import UNREADABLE
 
-REPLY = 32  # tokens of a greedy reply
 SLACK, FLOOR = 1.001, 3e-7  # of a tensor's rounding error; the floor is float32's own, of norms that are stored plus 1
 
 
@@ -38,7 +33,8 @@ SLACK, FLOOR = 1.001, 3e-7  # of a tensor's rounding error; the floor is float32
 class Figures:
     """What was compared, with the results. problems: what differs, in words; empty if the file is the trained model.
 
-    error and limit are relative errors of the logits; None if transformers does not read this architecture.
+    readings: of each program that read the file; none if transformers does not read this architecture and llama.cpp is
+    not installed.
     """
 
     keys: int = 0
@@ -46,66 +42,12 @@ class Figures:
     worst_tensor: float = 0.0
     texts: int = 0
     prompts: int = 0
-    error: float | None = None
-    limit: float | None = None
-    agreeing: int = 0
-    positions: int = 0
-    replies: int = 0
-    equal_replies: int = 0
+    readings: list[Reading] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """For the certificate, which is only written without problems."""
         return {name: value for name, value in asdict(self).items() if name != "problems"}
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What the trained model says, before anything is merged or rounded.
-
-    logits: of each probe, with the adapter on the base model.
-    replies: the greedy replies to `prompts`, as token ids.
-    """
-
-    template: Template
-    probes: Sequence[list[int]]
-    logits: Sequence[Tensor]
-    prompts: Sequence[list[int]]
-    replies: Sequence[list[int]]
-
-
-def measure(session: Session) -> Trained:
-    """Compute what the trained model says."""
-    limit = context_length(session.base.model.config)
-    probes = [ids[:limit] for ids in probe_rows(session)]
-    prompts = [ids for _messages, ids in prompts_of(session.template)]
-    wanted = adapter_logits(session, probes)
-    with native_attention(session.base):
-        said = [greedy(session.base.model, ids, session.template.stop_ids, limit) for ids in prompts]
-    return Trained(session.template, probes, wanted, prompts, said)
-
-
-def prompts_of(template: Template) -> list[tuple[list[dict[str, str]], list[int]]]:
-    """The prompts of the probe conversations that the template accepts: messages, and token ids as in training."""
-    found = []
-    for probe in PROBES:
-        for end in range(1, len(probe), 2):
-            try:
-                ids = template.encode_prompt(probe[:end])
-            except RowError:
-                continue
-            found.append(([{"role": m.role, "content": m.content} for m in probe[:end]], ids))
-    return found
-
-
-@torch.no_grad()
-def greedy(model: PreTrainedModel, prompt: list[int], stops: Sequence[int], limit: int) -> list[int]:
-    """The reply of likeliest tokens, up to and including a stop token, within a context of `limit` tokens."""
-    ids, end = list(prompt), min(len(prompt) + REPLY, limit)
-    while len(ids) < end and (len(ids) == len(prompt) or ids[-1] not in stops):
-        row = torch.tensor([ids], device=model.device)
-        ids.append(int(model(input_ids=row, use_cache=False).logits[0, -1].argmax()))
-    return ids[len(prompt) :]
 
 
 def compare(file: GGUFFile, plain: PreTrainedModel, trained: Trained, kind: str) -> Figures:
@@ -114,9 +56,27 @@ def compare(file: GGUFFile, plain: PreTrainedModel, trained: Trained, kind: str)
     figures.problems += _other_keys(file, plain, figures)
     figures.problems += _other_tensors(file, plain, kind, figures)
     figures.problems += _other_tokens(file, trained, figures)
-    if family_of(plain.config).read_by_transformers:
-        figures.problems += _other_logits(file, plain, trained, kind, figures)
+    _round(plain, kind)
+    rounding = Rounding.of(plain, trained)
+    for name, opened in _readers(file, plain, trained):
+        try:
+            reader = opened()
+        except (*UNREADABLE, ModelError) as error:
+            reason = str(error).splitlines()[0]
+            figures.problems.append(_("{reader} cannot read it: {reason}", reader=name, reason=reason))
+            continue
+        with closing(reader):
+            reading, problems = read(reader, trained, rounding)
+        figures.readings.append(reading)
+        figures.problems += problems
     return figures
+
+
+def _readers(file: GGUFFile, plain: PreTrainedModel, trained: Trained) -> Iterator[tuple[str, Callable[[], Reader]]]:
+    if family_of(plain.config).read_by_transformers:
+        yield Transformers.name, lambda: Transformers(file.path)
+    if has_llama_cpp():
+        yield LlamaCpp.name, lambda: LlamaCpp(file.path, trained.longest)
 
 
 def _other_keys(file: GGUFFile, plain: PreTrainedModel, figures: Figures) -> Iterator[str]:
@@ -201,38 +161,6 @@ def _other_prompts(file: GGUFFile, core: Tokenizer, trained: Trained, figures: F
                 sample=repr(messages[0]["content"]),
             )
             return
-
-
-def _other_logits(
-    file: GGUFFile, plain: PreTrainedModel, trained: Trained, kind: str, figures: Figures
-) -> Iterator[str]:
-    try:
-        with quiet_transformers(), redirect_stderr(StringIO()):  # one progress bar bypasses transformers' logging
-            model = read_model(file.path).eval()
-    except (*UNREADABLE, ModelError) as error:
-        yield _("transformers cannot read it: {reason}", reason=str(error).splitlines()[0])
-        return
-    found = plain_logits(model, trained.probes)
-    _round(plain, kind)
-    runs = [plain_logits(plain, trained.probes)]
-    result = certify("", torch.float32, trained.logits, runs, found, False)
-    figures.error, figures.limit = result.error, result.limit
-    figures.agreeing, figures.positions = result.agreeing, result.positions
-    if not result.holds:
-        yield _(
-            "as transformers reads it, its logits differ from those of the trained model by {error:.1e}, where "
-            "rounding explains {limit:.1e}; the top token agrees at {agreeing} of {positions} positions",
-            error=result.error,
-            limit=result.limit,
-            agreeing=result.agreeing,
-            positions=result.positions,
-        )
-        return
-    stops, limit = trained.template.stop_ids, context_length(model.config)
-    said = [greedy(model, ids, stops, limit) for ids in trained.prompts]
-    figures.replies, figures.equal_replies = len(said), sum(map(list.__eq__, said, trained.replies))
-    if kind == "f32" and figures.equal_replies < len(said):
-        yield _("{count} of {total} replies differ", count=len(said) - figures.equal_replies, total=len(said))
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ The certificate is a JSON file beside it, with hashes of file, base model and ad
 
 import json
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest
 from importlib.metadata import version
@@ -22,12 +23,14 @@ from lorasmith.config.model import ModelConfig
 from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.golden import PROBES
 from lorasmith.errors import AdapterError, ModelError, RunError
-from lorasmith.export.check import Figures, Trained, compare, measure
+from lorasmith.export.check import Figures, compare
 from lorasmith.export.families import Value, family_of, names_of
 from lorasmith.export.gguf_file import ENDS, Encoding, GGUFFile, write_gguf
 from lorasmith.export.tokenizer import vocabulary_of
+from lorasmith.export.trained import Trained, measure
 from lorasmith.i18n import _, listed
 from lorasmith.loading.folder import read_config
+from lorasmith.model.row import Example
 from lorasmith.model.vocabulary import embedding_rows
 from lorasmith.report import Report
 from lorasmith.system.locking import locked
@@ -35,7 +38,15 @@ from lorasmith.system.writing import new_file, write_file, writing
 from lorasmith.version import installed_version
 
 Kind = Literal["f32", "f16", "bf16", "q8_0"]
-VERSION = 1  # of the certificate
+VERSION = 2  # of the certificate
+
+
+Rows = Callable[[Session], Sequence[Example]]
+
+
+def no_rows(_session: Session) -> Sequence[Example]:
+    """No held-out examples, as of an adapter without its run."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -54,10 +65,12 @@ def export_gguf(
     config: ModelConfig | None = None,
     overwrite: bool = False,
     report: Report | None = None,
+    rows: Rows = no_rows,
 ) -> Export:
     """Merge the adapter of a run or adapter folder, and write the model to the GGUF file `output`.
 
     kind: the type of the matrices; vectors stay in float32. The merged weights are rounded to it once.
+    rows: gives held-out examples, whose log probabilities are compared too.
 
     Raises:
         RunError: `output` exists and is not to be replaced, or cannot be written.
@@ -67,7 +80,7 @@ def export_gguf(
     report, config, target = report or Report(), config or ModelConfig(), Path(output).expanduser()
     with writing(target, is_run=False), locked(target.parent / f".{target.name}.lorasmith-lock", target):
         _require_free(target, overwrite)
-        subject = _Subject.open(path, config, report)
+        subject = _Subject.open(path, config, report, rows)
         report.say(_("Writing {file} ({kind})", file=target, kind=kind))
         with new_file(target) as staging:
             write_gguf(staging, subject.plain, subject.encoding, kind, subject.about(target))
@@ -79,9 +92,11 @@ def export_gguf(
 
 def verify_gguf(
     file: str | Path, against: str | Path | None = None, config: ModelConfig | None = None,
-    report: Report | None = None,
+    report: Report | None = None, rows: Rows = no_rows,
 ) -> Export:  # fmt: skip
     """Check a file against its certificate; with `against`, a run, compare both anew and write a new certificate.
+
+    rows: as in `export_gguf`.
 
     Raises:
         RunError: there is no file or certificate, or the file is not the one of the certificate.
@@ -108,7 +123,7 @@ def verify_gguf(
         raise RunError(_("{file}: this GGUF file is damaged ({reason}).", file=target, reason=error)) from error
     if kind is None:
         raise RunError(_("{file}: lorasmith writes no GGUF files of this type, and cannot compare it.", file=target))
-    subject = _Subject.open(against, config or ModelConfig(), report or Report())
+    subject = _Subject.open(against, config or ModelConfig(), report or Report(), rows)
     figures = compare(found, subject.plain, subject.trained, kind)
     _refuse_other(target, figures)
     content = subject.certificate(target, kind, figures)
@@ -151,7 +166,7 @@ class _Subject:
     names: dict[str, Any]  # of base model and adapter, with their hashes
 
     @classmethod
-    def open(cls, path: str | Path, config: ModelConfig, report: Report) -> "_Subject":
+    def open(cls, path: str | Path, config: ModelConfig, report: Report, rows: Rows) -> "_Subject":
         wide = ModelConfig(**config.model_dump(exclude_unset=True) | {"dtype": "float32"})
         folder = find_adapter(Path(path).expanduser())
         session = open_adapters([folder], wide, report)
@@ -161,7 +176,8 @@ class _Subject:
             "base": {"model": session.base.source, **session.base.identity},
             "adapter": {"hash": AdapterFolder.read(folder).hash},
         }
-        trained = measure(session)
+        report.say(_("Asking the trained model"))
+        trained = measure(session, rows(session))
         del session
         with tempfile.TemporaryDirectory(prefix="lorasmith-merged-") as place:
             merge_run(path, Path(place) / "model", wide, report=report)
@@ -181,15 +197,12 @@ class _Subject:
 
     def certificate(self, file: Path, kind: str, figures: Figures) -> dict[str, Any]:
         """The content of the certificate."""
-        family = family_of(self.plain.config)
         packages = {name: version(name) for name in ("gguf", "transformers", "tokenizers", "torch")}
-        readers = ["gguf", *(["transformers"] if family.read_by_transformers else [])]
         return {
             "version": VERSION,
             "sha256": sha256_of(file),
             "type": kind,
-            "architecture": family.architecture,
-            "readers": readers,
+            "architecture": family_of(self.plain.config).architecture,
             "figures": figures.to_json(),
             "versions": {"lorasmith": installed_version() or "", **packages},
             **self.names,

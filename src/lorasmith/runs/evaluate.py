@@ -320,6 +320,21 @@ def prepared_again(session: Session, run: Path, config: Config, report: Report) 
     return now
 
 
+def some_held_out(session: Session, path: str | Path, report: Report, count: int = 16) -> list[Example]:
+    """Up to `count` held-out examples of a run, from all over its files; none, with a warning, if the files changed."""
+    run = Path(path).expanduser()
+    if not _is_run_folder(run):
+        return []
+    try:
+        found = prepared_again(session, run, load_config(run / RUN_CONFIG, {}), report).held_out
+    except (DataError, RunError) as error:
+        report.warn(_("held-out rows are not compared: {error}", error=error))
+        return []
+    found = [example for example in found if example.desirable is not False]
+    count = min(count, len(found))
+    return [found[i * len(found) // count] for i in range(count)]
+
+
 def _environment(run: Path) -> dict[str, Any]:
     path = run / ENVIRONMENT
     try:
