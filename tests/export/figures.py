@@ -13,7 +13,8 @@ import torch
 
 from lorasmith.export.export import Kind, export_gguf
 from lorasmith.export.families import FAMILIES
-from tests.export.test_export import FAULTS, adapter_of, folder_of
+from tests.export.test_check import FAULTS
+from tests.support.exported import adapter_of, folder_of
 
 KINDS: tuple[Kind, ...] = ("f32", "f16", "bf16", "q8_0")
 

@@ -5,7 +5,7 @@ import torch
 from lorasmith.adapters.session import open_adapters
 from lorasmith.export.trained import Said, mean_log_probs, measure
 from lorasmith.model.row import IGNORED, Example
-from tests.export.test_export import adapter_of, folder_of
+from tests.support.exported import adapter_of, folder_of
 
 
 def test_mean_log_probabilities_are_of_the_learned_tokens():
