@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lorasmith
-from lorasmith import LoraConfig, load, train
+from lorasmith import LoraConfig, load, train, train_each
 from lorasmith.cli.main import main
 from lorasmith.errors import ConfigError
 from tests.support.tiny import Watch, adapter_bytes, flags, model_folder, rows_file, settings
@@ -116,3 +116,19 @@ def test_gradients_may_be_off_in_the_callers_program(outer, tmp_path):
     assert adapter_bytes(plain) == adapter_bytes(within)
     assert session.generate("Why is the sky blue?", max_new_tokens=12) == answer, "later too, outside of it"
     assert session.base.layout == load(plain).base.layout == "packed"
+
+
+def test_an_adapter_for_each_name(tmp_path):
+    (tmp_path / "data").mkdir()
+    files = [rows_file(tmp_path / "data" / f"{name}.jsonl", range(i, i + 12)) for i, name in enumerate("ab")]
+    found = train_each({"a": files[0], "b": [files[1]]}, output=tmp_path / "out", **settings())
+    assert [*found] == ["a", "b"]
+    assert found["b"].run == str(tmp_path / "out" / "b")
+    folder = train_each(tmp_path / "data", output=tmp_path / "folder", **settings())
+    assert [one.loss_after for one in folder.values()] == [one.loss_after for one in found.values()]
+    again = train_each(output=tmp_path / "out", resume=True)
+    assert [one.loss_after for one in again.values()] == [one.loss_after for one in found.values()]
+    with pytest.raises(ConfigError, match=r"train\(\) trains one adapter, but the data has names \(a, b\)"):
+        train([f"a={files[0]}", f"b={files[1]}"], output=tmp_path / "one", **settings())
+    with pytest.raises(ConfigError, match="the files have no adapters' names"):
+        train_each({"a shop": files[0]}, output=tmp_path / "none", **settings())

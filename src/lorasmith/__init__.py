@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorasmith.api import load as load
     from lorasmith.api import train as train
+    from lorasmith.api import train_each as train_each
     from lorasmith.config.lora import LoraConfig as LoraConfig
 
-__all__ = ["LoraConfig", "load", "train"]
+__all__ = ["LoraConfig", "load", "train", "train_each"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,7 +24,7 @@ def __getattr__(name: str) -> Any:
         from lorasmith.config.lora import LoraConfig
 
         return LoraConfig
-    if name in ("load", "train"):
+    if name in ("load", "train", "train_each"):
         from lorasmith import api
 
         return getattr(api, name)

@@ -191,3 +191,26 @@ def test_nf4_is_suggested_where_the_base_model_does_not_fit(files, capsys, monke
     monkeypatch.setattr(loading, "usable_mib", lambda _device: 100_000.0)
     assert main(["check", files, *flags(settings())]) == 0
     assert "--quantize" not in "".join(capsys.readouterr())
+
+
+def test_several_adapters_are_checked_each(tmp_path, capsys):
+    """What is wrong with one is said under its name, and the others are checked all the same."""
+    good = rows_file(tmp_path / "good.jsonl")
+    (tmp_path / "bad.jsonl").write_text('{"instruction": "a"}\n', "utf-8")
+    words = [f"a={good}", f"b={tmp_path / 'bad.jsonl'}", *flags(settings())]
+    assert main(["check", *words]) == 2
+    out, err = (" ".join(text.split()) for text in capsys.readouterr())
+    assert out.index("Adapter a") < out.index("12 rows") < out.index("Adapter b") < out.index("error: ")
+    assert "Trained at once, all together usually need less time" in out + err
+    assert main(["check", *words, "--json"]) == 2
+    result = json.loads(capsys.readouterr().out)
+    assert [len(one["problems"]) for one in result.values()] == [0, 1]
+    assert main(["check", *words, "--html", str(tmp_path / "page.html")]) == 2
+    assert "--html shows one training" in capsys.readouterr().err
+
+
+def test_the_files_of_a_folder_are_checked_each(tmp_path, capsys):
+    for name in ("a", "b"):
+        rows_file(tmp_path / f"{name}.jsonl")
+    assert main(["check", str(tmp_path), "--each", *flags(settings()), "--json"]) == 0
+    assert [*json.loads(capsys.readouterr().out)] == ["a", "b"]

@@ -51,7 +51,7 @@ def test_every_make_target_and_file_exists(name):
 def test_the_python_lines_parse(name):
     (block,) = re.findall(r"```python\n(.*?)```", text(name), re.DOTALL)
     imported = next(node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom))
-    assert {alias.name for alias in imported.names} == set(import_module("lorasmith").__all__)
+    assert {alias.name for alias in imported.names} <= set(import_module("lorasmith").__all__)
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -41,12 +41,11 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and config.output is None:
         raise ConfigError(_("--resume: specify the run to resume with --output RUN"))
     with importing():
-        from lorasmith.data.dataset.by_name import files_by_name, named_by_file
+        from lorasmith.data.dataset.by_name import files_by_name, with_names
         from lorasmith.runs.together import train_each
         from lorasmith.runs.train import train
-    if args.each and not files_by_name(config.data.data):
-        named = config.data.model_copy(update={"data": named_by_file(config.data.data)})
-        config = config.model_copy(update={"data": named})
+    if args.each:
+        config = with_names(config)
     if files_by_name(config.data.data):
         with Screen(json=args.json) as screen:
             found = train_each(config, screen, resume=args.resume, overwrite=args.overwrite)

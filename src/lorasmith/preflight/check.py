@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.config.toml import Config
+from lorasmith.data.dataset.by_name import configs_by_name
 from lorasmith.data.dataset.prepare import read_files
 from lorasmith.errors import LorasmithError, ModelError, RunError
 from lorasmith.i18n import _
+from lorasmith.loading.shared import SharedBase
 from lorasmith.preflight.dry_run import dry_run
 from lorasmith.preflight.estimate import Estimate, estimate
 from lorasmith.preflight.facts import Facts, collect_facts
@@ -80,6 +82,16 @@ def check(config: Config, report: Report | None = None, load: LoadBase | None = 
             problems = [*error.problems, *(_data_problems(config) if isinstance(error, ModelError) else [])]
             return CheckResult([*problems, *_output_problems(config)], collected.warnings, collected.notes)
         return _check_assembled(assembled, collected, time.perf_counter() - began)
+
+
+def check_each(config: Config, report: Report | None = None) -> dict[str, CheckResult]:
+    """Check the training of each adapter, alone, over one base model; data.data has the form NAME=FILE.
+
+    Their memory and time are those of training them one after the other: at once they take more of the one, and less of
+    the other.
+    """
+    load, folder = SharedBase(), Path(config.output).expanduser() if config.output else None
+    return {name: check(one, report, load) for name, one in configs_by_name(config, folder).items()}
 
 
 def _check_assembled(assembled: Assembled, collected: _CollectingReport, start: float) -> CheckResult:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.toml import Config, to_toml
-from lorasmith.data.dataset.by_name import files_by_name
-from lorasmith.errors import LorasmithError, RunError, TrainingError
+from lorasmith.data.dataset.by_name import configs_by_name, files_by_name
+from lorasmith.errors import ConfigError, LorasmithError, RunError, TrainingError
 from lorasmith.evaluation.loss import ExampleLosses
 from lorasmith.i18n import _, counted
 from lorasmith.model.base import Base
@@ -79,19 +79,18 @@ def train_each(
 
     RUN/adapters.toml has the options of all, with which --resume continues them.
 
-    Raises as `train_all` does, and RunError if the output folder is a single run.
+    Raises as `train_all` does, ConfigError without names, and RunError if the output folder is a single run.
     """
     named = files_by_name(config.data.data)
+    if not named:
+        raise ConfigError(_("data.data: the files have no adapters' names. Write NAME=FILE, without spaces in NAME."))
     folder = Path(config.output or Path("runs") / f"{'-'.join([*named][:3])}-{datetime.now():%Y%m%d-%H%M%S}")
     folder = folder.expanduser()
     if is_run(folder):
         raise RunError(
             _("{folder} is the run of one adapter, so it cannot hold several. Choose another --output.", folder=folder)
         )
-    configs = [
-        config.model_copy(update={"data": config.data.model_copy(update={"data": files}), "output": str(folder / name)})
-        for name, files in named.items()
-    ]
+    configs = [*configs_by_name(config, folder).values()]
     if resume and not any(_is_started(one) for one in configs):
         raise RunError(_("{folder}: there is no run of any of these adapters to resume.", folder=folder))
     if not resume:

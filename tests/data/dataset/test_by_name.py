@@ -2,7 +2,8 @@
 
 import pytest
 
-from lorasmith.data.dataset.by_name import files_by_name, named_by_file
+from lorasmith.config.toml import load_config
+from lorasmith.data.dataset.by_name import configs_by_name, files_by_name, named_by_file, with_names
 from lorasmith.errors import ConfigError
 
 
@@ -43,3 +44,16 @@ def test_a_folder_without_rows_and_two_files_of_one_name(tmp_path):
         named_by_file([str(tmp_path)])
     with pytest.raises(ConfigError, match=r"x/a.jsonl and y/a.csv would both be the adapter a\. Give them names"):
         named_by_file(["x/a.jsonl", "y/a.csv"])
+
+
+def test_the_options_of_each_adapter(tmp_path):
+    (tmp_path / "b.csv").write_text("")
+    whole = load_config(None, {"data": {"data": [str(tmp_path)], "held_out": 3.0}})
+    assert configs_by_name(whole) == {}
+    named = with_names(whole)
+    assert with_names(named) is named
+    found = configs_by_name(named, tmp_path / "out")
+    assert [*found] == ["b"]
+    assert found["b"].data.data == (str(tmp_path / "b.csv"),)
+    assert (found["b"].output, found["b"].data.held_out) == (str(tmp_path / "out" / "b"), 3.0)
+    assert configs_by_name(named)["b"].output is None

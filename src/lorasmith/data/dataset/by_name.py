@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from lorasmith.config.toml import Config
 from lorasmith.data.dataset.sources import split_source
 from lorasmith.data.read.files import ROW_FILES
 from lorasmith.errors import ConfigError
@@ -36,6 +37,24 @@ def files_by_name(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
             )
         )
     return found
+
+
+def configs_by_name(config: Config, folder: Path | None = None) -> dict[str, Config]:
+    """The options of each adapter, if the words of data.data are NAME=FILE; empty if not. Its run is `folder`/NAME."""
+    found = {}
+    for name, files in files_by_name(config.data.data).items():
+        data = config.data.model_copy(update={"data": files})
+        output = {"output": str(folder / name)} if folder else {}
+        found[name] = config.model_copy(update={"data": data, **output})
+    return found
+
+
+def with_names(config: Config) -> Config:
+    """The same options with NAME=FILE for each of the files, as `named_by_file` gives them, unless they have names."""
+    if files_by_name(config.data.data):
+        return config
+    data = config.data.model_copy(update={"data": named_by_file(config.data.data)})
+    return config.model_copy(update={"data": data})
 
 
 def named_by_file(words: Sequence[str]) -> tuple[str, ...]:
