@@ -21,6 +21,7 @@ def share(role: str, content: str) -> dict[str, str]:
 
 ASKED = [message("user", "Hi")]
 GOOD, BAD = [message("assistant", "Hello")], [message("assistant", "Go")]
+HUMAN = "\n\nHuman: Hi\n\nAssistant:"  # as in HH-RLHF
 FORMS: list[dict[str, Any]] = [
     {"prompt": "Hi", "chosen": "Hello", "rejected": "Go"},
     {"prompt": ASKED, "chosen": GOOD, "rejected": BAD},
@@ -30,6 +31,9 @@ FORMS: list[dict[str, Any]] = [
     {"instruction": "Hi", "input": "", "chosen": "Hello", "rejected": "Go"},
     {"conversations": [share("human", "Hi")], "chosen": share("gpt", "Hello"), "rejected": share("gpt", "Go")},
     {"messages": ASKED, "chosen": GOOD[0], "rejected": BAD[0]},
+    {"chosen": f"{HUMAN} Hello", "rejected": f"{HUMAN} Go"},
+    {"prompt": HUMAN, "chosen": f"{HUMAN} Hello", "rejected": f"{HUMAN} Go"},
+    {"prompt": HUMAN, "chosen": " Hello", "rejected": " Go"},
 ]
 LABELLED: list[dict[str, Any]] = [
     {"prompt": "Hi", "completion": "Hello", "label": True},
@@ -103,6 +107,9 @@ PROBLEMS = [
     (FORMS[0] | {"prompt": 3}, "'prompt' must be text, found a number"),
     ({"chosen": "a", "rejected": "b"}, "are answers without a question"),
     ({"chosen": ASKED + GOOD, "rejected": [message("user", "Ho"), *BAD]}, "do not begin with the same messages"),
+    ({"chosen": f"{HUMAN} a", "rejected": f"{HUMAN.replace('Hi', 'Ho')} b"}, "do not begin with the same messages"),
+    ({"chosen": f"{HUMAN} a", "rejected": HUMAN}, "'rejected' does not begin with an answer"),
+    ({"chosen": f"{HUMAN} a", "rejected": "b"}, "are answers without a question"),
     ({"chosen": ASKED + ASKED, "rejected": ASKED + BAD}, "'chosen' does not begin with an answer"),
     ({"prompt": ASKED, "chosen": GOOD, "rejected": [message("assistant", "")]}, "the message is empty"),
     ({"prompt": [message("usr", "Hi")], "chosen": GOOD, "rejected": BAD}, "unknown role 'usr'"),

@@ -1,7 +1,7 @@
 """Preference rows: which answers to a prompt are better. TRL's forms and those of LLaMA-Factory.
 
     pairs      prompt or instruction or conversations, and chosen and rejected: texts, messages or lists of messages; or
-               chosen and rejected alone, each a whole conversation
+               chosen and rejected alone, each a whole conversation, also in one text as in HH-RLHF
     rated      any row format with an answer, and label or kto_tag: whether the answer is a good one
 
 Each answer becomes a conversation in which only this answer is trained on.
@@ -14,6 +14,7 @@ from itertools import takewhile
 from typing import Any
 
 from lorasmith.data.rows.conversation import Conversation, Message, Record, RowError, quoted, type_name
+from lorasmith.data.rows.dialogue import dialogue
 from lorasmith.data.rows.formats import (
     Fields,
     RowFormat,
@@ -137,6 +138,7 @@ def _no_preference(fields: Fields, method: str) -> str:
 
 
 def _pair_problem(fields: Fields) -> str | None:
+    fields = _with_messages(fields)
     for key in ANSWERS:
         if not isinstance(fields[key], str | dict | list):
             return _(
@@ -167,6 +169,17 @@ def _pair_problem(fields: Fields) -> str | None:
         if (text := messages_problem(key, messages)) is not None:
             return text
     return None
+
+
+def _with_messages(fields: Fields) -> Fields:
+    """The row with messages instead of dialogues in one text."""
+    read = {key: found for key in ("prompt", *ANSWERS) if (found := dialogue(fields.get(key))) is not None}
+    if read.keys() >= set(ANSWERS):  # a prompt beside whole conversations repeats their beginning
+        return {key: value for key, value in fields.items() if key != "prompt"} | {key: read[key] for key in ANSWERS}
+    if "prompt" not in read:
+        return fields
+    answers = {key: value.strip() for key in ANSWERS if isinstance(value := fields[key], str)}
+    return {**fields, **answers, "prompt": read["prompt"]}
 
 
 def _prompt_problem(fields: Fields) -> str | None:
@@ -231,6 +244,7 @@ def _equal() -> str:
 
 
 def _answer(fields: Fields, source: str, strip: bool, key: str) -> Conversation:
+    fields = _with_messages(fields)
     prompt, answers = _split(fields, strip)
     messages = (*system_messages(fields), *_unlearned(parse_messages(prompt)), *parse_messages(answers[key]))
     return Conversation(messages, source, tools_of(fields), desirable=key == "chosen")
