@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from lorasmith.config.training import usual_rate
 from lorasmith.preflight.check import check
 from lorasmith.preflight.facts import labeled_facts
 from lorasmith.preflight.pairs import preference_text
@@ -61,10 +64,13 @@ def test_check_shows_both_answers_and_names_rows_that_are_left_out(tmp_path: Pat
     assert found.facts.held_out == 3
 
 
-def test_the_usual_learning_rate_is_not_that_of_examples(tmp_path: Path) -> None:
-    made = config(pairs_file(tmp_path / "a.jsonl"), method="dpo")
+@pytest.mark.parametrize(("method", "rate"), [("dpo", 2.5e-5), ("simpo", 2.5e-5), ("orpo", 1e-4)])
+def test_the_usual_learning_rate_is_not_that_of_examples(tmp_path: Path, method: str, rate: float) -> None:
+    made = config(pairs_file(tmp_path / "a.jsonl"), method=method)
     values = made.training.model_dump(exclude_unset=True)
     values.pop("learning_rate")
-    found = check(made.model_copy(update={"training": type(made.training)(**values)}))
-    assert any("Training on preferences usually takes 5e-6 to 5e-5" in text for text in found.warnings)
-    assert not any("5e-6" in text for text in check(made).warnings)
+    facts = check(made.model_copy(update={"training": type(made.training)(**values)})).facts
+    assert facts is not None
+    assert facts.learning_rate == pytest.approx(rate)
+    assert facts.why["learning_rate"] == "the usual value for this method on a small base model"
+    assert usual_rate(7_000_000_000, method) == pytest.approx(rate / 5)

@@ -7,7 +7,6 @@ from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, field_validat
 from lorasmith.config.values import Typed, did_you_mean
 from lorasmith.i18n import _, listed
 
-FULL_RATE = 2e-5  # the default learning rate with method "full"
 MAX_STEPS = 999_999  # the name of a checkpoint has six digits
 MAX_EXAMPLES, MAX_TOKENS = 1_000_000, 10_000_000
 MAX_NUMBER = 1e30  # AdamW computes with these in float32
@@ -17,13 +16,14 @@ TRACKERS = ("tensorboard", "wandb", "swanlab", "mlflow", "trackio")
 UNUSED_BY = {"adafactor": ("beta1", "beta2", "eps"), "lion": ("eps",), "muon": ("beta1", "beta2", "eps")}
 USUAL_RATE = 2e-4  # the default learning rate with method "lora", and for a base model of fewer parameters:
 SMALL_MODEL, SMALL_MODEL_RATE = 500_000_000, 1e-3
+RATE_DIVISORS = {"full": 10, "orpo": 10, "dpo": 40, "kto": 40, "simpo": 40}  # of that rate, for the other methods
 Every = Annotated[int, Field(ge=0, le=MAX_STEPS)] | Literal["epoch"]  # 0: never; 'epoch': once per epoch
 
 
 def usual_rate(parameters: int, method: str = "lora") -> float:
     """The default learning rate for a base model of so many parameters; docs/quality.md has the figures."""
     rate = SMALL_MODEL_RATE if parameters < SMALL_MODEL else USUAL_RATE
-    return rate / 10 if method == "full" else rate
+    return rate / RATE_DIVISORS.get(method, 1)
 
 
 class TrainingConfig(Typed):
@@ -69,7 +69,7 @@ class TrainingConfig(Typed):
             description=_(
                 "Peak learning rate; auto lets five rates race over the first steps, and trains with the best by "
                 "held-out loss. By default 1e-3 for a base model of fewer than 500 million parameters, else 2e-4; a "
-                "tenth of it if method is full"
+                "tenth of it if method is full or orpo, and a fortieth if it is dpo, kto or simpo"
             )
         ),
     ] = USUAL_RATE
@@ -219,7 +219,7 @@ class TrainingConfig(Typed):
 
     def with_usual_rate(self, parameters: int) -> Self:
         """These options with the default learning rate for a base model of so many parameters, if none is given."""
-        if self.method not in ("lora", "full") or "learning_rate" in self.model_fields_set:
+        if "learning_rate" in self.model_fields_set:
             return self
         changed = self.model_copy(update={"learning_rate": usual_rate(parameters, self.method)})
         changed.model_fields_set.discard("learning_rate")
@@ -250,10 +250,11 @@ class TrainingConfig(Typed):
     @model_validator(mode="wrap")
     @classmethod
     def _rate_of_method(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
-        """Full fine-tuning needs about a tenth of LoRA's learning rate ("LoRA Without Regret", 2025)."""
-        if not isinstance(values, dict) or values.get("method") != "full" or "learning_rate" in values:
+        """Each method has a default of its own; `with_usual_rate` adapts it to the base model."""
+        method = values.get("method") if isinstance(values, dict) else None
+        if method not in RATE_DIVISORS or "learning_rate" in values:
             return validate(values)
-        made = validate({**values, "learning_rate": FULL_RATE})
+        made = validate({**values, "learning_rate": USUAL_RATE / RATE_DIVISORS[method]})
         made.model_fields_set.discard("learning_rate")
         return made
 

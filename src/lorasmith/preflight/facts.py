@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lorasmith.config.training import FULL_RATE, USUAL_RATE, usual_rate
+from lorasmith.config.training import SMALL_MODEL, usual_rate
 from lorasmith.data.dataset.fit import rows_text
 from lorasmith.evaluation.loss import MIN_EXAMPLES
 from lorasmith.i18n import _, counted, listed
@@ -188,19 +188,20 @@ def _answers(facts: Facts) -> str:
 
 
 def _why_rate(job: Job) -> str:
-    config, method = job.config, "full" if job.config.method == "full" else "lora"
+    config, method = job.config, job.config.method
     if config.learning_rate == "auto":
         return _("a race of several rates comes first, and decides")
-    base = sum(p.numel() for p in job.parameters.tensors) if method == "lora" else 0
-    usual = usual_rate(count_parameters(job.base.model) - base, method)
+    own = sum(p.numel() for p in job.parameters.tensors) if method != "full" else 0
+    parameters = count_parameters(job.base.model) - own
+    usual = usual_rate(parameters, method)
     if config.peak_learning_rate != usual:
         times = config.peak_learning_rate / usual
         return _("as requested: {times:.3g} times the usual {usual:g}", times=times, usual=usual)
-    if usual in (USUAL_RATE, FULL_RATE):
-        return (
-            _("the usual value for full fine-tuning") if method == "full" else _("the usual value for LoRA and QLoRA")
-        )
-    return _("the usual value for this method on a small base model")
+    if parameters < SMALL_MODEL:
+        return _("the usual value for this method on a small base model")
+    return {"lora": _("the usual value for LoRA and QLoRA"), "full": _("the usual value for full fine-tuning")}.get(
+        method, _("the usual value for an adapter trained on preferences")
+    )
 
 
 def _without_adapter(base: Base, adapter: str) -> list[str]:
@@ -222,12 +223,6 @@ def _warnings(job: Job) -> Iterator[str]:
             "training.warmup: {warmup} in a run of {steps}: the learning rate never reaches its peak.",
             warmup=counted(warmup, _("1 warmup step"), _("{count} warmup steps")),
             steps=steps_text(steps),
-        )
-    if job.preference and "learning_rate" not in job.config.model_fields_set:
-        yield _(
-            "training.learning_rate: the default of {rate:g} is for training on examples. Training on preferences "
-            "usually takes 5e-6 to 5e-5: set --learning-rate 2e-5, for example.",
-            rate=job.config.peak_learning_rate,
         )
     if job.config.optimizer == "lion" and "learning_rate" not in job.config.model_fields_set:
         yield _(
