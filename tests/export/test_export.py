@@ -12,6 +12,7 @@ from lorasmith.export.families import FAMILIES
 from lorasmith.export.readers import has_llama_cpp
 from lorasmith.loading.gguf_settings import LLAMA3
 from tests.support.exported import adapter_of, folder_of
+from tests.support.sentencepiece import sentencepiece
 from tests.support.tiny_gguf import write_tiny_gguf
 
 GELU = ("gemma3_text", "gpt2")  # llama.cpp takes it from a table in half precision
@@ -54,6 +55,19 @@ def test_scaled_positions_are_exported(family, rope, tmp_path):
     readings = export_gguf(own, tmp_path / "model.gguf", "f32").content["figures"]["readings"]
     assert [one["reader"] for one in readings] == readers(family)
     assert all(one["error"] < (1e-3 if family in GELU else 1e-5) for one in readings)
+
+
+@pytest.mark.parametrize(("family", "space", "strips"), [
+    ("llama", "first", False), ("llama", "always", False), ("gemma3_text", "never", False), ("phi3", "always", True),
+])  # fmt: skip
+def test_tokenizers_of_sentencepiece(family, space, strips, tmp_path):
+    own = sentencepiece(space, strips)
+    base = folder_of(family, tmp_path / "base", vocab_size=len(own), eos_token_id=2, pad_token_id=2, bos_token_id=1)
+    own.save_pretrained(base)
+    figures = export_gguf(adapter_of(base, tmp_path / "adapter"), tmp_path / "model.gguf", "f32").content["figures"]
+    assert figures["texts"] > 190
+    assert [one["reader"] for one in figures["readings"]] == readers(family)
+    assert all(one["error"] < (1e-3 if family in GELU else 1e-5) for one in figures["readings"])
 
 
 def test_positions_that_are_not_scaled_are_noticed(tmp_path, monkeypatch):

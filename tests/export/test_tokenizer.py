@@ -1,54 +1,47 @@
-"""The name of a tokenizer's rules is found, and ids follow from it."""
+"""The kinds of tokenizers that GGUF stores, and names of models that llama.cpp treats in a way of its own."""
 
 import pytest
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from lorasmith.errors import ModelError
-from lorasmith.export.tokenizer import LLAMA3, QWEN2, TEKKEN, first_other_text, from_file, vocabulary_of
-from tests.support.tiny import tokenizer
-
-BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+from lorasmith.export.tokenizer import Vocabulary, vocabulary_of
+from tests.support.sentencepiece import sentencepiece
 
 
-def splitting(*rules: pre_tokenizers.PreTokenizer, whole_words: bool = False) -> PreTrainedTokenizerFast:
-    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    core = Tokenizer(models.BPE(letters, [], ignore_merges=whole_words))
-    core.pre_tokenizer = pre_tokenizers.Sequence(list(rules))
-    return PreTrainedTokenizerFast(tokenizer_object=core)
+def test_other_kinds_are_refused():
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a")), unk_token="a")
+    with pytest.raises(ModelError, match="neither byte-level BPE nor of SentencePiece's kind"):
+        vocabulary_of(words, 1)
 
 
-def by(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
-    return [pre_tokenizers.Split(Regex(pattern), "isolated"), BYTES]
+def test_types_of_tokens():
+    own = sentencepiece()
+    own.add_tokens([AddedToken("<tool>", special=False)])
+    vocabulary = vocabulary_of(own, 0)
+    kinds = dict(zip(vocabulary.tokens, vocabulary.types, strict=True))
+    found = [kinds[token] for token in ("<unk>", "<s>", "<0x41>", "▁a" if "▁a" in kinds else "a", "<tool>")]
+    assert found == [2, 3, 6, 1, 4]
 
 
 @pytest.mark.parametrize(
-    ("rules", "whole_words", "name"),
+    ("stem", "strips", "name"),
     [
-        ([pre_tokenizers.ByteLevel(add_prefix_space=False)], False, "gpt-2"),
-        ([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)], False, "smollm"),
-        (by(LLAMA3), True, "llama-bpe"),
-        (by(LLAMA3), False, "dbrx"),
-        (by(QWEN2), False, "qwen2"),
-        (by(TEKKEN), True, "tekken"),
+        ("chat", False, "chat"),
+        ("my-Phi-3-chat", False, "my-Phi.3-chat"),
+        ("phi3", False, "phi.3"),
+        ("modern-BERT", False, "modern.BERT"),
+        ("chat", True, "phi-3 chat"),
+        ("Phi-3-mine", True, "Phi-3-mine"),
     ],
 )
-def test_the_name_follows_from_the_rules(rules, whole_words, name):
-    own = splitting(*rules, whole_words=whole_words)
-    vocabulary = vocabulary_of(own, 260)
-    assert (vocabulary.pre, vocabulary.tokens[256:]) == (name, [f"[PAD{i}]" for i in range(256, 260)])
-    assert first_other_text(own, from_file(vocabulary)) is None
+def test_the_name_says_how_llama_cpp_treats_special_tokens(stem, strips, name):
+    assert Vocabulary([], [], strips=strips).name_of(stem) == name
 
 
-def test_added_tokens_stay_whole():
-    own = tokenizer("llama")
-    core = from_file(vocabulary_of(own, 300))
-    assert core.encode("<|im_start|>user", add_special_tokens=False).ids[0] == own.convert_tokens_to_ids("<|im_start|>")
-
-
-def test_other_rules_and_other_tokenizers_are_refused():
-    with pytest.raises(ModelError, match="rules for which GGUF has no name"):
-        vocabulary_of(splitting(*by(r"\d|a")), 256)
-    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a")), unk_token="a")
-    with pytest.raises(ModelError, match="is not byte-level BPE"):
-        vocabulary_of(words, 1)
+def test_stripping_that_llama_cpp_does_not_know_is_refused():
+    own = sentencepiece("always", strips=True)
+    core = Tokenizer.from_str(own.backend_tokenizer.to_str().replace("<|endoftext|>", "<|end|>"))
+    other = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", unk_token="<unk>")
+    with pytest.raises(ModelError, match=r"only for tokenizers with the tokens <\|endoftext\|>"):
+        vocabulary_of(other, 0)

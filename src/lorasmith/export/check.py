@@ -11,17 +11,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorasmith.errors import ModelError
+from lorasmith.export.byte_level import SPLITS, ByteLevel
 from lorasmith.export.families import family_of, keys_of
 from lorasmith.export.gguf_file import GGUFFile, rounded, tensors_of
 from lorasmith.export.prompts import prompts_of
 from lorasmith.export.readers import LlamaCpp, Reader, Transformers, has_llama_cpp
 from lorasmith.export.reading import Reading, Rounding, read
-from lorasmith.export.tokenizer import SPLITS, compared_texts, first_other_text, from_file
+from lorasmith.export.sentencepiece import Merging
+from lorasmith.export.tokenizer import compared_texts, first_other_text
 from lorasmith.export.trained import Trained
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import UNREADABLE
@@ -124,10 +125,10 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 def _other_tokens(file: GGUFFile, trained: Trained, figures: Figures) -> Iterator[str]:
     template, encoding = trained.template, file.encoding
-    if encoding.vocabulary.pre not in SPLITS:
+    if not encoding.vocabulary.scores and encoding.vocabulary.pre not in SPLITS:
         yield _("tokenizer.ggml.pre is {name}, which is unknown", name=encoding.vocabulary.pre)
         return
-    core = from_file(encoding.vocabulary)
+    core = encoding.vocabulary.core
     figures.texts = len(compared_texts(template.tokenizer))
     if (text := first_other_text(template.tokenizer, core)) is not None:
         yield _(
@@ -143,14 +144,14 @@ def _other_tokens(file: GGUFFile, trained: Trained, figures: Figures) -> Iterato
         )
 
 
-def _other_prompts(file: GGUFFile, core: Tokenizer, trained: Trained, figures: Figures) -> Iterator[str]:
+def _other_prompts(file: GGUFFile, core: ByteLevel | Merging, trained: Trained, figures: Figures) -> Iterator[str]:
     encoding, tokenizer = file.encoding, trained.template.tokenizer
     first = [encoding.bos] if encoding.add_bos and encoding.bos is not None else []
     for messages, wanted in prompts_of(trained.template):
         text = tokenizer.apply_chat_template(
             messages, chat_template=encoding.chat_template, add_generation_prompt=True, tokenize=False
         )
-        ids, figures.prompts = [*first, *core.encode(text, add_special_tokens=False).ids], figures.prompts + 1
+        ids, figures.prompts = [*first, *core.ids(str(text))], figures.prompts + 1
         if first and ids[1:] == wanted:
             yield _("tokenizer.ggml.add_bos_token puts a begin token before a prompt that has none in training")
             return

@@ -188,7 +188,7 @@ class _Subject:
         """Where the file comes from, as metadata of GGUF."""
         base, adapter = self.names["base"], self.names["adapter"]
         return {
-            "general.name": target.stem,
+            "general.name": self.encoding.vocabulary.name_of(target.stem),
             "general.type": "model",
             "lorasmith.version": installed_version() or "",
             "lorasmith.base.tensors": base["tensors"],
@@ -220,12 +220,14 @@ def _encoding(session: Session) -> Encoding:
                 tokens=listed([str(template.token(i)) for i in ends]),
             )
         )
+    words = vocabulary_of(tokenizer, embedding_rows(session.base))
     return Encoding(
-        vocabulary_of(tokenizer, embedding_rows(session.base)),
+        words,
         template.as_jinja(),
         ends,
         tokenizer.bos_token_id,
         tokenizer.pad_token_id,
+        unknown=tokenizer.unk_token_id if words.scores else None,
     )
 
 

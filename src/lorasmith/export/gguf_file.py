@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorasmith.export.families import Value, extra_tensors, family_of, keys_of, names_of
-from lorasmith.export.tokenizer import Vocabulary
+from lorasmith.export.tokenizer import STRIPPING, Vocabulary
 
 TYPES = {
     "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
@@ -39,6 +39,7 @@ class Encoding:
     bos: int | None = None
     pad: int | None = None
     add_bos: bool = False
+    unknown: int | None = None
 
 
 def type_of(name: str, tensor: Tensor, kind: str) -> GGMLQuantizationType:
@@ -102,11 +103,17 @@ def _add(writer: GGUFWriter, key: str, value: Value) -> None:
 
 def _add_encoding(writer: GGUFWriter, encoding: Encoding) -> None:
     words = encoding.vocabulary
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(words.model)
     writer.add_tokenizer_pre(words.pre)
     writer.add_token_list(list(words.tokens))
     writer.add_token_types(list(words.types))
-    writer.add_token_merges(list(words.merges))
+    if words.scores:
+        writer.add_token_scores(list(words.scores))
+        writer.add_add_space_prefix(words.space)
+    else:
+        writer.add_token_merges(list(words.merges))
+    if encoding.unknown is not None:
+        writer.add_unk_token_id(encoding.unknown)
     for name, token in zip(ENDS, encoding.ends, strict=False):
         writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token)
     if encoding.bos is not None:
@@ -140,9 +147,14 @@ class GGUFFile:
 
     @property
     def encoding(self) -> Encoding:
-        """The tokenizer and the chat template. The file must be one of a byte-level BPE tokenizer."""
+        """The tokenizer and the chat template."""
         key = "tokenizer.ggml."
-        words = Vocabulary(*(self.key(key + name) for name in ("tokens", "token_type", "merges", "pre")))
+        tokens, types, merges, pre, scores = (
+            self.key(key + name) for name in ("tokens", "token_type", "merges", "pre", "scores")
+        )
+        strips = STRIPPING in str(self.key("general.name")).lower()
+        space = bool(self.key(key + "add_space_prefix"))
+        words = Vocabulary(tokens, types, merges or (), pre, scores or (), space, strips)
         ends = [end for name in ENDS if (end := self.key(f"{key}{name}_token_id")) is not None]
         return Encoding(
             words,
@@ -151,6 +163,7 @@ class GGUFFile:
             self.key(key + "bos_token_id"),
             self.key(key + "padding_token_id"),
             bool(self.key(key + "add_bos_token")),
+            self.key(key + "unknown_token_id"),
         )
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,138 +1,137 @@
-"""A byte-level BPE tokenizer as GGUF stores it, and its token ids as they follow from a file.
-
-GGUF names the rules by which text is split before BPE; each program has its own table of these names. `SPLITS` is that
-of llama.cpp. The name is found from the tokenizer's rules, and `from_file` makes a tokenizer from what is in a file.
-"""
+"""A tokenizer as GGUF stores it, and its token ids as they follow from a file: see `byte_level`, `sentencepiece`."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gguf import TokenType
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.errors import ModelError
-from lorasmith.i18n import _
+from lorasmith.export.byte_level import ByteLevel, is_byte_level, merges_of, pre_tokenizer_of
+from lorasmith.export.sentencepiece import (
+    BYTE,
+    KEEPING,
+    LOWEST,
+    Merging,
+    adds_space,
+    begin_token,
+    is_sentencepiece,
+    scores_of,
+)
+from lorasmith.i18n import _, listed
 from lorasmith.loading.tokenizer_file import TEXTS
 
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST
-QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST
-TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# name: (the patterns, one after the other; whether a word that is a token is taken without merging)
-SPLITS: Mapping[str, tuple[Sequence[str], bool]] = {
-    "gpt-2": ((GPT2,), False),
-    "smollm": ((r"\p{N}", GPT2), False),
-    "llama-bpe": ((LLAMA3,), True),
-    "dbrx": ((LLAMA3,), False),
-    "qwen2": ((QWEN2,), False),
-    "tekken": ((TEKKEN,), True),
-}
+STRIPPING = "phi-3"  # in the name of a model: llama.cpp then leaves out white space after special tokens
+NEEDED = ("</s>", *KEEPING)  # tokens that it then looks up
+RESERVED = re.compile("phi-?(?=3)|modern-(?=bert)", re.IGNORECASE)  # in names of models that it treats in other ways
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file says about a byte-level BPE tokenizer: its tokens by id, their types, merges and splits."""
+    """What a GGUF file says about a tokenizer: its tokens by id and their types, and how text becomes tokens.
+
+    merges, pre: of a byte-level tokenizer. scores: of one of SentencePiece's kind. space: whether it puts a space
+    before a text. strips: whether it leaves out white space after special tokens.
+    """
 
     tokens: Sequence[str]
     types: Sequence[int]
-    merges: Sequence[str]
-    pre: str
+    merges: Sequence[str] = ()
+    pre: str = "default"
+    scores: Sequence[float] = ()
+    space: bool = False
+    strips: bool = False
+
+    @property
+    def model(self) -> str:
+        """GGUF's name of the kind."""
+        return "llama" if self.scores else "gpt2"
+
+    @property
+    def core(self) -> ByteLevel | Merging:
+        """A tokenizer that is made only of what is here."""
+        if self.scores:
+            return Merging(list(self.tokens), list(self.types), list(self.scores), self.space, self.strips)
+        return ByteLevel(self.tokens, self.types, self.merges, self.pre)
+
+    def name_of(self, stem: str) -> str:
+        """A name for the model that makes llama.cpp treat special tokens as the tokenizer does."""
+        if self.strips:
+            return stem if STRIPPING in stem.lower() else f"{STRIPPING} {stem}"
+        return RESERVED.sub(lambda found: found[0].rstrip("-") + ".", stem)
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
-    """The vocabulary of a tokenizer, filled up to the `rows` of the embedding.
+    """The vocabulary of a tokenizer, filled up to the `rows` of the embedding. Raises ModelError for other kinds."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts: dict[str, Any] = json.loads(backend.to_str()) if isinstance(backend, Tokenizer) else {}
+    if not is_byte_level(parts) and not is_sentencepiece(backend):
+        raise ModelError(
+            _(
+                "The tokenizer ({kind}) is neither byte-level BPE nor of SentencePiece's kind with bytes for unknown "
+                "characters, and only such tokenizers can be exported to GGUF. Use lorasmith merge, and convert the "
+                "folder with llama.cpp's convert_hf_to_gguf.py.",
+                kind=type(tokenizer).__name__,
+            )
+        )
+    tokens, types = _tokens(tokenizer, rows)
+    if is_byte_level(parts):
+        pre = pre_tokenizer_of(parts, tokenizer.backend_tokenizer.pre_tokenizer, compared_texts(tokenizer))
+        return Vocabulary(tokens, types, merges_of(parts), pre)
+    scores = scores_of(parts)
+    space, strips = adds_space(tokenizer), _strips(tokenizer)
+    return Vocabulary(tokens, types, scores=[scores.get(token, LOWEST) for token in tokens], space=space, strips=strips)
 
-    Raises ModelError if it is not byte-level BPE, or splits text by rules for which GGUF has no name.
-    """
-    parts = _parts(tokenizer)
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[list[str], list[int]]:
     tokens = {i: token for token, i in tokenizer.get_vocab().items()}
-    types = dict.fromkeys(tokens, TokenType.NORMAL)
+    has_bytes = is_sentencepiece(tokenizer.backend_tokenizer)
+    types = {i: TokenType.BYTE if has_bytes and BYTE.fullmatch(t) else TokenType.NORMAL for i, t in tokens.items()}
     for i, added in tokenizer.added_tokens_decoder.items():
         tokens[i] = added.content
         types[i] = TokenType.CONTROL if added.special else TokenType.USER_DEFINED
-    merges = [one if isinstance(one, str) else " ".join(one) for one in parts["model"]["merges"]]
+    if has_bytes and tokenizer.unk_token_id is not None:
+        types[tokenizer.unk_token_id] = TokenType.UNKNOWN
     ids = range(max(rows, max(tokens) + 1))
-    return Vocabulary(
-        [tokens.get(i, f"[PAD{i}]") for i in ids],
-        [int(types.get(i, TokenType.UNUSED)) for i in ids],
-        merges,
-        _pre_tokenizer(tokenizer, parts),
-    )
+    return [tokens.get(i, f"[PAD{i}]") for i in ids], [int(types.get(i, TokenType.UNUSED)) for i in ids]
 
 
-def from_file(vocabulary: Vocabulary) -> Tokenizer:
-    """A tokenizer made only of what a file says, and of llama.cpp's table of the rules that it names."""
-    _patterns, whole_words = SPLITS[vocabulary.pre]
-    ids = {token: i for i, token in enumerate(vocabulary.tokens)}
-    merges = [tuple(merge.split(" ")) for merge in vocabulary.merges]
-    core = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=whole_words))  # type: ignore[arg-type]
-    core.pre_tokenizer = _splitter(vocabulary.pre)
-    core.decoder = decoders.ByteLevel()
-    for kind, is_special in ((TokenType.CONTROL, True), (TokenType.USER_DEFINED, False)):
-        pairs = zip(vocabulary.tokens, vocabulary.types, strict=True)
-        core.add_tokens([AddedToken(t, normalized=False, special=is_special) for t, own in pairs if own == kind])
-    return core
-
-
-def _splitter(name: str) -> pre_tokenizers.PreTokenizer:
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[name][0]]
-    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return pre_tokenizers.Sequence([*splits, last])
+def _strips(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether white space after special tokens is left out. Raises ModelError if llama.cpp cannot do it."""
+    added = tokenizer.added_tokens_decoder.values()
+    stripping = [token.content for token in added if token.rstrip]
+    if stripping and (missing := [token for token in NEEDED if token not in tokenizer.get_vocab()]):
+        raise ModelError(
+            _(
+                "The tokenizer leaves out white space after {tokens}, which llama.cpp does only for tokenizers with "
+                "the tokens {missing}.",
+                tokens=listed(stripping[:4]),
+                missing=listed(missing),
+            )
+        )
+    return bool(stripping)
 
 
 def compared_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Texts of many kinds, except those that the tokenizer normalizes first, which llama.cpp does not do."""
+    """Texts of many kinds, except those that the tokenizer normalizes first, which llama.cpp does not do.
+
+    With a tokenizer that puts a space before the first text only, they follow a special token, as in all prompts.
+    """
+    if is_sentencepiece(tokenizer.backend_tokenizer):
+        return [begin_token(tokenizer) + text for text in TEXTS]
     normalizer = tokenizer.backend_tokenizer.normalizer
     return [text for text in TEXTS if normalizer is None or normalizer.normalize_str(text) == text]
 
 
-def first_other_text(tokenizer: PreTrainedTokenizerBase, other: Tokenizer) -> str | None:
+def first_other_text(tokenizer: PreTrainedTokenizerBase, core: ByteLevel | Merging) -> str | None:
     """The first of `compared_texts` that the two split otherwise, or give other token ids; None if there is none."""
     own = tokenizer.backend_tokenizer.pre_tokenizer
     for text in compared_texts(tokenizer):
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        splits = (one.pre_tokenize_str(text) for one in (own, other.pre_tokenizer))
-        if ids != other.encode(text, add_special_tokens=False).ids or next(splits) != next(splits):
+        if ids != core.ids(text) or (isinstance(core, ByteLevel) and not core.splits_like(own, text)):
             return text
     return None
-
-
-def _parts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    parts: dict[str, Any] = json.loads(backend.to_str()) if isinstance(backend, Tokenizer) else {}
-    if parts.get("model", {}).get("type") != "BPE" or "ByteLevel" not in json.dumps(parts.get("pre_tokenizer")):
-        raise ModelError(
-            _(
-                "The tokenizer ({kind}) is not byte-level BPE, and only such tokenizers can be exported to GGUF yet. "
-                "Use lorasmith merge, and convert the folder with llama.cpp's convert_hf_to_gguf.py.",
-                kind=type(tokenizer).__name__,
-            )
-        )
-    return parts
-
-
-def _pre_tokenizer(tokenizer: PreTrainedTokenizerBase, parts: dict[str, Any]) -> str:
-    """The name of rules that give the tokenizer's ids, for text of many kinds."""
-    own = tokenizer.backend_tokenizer.pre_tokenizer
-    texts = compared_texts(tokenizer)
-    for name, (_patterns, whole_words) in SPLITS.items():
-        rules = _splitter(name)
-        if whole_words == bool(parts["model"].get("ignore_merges")) and all(
-            own.pre_tokenize_str(text) == rules.pre_tokenize_str(text) for text in texts
-        ):
-            return name
-    raise ModelError(
-        _(
-            "The tokenizer splits text by rules for which GGUF has no name that lorasmith knows ({rules}). Use "
-            "lorasmith merge, and convert the folder with llama.cpp's convert_hf_to_gguf.py.",
-            rules=json.dumps(parts["pre_tokenizer"], ensure_ascii=False)[:200],
-        )
-    )
