@@ -14,3 +14,10 @@ def test_export(capsys, run, tmp_path):
     assert "already exists" in refused(capsys, "export", run, "--to", "gguf", "--output", out)
     found = as_json(capsys, "export", run, "--to", "gguf", "--output", out, "--overwrite")
     assert (found["type"], found["architecture"]) == ("f16", "llama")
+
+
+def test_export_for_ollama(capsys, run, tmp_path):
+    out = tmp_path / "chat"
+    lines = said(capsys, "export", run, "--to", "ollama", "--output", out).splitlines()
+    assert lines[-1] == f"next: ollama create chat -f {out}/Modelfile"
+    assert (out / "Modelfile").read_text().startswith("FROM ./chat.gguf\n")

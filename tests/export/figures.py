@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from lorasmith.export.export import Kind, export_gguf
+from lorasmith.export.export import export_gguf
 from lorasmith.export.families import FAMILIES
+from lorasmith.export.gguf_file import Kind
 from tests.export.test_check import FAULTS
 from tests.support.exported import adapter_of, folder_of
 

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lorasmith.adapters.merge import load_plain
 from lorasmith.errors import AdapterError
 from lorasmith.export import check, gguf_file, readers
-from lorasmith.export import export as exporting
+from lorasmith.export import subject as exporting
 from lorasmith.export.export import export_gguf
 from lorasmith.export.families import FAMILIES, Value, keys_of
 from lorasmith.export.gguf_file import Encoding, tensors_of

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from lorasmith.errors import AdapterError, ModelError, RunError
-from lorasmith.export import export as exporting
 from lorasmith.export import gguf_file
-from lorasmith.export.export import certificate_of, export_gguf, verify_gguf
+from lorasmith.export import subject as exporting
+from lorasmith.export.certificate import certificate_of
+from lorasmith.export.export import export_gguf, verify_gguf
 from lorasmith.export.families import FAMILIES
 from lorasmith.export.readers import has_llama_cpp
 from lorasmith.loading.gguf_settings import LLAMA3

@@ -189,7 +189,7 @@ def probe_rows(session: Session) -> list[list[int]]:
             text = " ".join(message.content for message in probe)
             ids = session.base.tokenizer(text, add_special_tokens=False)["input_ids"]
         found.append([i for i in ids if i < embedding_rows(session.base)][:limit])
-    added = list(session.folders[session.names[0]].added_tokens.values())
+    added = [i for folder in list(session.folders.values())[:1] for i in folder.added_tokens.values()]
     return [*found, added[:limit]] if added else found
 
 

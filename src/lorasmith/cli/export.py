@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import shlex
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lorasmith.cli.flags import Parser, base_of
@@ -10,24 +12,26 @@ from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
 from lorasmith.i18n import _
 
-TARGETS, TYPES = ("gguf",), ("f16", "bf16", "f32", "q8_0")
+TARGETS, TYPES = ("gguf", "ollama"), ("f16", "bf16", "f32", "q8_0")
 
 
 def parser() -> Parser:
     """The arguments of the command."""
     about = _(
-        "Merge an adapter into its base model and write it to a GGUF file, for llama.cpp, Ollama or LM Studio, after "
-        "reading it back and comparing it with the trained model."
+        "Merge an adapter into its base model and write it to a GGUF file, for llama.cpp or LM Studio, or to a folder "
+        "for Ollama, after reading it back and comparing it with the trained model."
     )
-    parser = Parser("export", "RUN --to gguf --output FILE", about)
+    parser = Parser("export", "RUN --to FORMAT --output PATH", about)
     parser.own.add_argument("run", metavar="RUN", help=_("Run or adapter folder"))
-    parser.own.add_argument("--to", choices=TARGETS, required=True, help=_("Format of the file"))
+    parser.own.add_argument(
+        "--to", choices=TARGETS, required=True, help=_("gguf: a file; ollama: a folder with this file and a Modelfile")
+    )
     parser.own.add_argument(
         "--type", choices=TYPES, default="f16",
         help=_("Type of the matrices in the file (default: f16); q8_0 takes about half as much space as f16"),
     )  # fmt: skip
-    parser.own.add_argument("--output", metavar="FILE", required=True, help=_("File to write"))
-    parser.add_switch("--overwrite", _("Replace the file --output, if an export wrote it"))
+    parser.own.add_argument("--output", metavar="PATH", required=True, help=_("File or folder to write"))
+    parser.add_switch("--overwrite", _("Replace --output, if an export wrote it"))
     parser.add_json()
     parser.add_base()
     return parser
@@ -38,13 +42,19 @@ def run(args: argparse.Namespace) -> int:
     model = base_of(args)
     with importing():
         from lorasmith.export.export import export_gguf
+        from lorasmith.export.ollama import export_ollama
         from lorasmith.runs.evaluate import some_held_out
 
     with Screen(json=args.json) as screen:
         rows = partial(some_held_out, path=args.run, report=screen)
-        found = export_gguf(args.run, args.output, args.type, model, args.overwrite, screen, rows)
+        export = {"gguf": export_gguf, "ollama": export_ollama}[args.to]
+        found = export(args.run, args.output, args.type, model, args.overwrite, screen, rows)
         show(found.content, screen)
         screen.say(_("Exported: {file}, with {certificate}", file=found.file, certificate=found.certificate.name))
+        if args.to == "ollama":
+            place = Path(args.output).expanduser()
+            command = f"ollama create {place.resolve().name} -f {shlex.quote(str(place / 'Modelfile'))}"
+            screen.say(_("next: {command}", command=command))
     if args.json:
         print(json.dumps({"file": str(found.file), **found.content}, ensure_ascii=False))
     return 0

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from lorasmith.errors import ModelError
 from lorasmith.export.byte_level import SPLITS, ByteLevel
 from lorasmith.export.families import family_of, keys_of
-from lorasmith.export.gguf_file import GGUFFile, rounded, tensors_of
+from lorasmith.export.gguf_file import GGUFFile, Kind, rounded, tensors_of
 from lorasmith.export.prompts import prompts_of
 from lorasmith.export.readers import LlamaCpp, Reader, Transformers, has_llama_cpp
 from lorasmith.export.reading import Reading, Rounding, read
@@ -51,7 +51,7 @@ class Figures:
         return {name: value for name, value in asdict(self).items() if name != "problems"}
 
 
-def compare(file: GGUFFile, plain: PreTrainedModel, trained: Trained, kind: str) -> Figures:
+def compare(file: GGUFFile, plain: PreTrainedModel, trained: Trained, kind: Kind) -> Figures:
     """Compare the file with the merged model, whose weights are rounded then, and with what the trained model says."""
     figures = Figures()
     figures.problems += _other_keys(file, plain, figures)
@@ -93,7 +93,7 @@ def _other_keys(file: GGUFFile, plain: PreTrainedModel, figures: Figures) -> Ite
             yield _("{name} is {found} instead of {wanted}", name=name, found=found, wanted=value)
 
 
-def _other_tensors(file: GGUFFile, plain: PreTrainedModel, kind: str, figures: Figures) -> Iterator[str]:
+def _other_tensors(file: GGUFFile, plain: PreTrainedModel, kind: Kind, figures: Figures) -> Iterator[str]:
     family, found = family_of(plain.config), file.tensors()
     for name, parameter, weight in tensors_of(plain):
         if name not in found:
@@ -165,7 +165,7 @@ def _other_prompts(file: GGUFFile, core: ByteLevel | Merging, trained: Trained, 
 
 
 @torch.no_grad()
-def _round(plain: PreTrainedModel, kind: str) -> None:
+def _round(plain: PreTrainedModel, kind: Kind) -> None:
     """Round the merged weights as the file does, in memory.
 
     Not those of the base model: if these come from a file of the same type, rounding does not change them at all.

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 import numpy as np
@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from lorasmith.export.families import Value, extra_tensors, family_of, keys_of, names_of
 from lorasmith.export.tokenizer import STRIPPING, Vocabulary
 
-TYPES = {
+Kind = Literal["f32", "f16", "bf16", "q8_0"]
+TYPES: dict[Kind, tuple[GGMLQuantizationType, LlamaFileType]] = {
     "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
     "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
     "bf16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
@@ -42,7 +43,7 @@ class Encoding:
     unknown: int | None = None
 
 
-def type_of(name: str, tensor: Tensor, kind: str) -> GGMLQuantizationType:
+def type_of(name: str, tensor: Tensor, kind: Kind) -> GGMLQuantizationType:
     """The type in which a tensor is stored: vectors, and GPT-2's positions, in F32; rows too short for Q8_0 in F16."""
     if tensor.dim() < 2 or name.startswith("position_embd"):
         return GGMLQuantizationType.F32
@@ -51,13 +52,13 @@ def type_of(name: str, tensor: Tensor, kind: str) -> GGMLQuantizationType:
     return TYPES[kind][0]
 
 
-def stored(name: str, tensor: Tensor, kind: str) -> tuple[np.ndarray, GGMLQuantizationType]:
+def stored(name: str, tensor: Tensor, kind: Kind) -> tuple[np.ndarray, GGMLQuantizationType]:
     """A tensor, whose layout is that of the file, as its bytes."""
     own = type_of(name, tensor, kind)
     return gguf.quantize(tensor.float().contiguous().numpy(), own), own
 
 
-def rounded(name: str, tensor: Tensor, kind: str) -> Tensor:
+def rounded(name: str, tensor: Tensor, kind: Kind) -> Tensor:
     """A tensor as it is after it was stored: float32, in the same shape."""
     data, own = stored(name, tensor, kind)
     return torch.from_numpy(gguf.dequantize(data, own)).reshape(tensor.shape)
@@ -76,7 +77,7 @@ def tensors_of(model: PreTrainedModel) -> Iterator[tuple[str, str, Tensor]]:
 
 
 @torch.no_grad()
-def write_gguf(path: Path, model: PreTrainedModel, encoding: Encoding, kind: str, about: Mapping[str, Value]) -> None:
+def write_gguf(path: Path, model: PreTrainedModel, encoding: Encoding, kind: Kind, about: Mapping[str, Value]) -> None:
     """Write the model to `path`. about: further metadata, with full keys.
 
     Raises ModelError for a model that cannot be exported, OSError.
@@ -141,7 +142,7 @@ class GGUFFile:
         return None if field is None else field.contents()
 
     @property
-    def kind(self) -> str | None:
+    def kind(self) -> Kind | None:
         """The type of its matrices; None for one that lorasmith does not write."""
         return next((kind for kind, (_t, own) in TYPES.items() if own == self.key("general.file_type")), None)
 

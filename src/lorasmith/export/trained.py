@@ -85,10 +85,10 @@ def _cut(row: Example, limit: int) -> Example:
 
 def _replies(session: Session, prompts: Sequence[list[int]], context: int) -> list[list[int]]:
     """The greedy replies, as `generate` and `chat` compute them."""
-    asked = list[Request]()
+    asked, adapter = list[Request](), next(iter(session.names), None)
     for ids in prompts:
         sampling = SamplingConfig(temperature=0.0, max_new_tokens=min(REPLY, context - len(ids)))
-        asked.append(Request(ids, sampling, session.names[0], session.template.stop_ids))
+        asked.append(Request(ids, sampling, adapter, session.template.stop_ids))
     return [reply.ids for reply in replies(Engine(session.base), asked)]
 
 
