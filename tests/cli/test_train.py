@@ -1,6 +1,7 @@
 """`train` as it is typed."""
 
 import json
+import shutil
 
 import pytest
 
@@ -63,3 +64,24 @@ def test_an_adapter_for_each_file(tmp_path, capsys, monkeypatch):
     assert main(["train", "--output", "runs/named", "--resume"]) == 0
     assert capsys.readouterr().out.count("has already finished") == 2
     assert "is the run of one adapter" in refused(capsys, *words[:4], "--output", "runs/named/a", *flags(settings()))
+
+
+def test_export_after_the_training(tmp_path, capsys):
+    run, rows = tmp_path / "run", rows_file(tmp_path / "rows.jsonl")
+    words = ["train", rows, "--output", str(run), "--export", "gguf", *flags(settings())]
+    assert main(words) == 0
+    assert f"Exported: {run}.gguf, with run.gguf.certificate.json" in capsys.readouterr().out
+    shutil.rmtree(run)
+    assert "run.gguf already exists" in refused(capsys, *words)
+    assert not run.exists()
+    assert "--export exports one adapter" in refused(capsys, "train", f"a={rows}", "--export", "gguf")
+
+
+def test_what_cannot_be_exported_is_refused_before_the_training(tmp_path, capsys):
+    rows, bloom = rows_file(tmp_path / "rows.jsonl"), settings(model=str(model_folder("bloom")))
+    words = [rows, "--output", str(tmp_path / "run"), "--export", "gguf", *flags(bloom)]
+    assert "Models of type bloom cannot be exported to GGUF yet" in refused(capsys, "train", *words)
+    assert not (tmp_path / "run").exists()
+    assert main(["check", *words]) == 2
+    assert "Models of type bloom cannot be" in " ".join("".join(capsys.readouterr()).split())
+    assert main(["check", rows, "--export", "ollama", *flags(settings())]) == 0

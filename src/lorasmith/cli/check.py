@@ -2,13 +2,15 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
+from lorasmith.cli.export import add_export
 from lorasmith.cli.flags import Parser, config_of, html_path
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
 from lorasmith.config.toml import Config
-from lorasmith.errors import ConfigError
+from lorasmith.errors import ConfigError, LorasmithError
 from lorasmith.i18n import _
 
 
@@ -21,6 +23,7 @@ def parser() -> Parser:
     )
     parser.own.add_argument("files", metavar="DATA", nargs="*", help=_("Training data files (same as --data)"))
     parser.add_switch("--each", _("Check an adapter for each file of DATA, or of the folder DATA; see lorasmith train"))
+    add_export(parser)
     parser.add_html()
     parser.add_json()
     parser.add_config()
@@ -41,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
     with Screen(json=args.json) as screen:
         result = check(config, screen)
+        if args.export and (problems := _export_problems(config, screen)):
+            result = replace(result, problems=[*result.problems, *problems])
         show(result, screen.console, plain=screen.plain)
         if page is not None:
             from lorasmith.pages.check import write_page
@@ -73,3 +78,14 @@ def _run_each(args: argparse.Namespace, config: Config, page: Path | None) -> in
     if args.json:
         print(json.dumps({name: result.to_json() for name, result in found.items()}, ensure_ascii=False))
     return max(result.exit_code for result in found.values())
+
+
+def _export_problems(config: Config, screen: Screen) -> list[str]:
+    """Why what is trained could not be exported."""
+    from lorasmith.export.export import require_exportable
+
+    try:
+        require_exportable(config.model, screen)
+    except LorasmithError as error:
+        return list(error.problems)
+    return []

@@ -5,12 +5,16 @@ import json
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorasmith.cli.flags import Parser, base_of
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
 from lorasmith.i18n import _
+
+if TYPE_CHECKING:
+    from lorasmith.config.model import ModelConfig
+    from lorasmith.export.gguf_file import Kind
 
 TARGETS, TYPES = ("gguf", "ollama"), ("f16", "bf16", "f32", "q8_0")
 
@@ -41,23 +45,44 @@ def run(args: argparse.Namespace) -> int:
     """Export and compare. Raises LorasmithError."""
     model = base_of(args)
     with importing():
-        from lorasmith.export.export import export_gguf
-        from lorasmith.export.ollama import export_ollama
-        from lorasmith.runs.evaluate import some_held_out
-
+        import lorasmith.export.export  # noqa: F401 - torch and transformers, while it says so
     with Screen(json=args.json) as screen:
-        rows = partial(some_held_out, path=args.run, report=screen)
-        export = {"gguf": export_gguf, "ollama": export_ollama}[args.to]
-        found = export(args.run, args.output, args.type, model, args.overwrite, screen, rows)
-        show(found.content, screen)
-        screen.say(_("Exported: {file}, with {certificate}", file=found.file, certificate=found.certificate.name))
-        if args.to == "ollama":
-            place = Path(args.output).expanduser()
-            command = f"ollama create {place.resolve().name} -f {shlex.quote(str(place / 'Modelfile'))}"
-            screen.say(_("next: {command}", command=command))
+        found = export(args.run, args.output, args.to, args.type, model, args.overwrite, screen)
     if args.json:
-        print(json.dumps({"file": str(found.file), **found.content}, ensure_ascii=False))
+        print(json.dumps(found, ensure_ascii=False))
     return 0
+
+
+def export(
+    run: str, output: str, target: str, kind: "Kind", model: "ModelConfig", overwrite: bool, screen: Screen
+) -> dict[str, Any]:
+    """Export a run and show what was compared. Returns the certificate, with the file. Raises LorasmithError."""
+    from lorasmith.export.export import export_gguf
+    from lorasmith.export.ollama import export_ollama
+    from lorasmith.runs.evaluate import some_held_out
+
+    rows = partial(some_held_out, path=run, report=screen)
+    found = {"gguf": export_gguf, "ollama": export_ollama}[target](run, output, kind, model, overwrite, screen, rows)
+    show(found.content, screen)
+    screen.say(_("Exported: {file}, with {certificate}", file=found.file, certificate=found.certificate.name))
+    if target == "ollama":
+        place = Path(output).expanduser()
+        command = f"ollama create {place.resolve().name} -f {shlex.quote(str(place / 'Modelfile'))}"
+        screen.say(_("next: {command}", command=command))
+    return {"file": str(found.file), **found.content}
+
+
+def add_export(parser: Parser) -> None:
+    """The option of `train` and `check`."""
+    parser.own.add_argument(
+        "--export", choices=TARGETS,
+        help=_("Export to RUN.gguf or the folder RUN-ollama after the training; what is impossible is refused before"),
+    )  # fmt: skip
+
+
+def place_of(target: str, run: str) -> str:
+    """Where `train --export` writes: beside the run folder."""
+    return str(Path(run)) + (".gguf" if target == "gguf" else f"-{target}")
 
 
 def show(content: dict[str, Any], screen: Screen) -> None:

@@ -5,9 +5,13 @@ from pathlib import Path
 from lorasmith.config.model import ModelConfig
 from lorasmith.errors import RunError
 from lorasmith.export.certificate import Export, certificate_of, read_certificate, sha256_of, write_certificate
+from lorasmith.export.families import names_of
 from lorasmith.export.gguf_file import GGUFFile, Kind
 from lorasmith.export.subject import Rows, Subject, no_rows
+from lorasmith.export.tokenizer import vocabulary_of
 from lorasmith.i18n import _
+from lorasmith.loading.folder import check_folder, find_folder, read_config
+from lorasmith.loading.tokenizer import load_tokenizer
 from lorasmith.report import Report
 from lorasmith.system.locking import locked
 from lorasmith.system.writing import new_file, writing
@@ -77,6 +81,17 @@ def verify_gguf(
         raise RunError(_("{file}: lorasmith writes no GGUF files of this type, and cannot compare it.", file=target))
     subject = Subject.open(against, config or ModelConfig(), report or Report(), rows)
     return write_certificate(target, subject.compare(found, kind, target))
+
+
+def require_exportable(config: ModelConfig, report: Report | None = None) -> None:
+    """Find out before a training whether what it makes could be exported: family, settings and tokenizer.
+
+    Raises ModelError if not, or if the base model cannot be found.
+    """
+    folder = find_folder(config.model, report or Report())
+    check_folder(folder, config.trust_remote_code)
+    names_of(read_config(folder, config.trust_remote_code))
+    vocabulary_of(load_tokenizer(folder, config.trust_remote_code, report or Report()), 0)
 
 
 def _require_free(target: Path, overwrite: bool) -> None:
