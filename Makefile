@@ -6,6 +6,8 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 # A second reader of exported GGUF files, which is compiled when it is installed.
 LLAMA_CPP ?= llama-cpp-python==0.3.36
+# A reader of exported adapters; without dependencies, because it wants another transformers.
+MLX_LM ?= mlx==0.32.4 mlx-cpu==0.32.4 mlx-lm==0.32.2
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -55,8 +57,9 @@ peft-suite: setup-dev  ## PEFT's own tests about LoRA on lorasmith.peft, beside 
 parity: setup-dev  ## every model family on a tiny model, beside PEFT, and write docs/families.md: 10 minutes; some: ARGS='llama mamba'
 	$(BIN)/python -m tests.model.parity --pages docs $(ARGS)
 
-export-check: setup-dev  ## exports read by llama.cpp, which is compiled first: ten minutes
+export-check: setup-dev  ## exports read by llama.cpp, which is compiled first, and mlx-lm: ten minutes
 	$(PIP) install --quiet $(LLAMA_CPP)
+	$(PIP) install --quiet --no-deps $(MLX_LM)
 	$(BIN)/python -m pytest -q tests/export tests/cli/test_export.py
 	$(BIN)/python -m tests.export.figures
 

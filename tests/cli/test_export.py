@@ -21,3 +21,15 @@ def test_export_for_ollama(capsys, run, tmp_path):
     lines = said(capsys, "export", run, "--to", "ollama", "--output", out).splitlines()
     assert lines[-1] == f"next: ollama create chat -f {out}/Modelfile"
     assert (out / "Modelfile").read_text().startswith("FROM ./chat.gguf\n")
+
+
+def test_export_of_the_adapter_alone(capsys, run, tmp_path):
+    out = tmp_path / "lora.gguf"
+    lines = said(capsys, "export", run, "--to", "gguf-lora", "--output", out).splitlines()
+    assert lines[-1] == f"Exported: {out}"
+    assert any(line.startswith("With the base model, as gguf reads it: relative logit error ") for line in lines)
+    found = as_json(capsys, "export", run, "--to", "mlx", "--output", tmp_path / "mlx")
+    assert found["folder"] == str(tmp_path / "mlx")
+    assert (tmp_path / "mlx" / "adapters.safetensors").is_file()
+    text = refused(capsys, "export", run, "--to", "mlx", "--output", tmp_path / "other", "--type", "q8_0")
+    assert "with --to mlx, the adapter is written in float32" in text

@@ -35,8 +35,8 @@ def rope_base(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def encoded(change: Callable[[Encoding], Encoding]) -> Callable[[pytest.MonkeyPatch], None]:
-    own = exporting._encoding
-    return lambda monkeypatch: monkeypatch.setattr(exporting, "_encoding", lambda session: change(own(session)))
+    own = exporting.encoding_of
+    return lambda monkeypatch: monkeypatch.setattr(exporting, "encoding_of", lambda *given: change(own(*given)))
 
 
 def written(change: Callable[[dict[str, Tensor]], None]) -> Callable[[pytest.MonkeyPatch], None]:

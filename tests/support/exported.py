@@ -33,10 +33,10 @@ def folder_of(family: str, path: Path, **changes: Any) -> Path:
     return make_folder(path, family, OWN.get(family, CONFIGS.get(family, CONFIGS["llama"])) | wide | ENDS | changes)
 
 
-def adapter_of(base_folder: Path, folder: Path) -> Path:
-    """An adapter with random weights on this base."""
+def adapter_of(base_folder: Path, folder: Path, **options: Any) -> Path:
+    """An adapter with random weights on this base. options: of `LoraConfig`; r is 4 by default."""
     base = load_base(ModelConfig(model=str(base_folder), dtype="float32", device="cpu"))
-    adapter = inject(base.model, LoraConfig(r=4), base.router)
+    adapter = inject(base.model, LoraConfig(**({"r": 4} | options)), base.router)
     stir(adapter, 1)
     with torch.no_grad():
         for key, parameter in adapter.parameters.items():

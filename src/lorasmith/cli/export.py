@@ -10,29 +10,38 @@ from typing import TYPE_CHECKING, Any
 from lorasmith.cli.flags import Parser, base_of
 from lorasmith.cli.importing import importing
 from lorasmith.cli.screen import Screen
+from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
 
 if TYPE_CHECKING:
     from lorasmith.config.model import ModelConfig
     from lorasmith.export.gguf_file import Kind
 
-TARGETS, TYPES = ("gguf", "ollama"), ("f16", "bf16", "f32", "q8_0")
+MERGED, ADAPTERS = ("gguf", "ollama"), ("gguf-lora", "mlx")
+TARGETS, TYPES = (*MERGED, *ADAPTERS), ("f16", "bf16", "f32", "q8_0")
 
 
 def parser() -> Parser:
     """The arguments of the command."""
     about = _(
-        "Merge an adapter into its base model and write it to a GGUF file, for llama.cpp or LM Studio, or to a folder "
-        "for Ollama, after reading it back and comparing it with the trained model."
+        "Write what was trained for other programs, after reading it back and comparing it with the trained model: "
+        "merged with the base model for llama.cpp, LM Studio or Ollama, or the adapter alone for llama.cpp or mlx-lm."
     )
     parser = Parser("export", "RUN --to FORMAT --output PATH", about)
     parser.own.add_argument("run", metavar="RUN", help=_("Run or adapter folder"))
     parser.own.add_argument(
-        "--to", choices=TARGETS, required=True, help=_("gguf: a file; ollama: a folder with this file and a Modelfile")
-    )
+        "--to", choices=TARGETS, required=True,
+        help=_(
+            "gguf: a file of the merged model; ollama: a folder with this file and a Modelfile; gguf-lora: a file of "
+            "the adapter alone; mlx: a folder of the adapter alone for mlx-lm"
+        ),
+    )  # fmt: skip
     parser.own.add_argument(
-        "--type", choices=TYPES, default="f16",
-        help=_("Type of the matrices in the file (default: f16); q8_0 takes about half as much space as f16"),
+        "--type", choices=TYPES,
+        help=_(
+            "Type of the matrices of the merged model (default: f16); q8_0 takes about half as much space as f16. "
+            "Adapters are written in float32"
+        ),
     )  # fmt: skip
     parser.own.add_argument("--output", metavar="PATH", required=True, help=_("File or folder to write"))
     parser.add_switch("--overwrite", _("Replace --output, if an export wrote it"))
@@ -44,10 +53,17 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Export and compare. Raises LorasmithError."""
     model = base_of(args)
+    if args.type and args.to in ADAPTERS:
+        raise ConfigError(
+            _("--type: with --to {target}, the adapter is written in float32. Leave it out.", target=args.to)
+        )
     with importing():
         import lorasmith.export.export  # noqa: F401 - torch and transformers, while it says so
     with Screen(json=args.json) as screen:
-        found = export(args.run, args.output, args.to, args.type, model, args.overwrite, screen)
+        if args.to in MERGED:
+            found = export(args.run, args.output, args.to, args.type or "f16", model, args.overwrite, screen)
+        else:
+            found = export_adapter(args.run, args.output, args.to, model, args.overwrite, screen)
     if args.json:
         print(json.dumps(found, ensure_ascii=False))
     return 0
@@ -72,10 +88,36 @@ def export(
     return {"file": str(found.file), **found.content}
 
 
+def export_adapter(
+    run: str, output: str, target: str, model: "ModelConfig", overwrite: bool, screen: Screen
+) -> dict[str, Any]:
+    """Export the adapter alone. Returns what was written and compared. Raises LorasmithError."""
+    from lorasmith.export.gguf_lora import export_gguf_lora
+    from lorasmith.export.mlx import export_mlx
+
+    if target == "gguf-lora":
+        made = export_gguf_lora(run, output, model, overwrite, screen)
+        readings = made.content["figures"]["readings"]
+        found = {"file": str(made.file), **made.content}
+    else:
+        readings = [{"reader": "safetensors", "error": export_mlx(run, output, model, overwrite, screen)}]
+        found = {"folder": str(Path(output).expanduser()), "figures": {"readings": readings}}
+    for one in readings:
+        screen.say(
+            _(
+                "With the base model, as {reader} reads it: relative logit error {error:.1e}",
+                reader=one["reader"],
+                error=one["error"],
+            )
+        )
+    screen.say(_("Exported: {file}", file=Path(output).expanduser()))
+    return found
+
+
 def add_export(parser: Parser) -> None:
     """The option of `train` and `check`."""
     parser.own.add_argument(
-        "--export", choices=TARGETS,
+        "--export", choices=MERGED,
         help=_("Export to RUN.gguf or the folder RUN-ollama after the training; what is impossible is refused before"),
     )  # fmt: skip
 

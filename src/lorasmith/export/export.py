@@ -38,7 +38,7 @@ def export_gguf(
     """
     report, config, target = report or Report(), config or ModelConfig(), Path(output).expanduser()
     with writing(target, is_run=False), locked(target.parent / f".{target.name}.lorasmith-lock", target):
-        _require_free(target, overwrite)
+        require_free(target, overwrite)
         subject = Subject.open(path, config, report, rows)
         report.say(_("Writing {file} ({kind})", file=target, kind=kind))
         with new_file(target) as staging:
@@ -94,7 +94,8 @@ def require_exportable(config: ModelConfig, report: Report | None = None) -> Non
     vocabulary_of(load_tokenizer(folder, config.trust_remote_code, report or Report()), 0)
 
 
-def _require_free(target: Path, overwrite: bool) -> None:
+def require_free(target: Path, overwrite: bool) -> None:
+    """Raise RunError if the file exists and must not be replaced, because no export wrote it or nobody asked for it."""
     if target.is_dir():
         raise RunError(_("{file} is a folder. Give the name of a file to --output.", file=target))
     if not target.exists():

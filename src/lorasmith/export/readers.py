@@ -79,20 +79,23 @@ class Transformers:
 
 
 class LlamaCpp:
-    """llama.cpp, which rounds the inputs of products to the type of the matrices. Raises ValueError."""
+    """llama.cpp, which rounds the inputs of products to the type of the matrices. Raises ValueError.
+
+    lora: the file of an adapter that it adds to the model.
+    """
 
     name = "llama.cpp"
     slack = 3.0  # 1.5 with f16 and bf16, 2.0 with q8_0 were observed
     floor = 1e-3  # it takes GELU from a table in half precision; 4e-4 was observed in f32
 
-    def __init__(self, file: Path, context: int) -> None:
+    def __init__(self, file: Path, context: int, lora: Path | None = None) -> None:
         llama_cpp = __import__(LLAMA_CPP)
         threads, self.version = torch.get_num_threads(), f"llama-cpp-python {llama_cpp.__version__}"
         wide = llama_cpp.GGML_TYPE_F32  # of keys and values
         with _silent():
             self.llama = llama_cpp.Llama(
                 str(file), n_ctx=context, n_batch=context, n_threads=threads, n_threads_batch=threads,
-                logits_all=True, type_k=wide, type_v=wide, verbose=False,
+                logits_all=True, type_k=wide, type_v=wide, verbose=False, lora_path=str(lora) if lora else None,
             )  # fmt: skip
 
     def tokens(self, text: str) -> list[int]:

@@ -63,7 +63,8 @@ class Subject:
         place = Path(path).expanduser()
         session = open_adapters([place], wide, report)
         names_of(read_config(session.base.folder, config.trust_remote_code))  # refuses before the work is done
-        encoding, origin = _encoding(session), origin_of(session)
+        rows_of_embedding = embedding_rows(session.base)
+        encoding, origin = encoding_of(session.template, rows_of_embedding), origin_of(session)
         identity: dict[str, Any] = {"base": {"model": session.base.source, **session.base.identity}}
         if session.folders:
             identity["adapter"] = {"hash": AdapterFolder.read(find_adapter(place)).hash}
@@ -124,8 +125,12 @@ def _plain(path: Path, config: ModelConfig, report: Report) -> PreTrainedModel:
         return load_plain(Path(place) / "model", None, torch.float32, config.trust_remote_code)
 
 
-def _encoding(session: Session) -> Encoding:
-    template, tokenizer = session.template, session.template.tokenizer
+def encoding_of(template: Template, rows: int) -> Encoding:
+    """How conversations are encoded, for a model whose embedding has so many rows.
+
+    Raises ModelError if GGUF has no such tokenizer, or too few keys for the tokens that end an answer.
+    """
+    tokenizer = template.tokenizer
     ends = _ends(template)
     if len(ends) > len(ENDS):
         raise ModelError(
@@ -135,7 +140,7 @@ def _encoding(session: Session) -> Encoding:
                 tokens=listed([str(template.token(i)) for i in ends]),
             )
         )
-    words = vocabulary_of(tokenizer, embedding_rows(session.base))
+    words = vocabulary_of(tokenizer, rows)
     return Encoding(
         words,
         template.as_jinja(),
