@@ -35,6 +35,8 @@ def test_each_penalty_penalizes(option, value):
         ("max_new_tokens", 0),
         ("seed", 2**32),
         ("logprobs", 21),
+        ("logit_bias", {5: 101.0}),
+        ("logit_bias", {-1: 1.0}),
         ("stop", [1]),
     ],
 )
@@ -51,4 +53,4 @@ def test_an_unknown_option_is_refused_with_a_suggestion():
 def test_what_all_share_is_offered_everywhere():
     shared, flags, config = (model.model_fields.keys() for model in (Sampling, SamplingFlags, SamplingConfig))
     assert shared < flags < config
-    assert config - flags == {"logprobs"}
+    assert config - flags == {"logprobs", "logit_bias"}

@@ -61,7 +61,7 @@ CALLED = [
     [
         ({"temperature": -1}, "temperature", "at least 0"),
         ({"extra_body": {"temprature": 1}}, "temprature", "Did you mean 'temperature'"),
-        ({"max_tokens": 5000}, "max_tokens", "context length of 120 tokens"),
+        ({"messages": user("word " * 300)}, None, "tokens"),
         ({"max_tokens": 0}, "max_tokens", "at least 1"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "role 'user'"),
         ({"messages": []}, "messages", "messages"),

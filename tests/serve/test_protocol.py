@@ -9,10 +9,11 @@ from lorasmith.config.sampling import Sampling, SamplingConfig
 from lorasmith.config.values import validation_messages
 from lorasmith.data.rows.conversation import Message
 from lorasmith.data.rows.messages import parse_messages
-from lorasmith.serve.protocol import UNSUPPORTED, ChatRequest, CompletionRequest, Failure
+from lorasmith.serve.protocol import UNSUPPORTED, ChatRequest, CompletionRequest, Failure, FunctionName
 from lorasmith.serve.request_parsing import requests
 
 VERSION = SimpleNamespace(adapter=None, template=SimpleNamespace(stop_ids=(1,)))
+TOOL: dict = {"type": "function", "function": {"name": "f"}}
 OWN = {"top_k", "temperature"}  # vLLM's -1; OpenAI's default
 REQUESTS: list[tuple[type[BaseModel], dict[str, object]]] = [
     (ChatRequest, {"model": "m", "messages": [{"role": "user", "content": "?"}]}),
@@ -95,14 +96,11 @@ def problems(kind: type[BaseModel], values: dict) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("logit_bias", {"5": 10}),
         ("min_tokens", 3),
         ("min_tokens", False),
-        ("ignore_eos", True),
-        ("ignore_eos", 0),
-        ("reasoning_effort", "low"),
+        ("use_beam_search", True),
+        ("use_beam_search", 0),
         ("chat_template_kwargs", {"enable_thinking": False}),
-        ("functions", [{"name": "f"}]),
         ("modalities", ["text", "audio"]),
         ("guided_json", {}),
     ],
@@ -127,11 +125,57 @@ def test_a_part_that_is_no_text_is_named(part: dict, says: str) -> None:
     assert problem.startswith(f"messages: {says}")
 
 
-def test_a_schema_that_a_reply_must_follow_is_refused_by_its_type() -> None:
-    asked = REQUESTS[0][1] | {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}}
-    assert problems(ChatRequest, asked) == [
-        "response_format: invalid value 'json_schema': must be 'text' or 'json_object'"
-    ]
+@pytest.mark.parametrize(("kind", "asked"), REQUESTS)
+@pytest.mark.parametrize(
+    "hint",
+    [
+        {"reasoning_effort": "low"},
+        {"verbosity": "low"},
+        {"prediction": {"type": "content", "content": "x"}},
+        {"prompt_cache_retention": "24h"},
+        {"service_tier": "flex"},
+        {"max_tokens": -1},  # llama.cpp and LM Studio
+    ],
+)
+def test_hints_that_a_model_may_ignore_change_nothing(hint: dict, kind: type[BaseModel], asked: dict) -> None:
+    (made,) = requests(kind.model_validate(asked | hint), VERSION, [[5]], [7], {})
+    assert made.sampling == SamplingConfig(temperature=1.0, max_new_tokens=7, seed=made.sampling.seed)
+
+
+@pytest.mark.parametrize(("kind", "asked"), REQUESTS)
+def test_top_p_of_0_is_greedy_and_ignore_eos_keeps_going(kind: type[BaseModel], asked: dict) -> None:
+    (made,) = requests(kind.model_validate(asked | {"top_p": 0, "ignore_eos": True}), VERSION, [[5]], [7], {})
+    assert (made.sampling.temperature, made.sampling.top_p, made.stop_ids) == (0, 1, ())
+    (made,) = requests(kind.model_validate(asked | {"logit_bias": {"5": -100}}), VERSION, [[5]], [7], {})
+    assert (made.sampling.logit_bias, made.stop_ids) == ({5: -100.0}, (1,))
+
+
+@pytest.mark.parametrize(
+    ("form", "problem"),
+    [
+        ({"type": "json_schema"}, "json_schema is missing. It must be an object with `name` and `schema`."),
+        ({"type": "grammar"}, "invalid value 'grammar': must be 'text', 'json_object' or 'json_schema'"),
+    ],
+)
+def test_a_format_that_says_nothing_is_refused(form: dict, problem: str) -> None:
+    assert problems(ChatRequest, REQUESTS[0][1] | {"response_format": form}) == [f"response_format: {problem}"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "offered", "choice"),
+    [
+        ({"tools": [TOOL]}, [TOOL], "auto"),
+        ({"tools": [TOOL], "tool_choice": "none"}, [], "none"),
+        ({"tools": [TOOL], "tool_choice": "required"}, [TOOL], "required"),
+        ({"tools": [TOOL], "tool_choice": TOOL}, [TOOL], FunctionName(name="f")),
+        ({"functions": [TOOL["function"]], "function_call": {"name": "f"}}, [TOOL], FunctionName(name="f")),
+        ({"functions": [TOOL["function"]], "function_call": "none"}, [], "none"),
+    ],
+)
+def test_tools_in_both_forms(fields: dict, offered: list, choice: object) -> None:
+    body = ChatRequest.model_validate(REQUESTS[0][1] | fields)
+    assert (body.offered, body.choice) == (offered, choice)
+    assert body.must_call == (choice not in ("none", "auto"))
 
 
 def test_whether_special_tokens_are_added_is_as_vllm_has_it() -> None:

@@ -15,6 +15,8 @@ Temperature = Annotated[
     float, Field(ge=0, allow_inf_nan=False, description=_("Sampling temperature; 0 means greedy decoding"))
 ]
 TopLogprobs = Annotated[int, Field(ge=0, le=20)]  # how many of the most likely tokens to report
+# What is added to the logits of tokens, by their ids; with -100, a token is practically never sampled.
+LogitBias = dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]]
 
 
 class Sampling(Typed):
@@ -88,7 +90,8 @@ class SamplingFlags(Sampling):
 
 
 class SamplingConfig(SamplingFlags):
-    """The options of the library: those of the command line, and log probabilities."""
+    """The options of the library: those of the command line, log probabilities and logit bias."""
 
     # how many of the most likely tokens to report besides the sampled one; 0 reports the sampled one only
     logprobs: TopLogprobs | None = None
+    logit_bias: LogitBias | None = None

@@ -186,6 +186,7 @@ class Engine:
                      tokens=len(request.ids), limit=limit)  # fmt: skip
             raise DataError(text)
         settings, tokenizer = request.sampling, self.base.tokenizer
+        refuse_surplus(self.base, settings.logit_bias or (), "logit_bias")
         special = tokenizer.get_added_vocab() if settings.stop else {}  # stop on their ids: the text omits them
         return RunningRequest(
             key=key,

@@ -80,6 +80,8 @@ class Packed:
         self._held = set()
         run.version = self._version(run)
         run.past = self.prefixes.load(run.version, run.ids, self.cache, run.slot, run.active_from)
+        if not run.replied:  # not when it was preempted, since its own blocks are cached by then
+            run.cached = run.past
 
     def _version(self, run: RunningRequest) -> Hashable:
         """The current version of the request's adapter; None for the base model."""

@@ -131,7 +131,8 @@ def add_completion_routes(app: FastAPI, manager: RequestManager) -> None:
         with manager.registry.using(version, manager.worker):
             parsed = await parse_in_thread(manager, request, partial(parse_chat, body, version, manager.context))
             events = manager.open(parsed, version)
-        envelope = Envelope("chat.completion", body.model, version.template.tokenizer, bool(body.tools))
+        fingerprint = manager.registry.fingerprint(version)
+        envelope = Envelope("chat.completion", body.model, version.template.tokenizer, fingerprint, body)
         if body.stream:
             shown = await after_first(request, events)
             return StreamingReply(chat_stream(shown, envelope, parsed, body.stream_options), events)
@@ -143,7 +144,8 @@ def add_completion_routes(app: FastAPI, manager: RequestManager) -> None:
         body, version = await parse_body(manager, request, CompletionRequest)
         with manager.registry.using(version, manager.worker):
             parsed = await parse_in_thread(manager, request, partial(parse_completion, body, version, manager.context))
-            envelope = Envelope("text_completion", body.model, version.template.tokenizer)
+            fingerprint = manager.registry.fingerprint(version)
+            envelope = Envelope("text_completion", body.model, version.template.tokenizer, fingerprint)
             echo = echo_texts(body, parsed, version)
             if not body.stream:
                 choices, scores = await cancel_on_disconnect(request, complete(manager, body, parsed, version))

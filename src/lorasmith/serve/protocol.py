@@ -4,11 +4,11 @@ Unknown fields are rejected rather than ignored, since they might change the rep
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from lorasmith.config.sampling import Sampling, Temperature, TopLogprobs
+from lorasmith.config.sampling import LogitBias, Sampling, Temperature, TopLogprobs
 from lorasmith.config.values import Typed
 from lorasmith.i18n import _
 
@@ -34,12 +34,12 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
         ),
         (0,),
     ),
-    **dict.fromkeys(("bad_words", "documents", "functions", "logits_processors", "stop_token_ids"), ([],)),
-    **dict.fromkeys(("chat_template_kwargs", "logit_bias", "mm_processor_kwargs"), ({},)),
+    **dict.fromkeys(("bad_words", "documents", "logits_processors", "stop_token_ids"), ([],)),
+    **dict.fromkeys(("chat_template_kwargs", "mm_processor_kwargs"), ({},)),
     **dict.fromkeys(
         (
-            "continue_final_message", "ignore_eos", "include_stop_str_in_output", "return_token_ids",
-            "return_tokens_as_token_ids", "use_beam_search",
+            "continue_final_message", "include_stop_str_in_output", "return_token_ids", "return_tokens_as_token_ids",
+            "use_beam_search",
         ),
         (False,),
     ),
@@ -53,15 +53,16 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(
         (
             "allowed_token_ids", "audio", "chat_template", "enable_thinking", "guided_choice", "guided_grammar",
-            "guided_json", "guided_regex", "prediction", "prompt_embeds", "prompt_logprobs", "reasoning",
-            "reasoning_effort", "structured_outputs", "thinking", "truncate_prompt_tokens", "web_search_options",
+            "guided_json", "guided_regex", "prompt_embeds", "prompt_logprobs", "reasoning", "structured_outputs",
+            "thinking", "truncate_prompt_tokens", "web_search_options",
         ),
         (),
     ),
-    "function_call": ("none", "auto"),  # without `functions`
     "modalities": (["text"],),
-    "verbosity": ("medium",),
 }  # fmt: skip
+
+# Values of supported fields with which other servers say "not set".
+UNSET: dict[str, tuple[Any, ...]] = {"max_tokens": (-1,), "max_completion_tokens": (-1,)}
 
 
 # Keys of messages in other APIs that would change the reply, unlike `id` or `annotations`, which are ignored.
@@ -117,6 +118,8 @@ class _Sampled(Sampling):
     temperature: Temperature = 1.0  # OpenAI's default
     top_k: Annotated[int, Field(ge=-1, description=Sampling.model_fields["top_k"].description)] = 0
     seed: int | None = None
+    logit_bias: LogitBias | None = None
+    ignore_eos: bool | None = None  # vLLM's, for benchmarks: the reply goes on to max_tokens
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # Accepted and ignored, because they do not change the reply.
@@ -128,14 +131,19 @@ class _Sampled(Sampling):
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     cache_prompt: bool | None = None
+    reasoning_effort: str | None = None  # hints, which any model may ignore
+    verbosity: str | None = None
+    prediction: dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _without_neutral(cls, values: Any) -> Any:
-        """The fields without those of UNSUPPORTED whose value changes nothing."""
+        """The fields without those whose value changes nothing; `top_p: 0` is greedy decoding."""
         if not isinstance(values, dict):
             return values
-        neutral = {key: [] if key in cls.model_fields else cls.unsupported.get(key, ()) for key in values}
+        if _is_in((0,), values.get("top_p")):
+            values = values | {"top_p": 1, "temperature": 0}
+        neutral = {key: (UNSET if key in cls.model_fields else cls.unsupported).get(key, ()) for key in values}
         return {key: value for key, value in values.items() if not _is_in(neutral[key], value)}
 
     @field_validator("top_k")
@@ -201,11 +209,39 @@ class ChatMessage(Typed):
         return content
 
 
-class ResponseFormat(_Strict):
-    """Free text, or one JSON object."""
+class JsonSchema(_Strict):
+    """The schema that a reply must follow. `name` and `description` are for the client only."""
 
-    type: Literal["text", "json_object"] = "text"
-    json_schema: dict[str, Any] | None = None  # not supported; belongs to another type, which is refused
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(_Strict):
+    """Free text, one JSON object, or JSON that follows a schema."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> Self:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError(_("json_schema is missing. It must be an object with `name` and `schema`."))
+        return self
+
+
+class FunctionName(Typed):
+    """The function that a reply must call."""
+
+    name: str
+
+
+class ToolChoice(_Strict):
+    """The tool that a reply must call."""
+
+    type: Literal["function"] = "function"
+    function: FunctionName
 
 
 class ChatRequest(_Sampled):
@@ -220,8 +256,28 @@ class ChatRequest(_Sampled):
     top_logprobs: TopLogprobs | None = None
     response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    functions: list[dict[str, Any]] | None = None  # OpenAI's older names for tools and tool_choice
+    function_call: Literal["none", "auto"] | FunctionName | None = None
+
+    @property
+    def offered(self) -> list[dict[str, Any]]:
+        """The tools that the reply may call."""
+        if self.choice == "none":
+            return []
+        return self.tools or [{"type": "function", "function": function} for function in self.functions or ()]
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the reply must be a call."""
+        return self.choice not in ("none", "auto")
+
+    @property
+    def choice(self) -> str | FunctionName:
+        """'none', 'auto', 'required', or the function to call."""
+        chosen = self.tool_choice or self.function_call or "auto"
+        return chosen.function if isinstance(chosen, ToolChoice) else chosen
 
     @property
     def choices(self) -> int:

@@ -4,6 +4,7 @@ Registry belongs to the event loop's thread; `load_version`, `attach` and `detac
 """
 
 import asyncio
+import hashlib
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from lorasmith.model.vocabulary import embedding_kept_on_error
 from lorasmith.serve.discovery import MODEL_NAME, DiscoveredAdapter, read, resolve_inside
 from lorasmith.serve.protocol import Failure
 from lorasmith.serve.worker import Worker
+from lorasmith.version import installed_version
 
 EFFECT_PROMPT = "Why is the sky blue?"  # text on which the effect of an adapter is measured
 
@@ -76,6 +78,12 @@ class Registry:
             text += " " + _("Available models: {names}.", names=shown or _("none"))
             raise Failure(404, text, "model", "model_not_found")
         return self.versions[name]
+
+    def fingerprint(self, version: ModelVersion) -> str:
+        """The `system_fingerprint` of replies: the same while base model, adapter and version of lorasmith are."""
+        content = version.discovered.hash if version.discovered else ""
+        named = repr((self.base_name, str(self.base.dtype), content, installed_version()))
+        return f"fp_{hashlib.sha256(named.encode()).hexdigest()[:10]}"
 
     @contextmanager
     def using(self, version: ModelVersion, worker: Worker) -> Iterator[None]:

@@ -95,6 +95,9 @@ class RequestManager:
                     continue
                 if isinstance(event, Exception):
                     raise failure_of(event)
+                if event.finish == "error":
+                    text = _("the grammar of the requested format is too complex. Use a simpler schema.")
+                    raise Failure(400, text, "response_format")
                 self._measure(version.name, event, began, last.get(job))
                 last[job] = time.monotonic()
                 if event.finish:

@@ -10,16 +10,19 @@ from typing import Any
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.values import check
 from lorasmith.data.rows.messages import parse_messages
+from lorasmith.data.template.chat_prompt import chat_texts
 from lorasmith.data.template.special_tokens import ids_of_plain_text
 from lorasmith.data.template.token_bytes import max_bytes_per_token
 from lorasmith.engine.request import Request
+from lorasmith.engine.sampling.grammar import Grammar
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
 from lorasmith.serve.protocol import ChatMessage, ChatRequest, CompletionRequest, Failure
 from lorasmith.serve.registry import ModelVersion
+from lorasmith.serve.structured_output import grammar_of
 
 DEFAULT_COMPLETION = 16  # tokens, as in OpenAI's API
-API_NAMES = {"max_new_tokens": "max_tokens", "json_object": "response_format"}  # where ours differ from the API's
+API_NAMES = {"max_new_tokens": "max_tokens"}  # where ours differ from the API's
 
 MAX_SHORT_BODY = 2**16  # bytes; larger request bodies are parsed one at a time
 MAX_LONG_WAITING = 16  # maximum number of such bodies that may wait
@@ -63,14 +66,13 @@ class ParsedRequest:
 
 def parse_chat(body: ChatRequest, version: ModelVersion, context: int) -> ParsedRequest:
     """Parse a chat request. Raises Failure 400 if the template rejects the messages, or they are too long."""
-    tools = body.tools if body.tools and body.tool_choice != "none" else []
-    prompt = encode_chat(body.messages, version, tools, context)
+    prompt = encode_chat(body.messages, version, body.offered, context)
+    grammar = grammar_of(body, version.template.tokenizer)
     wanted = body.max_completion_tokens or body.max_tokens
-    room = room_for(prompt, wanted, context)
+    room = room_for(prompt, context)
     own: dict[str, Any] = {"logprobs": (body.top_logprobs or 0) if body.logprobs else None}
-    if body.response_format is not None and body.response_format.type == "json_object":
-        own["json_object"] = True
-    return ParsedRequest([prompt], requests(body, version, [prompt], [wanted or room], own), body.n or 1)
+    made = requests(body, version, [prompt], [min(wanted or room, room)], own, grammar)
+    return ParsedRequest([prompt], made, body.n or 1)
 
 
 def parse_completion(body: CompletionRequest, version: ModelVersion, context: int) -> ParsedRequest:
@@ -79,11 +81,11 @@ def parse_completion(body: CompletionRequest, version: ModelVersion, context: in
     wanted = DEFAULT_COMPLETION if body.max_tokens is None else body.max_tokens
     if not wanted and not body.echo:
         raise Failure(400, _("max_tokens: 0 is only allowed with echo."), "max_tokens")
-    for prompt in prompts:
-        room_for(prompt, wanted, context)
     if not wanted:
+        for prompt in prompts:
+            room_for(prompt, context, least=0)
         return ParsedRequest(prompts, [], body.n or 1)
-    rooms = [wanted] * len(prompts)
+    rooms = [min(wanted, room_for(prompt, context)) for prompt in prompts]
     return ParsedRequest(prompts, requests(body, version, prompts, rooms, {"logprobs": body.logprobs}), body.n or 1)
 
 
@@ -92,7 +94,7 @@ def encode_chat(
 ) -> list[int]:
     """Encode a conversation with the template that the adapter was trained with. Raises Failure 400."""
     try:
-        texts = version.template.prompt_texts(parse_messages([_message_fields(message) for message in messages]), tools)
+        texts = chat_texts(version.template, parse_messages([_message_fields(message) for message in messages]), tools)
         refuse_too_long(texts, version, context)
         return version.template.ids_of(texts)
     except LorasmithError as error:
@@ -134,14 +136,14 @@ def refuse_too_long(texts: Sequence[str], version: ModelVersion, context: int) -
         raise Failure(400, text, None, "context_length_exceeded")
 
 
-def room_for(prompt: Sequence[int], wanted: int | None, context: int) -> int:
-    """The maximum length of a reply in tokens. Raises Failure 400 if prompt and reply exceed the context length."""
+def room_for(prompt: Sequence[int], context: int, least: int = 1) -> int:
+    """The maximum length of a reply in tokens. Raises Failure 400 if it is smaller than `least`."""
     room = context - len(prompt)
-    if room < max(wanted or 1, 0):
-        text = _("the prompt ({tokens} tokens) and the reply ({wanted} tokens) do not fit into the context length "
-                "of {limit} tokens.",
-                 tokens=len(prompt), wanted=wanted or 1, limit=context)  # fmt: skip
-        raise Failure(400, text, "max_tokens" if room > 0 else None, "context_length_exceeded")
+    if room < least:
+        text = _("the prompt has {tokens} tokens, which leaves no room for a reply: prompt and reply together have at "
+                "most {limit} tokens.",
+                 tokens=len(prompt), limit=context)  # fmt: skip
+        raise Failure(400, text, None, "context_length_exceeded")
     return room
 
 
@@ -151,6 +153,7 @@ def requests(
     prompts: Sequence[list[int]],
     rooms: Sequence[int],
     own: dict[str, Any],
+    grammar: Grammar | None = None,
 ) -> list[Request]:
     """`n` engine requests for each prompt, which differ in their seeds. Raises Failure 400 for invalid settings.
 
@@ -158,12 +161,14 @@ def requests(
     """
     seed = secrets.randbits(32) if body.seed is None else body.seed
     values = own | body.sampling | {"stop": (body.stop,) if isinstance(body.stop, str) else body.stop}
+    values["logit_bias"] = body.logit_bias
+    stop_ids = () if body.ignore_eos else version.template.stop_ids
     known = {key: value for key, value in values.items() if value is not None}
     made = []
     for prompt, room in zip(prompts, rooms, strict=True):
         for choice in range(body.n or 1):
             settings = known | {"max_new_tokens": room, "seed": (seed + choice) % 2**32}
-            made.append(Request(prompt, _sampling(settings), version.adapter, version.template.stop_ids))
+            made.append(Request(prompt, _sampling(settings), version.adapter, stop_ids, grammar))
     return made
 
 

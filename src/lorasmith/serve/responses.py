@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.request import Event
 from lorasmith.engine.sampling.logprobs import TokenLogprobs
-from lorasmith.serve.protocol import Failure, StreamOptions
+from lorasmith.serve.protocol import ChatRequest, Failure, FunctionName, StreamOptions
 from lorasmith.serve.request_manager import HEARTBEAT, Events
 from lorasmith.serve.request_parsing import ParsedRequest
 from lorasmith.serve.tool_calls import ToolCallStream, parse_tool_calls
@@ -72,6 +72,7 @@ class Choice:
 
     text: str = ""
     tokens: int = 0
+    cached: int = 0  # of the prompt's tokens, those that were in the prefix cache
     scores: list[ScoredToken] = field(default_factory=list)
     finish: str | None = None
 
@@ -79,18 +80,19 @@ class Choice:
         """Add a token."""
         self.text += event.text
         self.tokens += 1
-        self.finish = event.finish
+        self.finish, self.cached = event.finish, event.cached
         self.scores += [score] if (score := score_of(event)) else []
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """The fields common to all chunks of a response. `kind`: chat.completion or text_completion."""
+    """What all chunks of a response have in common. `kind`: chat.completion or text_completion; `asked`: of a chat."""
 
     kind: str
     model: str
     tokenizer: PreTrainedTokenizerBase
-    has_tools: bool = False
+    fingerprint: str
+    asked: ChatRequest | None = None
     number: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -103,7 +105,27 @@ class Envelope:
         """A response, or a chunk of a stream, with these choices."""
         chunk = ".chunk" if self.kind == "chat.completion" and choices and "delta" in choices[0] else ""
         named = {"id": self.id, "object": self.kind + chunk, "created": self.created, "model": self.model}
-        return named | {"choices": choices} | more
+        return named | {"system_fingerprint": self.fingerprint, "choices": choices} | more
+
+    def calls_in(self, text: str) -> tuple[str, list[dict[str, Any]]]:
+        """The text of a chat reply without its tool calls, and the calls."""
+        asked = self.asked
+        if asked is None or not asked.offered:
+            return text, []
+        text, calls = parse_tool_calls(text, asked.must_call)
+        return text, calls[:1] if asked.functions or asked.parallel_tool_calls is False else calls
+
+    def told(self, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        """The calls as a message has them: OpenAI's older form if the request used it."""
+        is_older = self.asked is not None and self.asked.functions
+        return {"function_call": calls[0]["function"]} if is_older else {"tool_calls": calls}
+
+    def finish(self, calls: list[dict[str, Any]], finish: str | None) -> str | None:
+        """The `finish_reason` of a reply with these calls; like OpenAI's, it is 'stop' if the function was named."""
+        if not calls or self.asked is None:
+            return finish
+        is_named = isinstance(self.asked.choice, FunctionName)
+        return "stop" if is_named else "function_call" if self.asked.functions else "tool_calls"
 
 
 async def collect(events: Events, count: int) -> list[Choice]:
@@ -115,24 +137,40 @@ async def collect(events: Events, count: int) -> list[Choice]:
     return choices
 
 
-def usage(parsed: ParsedRequest, tokens: int) -> dict[str, int]:
-    """The `usage` of a response."""
+def usage(parsed: ParsedRequest, tokens: int, cached: Sequence[int]) -> dict[str, Any]:
+    """The `usage` of a response. `cached`: tokens of each choice's prompt that were in the prefix cache."""
     prompt = parsed.prompt_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": tokens,
+        "total_tokens": prompt + tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(cached[:: parsed.n]), "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+def usage_of(parsed: ParsedRequest, choices: Sequence[Choice]) -> dict[str, Any]:
+    """The `usage` of a response with these choices."""
+    return usage(parsed, sum(choice.tokens for choice in choices), [choice.cached for choice in choices])
 
 
 def chat_body(envelope: Envelope, choices: Sequence[Choice], parsed: ParsedRequest) -> dict[str, Any]:
     """The response to a chat request."""
     made = []
     for index, choice in enumerate(choices):
-        text, calls = parse_tool_calls(choice.text) if envelope.has_tools else (choice.text, [])
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        text, calls = envelope.calls_in(choice.text)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
         if calls:
-            message |= {"content": text or None, "tool_calls": calls}
-        finish = "tool_calls" if calls else choice.finish
+            message |= {"content": text or None} | envelope.told(calls)
+        finish = envelope.finish(calls, choice.finish)
         own = chat_logprobs(envelope.tokenizer, choice.scores) if choice.scores else None
         made.append({"index": index, "message": message, "logprobs": own, "finish_reason": finish})
-    return envelope.body(made, usage=usage(parsed, sum(choice.tokens for choice in choices)))
+    return envelope.body(made, usage=usage_of(parsed, choices))
 
 
 def completion_body(
@@ -154,7 +192,7 @@ def completion_body(
         own = completion_logprobs(envelope.tokenizer, tokens, offset) if tokens else None
         text = before + choice.text
         made.append({"index": index, "text": text, "logprobs": own, "finish_reason": choice.finish or "length"})
-    return envelope.body(made, usage=usage(parsed, sum(choice.tokens for choice in choices)))
+    return envelope.body(made, usage=usage_of(parsed, choices))
 
 
 async def chat_stream(
@@ -162,8 +200,11 @@ async def chat_stream(
 ) -> AsyncIterator[str]:
     """The server-sent events of a chat request. An error is sent as an event."""
     count = len(parsed.requests)
-    tool_streams = [ToolCallStream() for _choice in range(count)] if envelope.has_tools else []
-    first = [_delta(index, {"role": "assistant", "content": ""}) for index in range(count)]
+    asked = envelope.asked
+    tool_streams = list[ToolCallStream]()
+    if asked is not None and asked.offered:
+        tool_streams = [ToolCallStream(asked.must_call) for _choice in range(count)]
+    first = [_delta(index, {"role": "assistant", "content": "", "refusal": None}) for index in range(count)]
 
     def deltas(index: int, event: Event) -> Iterator[dict[str, Any]]:
         text, calls = event.text, list[dict[str, Any]]()
@@ -175,9 +216,9 @@ async def chat_stream(
             yield _delta(index, {"content": text}, own)
         if event.finish:
             if tool_streams:
-                rest, calls = tool_streams[index].close()
-                yield _delta(index, {"content": rest} if not calls else {"tool_calls": _numbered(calls)})
-            yield _delta(index, {}, finish="tool_calls" if calls else event.finish)
+                rest, calls = envelope.calls_in(tool_streams[index].close())
+                yield _delta(index, envelope.told(_numbered(calls)) if calls else {"content": rest})
+            yield _delta(index, {}, finish=envelope.finish(calls, event.finish))
 
     async for piece in _stream(events, envelope, parsed, options, first, deltas):
         yield piece
@@ -210,6 +251,7 @@ async def _stream(
     pieces: Any,
 ) -> AsyncIterator[str]:
     wants_usage, tokens = options is not None and options.include_usage, 0
+    cached = [0] * len(parsed.requests)
     more: dict[str, Any] = {"usage": None} if wants_usage else {}
     try:
         for choice in first:
@@ -218,6 +260,7 @@ async def _stream(
         async for item in events:
             if item is not None:
                 tokens += 1
+                cached[item[0].index] = item[1].cached
                 for choice in pieces(item[0].index, item[1]):
                     yield _event(envelope.body([choice], **more))
                     sent = time.monotonic()
@@ -229,7 +272,7 @@ async def _stream(
         return
     if wants_usage:
         kind = {"object": "chat.completion.chunk"} if envelope.kind == "chat.completion" else {}
-        yield _event(envelope.body([], usage=usage(parsed, tokens)) | kind)
+        yield _event(envelope.body([], usage=usage(parsed, tokens, cached)) | kind)
     yield "data: [DONE]\n\n"
 
 

@@ -26,6 +26,21 @@ def test_extreme_temperatures_are_numbers(temperature: float) -> None:
     assert 0 <= next_tokens(logits.clone(), [running_request([1], temperature=temperature)])[0] < 40
 
 
+def test_a_bias_is_added_to_its_tokens_of_its_row_only() -> None:
+    logits = torch.randn(3, 40)
+    bias = {7: 100.0, int(logits[2].argmax()): -100.0}
+    runs = [running_request([1]), running_request([1], logit_bias={7: 100.0}), running_request([1], logit_bias=bias)]
+    for run in runs:
+        assert run.request.sampling.logprobs is None
+    assert next_tokens(logits.clone(), runs) == [int(logits[0].argmax()), 7, 7]
+    bans = dict.fromkeys(range(39), -100.0)
+    drawn = [running_request([1], logit_bias=bans, temperature=1.0, seed=seed) for seed in range(20)]
+    assert next_tokens(logits[:1].repeat(20, 1), drawn) == [39] * 20
+    told = running_request([1], logit_bias={7: 100.0}, logprobs=1)
+    next_tokens(logits[:1].clone(), [told])
+    assert told.logprobs.logprob == pytest.approx(float(logits[0].log_softmax(-1)[7]))  # the model's own
+
+
 def test_not_a_number_is_said() -> None:
     with pytest.raises(ModelError, match="NaN"):
         next_tokens(torch.tensor([[0.0, float("nan"), 1.0]]), [running_request([1])])

@@ -230,8 +230,10 @@ class Template:
         """
         return self.ids_of(self.prompt_texts(messages, tools, source))
 
-    def prompt_texts(self, messages: Sequence[Message], tools: Sequence[Any] = (), source: str = "") -> list[str]:
-        """The texts of the prompt that are tokenized separately. Raises RowError as `encode_prompt` does."""
+    def prompt_texts(
+        self, messages: Sequence[Message], tools: Sequence[Any] = (), source: str = "", may_lead: bool = False
+    ) -> list[str]:
+        """The prompt's separately tokenized texts. Raises as `encode_prompt`. may_lead: an answer may come first."""
         arranged = self.with_system(messages)
         if not arranged or arranged[-1].role == "assistant":
             raise RowError(source, _("the last message must be one to answer, such as one with the role 'user'."))
@@ -245,7 +247,7 @@ class Template:
             )
         if self.is_whole:
             shielded = self.shielded(arranged)
-            self._refuse(shielded, source, tools)
+            self._refuse(shielded, source, tools, may_lead)
             return [self.jinja_for(tools).render(shielded, True, source, self._shielded_tools(tools))]
         turns = list(self._turns(self.shielded(arranged), source, tools))
         since = max(i for i, turn in enumerate(turns) if turn.restart)
@@ -375,12 +377,11 @@ class Template:
             return human_turns(messages, str(self.tokenizer.eos_token), source)
         return jinja_turns(self.jinja_for(tools), self._pattern, messages, source, self._shielded_tools(tools))
 
-    def _refuse(self, messages: Sequence[Message], source: str, tools: Sequence[Any]) -> None:
+    def _refuse(self, messages: Sequence[Message], source: str, tools: Sequence[Any], may_lead: bool = False) -> None:
         """Raise RowError for messages that begin with an answer, and for function calls that are not shown."""
-        if messages[0].role == "assistant":
-            raise RowError(
-                source, _("the first message is an answer, but nothing was asked. Begin with the role 'user'.")
-            )
+        if messages[0].role == "assistant" and not may_lead:
+            text = _("the first message is an answer, but nothing was asked. Begin with the role 'user'.")
+            raise RowError(source, text)
         if any(message.tool_calls for message in messages):
             jinja = None if self.kind == "human-assistant" else self.jinja_for(tools)
             refuse_unseen_calls(jinja, messages, source, tools)

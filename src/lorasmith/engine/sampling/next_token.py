@@ -7,6 +7,7 @@ A request's token depends only on its own logits, seed and settings, not on the 
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from lorasmith.engine.request import RunningRequest
@@ -26,7 +27,7 @@ def next_tokens(logits_NV: Tensor, runs: Sequence[RunningRequest]) -> list[int]:
         return []
     asked = [i for i, run in enumerate(runs) if run.request.sampling.logprobs is not None]
     own_NV = logits_NV[asked] if asked else None  # a copy, before they are modified
-    _penalize_and_mask(logits_NV, runs)
+    _change(logits_NV, runs)
     best_N, tokens_N = logits_NV.max(-1)
     if best_N.isnan().any():  # max propagates NaN
         raise ModelError(
@@ -46,13 +47,17 @@ def next_tokens(logits_NV: Tensor, runs: Sequence[RunningRequest]) -> list[int]:
     return tokens
 
 
-def _penalize_and_mask(logits_NV: Tensor, runs: Sequence[RunningRequest]) -> None:
+def _change(logits_NV: Tensor, runs: Sequence[RunningRequest]) -> None:
+    """Apply the penalties, the logit bias and the grammar of each request in place."""
     counts = [run.token_counts for run in runs]
     penalized = [PenalizedRow(i, c, runs[i].request.sampling) for i, c in enumerate(counts) if c is not None]
     apply_penalties(logits_NV, penalized)
     for i, run in enumerate(runs):
-        if run.json is not None:
-            run.json.restrict(logits_NV[i])
+        if bias := run.request.sampling.logit_bias:
+            ids_B = torch.tensor(list(bias), device=logits_NV.device)
+            logits_NV[i, ids_B] += torch.tensor(list(bias.values()), device=logits_NV.device)
+        if run.derivation is not None:
+            run.derivation.restrict(logits_NV[i], run.stop_ids)
 
 
 def _record_logprobs(logits_NV: Tensor, runs: Sequence[RunningRequest], tokens: Sequence[int]) -> None:

@@ -17,7 +17,7 @@ from lorasmith.config.sampling import SamplingConfig
 from lorasmith.engine.detokenizer import Detokenizer
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Event, Request, RunningRequest
-from lorasmith.engine.sampling.json_mode import JsonObject
+from lorasmith.engine.sampling.grammar import Derivation, Grammar
 from lorasmith.engine.sampling.next_token import next_tokens
 from lorasmith.errors import ConfigError, MissingExtraError
 from tests.support.decoding import Letters, base_of, request
@@ -44,7 +44,7 @@ def signs_of(kind: str) -> tuple[list[int], set[int]]:
     return closers, {i for word, i in vocab.items() if set(word) & set('{}[]",:\\-.0123456789truefalsn')}
 
 
-def admitted(state: JsonObject, words: int) -> list[int]:
+def admitted(state: Derivation, words: int) -> list[int]:
     logits = torch.zeros(words + 3)  # a head is often wider than its vocabulary
     state.restrict(logits)
     assert logits[words:].isinf().all()
@@ -55,7 +55,7 @@ def admitted(state: JsonObject, words: int) -> list[int]:
 
 def walk(tokenizer: PreTrainedTokenizerBase, choose: Callable[[list[int], int], int], most: int) -> list[int]:
     """Tokens as `choose` takes them from those that are admitted, until the object is whole; at most `most`."""
-    state, ids = JsonObject(tokenizer), []
+    state, ids = Derivation(Grammar.json_object(tokenizer)), []
     for step in range(most):
         ids.append(choose(admitted(state, len(tokenizer)), step))
         if state.push(ids[-1]):
@@ -131,7 +131,7 @@ def test_a_reply_is_whole_or_cut(temperature: float) -> None:
 def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'lorasmith\[serve\]'"):
-        JsonObject(byte_level())
+        Grammar.json_object(byte_level())
 
 
 def test_a_tokenizer_that_cannot_spell_it_is_refused_before_anything_runs() -> None:
