@@ -32,4 +32,13 @@ def test_export_of_the_adapter_alone(capsys, run, tmp_path):
     assert found["folder"] == str(tmp_path / "mlx")
     assert (tmp_path / "mlx" / "adapters.safetensors").is_file()
     text = refused(capsys, "export", run, "--to", "mlx", "--output", tmp_path / "other", "--type", "q8_0")
-    assert "with --to mlx, the adapter is written in float32" in text
+    assert "with --to mlx, the adapter is not rounded to another type" in text
+
+
+def test_export_for_a_hub(capsys, run, tmp_path):
+    out = tmp_path / "hub"
+    found = as_json(capsys, "export", run, "--to", "peft", "--base-name", "org/base", "--output", out)
+    assert found == {"folder": str(out)}
+    assert (out / "README.md").is_file()
+    text = refused(capsys, "export", run, "--to", "mlx", "--base-name", "org/base", "--output", tmp_path / "mlx")
+    assert "--base-name: only with --to peft" in text

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lorasmith.config.model import ModelConfig
     from lorasmith.export.gguf_file import Kind
 
-MERGED, ADAPTERS = ("gguf", "ollama"), ("gguf-lora", "mlx")
+MERGED, ADAPTERS = ("gguf", "ollama"), ("gguf-lora", "mlx", "peft")
 TARGETS, TYPES = (*MERGED, *ADAPTERS), ("f16", "bf16", "f32", "q8_0")
 
 
@@ -33,7 +33,8 @@ def parser() -> Parser:
         "--to", choices=TARGETS, required=True,
         help=_(
             "gguf: a file of the merged model; ollama: a folder with this file and a Modelfile; gguf-lora: a file of "
-            "the adapter alone; mlx: a folder of the adapter alone for mlx-lm"
+            "the adapter alone; mlx: a folder of the adapter alone for mlx-lm; peft: a folder of the adapter with a "
+            "model card, for a hub"
         ),
     )  # fmt: skip
     parser.own.add_argument(
@@ -43,6 +44,9 @@ def parser() -> Parser:
             "Adapters are written in float32"
         ),
     )  # fmt: skip
+    parser.own.add_argument(
+        "--base-name", metavar="NAME", help=_("With --to peft: name of the base model on a hub, such as ORG/NAME")
+    )
     parser.own.add_argument("--output", metavar="PATH", required=True, help=_("File or folder to write"))
     parser.add_switch("--overwrite", _("Replace --output, if an export wrote it"))
     parser.add_json()
@@ -53,15 +57,19 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Export and compare. Raises LorasmithError."""
     model = base_of(args)
+    if args.base_name and args.to != "peft":
+        raise ConfigError(_("--base-name: only with --to peft"))
     if args.type and args.to in ADAPTERS:
         raise ConfigError(
-            _("--type: with --to {target}, the adapter is written in float32. Leave it out.", target=args.to)
+            _("--type: with --to {target}, the adapter is not rounded to another type. Leave it out.", target=args.to)
         )
     with importing():
         import lorasmith.export.export  # noqa: F401 - torch and transformers, while it says so
     with Screen(json=args.json) as screen:
         if args.to in MERGED:
             found = export(args.run, args.output, args.to, args.type or "f16", model, args.overwrite, screen)
+        elif args.to == "peft":
+            found = _export_peft(args, model, screen)
         else:
             found = export_adapter(args.run, args.output, args.to, model, args.overwrite, screen)
     if args.json:
@@ -112,6 +120,14 @@ def export_adapter(
         )
     screen.say(_("Exported: {file}", file=Path(output).expanduser()))
     return found
+
+
+def _export_peft(args: argparse.Namespace, model: "ModelConfig", screen: Screen) -> dict[str, Any]:
+    from lorasmith.export.peft_folder import export_peft
+
+    folder = export_peft(args.run, args.output, model, args.overwrite, screen, args.base_name)
+    screen.say(_("Exported: {file}", file=folder))
+    return {"folder": str(folder)}
 
 
 def add_export(parser: Parser) -> None:
