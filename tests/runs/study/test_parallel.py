@@ -1,6 +1,10 @@
 """Cells in several processes: the same results, and as many processes as cores and memory allow."""
 
 import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from lorasmith.errors import ConfigError
 from lorasmith.runs.study import parallel
 from lorasmith.runs.study.parallel import processes_for
 from lorasmith.runs.study.run import run_study
+from tests.support.commands import COMMAND
 from tests.support.studies import small_study, study_file
 from tests.support.tiny import Watch, adapter_bytes
 
@@ -38,6 +43,43 @@ def test_cells_in_processes_are_those_of_one_process(tmp_path, monkeypatch):
         assert adapter_bytes(alone.folder / cell.name) == adapter_bytes(together.folder / cell.name)
     assert "[3/3] lr1e+30 failed: step 2: loss nan" in watch.warned[-1]
     assert os.environ["OMP_NUM_THREADS"] == str(torch.get_num_threads())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="the processes are found in /proc")
+def test_no_process_goes_on_after_a_study_was_killed(tmp_path):
+    """Each saves what it has trained, so that the same command continues it."""
+    file = study_file(tmp_path, '"lora.r" = [1, 4]', training="eval_every = 1").read_text()
+    (tmp_path / "long.toml").write_text(file.replace("max_steps = 3", "max_steps = 20000"))
+    command = [*COMMAND, "study", str(tmp_path / "long.toml"), "--parallel", "2"]
+    study = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    runs = [tmp_path / "out" / name / "metrics.jsonl" for name in ("r1", "r4")]
+    wait_until(lambda: all(path.is_file() and path.read_text().count("\n") > 3 for path in runs))
+    workers = [pid for pid in children_of(study.pid) if "spawn_main" in command_of(pid)]
+    assert len(workers) == 2
+    study.kill()
+    study.wait()
+    wait_until(lambda: not any("spawn_main" in command_of(pid) for pid in workers))
+    assert all(list((path.parent / "checkpoints").iterdir()) for path in runs)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 90
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def command_of(pid: int) -> str:
+    """Empty for a process that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def test_more_processes_than_cores_are_not_started(tmp_path, machine):

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -62,7 +64,10 @@ def train_in_parallel(
 ) -> None:
     """As `train_cells`, in several processes. A problem of one cell never ends the others."""
     spawn = multiprocessing.get_context("spawn")
-    with _threads(max(1, _cores() // processes)), ProcessPoolExecutor(processes, spawn) as pool:
+    with (
+        _threads(max(1, _cores() // processes)),
+        ProcessPoolExecutor(processes, spawn, initializer=end_with_parent) as pool,
+    ):
         running = {pool.submit(_train, study.folder, cell, study.forget): cell for cell in cells}
         try:
             for future in as_completed(running):
@@ -75,6 +80,7 @@ def train_in_parallel(
 def _train(folder: Path, cell: Cell, forget: bool) -> tuple[str, ...]:
     """Train a cell in this process; its problems."""
     problems = list[str]()
+    _idle.clear()
     try:
         train_cells(
             folder, [cell], _shared_base(), _base_model(forget), lambda _cell: Report(),
@@ -82,7 +88,28 @@ def _train(folder: Path, cell: Cell, forget: bool) -> tuple[str, ...]:
         )  # fmt: skip
     except LorasmithError as error:
         problems.extend(error.problems)
+    finally:
+        _idle.set()
     return tuple(problems)
+
+
+_idle = threading.Event()  # set while this process trains nothing
+_idle.set()
+
+
+def end_with_parent() -> None:
+    """Let this process save what it trains and end once the process that started it is gone, even if it was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        if not _idle.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)  # the step is finished and a checkpoint saved
+            _idle.wait()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @cache
