@@ -54,9 +54,21 @@ def test_failed_runs_and_losses_far_above_are_crosses_at_the_edge(result):
 
 
 def test_many_curves_are_divided_into_charts():
-    many = made_up({f"m{i}": {1e-4: [2.0 + i / 100], 1e-3: [2.1]} for i in range(8)})
-    assert [len(chart.lines) for chart in charts(many)] == [1] * 8 or sum(len(c.lines) for c in charts(many)) == 8
-    assert all(len(chart.lines) <= 6 for chart in charts(many))
+    """The first and the best are in each, to compare the others with."""
+    losses = [2.0, *(2.1 + i / 100 for i in range(6)), 1.9]
+    many = charts(made_up({f"m{i}": {1e-4: [loss], 1e-3: [2.1]} for i, loss in enumerate(losses)}))
+    names = [[line.name for line in chart.lines] for chart in many]
+    assert [len(own) for own in names] == [6, 4]
+    assert all(own[:2] == [names[0][0], names[0][1]] for own in names)
+    assert len({name for own in names for name in own}) == 8
+
+
+def test_a_run_that_went_wrong_does_not_flatten_all_others():
+    losses = {1e-4: [2.0], 3e-4: [2.01], 1e-3: [2.02], 3e-3: [2.03], 1e-2: [2.9]}
+    (chart,) = charts(made_up({"lora": losses}))
+    assert [dot.clipped for dot in chart.lines[0].points] == [False, False, False, False, True]
+    places = [dot.y for dot in chart.lines[0].points[:4]]
+    assert max(places) - min(places) > 40  # of 240
 
 
 def test_a_study_without_numbers_on_an_axis_has_no_picture():

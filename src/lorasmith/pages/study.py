@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from lorasmith.config.study import label, value_text
@@ -19,6 +20,7 @@ COLORS = 6  # and shapes of points, which tell curves apart without colors, too
 LONG_NAME = 36  # characters of a curve's name, of which two have no room beside each other
 NEAR_BASE = 1.0  # a chart reaches up to the base model unless its loss is farther from all better ones than these are
 ABOVE_BASE = 0.15  # how far above the base model's loss a chart reaches, relative to what the best run gained
+SPREAD = 6  # a chart reaches so many times as far from the best loss as the median does
 LOGARITHMIC = 5  # largest / smallest value from which on the horizontal axis is logarithmic
 
 
@@ -122,21 +124,27 @@ def charts(result: StudyResult) -> list[Chart]:
     scale = _scale(result)
     if scale is None:
         return []
-    parts = _parts([curve for curve in result.curves if not curve.is_open])
+    parts = _parts(result, [curve for curve in result.curves if not curve.is_open])
     return [_chart(result, title, curves, scale) for title, curves in parts]
 
 
-def _parts(curves: Sequence[Curve]) -> list[tuple[str, list[Curve]]]:
-    """The curves of each chart with its title: all in one, or by the first option that makes them small enough."""
+def _parts(result: StudyResult, curves: Sequence[Curve]) -> list[tuple[str, list[Curve]]]:
+    """The curves of each chart with its title: all in one, or by the first option that makes them small enough.
+
+    Without such an option, the first curve and the best one are in every chart, to compare the others with.
+    """
     if len(curves) <= COLORS:
         return [("", list(curves))]
     for key in curves[0].options:
         groups: dict[str, list[Curve]] = {}
         for curve in curves:
             groups.setdefault(f"{label(key)} {value_text(curve.options.get(key))}", []).append(curve)
-        if all(len(group) <= COLORS for group in groups.values()):
+        if min(map(len, groups.values())) > 1 and max(map(len, groups.values())) <= COLORS:
             return list(groups.items())
-    return [("", list(curves[start : start + COLORS])) for start in range(0, len(curves), COLORS)]
+    best = [curve for curve in curves[1:] if result.best is not None and curve.best.options == result.best.options]
+    shared = [curves[0], *best[:1]]
+    others, room = [curve for curve in curves if curve not in shared], COLORS - len(shared)
+    return [("", [*shared, *others[start : start + room]]) for start in range(0, len(others), room)]
 
 
 def _scale(result: StudyResult) -> _Scale | None:
@@ -150,6 +158,8 @@ def _scale(result: StudyResult) -> _Scale | None:
     high = max(loss for loss in losses if loss <= max(base, low))
     if base - high <= NEAR_BASE * (high - low):
         high = min(max(*losses, base), base + ABOVE_BASE * (base - low)) if base > low else max(losses)
+    if (middle := median(losses)) > low:  # a few runs that went wrong must not make all others one line
+        high = min(high, low + SPREAD * (middle - low))
     room = 0.06 * ((high - low) or 1.0)
     return _Scale(values, values[0] > 0 and values[-1] / values[0] >= LOGARITHMIC, low - room, high + room, base)
 
