@@ -1,5 +1,6 @@
 """Adapters that come, go and are replaced while the server runs, and which of them a base can hold at once."""
 
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -261,3 +262,33 @@ def test_an_adapter_for_which_memory_is_short_is_refused_alone(runs: Path, monke
         assert said(
             served.client().chat.completions.create(model="calm", messages=user(HI), max_tokens=2, temperature=0)
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"notes": {"data": [1]}}, "notes.data"),
+        ({"notes": 5}, "notes"),
+        ({"notes": {"quantize": 4}}, "notes.quantize"),
+        ({"notes": {"combined": {"adapters": [{"folder": 3}]}}}, "notes.combined.adapters"),
+        ({"base": {"model": 7}}, "base.model"),
+        ({"template": {"stop": [{"id": -1, "token": "x"}]}}, "template.stop"),
+        ({"template": {"golden": [{"messages": [], "ids": [-5]}]}}, "template.golden"),
+    ],
+)
+def test_an_adapter_with_odd_values_is_refused_and_nothing_of_it_stays(served, changes, says):
+    """Also at the start: it is left out, and the others are served."""
+    odd = Path(shutil.copytree(served.runs / "loud", served.runs / "odd"))
+    try:
+        path = odd / "adapter" / "lorasmith.json"
+        values = json.loads(path.read_text())
+        for key, change in changes.items():
+            values[key] = values[key] | change if isinstance(change, dict) and key != "notes" else change
+        path.write_text(json.dumps(values))
+        status, body = post(served, {"name": "odd", "path": "odd"})
+        assert status == 400, body
+        assert says in body["error"]["message"]
+        assert "odd" not in [model.id for model in served.client().models.list()]
+        assert sorted(discover([served.runs]).adapters) == ["calm", "loud"]
+    finally:
+        shutil.rmtree(odd)

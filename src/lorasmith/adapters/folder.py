@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, ValidationError
@@ -57,19 +57,44 @@ class _Base(Typed):
     identity: _Identity
 
 
+_Id = Annotated[int, Field(ge=0)]
+
+
 class _Stop(Typed):
-    id: int
+    id: _Id
     token: str | None
 
 
 class _Token(Typed):
-    id: int
+    id: _Id
     token: str
 
 
 class _Golden(Typed):
     messages: list[dict[str, str]]
-    ids: list[int]
+    ids: list[_Id]
+
+
+class _Part(Typed):
+    folder: str
+
+
+class _Combined(Typed):
+    adapters: list[_Part] = Field(default_factory=list)
+
+
+class _Start(Typed):
+    sha256: str
+
+
+class _Notes(Typed):
+    """The notes that lorasmith reads; others may hold anything."""
+
+    data: list[str] = Field(default_factory=list)
+    quantize: str = "none"
+    dtype: str = "auto"
+    combined: _Combined = Field(default_factory=_Combined)
+    start_from: _Start | None = None
 
 
 class _Template(Typed):
@@ -82,12 +107,12 @@ class _Template(Typed):
 
 
 class _Metadata(Typed):
-    """The required content of lorasmith.json; `notes` may hold anything."""
+    """The required content of lorasmith.json."""
 
     base: _Base
     template: _Template
     tokens: list[_Token] = Field(default_factory=list)
-    notes: dict[str, Any]
+    notes: _Notes
 
 
 @dataclass(frozen=True)
