@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from lorasmith.config.lora import LoraConfig, is_name
+from lorasmith.lora.expressions import full_match, match
 from lorasmith.lora.inject import PEFT_PREFIX, Adapter
 from lorasmith.lora.target import ALL_LINEAR, ends_with
 
@@ -20,7 +21,7 @@ def selected_by_peft(targets: str | Iterable[str], saved: Iterable[str], paths: 
     """
     whole = [re.compile(rf"(^|.*\.){re.escape(name)}($|\..*)") for name in saved]
     if isinstance(targets, str):
-        found = {path for path in paths if re.fullmatch(targets, path)}
+        found = {path for path in paths if full_match(targets, path)}
     else:
         exact, ends = set(targets), tuple(f".{name}" for name in targets)
         found = {path for path in paths if path in exact or path.endswith(ends)}
@@ -82,5 +83,5 @@ def fitted(config: LoraConfig, raw: Mapping[str, Any], paths: Sequence[str], key
 
 def _layer_number(path: str, patterns: Iterable[str]) -> int | None:
     """The number after the first of these names, from layers_pattern, in the path."""
-    found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", path) for pattern in patterns)
+    found = (match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", path) for pattern in patterns)
     return next((int(number[1]) for number in found if number), None)

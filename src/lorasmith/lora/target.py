@@ -16,6 +16,7 @@ from lorasmith.config.lora import LoraConfig, is_name
 from lorasmith.config.values import range_text, ranges
 from lorasmith.errors import LIBRARY_ERRORS, ConfigError
 from lorasmith.i18n import _
+from lorasmith.lora.expressions import full_match, match
 from lorasmith.lora.quantized import is_quantized, stored_weight
 from lorasmith.lora.target_parameters import (
     all_experts,
@@ -117,7 +118,7 @@ def ends_with(path: str, name: str) -> bool:
 
 def key_matches(key: str, path: str) -> bool:
     """Whether a key of rank_pattern or alpha_pattern matches the module at `path`, as in PEFT."""
-    return re.match(rf"(.*\.)?({key})$", path) is not None
+    return match(rf"(.*\.)?({key})$", path) is not None
 
 
 def value_for(pattern: Mapping[str, Value], path: str, default: Value) -> Value:
@@ -241,7 +242,7 @@ def _matching(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: st
 
 
 def _matches(path: str, pattern: str) -> bool:
-    return ends_with(path, pattern) if is_name(pattern) else re.fullmatch(pattern, path) is not None
+    return ends_with(path, pattern) if is_name(pattern) else full_match(pattern, path) is not None
 
 
 def _unused_patterns(config: LoraConfig, modules: dict[str, nn.Module], adapted: list[str]) -> list[str]:
