@@ -85,6 +85,28 @@ def test_a_wrong_permutation_is_noticed_by_llama_cpp(tmp_path, monkeypatch):
         exported(tmp_path)
 
 
+def test_what_another_reader_makes_of_it_must_be_the_same(tmp_path, monkeypatch):
+    """As of llama.cpp, whether it is installed or not."""
+
+    class Other:
+        name, version, floor = "other", "1", 1e-3
+
+        def __init__(self, _base: Path, _context: int, lora: Path) -> None:
+            assert lora.is_file()
+
+        def logits(self, rows: list[list[int]]) -> list[torch.Tensor]:
+            return [torch.zeros(len(ids), 300) for ids in rows]
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(gguf_lora, "LlamaCpp", Other)
+    monkeypatch.setattr(gguf_lora, "has_llama_cpp", lambda: True)
+    with pytest.raises(AdapterError, match="as other reads it, with the base model, its logits differ by"):
+        exported(tmp_path)
+    assert not (tmp_path / "lora.gguf").exists()
+
+
 def test_a_file_of_others_is_not_replaced(tmp_path):
     (tmp_path / "lora.gguf").write_text("mine")
     with pytest.raises(RunError, match="already exists"):
