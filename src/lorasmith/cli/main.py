@@ -51,7 +51,7 @@ def verbs() -> dict[str, str]:
         "report": _("Report what a run learned and forgot, and what to try next"),
         "study": _("Train a grid of options and compare the runs"),
         "merge": _("Merge an adapter into its base model"),
-        "export": _("Write the trained model to a GGUF file that is compared with it"),
+        "export": _("Write the trained model for other programs, compared with it"),
         "verify": _("Check an exported file against its certificate or its run"),
         "combine": _("Combine several adapters of one base model into one"),
         "info": _("Show what a run or adapter folder contains"),
