@@ -42,3 +42,13 @@ def test_export_for_a_hub(capsys, run, tmp_path):
     assert (out / "README.md").is_file()
     text = refused(capsys, "export", run, "--to", "mlx", "--base-name", "org/base", "--output", tmp_path / "mlx")
     assert "--base-name: only with --to peft" in text
+
+
+def test_export_for_transformers_is_merging(capsys, run, tmp_path):
+    found = as_json(capsys, "export", run, "--to", "transformers", "--output", tmp_path / "one", "--dtype", "bfloat16")
+    same = as_json(capsys, "merge", run, "--output", tmp_path / "two", "--dtype", "bfloat16")
+    assert {**found, "folder": ""} == {**same, "folder": ""}
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+    text = refused(capsys, "export", run, "--to", "transformers", "--output", tmp_path / "x", "--type", "f16")
+    assert "choose the type with --dtype" in text

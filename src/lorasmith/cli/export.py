@@ -3,6 +3,7 @@
 import argparse
 import json
 import shlex
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from lorasmith.export.gguf_file import Kind
 
 MERGED, ADAPTERS = ("gguf", "ollama"), ("gguf-lora", "mlx", "peft")
-TARGETS, TYPES = (*MERGED, *ADAPTERS), ("f16", "bf16", "f32", "q8_0")
+TARGETS, TYPES = (*MERGED, *ADAPTERS, "transformers"), ("f16", "bf16", "f32", "q8_0")
 
 
 def parser() -> Parser:
@@ -34,7 +35,7 @@ def parser() -> Parser:
         help=_(
             "gguf: a file of the merged model; ollama: a folder with this file and a Modelfile; gguf-lora: a file of "
             "the adapter alone; mlx: a folder of the adapter alone for mlx-lm; peft: a folder of the adapter with a "
-            "model card, for a hub"
+            "model card, for a hub; transformers: the same as lorasmith merge"
         ),
     )  # fmt: skip
     parser.own.add_argument(
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     model = base_of(args)
     if args.base_name and args.to != "peft":
         raise ConfigError(_("--base-name: only with --to peft"))
+    if args.type and args.to == "transformers":
+        raise ConfigError(_("--type: with --to transformers, choose the type with --dtype"))
     if args.type and args.to in ADAPTERS:
         raise ConfigError(
             _("--type: with --to {target}, the adapter is not rounded to another type. Leave it out.", target=args.to)
@@ -68,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     with Screen(json=args.json) as screen:
         if args.to in MERGED:
             found = export(args.run, args.output, args.to, args.type or "f16", model, args.overwrite, screen)
+        elif args.to == "transformers":
+            found = _merge(args, model, screen)
         elif args.to == "peft":
             found = _export_peft(args, model, screen)
         else:
@@ -120,6 +125,14 @@ def export_adapter(
         )
     screen.say(_("Exported: {file}", file=Path(output).expanduser()))
     return found
+
+
+def _merge(args: argparse.Namespace, model: "ModelConfig", screen: Screen) -> dict[str, Any]:
+    from lorasmith.adapters.merge import merge_run
+
+    certificate = merge_run(args.run, args.output, model, args.overwrite, screen)
+    screen.say(_("Merged model: {folder}", folder=certificate.folder))
+    return asdict(certificate)
 
 
 def _export_peft(args: argparse.Namespace, model: "ModelConfig", screen: Screen) -> dict[str, Any]:
