@@ -37,6 +37,7 @@ def claims(results: Mapping[str, Mapping[str, Any]], language: str) -> Iterator[
         titles = [known["studies"][name][language]["title"] for name in tasks]
         rows = [[words[key], *(measure(curves, words) for curves in found.values())] for key, measure in CLAIMS.items()]
     yield from table([words["column"], *titles], (row for row in rows if any(cell != UNKNOWN for cell in row[1:])))
+    yield from (words["follows"].strip(), "")
 
 
 def curves_of(result: StudyResult) -> Found:
