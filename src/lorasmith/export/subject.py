@@ -52,6 +52,7 @@ class Subject:
     trained: Trained
     identity: dict[str, Any]
     origin: dict[str, Value]
+    report: Report
 
     @classmethod
     def open(cls, path: str | Path, config: ModelConfig, report: Report, rows: Rows = no_rows) -> Self:
@@ -71,7 +72,7 @@ class Subject:
         report.say(_("Asking the trained model"))
         trained = measure(session, rows(session))
         del session
-        return cls(_plain(place, wide, report), encoding, trained, identity, origin)
+        return cls(_plain(place, wide, report), encoding, trained, identity, origin, report)
 
     def write(self, file: Path, kind: Kind, target: Path) -> dict[str, Any]:
         """Write the GGUF file and compare what is in it. Returns the content of its certificate.
@@ -83,6 +84,7 @@ class Subject:
 
     def compare(self, file: GGUFFile, kind: Kind, target: Path) -> dict[str, Any]:
         """The content of the certificate of a file. Raises AdapterError if it is not the trained model."""
+        self.report.say(_("Comparing {file} with the trained model", file=target))
         figures = compare(file, self.plain, self.trained, kind)
         if figures.problems:
             shown = figures.problems[:8]
