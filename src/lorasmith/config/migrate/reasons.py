@@ -41,6 +41,10 @@ def unmatched(name: str, **values: object) -> str:
             "a step has as many examples from each of {count} processes; multiply training.accumulate by it, or train "
             "in as many processes with torchrun."
         ),
+        "reference": _(
+            "there the reference is the base model without the adapter; here it is the model as it is when the "
+            "training starts, with the adapter."
+        ),
         "remote_code": _(
             "not taken over, because a model that transformers knows needs no code of its own; if yours does and you "
             "trust it, set model.trust_remote_code."
@@ -94,9 +98,14 @@ def refusal(name: str, **values: object) -> str:
             "{where}: lorasmith cannot read this kind of dataset. Give the data files after --from FILE."
         ),
         "dataset_unknown": _("{where}: {file} does not describe this dataset. Give the data files after --from FILE."),
-        "loss": _("{where}: lorasmith has only the cross-entropy loss. Remove this key."),
+        "full_preference": _(
+            "{where}: lorasmith trains an adapter on preferences, not all weights. Give a configuration of LoRA."
+        ),
+        "loss": _("{where}: lorasmith does not have this loss. Remove the key to train with the usual one."),
         "media": _("{where}: the dataset contains images, audio or video, and lorasmith trains on text. Leave it out."),
-        "method": _("{where}: lorasmith trains LoRA adapters (and DoRA) only. Give a configuration of LoRA."),
+        "method": _(
+            "{where}: lorasmith trains LoRA adapters (and DoRA) or all weights. Give a configuration of one of them."
+        ),
         "new_adapter": _(
             "{where}: lorasmith does not train a second adapter on top of another (create_new_adapter). Merge this one "
             "with lorasmith merge, name the merged model as the base model, and remove the key."
@@ -108,9 +117,9 @@ def refusal(name: str, **values: object) -> str:
             "for AdamW."
         ),
         "megatron": _("{where}: lorasmith does not read configurations of Megatron-SWIFT. Give one of ms-swift."),
-        "preference": _(
-            "{where}: this is preference data, which init does not convert. Give it to lorasmith train --method dpo, "
-            "orpo, simpo or kto."
+        "no_preference": _(
+            "{where}: this is preference data, but the configuration trains on examples. Leave it out, or give a "
+            "configuration of DPO, ORPO, KTO or SimPO."
         ),
         "prompt": _(
             "{where}: lorasmith does not know this prompt format. Convert the rows (see docs/formats.md), give them "
@@ -120,9 +129,12 @@ def refusal(name: str, **values: object) -> str:
             "{where}: lorasmith quantizes a base model to NF4 or int8 with bitsandbytes, and in no other way. Add "
             "--quantize nf4 to the command, or --quantize none for unquantized weights, which need more memory."
         ),
+        "reference": _(
+            "{where}: the reference of lorasmith is the model as it is when the training starts. Remove the key."
+        ),
         "stage": _(
-            "{where}: init converts configurations of supervised fine-tuning only. For preferences, use lorasmith "
-            "train --method dpo, orpo, simpo or kto; lorasmith has no rewards and no reinforcement learning."
+            "{where}: lorasmith trains on examples, or on preferences with DPO, ORPO, KTO or SimPO. It has no reward "
+            "models and no reinforcement learning."
         ),
         "task": _("{where}: lorasmith trains models that generate text, for no other task."),
         "templates": _(
