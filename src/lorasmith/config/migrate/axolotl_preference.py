@@ -44,7 +44,7 @@ def method(migration: Migration) -> None:
         migration.take_part("trl")
         migration.refuse_all("loss", ["dpo_norm_loss", "dpo_use_weighting"])
         betas = [key for key in BETAS if key in migration.left]
-        migration.move({key: "preference.beta" for key in betas[:1]})
+        migration.move(dict.fromkeys(betas[:1], "preference.beta"))
     elif name is not None and name not in OFF:
         migration.refuse("loss" if name == "ipo" else "stage", "rl", name)
     if name == "dpo":

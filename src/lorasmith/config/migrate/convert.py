@@ -54,7 +54,7 @@ def _recognize(foreign: Foreign) -> str:
     known = "; ".join(f"{name}: {listed(sorted(part.SIGNATURE)[:EXAMPLES])}" for name, part in PROGRAMS.items())
     raise ConfigError(
         _(
-            "{file}: not recognized as a LoRA configuration. It needs at least {count} keys of one program, such as "
+            "{file}: not recognized as a training configuration. It needs at least {count} keys of one program, such as "
             "{known}.",
             file=foreign.path,
             count=FEWEST,

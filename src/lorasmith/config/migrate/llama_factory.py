@@ -184,9 +184,7 @@ def _preference(migration: Migration) -> None:
         if migration.value("training.method") in ("kto", "orpo"):
             migration.refuse_all("loss", ["pref_ftx"])
     preference.options(migration, PREFERENCE, PREFERENCE_DEFAULTS)
-    preference.reference(
-        migration, "ref_model", "ref_model_adapters", "model_name_or_path", "adapter_name_or_path"
-    )
+    preference.reference(migration, "ref_model", "ref_model_adapters", "model_name_or_path", "adapter_name_or_path")
     migration.ignore("inactive", [key for key in migration.left if key.startswith(OTHERS)])
 
 

@@ -65,7 +65,7 @@ class Migration:
         return inner
 
     def put(self, ours: str, value: Any, key: str, note: str = "") -> None:
-        """Set our option, such as "lora.r", from their `key`; one of an adapter has no effect where all weights train."""
+        """Set our option, such as "lora.r", from their `key`. Those of adapters have no effect with method full."""
         if self._is_unused(ours):
             self.ignore("inactive", [key])
             return

@@ -41,13 +41,15 @@ def options(migration: Migration, table: Mapping[str, str], defaults: Mapping[st
 def trl_losses(migration: Migration, key: str, weights_key: str) -> None:
     """TRL's names of losses: one of ours, to which `sft` may be added with a weight. Refuses the others."""
     names, weights = words(migration.take(key, [])), migration.take(weights_key)
-    factors = weights if isinstance(weights, list) else [1.0 if weights is None else weights] * len(names)
-    losses = dict(zip(names, factors, strict=False))
-    usual = TRL_LOSSES.get(migration.value("training.method"))
     if not names:
         return
-    if losses.pop(usual, None) != 1 or len(names) != len(factors) or losses.keys() - {SFT}:
-        migration.refuse("loss", key, names if weights is None else f"{names} {weights}")
+    factors = [1] * len(names) if weights is None else weights if isinstance(weights, list) else [weights]
+    losses = dict(zip(names, factors, strict=False))
+    usual = losses.pop(TRL_LOSSES.get(migration.value("training.method")), None)
+    if usual is None or losses.keys() - {SFT}:
+        migration.refuse("loss", key, names)
+    elif usual != 1 or len(names) != len(factors):
+        migration.refuse("loss", weights_key, weights)
     elif losses:
         migration.put("preference.rpo_alpha", losses[SFT], key)
     else:

@@ -26,6 +26,7 @@ COMMANDS = {
     ("swift", "rlhf"): "ms-swift",
     ("swift/cli/sft.py",): "ms-swift",
     ("swift/cli/pt.py",): "ms-swift",
+    ("swift/cli/rlhf.py",): "ms-swift",
     ("mlx_lm.lora",): "mlx-lm",
     ("mlx_lm", "lora"): "mlx-lm",
 }

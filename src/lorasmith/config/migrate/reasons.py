@@ -15,6 +15,10 @@ def unmatched(name: str, **values: object) -> str:
             "all-linear is used, which has the linear layers without the output head; to adapt other modules too, list "
             "all of them in lora.target_modules."
         ),
+        "blocks": _(
+            "there only so many of the last blocks of the model are trained (-1: all), and no embeddings; here all "
+            "weights are."
+        ),
         "column": _("lorasmith does not read this column; if you need it, put its text into the others."),
         "data_part": _("lorasmith reads all rows of the training split; save the part that you want as a file."),
         "evaluation_files": _("lorasmith evaluates on one file; only the first one is taken over."),
