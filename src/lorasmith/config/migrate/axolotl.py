@@ -93,7 +93,8 @@ MEDIA = ("freeze_mm_modules", "image_size", "image_resize_algorithm", "processor
 QUANTIZED = (
     "load_in_4bit", "load_in_8bit", "qat", "quantize_moe_experts",
 )  # fmt: skip
-METHODS = ("relora", "relora_steps", "unfrozen_parameters", "peft_layer_replication")
+LOSSES = ("diffusion", "kd_trainer", "use_eaft")
+METHODS = ("lisa_n_layers", "relora", "relora_steps", "unfrozen_parameters", "peft_layer_replication")
 STAGES = ("process_reward_model", "reward_model")
 TRACKERS = {
     "wandb": ("wandb_project", "use_wandb"),
@@ -169,6 +170,7 @@ def _method(migration: Migration) -> None:
     migration.refuse_all("stage", STAGES)
     trainer.quantized(migration, QUANTIZED)
     migration.refuse_all("method", METHODS)
+    migration.refuse_all("loss", LOSSES)
     if migration.take("trust_remote_code"):
         migration.unmatch("remote_code", "trust_remote_code", True)
     if (checkpoint := migration.take("resume_from_checkpoint")) not in (None, False):

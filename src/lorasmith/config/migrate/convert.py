@@ -54,8 +54,8 @@ def _recognize(foreign: Foreign) -> str:
     known = "; ".join(f"{name}: {listed(sorted(part.SIGNATURE)[:EXAMPLES])}" for name, part in PROGRAMS.items())
     raise ConfigError(
         _(
-            "{file}: not recognized as a training configuration. It needs at least {count} keys of one program, such as "
-            "{known}.",
+            "{file}: not recognized as a training configuration. It needs at least {count} keys of one program, such "
+            "as {known}.",
             file=foreign.path,
             count=FEWEST,
             known=known,

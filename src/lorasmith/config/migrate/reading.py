@@ -42,6 +42,7 @@ PROCESSES = {
 NUMBER = re.compile(r"[1-9]\d{0,5}")
 YES = ("1", "on", "t", "true", "y", "yes")  # values of an environment variable
 MAX_VALUES = 100_000  # in one file, with every alias counted as what it stands for
+WITHIN, STANDS_FOR = re.compile(r"(?<=\S)#"), "\ue000"  # a `#` that begins no comment
 END = re.compile(r"[|;&<>].*|\d?>.*")  # a word that ends a command
 FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?")
 
@@ -216,13 +217,19 @@ def _lines(path: Path, text: str) -> Iterator[list[str]]:
             line = f"{line[:-1]} {lines[number]}" if line.endswith("\\") else f"{line}\n{lines[number]}"
             number += 1
         try:
-            words = shlex.split(line, comments=True)
+            words = _words(line)
         except ValueError:
             raise ConfigError(
                 _("{file} line {line}: a quotation mark is not closed. Correct the file.", file=path, line=first + 1)
             ) from None
         if words:
             yield words
+
+
+def _words(line: str) -> list[str]:
+    """The words of a line up to its comment; unlike in shlex, a `#` within a word is part of it, as in a shell."""
+    words = shlex.split(WITHIN.sub(STANDS_FOR, line), comments=True)
+    return [word.replace(STANDS_FOR, "#") for word in words]
 
 
 def _divided(text: str) -> str:
@@ -239,7 +246,7 @@ def _divided(text: str) -> str:
 def _is_open(line: str) -> bool:
     """Whether a quotation mark of the line is not closed in it."""
     try:
-        shlex.split(line, comments=True)
+        _words(line)
     except ValueError:
         return True
     return False
