@@ -10,7 +10,7 @@ from lorasmith.i18n import _
 
 NAME = "Axolotl"
 SIGNATURE = frozenset({
-    "adapter", "base_model", "datasets", "lora_r", "lora_target_linear", "lora_target_modules", "micro_batch_size",
+    "adapter", "base_model", "datasets", "lora_target_linear", "micro_batch_size",
     "num_epochs", "sample_packing", "sequence_len", "val_set_size",
 })  # fmt: skip
 SAME = {

@@ -14,8 +14,8 @@ from lorasmith.i18n import _, listed
 
 NAME = "LLaMA-Factory"
 SIGNATURE = frozenset({
-    "additional_target", "cutoff_len", "dataset_dir", "finetuning_type", "lora_target", "model_name_or_path",
-    "neat_packing", "stage", "val_size",
+    "additional_target", "cutoff_len", "dataset_dir", "finetuning_type", "lora_target", "neat_packing", "stage",
+    "val_size",
 })  # fmt: skip
 SAME = {
     "cutoff_len": "data.max_length",

@@ -27,6 +27,8 @@ COMMANDS = {
     ("swift/cli/sft.py",): "ms-swift",
     ("swift/cli/pt.py",): "ms-swift",
     ("swift/cli/rlhf.py",): "ms-swift",
+    **{("trl", name): "TRL" for name in ("sft", "dpo", "kto")},
+    **{(f"scripts/{name}.py",): "TRL" for name in ("sft", "dpo", "kto", "orpo", "cpo")},
     ("mlx_lm.lora",): "mlx-lm",
     ("mlx_lm", "lora"): "mlx-lm",
 }
@@ -37,13 +39,14 @@ WHOLE_NUMBER = re.compile(r"^(\w+)=(\d{1,9})$", re.MULTILINE)
 # Flags of torchrun and variables whose product is the number of processes.
 PROCESSES = {
     "NPROC_PER_NODE": re.compile(r"--nproc[_-]per[_-]node[= ](\d+)"),
+    "NUM_PROCESSES": re.compile(r"--num[_-]processes[= ](\d+)"),
     "NNODES": re.compile(r"--nnodes[= ](\d+)"),
 }
 NUMBER = re.compile(r"[1-9]\d{0,5}")
 YES = ("1", "on", "t", "true", "y", "yes")  # values of an environment variable
 MAX_VALUES = 100_000  # in one file, with every alias counted as what it stands for
 WITHIN, STANDS_FOR = re.compile(r"(?<=\S)#"), "\ue000"  # a `#` that begins no comment
-END = re.compile(r"[|;&<>].*|\d?>.*")  # a word that ends a command
+END = re.compile(r"[|;&].*|\d?>.*|<[^>]*")  # a word that ends a command; <think> does not
 FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?")
 
 

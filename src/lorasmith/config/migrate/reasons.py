@@ -29,6 +29,9 @@ def unmatched(name: str, **values: object) -> str:
             "lorasmith would evaluate on all rows of the training split; save this part as a file and give it with "
             "data.held_out."
         ),
+        "keep_end": _(
+            "answers of preferences are cut at their end, or dropped with data.too_long = \"drop\"."
+        ),
         "languages": _("lorasmith fills in one value in all languages, the second; to change it, set data.fill."),
         "loss": _("the loss counts every token of an answer equally."),
         "max_length": _("{program} takes the model's context length then; set data.max_length."),
@@ -40,6 +43,9 @@ def unmatched(name: str, **values: object) -> str:
             "a step has as many examples as before."
         ),
         "patience": _("it counts evaluations, and there are none during training; set training.eval_every too."),
+        "peft_targets": _(
+            "{program} leaves them to PEFT, which adapts q_proj and v_proj in most models; here all-linear is used."
+        ),
         "per_epoch": _("how many steps an epoch has is known only from the data; set {ours} to a number of steps."),
         "processes": _(
             "a step has as many examples from each of {count} processes; multiply training.accumulate by it, or train "
@@ -68,6 +74,13 @@ def unmatched(name: str, **values: object) -> str:
         ),
         "tracker_project": _("the client of the service reads this from the environment; set it there."),
         "trackers": _("lorasmith sends nothing to this service; it writes metrics.jsonl, and TensorBoard files."),
+        "trl_learn": _(
+            "{program} learns the whole text of rows with messages then, and the completion of prompt/completion rows; "
+            "here the answers are learned. To learn the whole text, set data.learn = \"all\"."
+        ),
+        "trl_trainer": _(
+            "the file does not say which trainer it is for, and SFT is assumed; for preferences, set training.method."
+        ),
         "twice": _("named twice, but lorasmith reads it once; to use its rows more often, give the files weights."),
         "unquantized": _("the weights are loaded as model.quantize says."),
         "warmup_constant": _("the schedule 'constant' of {program} has no warmup."),
