@@ -8,7 +8,7 @@ from lorasmith.config.migrate.convert import PROGRAMS, converted_toml
 from lorasmith.config.toml import Config
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import using_language
-from tests.support.migrating import AXOLOTL, LLAMA_FACTORY, MLX_LM, MS_SWIFT, converted, described
+from tests.support.migrating import AXOLOTL, LLAMA_FACTORY, MLX_LM, MS_SWIFT, TRL, converted, described
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "program"),
-    [(LLAMA_FACTORY, "LLaMA-Factory"), (AXOLOTL, "Axolotl"), (MS_SWIFT, "ms-swift"), (MLX_LM, "mlx-lm")],
+    [(LLAMA_FACTORY, "LLaMA-Factory"), (AXOLOTL, "Axolotl"), (MS_SWIFT, "ms-swift"), (TRL, "TRL"), (MLX_LM, "mlx-lm")],
 )
 def test_a_program_is_known_by_its_keys(tmp_path, text, program):
     config, done = converted(tmp_path, text)

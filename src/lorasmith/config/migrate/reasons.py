@@ -79,7 +79,8 @@ def unmatched(name: str, **values: object) -> str:
             "here the answers are learned. To learn the whole text, set data.learn = \"all\"."
         ),
         "trl_trainer": _(
-            "the file does not say which trainer it is for, and SFT is assumed; for preferences, set training.method."
+            "the file does not say which trainer it is for, and {trainer} is assumed; for another one, set "
+            "training.method."
         ),
         "twice": _("named twice, but lorasmith reads it once; to use its rows more often, give the files weights."),
         "unquantized": _("the weights are loaded as model.quantize says."),

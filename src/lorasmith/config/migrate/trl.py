@@ -8,7 +8,7 @@ from typing import Any
 
 from lorasmith.config.migrate import preference, trainer
 from lorasmith.config.migrate.datasets import Datasets, base_model, first_rows, local_or_hub
-from lorasmith.config.migrate.migration import Migration, words
+from lorasmith.config.migrate.migration import Migration, shown, words
 from lorasmith.i18n import _
 
 NAME = "TRL"
@@ -81,6 +81,7 @@ FILES = (
     "push_to_hub_revision", "trackio_space_id",
 )  # fmt: skip
 INACTIVE = ("discopop_tau", "f_alpha_divergence_coef", "ref_model_mixup_alpha", "ref_model_sync_steps")
+MIXTURES = ("dataset_mixer", "dataset_mixture")  # of the alignment handbook
 TOO_LONG = {"keep_end": "truncate-left", "keep_start": "truncate"}
 
 
@@ -159,13 +160,14 @@ def _marks(migration: Migration) -> dict[str, str]:
 
 
 def _trainer(migration: Migration, losses: list[str]) -> str:
-    """The trainer that a file is for, by its keys; SFT if none says, which is reported."""
+    """The trainer that a file is for, by its keys; reported if they may be those of another one too."""
     if losses:
         return LOSSES_OF_TRAINER.get(losses[0], "dpo")
-    if marks := _marks(migration):
-        return next(iter(marks.values()))
-    migration.unmatch("trl_trainer", "trl", _("not set"))
-    return "sft"
+    name = next(iter(_marks(migration).values()), "")
+    if name in ("", "dpo"):  # SFT has no keys that it needs, and ORPO has those of DPO
+        name = name or "sft"
+        migration.unmatch("trl_trainer", "trl", _("not set"), trainer=name.upper())
+    return name
 
 
 def _modules(migration: Migration) -> None:
@@ -182,6 +184,9 @@ def _modules(migration: Migration) -> None:
 def _data(migration: Migration) -> None:
     """The dataset, or the mixture of several."""
     train = Datasets(migration, "datasets" if "datasets" in migration.left else "dataset_name")
+    for key in MIXTURES:
+        if (mixture := migration.take(key)) is not None:
+            train.refuse("dataset_kind", f"{key}: {shown(mixture)}")
     entries = migration.take("datasets")
     name, subset = migration.take("dataset_name"), migration.take("dataset_config")
     split = migration.take("dataset_train_split")
@@ -202,10 +207,11 @@ def _dataset(datasets: Datasets, where: str, entry: Mapping[str, Any]) -> None:
     migration = datasets.migration
     files = [str(path) for file in words(entry.get("data_files") or []) if (path := migration.path(file)) is not None]
     for key, value in entry.items():
-        is_done = key in ("path", "name") or (key == "data_files" and files) or value in (None, "train")
+        is_done = key in ("columns", "name", "path") or (key == "data_files" and files) or value in (None, "train")
         if not is_done and not (key == "split" and first_rows(value)):
-            at = where if datasets.key == "datasets" else "dataset_train_split"
-            migration.unmatch("data_part", f"{at}.{key}" if datasets.key == "datasets" else at, value)
+            migration.unmatch(
+                "data_part", "dataset_train_split" if where == "dataset_name" else f"{where}.{key}", value
+            )
     place = local_or_hub(migration, entry["path"])
     for name in files or [f"{place}:{entry['name']}" if entry.get("name") else place]:
         datasets.add(name, {}, first_rows(entry.get("split")), are_first=True)
@@ -213,12 +219,13 @@ def _dataset(datasets: Datasets, where: str, entry: Mapping[str, Any]) -> None:
 
 def _text(migration: Migration, is_preference: bool) -> None:
     """The template, what is learned, and what is too long."""
-    if (template := migration.take("chat_template_path")) is not None:
+    for key in ("chat_template", "chat_template_path"):
+        template = migration.take(key)
         file = migration.path(str(template)) if str(template).endswith(".jinja") else None
-        if file is None:
-            migration.unmatch("template", "chat_template_path", template)
-        else:
-            migration.put("data.template", str(file), "chat_template_path")
+        if file is not None:
+            migration.put("data.template", str(file), key)
+        elif template is not None:
+            migration.unmatch("template", key, template)
     migration.ignore("stop", ["eos_token", "pad_token"])
     only = {key: migration.take(key) for key in ("assistant_only_loss", "completion_only_loss")}
     given = {key: value for key, value in only.items() if value is not None}
