@@ -20,8 +20,10 @@ COMMAND = "swift rlhf --model org/base --dataset org/rows --target_modules all-l
     ("flags", "method", "options"),
     [
         ("", "dpo", {"beta": 0.1}),
-        ("--rlhf_type dpo --beta 0.3 --rpo_alpha 0.5 --label_smoothing 0.1 --cpo_alpha 2", "dpo",
+        ("--rlhf_type dpo --beta 0.3 --rpo_alpha 0.5 --label_smoothing 0.1", "dpo",
          {"beta": 0.3, "rpo_alpha": 0.5, "label_smoothing": 0.1}),
+        ("--cpo_alpha 2", "dpo", {"beta": 0.1}),  # of another method
+        ("--rlhf_type simpo --rpo_alpha 2", "simpo", {"beta": 2, "rpo_alpha": 1}),
         ("--loss_type sigmoid sft --loss_weights 1.0 0.2", "dpo", {"beta": 0.1, "rpo_alpha": 0.2}),
         ("--rlhf_type orpo --desirable_weight 3", "orpo", {"beta": 0.1}),
         ("--rlhf_type kto --desirable_weight 0.3 --loss_type kto", "kto", {"beta": 0.1, "desirable_weight": 0.3}),
@@ -58,6 +60,8 @@ def test_the_adapter_to_start_from_is_the_reference(tmp_path):
         ("--rlhf_type cpo", "rlhf_type: cpo: lorasmith does not have this loss"),
         ("--rlhf_type grpo", "rlhf_type: grpo: lorasmith trains on examples, or on preferences with DPO, ORPO, KTO"),
         ("--loss_type hinge", "loss_type: hinge: lorasmith does not have this loss"),
+        ("--cpo_alpha 2", "dpo", {"beta": 0.1}),  # of another method
+        ("--rlhf_type simpo --rpo_alpha 2", "simpo", {"beta": 2, "rpo_alpha": 1}),
         ("--loss_type sigmoid sft --loss_weights 2 1", "loss_weights: 2, 1: lorasmith does not have this loss"),
         ("--ld_alpha 0.5", "ld_alpha: 0.5: lorasmith does not have this loss"),
         ("--tuner_type full", "swift: dpo: lorasmith trains an adapter on preferences, not all weights"),

@@ -45,7 +45,7 @@ def trl_losses(migration: Migration, key: str, weights_key: str) -> None:
         return
     factors = [1] * len(names) if weights is None else weights if isinstance(weights, list) else [weights]
     losses = dict(zip(names, factors, strict=False))
-    usual = losses.pop(TRL_LOSSES.get(migration.value("training.method")), None)
+    usual = losses.pop(TRL_LOSSES.get(migration.value("training.method"), ""), None)
     if usual is None or losses.keys() - {SFT}:
         migration.refuse("loss", key, names)
     elif usual != 1 or len(names) != len(factors):

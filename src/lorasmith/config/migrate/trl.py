@@ -55,7 +55,6 @@ PREFERENCE = {
     "simpo_gamma": "gamma",
     "undesirable_weight": "undesirable_weight",
 }
-NOT_OF = {"cpo_alpha": "dpo", "rpo_alpha": "simpo"}  # a method that does not use the key
 PREFERENCE_DEFAULTS = {"beta": 0.1}
 SIMPO_DEFAULTS = {"beta": 0.1, "gamma": 0.5, "rpo_alpha": 1.0}
 # Keys, and values of loss_type, that only one trainer has; a key that several have comes last.
@@ -150,8 +149,7 @@ def _loss(migration: Migration) -> None:
             migration.ignore("default", ["f_divergence_type"])
         migration.refuse_all("loss", OTHER_LOSSES)
         migration.refuse_all("reference", ["sync_ref_model"])
-    table = {key: ours for key, ours in PREFERENCE.items() if NOT_OF.get(key) != method}
-    preference.options(migration, table, SIMPO_DEFAULTS if method == "simpo" else PREFERENCE_DEFAULTS)
+    preference.options(migration, PREFERENCE, SIMPO_DEFAULTS if method == "simpo" else PREFERENCE_DEFAULTS)
 
 
 def _marks(migration: Migration) -> dict[str, str]:
