@@ -60,8 +60,6 @@ def test_the_adapter_to_start_from_is_the_reference(tmp_path):
         ("--rlhf_type cpo", "rlhf_type: cpo: lorasmith does not have this loss"),
         ("--rlhf_type grpo", "rlhf_type: grpo: lorasmith trains on examples, or on preferences with DPO, ORPO, KTO"),
         ("--loss_type hinge", "loss_type: hinge: lorasmith does not have this loss"),
-        ("--cpo_alpha 2", "dpo", {"beta": 0.1}),  # of another method
-        ("--rlhf_type simpo --rpo_alpha 2", "simpo", {"beta": 2, "rpo_alpha": 1}),
         ("--loss_type sigmoid sft --loss_weights 2 1", "loss_weights: 2, 1: lorasmith does not have this loss"),
         ("--ld_alpha 0.5", "ld_alpha: 0.5: lorasmith does not have this loss"),
         ("--tuner_type full", "swift: dpo: lorasmith trains an adapter on preferences, not all weights"),

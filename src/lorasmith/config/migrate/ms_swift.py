@@ -52,8 +52,8 @@ LEARN = {"default": "answers", "last_round": "last-answer", "all": "all"}
 COLUMNS = {
     "chosen": "chosen", "conversations": "conversations", "history": "history", "input": "input",
     "instruction": "instruction", "label": "label", "messages": "messages", "output": "output", "prompt": "instruction",
-    "query": "instruction", "rejected": "rejected", "response": "output", "system": "system", "text": "text",
-    "tools": "tools",
+    "query": "instruction", "rejected": "rejected", "rejected_response": "rejected_response",
+    "response": "output", "system": "system", "text": "text", "tools": "tools",
 }  # fmt: skip
 MACHINE = (
     "acc_strategy", "attn_impl", "callbacks", "dataset_num_proc", "ddp_static_graph", "device_groups", "device_map",
