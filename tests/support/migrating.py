@@ -32,6 +32,13 @@ tuner_type: lora
 target_modules: all-linear
 dataset: org/rows
 """
+TRL = """
+model_name_or_path: org/base
+dataset_name: org/rows
+use_peft: true
+lora_target_modules: all-linear
+assistant_only_loss: true
+"""
 MLX_LM = """
 model: org/base
 fine_tune_type: lora

@@ -27,7 +27,7 @@ def parser() -> Parser:
     parser.own.add_argument("--output", dest="file", metavar="FILE", default=FILE,
                             help=_("File to write (default: {name})", name=FILE))  # fmt: skip
     parser.own.add_argument("--from", dest="source", metavar="FILE",
-                            help=_("Convert a LoRA configuration of LLaMA-Factory, Axolotl, ms-swift or mlx-lm (YAML, "
+                            help=_("Convert a configuration of LLaMA-Factory, Axolotl, ms-swift, TRL or mlx-lm (YAML, "
                                    "JSON, or a shell script with its command) instead of suggesting values; data and "
                                    "options on the command line override it"))  # fmt: skip
     parser.add_switch("--overwrite", _("Replace an existing file"))

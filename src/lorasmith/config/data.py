@@ -27,7 +27,8 @@ ROLES = ("system", "user", "assistant", "tool")
 # The columns that the row formats of data/rows/formats.py read; a test keeps the two in step.
 COLUMNS = (
     "chosen", "completion", "conversation", "conversations", "functions", "history", "input", "instruction", "kto_tag",
-    "label", "messages", "output", "prompt", "rejected", "system", "text", "tools",
+    "label", "messages", "output", "prompt", "rejected", "rejected_messages", "rejected_response", "system", "text",
+    "tools",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lorasmith.config.lora import LoraConfig
 from lorasmith.config.migrate.axolotl import SAME
 from lorasmith.errors import ConfigError
 from tests.support.migrating import AXOLOTL, converted, is_option
@@ -78,10 +79,12 @@ def test_what_is_not_set_has_their_default(tmp_path):
     ("line", "words"),
     [
         ("qat: true", "lorasmith quantizes a base model to NF4 or int8 with bitsandbytes, and in no other way"),
-        ("adapter: llama-adapter", "lorasmith trains LoRA adapters (and DoRA) only"),
-        ("rl: dpo", "no rewards and no reinforcement learning"),
+        ("adapter: llama-adapter", "lorasmith trains LoRA adapters (and DoRA) or all weights"),
         ("lora_model_dir: [old, older]", "lorasmith cannot start from this"),
-        ("unfrozen_parameters: [lm_head]", "lorasmith trains LoRA adapters (and DoRA) only"),
+        ("qat:\n  weight_dtype: int4", "qat: {weight_dtype}: lorasmith quantizes a base model"),
+        ("lisa_n_layers: 4", "lisa_n_layers: 4: lorasmith trains LoRA adapters (and DoRA) or all weights"),
+        ("use_eaft: true", "use_eaft: true: lorasmith does not have this loss"),
+        ("unfrozen_parameters: [lm_head]", "lorasmith trains LoRA adapters (and DoRA) or all weights"),
         ("optimizer: galore_adamw", "optimizer: galore_adamw: lorasmith does not have this optimizer"),
         ("pretraining_dataset: org/text", "cannot read this kind of dataset"),
     ],
@@ -131,9 +134,12 @@ def test_a_service_that_is_switched_off_gets_nothing(tmp_path, mode, told):
     assert converted(tmp_path, AXOLOTL + "wandb_project: a\nwandb_mode: online\n")[0].training.report_to == ("wandb",)
 
 
-def test_full_fine_tuning_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="adapter: none: lorasmith trains LoRA"):
-        converted(tmp_path, AXOLOTL.replace("adapter: lora\n", ""))
+@pytest.mark.parametrize("adapter", ["", "adapter:\n"])
+def test_full_fine_tuning(tmp_path, adapter):
+    config, done = converted(tmp_path, AXOLOTL.replace("adapter: lora\n", adapter))
+    assert (config.training.method, config.lora) == ("full", LoraConfig())
+    assert done.comments["training.method"] == "not set in the file; this is the default of Axolotl"
+    assert done.no_effect == {"options of methods that are switched off": ["lora_alpha", "lora_r"]}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from lorasmith.config.migrate.convert import PROGRAMS, converted_toml
 from lorasmith.config.toml import Config
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import using_language
-from tests.support.migrating import AXOLOTL, LLAMA_FACTORY, MLX_LM, MS_SWIFT, converted, described
+from tests.support.migrating import AXOLOTL, LLAMA_FACTORY, MLX_LM, MS_SWIFT, TRL, converted, described
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "program"),
-    [(LLAMA_FACTORY, "LLaMA-Factory"), (AXOLOTL, "Axolotl"), (MS_SWIFT, "ms-swift"), (MLX_LM, "mlx-lm")],
+    [(LLAMA_FACTORY, "LLaMA-Factory"), (AXOLOTL, "Axolotl"), (MS_SWIFT, "ms-swift"), (TRL, "TRL"), (MLX_LM, "mlx-lm")],
 )
 def test_a_program_is_known_by_its_keys(tmp_path, text, program):
     config, done = converted(tmp_path, text)
@@ -48,7 +48,7 @@ def test_every_value_says_where_it_is_from(tmp_path):
 def test_unknown_and_ambiguous_files(tmp_path):
     with pytest.raises(ConfigError) as caught:
         converted(tmp_path, "learning_rate: 1e-4\nbase_model: a\n")
-    assert "not recognized as a LoRA configuration. It needs at least 2 keys of one program" in str(caught.value)
+    assert "not recognized as a training configuration. It needs at least 2 keys of one program" in str(caught.value)
     assert all(name in str(caught.value) for name in PROGRAMS)
     with pytest.raises(ConfigError) as caught:
         converted(tmp_path, "stage: sft\ncutoff_len: 9\nbase_model: a\nsequence_len: 9\n")
@@ -61,5 +61,5 @@ def test_in_chinese(tmp_path):
         text = converted_toml(config, done)
         assert "lorasmith 没有这个选项" in text
         with pytest.raises(ConfigError) as caught:
-            converted(tmp_path, AXOLOTL + "rl: dpo\n")
+            converted(tmp_path, AXOLOTL + "rl: grpo\n")
     assert "强化学习" in str(caught.value)

@@ -2,7 +2,9 @@
 
 import pytest
 
+from lorasmith.config.lora import LoraConfig
 from lorasmith.config.migrate.llama_factory import SAME
+from lorasmith.config.preference import PreferenceConfig
 from lorasmith.errors import ConfigError
 from tests.support.migrating import LLAMA_FACTORY, converted, described, is_option
 
@@ -85,14 +87,13 @@ def test_what_is_not_set_has_their_default(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("finetuning_type: full", "lorasmith trains LoRA adapters (and DoRA) only"),
-        ("finetuning_type: freeze", "lorasmith trains LoRA adapters (and DoRA) only"),
-        ("stage: dpo", "no rewards and no reinforcement learning"),
+        ("finetuning_type: freeze", "lorasmith trains LoRA adapters (and DoRA) or all weights"),
+        ("stage: rm", "It has no reward models and no reinforcement learning"),
         ("quantization_bit: 2", "lorasmith quantizes a base model to NF4 or int8 with bitsandbytes"),
         ("use_apollo: true", "use_apollo: true: lorasmith does not have this optimizer"),
         ("optim: sgd", "optim: sgd: lorasmith does not have this optimizer"),
-        ("train_from_scratch: true", "train_from_scratch: true: lorasmith trains LoRA adapters (and DoRA) only"),
-        ("use_dft_loss: true", "lorasmith has only the cross-entropy loss. Remove this key."),
+        ("train_from_scratch: true", "train_from_scratch: true: lorasmith trains LoRA adapters (and DoRA) or"),
+        ("use_dft_loss: true", "lorasmith does not have this loss. Remove the key"),
         ("adapter_name_or_path: saves/old,saves/older", "lorasmith cannot start from this"),
         ("adapter_name_or_path: old\ncreate_new_adapter: true", "adapter_name_or_path: old: lorasmith does not train a "
          "second adapter on top of another (create_new_adapter). Merge this one with lorasmith merge"),
@@ -106,6 +107,61 @@ def test_what_changes_the_meaning_is_refused(tmp_path, line, words):
     with pytest.raises(ConfigError) as caught:
         converted(tmp_path, f"{text}\n{line}\n")
     assert words in str(caught.value)
+
+
+def test_full_fine_tuning(tmp_path):
+    text = LLAMA_FACTORY.replace("finetuning_type: lora", "finetuning_type: full")
+    config, done = converted(tmp_path, text + "lora_rank: 64\nuse_dora: false\n")
+    assert (config.training.method, config.training.learning_rate, config.lora) == ("full", 5e-5, LoraConfig())
+    assert done.no_effect == {"options of methods that are switched off": ["lora_rank", "use_dora", "lora_target"]}
+    assert not done.unmatched
+    for line, words in (("quantization_bit: 4", "model.quantize: quantized weights cannot be trained"),
+                        ("use_muon: true", "optimizer: 'muon' is only for adapters here"),
+                        ("adapter_name_or_path: old", "training.start_from: only for adapters")):  # fmt: skip
+        with pytest.raises(ConfigError, match=words):
+            converted(tmp_path, f"{text}{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("lines", "method", "options"),
+    [
+        ("stage: dpo", "dpo", {"beta": 0.1}),
+        ("stage: dpo\npref_beta: 0.3\npref_ftx: 0.5\ndpo_label_smoothing: 0.1\nsimpo_gamma: 1", "dpo",
+         {"beta": 0.3, "rpo_alpha": 0.5, "label_smoothing": 0.1}),
+        ("stage: dpo\npref_loss: orpo\npref_ftx: 0", "orpo", {"beta": 0.1}),
+        ("stage: dpo\npref_loss: simpo", "simpo", {"beta": 0.1, "gamma": 0.5}),  # not our defaults
+        ("stage: kto\nkto_chosen_weight: 2\nkto_rejected_weight: 3\npref_loss: sigmoid", "kto",
+         {"beta": 0.1, "desirable_weight": 2, "undesirable_weight": 3}),
+    ],
+)  # fmt: skip
+def test_preferences(tmp_path, lines, method, options):
+    entry = '{"file_name": "a.json", "formatting": "sharegpt", "columns": {"messages": "m", "chosen": "good"}}'
+    described(tmp_path, entry)
+    config, done = converted(tmp_path, LLAMA_FACTORY.replace("stage: sft", lines))
+    assert (config.training.method, config.preference) == (method, PreferenceConfig(**options))
+    assert (config.training.learning_rate, config.data.map) == (5e-5, {"conversations": "m", "chosen": "good"})
+    assert not done.unmatched
+
+
+def test_preference_data_by_its_description(tmp_path):
+    described(tmp_path, '{"file_name": "a.json", "columns": {"prompt": "q", "rejected": "no", "kto_tag": "good"}}')
+    config, _done = converted(tmp_path, LLAMA_FACTORY.replace("stage: sft", "stage: kto"))
+    assert config.data.map == {"instruction": "q", "rejected": "no", "kto_tag": "good"}
+
+
+def test_another_loss_or_reference_is_refused_or_told(tmp_path):
+    text = LLAMA_FACTORY.replace("stage: sft", "stage: dpo") + "adapter_name_or_path: old\n"
+    for line in ("pref_loss: ipo", "pref_bco_weight: 1", "ld_alpha: 0.5", "pref_loss: orpo\npref_ftx: 1"):
+        with pytest.raises(ConfigError, match="lorasmith does not have this loss"):
+            converted(tmp_path, f"{text}{line}\n")
+    with pytest.raises(ConfigError, match="lorasmith trains an adapter on preferences, not all weights"):
+        converted(tmp_path, text.replace("finetuning_type: lora", "finetuning_type: full"))
+    _config, done = converted(tmp_path, text)
+    assert set(done.unmatched) == {"ref_model_adapters: not set"}
+    _config, done = converted(tmp_path, text + "ref_model: org/base\nref_model_adapters: old\n")
+    assert not done.unmatched
+    with pytest.raises(ConfigError, match="ref_model: org/other: the reference of lorasmith is the model as it is"):
+        converted(tmp_path, text + "ref_model: org/other\n")
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ def test_the_command_line_takes_precedence(tmp_path):
 
 def test_all_that_is_refused_is_said_at_once(tmp_path):
     with pytest.raises(ConfigError) as caught:
-        converted(tmp_path, AXOLOTL + "qat: true\nrl: dpo\n")
-    assert [problem.split(": ")[1:3] for problem in caught.value.problems] == [["rl", "dpo"], ["qat", "true"]]
+        converted(tmp_path, AXOLOTL + "qat: true\nrl: grpo\n")
+    assert [problem.split(": ")[1:3] for problem in caught.value.problems] == [["rl", "grpo"], ["qat", "true"]]
 
 
 def test_a_value_that_is_not_possible_is_named_with_its_key(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lorasmith.config.lora import LoraConfig
 from lorasmith.config.migrate.mlx_lm import SAME
 from lorasmith.errors import ConfigError
 from tests.support.migrating import MLX_LM, converted, is_option
@@ -100,10 +101,19 @@ def test_datasets_of_the_hub(tmp_path):
     assert (config.data.data, set(done.unmatched)) == (("org/a#9",), {"hf_dataset.valid_split: train[:5]"})
 
 
+@pytest.mark.parametrize(("line", "blocks"), [("", 16), ("num_layers: -1\n", -1)])
+def test_full_fine_tuning(tmp_path, line, blocks):
+    text = MLX_LM.replace("fine_tune_type: lora", "fine_tune_type: full") + line
+    config, done = converted(tmp_path, text + "lora_parameters:\n  rank: 4\n")
+    assert (config.training.method, config.training.learning_rate, config.lora) == ("full", 1e-5, LoraConfig())
+    assert done.no_effect == {"options of methods that are switched off": ["lora_parameters.rank"]}
+    assert set(done.unmatched) == {f"num_layers: {blocks}"}  # lorasmith trains the other blocks and the embeddings too
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("fine_tune_type: full", "lorasmith trains LoRA adapters (and DoRA) only"),
+        ("fine_tune_type: other", "lorasmith trains LoRA adapters (and DoRA) or all weights"),
         ("optimizer: sgd", "optimizer: sgd: lorasmith does not have this optimizer"),
         ("resume_adapter_file: old.safetensors", "lorasmith cannot start from this"),
     ],

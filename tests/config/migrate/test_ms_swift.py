@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from lorasmith.config.migrate.ms_swift import SAME
+from lorasmith.config.lora import LoraConfig
+from lorasmith.config.migrate.ms_swift import METHOD_KEYS, SAME
 from lorasmith.errors import ConfigError
 from tests.support.migrating import MS_SWIFT, converted, is_option
 
@@ -67,16 +68,22 @@ def test_what_is_not_set_has_their_default(tmp_path):
     assert (batch.batch_size, batch.accumulate) == (3, 6)
 
 
+@pytest.mark.parametrize("key", METHOD_KEYS)
+def test_full_fine_tuning(tmp_path, key):
+    config, done = converted(tmp_path, MS_SWIFT.replace("tuner_type: lora", f"{key}: full\nlora_rank: 64"))
+    assert (config.training.method, config.training.learning_rate, config.lora) == ("full", 1e-5, LoraConfig())
+    assert done.comments["training.method"] == f"from {key}"
+    assert done.no_effect == {"options of methods that are switched off": ["lora_rank", "target_modules"]}
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("tuner_type: full", "lorasmith trains LoRA adapters (and DoRA) only"),
-        ("tuner_type: adalora", "lorasmith trains LoRA adapters (and DoRA) only"),
-        ("rlhf_type: dpo", "no rewards and no reinforcement learning"),
+        ("tuner_type: adalora", "lorasmith trains LoRA adapters (and DoRA) or all weights"),
         ("task_type: seq_cls", "lorasmith trains models that generate text, for no other task"),
         ("quant_bits: 2", "lorasmith quantizes a base model to NF4 or int8 with bitsandbytes"),
         ("optimizer: galore", "lorasmith does not have this optimizer"),
-        ("loss_type: cosine", "lorasmith has only the cross-entropy loss"),
+        ("loss_type: cosine", "lorasmith does not have this loss"),
         ("adapters: [old, older]", "lorasmith cannot start from this"),
         ("cached_dataset: folder", "cannot read this kind of dataset"),
     ],
@@ -151,8 +158,6 @@ def test_the_command_for_plain_text(tmp_path):
     config, done = converted(tmp_path, "swift pt --model org/base --dataset org/rows --max_length 512", "train.sh")
     assert (config.data.learn, config.data.template, config.data.max_length) == ("all", "auto", 512)
     assert not done.unmatched
-    with pytest.raises(ConfigError, match="swift: rlhf: init converts configurations of supervised fine-tuning only"):
-        converted(tmp_path, "swift rlhf --model org/base --dataset org/rows", "train.sh")
 
 
 def test_several_processes_and_megatron(tmp_path):

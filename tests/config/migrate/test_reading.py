@@ -174,6 +174,18 @@ def test_the_environment_of_the_command(tmp_path):
     assert not read(tmp_path, "USE_HF=0 swift sft --a 1", "train.sh").is_on("USE_HF")
 
 
+def test_a_number_sign_within_a_word_begins_no_comment(tmp_path):
+    lines = "swift sft \\\n  --dataset org/a#1000 'org/b#9' \\\n  --lora_rank 4  # don't\n"
+    found = read(tmp_path, lines, "train.sh")
+    assert found.values == {"dataset": ["org/a#1000", "org/b#9"], "lora_rank": 4}
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<think>", "</s>"])
+def test_a_token_does_not_end_the_command(tmp_path, token):
+    found = read(tmp_path, f"swift sft --tokens '{token}' --a 1 < input", "train.sh")
+    assert found.values == {"tokens": token, "a": 1}
+
+
 def test_words_of_a_command_line():
     assert [scalar(word) for word in ("8", "1e-4", "false", "a b", "[1]", "{'a': 1}", ": {", "~")] == [
         8, 1e-4, False, "a b", "[1]", {"a": 1}, ": {", "~",

@@ -9,7 +9,7 @@ from lorasmith.i18n import using_language
 
 VALUES = {
     "count": 16, "file": "F", "first": "a", "folders": "D", "length": 7, "ours": "o", "program": "P", "second": "b",
-    "steps": 9, "tracker": "t", "used": "u", "variable": "v", "warmup": 2, "where": "W",
+    "steps": 9, "tracker": "t", "trainer": "T", "used": "u", "variable": "v", "warmup": 2, "where": "W",
 }  # fmt: skip
 
 

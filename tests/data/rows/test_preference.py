@@ -31,6 +31,10 @@ FORMS: list[dict[str, Any]] = [
     {"instruction": "Hi", "input": "", "chosen": "Hello", "rejected": "Go"},
     {"conversations": [share("human", "Hi")], "chosen": share("gpt", "Hello"), "rejected": share("gpt", "Go")},
     {"messages": ASKED, "chosen": GOOD[0], "rejected": BAD[0]},
+    {"messages": ASKED + GOOD, "rejected_response": "Go"},
+    {"messages": ASKED + GOOD, "rejected_response": BAD},
+    {"messages": ASKED + GOOD, "rejected_messages": ASKED + BAD},
+    {"messages": [share("human", "Hi"), share("gpt", "Hello")], "rejected_response": "Go"},
     {"chosen": f"{HUMAN} Hello", "rejected": f"{HUMAN} Go"},
     {"prompt": HUMAN, "chosen": f"{HUMAN} Hello", "rejected": f"{HUMAN} Go"},
     {"prompt": HUMAN, "chosen": " Hello", "rejected": " Go"},
@@ -75,6 +79,7 @@ def test_earlier_answers_are_not_trained_on():
     rows = [
         {"prompt": before, "chosen": GOOD, "rejected": BAD},
         {"chosen": before + GOOD, "rejected": before + BAD},
+        {"messages": before + GOOD, "rejected_response": "Go"},
         {"instruction": "Hi", "history": [["a", "b"]], "chosen": "Hello", "rejected": "Go"},
         {"messages": before + GOOD, "label": True},
     ]
@@ -117,6 +122,10 @@ PROBLEMS = [
     ({"instruction": "a", "output": "b"}, "this row has one answer ('instruction', 'output')"),
     (LABELLED[0], "Only --method kto trains on such rows"),
     ({"q": "a", "good_answer": "b", "bad_answer": "c"}, "--map chosen=good_answer rejected=bad_answer"),
+    ({"messages": ASKED + GOOD, "rejected_response": "Hello"}, "'chosen' and 'rejected' are equal"),
+    ({"messages": ASKED, "rejected_response": "Go"}, "'chosen' does not begin with an answer"),
+    ({"messages": ASKED + GOOD, "rejected_response": 3}, "'rejected' must be text, a message or a list of messages"),
+    ({"messages": ASKED + GOOD, "rejected_messages": BAD}, "do not begin with the same messages"),
     ({"x": 1}, "this row has 'x'; dpo needs rows such as"),
     (FORMS[0] | {"images": ["a.png"]}, "found 'images', but only text"),
 ]

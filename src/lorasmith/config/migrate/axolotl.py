@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lorasmith.config.migrate import trainer
+from lorasmith.config.migrate import axolotl_preference, trainer
 from lorasmith.config.migrate.datasets import Datasets, base_model, first_rows, local_or_hub
 from lorasmith.config.migrate.migration import OFF, Migration, shown, words
 from lorasmith.i18n import _
 
 NAME = "Axolotl"
 SIGNATURE = frozenset({
-    "adapter", "base_model", "datasets", "lora_r", "lora_target_linear", "lora_target_modules", "micro_batch_size",
+    "adapter", "base_model", "datasets", "lora_target_linear", "micro_batch_size",
     "num_epochs", "sample_packing", "sequence_len", "val_set_size",
 })  # fmt: skip
 SAME = {
@@ -93,8 +93,9 @@ MEDIA = ("freeze_mm_modules", "image_size", "image_resize_algorithm", "processor
 QUANTIZED = (
     "load_in_4bit", "load_in_8bit", "qat", "quantize_moe_experts",
 )  # fmt: skip
-METHODS = ("relora", "relora_steps", "unfrozen_parameters", "peft_layer_replication")
-STAGES = ("process_reward_model", "reward_model", "rl")
+LOSSES = ("diffusion", "kd_trainer", "use_eaft")
+METHODS = ("lisa_n_layers", "relora", "relora_steps", "unfrozen_parameters", "peft_layer_replication")
+STAGES = ("process_reward_model", "reward_model")
 TRACKERS = {
     "wandb": ("wandb_project", "use_wandb"),
     "mlflow": ("mlflow_tracking_uri", "use_mlflow"),
@@ -108,7 +109,8 @@ FAST_PLUGINS = (
 CHAT, ALPACA, TEXT = ("chat_template", "sharegpt"), ("alpaca",), ("completion",)
 # Keys of a dataset that need nothing from us.
 DATASET_DONE = (
-    "chat_template", "data_files", "ds_type", "field", "field_messages", "field_system", "field_tools",
+    "chat_template", "data_files", "ds_type", "field", "field_chosen", "field_messages", "field_rejected",
+    "field_system", "field_tools",
     "message_field_content", "message_field_role", "message_property_mappings", "name", "path", "roles",
     "trust_remote_code", "type",
 )  # fmt: skip
@@ -157,14 +159,18 @@ def convert(migration: Migration) -> None:
 
 
 def _method(migration: Migration) -> None:
-    """Refuse what trains something else than a new LoRA adapter on answers or text."""
+    """What is trained, and on what. Refuses methods and stages that are not ours."""
     if migration.left.get("adapter") == "qlora":
         trainer.quantized(migration, ["adapter"])
-    elif (adapter := migration.take("adapter")) != "lora":
-        migration.refuse("method", "adapter", adapter or "none")
+    elif (adapter := migration.take("adapter")) in (None, *OFF):
+        migration.default("training.method", "full")
+    elif adapter != "lora":
+        migration.refuse("method", "adapter", adapter)
+    axolotl_preference.method(migration)
     migration.refuse_all("stage", STAGES)
     trainer.quantized(migration, QUANTIZED)
     migration.refuse_all("method", METHODS)
+    migration.refuse_all("loss", LOSSES)
     if migration.take("trust_remote_code"):
         migration.unmatch("remote_code", "trust_remote_code", True)
     if (checkpoint := migration.take("resume_from_checkpoint")) not in (None, False):
@@ -257,7 +263,12 @@ def _dataset(datasets: Datasets, where: str, entry: Mapping[str, Any], templates
     kind, style = entry.get("type"), ""
     if isinstance(kind, str):
         kind, style = kind.replace(":", ".").partition(".")[::2]
-    if kind in TEXT:
+    if (form := axolotl_preference.form(migration, entry, str(kind), style)) is not None:
+        template, columns = form
+        templates.setdefault(template, where)
+        if columns is None:
+            columns = _messages(migration, where, entry, "messages") | axolotl_preference.answers(entry)
+    elif kind in TEXT:
         columns = {"text": str(entry.get("field") or style or "text")}
     elif kind in CHAT and style in ("", "default", "load_role"):
         templates.setdefault(str(entry.get("chat_template") or migration.left.get("chat_template") or ""), where)

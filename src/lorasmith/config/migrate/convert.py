@@ -5,14 +5,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lorasmith.config.migrate import axolotl, llama_factory, mlx_lm, ms_swift
+from lorasmith.config.migrate import axolotl, llama_factory, mlx_lm, ms_swift, trl
 from lorasmith.config.migrate.migration import Migration
 from lorasmith.config.migrate.reading import Foreign, read_foreign
 from lorasmith.config.toml import Config, commented_toml
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _, listed
 
-PROGRAMS: dict[str, ModuleType] = {part.NAME: part for part in (llama_factory, axolotl, ms_swift, mlx_lm)}
+PROGRAMS: dict[str, ModuleType] = {part.NAME: part for part in (llama_factory, axolotl, ms_swift, trl, mlx_lm)}
 FEWEST = 2  # keys by which a program is recognized
 EXAMPLES = 4  # keys of each program that the message names
 
@@ -54,8 +54,8 @@ def _recognize(foreign: Foreign) -> str:
     known = "; ".join(f"{name}: {listed(sorted(part.SIGNATURE)[:EXAMPLES])}" for name, part in PROGRAMS.items())
     raise ConfigError(
         _(
-            "{file}: not recognized as a LoRA configuration. It needs at least {count} keys of one program, such as "
-            "{known}.",
+            "{file}: not recognized as a training configuration. It needs at least {count} keys of one program, such "
+            "as {known}.",
             file=foreign.path,
             count=FEWEST,
             known=known,

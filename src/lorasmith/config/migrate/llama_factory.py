@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.config.files import read_object
-from lorasmith.config.migrate import trainer
+from lorasmith.config.migrate import preference, trainer
 from lorasmith.config.migrate.datasets import Datasets, base_model, not_first
 from lorasmith.config.migrate.migration import Migration, words
 from lorasmith.errors import ConfigError
@@ -14,8 +14,8 @@ from lorasmith.i18n import _, listed
 
 NAME = "LLaMA-Factory"
 SIGNATURE = frozenset({
-    "additional_target", "cutoff_len", "dataset_dir", "finetuning_type", "lora_target", "model_name_or_path",
-    "neat_packing", "stage", "val_size",
+    "additional_target", "cutoff_len", "dataset_dir", "finetuning_type", "lora_target", "neat_packing", "stage",
+    "val_size",
 })  # fmt: skip
 SAME = {
     "cutoff_len": "data.max_length",
@@ -66,16 +66,32 @@ METHODS = (
 )
 LOSSES = ("use_asft_loss", "use_dft_loss", "use_eaft_loss")
 OPTIMIZERS = ("use_adam_mini", "use_apollo", "use_badam", "use_galore")
+# Beginnings of keys that have no effect if those of the method are taken.
+OTHERS = ("ld_alpha", "ppo_", "pref_bco_weight", "pref_loss", "ref_model_quantization_bit", "reward_model")
+PREFERENCE_LOSSES = {"sigmoid": "dpo", "orpo": "orpo", "simpo": "simpo"}
+PREFERENCE = {
+    "dpo_label_smoothing": "label_smoothing",
+    "kto_chosen_weight": "desirable_weight",
+    "kto_rejected_weight": "undesirable_weight",
+    "pref_beta": "beta",
+    "pref_ftx": "rpo_alpha",
+    "simpo_gamma": "gamma",
+}
+PREFERENCE_DEFAULTS = {"beta": 0.1, "gamma": 0.5}
 PISSA_ITER = 16  # LLaMA-Factory's default
 TEMPLATES = {"alpaca": "alpaca", "chatml": "chatml", "default": "human-assistant"}
 # Columns of dataset_info.json, as ours. A file of messages has them under the key of the format that it has.
 COLUMNS = {
+    "chosen": "chosen",
     "history": "history",
+    "kto_tag": "kto_tag",
     "prompt": "instruction",
     "query": "input",
+    "rejected": "rejected",
     "response": "output",
     "system": "system",
 }
+IN_MESSAGES = ("chosen", "kto_tag", "rejected", "system", "tools")  # columns beside the messages
 FROM_MODELSCOPE = "USE_MODELSCOPE_HUB"  # the environment variable that says so
 HUBS = {"hf_hub_url": "", "ms_hub_url": "modelscope:"}
 MEDIA_COLUMNS = ("images", "videos", "audios")
@@ -135,10 +151,23 @@ class Described:
 
 
 def _method(migration: Migration) -> None:
-    """Refuse what trains something else than a new LoRA adapter on answers or text."""
-    for key, allowed, reason in (("finetuning_type", ("lora",), "method"), ("stage", ("sft", "pt"), "stage")):
-        if (value := migration.take(key)) is not None and value not in allowed:
-            migration.refuse(reason, key, value)
+    """What is trained, and on what. Refuses methods, stages and losses that are not ours."""
+    if (tuning := migration.take("finetuning_type")) == "full":
+        migration.put("training.method", "full", "finetuning_type")
+    elif tuning not in (None, "lora"):
+        migration.refuse("method", "finetuning_type", tuning)
+    stage = migration.take("stage")
+    if stage == "dpo":
+        key = "pref_loss" if "pref_loss" in migration.left else "stage"
+        loss = str(migration.take("pref_loss", "sigmoid"))
+        if loss not in PREFERENCE_LOSSES:
+            migration.refuse("loss", key, loss)
+        preference.choose(migration, PREFERENCE_LOSSES.get(loss, "dpo"), key)
+    elif stage == "kto":
+        preference.choose(migration, "kto", "stage")
+    elif stage not in (None, "sft", "pt"):
+        migration.refuse("stage", "stage", stage)
+    _preference(migration)
     trainer.quantized(migration, ["quantization_bit"])
     migration.ignore("inactive", QUANTIZATION)
     migration.refuse_all("method", METHODS)
@@ -146,6 +175,17 @@ def _method(migration: Migration) -> None:
     migration.refuse_all("optimizer", OPTIMIZERS)
     if migration.take("trust_remote_code"):
         migration.unmatch("remote_code", "trust_remote_code", True)
+
+
+def _preference(migration: Migration) -> None:
+    """The options of the loss on preferences, and its reference."""
+    if preference.is_on(migration):
+        migration.refuse_all("loss", ["ld_alpha", "pref_bco_weight"])
+        if migration.value("training.method") in ("kto", "orpo"):
+            migration.refuse_all("loss", ["pref_ftx"])
+    preference.options(migration, PREFERENCE, PREFERENCE_DEFAULTS)
+    preference.reference(migration, "ref_model", "ref_model_adapters", "model_name_or_path", "adapter_name_or_path")
+    migration.ignore("inactive", [key for key in migration.left if key.startswith(OTHERS)])
 
 
 def _lora(migration: Migration) -> None:
@@ -220,8 +260,9 @@ def _described(datasets: Datasets, folder: str, name: str, is_text: bool) -> Des
         datasets.refuse("dataset_unknown", name, file=found)
         return None
     columns = {key: theirs for key, theirs in entry.get("columns", {}).items() if theirs is not None}
+    is_preference = entry.get("ranking") or any(key in columns for key in PREFERENCE_COLUMNS)
     for reason, is_so in (
-        ("preference", entry.get("ranking") or any(key in columns for key in PREFERENCE_COLUMNS)),
+        ("no_preference", is_preference and not preference.is_on(migration)),
         ("media", any(key in columns for key in MEDIA_COLUMNS)),
     ):
         if is_so:
@@ -262,7 +303,7 @@ def _columns(
         messages = str(columns.get("messages", "conversations" if entry["formatting"] == "sharegpt" else "messages"))
         ours = messages if messages in ("messages", "conversations") else "conversations"
         found = {ours: messages}
-        found |= {key: str(theirs) for key, theirs in columns.items() if key in ("system", "tools")}
+        found |= {key: str(theirs) for key, theirs in columns.items() if key in IN_MESSAGES}
         tags = entry.get("tags")
         for tag, theirs in (tags if isinstance(tags, dict) else {}).items():
             if tag in TAGS and theirs not in TAGS[tag]:

@@ -65,7 +65,10 @@ class Migration:
         return inner
 
     def put(self, ours: str, value: Any, key: str, note: str = "") -> None:
-        """Set our option, such as "lora.r", from their `key`."""
+        """Set our option, such as "lora.r", from their `key`. Those of adapters have no effect with method full."""
+        if self._is_unused(ours):
+            self.ignore("inactive", [key])
+            return
         if ours == "output" and _exists(Path(str(value))):
             self.unmatch("exists", key, value)
             return
@@ -75,7 +78,7 @@ class Migration:
 
     def default(self, ours: str, value: Any) -> None:
         """Set our option to the default of the program, if the file did not set it."""
-        if self.value(ours) is None:
+        if self.value(ours) is None and not self._is_unused(ours):
             self.comments[ours] = _("not set in the file; this is the default of {program}", program=self.program)
             self._set(ours, value)
 
@@ -171,6 +174,9 @@ class Migration:
             if _exists(found):
                 return found.relative_to(here) if found.is_relative_to(here) else found
         return None
+
+    def _is_unused(self, ours: str) -> bool:
+        return ours.startswith("lora.") and self.value("training.method") == "full"
 
     def _set(self, ours: str, value: Any) -> None:
         section, dot, name = ours.partition(".")

@@ -65,10 +65,13 @@ def convert(migration: Migration) -> None:
 
 
 def _method(migration: Migration) -> None:
-    """Refuse what trains something else than a new LoRA adapter."""
+    """What is trained. Refuses what is neither a new adapter nor all weights."""
     method = migration.take("fine_tune_type", "lora")
     if method == "dora":
         migration.put("lora.use_dora", True, "fine_tune_type")
+    elif method == "full":
+        migration.put("training.method", "full", "fine_tune_type")
+        migration.unmatch("blocks", "num_layers", migration.left.get("num_layers", LAYERS))
     elif method != "lora":
         migration.refuse("method", "fine_tune_type", method)
     migration.refuse_all("adapter", ["resume_adapter_file"])

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from lorasmith.config.files import read_text
 from lorasmith.config.lora import is_start
-from lorasmith.config.migrate import trainer
+from lorasmith.config.migrate import ms_swift_preference, preference, trainer
 from lorasmith.config.migrate.datasets import Datasets, base_model, local_or_hub
 from lorasmith.config.migrate.migration import Migration, words
 from lorasmith.config.migrate.reading import scalar
@@ -41,17 +41,18 @@ DEFAULTS = {
     "training.beta2": 0.95,
     "training.epochs": 3.0,
     "training.keep_checkpoints": 0,
-    "training.learning_rate": 1e-4,
     "training.save_every": 500,
     "training.schedule": "cosine",
     "training.weight_decay": 0.1,
 }
+RATE, FULL_RATE = 1e-4, 1e-5  # learning rates of adapters and of all weights
 TOTAL_BATCH = 16  # examples per step from which ms-swift computes an accumulation that is not set
 TOO_LONG = {"delete": "drop", "left": "truncate-left", "right": "truncate", "split": "split"}
 LEARN = {"default": "answers", "last_round": "last-answer", "all": "all"}
 COLUMNS = {
-    "conversations": "conversations", "history": "history", "input": "input", "instruction": "instruction",
-    "messages": "messages", "output": "output", "prompt": "instruction", "query": "instruction",
+    "chosen": "chosen", "conversations": "conversations", "history": "history", "input": "input",
+    "instruction": "instruction", "label": "label", "messages": "messages", "output": "output", "prompt": "instruction",
+    "query": "instruction", "rejected": "rejected", "rejected_response": "rejected_response",
     "response": "output", "system": "system", "text": "text", "tools": "tools",
 }  # fmt: skip
 MACHINE = (
@@ -101,6 +102,7 @@ def convert(migration: Migration) -> None:
     batch = migration.value("training.batch_size") or 1
     if isinstance(batch, int):
         migration.default("training.accumulate", max(1, -(-TOTAL_BATCH // batch)))
+    migration.default("training.learning_rate", FULL_RATE if migration.value("training.method") == "full" else RATE)
     for ours, value in DEFAULTS.items():
         migration.default(ours, value)
     _modules(migration)
@@ -121,13 +123,13 @@ def convert(migration: Migration) -> None:
 
 
 def _method(migration: Migration) -> None:
-    """Refuse what trains something else than a new LoRA adapter on answers or text."""
+    """What is trained, and on what. Refuses methods, stages and losses that are not ours."""
     for key in METHOD_KEYS:
-        if (method := migration.take(key)) not in (None, "lora"):
+        if (method := migration.take(key)) == "full":
+            migration.put("training.method", "full", key)
+        elif method not in (None, "lora"):
             migration.refuse("method", key, method)
-    if migration.foreign.verb == "rlhf":
-        migration.refuse("stage", "swift", "rlhf")
-    migration.refuse_all("stage", ["rlhf_type"])
+    ms_swift_preference.method(migration)
     if (task := migration.take("task_type")) not in (None, "causal_lm"):
         migration.refuse("task", "task_type", task)
     migration.refuse_all("megatron", ["global_batch_size", "micro_batch_size"])
@@ -245,13 +247,12 @@ def _text(migration: Migration, is_text: bool) -> None:
     if system is not None:
         file = migration.path(str(system)) if str(system).endswith(".txt") else None
         migration.put("data.system", read_text(file, ConfigError) if file else str(system), "system")
-    base, _plus, more = str(migration.take("loss_scale", "all" if is_text else "default")).partition("+")
-    if base not in LEARN:
-        base, more = "default", "+".join(part for part in (base, more) if part)
-    if "loss_scale" in migration.known or is_text:
-        migration.put("data.learn", LEARN[base], "loss_scale" if "loss_scale" in migration.known else "swift pt")
-    if more:
-        migration.unmatch("loss", "loss_scale", more)
+    if preference.is_on(migration) and migration.left.get("loss_scale") in ("default", "last_round"):
+        migration.ignore("default", ["loss_scale"])
+    elif preference.is_on(migration) and (scale := migration.take("loss_scale")):
+        migration.unmatch("loss", "loss_scale", scale)
+    else:
+        _learn(migration, is_text)
     if (strategy := migration.take("truncation_strategy")) is not None:
         migration.put("data.too_long", TOO_LONG.get(str(strategy), strategy), "truncation_strategy")
     if migration.value("data.max_length") is None and "max_length" not in migration.given.get("data", {}):
@@ -259,3 +260,14 @@ def _text(migration: Migration, is_text: bool) -> None:
     if packing := migration.take("packing"):
         migration.unmatch("packing", "packing", packing)
     trainer.added_tokens(migration, "new_special_tokens")
+
+
+def _learn(migration: Migration, is_text: bool) -> None:
+    """What is learned of a conversation."""
+    base, _plus, more = str(migration.take("loss_scale", "all" if is_text else "default")).partition("+")
+    if base not in LEARN:
+        base, more = "default", "+".join(part for part in (base, more) if part)
+    if "loss_scale" in migration.known or is_text:
+        migration.put("data.learn", LEARN[base], "loss_scale" if "loss_scale" in migration.known else "swift pt")
+    if more:
+        migration.unmatch("loss", "loss_scale", more)

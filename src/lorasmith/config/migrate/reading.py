@@ -26,6 +26,15 @@ COMMANDS = {
     ("swift", "rlhf"): "ms-swift",
     ("swift/cli/sft.py",): "ms-swift",
     ("swift/cli/pt.py",): "ms-swift",
+    ("swift/cli/rlhf.py",): "ms-swift",
+    ("trl", "sft"): "TRL",
+    ("trl", "dpo"): "TRL",
+    ("trl", "kto"): "TRL",
+    ("scripts/sft.py",): "TRL",
+    ("scripts/dpo.py",): "TRL",
+    ("scripts/kto.py",): "TRL",
+    ("scripts/orpo.py",): "TRL",
+    ("scripts/cpo.py",): "TRL",
     ("mlx_lm.lora",): "mlx-lm",
     ("mlx_lm", "lora"): "mlx-lm",
 }
@@ -36,12 +45,14 @@ WHOLE_NUMBER = re.compile(r"^(\w+)=(\d{1,9})$", re.MULTILINE)
 # Flags of torchrun and variables whose product is the number of processes.
 PROCESSES = {
     "NPROC_PER_NODE": re.compile(r"--nproc[_-]per[_-]node[= ](\d+)"),
+    "NUM_PROCESSES": re.compile(r"--num[_-]processes[= ](\d+)"),
     "NNODES": re.compile(r"--nnodes[= ](\d+)"),
 }
 NUMBER = re.compile(r"[1-9]\d{0,5}")
 YES = ("1", "on", "t", "true", "y", "yes")  # values of an environment variable
 MAX_VALUES = 100_000  # in one file, with every alias counted as what it stands for
-END = re.compile(r"[|;&<>].*|\d?>.*")  # a word that ends a command
+WITHIN, STANDS_FOR = re.compile(r"(?<=\S)#"), "\ue000"  # a `#` that begins no comment
+END = re.compile(r"[|;&].*|\d?>.*|<[^>]*")  # a word that ends a command; <think> does not
 FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?")
 
 
@@ -215,13 +226,19 @@ def _lines(path: Path, text: str) -> Iterator[list[str]]:
             line = f"{line[:-1]} {lines[number]}" if line.endswith("\\") else f"{line}\n{lines[number]}"
             number += 1
         try:
-            words = shlex.split(line, comments=True)
+            words = _words(line)
         except ValueError:
             raise ConfigError(
                 _("{file} line {line}: a quotation mark is not closed. Correct the file.", file=path, line=first + 1)
             ) from None
         if words:
             yield words
+
+
+def _words(line: str) -> list[str]:
+    """The words of a line up to its comment; unlike in shlex, a `#` within a word is part of it, as in a shell."""
+    words = shlex.split(WITHIN.sub(STANDS_FOR, line), comments=True)
+    return [word.replace(STANDS_FOR, "#") for word in words]
 
 
 def _divided(text: str) -> str:
@@ -238,7 +255,7 @@ def _divided(text: str) -> str:
 def _is_open(line: str) -> bool:
     """Whether a quotation mark of the line is not closed in it."""
     try:
-        shlex.split(line, comments=True)
+        _words(line)
     except ValueError:
         return True
     return False

@@ -15,6 +15,10 @@ def unmatched(name: str, **values: object) -> str:
             "all-linear is used, which has the linear layers without the output head; to adapt other modules too, list "
             "all of them in lora.target_modules."
         ),
+        "blocks": _(
+            "there only so many of the last blocks of the model are trained (-1: all), and no embeddings; here all "
+            "weights are."
+        ),
         "column": _("lorasmith does not read this column; if you need it, put its text into the others."),
         "data_part": _("lorasmith reads all rows of the training split; save the part that you want as a file."),
         "evaluation_files": _("lorasmith evaluates on one file; only the first one is taken over."),
@@ -24,6 +28,9 @@ def unmatched(name: str, **values: object) -> str:
         "held_out_part": _(
             "lorasmith would evaluate on all rows of the training split; save this part as a file and give it with "
             "data.held_out."
+        ),
+        "keep_end": _(
+            "answers of preferences are cut at their end, or dropped with data.too_long = \"drop\"."
         ),
         "languages": _("lorasmith fills in one value in all languages, the second; to change it, set data.fill."),
         "loss": _("the loss counts every token of an answer equally."),
@@ -36,10 +43,17 @@ def unmatched(name: str, **values: object) -> str:
             "a step has as many examples as before."
         ),
         "patience": _("it counts evaluations, and there are none during training; set training.eval_every too."),
+        "peft_targets": _(
+            "{program} leaves them to PEFT, which adapts q_proj and v_proj in most models; here all-linear is used."
+        ),
         "per_epoch": _("how many steps an epoch has is known only from the data; set {ours} to a number of steps."),
         "processes": _(
             "a step has as many examples from each of {count} processes; multiply training.accumulate by it, or train "
             "in as many processes with torchrun."
+        ),
+        "reference": _(
+            "there the reference is the base model without the adapter; here it is the model as it is when the "
+            "training starts, with the adapter."
         ),
         "remote_code": _(
             "not taken over, because a model that transformers knows needs no code of its own; if yours does and you "
@@ -60,6 +74,14 @@ def unmatched(name: str, **values: object) -> str:
         ),
         "tracker_project": _("the client of the service reads this from the environment; set it there."),
         "trackers": _("lorasmith sends nothing to this service; it writes metrics.jsonl, and TensorBoard files."),
+        "trl_learn": _(
+            "{program} learns the whole text of rows with messages then, and the completion of prompt/completion rows; "
+            "here the answers are learned. To learn the whole text, set data.learn = \"all\"."
+        ),
+        "trl_trainer": _(
+            "the file does not say which trainer it is for, and {trainer} is assumed; for another one, set "
+            "training.method."
+        ),
         "twice": _("named twice, but lorasmith reads it once; to use its rows more often, give the files weights."),
         "unquantized": _("the weights are loaded as model.quantize says."),
         "warmup_constant": _("the schedule 'constant' of {program} has no warmup."),
@@ -94,9 +116,14 @@ def refusal(name: str, **values: object) -> str:
             "{where}: lorasmith cannot read this kind of dataset. Give the data files after --from FILE."
         ),
         "dataset_unknown": _("{where}: {file} does not describe this dataset. Give the data files after --from FILE."),
-        "loss": _("{where}: lorasmith has only the cross-entropy loss. Remove this key."),
+        "full_preference": _(
+            "{where}: lorasmith trains an adapter on preferences, not all weights. Give a configuration of LoRA."
+        ),
+        "loss": _("{where}: lorasmith does not have this loss. Remove the key to train with the usual one."),
         "media": _("{where}: the dataset contains images, audio or video, and lorasmith trains on text. Leave it out."),
-        "method": _("{where}: lorasmith trains LoRA adapters (and DoRA) only. Give a configuration of LoRA."),
+        "method": _(
+            "{where}: lorasmith trains LoRA adapters (and DoRA) or all weights. Give a configuration of one of them."
+        ),
         "new_adapter": _(
             "{where}: lorasmith does not train a second adapter on top of another (create_new_adapter). Merge this one "
             "with lorasmith merge, name the merged model as the base model, and remove the key."
@@ -108,9 +135,9 @@ def refusal(name: str, **values: object) -> str:
             "for AdamW."
         ),
         "megatron": _("{where}: lorasmith does not read configurations of Megatron-SWIFT. Give one of ms-swift."),
-        "preference": _(
-            "{where}: this is preference data, which init does not convert. Give it to lorasmith train --method dpo, "
-            "orpo, simpo or kto."
+        "no_preference": _(
+            "{where}: this is preference data, but the configuration trains on examples. Leave it out, or give a "
+            "configuration of DPO, ORPO, KTO or SimPO."
         ),
         "prompt": _(
             "{where}: lorasmith does not know this prompt format. Convert the rows (see docs/formats.md), give them "
@@ -120,9 +147,12 @@ def refusal(name: str, **values: object) -> str:
             "{where}: lorasmith quantizes a base model to NF4 or int8 with bitsandbytes, and in no other way. Add "
             "--quantize nf4 to the command, or --quantize none for unquantized weights, which need more memory."
         ),
+        "reference": _(
+            "{where}: the reference of lorasmith is the model as it is when the training starts. Remove the key."
+        ),
         "stage": _(
-            "{where}: init converts configurations of supervised fine-tuning only. For preferences, use lorasmith "
-            "train --method dpo, orpo, simpo or kto; lorasmith has no rewards and no reinforcement learning."
+            "{where}: lorasmith trains on examples, or on preferences with DPO, ORPO, KTO or SimPO. It has no reward "
+            "models and no reinforcement learning."
         ),
         "task": _("{where}: lorasmith trains models that generate text, for no other task."),
         "templates": _(

@@ -288,7 +288,7 @@ def quantized(migration: Migration, keys: Iterable[str]) -> None:
             continue
         if "quantize" in migration.given.get("model", {}):
             migration.unmatch("unquantized", key, value)
-        elif form := _FORMATS.get((key, value)):
+        elif isinstance(value, int | str) and (form := _FORMATS.get((key, value))):
             migration.put("model.quantize", form, key)
         else:
             migration.refuse("quantized", key, value)

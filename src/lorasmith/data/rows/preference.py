@@ -1,7 +1,8 @@
-"""Preference rows: which answers to a prompt are better. TRL's forms and those of LLaMA-Factory.
+"""Preference rows: which answers to a prompt are better. The forms of TRL, LLaMA-Factory and ms-swift.
 
     pairs      prompt or instruction or conversations, and chosen and rejected: texts, messages or lists of messages; or
-               chosen and rejected alone, each a whole conversation, also in one text as in HH-RLHF
+               chosen and rejected alone, each a whole conversation, also in one text as in HH-RLHF; or as in
+               ms-swift, messages that end with the chosen answer, and rejected_response or rejected_messages
     rated      any row format with an answer, and label or kto_tag: whether the answer is a good one
 
 Each answer becomes a conversation in which only this answer is trained on.
@@ -34,6 +35,7 @@ from lorasmith.i18n import _
 Messages = list[Any]
 
 ANSWERS = ("chosen", "rejected")
+REJECTED = ("rejected_messages", "rejected_response")  # beside messages that end with the chosen answer
 LABELS = ("kto_tag", "label")
 PROMPTS = ("conversations", "messages", "instruction", "prompt")
 YES, NO = ("true", "1"), ("false", "0")
@@ -41,7 +43,7 @@ YES, NO = ("true", "1"), ("false", "0")
 
 def preference_format(rows: Iterable[Fields]) -> RowFormat | None:
     """The preference format that most rows have, or None if no row has one."""
-    votes = Counter(found for row in rows if (found := _format(row)) is not None)
+    votes = Counter(found for row in rows if (found := _format(_as_pair(row))) is not None)
     return max((PAIRS, RATED), key=lambda one: votes[one]) if votes else None
 
 
@@ -52,6 +54,7 @@ def preference_problem(fields: Fields, row_format: RowFormat | None, method: str
     """
     if (column := media_column(fields)) is not None:
         return not_text(quoted([column]))
+    fields = _as_pair(fields)
     found = _format(fields)
     if found is None:
         return _no_preference(fields, method)
@@ -80,16 +83,32 @@ def answers_of(record: Record, strip: bool = True) -> tuple[Conversation, ...]:
 
     strip: as in `to_conversation`.
     """
-    found = _format(record.fields)
-    text = _no_preference(record.fields, "dpo") if found is None else found.problem(record.fields)
+    fields = _as_pair(record.fields)
+    found = _format(fields)
+    text = _no_preference(fields, "dpo") if found is None else found.problem(fields)
     if text is not None:
         raise RowError(record.source, text)
     if found is RATED:
-        return (_rated(record.fields, record.source, strip),)
-    pair = tuple(_answer(record.fields, record.source, strip, key) for key in ANSWERS)
+        return (_rated(fields, record.source, strip),)
+    pair = tuple(_answer(fields, record.source, strip, key) for key in ANSWERS)
     if pair[0].messages == pair[1].messages:
         raise RowError(record.source, _equal())
     return pair
+
+
+def _as_pair(fields: Fields) -> Fields:
+    """The row with `chosen` and `rejected` instead of ms-swift's `messages` and what would be rejected."""
+    messages = fields.get("messages")
+    column = next((key for key in REJECTED if fields.get(key) is not None), None)
+    if column is None or not isinstance(messages, list) or fields.keys() & set(ANSWERS):
+        return fields
+    rejected, style = fields[column], detect_style(messages)
+    asked = [number for number, one in enumerate(messages, 1) if style.role_of(one) == "user"]
+    if column == "rejected_response" and asked:
+        answer = [{style.role: style.answer, style.content: rejected}] if isinstance(rejected, str) else rejected
+        rejected = [*messages[: asked[-1]], *answer] if isinstance(answer, list) else answer
+    kept = {key: value for key, value in fields.items() if key not in (*REJECTED, "messages")}
+    return {**kept, "chosen": messages, "rejected": rejected}
 
 
 def _format(fields: Fields) -> RowFormat | None:
@@ -292,7 +311,7 @@ def _conversation(fields: Fields, source: str, strip: bool) -> Conversation:
 
 
 _SHARED = ("system", "tools", "functions", "history", "input", "instruction", "conversations", "messages")
-PAIRS = RowFormat("preference", ("prompt", *ANSWERS), _SHARED, _pair_problem, _conversation)
+PAIRS = RowFormat("preference", ("prompt", *ANSWERS), (*REJECTED, *_SHARED), _pair_problem, _conversation)
 RATED = RowFormat(
     "KTO",
     ("prompt", "completion", "label"),

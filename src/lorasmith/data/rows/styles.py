@@ -7,7 +7,8 @@ from lorasmith.config.data import ROLES
 from lorasmith.data.rows.marks import MARKS
 
 CALL = "call"  # a message whose content is function calls
-MESSAGE_COLUMNS = ("messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected")
+MESSAGE_COLUMNS = ("messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected",
+                   "rejected_messages", "rejected_response")  # fmt: skip
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 
 _NAMES = {
