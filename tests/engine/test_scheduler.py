@@ -114,3 +114,69 @@ def test_a_piece_of_a_prompt_is_shorter_where_much_stands_before_it(monkeypatch:
     assert run(engine, asked) == run(Engine(base), asked)
     assert [n * sum(seen[: i + 1]) <= 200 for i, n in enumerate(seen[:-1])] == [True] * (len(seen) - 1)
     assert max(seen[-5:]) < seen[0] == 12
+
+
+def test_memory_is_taken_from_the_adapter_that_has_the_most_requests() -> None:
+    """The only request of an adapter, though it is the newest, keeps its place."""
+    engine = Engine(base_of("llama", adapters=2), slots=4, cache_tokens=48)
+    many = [engine.add(request(ids, "a0", stop=False, max_new_tokens=30)) for ids in prompts(5, 5, 5)]
+    one = engine.add(request(prompts(5)[0], "a1", stop=False, max_new_tokens=30))
+    while not engine.preemptions:
+        engine.step()
+    assert [engine.is_running(key) for key in [*many, one]] == [True, True, False, True]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The scheduler's monotonic clock, which shows the first number of the list."""
+    now = [0.0]
+    monkeypatch.setattr(scheduler.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize("cache_tokens", [200, 48], ids=["slots", "memory"])
+def test_the_first_request_of_an_adapter_takes_a_place_of_one_that_has_several(clock, cache_tokens: int) -> None:
+    """Where slots are short, and where memory is; what lost its place answers as if alone."""
+    base = base_of("llama", torch.float64, adapters=2)
+    many = [request(ids, "a0", stop=False, max_new_tokens=20) for ids in prompts(5, 5, 5)]
+    few = request(prompts(7)[0], "a1", stop=False, max_new_tokens=4)
+    with no_casts_down():
+        expected = [run(Engine(base), [one])[0] for one in [*many, few]]
+        engine, found = Engine(base, slots=3, cache_tokens=cache_tokens), dict[int, list[int]]()
+        keys = [engine.add(one) for one in many]
+
+        def step() -> None:
+            for event in engine.step():
+                found.setdefault(event.key, []).append(event.token)
+
+        step()
+        assert engine.add_first(few) is None, "they have not run for a turn"
+        assert engine.preemptions == 0
+        clock[0] = scheduler.TURN
+        late = engine.add_first(few)
+        assert late is not None
+        step()
+        assert [engine.is_running(key) for key in [*keys, late]] == [True, True, False, True]
+        while engine.busy:
+            step()
+    assert [found[key] for key in [*keys, late]] == expected
+
+
+def test_the_oldest_of_each_adapter_makes_no_way(clock) -> None:
+    engine = Engine(base_of("llama", adapters=3), slots=2, cache_tokens=200)
+    for name in ("a0", "a1"):
+        engine.add(request(prompts(5)[0], name, stop=False))
+    engine.step()
+    clock[0] = 100.0
+    assert engine.add_first(request(prompts(5)[0], "a2")) is None
+    assert engine.preemptions == 0
+
+
+def test_none_makes_way_for_a_request_that_would_not_fit_all_the_same(clock) -> None:
+    engine = Engine(base_of("llama", adapters=2), slots=3, cache_tokens=48)
+    for ids in prompts(20, 5, 5):
+        engine.add(request(ids, "a0", stop=False))
+    engine.step()
+    clock[0] = 100.0
+    assert engine.add_first(request(prompts(40)[0], "a1")) is None
+    assert engine.preemptions == 0

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from lorasmith.engine import kv_cache, scheduler
+from lorasmith.serve import worker as worker_module
 from lorasmith.serve.worker import WorkerStopped
 from tests.support.serving import HI, Running, ask, running, said, slow, user, wait_for
 
@@ -138,3 +139,30 @@ def test_adapters_take_turns(runs: Path, monkeypatch: pytest.MonkeyPatch):
         for thread in threads:
             thread.join()
         assert order.index("calm") < len(order) - 2
+
+
+@pytest.mark.parametrize("cache_tokens", [2**15, 512], ids=["slots", "memory"])
+def test_long_replies_of_one_adapter_do_not_keep_another_waiting(runs: Path, monkeypatch, cache_tokens: int) -> None:
+    """All slots or all memory are taken by long replies; another adapter's short one is there before them."""
+    monkeypatch.setattr(scheduler, "TURN", 0.2)
+    monkeypatch.setattr(worker_module, "TURN", 0.2)
+    asked = {"messages": user(HI), "temperature": 0, "max_tokens": 200, "extra_body": {"ignore_eos": True}}
+    order: list[str] = []
+    with running(runs, slots=4, cache_tokens=cache_tokens) as served:
+        slow(served, monkeypatch)
+        alone = said(served.client().chat.completions.create(**asked, model="loud"))
+
+        def one(model: str, **changed: object) -> None:
+            reply = said(served.client().chat.completions.create(**asked | changed, model=model))
+            order.append(model)
+            if model == "loud":
+                assert reply == alone
+
+        threads = in_threads(lambda: one("loud"), 6)
+        wait_for(lambda: metrics(served)['lorasmith:num_requests_running{model_name="loud"}'] >= 2)
+        threads += in_threads(lambda: one("calm", max_tokens=5), 1)
+        for thread in threads:
+            thread.join()
+        assert metrics(served)["lorasmith:num_preemptions_total"] >= 1
+    assert order[0] == "calm"
+    assert len(order) == 7

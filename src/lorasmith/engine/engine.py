@@ -37,6 +37,9 @@ class Layout(Protocol):
     def admits(self, lengths: Sequence[int]) -> bool:
         """Whether new requests with these prompt lengths fit into memory besides the running ones."""
 
+    def make_way(self, tokens: int, waiting: deque[RunningRequest]) -> bool:
+        """Preempt requests into `waiting` so that another one can start; False if it cannot, and none is preempted."""
+
     def schedule(self, waiting: deque[RunningRequest]) -> list[Chunk]:
         """The chunks to compute in this step; may take requests from `waiting`."""
 
@@ -93,7 +96,7 @@ class Engine:
 
     @property
     def preemptions(self) -> int:
-        """How often a request was preempted for lack of memory, to be recomputed later."""
+        """How often a request was preempted, for lack of memory or for another adapter, to be recomputed later."""
         return self._layout.scheduler.preemptions if isinstance(self._layout, Packed) else 0
 
     def is_running(self, key: int) -> bool:
@@ -105,6 +108,20 @@ class Engine:
         """Whether there is memory for one more request after those already waiting in the engine."""
         lengths = [len(run.ids) for run in self._waiting]
         return not self.busy or self._layout.admits([*lengths, len(request.ids)])
+
+    def add_first(self, request: Request) -> int | None:
+        """Start a request in the next step, in place of others if need be; returns its key, or None if it must wait.
+
+        Only adapters with several running requests lose some, which are recomputed later: their replies do not change.
+        Raises as `add`.
+        """
+        if not self._layout.make_way(len(request.ids), self._waiting):
+            return None
+        run = self._admit(request, self._next_key)
+        self._next_key += 1
+        self._live[run.key] = run
+        self._waiting.appendleft(run)
+        return run.key
 
     def add(self, request: Request) -> int:
         """Queue a request and return its key, which identifies it in events.

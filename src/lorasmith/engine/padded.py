@@ -43,6 +43,11 @@ class Padded:
         del lengths
         return True
 
+    def make_way(self, tokens: int, waiting: deque[RunningRequest]) -> bool:
+        """Always False: the requests of a batch end together."""
+        del tokens, waiting
+        return False
+
     def schedule(self, waiting: deque[RunningRequest]) -> list[Chunk]:
         """The unfinished requests of the batch; starts a new batch, sorted by adapter, if there are none."""
         if not self._batch:

@@ -66,6 +66,7 @@ class RunningRequest:
     cached: int = 0  # of the prompt's tokens, those that were in the prefix cache
     active_from: int = 0  # its adapter computes the tokens from this position on, the base model those before it
     slot: int = -1  # -1 while it waits
+    started: float = 0.0  # when it got its slot, in seconds of the monotonic clock
     token_counts: TokenCounts | None = field(init=False)  # if a penalty is set
     derivation: Derivation | None = field(init=False)  # if the reply must follow a grammar
     logprobs: TokenLogprobs | None = field(init=False, default=None)  # of the sampled token, until `accept`

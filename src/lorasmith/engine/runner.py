@@ -42,6 +42,10 @@ class Packed:
         """Whether there is memory for new requests with these prompt lengths."""
         return self.scheduler.admits(lengths)
 
+    def make_way(self, tokens: int, waiting: deque[RunningRequest]) -> bool:
+        """Preempt requests of adapters that have several, so that another one can start; False if it cannot."""
+        return self.scheduler.make_way(tokens, waiting)
+
     def schedule(self, waiting: deque[RunningRequest]) -> list[Chunk]:
         """The chunks of this step in the order that is computed fastest; starts waiting requests if there is room."""
         chunks = self.scheduler.schedule(waiting, self._begin)

@@ -28,7 +28,7 @@ class ServerMetrics:
             Gauge(f"{PREFIX}kv_cache_tokens", text, registry=self.registry).set(cache.limit)
         text = "Requests of the whole context that run at once."
         Gauge(f"{PREFIX}max_concurrency", text, registry=self.registry).set(max_concurrency)
-        text = "How often a request lost its place because memory was short, and was computed again."
+        text = "How often a request lost its place, for lack of memory or to another adapter, and was computed again."
         self.preemptions = Counter(f"{PREFIX}num_preemptions", text, registry=self.registry)
         self._preempted = 0
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")

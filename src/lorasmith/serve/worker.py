@@ -1,7 +1,8 @@
 """The worker: a thread that owns the model and the engine. It receives commands and sends events to the event loop.
 
 Waiting requests are queued per adapter and served round-robin, so that no adapter starves another. The engine gets only
-as many requests as it has slots.
+as many requests as it has slots; a request of an adapter that has none running takes the place of another adapter's if
+it would wait for long.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from typing import TypeVar
 
 from lorasmith.engine.engine import Engine
 from lorasmith.engine.request import Event, Request
+from lorasmith.engine.scheduler import TURN
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
 from lorasmith.system.memory import convert_memory_errors
@@ -37,6 +39,7 @@ class PendingRequest:
     index: int = 0
     events: "asyncio.Queue[tuple[PendingRequest, Event | Exception]]" = field(default_factory=asyncio.Queue)
     key: int | None = None  # its key in the engine, once submitted to it
+    queued: float = 0.0  # when it was queued, in seconds of the monotonic clock
     is_over: bool = False
 
 
@@ -137,22 +140,42 @@ class Worker:
 
     def _feed(self) -> None:
         """Pass waiting requests to the engine, round-robin over adapters, while there are free slots and memory."""
-        while self._queues and len(self._running) < self.slots:
+        while self._queues:
             adapter, line = next(iter(self._queues.items()))
-            if not self.engine.has_room(line[0].request):
+            has_slot = len(self._running) < self.slots
+            if has_slot and self.engine.has_room(line[0].request):
+                self._submit(adapter, self.engine.add)
+                continue
+            if has_slot:
                 self._warn_memory_short()
+            starved = self._starved()
+            if starved is None or not self._submit(starved.request.adapter, self.engine.add_first):
                 return
-            job = line.popleft()
-            self._queues.move_to_end(adapter)
-            if not line:
-                del self._queues[adapter]
-            try:
-                job.key = self.engine.add(job.request)
-            except LorasmithError as error:
-                job.is_over = True
-                self._send([(job, error)])
-            else:
-                self._running[job.key] = job
+            self._preemptions = self.engine.preemptions
+
+    def _starved(self) -> PendingRequest | None:
+        """A request that has waited for TURN while none of its adapter is running."""
+        served = {job.request.adapter for job in self._running.values()}
+        first = (line[0] for adapter, line in self._queues.items() if adapter not in served)
+        return next((job for job in first if time.monotonic() - job.queued >= TURN), None)
+
+    def _submit(self, adapter: str | None, add: Callable[[Request], int | None]) -> bool:
+        """Pass the first waiting request of an adapter to the engine; False if that does not take it yet."""
+        job = self._queues[adapter][0]
+        try:
+            job.key = add(job.request)
+        except LorasmithError as error:
+            job.is_over = True
+            self._send([(job, error)])
+        if job.key is None and not job.is_over:
+            return False
+        self._queues[adapter].popleft()
+        self._queues.move_to_end(adapter)
+        if not self._queues[adapter]:
+            del self._queues[adapter]
+        if job.key is not None:
+            self._running[job.key] = job
+        return True
 
     def _warn_memory_short(self) -> None:
         """Log that requests wait for memory rather than for slots."""
@@ -188,6 +211,7 @@ class Worker:
         if not self.is_alive:
             self._send([(job, WorkerStopped())])
         elif not job.is_over:
+            job.queued = time.monotonic()
             self._queues.setdefault(job.request.adapter, deque()).append(job)
 
     def _forget(self, job: PendingRequest) -> None:
