@@ -63,6 +63,13 @@ def test_lines_have_their_labels_in_one_column(files, tmp_path):
         assert (line[:LABEL].rstrip(), line[LABEL:]) == (label, text)
 
 
+def test_a_rate_that_a_race_will_choose_is_not_a_number(files, tmp_path):
+    facts = collect_facts(job_of(files, tmp_path, learning_rate="auto"), Estimate())
+    (text,) = [text for label, text in labeled_facts(facts) if label == "rate"]
+    assert facts.learning_rate is None
+    assert text.startswith("learning rate chosen by a race of several (linear, ")
+
+
 def test_a_learning_rate_of_zero_throughout_is_a_problem(files, tmp_path):
     facts = collect_facts(job_of(files, tmp_path, max_steps=1, warmup=1), Estimate(problems=["no memory"]))
     assert len(facts.problems) == 2

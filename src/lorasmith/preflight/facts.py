@@ -53,7 +53,7 @@ class Facts:
     learned_tokens: int
     steps: int
     step_examples: int
-    learning_rate: float
+    learning_rate: float | None
     schedule: str
     warmup: int
     answered: int
@@ -69,12 +69,13 @@ def collect_facts(job: Job, expected: Estimate) -> Facts:
     """Collect what `job` will do; no forward pass is made."""
     base, adapter = job.base, job.base.adapters[job.adapter]
     trainable, parameters = count(base.model, adapter)
+    is_raced = job.config.learning_rate == "auto"
     return Facts(
         model=base.source,
         dtype=dtype_name(base.dtype),
         quantize=base.quantize,
         device=str(base.device),
-        why=base.why | {"learning_rate": _why_rate(job)},
+        why=base.why if is_raced else base.why | {"learning_rate": _why_rate(job)},
         layout=base.layout,
         targets=adapter.targets.matched,
         saved=adapter.targets.saved,
@@ -88,7 +89,7 @@ def collect_facts(job: Job, expected: Estimate) -> Facts:
         learned_tokens=sum(job.plan.n_targets),
         steps=len(job.plan),
         step_examples=job.plan.step_examples,
-        learning_rate=job.config.peak_learning_rate,
+        learning_rate=None if is_raced else job.config.peak_learning_rate,
         schedule=job.config.schedule,
         warmup=warmup_steps(job.config, len(job.plan)),
         answered=len(job.evaluator.generation.prompts) if job.evaluator.generation else 0,
@@ -169,11 +170,14 @@ def _steps(facts: Facts) -> str:
 
 
 def _rate(facts: Facts) -> str:
+    warmup = counted(facts.warmup, _("1 warmup step"), _("{count} warmup steps"))
+    if facts.learning_rate is None:
+        return _("learning rate chosen by a race of several ({schedule}, {warmup})", schedule=facts.schedule, warmup=warmup)
     return _(
         "learning rate {rate:g} ({schedule}, {warmup}): {why}",
         rate=facts.learning_rate,
         schedule=facts.schedule,
-        warmup=counted(facts.warmup, _("1 warmup step"), _("{count} warmup steps")),
+        warmup=warmup,
         why=facts.why["learning_rate"],
     )
 
@@ -189,8 +193,6 @@ def _answers(facts: Facts) -> str:
 
 def _why_rate(job: Job) -> str:
     config, method = job.config, job.config.method
-    if config.learning_rate == "auto":
-        return _("a race of several rates comes first, and decides")
     own = sum(p.numel() for p in job.parameters.tensors) if method != "full" else 0
     parameters = count_parameters(job.base.model) - own
     usual = usual_rate(parameters, method)
