@@ -64,7 +64,7 @@ export-check: setup-dev  ## exports read by llama.cpp, which is compiled first, 
 	$(BIN)/python -m tests.export.figures
 
 study: setup-dev  ## the studies of docs/quality.md: hours; interrupted, it goes on where it was
-	$(call studies,conversations addresses addresses-batches addresses-layers addresses-long reviews)
+	$(call studies,conversations addresses addresses-batches addresses-layers addresses-long reviews reviews-layers)
 
 study-quick: setup-dev  ## the same in minutes: fewer values, steps and held-out rows
 	$(call studies,quick-conversations quick-addresses quick-reviews)

@@ -18,6 +18,8 @@ from tests.support.tiny_gguf import write_tiny_gguf
 
 GELU = ("gemma3_text", "gpt2")  # llama.cpp takes it from a table in half precision
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_is_exported_and_read_back(family, tmp_path):
@@ -47,6 +49,9 @@ def readers(family: str) -> list[str]:
         ("llama", {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, **LLAMA3}),
         ("granite", {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, **LLAMA3}),
         ("qwen2", {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}),
+        ("llama", YARN), ("qwen3", YARN), ("olmo2", YARN), ("smollm3", YARN),
+        ("phi3", {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64,
+                  "short_factor": [1.0 + i / 4 for i in range(8)], "long_factor": [2.0 * i + 1 for i in range(8)]}),
         ("gemma3_text", {"full_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 8.0},
                          "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}),
     ],

@@ -10,12 +10,26 @@ from lorasmith.loading.gguf_settings import LLAMA3
 
 LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, **LLAMA3}
 
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 512}
+PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+
 
 @pytest.mark.parametrize(
     ("family", "options", "words"),
     [
         ("bloom", {}, "Models of type bloom cannot be exported to GGUF yet; these can: gemma3_text, gpt2,"),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}, "rope_type=yarn"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rope_type=dynamic"),
+        (
+            "llama",
+            {"rope_parameters": YARN_ROPE | {"beta_fast": 16.0}},
+            r"beta_fast=16\.0 cannot .* only with beta_fast=32",
+        ),
+        ("qwen3", {"rope_parameters": YARN_ROPE | {"attention_factor": 1.0}}, r"attention_factor=1\.0 cannot"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"full_attention": YARN_ROPE, "sliding_attention": PLAIN}},
+            "rope_type=yarn",
+        ),
         ("qwen2", {"rope_parameters": LLAMA3_ROPE}, "rope_type=llama3"),
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window=True"),
         ("gemma3_text", {"query_pre_attn_scalar": 7}, "query_pre_attn_scalar=7"),

@@ -71,12 +71,23 @@ def test_without_scaling_there_is_nothing_to_say(tmp_path, keys):
 
 
 def test_other_scaling_is_refused(tmp_path):
-    path = file(tmp_path / "a.gguf", rope__scaling__type="yarn", rope__scaling__factor=4.0)
-    with pytest.raises(
-        ModelError, match=r"a\.gguf: its rotary positions are scaled in a way \(yarn\) that is not read"
-    ):
-        left_out(path, llama())
+    other = {"rope__scaling__yarn_beta_fast": 16.0}, {"rope__scaling__attn_factor": 0.5}, {"rope__scaling__factor": 0.0}
+    for number, keys in enumerate(other):
+        path = file(tmp_path / f"{number}.gguf", **{"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0} | keys)
+        with pytest.raises(
+            ModelError, match=r"gguf: its rotary positions are scaled in a way \(yarn\) that is not read"
+        ):
+            left_out(path, llama())
     assert left_out(file(tmp_path / "b.gguf", "gpt-oss", rope__scaling__type="yarn"), llama()) == {}
+
+
+def test_yarn_is_read(tmp_path):
+    keys = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}
+    wanted = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}
+    found = left_out(file(tmp_path / "a.gguf", rope__scaling__original_context_length=512, **keys), llama())
+    assert found == {"rope_parameters": wanted | {"original_max_position_embeddings": 512}}
+    found = left_out(file(tmp_path / "b.gguf", **keys), llama())
+    assert found == {"rope_parameters": wanted | {"original_max_position_embeddings": llama().max_position_embeddings}}
 
 
 def test_sizes_that_transformers_leaves_out(tmp_path):

@@ -4,6 +4,7 @@ Names are those of the package gguf; keys and layouts are those that llama.cpp r
 llama.cpp has a rule in its code instead of a key, `require` refuses a model that does not follow the rule.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +13,18 @@ import gguf
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lorasmith.errors import ModelError
 from lorasmith.i18n import _, listed
-from lorasmith.loading.gguf_settings import FACTORS, GEMMA3_27B, stretching
+from lorasmith.loading.gguf_settings import FACTORS, GEMMA3_27B, LONG_FACTORS, SHORT_FACTORS, YARN, stretching
 
 Value = int | float | str | bool
 Change = Callable[[str, Tensor, PretrainedConfig], Tensor]
 NO_POSITIONS_EVERY = 4  # SmolLM3: every fourth layer has no rotary positions
 FULL_ATTENTION_EVERY = 6  # Gemma 3: every sixth layer sees all tokens
-LLAMA3_TOO = ("default", "linear", "llama3")  # architectures that read the factors of Llama 3
+YARN_TOO = ("default", "linear", "yarn")
+LLAMA3_TOO = (*YARN_TOO, "llama3")  # architectures that read the factors of Llama 3
 LOCAL_ROPE_BASE = 10000.0  # Gemma 3: the rope base of the other layers
 
 
@@ -57,7 +60,7 @@ def family_of(config: PretrainedConfig) -> Family:
         )
     kind = rope_of(config).get("rope_type", "default")
     rope = kind if kind in family.ropes else family.ropes[0]
-    needs = {"rope_type": (rope, kind)} | family.require(config)
+    needs = {"rope_type": (rope, kind)} | (_yarn(config) if rope == kind == "yarn" else {}) | family.require(config)
     for name, (wanted, found) in needs.items():
         if found != wanted:
             raise ModelError(
@@ -96,7 +99,11 @@ def rope_of(config: PretrainedConfig) -> dict[str, Any]:
 def extra_tensors(config: PretrainedConfig) -> dict[str, Tensor]:
     """Tensors of the file that are no weights of the model, in float32 by their names in GGUF."""
     rope = rope_of(config)
-    return {FACTORS: stretching(config, rope).float()} if rope.get("rope_type") == "llama3" else {}
+    if rope.get("rope_type") == "llama3":
+        return {FACTORS: stretching(config, rope).float()}
+    if rope.get("rope_type") == "longrope":
+        return {LONG_FACTORS: torch.tensor(rope["long_factor"]), SHORT_FACTORS: torch.tensor(rope["short_factor"])}
+    return {}
 
 
 def names_of(config: PretrainedConfig) -> Callable[[str], str]:
@@ -127,7 +134,6 @@ def head_size(config: PretrainedConfig) -> int:
 
 def _common_keys(config: PretrainedConfig) -> dict[str, Value]:
     rope = rope_of(config)
-    scaling = {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope.get("factor", 1.0))}
     return {
         "vocab_size": config.vocab_size,
         "context_length": config.max_position_embeddings,
@@ -141,7 +147,43 @@ def _common_keys(config: PretrainedConfig) -> dict[str, Value]:
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
         "rope.dimension_count": int(head_size(config) * rope.get("partial_rotary_factor", 1.0)),
         "rope.freq_base": float(rope["rope_theta"]),
-        **(scaling if rope.get("rope_type") == "linear" else {}),
+        **_scaling_keys(config, rope),
+    }
+
+
+def _scaling_keys(config: PretrainedConfig, rope: Mapping[str, Any]) -> dict[str, Value]:
+    """How rotary positions are scaled. LongRoPE's factors are tensors.
+
+    In a context of more than the original length, llama.cpp takes the long factors of LongRoPE for all positions, but
+    transformers does only for texts that are so long: within the original length, the result is the same.
+    """
+    kind = rope.get("rope_type", "default")
+    if kind in ("linear", "yarn"):
+        found: dict[str, Value] = {"rope.scaling.type": kind, "rope.scaling.factor": float(rope["factor"])}
+    elif kind == "longrope":
+        found = {"rope.scaling.attn_factor": _attention_factor(config)}
+        found["context_length"] = min(config.max_position_embeddings, rope["original_max_position_embeddings"])
+    else:
+        return {}
+    original = rope.get("original_max_position_embeddings")
+    return found if kind == "linear" else found | {"rope.scaling.original_context_length": int(original or 0)}
+
+
+def _attention_factor(config: PretrainedConfig) -> float:
+    """By what transformers multiplies the sines and cosines of the rotary positions."""
+    _frequencies, factor = ROPE_INIT_FUNCTIONS[rope_of(config)["rope_type"]](config, torch.device("cpu"))
+    return float(factor)
+
+
+def _yarn(config: PretrainedConfig) -> dict[str, tuple[Any, Any]]:
+    """What llama.cpp computes by itself for YaRN (arXiv:2309.00071), and what the config says."""
+    rope = rope_of(config)
+    own = 0.1 * math.log(rope["factor"]) + 1 if rope.get("factor") else 1.0
+    factor = _attention_factor(config)
+    return {
+        "attention_factor": (own if abs(own - factor) > 1e-6 * own else factor, factor),
+        **{name: (value, rope.get(name) or value) for name, value in YARN.items()},
+        "truncate": (True, rope.get("truncate", True)),
     }
 
 
@@ -225,6 +267,10 @@ def _smollm3(config: PretrainedConfig) -> dict[str, tuple[Any, Any]]:
     return {"no_rope_layers": (wanted, list(config.no_rope_layers)), "use_sliding_window": (False, _slides(config))}
 
 
+def _no_window(config: PretrainedConfig) -> dict[str, tuple[Any, Any]]:
+    return {"use_sliding_window": (False, _slides(config))}
+
+
 def _slides(config: PretrainedConfig) -> bool:
     return bool(getattr(config, "use_sliding_window", False))
 
@@ -241,8 +287,8 @@ def _granite(config: PretrainedConfig) -> dict[str, Value]:
 FAMILIES: Mapping[str, Family] = {
     "llama": Family("llama", interleaved, in_halves, ropes=LLAMA3_TOO),
     "mistral": Family("llama", interleaved, in_halves, _window, ropes=LLAMA3_TOO),
-    "qwen2": Family("qwen2", _same, _same, require=lambda c: {"use_sliding_window": (False, _slides(c))}),
-    "qwen3": Family("qwen3", _same, _same, require=lambda c: {"use_sliding_window": (False, _slides(c))}),
+    "qwen2": Family("qwen2", _same, _same, require=_no_window, ropes=YARN_TOO),
+    "qwen3": Family("qwen3", _same, _same, require=_no_window, ropes=YARN_TOO),
     "gemma3_text": Family(
         "gemma3", _plus_one, _minus_one, lambda c: {"attention.sliding_window": c.sliding_window}, _gemma3
     ),
@@ -250,9 +296,12 @@ FAMILIES: Mapping[str, Family] = {
         "phi3", _same, _same,
         lambda c: {"attention.sliding_window": c.sliding_window or 0,
                    "rope.scaling.original_context_length": c.original_max_position_embeddings},
+        ropes=("default", "linear", "longrope"),
     ),
-    "smollm3": Family("smollm3", interleaved, in_halves, require=_smollm3, read_by_transformers=False),
-    "olmo2": Family("olmo2", _same, _same, read_by_transformers=False),
+    "smollm3": Family(
+        "smollm3", interleaved, in_halves, require=_smollm3, read_by_transformers=False, ropes=YARN_TOO
+    ),
+    "olmo2": Family("olmo2", _same, _same, read_by_transformers=False, ropes=YARN_TOO),
     "granite": Family("granite", interleaved, in_halves, _granite, read_by_transformers=False, ropes=LLAMA3_TOO),
     "gpt2": Family("gpt2", _transposed, _transposed),
 }  # fmt: skip

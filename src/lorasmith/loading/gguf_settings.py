@@ -25,6 +25,8 @@ GEMMA3_27B = 62  # layers of the one Gemma 3 whose attention is scaled by anothe
 READ = ("gpt-oss",)  # architectures whose scaling of rotary positions transformers reads
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 FACTORS = "rope_freqs.weight"  # the tensor by which the wavelengths of Llama 3 are stretched
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"  # those of LongRoPE
+YARN = {"beta_fast": 32.0, "beta_slow": 1.0}  # what llama.cpp takes where a file does not say
 
 
 def left_out(gguf: Path, config: PretrainedConfig) -> dict[str, Any]:
@@ -53,8 +55,23 @@ def _scaling(reader: GGUFReader, architecture: str, gguf: Path, config: Pretrain
     tensors = {one.name: one for one in reader.tensors if one.name.startswith("rope_")}
     if FACTORS in tensors:
         return _llama3(torch.from_numpy(tensors.pop(FACTORS).data.copy()), gguf, config)
-    kind = _value(reader, f"{architecture}.rope.scaling.type")
-    factor = _value(reader, f"{architecture}.rope.scaling.factor")
+
+    def said(key: str) -> Any:
+        return _value(reader, f"{architecture}.rope.scaling.{key}")
+
+    kind, factor = said("type"), said("factor")
+    original = said("original_context_length") or config.max_position_embeddings
+    if tensors.keys() == {LONG_FACTORS, SHORT_FACTORS} and config.model_type == "phi3":
+        return {
+            "rope_type": "longrope",
+            "long_factor": tensors[LONG_FACTORS].data.tolist(),
+            "short_factor": tensors[SHORT_FACTORS].data.tolist(),
+            "attention_factor": float(said("attn_factor") or 1.0),
+            "original_max_position_embeddings": int(original),
+        }
+    is_usual = all(said(f"yarn_{name}") in (None, value) for name, value in YARN.items())
+    if kind == "yarn" and factor and is_usual and said("attn_factor") in (None, 1.0) and not tensors:
+        return {"rope_type": "yarn", "factor": float(factor), "original_max_position_embeddings": int(original)}
     if tensors or kind not in (None, "none", "linear"):
         raise ModelError(
             _(

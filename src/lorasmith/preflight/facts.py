@@ -172,7 +172,9 @@ def _steps(facts: Facts) -> str:
 def _rate(facts: Facts) -> str:
     warmup = counted(facts.warmup, _("1 warmup step"), _("{count} warmup steps"))
     if facts.learning_rate is None:
-        return _("learning rate chosen by a race of several ({schedule}, {warmup})", schedule=facts.schedule, warmup=warmup)
+        return _(
+            "learning rate chosen by a race of several ({schedule}, {warmup})", schedule=facts.schedule, warmup=warmup
+        )
     return _(
         "learning rate {rate:g} ({schedule}, {warmup}): {why}",
         rate=facts.learning_rate,
