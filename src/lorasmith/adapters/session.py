@@ -75,9 +75,14 @@ class Session:
 
 @autograd_on()
 def open_adapters(
-    paths: Sequence[str | Path], config: ModelConfig | None = None, report: Report | None = None
+    paths: Sequence[str | Path],
+    config: ModelConfig | None = None,
+    report: Report | None = None,
+    tells_template: bool = True,
 ) -> Session:
     """Load the base model that the first adapter names (or `config.model`) in eval mode, and attach every adapter.
+
+    tells_template: whether to report which template an adapter of another tool is used with.
 
     Raises:
         AdapterError: a path contains no adapter, an adapter belongs to another base model or tokenizer, or the
@@ -104,7 +109,7 @@ def open_adapters(
                     names=listed(lacking),
                 )
             )
-        if folder.metadata is None:
+        if folder.metadata is None and tells_template:
             tell_template(folder, templates[name].tokenizer is not base.tokenizer, report)
     template = next(iter(templates.values()))
     for name, other in templates.items():
