@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from lorasmith.export.export import export_gguf
-from lorasmith.export.families import FAMILIES
-from lorasmith.export.gguf_file import Kind
-from tests.export.test_check import FAULTS
+from lorasmith.export.gguf.families import FAMILIES
+from lorasmith.export.gguf.file import Kind
+from lorasmith.export.gguf.model import export_gguf
+from tests.export.gguf.test_check import FAULTS
 from tests.support.exported import adapter_of, folder_of
 
 KINDS: tuple[Kind, ...] = ("f32", "f16", "bf16", "q8_0")

@@ -82,7 +82,7 @@ def _run_each(args: argparse.Namespace, config: Config, page: Path | None) -> in
 
 def _export_problems(config: Config, screen: Screen) -> list[str]:
     """Why what is trained could not be exported."""
-    from lorasmith.export.export import require_exportable
+    from lorasmith.export.gguf.model import require_exportable
 
     try:
         require_exportable(config.model, screen)

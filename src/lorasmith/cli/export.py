@@ -16,7 +16,7 @@ from lorasmith.i18n import _
 
 if TYPE_CHECKING:
     from lorasmith.config.model import ModelConfig
-    from lorasmith.export.gguf_file import Kind
+    from lorasmith.export.gguf.file import Kind
 
 MERGED, ADAPTERS = ("gguf", "ollama"), ("gguf-lora", "mlx", "peft")
 TARGETS, TYPES = (*MERGED, *ADAPTERS, "transformers"), ("f16", "bf16", "f32", "q8_0")
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             _("--type: with --to {target}, the adapter is not rounded to another type. Leave it out.", target=args.to)
         )
     with importing():
-        import lorasmith.export.export  # noqa: F401 - torch and transformers, while it says so
+        import lorasmith.export.gguf.model  # noqa: F401 - torch and transformers, while it says so
     with Screen(json=args.json) as screen:
         if args.to in MERGED:
             found = export(args.run, args.output, args.to, args.type or "f16", model, args.overwrite, screen)
@@ -86,8 +86,8 @@ def export(
     run: str, output: str, target: str, kind: "Kind", model: "ModelConfig", overwrite: bool, screen: Screen
 ) -> dict[str, Any]:
     """Export a run and show what was compared. Returns the certificate, with the file. Raises LorasmithError."""
-    from lorasmith.export.export import export_gguf
-    from lorasmith.export.ollama import export_ollama
+    from lorasmith.export.gguf.model import export_gguf
+    from lorasmith.export.gguf.ollama import export_ollama
     from lorasmith.runs.evaluate import some_held_out
 
     rows = partial(some_held_out, path=run, report=screen)
@@ -105,7 +105,7 @@ def export_adapter(
     run: str, output: str, target: str, model: "ModelConfig", overwrite: bool, screen: Screen
 ) -> dict[str, Any]:
     """Export the adapter alone. Returns what was written and compared. Raises LorasmithError."""
-    from lorasmith.export.gguf_lora import export_gguf_lora
+    from lorasmith.export.gguf.lora import export_gguf_lora
     from lorasmith.export.mlx import export_mlx
 
     if target == "gguf-lora":

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _require_export(args: argparse.Namespace, config: Config, screen: Screen) -> None:
     """Refuse before the training what could not be exported after it."""
-    from lorasmith.export.export import require_exportable
+    from lorasmith.export.gguf.model import require_exportable
 
     require_exportable(config.model, screen)
     if config.output and not args.overwrite and Path(place_of(args.export, config.output)).expanduser().exists():

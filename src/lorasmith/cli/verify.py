@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Check the file. Raises LorasmithError."""
     model = base_of(args)
     with importing():
-        from lorasmith.export.export import verify_gguf
+        from lorasmith.export.gguf.model import verify_gguf
         from lorasmith.runs.evaluate import some_held_out
 
     with Screen(json=args.json) as screen:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from lorasmith.adapters.session import Session
-from lorasmith.export.families import Value
+from lorasmith.export.gguf.families import Value
 
 LICENSE = re.compile(r"^license:\s*[\"']?([\w.+-]+)", re.MULTILINE)
 FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)

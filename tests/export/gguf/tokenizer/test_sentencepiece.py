@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from lorasmith.export.sentencepiece import Merging, adds_space, begin_token, is_sentencepiece, scores_of
-from lorasmith.export.tokenizer import first_other_text, vocabulary_of
+from lorasmith.export.gguf.tokenizer.sentencepiece import Merging, adds_space, begin_token, is_sentencepiece, scores_of
+from lorasmith.export.gguf.tokenizer.vocabulary import first_other_text, vocabulary_of
 from tests.support.sentencepiece import sentencepiece
 from tests.support.tiny import tokenizer
 

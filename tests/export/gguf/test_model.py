@@ -5,12 +5,12 @@ import json
 import pytest
 
 from lorasmith.errors import AdapterError, ModelError, RunError
-from lorasmith.export import gguf_file
-from lorasmith.export import subject as exporting
 from lorasmith.export.certificate import certificate_of
-from lorasmith.export.export import export_gguf, verify_gguf
-from lorasmith.export.families import FAMILIES
-from lorasmith.export.readers import has_llama_cpp
+from lorasmith.export.gguf import file as gguf_file
+from lorasmith.export.gguf import subject as exporting
+from lorasmith.export.gguf.families import FAMILIES
+from lorasmith.export.gguf.model import export_gguf, verify_gguf
+from lorasmith.export.readback.readers import has_llama_cpp
 from lorasmith.loading.gguf_settings import LLAMA3
 from tests.support.exported import adapter_of, folder_of
 from tests.support.sentencepiece import sentencepiece

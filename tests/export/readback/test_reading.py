@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lorasmith.data.template.encoding import Template
-from lorasmith.export.reading import Rounding, read
-from lorasmith.export.trained import Said, Trained, mean_log_probs
+from lorasmith.export.readback.reading import Rounding, read
+from lorasmith.export.readback.trained import Said, Trained, mean_log_probs
 from lorasmith.model.row import IGNORED, Example
 from tests.support.tiny import tokenizer
 

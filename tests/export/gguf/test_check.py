@@ -10,12 +10,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lorasmith.adapters.merge import load_plain
 from lorasmith.errors import AdapterError
-from lorasmith.export import check, gguf_file, readers
-from lorasmith.export import subject as exporting
-from lorasmith.export.export import export_gguf
-from lorasmith.export.families import FAMILIES, Value, keys_of
-from lorasmith.export.gguf_file import Encoding, tensors_of
-from lorasmith.export.readers import Transformers
+from lorasmith.export.gguf import check
+from lorasmith.export.gguf import file as gguf_file
+from lorasmith.export.gguf import subject as exporting
+from lorasmith.export.gguf.families import FAMILIES, Value, keys_of
+from lorasmith.export.gguf.file import Encoding, tensors_of
+from lorasmith.export.gguf.model import export_gguf
+from lorasmith.export.readback import readers
+from lorasmith.export.readback.readers import Transformers
 from tests.support.exported import adapter_of, folder_of
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorasmith.adapters.merge import MARGIN, certify, plain_logits
-from lorasmith.export.readers import Reader
-from lorasmith.export.tokenizer import compared_texts
-from lorasmith.export.trained import Said, Trained, mean_log_probs
+from lorasmith.export.gguf.tokenizer.vocabulary import compared_texts
+from lorasmith.export.readback.readers import Reader
+from lorasmith.export.readback.trained import Said, Trained, mean_log_probs
 from lorasmith.i18n import _
 
 

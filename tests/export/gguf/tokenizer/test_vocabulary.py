@@ -5,7 +5,7 @@ from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from lorasmith.errors import ModelError
-from lorasmith.export.tokenizer import Vocabulary, vocabulary_of
+from lorasmith.export.gguf.tokenizer.vocabulary import Vocabulary, vocabulary_of
 from tests.support.sentencepiece import sentencepiece
 
 

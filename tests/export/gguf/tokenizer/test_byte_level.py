@@ -5,8 +5,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lorasmith.errors import ModelError
-from lorasmith.export.byte_level import LLAMA3, QWEN2, TEKKEN
-from lorasmith.export.tokenizer import first_other_text, vocabulary_of
+from lorasmith.export.gguf.tokenizer.byte_level import LLAMA3, QWEN2, TEKKEN
+from lorasmith.export.gguf.tokenizer.vocabulary import first_other_text, vocabulary_of
 from tests.support.tiny import tokenizer
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

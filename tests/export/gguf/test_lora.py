@@ -8,9 +8,9 @@ import torch
 from gguf import GGUFReader
 
 from lorasmith.errors import AdapterError, ModelError, RunError
-from lorasmith.export import gguf_lora
-from lorasmith.export.gguf_lora import export_gguf_lora
-from lorasmith.export.readers import has_llama_cpp
+from lorasmith.export.gguf import lora
+from lorasmith.export.gguf.lora import export_gguf_lora
+from lorasmith.export.readback.readers import has_llama_cpp
 from tests.support.exported import adapter_of, folder_of
 
 GELU = ("gemma3_text", "gpt2")
@@ -71,7 +71,7 @@ def test_a_tied_head_is_refused(tmp_path):
 
 
 def test_faults_are_noticed_and_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf_lora, "folded", lambda factors, _formula: factors)
+    monkeypatch.setattr(lora, "folded", lambda factors, _formula: factors)
     with pytest.raises(AdapterError, match="is not the trained model: with the base model, its logits differ by"):
         exported(tmp_path, r=4, lora_alpha=6.0, alpha_pattern={"q_proj": 3.0})
     assert not (tmp_path / "lora.gguf").exists()
@@ -80,7 +80,7 @@ def test_faults_are_noticed_and_nothing_is_written(tmp_path, monkeypatch):
 @pytest.mark.skipif(not has_llama_cpp(), reason="llama-cpp-python is not installed; make export-check installs it")
 def test_a_wrong_permutation_is_noticed_by_llama_cpp(tmp_path, monkeypatch):
     for name in ("interleaved", "in_halves"):
-        monkeypatch.setattr(gguf_lora, name, lambda _name, tensor, _config: tensor)
+        monkeypatch.setattr(lora, name, lambda _name, tensor, _config: tensor)
     with pytest.raises(AdapterError, match=r"as llama\.cpp reads it, with the base model, its logits differ"):
         exported(tmp_path)
 
@@ -100,8 +100,8 @@ def test_what_another_reader_makes_of_it_must_be_the_same(tmp_path, monkeypatch)
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(gguf_lora, "LlamaCpp", Other)
-    monkeypatch.setattr(gguf_lora, "has_llama_cpp", lambda: True)
+    monkeypatch.setattr(lora, "LlamaCpp", Other)
+    monkeypatch.setattr(lora, "has_llama_cpp", lambda: True)
     with pytest.raises(AdapterError, match="as other reads it, with the base model, its logits differ by"):
         exported(tmp_path)
     assert not (tmp_path / "lora.gguf").exists()

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.errors import ModelError
-from lorasmith.export.byte_level import ByteLevel, is_byte_level, merges_of, pre_tokenizer_of
-from lorasmith.export.sentencepiece import (
+from lorasmith.export.gguf.tokenizer.byte_level import ByteLevel, is_byte_level, merges_of, pre_tokenizer_of
+from lorasmith.export.gguf.tokenizer.sentencepiece import (
     BYTE,
     KEEPING,
     LOWEST,

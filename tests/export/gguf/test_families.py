@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig
 
 from lorasmith.errors import ModelError
-from lorasmith.export.families import FAMILIES, family_of, in_halves, interleaved, keys_of, names_of
+from lorasmith.export.gguf.families import FAMILIES, family_of, in_halves, interleaved, keys_of, names_of
 from lorasmith.loading.gguf_settings import LLAMA3
 
 LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, **LLAMA3}

@@ -13,9 +13,9 @@ from lorasmith.config.sampling import SamplingConfig
 from lorasmith.data.template.encoding import Template
 from lorasmith.engine.engine import Engine, replies
 from lorasmith.engine.request import Request
-from lorasmith.export.families import context_length
-from lorasmith.export.prompts import prompts_of
-from lorasmith.export.readers import REPLY
+from lorasmith.export.gguf.families import context_length
+from lorasmith.export.readback.prompts import prompts_of
+from lorasmith.export.readback.readers import REPLY
 from lorasmith.model.row import IGNORED, Example
 
 ROW = 256  # tokens of a held-out row that are compared

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from lorasmith.export import readers
-from lorasmith.export.readers import LlamaCpp, greedy, has_llama_cpp
+from lorasmith.export.readback import readers
+from lorasmith.export.readback.readers import LlamaCpp, greedy, has_llama_cpp
 
 
 def counting(ids: list[int], past: int | None) -> tuple[torch.Tensor, int]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 
-from lorasmith.export.gguf_file import rounded, type_of
+from lorasmith.export.gguf.file import rounded, type_of
 
 
 def test_vectors_positions_and_short_rows_have_other_types():

@@ -6,9 +6,9 @@ import pytest
 
 from lorasmith.config.model import ModelConfig
 from lorasmith.errors import RunError
-from lorasmith.export.export import verify_gguf
-from lorasmith.export.ollama import export_ollama, modelfile
-from lorasmith.export.subject import Subject
+from lorasmith.export.gguf.model import verify_gguf
+from lorasmith.export.gguf.ollama import export_ollama, modelfile
+from lorasmith.export.gguf.subject import Subject
 from lorasmith.report import Report
 
 

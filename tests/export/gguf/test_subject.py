@@ -1,9 +1,9 @@
 """What is exported: also a run that trained all weights, and what the file says about itself."""
 
 from lorasmith.config.model import ModelConfig
-from lorasmith.export.export import export_gguf
-from lorasmith.export.gguf_file import GGUFFile
-from lorasmith.export.subject import Subject
+from lorasmith.export.gguf.file import GGUFFile
+from lorasmith.export.gguf.model import export_gguf
+from lorasmith.export.gguf.subject import Subject
 from lorasmith.report import Report
 from tests.support.tiny import trained
 

@@ -2,7 +2,7 @@
 
 from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.golden import PROBES
-from lorasmith.export.prompts import QUESTIONS, prompts_of
+from lorasmith.export.readback.prompts import QUESTIONS, prompts_of
 from tests.support.tiny import tokenizer
 
 

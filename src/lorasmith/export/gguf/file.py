@@ -13,8 +13,8 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lorasmith.export.families import Value, extra_tensors, family_of, keys_of, names_of
-from lorasmith.export.tokenizer import STRIPPING, Vocabulary
+from lorasmith.export.gguf.families import Value, extra_tensors, family_of, keys_of, names_of
+from lorasmith.export.gguf.tokenizer.vocabulary import STRIPPING, Vocabulary
 
 Kind = Literal["f32", "f16", "bf16", "q8_0"]
 TYPES: dict[Kind, tuple[GGMLQuantizationType, LlamaFileType]] = {

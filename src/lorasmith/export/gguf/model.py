@@ -5,10 +5,10 @@ from pathlib import Path
 from lorasmith.config.model import ModelConfig
 from lorasmith.errors import RunError
 from lorasmith.export.certificate import Export, certificate_of, read_certificate, sha256_of, write_certificate
-from lorasmith.export.families import names_of
-from lorasmith.export.gguf_file import GGUFFile, Kind
-from lorasmith.export.subject import Rows, Subject, no_rows
-from lorasmith.export.tokenizer import vocabulary_of
+from lorasmith.export.gguf.families import names_of
+from lorasmith.export.gguf.file import GGUFFile, Kind
+from lorasmith.export.gguf.subject import Rows, Subject, no_rows
+from lorasmith.export.gguf.tokenizer.vocabulary import vocabulary_of
 from lorasmith.i18n import _
 from lorasmith.loading.folder import check_folder, find_folder, read_config
 from lorasmith.loading.tokenizer import load_tokenizer

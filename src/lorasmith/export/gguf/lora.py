@@ -18,12 +18,12 @@ from lorasmith.adapters.merge import certify, load_plain
 from lorasmith.config.model import ModelConfig
 from lorasmith.errors import AdapterError, ModelError
 from lorasmith.export.certificate import VERSION, Export, sha256_of, write_certificate
-from lorasmith.export.export import require_free
-from lorasmith.export.families import family_of, in_halves, interleaved, names_of
-from lorasmith.export.gguf_file import write_gguf
+from lorasmith.export.gguf.families import family_of, in_halves, interleaved, names_of
+from lorasmith.export.gguf.file import write_gguf
+from lorasmith.export.gguf.model import require_free
+from lorasmith.export.gguf.subject import encoding_of
 from lorasmith.export.plain_lora import PlainLora, folded
-from lorasmith.export.readers import LlamaCpp, has_llama_cpp
-from lorasmith.export.subject import encoding_of
+from lorasmith.export.readback.readers import LlamaCpp, has_llama_cpp
 from lorasmith.i18n import _
 from lorasmith.lora.combine import Factors
 from lorasmith.report import Report

@@ -10,8 +10,8 @@ from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import load_config
 from lorasmith.export.certificate import Export, certificate_of, write_certificate
-from lorasmith.export.gguf_file import Kind
-from lorasmith.export.subject import Rows, Subject, no_rows
+from lorasmith.export.gguf.file import Kind
+from lorasmith.export.gguf.subject import Rows, Subject, no_rows
 from lorasmith.i18n import _
 from lorasmith.report import Report
 

@@ -1,7 +1,8 @@
 """Whether a GGUF file is the trained model: each part is read back and compared, and what differs is named.
 
-Keys, tensors, tokenizer and chat template are compared one by one; then each reader (`export.readers`) reads the file,
-without knowing the model, and must give the trained model's logits, replies and log probabilities of held-out rows.
+Keys, tensors, tokenizer and chat template are compared one by one; then each reader (`export.readback.readers`) reads
+the file, without knowing the model, and must give the trained model's logits, replies and log probabilities of held-out
+rows.
 """
 
 import math
@@ -15,15 +16,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorasmith.errors import ModelError
-from lorasmith.export.byte_level import SPLITS, ByteLevel
-from lorasmith.export.families import family_of, keys_of
-from lorasmith.export.gguf_file import GGUFFile, Kind, rounded, tensors_of
-from lorasmith.export.prompts import prompts_of
-from lorasmith.export.readers import LlamaCpp, Reader, Transformers, has_llama_cpp
-from lorasmith.export.reading import Reading, Rounding, read
-from lorasmith.export.sentencepiece import Merging
-from lorasmith.export.tokenizer import compared_texts, first_other_text
-from lorasmith.export.trained import Trained
+from lorasmith.export.gguf.families import family_of, keys_of
+from lorasmith.export.gguf.file import GGUFFile, Kind, rounded, tensors_of
+from lorasmith.export.gguf.tokenizer.byte_level import SPLITS, ByteLevel
+from lorasmith.export.gguf.tokenizer.sentencepiece import Merging
+from lorasmith.export.gguf.tokenizer.vocabulary import compared_texts, first_other_text
+from lorasmith.export.readback.prompts import prompts_of
+from lorasmith.export.readback.readers import LlamaCpp, Reader, Transformers, has_llama_cpp
+from lorasmith.export.readback.reading import Reading, Rounding, read
+from lorasmith.export.readback.trained import Trained
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import UNREADABLE
 

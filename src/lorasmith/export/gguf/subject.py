@@ -18,12 +18,12 @@ from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.golden import PROBES
 from lorasmith.errors import AdapterError, ModelError
 from lorasmith.export.certificate import VERSION, sha256_of
-from lorasmith.export.check import Figures, compare
-from lorasmith.export.families import Value, family_of, names_of
-from lorasmith.export.gguf_file import ENDS, Encoding, GGUFFile, Kind, write_gguf
+from lorasmith.export.gguf.check import Figures, compare
+from lorasmith.export.gguf.families import Value, family_of, names_of
+from lorasmith.export.gguf.file import ENDS, Encoding, GGUFFile, Kind, write_gguf
+from lorasmith.export.gguf.tokenizer.vocabulary import vocabulary_of
 from lorasmith.export.origin import origin_of
-from lorasmith.export.tokenizer import vocabulary_of
-from lorasmith.export.trained import Trained, measure
+from lorasmith.export.readback.trained import Trained, measure
 from lorasmith.i18n import _, listed
 from lorasmith.loading.folder import read_config
 from lorasmith.model.row import Example

@@ -3,7 +3,7 @@
 import torch
 
 from lorasmith.adapters.session import open_adapters
-from lorasmith.export.trained import Said, mean_log_probs, measure
+from lorasmith.export.readback.trained import Said, mean_log_probs, measure
 from lorasmith.model.row import IGNORED, Example
 from tests.support.exported import adapter_of, folder_of
 
