@@ -20,7 +20,7 @@ from lorasmith.config.files import Malformed, parse_json
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.values import validation_messages
 from lorasmith.engine.request import Request
-from lorasmith.engine.scoring import prompt_batches, prompt_logprobs
+from lorasmith.engine.scoring import PromptScoring
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
 from lorasmith.serve.auth import authorize, limit_body
@@ -182,12 +182,11 @@ async def complete(
     scores: list[list[ScoredToken]] = []
     if body.echo and body.logprobs is not None:
         settings = SamplingConfig(logprobs=body.logprobs)
-        # a worker call per batch, so that running requests continue in between
-        for batch in prompt_batches(list(map(len, parsed.prompts))):
-            prompts = [parsed.prompts[i] for i in batch]
-            requests = [Request(prompt, settings, version.adapter) for prompt in prompts]
-            logprobs = await manager.worker.call(partial(prompt_logprobs, manager.registry.base, requests))
-            scores += map(scored_prompt, prompts, logprobs)
+        requests = [Request(prompt, settings, version.adapter) for prompt in parsed.prompts]
+        scoring = PromptScoring(manager.registry.base, requests)
+        while await manager.worker.call(scoring.step):  # running requests continue in between
+            pass
+        scores += map(scored_prompt, parsed.prompts, scoring.scores)
     if not parsed.requests:
         return [Choice() for _choice in range(len(parsed.prompts) * parsed.n)], scores
     return await collect(manager.open(parsed, version), len(parsed.requests)), scores
