@@ -151,9 +151,7 @@ def _score_chunk(base: Base, request: Request, scores: Scores, start: int, cache
     _append(base, row.to(base.device), [scores] * len(targets), tops, cache)
 
 
-def _append(
-    base: Base, row: Row, lists: Sequence[Scores], tops: Sequence[int], cache: KVCache | None = None
-) -> None:
+def _append(base: Base, row: Row, lists: Sequence[Scores], tops: Sequence[int], cache: KVCache | None = None) -> None:
     """Append the logprobs of the row's targets, with so many top logprobs, each to its list."""
     targets, first = row.target_N.tolist(), 0
     for logits_CV in _logits(base, row, cache):

@@ -129,7 +129,9 @@ def add_completion_routes(app: FastAPI, manager: RequestManager) -> None:
     async def chat(request: Http) -> Response:
         body, version = await parse_body(manager, request, ChatRequest)
         with manager.registry.using(version, manager.worker):
-            parsed = await parse_in_thread(manager, request, partial(parse_chat, body, version, manager.context))
+            parsed = await parse_in_thread(
+                manager, request, partial(parse_chat, body, version, manager.context), version
+            )
             events = manager.open(parsed, version)
         fingerprint = manager.registry.fingerprint(version)
         envelope = Envelope("chat.completion", body.model, version.template.tokenizer, fingerprint, body)
@@ -143,7 +145,9 @@ def add_completion_routes(app: FastAPI, manager: RequestManager) -> None:
     async def completions(request: Http) -> Response:
         body, version = await parse_body(manager, request, CompletionRequest)
         with manager.registry.using(version, manager.worker):
-            parsed = await parse_in_thread(manager, request, partial(parse_completion, body, version, manager.context))
+            parsed = await parse_in_thread(
+                manager, request, partial(parse_completion, body, version, manager.context), version
+            )
             fingerprint = manager.registry.fingerprint(version)
             envelope = Envelope("text_completion", body.model, version.template.tokenizer, fingerprint)
             echo = echo_texts(body, parsed, version)
@@ -170,9 +174,12 @@ def add_page_routes(app: FastAPI) -> None:
         return FileResponse(PAGE / name, media_type=PAGE_TYPES[Path(name).suffix], headers=PAGE_HEADERS)
 
 
-async def parse_in_thread(manager: RequestManager, request: Http, work: Callable[[], ParsedRequest]) -> ParsedRequest:
+async def parse_in_thread(
+    manager: RequestManager, request: Http, work: Callable[[], ParsedRequest], version: ModelVersion
+) -> ParsedRequest:
     """Run `work`, which parses the request's body, in a thread; abandoned if the client disconnects."""
-    return await cancel_on_disconnect(request, manager.parsing.run(len(await request.body()), work))
+    size = len(await request.body())
+    return await cancel_on_disconnect(request, manager.parsing.run(size, version.template, work))
 
 
 async def complete(
