@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lorasmith.engine.engine import Engine
-from lorasmith.engine.scoring import BATCH_TOKENS, prompt_batches, prompt_logprobs
+from lorasmith.engine.engine import Engine, generate
+from lorasmith.engine.scoring import BATCH_TOKENS, PromptScoring, prompt_batches, prompt_logprobs
 from lorasmith.errors import DataError
 from lorasmith.model.base import Base, Head
 from tests.support.decoding import base_of, prompts, request
@@ -54,6 +54,43 @@ def test_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorasmith.engine.scoring.BATCH_TOKENS", 20)
     monkeypatch.setattr("lorasmith.model.head.CHUNK", 4)
     check_all(base_of("llama", adapters=2))
+
+
+@pytest.mark.parametrize("chunk", [3, 19])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "bloom"])
+def test_a_long_prompt_is_scored_in_chunks_with_the_same_numbers(
+    family: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = base_of(family, adapters=2)
+    Engine(base)  # with an engine, as in a server, there is a KV cache
+    monkeypatch.setattr("lorasmith.engine.scoring.CHUNK_TOKENS", chunk)
+    monkeypatch.setattr("lorasmith.engine.scoring.BATCH_TOKENS", 1)
+    check_all(base)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_running_reply_goes_on_between_the_chunks(direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorasmith.engine.scoring.CHUNK_TOKENS", 8)
+    base, (long, short) = base_of("llama", adapters=2), prompts(33, 6)
+    base.head = base.head if direct else Head(direct=False)
+    (whole,) = prompt_logprobs(base, [request(long, "a1", logprobs=2)])
+    engine = Engine(base)
+    events = list(generate(engine, [request(short, "a0", stop=False)]))
+    scoring, beside = PromptScoring(base, [request(long, "a1", logprobs=2)]), []
+    engine.add(request(short, "a0", stop=False))
+    for scored in (9, 17, 25, 33):
+        assert scoring.step()
+        assert len(scoring.scores[0]) == scored
+        beside += engine.step()
+    assert not scoring.step()
+    while engine.busy:
+        beside += engine.step()
+    assert [event.token for event in beside] == [event.token for event in events]
+    for one, other in zip(scoring.scores[0][1:], whole[1:], strict=True):
+        assert one is not None
+        assert other is not None
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
+        assert [token for token, _logprob in one.top] == [token for token, _logprob in other.top]
 
 
 def test_requests_that_run_are_not_disturbed() -> None:

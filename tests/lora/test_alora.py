@@ -249,6 +249,18 @@ def test_a_prompt_is_scored_as_it_is_computed_in_training(family: str) -> None:
         assert [one.logprob for one in told if one] == pytest.approx(wanted, abs=1e-5)
 
 
+def test_a_prompt_that_is_scored_in_chunks_uses_the_adapter_from_its_sequence_on(monkeypatch) -> None:
+    base, _theirs = both("llama")
+    asked_of = [asked(text, "default") for text in TEXTS]
+    whole = [prompt_logprobs(base, [one])[0] for one in asked_of]
+    Engine(base)
+    for chunk in (4, 7):
+        monkeypatch.setattr("lorasmith.engine.scoring.CHUNK_TOKENS", chunk)
+        for one, wanted in zip(asked_of, whole, strict=True):
+            (told,) = prompt_logprobs(base, [one])
+            assert [one.logprob for one in told if one] == pytest.approx([one.logprob for one in wanted if one], abs=1e-5)
+
+
 def test_the_head_can_be_adapted_too() -> None:
     base, theirs = both("llama", target_modules=["lm_head", "q_proj"])
     ours, wanted = our_loss(base, EXAMPLES), pefts_loss(theirs, EXAMPLES)

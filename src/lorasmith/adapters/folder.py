@@ -21,6 +21,7 @@ from lorasmith.config.files import parse_object
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.values import Typed, validation_messages
 from lorasmith.data.template.encoding import Template
+from lorasmith.data.template.isolated import IsolatedRenderer
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, foreign, listed
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG, lora_config, parse_config
@@ -103,7 +104,7 @@ class _Template(Typed):
     chat_template: str
     system: str = ""
     stop: list[_Stop]
-    golden: list[_Golden]
+    golden: list[_Golden] = Field(max_length=100)  # each is rendered
 
 
 class _Metadata(Typed):
@@ -191,13 +192,15 @@ class AdapterFolder:
         """See `lora.early_experts.stored_transposed`."""
         return stored_transposed(self.peft_config, self.metadata is not None)
 
-    def template(self, base: Base) -> Template:
+    def template(self, base: Base, renderer: IsolatedRenderer | None = None) -> Template:
         """The template that it was trained with. See `foreign_template` for adapters of other tools.
+
+        renderer: renders the adapter's own chat template; None to do it in this process.
 
         Raises AdapterError if `base` or its tokenizer is not the one that the adapter was trained on.
         """
         if self.metadata is None:
-            return foreign_template(self.path, base, end_ids(base))
+            return foreign_template(self.path, base, end_ids(base), renderer)
         here, then = base.identity, self.metadata["base"]["identity"]
         differing = [part for part in then if here.get(part) != then[part]]
         if differing:
@@ -211,7 +214,7 @@ class AdapterFolder:
                     parts=listed(map(foreign, differing)),
                 )
             )
-        return Template.from_json(self.metadata["template"], self._tokenizer(base))
+        return Template.from_json(self.metadata["template"], self._tokenizer(base), renderer)
 
     def _tokenizer(self, base: Base) -> PreTrainedTokenizerBase:
         """The tokenizer of its base model, with the tokens that its training added. Raises AdapterError."""

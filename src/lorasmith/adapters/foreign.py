@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from lorasmith.config.files import read_object, read_text
 from lorasmith.config.lora import LoraConfig
 from lorasmith.data.template.encoding import Template
+from lorasmith.data.template.isolated import IsolatedRenderer
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.loading.tokenizer import load_tokenizer
@@ -36,13 +37,15 @@ CHAT_TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 WHOLE = (".original_module.weight", ".base_layer.weight", ".token_adapter.base_layer.weight", ".weight")
 
 
-def foreign_template(folder: Path, base: Base, ends: tuple[int, ...]) -> Template:
+def foreign_template(
+    folder: Path, base: Base, ends: tuple[int, ...], renderer: IsolatedRenderer | None = None
+) -> Template:
     """The template of an adapter of another tool: that which stands in its folder, or else the base model's.
 
     ends: the tokens that end a reply according to the base model. Raises AdapterError or ModelError if the tokenizer
     beside the adapter belongs to another base model, or cannot be read.
     """
-    return Template.of(_tokenizer(folder, base), "auto", ends)
+    return Template.of(_tokenizer(folder, base), "auto", ends, renderer=renderer)
 
 
 def _tokenizer(folder: Path, base: Base) -> PreTrainedTokenizerBase:

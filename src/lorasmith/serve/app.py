@@ -20,7 +20,7 @@ from lorasmith.config.files import Malformed, parse_json
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.values import validation_messages
 from lorasmith.engine.request import Request
-from lorasmith.engine.scoring import prompt_batches, prompt_logprobs
+from lorasmith.engine.scoring import PromptScoring
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
 from lorasmith.serve.auth import authorize, limit_body
@@ -129,7 +129,9 @@ def add_completion_routes(app: FastAPI, manager: RequestManager) -> None:
     async def chat(request: Http) -> Response:
         body, version = await parse_body(manager, request, ChatRequest)
         with manager.registry.using(version, manager.worker):
-            parsed = await parse_in_thread(manager, request, partial(parse_chat, body, version, manager.context))
+            parsed = await parse_in_thread(
+                manager, request, partial(parse_chat, body, version, manager.context), version
+            )
             events = manager.open(parsed, version)
         fingerprint = manager.registry.fingerprint(version)
         envelope = Envelope("chat.completion", body.model, version.template.tokenizer, fingerprint, body)
@@ -143,7 +145,9 @@ def add_completion_routes(app: FastAPI, manager: RequestManager) -> None:
     async def completions(request: Http) -> Response:
         body, version = await parse_body(manager, request, CompletionRequest)
         with manager.registry.using(version, manager.worker):
-            parsed = await parse_in_thread(manager, request, partial(parse_completion, body, version, manager.context))
+            parsed = await parse_in_thread(
+                manager, request, partial(parse_completion, body, version, manager.context), version
+            )
             fingerprint = manager.registry.fingerprint(version)
             envelope = Envelope("text_completion", body.model, version.template.tokenizer, fingerprint)
             echo = echo_texts(body, parsed, version)
@@ -170,9 +174,12 @@ def add_page_routes(app: FastAPI) -> None:
         return FileResponse(PAGE / name, media_type=PAGE_TYPES[Path(name).suffix], headers=PAGE_HEADERS)
 
 
-async def parse_in_thread(manager: RequestManager, request: Http, work: Callable[[], ParsedRequest]) -> ParsedRequest:
+async def parse_in_thread(
+    manager: RequestManager, request: Http, work: Callable[[], ParsedRequest], version: ModelVersion
+) -> ParsedRequest:
     """Run `work`, which parses the request's body, in a thread; abandoned if the client disconnects."""
-    return await cancel_on_disconnect(request, manager.parsing.run(len(await request.body()), work))
+    size = len(await request.body())
+    return await cancel_on_disconnect(request, manager.parsing.run(size, version.template, work))
 
 
 async def complete(
@@ -182,12 +189,11 @@ async def complete(
     scores: list[list[ScoredToken]] = []
     if body.echo and body.logprobs is not None:
         settings = SamplingConfig(logprobs=body.logprobs)
-        # a worker call per batch, so that running requests continue in between
-        for batch in prompt_batches(list(map(len, parsed.prompts))):
-            prompts = [parsed.prompts[i] for i in batch]
-            requests = [Request(prompt, settings, version.adapter) for prompt in prompts]
-            logprobs = await manager.worker.call(partial(prompt_logprobs, manager.registry.base, requests))
-            scores += map(scored_prompt, prompts, logprobs)
+        requests = [Request(prompt, settings, version.adapter) for prompt in parsed.prompts]
+        scoring = PromptScoring(manager.registry.base, requests)
+        while await manager.worker.call(scoring.step):  # running requests continue in between
+            pass
+        scores += map(scored_prompt, parsed.prompts, scoring.scores)
     if not parsed.requests:
         return [Choice() for _choice in range(len(parsed.prompts) * parsed.n)], scores
     return await collect(manager.open(parsed, version), len(parsed.requests)), scores

@@ -17,7 +17,9 @@ from torch import Tensor
 from lorasmith.adapters.folder import AdapterFolder, end_ids
 from lorasmith.adapters.foreign import cannot_share
 from lorasmith.config.values import did_you_mean
+from lorasmith.data.template.chat_template import BUILTIN, named_templates
 from lorasmith.data.template.encoding import Template
+from lorasmith.data.template.isolated import IsolatedRenderer
 from lorasmith.engine.request import Request
 from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.errors import AdapterError
@@ -61,6 +63,8 @@ class Registry:
     def __init__(self, base: Base, base_name: str, roots: Sequence[Path]) -> None:
         self.base, self.base_name, self.roots = base, base_name, list(roots)
         own = Template.of(base.tokenizer, "auto", end_ids(base))
+        # the base model's own template comes with the base model, which the user trusts
+        self.renderer = IsolatedRenderer(frozenset({*BUILTIN.values(), *named_templates(base.tokenizer).values()}))
         self.versions: dict[str, ModelVersion] = {base_name: ModelVersion(base_name, None, own)}
         self._retired: dict[str, ModelVersion] = {}  # old versions still in use, by their name in the engine
         self._changing = asyncio.Lock()
@@ -103,7 +107,8 @@ class Registry:
                 _("{name!r} cannot be the name of another adapter. Rename its folder.", name=adapter.name)
             )
         whole = adapter.whole()
-        version = load_version(self.base, whole, whole.adapter.tensors_in(self.base.dtype))
+        template = whole.adapter.template(self.base, self.renderer)
+        version = load_version(self.base, whole, whole.adapter.tensors_in(self.base.dtype), template)
         self.versions[adapter.name] = version
         return version
 
@@ -124,8 +129,9 @@ class Registry:
                 return before
             version = self._revive(discovered)
             if version is None:
+                template = await asyncio.to_thread(discovered.adapter.template, self.base, self.renderer)
                 tensors = await asyncio.to_thread(discovered.adapter.tensors_in, self.base.dtype)
-                version = await worker.call(lambda: load_version(self.base, discovered, tensors))
+                version = await worker.call(lambda: load_version(self.base, discovered, tensors, template))
             self.versions[name] = version
             self._retire(before, worker)
             return version
@@ -165,12 +171,14 @@ class Registry:
             self.detach_if_idle(version, worker)
 
 
-def load_version(base: Base, discovered: DiscoveredAdapter, tensors: Mapping[str, Tensor]) -> ModelVersion:
+def load_version(
+    base: Base, discovered: DiscoveredAdapter, tensors: Mapping[str, Tensor], template: Template | None = None
+) -> ModelVersion:
     """Load an adapter, and run a short text through it to measure its effect and to warm up. Raises AdapterError.
 
-    `tensors`: those of the adapter, in the base model's dtype.
+    `tensors`, `template`: those of the adapter; the tensors in the base model's dtype, the template if it was read.
     """
-    template = discovered.adapter.template(base)
+    template = template or discovered.adapter.template(base)
     if added := len(template.tokenizer) - len(base.tokenizer):
         raise cannot_share(discovered.folder, added, base)
     attach(base, discovered.internal, discovered.adapter, tensors)

@@ -11,6 +11,7 @@ from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.values import check
 from lorasmith.data.rows.messages import parse_messages
 from lorasmith.data.template.chat_prompt import chat_texts
+from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.special_tokens import ids_of_plain_text
 from lorasmith.data.template.token_bytes import max_bytes_per_token
 from lorasmith.engine.request import Request
@@ -29,23 +30,28 @@ MAX_LONG_WAITING = 16  # maximum number of such bodies that may wait
 
 
 class ParsingThreads:
-    """Parses request bodies in threads: long ones one at a time, so that they do not delay short ones."""
+    """Parses request bodies in threads: long ones one at a time, so that they do not delay short ones.
+
+    So are those for adapters with a chat template of their own, which may take long for a short body.
+    """
 
     def __init__(self) -> None:
         self._long = ThreadPoolExecutor(1, "long texts")
+        self._own = ThreadPoolExecutor(1, "chat templates of adapters")
         self._waiting = 0
 
-    async def run(self, size: int, work: Callable[[], "ParsedRequest"]) -> "ParsedRequest":
+    async def run(self, size: int, template: Template, work: Callable[[], "ParsedRequest"]) -> "ParsedRequest":
         """Run `work`, which parses a body of `size` bytes. Raises Failure 429 if too many long bodies are waiting."""
+        is_own = template.renderer is not None and not {template.text, template.tool_text} <= template.renderer.trusted
         if size <= MAX_SHORT_BODY:
-            return await asyncio.to_thread(work)
+            return await asyncio.get_running_loop().run_in_executor(self._own if is_own else None, work)
         if self._waiting >= MAX_LONG_WAITING:
             text = _("{waiting} long requests are being read, and no more may wait. Try again later.",
                      waiting=self._waiting)  # fmt: skip
             raise Failure(429, text, code="queue_full", retry=10)
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._long, work)
+            return await asyncio.get_running_loop().run_in_executor(self._own if is_own else self._long, work)
         finally:
             self._waiting -= 1
 

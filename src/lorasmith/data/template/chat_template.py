@@ -17,6 +17,7 @@ from lorasmith.config.data import TEMPLATES, SystemAs
 from lorasmith.config.values import did_you_mean
 from lorasmith.data.rows.conversation import Message, Record, RowError
 from lorasmith.data.template.behavior import INLINE, Behavior, find_behavior, inline
+from lorasmith.data.template.isolated import IsolatedRenderer
 from lorasmith.errors import ConfigError, ModelError
 from lorasmith.i18n import _, foreign, listed
 
@@ -72,13 +73,15 @@ class JinjaTemplate:
     """A chat template as transformers renders it, with the tokenizer whose special tokens it uses.
 
     kwargs: variables that the template knows besides the messages, such as enable_thinking. as_in_version_2: whether
-    the generation prompt is the template's own, as in adapters of that version.
+    the generation prompt is the template's own, as in adapters of that version. renderer: renders texts in a process
+    with limits; None for templates that are trusted.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     text: str
     kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
     as_in_version_2: bool = False
+    renderer: IsolatedRenderer | None = field(default=None, compare=False)
 
     @property
     def has_clock(self) -> bool:
@@ -183,11 +186,17 @@ class JinjaTemplate:
         if behavior.parts:
             messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
         no_tools: list[Any] | None = None if behavior.no_tools is None else []
+        text = CLOCK + self.text if self.has_clock else self.text
         try:
+            if self.renderer is not None and self.text not in self.renderer.trusted:
+                given = [{key: value for key, value in m.items() if value is not None} for m in messages]
+                del options["tokenize"]
+                variables = {**self.tokenizer.special_tokens_map, **self.kwargs}
+                return self.renderer.render(text, given, {**variables, **options, "tools": list(tools) or no_tools})
             return self.tokenizer.apply_chat_template(
                 messages,
                 tools=list(tools) or no_tools,
-                chat_template=CLOCK + self.text if self.has_clock else self.text,
+                chat_template=text,
                 **self.kwargs,
                 **options,
             )

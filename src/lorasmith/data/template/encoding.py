@@ -5,7 +5,7 @@ from token ids (the pad token may be the EOS token). A prompt has the same token
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from lorasmith.data.template.contents import AS_GIVEN, ContentOptions
 from lorasmith.data.template.examples import build_examples, missing_stop, plain_example
 from lorasmith.data.template.findings import lost
 from lorasmith.data.template.golden import PROBES, golden_conversations, verify_tokenizer
+from lorasmith.data.template.isolated import IsolatedRenderer
 from lorasmith.data.template.loss_mask import ExampleBuilder
 from lorasmith.data.template.special_tokens import as_text, marked, special_tokens, without_marks
 from lorasmith.data.template.split import split_ids
@@ -69,6 +70,7 @@ class Template:
     kwargs: variables of the chat template, such as enable_thinking.
     is_separate: whether prompts and answers are tokenized separately, as in adapters before version 3.
     options: how messages are changed before they are rendered.
+    renderer: renders the chat template in a process with limits, if it comes with an adapter to a server.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -81,6 +83,7 @@ class Template:
     kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
     options: ContentOptions = AS_GIVEN
     is_separate: bool = False
+    renderer: IsolatedRenderer | None = field(default=None, compare=False)
 
     @classmethod
     def of(
@@ -91,6 +94,7 @@ class Template:
         system: str = "",
         kwargs: Mapping[str, Any] | None = None,
         options: ContentOptions = AS_GIVEN,
+        renderer: IsolatedRenderer | None = None,
     ) -> "Template":
         """The template for a tokenizer.
 
@@ -110,16 +114,15 @@ class Template:
         kwargs = kwargs or {}
         if kind == "human-assistant":
             return cls(tokenizer, kind, "", tuple(sorted(ends)), system, end_id, "", kwargs, options)
-        text = (
-            named[kind if kind in named else "default"] if kind in ("model", *named) else template_text(kind, tokenizer)
-        )
+        own = named.get(kind, named.get("default", "")) if kind in ("model", *named) else None
+        text = template_text(kind, tokenizer) if own is None else own
         tool_text = named.get("tool_use", "") if kind == "model" else ""
-        jinja = JinjaTemplate(tokenizer, text, kwargs)
+        jinja = JinjaTemplate(tokenizer, text, kwargs, renderer=renderer)
         if kind not in (*KINDS, *named):
             jinja.check_syntax(kind)
         stops = tuple(sorted({*jinja.end_of_turn(ends), *ends}))
         kind = "model" if kind in named else kind if kind in KINDS else "file"
-        template = cls(tokenizer, kind, text, stops, system, end_id, tool_text, kwargs, options)
+        template = cls(tokenizer, kind, text, stops, system, end_id, tool_text, kwargs, options, renderer=renderer)
         template._check_system()
         return template
 
@@ -134,11 +137,11 @@ class Template:
     @cached_property
     def jinja(self) -> JinjaTemplate:
         """The chat template. Not for the kind 'human-assistant'."""
-        return JinjaTemplate(self.tokenizer, self.text, self.kwargs, as_in_version_2=self.is_separate)
+        return JinjaTemplate(self.tokenizer, self.text, self.kwargs, self.is_separate, self.renderer)
 
     @cached_property
     def _tool_jinja(self) -> JinjaTemplate:
-        return JinjaTemplate(self.tokenizer, self.tool_text, self.kwargs) if self.tool_text else self.jinja
+        return replace(self.jinja, text=self.tool_text, as_in_version_2=False) if self.tool_text else self.jinja
 
     @cached_property
     def _pattern(self) -> Pattern | None:
@@ -292,7 +295,9 @@ class Template:
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> "Template":
+    def from_json(
+        cls, data: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", renderer: IsolatedRenderer | None = None
+    ) -> "Template":
         """The template of an adapter. Raises AdapterError if the tokenizer is not the one of the training."""
         if data.get("version") not in range(1, VERSION + 1):
             raise AdapterError(
@@ -315,16 +320,10 @@ class Template:
             data.get("kwargs", {}),
             ContentOptions(**data.get("options", {"special_tokens": "tokens"})),
             is_separate=data["version"] < VERSION,
+            renderer=renderer,
         )
         verify_tokenizer(template, data)
         return template
-
-    def end_of_probe(self) -> int | None:
-        """The token that is added to the answer of a probe conversation; None if the template ends it by itself."""
-        try:
-            return self.turns(PROBES[0], needs_end=lambda _turn: True)[-1].stop
-        except RowError:
-            return None
 
     def probe_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a probe conversation; empty if the template rejects it, such as for its second question."""

@@ -76,7 +76,7 @@ def template_notes(template: "Template") -> Iterator[str]:
             "chat template that is saved with a merged model leaves it out as well.",
             dropped=repr(behavior.dropped),
         )
-    end = template.end_of_probe()
+    end = _end_of_probe(template)
     if end is not None:
         yield _(
             "The chat template does not end answers. {token}, at which generation stops, is trained on after each of "
@@ -95,6 +95,14 @@ def template_notes(template: "Template") -> Iterator[str]:
             "Use the chat template that belongs to this model, or add the token with --add-tokens.",
             tokens=listed(map(repr, missing)),
         )
+
+
+def _end_of_probe(template: "Template") -> int | None:
+    """The token that is added to the answer of a probe conversation; None if the template ends it by itself."""
+    try:
+        return template.turns(PROBES[0], needs_end=lambda _turn: True)[-1].stop
+    except RowError:
+        return None
 
 
 def _missing_tokens(template: "Template") -> list[str]:
