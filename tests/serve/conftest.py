@@ -8,6 +8,9 @@ import pytest
 
 from lorasmith.cli.main import main
 from tests.support.serving import Running, make_runs, running
+from tests.support.tiny import CHATML, model_folder
+
+WITH_TOOLS = "{%- for tool in tools or [] %}{{ tool.function.name + '\n' }}{%- endfor %}"
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +23,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(runs: Path) -> Iterator[Running]:
     """A server of those runs."""
     with running(runs, context=120) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def tooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server of a base model whose template shows tools."""
+    place = tmp_path_factory.mktemp("tooled")
+    folder = Path(shutil.copytree(model_folder(), place / "base"))
+    shown = "{%- if message.tool_calls %}{{ message.tool_calls | tojson }}{%- endif %}"
+    template = WITH_TOOLS + CHATML.replace("'<|im_end|>\n' }}", "'<|im_end|>\n' }}" + shown)
+    (folder / "chat_template.jinja").write_text(template)
+    (place / "runs").mkdir()
+    with running(place / "runs", folder=folder, context=120) as found:
         yield found
 
 

@@ -1,18 +1,14 @@
 """Replies that must follow a schema or call a function, through the openai package and a real server."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Literal
 
 import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.support.serving import Running, running, said, user
-from tests.support.tiny import CHATML, model_folder
+from tests.support.serving import Running, said, user
 
 SCHEMA = {
     "type": "object",
@@ -21,25 +17,11 @@ SCHEMA = {
     "additionalProperties": False,
 }
 STRICT = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
-WITH_TOOLS = "{%- for tool in tools or [] %}{{ tool.function.name + '\n' }}{%- endfor %}"
 NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 NUMBER = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
 LOOK: Any = {"type": "function", "function": {"name": "look", "parameters": NUMBER}}
 WAIT: Any = {"type": "function", "function": {"name": "wait", "parameters": NOTHING}}
 NAMED: Any = {"type": "function", "function": {"name": "look"}}
-
-
-@pytest.fixture(scope="module")
-def tooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server of a base model whose template shows tools."""
-    place = tmp_path_factory.mktemp("tooled")
-    folder = Path(shutil.copytree(model_folder(), place / "base"))
-    shown = "{%- if message.tool_calls %}{{ message.tool_calls | tojson }}{%- endif %}"
-    template = WITH_TOOLS + CHATML.replace("'<|im_end|>\n' }}", "'<|im_end|>\n' }}" + shown)
-    (folder / "chat_template.jinja").write_text(template)
-    (place / "runs").mkdir()
-    with running(place / "runs", folder=folder, context=120) as found:
-        yield found
 
 
 def chat(served: Running, **options: Any) -> Any:

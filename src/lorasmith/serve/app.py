@@ -39,6 +39,8 @@ from lorasmith.serve.responses import (
     completion_stream,
     scored_prompt,
 )
+from lorasmith.serve.responses_api.reply import Answer, response_body, response_stream
+from lorasmith.serve.responses_api.request import ResponsesRequest, chat_request, renamed
 from lorasmith.serve.worker import WorkerStopped
 
 MAX_MESSAGE = 2000  # maximum characters of an error message, which may quote the client's text
@@ -53,7 +55,7 @@ PAGE_HEADERS = {
 }
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
-C = TypeVar("C", ChatRequest, CompletionRequest)
+C = TypeVar("C", ChatRequest, CompletionRequest, ResponsesRequest)
 
 
 def make_app(manager: RequestManager) -> Any:
@@ -140,6 +142,33 @@ def add_completion_routes(app: FastAPI, manager: RequestManager) -> None:
             return StreamingReply(chat_stream(shown, envelope, parsed, body.stream_options), events)
         choices = await cancel_on_disconnect(request, collect(events, len(parsed.requests)))
         return JSONResponse(chat_body(envelope, choices, parsed))
+
+    @app.post("/v1/responses")
+    async def responses(request: Http) -> Response:
+        body, version = await parse_body(manager, request, ResponsesRequest)
+        try:
+            asked = chat_request(body)
+            with manager.registry.using(version, manager.worker):
+                work = partial(parse_chat, asked, version, manager.context)
+                parsed = await parse_in_thread(manager, request, work)
+                events = manager.open(parsed, version)
+            fingerprint = manager.registry.fingerprint(version)
+            answer = Answer(
+                body, Envelope("response", body.model, version.template.tokenizer, fingerprint, asked), parsed
+            )
+            if body.stream:
+                return StreamingReply(response_stream(await after_first(request, events), answer), events)
+            [choice] = await cancel_on_disconnect(request, collect(events, 1))
+            return JSONResponse(response_body(answer, choice))
+        except Failure as failure:
+            raise renamed(failure) from None
+
+    @app.get("/v1/responses/{name:path}")
+    @app.delete("/v1/responses/{name:path}")
+    @app.post("/v1/responses/{name:path}")
+    async def stored(request: Http, name: str) -> Response:
+        authorize(manager, request)
+        raise Failure(404, _("{name}: this server stores no responses.", name=name), "response_id")
 
     @app.post("/v1/completions")
     async def completions(request: Http) -> Response:

@@ -62,7 +62,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 # Values of supported fields with which other servers say "not set".
-UNSET: dict[str, tuple[Any, ...]] = {"max_tokens": (-1,), "max_completion_tokens": (-1,)}
+UNSET: dict[str, tuple[Any, ...]] = dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens"), (-1,))
 
 
 # Keys of messages in other APIs that would change the reply, unlike `id` or `annotations`, which are ignored.
@@ -94,11 +94,13 @@ class Failure(Exception):
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
-class _Strict(Typed):
+class Strict(Typed):
+    """A part of a request, in which unknown fields are rejected."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """Options of streamed replies."""
 
     include_usage: bool = False
@@ -106,15 +108,13 @@ class StreamOptions(_Strict):
     include_obfuscation: bool = False
 
 
-class _Sampled(Sampling):
-    """Fields shared by chat and completion requests: the engine's sampling settings, and the rest of OpenAI's API."""
+class Generated(Sampling):
+    """Fields shared by all requests for text: the engine's sampling settings, and the rest of OpenAI's API."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED
 
     model: str
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: Strings | None = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Temperature = 1.0  # OpenAI's default
     top_k: Annotated[int, Field(ge=-1, description=Sampling.model_fields["top_k"].description)] = 0
     seed: int | None = None
@@ -130,10 +130,6 @@ class _Sampled(Sampling):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
-    cache_prompt: bool | None = None
-    reasoning_effort: str | None = None  # hints, which any model may ignore
-    verbosity: str | None = None
-    prediction: dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -155,6 +151,18 @@ class _Sampled(Sampling):
     def sampling(self) -> dict[str, Any]:
         """The values of the engine's sampling settings."""
         return {name: getattr(self, name) for name in Sampling.model_fields}
+
+
+class _Sampled(Generated):
+    """Fields shared by chat and completion requests."""
+
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    # Accepted and ignored, because they do not change the reply.
+    cache_prompt: bool | None = None
+    reasoning_effort: str | None = None  # hints, which any model may ignore
+    verbosity: str | None = None
+    prediction: dict[str, Any] | None = None
 
 
 def _is_in(values: Sequence[Any], value: Any) -> bool:
@@ -209,7 +217,7 @@ class ChatMessage(Typed):
         return content
 
 
-class JsonSchema(_Strict):
+class JsonSchema(Strict):
     """The schema that a reply must follow. `name` and `description` are for the client only."""
 
     name: str | None = None
@@ -218,7 +226,7 @@ class JsonSchema(_Strict):
     strict: bool | None = None
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     """Free text, one JSON object, or JSON that follows a schema."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
@@ -237,7 +245,7 @@ class FunctionName(Typed):
     name: str
 
 
-class ToolChoice(_Strict):
+class ToolChoice(Strict):
     """The tool that a reply must call."""
 
     type: Literal["function"] = "function"
@@ -302,7 +310,7 @@ class CompletionRequest(_Sampled):
         return (self.n or 1) * (1 if is_one else len(self.prompt))
 
 
-class AdapterRequest(_Strict):
+class AdapterRequest(Strict):
     """POST /v1/adapters. `path` is relative to the folder of runs; the default is `name`."""
 
     name: str

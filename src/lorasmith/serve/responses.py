@@ -6,7 +6,7 @@
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from lorasmith.serve.tool_calls import ToolCallStream, parse_tool_calls
 
 # A token id, its logprob (None for the first token of a prompt), and the most likely token ids with their logprobs.
 ScoredToken = tuple[int, float | None, Sequence[tuple[int, float]]]
+ID_PREFIXES = {"chat.completion": "chatcmpl-", "text_completion": "cmpl-", "response": "resp_"}
 
 
 def score_of(event: Event) -> ScoredToken | None:
@@ -86,7 +87,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Envelope:
-    """What all chunks of a response have in common. `kind`: chat.completion or text_completion; `asked`: of a chat."""
+    """What all chunks of a response have in common. `kind`: one of ID_PREFIXES; `asked`: of a chat."""
 
     kind: str
     model: str
@@ -99,7 +100,7 @@ class Envelope:
     @property
     def id(self) -> str:
         """The id of the response, with OpenAI's prefixes."""
-        return f"{'chatcmpl' if self.kind == 'chat.completion' else 'cmpl'}-{self.number}"
+        return ID_PREFIXES[self.kind] + self.number
 
     def body(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         """A response, or a chunk of a stream, with these choices."""
@@ -248,32 +249,46 @@ async def _stream(
     parsed: ParsedRequest,
     options: StreamOptions | None,
     first: list[dict[str, Any]],
-    pieces: Any,
+    pieces: Callable[[int, Event], Iterator[dict[str, Any]]],
 ) -> AsyncIterator[str]:
-    wants_usage, tokens = options is not None and options.include_usage, 0
-    cached = [0] * len(parsed.requests)
-    more: dict[str, Any] = {"usage": None} if wants_usage else {}
+    wants_usage = options is not None and (options.include_usage or options.continuous_usage_stats)
+    is_continuous = options is not None and options.continuous_usage_stats
+    tokens, cached = 0, [0] * len(parsed.requests)
+
+    def chunk(choice: dict[str, Any]) -> str:
+        counted = {"usage": usage(parsed, tokens, cached) if is_continuous else None} if wants_usage else {}
+        return _event(envelope.body([choice], **counted))
+
+    def chunks(index: int, event: Event) -> Iterator[str]:
+        nonlocal tokens
+        tokens += 1
+        cached[index] = event.cached
+        yield from map(chunk, pieces(index, event))
+
     try:
         for choice in first:
-            yield _event(envelope.body([choice], **more))
-        sent = time.monotonic()
-        async for item in events:
-            if item is not None:
-                tokens += 1
-                cached[item[0].index] = item[1].cached
-                for choice in pieces(item[0].index, item[1]):
-                    yield _event(envelope.body([choice], **more))
-                    sent = time.monotonic()
-            if time.monotonic() - sent >= HEARTBEAT:  # also while a tool call is withheld
-                yield ": still at it\n\n"
-                sent = time.monotonic()
+            yield chunk(choice)
+        async for line in with_heartbeats(events, chunks):
+            yield line
     except Failure as failure:
         yield _event(failure.body)
         return
-    if wants_usage:
+    if options is not None and options.include_usage:
         kind = {"object": "chat.completion.chunk"} if envelope.kind == "chat.completion" else {}
         yield _event(envelope.body([], usage=usage(parsed, tokens, cached)) | kind)
     yield "data: [DONE]\n\n"
+
+
+async def with_heartbeats(events: Events, lines: Callable[[int, Event], Iterator[str]]) -> AsyncIterator[str]:
+    """The `lines` of each event of a choice, and comments while there is nothing to send."""
+    sent = time.monotonic()
+    async for item in events:
+        for line in () if item is None else lines(item[0].index, item[1]):
+            yield line
+            sent = time.monotonic()
+        if time.monotonic() - sent >= HEARTBEAT:  # also while a tool call is withheld
+            yield ": still at it\n\n"
+            sent = time.monotonic()
 
 
 def _delta(
