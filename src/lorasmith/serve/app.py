@@ -150,7 +150,7 @@ def add_completion_routes(app: FastAPI, manager: RequestManager) -> None:
             asked = chat_request(body)
             with manager.registry.using(version, manager.worker):
                 work = partial(parse_chat, asked, version, manager.context)
-                parsed = await parse_in_thread(manager, request, work)
+                parsed = await parse_in_thread(manager, request, work, version)
                 events = manager.open(parsed, version)
             fingerprint = manager.registry.fingerprint(version)
             answer = Answer(

@@ -123,11 +123,12 @@ def main() -> None:
         question = json.loads(line)
         _limit_time()
         try:
-            texts, _spans = render_jinja_template(
+            found: tuple[list[str], object] = render_jinja_template(
                 conversations=[question["messages"]], chat_template=question["template"], **question["options"]
             )
-            is_long = len(texts[0]) > max(LEAST_TEXT, GROWTH * len(line))
-            answer = {"limit": _LENGTH} if is_long else {"text": texts[0]}
+            (text,) = found[0]
+            is_long = len(text) > max(LEAST_TEXT, GROWTH * len(line))
+            answer = {"limit": _LENGTH} if is_long else {"text": text}
         except MemoryError:
             answer = {"limit": _MEMORY}
         except Exception as error:  # noqa: BLE001 (a template may raise anything; raised again in the server)

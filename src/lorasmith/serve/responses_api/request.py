@@ -109,8 +109,10 @@ def chat_request(body: ResponsesRequest) -> ChatRequest:
     values |= {"logprobs": True, "top_logprobs": body.top_logprobs} if body.wants_logprobs else {}
     values["tools"] = [{"type": "function", "function": function} for function in body.functions] or None
     choice = body.tool_choice
-    is_named = isinstance(choice, FunctionChoice)
-    values["tool_choice"] = {"type": "function", "function": {"name": choice.name}} if is_named else choice
+    if isinstance(choice, FunctionChoice):
+        values["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+    else:
+        values["tool_choice"] = choice
     if body.text is not None and body.text.format is not None:
         values["response_format"] = _format_of(body.text.format)
     return ChatRequest.model_validate({key: value for key, value in values.items() if value is not None})
