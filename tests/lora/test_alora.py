@@ -258,7 +258,9 @@ def test_a_prompt_that_is_scored_in_chunks_uses_the_adapter_from_its_sequence_on
         monkeypatch.setattr("lorasmith.engine.scoring.CHUNK_TOKENS", chunk)
         for one, wanted in zip(asked_of, whole, strict=True):
             (told,) = prompt_logprobs(base, [one])
-            assert [one.logprob for one in told if one] == pytest.approx([one.logprob for one in wanted if one], abs=1e-5)
+            assert [one.logprob for one in told if one] == pytest.approx(
+                [one.logprob for one in wanted if one], abs=1e-5
+            )
 
 
 def test_the_head_can_be_adapted_too() -> None:
