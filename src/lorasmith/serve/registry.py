@@ -85,6 +85,14 @@ class Registry:
             raise Failure(404, text, "model", "model_not_found")
         return self.versions[name]
 
+    def without_paths(self, text: str) -> str:
+        """A message for clients, with paths relative to the folders of runs, and the base model by its name."""
+        for place in (self.base.source, str(self.base.folder)):
+            text = text.replace(place, self.base_name) if Path(place).is_absolute() else text
+        for root in (path for given in self.roots for path in (given.absolute(), given.resolve())):
+            text = text.replace(f"{root}/", "").replace(str(root), ".")
+        return text
+
     def fingerprint(self, version: ModelVersion) -> str:
         """The `system_fingerprint` of replies: the same while base model, adapter and version of lorasmith are."""
         content = version.discovered.hash if version.discovered else ""
