@@ -88,9 +88,14 @@ def test_curl_is_told_what_is_wrong_with_a_body(served: Running):
         curl(chat, "-d", json.dumps({"model": "calm", "messages": user(HI)})[:-1] + ', "seed": ' + "9" * 5000 + "}")[0]
         == 400
     )
-    deep = {"type": "function", "function": {"name": "f", "arguments": "[" * 100_000}}
-    called = [*user(HI), {"role": "assistant", "tool_calls": [deep]}, *user(HI)]
-    assert curl(chat, "-d", json.dumps({"model": "calm", "messages": called}))[0] == 400
+    called = {"type": "function", "function": {"name": "f", "arguments": "[" * 100_000}}
+    messages = [*user(HI), {"role": "assistant", "tool_calls": [called]}, *user(HI)]
+    assert curl(chat, "-d", json.dumps({"model": "calm", "messages": messages}))[0] == 400
+    for opening, closing in ('{"a":', "}"), ("[", "]"):
+        tool = {"type": "function", "function": {"name": "f", "parameters": {"a": "DEEP"}}}
+        asked = json.dumps({"model": "calm", "messages": user(HI), "tools": [tool]})
+        deep = opening * 900 + "1" + closing * 900
+        assert curl(chat, "-d", asked.replace('"DEEP"', deep))[0] == 400
     half = json.dumps({"model": "calm", "messages": user("\ud800")})  # of a pair of surrogates
     assert curl(chat, "-d", half)[0] == 400
     status, body = curl(chat, "-X", "PUT")

@@ -47,6 +47,18 @@ def test_head_is_answered_as_get_without_a_body(served: Running, path: str):
     assert fetch(served, "HEAD", "/v1/chat/completions")[0] == 405
 
 
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [("zh-CN,zh;q=0.9,en;q=0.8", "模型"), ("fr, en", "model"), ("fr", "model"), ("en-GB,zh", "model")],
+)
+def test_an_error_is_in_the_language_of_the_client(served: Running, wanted: str, says: str):
+    _status, _headers, body = fetch(served, "GET", "/v1/models/none", Accept_Language=wanted)
+    assert says in json.loads(body)["error"]["message"]
+    body = json.dumps({"model": "calm", "messages": user("word " * 300)})  # read in another thread
+    text = curl(f"{served.url}/v1/chat/completions", "-d", body, "-H", f"Accept-Language: {wanted}")[1]
+    assert ("tokens" in text) == (says == "model"), text
+
+
 def test_a_page_that_is_allowed_may_use_the_server(opened: Running):
     asked = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization,content-type"}
     status, headers, _body = fetch(opened, "OPTIONS", "/v1/chat/completions", Origin=PAGE, **asked)

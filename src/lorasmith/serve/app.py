@@ -24,7 +24,7 @@ from lorasmith.engine.scoring import PromptScoring
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
 from lorasmith.serve.auth import authorize, limit_body
-from lorasmith.serve.middleware import allow_origins, answer_head
+from lorasmith.serve.middleware import allow_origins, answer_head, use_language
 from lorasmith.serve.page_files import add_page_routes
 from lorasmith.serve.protocol import (
     AdapterRequest,
@@ -79,7 +79,8 @@ def make_app(manager: RequestManager) -> Any:
     add_completion_routes(app, manager)
     add_tokenizer_routes(app, manager)
     add_page_routes(app)
-    return allow_origins(answer_head(limit_body(app, manager.settings.body_mib)), manager.settings.allowed_origins)
+    limited = use_language(limit_body(app, manager.settings.body_mib))
+    return allow_origins(answer_head(limited), manager.settings.allowed_origins)
 
 
 def add_health_routes(app: FastAPI, manager: RequestManager) -> None:

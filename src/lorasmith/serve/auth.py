@@ -116,11 +116,11 @@ def refuse_foreign_origin(manager: "RequestManager", request: Request) -> None:
 def limit_body(app: ASGIApp, mib: float) -> ASGIApp:
     """Wrap the ASGI application `app` to reject request bodies of more than `mib` MiB."""
     limit = int(mib * 2**20)
-    text = _("the request is larger than {mib:g} MiB.", mib=mib)
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await app(scope, receive, send)
+        text = _("the request is larger than {mib:g} MiB.", mib=mib)
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > limit:
             failure = Failure(413, text, code="request_too_large")

@@ -1,9 +1,13 @@
-"""Wrappers of the ASGI application: HEAD requests, and pages of other addresses (CORS)."""
+"""Wrappers of the ASGI application: HEAD requests, the client's language, and pages of other addresses (CORS)."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lorasmith.i18n import LANGUAGES, using_language
 
 
 def answer_head(app: ASGIApp) -> ASGIApp:
@@ -17,6 +21,19 @@ def answer_head(app: ASGIApp) -> ASGIApp:
         await app(scope | {"method": "GET"} if is_head else scope, receive, without_body if is_head else send)
 
     return answered
+
+
+def use_language(app: ASGIApp) -> ASGIApp:
+    """Wrap `app` to answer in the first language of the header Accept-Language that there is."""
+
+    async def translated(scope: Scope, receive: Receive, send: Send) -> None:
+        wanted = Headers(scope=scope).get("accept-language", "") if scope["type"] == "http" else ""
+        codes = (word.strip()[:2].lower() for word in wanted.split(","))
+        found = next((code for code in codes if code in LANGUAGES), None)
+        with using_language(found) if found else nullcontext():
+            await app(scope, receive, send)
+
+    return translated
 
 
 def allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:

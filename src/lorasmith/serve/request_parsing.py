@@ -4,7 +4,9 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from lorasmith.config.sampling import SamplingConfig
@@ -50,6 +52,7 @@ class ParsingThreads:
 
     async def run(self, size: int, template: Template, work: Callable[[], T]) -> T:
         """Run `work`, which parses a body of `size` bytes. Raises Failure 429 if too many long bodies are waiting."""
+        work = partial(copy_context().run, work)  # with the client's language
         is_own = template.renderer is not None and not {template.text, template.tool_text} <= template.renderer.trusted
         if size <= MAX_SHORT_BODY:
             return await asyncio.get_running_loop().run_in_executor(self._own if is_own else None, work)
