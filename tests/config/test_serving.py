@@ -29,3 +29,18 @@ def test_numbers_have_bounds(option, lowest, too_low, too_high):
     for value in (too_low, too_high):
         with pytest.raises(ConfigError, match=rf"^serve\.{option}: invalid value {value}: must be "):
             check(ServeConfig, {option: value}, "serve")
+
+
+@pytest.mark.parametrize(
+    ("option", "right", "wrong", "says"),
+    [
+        ("allowed_origins", ("*", "http://localhost:3000", "app://obsidian.md"), "localhost:3000", "is not an origin"),
+        ("allowed_origins", ("https://a.example",), "https://a.example/", "but no path"),
+        ("allowed_hosts", ("host.docker.internal", "::1", "10.0.0.7"), "http://a", "is not a host name"),
+        ("allowed_hosts", ("my_box",), "a.example:80", "without a scheme and a port"),
+    ],
+)
+def test_origins_and_hosts_are_told_apart(option, right, wrong, says):
+    assert getattr(check(ServeConfig, {option: right}, "serve"), option) == right
+    with pytest.raises(ConfigError, match=says):
+        check(ServeConfig, {option: (wrong,)}, "serve")

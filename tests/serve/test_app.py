@@ -1,7 +1,6 @@
 """The routes, through the openai package and curl: models, completions, errors, health, and the page's files."""
 
 import json
-import urllib.request
 from pathlib import Path
 
 import openai
@@ -12,7 +11,7 @@ from lorasmith.adapters.folder import AdapterFolder
 from lorasmith.config.model import ModelConfig
 from lorasmith.loading.load import load_base
 from lorasmith.model.probe import native_attention
-from tests.support.serving import HI, LONG, Running, curl, running, said, slow, user, wait_for
+from tests.support.serving import HI, LONG, Running, ask, curl, running, said, slow, user, wait_for
 
 
 def test_models_say_what_they_are(served: Running):
@@ -89,9 +88,14 @@ def test_curl_is_told_what_is_wrong_with_a_body(served: Running):
         curl(chat, "-d", json.dumps({"model": "calm", "messages": user(HI)})[:-1] + ', "seed": ' + "9" * 5000 + "}")[0]
         == 400
     )
-    deep = {"type": "function", "function": {"name": "f", "arguments": "[" * 100_000}}
-    called = [*user(HI), {"role": "assistant", "tool_calls": [deep]}, *user(HI)]
-    assert curl(chat, "-d", json.dumps({"model": "calm", "messages": called}))[0] == 400
+    called = {"type": "function", "function": {"name": "f", "arguments": "[" * 100_000}}
+    messages = [*user(HI), {"role": "assistant", "tool_calls": [called]}, *user(HI)]
+    assert curl(chat, "-d", json.dumps({"model": "calm", "messages": messages}))[0] == 400
+    for opening, closing in ('{"a":', "}"), ("[", "]"):
+        tool = {"type": "function", "function": {"name": "f", "parameters": {"a": "DEEP"}}}
+        asked = json.dumps({"model": "calm", "messages": user(HI), "tools": [tool]})
+        deep = opening * 900 + "1" + closing * 900
+        assert curl(chat, "-d", asked.replace('"DEEP"', deep))[0] == 400
     half = json.dumps({"model": "calm", "messages": user("\ud800")})  # of a pair of surrogates
     assert curl(chat, "-d", half)[0] == 400
     status, body = curl(chat, "-X", "PUT")
@@ -140,11 +144,61 @@ def test_a_client_that_leaves_frees_its_place(runs: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("path", "kind"), [("", "text/html"), ("page/main.js", "text/javascript"), ("page/style.css", "text/css")]
+    ("base", "says"),
+    [
+        (
+            "",
+            "Its name begins with /v1: set the base URL of the client to {url}/v1",
+        ),
+        ("/v1/v1", "/v1/v1/chat/completions: no such address. /v1 stands in it twice"),
+        ("/api", "This server has /v1/chat/completions"),
+    ],
 )
-def test_the_page_is_served_with_its_types_and_nothing_else_is(served: Running, path: str, kind: str):
-    with urllib.request.urlopen(f"{served.url}/{path}", timeout=20) as reply:
-        assert reply.headers["Content-Type"].split(";")[0] == kind
-        assert reply.headers["X-Content-Type-Options"] == "nosniff"
-    for other in ("page/app.py", "page/..%2Fapp.py", "page/none.js"):
-        assert curl(f"{served.url}/{other}")[0] == 404
+def test_a_wrong_base_url_is_told_what_is_right(served: Running, base: str, says: str):
+    client = served.client().with_options(base_url=served.url + base)
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="calm", messages=user(HI))
+    assert says.format(url=served.url) in caught.value.body["message"]
+
+
+def test_what_openai_has_and_this_server_has_not_is_refused_by_name(served: Running):
+    with pytest.raises(openai.NotFoundError, match="no embeddings"):
+        served.client().embeddings.create(model="calm", input=HI)
+    for field, value in (("best_of", 2), ("suffix", "end")):
+        with pytest.raises(openai.BadRequestError, match="not supported") as caught:
+            served.client().completions.create(model="calm", prompt=HI, **{field: value})
+        assert caught.value.param == field
+    assert served.client().completions.create(model="calm", prompt=HI, best_of=1, suffix="").choices
+
+
+def test_tokens_of_a_text_and_a_chat(served: Running):
+    client, tokenizer = served.client(), served.manager.registry.base.tokenizer
+    status, body = ask(served, "POST", "/tokenize", {"prompt": HI, "return_token_strs": True, "model": "calm"})
+    wanted = tokenizer(HI)["input_ids"]
+    assert (status, body["tokens"], body["count"]) == (200, wanted, len(wanted))
+    assert body["token_strs"] == tokenizer.convert_ids_to_tokens(wanted)
+    assert body["max_model_len"] == served.manager.context
+    bare = ask(served, "POST", "/tokenize", {"prompt": HI, "add_special_tokens": False})[1]
+    assert bare["tokens"] == tokenizer(HI, add_special_tokens=False)["input_ids"]
+    assert ask(served, "POST", "/detokenize", {"tokens": bare["tokens"]}) == (200, {"prompt": HI})
+    chat = ask(served, "POST", "/tokenize", {"messages": user(HI), "add_generation_prompt": True, "model": "calm"})[1]
+    reply = client.chat.completions.create(model="calm", messages=user(HI), max_tokens=1)
+    assert chat["count"] == reply.usage.prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        ("/tokenize", {"prompt": HI, "messages": user(HI)}, 400, "give either prompt or messages"),
+        ("/tokenize", {"prompt": HI, "model": "lout"}, 404, "Did you mean 'loud'"),
+        ("/tokenize", {"prompt": HI, "mesages": 1}, 400, "Did you mean 'messages'"),
+        ("/tokenize", {"messages": user(HI), "add_generation_prompt": False}, 400, "not supported"),
+        ("/tokenize", {"prompt": "word " * 2000}, 400, "tokens"),
+        ("/detokenize", {"tokens": [10**6]}, 400, "tokens: token ids must be in the vocabulary"),
+        ("/detokenize", {}, 400, "tokens: required key is missing"),
+    ],
+)
+def test_what_cannot_be_tokenized_is_named(served: Running, path: str, body: dict, status: int, says: str):
+    found, told = ask(served, "POST", path, body)
+    assert found == status
+    assert says in told["error"]["message"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import lorasmith.serve
-from tests.support.serving import Running
+from tests.support.serving import Running, slow
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -150,16 +150,102 @@ def test_keyboard_alone_is_enough(visit: Any) -> None:
     assert v.texts("#spoken") == ["Generating replies"]
     page.keyboard.press("Escape")
     assert v.replies() == ["", ""]
-    assert all("stopped" in text for text in v.texts(".facts")[-2:])
+    assert all("stopped" in text for text in v.texts(".reply .facts"))
     assert [body["messages"][-1]["content"] for body in v.bodies()] == ["one\ntwo"] * 2
     before = [page.evaluate(focused)]
-    for _step in range(12):
+    for _step in range(10):
         page.keyboard.press("Shift+Tab")
         before.append(page.evaluate(focused))
     replies = ["BUTTON"] * 7  # text, curl and Python of both; answer again
-    assert before[::-1] == ["new", "language", "theme", "model-0", "model-1", *replies, "message"]
+    assert before[::-1] == ["new", "language", "theme", *replies, "message"]
+    page.focus("#message")
+    after = []
+    for _step in range(4):
+        page.keyboard.press("Tab")
+        after.append(page.evaluate(focused))
+    assert after == ["send", "SUMMARY", "model-0", "model-1"]
     named = "[...document.querySelectorAll('button, select, input, textarea')].filter(e => !e.labels?.length)"
     assert page.evaluate(f"{named}.filter(e => !e.ariaLabel && !e.textContent.trim()).map(e => e.outerHTML)") == []
+
+
+@browsed
+def test_a_refresh_in_the_middle_of_a_reply_interrupts_it(
+    visit: Any, served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(served, monkeypatch)
+    v = visit()
+    v.page.fill("#message", "Hi")
+    v.page.press("#message", "Enter")
+    for reply in v.page.locator(".reply .text").all():
+        playwright.expect(reply).not_to_be_empty()
+    v.page.reload()
+    v.page.wait_for_selector(".again")
+    assert v.texts(".note") == ["", ""]
+    assert all("interrupted when you left the page" in text for text in v.texts(".reply .facts"))
+    assert all(v.texts(".reply .text"))
+
+
+@browsed
+def test_a_model_that_vanished_is_replaced_and_told(visit: Any) -> None:
+    models = [{"id": name, "parent": None if name == "base" else "base"} for name in ("base", "first", "second")]
+    v = visit()
+    v.intercept(lambda route: route.fulfill(json={"data": models}), "**/v1/models")
+    v.page.select_option("#model-1", "second")
+    v.page.route(CHAT, lambda route: route.fulfill(status=404, json={"error": {"message": "no model 'second'"}}))
+    models.pop()
+    v.send("Hi")
+    playwright.expect(v.page.locator("#notice")).to_have_text(
+        "The server no longer has second. first was selected instead."
+    )
+    assert v.page.input_value("#model-1") == "first"
+    assert v.page.locator("#model-1 option").all_text_contents() == ["base", "first"]
+    v.problems[:] = [line for line in v.problems if "404" not in line]  # the browser's own lines on these
+
+
+@browsed
+def test_errors_of_the_server_are_in_the_pages_language(visit: Any) -> None:
+    said = []
+    for locale in ("zh-CN", "en-GB"):
+        v = visit(locale=locale)
+        v.send("word " * 300)
+        said += v.texts(".note")[:1]
+        v.problems[:] = [line for line in v.problems if "400" not in line]
+    assert [("提示" in text, "tokens" in text) for text in said] == [(True, False), (False, True)], said
+
+
+@browsed
+def test_a_long_message_is_folded(visit: Any) -> None:
+    v = visit()
+    v.intercept(lambda route: route.fulfill(**streamed("Well.")))
+    v.send("word " * 3000)
+    ask = v.page.locator(".ask")
+    assert ask.bounding_box()["height"] < 250
+    assert v.page.evaluate("getComputedStyle(document.querySelector('.ask')).fontWeight") == "400"
+    ask.get_by_text("Show all").click()
+    assert ask.bounding_box()["height"] > 800
+    ask.get_by_text("Show less").click()
+    assert ask.bounding_box()["height"] < 250
+
+
+@browsed
+def test_a_system_text_is_sent_first_and_kept(visit: Any) -> None:
+    v = visit()
+    v.intercept(lambda route: route.fulfill(**streamed("Ahoy.")))
+    v.page.click("#sampling summary")
+    v.page.fill("[name=system]", "Answer as a pirate.")
+    v.send("Hi")
+    assert v.bodies()[-1]["messages"] == [
+        {"role": "system", "content": "Answer as a pirate."},
+        {"role": "user", "content": "Hi"},
+    ]
+    assert "system text" in v.page.inner_text("#chosen")
+    v.page.reload()
+    v.page.wait_for_selector("#model-1")
+    assert v.page.input_value("[name=system]") == "Answer as a pirate."
+    v.page.click("#sampling summary")
+    v.page.fill("[name=system]", "")
+    v.send("And now?")
+    assert [message["role"] for message in v.bodies()[-1]["messages"]] == ["user", "assistant", "user"]
 
 
 @browsed

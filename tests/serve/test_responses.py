@@ -40,6 +40,19 @@ def test_a_stream_says_the_same(served: Running):
     assert pieces[-2].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
+def test_usage_is_counted_in_each_chunk_where_that_is_asked_for(served: Running):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    asked = {"model": "calm", "prompt": HI, "max_tokens": 6, "temperature": 0, "stream": True}
+    pieces = list(served.client().completions.create(**asked, stream_options=options))
+    counts = [piece.usage.completion_tokens for piece in pieces]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1] == counts[-2]
+    assert all(piece.usage.prompt_tokens == pieces[-1].usage.prompt_tokens > 0 for piece in pieces)
+    assert pieces[-1].choices == []
+    only = list(served.client().completions.create(**asked, stream_options={"include_usage": True}))
+    assert [piece.usage is None for piece in only] == [True] * (len(only) - 1) + [False]
+
+
 def test_an_unknown_model_names_the_nearest(served: Running):
     with pytest.raises(openai.NotFoundError, match="Did you mean 'loud'") as caught:
         served.client().chat.completions.create(model="lout", messages=user(HI))

@@ -1,11 +1,15 @@
 """Options of the server: where it listens and how much it accepts. Loads no torch."""
 
+import re
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from lorasmith.config.values import Typed
 from lorasmith.i18n import _
+
+ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/]+")
+HOST = re.compile(r"[\w.-]+|[0-9a-fA-F:]+")
 
 
 class ServeConfig(Typed):
@@ -26,6 +30,24 @@ class ServeConfig(Typed):
             )
         ),
     ] = None
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        Field(
+            description=_(
+                "Web pages of other addresses that may use the server (CORS), such as http://localhost:3000; * allows "
+                "all"
+            )
+        ),
+    ] = ()
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Field(
+            description=_(
+                "Names of this machine, besides localhost, that requests may be sent to without --keys, such as "
+                "host.docker.internal"
+            )
+        ),
+    ] = ()
     slots: Annotated[
         int, Field(gt=0, le=4096, description=_("Maximum number of requests answered at the same time; others wait"))
     ] = 16
@@ -68,3 +90,24 @@ class ServeConfig(Typed):
             description=_("Grace period for running requests at shutdown, in seconds"),
         ),
     ] = 30.0
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                text = _("{found!r} is not an origin. An origin has a scheme, a host and possibly a port, but no path: "
+                        "http://localhost:3000",
+                         found=origin)  # fmt: skip
+                raise ValueError(text)
+        return origins
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not HOST.fullmatch(host):
+                text = _("{found!r} is not a host name. Give it without a scheme and a port: host.docker.internal",
+                         found=host)  # fmt: skip
+                raise ValueError(text)
+        return hosts

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Response
 from fastapi import Request as Http
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
@@ -27,10 +27,19 @@ from lorasmith.i18n import _
 from lorasmith.serve.access_log import MODEL, log_requests
 from lorasmith.serve.auth import authorize
 from lorasmith.serve.bodies import BodyLimits
-from lorasmith.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, Failure
+from lorasmith.serve.middleware import allow_origins, answer_head, use_language
+from lorasmith.serve.page_files import add_page_routes
+from lorasmith.serve.protocol import (
+    AdapterRequest,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Failure,
+    TokenizeRequest,
+)
 from lorasmith.serve.registry import ModelVersion
 from lorasmith.serve.request_manager import Events, RequestManager, failure_of
-from lorasmith.serve.request_parsing import ParsedRequest, parse_chat, parse_completion
+from lorasmith.serve.request_parsing import ParsedRequest, detokenize, parse_chat, parse_completion, tokenize
 from lorasmith.serve.responses import (
     Choice,
     Envelope,
@@ -47,15 +56,6 @@ from lorasmith.serve.responses_api.request import ResponsesRequest, chat_request
 from lorasmith.serve.worker import WorkerStopped
 
 MAX_MESSAGE = 2000  # maximum characters of an error message, which may quote the client's text
-PAGE = Path(__file__).parent / "page"
-# Defined here rather than looked up: Windows may map .js to plain text, which browsers refuse to run.
-PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-PAGE_FILES = frozenset(path.name for path in PAGE.iterdir() if path.suffix in PAGE_TYPES)
-PAGE_HEADERS = {
-    "Cache-Control": "no-cache",  # modules of different versions do not fit together
-    "Content-Security-Policy": "frame-ancestors 'none'",  # not allowed in a meta tag; the rest is in index.html
-    "X-Content-Type-Options": "nosniff",
-}
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 C = TypeVar("C", ChatRequest, CompletionRequest, ResponsesRequest)
@@ -81,8 +81,10 @@ def make_app(manager: RequestManager) -> Any:
     add_health_routes(app, manager)
     add_model_routes(app, manager)
     add_completion_routes(app, manager)
+    add_tokenizer_routes(app, manager)
     add_page_routes(app)
-    return log_requests(BodyLimits(app, manager.settings.body_mib))
+    limited = use_language(BodyLimits(app, manager.settings.body_mib))
+    return log_requests(allow_origins(answer_head(limited), manager.settings.allowed_origins))
 
 
 def add_health_routes(app: FastAPI, manager: RequestManager) -> None:
@@ -196,20 +198,28 @@ def add_completion_routes(app: FastAPI, manager: RequestManager) -> None:
         return StreamingReply(completion_stream(shown, envelope, parsed, body.stream_options, echo), events)
 
 
-def add_page_routes(app: FastAPI) -> None:
-    """The chat page. It needs no API key, since it asks for one itself."""
+def add_tokenizer_routes(app: FastAPI, manager: RequestManager) -> None:
+    """Tokens of texts and chats, and texts of tokens, at vLLM's addresses."""
 
-    @app.get("/")
-    @app.get("/page/{name}")
-    async def page(name: str = "index.html") -> FileResponse:
-        if name not in PAGE_FILES:
-            raise HTTPException(404)
-        return FileResponse(PAGE / name, media_type=PAGE_TYPES[Path(name).suffix], headers=PAGE_HEADERS)
+    @app.post("/tokenize")
+    async def tokens(request: Http) -> dict[str, Any]:
+        names = authorize(manager, request)
+        body = await read_body(request, TokenizeRequest)
+        version = manager.registry.find(body.model or manager.registry.base_name, names)
+        with manager.registry.using(version, manager.worker):
+            work = partial(tokenize, body, version, manager.context)
+            return await parse_in_thread(manager, request, work, version)
+
+    @app.post("/detokenize")
+    async def text(request: Http) -> dict[str, Any]:
+        names = authorize(manager, request)
+        body = await read_body(request, DetokenizeRequest)
+        version = manager.registry.find(body.model or manager.registry.base_name, names)
+        with manager.registry.using(version, manager.worker):
+            return await parse_in_thread(manager, request, partial(detokenize, body, version), version)
 
 
-async def parse_in_thread(
-    manager: RequestManager, request: Http, work: Callable[[], ParsedRequest], version: ModelVersion
-) -> ParsedRequest:
+async def parse_in_thread(manager: RequestManager, request: Http, work: Callable[[], T], version: ModelVersion) -> T:
     """Run `work`, which parses the request's body, in a thread; abandoned if the client disconnects."""
     size = len(await request.body())
     return await cancel_on_disconnect(request, manager.parsing.run(size, version.template, work))
@@ -332,7 +342,9 @@ async def cancel_on_disconnect(request: Http, work: Awaitable[T]) -> T:
 async def _failed(request: Http, error: Exception) -> Response:
     """The response for an exception, in OpenAI's format. Paths of this machine are left out of its text."""
     headers = dict[str, str]()
-    if isinstance(error, HTTPException):
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        failure = Failure(404, not_found(request))
+    elif isinstance(error, HTTPException):
         failure, headers = Failure(error.status_code, str(error.detail)), dict(error.headers or {})
     elif isinstance(error, ClientDisconnect):
         failure = Failure(499, _("the client disconnected."))
@@ -343,3 +355,23 @@ async def _failed(request: Http, error: Exception) -> Response:
     body, text = failure.body, request.app.state.manager.registry.without_paths(failure.text)
     body["error"]["message"] = text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + " ..."
     return JSONResponse(body, failure.status, headers | failure.headers)
+
+
+def not_found(request: Http) -> str:
+    """The text for an address that the server does not have; says so if only the base URL is wrong."""
+    path, root = request.url.path, str(request.base_url).rstrip("/")
+    right = "/v1" + path.removeprefix("/v1")
+    if right != path and _has_route(request, right):
+        return _("{path}: no such address. Its name begins with /v1: set the base URL of the client to {root}/v1",
+                 path=path, root=root)  # fmt: skip
+    if path.startswith("/v1/v1/") and _has_route(request, path.removeprefix("/v1")):
+        return _(
+            "{path}: no such address. /v1 stands in it twice: leave it out of the base URL of the client.", path=path
+        )
+    return _("{path}: no such address. This server has {known}, but no embeddings, images, audio or files.",
+             path=path, known="/v1/chat/completions, /v1/completions, /v1/responses, /v1/models")  # fmt: skip
+
+
+def _has_route(request: Http, path: str) -> bool:
+    routes = (route for route in request.app.routes if isinstance(route, APIRoute))
+    return any(route.path_regex.match(path) for route in routes)

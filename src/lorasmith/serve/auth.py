@@ -130,12 +130,14 @@ def refuse_foreign_origin(manager: "RequestManager", request: Request) -> None:
 
     Checks the Origin header, and the Host header against DNS rebinding. Raises Failure 403.
     """
-    own = {"localhost", "127.0.0.1", "::1", manager.settings.host}
-    scheme, _to, page = request.headers.get("origin", "").partition("://")
-    asked = [request.headers.get("host", "")] + ([page] if scheme in ("http", "https", "null") else [])
-    for address in asked:
+    settings = manager.settings
+    own = {"localhost", "127.0.0.1", "::1", settings.host, *map(str.lower, settings.allowed_hosts)}
+    origin = request.headers.get("origin", "")
+    scheme, _to, page = origin.partition("://")
+    is_checked = scheme in ("http", "https", "null") and not {origin, "*"} & set(settings.allowed_origins)
+    for address in [request.headers.get("host", "")] + ([page] if is_checked else []):
         if re.sub(r":\d+$", "", address).strip("[]").lower() not in own:
             text = _("requests from or to {address!r} are not allowed: without --keys, the server only accepts "
-                    "pages and host names of this machine.",
+                    "pages and host names of this machine, and those in --allowed-origins and --allowed-hosts.",
                      address=address)  # fmt: skip
             raise Failure(403, text)

@@ -108,10 +108,23 @@ class StreamOptions(Strict):
     include_obfuscation: bool = False
 
 
-class Generated(Sampling):
-    """Fields shared by all requests for text: the engine's sampling settings, and the rest of OpenAI's API."""
+class _Tolerant(Strict):
+    """A request in which fields of other servers may have the value that changes nothing."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, values: Any) -> Any:
+        """The fields without those whose value changes nothing."""
+        if not isinstance(values, dict):
+            return values
+        neutral = {key: (UNSET if key in cls.model_fields else cls.unsupported).get(key, ()) for key in values}
+        return {key: value for key, value in values.items() if not _is_in(neutral[key], value)}
+
+
+class Generated(_Tolerant, Sampling):
+    """Fields shared by all requests for text: the engine's sampling settings, and the rest of OpenAI's API."""
 
     model: str
     stop: Strings | None = None
@@ -133,14 +146,11 @@ class Generated(Sampling):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_neutral(cls, values: Any) -> Any:
-        """The fields without those whose value changes nothing; `top_p: 0` is greedy decoding."""
-        if not isinstance(values, dict):
-            return values
-        if _is_in((0,), values.get("top_p")):
-            values = values | {"top_p": 1, "temperature": 0}
-        neutral = {key: (UNSET if key in cls.model_fields else cls.unsupported).get(key, ()) for key in values}
-        return {key: value for key, value in values.items() if not _is_in(neutral[key], value)}
+    def _greedy(cls, values: Any) -> Any:
+        """`top_p: 0` is greedy decoding."""
+        if isinstance(values, dict) and _is_in((0,), values.get("top_p")):
+            return values | {"top_p": 1, "temperature": 0}
+        return values
 
     @field_validator("top_k")
     @classmethod
@@ -301,13 +311,38 @@ class CompletionRequest(_Sampled):
     prompt: str | list[str] | list[int] | list[list[int]]
     echo: bool | None = None
     logprobs: TopLogprobs | None = None
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
 
     @property
     def choices(self) -> int:
         """The number of replies requested."""
         is_one = isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int))
         return (self.n or 1) * (1 if is_one else len(self.prompt))
+
+
+class TokenizeRequest(_Tolerant):
+    """POST /tokenize, as in vLLM: the tokens of a text or of a chat. The default model is the base model."""
+
+    unsupported: ClassVar = UNSUPPORTED | {"continue_final_message": (False, True)}  # both are what chats do
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    add_special_tokens: bool = True  # of a text; the template of a chat has its own
+    return_token_strs: bool = False
+
+    @model_validator(mode="after")
+    def _has_one(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError(_("give either prompt or messages."))
+        return self
+
+
+class DetokenizeRequest(_Tolerant):
+    """POST /detokenize, as in vLLM."""
+
+    model: str | None = None
+    tokens: list[int]
 
 
 class AdapterRequest(Strict):

@@ -4,8 +4,10 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.values import check
@@ -18,10 +20,18 @@ from lorasmith.engine.request import Request
 from lorasmith.engine.sampling.grammar import Grammar
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
-from lorasmith.serve.protocol import ChatMessage, ChatRequest, CompletionRequest, Failure
+from lorasmith.serve.protocol import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Failure,
+    TokenizeRequest,
+)
 from lorasmith.serve.registry import ModelVersion
 from lorasmith.serve.structured_output import grammar_of
 
+T = TypeVar("T")
 DEFAULT_COMPLETION = 16  # tokens, as in OpenAI's API
 API_NAMES = {"max_new_tokens": "max_tokens"}  # where ours differ from the API's
 
@@ -40,8 +50,9 @@ class ParsingThreads:
         self._own = ThreadPoolExecutor(1, "chat templates of adapters")
         self._waiting = 0
 
-    async def run(self, size: int, template: Template, work: Callable[[], "ParsedRequest"]) -> "ParsedRequest":
+    async def run(self, size: int, template: Template, work: Callable[[], T]) -> T:
         """Run `work`, which parses a body of `size` bytes. Raises Failure 429 if too many long bodies are waiting."""
+        work = partial(copy_context().run, work)  # with the client's language
         is_own = template.renderer is not None and not {template.text, template.tool_text} <= template.renderer.trusted
         if size <= MAX_SHORT_BODY:
             return await asyncio.get_running_loop().run_in_executor(self._own if is_own else None, work)
@@ -95,6 +106,25 @@ def parse_completion(body: CompletionRequest, version: ModelVersion, context: in
     return ParsedRequest(prompts, requests(body, version, prompts, rooms, {"logprobs": body.logprobs}), body.n or 1)
 
 
+def tokenize(body: TokenizeRequest, version: ModelVersion, context: int) -> dict[str, Any]:
+    """The tokens of a text or a chat, as vLLM returns them. Raises Failure 400."""
+    tokenizer = version.template.tokenizer
+    if body.messages is not None:
+        ids = encode_chat(body.messages, version, body.tools or [], context)
+    else:
+        text = body.prompt or ""
+        refuse_too_long([text], version, context)
+        ids = ids_of_plain_text(tokenizer, text, body.add_special_tokens)
+    texts = tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
+    return {"count": len(ids), "max_model_len": context, "tokens": ids, "token_strs": texts}
+
+
+def detokenize(body: DetokenizeRequest, version: ModelVersion) -> dict[str, Any]:
+    """The text of the tokens. Raises Failure 400 if one is not in the vocabulary."""
+    refuse_unknown_ids([body.tokens], version, "tokens")
+    return {"prompt": str(version.template.tokenizer.decode(body.tokens))}
+
+
 def encode_chat(
     messages: Sequence[ChatMessage], version: ModelVersion, tools: Sequence[Any], context: int
 ) -> list[int]:
@@ -117,17 +147,21 @@ def prompts_of(
     """Token ids of the prompts of a completion request: one or several, as text or ids. Raises Failure 400."""
     listed: list[Any] = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else list(prompt)
     tokenizer = version.template.tokenizer
-    words = len(tokenizer)
     for one in listed:
         refuse_too_long([one] if isinstance(one, str) else [], version, context)
     ids: list[list[int]] = [ids_of_plain_text(tokenizer, p) if isinstance(p, str) else p for p in listed]
     if not ids or not all(ids):
         raise Failure(400, _("prompt: must not be empty."), "prompt")
-    if any(not 0 <= i < words for one in ids for i in one):
-        raise Failure(
-            400, _("prompt: token ids must be in the vocabulary, from 0 to {last}.", last=words - 1), "prompt"
-        )
+    refuse_unknown_ids(ids, version, "prompt")
     return ids
+
+
+def refuse_unknown_ids(ids: Sequence[Sequence[int]], version: ModelVersion, key: str) -> None:
+    """Raise Failure 400 if a token id is not in the vocabulary."""
+    words = len(version.template.tokenizer)
+    if any(not 0 <= i < words for one in ids for i in one):
+        text = _("{key}: token ids must be in the vocabulary, from 0 to {last}.", key=key, last=words - 1)
+        raise Failure(400, text, key)
 
 
 def refuse_too_long(texts: Sequence[str], version: ModelVersion, context: int) -> None:

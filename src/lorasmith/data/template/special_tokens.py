@@ -69,10 +69,10 @@ def marked(value: Any, pattern: re.Pattern[str] | None) -> Any:
     return [marked(inner, pattern) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def ids_of_plain_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def ids_of_plain_text(tokenizer: "PreTrainedTokenizerBase", text: str, adds_special: bool = True) -> list[int]:
     """Token ids of a text as the tokenizer alone encodes it; one that begins with the BOS token gets no second one."""
     has_bos = bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token))
-    ids: list[int] = tokenizer(text, add_special_tokens=not has_bos, verbose=False)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=adds_special and not has_bos, verbose=False)["input_ids"]
     return ids
 
 

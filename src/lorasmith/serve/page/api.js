@@ -18,7 +18,7 @@ export class ApiError extends Error {
 }
 
 async function request(path, key, options = {}) {
-  const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  const headers = { "Accept-Language": document.documentElement.lang, ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
   let response;
   try {
     response = await fetch(address(path), { ...options, headers });

@@ -12,17 +12,25 @@ const state = load();
 const conversation = new Conversation(at("turns"), { onCopy: copyReply, onAgain: answerAgain });
 const follow = follower();
 let models = [];
+let listed = ""; // the models that are shown, as JSON
+let left = false; // whether the page is being left, when the browser ends its requests
 let running = null; // AbortController while replies are being generated
 
 function keep() {
-  if (!save(state)) notice(t("not_kept"));
+  if (!left && !save(state)) notice(t("not_kept"));
+}
+
+/** Saves the state while replies are still being generated: what happens to them now is not their end. */
+function leave() {
+  keep();
+  left = true;
 }
 
 function show() {
   dress(state.language);
   color(state.theme);
   showModels(models, state.models, chooseModel);
-  showSampling(state.sampling);
+  showSampling(state.sampling, state.system);
   showRunning(running !== null);
   at("empty").hidden = state.turns.length > 0;
   at("new").hidden = state.turns.length === 0;
@@ -40,7 +48,6 @@ function chooseModel(side, name) {
 
 /** Fetches the list of models; returns whether there are any. */
 async function findModels() {
-  const before = JSON.stringify(models);
   try {
     models = await listModels(apiKey());
   } catch (error) {
@@ -51,9 +58,11 @@ async function findModels() {
   }
   askForKey(false);
   notice(models.length ? "" : t("no_models"));
-  if (running === null && JSON.stringify(models) !== before) {
-    chooseModels(state, models);
+  if (running === null && JSON.stringify(models) !== listed) {
+    listed = JSON.stringify(models);
+    const vanished = chooseModels(state, models);
     show();
+    if (vanished.length) notice(vanished.map((names) => t("vanished", names)).join(" "));
   }
   return models.length > 0;
 }
@@ -91,7 +100,8 @@ async function answerAgain() {
 async function answer() {
   const index = state.turns.length - 1;
   const sampling = withSeed(state.sampling);
-  state.turns[index].replies = state.models.map((model) => newReply(model, sampling));
+  state.turns[index].replies = state.models.map((model) => newReply(model, sampling, state.system.trim()));
+  left = false;
   running = new AbortController();
   notice("");
   show();
@@ -120,7 +130,9 @@ function finished(replies) {
   showRunning(false);
   conversation.offerAgain(true);
   follow();
+  if (left) return;
   if (replies.some((reply) => reply.error?.status === 401)) refuseKey();
+  else if (replies.some((reply) => reply.error?.status === 404)) findModels();
   const spoken = ({ model, text, error }) =>
     error ? t("failed", { model, text: because(error) }) : t("replied", { model, text: text || t("nothing") });
   say(replies.map(spoken).join(" "));
@@ -161,9 +173,10 @@ function listen() {
     color(state.theme);
   });
   at("sampling").addEventListener("input", ({ target }) => {
-    state.sampling[target.name] = target.value;
+    if (target.name === "system") state.system = target.value;
+    else state.sampling[target.name] = target.value;
     keep();
-    showSampling(state.sampling);
+    showSampling(state.sampling, state.system);
   });
   at("sampling").addEventListener("toggle", () => follow()); // it covers part of the last reply
   at("key").addEventListener("submit", async (event) => {
@@ -193,7 +206,9 @@ function listenToTyping() {
     else send();
   });
   addEventListener("keydown", (event) => event.key === "Escape" && !event.isComposing && running?.abort());
-  addEventListener("pagehide", keep);
+  addEventListener("beforeunload", leave);
+  addEventListener("pagehide", leave);
+  addEventListener("pageshow", () => (left = false));
   addEventListener("visibilitychange", () => document.hidden || findModels()); // adapters may have changed meanwhile
 }
 

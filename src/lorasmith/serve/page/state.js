@@ -10,6 +10,7 @@ const fresh = () => ({
   language: null,
   theme: "auto",
   models: [],
+  system: "",
   sampling: { temperature: "0.7", top_p: "0.9", max_tokens: "256", seed: "" },
   draft: "",
   turns: [],
@@ -58,13 +59,16 @@ export function useKey(key) {
   }
 }
 
-/** Selects two models: the previous ones if they still exist, else the base model and the first adapter. */
+/** Selects two models: the previous ones if they still exist, else the base model and the first adapter; returns those
+ * that do not exist any more, each with what was selected instead. */
 export function chooseModels(state, models) {
   const names = models.map((model) => model.id);
   const bases = models.filter((model) => !model.parent).map((model) => model.id);
   const usual = [...bases, ...names.filter((name) => !bases.includes(name))];
   const sides = Math.min(2, names.length);
-  state.models = usual.slice(0, sides).map((name, side) => (names.includes(state.models[side]) ? state.models[side] : name));
+  const before = state.models;
+  state.models = usual.slice(0, sides).map((name, side) => (names.includes(before[side]) ? before[side] : name));
+  return state.models.map((chosen, side) => ({ gone: before[side], chosen })).filter(({ gone }) => gone && !names.includes(gone));
 }
 
 /** The sampling parameters of a request. Empty fields are omitted; an empty seed is chosen here, so that it can be shown. */
@@ -75,8 +79,9 @@ export function withSeed(sampling) {
 }
 
 /** A new, empty reply. */
-export const newReply = (model, sampling) => ({
+export const newReply = (model, sampling, system) => ({
   model,
+  system,
   sampling,
   text: "",
   running: true,
@@ -89,8 +94,8 @@ export const newReply = (model, sampling) => ({
 
 /** The request for the reply of this turn and side, with this side's earlier replies as its history. */
 export function requestOf(turns, turn, side) {
-  const { model, sampling } = turns[turn].replies[side];
-  const messages = [];
+  const { model, sampling, system } = turns[turn].replies[side];
+  const messages = system ? [{ role: "system", content: system }] : [];
   for (const { ask, replies } of turns.slice(0, turn)) {
     if (!replies[side]?.text) continue; // skip turns without a reply: templates expect alternating roles
     messages.push({ role: "user", content: ask }, { role: "assistant", content: replies[side].text });

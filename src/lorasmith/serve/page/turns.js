@@ -3,6 +3,7 @@
 import { CUT_OFF, NO_ANSWER } from "./api.js";
 import { t } from "./texts.js";
 
+const LONG_ASK = 600; // characters of a message that is folded
 const COPIED_FOR = 1500; // milliseconds for which a button shows "copied"
 
 /** Creates an element with a class, text and attributes. */
@@ -85,6 +86,18 @@ class ReplyView {
   }
 }
 
+/** Folds a long message, with a button that shows all of it. */
+function foldable(ask) {
+  ask.classList.add("long");
+  const more = button(t("show_all"), "link", () => {
+    const open = ask.classList.toggle("open");
+    more.textContent = t(open ? "show_less" : "show_all");
+    more.setAttribute("aria-expanded", String(open));
+  });
+  more.setAttribute("aria-expanded", "false");
+  ask.append(more);
+}
+
 /** The view of all turns, in the element `place`. shown[turn][side] is a ReplyView. */
 export class Conversation {
   constructor(place, { onCopy, onAgain }) {
@@ -101,7 +114,8 @@ export class Conversation {
   add(turn, index, models) {
     const node = make("section", "turn");
     const ask = make("h2", "ask", "", { dir: "auto" });
-    ask.append(make("span", "unseen", `${t("asked")}: `), turn.ask);
+    ask.append(make("span", "unseen", `${t("asked")}: `), make("span", "words", turn.ask));
+    if (turn.ask.length > LONG_ASK || turn.ask.split("\n").length > 8) foldable(ask);
     const pair = make("div", turn.replies.length > 1 ? "pair" : "pair single");
     this.shown[index] = turn.replies.map(
       (reply, side) => new ReplyView(reply, side, reply.model !== models[side], (what) => this.onCopy(what, index, side)),

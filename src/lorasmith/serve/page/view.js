@@ -56,14 +56,17 @@ export function showModels(models, chosen, onChoose) {
   if (focused?.startsWith("model-")) at(focused)?.focus();
 }
 
-/** The sampling settings, and a summary for when they are folded. */
-export function showSampling(sampling) {
+/** The system text and the sampling settings, and a summary for when they are folded. */
+export function showSampling(sampling, system) {
+  const text = at("sampling").querySelector("[name=system]");
+  if (text.value !== system) text.value = system;
   for (const [name, value] of Object.entries(sampling)) {
     const field = at("sampling").querySelector(`[name="${name}"]`);
     if (field && field.value !== value) field.value = value;
   }
   const given = Object.entries(sampling).filter(([, value]) => value !== "");
-  at("chosen").textContent = given.map(([name, value]) => t(`chosen_${name}`, { value })).join(" · ");
+  const parts = given.map(([name, value]) => t(`chosen_${name}`, { value }));
+  at("chosen").textContent = [...(system ? [t("chosen_system")] : []), ...parts].join(" · ");
 }
 
 /** The button of the composer: one button for send and stop, so that it keeps the focus. */
