@@ -37,26 +37,17 @@ class Card:
     config: Config | None
     summary: Mapping[str, Any]
     environment: Mapping[str, Any]
+    repository: str | None = None
 
     def text(self) -> str:
         """The whole card."""
         parts = [self._front(), f"# {self.title}\n", f"A LoRA adapter for {self.base}, trained with lorasmith.\n"]
-        return "\n".join([*parts, *self._results(), *self._training(), self._use()])
+        return "\n".join([*parts, *_results(self.summary), *self._training(), self._use()])
 
     def _front(self) -> str:
         lines = [f"base_model: {self.base}", "library_name: peft", "pipeline_tag: text-generation"]
         lines += [f"license: {self.license}"] if self.license else []
         return "\n".join(["---", *lines, "tags:", "- lora", "- lorasmith", "---\n"])
-
-    def _results(self) -> list[str]:
-        before, after = self.summary.get("loss_before"), self.summary.get("loss_after")
-        if before is None or after is None:
-            return []
-        interval, count = self.summary.get("interval"), self.summary.get("held_out_examples")
-        text = f"Loss on {count} held-out examples: {before:.4f} before, {after:.4f} after"
-        if interval:
-            text += f" (95% confidence interval of the difference: {interval[0]:+.4f} to {interval[1]:+.4f})"
-        return ["## Results\n", f"{text}.\n"]
 
     def _training(self) -> list[str]:
         lora = self.source.config
@@ -77,10 +68,77 @@ class Card:
         return ["## Training\n", "\n".join(table) + "\n"]
 
     def _use(self) -> str:
-        return USE.format(base=self.base, title=self.title, rank=rank_for_vllm(self.source))
+        place = self.repository or f"ORG/{self.title}"
+        return USE.format(base=self.base, title=self.title, rank=rank_for_vllm(self.source), place=place)
+
+
+@dataclass(frozen=True)
+class MergedCard:
+    """The card of anything but an adapter in PEFT's form. certificate: its content, empty if there is none.
+
+    format: gguf, mlx or transformers. base: the name of the base model on the hub, if it is given.
+    """
+
+    repository: str
+    format: str
+    base: str | None
+    certificate: Mapping[str, Any]
+    config: Config | None
+    summary: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+    def text(self) -> str:
+        """The whole card."""
+        known = self.certificate.get("base", {})
+        base = self.base or known.get("model") or (without_folders(self.config.model.model) if self.config else "")
+        title = self.repository.rpartition("/")[2]
+        lines = [f"base_model: {base}"] if base else []
+        lines += [f"library_name: {self.format}", "pipeline_tag: text-generation"]
+        lines += [f"license: {known['license']}"] if known.get("license") else []
+        front = "\n".join(["---", *lines, "tags:", "- lorasmith", "---\n"])
+        about = ABOUT[self.format].format(base=base or "a language model")
+        use = USES[self.format].format(repository=self.repository, title=title, base=base or "BASE")
+        parts = [front, f"# {title}\n", about + "\n", *_results(self.summary), *self._checked()]
+        return "\n".join([*parts, "## Use\n", use + "\n"])
+
+    def _checked(self) -> list[str]:
+        readings = self.certificate.get("figures", {}).get("readings", [])
+        lines = [
+            f"- {one['reader']} {one['version'].removeprefix(one['reader']).strip()}: relative logit error "
+            f"{one['error']:.1e}"
+            for one in readings
+        ]
+        head = "Compared with the trained model after it was written, as these programs read it:\n"
+        return ["## Compared\n", head, "\n".join(lines) + "\n"] if lines else []
+
+
+def _results(summary: Mapping[str, Any]) -> list[str]:
+    before, after = summary.get("loss_before"), summary.get("loss_after")
+    if before is None or after is None:
+        return []
+    interval, count = summary.get("interval"), summary.get("held_out_examples")
+    text = f"Loss on {count} held-out examples: {before:.4f} before, {after:.4f} after"
+    if interval:
+        text += f" (95% confidence interval of the difference: {interval[0]:+.4f} to {interval[1]:+.4f})"
+    return ["## Results\n", f"{text}.\n"]
+
+
+ABOUT = {
+    "gguf": "{base}, fine-tuned with lorasmith, as a GGUF file with the chat template of the training.",
+    "mlx": "A LoRA adapter for {base}, trained with lorasmith, in the form of mlx-lm.",
+    "transformers": "{base}, fine-tuned with lorasmith.",
+}
+USES = {
+    "gguf": "```bash\nllama-server -hf {repository}          # llama.cpp\nollama run hf.co/{repository}\n```",
+    "mlx": "```bash\nhf download {repository} --local-dir {title}\n"
+    "mlx_lm.generate --model {base} --adapter-path {title} --prompt 'Hello!'\n```",
+    "transformers": "```bash\nvllm serve {repository}\nlorasmith generate --model {repository} 'Hello!'\n```",
+}
 
 
 USE = """## Use
+
+The commands read the files from a folder `{title}`. To get them from the hub: `hf download {place} --local-dir {title}`
 
 Prompts must have the chat template of the training, `chat_template.jinja`. In Python, with transformers and PEFT:
 

@@ -40,9 +40,11 @@ def export_peft(
     overwrite: bool = False,
     report: Report | None = None,
     base_name: str | None = None,
+    repository: str | None = None,
 ) -> Export:
     """Write the adapter of a run or adapter folder to the folder `output`, with its certificate.
 
+    repository: where the folder will be on the hub, for the card.
     base_name: the base model's name on the hub; by default the name that the adapter has for it, without folders.
 
     Raises:
@@ -56,7 +58,7 @@ def export_peft(
         asked = _Asked.of(source.path, config or ModelConfig(), report)
         card = Card(
             folder.path.resolve().name, base_name or without_folders(source.base), source,
-            asked.template.system, license_of(asked.base), *of_run(run),
+            asked.template.system, license_of(asked.base), *of_run(run), repository,
         )  # fmt: skip
         if "/" not in card.base:
             report.warn(
