@@ -15,10 +15,10 @@ def answer_head(app: ASGIApp) -> ASGIApp:
 
     async def answered(scope: Scope, receive: Receive, send: Send) -> None:
         async def without_body(message: Message) -> None:
-            await send(message | {"body": b""} if message["type"] == "http.response.body" else message)
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
         is_head = scope["type"] == "http" and scope["method"] == "HEAD"
-        await app(scope | {"method": "GET"} if is_head else scope, receive, without_body if is_head else send)
+        await app({**scope, "method": "GET"} if is_head else scope, receive, without_body if is_head else send)
 
     return answered
 
