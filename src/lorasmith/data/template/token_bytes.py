@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LONG = 8  # times as many bytes as tokens
-PIECE = 2**16  # characters that are divided at once
+PIECE = 2**14  # characters that are divided at once
 COMPOSED = 3  # the most that NFC shrinks a text: three Hangul letters become one syllable
 _BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 _known: "WeakKeyDictionary[PreTrainedTokenizerBase, int | None]" = WeakKeyDictionary()
+_letters: "WeakKeyDictionary[PreTrainedTokenizerBase, frozenset[str]]" = WeakKeyDictionary()
 
 
 def max_bytes_per_token(tokenizer: "PreTrainedTokenizerBase") -> int | None:
@@ -54,17 +55,27 @@ def _words(tokenizer: "PreTrainedTokenizerBase", text: str) -> int:
 
     Not counted are added tokens, and words of which the vocabulary has no byte: nothing may be left of them.
     """
-    if not tokenizer.is_fast:
+    if tokenizer not in _letters:
+        _letters[tokenizer] = _letters_of(tokenizer)
+    letters = _letters[tokenizer]
+    if not letters:
         return 0
     core: Tokenizer = tokenizer.backend_tokenizer
-    if not isinstance(core.model, BPE) or not _is_byte_level(json.loads(core.to_str())["pre_tokenizer"]):
-        return 0
     added = "|".join(re.escape(token) for token in tokenizer.get_added_vocab())
     parts = re.split(added, text) if added else [text]
     normal = parts if core.normalizer is None else [core.normalizer.normalize_str(part) for part in parts]
-    letters = {letter for letter in ByteLevel.alphabet() if core.token_to_id(letter) is not None}
     words = (word for part in normal for word, _span in core.pre_tokenizer.pre_tokenize_str(part))
     return sum(1 for word in words if not letters.isdisjoint(word))
+
+
+def _letters_of(tokenizer: "PreTrainedTokenizerBase") -> frozenset[str]:
+    """The letters of the byte-level alphabet that the vocabulary has; none for another kind of tokenizer."""
+    if not tokenizer.is_fast:
+        return frozenset()
+    core: Tokenizer = tokenizer.backend_tokenizer
+    if not isinstance(core.model, BPE) or not _is_byte_level(json.loads(core.to_str())["pre_tokenizer"]):
+        return frozenset()
+    return frozenset(letter for letter in ByteLevel.alphabet() if core.token_to_id(letter) is not None)
 
 
 def _compute(tokenizer: "PreTrainedTokenizerBase") -> int | None:
