@@ -18,7 +18,7 @@ from lorasmith.adapters.public_names import without_folders
 from lorasmith.config.model import ModelConfig
 from lorasmith.errors import AdapterError, ModelError
 from lorasmith.export.plain_lora import PlainLora, folded, require_same_logits
-from lorasmith.export.readback.adapters import MLX_FLOOR, has_mlx_lm, mlx_logits
+from lorasmith.export.readback.adapters import has_mlx_lm, mlx_logits
 from lorasmith.i18n import _, listed
 from lorasmith.lora.combine import Factors, padded
 from lorasmith.report import Report
@@ -75,7 +75,7 @@ def _compare(folder: Path, name: Path, own: PlainLora) -> Export:
         {"reader": "safetensors", "version": version("safetensors"), "error": error},
     ]
     if has_mlx_lm():
-        found = require_same_logits(name, own.logits, mlx_logits(folder, own.base, own.probes), MLX_FLOOR)
+        found = require_same_logits(name, own.logits, mlx_logits(folder, own.base, own.probes))
         readings.append({"reader": PROGRAM, "version": version(PROGRAM), "error": found.error})
     return certify_folder(folder, "mlx", own.identity, readings)
 
