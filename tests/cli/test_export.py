@@ -26,8 +26,8 @@ def test_export_for_ollama(capsys, run, tmp_path):
 def test_export_of_the_adapter_alone(capsys, run, tmp_path):
     out = tmp_path / "lora.gguf"
     lines = said(capsys, "export", run, "--to", "gguf-lora", "--output", out).splitlines()
-    assert lines[-1] == f"Exported: {out}"
-    assert any(line.startswith("With the base model, as gguf reads it: relative logit error ") for line in lines)
+    assert lines[-1] == f"Exported: {out}, with lora.gguf.certificate.json"
+    assert any(line.startswith("As gguf reads it, with the base model: relative logit error ") for line in lines)
     found = as_json(capsys, "export", run, "--to", "mlx", "--output", tmp_path / "mlx")
     assert found["folder"] == str(tmp_path / "mlx")
     assert (tmp_path / "mlx" / "adapters.safetensors").is_file()
@@ -38,7 +38,8 @@ def test_export_of_the_adapter_alone(capsys, run, tmp_path):
 def test_export_for_a_hub(capsys, run, tmp_path):
     out = tmp_path / "hub"
     found = as_json(capsys, "export", run, "--to", "peft", "--base-name", "org/base", "--output", out)
-    assert found == {"folder": str(out)}
+    assert found["folder"] == str(out)
+    assert found["figures"]["readings"][0]["reader"] == "peft"
     assert (out / "README.md").is_file()
     text = refused(capsys, "export", run, "--to", "mlx", "--base-name", "org/base", "--output", tmp_path / "mlx")
     assert "--base-name: only with --to peft" in text

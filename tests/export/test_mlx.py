@@ -13,14 +13,16 @@ from lorasmith.adapters.session import open_adapters
 from lorasmith.config.model import ModelConfig
 from lorasmith.errors import AdapterError, ModelError, RunError
 from lorasmith.export import mlx
-from lorasmith.export.mlx import FAMILIES, export_mlx, has_mlx_lm
+from lorasmith.export.mlx import FAMILIES, export_mlx
+from lorasmith.export.readback.adapters import has_mlx_lm
 from tests.support.exported import adapter_of, folder_of
 from tests.support.model_folders import configure
 
 
 def exported(tmp_path: Path, family: str = "llama", base: dict[str, Any] | None = None, **options: Any) -> Path:
     adapter = adapter_of(folder_of(family, tmp_path / "base", **base or {}), tmp_path / "adapter", **options)
-    assert export_mlx(adapter, tmp_path / "mlx") < 1e-5
+    made = export_mlx(adapter, tmp_path / "mlx")
+    assert made.content["figures"]["readings"][0]["error"] < 1e-5
     return tmp_path / "mlx"
 
 

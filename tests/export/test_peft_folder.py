@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_peft_loads_it_and_its_logits_are_those_of_the_run(run, tmp_path):
-    folder = export_peft(run, tmp_path / "mine", base_name="org/base")
+    folder = export_peft(run, tmp_path / "mine", base_name="org/base").file
     session = open_adapters([run], ModelConfig(dtype="float32"))
     ids = [3, 7, 11, 250]
     (wanted,) = adapter_logits(session, [ids])
@@ -40,7 +40,7 @@ def test_peft_loads_it_and_its_logits_are_those_of_the_run(run, tmp_path):
 
 
 def test_no_file_has_a_path_of_this_machine(run, tmp_path):
-    folder = export_peft(run, tmp_path / "mine", base_name="org/base")
+    folder = export_peft(run, tmp_path / "mine", base_name="org/base").file
     for path in folder.rglob("*"):
         content = path.read_bytes()
         for place in (run.parent, tmp_path, model_folder().parent, Path.home()):
@@ -48,7 +48,7 @@ def test_no_file_has_a_path_of_this_machine(run, tmp_path):
 
 
 def test_the_card_says_what_was_trained(run, tmp_path):
-    card = (export_peft(run, tmp_path / "mine", base_name="org/base") / "README.md").read_text()
+    card = (export_peft(run, tmp_path / "mine", base_name="org/base").file / "README.md").read_text()
     summary = json.loads((run / "summary.json").read_text())
     assert card.startswith("---\nbase_model: org/base\nlibrary_name: peft\n")
     assert f"{summary['loss_before']:.4f} before, {summary['loss_after']:.4f} after" in card
@@ -61,7 +61,7 @@ def test_the_card_says_what_was_trained(run, tmp_path):
 
 def test_an_adapter_without_its_run_has_a_shorter_card(run, tmp_path):
     watch = Watch()
-    folder = export_peft(run / "adapter", tmp_path / "mine", report=watch)
+    folder = export_peft(run / "adapter", tmp_path / "mine", report=watch).file
     card = (folder / "README.md").read_text()
     assert "## Results" not in card
     assert f"base_model: {model_folder().name}\n" in card

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 from lorasmith.config.lora import LoraConfig, is_name
 from lorasmith.config.toml import load_config
 from lorasmith.errors import ConfigError
-from lorasmith.lora.target import _in_last_layers, _too_many_layers, ends_with, find_targets, is_tied
+from lorasmith.lora.expressions import ends_with
+from lorasmith.lora.target import _in_last_layers, _too_many_layers, find_targets, is_tied
 from tests.support.families import MAIN, tiny
 
 

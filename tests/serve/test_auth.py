@@ -1,16 +1,13 @@
 """API keys, pages of other sites, and bodies that are too large."""
 
-import asyncio
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import openai
 import pytest
-from starlette.exceptions import HTTPException
 
 from lorasmith.errors import ConfigError
-from lorasmith.serve.auth import Key, find_key, limit_body, read_keys
+from lorasmith.serve.auth import Key, KeyFile, find_key, read_keys
 from tests.support.serving import HI, Running, curl, post, running, said, user
 
 
@@ -55,6 +52,26 @@ def test_a_file_of_keys_must_be_there_and_hold_one(runs: Path, tmp_path: Path, r
     ]
 
 
+def test_a_file_of_keys_is_read_again_when_it_changes(runs: Path, tmp_path: Path, caplog) -> None:
+    path, hashes = tmp_path / "keys", {name: sha256(name.encode()).hexdigest() for name in ("old", "new")}
+    path.write_text(hashes["old"])
+    with running(runs, keys=KeyFile(path)) as served:
+        assert [model.id for model in served.client("old").models.list()]
+        path.write_text(hashes["new"] + "  # and another length")
+        assert [model.id for model in served.client("new").models.list()]
+        with pytest.raises(openai.AuthenticationError):
+            served.client("old").models.list()
+        path.write_text("nonsense")
+        assert [model.id for model in served.client("new").models.list()]
+        path.unlink()
+        assert [model.id for model in served.client("new").models.list()]
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records if "keys" in record.getMessage()][
+        0
+    ] == ("read again: 1 keys.")
+    assert "line 1: must begin with the SHA-256" in caplog.text
+    assert caplog.text.count("The keys that were read before stay valid.") == 2
+
+
 def test_a_line_of_the_file_is_a_hash_and_the_models_it_may_use(tmp_path: Path) -> None:
     one, two = (sha256(name.encode()).hexdigest() for name in ("one", "two"))
     (tmp_path / "keys").write_text(f"# staff\n{one.upper()} calm loud  # both\n\n{two}  -\n")  # as sha256sum writes it
@@ -66,32 +83,3 @@ def test_a_line_of_the_file_is_a_hash_and_the_models_it_may_use(tmp_path: Path) 
     with pytest.raises(ConfigError) as caught:
         read_keys(tmp_path / "keys")
     assert [problem.split(":")[0].rpartition(" ")[2] for problem in caught.value.problems] == ["1", "2"]
-
-
-@pytest.mark.parametrize(("declared", "sent", "status"), [(None, 900, 200), (None, 2000, 413), (2000, 0, 413)])
-def test_a_body_is_limited_whatever_it_declares(declared: int | None, sent: int, status: int) -> None:
-    """Also one that comes in pieces, without a length."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        while (await receive()).get("more_body"):
-            pass
-        await send({"type": "http.response.start", "status": 200})
-
-    pieces = [{"type": "http.request", "body": b"x" * (sent // 2), "more_body": more} for more in (True, False)]
-    replies: list[dict[str, Any]] = []
-
-    async def call() -> int:
-        async def receive() -> Any:
-            return pieces.pop(0)
-
-        async def send(message: Any) -> None:
-            replies.append(message)
-
-        headers = [] if declared is None else [(b"content-length", str(declared).encode())]
-        try:
-            await limit_body(app, 1000 / 2**20)({"type": "http", "headers": headers}, receive, send)
-        except HTTPException as error:
-            return error.status_code
-        return int(replies[0]["status"])
-
-    assert asyncio.run(call()) == status

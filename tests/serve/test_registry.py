@@ -131,6 +131,57 @@ def test_a_variant_of_lora_is_served_by_its_own_layers(tmp_path: Path, order: tu
     assert base.fast_decoder.bank.paths
 
 
+def test_a_high_rank_in_one_layer_takes_no_memory_in_the_others(tmp_path: Path, monkeypatch) -> None:
+    """It is computed in the model, exactly, beside an adapter of all layers, which returns to the bank in the end."""
+    monkeypatch.setattr("lorasmith.lora.fused.bank.WEIGHT_SHARE", 2**40)  # the model is tiny
+    configs = {"wide": LoraConfig(r=32, target_modules=("layers.1.self_attn.q_proj",)), "lora": LoraConfig(r=3)}
+    asked, alone = [7, 11, 13, 17, 19], {}
+    for name, config in configs.items():
+        own = base_of()
+        own.adapters[name] = inject(own.model, config, own.router, name)
+        stir(own.adapters[name])
+        write_adapter(own, name, Template.of(own.tokenizer), tmp_path / name, {"data": []})
+        alone[name] = scored(own, name, asked)
+    base = base_of()
+    engine = Engine(base, prepack=True)
+    for name in ("lora", "wide"):
+        offer_folder(base, name, tmp_path / name)
+    together = [Request(asked, SamplingConfig(max_new_tokens=3), name, ()) for name in (*configs, None)]
+    mixed = [reply.ids for reply in replies(engine, together)]
+    assert mixed == [replies(engine, [one])[0].ids for one in together]
+    for name in configs:
+        assert scored(base, name, asked) == pytest.approx(alone[name], abs=1e-4)
+    assert base.fast_decoder.bank.columns == 64
+    assert "model.layers.1.self_attn.q_proj" not in base.fast_decoder.bank.paths
+    detach(base, "wide")
+    assert scored(base, "lora", asked) == pytest.approx(alone["lora"], abs=1e-4)
+    assert "model.layers.1.self_attn.q_proj" in base.fast_decoder.bank.paths
+
+
+def test_the_bank_gives_the_memory_of_an_adapter_back(tmp_path: Path) -> None:
+    base, asked = base_of(), [7, 11, 13, 17, 19]
+    for name, rank in (("high", 32), ("low", 3)):
+        config = LoraConfig(r=rank)
+        base.adapters[name] = inject(base.model, config, base.router, name)
+        stir(base.adapters[name])
+        write_adapter(base, name, Template.of(base.tokenizer), tmp_path / name, {"data": []})
+    base = base_of()
+    Engine(base)
+    for name in ("low", "high"):
+        offer_folder(base, name, tmp_path / name)
+    wanted = scored(base, "low", asked)
+    base.fast_decoder.hold({"low", "high"})
+    assert base.fast_decoder.bank.columns == 64
+    base.fast_decoder.hold({"low"})
+    offer_folder(base, "again", tmp_path / "high")
+    base.fast_decoder.hold({"low", "high", "again"})
+    assert base.fast_decoder.bank.columns == 128
+    detach(base, "again")
+    detach(base, "high")
+    assert base.fast_decoder.bank.columns == 64
+    assert scored(base, "low", asked) == wanted
+
+
 def test_an_alora_is_served_from_its_sequence_on(tmp_path: Path) -> None:
     call, own = (7, 8), base_of()
     config = LoraConfig(r=2, alora_invocation_tokens=call)

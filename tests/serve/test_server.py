@@ -50,6 +50,24 @@ def test_the_command_serves_until_it_is_told_to_end(runs: Path):
     assert program.wait(15) == 0
 
 
+@pytest.mark.parametrize("sent", [signal.SIGHUP, signal.SIGINT])
+def test_a_closed_terminal_and_ctrl_c_say_what_is_waited_for(runs: Path, sent: signal.Signals):
+    words = ["serve", str(runs), "--model", str(tiny.model_folder()), "--port", "0", "--context", "120"]
+    program, shown = server_process(*words)
+    url = next(word for word in shown.split() if word.startswith("http://"))
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20)
+    stream = client.chat.completions.create(model="loud", **LONG, stream=True)
+    next(iter(stream))
+    program.send_signal(sent)
+    assert list(stream)[-1].choices[0].finish_reason
+    assert program.wait(15) == 0
+    assert program.stdout is not None
+    text = program.stdout.read()
+    assert "waiting up to 30 s for 1 running requests. Press Ctrl-C again to stop at once." in text
+    assert "POST /v1/chat/completions 200" in text
+    assert "Traceback" not in text
+
+
 def test_an_address_that_is_taken(runs: Path, refused):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

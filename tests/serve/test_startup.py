@@ -26,7 +26,10 @@ def test_nothing_to_serve(runs: Path, tmp_path: Path, refused):
     shutil.copytree(runs / "unfinished", tmp_path / "mine" / "unfinished")
     unfinished, why = refused(tmp_path / "mine", "--port", "0")
     assert unfinished.startswith("mine/unfinished: this run has not finished")
-    assert why == "no adapter can be served, and no base model is given. Give one with --model."
+    assert why.endswith(
+        ": no adapter can be served, and no base model is given. Train an adapter with lorasmith train, give the folder "
+        "that holds your runs, or give a base model with --model."
+    )
 
 
 def test_the_extra_is_named(runs: Path, monkeypatch: pytest.MonkeyPatch, refused):

@@ -26,7 +26,7 @@ from lorasmith.loading.load import load_base
 from lorasmith.lora.inject import inject
 from lorasmith.report import Report
 from lorasmith.serve.app import make_app
-from lorasmith.serve.auth import Key
+from lorasmith.serve.auth import Key, KeyFile
 from lorasmith.serve.discovery import discover
 from lorasmith.serve.request_manager import RequestManager
 from lorasmith.serve.server import DrainingServer, listen
@@ -71,7 +71,7 @@ def make_runs(folder: Path) -> Path:
 
 @contextmanager
 def running(
-    runs: Path, keys: list[Key] | None = None, folder: Path | None = None, **settings: Any
+    runs: Path, keys: KeyFile | list[Key] | None = None, folder: Path | None = None, **settings: Any
 ) -> Iterator[Running]:
     """A server until the caller is through. `folder`: of the base model, if it is not the tiny one."""
     options = ServeConfig(port=0, **settings)

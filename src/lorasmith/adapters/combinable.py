@@ -18,10 +18,10 @@ from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, foreign, listed
 from lorasmith.lora.adapter_config import PEFT_DEFAULTS
 from lorasmith.lora.combine import Factors
+from lorasmith.lora.expressions import ends_with
 from lorasmith.lora.files import ADAPTER_WEIGHTS, invalid_values, is_same
 from lorasmith.lora.inject import PEFT_PREFIX
 from lorasmith.lora.ranks import rank_and_alpha
-from lorasmith.lora.target import ends_with
 from lorasmith.lora.token_rows import ROWS
 from lorasmith.report import Report
 

@@ -29,9 +29,9 @@ from lorasmith.lora.combine import (
     parts_by_layer,
     relative_error,
 )
+from lorasmith.lora.expressions import ends_with
 from lorasmith.lora.files import write_files
 from lorasmith.lora.inject import PEFT_PREFIX
-from lorasmith.lora.target import ends_with
 from lorasmith.report import Report
 
 CANCELLED = 1e-6  # of the size of the first adapter: a sum that is smaller is only rounding

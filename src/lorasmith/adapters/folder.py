@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.adapters.foreign import foreign_template, trained_tokens, with_added_tokens
-from lorasmith.config.files import parse_object
+from lorasmith.config.files import parse_object, read_limited
 from lorasmith.config.lora import LoraConfig
 from lorasmith.config.values import Typed, validation_messages
 from lorasmith.data.template.encoding import Template
@@ -42,6 +42,7 @@ from lorasmith.lora.peft_targets import fitted
 from lorasmith.model.base import Base
 from lorasmith.model.vocabulary import embedding_kept_on_error, with_tokens
 
+MAX_JSON = 2**24  # bytes; the files of a training have a few thousand
 NAME, VERSION, WITH_TOKENS = "lorasmith.json", 1, 2  # versions, without and with added tokens
 
 
@@ -279,7 +280,7 @@ def _read_json_files(path: Path) -> tuple[list[bytes], dict[str, Any], dict[str,
         raise AdapterError(
             _("{folder} is not an adapter folder: it does not contain {name}.", folder=path, name=ADAPTER_CONFIG)
         )
-    contents = [file.read_bytes() for file in (config, metadata) if file.is_file()]
+    contents = [read_limited(file, MAX_JSON, AdapterError) for file in (config, metadata) if file.is_file()]
     parsed = _parse_metadata(contents[1], metadata) if len(contents) > 1 else None
     return contents, parse_config(contents[0], config), parsed
 

@@ -23,10 +23,10 @@ from lorasmith.data.template.isolated import IsolatedRenderer
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.loading.tokenizer import load_tokenizer
+from lorasmith.lora.expressions import ends_with
 from lorasmith.lora.files import ADAPTER_WEIGHTS, is_same
 from lorasmith.lora.inject import PEFT_PREFIX
 from lorasmith.lora.quantized import stored_weight, weight_shape
-from lorasmith.lora.target import ends_with
 from lorasmith.lora.token_rows import ROWS, paths_of_ends
 from lorasmith.model.base import Base
 from lorasmith.model.vocabulary import embedding_rows, extend_embedding

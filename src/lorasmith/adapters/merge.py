@@ -1,13 +1,16 @@
 """Merging an adapter into its base model as a plain transformers folder, checked against the adapter's logits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from lorasmith.adapters.certificate import Export, certify_folder, identity_of
 from lorasmith.adapters.folder import end_ids, find_adapter
 from lorasmith.adapters.output import OutputFolder, output_folder
 from lorasmith.adapters.session import Session, open_adapters
@@ -57,6 +60,11 @@ class Certificate:
         """Whether the merged model can replace the adapter."""
         return self.error <= self.limit and self.agreeing >= self.share * self.positions
 
+    def reading(self) -> dict[str, Any]:
+        """Who read it back, and its figures, for the certificate of a folder."""
+        figures = {name: value for name, value in asdict(self).items() if name not in ("folder", "untied")}
+        return {"reader": "transformers", "version": version("transformers"), **figures}
+
     def __str__(self) -> str:
         return _(
             "{dtype}: relative logit error {error:.1e} (limit {limit:.1e}); the top token agrees at {agreeing} "
@@ -98,22 +106,14 @@ def _merge(path: str | Path, output: OutputFolder, config: ModelConfig, report: 
     dtype = _dtype_on_disk(session, config) if config.dtype == "auto" else getattr(torch, config.dtype)
     report.say(_("Merging in {dtype}", dtype=dtype_name(dtype)))
     plain, untied = _merged_model(session, dtype, config.trust_remote_code)
-    probes = probe_rows(session)
-    wanted = adapter_logits(session, probes)
-    _round_base(session, plain)
-    rounded = [adapter_logits(session, probes)]
-    is_half = dtype not in (torch.float32, torch.float64)
-    share = EXPERTS_SHARE if is_half and _has_experts(plain) else 1.0
-    for seed in range(NOISY_RUNS if is_half else 0):
-        with rounding_errors(session.base.model, seed):
-            rounded.append(adapter_logits(session, probes))
+    expected = _Expected.of(session, plain, dtype)
     certificates: list[Certificate] = []
 
     def fill(staging: Path) -> None:
         _save(plain, session, staging)
-        saved = load_plain(staging, None, dtype, config.trust_remote_code)
-        certificate = certify(str(output.path), dtype, wanted, rounded, plain_logits(saved, probes), untied, share)
+        certificate = expected.compare(staging, output.path, untied, config.trust_remote_code)
         _refuse_wrong(certificate)
+        certify_folder(staging, "transformers", identity_of(session), [certificate.reading()])
         certificates.append(certificate)
 
     output.write(fill)
@@ -126,6 +126,51 @@ def _merge(path: str | Path, output: OutputFolder, config: ModelConfig, report: 
             )
         )
     return certificates[0]
+
+
+def compare_merged(path: str | Path, folder: Path, config: ModelConfig, report: Report) -> Export:
+    """Compare a merged folder with the adapter of a run or adapter folder, and write its certificate anew.
+
+    Raises AdapterError if the folder is not the model that merging gives.
+    """
+    wide = config.model_dump(exclude_unset=True) | {"dtype": "float32"}
+    session = open_adapters([find_adapter(Path(path).expanduser())], ModelConfig(**wide), report)
+    dtype = getattr(read_config(folder, config.trust_remote_code), "dtype", None) or torch.float32
+    plain, untied = _merged_model(session, dtype, config.trust_remote_code)
+    report.say(_("Comparing {file} with the trained model", file=folder))
+    found = _Expected.of(session, plain, dtype).compare(folder, folder, untied, config.trust_remote_code)
+    if not found.holds:
+        raise AdapterError(_("{file} is not the trained model: {problem}.", file=folder, problem=found))
+    return certify_folder(folder, "transformers", identity_of(session), [found.reading()])
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What a merged model in `dtype` is expected to say on the probes. rounded, share: see `certify`."""
+
+    dtype: torch.dtype
+    probes: Sequence[list[int]]
+    wanted: Sequence[Tensor]
+    rounded: Sequence[Sequence[Tensor]]
+    share: float
+
+    @classmethod
+    def of(cls, session: Session, plain: PreTrainedModel, dtype: torch.dtype) -> "_Expected":
+        """Ask the adapter, then round its base model. plain: the merged model."""
+        probes = probe_rows(session)
+        wanted = adapter_logits(session, probes)
+        _round_base(session, plain)
+        rounded = [adapter_logits(session, probes)]
+        is_half = dtype not in (torch.float32, torch.float64)
+        for seed in range(NOISY_RUNS if is_half else 0):
+            with rounding_errors(session.base.model, seed):
+                rounded.append(adapter_logits(session, probes))
+        return cls(dtype, probes, wanted, rounded, EXPERTS_SHARE if is_half and _has_experts(plain) else 1.0)
+
+    def compare(self, folder: Path, name: Path, untied: bool, trust_remote_code: bool) -> Certificate:
+        """Read a folder back, with transformers. name: what it is or will be called."""
+        found = plain_logits(load_plain(folder, None, self.dtype, trust_remote_code), self.probes)
+        return certify(str(name), self.dtype, self.wanted, self.rounded, found, untied, self.share)
 
 
 def certify(

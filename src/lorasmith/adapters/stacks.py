@@ -18,9 +18,9 @@ from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _, listed
 from lorasmith.lora.combine import Factors, padded
+from lorasmith.lora.expressions import ends_with
 from lorasmith.lora.parameters import peft_prefixes
 from lorasmith.lora.ranks import rank_and_alpha
-from lorasmith.lora.target import ends_with
 
 # the parameters of experts in the order in which the modules of transformers have them
 _ORDER = (

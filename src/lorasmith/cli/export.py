@@ -3,6 +3,7 @@
 import argparse
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -110,20 +111,12 @@ def export_adapter(
 
     if target == "gguf-lora":
         made = export_gguf_lora(run, output, model, overwrite, screen)
-        readings = made.content["figures"]["readings"]
         found = {"file": str(made.file), **made.content}
     else:
-        readings = [{"reader": "safetensors", "error": export_mlx(run, output, model, overwrite, screen)}]
-        found = {"folder": str(Path(output).expanduser()), "figures": {"readings": readings}}
-    for one in readings:
-        screen.say(
-            _(
-                "With the base model, as {reader} reads it: relative logit error {error:.1e}",
-                reader=one["reader"],
-                error=one["error"],
-            )
-        )
-    screen.say(_("Exported: {file}", file=Path(output).expanduser()))
+        made = export_mlx(run, output, model, overwrite, screen)
+        found = {"folder": str(made.file), **made.content}
+    show(made.content, screen)
+    screen.say(_("Exported: {file}, with {certificate}", file=made.file, certificate=made.certificate.name))
     return found
 
 
@@ -138,9 +131,10 @@ def _merge(args: argparse.Namespace, model: "ModelConfig", screen: Screen) -> di
 def _export_peft(args: argparse.Namespace, model: "ModelConfig", screen: Screen) -> dict[str, Any]:
     from lorasmith.export.peft_folder import export_peft
 
-    folder = export_peft(args.run, args.output, model, args.overwrite, screen, args.base_name)
-    screen.say(_("Exported: {file}", file=folder))
-    return {"folder": str(folder)}
+    made = export_peft(args.run, args.output, model, args.overwrite, screen, args.base_name)
+    show(made.content, screen)
+    screen.say(_("Exported: {file}, with {certificate}", file=made.file, certificate=made.certificate.name))
+    return {"folder": str(made.file), **made.content}
 
 
 def add_export(parser: Parser) -> None:
@@ -159,6 +153,9 @@ def place_of(target: str, run: str) -> str:
 def show(content: dict[str, Any], screen: Screen) -> None:
     """Show what was compared."""
     figures = content["figures"]
+    if content.get("target", "gguf") != "gguf":
+        _show_readings(figures["readings"], screen)
+        return
     screen.say(
         _(
             "Read back and equal: {keys} keys, {tensors} tensors, token ids of {texts} texts, {prompts} prompts",
@@ -193,3 +190,22 @@ def show(content: dict[str, Any], screen: Screen) -> None:
                     limit=one["log_prob_limit"],
                 )
             )
+
+
+def _show_readings(readings: Sequence[Mapping[str, Any]], screen: Screen) -> None:
+    """Of an adapter alone, or of a merged folder."""
+    for one in readings:
+        screen.say(
+            _(
+                "As {reader} reads it, with the base model: relative logit error {error:.1e}",
+                reader=one["reader"],
+                error=one["error"],
+            )
+            if "limit" not in one
+            else _(
+                "As {reader} reads it: relative logit error {error:.1e} (limit {limit:.1e})",
+                reader=one["reader"],
+                error=one["error"],
+                limit=one["limit"],
+            )
+        )

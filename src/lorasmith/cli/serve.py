@@ -64,7 +64,8 @@ def serve(discovery: "Discovery", args: argparse.Namespace, settings: ServeConfi
             raise MissingExtraError(
                 _("lorasmith serve requires {name}. Install it with: pip install 'lorasmith[serve]'", name=error.name)
             ) from None
-        from lorasmith.serve.auth import read_keys
+        from lorasmith.serve.access_log import show_log
+        from lorasmith.serve.auth import KeyFile
         from lorasmith.serve.startup import open_manager
     if settings.keys is None and is_public(settings.host):
         raise ConfigError(
@@ -74,11 +75,13 @@ def serve(discovery: "Discovery", args: argparse.Namespace, settings: ServeConfi
                 host=settings.host,
             )
         )
-    keys = read_keys(Path(settings.keys).expanduser()) if settings.keys else None
+    keys = KeyFile(Path(settings.keys).expanduser()) if settings.keys else None
     with listen(settings) as socket:
         manager = open_manager(discovery, base_of(args), settings, keys, screen)
         show(manager, discovery, socket.getsockname()[1], screen)
         server = DrainingServer(make_app(manager), manager)
+        if settings.access_log:
+            show_log()
         manager.worker.on_death = server.give_up
         server.run(sockets=[socket])
     return 1 if server.has_failed else 0

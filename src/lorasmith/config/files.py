@@ -78,6 +78,15 @@ def read_object(path: Path, error: type[LorasmithError]) -> dict[str, Any]:
     return _object(read_json(path, error), path, error)
 
 
+def read_limited(path: Path, limit: int, error: type[LorasmithError]) -> bytes:
+    """The content of a file. Raises `error` if it has more than `limit` bytes."""
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise error(_("{path}: the file is larger than {mib} MiB.", path=path, mib=limit // 2**20))
+    return content
+
+
 def parse_object(content: bytes, path: Path, error: type[LorasmithError]) -> dict[str, Any]:
     """Like `read_object`, for content that was already read from `path`."""
     try:

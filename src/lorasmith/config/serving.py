@@ -80,6 +80,7 @@ class ServeConfig(Typed):
     body_mib: Annotated[
         float, Field(gt=0, le=1024, allow_inf_nan=False, description=_("Maximum size of a request in MiB"))
     ] = 4.0
+    access_log: Annotated[bool, Field(description=_("Log a line for each request, without its content"))] = True
     drain: Annotated[
         float,
         Field(

@@ -6,16 +6,19 @@ are filled up with zeros.
 
 import json
 import re
-from importlib.util import find_spec
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from lorasmith.adapters.certificate import Export, certify_folder
 from lorasmith.adapters.output import output_folder
+from lorasmith.adapters.public_names import without_folders
 from lorasmith.config.model import ModelConfig
 from lorasmith.errors import AdapterError, ModelError
-from lorasmith.export.plain_lora import PlainLora, folded
+from lorasmith.export.plain_lora import PlainLora, folded, require_same_logits
+from lorasmith.export.readback.adapters import MLX_FLOOR, has_mlx_lm, mlx_logits
 from lorasmith.i18n import _, listed
 from lorasmith.lora.combine import Factors, padded
 from lorasmith.report import Report
@@ -34,10 +37,8 @@ def export_mlx(
     config: ModelConfig | None = None,
     overwrite: bool = False,
     report: Report | None = None,
-) -> float:
-    """Write the adapter of a run or adapter folder to the folder `output`, in float32.
-
-    Returns the relative error of the logits of the base model with what was read back.
+) -> Export:
+    """Write the adapter of a run or adapter folder to the folder `output`, in float32, with its certificate.
 
     Raises:
         RunError: `output` exists and is not to be replaced, or cannot be written.
@@ -47,14 +48,36 @@ def export_mlx(
     with output_folder(output, overwrite, "adapter") as folder:
         own = PlainLora.open(path, config or ModelConfig(), report or Report(), PROGRAM, INSTEAD)
         _require_known(own)
-        errors: list[float] = []
+        made: list[Export] = []
 
         def fill(staging: Path) -> None:
             _write(staging, own)
-            errors.append(own.require_same(folder.path, read_factors(staging)))
+            made.append(_compare(staging, folder.path, own))
 
         folder.write(fill)
-    return errors[0]
+    return Export(folder.path, folder.path / made[0].certificate.name, made[0].content)
+
+
+def compare_mlx(path: str | Path, folder: Path, config: ModelConfig, report: Report) -> Export:
+    """Compare an exported folder with a run or adapter folder, and write its certificate anew.
+
+    Raises AdapterError if it is not the trained adapter.
+    """
+    own = PlainLora.open(path, config, report, PROGRAM, INSTEAD)
+    report.say(_("Comparing {file} with the trained model", file=folder))
+    return _compare(folder, folder, own)
+
+
+def _compare(folder: Path, name: Path, own: PlainLora) -> Export:
+    """name: what the folder is or will be called."""
+    error = own.require_same(name, read_factors(folder))
+    readings: list[dict[str, Any]] = [
+        {"reader": "safetensors", "version": version("safetensors"), "error": error},
+    ]
+    if has_mlx_lm():
+        found = require_same_logits(name, own.logits, mlx_logits(folder, own.base, own.probes), MLX_FLOOR)
+        readings.append({"reader": PROGRAM, "version": version(PROGRAM), "error": found.error})
+    return certify_folder(folder, "mlx", own.identity, readings)
 
 
 def read_factors(folder: Path) -> dict[str, Factors]:
@@ -63,11 +86,6 @@ def read_factors(folder: Path) -> dict[str, Factors]:
     tensors = load_file(folder / WEIGHTS)
     paths = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
     return {path: Factors(tensors[f"{path}.lora_a"].t(), tensors[f"{path}.lora_b"].t(), scale) for path in paths}
-
-
-def has_mlx_lm() -> bool:
-    """Whether mlx-lm is installed."""
-    return find_spec("mlx_lm") is not None
 
 
 def _require_known(own: PlainLora) -> None:
@@ -114,5 +132,5 @@ def _config(own: PlainLora, rank: int, scale: float) -> dict[str, Any]:
         "fine_tune_type": "lora",
         "num_layers": own.config.num_hidden_layers,
         "lora_parameters": {"rank": rank, "scale": scale, "dropout": 0.0, "keys": sorted(keys)},
-        "model": own.folder.base,
+        "model": without_folders(own.folder.base),
     }

@@ -7,14 +7,23 @@ single layers), so that the product stays the same.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from lorasmith.adapters.certificate import identity_of
 from lorasmith.adapters.folder import AdapterFolder, find_adapter
-from lorasmith.adapters.merge import adapter_logits, certify, load_plain, plain_logits, probe_rows
+from lorasmith.adapters.merge import (
+    FLOAT32_LIMIT,
+    Certificate,
+    adapter_logits,
+    certify,
+    load_plain,
+    plain_logits,
+    probe_rows,
+)
 from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.model import ModelConfig
 from lorasmith.data.template.encoding import Template
@@ -33,7 +42,7 @@ class PlainLora:
     """An adapter whose whole effect is s B A beside linear layers.
 
     factors: in float32, by the path of the layer. probes, logits: token ids, and what the trained model makes of them.
-    embedding_rows: of the base model.
+    embedding_rows: of the base model. identity: of base model and adapter, for the certificate.
     """
 
     folder: AdapterFolder
@@ -44,6 +53,7 @@ class PlainLora:
     embedding_rows: int
     probes: Sequence[list[int]]
     logits: Sequence[Tensor]
+    identity: Mapping[str, Any]
 
     @classmethod
     def open(cls, path: str | Path, model: ModelConfig, report: Report, program: str, instead: str) -> Self:
@@ -71,6 +81,7 @@ class PlainLora:
             folder, session.base.folder, config,
             {path: _factors(layer, name) for path, layer in layers_of(session.base.model, name)},
             session.template, embedding_rows(session.base), probes, adapter_logits(session, probes),
+            identity_of(session),
         )  # fmt: skip
 
     def require_same(self, target: Path, read: Mapping[str, Factors]) -> float:
@@ -80,19 +91,28 @@ class PlainLora:
         """
         plain = load_plain(self.base, None, torch.float32, False)
         add_to(plain, read)
-        found = plain_logits(plain, self.probes)
-        result = certify("", torch.float32, self.logits, [self.logits], found, False)
-        if not result.holds:
-            raise AdapterError(
-                _(
-                    "{file} is not the trained model: with the base model, its logits differ by {error:.1e}, where "
-                    "{limit:.1e} is allowed. It was not written.",
-                    file=target,
-                    error=result.error,
-                    limit=result.limit,
-                )
+        return require_same_logits(target, self.logits, plain_logits(plain, self.probes)).error
+
+
+def require_same_logits(
+    target: Path, wanted: Sequence[Tensor], found: Sequence[Tensor], floor: float = FLOAT32_LIMIT
+) -> Certificate:
+    """How far the logits of the base model with an exported adapter are off; float32 of shape [L, V] per probe.
+
+    target: what the file or folder is or will be called. Raises AdapterError if they are not the trained model's.
+    """
+    result = certify(str(target), torch.float32, wanted, [wanted], found, False, floor=floor)
+    if not result.holds:
+        raise AdapterError(
+            _(
+                "{file} is not the trained model: with the base model, its logits differ by {error:.1e}, where "
+                "{limit:.1e} is allowed.",
+                file=target,
+                error=result.error,
+                limit=result.limit,
             )
-        return result.error
+        )
+    return result
 
 
 @torch.no_grad()

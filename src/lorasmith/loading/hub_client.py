@@ -27,6 +27,18 @@ def failure_reason(error: Exception, page: str) -> str:
 
 
 @contextmanager
+def offline() -> Iterator[None]:
+    """Let the client use only its cache inside the block."""
+    hub: Any = import_module("huggingface_hub")
+    before = hub.constants.HF_HUB_OFFLINE
+    hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
 def quiet_hub() -> Iterator[None]:
     """Silence the client's progress bars and its warnings about retries inside the block."""
     hub: Any = import_module("huggingface_hub")

@@ -7,10 +7,10 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from lorasmith.lora.expressions import value_for
 from lorasmith.lora.inject import Wrapper, adapters_of
 from lorasmith.lora.layer import LoRALayer, SavedModule
 from lorasmith.lora.parameters import LoRAParameters
-from lorasmith.lora.target import value_for
 
 LAYERS = tuple(kind for kind in get_args(Wrapper) if kind is not SavedModule)
 

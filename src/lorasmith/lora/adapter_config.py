@@ -59,6 +59,9 @@ def peft_config(adapter: Adapter, model: PreTrainedModel, base: str) -> dict[str
     }
 
 
+MAX_TARGETS, MAX_ITEMS = 100_000, 10_000  # entries of target_modules, and of other options
+
+
 def parse_config(content: bytes, path: Path) -> dict[str, Any]:
     """Parse the content of the adapter_config.json at `path`.
 
@@ -87,6 +90,18 @@ def parse_config(content: bytes, path: Path) -> dict[str, Any]:
                 task=task,
             )
         )
+    for key, value in raw.items():
+        most = MAX_TARGETS if key == "target_modules" else MAX_ITEMS
+        if isinstance(value, list | dict) and len(value) > most:
+            raise AdapterError(
+                _(
+                    "{path}: {key} has {count:,} entries; at most {most:,} are allowed.",
+                    path=path,
+                    key=key,
+                    count=len(value),
+                    most=most,
+                )
+            )
     return raw
 
 

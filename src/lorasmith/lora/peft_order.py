@@ -5,8 +5,9 @@ from collections.abc import Collection, Iterable
 from transformers import PreTrainedModel
 
 from lorasmith.config.lora import LoraConfig
+from lorasmith.lora.expressions import ends_with
 from lorasmith.lora.inject import unwrapped
-from lorasmith.lora.target import Targets, ends_with, find_targets
+from lorasmith.lora.target import Targets, find_targets
 
 _CLASSIFIERS = ("classifier", "score")  # PEFT adds both to modules_to_save of a classifier, which has one of them
 

@@ -11,11 +11,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lorasmith.config.lora import LoraConfig
+from lorasmith.lora.expressions import ends_with
 from lorasmith.lora.inject import Adapter
 from lorasmith.lora.layer import LoRALayer
 from lorasmith.lora.merge import plain_name
 from lorasmith.lora.ranks import rank_and_alpha, rank_of_parameter
-from lorasmith.lora.target import ends_with
 from lorasmith.lora.target_parameters import has_experts
 from lorasmith.lora.variant import flags_of
 

@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from lorasmith.config.lora import LoraConfig, is_name
-from lorasmith.lora.expressions import full_match, match
+from lorasmith.lora.expressions import ends_with, full_match, match
 from lorasmith.lora.inject import PEFT_PREFIX, Adapter
-from lorasmith.lora.target import ALL_LINEAR, ends_with
+from lorasmith.lora.target import ALL_LINEAR
 
 
 def selected_by_peft(targets: str | Iterable[str], saved: Iterable[str], paths: Iterable[str]) -> set[str]:

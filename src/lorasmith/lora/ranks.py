@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from lorasmith.config.lora import LoraConfig
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
+from lorasmith.lora.expressions import value_for
 from lorasmith.lora.start_values import computed_from_weight, start_problem
-from lorasmith.lora.target import ALL_LINEAR, Targets, value_for
+from lorasmith.lora.target import ALL_LINEAR, Targets
 
 
 def rank_and_alpha(config: LoraConfig, path: str) -> tuple[int, float]:

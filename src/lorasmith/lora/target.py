@@ -16,7 +16,7 @@ from lorasmith.config.lora import LoraConfig, is_name
 from lorasmith.config.values import range_text, ranges
 from lorasmith.errors import LIBRARY_ERRORS, ConfigError
 from lorasmith.i18n import _
-from lorasmith.lora.expressions import full_match, match
+from lorasmith.lora.expressions import by_end, ends_with, key_matches, matches, value_for
 from lorasmith.lora.quantized import is_quantized, stored_weight
 from lorasmith.lora.target_parameters import (
     all_experts,
@@ -29,6 +29,7 @@ from lorasmith.lora.target_parameters import (
 )  # fmt: skip
 
 ALL_LINEAR = "all-linear"
+MAX_SHOWN = 20  # names of an adapter without a module that an error lists
 Value = TypeVar("Value")
 _LAYER_NUMBER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # as PEFT finds the number of a layer in a module path
 _STACK = re.compile(r"(.*?\.)(\d+)\.")  # the stack of layers that a module is in, and the number of its layer there
@@ -111,21 +112,6 @@ def is_refused_by_peft(model: PreTrainedModel, path: str) -> bool:
     )
 
 
-def ends_with(path: str, name: str) -> bool:
-    """Whether `path` is `name` or ends with its components."""
-    return path == name or path.endswith("." + name)
-
-
-def key_matches(key: str, path: str) -> bool:
-    """Whether a key of rank_pattern or alpha_pattern matches the module at `path`, as in PEFT."""
-    return match(rf"(.*\.)?({key})$", path) is not None
-
-
-def value_for(pattern: Mapping[str, Value], path: str, default: Value) -> Value:
-    """The value of the first key of a rank_pattern or alpha_pattern that matches `path`, or the default."""
-    return next((value for key, value in pattern.items() if key_matches(key, path)), default)
-
-
 def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True) -> Targets:
     """The modules that `config` selects in `model`, which must be unwrapped.
 
@@ -135,25 +121,26 @@ def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True
     Raises ConfigError that lists every problem.
     """
     modules = dict(model.named_modules())
-    problems, unmatched = list[str](), list[str]()
-    saved = {name: [p for p in modules if ends_with(p, name)] for name in config.modules_to_save}
-    unmatched += [_no_match("lora.modules_to_save", name, modules) for name, paths in saved.items() if not paths]
+    problems, excluded, unmatched = list[str](), list[str](), list[tuple[str, str]]()
+    ends = by_end(modules)
+    saved = {name: ends.get(name, []) for name in config.modules_to_save}
+    unmatched += [("lora.modules_to_save", name) for name, paths in saved.items() if not paths]
     whole = {path for paths in saved.values() for path in paths}
     in_whole = {p for p in modules if any(p == path or p.startswith(path + ".") for path in whole)}
     matched = {}
     for pattern in _patterns(config.target_modules):
-        found = _matching(model, modules, pattern)
+        found = _matching(model, modules, ends, pattern)
         paths = [path for path in found if path not in in_whole]
         if not found:
-            unmatched.append(_no_match("lora.target_modules", pattern, modules))
+            unmatched.append(("lora.target_modules", pattern))
         elif not paths:
-            unmatched.append(
+            excluded.append(
                 _(
                     "lora.target_modules: everything that {pattern!r} matches is already in modules_to_save",
                     pattern=pattern,
                 )
             )
-        paths = _in_last_layers(_filtered(paths, config, unmatched), config.last_layers, modules)
+        paths = _in_last_layers(_filtered(paths, config, excluded), config.last_layers, modules)
         problems += _unsuitable(model, modules, pattern, paths)
         matched[pattern] = paths
     problems += _too_many_layers(config.last_layers, modules)
@@ -165,7 +152,8 @@ def find_targets(model: PreTrainedModel, config: LoraConfig, strict: bool = True
     targets = Targets(matched, saved, parameters, expert_rank(model, config.r) if parameters else 1)
     problems += _adapted_twice(targets)
     if strict or not (any(matched.values()) or parameters):
-        problems = [*unmatched, *problems]
+        shown = unmatched if strict else unmatched[:MAX_SHOWN]
+        problems = [*(_no_match(option, name, modules) for option, name in shown), *excluded, *problems]
     if strict:
         problems += _unused_patterns(config, modules, [*targets.adapted, *parameters])
     if not problems and not targets.adapted and not parameters:
@@ -213,7 +201,7 @@ def _is_weight_of_layer(path: str, config: LoraConfig, modules: dict[str, nn.Mod
 def _parameters_left(paths: list[str], config: LoraConfig, modules: Iterable[str]) -> list[str]:
     """The paths of parameters that exclude_modules, layers_to_transform and last_layers leave."""
     for pattern in _patterns(config.exclude_modules or ()):
-        paths = [p for p in paths if not (_matches(p, pattern) or _matches(p.rpartition(".")[0], pattern))]
+        paths = [p for p in paths if not (matches(p, pattern) or matches(p.rpartition(".")[0], pattern))]
     if config.layers_to_transform is not None:
         paths = [p for p in paths if layer_number(p) in config.layers_to_transform]
     return _in_last_layers(paths, config.last_layers, modules)
@@ -232,17 +220,15 @@ def _patterns(value: str | Iterable[str]) -> list[str]:
     return [value] if isinstance(value, str) and value else list(value)
 
 
-def _matching(model: PreTrainedModel, modules: dict[str, nn.Module], pattern: str) -> list[str]:
+def _matching(
+    model: PreTrainedModel, modules: dict[str, nn.Module], ends: Mapping[str, list[str]], pattern: str
+) -> list[str]:
     if pattern == ALL_LINEAR:
         head = _end(model, "output")
         linear = {p: m for p, m in modules.items() if isinstance(m, nn.Linear | Conv1D)}
         linear = {p: m for p, m in linear.items() if m is not head and not is_refused_by_peft(model, p)}
         return [p for p, m in linear.items() if is_adaptable(m)]
-    return [p for p in modules if _matches(p, pattern)]
-
-
-def _matches(path: str, pattern: str) -> bool:
-    return ends_with(path, pattern) if is_name(pattern) else full_match(pattern, path) is not None
+    return ends.get(pattern, []) if is_name(pattern) else [p for p in modules if matches(p, pattern)]
 
 
 def _unused_patterns(config: LoraConfig, modules: dict[str, nn.Module], adapted: list[str]) -> list[str]:
@@ -253,7 +239,7 @@ def _unused_patterns(config: LoraConfig, modules: dict[str, nn.Module], adapted:
     problems = [
         _no_match("lora.exclude_modules", pattern, modules)
         for pattern in _patterns(config.exclude_modules or ())
-        if not any(_matches(path, pattern) for path in adaptable)
+        if not any(matches(path, pattern) for path in adaptable)
     ]
     for option, keys in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         for key in keys:
@@ -270,7 +256,7 @@ def _unused_patterns(config: LoraConfig, modules: dict[str, nn.Module], adapted:
 def _filtered(paths: list[str], config: LoraConfig, unmatched: list[str]) -> list[str]:
     """The paths that exclude_modules and layers_to_transform leave; appends messages to `unmatched`."""
     for pattern in _patterns(config.exclude_modules or ()):
-        paths = [p for p in paths if not _matches(p, pattern)]
+        paths = [p for p in paths if not matches(p, pattern)]
     if config.layers_to_transform is None:
         return paths
     numbers = {path: number for path in paths if (number := layer_number(path)) is not None}
@@ -376,7 +362,7 @@ def is_tied(model: PreTrainedModel, module: nn.Module) -> bool:
 def _no_match(key: str, pattern: str, modules: dict[str, nn.Module]) -> str:
     for path, module in modules.items():
         if key == "lora.target_modules" and any(
-            _matches(f"{path}.{name}", pattern) for name in expert_parameters(module)
+            matches(f"{path}.{name}", pattern) for name in expert_parameters(module)
         ):
             return _stacked(pattern, path, module, expert_parameters(module))
     names = list(dict.fromkeys(p.rpartition(".")[2] for p, m in modules.items() if is_adaptable(m)))

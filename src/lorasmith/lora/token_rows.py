@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _
-from lorasmith.lora.target import Targets, ends_with, is_tied
+from lorasmith.lora.expressions import ends_with
+from lorasmith.lora.target import Targets, is_tied
 
 ROWS = "token_adapter.trainable_tokens_delta"  # PEFT's name; contrary to it, these are the rows, not their change
 TokenIds = Mapping[str, Sequence[int]]  # the ids of the trained tokens, by the path of the embedding or head

@@ -35,6 +35,7 @@ class Update:
     def __init__(self, layer: "LoRALayer", adapter: str, scaling: float) -> None:
         self.layer, self.adapter = layer, adapter
         layer.scaling[adapter] = scaling  # where PEFT has it, and programs change it
+        self.is_alone = False  # whether it runs its own `forward` even if it is plain low rank
 
     @property
     def scaling(self) -> float:
@@ -43,8 +44,11 @@ class Update:
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether the update is exactly s B A x, with A and B of `matrices`. False for a subclass that does not say."""
-        return bool(type(self).__dict__.get("IS_LOW_RANK", False))
+        """Whether the update is exactly s B A x, with A and B of `matrices`, and may be computed with others.
+
+        False for a subclass that does not say.
+        """
+        return bool(type(self).__dict__.get("IS_LOW_RANK", False)) and not self.is_alone
 
     @property
     def matrices(self) -> tuple[Tensor, Tensor]:

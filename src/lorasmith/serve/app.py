@@ -14,6 +14,7 @@ from fastapi.sse import EventSourceResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from lorasmith.config.files import Malformed, parse_json
@@ -23,7 +24,9 @@ from lorasmith.engine.request import Request
 from lorasmith.engine.scoring import PromptScoring
 from lorasmith.errors import LorasmithError
 from lorasmith.i18n import _
-from lorasmith.serve.auth import authorize, limit_body
+from lorasmith.serve.access_log import MODEL, log_requests
+from lorasmith.serve.auth import authorize
+from lorasmith.serve.bodies import BodyLimits
 from lorasmith.serve.middleware import allow_origins, answer_head, use_language
 from lorasmith.serve.page_files import add_page_routes
 from lorasmith.serve.protocol import (
@@ -73,14 +76,15 @@ def make_app(manager: RequestManager) -> Any:
     app.add_exception_handler(LorasmithError, _failed)
     app.add_exception_handler(WorkerStopped, _failed)
     app.add_exception_handler(HTTPException, _failed)
+    app.add_exception_handler(ClientDisconnect, _failed)
     app.add_exception_handler(Exception, _failed)  # uvicorn logs these too
     add_health_routes(app, manager)
     add_model_routes(app, manager)
     add_completion_routes(app, manager)
     add_tokenizer_routes(app, manager)
     add_page_routes(app)
-    limited = use_language(limit_body(app, manager.settings.body_mib))
-    return allow_origins(answer_head(limited), manager.settings.allowed_origins)
+    limited = use_language(BodyLimits(app, manager.settings.body_mib))
+    return log_requests(allow_origins(answer_head(limited), manager.settings.allowed_origins))
 
 
 def add_health_routes(app: FastAPI, manager: RequestManager) -> None:
@@ -88,11 +92,11 @@ def add_health_routes(app: FastAPI, manager: RequestManager) -> None:
 
     @app.get("/health")
     async def health() -> Response:
-        return Response(status_code=200 if manager.worker.is_alive else 503)
+        return Response(status_code=200 if manager.worker.is_working else 503)
 
     @app.get("/ready")
     async def ready() -> Response:
-        return Response(status_code=503 if manager.is_draining or not manager.worker.is_alive else 200)
+        return Response(status_code=503 if manager.is_draining or not manager.worker.is_working else 200)
 
     @app.get("/metrics")
     async def metrics(request: Http) -> Response:
@@ -269,7 +273,9 @@ async def parse_body(manager: RequestManager, request: Http, kind: type[C]) -> t
         text = _("{wanted} replies were requested, but this server returns at most {most} per request.",
                  wanted=body.choices, most=manager.max_requests)  # fmt: skip
         raise Failure(400, text, "n")
-    return body, manager.registry.find(body.model, names)
+    version = manager.registry.find(body.model, names)
+    request.scope[MODEL] = version.name
+    return body, version
 
 
 async def read_body(request: Http, model: type[M]) -> M:
@@ -334,19 +340,21 @@ async def cancel_on_disconnect(request: Http, work: Awaitable[T]) -> T:
 
 
 async def _failed(request: Http, error: Exception) -> Response:
-    """The response for an exception, in OpenAI's format."""
+    """The response for an exception, in OpenAI's format. Paths of this machine are left out of its text."""
+    headers = dict[str, str]()
     if isinstance(error, HTTPException) and error.status_code == 404:
         failure = Failure(404, not_found(request))
     elif isinstance(error, HTTPException):
-        failure = Failure(error.status_code, str(error.detail))
+        failure, headers = Failure(error.status_code, str(error.detail)), dict(error.headers or {})
+    elif isinstance(error, ClientDisconnect):
+        failure = Failure(499, _("the client disconnected."))
     elif isinstance(error, Failure):
         failure = error
     else:
         failure = failure_of(error)
-    body = failure.body
-    if len(failure.text) > MAX_MESSAGE:
-        body["error"]["message"] = failure.text[:MAX_MESSAGE] + " ..."
-    return JSONResponse(body, failure.status, failure.headers)
+    body, text = failure.body, request.app.state.manager.registry.without_paths(failure.text)
+    body["error"]["message"] = text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + " ..."
+    return JSONResponse(body, failure.status, headers | failure.headers)
 
 
 def not_found(request: Http) -> str:

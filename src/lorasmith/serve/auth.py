@@ -1,19 +1,17 @@
-"""Access control: API keys, protection against pages of other sites, and the limit on the size of requests.
+"""Access control: API keys, and protection against pages of other sites.
 
 The file of keys contains their SHA-256 hashes, each optionally followed by the models that the key may use.
 """
 
 import hashlib
 import hmac
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import Request
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorasmith.errors import ConfigError
 from lorasmith.i18n import _, foreign
@@ -22,6 +20,7 @@ from lorasmith.serve.protocol import Failure
 if TYPE_CHECKING:
     from lorasmith.serve.request_manager import RequestManager
 
+log = logging.getLogger("lorasmith.serve")
 HASH = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -65,6 +64,37 @@ def read_keys(path: Path) -> list[Key]:
     if problems:
         raise ConfigError(*problems)
     return keys
+
+
+class KeyFile:
+    """The keys of a file, which is read again when it changes. Raises ConfigError at first, as `read_keys` does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._state = _state_of(path)
+        self._keys = read_keys(path)
+
+    @property
+    def keys(self) -> list[Key]:
+        """The current keys. If the file cannot be used anymore, these are the last ones, and the log says so."""
+        state = _state_of(self.path)
+        if state != self._state:
+            self._state = state
+            try:
+                self._keys = read_keys(self.path)
+                log.warning("%s", _("--keys {path}: read again: {count} keys.", path=self.path, count=len(self._keys)))
+            except ConfigError as error:
+                log.warning("%s", _("{problem} The keys that were read before stay valid.", problem=error))
+        return self._keys
+
+
+def _state_of(path: Path) -> tuple[int, ...]:
+    """What changes when the file does; empty if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def find_key(keys: list[Key], given: str) -> Key | None:
@@ -111,30 +141,3 @@ def refuse_foreign_origin(manager: "RequestManager", request: Request) -> None:
                     "pages and host names of this machine, and those in --allowed-origins and --allowed-hosts.",
                      address=address)  # fmt: skip
             raise Failure(403, text)
-
-
-def limit_body(app: ASGIApp, mib: float) -> ASGIApp:
-    """Wrap the ASGI application `app` to reject request bodies of more than `mib` MiB."""
-    limit = int(mib * 2**20)
-
-    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await app(scope, receive, send)
-        text = _("the request is larger than {mib:g} MiB.", mib=mib)
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > limit:
-            failure = Failure(413, text, code="request_too_large")
-            return await JSONResponse(failure.body, 413, {"Connection": "close"})(scope, receive, send)
-        read = 0
-
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > limit:
-                raise HTTPException(413, text)
-            return message
-
-        return await app(scope, counted, send)
-
-    return guard

@@ -70,13 +70,14 @@ class DiscoveredAdapter:
 class Discovery:
     """The adapters found at startup, messages about those that cannot be served, and the folders of runs (`roots`).
 
-    models: the models of runs that trained all weights.
+    models: the models of runs that trained all weights. paths: where they were looked for.
     """
 
     adapters: dict[str, DiscoveredAdapter] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     roots: list[Path] = field(default_factory=list)
     models: list[Path] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
 
 
 def discover(paths: Sequence[Path]) -> Discovery:
@@ -87,7 +88,7 @@ def discover(paths: Sequence[Path]) -> Discovery:
     missing = [_("{path}: the folder does not exist.", path=path) for path in paths if not path.is_dir()]
     if missing:
         raise AdapterError(*missing)
-    discovery = Discovery()
+    discovery = Discovery(paths=list(paths))
     for path in paths:
         if _is_run_or_adapter(path):
             _add(discovery, path)

@@ -25,6 +25,7 @@ from lorasmith.engine.scoring import prompt_logprobs
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.lora.biases import bias_conflict
+from lorasmith.lora.expressions import limited_time
 from lorasmith.lora.fused.held import held_weights, inject_held
 from lorasmith.lora.inject import remove
 from lorasmith.lora.layer import SavedModule
@@ -35,6 +36,7 @@ from lorasmith.model.vocabulary import embedding_kept_on_error
 from lorasmith.serve.discovery import MODEL_NAME, DiscoveredAdapter, read, resolve_inside
 from lorasmith.serve.protocol import Failure
 from lorasmith.serve.worker import Worker
+from lorasmith.system.memory import release_freed_memory
 from lorasmith.version import installed_version
 
 EFFECT_PROMPT = "Why is the sky blue?"  # text on which the effect of an adapter is measured
@@ -82,6 +84,14 @@ class Registry:
             text += " " + _("Available models: {names}.", names=shown or _("none"))
             raise Failure(404, text, "model", "model_not_found")
         return self.versions[name]
+
+    def without_paths(self, text: str) -> str:
+        """A message for clients, with paths relative to the folders of runs, and the base model by its name."""
+        for place in (self.base.source, str(self.base.folder)):
+            text = text.replace(place, self.base_name) if Path(place).is_absolute() else text
+        for root in (path for given in self.roots for path in (given.absolute(), given.resolve())):
+            text = text.replace(f"{root}/", "").replace(str(root), ".")
+        return text
 
     def fingerprint(self, version: ModelVersion) -> str:
         """The `system_fingerprint` of replies: the same while base model, adapter and version of lorasmith are."""
@@ -212,11 +222,11 @@ def attach(base: Base, internal_name: str, adapter: AdapterFolder, tensors: Mapp
     """Make the adapter available to requests as `internal_name`. `tensors`: those of `adapter` in the base's dtype.
 
     Usually it is held in memory until a request needs it in the adapter bank. Only an adapter that changes embeddings,
-    full modules or layers outside of the bank is injected into the model.
+    full modules or layers outside of the bank, or would take too much memory there, is injected into the model.
 
     Raises AdapterError if it cannot be served with the adapters already loaded; the base is then unchanged.
     """
-    with embedding_kept_on_error(base):
+    with embedding_kept_on_error(base), limited_time():
         _attach(base, internal_name, adapter, tensors)
 
 
@@ -225,7 +235,8 @@ def _attach(base: Base, internal_name: str, adapter: AdapterFolder, tensors: Map
     paths = decoder.bank.paths if decoder and decoder.bank else frozenset[str]()
     config, tensors = adapter.fitted_to(base, tensors)
     weights = held_weights(base.model, config, tensors, adapter.path, paths, adapter.hash) if paths else None
-    if decoder and weights:
+    is_wide = bool(weights and decoder and decoder.bank and not decoder.bank.suits(weights))
+    if decoder and weights and not is_wide:
         decoder.held[internal_name] = weights
         return
     if config.bias != "none":  # the base model is served too, and keeps changed biases when the adapter is removed
@@ -233,6 +244,8 @@ def _attach(base: Base, internal_name: str, adapter: AdapterFolder, tensors: Map
     with unpacked(base):
         adapter.load_into(base, internal_name)
         base.router.active = None
+        for path in base.adapters[internal_name].targets.adapted if is_wide else ():
+            base.model.get_submodule(path).updates[internal_name].is_alone = True  # type: ignore[union-attr, index]
     if blocks := _blocks(base, internal_name):
         detach(base, internal_name)
         text = _(
@@ -279,8 +292,8 @@ def _blocks(base: Base, name: str) -> list[str]:
 
 def detach(base: Base, internal_name: str) -> None:
     """Unload an adapter that no request uses."""
-    if base.fast_decoder is not None and base.fast_decoder.drop(internal_name):
-        return
-    with unpacked(base):
-        remove(base.model, internal_name)
-        del base.adapters[internal_name]
+    if base.fast_decoder is None or not base.fast_decoder.drop(internal_name):
+        with unpacked(base):
+            remove(base.model, internal_name)
+            del base.adapters[internal_name]
+    release_freed_memory()

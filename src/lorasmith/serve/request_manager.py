@@ -9,7 +9,7 @@ from lorasmith.engine.kv_cache import bytes_per_token
 from lorasmith.engine.request import Event
 from lorasmith.errors import LorasmithError, ModelError, OutOfMemoryError
 from lorasmith.i18n import _
-from lorasmith.serve.auth import Key
+from lorasmith.serve.auth import Key, KeyFile
 from lorasmith.serve.metrics import ServerMetrics
 from lorasmith.serve.protocol import Failure
 from lorasmith.serve.registry import ModelVersion, Registry
@@ -26,8 +26,10 @@ Events = AsyncGenerator[tuple[PendingRequest, Event] | None]  # None: no event f
 class RequestManager:
     """The state shared by all routes. `keys` None: clients need no API key."""
 
-    def __init__(self, registry: Registry, worker: Worker, settings: ServeConfig, keys: list[Key] | None) -> None:
-        self.registry, self.worker, self.settings, self.keys = registry, worker, settings, keys
+    def __init__(
+        self, registry: Registry, worker: Worker, settings: ServeConfig, keys: KeyFile | list[Key] | None
+    ) -> None:
+        self.registry, self.worker, self.settings, self._keys = registry, worker, settings, keys
         limit = registry.base.max_positions or settings.context or DEFAULT_CONTEXT
         self.context = min(limit, settings.context or limit)
         if (cache := worker.engine.cache) is not None:
@@ -59,6 +61,11 @@ class RequestManager:
         version.users += 1
         self.metrics.prompt_tokens.labels(version.name).inc(parsed.prompt_tokens)
         return self._events(jobs, version)
+
+    @property
+    def keys(self) -> list[Key] | None:
+        """The API keys that are valid now; None if clients need none."""
+        return self._keys.keys if isinstance(self._keys, KeyFile) else self._keys
 
     @property
     def max_concurrency(self) -> int:

@@ -1,7 +1,12 @@
 """The HTTP server: uvicorn, listening on an address, with a graceful shutdown that lets running requests finish."""
 
 import asyncio
+import logging
+import signal
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -12,6 +17,7 @@ from lorasmith.errors import ConfigError
 from lorasmith.i18n import _, foreign
 from lorasmith.serve.request_manager import RequestManager
 
+log = logging.getLogger("lorasmith.serve")
 POLL_SECONDS = 0.05  # interval at which the shutdown checks for running requests
 
 
@@ -31,7 +37,10 @@ class DrainingServer(uvicorn.Server):
         self._ending: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Handle SIGTERM or Ctrl-C: the first starts a graceful shutdown, the second does not wait, the third exits."""
+        """Handle SIGTERM, SIGHUP or Ctrl-C.
+
+        The first starts a graceful shutdown, the second does not wait, the third exits.
+        """
         self._signals += 1
         self.force_exit = self._signals > 2
         if self._signals == 1:
@@ -42,7 +51,28 @@ class DrainingServer(uvicorn.Server):
         """Exit with an error, because the model's thread has failed (it has printed its traceback)."""
         self.has_failed = self.should_exit = True
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals inside the block: those of uvicorn, and that of a terminal that is closed."""
+        with super().capture_signals():
+            is_handled = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP")
+            before = signal.getsignal(signal.SIGHUP) if is_handled else signal.SIG_IGN
+            if before == signal.SIG_IGN:  # as nohup sets it
+                yield
+                return
+            signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGHUP, before)
+
     def _begin_to_end(self) -> None:
+        if waiting := len(self.manager.in_flight):
+            log.warning("%s", _(
+                "Shutting down: waiting up to {seconds:g} s for {count} running requests. Press Ctrl-C again to stop "
+                "at once.",
+                seconds=self.manager.settings.drain, count=waiting,
+            ))  # fmt: skip
         self._ending = asyncio.create_task(self._end())
 
     async def _end(self) -> None:

@@ -13,7 +13,7 @@ from lorasmith.i18n import _
 from lorasmith.loading.load import load_base
 from lorasmith.model.base import Base
 from lorasmith.report import Report
-from lorasmith.serve.auth import Key
+from lorasmith.serve.auth import Key, KeyFile
 from lorasmith.serve.discovery import Discovery
 from lorasmith.serve.registry import Registry
 from lorasmith.serve.request_manager import RequestManager
@@ -22,7 +22,7 @@ from lorasmith.system.memory import available_mib, convert_memory_errors
 
 
 def open_manager(
-    discovery: Discovery, model: ModelConfig, settings: ServeConfig, keys: list[Key] | None, report: Report
+    discovery: Discovery, model: ModelConfig, settings: ServeConfig, keys: KeyFile | list[Key] | None, report: Report
 ) -> RequestManager:
     """Load the base model and all adapters that fit it; the base defaults to that of the first adapter.
 
@@ -34,7 +34,12 @@ def open_manager(
     model = _with_trained_model(discovery, model)
     if first is None and "model" not in model.model_fields_set:
         raise AdapterError(
-            *discovery.problems, _("no adapter can be served, and no base model is given. Give one with --model.")
+            *discovery.problems,
+            _(
+                "{paths}: no adapter can be served, and no base model is given. Train an adapter with lorasmith train, "
+                "give the folder that holds your runs, or give a base model with --model.",
+                paths=", ".join(map(str, discovery.paths)),
+            ),
         )
     base = load_base(base_settings(first.adapter if first else None, model, report), report)
     with convert_memory_errors():

@@ -25,6 +25,7 @@ from lorasmith.system.memory import convert_memory_errors
 
 T = TypeVar("T")
 log = logging.getLogger("lorasmith.serve")
+STUCK_SECONDS = 120.0  # a step takes some seconds at most
 WARN_INTERVAL = 60.0  # minimum seconds between warnings about short memory
 
 
@@ -53,6 +54,7 @@ class Worker:
     def __init__(self, engine: Engine, slots: int) -> None:
         self.engine, self.slots = engine, slots
         self.is_alive = False
+        self._began: float | None = None  # when it began the current step or command; None if it waits for one
         self.on_death: Callable[[], None] = lambda: None  # called in the event loop if the thread fails
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._queues: OrderedDict[str | None, deque[PendingRequest]] = OrderedDict()
@@ -74,6 +76,12 @@ class Worker:
         """End the thread and wait for it."""
         self.end()
         self._thread.join()
+
+    @property
+    def is_working(self) -> bool:
+        """Whether the thread is alive, and has not been in the same step or command for STUCK_SECONDS."""
+        began = self._began
+        return self.is_alive and (began is None or time.monotonic() - began < STUCK_SECONDS)
 
     def submit(self, job: PendingRequest) -> None:
         """Queue a request."""
@@ -116,9 +124,13 @@ class Worker:
         try:
             while not self._is_ending:
                 if not self.engine.busy and not self._queues:
-                    self._inbox.get()()
+                    self._began = None
+                    command = self._inbox.get()
+                    self._began = time.monotonic()
+                    command()
                 self._take_commands()
                 self._feed()
+                self._began = time.monotonic()
                 if self.engine.busy and not self._is_ending:
                     self._step()
         finally:  # also after an exception, which threading prints with its traceback
@@ -132,6 +144,7 @@ class Worker:
     def _take_commands(self) -> None:
         """Run the commands in the inbox; those that arrive meanwhile wait for the next step."""
         for _command in range(self._inbox.qsize()):
+            self._began = time.monotonic()
             try:
                 command = self._inbox.get_nowait()
             except queue.Empty:  # once the thread ends, the event loop's thread takes commands too

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from lorasmith.adapters.certificate import certificate_of
 from lorasmith.errors import AdapterError, ModelError, RunError
-from lorasmith.export.certificate import certificate_of
 from lorasmith.export.gguf import file as gguf_file
 from lorasmith.export.gguf import subject as exporting
 from lorasmith.export.gguf.families import FAMILIES

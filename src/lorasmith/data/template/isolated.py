@@ -21,10 +21,8 @@ from lorasmith.i18n import _
 SECONDS = 5.0  # for one text; a good template takes milliseconds
 START_SECONDS = 120.0  # until the process is ready
 EXTRA_MIB = 1024  # memory that the process may take once it is ready
-GROWTH, LEAST_TEXT = (
-    4,
-    2**21,
-)  # a text may be so many times as long as its messages, and has at least so many characters
+GROWTH = 4  # a text may be so many times as long as its messages,
+LEAST_TEXT = 2**21  # or have so many characters
 _MEMORY, _LENGTH = "memory", "length"  # answers other than a text or the reason of an error
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import gguf
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -140,6 +140,12 @@ class GGUFFile:
         """The value of a key; None if the file does not have it."""
         field = self._reader.get_field(name)
         return None if field is None else field.contents()
+
+    def texts(self) -> Iterator[str]:
+        """The values that are texts, without those of the vocabulary."""
+        for name, field in self._reader.fields.items():
+            if field.types == [GGUFValueType.STRING]:
+                yield f"{name}: {field.contents()}"
 
     @property
     def kind(self) -> Kind | None:

@@ -14,10 +14,10 @@ import torch
 from gguf import GGUFReader, GGUFWriter
 from torch import Tensor
 
+from lorasmith.adapters.certificate import VERSION, Export, sha256_of, versions, write_certificate
 from lorasmith.adapters.merge import certify, load_plain
 from lorasmith.config.model import ModelConfig
 from lorasmith.errors import AdapterError, ModelError
-from lorasmith.export.certificate import VERSION, Export, sha256_of, write_certificate
 from lorasmith.export.gguf.families import family_of, in_halves, interleaved, names_of
 from lorasmith.export.gguf.file import write_gguf
 from lorasmith.export.gguf.model import require_free
@@ -64,12 +64,13 @@ def export_gguf_lora(
                 readings.append(_ask_llama_cpp(staging, own, target))
             content = {
                 "version": VERSION,
+                "target": "gguf-lora",
                 "sha256": sha256_of(staging),
                 "type": "f32",
                 "architecture": family_of(own.config).architecture,
-                "adapter": {"hash": own.folder.hash},
                 "figures": {"layers": len(names), "readings": readings},
-                "versions": {"lorasmith": installed_version() or "", "gguf": version("gguf")},
+                "versions": versions("gguf", "torch"),
+                **own.identity,
             }
     return write_certificate(target, content)
 

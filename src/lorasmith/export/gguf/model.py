@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from lorasmith.adapters.certificate import Export, certificate_of, require_unchanged, write_certificate
 from lorasmith.config.model import ModelConfig
 from lorasmith.errors import RunError
-from lorasmith.export.certificate import Export, certificate_of, read_certificate, sha256_of, write_certificate
 from lorasmith.export.gguf.families import names_of
 from lorasmith.export.gguf.file import GGUFFile, Kind
 from lorasmith.export.gguf.subject import Rows, Subject, no_rows
@@ -62,16 +62,7 @@ def verify_gguf(
     if not target.is_file():
         raise RunError(_("{file}: there is no such file.", file=target))
     if against is None:
-        content = read_certificate(target)
-        if content.get("sha256") != sha256_of(target):
-            raise RunError(
-                _(
-                    "{file} is not the file of its certificate: its SHA-256 has changed. Export it again, or compare "
-                    "it with its run: lorasmith verify {file} --against RUN.",
-                    file=target,
-                )
-            )
-        return Export(target, certificate_of(target), content)
+        return require_unchanged(target)
     try:
         found = GGUFFile(target)
         kind = found.kind

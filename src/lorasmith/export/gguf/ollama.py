@@ -5,11 +5,11 @@ The chat template is in the GGUF file, from which Ollama takes it (0.34 and late
 
 from pathlib import Path
 
+from lorasmith.adapters.certificate import Export, certificate_of, write_certificate
 from lorasmith.adapters.output import output_folder
 from lorasmith.config.model import ModelConfig
 from lorasmith.config.sampling import SamplingConfig
 from lorasmith.config.toml import load_config
-from lorasmith.export.certificate import Export, certificate_of, write_certificate
 from lorasmith.export.gguf.file import Kind
 from lorasmith.export.gguf.subject import Rows, Subject, no_rows
 from lorasmith.i18n import _

@@ -3,21 +3,20 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel
 
-from lorasmith.adapters.folder import AdapterFolder, find_adapter, find_model
+from lorasmith.adapters.certificate import VERSION, identity_of, sha256_of, versions
+from lorasmith.adapters.folder import find_model
 from lorasmith.adapters.merge import load_plain, merge_run
 from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.model import ModelConfig
 from lorasmith.data.template.encoding import Template
 from lorasmith.data.template.golden import PROBES
 from lorasmith.errors import AdapterError, ModelError
-from lorasmith.export.certificate import VERSION, sha256_of
 from lorasmith.export.gguf.check import Figures, compare
 from lorasmith.export.gguf.families import Value, family_of, names_of
 from lorasmith.export.gguf.file import ENDS, Encoding, GGUFFile, Kind, write_gguf
@@ -66,9 +65,7 @@ class Subject:
         names_of(read_config(session.base.folder, config.trust_remote_code))  # refuses before the work is done
         rows_of_embedding = embedding_rows(session.base)
         encoding, origin = encoding_of(session.template, rows_of_embedding), origin_of(session)
-        identity: dict[str, Any] = {"base": {"model": session.base.source, **session.base.identity}}
-        if session.folders:
-            identity["adapter"] = {"hash": AdapterFolder.read(find_adapter(place)).hash}
+        identity = identity_of(session)
         report.say(_("Asking the trained model"))
         trained = measure(session, rows(session))
         del session
@@ -106,14 +103,14 @@ class Subject:
         }
 
     def _certificate(self, file: Path, kind: str, figures: Figures) -> dict[str, Any]:
-        packages = {name: version(name) for name in ("gguf", "transformers", "tokenizers", "torch")}
         return {
             "version": VERSION,
+            "target": "gguf",
             "sha256": sha256_of(file),
             "type": kind,
             "architecture": family_of(self.plain.config).architecture,
             "figures": figures.to_json(),
-            "versions": {"lorasmith": installed_version() or "", **packages},
+            "versions": versions("gguf", "transformers", "tokenizers", "torch"),
             **self.identity,
         }
 

@@ -22,6 +22,8 @@ from lorasmith.lora.router import Router
 
 # Up to this many tokens per adapter on average, one masked product for all adapters is faster than one product each.
 MASKED_TOKENS = {torch.bfloat16: 64, torch.float16: 64}
+# An adapter's columns take at most so many times its own size, or this part of the size of the weights.
+OWN_SHARE, WEIGHT_SHARE = 8, 8
 COLUMN_STEP = 64  # the bank grows in multiples of this many columns
 AdapterSlot = tuple[int, int]  # an adapter's columns [first, last)
 
@@ -58,11 +60,22 @@ class AdapterBank:
         self.groups = [BankedLinears(self, layers) for layers in groups]
         self._order = [path for layers in groups for path in layers]
         self.paths = frozenset(self._order)  # layers that are computed in the bank
+        self._weight_bytes = sum(group.W_OI.nbytes for group in self.groups)
         self.columns = 0
         self._at: dict[str, AdapterSlot] = {}  # adapter -> its columns, least recently used first
         self._views: dict[AdapterSlot, list[Factors]] = {}  # the parts of A and B for each layer; all else is zero
         self._versions: dict[str, Hashable] = {}
         self._turn, self._masks, self._slices, self.used = -1, dict[int, Tensor](), list[BankSlice](), 0
+
+    def suits(self, weights: AdapterWeights) -> bool:
+        """Whether the adapter takes no disproportionate memory here, where all layers get columns for its largest rank.
+
+        An adapter of a few layers with a high rank does; it is better computed in the model.
+        """
+        column = sum(len(group.widths) * sum(group.in_and_out) for group in self.groups)
+        own = sum(matrix.nbytes for factors in weights.read().values() for matrix in factors)
+        element = max(factors.A_RI.element_size() for factors in weights.read().values())
+        return weights.r * column * element <= max(OWN_SHARE * own, self._weight_bytes // WEIGHT_SHARE)
 
     def hold(self, adapter: str, ranks: AdapterWeights, needed: Collection[str]) -> bool:
         """Copy the adapter into the bank unless its current version is there; returns whether it was copied.
@@ -109,6 +122,13 @@ class AdapterBank:
         self._versions.pop(adapter, None)
         if adapter in self._at:
             self._empty(self._at.pop(adapter))
+
+    def shrink(self) -> None:
+        """Give the memory of columns back that no adapter has, if they are the larger part."""
+        used = max((end for _start, end in self._at.values()), default=0)
+        columns = -(-used // COLUMN_STEP) * COLUMN_STEP
+        if columns <= self.columns // 2:
+            self._resize(columns)
 
     def clear(self) -> None:
         """Remove all adapters."""
@@ -172,9 +192,12 @@ class AdapterBank:
 
     def _grow(self, r: int) -> None:
         used = max((end for _start, end in self._at.values()), default=0)
-        self.columns = -(-max(used + r, 2 * self.columns) // COLUMN_STEP) * COLUMN_STEP
+        self._resize(-(-max(used + r, 2 * self.columns) // COLUMN_STEP) * COLUMN_STEP)
+
+    def _resize(self, columns: int) -> None:
+        self.columns = columns
         for group in self.groups:
-            group.grow(self.columns)
+            group.resize(columns)
         self._turn, self._views = -1, {}
 
 
@@ -245,10 +268,16 @@ class BankedLinears:
             yield Factors(A_KI[rows], B_KO[rows, column : column + width])
             column += width
 
-    def grow(self, columns: int) -> None:
-        """Enlarge A and B to this many columns; their content is kept."""
+    @property
+    def in_and_out(self) -> tuple[int, int]:
+        """The number of inputs, and of the outputs of all layers."""
+        return self._A_KI.shape[1], self._B_KO.shape[1]
+
+    def resize(self, columns: int) -> None:
+        """Give A and B this many columns; the content of those that stay is kept."""
         before = self._A_KI, self._B_KO
         self._A_KI, self._B_KO = (old.new_zeros(len(self.widths) * columns, old.shape[1]) for old in before)
         for new, old in zip((self._A_KI, self._B_KO), before, strict=True):
-            new[: len(old)] = old
+            kept = min(len(new), len(old))
+            new[:kept] = old[:kept]
         self._in_use = 0, self._A_KI[:0], self._B_KO[:0]

@@ -131,6 +131,7 @@ class FastDecoder:
         """Free the slot of an adapter, and forget it if it is held. Returns whether it was held."""
         if self.bank is not None:
             self.bank.drop(name)
+            self.bank.shrink()
         return self.held.pop(name, None) is not None
 
     def lost(self) -> list[str]:

@@ -2,8 +2,8 @@
 
 import pytest
 
+from lorasmith.adapters.certificate import certificate_of, read_certificate, sha256_of, write_certificate
 from lorasmith.errors import RunError
-from lorasmith.export.certificate import certificate_of, read_certificate, sha256_of, write_certificate
 
 
 def test_a_certificate_is_beside_its_file(tmp_path):
