@@ -36,7 +36,7 @@ KINDS = {
     "start": {"bash": 10, "json": 1, "text": 1},
     "guide": {"bash": 18, "json": 3, "toml": 4, "python": 2},
     "concepts": {"bash": 5, "python": 2},
-    "serving": {"bash": 4, "python": 2, "yaml": 1},
+    "serving": {"bash": 4, "python": 3, "yaml": 1},
     "scale": {"bash": 2},
 }
 COMMANDS = {"start": 14, "guide": 43, "concepts": 5, "serving": 3, "scale": 2}  # of lorasmith, by torchrun as well

@@ -334,7 +334,7 @@ class TokenizeRequest(_Tolerant):
     @model_validator(mode="after")
     def _has_one(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError(_("give either prompt or messages."))
+            raise ValueError(_("give either prompt or messages, but not both."))
         return self
 
 
