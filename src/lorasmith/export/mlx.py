@@ -5,6 +5,7 @@ are filled up with zeros.
 """
 
 import json
+import math
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -131,6 +132,12 @@ def _config(own: PlainLora, rank: int, scale: float) -> dict[str, Any]:
     return {
         "fine_tune_type": "lora",
         "num_layers": own.config.num_hidden_layers,
-        "lora_parameters": {"rank": rank, "scale": scale, "dropout": 0.0, "keys": sorted(keys)},
+        "lora_parameters": {"rank": rank, "scale": _short(scale), "dropout": 0.0, "keys": sorted(keys)},
         "model": without_folders(own.folder.base),
     }
+
+
+def _short(scale: float) -> float:
+    """The decimal fraction that was meant, such as 0.1, if lora_alpha / r is this up to its last bits."""
+    short = float(f"{scale:.15g}")
+    return short if abs(short - scale) <= 2 * math.ulp(scale) else scale
