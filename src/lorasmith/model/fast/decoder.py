@@ -97,9 +97,9 @@ class FastDecoder:
     # --- decoding -----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def running(self, as_stack: bool = True) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
         """Use the bank inside the block and, in rows with a KV cache, the stack; without gradients."""
-        self.is_on, self.stack = self.bank is not None, self._found_stack if as_stack else None
+        self.is_on, self.stack = self.bank is not None, self._found_stack
         try:
             yield
         finally:
