@@ -67,7 +67,7 @@ def test_the_logits_are_those_of_peft(theirs, tmp_path):
 def test_from_lorasmith_to_mlx_lm_and_back(tmp_path):
     own = adapter_of(folder_of("llama", tmp_path / "base"), tmp_path / "own", rank_pattern={"q_proj": 2})
     export_mlx(own, tmp_path / "mlx")
-    found = import_adapter(tmp_path / "mlx", tmp_path / "back")
+    found = import_adapter(tmp_path / "mlx", tmp_path / "back", model=ModelConfig(model=str(tmp_path / "base")))
     assert (found.program, found.template_from, found.system_from) == ("mlx-lm", "the base model's own", "")
     assert torch.allclose(logits(tmp_path / "back"), logits(own), atol=1e-5)
     export_mlx(tmp_path / "back", tmp_path / "again")

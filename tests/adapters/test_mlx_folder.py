@@ -158,7 +158,7 @@ def test_mlx_lm_reads_the_fixture_and_computes_the_same(kind, tmp_path):
 def test_import_and_export_give_the_same_bytes_of_matrices(rank, scale, tmp_path):
     folder = mlx_folder(tmp_path / "theirs", model_folder(), "lora", rank, scale)
     import_adapter(folder, tmp_path / "ours", model=WIDE)
-    assert export_mlx(tmp_path / "ours", tmp_path / "again", WIDE) < LIMIT
+    export_mlx(tmp_path / "ours", tmp_path / "again", WIDE)
     before, after = load_file(folder / WEIGHTS), load_file(tmp_path / "again" / WEIGHTS)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -177,9 +177,7 @@ def test_an_alpha_gives_the_scale_exactly():
 
 def test_an_alpha_that_versions_read_differently_is_refused(tmp_path):
     old = {"rank": 2, "alpha": 16, "scale": 10.0}
-    with pytest.raises(
-        AdapterError, match="lora_parameters contains alpha, which versions of mlx-lm read"
-    ):
+    with pytest.raises(AdapterError, match="lora_parameters contains alpha, which versions of mlx-lm read"):
         as_peft(folder(tmp_path / "mlx", matrices(Q), lora_parameters=old), tmp_path / "peft")
 
 

@@ -62,7 +62,7 @@ SWIFT = json.dumps({"model": "org/base", "template": "qwen2_5", "system": "Be ki
         ({"README_md": card("unsloth", "trl")}, ("Unsloth", "README.md", "", None)),
         ({"README_md": AXOLOTL.replace("TYPE", "chat_template")}, ("Axolotl", "README.md", "chatml", "Be brief.")),
         ({"README_md": AXOLOTL.replace("TYPE", "alpaca")}, ("Axolotl", "README.md", "alpaca", "Be brief.")),
-        ({"args_json": SWIFT}, ("ms-swift", "args.json", "qwen2_5", "Be kind.")),
+        ({"args_json": SWIFT}, ("ms-swift", "args.json", "qwen2_5", "Be kind.", "modelscope:org/base")),
         ({"args_json": '{"template": "chatml", "system": null}'}, ("ms-swift", "args.json", "chatml", None)),
         ({"README_md": card("llama-factory"), "training_args_yaml": "template: qwen\ndefault_system: Be good.\n"},
          ("LLaMA-Factory", "training_args.yaml", "qwen", "Be good.")),

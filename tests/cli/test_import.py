@@ -3,6 +3,8 @@
 from lorasmith.cli.main import main
 from tests.support.commands import as_json, refused, said
 from tests.support.exported import adapter_of, folder_of
+from tests.support.foreign_folders import mlx_folder, swift_folder
+from tests.support.tiny import model_folder
 
 
 def test_import(capsys, tmp_path):
@@ -29,3 +31,18 @@ def test_a_system_message_that_is_not_recorded_is_said(capsys, tmp_path):
     assert main(["import", str(theirs), "--output", str(tmp_path / "ours")]) == 0
     told = "PEFT does not record the system message of a training. If there was one"
     assert f"warning: {told}" in capsys.readouterr().out
+
+
+def test_a_template_that_may_differ_is_said(capsys, tmp_path):
+    theirs, out = swift_folder(tmp_path / "theirs"), tmp_path / "ours"
+    text = said(capsys, "import", theirs, "--output", out)
+    assert "warning: ms-swift trained with its own template llama3_2, which may differ from this one" in text
+    text = said(capsys, "import", theirs, "--output", out, "--overwrite", "--template", "chatml")
+    assert "warning" not in text
+    options = ["--overwrite", "--template-kwargs", "enable_thinking=false"]
+    assert as_json(capsys, "import", theirs, "--output", out, *options)["unlike"] == "llama3_2"
+
+
+def test_an_adapter_of_mlx_lm_is_pointed_to_import(capsys, tmp_path):
+    theirs = mlx_folder(tmp_path / "theirs", model_folder())
+    assert f"Convert it with: lorasmith import {theirs} --output NEW" in refused(capsys, "info", theirs)
