@@ -36,11 +36,12 @@ def run(args: argparse.Namespace) -> int:
 
     with Screen(json=args.json) as screen:
         found = import_adapter(args.folder, args.output, data, model, args.overwrite, screen)
+        system, system_from = found.system or _("none"), found.system_from or _("not recorded")
         rows = (
             (_("written by"), f"{found.program} ({found.source})"),
             (_("base model"), found.base),
             (_("template"), f"{found.template} ({found.template_from})"),
-            (_("system message"), f"{found.system or _('none')} ({found.system_from or _('not recorded')})"),
+            (_("system message"), f"{system} ({system_from})"),
         )
         for label, text in rows:
             screen.say(f"{label}: {text}")
