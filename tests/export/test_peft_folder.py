@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,19 @@ def test_the_card_says_what_was_trained(run, tmp_path):
     (python,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     ast.parse(python)
     assert "vllm serve org/base --enable-lora --max-lora-rank 8 --lora-modules mine=mine" in card
+
+
+def test_what_the_card_shows_runs(run, tmp_path, monkeypatch, capsys):
+    """The Python code as it is; the commands of lorasmith as far as their parsers."""
+    card = (export_peft(run, tmp_path / "mine", base_name="org/base").file / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    (python,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    exec(python.replace("org/base", str(model_folder())), {})
+    assert capsys.readouterr().out.strip()
+    commands = [shlex.split(line, comments=True)[1:] for line in card.splitlines() if line.startswith("lorasmith ")]
+    assert [words[0] for words in commands] == ["chat", "export", "export"]
+    for verb, *words in commands:
+        assert import_module(f"lorasmith.cli.{verb}").parser().read(words)[1] == []
 
 
 def test_an_adapter_without_its_run_has_a_shorter_card(run, tmp_path):
