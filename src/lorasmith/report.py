@@ -30,3 +30,15 @@ class WarningsOnly(Report):
     def progress(self, task: str, done: int, total: int, **numbers: float) -> None:
         """Forward the progress."""
         self.report.progress(task, done, total, **numbers)
+
+
+class Steps:
+    """Reports the steps of a task, one by one; the task ends with the last of `total`."""
+
+    def __init__(self, report: Report, task: str, total: int) -> None:
+        self.report, self.task, self.total, self.done = report, task, total, 0
+
+    def step(self) -> None:
+        """One more is done."""
+        self.done += 1
+        self.report.progress(self.task, self.done, self.total)

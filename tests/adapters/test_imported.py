@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorasmith.adapters import imported as importing
 from lorasmith.adapters.imported import import_adapter
@@ -17,11 +18,14 @@ from lorasmith.adapters.merge import adapter_logits
 from lorasmith.adapters.session import open_adapters
 from lorasmith.config.data import DataConfig
 from lorasmith.config.model import ModelConfig
+from lorasmith.data.rows.conversation import Message
 from lorasmith.errors import AdapterError, RunError
 from lorasmith.export.mlx import export_mlx
 from tests.adapters.test_foreign import CASES
 from tests.adapters.test_other_programs import AXOLOTL, card
 from tests.support.exported import adapter_of, folder_of
+from tests.support.families import distance, logits_of
+from tests.support.foreign_folders import factory_folder, swift_folder
 from tests.support.peft_folder import foreign
 from tests.support.tiny import model_folder, tokenizer
 
@@ -103,15 +107,18 @@ def test_a_template_that_is_not_known_is_asked_for(theirs, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::peft.utils.warning.PeftWarning")
-@pytest.mark.parametrize("case", ["copies", "rows"])
+@pytest.mark.parametrize("case", ["copies", "resized", "rows"])
 def test_tokens_that_the_training_added(case, tmp_path):
     """As LLaMA-Factory and Unsloth save them: beside a tokenizer, with embedding and head in full or by rows."""
-    foreign(tmp_path / "theirs", "llama", **CASES[case])
+    theirs = foreign(tmp_path / "theirs", "llama", **CASES[case])
     (tmp_path / "theirs" / "README.md").write_text(card("llama-factory"))
     found = import_adapter(tmp_path / "theirs", tmp_path / "ours", model=ModelConfig(model=str(model_folder("llama"))))
     assert found.program == "LLaMA-Factory"
     assert found.error < 1e-4
     assert [one["id"] for one in metadata(tmp_path / "ours")["tokens"]] == [300, 301]
+    ids = torch.tensor([[5, 17, 301, 3, 8, 300, 92, 31]])
+    base = open_adapters([tmp_path / "ours"], ModelConfig(dtype="float32")).base
+    assert distance(logits_of(base, ids), logits_of(theirs, ids)) < 1e-4
 
 
 def test_what_is_ours_and_what_is_in_the_way(theirs, tmp_path):
@@ -142,3 +149,46 @@ def test_an_import_that_changes_the_adapter_is_not_written(theirs, tmp_path, mon
 def test_the_newest_checkpoint_of_a_training(theirs, tmp_path):
     shutil.copytree(theirs, tmp_path / "out" / "checkpoint-20")
     assert import_adapter(tmp_path / "out", tmp_path / "ours").source == str(tmp_path / "out" / "checkpoint-20")
+
+
+def test_the_tensors_stay_as_they_are(theirs, tmp_path):
+    import_adapter(theirs, tmp_path / "ours")
+    before, after = (load_file(path / "adapter_model.safetensors") for path in (theirs, tmp_path / "ours"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_another_end_of_text_than_that_of_the_base_is_kept(tmp_path):
+    folder = factory_folder(tmp_path / "theirs")
+    words = AutoTokenizer.from_pretrained(folder)
+    assert words.eos_token != "<|im_end|>"
+    words.eos_token = "<|im_end|>"
+    words.chat_template = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    words.save_pretrained(folder)
+    import_adapter(folder, tmp_path / "ours")
+    text = open_adapters([tmp_path / "ours"]).template.render([Message("user", "Hello")])
+    assert text.startswith("user: Hello<|im_end|>")
+
+
+def test_a_program_with_templates_of_its_own_may_have_had_another(tmp_path):
+    swift = swift_folder(tmp_path / "swift")
+    assert import_adapter(swift, tmp_path / "a").unlike == "llama3_2"
+    assert import_adapter(swift, tmp_path / "b", DataConfig(template="chatml")).unlike == ""
+    assert import_adapter(factory_folder(tmp_path / "factory", "template: qwen\n"), tmp_path / "c").unlike == "qwen"
+    with pytest.raises(AdapterError, match=r"args\.json: the adapter was trained without a chat template"):
+        import_adapter(swift_folder(tmp_path / "plain", use_chat_template=False), tmp_path / "d")
+
+
+def test_a_path_of_another_machine_gives_way_to_a_name(tmp_path):
+    folder = swift_folder(tmp_path / "theirs")
+    values = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(values | {"base_model_name_or_path": "/of/another/machine"}))
+    assert import_adapter(folder, tmp_path / "ours").base == str(model_folder())
+
+
+def test_thinking_is_a_variable_of_templates_that_have_it(tmp_path):
+    folder = swift_folder(tmp_path / "theirs", enable_thinking=False)
+    text = OWN + "{{ eos_token }}{{ enable_thinking is defined and not enable_thinking }}"
+    (folder / "chat_template.jinja").write_text(text)
+    import_adapter(folder, tmp_path / "ours")
+    assert metadata(tmp_path / "ours")["template"]["kwargs"] == {"enable_thinking": False}

@@ -8,6 +8,8 @@ import pytest
 
 from lorasmith.adapters.other_programs import Recorded, recorded
 from lorasmith.errors import AdapterError
+from tests.support.foreign_folders import factory_folder, swift_folder
+from tests.support.peft_folder import peft_folder
 
 PEFT = {"peft_type": "LORA", "r": 8, "base_model_name_or_path": "org/base"}
 AXOLOTL = """---
@@ -104,3 +106,18 @@ def test_folders_without_an_adapter_are_refused_by_name(tmp_path):
     broken = folder(tmp_path / "broken", README_md=AXOLOTL.replace("chatml", "[chatml"))
     with pytest.raises(AdapterError, match=r"README\.md: the configuration in it is not valid YAML"):
         recorded(broken)
+
+
+def test_ms_swift_on_another_hub_with_a_system_message_in_a_file(tmp_path):
+    swift = recorded(swift_folder(tmp_path / "a", model="org/tiny", use_hf=False, system="system.txt"))
+    assert (swift.base, swift.system, swift.is_plain) == ("modelscope:org/tiny", None, False)
+    assert recorded(swift_folder(tmp_path / "b", model="org/tiny", enable_thinking=True)).thinking is True
+    (tmp_path / "b" / "args.json").write_text('{"epochs": 3}')  # of some script
+    assert recorded(tmp_path / "b").program == "PEFT"
+
+
+def test_the_files_of_a_training_may_be_beside_its_checkpoint(tmp_path):
+    factory_folder(tmp_path / "out", "template: qwen\ndefault_system: Be kind.\n")
+    found = recorded(peft_folder(tmp_path / "out" / "checkpoint-20"))
+    assert (found.program, found.template, found.system) == ("LLaMA-Factory", "qwen", "Be kind.")
+    assert recorded(peft_folder(tmp_path / "out" / "other")).program == "PEFT"

@@ -34,17 +34,17 @@ PAIRS = {
 PAGES = [name for pair in PAIRS.values() for name in pair]
 KINDS = {
     "start": {"bash": 10, "json": 1, "text": 1},
-    "guide": {"bash": 16, "json": 3, "toml": 4, "python": 2},
+    "guide": {"bash": 18, "json": 3, "toml": 4, "python": 2},
     "concepts": {"bash": 5, "python": 2},
     "serving": {"bash": 4, "python": 3, "yaml": 1},
     "scale": {"bash": 2},
 }
-COMMANDS = {"start": 14, "guide": 38, "concepts": 5, "serving": 3, "scale": 2}  # of lorasmith, by torchrun as well
+COMMANDS = {"start": 14, "guide": 43, "concepts": 5, "serving": 3, "scale": 2}  # of lorasmith, by torchrun as well
 BODIES = {"serving": 2}  # that curl sends
 INLINE = {"start": 6, "guide": 12, "concepts": 6, "serving": 7, "scale": 1}  # flags in the sentences, at least
 FAR_EAST = re.compile(r"[\u3000-\u9fff\uff00-\uffef]")
 LABELS = ("base", "layout", "fast", "target", "layers", "params", "steps", "rate", "memory", "time")
-SHELL_WORDS = {"make", "ollama", ".", "lorasmith", "python", "curl", "printf", "torchrun", "lm_eval"}
+SHELL_WORDS = {"make", "ollama", "vllm", ".", "lorasmith", "python", "curl", "printf", "torchrun", "lm_eval"}
 BODY_OF = {"chat/completions": ChatRequest, "completions": CompletionRequest, "adapters": AdapterRequest}
 # Flags of other programs that the sentences name.
 FOREIGN = {"--max-lora-rank", "--max-loras", "--served-model-name", "--nnodes", "--nproc-per-node"}

@@ -71,6 +71,7 @@ def test_a_long_prompt_is_scored_in_chunks_with_the_same_numbers(
 @pytest.mark.parametrize("direct", [True, False])
 def test_a_running_reply_goes_on_between_the_chunks(direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorasmith.engine.scoring.CHUNK_TOKENS", 8)
+    monkeypatch.setattr("lorasmith.engine.scoring.BATCH_TOKENS", 8)
     base, (long, short) = base_of("llama", adapters=2), prompts(33, 6)
     base.head = base.head if direct else Head(direct=False)
     (whole,) = prompt_logprobs(base, [request(long, "a1", logprobs=2)])

@@ -46,5 +46,5 @@ def test_a_folder_is_that_of_its_certificate_and_of_its_run(target, adapter, tmp
 
 
 def test_another_folder_has_nothing_to_compare(adapter, tmp_path):
-    with pytest.raises(RunError, match="nothing in it that lorasmith exports"):
+    with pytest.raises(RunError, match="lorasmith did not export this folder"):
         verify(tmp_path, adapter)

@@ -59,8 +59,8 @@ def test_loftq_of_peft_belongs_to_weights_that_peft_replaced(folder: Path) -> No
         ({}, "peft_type is null; only LoRA adapters (LORA) can be loaded."),
         (
             {"fine_tune_type": "lora", "num_layers": 16, "lora_parameters": {"rank": 8}},
-            "this is an adapter of mlx-lm, which has a format of its own. Merge it into its base model with "
-            "mlx_lm.fuse, and use the result with --model.",
+            "this is an adapter of mlx-lm, which has a format of its own. Convert it with: lorasmith import "
+            "FOLDER --output NEW",
         ),
         (
             {"peft_type": "LORA", "task_type": "SEQ_CLS", "target_modules": ["q_proj"], "modules_to_save": ["score"]},
@@ -73,7 +73,7 @@ def test_what_is_no_adapter_of_ours_is_said(tmp_path: Path, content: dict[str, A
     (tmp_path / ADAPTER_CONFIG).write_text(json.dumps(content))
     with pytest.raises(AdapterError) as caught:
         AdapterFolder.read(tmp_path)
-    assert str(caught.value) == f"{tmp_path / ADAPTER_CONFIG}: {says}"
+    assert str(caught.value) == f"{tmp_path / ADAPTER_CONFIG}: {says.replace('FOLDER', str(tmp_path))}"
 
 
 @pytest.mark.parametrize(

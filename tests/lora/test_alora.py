@@ -254,6 +254,7 @@ def test_a_prompt_that_is_scored_in_chunks_uses_the_adapter_from_its_sequence_on
     asked_of = [asked(text, "default") for text in TEXTS]
     whole = [prompt_logprobs(base, [one])[0] for one in asked_of]
     Engine(base)
+    monkeypatch.setattr("lorasmith.engine.scoring.BATCH_TOKENS", 1)
     for chunk in (4, 7):
         monkeypatch.setattr("lorasmith.engine.scoring.CHUNK_TOKENS", chunk)
         for one, wanted in zip(asked_of, whole, strict=True):

@@ -65,9 +65,7 @@ def test_a_file_of_keys_is_read_again_when_it_changes(runs: Path, tmp_path: Path
         assert [model.id for model in served.client("new").models.list()]
         path.unlink()
         assert [model.id for model in served.client("new").models.list()]
-    assert [record.getMessage().partition(": ")[2] for record in caplog.records if "keys" in record.getMessage()][
-        0
-    ] == ("read again: 1 keys.")
+    assert f"--keys {path}: read again: 1 keys." in caplog.text
     assert "line 1: must begin with the SHA-256" in caplog.text
     assert caplog.text.count("The keys that were read before stay valid.") == 2
 

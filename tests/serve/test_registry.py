@@ -42,8 +42,9 @@ def offer_folder(base: Base, name: str, folder: Path) -> None:
     attach(base, name, adapter, adapter.tensors_in(base.dtype))
 
 
-def test_lora_and_a_module_trained_whole_beside_it_exclude_each_other(tmp_path: Path) -> None:
+def test_lora_and_a_module_trained_whole_beside_it_exclude_each_other(tmp_path: Path, monkeypatch) -> None:
     """Whichever is first; the other is refused, and the base is as it was. Two modules with one input do not."""
+    monkeypatch.setattr("lorasmith.lora.fused.bank.OWN_SHARE", 2**20)  # the model is tiny
     base = base_of()
     configs = {
         "lora": LoraConfig(r=2, target_modules=("v_proj",)),
@@ -134,6 +135,7 @@ def test_a_variant_of_lora_is_served_by_its_own_layers(tmp_path: Path, order: tu
 def test_a_high_rank_in_one_layer_takes_no_memory_in_the_others(tmp_path: Path, monkeypatch) -> None:
     """It is computed in the model, exactly, beside an adapter of all layers, which returns to the bank in the end."""
     monkeypatch.setattr("lorasmith.lora.fused.bank.WEIGHT_SHARE", 2**40)  # the model is tiny
+    monkeypatch.setattr("lorasmith.lora.fused.bank.LEAST_BYTES", 0)
     configs = {"wide": LoraConfig(r=32, target_modules=("layers.1.self_attn.q_proj",)), "lora": LoraConfig(r=3)}
     asked, alone = [7, 11, 13, 17, 19], {}
     for name, config in configs.items():
@@ -180,6 +182,38 @@ def test_the_bank_gives_the_memory_of_an_adapter_back(tmp_path: Path) -> None:
     detach(base, "high")
     assert base.fast_decoder.bank.columns == 64
     assert scored(base, "low", asked) == wanted
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=2, target_modules=("embed_tokens", "q_proj")),
+        LoraConfig(r=2, target_modules=("q_proj",), modules_to_save=("embed_tokens",)),
+        LoraConfig(r=2, target_modules=("q_proj",), modules_to_save=("lm_head",)),
+    ],
+)
+def test_an_adapter_of_the_embedding_or_the_head_is_served_beside_others(tmp_path: Path, config: LoraConfig) -> None:
+    asked, alone = [7, 11, 13, 17, 19], {}
+    configs = {"ends": config, "lora": LoraConfig(r=3)}
+    for number, (name, one) in enumerate(configs.items()):
+        own = base_of()
+        own.adapters[name] = inject(own.model, one, own.router, name)
+        stir(own.adapters[name], number)
+        write_adapter(own, name, Template.of(own.tokenizer), tmp_path / name, {"data": []})
+        alone[name] = scored(own, name, asked)
+    base = base_of()
+    engine = Engine(base, prepack=True)
+    plain = prompt_logprobs(base, [Request(asked, SamplingConfig(), None, ())])
+    for name in configs:
+        offer_folder(base, name, tmp_path / name)
+    found = prompt_logprobs(base, [Request(asked, SamplingConfig(), name, ()) for name in (*configs, None)])
+    for name, scores in zip(configs, found, strict=False):
+        assert [one.logprob for one in scores if one] == pytest.approx(alone[name], abs=1e-4)
+    bare = [one.logprob for one in plain[0] if one]
+    assert [one.logprob for one in found[-1] if one] == pytest.approx(bare, abs=1e-4)
+    assert alone["ends"] != pytest.approx(bare, abs=1e-2)
+    together = [Request(asked, SamplingConfig(max_new_tokens=3), name, ()) for name in (*configs, None)]
+    assert [reply.ids for reply in replies(engine, together)] == [replies(engine, [one])[0].ids for one in together]
 
 
 def test_an_alora_is_served_from_its_sequence_on(tmp_path: Path) -> None:

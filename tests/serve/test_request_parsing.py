@@ -58,7 +58,7 @@ def test_a_text_that_is_too_long_however_it_is_read_is_not_tokenized(served: Run
 
 def test_a_short_chat_passes_long_ones(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a tokenizer says nothing of how long a text may be."""
-    monkeypatch.setattr(request_parsing, "max_bytes_per_token", lambda _tokenizer: None)
+    monkeypatch.setattr(request_parsing, "least_tokens", lambda *_args: 0)
     gate, codes = Gate(monkeypatch), list[str]()
     with running(runs, context=120) as served:
         threads = [ask_in_thread(served, LONG_TEXT, codes) for _n in range(12)]
@@ -74,7 +74,7 @@ def test_a_short_chat_passes_long_ones(runs: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_more_long_texts_than_may_wait_are_told_to_come_later(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_parsing, "max_bytes_per_token", lambda _tokenizer: None)
+    monkeypatch.setattr(request_parsing, "least_tokens", lambda *_args: 0)
     monkeypatch.setattr(request_parsing, "MAX_LONG_WAITING", 2)
     gate, codes = Gate(monkeypatch), list[str]()
     with running(runs, context=120) as served:
@@ -89,7 +89,7 @@ def test_more_long_texts_than_may_wait_are_told_to_come_later(runs: Path, monkey
 
 
 def test_who_leaves_is_not_read_any_more(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_parsing, "max_bytes_per_token", lambda _tokenizer: None)
+    monkeypatch.setattr(request_parsing, "least_tokens", lambda *_args: 0)
     gate, codes = Gate(monkeypatch), list[str]()
     with running(runs, context=120) as served:
         first = ask_in_thread(served, LONG_TEXT, codes)

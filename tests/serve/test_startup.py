@@ -27,8 +27,8 @@ def test_nothing_to_serve(runs: Path, tmp_path: Path, refused):
     unfinished, why = refused(tmp_path / "mine", "--port", "0")
     assert unfinished.startswith("mine/unfinished: this run has not finished")
     assert why.endswith(
-        ": no adapter can be served, and no base model is given. Train an adapter with lorasmith train, give the folder "
-        "that holds your runs, or give a base model with --model."
+        ": no adapter can be served, and no base model is given. Train an adapter with lorasmith train, give the "
+        "folder that holds your runs, or give a base model with --model."
     )
 
 

@@ -1,5 +1,7 @@
 """Importing an adapter of another program: the same adapter in a folder of ours, with the encoding of its training."""
 
+import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,23 +10,31 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from lorasmith.adapters.folder import NAME, end_ids, write_adapter
+from lorasmith.adapters.folder import NAME, AdapterFolder, absolute_if_exists, end_ids, metadata_text
 from lorasmith.adapters.foreign import CHAT_TEMPLATE, chat_template_of
 from lorasmith.adapters.merge import adapter_logits, probe_rows
 from lorasmith.adapters.mlx_folder import write_as_peft
-from lorasmith.adapters.other_programs import Recorded, recorded
+from lorasmith.adapters.other_programs import MLX_WEIGHTS, Recorded, recorded
 from lorasmith.adapters.output import output_folder
 from lorasmith.adapters.session import Session, open_adapters
 from lorasmith.config.data import DataConfig
+from lorasmith.config.files import read_object
 from lorasmith.config.model import ModelConfig
 from lorasmith.data.template.encoding import Template
 from lorasmith.errors import AdapterError
 from lorasmith.i18n import _
 from lorasmith.loading.tokenizer import load_tokenizer
+from lorasmith.lora.adapter_config import ADAPTER_CONFIG
+from lorasmith.lora.files import ADAPTER_WEIGHTS, write_files
+from lorasmith.model.base import Base
 from lorasmith.report import Report
 from lorasmith.system.autograd import autograd_on
 
+BASE = "base_model_name_or_path"
+QUANTIZED = re.compile(r"(?i)[-_.](\d+-?bit|mxfp\d|nvfp\d)\b")  # in names of models that mlx-lm quantized
+SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")  # variables of chat templates
 OURS = ("chatml", "alpaca")  # names of templates that mean the same in other programs
 LIMIT = 1e-4  # relative error of the logits of the imported adapter: the same tensors, rounded once at most
 
@@ -45,6 +55,7 @@ class Imported:
     system: str
     system_from: str
     error: float
+    unlike: str = ""  # the program's own template, which may differ from `template`
 
 
 @autograd_on()
@@ -75,18 +86,16 @@ def import_adapter(
             )
         folder.spare([found.folder])
         with _as_peft(found) as place:
-            session = open_adapters([place], model, report, tells_template=False)
-        template, template_from, system_from = _template(found, session, data)
-        base, name, probes = session.base, session.names[0], probe_rows(session)
-        wanted, errors = adapter_logits(session, probes), list[float]()
+            session = open_adapters([place], _with_base(model, found), report, tells_template=False)
+            peft = AdapterFolder.read(place)
+        base = session.base
         base.tokenizer = load_tokenizer(base.folder)  # the session has the one beside the adapter
-        known, words = base.tokenizer.get_vocab(), template.tokenizer.get_vocab()
-        base.added_tokens = {word: words[word] for word in sorted(words.keys() - known.keys(), key=words.__getitem__)}
+        template, template_from, system_from = _template(found, session, data)
+        probes = probe_rows(session)
+        wanted, errors = adapter_logits(session, probes), list[float]()
 
         def fill(staging: Path) -> None:
-            write_adapter(
-                base, name, template, staging, {"imported": {"program": found.program, "template": found.template}}
-            )
+            _write(staging, found, peft, base, template)
             again = open_adapters([staging], model, Report())
             errors.append(_distance(wanted, adapter_logits(again, probes)))
             if not errors[0] <= LIMIT:
@@ -103,8 +112,52 @@ def import_adapter(
         folder.write(fill)
         return Imported(
             str(folder.path), found.program, str(found.folder), base.source, template.kind, template_from,
-            template.system, system_from, errors[0],
+            template.system, system_from, errors[0], _unlike(found, template, data),
         )  # fmt: skip
+
+
+def _with_base(model: ModelConfig, found: Recorded) -> ModelConfig:
+    """How to load the base model; a recorded name stands in for a path of another machine.
+
+    Raises AdapterError for a model that is quantized for mlx-lm.
+    """
+    if "model" in model.model_fields_set:
+        return model
+    own = read_object(found.folder / ADAPTER_CONFIG, AdapterError).get("model" if found.is_mlx else BASE)
+    name = str(own or "")
+    if found.is_mlx and QUANTIZED.search(name) and not Path(name).expanduser().exists():
+        raise AdapterError(
+            _(
+                "{folder}: the adapter was trained on {base}, a model quantized for mlx-lm, which lorasmith does not "
+                "read. Specify the model that it was made from with --model.",
+                folder=found.folder,
+                base=name,
+            )
+        )
+    is_lost = not name or (name.startswith(("/", "~", ".")) and not Path(name).expanduser().exists())
+    return (
+        ModelConfig(**model.model_dump(exclude_unset=True) | {"model": found.base}) if is_lost and found.base else model
+    )
+
+
+def _write(staging: Path, found: Recorded, peft: AdapterFolder, base: Base, template: Template) -> None:
+    """Write PEFT's files with the tensors as they are, lorasmith.json, and the tokenizer if it has more tokens."""
+    known, words = base.tokenizer.get_vocab(), template.tokenizer.get_vocab()
+    added = {word: words[word] for word in sorted(words.keys() - known.keys(), key=words.__getitem__)}
+    name = absolute_if_exists(base.source)
+    notes = {"imported": {"program": found.program, "template": found.template}}
+    text = metadata_text({"model": name, "identity": base.identity}, template.to_json(), added, notes)
+    write_files(staging, dict(peft.tensors), dict(peft.peft_config) | {BASE: name}, {NAME: text})
+    if added:  # for other programs
+        tokenizer = copy.copy(template.tokenizer)
+        tokenizer.chat_template = template.as_jinja()
+        tokenizer.save_pretrained(staging)
+
+
+def _unlike(found: Recorded, template: Template, data: DataConfig) -> str:
+    """The name of a template of the program that may differ from the one in Jinja that the adapter got, or empty."""
+    is_same = template.kind == found.template or "template" in data.model_fields_set
+    return found.template if found.has_own_template and not is_same else ""
 
 
 @contextmanager
@@ -115,7 +168,11 @@ def _as_peft(found: Recorded) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="lorasmith-import-") as place:
         write_as_peft(found.folder, Path(place))
-        yield Path(place)
+        try:
+            yield Path(place)
+        except AdapterError as error:
+            problems = (text.replace(ADAPTER_WEIGHTS, MLX_WEIGHTS) for text in error.problems)
+            raise AdapterError(*(text.replace(place, str(found.folder)) for text in problems)) from None
 
 
 def _template(found: Recorded, session: Session, data: DataConfig) -> tuple[Template, str, str]:
@@ -123,6 +180,13 @@ def _template(found: Recorded, session: Session, data: DataConfig) -> tuple[Temp
     name, own = "auto", _own_template(found.folder)
     if "template" in data.model_fields_set:
         name, said = data.template, _("as requested")
+    elif found.is_plain:
+        raise AdapterError(
+            _(
+                "{file}: the adapter was trained without a chat template. Say how prompts become text with --template.",
+                file=found.folder / found.file,
+            )
+        )
     elif own:
         said = _("{file} in the folder", file=own)
     elif found.template in OURS:
@@ -145,7 +209,26 @@ def _template(found: Recorded, session: Session, data: DataConfig) -> tuple[Temp
     elif found.system is None:
         system_said = ""
     settings = DataConfig(**{**data.model_dump(exclude_unset=True), "template": name, "system": system})
-    return Template.from_config(session.template.tokenizer, settings, end_ids(session.base)), said, system_said
+    tokenizer, ends = session.template.tokenizer, end_ids(session.base)
+    bare = Template.from_config(tokenizer, settings.model_copy(update={"system": ""}), ends)
+    kwargs = _variables(found, bare, session.base.tokenizer) | settings.template_kwargs
+    return (
+        Template.from_config(tokenizer, settings.model_copy(update={"template_kwargs": kwargs}), ends),
+        said,
+        system_said,
+    )
+
+
+def _variables(found: Recorded, template: Template, own: PreTrainedTokenizerBase) -> dict[str, bool | str]:
+    """The variables of the template that differ from what the tokenizer of the base model says."""
+    values: dict[str, bool | str] = {
+        name: str(theirs)
+        for name in SPECIAL
+        if (theirs := getattr(template.tokenizer, name)) not in (None, getattr(own, name)) and name in template.text
+    }
+    if found.thinking is not None and "enable_thinking" in template.text:
+        values["enable_thinking"] = found.thinking
+    return values
 
 
 def _own_template(folder: Path) -> str:

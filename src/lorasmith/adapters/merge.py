@@ -26,13 +26,14 @@ from lorasmith.lora.quantized import is_quantized, plain_weight, unquantized
 from lorasmith.model.probe import native_attention
 from lorasmith.model.rounding import rounding_errors
 from lorasmith.model.vocabulary import embedding_rows
-from lorasmith.report import Report
+from lorasmith.report import Report, Steps
 from lorasmith.system.device import dtype_name
 from lorasmith.system.transformers_logging import quiet_transformers
 
 FLOAT32_LIMIT = 1e-4  # relative error; computing (W + B A) x instead of W x + B (A x) gives about 1e-6
 MARGIN = 1.2  # rounding W + B A changes the logits about as much as rounding W: up to 1.1 times as much was observed
 EXPERTS_SHARE = 0.95  # of the positions, in a mixture of experts; 1 to 2% were sent to another expert in tiny models
+STEPS = 5  # merged, two runs, saved, read back
 NOISY_RUNS = 2  # in half precision, with further rounding errors: they may send tokens to other experts, as merging may
 
 
@@ -106,15 +107,19 @@ def _merge(path: str | Path, output: OutputFolder, config: ModelConfig, report: 
     dtype = _dtype_on_disk(session, config) if config.dtype == "auto" else getattr(torch, config.dtype)
     report.say(_("Merging in {dtype}", dtype=dtype_name(dtype)))
     plain, untied = _merged_model(session, dtype, config.trust_remote_code)
-    expected = _Expected.of(session, plain, dtype)
+    steps = Steps(report, _("merging"), STEPS + (NOISY_RUNS if _is_half(dtype) else 0))
+    steps.step()
+    expected = _Expected.of(session, plain, dtype, steps)
     certificates: list[Certificate] = []
 
     def fill(staging: Path) -> None:
         _save(plain, session, staging)
+        steps.step()
         certificate = expected.compare(staging, output.path, untied, config.trust_remote_code)
         _refuse_wrong(certificate)
         certify_folder(staging, "transformers", identity_of(session), [certificate.reading()])
         certificates.append(certificate)
+        steps.step()
 
     output.write(fill)
     report.say(str(certificates[0]))
@@ -138,7 +143,8 @@ def compare_merged(path: str | Path, folder: Path, config: ModelConfig, report: 
     dtype = getattr(read_config(folder, config.trust_remote_code), "dtype", None) or torch.float32
     plain, untied = _merged_model(session, dtype, config.trust_remote_code)
     report.say(_("Comparing {file} with the trained model", file=folder))
-    found = _Expected.of(session, plain, dtype).compare(folder, folder, untied, config.trust_remote_code)
+    steps = Steps(Report(), "", 0)
+    found = _Expected.of(session, plain, dtype, steps).compare(folder, folder, untied, config.trust_remote_code)
     if not found.holds:
         raise AdapterError(_("{file} is not the trained model: {problem}.", file=folder, problem=found))
     return certify_folder(folder, "transformers", identity_of(session), [found.reading()])
@@ -155,16 +161,19 @@ class _Expected:
     share: float
 
     @classmethod
-    def of(cls, session: Session, plain: PreTrainedModel, dtype: torch.dtype) -> "_Expected":
+    def of(cls, session: Session, plain: PreTrainedModel, dtype: torch.dtype, steps: Steps) -> "_Expected":
         """Ask the adapter, then round its base model. plain: the merged model."""
         probes = probe_rows(session)
         wanted = adapter_logits(session, probes)
         _round_base(session, plain)
+        steps.step()
         rounded = [adapter_logits(session, probes)]
-        is_half = dtype not in (torch.float32, torch.float64)
+        steps.step()
+        is_half = _is_half(dtype)
         for seed in range(NOISY_RUNS if is_half else 0):
             with rounding_errors(session.base.model, seed):
                 rounded.append(adapter_logits(session, probes))
+            steps.step()
         return cls(dtype, probes, wanted, rounded, EXPERTS_SHARE if is_half and _has_experts(plain) else 1.0)
 
     def compare(self, folder: Path, name: Path, untied: bool, trust_remote_code: bool) -> Certificate:
@@ -292,6 +301,10 @@ def _refuse_shared(plain: PreTrainedModel, merged: dict[str, Tensor]) -> None:
                     kind=type(plain).__name__,
                 )
             )
+
+
+def _is_half(dtype: torch.dtype) -> bool:
+    return dtype not in (torch.float32, torch.float64)
 
 
 def _has_experts(model: PreTrainedModel) -> bool:

@@ -4,6 +4,7 @@ mlx-lm computes y + scale (x a) b, where a [I, R] and b [R, O] are PEFT's A and 
 alpha / r. Its DoRA is that of PEFT, with the magnitudes m [O].
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,17 +52,33 @@ def write_as_peft(source: Path, folder: Path) -> None:
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": config.get("model"),
         "r": rank,
-        "lora_alpha": scale * rank,
+        "lora_alpha": alpha_of(scale, rank),
         "target_modules": paths,
         "use_dora": kind == "dora",
         "rank_pattern": {f"^{re.escape(path)}": r for path, r in differing.items()},
-        "alpha_pattern": {f"^{re.escape(path)}": scale * r for path, r in differing.items()},
+        "alpha_pattern": {f"^{re.escape(path)}": alpha_of(scale, r) for path, r in differing.items()},
     }
     write_files(folder, {_peft_key(key): _peft_tensor(key, one) for key, one in tensors.items()}, settings, {})
 
 
+def alpha_of(scale: float, rank: int) -> float:
+    """The lora_alpha for which lora_alpha / rank is `scale`, or the closest to it."""
+    near = scale * rank
+    candidates = (near, math.nextafter(near, math.inf), math.nextafter(near, -math.inf))
+    return min(candidates, key=lambda alpha: abs(alpha / rank - scale))
+
+
 def _scale(config: Mapping[str, Any], source: Path) -> float:
     parameters = config.get("lora_parameters")
+    if isinstance(parameters, dict) and "alpha" in parameters:
+        raise AdapterError(
+            _(
+                "{file}: lora_parameters contains alpha, which versions of mlx-lm read differently: older ones "
+                "multiply the update by scale * alpha / rank, newer ones by scale alone. Remove alpha, and set scale "
+                "to the number that the version used.",
+                file=source / ADAPTER_CONFIG,
+            )
+        )
     scale = parameters.get("scale") if isinstance(parameters, dict) else None
     if isinstance(scale, int | float) and not isinstance(scale, bool):
         return float(scale)

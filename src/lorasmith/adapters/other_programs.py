@@ -26,6 +26,7 @@ from lorasmith.lora.files import ADAPTER_WEIGHTS
 MLX_WEIGHTS = "adapters.safetensors"
 PICKLED = "adapter_model.bin"
 ARGS, CARD, BOARD = "args.json", "README.md", "training_args.yaml"
+SWIFT_KEYS = frozenset({"swift_version", "template", "train_type", "tuner_type", "sft_type"})
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 TAGS = {"llama-factory": "LLaMA-Factory", "axolotl": "Axolotl", "unsloth": "Unsloth", "trl": "TRL"}  # the first counts
 YAML_BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -45,6 +46,14 @@ class Recorded:
     file: str = ""
     template: str = ""
     system: str | None = None
+    base: str = ""  # the base model by its name on a hub; empty if only adapter_config.json names it
+    thinking: bool | None = None  # the variable enable_thinking of the template
+    is_plain: bool = False  # whether the training used no chat template
+
+    @property
+    def has_own_template(self) -> bool:
+        """Whether the program trained with a template that it has under a name, not with one in Jinja."""
+        return self.program in ("LLaMA-Factory", "ms-swift") and bool(self.template)
 
     @property
     def is_mlx(self) -> bool:
@@ -67,21 +76,46 @@ def recorded(path: Path) -> Recorded:
                 wanted=ADAPTER_WEIGHTS,
             )
         )
-    if (folder / ARGS).is_file():
-        args = read_object(folder / ARGS, AdapterError)
-        return Recorded(folder, "ms-swift", ARGS, _text(args, "template"), _system(args, "system"))
-    card = read_text(folder / CARD, AdapterError) if (folder / CARD).is_file() else ""
+    # The files of a training may also be beside its checkpoints.
+    places = [folder, folder.absolute().parent] if CHECKPOINT.fullmatch(folder.name) else [folder]
+    for file in (place / ARGS for place in places if (place / ARGS).is_file()):
+        args = read_object(file, AdapterError)
+        if not SWIFT_KEYS.isdisjoint(args):
+            return _ms_swift(folder, args)
+    place = next((one for one in places if (one / CARD).is_file()), folder)
+    card = read_text(place / CARD, AdapterError) if (place / CARD).is_file() else ""
     tags = _tags(card)
     program = next((name for tag, name in TAGS.items() if tag in tags), "PEFT")
     if "unsloth_fixed" in (config.get("auto_mapping") or {}):
         program = "Unsloth"
     if program == "Axolotl" and (block := YAML_BLOCK.search(card)):
-        values = _values(block[1], folder / CARD)
+        values = _values(block[1], place / CARD)
         return Recorded(folder, program, CARD, _axolotl(values), _system(values, "default_system_message"))
-    if program == "LLaMA-Factory" and (folder / BOARD).is_file():
-        values = _values(read_text(folder / BOARD, AdapterError), folder / BOARD)
-        return Recorded(folder, program, BOARD, _text(values, "template"), _system(values, "default_system"))
+    board = next((one / BOARD for one in places if (one / BOARD).is_file()), None)
+    if board is not None:
+        values = _values(read_text(board, AdapterError), board)
+        return Recorded(
+            folder, "LLaMA-Factory", BOARD, _text(values, "template"), _system(values, "default_system"),
+            _text(values, "model_name_or_path"), _flag(values, "enable_thinking"), values.get("stage") == "pt",
+        )  # fmt: skip
     return Recorded(folder, program, CARD if program != "PEFT" and card else "")
+
+
+def _ms_swift(folder: Path, args: Mapping[str, Any]) -> Recorded:
+    """What the args.json of ms-swift says. A system message may be in a file, which is not here."""
+    system, base = _system(args, "system"), _text(args, "model")
+    if base and not args.get("use_hf") and not base.startswith(("/", ".", "~")) and not Path(base).exists():
+        base = f"modelscope:{base}"
+    return Recorded(
+        folder, "ms-swift", ARGS, _text(args, "template"),
+        None if system is not None and system.endswith(".txt") else system,
+        base, _flag(args, "enable_thinking"), args.get("use_chat_template") is False,
+    )  # fmt: skip
+
+
+def _flag(values: Mapping[str, Any], key: str) -> bool | None:
+    value = values.get(key)
+    return value if isinstance(value, bool) else None
 
 
 def _folder(path: Path) -> Path:

@@ -23,7 +23,7 @@ def parser() -> Parser:
     parser.own.add_argument("--output", metavar="DIR", required=True, help=_("Folder for the adapter"))
     parser.add_switch("--overwrite", _("Replace the contents of --output"))
     parser.add_json()
-    parser.add_section("data", ("template", "system"))
+    parser.add_section("data", ("template", "template_kwargs", "system"))
     parser.add_base()
     return parser
 
@@ -46,6 +46,15 @@ def run(args: argparse.Namespace) -> int:
             screen.say(f"{label}: {text}")
         screen.say(_("Imported adapter: {folder}; read again, its logits differ by {error:.1e}",
                      folder=found.folder, error=found.error))  # fmt: skip
+        if found.unlike:
+            screen.warn(
+                _(
+                    "{program} trained with its own template {name}, which may differ from this one, also in its "
+                    "default system message. If it does, import again with --template FILE.jinja or --system TEXT.",
+                    program=found.program,
+                    name=found.unlike,
+                )
+            )
         if not found.system_from:
             screen.warn(
                 _(

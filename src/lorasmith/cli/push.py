@@ -14,6 +14,8 @@ from lorasmith.i18n import _
 if TYPE_CHECKING:
     from lorasmith.export.push.content import Content
 
+MESSAGE = "Upload with lorasmith"
+
 
 def parser() -> Parser:
     """The arguments of the command."""
@@ -34,8 +36,9 @@ def parser() -> Parser:
         "--base-name", metavar="NAME", help=_("Name of the base model on the hub, such as ORG/NAME, for the card")
     )
     parser.own.add_argument(
-        "--message", metavar="TEXT", default="Upload with lorasmith", help=_("Commit message (default: %(default)s)")
-    )
+        "--message", metavar="TEXT", default=MESSAGE,
+        help=_("Commit message") + _(" (default: {default})", default=MESSAGE),
+    )  # fmt: skip
     parser.add_json()
     parser.add_base()
     return parser

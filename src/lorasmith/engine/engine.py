@@ -4,7 +4,7 @@ It works on token ids and adapter names; chat templates and HTTP are up to the c
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Protocol
 
@@ -242,8 +242,8 @@ def generate(engine: Engine, requests: Iterable[Request]) -> Iterator[Event]:
             engine.cancel(key)
 
 
-def replies(engine: Engine, requests: Sequence[Request]) -> list[Reply]:
-    """Generate all replies, in the order of the requests."""
+def replies(engine: Engine, requests: Sequence[Request], finished: Callable[[], None] = lambda: None) -> list[Reply]:
+    """Generate all replies, in the order of the requests. finished: called after each, in the order of their ends."""
     texts: list[list[str]] = [[] for _request in requests]
     ids: list[list[int]] = [[] for _request in requests]
     finish: list[Finish] = ["length"] * len(requests)
@@ -251,4 +251,6 @@ def replies(engine: Engine, requests: Sequence[Request]) -> list[Reply]:
         texts[event.key].append(event.text)
         ids[event.key].append(event.token)
         finish[event.key] = event.finish or finish[event.key]
+        if event.finish:
+            finished()
     return [Reply("".join(text), own, end) for text, own, end in zip(texts, ids, finish, strict=True)]

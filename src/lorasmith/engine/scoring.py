@@ -25,8 +25,8 @@ from lorasmith.model.head import kept_logits, label_chunks, logits
 from lorasmith.model.row import IGNORED, Example, Row, Span, slices_of
 from lorasmith.model.vocabulary import refuse_surplus
 
-BATCH_TOKENS = 1024  # maximum tokens of a batch of prompts, unless it is a single one
-CHUNK_TOKENS = 512  # maximum tokens of a chunk of a longer prompt, as in a step of the engine
+BATCH_TOKENS = 512  # maximum tokens of a batch of prompts; a longer prompt is computed in chunks
+CHUNK_TOKENS = 128  # tokens of a chunk, for each of which all logits are computed
 
 Scores = list[TokenLogprobs | None]  # of the tokens of a prompt, the first of which has None
 Step = Callable[[], None]
@@ -86,7 +86,7 @@ class PromptScoring:
         for at in _batches(self._requests):
             requests, scores = [self._requests[i] for i in at], [self.scores[i] for i in at]
             adapter = requests[0].adapter
-            if len(requests) > 1 or len(requests[0].ids) <= CHUNK_TOKENS or not _has_cache(self.base):
+            if len(requests) > 1 or len(requests[0].ids) <= BATCH_TOKENS or not _has_cache(self.base):
                 yield adapter, partial(_score, self.base, requests, scores)
                 continue
             cache = KVCache()

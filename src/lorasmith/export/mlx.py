@@ -5,6 +5,7 @@ are filled up with zeros.
 """
 
 import json
+import math
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from lorasmith.adapters.public_names import without_folders
 from lorasmith.config.model import ModelConfig
 from lorasmith.errors import AdapterError, ModelError
 from lorasmith.export.plain_lora import PlainLora, folded, require_same_logits
-from lorasmith.export.readback.adapters import MLX_FLOOR, has_mlx_lm, mlx_logits
+from lorasmith.export.readback.adapters import has_mlx_lm, mlx_logits
 from lorasmith.i18n import _, listed
 from lorasmith.lora.combine import Factors, padded
 from lorasmith.report import Report
@@ -75,7 +76,7 @@ def _compare(folder: Path, name: Path, own: PlainLora) -> Export:
         {"reader": "safetensors", "version": version("safetensors"), "error": error},
     ]
     if has_mlx_lm():
-        found = require_same_logits(name, own.logits, mlx_logits(folder, own.base, own.probes), MLX_FLOOR)
+        found = require_same_logits(name, own.logits, mlx_logits(folder, own.base, own.probes))
         readings.append({"reader": PROGRAM, "version": version(PROGRAM), "error": found.error})
     return certify_folder(folder, "mlx", own.identity, readings)
 
@@ -131,6 +132,12 @@ def _config(own: PlainLora, rank: int, scale: float) -> dict[str, Any]:
     return {
         "fine_tune_type": "lora",
         "num_layers": own.config.num_hidden_layers,
-        "lora_parameters": {"rank": rank, "scale": scale, "dropout": 0.0, "keys": sorted(keys)},
+        "lora_parameters": {"rank": rank, "scale": _short(scale), "dropout": 0.0, "keys": sorted(keys)},
         "model": without_folders(own.folder.base),
     }
+
+
+def _short(scale: float) -> float:
+    """The decimal fraction that was meant, such as 0.1, if lora_alpha / r is this up to its last bits."""
+    short = float(f"{scale:.15g}")
+    return short if abs(short - scale) <= 2 * math.ulp(scale) else scale

@@ -16,7 +16,6 @@ from transformers import PretrainedConfig
 from lorasmith.adapters.certificate import identity_of
 from lorasmith.adapters.folder import AdapterFolder, find_adapter
 from lorasmith.adapters.merge import (
-    FLOAT32_LIMIT,
     Certificate,
     adapter_logits,
     certify,
@@ -94,14 +93,12 @@ class PlainLora:
         return require_same_logits(target, self.logits, plain_logits(plain, self.probes)).error
 
 
-def require_same_logits(
-    target: Path, wanted: Sequence[Tensor], found: Sequence[Tensor], floor: float = FLOAT32_LIMIT
-) -> Certificate:
+def require_same_logits(target: Path, wanted: Sequence[Tensor], found: Sequence[Tensor]) -> Certificate:
     """How far the logits of the base model with an exported adapter are off; float32 of shape [L, V] per probe.
 
     target: what the file or folder is or will be called. Raises AdapterError if they are not the trained model's.
     """
-    result = certify(str(target), torch.float32, wanted, [wanted], found, False, floor=floor)
+    result = certify(str(target), torch.float32, wanted, [wanted], found, False)
     if not result.holds:
         raise AdapterError(
             _(

@@ -11,7 +11,7 @@ from lorasmith.export.gguf.model import verify_gguf
 from lorasmith.export.gguf.subject import Rows, no_rows
 from lorasmith.export.mlx import WEIGHTS, compare_mlx
 from lorasmith.export.peft_folder import compare_peft
-from lorasmith.i18n import _
+from lorasmith.i18n import _, listed
 from lorasmith.lora.adapter_config import ADAPTER_CONFIG
 from lorasmith.report import Report
 
@@ -59,8 +59,8 @@ def format_of(folder: Path) -> tuple[str, Compare]:
             return found
     raise RunError(
         _(
-            "{folder}: there is nothing in it that lorasmith exports: no GGUF file, no {names}.",
+            "{folder}: lorasmith did not export this folder: it has neither a GGUF file nor {names}.",
             folder=folder,
-            names=" / ".join(FOLDERS),
+            names=listed(FOLDERS),
         )
     )

@@ -72,9 +72,10 @@ def parse_config(content: bytes, path: Path) -> dict[str, Any]:
     if kind is None and not raw.keys().isdisjoint(_MLX):
         raise AdapterError(
             _(
-                "{path}: this is an adapter of mlx-lm, which has a format of its own. Merge it into its base model "
-                "with mlx_lm.fuse, and use the result with --model.",
+                "{path}: this is an adapter of mlx-lm, which has a format of its own. Convert it with: lorasmith "
+                "import {folder} --output NEW",
                 path=path,
+                folder=path.parent,
             )
         )
     if kind != "LORA":

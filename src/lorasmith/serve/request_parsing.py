@@ -14,8 +14,8 @@ from lorasmith.config.values import check
 from lorasmith.data.rows.messages import parse_messages
 from lorasmith.data.template.chat_prompt import chat_texts
 from lorasmith.data.template.encoding import Template
-from lorasmith.data.template.special_tokens import ids_of_plain_text
-from lorasmith.data.template.token_bytes import max_bytes_per_token
+from lorasmith.data.template.special_tokens import ids_of_plain_text, without_marks
+from lorasmith.data.template.token_bytes import least_tokens
 from lorasmith.engine.request import Request
 from lorasmith.engine.sampling.grammar import Grammar
 from lorasmith.errors import LorasmithError
@@ -165,11 +165,8 @@ def refuse_unknown_ids(ids: Sequence[Sequence[int]], version: ModelVersion, key:
 
 
 def refuse_too_long(texts: Sequence[str], version: ModelVersion, context: int) -> None:
-    """Raise Failure 400 if texts of so many bytes exceed the context length in any case: tokenizing them is slow."""
-    most = max_bytes_per_token(version.template.tokenizer)
-    if most is None:
-        return
-    tokens = -(-sum(len(text.encode()) for text in texts) // most)
+    """Raise Failure 400 if texts exceed the context length in any case: tokenizing very long ones is slow."""
+    tokens = least_tokens(version.template.tokenizer, [without_marks(text) for text in texts], context)
     if tokens >= context:
         text = _("the prompt has at least {tokens} tokens; prompt and reply together have at most {limit}.",
                  tokens=tokens, limit=context)  # fmt: skip

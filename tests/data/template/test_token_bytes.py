@@ -1,13 +1,14 @@
 """The bound holds for every text, and there is none where a tokenizer leaves text out."""
 
 import random
+import time
 from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lorasmith.data.template.token_bytes import max_bytes_per_token
+from lorasmith.data.template.token_bytes import least_tokens, max_bytes_per_token
 from tests.support import tiny
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -73,3 +74,22 @@ def test_no_text_has_fewer_tokens():
         text = "".join(draw.choices(pieces, k=draw.randint(1, 9)))
         text = text[draw.randint(0, len(text) // 2) :]
         assert len(text.encode()) <= most * len(tokenizer(text, add_special_tokens=False)["input_ids"]), repr(text)
+
+
+def test_very_long_texts_are_counted_by_words() -> None:
+    """Also where the vocabulary lacks bytes, so that nothing is known of the length of a token."""
+    letters = [letter for letter in ALPHABET if letter not in "xyz"]
+    tokenizer = made([*letters, "ab", "abab"], (("a", "b"), ("ab", "ab")), **BYTES)
+    tokenizer.add_tokens([AddedToken("<end>")])
+    assert max_bytes_per_token(tokenizer) is None
+    rng = random.Random(1)
+    for _time in range(200):
+        words = rng.choices(["abab", "xy", "ab.a", "1<end>", "<end>", "\n", "  ", "é", "xa"], k=200)
+        texts = [rng.choice(["", " "]).join(words)]
+        found = len(tokenizer(texts[0])["input_ids"])
+        assert 0 <= least_tokens(tokenizer, texts, 10) <= found
+    assert least_tokens(tokenizer, ["ab " * 200], 40) > 40 >= least_tokens(tokenizer, ["ab " * 100], 299) == 0
+    assert least_tokens(tokenizer, ["xy" * 1000], 40) == 0
+    began = time.monotonic()
+    assert 8000 < least_tokens(tokenizer, ["a b " * 10**6], 8000) < 200_000
+    assert time.monotonic() - began < 2

@@ -25,7 +25,7 @@ def test_what_names_no_place_of_this_machine_goes(tmp_path):
         ("README.md", "trained on PLACE/rows.jsonl", "a path of this machine"),
         ("README.md", "run /usr/bin", "README.md contains /usr/bin, a path of this machine"),
         ("README.md", "HF_TOKEN=hf_" + "a" * 34, "contains an access token"),
-        ("optimizer.pt", "", "is no file of a model"),
+        ("optimizer.pt", "", "is not a file of a model"),
     ],
 )
 def test_what_is_private_is_refused(name, text, words, tmp_path):

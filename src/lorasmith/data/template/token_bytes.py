@@ -1,17 +1,24 @@
-"""An upper bound on the text that a token can represent, to reject long prompts without tokenizing them."""
+"""Lower bounds on the number of tokens of a text, to reject long prompts without tokenizing them."""
 
 import json
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LONG = 8  # times as many bytes as tokens
+PIECE = 2**14  # characters that are divided at once
 COMPOSED = 3  # the most that NFC shrinks a text: three Hangul letters become one syllable
 _BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 _known: "WeakKeyDictionary[PreTrainedTokenizerBase, int | None]" = WeakKeyDictionary()
+_letters: "WeakKeyDictionary[PreTrainedTokenizerBase, frozenset[str]]" = WeakKeyDictionary()
 
 
 def max_bytes_per_token(tokenizer: "PreTrainedTokenizerBase") -> int | None:
@@ -22,6 +29,53 @@ def max_bytes_per_token(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     if tokenizer not in _known:
         _known[tokenizer] = _compute(tokenizer)
     return _known[tokenizer]
+
+
+def least_tokens(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], enough: int) -> int:
+    """A lower bound on the number of tokens of texts that are tokenized separately; it may stop above `enough`.
+
+    Very long texts are divided into words up to there, which is much faster than to tokenize them: with byte-level BPE,
+    each word is at least one token. 0 if nothing is known.
+    """
+    size, most = sum(len(text.encode()) for text in texts), max_bytes_per_token(tokenizer)
+    least = -(-size // most) if most else 0
+    if least > enough or size <= LONG * enough:
+        return least
+    words = 0
+    for text in texts:
+        for start in range(0, len(text), PIECE):
+            words += max(0, _words(tokenizer, text[start : start + PIECE]) - 1)  # the cut may divide one
+            if words > enough:
+                return words
+    return max(least, words)
+
+
+def _words(tokenizer: "PreTrainedTokenizerBase", text: str) -> int:
+    """The number of words into which byte-level BPE divides a text; 0 for other tokenizers.
+
+    Not counted are added tokens, and words of which the vocabulary has no byte: nothing may be left of them.
+    """
+    if tokenizer not in _letters:
+        _letters[tokenizer] = _letters_of(tokenizer)
+    letters = _letters[tokenizer]
+    if not letters:
+        return 0
+    core: Tokenizer = tokenizer.backend_tokenizer
+    added = "|".join(re.escape(token) for token in tokenizer.get_added_vocab())
+    parts = re.split(added, text) if added else [text]
+    normal = parts if core.normalizer is None else [core.normalizer.normalize_str(part) for part in parts]
+    words = (word for part in normal for word, _span in core.pre_tokenizer.pre_tokenize_str(part))
+    return sum(1 for word in words if not letters.isdisjoint(word))
+
+
+def _letters_of(tokenizer: "PreTrainedTokenizerBase") -> frozenset[str]:
+    """The letters of the byte-level alphabet that the vocabulary has; none for another kind of tokenizer."""
+    if not tokenizer.is_fast:
+        return frozenset()
+    core: Tokenizer = tokenizer.backend_tokenizer
+    if not isinstance(core.model, BPE) or not _is_byte_level(json.loads(core.to_str())["pre_tokenizer"]):
+        return frozenset()
+    return frozenset(letter for letter in ByteLevel.alphabet() if core.token_to_id(letter) is not None)
 
 
 def _compute(tokenizer: "PreTrainedTokenizerBase") -> int | None:

@@ -27,6 +27,7 @@ from lorasmith.export.readback.reading import Reading, Rounding, read
 from lorasmith.export.readback.trained import Trained
 from lorasmith.i18n import _
 from lorasmith.loading.gguf import UNREADABLE
+from lorasmith.report import Report, Steps
 
 SLACK, FLOOR = 1.001, 3e-7  # of a tensor's rounding error; the floor is float32's own, of norms that are stored plus 1
 
@@ -52,11 +53,13 @@ class Figures:
         return {name: value for name, value in asdict(self).items() if name != "problems"}
 
 
-def compare(file: GGUFFile, plain: PreTrainedModel, trained: Trained, kind: Kind) -> Figures:
+def compare(
+    file: GGUFFile, plain: PreTrainedModel, trained: Trained, kind: Kind, report: Report | None = None
+) -> Figures:
     """Compare the file with the merged model, whose weights are rounded then, and with what the trained model says."""
-    figures = Figures()
+    figures, report = Figures(), report or Report()
     figures.problems += _other_keys(file, plain, figures)
-    figures.problems += _other_tensors(file, plain, kind, figures)
+    figures.problems += _other_tensors(file, plain, kind, figures, report)
     figures.problems += _other_tokens(file, trained, figures)
     _round(plain, kind)
     rounding = Rounding.of(plain, trained)
@@ -68,7 +71,7 @@ def compare(file: GGUFFile, plain: PreTrainedModel, trained: Trained, kind: Kind
             figures.problems.append(_("{reader} cannot read it: {reason}", reader=name, reason=reason))
             continue
         with closing(reader):
-            reading, problems = read(reader, trained, rounding)
+            reading, problems = read(reader, trained, rounding, report)
         figures.readings.append(reading)
         figures.problems += problems
     return figures
@@ -94,9 +97,14 @@ def _other_keys(file: GGUFFile, plain: PreTrainedModel, figures: Figures) -> Ite
             yield _("{name} is {found} instead of {wanted}", name=name, found=found, wanted=value)
 
 
-def _other_tensors(file: GGUFFile, plain: PreTrainedModel, kind: Kind, figures: Figures) -> Iterator[str]:
+def _other_tensors(
+    file: GGUFFile, plain: PreTrainedModel, kind: Kind, figures: Figures, report: Report
+) -> Iterator[str]:
     family, found = family_of(plain.config), file.tensors()
-    for name, parameter, weight in tensors_of(plain):
+    tensors = list(tensors_of(plain))
+    steps = Steps(report, _("comparing tensors"), len(tensors))
+    for name, parameter, weight in tensors:
+        steps.step()
         if name not in found:
             yield _("the tensor {name} ({parameter}) is missing", name=name, parameter=parameter)
             continue

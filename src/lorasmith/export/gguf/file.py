@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 
 from lorasmith.export.gguf.families import Value, extra_tensors, family_of, keys_of, names_of
 from lorasmith.export.gguf.tokenizer.vocabulary import STRIPPING, Vocabulary
+from lorasmith.i18n import _
+from lorasmith.report import Report, Steps
 
 Kind = Literal["f32", "f16", "bf16", "q8_0"]
 TYPES: dict[Kind, tuple[GGMLQuantizationType, LlamaFileType]] = {
@@ -77,7 +79,10 @@ def tensors_of(model: PreTrainedModel) -> Iterator[tuple[str, str, Tensor]]:
 
 
 @torch.no_grad()
-def write_gguf(path: Path, model: PreTrainedModel, encoding: Encoding, kind: Kind, about: Mapping[str, Value]) -> None:
+def write_gguf(
+    path: Path, model: PreTrainedModel, encoding: Encoding, kind: Kind, about: Mapping[str, Value],
+    report: Report | None = None,
+) -> None:  # fmt: skip
     """Write the model to `path`. about: further metadata, with full keys.
 
     Raises ModelError for a model that cannot be exported, OSError.
@@ -88,9 +93,12 @@ def write_gguf(path: Path, model: PreTrainedModel, encoding: Encoding, kind: Kin
     for key, value in (keys_of(model.config) | dict(about)).items():
         _add(writer, key, value)
     _add_encoding(writer, encoding)
-    for name, _parameter, tensor in tensors_of(model):
+    tensors = list(tensors_of(model))
+    steps = Steps(report or Report(), _("converting tensors"), len(tensors))
+    for name, _parameter, tensor in tensors:
         data, own = stored(name, family.change(name, tensor, model.config), kind)
         writer.add_tensor(name, data, raw_dtype=own)
+        steps.step()
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

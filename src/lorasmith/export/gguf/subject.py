@@ -67,7 +67,7 @@ class Subject:
         encoding, origin = encoding_of(session.template, rows_of_embedding), origin_of(session)
         identity = identity_of(session)
         report.say(_("Asking the trained model"))
-        trained = measure(session, rows(session))
+        trained = measure(session, rows(session), report)
         del session
         return cls(_plain(place, wide, report), encoding, trained, identity, origin, report)
 
@@ -76,13 +76,13 @@ class Subject:
 
         target: what the file will be called. Raises AdapterError if it is not the trained model.
         """
-        write_gguf(file, self.plain, self.encoding, kind, self.metadata(target))
+        write_gguf(file, self.plain, self.encoding, kind, self.metadata(target), self.report)
         return self.compare(GGUFFile(file), kind, target)
 
     def compare(self, file: GGUFFile, kind: Kind, target: Path) -> dict[str, Any]:
         """The content of the certificate of a file. Raises AdapterError if it is not the trained model."""
         self.report.say(_("Comparing {file} with the trained model", file=target))
-        figures = compare(file, self.plain, self.trained, kind)
+        figures = compare(file, self.plain, self.trained, kind, self.report)
         if figures.problems:
             shown = figures.problems[:8]
             raise AdapterError(

@@ -26,7 +26,7 @@ def require_public(files: Mapping[str, Path], places: tuple[Path, ...] = ()) -> 
     problems = []
     for name, path in files.items():
         if path.suffix not in SUFFIXES and path.name not in NAMES:
-            problems.append(_("{file} is no file of a model, so it is not uploaded. Remove it.", file=path))
+            problems.append(_("{file} is not a file of a model, so it is not uploaded. Remove it.", file=path))
             continue
         for text in _texts(path):
             if TOKENS.search(text):

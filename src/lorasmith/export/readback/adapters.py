@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorasmith.adapters.merge import FLOAT32_LIMIT, load_plain, plain_logits
+from lorasmith.adapters.merge import load_plain, plain_logits
 from lorasmith.config.files import read_object
 from lorasmith.errors import ModelError
-
-MLX_FLOOR = 10 * FLOAT32_LIMIT  # its attention and RMSNorm round otherwise; 1e-5 was observed on a processor
 
 
 def has_peft() -> bool:

@@ -12,6 +12,7 @@ from lorasmith.export.gguf.tokenizer.vocabulary import compared_texts
 from lorasmith.export.readback.readers import Reader
 from lorasmith.export.readback.trained import Said, Trained, mean_log_probs
 from lorasmith.i18n import _
+from lorasmith.report import Report, Steps
 
 
 @dataclass
@@ -56,13 +57,17 @@ class Rounding:
         return Rounding(logits, log_probs)
 
 
-def read(reader: Reader, trained: Trained, rounding: Rounding) -> tuple[Reading, list[str]]:
+def read(
+    reader: Reader, trained: Trained, rounding: Rounding, report: Report | None = None
+) -> tuple[Reading, list[str]]:
     """The figures of a reader, and what it does not say as the trained model does."""
+    count = len(trained.prompts) + len(trained.rows)
+    steps = Steps(report or Report(), _("asking {reader}", reader=reader.name), count)
     reading, explained = Reading(reader.name, reader.version), rounding.times(reader.slack, trained)
     problems = [*_other_ids(reader, trained), *_other_logits(reader, trained, explained, reading)]
     if not problems:
-        problems += _other_replies(reader, trained, explained, reading)
-        problems += _other_log_probs(reader, trained, explained, reading)
+        problems += _other_replies(reader, trained, explained, reading, steps)
+        problems += _other_log_probs(reader, trained, explained, reading, steps)
     return reading, problems
 
 
@@ -97,8 +102,13 @@ def _other_logits(reader: Reader, trained: Trained, explained: Rounding, reading
         )
 
 
-def _other_replies(reader: Reader, trained: Trained, explained: Rounding, reading: Reading) -> Iterator[str]:
-    found = reader.replies(trained.prompts, trained.template.stop_ids, trained.context)
+def _other_replies(
+    reader: Reader, trained: Trained, explained: Rounding, reading: Reading, steps: Steps
+) -> Iterator[str]:
+    found = []
+    for prompt in trained.prompts:
+        found += reader.replies([prompt], trained.template.stop_ids, trained.context)
+        steps.step()
     clear = _clear_lead(trained, explained, reader.floor)
     pairs = list(zip(trained.prompts, trained.replies, found, strict=True))
     reading.replies, reading.equal_replies = len(pairs), sum(own.ids == other for _prompt, own, other in pairs)
@@ -128,8 +138,10 @@ def _differs(own: Said, other: list[int], clear: float) -> bool:
     return at < len(own.ids) and own.leads[at] > clear
 
 
-def _other_log_probs(reader: Reader, trained: Trained, explained: Rounding, reading: Reading) -> Iterator[str]:
-    found = mean_log_probs(reader.logits, trained.rows)
+def _other_log_probs(
+    reader: Reader, trained: Trained, explained: Rounding, reading: Reading, steps: Steps
+) -> Iterator[str]:
+    found = mean_log_probs(reader.logits, trained.rows, steps.step)
     reading.rows = len(trained.rows)
     reading.log_prob_error = _largest(found, trained.log_probs)
     reading.log_prob_limit = max(MARGIN * _largest(explained.log_probs, trained.log_probs), reader.floor)

@@ -16,7 +16,9 @@ from lorasmith.engine.request import Request
 from lorasmith.export.gguf.families import context_length
 from lorasmith.export.readback.prompts import prompts_of
 from lorasmith.export.readback.readers import REPLY
+from lorasmith.i18n import _
 from lorasmith.model.row import IGNORED, Example
+from lorasmith.report import Report, Steps
 
 ROW = 256  # tokens of a held-out row that are compared
 LogitsOf = Callable[[Sequence[list[int]]], list[Tensor]]
@@ -54,7 +56,7 @@ class Trained:
         return min(self.context, max([*map(len, rows), *(len(ids) + REPLY for ids in self.prompts)]))
 
 
-def measure(session: Session, rows: Sequence[Example] = ()) -> Trained:
+def measure(session: Session, rows: Sequence[Example] = (), report: Report | None = None) -> Trained:
     """Compute what the trained model says; rows: held-out examples, of which the first `ROW` tokens count."""
     template, context = session.template, context_length(session.base.model.config)
     probes = [ids[:context] for ids in probe_rows(session)]
@@ -64,36 +66,41 @@ def measure(session: Session, rows: Sequence[Example] = ()) -> Trained:
     def logits_of(batch: Sequence[list[int]]) -> list[Tensor]:
         return adapter_logits(session, batch)
 
-    said = zip(prompts, _replies(session, prompts, context), strict=True)
-    replies = [Said(ids, _leads(logits_of, prompt, ids)) for prompt, ids in said]
-    log_probs = mean_log_probs(logits_of, rows)
+    steps = Steps(report or Report(), _("asking the trained model"), 2 * len(prompts) + len(rows))
+    said = zip(prompts, _replies(session, prompts, context, steps.step), strict=True)
+    replies = [Said(ids, _leads(logits_of, prompt, ids, steps.step)) for prompt, ids in said]
+    log_probs = mean_log_probs(logits_of, rows, steps.step)
     return Trained(template, context, probes, logits_of(probes), prompts, replies, rows, log_probs)
 
 
-def mean_log_probs(logits_of: LogitsOf, rows: Sequence[Example]) -> list[float]:
-    """The mean log probability of the learned tokens of each row."""
-    targets = [torch.tensor(row.targets) for row in rows]
-    return [
-        -float(cross_entropy(logits_of([row.ids])[0], wanted, ignore_index=IGNORED))
-        for row, wanted in zip(rows, targets, strict=True)
-    ]
+def mean_log_probs(
+    logits_of: LogitsOf, rows: Sequence[Example], step: Callable[[], None] = lambda: None
+) -> list[float]:
+    """The mean log probability of the learned tokens of each row. step: called after each."""
+    found = []
+    for row in rows:
+        logits_LV, wanted_L = logits_of([row.ids])[0], torch.tensor(row.targets)
+        found.append(-float(cross_entropy(logits_LV, wanted_L, ignore_index=IGNORED)))
+        step()
+    return found
 
 
 def _cut(row: Example, limit: int) -> Example:
     return Example(row.ids[:limit], row.targets[:limit], row.weights[:limit], row.source)
 
 
-def _replies(session: Session, prompts: Sequence[list[int]], context: int) -> list[list[int]]:
+def _replies(session: Session, prompts: Sequence[list[int]], context: int, step: Callable[[], None]) -> list[list[int]]:
     """The greedy replies, as `generate` and `chat` compute them."""
     asked, adapter = list[Request](), next(iter(session.names), None)
     for ids in prompts:
         sampling = SamplingConfig(temperature=0.0, max_new_tokens=min(REPLY, context - len(ids)))
         asked.append(Request(ids, sampling, adapter, session.template.stop_ids))
-    return [reply.ids for reply in replies(Engine(session.base), asked)]
+    return [reply.ids for reply in replies(Engine(session.base), asked, step)]
 
 
-def _leads(logits_of: LogitsOf, prompt: list[int], reply: list[int]) -> list[float]:
+def _leads(logits_of: LogitsOf, prompt: list[int], reply: list[int], step: Callable[[], None]) -> list[float]:
     (logits_LV,) = logits_of([[*prompt, *reply]])
+    step()
     top = logits_LV[len(prompt) - 1 : -1].topk(2, dim=-1).values
     leads: list[float] = (top[:, 0] - top[:, 1]).tolist()
     return leads

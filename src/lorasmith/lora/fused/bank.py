@@ -22,8 +22,8 @@ from lorasmith.lora.router import Router
 
 # Up to this many tokens per adapter on average, one masked product for all adapters is faster than one product each.
 MASKED_TOKENS = {torch.bfloat16: 64, torch.float16: 64}
-# An adapter's columns take at most so many times its own size, or this part of the size of the weights.
-OWN_SHARE, WEIGHT_SHARE = 8, 8
+# An adapter's columns take at most so many times its own size, or this part of the weights' size, or so many bytes.
+OWN_SHARE, WEIGHT_SHARE, LEAST_BYTES = 8, 8, 2**24
 COLUMN_STEP = 64  # the bank grows in multiples of this many columns
 AdapterSlot = tuple[int, int]  # an adapter's columns [first, last)
 
@@ -75,7 +75,7 @@ class AdapterBank:
         column = sum(len(group.widths) * sum(group.in_and_out) for group in self.groups)
         own = sum(matrix.nbytes for factors in weights.read().values() for matrix in factors)
         element = max(factors.A_RI.element_size() for factors in weights.read().values())
-        return weights.r * column * element <= max(OWN_SHARE * own, self._weight_bytes // WEIGHT_SHARE)
+        return weights.r * column * element <= max(OWN_SHARE * own, self._weight_bytes // WEIGHT_SHARE, LEAST_BYTES)
 
     def hold(self, adapter: str, ranks: AdapterWeights, needed: Collection[str]) -> bool:
         """Copy the adapter into the bank unless its current version is there; returns whether it was copied.

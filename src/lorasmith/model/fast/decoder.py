@@ -97,9 +97,9 @@ class FastDecoder:
     # --- decoding -----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def running(self, as_stack: bool = True) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
         """Use the bank inside the block and, in rows with a KV cache, the stack; without gradients."""
-        self.is_on, self.stack = self.bank is not None, self._found_stack if as_stack else None
+        self.is_on, self.stack = self.bank is not None, self._found_stack
         try:
             yield
         finally:
@@ -198,12 +198,12 @@ def unpacked(base: Base) -> AbstractContextManager[None]:
 
 
 def scoring(base: Base, adapter: str | None) -> AbstractContextManager[None]:
-    """Compute rows without a KV cache in the bank inside the block. The adapter need not be in the model."""
+    """Compute rows in the bank inside the block, those with a KV cache in the stack. The adapter may be held."""
     if base.fast_decoder is None or base.fast_decoder.bank is None:
         return nullcontext()
     if adapter is not None:
         base.fast_decoder.hold({adapter})
-    return base.fast_decoder.running(as_stack=False)
+    return base.fast_decoder.running()
 
 
 def _groups(path: str, module: FastModule) -> Iterator[dict[str, nn.Linear]]:
