@@ -20,7 +20,7 @@ from lorasmith.data.rows.formats import recognize_format, row_problem
 from lorasmith.engine.kv_cache import KVCache
 from lorasmith.i18n import _, using_language
 from lorasmith.serve.metrics import ServerMetrics
-from lorasmith.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest
+from lorasmith.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, StreamOptions
 from tests.support.paths import ROOT
 
 DOCS = ROOT / "docs"
@@ -164,10 +164,10 @@ def test_every_metric_and_field_is_there(name: str) -> None:
     named = re.findall(r"`(lorasmith:\w+)`", prose(name))
     assert len(named) == 12
     assert {metric.removesuffix("_total") for metric in named} <= set(told)
-    fields = {*ChatRequest.model_fields, *CompletionRequest.model_fields}
+    fields = {*ChatRequest.model_fields, *CompletionRequest.model_fields, *StreamOptions.model_fields}
     table = re.findall(r"^\| [^|]+ \| (`[a-z_]+`[^|-]*) \|$", text(name), re.MULTILINE)
     first_words = [word for cell in table for word in re.findall(r"`([a-z_]+)`", cell)]
-    wrong = set(first_words) - fields - {"include_usage", "json_object", "json_schema", "auto", "none", "required"}
+    wrong = set(first_words) - fields - {"json_object", "json_schema", "auto", "none", "required"}
     assert len(first_words) >= 20
     assert not wrong
 
