@@ -154,6 +154,7 @@ def test_errors_do_not_show_where_the_server_keeps_its_files(own_runs: Path) -> 
 def test_health_tells_when_the_model_does_not_come_back(own_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorasmith.serve.worker.STUCK_SECONDS", 0.3)
     with running(own_runs, context=120) as served:
+        answers_soon(served)  # it has started
         may_end = threading.Event()
         served.manager.worker.do(lambda: may_end.wait(10))
         wait_for(lambda: status_of(served, "/health") == 503)
