@@ -26,7 +26,7 @@ def commands(name: str) -> list[list[str]]:
 @pytest.mark.parametrize("name", BOTH)
 def test_every_command_parses(name):
     found = commands(name)
-    assert len(found) == 16
+    assert len(found) == 18
     for _program, verb, *words in found:
         _args, problems = import_module(f"lorasmith.cli.{verb}").parser().read(words)
         assert not problems, (verb, words)
