@@ -1,6 +1,7 @@
 """Bases and data sets of a hub through its real client, from a hub on this machine: no other network is used."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from tests.support.hub_server import SHA, Hub, hub_of
 from tests.support.tiny import Watch, metrics, model_folder, rows_file
 
 pytest.importorskip("datasets", reason="the extra lorasmith[data] is not installed")
+BROKEN = r"\((peer closed connection|.*[Cc]onnection reset|.*disconnected)"  # what the client says depends on the load
 FEW = ("--max-steps", "2", "--held-out", "3", "--dtype", "float32")
 TINY = {file.name: file.read_bytes() for file in model_folder().iterdir()}
 # What no training needs, as most repositories have: the cache is whole without it.
@@ -120,8 +122,9 @@ def test_a_broken_download_is_told_in_a_line_and_leaves_no_half_of_anything(
         with pytest.raises(ModelError) as caught:
             find_folder("org/tiny", Watch())
         (text,) = caught.value.problems
-        assert f"could not be downloaded as a model from {asked_here.url} (peer closed connection" in text
-    with pytest.raises(DataError, match=r"could not be downloaded as a dataset from .* \(peer closed connection"):
+        assert f"could not be downloaded as a model from {asked_here.url} (" in text
+        assert re.search(BROKEN, text), text
+    with pytest.raises(DataError, match=rf"could not be downloaded as a dataset from .*{BROKEN}"):
         read_file("org/MyRows")
     assert capfd.readouterr().err == ""
     assert not [path for path in tmp_path.rglob("*") if path.name in asked_here.broken]

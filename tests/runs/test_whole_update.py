@@ -44,7 +44,7 @@ def cut_by_hand(original: Base, trained: Base, rank: int, folder: Path) -> Base:
 
 def test_a_rank_keeps_what_weights_cut_by_hand_keep(run, tmp_path):
     watch = Watch()
-    found = measure(find_subject(run), (), None, watch)
+    found = measure(find_subject(run), (), ModelConfig(dtype="float32"), watch)
     assert set(found.update.retained) == {*RANKS}
     assert "singular values" in watch.tasks
     assert found.update.rounded_to == ""
