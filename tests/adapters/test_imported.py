@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorasmith.adapters import imported as importing
 from lorasmith.adapters.imported import import_adapter
-from lorasmith.adapters.merge import adapter_logits
+from lorasmith.adapters.merge import adapter_logits, certify
 from lorasmith.adapters.session import open_adapters
 from lorasmith.config.data import DataConfig
 from lorasmith.config.model import ModelConfig
@@ -140,7 +141,7 @@ def test_another_base_is_refused(theirs, tmp_path):
 
 
 def test_an_import_that_changes_the_adapter_is_not_written(theirs, tmp_path, monkeypatch):
-    monkeypatch.setattr(importing, "_distance", lambda _wanted, _found: 0.1)
+    monkeypatch.setattr(importing, "certify", lambda *given, **more: replace(certify(*given, **more), error=0.1))
     with pytest.raises(AdapterError, match="read again, the imported adapter differs from the one of PEFT"):
         import_adapter(theirs, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()

@@ -9,12 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.adapters.folder import NAME, AdapterFolder, absolute_if_exists, end_ids, metadata_text
 from lorasmith.adapters.foreign import CHAT_TEMPLATE, chat_template_of
-from lorasmith.adapters.merge import adapter_logits, probe_rows
+from lorasmith.adapters.merge import adapter_logits, certify, probe_rows
 from lorasmith.adapters.mlx_folder import write_as_peft
 from lorasmith.adapters.other_programs import MLX_WEIGHTS, Recorded, recorded
 from lorasmith.adapters.output import output_folder
@@ -36,7 +35,6 @@ BASE = "base_model_name_or_path"
 QUANTIZED = re.compile(r"(?i)[-_.](\d+-?bit|mxfp\d|nvfp\d)\b")  # in names of models that mlx-lm quantized
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")  # variables of chat templates
 OURS = ("chatml", "alpaca")  # names of templates that mean the same in other programs
-LIMIT = 1e-4  # relative error of the logits of the imported adapter: the same tensors, rounded once at most
 
 
 @dataclass(frozen=True)
@@ -97,8 +95,9 @@ def import_adapter(
         def fill(staging: Path) -> None:
             _write(staging, found, peft, base, template)
             again = open_adapters([staging], model, Report())
-            errors.append(_distance(wanted, adapter_logits(again, probes)))
-            if not errors[0] <= LIMIT:
+            result = certify("", torch.float32, wanted, [wanted], adapter_logits(again, probes), False)
+            errors.append(result.error)
+            if not result.holds:
                 raise AdapterError(
                     _(
                         "{folder}: read again, the imported adapter differs from the one of {program} (relative error "
@@ -238,9 +237,3 @@ def _own_template(folder: Path) -> str:
     if chat_template_of(folder) is not None:
         return "tokenizer_config.json"
     return ""
-
-
-def _distance(wanted: list[Tensor], found: list[Tensor]) -> float:
-    """The relative error of the logits."""
-    a, b = (torch.cat([one.double() for one in side]) for side in (wanted, found))
-    return float((a - b).pow(2).mean().sqrt() / a.pow(2).mean().sqrt())
